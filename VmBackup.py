@@ -1,0 +1,2308 @@
+#!/usr/bin/env python3
+# VmBackup.py: backs up the VMs of a XenServer or XCP-ng pool from dom0.
+# Free software under the GNU General Public License, version 3 or later (see LICENSE).
+"""Back up VMs of a XenServer or XCP-ng pool: snapshot, export, clean up, rotate, report.
+
+Do not run this script unless you are comfortable with the commands that it issues for each VM:
+
+    vm-export     xe vm-snapshot, template-param-set, vm-export, vm-uninstall (of the snapshot)
+    vdi-export    xe vdi-snapshot, vdi-param-set, vdi-export, vdi-destroy (of the snapshot)
+
+before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
+snapshot could not be prepared or vm-uninstall failed; and `xe pool-dump-database` on request.
+
+Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N.
+
+Map of this file, in the order in which a run meets its sections; each uses only those above it:
+
+     1 Defaults      what an administrator may edit
+     2 Vocabulary    what can go wrong, how a VM's backup can end
+     3 Console       log lines, text and byte forms, the only clock
+     4 Settings      what was asked: command line, config file, password files
+     5 Selection     which VMs, how, keeping how many (pure)
+     6 Retention     which backups to delete (pure)
+     7 Processes     the only user of subprocess and signals
+     8 Pool          the only user of XenAPI
+     9 Store         dated directories, markers, rotation
+    10 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+    11 Exporters     what vm-export and vdi-export do differently
+    12 Reports       status log, mail
+    13 Runs          a night's backup, its preview
+    14 Command line  help texts, main
+
+Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
+"""
+
+import base64
+import binascii
+import collections
+import contextlib
+import datetime
+import email.message
+import email.utils
+import hashlib
+import http.client
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import smtplib
+import ssl
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+import xml.etree.ElementTree
+import xml.parsers.expat
+import xmlrpc.client
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+try:
+    import XenAPI
+except ImportError:        # said in one clear line by Pool.connect()
+    XenAPI = None          # type: ignore
+
+VERSION = '5.0.0'
+
+# ----------------------------------------------------------------------------------------------
+# 1. Defaults: what an administrator may edit
+# ----------------------------------------------------------------------------------------------
+# They are in effect where a config file says nothing else, and whenever a vm-selector takes the
+# place of a config file. `VmBackup.py config` tells what each key means.
+
+DEFAULT_BACKUP_DIR = '/snapshots/BACKUPS'
+DEFAULT_STATUS_LOG = '/snapshots/NAUbackup/status.log'
+DEFAULT_MAX_BACKUPS = '4'
+DEFAULT_COMPRESS = 'False'
+DEFAULT_PRE_CLEAN = 'False'
+DEFAULT_VDI_EXPORT_FORMAT = 'raw'
+DEFAULT_POOL_DB_BACKUP = '0'
+DEFAULT_POOL_DB_MAX_BACKUPS = '0'
+DEFAULT_BACKUP_DIR_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'
+DEFAULT_LARGE_BACKUP = '60'
+
+DEFAULT_MAIL_TO = ''
+DEFAULT_MAIL_FROM = ''
+DEFAULT_MAIL_SMTP_SERVER = 'localhost'
+DEFAULT_MAIL_SMTP_PORT = '25'
+DEFAULT_MAIL_SMTP_SECURITY = 'none'
+DEFAULT_MAIL_SMTP_USER = ''
+DEFAULT_MAIL_SMTP_PASSWORD_FILE = ''
+DEFAULT_MAIL_MODE = 'always'
+
+XE_PROGRAM = '/opt/xensource/bin/xe'
+XAPI_URL = 'http://localhost/'
+XAPI_SOCKET = 'unix:/var/lib/xcp/xapi'
+XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself waits up to 2 h
+XAPI_TIMEOUT = 600         # seconds for one XenAPI call
+DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
+MAIL_ATTEMPTS = 3
+MAIL_PAUSE = 3             # seconds between them
+MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
+
+# ----------------------------------------------------------------------------------------------
+# 2. Vocabulary: what can go wrong, how a VM's backup can end
+# ----------------------------------------------------------------------------------------------
+# Exceptions go up; words and exit codes come out in one place (sections 13 and 14).
+
+
+class VmBackupError(Exception):
+    """Something went wrong; the text is a sentence for the administrator."""
+
+
+class UsageError(VmBackupError):
+    """The command line cannot be understood."""
+
+
+class ConfigError(VmBackupError):
+    """A config file or a password file cannot be used."""
+
+
+class TargetError(VmBackupError):
+    """The backup directory cannot be used."""
+
+
+class PoolError(VmBackupError):
+    """XenAPI refused or could not be reached; `code` is xapi's error code, or ''."""
+
+    def __init__(self, text: str, code: str = '', details: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.details = list(details)
+
+
+class CommandFailed(VmBackupError):
+    """A program could not be started, failed, or did not do what it claims."""
+
+
+class BackupFailed(VmBackupError):
+    """One VM's backup failed; `token` is its word in the status log."""
+
+    def __init__(self, token: str, text: str) -> None:
+        super().__init__(text)
+        self.token = token
+
+
+class Interrupted(BaseException):
+    """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Outcome(NamedTuple):
+    """How the backup of one VM ended."""
+
+    method: str                # vm-export or vdi-export
+    name: str                  # the VM's name-label
+    token: str                 # SUCCESS, WARNING, or what failed
+    minutes: int = 0
+    size: int = 0              # bytes of the exported file
+
+
+class Tally(NamedTuple):
+    """Counts of a run: VMs backed up, backed up with a warning, not backed up."""
+
+    successes: int
+    warnings: int
+    errors: int
+
+    def __str__(self) -> str:
+        return 'S:{} W:{} E:{}'.format(*self)
+
+
+def tally(outcomes: Sequence[Outcome], further_errors: int = 0) -> Tally:
+    """Count outcomes; `further_errors` are those that belong to no VM."""
+    tokens = [outcome.token for outcome in outcomes]
+    good, warned = tokens.count('SUCCESS'), tokens.count('WARNING')
+    return Tally(good, warned, len(tokens) - good - warned + further_errors)
+
+
+class Verdict(NamedTuple):
+    """A run's result: exit status and its words in status log, console and mail."""
+
+    status: int
+    token: str
+    phrase: str
+
+
+SUCCESS = Verdict(0, 'SUCCESS', 'Success')
+WARNING = Verdict(1, 'WARNING', '**WARNING(s)**')
+ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
+
+# ----------------------------------------------------------------------------------------------
+# 3. Console: log lines, text and byte forms, the only clock
+# ----------------------------------------------------------------------------------------------
+# Text is Unicode inside. Paths may carry surrogates for bytes that the locale cannot decode
+# (Python's surrogateescape), which `encoded` turns into the right bytes again, so that LANG=C
+# changes nothing.
+
+
+def now() -> datetime.datetime:
+    """The local time, without a zone, as directory names and logs carry it."""
+    return datetime.datetime.now()
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
+def encoded(text: str) -> bytes:
+    """The UTF-8 bytes of text or of a path, whatever the locale."""
+    return text.encode('utf-8', 'surrogateescape')
+
+
+def native(text: str) -> str:
+    """Text as a path that the os module turns into the UTF-8 bytes of that text."""
+    return os.fsdecode(encoded(text))
+
+
+def printable(text: str) -> str:
+    """Text for one line: control characters are shown as escapes."""
+    return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029]',
+                  lambda found: repr(found.group())[1:-1], text)
+
+
+def quoted(argv: Sequence[str]) -> str:
+    """A command as a line that can be pasted into a shell, in 3.25's style where that is safe."""
+    def word(text: str) -> str:
+        key, equals, value = text.partition('=')
+        if key in ('filename', 'new-name-label', 'name-label') and equals:
+            if value and not re.search('["$`\\\\!\x00-\x1f]', value):
+                return f'{key}="{value}"'
+        if key == 'file-name' and not re.search("['\x00-\x1f]", value):
+            return f"{key}='{value}'"
+        return shlex.quote(text)
+    return ' '.join(word(text) for text in argv)
+
+
+class Console:
+    """The log on standard output, flushed line by line; keeps this run's lines for the mail."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.lines = collections.deque(maxlen=20000)    # type: collections.deque
+
+    def log(self, text: str = '') -> None:
+        """Print one line with 3.25's time stamp. A closed or full output is not an error."""
+        line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {printable(text)}'
+        self.lines.append(line)
+        self.write(line + '\n')
+
+    def log_lines(self, text: str) -> None:
+        """Print each line of a program's output."""
+        for line in text.splitlines():
+            self.log(line)
+
+    def write(self, text: str) -> None:
+        """Print text as it is."""
+        with contextlib.suppress(OSError, ValueError):   # nobody reads: the backup goes on
+            self.stream.write(encoded(text))
+            self.stream.flush()
+
+
+# ----------------------------------------------------------------------------------------------
+# 4. Settings: what was asked: command line, config file, password files
+# ----------------------------------------------------------------------------------------------
+# KEYS is the one source of every config key's name, default, range and meaning. Nothing here
+# knows of the pool.
+
+
+class Rule(NamedTuple):
+    """A line that selects or excludes VMs."""
+
+    method: str                # vm-export, vdi-export or exclude
+    text: str                  # what follows the =
+    where: str                 # 'FILE line N' or 'command line'
+
+
+class Invocation(NamedTuple):
+    """A command line that asks for a run or a preview."""
+
+    password: str              # as given: a password, the name of a password file, or 'local'
+    config_file: str           # '' when a vm-selector was given
+    rules: Tuple[Rule, ...]    # the vm-selector's
+    preview: bool
+    ignore_extra_keys: bool
+    overrides: Dict[str, str]  # config keys that the command line sets
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """A parser of whole numbers in a range."""
+    def parse(text: str) -> int:
+        if not re.match('[0-9]{1,9}$', text) or not lowest <= int(text) <= highest:
+            raise ValueError('out of range')
+        return int(text)
+    return parse
+
+
+def one_of(**meanings: Any) -> Callable[[str], Any]:
+    """A parser of words, in any case, to what they mean."""
+    def parse(text: str) -> Any:
+        if text.lower() not in meanings:
+            raise ValueError('invalid')
+        return meanings[text.lower()]
+    return parse
+
+
+def plain_text(text: str) -> str:
+    """The text itself."""
+    return text
+
+
+def absolute_path(text: str) -> str:
+    """A path that does not depend on the current directory."""
+    if not text.startswith('/') or '\0' in text:
+        raise ValueError('invalid (an absolute path is wanted)')
+    return native(text)
+
+
+def optional_path(text: str) -> str:
+    """An absolute path or nothing."""
+    return absolute_path(text) if text else ''
+
+
+def directory_pattern(text: str) -> str:
+    """A name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
+    if sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or '/' in text or '\0' in text:
+        raise ValueError('invalid (wanted once each: %Y %m %d %H %M %S)')
+    return native(text)
+
+
+def addresses(text: str) -> Tuple[str, ...]:
+    """Mail addresses, separated by commas."""
+    found = tuple(part.strip() for part in text.split(',') if part.strip())
+    if any(re.search(r'[\s<>"]', address) for address in found):
+        raise ValueError('invalid (wanted: name@host, separated by commas)')
+    return found
+
+
+class Key(NamedTuple):
+    """A key of the config file."""
+
+    name: str
+    default: str
+    parse: Callable[[str], Any]    # raises ValueError with a word for what is wrong
+    meaning: str
+
+
+YES_NO = dict(true=True, false=False)
+COMPRESSIONS = dict(true='gzip', false='none', gzip='gzip', zstd='zstd', none='none')
+KEYS = (
+    Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, whole_number(0, 1),
+        'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
+    Key('pool_db_max_backups', DEFAULT_POOL_DB_MAX_BACKUPS, whole_number(0, 10**6),
+        'How many pool database dumps to keep; 0 keeps all'),
+    Key('max_backups', DEFAULT_MAX_BACKUPS, whole_number(1, 10**6),
+        'How many backups to keep for each VM'),
+    Key('backup_dir', DEFAULT_BACKUP_DIR, absolute_path,
+        'Directory of all backups; it must exist (mount the share there)'),
+    Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, directory_pattern,
+        'Name of a backup below its VM; an SMB share wants one without : ( )\n'
+        'such as backup-%Y-%m-%d-%H%M%S'),
+    Key('status_log', DEFAULT_STATUS_LOG, absolute_path,
+        'Status log file; its directory is made if it is missing'),
+    Key('compress', DEFAULT_COMPRESS, one_of(**COMPRESSIONS),
+        'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
+    Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(**YES_NO),
+        'True deletes the oldest backups before the export (after the snapshot was taken)\n'
+        'instead of after it; never the last good one'),
+    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd'),
+        'Format of vdi-exports: raw or vhd'),
+    Key('large_backup', DEFAULT_LARGE_BACKUP, whole_number(1, 10**6),
+        'A backup of more than so many GiB is marked success_compress instead of success'),
+    Key('mail_to', DEFAULT_MAIL_TO, addresses,
+        'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
+    Key('mail_from', DEFAULT_MAIL_FROM, addresses,
+        'Its sender; empty is root@ this host'),
+    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, plain_text, 'The mail server'),
+    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535), 'and its port'),
+    Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
+        one_of(none='none', starttls='starttls', tls='tls'),
+        'none, starttls (usual on port 587) or tls (usual on port 465)'),
+    Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, plain_text,
+        'Account on the mail server, if it wants one'),
+    Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, optional_path,
+        'Its password, in a file made with create-password-file='),
+    Key('mail_mode', DEFAULT_MAIL_MODE,
+        one_of(always='always', problems='problems', never='never'),
+        'When to mail: always, problems (warnings and errors only), never'),
+)
+METHODS = ('vm-export', 'vdi-export', 'exclude')
+
+
+class Settings(NamedTuple):
+    """A run's settings, one field for each of KEYS."""
+
+    pool_db_backup: int
+    pool_db_max_backups: int
+    max_backups: int
+    backup_dir: str
+    backup_dir_pattern: str
+    status_log: str
+    compress: str              # none, gzip or zstd
+    pre_clean: bool
+    vdi_export_format: str
+    large_backup: int          # GiB
+    mail_to: Tuple[str, ...]
+    mail_from: Tuple[str, ...]
+    mail_smtp_server: str
+    mail_smtp_port: int
+    mail_smtp_security: str
+    mail_smtp_user: str
+    mail_smtp_password_file: str
+    mail_mode: str
+
+
+class Config(NamedTuple):
+    """What a config file says, with everything that is wrong in it."""
+
+    settings: Settings
+    rules: Tuple[Rule, ...]
+    unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
+    errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
+
+
+def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Config:
+    """Read `key=value` lines, split at the first =; the command line's words win over them.
+
+    A value that cannot be used is an error in the result and the default in its settings.
+    """
+    values = {key.name: key.parse(key.default) for key in KEYS}
+    parsers = {key.name: key.parse for key in KEYS}
+    rules, unexpected, errors = [], [], []
+
+    def take(name: str, text: str, place: str) -> None:
+        try:
+            values[name] = parsers[name](text)
+        except ValueError as error:
+            errors.append(f'ERROR: config {name} {error} -> {text} ({place})')
+
+    for number, line in enumerate(lines, 1):
+        line, place = line.strip(), f'{where} line {number}'
+        name, equals, text = (part.strip() for part in line.partition('='))
+        if not line or line.startswith('#'):
+            continue
+        if not equals:
+            unexpected.append(f'***ERROR not a key=value line: {line} ({place})')
+        elif name in METHODS:
+            rules.append(Rule(name, text, place))
+        elif name in parsers:
+            take(name, text, place)
+        elif not invocation.ignore_extra_keys:
+            unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
+    for name, text in sorted(invocation.overrides.items()):
+        take(name, text, 'command line')
+    return Config(Settings(**values), tuple(rules) + invocation.rules,
+                  tuple(unexpected), tuple(errors))
+
+
+def read_config(invocation: Invocation) -> Config:
+    """The config file's or, with a vm-selector, the defaults' settings and rules.
+
+    Raise ConfigError when the file cannot be read as UTF-8 text.
+    """
+    path = invocation.config_file
+    if not path:
+        return parse_config([], '', invocation)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ConfigError(f'not a file: config file {path}')
+        with open(path, 'rb') as stream:
+            data = stream.read(2**20 + 1)
+    except OSError as error:
+        raise ConfigError(f'cannot read config file {path}: {error.strerror}')
+    if len(data) > 2**20 or b'\0' in data:
+        raise ConfigError(f'not a config file (binary, or over 1 MiB): {path}')
+    try:
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ConfigError('config file {} line {} is not UTF-8 text (save it as UTF-8)'.format(
+            path, data[:error.start].count(b'\n') + 1))
+    return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
+
+
+OPTIONS = ('compress', 'pre_clean', 'ignore_extra_keys')
+
+
+def parse_arguments(words: Sequence[str]) -> Invocation:
+    """Understand `<password> <config-file|vm-selector> [preview] [option=value ...]`.
+
+    Raise UsageError for a word that is none of these.
+    """
+    password, target = words[0], words[1]
+    preview, options = False, {}
+    for word in words[2:]:
+        name, equals, value = word.partition('=')
+        name = name.lower()
+        if name == 'preview' and not equals:
+            preview = True
+        elif equals and name in OPTIONS:
+            if value.lower() not in (COMPRESSIONS if name == 'compress' else YES_NO):
+                raise UsageError(f'invalid value: {word} (see VmBackup.py help)')
+            options[name] = value
+        else:
+            raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
+    extra_keys = options.pop('ignore_extra_keys', 'false').lower() == 'true'
+    config_file, rules = '', ()       # type: Tuple[str, Tuple[Rule, ...]]
+    if os.path.exists(native(target)):
+        config_file = native(target)
+    else:
+        rules = (selector(target),)
+    return Invocation(password, config_file, rules, preview, extra_keys, options)
+
+
+def selector(word: str) -> Rule:
+    """The rule of a vm-selector: a VM name or regex, or vm-export=, vdi-export= and such."""
+    method, equals, text = word.partition('=')
+    if equals and method.lower() in ('vm-export', 'vdi-export'):
+        return Rule(method.lower(), text, 'command line')
+    return Rule('vm-export', word, 'command line')
+
+
+def create_password_file(password: str, path: str) -> None:
+    """Write an obscured password (base64, as 3.25), readable by its owner only.
+
+    Raise ConfigError when that is not possible.
+    """
+    temporary = path + '.new'
+    try:
+        if os.path.isdir(path):
+            raise ConfigError(f'is a directory: password file {path}')
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, 'wb') as stream:
+            stream.write(base64.b64encode(encoded(password)))
+        os.rename(temporary, path)
+    except OSError as error:
+        raise ConfigError(f'cannot write password file {path}: {error.strerror}')
+
+
+def read_password_file(path: str, console: Console) -> str:
+    """The password in a file made by create_password_file or by 3.25.
+
+    Raise ConfigError when there is none in it. Warns when others may read the file.
+    """
+    try:
+        with open(path, 'rb') as stream:
+            text = stream.read(65536).strip()
+            mode = os.fstat(stream.fileno()).st_mode
+        password = base64.b64decode(text, validate=True).decode('utf-8')
+    except OSError as error:
+        raise ConfigError(f'cannot read password file {path}: {error.strerror}')
+    except (binascii.Error, UnicodeDecodeError):
+        password = ''
+    if not password:
+        raise ConfigError(f'no password in password file {path} (make it with '
+                          'create-password-file=)')
+    if stat.S_IMODE(mode) & 0o077:
+        console.log(f'***WARNING - password file {path} can be read by others '
+                    f'(chmod 600 {path})')
+    return password
+
+
+# ----------------------------------------------------------------------------------------------
+# 5. Selection: which VMs, how, keeping how many
+# ----------------------------------------------------------------------------------------------
+# Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
+
+
+class Vm(NamedTuple):
+    """A VM of the pool, or what of its record a backup needs."""
+
+    ref: str
+    uuid: str
+    name: str
+    record: Dict[str, Any]     # the fields of section 8's VM_FIELDS
+
+
+class Job(NamedTuple):
+    """A VM to be backed up."""
+
+    method: str
+    vm: Vm
+    keep: int                  # backups to keep
+    shown: str                 # NAME or NAME:N as the lists print it
+
+
+class Plan(NamedTuple):
+    """What a run will do. Preview prints it, a run executes it."""
+
+    jobs: Tuple[Job, ...]          # vdi-exports first, each kind in the order of the rules
+    excluded: Tuple[str, ...]      # names
+    uncovered: Tuple[str, ...]     # names that no rule mentions
+    failures: Tuple[Outcome, ...]  # configured VMs that cannot be backed up
+    invalid: Tuple[Rule, ...]      # definitions with a retention that is no number
+    messages: Tuple[str, ...]
+    warnings: bool
+    errors: Tuple[str, ...]        # with any of these nothing is backed up
+
+
+def split_retention(text: str) -> Tuple[str, Optional[int]]:
+    """NAME:N as (NAME, N), at the last colon and only where digits follow; else (text, None)."""
+    found = re.match(r'(.*):([0-9]{1,9})\Z', text, re.DOTALL)
+    return (found.group(1), int(found.group(2))) if found else (text, None)
+
+
+def is_literal(pattern: str) -> bool:
+    """Whether a pattern is a plain name: letters, digits, blanks, hyphens, underscores only."""
+    return bool(re.match(r'[\w -]+\Z', pattern))
+
+
+def matching(pattern: str, names: Sequence[str]) -> List[str]:
+    """The names that a pattern selects: equal to it, or matched by it from the front.
+
+    Raise re.error for a pattern that is neither a name of the pool nor a regular expression.
+    """
+    if is_literal(pattern):
+        return [name for name in names if name == pattern]
+    try:
+        matches = re.compile(pattern).match
+    except (re.error, OverflowError, RecursionError):
+        if pattern not in names:
+            raise re.error('invalid regex')
+        return [pattern]
+    return [name for name in names if name == pattern or matches(name)]
+
+
+class Definition(NamedTuple):
+    """The winning rule for one VM name."""
+
+    method: str
+    keep: Optional[int]
+    literal: bool              # the rule was this very name
+
+
+class Selector:
+    """Gathers what the rules say, one after the other; select() makes a Plan of it."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(collections.OrderedDict.fromkeys(names))
+        self.definitions = {'vm-export': collections.OrderedDict(),
+                            'vdi-export': collections.OrderedDict()}  # type: Dict[str, Any]
+        self.excludes = []     # type: List[str]
+        self.excluded = collections.OrderedDict()      # type: Dict[str, None]
+        self.missing = []      # type: List[Rule]
+        self.invalid = []      # type: List[Rule]
+        self.messages = []     # type: List[str]
+        self.errors = []       # type: List[str]
+        self.warnings = False
+
+    def exclude(self, rule: Rule) -> None:
+        """Take an exclude= line; without a match it changes nothing."""
+        found = self.matching(rule, rule.text) if rule.text else []
+        if rule.text and found is not None:
+            self.excludes.append(rule.text)
+        if found == []:
+            self.messages.append('***NOTE - vm not found: exclude=' + rule.text)
+        self.excluded.update((name, None) for name in found or ())
+
+    def include(self, rule: Rule) -> None:
+        """Take a vm-export= or vdi-export= line; an empty vm-export= means every VM."""
+        if not rule.text:
+            if rule.method == 'vdi-export':
+                return
+            rule = rule._replace(text='.*')
+        pattern, keep = split_retention(rule.text)
+        if rule.text in self.names:                    # a name that ends in :N
+            pattern, keep = rule.text, None
+        found = self.matching(rule, pattern)
+        for name in found or ():
+            self.define(rule.method, name, Definition(rule.method, keep, name == pattern))
+        if found == []:
+            self.not_found(rule, pattern)
+
+    def define(self, method: str, name: str, new: Definition) -> None:
+        """The last definition wins, the first mention keeps its place."""
+        old = self.definitions[method].get(name)
+        if old and old.literal and not new.literal and old.keep != new.keep:
+            self.messages.append(f'***NOTE - a later regex overrides the retention of {name}'
+                                 f'{retention_suffix(old.keep)}')
+        self.definitions[method][name] = new
+
+    def matching(self, rule: Rule, pattern: str) -> Optional[List[str]]:
+        """The names selected, or None after noting an invalid regular expression."""
+        try:
+            return matching(pattern, self.names)
+        except re.error:
+            self.messages.append(f'***ERROR - invalid regex: {rule.method}={rule.text}')
+            if 'ERROR regex errors found (see above) ' not in self.errors:
+                self.errors.append('ERROR regex errors found (see above) ')
+            return None
+
+    def not_found(self, rule: Rule, pattern: str) -> None:
+        """A line without a match: an error for a name, a warning for a regex."""
+        text = f'{rule.method}={rule.text}'
+        _, colon, number = pattern.rpartition(':')
+        if colon and re.match(r'[\w-]*\Z', number):
+            self.invalid.append(rule)
+            self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}')
+        elif any(matching(exclude, [pattern]) for exclude in self.excludes):
+            self.messages.append('***NOTE - vm not found, and excluded: ' + text)
+        elif is_literal(pattern):
+            self.messages.append('***ERROR - vm not found: ' + text)
+            self.missing.append(rule._replace(text=pattern))
+        else:
+            self.messages.append('***WARNING - vm not found: ' + text)
+            self.warnings = True
+
+
+def retention_suffix(keep: Optional[int]) -> str:
+    """The :N of a name in the lists."""
+    return '' if keep is None else f':{keep}'
+
+
+def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int) -> Plan:
+    """Which of the pool's VMs to back up, how, keeping how many. Pure."""
+    by_name = collections.defaultdict(list)            # type: Dict[str, List[Vm]]
+    for vm in vms:
+        by_name[vm.name].append(vm)
+    state = Selector([vm.name for vm in vms])
+    for rule in rules:
+        if rule.method == 'exclude':
+            state.exclude(rule)
+    for rule in rules:
+        if rule.method != 'exclude':
+            state.include(rule)
+    jobs, failures, covered = [], [], set(state.excluded)
+    for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
+        failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND'))
+    for method in ('vdi-export', 'vm-export'):
+        for name, chosen in state.definitions[method].items():
+            if name in covered:
+                if chosen.literal and name in state.excluded:
+                    state.messages.append('***NOTE - forcing exclude of: ' + name)
+                continue
+            covered.add(name)
+            if len(by_name[name]) > 1:
+                state.messages.append('ERROR more than one vm with the name ' + name)
+                failures.append(Outcome(method, name, 'VM-NAME-DUPLICATE'))
+                continue
+            jobs.append(Job(method, by_name[name][0], chosen.keep or max_backups,
+                            name + retention_suffix(chosen.keep)))
+    if not jobs and not state.errors:
+        state.errors.append('ERROR no VMs loaded')
+    return Plan(tuple(jobs), tuple(state.excluded),
+                tuple(name for name in state.names if name not in covered),
+                tuple(failures), tuple(state.invalid), tuple(state.messages),
+                state.warnings, tuple(state.errors))
+
+
+# ----------------------------------------------------------------------------------------------
+# 6. Retention: which backups to delete
+# ----------------------------------------------------------------------------------------------
+# Pure: from the good backups of one VM, oldest first, to those that may go.
+
+
+def surplus(good: Sequence[Any], keep: int, newest: Any) -> List[Any]:
+    """The oldest of `good` beyond `keep`; never `newest`, which has just been made."""
+    older = [backup for backup in good if backup != newest]
+    return older[:max(0, len(older) + 1 - max(keep, 1))]
+
+
+def expendable(good: Sequence[Any], keep: int) -> List[Any]:
+    """What pre_clean may delete: down to one less than `keep`, but never the last good one."""
+    return list(good[:max(0, len(good) - max(keep - 1, 1))])
+
+
+# ----------------------------------------------------------------------------------------------
+# 7. Processes: the only user of subprocess and signals
+# ----------------------------------------------------------------------------------------------
+# Commands are argument lists. Children run in sessions of their own, so that a Ctrl-C reaches
+# this program alone, which then ends what may be ended and cleans up with what may not.
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGHUP: they end us at once while nothing is begun, later they end an
+    export, while every other step is finished first and `check` raises Interrupted after it.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.at_once = True    # until something is begun that must be finished
+        self.child = None      # type: Optional[subprocess.Popen]
+
+    def install(self) -> None:
+        """Take the signals over, but for those that somebody chose to ignore (nohup)."""
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self.note)
+
+    def note(self, signum: int, _frame: Any) -> None:
+        """Remember the first signal and end the running export; further ones change nothing."""
+        first, self.received = not self.received, self.received or signum
+        if self.child is not None:
+            self.child.terminate()
+        elif first and self.at_once:
+            raise Interrupted(signum)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.received:
+            raise Interrupted(self.received)
+
+    @contextlib.contextmanager
+    def ending(self, child: subprocess.Popen) -> Iterator[None]:
+        """While this child runs, a signal ends it; raise Interrupted once it has ended."""
+        self.child = child
+        if self.received:
+            child.terminate()
+        try:
+            yield
+        finally:
+            self.child = None
+        self.check()
+
+
+class Result(NamedTuple):
+    """How a process ended."""
+
+    status: int                # exit status, or -N for signal N
+    output: bytes
+    errors: bytes
+
+
+def child_environment() -> Dict[str, str]:
+    """Our environment, without the options that xe would add to every command."""
+    return {name: value for name, value in os.environ.items() if name != 'XE_EXTRA_ARGS'}
+
+
+def run(argv: Sequence[str], timeout: Optional[float], signals: Optional[Signals]) -> Result:
+    """Run a program to its end; with `signals`, a signal ends it early.
+
+    Raise CommandFailed if it cannot be started or does not end within `timeout` seconds.
+    """
+    try:
+        child = subprocess.Popen([encoded(word) for word in argv], stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env=child_environment(), start_new_session=True)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f'cannot start {argv[0]}: {error}')
+    with child:
+        try:
+            with signals.ending(child) if signals else contextlib.ExitStack():
+                output, errors = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(f'no end within {timeout:.0f} seconds: {quoted(argv)}')
+        finally:
+            if child.poll() is None:
+                child.kill()
+    return Result(child.returncode, output, errors)
+
+
+def disk_free(path: str) -> str:
+    """What df says of a directory; raise CommandFailed if it says nothing."""
+    result = run(['df', '-Th', path], 60, None)
+    if result.status or not result.output:
+        raise CommandFailed('df failed: ' + result.errors.decode('utf-8', 'replace').strip())
+    return result.output.decode('utf-8', 'replace')
+
+
+class Xe:
+    """The xe program, for the commands of one VM, which are numbered in the log from 1."""
+
+    def __init__(self, console: Console, signals: Signals) -> None:
+        self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
+        self.console = console
+        self.signals = signals
+        self.number = 0
+
+    def argv(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
+        """The argument list of a command; True is spelt true, and new_name is spelt new-name."""
+        def word(name: str, value: Any) -> str:
+            text = str(value).lower() if isinstance(value, bool) else value
+            return '{}={}'.format(name.replace('_', '-'), text)
+        return [self.program, verb] + [word(*item) for item in parameters.items()]
+
+    def ask(self, verb: str, **parameters: Any) -> bytes:
+        """The output of a command that changes nothing; it is not numbered in the log.
+
+        Raise CommandFailed.
+        """
+        return self.finish(self.argv(verb, parameters), None).output
+
+    def tell(self, verb: str, **parameters: Any) -> str:
+        """Let a command change the pool; log its output and return it. Raise CommandFailed."""
+        argv = self.announce(verb, parameters)
+        output = self.finish(argv, None).output.decode('utf-8', 'replace')
+        return output.strip()
+
+    def export(self, verb: str, **parameters: Any) -> str:
+        """Let a command write a file, for as long as it takes; a signal ends it.
+
+        Raise CommandFailed, also when it says that it worked and the file is empty or missing
+        (xapi: cli_operations.ml, download_file: exit status 0 without a file can happen).
+        """
+        argv = self.announce(verb, parameters)
+        output = self.finish(argv, self.signals).output.decode('utf-8', 'replace').strip()
+        self.console.log_lines(output)
+        path = parameters.get('filename') or parameters['file_name']
+        try:
+            size = os.stat(path).st_size
+        except OSError as error:
+            raise CommandFailed(f'no file was written: {path} ({error.strerror})')
+        if not size:
+            raise CommandFailed(f'an empty file was written: {path}')
+        return output
+
+    def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
+        """Log a command with its number."""
+        argv = self.argv(verb, parameters)
+        self.number += 1
+        self.console.log(f'{self.number}.cmd: {quoted(argv)}')
+        return argv
+
+    def finish(self, argv: List[str], signals: Optional[Signals]) -> Result:
+        """Run a command; on failure log its last words and raise CommandFailed with them.
+
+        xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml).
+        """
+        result = run(argv, None if signals else XE_TIMEOUT, signals)
+        words = result.errors.decode('utf-8', 'replace').strip()
+        self.console.log_lines(words)
+        if result.status:
+            self.console.log('ERROR ' + quoted(argv))
+            raise CommandFailed('xe {} failed: {}'.format(argv[1], ' / '.join(
+                words.splitlines()[-4:]) or f'exit status {result.status}'))
+        return result
+
+
+# ----------------------------------------------------------------------------------------------
+# 8. Pool: the only user of XenAPI
+# ----------------------------------------------------------------------------------------------
+# Whole tables are read, not a call per VM, and kept with the fields in use only.
+
+NULL = 'OpaqueRef:NULL'
+VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
+             'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
+INVENTORY = '/etc/xensource-inventory'
+
+
+class Disk(NamedTuple):
+    """A disk of a VM: its VBD and its VDI."""
+
+    device: str                # xvda and so on
+    vbd_ref: str
+    vbd: Dict[str, Any]
+    vdi_ref: str
+    vdi: Dict[str, Any]
+    sr_uuid: str
+
+
+class Vif(NamedTuple):
+    """A network interface of a VM."""
+
+    record: Dict[str, Any]
+    network: str               # name-label
+
+
+class Snapshot(NamedTuple):
+    """A snapshot in the pool, of a VM or of a disk."""
+
+    ref: str
+    uuid: str
+    label: str
+    has_vbd: bool              # a disk's snapshot that a VM or VM snapshot holds
+
+
+def device_name(vbd: Dict[str, Any]) -> str:
+    """The device of a VBD; one of a VM that never ran has a number only (0 is xvda)."""
+    number = vbd['userdevice']
+    if not vbd['device'] and number.isdigit() and int(number) < 26:
+        return 'xvd' + chr(ord('a') + int(number))
+    return vbd['device'] or number
+
+
+def session_at(url: str) -> Any:
+    """A session object for http://..., https://... or unix:/path; nothing is sent yet.
+
+    Certificates are not verified: xapi's own is self-signed. Raise PoolError for another URL.
+    """
+    if XenAPI is None:
+        raise PoolError('XenAPI.py is missing (copy it beside VmBackup.py)')
+    if url.startswith('unix:/'):
+        return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT)
+    if url.startswith(('http://', 'https://')):
+        return XenAPI.Session(url, ignore_ssl=True, timeout=XAPI_TIMEOUT)
+    raise PoolError(f'not a XenAPI address: {url} (http://, https:// or unix:/path)')
+
+
+class Pool:
+    """A logged-in session with the pool."""
+
+    def __init__(self, session: Any, redirected: bool) -> None:
+        self.session = session
+        self.redirected = redirected       # this host is not the master
+        self.tables = {}                   # type: Dict[str, Dict[str, Dict[str, Any]]]
+        self.vm_labels = {}                # type: Dict[str, str]
+
+    @classmethod
+    @contextlib.contextmanager
+    def connect(cls, password: Optional[str]) -> Iterator['Pool']:
+        """Log in, yield a Pool, log out. `None` as the password: the local unix socket.
+
+        A pool member answers HOST_IS_SLAVE over TCP, with the master's address, before it
+        looks at the password (xapi: xapi_session.ml); the password then goes over TLS only.
+        Raise PoolError.
+        """
+        url = os.environ.get('VMBACKUP_XAPI_URL') or (
+            XAPI_SOCKET if password is None else XAPI_URL)
+        pool = cls(session_at(url), False)
+        try:
+            pool.login(url, password or '')
+        except PoolError as error:
+            if error.code != 'HOST_IS_SLAVE' or len(error.details) < 2:
+                raise
+            master = error.details[1]
+            if master.count(':') > 1 and not master.startswith('['):
+                master = f'[{master}]'                 # an IPv6 address
+            url = f'https://{master}/'
+            pool = cls(session_at(url), True)
+            pool.login(url, password or '')
+        try:
+            yield pool
+        finally:
+            with contextlib.suppress(PoolError):       # it expires by itself
+                pool.guarded('logout', pool.session.xenapi.session.logout)
+
+    def login(self, url: str, password: str) -> None:
+        """Log in as root; raise PoolError."""
+        self.guarded('login at ' + url, self.session.login_with_password, 'root', password, '1.0',
+                     'VmBackup.py')
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The result of a XenAPI call; raise PoolError."""
+        target = self.session.xenapi
+        for part in method.split('.'):
+            target = getattr(target, part)
+        return self.guarded(method, target, *arguments)
+
+    @staticmethod
+    def guarded(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call; turn everything that XenAPI and its transport raise into a PoolError."""
+        try:
+            return function(*arguments)
+        except XenAPI.Failure as failure:
+            details = [str(detail) for detail in failure.details]
+            raise PoolError('XenAPI {} failed: {}'.format(what, ' '.join(details)),
+                            details[0] if details else '', details)
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError,
+                xml.parsers.expat.ExpatError) as error:
+            raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}')
+
+    def table(self, name: str) -> Dict[str, Dict[str, Any]]:
+        """All records of a class by reference, read once."""
+        if name not in self.tables:
+            self.tables[name] = self.call(name + '.get_all_records')
+        return self.tables[name]
+
+    def vms(self) -> List[Vm]:
+        """The real VMs: no templates, snapshots, control domains. One call."""
+        records = self.call('VM.get_all_records')
+        self.vm_labels = {ref: record['name_label'] for ref, record in records.items()}
+        return [self.vm(ref, record) for ref, record in records.items()
+                if not (record['is_a_template'] or record['is_a_snapshot'] or
+                        record['is_control_domain'])]
+
+    @staticmethod
+    def vm(ref: str, record: Dict[str, Any]) -> Vm:
+        """A Vm of a record."""
+        return Vm(ref, record['uuid'], record['name_label'],
+                  {field: record[field] for field in VM_FIELDS})
+
+    def reread(self, vm: Vm) -> Vm:
+        """The VM as it is now; raise BackupFailed if it is gone."""
+        try:
+            return self.vm(vm.ref, self.call('VM.get_record', vm.ref))
+        except PoolError as error:
+            if error.code == 'HANDLE_INVALID':
+                raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
+            raise
+
+    def disks(self, vm: Vm) -> List[Disk]:
+        """A VM's disks, in the order of their devices; CD drives and empty ones are left out."""
+        found = []
+        for ref in vm.record['VBDs']:
+            vbd = self.table('VBD').get(ref) or self.call('VBD.get_record', ref)
+            if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
+                vdi = self.table('VDI').get(vbd['VDI']) or self.call('VDI.get_record', vbd['VDI'])
+                sr_uuid = self.table('SR').get(vdi['SR'], {}).get('uuid', '')
+                found.append(Disk(device_name(vbd), ref, vbd, vbd['VDI'], vdi, sr_uuid))
+        return sorted(found, key=lambda disk: (len(disk.vbd['userdevice']),
+                                               disk.vbd['userdevice']))
+
+    def vifs(self, vm: Vm) -> List[Vif]:
+        """A VM's network interfaces, in the order of their devices."""
+        records = [self.table('VIF').get(ref) or self.call('VIF.get_record', ref)
+                   for ref in vm.record['VIFs']]
+        return [Vif(record, self.table('network').get(record['network'], {}).get('name_label', ''))
+                for record in sorted(records, key=lambda record: (len(record['device']),
+                                                                  record['device']))]
+
+    def os_version(self, vm: Vm) -> str:
+        """The guest's operating system, as its tools tell it, or ''."""
+        metrics = self.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
+        return metrics.get('os_version', {}).get('name', '')
+
+    def snapshots(self, kind: str, ref: str) -> List[Snapshot]:
+        """The snapshots of a VM (kind 'VM') or disk ('VDI'), fresh; raise PoolError."""
+        found = []
+        for snapshot in self.call(kind + '.get_snapshots', ref):
+            try:
+                found.append(self.snapshot(kind, snapshot, ref))
+            except PoolError as error:
+                if error.code != 'HANDLE_INVALID':     # gone in the meantime
+                    raise
+        return found
+
+    def snapshot(self, kind: str, snapshot_ref: str, of_ref: str) -> Snapshot:
+        """The record of a snapshot; raise PoolError if it is not a snapshot of that object."""
+        record = self.call(kind + '.get_record', snapshot_ref)
+        if not record['is_a_snapshot'] or record['snapshot_of'] != of_ref:
+            raise PoolError('{} is not a snapshot of this {}'.format(record['uuid'], kind))
+        return Snapshot(snapshot_ref, record['uuid'], record['name_label'],
+                        kind == 'VDI' and bool(record['VBDs']))
+
+    def label(self, kind: str, ref: str) -> str:
+        """The name-label of a VM or VDI as the tables had it, or ''. No call for each."""
+        if kind == 'VM':
+            return self.vm_labels.get(ref, '')
+        return self.table(kind).get(ref, {}).get('name_label', '')
+
+    def is_gone(self, kind: str, uuid: str) -> bool:
+        """Whether the pool says that there is no such object."""
+        try:
+            self.call(kind + '.get_by_uuid', uuid)
+        except PoolError as error:
+            return error.code == 'UUID_INVALID'
+        return False
+
+    def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
+        """As `snapshot`, found by its uuid."""
+        return self.snapshot(kind, self.call(kind + '.get_by_uuid', uuid), of_ref)
+
+    def is_master(self) -> bool:
+        """Whether this host is the pool's master.
+
+        A session over the unix socket of a member is forwarded to the master (xapi:
+        api_server.ml), so the session cannot tell: the installation's uuid, which is the
+        host's uuid in xapi (host-installer: backend.py), is compared where there is one.
+        """
+        if self.redirected:
+            return False
+        hosts = self.table('host')
+        master = list(self.table('pool').values())[0]['master']
+        here = self.installation_uuid()
+        if here in [record['uuid'] for record in hosts.values()]:
+            return hosts[master]['uuid'] == here
+        return bool(self.call('session.get_this_host', self.session.handle) == master)
+
+    @staticmethod
+    def installation_uuid() -> str:
+        """This host's uuid as its installation knows it, or ''."""
+        try:
+            with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
+                found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
+        except OSError:
+            return ''
+        return found.group(1) if found else ''
+
+
+# ----------------------------------------------------------------------------------------------
+# 9. Store: dated directories, markers, rotation
+# ----------------------------------------------------------------------------------------------
+# backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
+# it is neither counted nor touched. Nothing here follows a symbolic link.
+
+MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
+INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
+WRITE_TEST = '00VMbackupWriteTest'
+LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
+ROOM_FOR_EXTENSION = 8     # .xva.zst
+
+
+def path_part(name: str) -> str:
+    """A VM name as one part of a path; names that already are one stay as they are.
+
+    Slashes, control characters and what already looks encoded are percent-encoded; a name too
+    long for a directory is cut and told from others by a digest. Different names give different
+    parts.
+    """
+    if name in ('', '.', '..'):
+        return {'': '%00', '.': '%2E', '..': '%2E%2E'}[name]
+    safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
+                  lambda found: f'%{ord(found.group()):02X}', name)
+    limit = LONGEST_NAME - ROOM_FOR_EXTENSION
+    if len(encoded(safe)) > limit:
+        digest = hashlib.sha256(encoded(name)).hexdigest()[:8]
+        safe = encoded(safe)[:limit - 9].decode('utf-8', 'ignore') + '~' + digest
+    return native(safe)
+
+
+def label_part(text: str) -> str:
+    """Text for a snapshot's label: xe would split an argument at a newline and drop a final
+    carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
+    return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
+
+
+def dated(pattern: str) -> Any:
+    """The compiled expression of a strftime pattern of directory_pattern's kind."""
+    sizes = {'Y': 4, 'm': 2, 'd': 2, 'H': 2, 'M': 2, 'S': 2}
+    parts = re.split('%([YmdHMS])', pattern)
+    return re.compile(''.join(
+        f'(?P<{part}>[0-9]{{{sizes[part]}}})' if number % 2 else re.escape(part)
+        for number, part in enumerate(parts)) + r'\Z')
+
+
+class BackupDir(NamedTuple):
+    """One dated directory: a backup when it carries a marker, else a failure's record."""
+
+    path: str
+    when: datetime.datetime
+
+    def is_good(self) -> bool:
+        """Whether it is a completed backup."""
+        return any(os.path.isfile(os.path.join(self.path, marker)) for marker in MARKERS)
+
+    def file(self, *parts: str) -> str:
+        """The path of a file in it."""
+        return os.path.join(self.path, *parts)
+
+    def make_directory(self, name: str) -> str:
+        """Make a directory in it, for a device's name or such; return that name."""
+        part = path_part(name)
+        os.makedirs(self.file(part), exist_ok=True)
+        return part
+
+    def write(self, text: str, *parts: str) -> None:
+        """Write a text file in it, UTF-8 whatever the locale."""
+        with open(self.file(*parts), 'wb') as stream:
+            stream.write(encoded(text))
+
+    def mark(self, large: bool) -> None:
+        """Make it count as a backup: the last thing that happens to it."""
+        self.write('', MARKERS[1] if large else MARKERS[0])
+
+    def size(self, name: str) -> int:
+        """Bytes of a file in it."""
+        return os.stat(self.file(name)).st_size
+
+    def intent(self) -> Dict[str, Any]:
+        """What it says of a snapshot of ours that may be in the pool; {} if nothing."""
+        try:
+            with open(self.file(INTENT), 'rb') as stream:
+                intent = json.loads(stream.read().decode('utf-8'))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return intent if isinstance(intent, dict) else {}
+
+    def set_intent(self, intent: Dict[str, Any]) -> None:
+        """Record, on stable storage, what is about to be made in the pool, or {}: nothing."""
+        path = self.file(INTENT)
+        if not intent:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        with open(path + '.new', 'wb') as stream:
+            stream.write(encoded(json.dumps(intent, indent=1) + '\n'))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(path + '.new', path)
+
+    def remove(self) -> None:
+        """Delete it with all that is in it."""
+        shutil.rmtree(self.path)
+
+
+class VmHistory:
+    """The backups of one VM."""
+
+    def __init__(self, directory: str, patterns: Sequence[str]) -> None:
+        self.directory = directory
+        self.expressions = [dated(pattern) for pattern in patterns]
+        self.pattern = patterns[0]
+
+    def backups(self) -> List[BackupDir]:
+        """All dated directories, oldest first."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            with os.scandir(self.directory) as entries:
+                for entry in entries:
+                    when = self.date_of(entry.name)
+                    if when and entry.is_dir(follow_symlinks=False):
+                        found.append(BackupDir(entry.path, when))
+        return sorted(found, key=lambda backup: (backup.when, backup.path))
+
+    def date_of(self, name: str) -> Optional[datetime.datetime]:
+        """The time that a directory name stands for, or None if it is not one of ours."""
+        for expression in self.expressions:
+            found = expression.match(name)
+            if found:
+                with contextlib.suppress(ValueError):  # the 31st of February
+                    return datetime.datetime(*(int(found.group(part)) for part in 'YmdHMS'))
+        return None
+
+    def good(self) -> List[BackupDir]:
+        """The completed backups, oldest first."""
+        return [backup for backup in self.backups() if backup.is_good()]
+
+    def last_failure(self) -> Optional[BackupDir]:
+        """The newest dated directory if it is not a backup."""
+        last = self.backups()[-1:]
+        return last[0] if last and not last[0].is_good() else None
+
+    def begin(self, when: datetime.datetime) -> BackupDir:
+        """Make a new dated directory, a few seconds later where that one exists."""
+        os.makedirs(self.directory, exist_ok=True)
+        for seconds in range(60):
+            moment = when + datetime.timedelta(seconds=seconds)
+            path = os.path.join(self.directory, moment.strftime(self.pattern))
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+                return BackupDir(path, moment)
+        raise TargetError(f'cannot make a new directory below {self.directory}')
+
+
+class BackupStore:
+    """backup_dir: where everything goes."""
+
+    def __init__(self, root: str, pattern: str) -> None:
+        self.root = root
+        self.patterns = [pattern, DEFAULT_BACKUP_DIR_PATTERN]
+
+    def problem(self) -> str:
+        """Why backups cannot be written here, as far as can be known without trying, or ''."""
+        if not os.path.isdir(self.root):
+            return f'ERROR: config backup_dir does not exist -> {self.root} (is the share mounted?)'
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            return f'ERROR: config backup_dir is not writable -> {self.root}'
+        return ''
+
+    def try_writing(self) -> None:
+        """Write a file and remove it again; raise TargetError if that is not possible."""
+        path = os.path.join(self.root, WRITE_TEST)
+        try:
+            with open(path, 'wb') as stream:
+                stream.write(b'VmBackup\n')
+            os.unlink(path)
+        except OSError as error:
+            raise TargetError(f'cannot write in backup_dir {self.root}: {error.strerror}')
+
+    def history(self, vm_name: str) -> VmHistory:
+        """The backups of a VM."""
+        return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
+
+    def new_pool_dump(self, host_name: str, when: datetime.datetime) -> str:
+        """The path for a new dump of the pool database; its directory is made."""
+        directory = os.path.join(self.root, 'METADATA_' + path_part(host_name))
+        os.makedirs(directory, exist_ok=True)
+        for seconds in range(60):
+            moment = when + datetime.timedelta(seconds=seconds)
+            path = os.path.join(directory, moment.strftime('pool_db_%Y%m%d-%H%M%S.dump'))
+            if not os.path.lexists(path):
+                return path
+        raise TargetError(f'cannot make a new dump in {directory}')
+
+    @staticmethod
+    def prune_pool_dumps(newest: str, keep: int) -> List[str]:
+        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them."""
+        directory = os.path.dirname(newest)
+        dumps = sorted(name for name in os.listdir(directory)
+                       if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
+        old = surplus(dumps, keep, os.path.basename(newest)) if keep else []
+        for name in old:
+            os.unlink(os.path.join(directory, name))
+        return [os.path.join(directory, name) for name in old]
+
+
+# ----------------------------------------------------------------------------------------------
+# 10. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+# ----------------------------------------------------------------------------------------------
+# What a person needs to build the VM again where an import alone will not do.
+
+VM_CFG = ('name_label', 'name_description', 'memory_dynamic_max', 'VCPUs_max',
+          'VCPUs_at_startup', 'os_version', 'orig_uuid')
+VBD_CFG = ('userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'empty', 'orig_uuid')
+VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable', 'read_only',
+           'orig_uuid', 'orig_sr_uuid')
+VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
+
+
+def cfg(keys: Sequence[str], record: Dict[str, Any], **further: Any) -> str:
+    """Lines of key=value, in 3.25's order; control characters in values are escaped."""
+    values = dict(record, orig_uuid=record.get('uuid', ''), **further)
+    return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
+
+
+def indented(text: bytes) -> str:
+    """XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
+    root = xml.etree.ElementTree.fromstring(text)
+
+    def spread(element: Any, margin: str) -> None:
+        if len(element):
+            element.text = margin + '  '
+            for child in element:
+                spread(child, margin + '  ')
+                child.tail = margin + '  '
+            element[-1].tail = margin
+    spread(root, '\n')
+    return ('<?xml version="1.0"?>\n' +
+            xml.etree.ElementTree.tostring(root, encoding='unicode') + '\n')
+
+
+def ova_xml(archive: bytes) -> bytes:
+    """The ova.xml of a metadata export: a tar with that one member (xapi: export.ml).
+
+    Raise CommandFailed for anything else.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
+            member = tar.next()
+            if member is not None and member.name == 'ova.xml' and member.isfile():
+                return tar.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError):
+        raise CommandFailed('the metadata export is damaged')
+    raise CommandFailed('the metadata export holds no ova.xml')
+
+
+def write_metadata(backup: BackupDir, vm: Vm, pool: Pool, xe: Xe) -> None:
+    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
+
+    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
+    """
+    archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
+    try:
+        backup.write(indented(ova_xml(archive)), 'vm-metadata.xml')
+    except xml.etree.ElementTree.ParseError as error:
+        raise CommandFailed(f'the metadata export is no XML: {error}')
+
+
+def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
+    """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
+    backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
+                     os_version=pool.os_version(vm)), 'vm.cfg')
+    console.log('Writing disk info')
+    for disk in pool.disks(vm):
+        console.log('vbd: ' + disk.vbd_ref)
+        console.log('disk: {} - begin'.format(disk.vdi['name_label']))
+        directory = backup.make_directory('DISK-' + disk.device)
+        backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
+        backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
+    console.log('Writing VIF info')
+    for vif in pool.vifs(vm):
+        console.log('Writing VIF: ' + vif.record['device'])
+        directory = backup.make_directory('VIFs')
+        backup.write(cfg(VIF_CFG, vif.record, network_name_label=vif.network),
+                     directory, path_part('vif-{}.cfg'.format(vif.record['device'])))
+
+
+# ----------------------------------------------------------------------------------------------
+# 11. Exporters: what vm-export and vdi-export do differently
+# ----------------------------------------------------------------------------------------------
+# A snapshot is destroyed when XenAPI says that it is one OF this very VM or disk, and we have
+# its uuid from having made it, or wrote down before that we were about to, and it is new and
+# carries our label. Never by its name alone.
+
+
+@contextlib.contextmanager
+def failing_as(token: str) -> Iterator[None]:
+    """A step whose failure has a word of its own in the status log."""
+    try:
+        yield
+    except (CommandFailed, PoolError) as error:
+        raise BackupFailed(token, str(error))
+
+
+@contextlib.contextmanager
+def tolerating(warnings: List[str], what: str) -> Iterator[None]:
+    """A step that is allowed to fail: the VM's backup then ends with a warning."""
+    try:
+        yield
+    except (VmBackupError, OSError) as error:
+        warnings.append(f'{what}: {error}')
+
+
+class Exporter:
+    """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
+
+    method = kind = extension = ''
+    snapshot_token = prepare_token = export_token = ''
+
+    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
+        self.pool = pool
+        self.xe = xe
+        self.console = console
+        self.warnings = warnings
+        self.target = self.uuid = self.label = ''      # set by aim()
+
+    def aim(self, vm: Vm) -> None:
+        """Find out what to snapshot: set target (reference), uuid and label."""
+        raise NotImplementedError
+
+    def make_snapshot(self) -> str:
+        """Issue the first command; return what it printed. Raise CommandFailed."""
+        raise NotImplementedError
+
+    def prepare(self, snapshot: str) -> None:
+        """Issue the second command. Raise CommandFailed."""
+        raise NotImplementedError
+
+    def export(self, snapshot: str, path: str) -> None:
+        """Issue the third command. Raise CommandFailed unless the file is there."""
+        raise NotImplementedError
+
+    def discard(self, snapshot: str, attempt: int) -> None:
+        """Issue the fourth command. Raise CommandFailed."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def snapshot(self, backup: BackupDir) -> Iterator[str]:
+        """Make and prepare a snapshot, yield its uuid; it is gone afterwards, come what may.
+
+        Raise BackupFailed with the token of the step that failed.
+        """
+        uuid = self.take(backup)
+        self.prepared = False
+        try:
+            with failing_as(self.prepare_token):
+                self.prepare(uuid)
+            self.prepared = True
+            yield uuid
+        finally:
+            with tolerating(self.warnings, f'the snapshot {uuid} was left in the pool'):
+                self.discard_surely(uuid)
+                backup.set_intent({})
+
+    def take(self, backup: BackupDir) -> str:
+        """Make the snapshot and know it for ours; return its uuid. Raise BackupFailed."""
+        with failing_as(self.snapshot_token):
+            before = self.pool.call(self.kind + '.get_snapshots', self.target)
+        for ref in before:
+            if self.pool.label(self.kind, ref) == self.label:
+                self.warn_of(ref)
+        intent = {'kind': self.kind, 'of': self.uuid, 'label': self.label, 'before': before}
+        backup.set_intent(intent)
+        try:
+            with failing_as(self.snapshot_token):
+                uuid = self.make_snapshot()
+                self.console.log('snap-uuid: ' + uuid)
+                if not re.match('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$', uuid):
+                    raise CommandFailed('xe printed no uuid of a snapshot')
+                self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
+        except BackupFailed:
+            with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
+                self.settle(backup)
+            raise
+        backup.set_intent(dict(intent, uuid=uuid))
+        return uuid
+
+    def settle(self, backup: BackupDir) -> None:
+        """Destroy the snapshot that `backup` says we made, or were about to make; warn of others
+        with our label. Raise VmBackupError if that is not possible."""
+        intent = backup.intent()
+        if not intent:
+            return
+        self.prepared = False
+        new = [found for found in self.pool.snapshots(self.kind, self.target)
+               if found.ref not in intent['before']]
+        for found in new:
+            if intent.get('uuid', found.uuid) == found.uuid and self.is_ours(found, new, intent):
+                self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
+                self.discard_surely(found.uuid)
+            elif found.label == self.label:
+                self.warn_of(found.uuid)
+        backup.set_intent({})
+
+    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Dict[str, Any]) -> bool:
+        """Whether a snapshot newer than our intent is the one that we made or meant to make."""
+        return found.uuid == intent.get('uuid') or found.label == intent['label']
+
+    def warn_of(self, uuid: str) -> None:
+        """Tell of a snapshot that is named like ours."""
+        self.warnings.append('the snapshot {} is called {} but was not made by this program as far '
+                             'as it knows: not touched'.format(uuid, self.label))
+
+    def discard_surely(self, snapshot: str) -> None:
+        """Issue the fourth command, several times if need be. Raise the last CommandFailed."""
+        for attempt, wait in enumerate(DISCARD_PAUSES + (0,)):
+            try:
+                return self.discard(snapshot, attempt)
+            except CommandFailed as error:
+                self.warnings.append(str(error))
+                if self.pool.is_gone(self.kind, snapshot):
+                    return None
+                if not wait:
+                    raise
+                pause(wait)
+        return None
+
+
+class VmExporter(Exporter):
+    """A whole VM as an XVA archive."""
+
+    method, kind = 'vm-export', 'VM'
+    snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
+    export_token = 'VM-EXPORT-FAIL'
+    # `true` for gzip is understood by every release; zstd since CH 8.1 and XCP-ng 7.6
+    compressions = {'none': ('.xva', {}), 'gzip': ('.xva.gz', {'compress': 'true'}),
+                    'zstd': ('.xva.zst', {'compress': 'zstd'})}
+
+    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
+                 compression: str) -> None:
+        super().__init__(pool, xe, console, warnings)
+        self.extension, self.compress = self.compressions[compression]
+
+    def aim(self, vm: Vm) -> None:
+        """The VM itself."""
+        self.target, self.uuid = vm.ref, vm.uuid
+        self.label = label_part('RESTORE_' + vm.name)
+        self.console.log('check for prev-vm-snapshot: ' + self.label)
+
+    def make_snapshot(self) -> str:
+        """uuid= is exact, where vm= would also find a VM whose name is that uuid."""
+        return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label)
+
+    def prepare(self, snapshot: str) -> None:
+        """xe's vm-export and vm-uninstall do not see templates, which a snapshot is, and the
+        archive keeps the mark (xapi: cli_operations.ml, select_vms; export.ml, make_vm)."""
+        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
+                     uuid=snapshot)
+
+    def export(self, snapshot: str, path: str) -> None:
+        """Success is exit status 0 and these words and a file that is not empty
+        (xapi: cli_operations.ml, download_file)."""
+        output = self.xe.export('vm-export', uuid=snapshot, filename=path, **self.compress)
+        if 'Export succeeded' not in output.splitlines():
+            raise CommandFailed('xe vm-export did not say that the export succeeded')
+
+    def discard(self, snapshot: str, attempt: int) -> None:
+        """vm-uninstall removes the snapshot's disks too, as they are marked as its own (xapi:
+        xapi_vm_clone.ml); snapshot-uninstall does so whether it is still a template or not."""
+        verb = 'vm-uninstall' if self.prepared and not attempt else 'snapshot-uninstall'
+        self.console.log_lines(self.xe.tell(verb, uuid=snapshot, force=True))
+
+
+class VdiExporter(Exporter):
+    """The boot disk of a VM as a raw or VHD image."""
+
+    method, kind = 'vdi-export', 'VDI'
+    snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
+    export_token = 'VDI-EXPORT-FAIL'
+
+    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
+                 image_format: str) -> None:
+        super().__init__(pool, xe, console, warnings)
+        self.format, self.extension = image_format, '.' + image_format
+
+    def aim(self, vm: Vm) -> None:
+        """xvda, else the first bootable disk, else user device 0; else raise BackupFailed."""
+        disks = self.pool.disks(vm)
+        for wanted in (lambda disk: disk.vbd['device'] == 'xvda',
+                       lambda disk: disk.vbd['bootable'],
+                       lambda disk: disk.vbd['userdevice'] == '0'):
+            for disk in filter(wanted, disks):
+                self.target, self.uuid = disk.vdi_ref, disk.vdi['uuid']
+                self.label = label_part('SNAP_{}_{}'.format(
+                    vm.name, disk.vdi['name_label']).replace(' ', '-'))
+                self.console.log('check for prev-vdi-snapshot: ' + self.label)
+                return
+        raise BackupFailed('NO-BOOT-DISK', 'no boot disk: no xvda, bootable disk or disk 0')
+
+    def make_snapshot(self) -> str:
+        """The snapshot carries its disk's name until it is prepared."""
+        return self.xe.tell('vdi-snapshot', uuid=self.uuid)
+
+    def prepare(self, snapshot: str) -> None:
+        """Give the snapshot our label."""
+        self.xe.tell('vdi-param-set', uuid=snapshot, name_label=self.label)
+
+    def export(self, snapshot: str, path: str) -> None:
+        """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export)."""
+        self.xe.export('vdi-export', format=self.format, uuid=snapshot, filename=path)
+
+    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Dict[str, Any]) -> bool:
+        """Ours too if it is the only new one and no VM or VM snapshot holds it: we may have been
+        killed before we could label it."""
+        return super().is_ours(found, new, intent) or (len(new) == 1 and not found.has_vbd)
+
+    def discard(self, snapshot: str, attempt: int) -> None:
+        """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
+        self.xe.tell('vdi-destroy', uuid=snapshot)
+
+
+# ----------------------------------------------------------------------------------------------
+# 12. Reports: status log, mail
+# ----------------------------------------------------------------------------------------------
+# Neither can harm a backup.
+
+
+class StatusLog:
+    """The file that 3.25 wrote, line by line; none for a run without a config file."""
+
+    def __init__(self, path: str, host: str, console: Console) -> None:
+        self.path = path
+        self.host = host
+        self.console = console
+        self.broken = False
+
+    def write(self, actor: str, *words: str) -> None:
+        """Append `time,actor,host,words...`; problems are logged once."""
+        if not self.path:
+            return
+        line = ','.join((f'{now():%Y/%m/%d %H:%M:%S}', actor, self.host) + words)
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            with open(self.path, 'ab') as stream:
+                stream.write(encoded(printable(line)) + b'\n')
+        except OSError as error:
+            if not self.broken:
+                self.console.log(f'***WARNING - cannot write status_log {self.path}: '
+                                 f'{error.strerror}')
+            self.broken = True
+
+    def begin(self) -> None:
+        """A run begins."""
+        self.write('vmbackup.py', 'begin')
+
+    def end(self, verdict: Verdict, counts: Tally) -> None:
+        """A run ends."""
+        self.write('vmbackup.py', 'end', verdict.token, str(counts))
+
+    def vm_begin(self, job: Job) -> None:
+        """The backup of a VM begins."""
+        self.write(job.method, 'begin', job.vm.name)
+
+    def vm_end(self, outcome: Outcome) -> None:
+        """The backup of a VM has ended; size in GiB and time in minutes, both cut."""
+        words = [f'{outcome.token} {outcome.name}']
+        if outcome.token in ('SUCCESS', 'WARNING'):
+            words.append(f'elapse:{outcome.minutes} size:{outcome.size >> 30}G')
+        self.write(outcome.method, 'end', *words)
+
+
+def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -> Any:
+    """The mail of a run."""
+    message = email.message.EmailMessage()
+    message['Subject'] = printable(f'VmBackup {host} - {subject}')
+    message['From'] = (settings.mail_from or ('root@' + host,))[0]
+    message['To'] = ', '.join(settings.mail_to)
+    message['Date'] = email.utils.format_datetime(now().astimezone())
+    message['Message-ID'] = email.utils.make_msgid(domain='vmbackup.invalid')
+    message['Auto-Submitted'] = 'auto-generated'       # RFC 3834: no holiday replies
+    text = '\n'.join(lines).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    message.set_content(text + '\n', charset='utf-8', cte='base64')
+    return message
+
+
+def deliver(settings: Settings, password: str, message: Any) -> None:
+    """Hand a mail to the server once; raise OSError or smtplib.SMTPException."""
+    address = (settings.mail_smtp_server, settings.mail_smtp_port)
+    if settings.mail_smtp_security == 'tls':
+        server = smtplib.SMTP_SSL(*address, timeout=MAIL_TIMEOUT,
+                                  context=ssl.create_default_context())  # type: smtplib.SMTP
+    else:
+        server = smtplib.SMTP(*address, timeout=MAIL_TIMEOUT)
+    with server:
+        if settings.mail_smtp_security == 'starttls':
+            server.starttls(context=ssl.create_default_context())
+        if settings.mail_smtp_user:
+            server.login(settings.mail_smtp_user, password)
+        refused = server.send_message(message)
+    if refused:
+        raise smtplib.SMTPRecipientsRefused(refused)
+
+
+def send_mail(settings: Settings, subject: str, console: Console) -> bool:
+    """Mail this run's lines; False if it was wanted and could not be done in three attempts."""
+    if not settings.mail_to:
+        return True
+    message = compose(settings, os.uname().nodename, subject, list(console.lines))
+    for attempt in range(MAIL_ATTEMPTS):
+        try:
+            password = (read_password_file(settings.mail_smtp_password_file, console)
+                        if settings.mail_smtp_password_file else '')
+            deliver(settings, password, message)
+            console.log('mail sent to {}'.format(', '.join(settings.mail_to)))
+            return True
+        except (OSError, smtplib.SMTPException, ValueError, ConfigError) as error:
+            console.log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
+                ', '.join(settings.mail_to), attempt + 1, MAIL_ATTEMPTS, error))
+        if attempt + 1 < MAIL_ATTEMPTS:
+            pause(MAIL_PAUSE)
+    return False
+
+
+# ----------------------------------------------------------------------------------------------
+# 13. Runs: a night's backup, its preview
+# ----------------------------------------------------------------------------------------------
+
+RULER = '==========================='
+
+
+def show_settings(config: Config, plan: Plan, console: Console) -> None:
+    """Print what a run would do, as 3.25."""
+    shown = config.settings._asdict()
+    shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'],
+                                                              shown['compress'])
+    console.log('VmBackup.py running with these settings:')
+    for name in ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
+                 'pool_db_backup'):
+        console.log(f'  {name:17s} = {shown[name]}')
+    lists = {'exclude': list(plan.excluded)}
+    for method in ('vdi-export', 'vm-export'):
+        lists[method] = ([job.shown for job in plan.jobs if job.method == method] +
+                         [rule.text for rule in plan.invalid if rule.method == method])
+    for name in ('exclude', 'vdi-export', 'vm-export'):
+        console.log(f'  {name} (cnt)= {len(lists[name])}')
+        console.log('  {}: {}'.format(name, ', '.join(sorted(lists[name]))))
+
+
+def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console) -> bool:
+    """Print settings, lists and what is wrong; whether a run is possible."""
+    for message in plan.messages:
+        console.log(message)
+    show_settings(config, plan, console)
+    problems = list(config.errors)
+    if store.problem():
+        problems.append(store.problem())
+    for error in problems:
+        console.log(error)
+    if problems or plan.invalid:
+        plan = plan._replace(errors=plan.errors + ('ERROR in configuration settings...',))
+    for error in plan.errors:
+        console.log(error)
+    return not plan.errors
+
+
+def preview(config: Config, plan: Plan, store: BackupStore, console: Console) -> int:
+    """Print what a run would do; return the exit status. Changes nothing."""
+    possible = check_plan(config, plan, store, console)
+    if possible:
+        console.log('Checking all VMs for duplicate names ...')
+    if plan.uncovered:
+        console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
+        console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
+    if not possible:
+        return ERROR.status
+    if plan.failures:
+        console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
+        return ERROR.status
+    console.log(f'SUCCESS preview of parameters {warning_words(plan)}')
+    return WARNING.status if plan.warnings else SUCCESS.status
+
+
+def warning_words(plan: Plan) -> str:
+    """3.25's remark after a check of the parameters."""
+    return ' - WARNINGS found (see above)' if plan.warnings else ''
+
+
+class BackupRun:
+    """A night's backup. Whatever happens, `end` tells it."""
+
+    def __init__(self, config: Config, console: Console, status_log: StatusLog,
+                 signals: Signals) -> None:
+        self.config = config
+        self.settings = config.settings
+        self.store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
+        self.console = console
+        self.status_log = status_log
+        self.signals = signals
+        self.host = os.uname().nodename
+        self.pool = None       # type: Any
+        self.outcomes = []     # type: List[Outcome]
+        self.further_errors = 0
+        self.warnings = False
+
+    def carry_out(self, invocation: Invocation) -> None:
+        """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
+        with Pool.connect(login_word(invocation.password, self.console)) as self.pool:
+            self.signals.check()
+            plan = select(self.config.rules, self.pool.vms(), self.settings.max_backups)
+            self.warnings = plan.warnings
+            if check_plan(self.config, plan, self.store, self.console):
+                self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
+                self.execute(plan)
+            else:
+                self.outcomes.extend(plan.failures)
+                self.further_errors += not plan.failures
+
+    def died(self, reason: str) -> None:
+        """Log what ended the run."""
+        self.console.log(f'ERROR {reason}')
+        self.further_errors += 1
+
+    def end(self, signum: int) -> int:
+        """Write the end lines, send the mail; return the exit status."""
+        self.signals.at_once = False
+        counts = tally(self.outcomes, self.further_errors)
+        verdict = (ERROR if counts.errors or signum else
+                   WARNING if counts.warnings or self.warnings else SUCCESS)
+        self.status_log.end(verdict, counts)
+        self.console.log(f'VmBackup ended - {verdict.phrase} - {counts}')
+        wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
+        mailed = not wanted[self.settings.mail_mode] or send_mail(
+            self.settings, f'{verdict.token} - {counts}', self.console)
+        return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
+
+    def execute(self, plan: Plan) -> None:
+        """Back up every VM of a plan; raise TargetError, Interrupted."""
+        log = self.console.log
+        self.signals.at_once = False
+        for line in (RULER, f'VmBackup running on {self.host} ...', RULER,
+                     f'Check if backup directory {self.store.root} is writable ...'):
+            log(line)
+        self.store.try_writing()
+        log('Success: backup directory area is writable')
+        log(RULER)
+        self.show_space('Space before backups')
+        if self.settings.pool_db_backup:
+            self.back_up_pool_database()
+        for outcome in plan.failures:
+            self.outcomes.append(outcome)
+            self.status_log.vm_end(outcome)
+        for method in ('vdi-export', 'vm-export'):
+            log(f'************ {method}= ***************')
+            for job in plan.jobs:
+                if job.method == method:
+                    self.signals.check()
+                    self.attempt(job)
+        self.signals.check()
+        log(RULER)
+        self.show_space('Space status')
+
+    def show_space(self, title: str) -> None:
+        """Log what df says."""
+        self.console.log(f'{title}: df -Th {self.store.root}')
+        try:
+            self.console.log_lines(disk_free(self.store.root))
+        except CommandFailed as error:
+            self.console.log(f'NOTE {error}')
+
+    def attempt(self, job: Job) -> None:
+        """Back up one VM; whatever its failure, it becomes that VM's outcome."""
+        started, size, warnings = now(), 0, []         # type: Any, int, List[str]
+        self.console.log(f'*** {job.method} begin {job.shown}')
+        self.status_log.vm_begin(job)
+        token = 'INTERRUPTED'
+        try:
+            size = self.back_up(job, started, warnings)
+            token = 'WARNING' if warnings else 'SUCCESS'
+        except BackupFailed as error:
+            token = self.failed(job, error.token, str(error))
+        except (VmBackupError, OSError) as error:
+            token = self.failed(job, 'BACKUP-FAIL', str(error))
+        except Exception as error:                     # a bug of ours must not stop the others
+            self.console.log_lines(traceback.format_exc())
+            token = self.failed(job, 'INTERNAL-ERROR', f'a bug in VmBackup.py: {error!r}')
+        finally:
+            for warning in warnings:
+                self.console.log(f'***WARNING - {job.vm.name}: {warning}')
+            minutes = max(0, int((now() - started).total_seconds() // 60))
+            outcome = Outcome(job.method, job.vm.name, token, minutes, size)
+            self.outcomes.append(outcome)
+            self.status_log.vm_end(outcome)
+        if token in ('SUCCESS', 'WARNING'):
+            self.console.log('VmBackup {} {} - ***{}*** t:{}'.format(
+                job.method, job.vm.name, token.replace('SUCCESS', 'Success'), minutes))
+
+    def failed(self, job: Job, token: str, reason: str) -> str:
+        """Log why a VM's backup failed; return its token."""
+        self.console.log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
+        return token
+
+    def back_up(self, job: Job, started: datetime.datetime, warnings: List[str]) -> int:
+        """Make one backup; return the size of its file in bytes.
+
+        Raise BackupFailed or another VmBackupError, or OSError. `warnings` collects what went
+        wrong without spoiling the backup.
+        """
+        log = self.console.log
+        log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
+        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
+        history = self.store.history(vm.name)
+        xe = Xe(self.console, self.signals)
+        exporter = self.exporter(job.method, xe, warnings)
+        self.settle_leftovers(history, vm, exporter, warnings)
+        log(f'Check for last **unsuccessful** backup: {history.directory}')
+        self.remove_last_failure(history, warnings)
+        backup = history.begin(started)
+        log(f'new backup_dir: {backup.path}')
+        self.gather_metadata(backup, vm, xe, warnings)
+        log(f'*** {job.method} begin xe command sequence')
+        log('power-state ( RO): {}'.format(vm.record['power_state'].lower()))
+        log('vm is running' if vm.record['power_state'] == 'Running' else 'vm is NOT running')
+        exporter.aim(vm)
+        name = path_part(vm.name) + exporter.extension
+        self.signals.check()
+        with exporter.snapshot(backup) as snapshot:
+            self.signals.check()
+            if self.settings.pre_clean:
+                self.prune(expendable(history.good(), job.keep), warnings)
+            with failing_as(exporter.export_token):
+                exporter.export(snapshot, backup.file(name))
+            log(f'{job.method} success')
+        log(f'*** {job.method} end')
+        size = backup.size(name)
+        backup.mark(size > self.settings.large_backup << 30)
+        log(f'*** success: {backup.file(name)} : {size >> 30}G')
+        self.prune(surplus(history.good(), job.keep, backup), warnings)
+        return size
+
+    def exporter(self, method: str, xe: Xe, warnings: List[str]) -> Exporter:
+        """The exporter of a method, with the settings that it needs."""
+        if method == 'vdi-export':
+            return VdiExporter(self.pool, xe, self.console, warnings,
+                               self.settings.vdi_export_format)
+        return VmExporter(self.pool, xe, self.console, warnings, self.settings.compress)
+
+    def settle_leftovers(self, history: VmHistory, vm: Vm, exporter: Exporter,
+                         warnings: List[str]) -> None:
+        """Remove from the pool what an earlier run that died left of this VM's backup."""
+        for backup in history.backups():
+            intent = backup.intent()
+            if intent and intent.get('kind') == exporter.kind:
+                with tolerating(warnings, 'an earlier snapshot may be left in the pool'):
+                    exporter.aim(vm)
+                    exporter.settle(backup)
+
+    def remove_last_failure(self, history: VmHistory, warnings: List[str]) -> None:
+        """Delete the newest dated directory if it records a failure, as 3.25."""
+        failure = history.last_failure()
+        if failure and not failure.intent():
+            self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
+            with tolerating(warnings, f'cannot delete {failure.path}'):
+                failure.remove()
+
+    def gather_metadata(self, backup: BackupDir, vm: Vm, xe: Xe, warnings: List[str]) -> None:
+        """Write the metadata; what is missing becomes a warning."""
+        self.console.log('Exporting VM metadata XML info')
+        with tolerating(warnings, 'vm-metadata.xml is missing'):
+            write_metadata(backup, vm, self.pool, xe)
+        self.console.log('*** vm-export metadata end')
+        with tolerating(warnings, 'metadata is missing'):
+            write_configuration(backup, vm, self.pool, self.console)
+
+    def prune(self, backups: Sequence[BackupDir], warnings: List[str]) -> None:
+        """Delete backups."""
+        for backup in backups:
+            self.console.log(f'Deleting oldest backup {backup.path} ')
+            with tolerating(warnings, f'cannot delete {backup.path}'):
+                backup.remove()
+
+    def back_up_pool_database(self) -> None:
+        """Dump the pool's database, on its master; a failure is an error of the run."""
+        log = self.console.log
+        log('*** begin backup_pool_metadata ***')
+        try:
+            if not self.pool.is_master():
+                log('NOTE not the pool master: no backup of the pool database here')
+                return
+            path = self.store.new_pool_dump(self.host, now())
+            Xe(self.console, self.signals).export('pool-dump-database', file_name=path)
+            for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+                log(f'Deleting oldest pool database dump {old}')
+        except (VmBackupError, OSError) as error:
+            log(f'ERROR pool database not backed up: {error}')
+            self.further_errors += 1
+
+
+def login_word(word: str, console: Console) -> Optional[str]:
+    """The password that a command line's first word stands for; None for `local`."""
+    if word == 'local':
+        return None
+    if os.path.isfile(native(word)):
+        return read_password_file(native(word), console)
+    return word
+
+
+def load_config(invocation: Invocation, console: Console) -> Config:
+    """Read the config and tell of lines that are not understood."""
+    config = read_config(invocation)
+    if invocation.config_file:
+        console.log(f'VmBackup config loaded from: {invocation.config_file}')
+    for line in config.unexpected:
+        console.log(line)
+    return config
+
+
+def refuse_unexpected(config: Config) -> None:
+    """Raise ConfigError if a line of the config was not understood."""
+    if config.unexpected:
+        raise ConfigError('in config_load, consider ignore_extra_keys=true')
+
+
+def run_preview(invocation: Invocation, console: Console) -> int:
+    """The command `... preview`; return the exit status. Raise VmBackupError."""
+    config = load_config(invocation, console)
+    refuse_unexpected(config)
+    store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
+    with Pool.connect(login_word(invocation.password, console)) as pool:
+        plan = select(config.rules, pool.vms(), config.settings.max_backups)
+    return preview(config, plan, store, console)
+
+
+def run_backup(invocation: Invocation, console: Console, signals: Signals) -> int:
+    """The command that makes backups; return the exit status.
+
+    Everything that happens is told by console, status log, mail and exit status; where the config
+    file cannot be read, the mail goes to whom the script's first page says.
+    """
+    unreadable = ''
+    try:
+        config = load_config(invocation, console)
+    except ConfigError as error:
+        unreadable = str(error)
+        invocation = invocation._replace(config_file='')
+        config = parse_config([], '', invocation)
+    status_log = StatusLog(config.settings.status_log if invocation.config_file else '',
+                           os.uname().nodename, console)
+    run_of_tonight = BackupRun(config, console, status_log, signals)
+    signum = 0
+    try:
+        status_log.begin()
+        if unreadable:
+            raise ConfigError(unreadable)
+        refuse_unexpected(config)
+        run_of_tonight.carry_out(invocation)
+    except Interrupted as interruption:
+        signum = interruption.signum
+        console.log(f'ERROR ended by signal {signum}')
+    except VmBackupError as error:
+        run_of_tonight.died(str(error))
+    except Exception as error:
+        console.log_lines(traceback.format_exc())
+        run_of_tonight.died(f'a bug in VmBackup.py, please report it: {error!r}')
+    return run_of_tonight.end(signum)
+
+
+# ----------------------------------------------------------------------------------------------
+# 14. Command line: help texts, main
+# ----------------------------------------------------------------------------------------------
+
+USAGE = """Usage:
+{program}  <password> <config-file|vm-selector> [preview] [other optional params]
+
+Also: {name} help    - for additional parameter usage
+  or: {name} config  - for config-file parameter usage
+  or: {name} example - for some simple example usage
+"""
+
+HELP = """Usage-help:
+{program}  <password|password-file|local> <config-file|vm-selector> [preview] [optional params]
+
+required params:
+	<password|password-file|local> - password of root, or a file in which create-password-file=
+		put it, or the word local: no password, through the local unix socket of this host
+	<config-file|vm-selector> - several options:
+		config-file - a common choice for production crontab execution
+		vm-selector - a single VM name or regex, which defaults to vm-export
+			note with a vm-selector the defaults of the script's first page are in effect
+		vm-export=vm-selector  - explicit vm-export
+		vdi-export=vm-selector - explicit vdi-export
+
+optional params:
+	[preview] - validate config and password, show what would be done; changes nothing
+	[compress=False|True|gzip|zstd|none] - of vm-exports; True is gzip (default: {compress})
+	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
+	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
+
+alternate form - create-password-file:
+{program}  <password> create-password-file=filename
+
+	create-password-file=filename - write the password, obscured, to a file that only its
+		owner can read; filename is relative to the current path or absolute
+
+exit status:
+	0 all good, 1 warnings only, 2 errors, 128+N ended by signal N
+"""
+
+CONFIG_HEAD = """# Example config file for {name}
+# Lines are key=value; a # begins a comment line. {name} <password> <this file> preview
+# shows what it means.
+
+#### high level settings                                                ####
+#### where one is not given, the default in the script's first page is  ####
+"""
+
+CONFIG_RULES = """
+#### which VMs: a line each; the last definition of a VM wins ####
+# A name of letters, digits, blanks, - and _ is that one VM. Anything else is a Python regular
+# expression that matches from the front of the name (a VM of exactly that name is meant too).
+# NAME:N keeps N backups instead of max_backups.
+
+# never backed up, whatever other lines say
+exclude=PROD-WinDomainController
+exclude=TEMP-.*
+
+# vm-export: the whole VM
+vm-export=my-vm-name
+vm-export=my-third-vm:3
+vm-export=PROD.*
+vm-export=DEV.*:2
+
+# vdi-export: the boot disk only; wins over vm-export lines for the same VM
+vdi-export=my-second-vm
+"""
+
+EXAMPLES = """Usage-examples:
+
+# config file
+{program} password weekend.cfg
+
+# single VM name, which is case sensitive
+{program} password DEV-mySql
+
+# single VM name using vdi-export instead of vm-export
+{program} password vdi-export=DEV-mySql
+
+# single VM name with spaces in name
+{program} password "DEV mySql"
+
+# VM regex - which may be more than one VM
+{program} password "DEV-my.*"
+
+# all VMs in pool
+{program} password ".*"
+
+# without a password, on the host itself
+{program} local weekend.cfg preview
+
+# create password file from command line password
+{program} password create-password-file=/root/VmBackup.pass
+
+# use password file + config file
+{program} /root/VmBackup.pass monthly.cfg
+"""
+
+
+def config_text() -> str:
+    """An example config file, which `config` prints and example.cfg is."""
+    lines = [CONFIG_HEAD]
+    for key in KEYS:
+        lines += ['# ' + line for line in key.meaning.split('\n')]
+        lines += ['# (default: {})'.format(key.default or 'none'),
+                  '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
+                                   SHOWN_KEYS.get(key.name, key.default)), '']
+    return '\n'.join(lines) + CONFIG_RULES
+
+
+SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
+              'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
+
+
+def help_text(word: str, program: str) -> str:
+    """The text of the commands help, config and example, else the usage."""
+    text = {'help': HELP, 'example': EXAMPLES,
+            'config': 'Usage-config-file:\n\n' + config_text()}.get(word, USAGE)
+    return '\n' + text.format(program=program, name=os.path.basename(program),
+                              compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN) + '\n'
+
+
+def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
+    """Do what a command line asks for; return the exit status. Raise VmBackupError."""
+    if len(words) == 1 and words[0].lower() in ('help', 'config', 'example'):
+        console.write(help_text(words[0].lower(), program))
+        return 0
+    if len(words) < 2:
+        console.write(help_text('usage', program))
+        return 2
+    name, equals, path = words[1].partition('=')
+    if equals and name.lower() == 'create-password-file':
+        if len(words) > 2 or not path or not words[0]:
+            raise UsageError(f'wanted: {program} <password> create-password-file=filename')
+        create_password_file(words[0], native(path))
+        console.log(f'password file created: {native(path)}')
+        return 0
+    invocation = parse_arguments(words)
+    if invocation.preview:
+        return run_preview(invocation, console)
+    return run_backup(invocation, console, signals)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run; return the exit status."""
+    console, signals = Console(getattr(sys.stdout, 'buffer', sys.stdout)), Signals()
+    signals.install()
+    words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
+    try:
+        return command(words[1:], words[0], console, signals)
+    except Interrupted as interruption:
+        return 128 + interruption.signum
+    except VmBackupError as error:
+        console.log(f'ERROR {error}')
+    except Exception as error:
+        console.log_lines(traceback.format_exc())
+        console.log(f'ERROR a bug in VmBackup.py, please report it: {error!r}')
+    return ERROR.status
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv))

@@ -1,0 +1,161 @@
+"""Selection: which VMs a config's lines choose, compared with what 3.25 chose."""
+
+import json
+import os
+import unittest
+
+import VmBackup
+
+DATA = os.path.join(os.path.dirname(__file__), 'data')
+
+
+def vms(*names):
+    """VMs of these names."""
+    return [VmBackup.Vm('OpaqueRef:%d' % number, 'uuid-%d' % number, name, {})
+            for number, name in enumerate(names)]
+
+
+def rules(*lines):
+    """The rules of config lines."""
+    invocation = VmBackup.Invocation('', '', (), False, False, {})
+    return VmBackup.parse_config(lines, 'test.cfg', invocation).rules
+
+
+def select(lines, *names):
+    """The plan for config lines and VM names."""
+    return VmBackup.select(rules(*lines), vms(*names), 4)
+
+
+def shown(plan, method):
+    """The VMs of a plan as the lists print them."""
+    return sorted([job.shown for job in plan.jobs if job.method == method] +
+                  [rule.text for rule in plan.invalid if rule.method == method])
+
+
+class RecordedSelections(unittest.TestCase):
+    """42 configurations and what 3.25 selected for them."""
+
+    def test_every_recorded_case_selects_the_same_vms(self):
+        with open(os.path.join(DATA, 'selection-3.25.json'), encoding='utf-8') as stream:
+            recorded = json.load(stream)
+        self.assertEqual(42, len(recorded['cases']))
+        for case in recorded['cases']:
+            with self.subTest(case['name']):
+                invocation = VmBackup.Invocation('', '', (), False, False, {})
+                config = VmBackup.parse_config(case['config'], 'test.cfg', invocation)
+                if case['exclude'] is None:            # 3.25 stopped before it selected
+                    self.assertTrue(config.unexpected)
+                    continue
+                self.assertFalse(config.unexpected)
+                plan = VmBackup.select(config.rules, vms(*recorded['vms']),
+                                       config.settings.max_backups)
+                self.assertEqual(case['exclude'], sorted(plan.excluded))
+                self.assertEqual(case['vdi_export'], shown(plan, 'vdi-export'))
+                self.assertEqual(case['vm_export'], shown(plan, 'vm-export'))
+                stopped = [text for text in case['messages'] if text.startswith('ERROR')]
+                self.assertEqual(bool(stopped), bool(plan.errors or config.errors))
+
+
+class Patterns(unittest.TestCase):
+    """What a line's text means."""
+
+    def test_a_name_with_regex_characters_also_means_that_very_vm(self):
+        for name in ('a(b', 'x$(id)', 'C++ build [1]', "it's \"x\"", 'a|b', '*'):
+            with self.subTest(name):
+                plan = select(['vm-export=' + name], name, 'other')
+                self.assertEqual([name], [job.vm.name for job in plan.jobs])
+                self.assertEqual((), plan.errors)
+
+    def test_a_name_in_any_alphabet_is_a_plain_name(self):
+        plan = select(['vm-export=名前'], '名前', '名前2')
+        self.assertEqual(['名前'], [job.vm.name for job in plan.jobs])
+
+    def test_retention_follows_the_last_colon(self):
+        plan = select(['vm-export=a:b:3'], 'a:b')
+        self.assertEqual(('a:b', 3), (plan.jobs[0].vm.name, plan.jobs[0].keep))
+
+    def test_a_name_that_ends_like_a_retention_can_be_selected(self):
+        plan = select(['vm-export=web:2'], 'web:2')
+        self.assertEqual(('web:2', 4), (plan.jobs[0].vm.name, plan.jobs[0].keep))
+
+    def test_retention_zero_means_max_backups(self):
+        self.assertEqual(4, select(['vm-export=web:0'], 'web').jobs[0].keep)
+
+    def test_a_newline_in_a_name_is_not_the_end_of_a_simple_name(self):
+        self.assertEqual((), select(['vm-export=web'], 'web\n').jobs)
+
+    def test_an_empty_exclude_excludes_nothing(self):
+        plan = select(['exclude=', 'vm-export=.*'], 'web', 'db')
+        self.assertEqual(2, len(plan.jobs))
+
+    def test_catastrophic_numbers_in_a_regex_are_an_invalid_regex(self):
+        plan = select(['vm-export=a{99999999999999999999}', 'vm-export=web'], 'web')
+        self.assertIn('***ERROR - invalid regex: vm-export=a{99999999999999999999}',
+                      plan.messages)
+        self.assertTrue(plan.errors)
+
+
+class Verdicts(unittest.TestCase):
+    """What is an error, a warning, a note."""
+
+    def test_a_missing_literal_name_is_an_error_and_others_are_backed_up(self):
+        plan = select(['vm-export=gone', 'vm-export=web'], 'web')
+        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+        self.assertEqual([('gone', 'VM-NOT-FOUND')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual((), plan.errors)
+
+    def test_a_name_missing_from_both_methods_counts_once(self):
+        plan = select(['vm-export=gone', 'vdi-export=gone:2', 'vm-export=web'], 'web')
+        self.assertEqual(1, len(plan.failures))
+
+    def test_a_missing_literal_name_that_is_excluded_is_a_note(self):
+        for exclude in ('exclude=gone', 'exclude=go.*'):
+            plan = select(['vm-export=gone', exclude, 'vm-export=web'], 'web')
+            self.assertEqual((), plan.failures)
+            self.assertFalse(plan.warnings)
+            self.assertIn('***NOTE - vm not found, and excluded: vm-export=gone', plan.messages)
+
+    def test_a_regex_without_a_match_is_a_warning(self):
+        plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
+        self.assertTrue(plan.warnings)
+        self.assertEqual((), plan.failures)
+
+    def test_an_exclude_without_a_match_is_printed_and_changes_nothing(self):
+        plan = select(['exclude=gone', 'exclude=go.*', 'vm-export=web'], 'web')
+        self.assertFalse(plan.warnings)
+        self.assertEqual(['***NOTE - vm not found: exclude=gone',
+                          '***NOTE - vm not found: exclude=go.*'], list(plan.messages))
+
+    def test_two_vms_of_one_name_are_an_error_for_that_name_only(self):
+        plan = select(['vm-export=.*'], 'twin', 'web', 'twin')
+        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+
+    def test_a_regex_that_overrides_an_explicit_retention_is_pointed_out(self):
+        plan = select(['vm-export=web:9', 'vm-export=we.*:2'], 'web')
+        self.assertEqual(2, plan.jobs[0].keep)
+        self.assertIn('***NOTE - a later regex overrides the retention of web:9', plan.messages)
+
+    def test_a_retention_that_is_no_number_is_an_error(self):
+        for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:'):
+            plan = select([line, 'vm-export=web'], 'web')
+            self.assertEqual(('ERROR: vm_max_backup is invalid - ' + line[10:],), plan.errors)
+
+    def test_vms_that_no_line_covers_are_listed(self):
+        plan = select(['vm-export=web', 'exclude=db'], 'web', 'db', 'new')
+        self.assertEqual(('new',), plan.uncovered)
+
+    def test_the_run_follows_the_order_of_the_lines_with_disks_first(self):
+        plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd')
+        self.assertEqual(['d', 'b', 'a'], [job.vm.name for job in plan.jobs])
+
+    def test_vdi_export_wins_wherever_it_stands(self):
+        plan = select(['vm-export=.*', 'vdi-export=db'], 'web', 'db')
+        self.assertEqual([('vdi-export', 'db'), ('vm-export', 'web')],
+                         [(job.method, job.vm.name) for job in plan.jobs])
+
+
+if __name__ == '__main__':
+    unittest.main()
