@@ -1323,7 +1323,7 @@ class VmHistory:
         """Make a new dated directory, a few seconds later where that one exists."""
         os.makedirs(self.directory, exist_ok=True)
         for seconds in range(60):
-            moment = when + datetime.timedelta(seconds=seconds)
+            moment = when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
             path = os.path.join(self.directory, moment.strftime(self.pattern))
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)

@@ -1,0 +1,336 @@
+"""Pools from descriptions: a dict, or a JSON file with the same in it.
+
+All keys are optional but the names.
+
+    {"name": "",                    of the pool; a fresh one has none
+     "password": "password",        of root
+     "xapi_version": "26.1",        of the toolstack: decides checksums, task labels, error shapes
+     "product": "XCP-ng",           and "product_version": "8.3.0"
+     "hosts": ["host1", {"name": "host2", "address": "10.0.0.2"}],      the first is the master
+     "networks": ["Pool-wide network associated with eth0"],
+     "srs": [{"name": "Local storage", "type": "lvm", "size": "1 TiB", "shared": false,
+              "content": "user", "isos": ["debian-12.iso"]}],           the first is the default SR
+     "vms": [{"name": "web", "uuid": "...", "description": "", "power_state": "Halted",
+              "template": false, "tags": ["prod"], "other_config": {"key": "value"},
+              "blocked_operations": {"snapshot": "why"}, "ha_restart_priority": "restart",
+              "memory": "256 MiB", "vcpus": 1, "host": "host1", "firmware": "bios",
+              "disks": ["8 MiB", {"size": "8 MiB", "name": "web 0", "description": "", "sr": "...",
+                        "fill": 0.5, "seed": "...", "device": "0", "bootable": true, "mode": "RW",
+                        "owner": true, "on_boot": "persist", "sharable": false}],
+              "cd": "debian-12.iso",                null: an empty drive; without the key: none
+              "networks": ["..."],                  a VIF on each (default: one on the first)
+              "ran": true,                          its disks have device names, as after a start
+              "snapshots": ["before the upgrade"],  oldest first
+              "count": 1}]}                         so many of them; {n} in the name is the number
+
+Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
+`lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is the part of a disk that holds data (noise, the
+same for the same seed); what is left is zeros.
+"""
+
+import json
+import os
+import re
+
+from .archive import Image
+from .database import NULL
+from .model import Pool, XapiError, new_mac, stamp
+
+UNITS = {'': 1, 'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30, 'TiB': 1 << 40}
+NETWORK = 'Pool-wide network associated with eth0'
+
+KEYS = {
+    'pool': 'name password xapi_version product product_version hosts networks srs vms',
+    'host': 'name address',
+    'SR': 'name type size shared content isos',
+    'VM': 'name uuid description power_state template tags other_config blocked_operations'
+          ' ha_restart_priority memory vcpus host firmware disks cd networks ran snapshots count',
+    'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
+}
+
+DEMO = {
+    'name': 'demo pool',
+    'hosts': ['xen1'],
+    'networks': [NETWORK, 'backend'],
+    'srs': [{'name': 'Local storage', 'type': 'ext', 'size': '100 GiB'},
+            {'name': 'NFS storage', 'type': 'nfs', 'size': '500 GiB', 'shared': True},
+            {'name': 'ISO library', 'content': 'iso', 'shared': True,
+             'isos': ['debian-12.iso', 'rescue.iso']}],
+    'vms': [
+        {'name': 'web', 'description': 'the web server', 'power_state': 'Running',
+         'tags': ['prod'], 'disks': ['8 MiB'], 'snapshots': ['before the upgrade']},
+        {'name': 'db', 'description': 'PostgreSQL', 'power_state': 'Running', 'tags': ['prod'],
+         'disks': ['6 MiB', {'size': '12 MiB', 'name': 'db data', 'sr': 'NFS storage'},
+                   {'size': '4 MiB', 'name': 'db log', 'fill': 0.25}],
+         'networks': [NETWORK, 'backend']},
+        {'name': 'old-intranet', 'description': 'halted since 2019', 'disks': ['5 MiB']},
+        {'name': 'desktop', 'disks': ['4 MiB'], 'cd': None, 'ran': True},
+        {'name': 'mail server', 'power_state': 'Running', 'disks': ['6 MiB'],
+         'cd': 'debian-12.iso'},
+        {'name': 'büro', 'description': 'größer als gedacht', 'disks': ['4 MiB'], 'ran': True},
+        {'name': 'web', 'template': True, 'description': 'what web was made from',
+         'disks': ['4 MiB']},
+    ],
+}
+
+
+def odd_names():
+    """Names of VMs that scripts stumble over; each is a legal name for xapi."""
+    return ['a,b', 'x$(id)', 'it\'s "x"', '..', '.', 'a/b', '-dash', ' lead', 'trail ', '名前',
+            'n' * 255, 'new\nline']
+
+
+def odd():
+    """The description of a pool of VMs with odd names, each with a small disk."""
+    return {'vms': [{'name': name, 'disks': ['1 MiB'], 'ran': True} for name in odd_names()]}
+
+
+class DescriptionError(ValueError):
+    """A description that cannot be understood; the message says where."""
+
+
+def load(source=None):
+    """A Pool from a dict, a JSON file or nothing (an empty pool). Raises DescriptionError."""
+    if source is None or isinstance(source, dict):
+        return from_description(source or {})
+    path = os.fspath(source)
+    try:
+        with open(path, encoding='utf-8') as file:
+            description = json.load(file)
+    except OSError as error:
+        raise DescriptionError('%s: %s' % (path, error.strerror))
+    except UnicodeDecodeError as error:
+        raise DescriptionError('%s: not UTF-8: %s' % (path, error))
+    except json.JSONDecodeError as error:
+        raise DescriptionError('%s, line %d: %s' % (path, error.lineno, error.msg))
+    try:
+        return from_description(description)
+    except DescriptionError as error:
+        raise DescriptionError('%s: %s' % (path, error))
+
+
+def from_description(description):
+    """A Pool as described (see above). Raises DescriptionError."""
+    _check(description, 'pool', 'the description')
+    builder = _Builder(description)
+    builder.build()
+    builder.pool.journal.clear()
+    return builder.pool
+
+
+def _check(thing, kind, where):
+    """Refuse what is no object, and keys that mean nothing."""
+    if not isinstance(thing, dict):
+        raise DescriptionError('%s: an object is needed, not %r' % (where, thing))
+    unknown = sorted(set(thing) - set(KEYS[kind].split()))
+    if unknown:
+        raise DescriptionError('%s: unknown key %r (known: %s)' % (where, unknown[0], KEYS[kind]))
+
+
+def size_of(value, where='size'):
+    """Bytes of 8388608 or '8 MiB'. Raises DescriptionError."""
+    match = re.match(r'(\d+) *(\w*)$', str(value))
+    if isinstance(value, bool) or not match or match.group(2) not in UNITS:
+        raise DescriptionError('%s: not a size: %r' % (where, value))
+    return int(match.group(1)) * UNITS[match.group(2)]
+
+
+class _Builder:
+    """Makes the records of a description, one kind after the other."""
+
+    def __init__(self, description):
+        self.description = description
+        self.pool = Pool(str(self.get('xapi_version', '26.1')), self.get('password', 'password'))
+        if not re.match(r'\d+\.\d+', self.pool.xapi_version):
+            raise DescriptionError('xapi_version: not like 26.1: %r' % self.pool.xapi_version)
+        self.hosts, self.networks, self.srs, self.isos = {}, {}, {}, {}
+
+    def get(self, key, default):
+        value = self.description.get(key, default)
+        if not isinstance(value, type(default)):
+            raise DescriptionError('%s: a %s is needed, not %r' % (
+                key, type(default).__name__, value))
+        return value
+
+    def build(self):
+        """Make everything: the pool first, its VMs last."""
+        self.pool.new('user')
+        for number, host in enumerate(self.get('hosts', ['host1']) or ['host1']):
+            self.add_host(number, host)
+        for name in self.get('networks', [NETWORK]):
+            self.networks.setdefault(name, self.pool.new(
+                'network', name_label=name, bridge='xenbr%d' % len(self.networks)))
+        default = [{'name': 'Local storage', 'type': 'ext', 'size': '1 TiB'},
+                   {'name': 'ISO library', 'content': 'iso', 'shared': True}]
+        for number, sr in enumerate(self.get('srs', default)):
+            self.add_sr('srs[%d]' % number, sr)
+        disks = [sr for sr in self.srs.values()
+                 if self.pool.tables['SR'][sr]['content_type'] != 'iso']
+        self.pool.new('pool', name_label=self.get('name', ''),
+                      master=next(iter(self.hosts.values())), default_SR=(disks + [NULL])[0])
+        for name in ('Debian Bookworm 12', 'Windows Server 2022 (64-bit)', 'Other install media'):
+            self.pool.add_vm(name_label=name, is_a_template=True, is_default_template=True,
+                             other_config={'default_template': 'true', 'install-methods': 'cdrom'})
+        for host in self.hosts:
+            self.add_control_domain(host)
+        for number, vm in enumerate(self.get('vms', [])):
+            self.add_vms('vms[%d]' % number, vm)
+
+    def add_host(self, number, host):
+        host = {'name': host} if isinstance(host, str) else host
+        _check(host, 'host', 'hosts[%d]' % number)
+        name = self.named(host, 'hosts[%d]' % number)
+        metrics = self.pool.new('host_metrics', memory_free='549755813888', last_updated=stamp())
+        version = self.get('product_version', '8.3.0')
+        major = self.pool.version[0]
+        self.hosts[name] = self.pool.new(
+            'host', name_label=name, hostname=name, name_description='Default install',
+            metrics=metrics, address=host.get('address', '10.0.0.%d' % (number + 1)),
+            API_version_minor='21' if major > 1 else '15',
+            software_version={
+                'product_version': version, 'product_version_text': version,
+                'product_brand': self.get('product', 'XCP-ng'), 'build_number': 'cloud',
+                'hostname': 'localhost', 'date': '2026-03-02', 'platform_name': 'XCP',
+                'platform_version': '3.4.0', 'network_backend': 'openvswitch',
+                'xapi': self.pool.xapi_version, 'xapi_build': self.pool.xapi_version + '.0',
+                'xen': '4.17.6', 'linux': '4.19.0+1', 'db_schema': '5.786'})
+
+    def add_control_domain(self, host):
+        pool, ref = self.pool, self.hosts[host]
+        memory = str(2 << 30)
+        dom0 = pool.add_vm(
+            name_label='Control domain on host: ' + host, is_control_domain=True, domid='0',
+            name_description='The domain which manages physical devices and manages other domains',
+            power_state='Running', resident_on=ref, affinity=ref, domain_type='pv', domarch='x64',
+            HVM_boot_policy='', HVM_boot_params={}, platform={}, has_vendor_device=False,
+            hardware_platform_version='0', generation_id='', VCPUs_max='4', VCPUs_at_startup='4',
+            memory_static_max=memory, memory_static_min=memory, memory_dynamic_max=memory,
+            memory_dynamic_min=memory, memory_target=memory, actions_after_shutdown='destroy',
+            actions_after_reboot='destroy', actions_after_crash='destroy',
+            other_config={'is_system_domain': 'true'})
+        pool.put('host', ref, control_domain=dom0)
+        pool.new('console', VM=dom0, protocol='vt100')
+
+    def add_sr(self, where, sr):
+        _check(sr, 'SR', where)
+        name, content = self.named(sr, where), sr.get('content', 'user')
+        iso = content == 'iso'
+        ref = self.pool.new(
+            'SR', name_label=name, content_type=content, shared=bool(sr.get('shared', False)),
+            type=sr.get('type', 'iso' if iso else 'ext'),
+            physical_size=str(size_of(sr.get('size', 0), where + '.size')))
+        for host in self.hosts.values():
+            self.pool.new('PBD', SR=ref, host=host, device_config={'location': '/srv/' + name})
+            if not sr.get('shared'):
+                break
+        self.srs[name] = ref
+        for image in sr.get('isos', []):
+            self.isos[image] = self.pool.make_vdi(ref, 1 << 20, name_label=image, read_only=True)
+            self.pool.put('VDI', self.isos[image], location=image)
+
+    def add_vms(self, where, vm):
+        _check(vm, 'VM', where)
+        name, count = self.named(vm, where), vm.get('count', 1)
+        if not isinstance(count, int) or count < 0:
+            raise DescriptionError('%s.count: not a number: %r' % (where, count))
+        for number in range(count):
+            label = name.replace('{n}', str(number)) if 'count' in vm else name
+            try:
+                self.add_vm(where, vm, label)
+            except XapiError as error:
+                raise DescriptionError('%s (%s): %s' % (where, label, ' '.join(error.details)))
+
+    def add_vm(self, where, vm, name):
+        pool = self.pool
+        state = vm.get('power_state', 'Halted')
+        if state not in ('Halted', 'Running', 'Paused', 'Suspended'):
+            raise DescriptionError('%s.power_state: no such state: %r' % (where, state))
+        ref = pool.add_vm(**self.vm_fields(where, vm, name))
+        for number, disk in enumerate(vm.get('disks', [])):
+            self.add_disk('%s.disks[%d]' % (where, number), ref, name, number, disk)
+        if 'cd' in vm:
+            image = self.found(self.isos, vm['cd'], where + '.cd') if vm['cd'] else NULL
+            pool.new('VBD', VM=ref, VDI=image, empty=image == NULL, type='CD', mode='RO',
+                     userdevice=self.cd_device(ref), allowed_operations=['attach', 'insert'])
+        for number, network in enumerate(vm.get('networks', list(self.networks)[:1])):
+            pool.new('VIF', VM=ref, device=str(number), MAC=new_mac(), MAC_autogenerated=True,
+                     network=self.found(self.networks, network, where + '.networks'))
+        for label in vm.get('snapshots', []):
+            pool.call('VM.snapshot', ref, label)
+        self.bring_into(ref, state, vm, where)
+
+    def cd_device(self, vm):
+        """Device 3, as XenCenter does, or the first free one."""
+        pool = self.pool
+        taken = {pool.tables['VBD'][vbd]['userdevice'] for vbd in pool.tables['VM'][vm]['VBDs']}
+        return next(device for device in ['3'] + [str(each) for each in range(256)]
+                    if device not in taken)
+
+    def bring_into(self, ref, state, vm, where):
+        pool = self.pool
+        if vm.get('ran') or state != 'Halted':
+            host = self.found(self.hosts, vm['host'], where + '.host') if 'host' in vm else None
+            pool.power_on(ref, host=host)
+        if state == 'Running':
+            pool.put('VM', ref, guest_metrics=pool.new('VM_guest_metrics', last_updated=stamp()))
+        if state == 'Paused':
+            pool.call('VM.pause', ref)
+        elif state == 'Suspended':
+            pool.call('VM.suspend', ref)
+        elif state == 'Halted' and vm.get('ran'):
+            pool.call('VM.hard_shutdown', ref)
+
+    def vm_fields(self, where, vm, name):
+        memory = str(size_of(vm.get('memory', '256 MiB'), where + '.memory'))
+        uefi = vm.get('firmware', 'bios') == 'uefi'
+        fields = dict(
+            name_label=name, name_description=vm.get('description', ''),
+            is_a_template=bool(vm.get('template', False)), tags=list(vm.get('tags', [])),
+            other_config=dict(vm.get('other_config', {})),
+            blocked_operations=dict(vm.get('blocked_operations', {})),
+            ha_restart_priority=vm.get('ha_restart_priority', ''),
+            ha_always_run=vm.get('ha_restart_priority', '') == 'restart',
+            memory_static_max=memory, memory_static_min=memory, memory_dynamic_max=memory,
+            memory_dynamic_min=memory, memory_target=memory, VCPUs_max=str(vm.get('vcpus', 1)),
+            VCPUs_at_startup=str(vm.get('vcpus', 1)))
+        if 'uuid' in vm:
+            fields['uuid'] = vm['uuid']
+        if uefi:
+            fields.update(HVM_boot_params={'order': 'cd', 'firmware': 'uefi'},
+                          NVRAM={'EFI-variables': 'QUFBQQ=='})
+        return fields
+
+    def add_disk(self, where, vm, name, number, disk):
+        disk = disk if isinstance(disk, dict) else {'size': disk}
+        _check(disk, 'disk', where)
+        size = size_of(disk.get('size', '8 MiB'), where + '.size')
+        fill = disk.get('fill', 0.5)
+        if not isinstance(fill, (int, float)) or not 0 <= fill <= 1:
+            raise DescriptionError('%s.fill: not between 0 and 1: %r' % (where, fill))
+        pool = self.pool
+        sr = pool.tables['pool'][pool.pool_ref]['default_SR']
+        if 'sr' in disk:
+            sr = self.found(self.srs, disk['sr'], where + '.sr')
+        seed = disk.get('seed', '%s %d' % (name, number))
+        content = Image.sample(size, seed, fill) if fill else Image(size)
+        vdi = pool.make_vdi(
+            sr, size, content, used=int(size * fill),
+            name_label=disk.get('name', '%s %d' % (name, number)),
+            name_description=disk.get('description', ''), on_boot=disk.get('on_boot', 'persist'),
+            sharable=bool(disk.get('sharable', False)))
+        pool.new('VBD', VM=vm, VDI=vdi, userdevice=str(disk.get('device', number)),
+                 bootable=disk.get('bootable', number == 0), mode=disk.get('mode', 'RW'),
+                 other_config={'owner': ''} if disk.get('owner', True) else {})
+
+    @staticmethod
+    def named(thing, where):
+        name = thing.get('name')
+        if not isinstance(name, str):
+            raise DescriptionError('%s: a name is needed' % where)
+        return name
+
+    @staticmethod
+    def found(things, name, where):
+        if name not in things:
+            raise DescriptionError('%s: there is no %r' % (where, name))
+        return things[name]

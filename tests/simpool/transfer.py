@@ -1,0 +1,441 @@
+"""Exports and imports of a simulated pool: what they lock, attach, refuse and leave behind.
+
+Sources: xapi: ocaml/xapi/export.ml, import.ml, importexport.ml, stream_vdi.ml, export_raw_vdi.ml,
+import_raw_vdi.ml, attach_helpers.ml, taskHelper.ml.
+"""
+
+import time
+import uuid
+from contextlib import ExitStack, contextmanager
+from xmlrpc.client import DateTime
+
+from . import archive, ova
+from .database import EPOCH, NULL, TEMPLATES, dump
+
+MIB = 1 << 20
+SECONDS_TO_2000 = 946684800     # from 1970, where a VHD's time begins
+
+
+class Stream:
+    """An iterator of bytes that knows whether it was read to its end."""
+
+    def __init__(self, pieces):
+        self._pieces = pieces
+        self.complete = False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            self.complete = True
+            raise
+
+    def close(self):
+        """End it early, with whatever it holds."""
+        self._pieces.close()
+
+
+class Transfers:
+    """The part of a Pool that moves data in and out."""
+
+    def next_number(self):
+        """The next number of an exported object: the counter of the whole daemon."""
+        with self.lock:
+            self._numbers += 1
+            return self._numbers
+
+    @contextmanager
+    def _following(self, task, label, description=''):
+        """A task (or an own one) that tells how the work in here goes and ends.
+
+        A client that went away (OSError) is a CLIENT_ERROR, as recorded from xapi 25.6.0.
+        """
+        own = None if task else self.make_task(label, description)
+        ref = task or own
+        self._advance(ref, progress=0.0, allowed_operations=['cancel'])
+        try:
+            yield ref
+            self.finish_task(ref, 'success')
+        except BaseException as error:
+            self._fail(ref, error)
+            raise
+        finally:
+            if own:
+                with self.lock:
+                    self.tables['task'].pop(own, None)
+
+    def _fail(self, task, error):
+        details = getattr(error, 'details', None)
+        if details is None and isinstance(error, OSError):
+            name = 'ECONNRESET' if isinstance(error, ConnectionResetError) else 'EPIPE'
+            details = ['CLIENT_ERROR',
+                       'INTERNAL_ERROR: [ Unix.Unix_error(Unix.%s, "write", "") ]' % name]
+        elif details is None:
+            details = ['INTERNAL_ERROR', '%s: %s' % (type(error).__name__, error)]
+        cancelled = details[0] == 'TASK_CANCELLED'
+        self.finish_task(task, 'cancelled' if cancelled else 'failure', error=details)
+
+    def _advance(self, task, **fields):
+        """Change a task that may be gone by now."""
+        with self.lock:
+            if task in self.tables['task']:
+                self.put('task', task, **fields)
+
+    @contextmanager
+    def _attached(self, vdis, mode, task):
+        """Disks attached to dom0 by VBDs of its own, while it lasts. Raises VDI_IN_USE."""
+        dom0 = self.tables['host'][self.master]['control_domain']
+        vbds = []
+        try:
+            with self.lock:
+                for vdi in vdis:
+                    self.assert_attachable(vdi, mode)
+                    vbds.append(self.call('VBD.create', {
+                        'VM': dom0, 'VDI': vdi, 'userdevice': 'autodetect', 'mode': mode,
+                        'type': 'Disk', 'other_config': {'task_id': task}}))
+                    self.mark_attached(vbds[-1])
+            yield
+        finally:
+            with self.lock:
+                for vbd in vbds:
+                    if vbd in self.tables['VBD']:
+                        self.mark_detached(vbd)
+                        self.delete('VBD', vbd)
+
+    def _watched(self, pieces, task, total):
+        """The same pieces; the task's progress follows them, and cancelling it ends them.
+
+        Progress counts whole MiB, and moves with the first piece and then at intervals.
+        """
+        done, due = 0, 0.0
+        for piece in pieces:
+            self.check_up()
+            done += len(piece)
+            if time.monotonic() >= due:
+                due = time.monotonic() + self.progress_interval
+                if self.is_cancelling(task):
+                    raise self.error('TASK_CANCELLED', task)
+                if total >= MIB:
+                    self._advance(task, progress=min(1.0, (done // MIB) / (total // MIB)))
+            yield piece
+
+    def _total(self, vdis):
+        return sum(self.content[vdi].virtual_size for vdi in vdis)
+
+    # Out
+
+    @contextmanager
+    def export_vm(self, vm, compress='none', metadata=False, preserve_power_state=False, task=None,
+                  include_snapshots=False):
+        """Give an iterator of the bytes of a VM's archive.
+
+        Entering takes the VM's lock, or raises XapiError before any byte. Disks are attached to
+        dom0 once ova.xml is out (so VDI_IN_USE comes in mid-stream). Whatever way it is left, lock
+        and disks are free again and the task tells how it went.
+        """
+        operation = 'metadata_export' if metadata else 'export'
+        patience = min(self.lock_wait, 120) if self.version >= (25, 20) else 0
+        with ExitStack() as stack:
+            uuid_ = self.record('VM', vm)['uuid']
+            label = ('Export of VM', uuid_) if self.version >= (23, 32) else (
+                'Export of VM: ' + uuid_, '')
+            task = stack.enter_context(self._following(task, *label))
+            stack.enter_context(self.operation(vm, operation, task, patience))
+            with self.lock:
+                host = self.tables['host'][self.master]
+                text, disks = ova.build(
+                    self.tables, vm, self.next_number, ova.version_info(host, self.xapi_version),
+                    preserve_power_state or metadata, include_snapshots and metadata)
+            pieces = self._archive(text, {} if metadata else disks, task, stack)
+            stream = Stream(archive.compressed(pieces, compress))
+            stack.callback(stream.close)
+            yield stream
+            if not stream.complete:
+                raise BrokenPipeError('the client left before the end')
+
+    def _archive(self, text, disks, task, stack):
+        """The tar stream; the disks are attached, until `stack` ends, after ova.xml."""
+        checksum = 'xxhash' if self.version >= (1, 170) else 'checksum'
+        mtime = int(time.time()) if self.version >= (24, 13) else 0
+        head = b''.join(archive.xva(text, [], checksum, mtime=mtime))[:-2 * archive.SECTOR]
+        yield head
+        stack.enter_context(self._attached(disks, 'RO', task))
+        images = [(directory, self.content[vdi].clone()) for vdi, directory in disks.items()]
+        keep_alive = {(directory, number) for directory, _ in images
+                      for number in self.keep_alive_chunks}
+        pieces = archive.xva(text, images, checksum, keep_alive, mtime)
+        left = len(head)
+        for piece in self._watched(pieces, task, self._total(disks)):
+            if left:
+                left -= len(piece)
+            else:
+                yield piece
+
+    @contextmanager
+    def export_vdi(self, vdi, format='raw', task=None):
+        """Give an iterator of the bytes of a disk's image: 'raw' or 'vhd'.
+
+        Entering only looks for the disk; it is attached when the first piece is asked for.
+        """
+        self.record('VDI', vdi)
+        with ExitStack() as stack:
+            task = stack.enter_context(self._following(task, 'VDI export'))
+            if format.lower() not in ('raw', 'vhd'):
+                raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
+            stream = Stream(self._image(vdi, format.lower(), task, stack))
+            stack.callback(stream.close)
+            yield stream
+            if not stream.complete:
+                raise BrokenPipeError('the client left before the end')
+
+    def _image(self, vdi, format, task, stack):
+        stack.enter_context(self._attached([vdi], 'RO', task))
+        image = self.content[vdi].clone()
+        if format == 'raw':
+            pieces = archive.raw_stream(image)
+        else:
+            pieces = archive.vhd_stream(image, self.record('VDI', vdi)['uuid'],
+                                        int(time.time()) - SECONDS_TO_2000)
+        try:
+            yield from self._watched(pieces, task, image.virtual_size)
+        except ValueError as error:
+            raise self.error('VDI_IO_ERROR', 'Device I/O errors: %s' % error)
+
+    def dump_database(self):
+        """The database as XML, in bytes."""
+        with self.lock:
+            self.check_up()
+            return dump(self.tables, self.generation)
+
+    # In
+
+    def import_vdi(self, vdi, fileobj, format='raw', task=None):
+        """Fill a disk from an image; XapiError (VDI_IO_ERROR) leaves its content as it was."""
+        size = int(self.record('VDI', vdi)['virtual_size'])
+        with self._following(task, 'VDI import') as task:
+            if format.lower() not in ('raw', 'vhd'):
+                raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
+            with self._attached([vdi], 'RW', task), self._reading():
+                if format.lower() == 'raw':
+                    image = archive.read_raw(fileobj, size)
+                else:
+                    image = self._fitted(archive.read_vhd(fileobj), size)
+            self.content[vdi] = image
+
+    @staticmethod
+    def _fitted(image, size):
+        if image.virtual_size > size:
+            raise archive.ArchiveError(['VDI_IO_ERROR', 'Device I/O errors'],
+                                       'the image is larger than the disk')
+        fitted = archive.Image(size)
+        for index, piece in image.chunks():
+            fitted.write(index * archive.CHUNK, piece)
+        return fitted
+
+    @contextmanager
+    def _reading(self):
+        """An unreadable archive becomes the error that xapi answers."""
+        try:
+            yield
+        except archive.ArchiveError as error:
+            raise self.error(*error.details)
+
+    def import_vm(self, fileobj, sr=None, preserve=False, force=False, metadata=False,
+                  dry_run=False, task=None):
+        """Bring in the VMs of an archive and return their refs; with `dry_run` none.
+
+        sr        where the disks go (default: the pool's default SR)
+        preserve  keep uuids and MAC addresses; refused while a VM is in the way
+        force     overlook wrong checksums, replace a halted VM of the same uuid, and leave what
+                  was made when it fails
+        metadata  the archive has no disks, and those it speaks of must be here
+        Raises XapiError, after removing all that was made.
+        """
+        sr = sr or self.tables['pool'][self.pool_ref]['default_SR']
+        self.record('SR', sr)
+        with self._following(task, 'VM import') as task:
+            work = _Import(self, sr, preserve, force, metadata, dry_run, task)
+            try:
+                with self._reading():
+                    read = archive.read_xva(fileobj, work.begin, force)
+                vms = work.end(read.disks)
+            except BaseException:
+                work.undo(keep=force)
+                raise
+            array = ''.join('<value>%s</value>' % vm for vm in vms)
+            self.finish_task(task, 'success',
+                             '<value><array><data>%s</data></array></value>' % array)
+            return vms
+
+
+class _Import:
+    """One import: `begin` with ova.xml makes the records, `end` gives the disks their bytes."""
+
+    def __init__(self, pool, sr, preserve, force, metadata, dry_run, task):
+        self.pool = pool
+        self.sr = sr
+        self.preserve = preserve
+        self.force = force
+        self.metadata = metadata
+        self.dry_run = dry_run
+        self.task = task
+        self.here = {}          # id in the archive -> ref in this pool
+        self.made = []          # (class, ref), in the order of making
+        self.vms = []
+
+    def begin(self, text):
+        """Make all records; returns {directory: size} of the disks that must follow."""
+        contents = ova.parse(text)
+        pool = self.pool
+        if not ova.compatible(contents.version, pool.xapi_version):
+            raise pool.error('IMPORT_INCOMPATIBLE_VERSION')
+        with pool.lock:
+            for vm in contents.of('VM'):
+                self.check(vm.record)
+            for vdi in contents.of('VDI'):
+                self.here[vdi.id] = self.find_or_make_vdi(contents, vdi)
+            if self.dry_run:
+                return {}
+            for network in contents.of('network'):
+                self.here[network.id] = self.find_or_make_network(network.record)
+            for cls, make in (('VM', self.make_vm), ('VBD', self.make_vbd),
+                              ('VIF', self.make_vif)):
+                for thing in contents.of(cls):
+                    self.here[thing.id] = make(thing.record)
+            for vm in contents.of('VM'):
+                self.join(vm)
+        return {} if self.metadata else contents.disks
+
+    def end(self, disks):
+        """Store the disks' bytes and release the VMs; their refs."""
+        pool = self.pool
+        with pool.lock:
+            pool.check_up()
+            for identity, image in disks.items():
+                pool.content[self.here[identity]] = image
+            for vm in self.vms:
+                pool.put('VM', vm, current_operations={})
+                pool.settle(vm)
+        return self.vms
+
+    def undo(self, keep):
+        """Remove what was made (or keep it, but without the mark of an import)."""
+        pool = self.pool
+        with pool.lock:
+            for vm in self.vms:
+                pool.put('VM', vm, current_operations={})
+            for cls, ref in [] if keep else reversed(self.made):
+                if ref not in pool.tables[cls]:
+                    continue
+                if cls == 'VDI':
+                    pool.drop_vdi(ref)
+                else:
+                    pool.delete(cls, ref)
+
+    def check(self, record):
+        """What stands in the way of keeping uuid and MAC seed. Raises XapiError."""
+        if not self.preserve:
+            return
+        pool, seed = self.pool, record['other_config'].get('mac_seed')
+        for ref, other in list(pool.tables['VM'].items()):
+            if other['uuid'] == record['uuid']:
+                self.replace(ref, other, record)
+            elif seed and not other['is_a_snapshot'] and (
+                    other['other_config'].get('mac_seed') == seed):
+                raise pool.error('DUPLICATE_MAC_SEED', seed)
+
+    def replace(self, ref, existing, record):
+        if existing['power_state'] != 'Halted':
+            raise self.pool.error('VM_BAD_POWER_STATE', ref, 'halted',
+                                  existing['power_state'].lower())
+        if not self.force and int(existing['version']) >= int(record['version']):
+            raise self.pool.error('VM_TO_IMPORT_IS_NOT_NEWER_VERSION', ref, existing['version'],
+                                  record['version'])
+        if not self.dry_run:
+            self.pool.call('VM.destroy', ref)
+
+    def find_or_make_vdi(self, contents, vdi):
+        """ISO images are looked up by location, else left out; so are the disks of metadata."""
+        record, pool = vdi.record, self.pool
+        if vdi.id in contents.disks and not self.metadata:
+            fields = {field: record[field] for field in (
+                'name_label', 'name_description', 'type', 'sharable', 'read_only', 'other_config',
+                'xenstore_data', 'sm_config', 'on_boot', 'tags')}
+            ref = pool.make_vdi(self.sr, int(record['virtual_size']), **fields)
+            self.made.append(('VDI', ref))
+            return ref
+        is_iso = vdi.id not in contents.disks
+        for ref, other in pool.tables['VDI'].items():
+            home = pool.tables['SR'][other['SR']]
+            if (other['location'], home['content_type'] == 'iso') == (record['location'], is_iso):
+                return ref
+        if is_iso:
+            return NULL
+        raise pool.error('VDI_LOCATION_MISSING', self.sr, record['location'])
+
+    def find_or_make_network(self, record):
+        for field in 'name_label', 'bridge':
+            for ref, other in self.pool.tables['network'].items():
+                if other[field] == record[field]:
+                    return ref
+        fields = {field: record[field] for field in (
+            'name_label', 'name_description', 'MTU', 'other_config')}
+        ref = self.pool.call('network.create', fields)
+        self.made.append(('network', ref))
+        return ref
+
+    def make_vm(self, record):
+        pool = self.pool
+        fields = {field: value for field, value in record.items() if field in TEMPLATES['VM']}
+        metrics = pool.new('VM_metrics')
+        self.made.append(('VM_metrics', metrics))
+        fields.update(
+            uuid=record['uuid'] if self.preserve else '', metrics=metrics, guest_metrics=NULL,
+            VBDs=[], VIFs=[], VUSBs=[], VTPMs=[], VGPUs=[], consoles=[], snapshots=[], children=[],
+            crash_dumps=[], attached_PCIs=[], blobs={}, resident_on=NULL, domid='-1',
+            scheduled_to_be_resident_on=NULL, affinity=NULL, appliance=NULL, snapshot_of=NULL,
+            protection_policy=NULL, snapshot_schedule=NULL, parent=NULL, groups=[],
+            is_default_template=False, is_control_domain=False,
+            suspend_VDI=self.here.get(record['suspend_VDI'], NULL), suspend_SR=NULL,
+            snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value)),
+            current_operations={self.task: 'import'}, allowed_operations=[])
+        if fields['power_state'] != 'Suspended' or fields['suspend_VDI'] == NULL:
+            fields['power_state'] = 'Halted'
+        if not self.preserve:
+            fields['other_config'] = dict(record['other_config'], mac_seed=str(uuid.uuid4()))
+        ref = pool.new('VM', **fields)
+        self.made.append(('VM', ref))
+        self.vms.append(ref)
+        return ref
+
+    def make_vbd(self, record):
+        vdi = self.here.get(record['VDI'], NULL)
+        fields = {field: record[field] for field in (
+            'userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'other_config',
+            'qos_algorithm_type', 'qos_algorithm_params')}
+        ref = self.pool.new('VBD', uuid=record['uuid'] if self.preserve else '',
+                            VM=self.here[record['VM']], VDI=vdi, empty=vdi == NULL, **fields)
+        self.made.append(('VBD', ref))
+        return ref
+
+    def make_vif(self, record):
+        fields = {field: record[field] for field in (
+            'device', 'MAC', 'MAC_autogenerated', 'MTU', 'other_config', 'locking_mode',
+            'ipv4_allowed', 'ipv6_allowed', 'qos_algorithm_type', 'qos_algorithm_params')}
+        if not self.preserve:
+            fields.update(MAC='', MAC_autogenerated=True)
+        ref = self.pool.call('VIF.create', dict(
+            fields, VM=self.here[record['VM']], network=self.here[record['network']]))
+        if self.preserve:
+            self.pool.put('VIF', ref, uuid=record['uuid'])
+        self.made.append(('VIF', ref))
+        return ref
+
+    def join(self, vm):
+        """Tie snapshots that came along (in metadata) to their VM."""
+        self.pool.put('VM', self.here[vm.id], **{
+            field: self.here[vm.record[field]] for field in ('snapshot_of', 'parent')
+            if vm.record[field] in self.here})

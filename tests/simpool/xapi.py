@@ -1,0 +1,349 @@
+"""The XML-RPC door: HTTP/1.1 on a loopback port (plain or TLS) and on a unix socket.
+
+Wire forms are xapi's: a struct that begins with `Status`, never a fault; integers, references and
+enums as untyped strings; dates without dashes; `<value></value>` for nothing.
+Sources: xapi: ocaml/xapi/api_server.ml, api_server_common.ml, session_check.ml,
+ocaml/libs/http-lib/http_svr.ml; ocaml-rpc: src/lib/xmlrpc.ml.
+"""
+
+import os
+import select
+import socket
+import socketserver
+import ssl
+import threading
+import xmlrpc.client
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler
+
+from .faults import Fault
+from .model import Down, XapiError
+
+BODY_LIMIT = 300 * 1024         # bytes of a request; xapi: ocaml/xapi-consts/constants.ml
+OPEN_TO_ALL = ('session.login_with_password', 'session.slave_local_login_with_password')
+LOCAL = ('session.slave_local_login_with_password', 'session.local_logout')
+PIECE = 0.05                    # seconds of a slow answer that go out at once
+PAGE = '<html><body><h1>HTTP %d %s</h1></body></html>'
+
+
+# Control characters but tab, line feed and carriage return are dropped.
+_ESCAPES = {code: None for code in range(32) if code not in (9, 10, 13)}
+_ESCAPES.update({ord('&'): '&amp;', ord('<'): '&lt;', ord('>'): '&gt;', ord('"'): '&quot;'})
+
+
+@lru_cache(maxsize=1 << 16)
+def _text(string):
+    return '<value>%s</value>' % string.translate(_ESCAPES)
+
+
+@lru_cache(maxsize=1 << 16)
+def _member(name):
+    return '<member><name>%s</name>' % name.translate(_ESCAPES)
+
+
+def _struct(value):
+    parts = []
+    for name, member in value.items():
+        parts.append(_member(name))
+        parts.append(to_xml(member))
+        parts.append('</member>')
+    return '<value><struct>%s</struct></value>' % ''.join(parts)
+
+
+def _array(value):
+    return '<value><array><data>%s</data></array></value>' % ''.join(map(to_xml, value))
+
+
+_WIRE = {
+    str: _text,
+    int: lambda value: '<value>%d</value>' % value,
+    bool: lambda value: '<value><boolean>%d</boolean></value>' % value,
+    float: lambda value: '<value><double>%.16g</double></value>' % value,
+    dict: _struct,
+    list: _array,
+    tuple: _array,
+    xmlrpc.client.DateTime: lambda value: (
+        '<value><dateTime.iso8601>%s</dateTime.iso8601></value>' % value.value),
+}
+
+
+def to_xml(value):
+    """A value on the wire: structs, arrays, booleans, doubles, dates; all else bare text."""
+    return _WIRE[type(value)](value)
+
+
+def response(value):
+    """The XML of a method's response, as bytes."""
+    return ('<?xml version="1.0"?><methodResponse><params><param>%s</param></params>'
+            '</methodResponse>' % to_xml(value)).encode('utf-8')
+
+
+def success(value):
+    """The struct of a call that went well."""
+    return {'Status': 'Success', 'Value': value}
+
+
+def failure(details):
+    """The struct of a call that did not: its code and parameters."""
+    return {'Status': 'Failure', 'ErrorDescription': list(details)}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection: calls one after the other, until a side closes it."""
+
+    protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = False
+
+    def setup(self):
+        if self.server.tls:
+            self.request.do_handshake()
+        super().setup()
+
+    def address_string(self):
+        return 'client'
+
+    def log_message(self, format, *args):
+        """Nothing is written: the journal has the calls."""
+
+    def do_POST(self):
+        if self.path.split('?')[0] not in ('/', '/RPC2'):
+            return self.refuse(404, 'Not Found')
+        length = self.headers.get('Content-Length', '')
+        if not length.isdigit():
+            return self.refuse(411, 'Length Required')
+        if int(length) > BODY_LIMIT:
+            return self.refuse(413, 'Request Entity Too Large')
+        body = self.rfile.read(int(length))
+        try:
+            params, method = xmlrpc.client.loads(body)
+        except Exception:       # whatever the parser says of such a body: xapi answers 500
+            return self.refuse(500, 'Internal Error')
+        try:
+            self.answer(*self.server.door.answer(method, params, self))
+        except Down:
+            self.close_connection = True
+
+    def do_GET(self):
+        self.refuse(404, 'Not Found')
+
+    do_PUT = do_HEAD = do_GET
+
+    def refuse(self, status, reason):
+        """An HTTP failure, after which the connection ends."""
+        self.close_connection = True
+        self.transmit(status, reason, 'text/html', (PAGE % (status, reason)).encode())
+
+    def answer(self, body, fault):
+        """Send the body of a response, whole or as its fault wants it."""
+        if fault and fault.do == 'die':
+            self.close_connection = True
+            self.transmit(200, 'OK', 'text/xml', body, fault.after or 0)
+        else:
+            self.transmit(200, 'OK', 'text/xml', body, rate=fault.rate if fault else None)
+
+    def transmit(self, status, reason, kind, body, after=None, rate=None):
+        version = '1.0' if self.request_version == 'HTTP/1.0' else '1.1'
+        keep = not self.close_connection and version == '1.1'
+        head = ('HTTP/%s %d %s\r\nConnection: %s\r\nCache-Control: no-cache, no-store\r\n'
+                'Content-Type: %s\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: %d\r\n\r\n'
+                % (version, status, reason, 'keep-alive' if keep else 'close', kind, len(body)))
+        data = head.encode('ascii') + body
+        if after is not None:
+            data = data[:after]
+        if rate is None:
+            self.wfile.write(data)
+            return
+        size = max(1, int(rate * PIECE))
+        for start in range(0, len(data), size):
+            self.wfile.write(data[start:start + size])
+            self.server.door.pool.sleep(PIECE)
+
+    def is_gone(self):
+        """Whether the client closed its side."""
+        if not select.select([self.request], [], [], 0)[0]:
+            return False
+        try:
+            return self.request.recv(1, socket.MSG_PEEK) == b''
+        except (OSError, ValueError):       # ValueError: TLS sockets cannot peek
+            return True
+
+
+class _Listener(socketserver.TCPServer):
+    """A listening socket with a thread for each connection; all end when it stops."""
+
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, address, door, tls=None):
+        self.door = door
+        self.tls = tls
+        self._guard = threading.Lock()
+        self._connections = set()
+        self._threads = set()
+        self._stopping = False
+        self._wake, self._waker = socket.socketpair()
+        try:
+            super().__init__(address, Handler)
+        except BaseException:
+            self._wake.close()
+            self._waker.close()
+            raise
+        self.socket.setblocking(False)
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    def _accept(self):
+        while True:
+            ready, _, _ = select.select([self.socket, self._wake], [], [])
+            if self._wake in ready:
+                return
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                continue        # it went away again
+            connection.setblocking(True)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            with self._guard:
+                self._threads.add(thread)
+                thread.start()
+
+    def _serve(self, connection):
+        try:
+            with self._guard:
+                if self._stopping:
+                    return
+                if self.tls:
+                    connection = self.tls.wrap_socket(connection, server_side=True,
+                                                      do_handshake_on_connect=False)
+                self._connections.add(connection)
+            self.finish_request(connection, ('client', 0))
+        except OSError:
+            return              # the client went away, or we are stopping
+        finally:
+            with self._guard:
+                self._connections.discard(connection)
+                self._threads.discard(threading.current_thread())
+            self.shutdown_request(connection)
+
+    def stop(self):
+        """Close the socket and every connection, and wait for their threads (but for our own)."""
+        self._waker.send(b'.')
+        self._acceptor.join()
+        with self._guard:
+            self._stopping = True
+            threads = set(self._threads)
+            for connection in self._connections:
+                self._end(connection)
+        for thread in threads - {threading.current_thread()}:
+            thread.join()
+        self.server_close()
+        self._wake.close()
+        self._waker.close()
+
+    @staticmethod
+    def _end(connection):
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return              # the client was quicker
+
+
+class _UnixListener(_Listener):
+    """The same on a unix socket."""
+
+    address_family = socket.AF_UNIX
+    allow_reuse_address = False
+
+    def stop(self):
+        super().stop()
+        if os.path.exists(self.server_address):
+            os.unlink(self.server_address)
+
+
+class XapiDoor:
+    """One way in. `trusted`: the unix socket, where everybody is root and a member forwards.
+
+    `address` is a path, or a port (0: any) on loopback; `certificate` (a file with certificate and
+    key) makes it TLS. `master_address`: this host is a member of that master's pool.
+    """
+
+    def __init__(self, pool, address, certificate=None, master_address=None):
+        self.pool = pool
+        self.trusted = isinstance(address, str)
+        self.master_address = None if self.trusted else master_address
+        tls = None
+        if certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate)
+        if self.trusted:
+            self._listener = _UnixListener(address, self)
+        else:
+            self._listener = _Listener(('127.0.0.1', address), self, tls)
+            self.port = self._listener.server_address[1]
+
+    def stop(self):
+        """Close it, and all connections through it."""
+        self._listener.stop()
+
+    def answer(self, method, params, handler):
+        """(body of the response, the fault that shapes its sending). Raises Down."""
+        pool = self.pool
+        pool.check_up()
+        session = method in OPEN_TO_ALL or method.startswith('system.')
+        fault = pool.arrive('xapi', method, params if session else params[1:])
+        if fault is None:
+            return self.perform(method, params), None
+        if fault.do == 'down':
+            pool.go_down()
+            pool.check_up()
+        if fault.do == 'hang':
+            pool.sleep(None, handler.is_gone)
+            raise Down('the client went away')
+        if fault.do == 'refuse':
+            return response(failure(fault.error)), None
+        if fault.do == 'print':
+            return fault.body if fault.body is not None else response(success(fault.value)), None
+        if fault.do == 'slow':
+            pool.sleep(fault.seconds)
+        body = self.perform(method, params)
+        if fault.do == 'down-after':
+            pool.go_down()
+            pool.check_up()
+        return body, fault
+
+    def perform(self, method, params):
+        """The body of the response to one call, done for real."""
+        if method == 'system.listMethods':
+            return response(self.pool.messages())
+        try:
+            return response(success(self.dispatch(method, params)))
+        except XapiError as error:
+            return response(failure(error.details))
+
+    def dispatch(self, method, params):
+        """The value of a call. Raises XapiError."""
+        if self.master_address and method not in LOCAL:
+            raise XapiError('HOST_IS_SLAVE', self.master_address)
+        if method in OPEN_TO_ALL:
+            return self.login(method, params)
+        name = method[6:] if method.startswith('Async.') else method
+        if name in ('session.logout', 'session.local_logout'):
+            self.count(method, 0, params)
+            self.pool.logout(params[0])
+            return ''
+        self.pool.check_message(name, len(params) - 1)
+        self.pool.check_session(params[0])
+        call = self.pool.call_async if name != method else self.pool.call
+        return call(name, *params[1:])
+
+    def login(self, method, params):
+        """A new session's ref. The version, the third parameter, is ignored as in xapi."""
+        if not 2 <= len(params) <= (4 if method == OPEN_TO_ALL[0] else 2):
+            raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, 2, len(params))
+        originator = params[3] if len(params) > 3 else ''
+        return self.pool.login(params[0], params[1], originator, self.trusted)
+
+    @staticmethod
+    def count(method, expected, params):
+        if len(params) - 1 != expected:
+            raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, expected, len(params) - 1)

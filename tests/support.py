@@ -1,0 +1,152 @@
+"""What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from typing import List, NamedTuple
+
+from tests.simpool import SimPool
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = os.path.join(ROOT, 'VmBackup.py')
+DATA = os.path.join(ROOT, 'tests', 'data')
+DATED = re.compile(r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)')
+TIME_STAMP = re.compile(r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
+LIMIT = 120                    # seconds: far beyond what any of these children needs
+
+
+class Done(NamedTuple):
+    """A run of VmBackup.py that has ended."""
+
+    status: int
+    output: str                # standard output and error
+
+    @property
+    def lines(self) -> List[str]:
+        """Its log lines without their time stamps."""
+        return [TIME_STAMP.sub('', line) for line in self.output.splitlines()]
+
+
+class PoolCase(unittest.TestCase):
+    """A test with a simulated pool of its own; it ends with nothing of ours left in the pool."""
+
+    pool_description = {'vms': [
+        {'name': 'web', 'power_state': 'Running', 'disks': ['3 MiB', '2 MiB']},
+        {'name': 'db', 'disks': ['2 MiB', {'size': '3 MiB', 'fill': 0}], 'ran': True}]}
+    leaves_things_behind = False       # a test that means to sets it
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.backups = os.path.join(self.directory, 'BACKUPS')
+        self.status_log = os.path.join(self.directory, 'logs', 'status.log')
+        os.mkdir(self.backups)
+        self.use_pool()
+
+    def use_pool(self, **options):
+        """Start this test's pool; with options of SimPool, in the place of the one it had."""
+        self.sim = SimPool(self.pool_description, **options)
+        self.addCleanup(self.sim.stop)
+        self.before = self.contents()
+
+    def doCleanups(self):
+        """A test ends by looking at what is left, before the pool is taken down."""
+        if getattr(self, 'before', None) is not None and not self.leaves_things_behind:
+            self.leaves_things_behind = True
+            with self._outcome.testPartExecutor(self):
+                self.assert_clean()
+        return super().doCleanups()
+
+    def contents(self):
+        """What is in the pool, by class: references and names."""
+        return {cls: {ref: record.get('name_label', '')
+                      for ref, record in self.sim.pool.tables[cls].items()}
+                for cls in ('VM', 'VBD', 'VDI', 'VIF', 'session', 'task')}
+
+    def assert_clean(self):
+        """No snapshot, disk, VBD, session or task that was not there at the beginning."""
+        now = self.contents()
+        for cls, objects in self.before.items():
+            extra = {ref: name for ref, name in now[cls].items() if ref not in objects}
+            lost = {ref: name for ref, name in objects.items() if ref not in now[cls]}
+            self.assertEqual(({}, {}), (extra, lost), 'left in or lost from the pool: ' + cls)
+
+    def config(self, *lines, **keys):
+        """Write a config file for this test's directories; return its path."""
+        path = os.path.join(self.directory, 'run.cfg')
+        head = dict(dict(backup_dir=self.backups, status_log=self.status_log), **keys)
+        with open(path, 'w', encoding='utf-8') as stream:
+            for item in head.items():
+                stream.write('%s=%s\n' % item)
+            stream.write('\n'.join(lines) + '\n')
+        return path
+
+    def environ(self, **more):
+        """The environment of a child; HOME is this test's."""
+        environ = self.sim.environ(HOME=self.directory)
+        environ.update(more)
+        return environ
+
+    def start(self, *arguments, **environ):
+        """Start VmBackup.py; return the process."""
+        return subprocess.Popen(
+            [sys.executable, SCRIPT] + [os.fsencode(argument) for argument in arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=self.directory, env=self.environ(**environ))
+
+    def finish(self, child):
+        """Wait for VmBackup.py; return what it did."""
+        output, _ = child.communicate(timeout=LIMIT)
+        return Done(child.returncode, output.decode('utf-8'))
+
+    def vmbackup(self, *arguments, **environ):
+        """Run VmBackup.py to its end."""
+        return self.finish(self.start(*arguments, **environ))
+
+    def back_up(self, *lines, **keys):
+        """Run VmBackup.py with a config of these lines."""
+        return self.vmbackup('password', self.config(*lines, **keys))
+
+    def xe(self, *words):
+        """What a command of the simulated xe prints."""
+        return subprocess.check_output([self.sim.xe] + list(words), timeout=LIMIT,
+                                       env=self.environ()).decode('utf-8')
+
+    def xe_calls(self):
+        """The xe commands so far, as (verb, {parameter: value})."""
+        return [(call.name, dict(word.partition('=')[::2] for word in call.args))
+                for call in self.sim.calls('xe')]
+
+    def tree(self):
+        """The files and directories below the backup directory, dates blanked, sorted."""
+        found = []
+        for directory, names, files in os.walk(os.fsencode(self.backups)):
+            for name in names + files:
+                path = os.path.join(directory, name)[len(os.fsencode(self.backups)) + 1:]
+                found.append(DATED.sub('DATED', path.decode('utf-8')))
+        return sorted(found)
+
+    def dated(self, vm):
+        """The dated directories of a VM, oldest first."""
+        directory = os.path.join(self.backups, vm)
+        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+
+    def status(self):
+        """The lines of the status log without times and the host's name."""
+        with open(self.status_log, encoding='utf-8') as stream:
+            text = stream.read()
+        return [line.split(',', 3)[1] + ',' + line.split(',', 3)[3]
+                for line in text.splitlines()]
+
+    def old_backup(self, vm, name, *files):
+        """Make a dated directory as an earlier run would have; return its path."""
+        path = os.path.join(self.backups, vm, name)
+        os.makedirs(path)
+        for file in files:
+            with open(os.path.join(path, file), 'w', encoding='utf-8'):
+                pass
+        return path
