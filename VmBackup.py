@@ -101,6 +101,7 @@ XAPI_SOCKET = 'unix:/var/lib/xcp/xapi'
 XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself waits up to 2 h
 XAPI_TIMEOUT = 600         # seconds for one XenAPI call
 DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
+SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still makes one that nobody waits for
 MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
 MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
@@ -244,10 +245,10 @@ def quoted(argv: Sequence[str]) -> str:
 
 
 class Console:
-    """The log on standard output, flushed line by line; keeps this run's lines for the mail."""
+    """The log on standard output, line by line; keeps this run's lines for the mail."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream = stream   # unbuffered; None if it is closed
         self.lines = collections.deque(maxlen=20000)    # type: collections.deque
 
     def log(self, text: str = '') -> None:
@@ -263,9 +264,10 @@ class Console:
 
     def write(self, text: str) -> None:
         """Print text as it is."""
-        with contextlib.suppress(OSError, ValueError):   # nobody reads: the backup goes on
-            self.stream.write(encoded(text))
-            self.stream.flush()
+        data = encoded(text)
+        with contextlib.suppress(OSError):               # nobody reads: the backup goes on
+            while data and self.stream:
+                data = data[self.stream.write(data) or len(data):]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -489,6 +491,7 @@ def read_config(invocation: Invocation) -> Config:
     return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
 
 
+INVENTORY = '/etc/xensource-inventory'
 OPTIONS = ('compress', 'pre_clean', 'ignore_extra_keys')
 
 
@@ -567,6 +570,26 @@ def read_password_file(path: str, console: Console) -> str:
         console.log(f'***WARNING - password file {path} can be read by others '
                     f'(chmod 600 {path})')
     return password
+
+
+def login_word(word: str, console: Console) -> Optional[str]:
+    """The password that a command line's first word stands for; None for `local`."""
+    if word == 'local':
+        return None
+    if os.path.isfile(native(word)):
+        return read_password_file(native(word), console)
+    return word
+
+
+def installation_uuid() -> str:
+    """This host's uuid in xapi, as its installation wrote it down (host-installer: backend.py),
+    or '' where there is no such file."""
+    try:
+        with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
+            found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
+    except OSError:
+        return ''
+    return found.group(1) if found else ''
 
 
 # ----------------------------------------------------------------------------------------------
@@ -898,19 +921,12 @@ class Xe:
     def export(self, verb: str, **parameters: Any) -> str:
         """Let a command write a file, for as long as it takes; a signal ends it.
 
-        Raise CommandFailed, also when it says that it worked and the file is empty or missing
-        (xapi: cli_operations.ml, download_file: exit status 0 without a file can happen).
+        Raise CommandFailed. Exit status 0 does not prove that there is a file (xapi:
+        cli_operations.ml, download_file).
         """
         argv = self.announce(verb, parameters)
         output = self.finish(argv, self.signals).output.decode('utf-8', 'replace').strip()
         self.console.log_lines(output)
-        path = parameters.get('filename') or parameters['file_name']
-        try:
-            size = os.stat(path).st_size
-        except OSError as error:
-            raise CommandFailed(f'no file was written: {path} ({error.strerror})')
-        if not size:
-            raise CommandFailed(f'an empty file was written: {path}')
         return output
 
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
@@ -943,7 +959,6 @@ class Xe:
 NULL = 'OpaqueRef:NULL'
 VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
-INVENTORY = '/etc/xensource-inventory'
 
 
 class Disk(NamedTuple):
@@ -1002,7 +1017,7 @@ class Pool:
         self.session = session
         self.redirected = redirected       # this host is not the master
         self.tables = {}                   # type: Dict[str, Dict[str, Dict[str, Any]]]
-        self.vm_labels = {}                # type: Dict[str, str]
+        self.vm_labels = {}                # type: Dict[str, Tuple[str, str]]
 
     @classmethod
     @contextlib.contextmanager
@@ -1031,6 +1046,7 @@ class Pool:
             yield pool
         finally:
             with contextlib.suppress(PoolError):       # it expires by itself
+                pool.session('close')()                # an interrupted call may still be on it
                 pool.guarded('logout', pool.session.xenapi.session.logout)
 
     def login(self, url: str, password: str) -> None:
@@ -1067,7 +1083,8 @@ class Pool:
     def vms(self) -> List[Vm]:
         """The real VMs: no templates, snapshots, control domains. One call."""
         records = self.call('VM.get_all_records')
-        self.vm_labels = {ref: record['name_label'] for ref, record in records.items()}
+        self.vm_labels = {ref: (record['name_label'], record['uuid'])
+                          for ref, record in records.items()}
         return [self.vm(ref, record) for ref, record in records.items()
                 if not (record['is_a_template'] or record['is_a_snapshot'] or
                         record['is_control_domain'])]
@@ -1131,11 +1148,24 @@ class Pool:
         return Snapshot(snapshot_ref, record['uuid'], record['name_label'],
                         kind == 'VDI' and bool(record['VBDs']))
 
-    def label(self, kind: str, ref: str) -> str:
-        """The name-label of a VM or VDI as the tables had it, or ''. No call for each."""
+    def label(self, kind: str, ref: str) -> Tuple[str, str]:
+        """Name-label and uuid of a VM or VDI as the tables had them; no call for each."""
         if kind == 'VM':
-            return self.vm_labels.get(ref, '')
-        return self.table(kind).get(ref, {}).get('name_label', '')
+            return self.vm_labels.get(ref, ('', ''))
+        record = self.table(kind).get(ref, {})
+        return record.get('name_label', ''), record.get('uuid', '')
+
+    def wait_for_snapshot(self, kind: str, ref: str) -> None:
+        """Wait until no snapshot of an object is being made; raise PoolError after a while.
+
+        xapi finishes a snapshot whose client is gone (xapi: xapi_cli.ml).
+        """
+        for wait in SNAPSHOT_PAUSES + (0,):
+            operations = self.call(kind + '.get_current_operations', ref).values()
+            if 'snapshot' not in operations:
+                return
+            pause(wait)
+        raise PoolError('a snapshot is still being made')
 
     def is_gone(self, kind: str, uuid: str) -> bool:
         """Whether the pool says that there is no such object."""
@@ -1153,27 +1183,17 @@ class Pool:
         """Whether this host is the pool's master.
 
         A session over the unix socket of a member is forwarded to the master (xapi:
-        api_server.ml), so the session cannot tell: the installation's uuid, which is the
-        host's uuid in xapi (host-installer: backend.py), is compared where there is one.
+        api_server.ml), so the session cannot tell: the installation's uuid is compared where
+        there is one.
         """
         if self.redirected:
             return False
         hosts = self.table('host')
         master = list(self.table('pool').values())[0]['master']
-        here = self.installation_uuid()
+        here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
             return hosts[master]['uuid'] == here
         return bool(self.call('session.get_this_host', self.session.handle) == master)
-
-    @staticmethod
-    def installation_uuid() -> str:
-        """This host's uuid as its installation knows it, or ''."""
-        try:
-            with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
-                found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
-        except OSError:
-            return ''
-        return found.group(1) if found else ''
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1211,6 +1231,14 @@ def label_part(text: str) -> str:
     """Text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
     return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
+
+
+def written(path: str) -> int:
+    """Bytes of a file that a command says it wrote; raise CommandFailed if it did not."""
+    size = os.stat(path).st_size if os.path.isfile(path) else 0
+    if not size:
+        raise CommandFailed(f'the file is missing or empty: {path}')
+    return size
 
 
 def dated(pattern: str) -> Any:
@@ -1252,8 +1280,8 @@ class BackupDir(NamedTuple):
         self.write('', MARKERS[1] if large else MARKERS[0])
 
     def size(self, name: str) -> int:
-        """Bytes of a file in it."""
-        return os.stat(self.file(name)).st_size
+        """Bytes of a file in it; raise CommandFailed if it is missing or empty."""
+        return written(self.file(name))
 
     def intent(self) -> Dict[str, Any]:
         """What it says of a snapshot of ours that may be in the pool; {} if nothing."""
@@ -1478,7 +1506,7 @@ def failing_as(token: str) -> Iterator[None]:
     try:
         yield
     except (CommandFailed, PoolError) as error:
-        raise BackupFailed(token, str(error))
+        raise BackupFailed(token, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -1546,8 +1574,9 @@ class Exporter:
         with failing_as(self.snapshot_token):
             before = self.pool.call(self.kind + '.get_snapshots', self.target)
         for ref in before:
-            if self.pool.label(self.kind, ref) == self.label:
-                self.warn_of(ref)
+            label, uuid = self.pool.label(self.kind, ref)
+            if label == self.label:
+                self.warn_of(uuid)
         intent = {'kind': self.kind, 'of': self.uuid, 'label': self.label, 'before': before}
         backup.set_intent(intent)
         try:
@@ -1571,6 +1600,7 @@ class Exporter:
         if not intent:
             return
         self.prepared = False
+        self.pool.wait_for_snapshot(self.kind, self.target)
         new = [found for found in self.pool.snapshots(self.kind, self.target)
                if found.ref not in intent['before']]
         for found in new:
@@ -1997,7 +2027,8 @@ class BackupRun:
         log(f'new backup_dir: {backup.path}')
         self.gather_metadata(backup, vm, xe, warnings)
         log(f'*** {job.method} begin xe command sequence')
-        log('power-state ( RO): {}'.format(vm.record['power_state'].lower()))
+        if vm.record['power_state'] == 'Running':
+            log('power-state ( RO): running')
         log('vm is running' if vm.record['power_state'] == 'Running' else 'vm is NOT running')
         exporter.aim(vm)
         name = path_part(vm.name) + exporter.extension
@@ -2008,9 +2039,9 @@ class BackupRun:
                 self.prune(expendable(history.good(), job.keep), warnings)
             with failing_as(exporter.export_token):
                 exporter.export(snapshot, backup.file(name))
+                size = backup.size(name)
             log(f'{job.method} success')
         log(f'*** {job.method} end')
-        size = backup.size(name)
         backup.mark(size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
         self.prune(surplus(history.good(), job.keep, backup), warnings)
@@ -2067,20 +2098,12 @@ class BackupRun:
                 return
             path = self.store.new_pool_dump(self.host, now())
             Xe(self.console, self.signals).export('pool-dump-database', file_name=path)
+            written(path)
             for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
                 log(f'Deleting oldest pool database dump {old}')
         except (VmBackupError, OSError) as error:
             log(f'ERROR pool database not backed up: {error}')
             self.further_errors += 1
-
-
-def login_word(word: str, console: Console) -> Optional[str]:
-    """The password that a command line's first word stands for; None for `local`."""
-    if word == 'local':
-        return None
-    if os.path.isfile(native(word)):
-        return read_password_file(native(word), console)
-    return word
 
 
 def load_config(invocation: Invocation, console: Console) -> Config:
@@ -2289,7 +2312,8 @@ def command(words: Sequence[str], program: str, console: Console, signals: Signa
 
 def main(argv: Sequence[str]) -> int:
     """Run; return the exit status."""
-    console, signals = Console(getattr(sys.stdout, 'buffer', sys.stdout)), Signals()
+    stdout = getattr(sys.stdout, 'buffer', None)
+    console, signals = Console(getattr(stdout, 'raw', stdout)), Signals()
     signals.install()
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     try:

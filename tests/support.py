@@ -62,9 +62,10 @@ class PoolCase(unittest.TestCase):
         return super().doCleanups()
 
     def contents(self):
-        """What is in the pool, by class: references and names."""
+        """What is in the pool, by class: references and names; of the tasks those under way."""
         return {cls: {ref: record.get('name_label', '')
-                      for ref, record in self.sim.pool.tables[cls].items()}
+                      for ref, record in self.sim.pool.tables[cls].items()
+                      if record.get('status', 'pending') == 'pending'}
                 for cls in ('VM', 'VBD', 'VDI', 'VIF', 'session', 'task')}
 
     def assert_clean(self):

@@ -24,7 +24,7 @@ import unittest
 import xmlrpc.client
 
 from tests.simpool import archive, ova, pools
-from tests.simpool.archive import CHUNK, ArchiveError, Image
+from tests.simpool.archive import ArchiveError, Image
 
 SAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'samples')
 MIB = 1 << 20
@@ -381,6 +381,13 @@ class ReadingXva(TestCase):
         with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Stream_vdi.Failure('
                           '"Found unsupported checksum file: README") ]'):
             read(data)
+
+    def test_checksum_of_another_chunk_is_refused(self):
+        members = ('Ref:1/00000000', b'x'), ('Ref:1/00000001.xxhash', b'5C80C09683041123')
+        data = b''.join(itertools.chain(archive._member('ova.xml', b''),
+                                        *(archive._member(*member) for member in members)))
+        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='Ref:1/00000001.xxhash follows'):
+            read(data + bytes(1024))
 
     def test_archive_of_something_else_is_refused(self):
         other = b''.join(archive._member('README', b'text')) + bytes(1024)
@@ -811,6 +818,16 @@ class BuildingOva(TestCase):
         self.assertEqual(len(exported.of('VDI')), 6)
         self.assertEqual(len(built(VM, preserve_power_state=True)[0].of('VM')), 1)
 
+    def test_parent_goes_with_the_metadata_and_its_snapshots(self):
+        tables = real_tables()
+        tables['VM'][VM]['parent'] = RUNNING
+        exported, _ = built(VM, tables, preserve_power_state=True, include_snapshots=True)
+        self.assertEqual({thing.record['name_label'] for thing in exported.of('VM')},
+                         {'sample vm', 'RESTORE_sample vm', 'mail server'})
+        self.assertEqual(exported.record('Ref:7')['parent'],
+                         next(vm.id for vm in exported.of('VM')
+                              if vm.record['name_label'] == 'mail server'))
+
     def test_cd_and_iso_are_not_streamed_and_a_suspend_image_is(self):
         tables = real_tables()
         vbds = [tables['VBD'][ref] for ref in tables['VM'][VM]['VBDs']]
@@ -830,6 +847,9 @@ class BuildingOva(TestCase):
         self.assertEqual(streamed[memory], exported.of('VM')[0].record['suspend_VDI'])
         self.assertEqual(set(exported.disks), set(streamed.values()))
         drive.update(type='Disk')
+        self.assertNotIn(iso, built(VM, tables)[1])
+        drive.update(type='CD')
+        tables['SR'][iso_sr].update(content_type='user')
         self.assertNotIn(iso, built(VM, tables)[1])
 
     def test_numbers_run_on_from_one_export_to_the_next(self):

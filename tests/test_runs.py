@@ -201,7 +201,8 @@ class Rotation(PoolCase):
     def test_pre_clean_deletes_nothing_when_the_snapshot_fails(self):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2, 3)]
-        self.sim.pool.faults.add('vm-snapshot', 'refuse', error=['SR_BACKEND_FAILURE_44', '', '', ''])
+        self.sim.pool.faults.add('vm-snapshot', 'refuse',
+                                 error=['SR_BACKEND_FAILURE_44', '', '', ''])
         self.assertEqual(2, self.back_up('vm-export=db:1', pre_clean=True).status)
         self.assertEqual([True] * 3, [os.path.exists(path) for path in old])
 

@@ -42,6 +42,8 @@ class SimPool:
         self._doors = []
         self._ports = {}
         self._guard = threading.Lock()
+        if self.pool.is_down:
+            self.pool.come_up()
         self.pool.when_down.append(self._shut_soon)
         self._shutting = []
         try:
@@ -135,9 +137,12 @@ class SimPool:
 
 
 def _short_directory():
-    """A new directory of ours, its path short and (for the SDK's unix transport) without `_`."""
+    """A new directory of ours, its path short enough for a socket's.
+
+    Its own name has no `_`, which the SDK's unix transport takes for a `/`.
+    """
     base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > SOCKET_PATH_LIMIT - 20 or '_' in base:
+    if len(os.fsencode(base)) > SOCKET_PATH_LIMIT - 20:
         base = '/tmp'
     path = os.path.join(base, 'simpool-' + uuid.uuid4().hex[:8])
     os.mkdir(path, 0o700)

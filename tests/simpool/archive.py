@@ -10,6 +10,7 @@ Everything here is bytes: nothing is known of pools and records (ova.py reads an
 All writers are iterators of bytes and hold about 1 MiB (VHD: 2 MiB) at a time.
 """
 import array
+import contextlib
 import hashlib
 import os
 import random
@@ -50,7 +51,7 @@ class ArchiveError(Exception):
         return self.details[0]
 
     def __str__(self):
-        return ': '.join(self.details + ([self.note] if self.note else []))
+        return ': '.join(self.details + [self.note] if self.note else self.details)
 
 
 def import_error(exception, note=''):
@@ -346,10 +347,8 @@ def _through(argv, stream):
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, bufsize=0)
     try:
-        try:
+        with contextlib.suppress(BrokenPipeError):      # when it has ended; its status says why
             yield from _pumped(process, stream)
-        except BrokenPipeError:
-            pass                    # it has ended, and its exit status says why
         process.stdin.close()
         yield from iter(lambda: process.stdout.read(PIECE), b'')
         if process.wait():

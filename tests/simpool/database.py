@@ -126,7 +126,7 @@ class QueryError(ValueError):
 class Query:
     """A parsed query: `Query(cls, text).matches(ref, record)` is true or false.
 
-    Raises QueryError for bad grammar, KeyError for a column that the table does not have.
+    Raises QueryError for bad grammar; `matches` KeyError for a column that is not there.
     """
 
     def __init__(self, cls, expression):
@@ -200,7 +200,4 @@ class Query:
             return lambda ref, record: name
         if name == '_ref':
             return lambda ref, record: ref
-        if name not in self._fields:
-            raise KeyError(name)
-        field = self._fields[name]
-        return lambda ref, record: text(record[field])
+        return lambda ref, record: text(record[self._fields[name]])

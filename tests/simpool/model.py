@@ -212,8 +212,9 @@ class Pool(Transfers):
         with self.lock:
             self._down = False
             self.tables['session'].clear()
-            for vm in self.tables['VM'].values():
-                vm['current_operations'] = {}
+            for vm in self.tables['VM']:
+                self.put('VM', vm, current_operations={})
+                self.settle(vm)
             for ref, task in self.tables['task'].items():
                 if task['status'] == 'pending':
                     self.finish_task(ref, 'cancelled')
@@ -398,15 +399,18 @@ class Pool(Transfers):
         return None
 
     def where(self, cls, query):
-        """{ref: record} of the records for which a query holds; XapiError INVALID_VALUE."""
+        """{ref: record} of the records for which a query holds.
+
+        XapiError INVALID_VALUE for bad grammar, INTERNAL_ERROR for a column that is not there.
+        """
         try:
             matches = Query(cls, query).matches
+            return {ref: dict(record) for ref, record in self.tables[cls].items()
+                    if matches(ref, record)}
         except QueryError as error:
             raise XapiError('INVALID_VALUE', query, error)
         except KeyError as error:
             raise XapiError('INTERNAL_ERROR', 'missing field', error.args[0], '')
-        return {ref: dict(record) for ref, record in self.tables[cls].items()
-                if matches(ref, record)}
 
     def _set(self, cls, ref, field, value):
         self.record(cls, ref)

@@ -84,7 +84,8 @@ FIELDS = {cls: names.split() for cls, names in {
         uuid name_label name_description allowed_operations current_operations VDIs PBDs
         virtual_allocation physical_utilisation physical_size type content_type shared
         other_config tags sm_config blobs local_cache_enabled introduced_by clustered
-        is_tools_sr''',}.items()}
+        is_tools_sr''',
+}.items()}
 
 # What is left out of the exported records, by class.
 _BLANK = {

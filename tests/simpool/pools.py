@@ -24,8 +24,8 @@ All keys are optional but the names.
               "count": 1}]}                         so many of them; {n} in the name is the number
 
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
-`lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is the part of a disk that holds data (noise, the
-same for the same seed); what is left is zeros.
+`lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
+the part of a disk that holds data (noise, the same for the same seed); what is left is zeros.
 """
 
 import json

@@ -252,7 +252,8 @@ class Transfers:
         force     overlook wrong checksums, replace a halted VM of the same uuid, and leave what
                   was made when it fails
         metadata  the archive has no disks, and those it speaks of must be here
-        Raises XapiError, after removing all that was made.
+        Raises XapiError, after removing all that was made; Down, if the daemon dies, which leaves a
+        VM whose disks are not filled.
         """
         sr = sr or self.tables['pool'][self.pool_ref]['default_SR']
         self.record('SR', sr)
@@ -263,7 +264,8 @@ class Transfers:
                     read = archive.read_xva(fileobj, work.begin, force)
                 vms = work.end(read.disks)
             except BaseException:
-                work.undo(keep=force)
+                if not self.is_down:
+                    work.undo(keep=force)
                 raise
             array = ''.join('<value>%s</value>' % vm for vm in vms)
             self.finish_task(task, 'success',
@@ -326,7 +328,8 @@ class _Import:
         pool = self.pool
         with pool.lock:
             for vm in self.vms:
-                pool.put('VM', vm, current_operations={})
+                if vm in pool.tables['VM']:
+                    pool.put('VM', vm, current_operations={})
             for cls, ref in [] if keep else reversed(self.made):
                 if ref not in pool.tables[cls]:
                     continue

@@ -21,6 +21,7 @@ from .model import Down, XapiError
 
 BODY_LIMIT = 300 * 1024         # bytes of a request; xapi: ocaml/xapi-consts/constants.ml
 OPEN_TO_ALL = ('session.login_with_password', 'session.slave_local_login_with_password')
+LOGOUTS = ('session.logout', 'session.local_logout')
 LOCAL = ('session.slave_local_login_with_password', 'session.local_logout')
 PIECE = 0.05                    # seconds of a slow answer that go out at once
 PAGE = '<html><body><h1>HTTP %d %s</h1></body></html>'
@@ -86,6 +87,11 @@ def success(value):
 def failure(details):
     """The struct of a call that did not: its code and parameters."""
     return {'Status': 'Failure', 'ErrorDescription': list(details)}
+
+
+def mismatch(method, expected, received):
+    """The error of a call with too many or too few parameters (its session does not count)."""
+    return XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, expected, received)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -314,11 +320,15 @@ class XapiDoor:
     def perform(self, method, params):
         """The body of the response to one call, done for real."""
         if method == 'system.listMethods':
-            return response(self.pool.messages())
+            return response(sorted(OPEN_TO_ALL + LOGOUTS + tuple(self.pool.messages())))
         try:
             return response(success(self.dispatch(method, params)))
         except XapiError as error:
             return response(failure(error.details))
+        except Down:
+            raise
+        except Exception as error:      # what nobody foresaw is an internal error, as in xapi
+            return response(failure(['INTERNAL_ERROR', '%s: %s' % (type(error).__name__, error)]))
 
     def dispatch(self, method, params):
         """The value of a call. Raises XapiError."""
@@ -327,8 +337,9 @@ class XapiDoor:
         if method in OPEN_TO_ALL:
             return self.login(method, params)
         name = method[6:] if method.startswith('Async.') else method
-        if name in ('session.logout', 'session.local_logout'):
-            self.count(method, 0, params)
+        if name in LOGOUTS:
+            if len(params) != 1:
+                raise mismatch(method, 0, len(params) - 1)
             self.pool.logout(params[0])
             return ''
         self.pool.check_message(name, len(params) - 1)
@@ -339,11 +350,6 @@ class XapiDoor:
     def login(self, method, params):
         """A new session's ref. The version, the third parameter, is ignored as in xapi."""
         if not 2 <= len(params) <= (4 if method == OPEN_TO_ALL[0] else 2):
-            raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, 2, len(params))
+            raise mismatch(method, 2, len(params))
         originator = params[3] if len(params) > 3 else ''
         return self.pool.login(params[0], params[1], originator, self.trusted)
-
-    @staticmethod
-    def count(method, expected, params):
-        if len(params) - 1 != expected:
-            raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, expected, len(params) - 1)

@@ -167,6 +167,7 @@ class Talk:
 
     def close(self):
         shut(self.connection)
+        self.reader.close()
 
 
 def shut(connection):
@@ -1121,8 +1122,8 @@ class XeDoor:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection):
+        talk = Talk(connection)
         try:
-            talk = Talk(connection)
             kind, *details = talk.line().split()
             self._connections[connection] = kind == b'CLI'
             if kind == b'CLI':
@@ -1133,7 +1134,7 @@ class XeDoor:
             return
         finally:
             self._connections.pop(connection, None)
-            shut(connection)
+            talk.close()
 
     def _converse(self, talk, trusted, body):
         lines = [line[:-1] if line.endswith('\r') else line for line in text_of(body).split('\n')]
