@@ -64,7 +64,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 try:
     import XenAPI
-except ImportError:        # said in one clear line by Pool.connect()
+except (ImportError, SyntaxError):     # said in one clear line by Pool.connect()
     XenAPI = None          # type: ignore
 
 VERSION = '5.0.0'
@@ -341,7 +341,8 @@ def directory_pattern(text: str) -> str:
 def addresses(text: str) -> Tuple[str, ...]:
     """Mail addresses, separated by commas."""
     found = tuple(part.strip() for part in text.split(',') if part.strip())
-    if any(re.search(r'[\s<>"]', address) for address in found):
+    part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@]+'
+    if not all(re.match(f'{part}(@{part})?$', address) for address in found):
         raise ValueError('invalid (wanted: name@host, separated by commas)')
     return found
 
@@ -383,16 +384,17 @@ KEYS = (
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, addresses,
-        'Its sender; empty is root@ this host'),
-    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, plain_text, 'The mail server'),
-    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535), 'and its port'),
+        'Sender of that mail; empty is root@ this host'),
+    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, plain_text, 'Mail server'),
+    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535), 'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
         one_of(none='none', starttls='starttls', tls='tls'),
-        'none, starttls (usual on port 587) or tls (usual on port 465)'),
+        'Encryption to the mail server: none, starttls (usual on port 587)\n'
+        'or tls (usual on port 465)'),
     Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, plain_text,
         'Account on the mail server, if it wants one'),
     Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, optional_path,
-        'Its password, in a file made with create-password-file='),
+        'Password of that account, in a file made with create-password-file='),
     Key('mail_mode', DEFAULT_MAIL_MODE,
         one_of(always='always', problems='problems', never='never'),
         'When to mail: always, problems (warnings and errors only), never'),
@@ -432,12 +434,27 @@ class Config(NamedTuple):
     errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
 
 
+def default_values() -> Dict[str, Any]:
+    """The first page's values by key, of any type that is written alike (4 for '4').
+
+    Raise ConfigError for one that cannot be used.
+    """
+    values = {}
+    for key in KEYS:
+        try:
+            values[key.name] = key.parse(str(key.default))
+        except ValueError as error:
+            raise ConfigError(f'DEFAULT_{key.name.upper()} {error} -> {key.default} '
+                              "(this script's first page)")
+    return values
+
+
 def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Config:
     """Read `key=value` lines, split at the first =; the command line's words win over them.
 
     A value that cannot be used is an error in the result and the default in its settings.
     """
-    values = {key.name: key.parse(key.default) for key in KEYS}
+    values = default_values()
     parsers = {key.name: key.parse for key in KEYS}
     rules, unexpected, errors = [], [], []
 
@@ -501,6 +518,8 @@ def parse_arguments(words: Sequence[str]) -> Invocation:
     Raise UsageError for a word that is none of these.
     """
     password, target = words[0], words[1]
+    if not target:
+        raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
     preview, options = False, {}
     for word in words[2:]:
         name, equals, value = word.partition('=')
@@ -543,6 +562,7 @@ def create_password_file(password: str, path: str) -> None:
             os.unlink(temporary)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, 'wb') as stream:
+            os.fchmod(handle, 0o600)                   # whatever the umask
             stream.write(base64.b64encode(encoded(password)))
         os.rename(temporary, path)
     except OSError as error:
@@ -868,7 +888,7 @@ def run(argv: Sequence[str], timeout: Optional[float], signals: Optional[Signals
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  env=child_environment(), start_new_session=True)
     except (OSError, ValueError) as error:
-        raise CommandFailed(f'cannot start {argv[0]}: {error}')
+        raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
     with child:
         try:
             with signals.ending(child) if signals else contextlib.ExitStack():
@@ -890,13 +910,13 @@ def disk_free(path: str) -> str:
 
 
 class Xe:
-    """The xe program, for the commands of one VM, which are numbered in the log from 1."""
+    """The xe program; the log numbers the commands for one VM from 1."""
 
-    def __init__(self, console: Console, signals: Signals) -> None:
+    def __init__(self, console: Console, signals: Signals, numbered: bool = True) -> None:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.console = console
         self.signals = signals
-        self.number = 0
+        self.number = 0 if numbered else None          # type: Optional[int]
 
     def argv(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
         """The argument list of a command; True is spelt true, and new_name is spelt new-name."""
@@ -930,8 +950,11 @@ class Xe:
         return output
 
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
-        """Log a command with its number."""
+        """Log a command, with its number if they have any."""
         argv = self.argv(verb, parameters)
+        if self.number is None:
+            self.console.log(quoted(argv))
+            return argv
         self.number += 1
         self.console.log(f'{self.number}.cmd: {quoted(argv)}')
         return argv
@@ -1002,11 +1025,16 @@ def session_at(url: str) -> Any:
     Certificates are not verified: xapi's own is self-signed. Raise PoolError for another URL.
     """
     if XenAPI is None:
-        raise PoolError('XenAPI.py is missing (copy it beside VmBackup.py)')
-    if url.startswith('unix:/'):
-        return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT)
-    if url.startswith(('http://', 'https://')):
-        return XenAPI.Session(url, ignore_ssl=True, timeout=XAPI_TIMEOUT)
+        raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
+    try:
+        if url.startswith('unix:/'):
+            return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT)
+        if url.startswith(('http://', 'https://')):
+            return XenAPI.Session(url, ignore_ssl=True, timeout=XAPI_TIMEOUT)
+    except TypeError:                                  # the SDK's module has no timeout
+        raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
+    except ValueError as error:
+        raise PoolError(f'not a XenAPI address: {url} ({error})')
     raise PoolError(f'not a XenAPI address: {url} (http://, https:// or unix:/path)')
 
 
@@ -1051,8 +1079,9 @@ class Pool:
 
     def login(self, url: str, password: str) -> None:
         """Log in as root; raise PoolError."""
-        self.guarded('login at ' + url, self.session.login_with_password, 'root', password, '1.0',
-                     'VmBackup.py')
+        place = re.sub('//[^/]*@', '//', url)          # without a password in the address
+        self.guarded('login at ' + place, self.session.login_with_password, 'root', password,
+                     '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The result of a XenAPI call; raise PoolError."""
@@ -1398,6 +1427,23 @@ class BackupStore:
             if not os.path.lexists(path):
                 return path
         raise TargetError(f'cannot make a new dump in {directory}')
+
+    @staticmethod
+    @contextlib.contextmanager
+    def completed(path: str) -> Iterator[str]:
+        """Yield the name under which a command is to write a file; it gets its own afterwards.
+
+        A file of that other name is what is left of a failure, and is removed.
+        Raise CommandFailed if the file is missing or empty.
+        """
+        partial = path + '.partial'
+        try:
+            yield partial
+            written(partial)
+            os.rename(partial, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
 
     @staticmethod
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
@@ -1782,7 +1828,8 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
     """The mail of a run."""
     message = email.message.EmailMessage()
     message['Subject'] = printable(f'VmBackup {host} - {subject}')
-    message['From'] = (settings.mail_from or ('root@' + host,))[0]
+    own_address = 'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost')
+    message['From'] = (settings.mail_from or (own_address,))[0]
     message['To'] = ', '.join(settings.mail_to)
     message['Date'] = email.utils.format_datetime(now().astimezone())
     message['Message-ID'] = email.utils.make_msgid(domain='vmbackup.invalid')
@@ -1792,20 +1839,28 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
     return message
 
 
-def deliver(settings: Settings, password: str, message: Any) -> None:
-    """Hand a mail to the server once; raise OSError or smtplib.SMTPException."""
+def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
+    """Hand a mail to the server once.
+
+    Raise OSError or ValueError; smtplib.SMTPRecipientsRefused if it did not go to everybody.
+    """
     address = (settings.mail_smtp_server, settings.mail_smtp_port)
     if settings.mail_smtp_security == 'tls':
         server = smtplib.SMTP_SSL(*address, timeout=MAIL_TIMEOUT,
                                   context=ssl.create_default_context())  # type: smtplib.SMTP
     else:
         server = smtplib.SMTP(*address, timeout=MAIL_TIMEOUT)
-    with server:
+    with contextlib.closing(server):
         if settings.mail_smtp_security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
-            server.login(settings.mail_smtp_user, password)
-        refused = server.send_message(message)
+            try:
+                server.login(settings.mail_smtp_user, password)
+            except UnicodeEncodeError:                 # its text holds a part of the password
+                raise ConfigError('account and password of a mail server must be ASCII') from None
+        refused = server.send_message(message, to_addrs=recipients)
+        with contextlib.suppress(OSError):             # whatever it says now: it has the mail
+            server.quit()
     if refused:
         raise smtplib.SMTPRecipientsRefused(refused)
 
@@ -1815,16 +1870,19 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     if not settings.mail_to:
         return True
     message = compose(settings, os.uname().nodename, subject, list(console.lines))
+    recipients = list(settings.mail_to)
     for attempt in range(MAIL_ATTEMPTS):
         try:
             password = (read_password_file(settings.mail_smtp_password_file, console)
                         if settings.mail_smtp_password_file else '')
-            deliver(settings, password, message)
+            deliver(settings, password, message, recipients)
             console.log('mail sent to {}'.format(', '.join(settings.mail_to)))
             return True
-        except (OSError, smtplib.SMTPException, ValueError, ConfigError) as error:
+        except (OSError, ValueError, ConfigError) as error:
+            refused = getattr(error, 'recipients', recipients)     # the others have it
+            recipients = [address for address in recipients if address in refused]
             console.log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
-                ', '.join(settings.mail_to), attempt + 1, MAIL_ATTEMPTS, error))
+                ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, error))
         if attempt + 1 < MAIL_ATTEMPTS:
             pause(MAIL_PAUSE)
     return False
@@ -1835,6 +1893,8 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
 # ----------------------------------------------------------------------------------------------
 
 RULER = '==========================='
+SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
+                  'mail_to', 'mail_mode')
 
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
@@ -1846,6 +1906,11 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
     for name in ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
                  'pool_db_backup'):
         console.log(f'  {name:17s} = {shown[name]}')
+    for key in KEYS:
+        if key.name in SHOWN_WHEN_SET and shown[key.name] != key.parse(key.default):
+            value = shown[key.name]
+            value = ', '.join(value) if key.parse is addresses else value
+            console.log(f'  {key.name:17s} = {value}')
     lists = {'exclude': list(plan.excluded)}
     for method in ('vdi-export', 'vm-export'):
         lists[method] = ([job.shown for job in plan.jobs if job.method == method] +
@@ -1872,12 +1937,13 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
     return not plan.errors
 
 
-def preview(config: Config, plan: Plan, store: BackupStore, console: Console) -> int:
+def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
+            with_config: bool) -> int:
     """Print what a run would do; return the exit status. Changes nothing."""
     possible = check_plan(config, plan, store, console)
     if possible:
         console.log('Checking all VMs for duplicate names ...')
-    if plan.uncovered:
+    if possible and plan.uncovered and with_config:
         console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
         console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
     if not possible:
@@ -1934,7 +2000,8 @@ class BackupRun:
         self.signals.at_once = False
         counts = tally(self.outcomes, self.further_errors)
         verdict = (ERROR if counts.errors or signum else
-                   WARNING if counts.warnings or self.warnings else SUCCESS)
+                   WARNING if counts.warnings or self.warnings or self.status_log.broken else
+                   SUCCESS)
         self.status_log.end(verdict, counts)
         self.console.log(f'VmBackup ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
@@ -2097,8 +2164,9 @@ class BackupRun:
                 log('NOTE not the pool master: no backup of the pool database here')
                 return
             path = self.store.new_pool_dump(self.host, now())
-            Xe(self.console, self.signals).export('pool-dump-database', file_name=path)
-            written(path)
+            xe = Xe(self.console, self.signals, False)
+            with self.store.completed(path) as partial:
+                xe.export('pool-dump-database', file_name=partial)
             for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
                 log(f'Deleting oldest pool database dump {old}')
         except (VmBackupError, OSError) as error:
@@ -2111,15 +2179,21 @@ def load_config(invocation: Invocation, console: Console) -> Config:
     config = read_config(invocation)
     if invocation.config_file:
         console.log(f'VmBackup config loaded from: {invocation.config_file}')
+    for rule in invocation.rules:
+        if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
+            console.log(f'***NOTE - no such file: {rule.text} (so it is taken as a vm-selector)')
     for line in config.unexpected:
         console.log(line)
+    if not invocation.config_file and re.search('/|[.]c(fg|onf)$', invocation.rules[0].text):
+        console.log(f'***NOTE - no file {invocation.rules[0].text}: taken as a VM name or regex')
     return config
 
 
 def refuse_unexpected(config: Config) -> None:
     """Raise ConfigError if a line of the config was not understood."""
     if config.unexpected:
-        raise ConfigError('in config_load, consider ignore_extra_keys=true')
+        keys = any('unexpected config key' in line for line in config.unexpected)
+        raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
 
 
 def run_preview(invocation: Invocation, console: Console) -> int:
@@ -2129,7 +2203,7 @@ def run_preview(invocation: Invocation, console: Console) -> int:
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
     with Pool.connect(login_word(invocation.password, console)) as pool:
         plan = select(config.rules, pool.vms(), config.settings.max_backups)
-    return preview(config, plan, store, console)
+    return preview(config, plan, store, console, bool(invocation.config_file))
 
 
 def run_backup(invocation: Invocation, console: Console, signals: Signals) -> int:
@@ -2271,7 +2345,7 @@ def config_text() -> str:
     lines = [CONFIG_HEAD]
     for key in KEYS:
         lines += ['# ' + line for line in key.meaning.split('\n')]
-        lines += ['# (default: {})'.format(key.default or 'none'),
+        lines += ['# (default: {})'.format(str(key.default) or 'empty'),
                   '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
                                    SHOWN_KEYS.get(key.name, key.default)), '']
     return '\n'.join(lines) + CONFIG_RULES

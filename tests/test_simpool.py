@@ -433,12 +433,13 @@ class Queries(Simulated):
         vm = self.vm()
         self.assert_refused(['FIELD_TYPE_ERROR', 'is_a_template'], 'VM.set_is_a_template', vm, 'x')
         self.assert_refused(['FIELD_TYPE_ERROR', 'name_label'], 'VM.set_name_label', vm, ['x'])
+        self.assert_refused(['FIELD_TYPE_ERROR', 'name_label'], 'VM.snapshot', vm, 5)
         self.value('VM.set_VCPUs_max', vm, 4)
         self.assertEqual('4', self.value('VM.get_VCPUs_max', vm))
 
     def test_what_nobody_foresaw_is_an_internal_error(self):
         self.assertEqual('INTERNAL_ERROR',
-                         self.x('VM.snapshot', self.vm(), 5)['ErrorDescription'][0])
+                         self.x('VM.snapshot', self.vm(), 'x', 7)['ErrorDescription'][0])
         self.assertEqual([], self.pool.record('VM', self.vm())['snapshots'])
 
     def test_what_is_read_only_has_no_setter(self):

@@ -12,6 +12,7 @@ xapi_vbd_helpers.ml, taskHelper.ml, ocaml/idl/ocaml_backend/gen_server.ml.
 
 import inspect
 import random
+import re
 import threading
 import time
 import uuid
@@ -101,6 +102,7 @@ ALLOWED = {kind: names.split() for kind, names in {
     'control domain': 'metadata_export changing_static_range changing_dynamic_range',
 }.items()}
 
+INTEGER = re.compile(r'-?\d+$')             # int64 is text in a record
 THICK = ('lvm', 'lvmoiscsi', 'lvmohba')     # kinds of SR that give a disk its whole size at once
 
 
@@ -421,10 +423,11 @@ class Pool(Transfers):
     def _typed(cls, field, value):
         """The value as the field keeps it; XapiError if it is of another type."""
         template = TEMPLATES[cls][field]
-        if isinstance(template, str) and isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if isinstance(template, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if type(value) is int:
+            if isinstance(template, float):
+                value = float(value)
+            elif INTEGER.match(str(template)):
+                value = str(value)
         if not isinstance(value, type(template)):
             raise XapiError('FIELD_TYPE_ERROR', field)
         return value
@@ -676,6 +679,7 @@ class Pool(Transfers):
 
     def _copy_vm(self, vm, new_name, copy_disk, ignore_vdis=(), snapshot=True):
         """A snapshot or a clone of a VM: its disks first, one by one, then the records."""
+        new_name = self._typed('VM', 'name_label', new_name)
         for vdi in ignore_vdis:
             self.record('VDI', vdi)
         record = self.record('VM', vm)
