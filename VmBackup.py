@@ -386,7 +386,8 @@ KEYS = (
     Key('mail_from', DEFAULT_MAIL_FROM, addresses,
         'Sender of that mail; empty is root@ this host'),
     Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, plain_text, 'Mail server'),
-    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535), 'Port of the mail server'),
+    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535),
+        'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
         one_of(none='none', starttls='starttls', tls='tls'),
         'Encryption to the mail server: none, starttls (usual on port 587)\n'
@@ -1279,6 +1280,30 @@ def dated(pattern: str) -> Any:
         for number, part in enumerate(parts)) + r'\Z')
 
 
+class Intent(NamedTuple):
+    """A snapshot of ours, written down before it is made."""
+
+    kind: str                  # VM or VDI
+    of: str                    # uuid of the VM or disk
+    label: str
+    before: Tuple[str, ...]    # references of the snapshots that it had already
+    uuid: str = ''             # of the snapshot, once it is known
+
+    @classmethod
+    def parse(cls, data: bytes) -> Optional['Intent']:
+        """The Intent that a file holds, or None if it holds none."""
+        try:
+            fields = json.loads(data.decode('utf-8'))
+            texts = [fields[name] for name in ('kind', 'of', 'label', 'uuid')]
+            before = list(fields['before'])
+        except (ValueError, LookupError, TypeError):
+            return None
+        if not all(isinstance(text, str) for text in texts + before):
+            return None
+        kind, of, label, uuid = texts
+        return cls(kind, of, label, tuple(before), uuid)
+
+
 class BackupDir(NamedTuple):
     """One dated directory: a backup when it carries a marker, else a failure's record."""
 
@@ -1312,27 +1337,27 @@ class BackupDir(NamedTuple):
         """Bytes of a file in it; raise CommandFailed if it is missing or empty."""
         return written(self.file(name))
 
-    def intent(self) -> Dict[str, Any]:
-        """What it says of a snapshot of ours that may be in the pool; {} if nothing."""
+    def intent(self) -> Optional[Intent]:
+        """The snapshot that may still be in the pool, or None."""
         try:
             with open(self.file(INTENT), 'rb') as stream:
-                intent = json.loads(stream.read().decode('utf-8'))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return intent if isinstance(intent, dict) else {}
+                return Intent.parse(stream.read())
+        except FileNotFoundError:
+            return None
 
-    def set_intent(self, intent: Dict[str, Any]) -> None:
-        """Record, on stable storage, what is about to be made in the pool, or {}: nothing."""
+    def set_intent(self, intent: Intent) -> None:
+        """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
         path = self.file(INTENT)
-        if not intent:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return
         with open(path + '.new', 'wb') as stream:
-            stream.write(encoded(json.dumps(intent, indent=1) + '\n'))
+            stream.write(encoded(json.dumps(intent._asdict(), indent=1) + '\n'))
             stream.flush()
             os.fsync(stream.fileno())
         os.rename(path + '.new', path)
+
+    def drop_intent(self) -> None:
+        """Record that no snapshot of ours is left."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file(INTENT))
 
     def remove(self) -> None:
         """Delete it with all that is in it."""
@@ -1577,8 +1602,11 @@ class Exporter:
         self.warnings = warnings
         self.target = self.uuid = self.label = ''      # set by aim()
 
-    def aim(self, vm: Vm) -> None:
-        """Find out what to snapshot: set target (reference), uuid and label."""
+    def aim(self, vm: Vm, uuid: str = '') -> None:
+        """Find out what to snapshot: set target (reference), uuid and label.
+
+        With a uuid it must be that VM or disk of this VM. Raise BackupFailed if there is none.
+        """
         raise NotImplementedError
 
     def make_snapshot(self) -> str:
@@ -1603,63 +1631,62 @@ class Exporter:
 
         Raise BackupFailed with the token of the step that failed.
         """
-        uuid = self.take(backup)
+        intent = self.take(backup)
         self.prepared = False
         try:
+            backup.set_intent(intent)
             with failing_as(self.prepare_token):
-                self.prepare(uuid)
+                self.prepare(intent.uuid)
             self.prepared = True
-            yield uuid
+            yield intent.uuid
         finally:
-            with tolerating(self.warnings, f'the snapshot {uuid} was left in the pool'):
-                self.discard_surely(uuid)
-                backup.set_intent({})
+            with tolerating(self.warnings, f'the snapshot {intent.uuid} was left in the pool'):
+                self.discard_surely(intent.uuid)
+                backup.drop_intent()
 
-    def take(self, backup: BackupDir) -> str:
-        """Make the snapshot and know it for ours; return its uuid. Raise BackupFailed."""
+    def take(self, backup: BackupDir) -> Intent:
+        """Make the snapshot and know it for ours. Raise BackupFailed."""
         with failing_as(self.snapshot_token):
             before = self.pool.call(self.kind + '.get_snapshots', self.target)
         for ref in before:
             label, uuid = self.pool.label(self.kind, ref)
             if label == self.label:
                 self.warn_of(uuid)
-        intent = {'kind': self.kind, 'of': self.uuid, 'label': self.label, 'before': before}
+        intent = Intent(self.kind, self.uuid, self.label, tuple(before))
         backup.set_intent(intent)
+        taken = False
         try:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
                 self.console.log('snap-uuid: ' + uuid)
-                if not re.match('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$', uuid):
+                if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
-        except BackupFailed:
-            with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
-                self.settle(backup)
-            raise
-        backup.set_intent(dict(intent, uuid=uuid))
-        return uuid
+            taken = True
+        finally:
+            if not taken:
+                with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
+                    self.settle(intent)
+                    backup.drop_intent()
+        return intent._replace(uuid=uuid)
 
-    def settle(self, backup: BackupDir) -> None:
-        """Destroy the snapshot that `backup` says we made, or were about to make; warn of others
-        with our label. Raise VmBackupError if that is not possible."""
-        intent = backup.intent()
-        if not intent:
-            return
+    def settle(self, intent: Intent) -> None:
+        """Destroy the snapshot that we made, or were about to make, of what aim() found; warn of
+        others with our label. Raise VmBackupError if that is not possible."""
         self.prepared = False
         self.pool.wait_for_snapshot(self.kind, self.target)
         new = [found for found in self.pool.snapshots(self.kind, self.target)
-               if found.ref not in intent['before']]
+               if found.ref not in intent.before]
         for found in new:
-            if intent.get('uuid', found.uuid) == found.uuid and self.is_ours(found, new, intent):
+            if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 self.discard_surely(found.uuid)
             elif found.label == self.label:
                 self.warn_of(found.uuid)
-        backup.set_intent({})
 
-    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Dict[str, Any]) -> bool:
-        """Whether a snapshot newer than our intent is the one that we made or meant to make."""
-        return found.uuid == intent.get('uuid') or found.label == intent['label']
+    def is_ours(self, found: Snapshot, new: List[Snapshot]) -> bool:
+        """Whether one of the snapshots since we meant to make one is that one."""
+        return found.label == self.label
 
     def warn_of(self, uuid: str) -> None:
         """Tell of a snapshot that is named like ours."""
@@ -1696,8 +1723,10 @@ class VmExporter(Exporter):
         super().__init__(pool, xe, console, warnings)
         self.extension, self.compress = self.compressions[compression]
 
-    def aim(self, vm: Vm) -> None:
+    def aim(self, vm: Vm, uuid: str = '') -> None:
         """The VM itself."""
+        if uuid not in ('', vm.uuid):
+            raise BackupFailed('VM-NOT-FOUND', f'the VM {uuid} is another one')
         self.target, self.uuid = vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
         self.console.log('check for prev-vm-snapshot: ' + self.label)
@@ -1738,12 +1767,13 @@ class VdiExporter(Exporter):
         super().__init__(pool, xe, console, warnings)
         self.format, self.extension = image_format, '.' + image_format
 
-    def aim(self, vm: Vm) -> None:
-        """xvda, else the first bootable disk, else user device 0; else raise BackupFailed."""
-        disks = self.pool.disks(vm)
+    def aim(self, vm: Vm, uuid: str = '') -> None:
+        """xvda, else the first bootable disk, else user device 0."""
+        disks = [disk for disk in self.pool.disks(vm) if uuid in ('', disk.vdi['uuid'])]
         for wanted in (lambda disk: disk.vbd['device'] == 'xvda',
                        lambda disk: disk.vbd['bootable'],
-                       lambda disk: disk.vbd['userdevice'] == '0'):
+                       lambda disk: disk.vbd['userdevice'] == '0',
+                       lambda disk: disk.vdi['uuid'] == uuid):
             for disk in filter(wanted, disks):
                 self.target, self.uuid = disk.vdi_ref, disk.vdi['uuid']
                 self.label = label_part('SNAP_{}_{}'.format(
@@ -1764,10 +1794,10 @@ class VdiExporter(Exporter):
         """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export)."""
         self.xe.export('vdi-export', format=self.format, uuid=snapshot, filename=path)
 
-    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Dict[str, Any]) -> bool:
+    def is_ours(self, found: Snapshot, new: List[Snapshot]) -> bool:
         """Ours too if it is the only new one and no VM or VM snapshot holds it: we may have been
         killed before we could label it."""
-        return super().is_ours(found, new, intent) or (len(new) == 1 and not found.has_vbd)
+        return super().is_ours(found, new) or (len(new) == 1 and not found.has_vbd)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -1844,7 +1874,7 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
 
     Raise OSError or ValueError; smtplib.SMTPRecipientsRefused if it did not go to everybody.
     """
-    address = (settings.mail_smtp_server, settings.mail_smtp_port)
+    address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     if settings.mail_smtp_security == 'tls':
         server = smtplib.SMTP_SSL(*address, timeout=MAIL_TIMEOUT,
                                   context=ssl.create_default_context())  # type: smtplib.SMTP
@@ -2086,8 +2116,7 @@ class BackupRun:
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         history = self.store.history(vm.name)
         xe = Xe(self.console, self.signals)
-        exporter = self.exporter(job.method, xe, warnings)
-        self.settle_leftovers(history, vm, exporter, warnings)
+        self.settle_leftovers(history, vm, warnings)
         log(f'Check for last **unsuccessful** backup: {history.directory}')
         self.remove_last_failure(history, warnings)
         backup = history.begin(started)
@@ -2097,6 +2126,7 @@ class BackupRun:
         if vm.record['power_state'] == 'Running':
             log('power-state ( RO): running')
         log('vm is running' if vm.record['power_state'] == 'Running' else 'vm is NOT running')
+        exporter = self.exporter(job.method, xe, warnings)
         exporter.aim(vm)
         name = path_part(vm.name) + exporter.extension
         self.signals.check()
@@ -2121,15 +2151,18 @@ class BackupRun:
                                self.settings.vdi_export_format)
         return VmExporter(self.pool, xe, self.console, warnings, self.settings.compress)
 
-    def settle_leftovers(self, history: VmHistory, vm: Vm, exporter: Exporter,
-                         warnings: List[str]) -> None:
+    def settle_leftovers(self, history: VmHistory, vm: Vm, warnings: List[str]) -> None:
         """Remove from the pool what an earlier run that died left of this VM's backup."""
         for backup in history.backups():
             intent = backup.intent()
-            if intent and intent.get('kind') == exporter.kind:
-                with tolerating(warnings, 'an earlier snapshot may be left in the pool'):
-                    exporter.aim(vm)
-                    exporter.settle(backup)
+            if intent is None:
+                continue
+            method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
+            exporter = self.exporter(method, Xe(self.console, self.signals), warnings)
+            with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
+                exporter.aim(vm, intent.of)
+                exporter.settle(intent)
+                backup.drop_intent()
 
     def remove_last_failure(self, history: VmHistory, warnings: List[str]) -> None:
         """Delete the newest dated directory if it records a failure, as 3.25."""

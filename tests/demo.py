@@ -113,6 +113,14 @@ def say(*lines):
     sys.stdout.buffer.flush()
 
 
+def make_python3(directory):
+    """Make a python3 that is the Python that runs us, for scripts that ask for one by name."""
+    path = os.path.join(directory, 'python3')
+    with open(path, 'wb') as file:
+        file.write(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.quote(sys.executable)))
+    os.chmod(path, 0o700)
+
+
 class Demo:
     """The pool, the directory, and the commands that are run there."""
 
@@ -120,10 +128,7 @@ class Demo:
         self.sim = sim
         self.directory = directory
         self.steps = 0
-        # Scripts that ask for python3 get the Python that runs us.
-        with open(os.path.join(os.path.dirname(sim.xe), 'python3'), 'w') as file:
-            file.write('#!/bin/sh\nexec %s "$@"\n' % shlex.quote(sys.executable))
-            os.fchmod(file.fileno(), 0o700)
+        make_python3(os.path.dirname(sim.xe))
         self.environ = sim.environ()
 
     def headline(self, *lines):

@@ -131,13 +131,12 @@ class SmtpSink:
         dialogue.close()
 
     def encrypt(self, connection):
-        """The connection with TLS around it."""
+        """The connection with TLS around it, before the handshake."""
         with self._guard:
             self._open.discard(connection)
             encrypted = self.tls.wrap_socket(connection, server_side=True,
                                              do_handshake_on_connect=False)
             self._open.add(encrypted)
-        encrypted.do_handshake()
         return encrypted
 
 
@@ -206,6 +205,7 @@ class Dialogue:
     def encrypt(self):
         """Go on with TLS."""
         self.connection = self.sink.encrypt(self.connection)
+        self.connection.do_handshake()
         self.encrypted = True
 
     def ehlo(self, _line):

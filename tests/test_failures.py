@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import unittest
 
 from tests.support import PoolCase
@@ -69,16 +70,17 @@ class FailingSteps(PoolCase):
                                ('VDI', 'vdi-snapshot'))
                 uuid = next(record['uuid'] for record in self.sim.pool.tables[table].values()
                             if record['name_label'].startswith('db'))
-                self.fail_step(method, verb, 1, STEPS[method][0][2], do='print', stdout=uuid + '\n',
-                          exit=0)
+                self.fail_step(method, verb, 1, STEPS[method][0][2], do='print',
+                               stdout=uuid + '\n', exit=0)
 
     def test_an_export_that_says_nothing_or_writes_nothing_fails(self):
         self.fail_step('vm-export', 'vm-export', 2, 'VM-EXPORT-FAIL', do='print', stdout='', exit=0)
         self.setUp()
         self.fail_step('vm-export', 'vm-export', 2, 'VM-EXPORT-FAIL', do='print',
-                  stdout='Export succeeded\n', exit=0)
+                       stdout='Export succeeded\n', exit=0)
         self.setUp()
-        self.fail_step('vdi-export', 'vdi-export', 1, 'VDI-EXPORT-FAIL', do='print', stdout='', exit=0)
+        self.fail_step('vdi-export', 'vdi-export', 1, 'VDI-EXPORT-FAIL', do='print', stdout='',
+                       exit=0)
 
     def test_a_storage_error_in_mid_export_fails_the_vm(self):
         for method in STEPS:
@@ -248,12 +250,42 @@ class FailuresOfTheRun(PoolCase):
     def test_a_record_of_another_vms_snapshot_is_not_ours_to_act_on(self):
         victim = self.xe('vm-snapshot', 'vm=web', 'new-name-label=RESTORE_db').strip()
         self.before = self.contents()
-        failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
+        for intent in ({'of': self.uuid_of('db')}, {'of': self.uuid_of('web')}, {}, {'before': 1}):
+            failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
+            with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
+                json.dump(dict({'kind': 'VM', 'of': 'x', 'label': 'RESTORE_db', 'before': [],
+                                'uuid': victim}, **intent), stream)
+            self.back_up('vm-export=db')
+            self.assert_clean()
+            shutil.rmtree(failed, ignore_errors=True)
+
+    def test_a_changed_boot_disk_does_not_make_other_snapshots_ours(self):
+        self.sim.pool.faults.add('vdi-snapshot', 'refuse', error=['SR_BACKEND_FAILURE_1', '', ''])
+        self.back_up('vdi-export=db')
+        failed = self.dated('db')[0]
+        uuid = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
+        self.before = self.contents()
         with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-            json.dump({'kind': 'VM', 'of': 'x', 'label': 'RESTORE_db', 'before': [],
-                       'uuid': victim}, stream)
-        self.back_up('vm-export=db')
+            json.dump({'kind': 'VDI', 'of': self.disk_of('db', '1'), 'label': 'SNAP_db_db-1',
+                       'before': [], 'uuid': ''}, stream)
+        self.assertEqual(0, self.back_up('vdi-export=db').status)
+        self.assertIn(uuid, self.xe('vdi-list', 'params=uuid'))
+
+    def test_a_leftover_is_settled_whatever_method_the_vm_has_now(self):
+        self.sim.pool.faults.add('vdi-destroy', times=4, **REFUSED)
+        self.assertEqual(1, self.back_up('vdi-export=db').status)
+        self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
+        self.assertEqual(0, self.back_up('vm-export=db').status)
         self.assert_clean()
+
+    def uuid_of(self, name):
+        """The uuid of a VM."""
+        return self.xe('vm-list', 'name-label=' + name, 'params=uuid', '--minimal').strip()
+
+    def disk_of(self, name, device):
+        """The uuid of a VM's disk."""
+        return self.xe('vbd-list', 'vm-name-label=' + name, 'userdevice=' + device,
+                       'params=vdi-uuid', '--minimal').strip()
 
 
 if __name__ == '__main__':

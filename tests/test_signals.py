@@ -111,7 +111,7 @@ class Signals(PoolCase):
             with self.subTest(method):
                 self.setUp()
                 nth = 2 if method == 'vm-export' else 1
-                self.sim.pool.faults.add(method, 'slow', nth=nth, rate=200000)
+                self.sim.pool.faults.add(method, 'slow', nth=nth, rate=2000000)
                 child = self.start('password', self.config(method + '=web'))
                 self.wait_for(lambda: [name for name, _ in self.xe_calls()].count(method) >= nth)
                 os.kill(child.pid, signal.SIGKILL)

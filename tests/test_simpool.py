@@ -1120,10 +1120,10 @@ class Lifetimes(unittest.TestCase):
     """A pool comes and goes without a trace."""
 
     def test_nothing_is_left_when_it_stops(self):
-        def descriptors():
-            return sorted(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else []
-        SimPool(SMALL).stop()
-        threads, files = threading.active_count(), descriptors()
+        def held():
+            descriptors = os.listdir('/proc/self/fd') if os.path.isdir('/proc/self/fd') else []
+            return set(threading.enumerate()), len(descriptors)
+        before = held()
         sim = SimPool(SMALL)
         sim.pool.faults.add('*', 'hang')
         with connect(sim.url) as client, connect(sim.https_url) as tls:
@@ -1132,10 +1132,35 @@ class Lifetimes(unittest.TestCase):
             while not sim.calls():
                 time.sleep(0.005)
             sim.stop()
-        self.assertEqual(threads, threading.active_count())
-        self.assertEqual(files, descriptors())
+        deadline = time.monotonic() + PATIENCE
+        while held() != before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self.assertEqual(before, held())
         self.assertFalse(os.path.exists(sim.directory))
         sim.stop()
+
+    def test_who_waited_when_it_died_does_not_wake_up_in_its_next_life(self):
+        with SimPool(SMALL) as sim:
+            vm = sim.pool.call('VM.get_by_name_label', 'box')[0]
+            with self.assertRaises(Down), sim.pool.operation(vm, 'destroy'):
+                outcome = []
+
+                def snapshot():
+                    try:
+                        outcome.append(sim.pool.call('VM.snapshot', vm, 'too late'))
+                    except Down as error:
+                        outcome.append(error)
+                thread = threading.Thread(target=snapshot)
+                thread.start()
+                while len(sim.pool.tables['task']) < 2:
+                    time.sleep(0.005)
+                with sim.pool.lock:
+                    sim.pool.go_down()
+                    sim.pool.come_up()
+                thread.join(PATIENCE)
+                raise Down('as the holder would see it')
+            self.assertEqual([Down], [type(each) for each in outcome])
+            self.assertEqual([], sim.pool.call('VM.get_by_name_label', 'too late'))
 
     def test_a_directory_of_somebody_else_stays(self):
         with tempfile.TemporaryDirectory() as directory:

@@ -8,6 +8,7 @@ Or around any command: python3 -m tests.simpool [--pool FILE] COMMAND...
 
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import uuid
@@ -41,7 +42,9 @@ class SimPool:
         self._master_address = master_address
         self._doors = []
         self._ports = {}
-        self._guard = threading.Lock()
+        self._held = {}
+        self._guard = threading.Lock()      # of the doors
+        self._naming = threading.Lock()     # of the threads that shut them
         if self.pool.is_down:
             self.pool.come_up()
         self.pool.when_down.append(self._shut_soon)
@@ -66,12 +69,14 @@ class SimPool:
             master = self._master_address or '127.0.0.1:%d' % https.port
         self._door('http', self._ports.get('http', 0), master_address=master)
         self._door('unix', os.path.join(self.directory, 'xapi.sock'))
-        xe = XeDoor(self.pool, self.directory)
+        xe = XeDoor(self.pool, self.directory, master)
         xe.start()
         self._doors.append(xe)
         self.xe = xe.xe_path
 
     def _door(self, name, address, **options):
+        if name in self._held:
+            self._held.pop(name).close()
         door = XapiDoor(self.pool, address, **options)
         self._doors.append(door)
         if name != 'unix':
@@ -105,20 +110,25 @@ class SimPool:
     def down(self):
         """Kill the daemon: connections end, sockets refuse. State and directory stay."""
         self.pool.go_down()
-        while self._shutting:
-            self._shutting.pop().join()
+        with self._naming:
+            threads, self._shutting = self._shutting, []
+        for thread in threads:
+            thread.join()
 
     def _shut_soon(self):
         """Shut the doors from a thread of their own: the caller may be one of a door's threads."""
         thread = threading.Thread(target=self._shut, daemon=True)
-        thread.start()
-        self._shutting.append(thread)
+        with self._naming:
+            thread.start()
+            self._shutting.append(thread)
 
     def _shut(self):
         with self._guard:
             doors, self._doors = self._doors, []
             for door in doors:
                 door.stop()
+            for name in set(self._ports) - set(self._held):
+                self._held[name] = _reserved(self._ports[name])
 
     def restart(self):
         """Start the daemon again (after a fault, or while it runs): state kept, sessions gone."""
@@ -132,8 +142,18 @@ class SimPool:
         self.down()
         if self._shut_soon in self.pool.when_down:
             self.pool.when_down.remove(self._shut_soon)
+        while self._held:
+            self._held.popitem()[1].close()
         if self._own_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _reserved(port):
+    """A socket that refuses connections to a port, and keeps it from others, until it is closed."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(('127.0.0.1', port))
+    return holder
 
 
 def _short_directory():

@@ -1,4 +1,4 @@
-"""The thin client `xe`: XeDoor writes this text, with the socket's path in it, to <directory>/bin/xe.
+"""The thin client `xe`: XeDoor installs it, with the socket's path in it, as <directory>/bin/xe.
 
 It knows no command. It takes its own options out of the line, sends the rest to the server, one
 argument per line, and then does what the server says: print, open a file and fill it, send a

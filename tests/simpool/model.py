@@ -175,6 +175,7 @@ class Pool(Transfers):
         self.when_down = []
         self.generation = 1
         self._down = False
+        self._life = 1
         self._refs = {}
         self._numbers = 0
         self._methods = {}
@@ -196,14 +197,20 @@ class Pool(Transfers):
         """Whether the daemon is dead."""
         return self._down
 
-    def check_up(self):
-        """Raise Down if the daemon is dead."""
-        if self._down:
+    @property
+    def life(self):
+        """The number of the daemon's life: who waits in one does not wake up in the next."""
+        return self._life
+
+    def check_up(self, life=None):
+        """Raise Down if the daemon is dead, or died since that life."""
+        if self._down or life not in (None, self._life):
             raise Down('the toolstack is down')
 
     def go_down(self):
         """The daemon dies: whoever waits in it gets Down, and the doors shut (`when_down`)."""
         with self.lock:
+            self._life += not self._down
             self._down = True
             self.lock.notify_all()
         for shut in list(self.when_down):
@@ -231,9 +238,10 @@ class Pool(Transfers):
     def sleep(self, seconds, gone=lambda: False):
         """Wait so long (None: for ever); Down ends it, and so does `gone()`, asked often."""
         end = None if seconds is None else time.monotonic() + seconds
+        life = self._life
         with self.lock:
             while end is None or time.monotonic() < end:
-                self.check_up()
+                self.check_up(life)
                 if gone():
                     return
                 left = 0.1 if end is None else min(0.1, end - time.monotonic())
@@ -600,8 +608,9 @@ class Pool(Transfers):
                     self.tables['task'].pop(own, None)
 
     def _claim(self, vm, operation, task, end):
+        life = self._life
         while True:
-            self.check_up()
+            self.check_up(life)
             try:
                 self.assert_allowed(vm, operation)
                 break
@@ -719,8 +728,8 @@ class Pool(Transfers):
         if snapshot:
             fields.update(
                 is_a_template=True, is_a_snapshot=True, snapshot_of=vm, snapshot_time=stamp(),
-                snapshot_info={'power-state-at-snapshot': record['power_state'],
-                               'disk-snapshot-type': 'crash_consistent'},
+                snapshot_info={'disk-snapshot-type': 'crash_consistent',
+                               'power-state-at-snapshot': record['power_state']},
                 snapshot_metadata=metadata('VM', vm, record), transportable_snapshot_id='')
         else:
             fields.update(is_a_snapshot=False, snapshot_of=NULL, parent=NULL, snapshot_time=EPOCH,

@@ -110,9 +110,9 @@ class Transfers:
 
         Progress counts whole MiB, and moves with the first piece and then at intervals.
         """
-        done, due = 0, 0.0
+        done, due, life = 0, 0.0, self.life
         for piece in pieces:
-            self.check_up()
+            self.check_up(life)
             done += len(piece)
             if time.monotonic() >= due:
                 due = time.monotonic() + self.progress_interval
@@ -264,7 +264,7 @@ class Transfers:
                     read = archive.read_xva(fileobj, work.begin, force)
                 vms = work.end(read.disks)
             except BaseException:
-                if not self.is_down:
+                if self.life == work.life:
                     work.undo(keep=force)
                 raise
             array = ''.join('<value>%s</value>' % vm for vm in vms)
@@ -284,6 +284,7 @@ class _Import:
         self.metadata = metadata
         self.dry_run = dry_run
         self.task = task
+        self.life = pool.life
         self.here = {}          # id in the archive -> ref in this pool
         self.made = []          # (class, ref), in the order of making
         self.vms = []
@@ -315,7 +316,7 @@ class _Import:
         """Store the disks' bytes and release the VMs; their refs."""
         pool = self.pool
         with pool.lock:
-            pool.check_up()
+            pool.check_up(self.life)
             for identity, image in disks.items():
                 pool.content[self.here[identity]] = image
             for vm in self.vms:

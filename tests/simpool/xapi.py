@@ -185,7 +185,7 @@ class _Listener(socketserver.TCPServer):
         self.tls = tls
         self._guard = threading.Lock()
         self._connections = set()
-        self._threads = set()
+        self._threads = []
         self._stopping = False
         self._wake, self._waker = socket.socketpair()
         try:
@@ -199,19 +199,23 @@ class _Listener(socketserver.TCPServer):
         self._acceptor.start()
 
     def _accept(self):
-        while True:
-            ready, _, _ = select.select([self.socket, self._wake], [], [])
-            if self._wake in ready:
-                return
-            try:
-                connection, _ = self.socket.accept()
-            except OSError:
-                continue        # it went away again
-            connection.setblocking(True)
+        while self._wake not in select.select([self.socket, self._wake], [], [])[0]:
+            connection = self._next_connection()
+            if connection is None:
+                continue
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            thread.start()
             with self._guard:
-                self._threads.add(thread)
-                thread.start()
+                self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+
+    def _next_connection(self):
+        """The connection that waits; None if it went away again."""
+        try:
+            connection, _ = self.socket.accept()
+        except OSError:
+            return None
+        connection.setblocking(True)
+        return connection
 
     def _serve(self, connection):
         try:
@@ -228,7 +232,6 @@ class _Listener(socketserver.TCPServer):
         finally:
             with self._guard:
                 self._connections.discard(connection)
-                self._threads.discard(threading.current_thread())
             self.shutdown_request(connection)
 
     def stop(self):
@@ -237,11 +240,11 @@ class _Listener(socketserver.TCPServer):
         self._acceptor.join()
         with self._guard:
             self._stopping = True
-            threads = set(self._threads)
             for connection in self._connections:
                 self._end(connection)
-        for thread in threads - {threading.current_thread()}:
-            thread.join()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
         self.server_close()
         self._wake.close()
         self._waker.close()

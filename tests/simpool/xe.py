@@ -26,9 +26,11 @@ STANDARD = ('server password port username minimal force multiple all message-pr
 SWITCHES = {'-u': 'username', '-pw': 'password', '-s': 'server', '-h': 'server', '-p': 'port'}
 UNITS = {'': 0, 'b': 0, 'bytes': 0, 'k': 1, 'kb': 1, 'kib': 1, 'm': 2, 'mb': 2, 'mib': 2,
          'g': 3, 'gb': 3, 'gib': 3, 't': 4, 'tb': 4, 'tib': 4}
+EXPORTS = ('vm-export', 'template-export', 'snapshot-export-to-template', 'vdi-export',
+           'pool-dump-database')
 UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled wlb-verify-cert '
                    'igmp-snooping-enabled').split()
-PROGRAM = '''"""The xe of a simulated pool: tests/simpool/client.py, compiled for this interpreter."""
+PROGRAM = '''"""The xe of a simulated pool: tests/simpool/client.py, compiled."""
 import marshal
 exec(marshal.loads(open(%r, 'rb').read()))
 '''
@@ -781,7 +783,7 @@ class Command:
         except Gone:
             if transfer.started:
                 transfer.done.wait()
-            if not keep_task_if_gone:
+            if not (transfer.started and keep_task_if_gone):
                 self.api('task.destroy', task)
             raise
         finally:
@@ -1000,6 +1002,11 @@ def sender(opened, as_disk=False):
     return carry
 
 
+def in_transfer(verb, fault):
+    """Whether a fault waits for so many bytes of an export."""
+    return verb in EXPORTS and fault.after is not None
+
+
 def send_piece(data, piece, as_disk):
     try:
         data.sendall(piece)
@@ -1141,7 +1148,7 @@ class XeDoor:
         words, credentials = lines[:-2], [line.partition('=')[2] for line in lines[-2:]]
         verb = words[0]
         fault = self.pool.arrive('xe', verb, tuple(words[1:]))
-        if self._struck(talk, fault):
+        if self._struck(talk, verb, fault):
             return
         try:
             if '=' in verb:
@@ -1149,7 +1156,7 @@ class XeDoor:
             command = Command(self, talk, verb, words[1:], fault)
             if not trusted and verb in COMMANDS:
                 self._login(*credentials)
-            if fault and fault.do == 'refuse' and fault.after is None:
+            if fault and fault.do == 'refuse' and not in_transfer(verb, fault):
                 raise XapiError(*fault.error)
             command.run()
             status = 0
@@ -1169,7 +1176,7 @@ class XeDoor:
             return
         talk.exit(status)
 
-    def _struck(self, talk, fault):
+    def _struck(self, talk, verb, fault):
         """Act out a fault that comes before the work; whether the command ends with it."""
         if not fault:
             return False
@@ -1182,12 +1189,13 @@ class XeDoor:
             talk.exit(fault.exit)
         elif fault.do == 'down':
             self._die()
-        elif fault.do == 'hang' and fault.after is None:
+        elif fault.do == 'hang' and not in_transfer(verb, fault):
             self.pool.sleep(None, lambda: has_closed(talk.connection))
-        elif fault.do == 'die':
-            talk.limit = fault.after or 0
-        talk.mute = fault.do == 'down-after'
-        return fault.do in ('print', 'down') or fault.do == 'hang' and fault.after is None
+        else:
+            talk.limit = (fault.after or 0) if fault.do == 'die' else None
+            talk.mute = fault.do == 'down-after'
+            return False
+        return True
 
     def _login(self, username, password):
         if self.master_address:
