@@ -238,7 +238,7 @@ def quoted(argv: Sequence[str]) -> str:
         if key in ('filename', 'new-name-label', 'name-label') and equals:
             if value and not re.search('["$`\\\\!\x00-\x1f]', value):
                 return f'{key}="{value}"'
-        if key == 'file-name' and not re.search("['\x00-\x1f]", value):
+        if key == 'file-name' and equals and not re.search("['\x00-\x1f]", value):
             return f"{key}='{value}'"
         return shlex.quote(text)
     return ' '.join(word(text) for text in argv)
@@ -403,27 +403,8 @@ KEYS = (
 METHODS = ('vm-export', 'vdi-export', 'exclude')
 
 
-class Settings(NamedTuple):
-    """A run's settings, one field for each of KEYS."""
-
-    pool_db_backup: int
-    pool_db_max_backups: int
-    max_backups: int
-    backup_dir: str
-    backup_dir_pattern: str
-    status_log: str
-    compress: str              # none, gzip or zstd
-    pre_clean: bool
-    vdi_export_format: str
-    large_backup: int          # GiB
-    mail_to: Tuple[str, ...]
-    mail_from: Tuple[str, ...]
-    mail_smtp_server: str
-    mail_smtp_port: int
-    mail_smtp_security: str
-    mail_smtp_user: str
-    mail_smtp_password_file: str
-    mail_mode: str
+# a run's settings: a field for each of KEYS
+Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])
 
 
 class Config(NamedTuple):
@@ -737,7 +718,8 @@ class Selector:
         try:
             return matching(pattern, self.names)
         except re.error:
-            self.messages.append(f'***ERROR - invalid regex: {rule.method}={rule.text}')
+            self.messages.append(f'***ERROR - invalid regex: {rule.method}={rule.text} '
+                                 f'({rule.where})')
             if 'ERROR regex errors found (see above) ' not in self.errors:
                 self.errors.append('ERROR regex errors found (see above) ')
             return None
@@ -748,11 +730,11 @@ class Selector:
         _, colon, number = pattern.rpartition(':')
         if colon and re.match(r'[\w-]*\Z', number):
             self.invalid.append(rule)
-            self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}')
+            self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
         elif any(matching(exclude, [pattern]) for exclude in self.excludes):
             self.messages.append('***NOTE - vm not found, and excluded: ' + text)
         elif is_literal(pattern):
-            self.messages.append('***ERROR - vm not found: ' + text)
+            self.messages.append(f'***ERROR - vm not found: {text} ({rule.where})')
             self.missing.append(rule._replace(text=pattern))
         else:
             self.messages.append('***WARNING - vm not found: ' + text)
@@ -824,6 +806,14 @@ def expendable(good: Sequence[Any], keep: int) -> List[Any]:
 # this program alone, which then ends what may be ended and cleans up with what may not.
 
 
+def end(child: subprocess.Popen, signum: int) -> None:
+    """Send a signal to a child that runs still, and to what it started (VMBACKUP_XE may name a
+    script that starts ssh)."""
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signum)
+
+
 class Signals:
     """SIGTERM, SIGINT and SIGHUP: they end us at once while nothing is begun, later they end an
     export, while every other step is finished first and `check` raises Interrupted after it.
@@ -844,7 +834,7 @@ class Signals:
         """Remember the first signal and end the running export; further ones change nothing."""
         first, self.received = not self.received, self.received or signum
         if self.child is not None:
-            self.child.terminate()
+            end(self.child, signal.SIGTERM)
         elif first and self.at_once:
             raise Interrupted(signum)
 
@@ -858,7 +848,7 @@ class Signals:
         """While this child runs, a signal ends it; raise Interrupted once it has ended."""
         self.child = child
         if self.received:
-            child.terminate()
+            end(child, signal.SIGTERM)
         try:
             yield
         finally:
@@ -898,7 +888,7 @@ def run(argv: Sequence[str], timeout: Optional[float], signals: Optional[Signals
             raise CommandFailed(f'no end within {timeout:.0f} seconds: {quoted(argv)}')
         finally:
             if child.poll() is None:
-                child.kill()
+                end(child, signal.SIGKILL)
     return Result(child.returncode, output, errors)
 
 

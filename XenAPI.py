@@ -151,6 +151,7 @@ class UDSHTTPConnection(httplib.HTTPConnection):
         self.path = path
 
     def connect(self):
+        """Open the connection. Raises OSError."""
         path = self.host.replace('_', '/') if self.path is None else os.fsencode(self.path)
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -276,6 +277,7 @@ class Session(xmlrpclib.ServerProxy):
 
     @property
     def API_version(self):
+        """The pool's API version, such as '2.21': asked of it once; '1.1' when not logged in."""
         if self._API_version is None:
             master = self.xenapi.pool.get_master(self.xenapi.pool.get_all()[0])
             self._API_version = '%s.%s' % (self.xenapi.host.get_API_version_major(master),

@@ -161,7 +161,8 @@ class FailuresOfOneVm(PoolCase):
     def test_a_missing_vm_is_an_error_and_the_others_are_backed_up(self):
         done = self.back_up('vm-export=gone', 'vm-export=db')
         self.assertEqual(2, done.status)
-        self.assertIn('***ERROR - vm not found: vm-export=gone', done.lines)
+        self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
+                      self.directory, done.lines)
         self.assertIn('vm-export,end,VM-NOT-FOUND gone', self.status())
         self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
 

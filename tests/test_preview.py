@@ -56,7 +56,8 @@ class Preview(PoolCase):
     def test_it_ends_with_2_when_a_configured_vm_is_missing(self):
         done = self.preview('vm-export=gone', 'vm-export=db')
         self.assertEqual(2, done.status)
-        self.assertIn('***ERROR - vm not found: vm-export=gone', done.lines)
+        self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
+                      self.directory, done.lines)
         self.assertNotIn('SUCCESS preview', done.output)
 
     def test_it_ends_with_1_when_a_regex_matches_nothing(self):

@@ -373,6 +373,9 @@ class Troubles(PoolCase):
     def provoke_error_no_vms_loaded(self):
         return self.back_up('vm-export=nothing.*').output
 
+    def provoke_note_no_file(self):
+        return self.vmbackup('password', 'weekend.cfg', 'preview').output
+
     def provoke_error_config_backup_dir_does_not_exist(self):
         return self.back_up('vm-export=db', backup_dir='/nosuch').output
 

@@ -215,6 +215,56 @@ class Rotation(PoolCase):
         self.assertEqual([False, True], [os.path.exists(path) for path in old])
 
 
+class Markers(PoolCase):
+    """The file that makes a directory count."""
+
+    def marker_of(self, gib, **keys):
+        """The marker of a vdi-export whose file is of that size, sparse."""
+        wrapper = os.path.join(self.directory, 'xe')
+        with open(wrapper, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n[ "$1" = vdi-export ] || exec %s "$@"\n'
+                         'for word; do case $word in filename=*) '
+                         'exec truncate -s %dG "${word#filename=}";; esac; done\n'
+                         % (self.sim.xe, gib))
+        os.chmod(wrapper, 0o755)
+        done = self.vmbackup('password', self.config('vdi-export=db', **keys), VMBACKUP_XE=wrapper)
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('vdi-export,end,SUCCESS db,elapse:0 size:%dG' % gib, self.status())
+        return [name for name in os.listdir(self.dated('db')[-1]) if name.startswith('success')]
+
+    def test_more_than_60_gib_are_marked_success_compress(self):
+        self.assertEqual(['success'], self.marker_of(60))
+        self.assertEqual(['success_compress'], self.marker_of(61))
+
+    def test_the_limit_can_be_set(self):
+        self.assertEqual(['success_compress'], self.marker_of(2, large_backup=1))
+        self.assertEqual(['success'], self.marker_of(61, large_backup=100))
+
+
+class Calls(PoolCase):
+    """What a run asks of the pool."""
+
+    def test_the_number_of_calls_does_not_grow_with_disks_and_interfaces(self):
+        counts = []
+        for number in (1, 12):
+            self.pool_description = {'networks': ['net'], 'vms': [
+                {'name': 'web', 'disks': ['1 MiB'] * number, 'networks': ['net'] * number}]}
+            self.use_pool()
+            self.assertEqual(0, self.back_up('vm-export=web').status)
+            counts.append(len(self.sim.calls('xapi')))
+        self.assertEqual(counts[0], counts[1])
+
+    def test_a_vm_costs_at_most_four_calls_and_five_commands(self):
+        counts = []
+        for number in (1, 4):
+            self.pool_description = {'vms': [{'name': 'vm{n}', 'disks': ['1 MiB'],
+                                              'count': number}]}
+            self.use_pool()
+            self.assertEqual(0, self.back_up('vm-export=.*').status)
+            counts.append((len(self.sim.calls('xapi')), len(self.sim.calls('xe'))))
+        self.assertEqual((12, 15), tuple(b - a for a, b in zip(*counts)))
+
+
 class Metadata(PoolCase):
     """What lies beside the exported file."""
 

@@ -90,8 +90,8 @@ class Patterns(unittest.TestCase):
 
     def test_catastrophic_numbers_in_a_regex_are_an_invalid_regex(self):
         plan = select(['vm-export=a{99999999999999999999}', 'vm-export=web'], 'web')
-        self.assertIn('***ERROR - invalid regex: vm-export=a{99999999999999999999}',
-                      plan.messages)
+        self.assertIn('***ERROR - invalid regex: vm-export=a{99999999999999999999} '
+                      '(test.cfg line 1)', plan.messages)
         self.assertTrue(plan.errors)
 
 
@@ -141,7 +141,8 @@ class Verdicts(unittest.TestCase):
     def test_a_retention_that_is_no_number_is_an_error(self):
         for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:'):
             plan = select([line, 'vm-export=web'], 'web')
-            self.assertEqual(('ERROR: vm_max_backup is invalid - ' + line[10:],), plan.errors)
+            self.assertEqual(['ERROR: vm_max_backup is invalid - %s (test.cfg line 1)' %
+                              line[10:]], list(plan.errors))
 
     def test_vms_that_no_line_covers_are_listed(self):
         plan = select(['vm-export=web', 'exclude=db'], 'web', 'db', 'new')

@@ -26,6 +26,7 @@ STANDARD = ('server password port username minimal force multiple all message-pr
 SWITCHES = {'-u': 'username', '-pw': 'password', '-s': 'server', '-h': 'server', '-p': 'port'}
 UNITS = {'': 0, 'b': 0, 'bytes': 0, 'k': 1, 'kb': 1, 'kib': 1, 'm': 2, 'mb': 2, 'mib': 2,
          'g': 3, 'gb': 3, 'gib': 3, 't': 4, 'tb': 4, 'tib': 4}
+STOP_PATIENCE = 10.0       # seconds to wait for a thread when the pool stops
 EXPORTS = ('vm-export', 'template-export', 'snapshot-export-to-template', 'vdi-export',
            'pool-dump-database')
 UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled wlb-verify-cert '
@@ -1096,6 +1097,7 @@ class XeDoor:
         self.tokens = itertools.count(1)
         self._listener = None
         self._connections = {}      # socket -> whether it carries a command (else data)
+        self._threads = set()
 
     def start(self):
         os.makedirs(os.path.dirname(self.xe_path), exist_ok=True)
@@ -1105,10 +1107,16 @@ class XeDoor:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.socket_path)
         self._listener.listen(128)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._run(self._accept, self._listener)
 
     def stop(self):
-        """Close all connections, those of commands first; the socket refuses from now on."""
+        """Close everything, and wait until no thread of this door runs any more."""
+        self._close()
+        for thread in self._threads - {threading.current_thread()}:
+            thread.join(STOP_PATIENCE)
+
+    def _close(self):
+        """End all connections, those of commands first; the socket refuses from now on."""
         shut(self._listener)
         connections = dict(self._connections)
         for connection in sorted(connections, key=connections.get, reverse=True):
@@ -1118,7 +1126,17 @@ class XeDoor:
     def _die(self):
         """A fault takes the daemon down: it is gone before the client notices."""
         self.pool.go_down()
-        self.stop()
+        self._close()
+
+    def _run(self, work, argument):
+        def run():
+            try:
+                work(argument)
+            finally:
+                self._threads.discard(threading.current_thread())
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.add(thread)
+        thread.start()
 
     def _accept(self, listener):
         while True:
@@ -1126,7 +1144,7 @@ class XeDoor:
                 connection = listener.accept()[0]
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            self._run(self._serve, connection)
 
     def _serve(self, connection):
         talk = Talk(connection)
