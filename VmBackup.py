@@ -2204,11 +2204,9 @@ def load_config(invocation: Invocation, console: Console) -> Config:
         console.log(f'VmBackup config loaded from: {invocation.config_file}')
     for rule in invocation.rules:
         if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
-            console.log(f'***NOTE - no such file: {rule.text} (so it is taken as a vm-selector)')
+            console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
     for line in config.unexpected:
         console.log(line)
-    if not invocation.config_file and re.search('/|[.]c(fg|onf)$', invocation.rules[0].text):
-        console.log(f'***NOTE - no file {invocation.rules[0].text}: taken as a VM name or regex')
     return config
 
 

@@ -19,7 +19,8 @@ KEYS = {
     'backup_dir_pattern': ('backup-%Y-%m-%d-(%H:%M:%S)',
                            {'%S%M%H%d%m%Y': '%S%M%H%d%m%Y', 'é %Y%m%dT%H%M%S': 'é %Y%m%dT%H%M%S'},
                            ['', 'backup', '%Y-%m-%d', '%Y%Y%m%d%H%M%S', '%Y/%m/%d/%H%M%S',
-                            '%Y%m%d%H%M%S%', '%Y%m%d%H%M%S%%', '%Y%m%d%H%M%S%y', '../%Y%m%d%H%M%S']),
+                            '%Y%m%d%H%M%S%', '%Y%m%d%H%M%S%%', '%Y%m%d%H%M%S%y',
+                            '../%Y%m%d%H%M%S']),
     'status_log': ('/snapshots/NAUbackup/status.log', {'/x/y.log': '/x/y.log'}, ['', 'status.log']),
     'compress': ('none', {'True': 'gzip', 'false': 'none', 'GZIP': 'gzip', 'zstd': 'zstd',
                           'None': 'none'}, ['', 'yes', '1', 'lz4', 'true,']),
@@ -230,9 +231,9 @@ class Files(PoolCase):
                 for preview in ([], ['preview']):
                     done = self.vmbackup('password', name, *preview)
                     self.assertEqual(2, done.status, done.output)
-                    self.assertIn('***NOTE - no such file: %s (so it is taken as a vm-selector)' %
+                    self.assertIn('***NOTE - no file %s: taken as a VM name or regex' %
                                   name, done.lines)
-        self.assertNotIn('no such file', self.preview('db').output)
+        self.assertNotIn('NOTE - no file', self.preview('db').output)
 
     def test_the_example_is_what_the_command_prints_and_shows_every_key(self):
         with open(os.path.join(ROOT, 'example.cfg'), encoding='utf-8') as stream:

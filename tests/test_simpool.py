@@ -706,6 +706,58 @@ class LifeAndDeath(Simulated):
         self.value('VBD.destroy', ref)
         self.assert_refused(['HANDLE_INVALID', 'SR', NULL], 'VDI.create', {'virtual_size': '1'})
 
+    def test_drives_open_and_close(self):
+        iso = self.pool.call('VDI.get_by_name_label', 'tools.iso')[0]
+        drive = next(vbd for vbd in self.pool.record('VM', self.vm('busy'))['VBDs']
+                     if self.pool.record('VBD', vbd)['type'] == 'CD')
+        self.assert_refused(['VBD_IS_EMPTY', drive], 'VBD.eject', drive)
+        self.value('VBD.insert', drive, iso)
+        self.assert_refused(['VBD_NOT_EMPTY', drive], 'VBD.insert', drive, iso)
+        self.assertIn(drive, self.value('VDI.get_VBDs', iso))
+        self.value('VBD.eject', drive)
+        self.assertEqual((NULL, True), (self.value('VBD.get_VDI', drive),
+                                        self.value('VBD.get_empty', drive)))
+        self.assertNotIn(drive, self.value('VDI.get_VBDs', iso))
+
+    def test_attached_vbds_stay_until_they_are_unplugged(self):
+        vbd = next(vbd for vbd in self.pool.record('VM', self.vm('busy'))['VBDs']
+                   if self.pool.record('VBD', vbd)['type'] == 'Disk')
+        disk = self.value('VBD.get_VDI', vbd)
+        self.assertEqual(['snapshot', 'clone'], self.value('VDI.get_allowed_operations', disk))
+        self.assertEqual('OPERATION_NOT_ALLOWED',
+                         self.x('VBD.destroy', vbd)['ErrorDescription'][0])
+        self.assert_refused(['DEVICE_ALREADY_ATTACHED', vbd], 'VBD.plug', vbd)
+        self.value('VBD.unplug', vbd)
+        self.assert_refused(['DEVICE_ALREADY_DETACHED', vbd], 'VBD.unplug', vbd)
+        self.assertIn('destroy', self.value('VDI.get_allowed_operations', disk))
+        self.value('VBD.destroy', vbd)
+        halted = self.pool.record('VM', self.vm())['VBDs'][0]
+        self.assert_refused(['VM_BAD_POWER_STATE', self.vm(), 'running', 'halted'],
+                            'VBD.plug', halted)
+
+    def test_networks_and_vifs(self):
+        network = self.value('network.create', {'name_label': 'lab', 'MTU': 9000})
+        vif = self.value('VIF.create', {'VM': self.vm(), 'network': network, 'device': '5',
+                                        'MAC': '', 'MTU': '9000'})
+        self.assertRegex(self.value('VIF.get_MAC', vif), '^([0-9a-f]{2}:){5}[0-9a-f]{2}$')
+        self.assertEqual([vif], self.value('network.get_VIFs', network))
+        self.assert_refused(['NETWORK_CONTAINS_VIF', vif], 'network.destroy', network)
+        self.value('VIF.destroy', vif)
+        self.assertNotIn(vif, self.value('VM.get_VIFs', self.vm()))
+        self.value('network.destroy', network)
+        attached = self.value('VM.get_VIFs', self.vm('busy'))[0]
+        self.assertEqual('OPERATION_NOT_ALLOWED',
+                         self.x('VIF.destroy', attached)['ErrorDescription'][0])
+
+    def test_a_snapshot_leaves_a_message(self):
+        self.value('VM.snapshot', self.vm(), 'x')
+        ref, = self.value('message.get_all')
+        self.assertEqual(('VM_SNAPSHOTTED', '5', self.value('VM.get_uuid', self.vm())), (
+            self.value('message.get_name', ref), self.value('message.get_priority', ref),
+            self.value('message.get_obj_uuid', ref)))
+        self.value('message.destroy', ref)
+        self.assertEqual({}, self.value('message.get_all_records'))
+
     def test_an_asynchronous_call_is_a_task(self):
         task = self.value('Async.VM.snapshot', self.vm(), 'later')
         self.wait_until(lambda: self.value('task.get_status', task) == 'success')
@@ -868,6 +920,47 @@ class Transfers(Simulated):
         with self.refusal('VDI_LOCATION_MISSING'):
             self.pool.import_vm(io.BytesIO(data), metadata=True)
 
+    def test_an_archive_of_a_real_xapi_is_taken(self):
+        samples = os.path.join(HERE, 'data', 'samples')
+        with open(os.path.join(samples, 'SHA256SUMS.images')) as file:
+            recorded = sorted(line.split()[0] for line in file)
+        for name in 'sample.xva.gz', 'sample.xva.zst':
+            with open(os.path.join(samples, name), 'rb') as file:
+                vm, = self.pool.import_vm(file)
+            self.assertEqual(recorded, sorted(self.sums(vm).values()))
+            self.assertEqual(recorded, sorted(
+                archive.Image.sha256(self.pool.content[vdi]) for vdi in self.disks(
+                    self.pool.import_vm(io.BytesIO(self.exported(vm)))[0]).values()))
+
+    def test_another_pool_gets_the_network_and_an_empty_drive(self):
+        data = self.exported(self.vm())
+        other = pools.load({'networks': ['elsewhere']})
+        other.tables['network'][next(iter(other.tables['network']))]['bridge'] = 'xenbr7'
+        vm, = other.import_vm(io.BytesIO(data))
+        network, = [other.record('VIF', vif)['network'] for vif in other.record('VM', vm)['VIFs']]
+        self.assertEqual(pools.NETWORK, other.record('network', network)['name_label'])
+        drive, = [record for record in map(lambda ref: other.record('VBD', ref),
+                                           other.record('VM', vm)['VBDs'])
+                  if record['type'] == 'CD']
+        self.assertEqual((NULL, True), (drive['VDI'], drive['empty']))
+
+    def test_force_replaces_a_halted_vm_of_the_same_uuid(self):
+        data, old = self.exported(self.vm()), self.vm()
+        self.value('VM.start', old, False, False)
+        with self.refusal('VM_BAD_POWER_STATE', old, 'halted', 'running'):
+            self.pool.import_vm(io.BytesIO(data), preserve=True, force=True)
+        self.value('VM.hard_shutdown', old)
+        new, = self.pool.import_vm(io.BytesIO(data), preserve=True, force=True)
+        self.assertEqual([new], self.pool.call('VM.get_by_name_label', 'box'))
+
+    def test_no_room_for_an_import_leaves_nothing(self):
+        data = self.exported(self.vm())
+        tight = pools.load({'srs': [{'name': 'tight', 'type': 'lvm', 'size': '3500 KiB'}]})
+        before = {cls: dict(rows) for cls, rows in tight.tables.items()}
+        with self.refusal('SR_BACKEND_FAILURE_44'):
+            tight.import_vm(io.BytesIO(data))
+        self.assertEqual(before, tight.tables)
+
     def test_a_running_vm_is_refused_before_any_byte(self):
         busy = self.vm('busy')
         with self.refusal('VM_BAD_POWER_STATE', busy, 'halted, suspended', 'running'):
@@ -914,6 +1007,34 @@ class Transfers(Simulated):
         with self.refusal('VDI_IO_ERROR'):
             self.pool.import_vdi(disks['1'], io.BytesIO(data))
         self.assertEqual(before, self.pool.content[disks['1']].sha256())
+
+    def test_a_vhd_may_be_smaller_than_its_disk_but_not_larger(self):
+        disks = self.disks(self.vm())
+        small = b''.join(archive.vhd_stream(self.pool.content[disks['1']]))
+        large = b''.join(archive.vhd_stream(self.pool.content[disks['0']]))
+        with self.refusal('VDI_IO_ERROR'):
+            self.pool.import_vdi(disks['1'], io.BytesIO(large), 'vhd')
+        self.pool.import_vdi(disks['0'], io.BytesIO(small), 'vhd')
+        self.assertEqual(self.pool.content[disks['1']].read(0, 1500 * 512),
+                         self.pool.content[disks['0']].read(0, 1500 * 512))
+        self.assertEqual(3 << 20, self.pool.content[disks['0']].virtual_size)
+
+    def test_keep_alive_members_do_not_change_what_is_read(self):
+        plain = self.exported(self.vm())
+        self.pool.keep_alive_chunks = (1,)
+        data = self.exported(self.vm())
+        self.assertGreater(len(data), len(plain))
+        vm, = self.pool.import_vm(io.BytesIO(data))
+        self.assertEqual(self.sums(self.vm()), self.sums(vm))
+
+    def test_a_running_task_that_is_destroyed_goes_when_it_ends(self):
+        task = self.pool.make_task('Export of VM')
+        with self.pool.export_vm(self.vm(), task=task) as stream:
+            next(stream)
+            self.value('task.destroy', task)
+            self.assertEqual('pending', self.value('task.get_status', task))
+            b''.join(stream)
+        self.assert_refused(['HANDLE_INVALID', 'task', task], 'task.get_status', task)
 
     def test_a_task_follows_the_export(self):
         task = self.pool.make_task('Export of VM', 'whose')

@@ -718,16 +718,14 @@ def raw_stream(image):
 def read_raw(fileobj, virtual_size):
     """Read a raw image into a disk of `virtual_size` bytes -> Image.
 
-    Zeros beyond that size do no harm (recorded from xapi 25.6.0: 20 MiB of zeros into a disk of 8);
-    data there, or fewer bytes than the disk has, raise ArchiveError.
+    More bytes than that (recorded from xapi 25.6.0, with zeros), or fewer, raise ArchiveError.
     """
     image = Image(virtual_size)
     offset = 0
     for block in _regrouped(_blocks(fileobj), CHUNK):
-        inside = block[:max(0, virtual_size - offset)]
-        if any(block[len(inside):]):
+        if offset + len(block) > virtual_size:
             raise _io_error('the image is larger than the disk')
-        image.write(min(offset, virtual_size), inside)
+        image.write(offset, block)
         offset += len(block)
     if offset < virtual_size:
         raise _io_error('the image ends after %d of %d bytes' % (offset, virtual_size))

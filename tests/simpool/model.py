@@ -500,10 +500,17 @@ class Pool(Transfers):
         return task
 
     def finish_task(self, task, status, result='', error=()):
-        """End a pending task; one that is gone or finished already is left alone."""
+        """End a pending task, for good if somebody destroyed it while it ran.
+
+        One that is gone or finished already is left alone.
+        """
         with self.lock:
             record = self.tables['task'].get(task)
-            if record and record['status'] == 'pending':
+            if not record or record['status'] != 'pending':
+                return
+            if 'destroy' in record['current_operations'].values():
+                self.delete('task', task)
+            else:
                 self.put('task', task, status=status, result=result, error_info=list(error),
                          progress=1.0, finished=stamp(), allowed_operations=[],
                          current_operations={})

@@ -1144,6 +1144,7 @@ class XeDoor:
                 connection = listener.accept()[0]
             except OSError:
                 return
+            self._connections[connection] = False
             self._run(self._serve, connection)
 
     def _serve(self, connection):
