@@ -319,16 +319,16 @@ def plain_text(text: str) -> str:
     return text
 
 
-def absolute_path(text: str) -> str:
-    """A path that does not depend on the current directory."""
-    if not text.startswith('/') or '\0' in text:
-        raise ValueError('invalid (an absolute path is wanted)')
-    return native(text)
+def a_path(text: str) -> str:
+    """A path; a relative one is taken from the current directory, as 3.25."""
+    if not text or '\0' in text:
+        raise ValueError('invalid (a path is wanted)')
+    return os.path.abspath(native(text))
 
 
 def optional_path(text: str) -> str:
-    """An absolute path or nothing."""
-    return absolute_path(text) if text else ''
+    """A path or nothing."""
+    return a_path(text) if text else ''
 
 
 def directory_pattern(text: str) -> str:
@@ -365,12 +365,12 @@ KEYS = (
         'How many pool database dumps to keep; 0 keeps all'),
     Key('max_backups', DEFAULT_MAX_BACKUPS, whole_number(1, 10**6),
         'How many backups to keep for each VM'),
-    Key('backup_dir', DEFAULT_BACKUP_DIR, absolute_path,
+    Key('backup_dir', DEFAULT_BACKUP_DIR, a_path,
         'Directory of all backups; it must exist (mount the share there)'),
     Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, directory_pattern,
         'Name of a backup below its VM; an SMB share wants one without : ( )\n'
         'such as backup-%Y-%m-%d-%H%M%S'),
-    Key('status_log', DEFAULT_STATUS_LOG, absolute_path,
+    Key('status_log', DEFAULT_STATUS_LOG, a_path,
         'Status log file; its directory is made if it is missing'),
     Key('compress', DEFAULT_COMPRESS, one_of(**COMPRESSIONS),
         'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),

@@ -79,11 +79,6 @@ class ConfigFile(PoolCase):
         done = self.vmbackup('password', path)
         self.assertIn('***ERROR unexpected config key: bogus (%s line 4)' % path, done.lines)
 
-    def test_a_path_has_to_be_absolute(self):
-        done = self.back_up('vm-export=db', backup_dir='BACKUPS')
-        self.assertEqual(2, done.status)
-        self.assertIn('an absolute path is wanted', done.output)
-
     def test_pre_clean_can_stand_in_the_config(self):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2)]

@@ -113,6 +113,12 @@ class ANight(PoolCase):
             image = archive.read_vhd(stream)
         self.assertEqual(2 << 20, image.virtual_size)
 
+    def test_relative_paths_are_taken_from_the_current_directory(self):
+        self.assertEqual(0, self.back_up('vm-export=db', backup_dir='BACKUPS',
+                                         status_log='logs/status.log').status)
+        self.assertIn('db/DATED/success', self.tree())
+        self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
+
     def test_a_vm_selector_takes_the_place_of_a_config_file(self):
         done = self.vmbackup('password', 'vdi-export=db.*', 'preview')
         self.assertIn('  vdi-export: db', done.lines)
