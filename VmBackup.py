@@ -43,6 +43,7 @@ import email.utils
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -60,7 +61,8 @@ import traceback
 import xml.etree.ElementTree
 import xml.parsers.expat
 import xmlrpc.client
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Callable, Container, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple)
 
 try:
     import XenAPI
@@ -138,7 +140,12 @@ class PoolError(VmBackupError):
 
 
 class CommandFailed(VmBackupError):
-    """A program could not be started, failed, or did not do what it claims."""
+    """A program could not be started, failed, or did not do what it claims; `output` is what it
+    printed before."""
+
+    def __init__(self, text: str, output: str = '') -> None:
+        super().__init__(text)
+        self.output = output
 
 
 class BackupFailed(VmBackupError):
@@ -516,7 +523,7 @@ def parse_arguments(words: Sequence[str]) -> Invocation:
             raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
     extra_keys = options.pop('ignore_extra_keys', 'false').lower() == 'true'
     config_file, rules = '', ()       # type: Tuple[str, Tuple[Rule, ...]]
-    if os.path.exists(native(target)):
+    if os.path.exists(native(target)) and not os.path.isdir(native(target)):
         config_file = native(target)
     else:
         rules = (selector(target),)
@@ -633,7 +640,7 @@ class Plan(NamedTuple):
 
 def split_retention(text: str) -> Tuple[str, Optional[int]]:
     """NAME:N as (NAME, N), at the last colon and only where digits follow; else (text, None)."""
-    found = re.match(r'(.*):([0-9]{1,9})\Z', text, re.DOTALL)
+    found = re.match(r'(.*):\s*([0-9]{1,9})\Z', text, re.DOTALL)
     return (found.group(1), int(found.group(2))) if found else (text, None)
 
 
@@ -724,11 +731,18 @@ class Selector:
                 self.errors.append('ERROR regex errors found (see above) ')
             return None
 
+    def is_known(self, pattern: str) -> bool:
+        """Whether a pattern matches any VM."""
+        try:
+            return bool(matching(pattern, self.names))
+        except re.error:
+            return False
+
     def not_found(self, rule: Rule, pattern: str) -> None:
         """A line without a match: an error for a name, a warning for a regex."""
         text = f'{rule.method}={rule.text}'
-        _, colon, number = pattern.rpartition(':')
-        if colon and re.match(r'[\w-]*\Z', number):
+        name, colon, number = pattern.rpartition(':')
+        if colon and (re.match(r'[\w-]*\Z', number) or self.is_known(name)):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
         elif any(matching(exclude, [pattern]) for exclude in self.excludes):
@@ -961,7 +975,8 @@ class Xe:
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
             raise CommandFailed('xe {} failed: {}'.format(argv[1], ' / '.join(
-                words.splitlines()[-4:]) or f'exit status {result.status}'))
+                words.splitlines()[-4:]) or f'exit status {result.status}'),
+                result.output.decode('utf-8', 'replace'))
         return result
 
 
@@ -999,7 +1014,7 @@ class Snapshot(NamedTuple):
     ref: str
     uuid: str
     label: str
-    has_vbd: bool              # a disk's snapshot that a VM or VM snapshot holds
+    has_holder: bool           # a VM's, or a disk's with a VBD: made as part of a VM's
 
 
 def device_name(vbd: Dict[str, Any]) -> str:
@@ -1166,7 +1181,7 @@ class Pool:
         if not record['is_a_snapshot'] or record['snapshot_of'] != of_ref:
             raise PoolError('{} is not a snapshot of this {}'.format(record['uuid'], kind))
         return Snapshot(snapshot_ref, record['uuid'], record['name_label'],
-                        kind == 'VDI' and bool(record['VBDs']))
+                        kind == 'VM' or bool(record['VBDs']))
 
     def label(self, kind: str, ref: str) -> Tuple[str, str]:
         """Name-label and uuid of a VM or VDI as the tables had them; no call for each."""
@@ -1194,6 +1209,11 @@ class Pool:
         except PoolError as error:
             return error.code == 'UUID_INVALID'
         return False
+
+    def is_snapshot_of(self, uuid: str, disks: Container[str]) -> bool:
+        """Whether a VDI is a snapshot of one of these disks."""
+        record = self.call('VDI.get_record', self.call('VDI.get_by_uuid', uuid))
+        return record['is_a_snapshot'] and record['snapshot_of'] in disks
 
     def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
         """As `snapshot`, found by its uuid."""
@@ -1224,7 +1244,7 @@ class Pool:
 
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
-WRITE_TEST = '00VMbackupWriteTest'
+WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
 
@@ -1251,6 +1271,12 @@ def label_part(text: str) -> str:
     """Text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
     return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
+
+
+def make_directory(path: str) -> None:
+    """Make one directory if it is missing, never those above it: the share may be gone."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
 
 
 def written(path: str) -> int:
@@ -1311,7 +1337,7 @@ class BackupDir(NamedTuple):
     def make_directory(self, name: str) -> str:
         """Make a directory in it, for a device's name or such; return that name."""
         part = path_part(name)
-        os.makedirs(self.file(part), exist_ok=True)
+        make_directory(self.file(part))
         return part
 
     def write(self, text: str, *parts: str) -> None:
@@ -1326,6 +1352,17 @@ class BackupDir(NamedTuple):
     def size(self, name: str) -> int:
         """Bytes of a file in it; raise CommandFailed if it is missing or empty."""
         return written(self.file(name))
+
+    @contextlib.contextmanager
+    def whole(self, name: str) -> Iterator[None]:
+        """A file that a command writes in it; the part that a failure leaves is deleted at once,
+        as others may need the room."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):         # the directory is no backup anyway
+                os.unlink(self.file(name))
+            raise
 
     def intent(self) -> Optional[Intent]:
         """The snapshot that may still be in the pool, or None."""
@@ -1391,9 +1428,14 @@ class VmHistory:
         last = self.backups()[-1:]
         return last[0] if last and not last[0].is_good() else None
 
+    def stale_failures(self) -> List[BackupDir]:
+        """Failed ones that are older than every backup: nothing else would ever remove them."""
+        backups = self.backups()
+        return list(itertools.takewhile(lambda backup: not backup.is_good(), backups))
+
     def begin(self, when: datetime.datetime) -> BackupDir:
         """Make a new dated directory, a few seconds later where that one exists."""
-        os.makedirs(self.directory, exist_ok=True)
+        make_directory(self.directory)
         for seconds in range(60):
             moment = when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
             path = os.path.join(self.directory, moment.strftime(self.pattern))
@@ -1419,12 +1461,12 @@ class BackupStore:
         return ''
 
     def try_writing(self) -> None:
-        """Write a file and remove it again; raise TargetError if that is not possible."""
+        """Make an empty file and remove it again; raise TargetError if that is not possible."""
         path = os.path.join(self.root, WRITE_TEST)
         try:
-            with open(path, 'wb') as stream:
-                stream.write(b'VmBackup\n')
-            os.unlink(path)
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            with contextlib.suppress(FileNotFoundError):   # another run's test was the same file
+                os.unlink(path)
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {error.strerror}')
 
@@ -1435,7 +1477,7 @@ class BackupStore:
     def new_pool_dump(self, host_name: str, when: datetime.datetime) -> str:
         """The path for a new dump of the pool database; its directory is made."""
         directory = os.path.join(self.root, 'METADATA_' + path_part(host_name))
-        os.makedirs(directory, exist_ok=True)
+        make_directory(directory)
         for seconds in range(60):
             moment = when + datetime.timedelta(seconds=seconds)
             path = os.path.join(directory, moment.strftime('pool_db_%Y%m%d-%H%M%S.dump'))
@@ -1641,7 +1683,7 @@ class Exporter:
         for ref in before:
             label, uuid = self.pool.label(self.kind, ref)
             if label == self.label:
-                self.warn_of(uuid)
+                self.warn_of(uuid, label)
         intent = Intent(self.kind, self.uuid, self.label, tuple(before))
         backup.set_intent(intent)
         taken = False
@@ -1651,7 +1693,9 @@ class Exporter:
                 self.console.log('snap-uuid: ' + uuid)
                 if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
-                self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
+                found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
+                if found.ref in before:
+                    raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
             taken = True
         finally:
             if not taken:
@@ -1662,7 +1706,7 @@ class Exporter:
 
     def settle(self, intent: Intent) -> None:
         """Destroy the snapshot that we made, or were about to make, of what aim() found; warn of
-        others with our label. Raise VmBackupError if that is not possible."""
+        others that may be it. Raise VmBackupError if that is not possible."""
         self.prepared = False
         self.pool.wait_for_snapshot(self.kind, self.target)
         new = [found for found in self.pool.snapshots(self.kind, self.target)
@@ -1671,17 +1715,17 @@ class Exporter:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 self.discard_surely(found.uuid)
-            elif found.label == self.label:
-                self.warn_of(found.uuid)
+            elif not intent.uuid and not found.has_holder:
+                self.warn_of(found.uuid, found.label)
 
     def is_ours(self, found: Snapshot, new: List[Snapshot]) -> bool:
         """Whether one of the snapshots since we meant to make one is that one."""
         return found.label == self.label
 
-    def warn_of(self, uuid: str) -> None:
-        """Tell of a snapshot that is named like ours."""
-        self.warnings.append('the snapshot {} is called {} but was not made by this program as far '
-                             'as it knows: not touched'.format(uuid, self.label))
+    def warn_of(self, uuid: str, label: str) -> None:
+        """Tell of a snapshot that may be ours."""
+        self.warnings.append(f'the snapshot {uuid}, called {label}, was not made by this program '
+                             'as far as it knows: not touched')
 
     def discard_surely(self, snapshot: str) -> None:
         """Issue the fourth command, several times if need be. Raise the last CommandFailed."""
@@ -1691,11 +1735,14 @@ class Exporter:
             except CommandFailed as error:
                 self.warnings.append(str(error))
                 if self.pool.is_gone(self.kind, snapshot):
-                    return None
+                    return self.discard_rest(error.output)
                 if not wait:
                     raise
                 pause(wait)
         return None
+
+    def discard_rest(self, output: str) -> None:
+        """Remove what a failed removal of the snapshot left. Raise CommandFailed."""
 
 
 class VmExporter(Exporter):
@@ -1717,7 +1764,7 @@ class VmExporter(Exporter):
         """The VM itself."""
         if uuid not in ('', vm.uuid):
             raise BackupFailed('VM-NOT-FOUND', f'the VM {uuid} is another one')
-        self.target, self.uuid = vm.ref, vm.uuid
+        self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
         self.console.log('check for prev-vm-snapshot: ' + self.label)
 
@@ -1743,6 +1790,14 @@ class VmExporter(Exporter):
         xapi_vm_clone.ml); snapshot-uninstall does so whether it is still a template or not."""
         verb = 'vm-uninstall' if self.prepared and not attempt else 'snapshot-uninstall'
         self.console.log_lines(self.xe.tell(verb, uuid=snapshot, force=True))
+
+    def discard_rest(self, output: str) -> None:
+        """vm-uninstall lists the disks, removes the VM's record, then each disk until one fails
+        (xapi: cli_operations.ml, vm_uninstall_common)."""
+        disks = {disk.vdi_ref for disk in self.pool.disks(self.vm)}
+        for uuid in re.findall('^VDI: ([0-9a-f-]{36}) ', output, re.MULTILINE):
+            if not self.pool.is_gone('VDI', uuid) and self.pool.is_snapshot_of(uuid, disks):
+                self.xe.tell('vdi-destroy', uuid=uuid)
 
 
 class VdiExporter(Exporter):
@@ -1787,7 +1842,7 @@ class VdiExporter(Exporter):
     def is_ours(self, found: Snapshot, new: List[Snapshot]) -> bool:
         """Ours too if it is the only new one and no VM or VM snapshot holds it: we may have been
         killed before we could label it."""
-        return super().is_ours(found, new) or (len(new) == 1 and not found.has_vbd)
+        return super().is_ours(found, new) or (len(new) == 1 and not found.has_holder)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -2007,7 +2062,7 @@ class BackupRun:
                 self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
                 self.execute(plan)
             else:
-                self.outcomes.extend(plan.failures)
+                self.add_failures(plan)
                 self.further_errors += not plan.failures
 
     def died(self, reason: str) -> None:
@@ -2042,9 +2097,7 @@ class BackupRun:
         self.show_space('Space before backups')
         if self.settings.pool_db_backup:
             self.back_up_pool_database()
-        for outcome in plan.failures:
-            self.outcomes.append(outcome)
-            self.status_log.vm_end(outcome)
+        self.add_failures(plan)
         for method in ('vdi-export', 'vm-export'):
             log(f'************ {method}= ***************')
             for job in plan.jobs:
@@ -2054,6 +2107,12 @@ class BackupRun:
         self.signals.check()
         log(RULER)
         self.show_space('Space status')
+
+    def add_failures(self, plan: Plan) -> None:
+        """Count and tell of configured VMs that cannot be backed up."""
+        for outcome in plan.failures:
+            self.outcomes.append(outcome)
+            self.status_log.vm_end(outcome)
 
     def show_space(self, title: str) -> None:
         """Log what df says."""
@@ -2124,7 +2183,7 @@ class BackupRun:
             self.signals.check()
             if self.settings.pre_clean:
                 self.prune(expendable(history.good(), job.keep), warnings)
-            with failing_as(exporter.export_token):
+            with failing_as(exporter.export_token), backup.whole(name):
                 exporter.export(snapshot, backup.file(name))
                 size = backup.size(name)
             log(f'{job.method} success')
@@ -2132,6 +2191,7 @@ class BackupRun:
         backup.mark(size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
         self.prune(surplus(history.good(), job.keep, backup), warnings)
+        self.prune(history.stale_failures(), warnings)
         return size
 
     def exporter(self, method: str, xe: Xe, warnings: List[str]) -> Exporter:
@@ -2144,12 +2204,12 @@ class BackupRun:
     def settle_leftovers(self, history: VmHistory, vm: Vm, warnings: List[str]) -> None:
         """Remove from the pool what an earlier run that died left of this VM's backup."""
         for backup in history.backups():
-            intent = backup.intent()
-            if intent is None:
-                continue
-            method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
-            exporter = self.exporter(method, Xe(self.console, self.signals), warnings)
             with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
+                intent = backup.intent()
+                if intent is None:
+                    continue
+                method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
+                exporter = self.exporter(method, Xe(self.console, self.signals), warnings)
                 exporter.aim(vm, intent.of)
                 exporter.settle(intent)
                 backup.drop_intent()
@@ -2157,9 +2217,11 @@ class BackupRun:
     def remove_last_failure(self, history: VmHistory, warnings: List[str]) -> None:
         """Delete the newest dated directory if it records a failure, as 3.25."""
         failure = history.last_failure()
-        if failure and not failure.intent():
-            self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
+        if failure:
             with tolerating(warnings, f'cannot delete {failure.path}'):
+                if failure.intent():
+                    raise TargetError('it tells of a snapshot that is still to be removed')
+                self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 failure.remove()
 
     def gather_metadata(self, backup: BackupDir, vm: Vm, xe: Xe, warnings: List[str]) -> None:
@@ -2172,10 +2234,12 @@ class BackupRun:
             write_configuration(backup, vm, self.pool, self.console)
 
     def prune(self, backups: Sequence[BackupDir], warnings: List[str]) -> None:
-        """Delete backups."""
+        """Delete backups, but for one that knows of a snapshot of ours in the pool."""
         for backup in backups:
-            self.console.log(f'Deleting oldest backup {backup.path} ')
             with tolerating(warnings, f'cannot delete {backup.path}'):
+                if backup.intent():
+                    raise TargetError('it tells of a snapshot that is still to be removed')
+                self.console.log(f'Deleting oldest backup {backup.path} ')
                 backup.remove()
 
     def back_up_pool_database(self) -> None:

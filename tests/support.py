@@ -117,6 +117,15 @@ class PoolCase(unittest.TestCase):
         return subprocess.check_output([self.sim.xe] + list(words), timeout=LIMIT,
                                        env=self.environ()).decode('utf-8')
 
+    def uuid_of(self, name):
+        """The uuid of a VM."""
+        return self.xe('vm-list', 'name-label=' + name, 'params=uuid', '--minimal').strip()
+
+    def disk_of(self, name, device):
+        """The uuid of a VM's disk."""
+        return self.xe('vbd-list', 'vm-name-label=' + name, 'userdevice=' + device,
+                       'params=vdi-uuid', '--minimal').strip()
+
     def xe_calls(self):
         """The xe commands so far, as (verb, {parameter: value})."""
         return [(call.name, dict(word.partition('=')[::2] for word in call.args))

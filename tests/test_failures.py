@@ -5,6 +5,7 @@ import os
 import shutil
 import unittest
 
+from tests.simpool import XapiError
 from tests.support import PoolCase
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
@@ -72,6 +73,40 @@ class FailingSteps(PoolCase):
                             if record['name_label'].startswith('db'))
                 self.fail_step(method, verb, 1, STEPS[method][0][2], do='print',
                                stdout=uuid + '\n', exit=0)
+
+    def test_the_uuid_of_an_older_snapshot_in_place_of_a_new_one_destroys_nothing(self):
+        for method, words in (('vm-export', ('vm-snapshot', 'vm=web', 'new-name-label=mine')),
+                              ('vdi-export', ('vdi-snapshot', 'uuid=%s'))):
+            with self.subTest(method):
+                self.setUp()
+                uuid = self.xe(*[word.replace('%s', self.disk_of('web', '0'))
+                                 for word in words]).strip()
+                self.before = self.contents()
+                self.fail_step(method, words[0], 1, STEPS[method][0][2], do='print',
+                               stdout=uuid + '\n', exit=0)
+
+    def test_disks_that_a_failed_vm_uninstall_leaves_are_removed(self):
+        destroy, refused = self.sim.pool.drop_vdi, []
+
+        def refuse_once(vdi):
+            if not refused:
+                refused.append(vdi)
+                raise XapiError('SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '')
+            return destroy(vdi)
+        self.sim.pool.drop_vdi = refuse_once
+        done = self.back_up('vm-export=web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertEqual(1, len(refused))
+        self.assertIn('vdi-destroy', [verb for verb, _ in self.xe_calls()])
+
+    def test_a_failed_export_leaves_no_partial_file(self):
+        for method in STEPS:
+            with self.subTest(method):
+                self.setUp()
+                verb, nth, token = STEPS[method][2]
+                self.fail_step(method, verb, nth, token, after=1500000, **REFUSED)
+                self.assertEqual([], [path for path in self.tree()
+                                      if path.startswith('web/') and 'DATED/web.' in path])
 
     def test_an_export_that_says_nothing_or_writes_nothing_fails(self):
         self.fail_step('vm-export', 'vm-export', 2, 'VM-EXPORT-FAIL', do='print', stdout='', exit=0)
@@ -248,6 +283,68 @@ class FailuresOfTheRun(PoolCase):
         self.assertIn(uuid, self.xe('snapshot-list', 'params=uuid'))
         self.assertIn(uuid, done.output)
 
+    def test_a_backup_that_tells_of_a_snapshot_of_ours_is_not_rotated_away(self):
+        for verb in ('vm-uninstall', 'snapshot-uninstall'):
+            self.sim.pool.faults.add(verb, times=0, **REFUSED)
+        for _ in range(3):
+            self.assertEqual(1, self.back_up('vm-export=db:1').status)
+        self.sim.pool.faults.clear()
+        self.assertEqual(0, self.back_up('vm-export=db:1').status)
+        self.assert_clean()
+        self.assertEqual(1, len(self.dated('db')))
+
+    def test_an_unreadable_record_is_a_warning(self):
+        old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success')
+        os.mkdir(os.path.join(old, 'snapshot.json'))
+        self.assertEqual(1, self.back_up('vm-export=db').status)
+        self.assertIn('vm-export,end,WARNING db,elapse:0 size:0G', self.status())
+
+    def test_a_new_disk_snapshot_that_may_be_ours_or_not_is_told_of(self):
+        failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
+        disk = self.disk_of('db', '0')
+        made = [self.xe('vdi-snapshot', 'uuid=' + disk).strip() for _ in range(2)]
+        self.before = self.contents()
+        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
+            json.dump({'kind': 'VDI', 'of': disk, 'label': 'SNAP_db_db-0', 'before': [],
+                       'uuid': ''}, stream)
+        done = self.back_up('vdi-export=db')
+        self.assertEqual(1, done.status)
+        for uuid in made:
+            self.assertIn('the snapshot %s, called db 0, was not made' % uuid, done.output)
+
+    def test_a_backup_directory_that_vanishes_is_not_made_again(self):
+        self.sim.pool.faults.add('VM.get_record', 'slow', seconds=1)
+        child = self.start('password', self.config('vm-export=db', 'vm-export=web'))
+        while not any(call.name == 'VM.get_record' for call in self.sim.calls()):
+            self.assertIsNone(child.poll())
+        os.rename(self.backups, self.backups + '.gone')
+        done = self.finish(child)
+        self.assertEqual(2, done.status)
+        self.assertFalse(os.path.exists(self.backups))
+        self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:2', self.status())
+
+    def test_the_write_test_follows_no_link_and_knows_no_vms_directory(self):
+        precious = os.path.join(self.directory, 'precious')
+        with open(precious, 'w', encoding='utf-8') as stream:
+            stream.write('precious')
+        for name in ('00VMbackupWriteTest', '00VMbackupWriteTest%20'):
+            os.symlink(precious, os.path.join(self.backups, name))
+        self.back_up('vm-export=db')
+        with open(precious, encoding='utf-8') as stream:
+            self.assertEqual('precious', stream.read())
+        self.pool_description = {'vms': [{'name': '00VMbackupWriteTest'},
+                                         {'name': '00VMbackupWriteTest%20'}]}
+        self.use_pool()
+        for name in os.listdir(self.backups):
+            if name.startswith('00'):
+                os.unlink(os.path.join(self.backups, name))
+        for _ in range(2):
+            self.assertEqual(0, self.back_up('vm-export=.*').status)
+
+    def test_only_missing_vms_are_told_in_the_status_log_too(self):
+        self.assertEqual(2, self.back_up('vm-export=gone').status)
+        self.assertIn('vm-export,end,VM-NOT-FOUND gone', self.status())
+
     def test_a_record_of_another_vms_snapshot_is_not_ours_to_act_on(self):
         victim = self.xe('vm-snapshot', 'vm=web', 'new-name-label=RESTORE_db').strip()
         self.before = self.contents()
@@ -278,15 +375,6 @@ class FailuresOfTheRun(PoolCase):
         self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
         self.assertEqual(0, self.back_up('vm-export=db').status)
         self.assert_clean()
-
-    def uuid_of(self, name):
-        """The uuid of a VM."""
-        return self.xe('vm-list', 'name-label=' + name, 'params=uuid', '--minimal').strip()
-
-    def disk_of(self, name, device):
-        """The uuid of a VM's disk."""
-        return self.xe('vbd-list', 'vm-name-label=' + name, 'userdevice=' + device,
-                       'params=vdi-uuid', '--minimal').strip()
 
 
 if __name__ == '__main__':

@@ -260,9 +260,9 @@ class Addresses(LoginCase):
         while not self.sim.calls():
             self.assertLess(time.monotonic(), limit)
             time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
         done = self.finish(child)
-        self.assertEqual(130, done.status, done.output)
+        self.assertEqual(143, done.status, done.output)
         self.assertNotIn('Traceback', done.output)
 
 

@@ -427,7 +427,7 @@ class Troubles(PoolCase):
 
     def provoke_xenapi_py_is_missing(self):
         shutil.copy(os.path.join(ROOT, 'VmBackup.py'), self.directory)
-        return subprocess.run([sys.executable, 'VmBackup.py', 'password', 'db', 'preview'],
+        return subprocess.run([sys.executable, '-S', 'VmBackup.py', 'password', 'db', 'preview'],
                               cwd=self.directory, stdout=subprocess.PIPE, timeout=LIMIT,
                               env=self.environ(PYTHONPATH='')).stdout.decode('utf-8')
 

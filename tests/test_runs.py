@@ -119,6 +119,11 @@ class ANight(PoolCase):
         self.assertIn('db/DATED/success', self.tree())
         self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
 
+    def test_a_directory_of_the_name_of_a_vm_is_no_config_file(self):
+        os.mkdir(os.path.join(self.directory, 'db'))
+        done = self.vmbackup('password', 'db', 'preview')
+        self.assertIn('  vm-export: db', done.lines)
+
     def test_a_vm_selector_takes_the_place_of_a_config_file(self):
         done = self.vmbackup('password', 'vdi-export=db.*', 'preview')
         self.assertIn('  vdi-export: db', done.lines)
@@ -172,6 +177,14 @@ class Rotation(PoolCase):
         done = self.back_up('vm-export=db')
         self.assertFalse(os.path.exists(failed))
         self.assertIn('Deleting last **unsuccessful** backup %s ' % failed, done.lines)
+        self.assertEqual(2, len(self.dated('db')))
+
+    def test_failed_backups_older_than_every_good_one_go_too(self):
+        for day in (1, 2):
+            self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'db.xva')
+        kept = self.old_backup('db', 'backup-2019-01-03-(00:00:00)', 'success')
+        self.assertEqual(0, self.back_up('vm-export=db:2').status)
+        self.assertEqual(kept, self.dated('db')[0])
         self.assertEqual(2, len(self.dated('db')))
 
     def test_failed_backups_never_push_out_good_ones(self):

@@ -78,6 +78,9 @@ class Patterns(unittest.TestCase):
         plan = select(['vm-export=web:2'], 'web:2')
         self.assertEqual(('web:2', 4), (plan.jobs[0].vm.name, plan.jobs[0].keep))
 
+    def test_blanks_around_the_retention_do_not_count(self):
+        self.assertEqual(3, select(['vm-export=web: 3'], 'web').jobs[0].keep)
+
     def test_retention_zero_means_max_backups(self):
         self.assertEqual(4, select(['vm-export=web:0'], 'web').jobs[0].keep)
 
@@ -139,7 +142,8 @@ class Verdicts(unittest.TestCase):
         self.assertIn('***NOTE - a later regex overrides the retention of web:9', plan.messages)
 
     def test_a_retention_that_is_no_number_is_an_error(self):
-        for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:'):
+        for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:', 'vm-export=web:4.5',
+                     'vm-export=we.*:+3'):
             plan = select([line, 'vm-export=web'], 'web')
             self.assertEqual(['ERROR: vm_max_backup is invalid - %s (test.cfg line 1)' %
                               line[10:]], list(plan.errors))

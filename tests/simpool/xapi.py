@@ -16,7 +16,6 @@ import xmlrpc.client
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler
 
-from .faults import Fault
 from .model import Down, XapiError
 
 BODY_LIMIT = 300 * 1024         # bytes of a request; xapi: ocaml/xapi-consts/constants.ml
