@@ -9,7 +9,8 @@ Do not run this script unless you are comfortable with the commands that it issu
     vdi-export    xe vdi-snapshot, vdi-param-set, vdi-export, vdi-destroy (of the snapshot)
 
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
-snapshot could not be prepared or vm-uninstall failed; and `xe pool-dump-database` on request.
+snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
+for disks of such a snapshot that are left; and `xe pool-dump-database` on request.
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N.
 
@@ -56,13 +57,14 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import traceback
 import xml.etree.ElementTree
 import xml.parsers.expat
 import xmlrpc.client
-from typing import (Any, Callable, Container, Dict, Iterator, List, NamedTuple, Optional,
-                    Sequence, Tuple)
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 try:
     import XenAPI
@@ -140,12 +142,7 @@ class PoolError(VmBackupError):
 
 
 class CommandFailed(VmBackupError):
-    """A program could not be started, failed, or did not do what it claims; `output` is what it
-    printed before."""
-
-    def __init__(self, text: str, output: str = '') -> None:
-        super().__init__(text)
-        self.output = output
+    """A program could not be started, failed, or did not do what it claims."""
 
 
 class BackupFailed(VmBackupError):
@@ -215,6 +212,18 @@ ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 def now() -> datetime.datetime:
     """The local time, without a zone, as directory names and logs carry it."""
     return datetime.datetime.now()
+
+
+def utc(seconds: int) -> str:
+    """The time so many seconds from now, as xapi writes times."""
+    moment = now().astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+    return moment.strftime('%Y%m%dT%H:%M:%SZ')
+
+
+def stopwatch() -> Callable[[], int]:
+    """A function that tells the whole minutes since now, whatever becomes of the clock."""
+    begun = time.monotonic()
+    return lambda: int((time.monotonic() - begun) // 60)
 
 
 def pause(seconds: float) -> None:
@@ -321,11 +330,6 @@ def one_of(**meanings: Any) -> Callable[[str], Any]:
     return parse
 
 
-def plain_text(text: str) -> str:
-    """The text itself."""
-    return text
-
-
 def a_path(text: str) -> str:
     """A path; a relative one is taken from the current directory, as 3.25."""
     if not text or '\0' in text:
@@ -392,14 +396,14 @@ KEYS = (
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, addresses,
         'Sender of that mail; empty is root@ this host'),
-    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, plain_text, 'Mail server'),
+    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, str, 'Mail server'),
     Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535),
         'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
         one_of(none='none', starttls='starttls', tls='tls'),
         'Encryption to the mail server: none, starttls (usual on port 587)\n'
         'or tls (usual on port 465)'),
-    Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, plain_text,
+    Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, str,
         'Account on the mail server, if it wants one'),
     Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, optional_path,
         'Password of that account, in a file made with create-password-file='),
@@ -543,15 +547,11 @@ def create_password_file(password: str, path: str) -> None:
 
     Raise ConfigError when that is not possible.
     """
-    temporary = path + '.new'
     try:
-        if os.path.isdir(path):
-            raise ConfigError(f'is a directory: password file {path}')
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise ConfigError(f'not a file: password file {path}')
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')     # mode 0600
         with open(handle, 'wb') as stream:
-            os.fchmod(handle, 0o600)                   # whatever the umask
             stream.write(base64.b64encode(encoded(password)))
         os.rename(temporary, path)
     except OSError as error:
@@ -668,7 +668,6 @@ def matching(pattern: str, names: Sequence[str]) -> List[str]:
 class Definition(NamedTuple):
     """The winning rule for one VM name."""
 
-    method: str
     keep: Optional[int]
     literal: bool              # the rule was this very name
 
@@ -708,7 +707,7 @@ class Selector:
             pattern, keep = rule.text, None
         found = self.matching(rule, pattern)
         for name in found or ():
-            self.define(rule.method, name, Definition(rule.method, keep, name == pattern))
+            self.define(rule.method, name, Definition(keep, name == pattern))
         if found == []:
             self.not_found(rule, pattern)
 
@@ -742,7 +741,9 @@ class Selector:
         """A line without a match: an error for a name, a warning for a regex."""
         text = f'{rule.method}={rule.text}'
         name, colon, number = pattern.rpartition(':')
-        if colon and (re.match(r'[\w-]*\Z', number) or self.is_known(name)):
+        if colon and (
+                      re.match(r'[\w-]*\Z', number) or
+                      re.match(r'[\s+.-]*\w[\s\w+.-]*\Z', number) and self.is_known(name)):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
         elif any(matching(exclude, [pattern]) for exclude in self.excludes):
@@ -845,10 +846,10 @@ class Signals:
                 signal.signal(signum, self.note)
 
     def note(self, signum: int, _frame: Any) -> None:
-        """Remember the first signal and end the running export; further ones change nothing."""
+        """Remember the first signal and end the running export; a further one ends it hard."""
         first, self.received = not self.received, self.received or signum
         if self.child is not None:
-            end(self.child, signal.SIGTERM)
+            end(self.child, signal.SIGTERM if first else signal.SIGKILL)
         elif first and self.at_once:
             raise Interrupted(signum)
 
@@ -938,7 +939,7 @@ class Xe:
         return self.finish(self.argv(verb, parameters), None).output
 
     def tell(self, verb: str, **parameters: Any) -> str:
-        """Let a command change the pool; log its output and return it. Raise CommandFailed."""
+        """Let a command change the pool; return its output. Raise CommandFailed."""
         argv = self.announce(verb, parameters)
         output = self.finish(argv, None).output.decode('utf-8', 'replace')
         return output.strip()
@@ -975,8 +976,7 @@ class Xe:
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
             raise CommandFailed('xe {} failed: {}'.format(argv[1], ' / '.join(
-                words.splitlines()[-4:]) or f'exit status {result.status}'),
-                result.output.decode('utf-8', 'replace'))
+                words.splitlines()[-4:]) or f'exit status {result.status}'))
         return result
 
 
@@ -1014,6 +1014,7 @@ class Snapshot(NamedTuple):
     ref: str
     uuid: str
     label: str
+    when: str                  # UTC: 20260301T00:10:01Z
     has_holder: bool           # a VM's, or a disk's with a VBD: made as part of a VM's
 
 
@@ -1025,6 +1026,11 @@ def device_name(vbd: Dict[str, Any]) -> str:
     return vbd['device'] or number
 
 
+def without_password(url: str) -> str:
+    """An address without user and password."""
+    return re.sub('//.*@', '//', url)
+
+
 def session_at(url: str) -> Any:
     """A session object for http://..., https://... or unix:/path; nothing is sent yet.
 
@@ -1032,6 +1038,7 @@ def session_at(url: str) -> Any:
     """
     if XenAPI is None:
         raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
+    shown = without_password(url)
     try:
         if url.startswith('unix:/'):
             return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT)
@@ -1040,8 +1047,8 @@ def session_at(url: str) -> Any:
     except TypeError:                                  # the SDK's module has no timeout
         raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
     except ValueError as error:
-        raise PoolError(f'not a XenAPI address: {url} ({error})')
-    raise PoolError(f'not a XenAPI address: {url} (http://, https:// or unix:/path)')
+        raise PoolError(f'not a XenAPI address: {shown} ({error})')
+    raise PoolError(f'not a XenAPI address: {shown} (http://, https:// or unix:/path)')
 
 
 class Pool:
@@ -1085,9 +1092,8 @@ class Pool:
 
     def login(self, url: str, password: str) -> None:
         """Log in as root; raise PoolError."""
-        place = re.sub('//[^/]*@', '//', url)          # without a password in the address
-        self.guarded('login at ' + place, self.session.login_with_password, 'root', password,
-                     '1.0', 'VmBackup.py')
+        self.guarded('login at ' + without_password(url), self.session.login_with_password,
+                     'root', password, '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The result of a XenAPI call; raise PoolError."""
@@ -1110,14 +1116,24 @@ class Pool:
             raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}')
 
     def table(self, name: str) -> Dict[str, Dict[str, Any]]:
-        """All records of a class by reference, read once."""
+        """All records of a class by reference, read once. Raise PoolError."""
         if name not in self.tables:
-            self.tables[name] = self.call(name + '.get_all_records')
+            records = self.call(name + '.get_all_records')
+            if not isinstance(records, dict) or not all(
+                    isinstance(record, dict) for record in records.values()):
+                raise PoolError(f'XenAPI {name}.get_all_records gave no table')
+            self.tables[name] = records
         return self.tables[name]
+
+    def forget(self, *names: str) -> None:
+        """Have tables read again when they are needed."""
+        for name in names:
+            self.tables.pop(name, None)
 
     def vms(self) -> List[Vm]:
         """The real VMs: no templates, snapshots, control domains. One call."""
-        records = self.call('VM.get_all_records')
+        records = self.table('VM')
+        self.forget('VM')                              # the largest of all
         self.vm_labels = {ref: (record['name_label'], record['uuid'])
                           for ref, record in records.items()}
         return [self.vm(ref, record) for ref, record in records.items()
@@ -1151,6 +1167,15 @@ class Pool:
         return sorted(found, key=lambda disk: (len(disk.vbd['userdevice']),
                                                disk.vbd['userdevice']))
 
+    def is_current(self, disk: Disk) -> bool:
+        """Whether a VBD still is of the disk that the tables tell."""
+        try:
+            return bool(self.call('VBD.get_VDI', disk.vbd_ref) == disk.vdi_ref)
+        except PoolError as error:
+            if error.code == 'HANDLE_INVALID':
+                return False
+            raise
+
     def vifs(self, vm: Vm) -> List[Vif]:
         """A VM's network interfaces, in the order of their devices."""
         records = [self.table('VIF').get(ref) or self.call('VIF.get_record', ref)
@@ -1177,10 +1202,15 @@ class Pool:
 
     def snapshot(self, kind: str, snapshot_ref: str, of_ref: str) -> Snapshot:
         """The record of a snapshot; raise PoolError if it is not a snapshot of that object."""
-        record = self.call(kind + '.get_record', snapshot_ref)
+        return self.as_snapshot(kind, snapshot_ref,
+                                self.call(kind + '.get_record', snapshot_ref), of_ref)
+
+    @staticmethod
+    def as_snapshot(kind: str, ref: str, record: Dict[str, Any], of_ref: str) -> Snapshot:
+        """A Snapshot of a record; raise PoolError if it is not a snapshot of that object."""
         if not record['is_a_snapshot'] or record['snapshot_of'] != of_ref:
             raise PoolError('{} is not a snapshot of this {}'.format(record['uuid'], kind))
-        return Snapshot(snapshot_ref, record['uuid'], record['name_label'],
+        return Snapshot(ref, record['uuid'], record['name_label'], str(record['snapshot_time']),
                         kind == 'VM' or bool(record['VBDs']))
 
     def label(self, kind: str, ref: str) -> Tuple[str, str]:
@@ -1210,14 +1240,32 @@ class Pool:
             return error.code == 'UUID_INVALID'
         return False
 
-    def is_snapshot_of(self, uuid: str, disks: Container[str]) -> bool:
-        """Whether a VDI is a snapshot of one of these disks."""
-        record = self.call('VDI.get_record', self.call('VDI.get_by_uuid', uuid))
-        return record['is_a_snapshot'] and record['snapshot_of'] in disks
+    def disks_of_snapshot(self, ref: str) -> Tuple[str, ...]:
+        """References of the disks that came with a VM's snapshot. One call."""
+        vbds = self.call('VBD.get_all_records_where', f'field "VM" = "{ref}"')
+        return tuple(vbd['VDI'] for vbd in vbds.values()
+                     if vbd['type'] == 'Disk' and vbd['VDI'] != NULL)
+
+    def disks_left(self, refs: Sequence[str]) -> List[str]:
+        """The uuids of those disks, of a snapshot that is gone, that still are there."""
+        found = []
+        for ref in refs:
+            try:
+                record = self.call('VDI.get_record', ref)
+            except PoolError as error:
+                if error.code != 'HANDLE_INVALID':
+                    raise
+                continue
+            if record['is_a_snapshot']:
+                found.append(record['uuid'])
+        return found
 
     def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
-        """As `snapshot`, found by its uuid."""
-        return self.snapshot(kind, self.call(kind + '.get_by_uuid', uuid), of_ref)
+        """As `snapshot`, found by its uuid. One call."""
+        found = self.call(kind + '.get_all_records_where', f'field "uuid" = "{uuid}"')
+        for ref, record in found.items():
+            return self.as_snapshot(kind, ref, record, of_ref)
+        raise PoolError(f'there is no {kind} {uuid}')
 
     def is_master(self) -> bool:
         """Whether this host is the pool's master.
@@ -1229,7 +1277,9 @@ class Pool:
         if self.redirected:
             return False
         hosts = self.table('host')
-        master = list(self.table('pool').values())[0]['master']
+        master = next((pool['master'] for pool in self.table('pool').values()), NULL)
+        if master not in hosts:
+            raise PoolError('XenAPI tells no master of the pool')
         here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
             return hosts[master]['uuid'] == here
@@ -1240,7 +1290,7 @@ class Pool:
 # 9. Store: dated directories, markers, rotation
 # ----------------------------------------------------------------------------------------------
 # backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
-# it is neither counted nor touched. Nothing here follows a symbolic link.
+# it is neither counted nor touched. Nothing is deleted through a symbolic link.
 
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
@@ -1261,7 +1311,8 @@ def path_part(name: str) -> str:
     safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
                   lambda found: f'%{ord(found.group()):02X}', name)
     limit = LONGEST_NAME - ROOM_FOR_EXTENSION
-    if len(encoded(safe)) > limit:
+    if len(encoded(safe)) > limit or (
+            len(encoded(safe)) == limit and re.search('~[0-9a-f]{8}\\Z', safe)):
         digest = hashlib.sha256(encoded(name)).hexdigest()[:8]
         safe = encoded(safe)[:limit - 9].decode('utf-8', 'ignore') + '~' + digest
     return native(safe)
@@ -1289,11 +1340,21 @@ def written(path: str) -> int:
 
 def dated(pattern: str) -> Any:
     """The compiled expression of a strftime pattern of directory_pattern's kind."""
-    sizes = {'Y': 4, 'm': 2, 'd': 2, 'H': 2, 'M': 2, 'S': 2}
     parts = re.split('%([YmdHMS])', pattern)
     return re.compile(''.join(
-        f'(?P<{part}>[0-9]{{{sizes[part]}}})' if number % 2 else re.escape(part)
-        for number, part in enumerate(parts)) + r'\Z')
+        '(?P<{}>[0-9]{{{}}})'.format(part, 4 if part == 'Y' else 2) if number % 2
+        else re.escape(part) for number, part in enumerate(parts)) + r'\Z')
+
+
+def filled(pattern: str, when: datetime.datetime) -> str:
+    """A pattern with a time in it (strftime on Python 3.6 takes ASCII only under LANG=C)."""
+    return re.sub('%([YmdHMS])', lambda found: when.strftime(found.group()), pattern)
+
+
+def moments(when: datetime.datetime) -> Iterator[datetime.datetime]:
+    """A time and the seconds after it, for a name that is not taken yet."""
+    for seconds in range(60):
+        yield when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
 
 
 class Intent(NamedTuple):
@@ -1302,22 +1363,25 @@ class Intent(NamedTuple):
     kind: str                  # VM or VDI
     of: str                    # uuid of the VM or disk
     label: str
+    since: str                 # UTC, as xapi writes times: 20260301T00:10:01Z; the time
+    until: str                 # in which a snapshot can be the one that was meant
     before: Tuple[str, ...]    # references of the snapshots that it had already
     uuid: str = ''             # of the snapshot, once it is known
+    disks: Tuple[str, ...] = ()    # references of the disks that came with a VM's snapshot
 
     @classmethod
     def parse(cls, data: bytes) -> Optional['Intent']:
         """The Intent that a file holds, or None if it holds none."""
         try:
             fields = json.loads(data.decode('utf-8'))
-            texts = [fields[name] for name in ('kind', 'of', 'label', 'uuid')]
-            before = list(fields['before'])
-        except (ValueError, LookupError, TypeError):
+            intent = cls(**dict(fields, before=tuple(fields['before']),
+                                disks=tuple(fields['disks'])))
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None
-        if not all(isinstance(text, str) for text in texts + before):
-            return None
-        kind, of, label, uuid = texts
-        return cls(kind, of, label, tuple(before), uuid)
+        texts = intent.before + intent.disks + tuple(
+            text for text in intent if not isinstance(text, tuple))
+        known = intent.kind in ('VM', 'VDI') and all(isinstance(text, str) for text in texts)
+        return intent if known else None
 
 
 class BackupDir(NamedTuple):
@@ -1387,7 +1451,10 @@ class BackupDir(NamedTuple):
             os.unlink(self.file(INTENT))
 
     def remove(self) -> None:
-        """Delete it with all that is in it."""
+        """Delete it with all that is in it, the markers first: half a backup is none."""
+        for marker in MARKERS:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.file(marker))
         shutil.rmtree(self.path)
 
 
@@ -1436,9 +1503,8 @@ class VmHistory:
     def begin(self, when: datetime.datetime) -> BackupDir:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(self.directory)
-        for seconds in range(60):
-            moment = when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
-            path = os.path.join(self.directory, moment.strftime(self.pattern))
+        for moment in moments(when):
+            path = os.path.join(self.directory, filled(self.pattern, moment))
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
                 return BackupDir(path, moment)
@@ -1478,9 +1544,8 @@ class BackupStore:
         """The path for a new dump of the pool database; its directory is made."""
         directory = os.path.join(self.root, 'METADATA_' + path_part(host_name))
         make_directory(directory)
-        for seconds in range(60):
-            moment = when + datetime.timedelta(seconds=seconds)
-            path = os.path.join(directory, moment.strftime('pool_db_%Y%m%d-%H%M%S.dump'))
+        for moment in moments(when):
+            path = os.path.join(directory, filled('pool_db_%Y%m%d-%H%M%S.dump', moment))
             if not os.path.lexists(path):
                 return path
         raise TargetError(f'cannot make a new dump in {directory}')
@@ -1509,7 +1574,9 @@ class BackupStore:
         dumps = sorted(name for name in os.listdir(directory)
                        if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
         old = surplus(dumps, keep, os.path.basename(newest)) if keep else []
-        for name in old:
+        partial = [name for name in os.listdir(directory)       # a run was killed
+                   if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
+        for name in old + partial:
             os.unlink(os.path.join(directory, name))
         return [os.path.join(directory, name) for name in old]
 
@@ -1564,7 +1631,7 @@ def ova_xml(archive: bytes) -> bytes:
     raise CommandFailed('the metadata export holds no ova.xml')
 
 
-def write_metadata(backup: BackupDir, vm: Vm, pool: Pool, xe: Xe) -> None:
+def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
     """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
 
     An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
@@ -1633,6 +1700,7 @@ class Exporter:
         self.console = console
         self.warnings = warnings
         self.target = self.uuid = self.label = ''      # set by aim()
+        self.prepared = False
 
     def aim(self, vm: Vm, uuid: str = '') -> None:
         """Find out what to snapshot: set target (reference), uuid and label.
@@ -1664,7 +1732,6 @@ class Exporter:
         Raise BackupFailed with the token of the step that failed.
         """
         intent = self.take(backup)
-        self.prepared = False
         try:
             backup.set_intent(intent)
             with failing_as(self.prepare_token):
@@ -1673,18 +1740,20 @@ class Exporter:
             yield intent.uuid
         finally:
             with tolerating(self.warnings, f'the snapshot {intent.uuid} was left in the pool'):
-                self.discard_surely(intent.uuid)
+                self.remove(intent.uuid, intent.disks)
                 backup.drop_intent()
 
     def take(self, backup: BackupDir) -> Intent:
         """Make the snapshot and know it for ours. Raise BackupFailed."""
         with failing_as(self.snapshot_token):
             before = self.pool.call(self.kind + '.get_snapshots', self.target)
+        self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
         for ref in before:
             label, uuid = self.pool.label(self.kind, ref)
             if label == self.label:
                 self.warn_of(uuid, label)
-        intent = Intent(self.kind, self.uuid, self.label, tuple(before))
+        disks = ()             # type: Tuple[str, ...]
+        intent = Intent(self.kind, self.uuid, self.label, utc(-60), utc(900), tuple(before))
         backup.set_intent(intent)
         taken = False
         try:
@@ -1696,29 +1765,32 @@ class Exporter:
                 found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
                 if found.ref in before:
                     raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
+                if self.kind == 'VM':
+                    disks = self.pool.disks_of_snapshot(found.ref)
             taken = True
         finally:
             if not taken:
                 with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                     self.settle(intent)
                     backup.drop_intent()
-        return intent._replace(uuid=uuid)
+        return intent._replace(uuid=uuid, disks=disks)
 
     def settle(self, intent: Intent) -> None:
         """Destroy the snapshot that we made, or were about to make, of what aim() found; warn of
         others that may be it. Raise VmBackupError if that is not possible."""
-        self.prepared = False
         self.pool.wait_for_snapshot(self.kind, self.target)
         new = [found for found in self.pool.snapshots(self.kind, self.target)
                if found.ref not in intent.before]
         for found in new:
-            if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new):
+            if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
-                self.discard_surely(found.uuid)
+                disks = self.pool.disks_of_snapshot(found.ref) if self.kind == 'VM' else ()
+                self.remove(found.uuid, disks)
             elif not intent.uuid and not found.has_holder:
                 self.warn_of(found.uuid, found.label)
+        self.remove_disks(intent.disks)
 
-    def is_ours(self, found: Snapshot, new: List[Snapshot]) -> bool:
+    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Intent) -> bool:
         """Whether one of the snapshots since we meant to make one is that one."""
         return found.label == self.label
 
@@ -1727,22 +1799,28 @@ class Exporter:
         self.warnings.append(f'the snapshot {uuid}, called {label}, was not made by this program '
                              'as far as it knows: not touched')
 
-    def discard_surely(self, snapshot: str) -> None:
-        """Issue the fourth command, several times if need be. Raise the last CommandFailed."""
+    def remove(self, snapshot: str, disks: Sequence[str]) -> None:
+        """Issue the fourth command, several times if need be. Raise the last CommandFailed.
+
+        vm-uninstall removes the VM's record first and then one disk after the other until one
+        fails (xapi: cli_operations.ml, vm_uninstall_common), so these are looked after here.
+        """
         for attempt, wait in enumerate(DISCARD_PAUSES + (0,)):
             try:
+                if attempt and self.pool.is_gone(self.kind, snapshot):
+                    return self.remove_disks(disks)
                 return self.discard(snapshot, attempt)
             except CommandFailed as error:
                 self.warnings.append(str(error))
-                if self.pool.is_gone(self.kind, snapshot):
-                    return self.discard_rest(error.output)
                 if not wait:
                     raise
                 pause(wait)
         return None
 
-    def discard_rest(self, output: str) -> None:
-        """Remove what a failed removal of the snapshot left. Raise CommandFailed."""
+    def remove_disks(self, disks: Sequence[str]) -> None:
+        """Remove the disks of a snapshot of ours that is gone. Raise CommandFailed."""
+        for uuid in self.pool.disks_left(disks):
+            self.xe.tell('vdi-destroy', uuid=uuid)
 
 
 class VmExporter(Exporter):
@@ -1764,9 +1842,8 @@ class VmExporter(Exporter):
         """The VM itself."""
         if uuid not in ('', vm.uuid):
             raise BackupFailed('VM-NOT-FOUND', f'the VM {uuid} is another one')
-        self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
+        self.target, self.uuid = vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
-        self.console.log('check for prev-vm-snapshot: ' + self.label)
 
     def make_snapshot(self) -> str:
         """uuid= is exact, where vm= would also find a VM whose name is that uuid."""
@@ -1791,14 +1868,6 @@ class VmExporter(Exporter):
         verb = 'vm-uninstall' if self.prepared and not attempt else 'snapshot-uninstall'
         self.console.log_lines(self.xe.tell(verb, uuid=snapshot, force=True))
 
-    def discard_rest(self, output: str) -> None:
-        """vm-uninstall lists the disks, removes the VM's record, then each disk until one fails
-        (xapi: cli_operations.ml, vm_uninstall_common)."""
-        disks = {disk.vdi_ref for disk in self.pool.disks(self.vm)}
-        for uuid in re.findall('^VDI: ([0-9a-f-]{36}) ', output, re.MULTILINE):
-            if not self.pool.is_gone('VDI', uuid) and self.pool.is_snapshot_of(uuid, disks):
-                self.xe.tell('vdi-destroy', uuid=uuid)
-
 
 class VdiExporter(Exporter):
     """The boot disk of a VM as a raw or VHD image."""
@@ -1814,18 +1883,27 @@ class VdiExporter(Exporter):
 
     def aim(self, vm: Vm, uuid: str = '') -> None:
         """xvda, else the first bootable disk, else user device 0."""
-        disks = [disk for disk in self.pool.disks(vm) if uuid in ('', disk.vdi['uuid'])]
+        disk = self.choose(vm, uuid)
+        if disk is None or not self.pool.is_current(disk):
+            self.pool.forget('VBD', 'VDI')             # the night is long: disks may have moved
+            disk = self.choose(vm, uuid)
+        if disk is None:
+            raise BackupFailed('NO-BOOT-DISK', 'no boot disk: no xvda, bootable disk or disk 0')
+        self.target, self.uuid = disk.vdi_ref, disk.vdi['uuid']
+        self.label = label_part('SNAP_{}_{}'.format(
+            vm.name, disk.vdi['name_label']).replace(' ', '-'))
+
+    def choose(self, vm: Vm, uuid: str) -> Optional[Disk]:
+        """The boot disk, or the disk with that uuid, as far as the tables tell."""
+        disks = self.pool.disks(vm)
+        if uuid:
+            return next((disk for disk in disks if disk.vdi['uuid'] == uuid), None)
         for wanted in (lambda disk: disk.vbd['device'] == 'xvda',
                        lambda disk: disk.vbd['bootable'],
-                       lambda disk: disk.vbd['userdevice'] == '0',
-                       lambda disk: disk.vdi['uuid'] == uuid):
+                       lambda disk: disk.vbd['userdevice'] == '0'):
             for disk in filter(wanted, disks):
-                self.target, self.uuid = disk.vdi_ref, disk.vdi['uuid']
-                self.label = label_part('SNAP_{}_{}'.format(
-                    vm.name, disk.vdi['name_label']).replace(' ', '-'))
-                self.console.log('check for prev-vdi-snapshot: ' + self.label)
-                return
-        raise BackupFailed('NO-BOOT-DISK', 'no boot disk: no xvda, bootable disk or disk 0')
+                return disk
+        return None
 
     def make_snapshot(self) -> str:
         """The snapshot carries its disk's name until it is prepared."""
@@ -1839,10 +1917,11 @@ class VdiExporter(Exporter):
         """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export)."""
         self.xe.export('vdi-export', format=self.format, uuid=snapshot, filename=path)
 
-    def is_ours(self, found: Snapshot, new: List[Snapshot]) -> bool:
-        """Ours too if it is the only new one and no VM or VM snapshot holds it: we may have been
-        killed before we could label it."""
-        return super().is_ours(found, new) or (len(new) == 1 and not found.has_holder)
+    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Intent) -> bool:
+        """Ours too if it was made right after we meant to make one, is the only new one, and no
+        VM or VM snapshot holds it: we may have been killed before we could label it."""
+        return super().is_ours(found, new, intent) or (
+            len(new) == 1 and not found.has_holder and intent.since <= found.when <= intent.until)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -1944,16 +2023,16 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     """Mail this run's lines; False if it was wanted and could not be done in three attempts."""
     if not settings.mail_to:
         return True
-    message = compose(settings, os.uname().nodename, subject, list(console.lines))
     recipients = list(settings.mail_to)
     for attempt in range(MAIL_ATTEMPTS):
         try:
             password = (read_password_file(settings.mail_smtp_password_file, console)
                         if settings.mail_smtp_password_file else '')
+            message = compose(settings, os.uname().nodename, subject, list(console.lines))
             deliver(settings, password, message, recipients)
             console.log('mail sent to {}'.format(', '.join(settings.mail_to)))
             return True
-        except (OSError, ValueError, ConfigError) as error:
+        except Exception as error:                     # whatever it is, the backup stands
             refused = getattr(error, 'recipients', recipients)     # the others have it
             recipients = [address for address in recipients if address in refused]
             console.log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
@@ -2124,12 +2203,12 @@ class BackupRun:
 
     def attempt(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
-        started, size, warnings = now(), 0, []         # type: Any, int, List[str]
+        minutes, size, warnings = stopwatch(), 0, []   # type: Any, int, List[str]
         self.console.log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
         token = 'INTERRUPTED'
         try:
-            size = self.back_up(job, started, warnings)
+            size = self.back_up(job, now(), warnings)
             token = 'WARNING' if warnings else 'SUCCESS'
         except BackupFailed as error:
             token = self.failed(job, error.token, str(error))
@@ -2141,13 +2220,12 @@ class BackupRun:
         finally:
             for warning in warnings:
                 self.console.log(f'***WARNING - {job.vm.name}: {warning}')
-            minutes = max(0, int((now() - started).total_seconds() // 60))
-            outcome = Outcome(job.method, job.vm.name, token, minutes, size)
+            outcome = Outcome(job.method, job.vm.name, token, minutes(), size)
             self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
         if token in ('SUCCESS', 'WARNING'):
             self.console.log('VmBackup {} {} - ***{}*** t:{}'.format(
-                job.method, job.vm.name, token.replace('SUCCESS', 'Success'), minutes))
+                job.method, job.vm.name, token.replace('SUCCESS', 'Success'), outcome.minutes))
 
     def failed(self, job: Job, token: str, reason: str) -> str:
         """Log why a VM's backup failed; return its token."""
@@ -2174,7 +2252,9 @@ class BackupRun:
         log(f'*** {job.method} begin xe command sequence')
         if vm.record['power_state'] == 'Running':
             log('power-state ( RO): running')
-        log('vm is running' if vm.record['power_state'] == 'Running' else 'vm is NOT running')
+            log('vm is running')
+        else:
+            log('vm is NOT running')
         exporter = self.exporter(job.method, xe, warnings)
         exporter.aim(vm)
         name = path_part(vm.name) + exporter.extension
@@ -2208,6 +2288,9 @@ class BackupRun:
                 intent = backup.intent()
                 if intent is None:
                     continue
+                if self.pool.is_gone(intent.kind, intent.of) and not intent.disks:
+                    backup.drop_intent()
+                    continue
                 method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
                 exporter = self.exporter(method, Xe(self.console, self.signals), warnings)
                 exporter.aim(vm, intent.of)
@@ -2228,7 +2311,7 @@ class BackupRun:
         """Write the metadata; what is missing becomes a warning."""
         self.console.log('Exporting VM metadata XML info')
         with tolerating(warnings, 'vm-metadata.xml is missing'):
-            write_metadata(backup, vm, self.pool, xe)
+            write_metadata(backup, vm, xe)
         self.console.log('*** vm-export metadata end')
         with tolerating(warnings, 'metadata is missing'):
             write_configuration(backup, vm, self.pool, self.console)
@@ -2304,7 +2387,9 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
         unreadable = str(error)
         invocation = invocation._replace(config_file='')
         config = parse_config([], '', invocation)
-    status_log = StatusLog(config.settings.status_log if invocation.config_file else '',
+    known = invocation.config_file and not any('config status_log ' in error
+                                               for error in config.errors)
+    status_log = StatusLog(config.settings.status_log if known else '',
                            os.uname().nodename, console)
     run_of_tonight = BackupRun(config, console, status_log, signals)
     signum = 0
@@ -2362,7 +2447,7 @@ alternate form - create-password-file:
 	create-password-file=filename - write the password, obscured, to a file that only its
 		owner can read; filename is relative to the current path or absolute
 
-exit status:
+this is version {version}; exit status:
 	0 all good, 1 warnings only, 2 errors, 128+N ended by signal N
 """
 
@@ -2445,7 +2530,8 @@ def help_text(word: str, program: str) -> str:
     text = {'help': HELP, 'example': EXAMPLES,
             'config': 'Usage-config-file:\n\n' + config_text()}.get(word, USAGE)
     return '\n' + text.format(program=program, name=os.path.basename(program),
-                              compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN) + '\n'
+                              compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
+                              version=VERSION) + '\n'
 
 
 def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:

@@ -167,7 +167,7 @@ class Running(unittest.TestCase):
         self.assertIn('cannot start', self.refusal([self.script('')], 60, None))
 
     def test_what_takes_too_long_is_killed_with_what_it_started(self):
-        script = 'sleep 600 & echo $$ $! >"$1"; trap "" TERM; wait'
+        script = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait'
         message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
         self.assertTrue(message.startswith('no end within 0 seconds: sh -c'), message)
         for pid in self.wait_for('pids').split():
@@ -198,7 +198,7 @@ class Running(unittest.TestCase):
         return caught.exception.signum
 
     def test_a_signal_ends_an_export_and_what_it_started(self):
-        script = 'sleep 600 & echo $! >"$1"; wait'
+        script = 'sleep 60 & echo $! >"$1"; wait'
         self.assertEqual(signal.SIGHUP, self.interrupted(script, signal.SIGHUP, signal.SIGTERM))
         self.assert_gone(int(self.wait_for('begun')))
 
@@ -212,7 +212,7 @@ class Running(unittest.TestCase):
         signals.at_once = False
         signals.note(signal.SIGINT, None)
         with self.assertRaises(VmBackup.Interrupted):
-            VmBackup.run(['sleep', '600'], None, signals)
+            VmBackup.run(['sleep', '60'], None, signals)
 
     def test_a_step_without_signals_is_finished(self):
         signals = VmBackup.Signals()

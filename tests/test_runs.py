@@ -203,6 +203,20 @@ class Rotation(PoolCase):
             self.assertRegex(os.path.basename(path), r'^backup-\d{4}-\d\d-\d\d-\d{6}$')
         self.assertEqual(2, len(self.dated('db')))
 
+    def test_a_name_pattern_of_any_alphabet_works_under_any_locale(self):
+        pattern = 'sauvegardé-%Y%m%d%H%M%S'
+        for _ in range(2):
+            done = self.vmbackup('password', self.config('vm-export=db:1',
+                                                         backup_dir_pattern=pattern), LC_ALL='C')
+            self.assertEqual(0, done.status, done.output)
+        name, = os.listdir(os.fsencode(os.path.join(self.backups, 'db')))
+        self.assertRegex(name.decode('utf-8'), r'^sauvegardé-\d{14}$')
+
+    def test_half_a_deleted_backup_is_none(self):
+        old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'success_compress')
+        VmBackup.BackupDir(old, datetime.datetime(2019, 1, 1)).remove()
+        self.assertFalse(os.path.exists(old))
+
     def test_the_new_backup_stays_when_older_ones_carry_later_dates(self):
         for year in (2098, 2099):
             self.old_backup('db', 'backup-%d-01-01-(00:00:00)' % year, 'success')
@@ -375,6 +389,16 @@ class PoolDatabase(PoolCase):
         self.assertIn(newest, self.dumps())
         self.assertEqual(2, len(self.dumps()) - 1)
         self.assertTrue(os.path.exists(foreign))
+
+    def test_a_partial_dump_of_a_killed_run_goes_with_the_next(self):
+        self.back_up('vm-export=db', pool_db_backup=1)
+        partial = os.path.join(os.path.dirname(self.dumps()[0]),
+                               'pool_db_20190101-000000.dump.partial')
+        with open(partial, 'w', encoding='utf-8'):
+            pass
+        self.back_up('vm-export=db', pool_db_backup=1)
+        self.assertFalse(os.path.exists(partial))
+        self.assertEqual(2, len(self.dumps()))
 
     def test_a_slave_makes_no_dump(self):
         self.use_pool(role='slave')

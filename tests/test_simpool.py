@@ -32,8 +32,8 @@ TWO_DISKS = {'vms': [
      'ha_restart_priority': 'restart', 'cd': 'tools.iso',
      'disks': [{'size': '3 MiB', 'name': 'root'}, {'size': 1500 * 512, 'name': 'data'}]},
     {'name': 'busy', 'power_state': 'Running', 'disks': ['2 MiB'], 'cd': None}],
-    'srs': [{'name': 'Local storage', 'type': 'ext'}, {'name': 'ISOs', 'content': 'iso',
-                                                      'isos': ['tools.iso']}]}
+    'srs': [{'name': 'Local storage', 'type': 'ext'},
+            {'name': 'ISOs', 'content': 'iso', 'isos': ['tools.iso']}]}
 SMALL = {'vms': [{'name': 'box', 'disks': ['2 MiB']}]}
 
 
