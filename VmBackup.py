@@ -548,10 +548,12 @@ def create_password_file(password: str, path: str) -> None:
     Raise ConfigError when that is not possible.
     """
     try:
-        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
+        if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
             raise ConfigError(f'not a file: password file {path}')
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')     # mode 0600
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')
         with open(handle, 'wb') as stream:
+            os.fchmod(handle, 0o600)                   # whatever the umask
             stream.write(base64.b64encode(encoded(password)))
         os.rename(temporary, path)
     except OSError as error:
@@ -1089,6 +1091,7 @@ class Pool:
             with contextlib.suppress(PoolError):       # it expires by itself
                 pool.session('close')()                # an interrupted call may still be on it
                 pool.guarded('logout', pool.session.xenapi.session.logout)
+            pool.session('close')()
 
     def login(self, url: str, password: str) -> None:
         """Log in as root; raise PoolError."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from typing import List, NamedTuple
 
@@ -69,7 +70,13 @@ class PoolCase(unittest.TestCase):
                 for cls in ('VM', 'VBD', 'VDI', 'VIF', 'session', 'task')}
 
     def assert_clean(self):
-        """No snapshot, disk, VBD, session or task that was not there at the beginning."""
+        """No snapshot, disk, VBD, session or task that was not there at the beginning.
+
+        The daemon takes a moment to notice that a client was killed.
+        """
+        end = time.monotonic() + 10
+        while self.contents() != self.before and time.monotonic() < end:
+            time.sleep(0.02)
         now = self.contents()
         for cls, objects in self.before.items():
             extra = {ref: name for ref, name in now[cls].items() if ref not in objects}

@@ -330,7 +330,8 @@ class Replay:
         command = self.words.translated(command)
         for recorded, ours in self.places:
             command = command.replace(recorded, ours)
-        environ = self.sim.environ(TZ='UTC', LC_ALL='C.UTF-8', HOME=self.directory)
+        environ = self.sim.environ(TZ='UTC', LC_ALL='C.UTF-8', HOME=self.directory,
+                                   TMPDIR=self.directory)
         done = subprocess.run(['bash', '-c', command], env=environ, cwd=self.directory, timeout=60,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE)

@@ -170,7 +170,7 @@ class PasswordFiles(LoginCase):
 
     def test_places_that_cannot_be_are_refused(self):
         os.mkdir(self.path('directory'))
-        for name, words in (('directory', 'is a directory'), ('none/p', 'No such file'),
+        for name, words in (('directory', 'not a file'), ('none/p', 'No such file'),
                             ('run.cfg/p', 'Not a directory'), ('x' * 300, 'File name too long')):
             self.config()
             done = self.create('x', name)

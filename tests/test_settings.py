@@ -141,7 +141,9 @@ class Files(PoolCase):
     def assert_refused(self, done, *words):
         """One ERROR line with these words, exit status 2, and nobody was asked anything."""
         self.assertEqual(2, done.status, done.output)
-        error, = [line for line in done.lines if line.startswith('ERROR')]
+        errors = [line for line in done.lines if line.startswith('ERROR')]
+        self.assertEqual(1, len(errors), done.output)
+        error, = errors
         for word in words:
             self.assertIn(word, error)
         self.assertNotIn('Traceback', done.output)
@@ -182,8 +184,8 @@ class Files(PoolCase):
         huge = os.path.join(self.directory, 'huge')
         with open(huge, 'wb') as stream:
             stream.write(b'# comment\n' * (1 << 17))
-        for path, words in ((pipe, 'not a file'), (self.backups, 'not a file'),
-                            ('/dev/zero', 'not a file'), (huge, 'over 1 MiB'),
+        for path, words in ((pipe, 'not a file'), ('/dev/zero', 'not a file'),
+                            (huge, 'over 1 MiB'),
                             (self.raw_config(b'a\0b'), 'binary')):
             for preview in ([], ['preview']):
                 done = self.vmbackup('password', path, *preview)
@@ -316,6 +318,10 @@ class CommandLines(PoolCase):
                 done = self.vmbackup('password', selector, 'preview')
                 self.assertIn(line, done.lines)
 
+    def test_a_directory_with_a_vms_name_is_no_config(self):
+        os.mkdir(os.path.join(self.directory, 'db'))
+        self.assertIn('  vm-export: db', self.vmbackup('password', 'db', 'preview').lines)
+
     def test_an_empty_vm_selector_does_not_mean_every_vm(self):
         for preview in ([], ['preview']):
             done = self.vmbackup('password', '', *preview)
@@ -390,14 +396,14 @@ class Surroundings(PoolCase):
             self.assertEqual(2, self.shell('"$@" >/dev/full', **environ).status)
 
     def test_each_line_is_written_when_it_is_said(self):
-        self.sim.pool.faults.add('vm-snapshot', 'hang')
+        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
         child = self.start('password', self.config('vm-export=db'))
         lines = []
-        while not lines or b'1.cmd: ' not in lines[-1]:
+        while not lines or b'3.cmd: ' not in lines[-1]:
             lines.append(child.stdout.readline())
             self.assertNotEqual(b'', lines[-1])
-        self.sim.down()
-        self.assertEqual(2, self.finish(child).status)
+        child.terminate()
+        self.assertEqual(143, self.finish(child).status)
 
     def test_any_current_directory_will_do_even_one_that_is_gone(self):
         config = self.config('vm-export=db')
