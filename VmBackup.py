@@ -552,10 +552,14 @@ def create_password_file(password: str, path: str) -> None:
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
             raise ConfigError(f'not a file: password file {path}')
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')
-        with open(handle, 'wb') as stream:
-            os.fchmod(handle, 0o600)                   # whatever the umask
-            stream.write(base64.b64encode(encoded(password)))
-        os.rename(temporary, path)
+        try:
+            with open(handle, 'wb') as stream:
+                os.fchmod(handle, 0o600)               # whatever the umask
+                stream.write(base64.b64encode(encoded(password)))
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
 

@@ -1,4 +1,4 @@
-"""python3 -m tests [test | demo | bench | coverage] [options]; without a word: test."""
+"""python3 -m tests [test | demo | coverage] [options]; without a word: test."""
 
 import importlib
 import sys
@@ -7,7 +7,6 @@ COMMANDS = {
     'test': ('tests.runner', 'run the tests (what happens without a command)'),
     'coverage': ('tests.coverage_run', 'run the tests and measure what they reach'),
     'demo': ('tests.demo', 'a backup, seen happening on a simulated pool'),
-    'bench': ('tests.bench', 'what it costs: calls, processes, seconds'),
 }
 
 
