@@ -12,6 +12,7 @@ import collections
 import contextlib
 import glob
 import json
+import locale
 import os
 import shutil
 import signal
@@ -180,6 +181,24 @@ def short_name(path):
         os.unlink(link)
 
 
+def locale_for_tests():
+    """Variables with which a Python of 3.6 too can name any file: it takes the locale at its word.
+
+    What the tests start gets the locales that they are about.
+    """
+    if sys.getfilesystemencoding() == 'utf-8':
+        return {}
+    current = locale.setlocale(locale.LC_ALL)
+    try:
+        for name in ('C.UTF-8', 'en_US.UTF-8'):
+            with contextlib.suppress(locale.Error):
+                locale.setlocale(locale.LC_ALL, name)
+                return {'LC_ALL': name}
+    finally:
+        locale.setlocale(locale.LC_ALL, current)
+    return {}
+
+
 class Worker:
     """A unit at work: started by its making; `done` polls it, then `results` tells."""
 
@@ -193,6 +212,7 @@ class Worker:
         os.mkdir(self.tmp)
         spec = dict(unit._asdict(), patterns=options.patterns, limit=options.limit)
         environ = dict(os.environ, TMPDIR=self.tmp, TMP=self.tmp, TEMP=self.tmp)
+        environ.update(locale_for_tests())
         environ[MARK] = '%s:%s:%s' % (os.environ.get(MARK, ''), run, self.token)
         self.began = time.monotonic()
         self.overdue = False

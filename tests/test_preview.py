@@ -15,9 +15,14 @@ class Preview(PoolCase):
         return self.vmbackup('password', self.config(*lines, **keys), 'preview')
 
     def state_of_disk(self):
-        """Every path below the test's directory, with its times."""
-        return {os.path.join(directory, name): os.lstat(os.path.join(directory, name))
-                for directory, names, files in os.walk(self.directory) for name in names + files}
+        """Every path below the test's directory: what it is, and when it changed."""
+        found = {}
+        for directory, names, files in os.walk(self.directory):
+            for path in (os.path.join(directory, name) for name in names + files):
+                info = os.lstat(path)
+                found[path] = (info.st_ino, info.st_mode, info.st_size, info.st_mtime,
+                               info.st_ctime)
+        return found
 
     def state_of_pool(self):
         """Every record of the pool but the sessions and what they touch."""

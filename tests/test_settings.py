@@ -1,13 +1,15 @@
 """Settings: config files, command lines, texts, and the surroundings of a run."""
 
 import os
+import select
 import shutil
 import subprocess
 import sys
+import time
 import unittest
 
 import VmBackup
-from tests.support import ROOT, SCRIPT, PoolCase
+from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
 
 # Each key: its default, {text: meaning} of what is taken, and what is not.
 KEYS = {
@@ -387,7 +389,7 @@ class Surroundings(PoolCase):
         child = subprocess.Popen([sys.executable, SCRIPT, 'password', config], stdout=writing,
                                  stdin=subprocess.DEVNULL, env=self.environ())
         os.close(writing)
-        self.assertEqual(0, child.wait())
+        self.assertEqual(0, child.wait(timeout=LIMIT))
         self.assertIn('db/DATED/success', self.tree())
 
     def test_the_texts_too(self):
@@ -398,12 +400,16 @@ class Surroundings(PoolCase):
     def test_each_line_is_written_when_it_is_said(self):
         self.sim.pool.faults.add('vm-export', 'hang', nth=2)
         child = self.start('password', self.config('vm-export=db'))
-        lines = []
-        while not lines or b'3.cmd: ' not in lines[-1]:
-            lines.append(child.stdout.readline())
-            self.assertNotEqual(b'', lines[-1])
+        limit = time.monotonic() + LIMIT
+        while [call.name for call in self.sim.calls('xe')].count('vm-export') < 2:
+            self.assertLess(time.monotonic(), limit)
+            time.sleep(0.01)
+        said = b''
+        if select.select([child.stdout], [], [], 0)[0]:
+            said = os.read(child.stdout.fileno(), 1 << 16)
         child.terminate()
         self.assertEqual(143, self.finish(child).status)
+        self.assertIn(b'3.cmd: ', said.splitlines()[-1])
 
     def test_any_current_directory_will_do_even_one_that_is_gone(self):
         config = self.config('vm-export=db')
