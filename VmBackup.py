@@ -358,6 +358,14 @@ def addresses(text: str) -> Tuple[str, ...]:
     return found
 
 
+def one_address(text: str) -> str:
+    """A mail address or nothing."""
+    found = addresses(text)
+    if len(found) > 1:
+        raise ValueError('invalid (one address is wanted)')
+    return ''.join(found)
+
+
 class Key(NamedTuple):
     """A key of the config file."""
 
@@ -394,7 +402,7 @@ KEYS = (
         'A backup of more than so many GiB is marked success_compress instead of success'),
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
-    Key('mail_from', DEFAULT_MAIL_FROM, addresses,
+    Key('mail_from', DEFAULT_MAIL_FROM, one_address,
         'Sender of that mail; empty is root@ this host'),
     Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, str, 'Mail server'),
     Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535),
@@ -1990,7 +1998,7 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
     message = email.message.EmailMessage()
     message['Subject'] = printable(f'VmBackup {host} - {subject}')
     own_address = 'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost')
-    message['From'] = (settings.mail_from or (own_address,))[0]
+    message['From'] = settings.mail_from or own_address
     message['To'] = ', '.join(settings.mail_to)
     message['Date'] = email.utils.format_datetime(now().astimezone())
     message['Message-ID'] = email.utils.make_msgid(domain='vmbackup.invalid')

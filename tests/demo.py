@@ -55,7 +55,7 @@ def refusal(*error, **details):
 
 
 FULL = refusal('SR_BACKEND_FAILURE_44', '', 'There is insufficient space', '')
-BUSY = refusal('OTHER_OPERATION_IN_PROGRESS', 'VM', 'OpaqueRef:NULL')
+BUSY = refusal('INTERNAL_ERROR', 'Xapi_database.Db_exn.DBCache_NotFound("missing row")')
 BROKEN = refusal('VDI_IO_ERROR', 'Device I/O errors', after=700000)
 IN_USE = refusal('VDI_IN_USE', 'OpaqueRef:NULL', 'destroy')
 # The third vm-export is that of web: db's and its own metadata come before it.

@@ -77,13 +77,6 @@ GONE_MODULES = set('''asynchat asyncore cgi cgitb crypt distutils imghdr imp mai
 
 NEW_NODES = ('NamedExpr', 'Match', 'TryStar', 'TypeAlias', 'TemplateStr')
 
-# Words of the places where this was made; in pieces, so that no search finds them here.
-WORKPLACE = re.compile('|'.join(''.join(pieces) for pieces in (
-    ('/', 'work', '/'), ('/', 'farm', '/'), (r'\.', 'library'), ('before', '-stop'),
-    ('developer', ' session'), ('iss', 'ue #?[0-9]+ of'), ('py', r'pi\.org'),
-    ('registry', r'\.npmjs'), ('deb', r'\.debian'), ('shared', '/(seed|reference|house)'),
-    ('/tmp', '/plan'), ('xe-', r'facts'), (r'house', r'\.md'))), re.IGNORECASE)
-
 RULE = re.compile(r'^#( ?[-=#~]){20,}\s*$')
 BANNER = re.compile(r'^# (\d+)\. (\w[\w -]*?)(: .+)?$')
 MAP_ENTRY = re.compile(r'^\s*(\d+)[.:]? +([A-Z]\w*(?: \w+)*)(?:$|  +\S|: \S)')
@@ -425,15 +418,6 @@ def docstrings(source):
     return complaints
 
 
-def workplace(name, data):
-    """No word of the places where this was made, in a file's name or its text."""
-    if b'\0' in data[:8000]:
-        data = b''
-    lines = [name] + data.decode('utf-8', 'replace').splitlines()
-    return ['%s:%d: %s' % (name, number, line.strip()[:COLUMNS])
-            for number, line in enumerate(lines) if WORKPLACE.search(line)]
-
-
 # The repository.
 
 def read(name):
@@ -446,17 +430,6 @@ def python_files():
     """Names of all Python files, programs first."""
     tests = glob.glob(os.path.join(glob.escape(TOP), 'tests', '**', '*.py'), recursive=True)
     return ['VmBackup.py', 'XenAPI.py'] + sorted(os.path.relpath(path, TOP) for path in tests)
-
-
-def all_files():
-    """Names of all files, but git's own, compiled ones, and the licence."""
-    for directory, directories, names in os.walk(TOP):
-        directories[:] = [name for name in directories
-                          if name not in ('.git', '__pycache__', '.venv')]
-        for name in names:
-            path = os.path.relpath(os.path.join(directory, name), TOP)
-            if path not in ('LICENSE', '.git'):
-                yield path
 
 
 class Rules(unittest.TestCase):
@@ -512,13 +485,6 @@ class Rules(unittest.TestCase):
         found = {name for name in os.listdir(TOP)
                  if not name.startswith('.') and name != '__pycache__'}
         self.assertEqual(sorted(found - TOP_LEVEL), [])
-
-    def test_no_file_speaks_of_workplaces(self):
-        complaints = []
-        for name in all_files():
-            with open(os.path.join(TOP, name), 'rb') as file:
-                complaints += workplace(name, file.read())
-        self.assert_none(complaints)
 
 
 def sample(text):
@@ -711,15 +677,6 @@ class RulesBroken(unittest.TestCase):
                 def method(self): pass
                 def __len__(self): pass
             ''')), 'no docstring', 'untold', 'Untold', 'Untold.method')
-
-    def test_words_of_workplaces(self):
-        for words in (('/wor', 'k/main'), ('.lib', 'rary'), ('Iss', 'ue 7 of'), ('Py', 'PI.org')):
-            with self.subTest(words):
-                text = 'fine\nsee ' + ''.join(words)
-                self.assertEqual(len(workplace('a', text.encode())), 1)
-                self.assertEqual(workplace('a', b'\0' + text.encode()), [])
-                self.assertEqual(len(workplace('a/' + ''.join(words), b'')), 1)
-        self.assertEqual(workplace('a', b'homework/ farm issue 7'), [])
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ KEYS = {
     'vdi_export_format': ('raw', {'vhd': 'vhd', 'VHD': 'vhd', 'Raw': 'raw'}, ['', 'qcow2']),
     'large_backup': (60, {'1': 1, '500': 500}, ['', '0', '60G']),
     'mail_to': ((), {'a@b': ('a@b',), 'a, b@c ,': ('a', 'b@c'), '': ()}, ['a b', 'a@b@c']),
-    'mail_from': ((), {'a@b': ('a@b',), '': ()}, ['A <a@b>']),
+    'mail_from': ('', {'a@b': 'a@b', '': ''}, ['A <a@b>', 'a@b, c@d']),
     'mail_smtp_server': ('localhost', {'mail.example.org': 'mail.example.org'}, []),
     'mail_smtp_port': (25, {'587': 587, '65535': 65535}, ['', '0', '65536', 'smtp']),
     'mail_smtp_security': ('none', {'STARTTLS': 'starttls', 'tls': 'tls'}, ['', 'ssl', 'true']),

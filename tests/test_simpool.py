@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -924,7 +925,7 @@ class Transfers(Simulated):
         samples = os.path.join(HERE, 'data', 'samples')
         with open(os.path.join(samples, 'SHA256SUMS.images')) as file:
             recorded = sorted(line.split()[0] for line in file)
-        for name in 'sample.xva.gz', 'sample.xva.zst':
+        for name in ('sample.xva.gz', 'sample.xva.zst')[:2 if shutil.which('zstd') else 1]:
             with open(os.path.join(samples, name), 'rb') as file:
                 vm, = self.pool.import_vm(file)
             self.assertEqual(recorded, sorted(self.sums(vm).values()))

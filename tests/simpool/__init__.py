@@ -21,7 +21,8 @@ from .xe import XeDoor
 
 __all__ = ['Call', 'Down', 'Fault', 'Faults', 'Pool', 'SimPool', 'XapiError', 'pools']
 
-CERTIFICATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'test-only.pem')
+CERTIFICATE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+                           'data', 'selfsigned.pem')
 SOCKET_PATH_LIMIT = 90          # bytes; the system allows 108 with the socket's own name
 
 

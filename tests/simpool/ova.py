@@ -12,6 +12,7 @@ from typing import Dict, List, NamedTuple
 from xml.parsers.expat import ExpatError
 
 from .archive import ArchiveError, import_error
+from .wire import to_xml
 
 NULL = 'OpaqueRef:NULL'
 NEVER = '19700101T00:00:00Z'
@@ -238,30 +239,6 @@ def _streamed(tables, vm_ref, known, preserve_power_state):
         refs.insert(0, vm['suspend_VDI'])
     return {ref: known[ref] for ref in refs
             if tables['SR'][tables['VDI'][ref]['SR']]['content_type'] != 'iso'}
-
-
-_SPECIAL = {'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}
-_ESCAPES = str.maketrans(dict({chr(code): None for code in range(32) if chr(code) not in '\t\n\r'},
-                              **_SPECIAL))
-
-
-def to_xml(value):
-    """XML-RPC as xapi spells it (ocaml-rpc: src/lib/xmlrpc.ml): strings and integers bare."""
-    if isinstance(value, bool):
-        content = '<boolean>%d</boolean>' % value
-    elif isinstance(value, float):
-        content = '<double>%.16g</double>' % value
-    elif isinstance(value, xmlrpc.client.DateTime):
-        content = '<dateTime.iso8601>%s</dateTime.iso8601>' % value.value
-    elif isinstance(value, dict):
-        members = ['<member><name>%s</name>%s</member>' % (name.translate(_ESCAPES), to_xml(member))
-                   for name, member in value.items()]
-        content = '<struct>%s</struct>' % ''.join(members)
-    elif isinstance(value, list):
-        content = '<array><data>%s</data></array>' % ''.join(map(to_xml, value))
-    else:
-        content = value.translate(_ESCAPES)
-    return '<value>%s</value>' % content
 
 
 # -------------------------------------------------------------------------------------------------
