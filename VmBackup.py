@@ -2075,11 +2075,11 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
     for name in ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
                  'pool_db_backup'):
         console.log(f'  {name:17s} = {shown[name]}')
-    for key in KEYS:
-        if key.name in SHOWN_WHEN_SET and shown[key.name] != key.parse(key.default):
-            value = shown[key.name]
-            value = ', '.join(value) if key.parse is addresses else value
-            console.log(f'  {key.name:17s} = {value}')
+    defaults = default_values()
+    for name in SHOWN_WHEN_SET:
+        if shown[name] != defaults[name]:
+            value = ', '.join(shown[name]) if name == 'mail_to' else shown[name]
+            console.log(f'  {name:17s} = {value}')
     lists = {'exclude': list(plan.excluded)}
     for method in ('vdi-export', 'vm-export'):
         lists[method] = ([job.shown for job in plan.jobs if job.method == method] +

@@ -295,7 +295,8 @@ class TheFirstPage(MailCase):
     def test_numbers_without_quotes_will_do(self):
         sink = self.sink()
         script = self.edited(sink, DEFAULT_MAIL_SMTP_PORT=sink.port, DEFAULT_MAX_BACKUPS=4,
-                             DEFAULT_COMPRESS=False, DEFAULT_POOL_DB_BACKUP=0)
+                             DEFAULT_COMPRESS=False, DEFAULT_POOL_DB_BACKUP=0,
+                             DEFAULT_LARGE_BACKUP=100, DEFAULT_PRE_CLEAN=True)
         done = self.run_copy(script, 'password', 'db')
         self.assertEqual(0, done.status, done.output)
         self.assertEqual(1, len(sink.mails))
