@@ -120,9 +120,11 @@ class PoolCase(unittest.TestCase):
         return self.vmbackup('password', self.config(*lines, **keys))
 
     def xe(self, *words):
-        """What a command of the simulated xe prints."""
-        return subprocess.check_output([self.sim.xe] + list(words), timeout=LIMIT,
-                                       env=self.environ()).decode('utf-8')
+        """What a command of the simulated xe prints; it has to succeed."""
+        done = subprocess.run([self.sim.xe] + list(words), timeout=LIMIT, env=self.environ(),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual((0, b''), (done.returncode, done.stderr), words)
+        return done.stdout.decode('utf-8')
 
     def uuid_of(self, name):
         """The uuid of a VM."""

@@ -707,6 +707,62 @@ class LifeAndDeath(Simulated):
         self.value('VBD.destroy', ref)
         self.assert_refused(['HANDLE_INVALID', 'SR', NULL], 'VDI.create', {'virtual_size': '1'})
 
+    def new_vbd(self, device, vm='busy', kind='Disk'):
+        """The record of a VBD with a new disk for a VM."""
+        sr = self.pool.call('SR.get_by_name_label', 'Local storage')[0]
+        return {'VM': self.vm(vm), 'userdevice': device, 'mode': 'RW', 'type': kind,
+                'VDI': self.pool.call('VDI.create', {'SR': sr, 'virtual_size': '512'})}
+
+    def test_a_device_that_is_no_number_and_no_name_of_a_disk_is_refused(self):
+        for device in ('', 'zz', 'xvd', 'xvdq', 'xvdaa', 'XVDA', 'hdz', 'sdab', 'fdc', '1.5', '1 ',
+                       '1\n', 'xvda1\n', '\u0661', 'sdap1', 'd1'):
+            self.assert_refused(['INVALID_DEVICE', device], 'VBD.create', self.new_vbd(device))
+        self.assert_refused(['INVALID_DEVICE', '5'], 'VBD.create',
+                            self.new_vbd('5', kind='Floppy'))
+
+    def test_devices_get_the_names_of_linux(self):
+        for device, name in (('autodetect', 'xvdb'), ('xvdc', 'xvdc'), ('hde', 'xvde'),
+                             ('sda1', 'sda1'), ('fda', 'fda'), ('15', 'xvdp'), ('26', 'xvdaa'),
+                             ('701', 'xvdzz'), ('702', 'xvdaaa')):
+            vbd = self.value('VBD.create', self.new_vbd(device))
+            self.value('VBD.plug', vbd)
+            self.assertEqual(name, self.value('VBD.get_device', vbd), device)
+
+    def test_two_names_of_one_device_are_one(self):
+        for device in ('0', 'xvda', 'hda'):
+            self.assert_refused(['DEVICE_ALREADY_EXISTS', device], 'VBD.create',
+                                self.new_vbd(device))
+        self.value('VBD.create', self.new_vbd('sda'))
+        self.value('VBD.create', self.new_vbd('xvdb'))
+        self.value('VBD.create', self.new_vbd('hdb'))
+        self.assert_refused(['DEVICE_ALREADY_EXISTS', '1'], 'VBD.create', self.new_vbd('1'))
+
+    def test_autodetect_takes_what_is_free_until_nothing_is(self):
+        self.value('VBD.create', self.new_vbd('xvdb'))
+        made = [self.pool.call('VBD.create', self.new_vbd('autodetect')) for _ in range(252)]
+        devices = [self.pool.record('VBD', vbd)['userdevice'] for vbd in made]
+        self.assertEqual(['2'] + [str(number) for number in range(4, 255)], devices)
+        self.assert_refused(['INVALID_DEVICE', 'autodetect'], 'VBD.create',
+                            self.new_vbd('autodetect'))
+        for device in ('fda', 'fdb'):
+            vbd = self.value('VBD.create', self.new_vbd('autodetect', kind='Floppy'))
+            self.assertEqual(device, self.value('VBD.get_userdevice', vbd))
+        self.assert_refused(['INVALID_DEVICE', 'autodetect'], 'VBD.create',
+                            self.new_vbd('autodetect', kind='Floppy'))
+
+    def test_a_device_that_there_cannot_be_is_refused_when_it_is_attached(self):
+        for device in ('-1', '1048576', 'zz', '', 'sda-1'):
+            vbd = self.value('VBD.create', self.new_vbd('7'))
+            self.value('VBD.set_userdevice', vbd, device)
+            self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, device], 'VBD.plug', vbd)
+            self.assertFalse(self.value('VBD.get_currently_attached', vbd))
+            self.value('VBD.destroy', vbd)
+        vbd = self.value('VBD.create', self.new_vbd('-1', 'box'))
+        self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, '-1'], 'VM.start', self.vm(), False, False)
+        self.assertEqual('Halted', self.value('VM.get_power_state', self.vm()))
+        self.assertFalse(any(self.pool.record('VBD', each)['currently_attached']
+                             for each in self.pool.record('VM', self.vm())['VBDs']))
+
     def test_drives_open_and_close(self):
         iso = self.pool.call('VDI.get_by_name_label', 'tools.iso')[0]
         drive = next(vbd for vbd in self.pool.record('VM', self.vm('busy'))['VBDs']

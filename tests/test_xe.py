@@ -900,6 +900,102 @@ class FaultsTest(XeTest):
         self.assertEqual(self.refused('vm-import', 'filename=x'),
                          'Lost connection to the server.\n')
 
+    def importing(self):
+        """The lines that import into a pool with room for it: a VM, a disk from raw and from VHD.
+
+        And what the pool is like before, as `remains` tells it.
+        """
+        self.ask('vm-export', 'uuid=' + self.snapshot(), 'filename=x.xva')
+        self.ask('vm-export', 'uuid=' + self.snapshot(), 'filename=x.zst', 'compress=zstd')
+        lines = [['vm-import', 'filename=x.xva'], ['vm-import', 'filename=x.zst']]
+        for kind in ('raw', 'vhd'):
+            self.ask('vdi-export', 'uuid=' + self.vdi(), 'filename=x.' + kind, 'format=' + kind)
+            disk = self.ask('vdi-create', 'name-label=new', 'virtual-size=3MiB',
+                            'sr-uuid=' + self.ask('sr-list', 'name-label=disks', '--minimal'))
+            lines.append(['vdi-import', 'uuid=' + disk, 'filename=x.' + kind, 'format=' + kind])
+        return lines, self.remains()
+
+    def remains(self):
+        """The records that there are, the room they take, and what is on the disks."""
+        with self.pool.lock:
+            tables = self.pool.tables
+            return ({cls: sorted(tables[cls]) for cls in tables},
+                    [sr['physical_utilisation'] for sr in tables['SR'].values()],
+                    {ref: image.sha256() for ref, image in self.pool.content.items()})
+
+    def receiving(self):
+        """Whether a VM or a disk is being filled."""
+        with self.pool.lock:
+            return any('import' in vm['current_operations'].values()
+                       for vm in self.pool.tables['VM'].values()) or any(
+                vbd['currently_attached'] and 'task_id' in vbd['other_config']
+                for vbd in self.pool.tables['VBD'].values())
+
+    def test_a_server_that_dies_in_the_middle_of_an_import_leaves_nothing_of_it(self):
+        lines, before = self.importing()
+        for line in lines:
+            self.pool.faults.add(line[0], 'die', after=1500000)
+            self.assertEqual(self.refused(*line),
+                             'Error: Broken pipe (calling single_write )\n', line)
+            self.wait_for(lambda: self.remains() == before)
+
+    def test_an_import_can_be_refused_in_the_middle_and_leaves_nothing(self):
+        full = ['SR_BACKEND_FAILURE_44', '', 'There is insufficient space', '']
+        lines, before = self.importing()
+        for line in lines:
+            self.pool.faults.add(line[0], 'refuse', error=full, after=1500000)
+            self.assertEqual(self.refused(*line), 'Error code: SR_BACKEND_FAILURE_44\nError '
+                             'parameters: , There is insufficient space, \n', line)
+            self.assertEqual(self.remains(), before, line)
+        for line in lines:
+            self.pool.faults.add(line[0], 'refuse', error=full, after=1 << 30)
+            self.ask(*line)
+
+    def test_an_import_that_hangs_or_is_slow_ends_with_its_client(self):
+        lines, before = self.importing()
+        for fault in ({'do': 'hang', 'after': 1500000}, {'do': 'slow', 'rate': 400000}):
+            for line in lines:
+                self.pool.faults.add(line[0], **fault)
+                process = self.start(*line)
+                self.wait_for(self.receiving)
+                self.assertIsNone(process.poll())
+                self.assertEqual(self.uuid('nobody'), '')       # nobody else has to wait
+                end(process)
+                self.wait_for(lambda: self.remains() == before)
+
+    def test_an_import_that_hangs_after_all_was_sent_ends_with_its_client(self):
+        self.ask('vdi-export', 'uuid=' + self.vdi(), 'filename=x')
+        with open(self.path('x'), 'r+b') as file:
+            file.truncate(40000)
+        before = self.remains()
+        self.pool.faults.add('vdi-import', 'hang', after=30000)
+        process = self.start('vdi-import', 'uuid=' + self.vdi(), 'filename=x', '--debug')
+        self.wait_for(self.receiving)
+        time.sleep(0.3)                                         # now it waits for the last word
+        self.assertIsNone(process.poll())
+        self.uuid('web')
+        end(process)
+        self.wait_for(lambda: self.remains() == before)
+
+    def test_a_slow_import_comes_to_its_end(self):
+        for line in self.importing()[0]:
+            self.pool.faults.add(line[0], 'slow', rate=32 << 20)
+            self.ask(*line)
+
+    def test_an_import_whose_answer_dies_was_done(self):
+        line = self.importing()[0][0]
+        self.pool.faults.add('vm-import', 'die')
+        self.assertEqual(self.refused(*line), 'Lost connection to the server.\n')
+        self.assertEqual(self.uuid('RESTORE_web').count(','), 2)
+
+    def test_a_server_that_dies_before_a_dump_leaves_no_task(self):
+        for details in ({}, {'after': 1000}):
+            self.pool.faults.add('pool-dump-database', 'die', **details)
+            self.assertEqual(self.refused('pool-dump-database', 'file-name=x'),
+                             'Error: Broken pipe (calling single_write )\n')
+            self.wait_for(lambda: not self.pool.tables['task'])
+            os.unlink(self.path('x'))
+
     def test_a_fault_of_the_api_does_not_strike_xe(self):
         self.pool.faults.add('VM.snapshot', 'refuse', error=['INTERNAL_ERROR', 'x'])
         self.assertEqual(len(self.ask('vm-snapshot', 'vm=web', 'new-name-label=s')), 36)

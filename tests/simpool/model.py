@@ -103,6 +103,10 @@ ALLOWED = {kind: names.split() for kind, names in {
 }.items()}
 
 INTEGER = re.compile(r'-?\d+$')             # int64 is text in a record
+NUMBER = re.compile('[-+]?[0-9]+')
+DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]*)')
+VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]+)?')
+MAX_DEVICE = (1 << 20) - 1                  # blkif has room for no greater number
 THICK = ('lvm', 'lvmoiscsi', 'lvmohba')     # kinds of SR that give a disk its whole size at once
 
 
@@ -148,6 +152,42 @@ def new_mac():
     octets = [random.getrandbits(8) for _ in range(6)]
     octets[0] = octets[0] & 0xfc | 0x02
     return ':'.join('%02x' % octet for octet in octets)
+
+
+def valid_device(name, kind='Disk'):
+    """Whether a VBD of a kind may be made with this userdevice.
+
+    It may with any integer: xapi means those below 16, but asks for `n >= 0 || n < 16`.
+    """
+    return bool(VALID_DEVICE.fullmatch(name) or kind != 'Floppy' and NUMBER.fullmatch(name))
+
+
+def devices(name):
+    """[(bus, disk, partition)]: what a device's name or number can stand for, if anything.
+
+    A number can mean two buses, by what the VM is, but one name for Linux.
+    """
+    if NUMBER.fullmatch(name):
+        number = int(name)
+        buses = ['xvd', 'hd'] if number < 4 else ['xvd']
+        return [(bus, number, 0) for bus in buses] if 0 <= number <= MAX_DEVICE else []
+    match = DEVICE.fullmatch(name)
+    if not match:
+        return []
+    bus, letters, partition = match.groups()
+    disk = 0
+    for letter in letters:
+        disk = disk * 26 + ord(letter) - ord('a') + 1
+    return [(bus, disk - 1, int(partition or 0))]
+
+
+def linux_name(bus, disk, partition):
+    """xvda, ..., xvdz, xvdaa, ... of a device; disks on IDE are named as those of Xen."""
+    letters, rest = '', disk + 1
+    while rest:
+        rest, letter = divmod(rest - 1, 26)
+        letters = chr(ord('a') + letter) + letters
+    return ('xvd' if bus == 'hd' else bus) + letters + (str(partition) if partition else '')
 
 
 class Pool(Transfers):
@@ -856,6 +896,7 @@ class Pool(Transfers):
         if host is None:
             host = record['affinity'] if record['affinity'] in self.tables['host'] else self.master
         for vbd in record['VBDs']:
+            self.assert_device(vbd)
             if self.record('VBD', vbd)['VDI'] != NULL:
                 disk = self.tables['VBD'][vbd]
                 self.assert_attachable(disk['VDI'], disk['mode'])
@@ -1017,12 +1058,16 @@ class Pool(Transfers):
         fields = {field: self._typed('VBD', field, value) for field, value in record.items()
                   if field in TEMPLATES['VBD']}
         vm = self.record('VM', fields.get('VM', NULL))
-        taken = {self.tables['VBD'][vbd]['userdevice'] for vbd in vm['VBDs']}
-        if fields.get('userdevice', 'autodetect') == 'autodetect':
-            fields['userdevice'] = next(str(number) for number in range(256)
-                                        if str(number) not in taken)
-        elif fields['userdevice'] in taken:
-            raise XapiError('DEVICE_ALREADY_EXISTS', fields['userdevice'])
+        kind, name = fields.get('type', 'Disk'), fields.get('userdevice', 'autodetect')
+        if name == 'autodetect':
+            every = ['fda', 'fdb'] if kind == 'Floppy' else map(
+                str, range(256 if vm['is_control_domain'] else 255))
+            name = self.free_device(fields['VM'], every)
+        elif not valid_device(name, kind):
+            raise XapiError('INVALID_DEVICE', name)
+        elif not self.taken_devices(fields['VM']).isdisjoint(devices(name)):
+            raise XapiError('DEVICE_ALREADY_EXISTS', name)
+        fields['userdevice'] = name
         if fields.get('empty'):
             fields['VDI'] = NULL
         else:
@@ -1030,6 +1075,26 @@ class Pool(Transfers):
         return self.new('VBD', **{field: fields[field] for field in fields if field in (
             'VM', 'VDI', 'userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'empty',
             'other_config', 'qos_algorithm_type', 'qos_algorithm_params')})
+
+    def taken_devices(self, vm):
+        """The devices for which a VM has VBDs, under any name: as `devices` gives them."""
+        vbds = [self.tables['VBD'][vbd] for vbd in self.record('VM', vm)['VBDs']]
+        return {device for vbd in vbds for name in {vbd['userdevice'], vbd['device']}
+                for device in devices(name)}
+
+    def free_device(self, vm, names):
+        """The first of these that a VM has no VBD for; XapiError INVALID_DEVICE if none is."""
+        taken = self.taken_devices(vm)
+        for name in names:
+            if taken.isdisjoint(devices(name)):
+                return name
+        raise XapiError('INVALID_DEVICE', 'autodetect')
+
+    def assert_device(self, vbd):
+        """Raise XapiError ILLEGAL_VBD_DEVICE if there can be no such device in a VM."""
+        name = self.record('VBD', vbd)['userdevice']
+        if not devices(name):
+            raise XapiError('ILLEGAL_VBD_DEVICE', vbd, name)
 
     def assert_attachable(self, vdi, mode):
         """Raise XapiError VDI_IN_USE if this disk is attached already and either side writes."""
@@ -1041,12 +1106,10 @@ class Pool(Transfers):
 
     def mark_attached(self, vbd):
         """Say that a VBD is attached, under the name that its number gives it."""
+        self.assert_device(vbd)
         record = self.record('VBD', vbd)
-        number = int(record['userdevice'])
-        letters = chr(ord('a') + number % 26)
-        if number >= 26:
-            letters = chr(ord('a') + number // 26 - 1) + letters
-        self.put('VBD', vbd, currently_attached=True, device='xvd' + letters,
+        name = linux_name(*devices(record['userdevice'])[0])
+        self.put('VBD', vbd, currently_attached=True, device=name,
                  allowed_operations=['attach', 'unpause', 'unplug', 'unplug_force', 'pause'])
         if record['VDI'] in self.tables['VDI']:
             self.put('VDI', record['VDI'], allowed_operations=['snapshot', 'clone'])

@@ -27,8 +27,9 @@ SWITCHES = {'-u': 'username', '-pw': 'password', '-s': 'server', '-h': 'server',
 UNITS = {'': 0, 'b': 0, 'bytes': 0, 'k': 1, 'kb': 1, 'kib': 1, 'm': 2, 'mb': 2, 'mib': 2,
          'g': 3, 'gb': 3, 'gib': 3, 't': 4, 'tb': 4, 'tib': 4}
 STOP_PATIENCE = 10.0       # seconds to wait for a thread when the pool stops
-EXPORTS = ('vm-export', 'template-export', 'snapshot-export-to-template', 'vdi-export',
-           'pool-dump-database')
+BLOCK = 1 << 16            # how much is read from a client at a time
+TRANSFERS = ('vm-export', 'template-export', 'snapshot-export-to-template', 'vdi-export',
+             'pool-dump-database', 'vm-import', 'vdi-import')
 UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled wlb-verify-cert '
                    'igmp-snooping-enabled').split()
 PROGRAM = '''"""The xe of a simulated pool: tests/simpool/client.py, compiled."""
@@ -240,11 +241,15 @@ class Transfer:
             shut(data)
             self.done.set()
 
-    def shaped(self, chunks, data):
-        """The chunks as the fault, if there is one, lets them pass."""
+    def shaped(self, chunks, data, sending=True):
+        """The chunks as the fault, if there is one, lets them pass.
+
+        A death without a number of bytes comes before the first one that is sent; what is received
+        it lets pass, for it comes with the answer.
+        """
         fault = self.fault
         rest = fault.after if fault and fault.do in ('die', 'refuse', 'hang') else None
-        if fault and fault.do == 'die' and rest is None:
+        if fault and fault.do == 'die' and rest is None and sending:
             rest = 0
         rate = fault.rate if fault else None
         for chunk in chunks:
@@ -259,16 +264,37 @@ class Transfer:
                 if rest is not None:
                     rest -= len(piece)
                     if not rest:
-                        self._strike(data)
+                        self._strike(data, sending)
                         rest = None
 
-    def _strike(self, data):
+    def _strike(self, data, sending):
+        """A sender that hangs ends with the file's connection; a receiver, where the client may
+        have closed that after its last byte, with the command's."""
         if self.fault.do == 'hang':
-            self.door.pool.sleep(None, lambda: has_closed(data))
-            raise BrokenPipeError
+            end = data if sending else self.talk.connection
+            self.door.pool.sleep(None, lambda: has_closed(end))
+            raise BrokenPipeError if sending else ConnectionResetError
         if self.fault.do == 'die':
             raise Dying
         raise XapiError(*self.fault.error)
+
+
+class Received:
+    """What comes in, piece by piece, as a file that can be read."""
+
+    def __init__(self, pieces):
+        self._pieces = pieces
+        self._rest = memoryview(b'')
+
+    def read(self, size):
+        """At least a byte and at most `size`; b'' at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b''
+            self._rest = piece
+        data, self._rest = bytes(self._rest[:size]), self._rest[size:]
+        return data
 
 
 class Command:
@@ -867,7 +893,7 @@ class Command:
             except XapiError as error:
                 self.pool.finish_task(task, 'failure', error=error.details)
                 raise
-            except OSError:
+            except (OSError, Dying):
                 self.pool.finish_task(task, 'failure')
                 raise
         self.tracked(b'G', self.need('file-name'), task, sender(opened))
@@ -1004,8 +1030,8 @@ def sender(opened, as_disk=False):
 
 
 def in_transfer(verb, fault):
-    """Whether a fault waits for so many bytes of an export."""
-    return verb in EXPORTS and fault.after is not None
+    """Whether a fault waits for so many bytes of an export or an import."""
+    return verb in TRANSFERS and fault.after is not None
 
 
 def send_piece(data, piece, as_disk):
@@ -1022,8 +1048,9 @@ def receiver(work):
     task, and the words are said from there."""
     def carry(transfer, data):
         data.sendall(b'200\n')
-        with data.makefile('rb') as file, contextlib.suppress(XapiError):
-            work(file)
+        with data.makefile('rb') as file, contextlib.suppress(XapiError, ConnectionResetError):
+            chunks = iter(lambda: file.read(BLOCK), b'')
+            work(Received(transfer.shaped(chunks, data, sending=False)))
     return carry
 
 
@@ -1031,7 +1058,12 @@ def has_closed(connection):
     """Whether the other end of a connection is closed."""
     if not select.select([connection], [], [], 0)[0]:
         return False
-    return not connection.recv(1, socket.MSG_PEEK)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:     # somebody else has read it meanwhile
+        return False
+    except ConnectionResetError:
+        return True
 
 
 KINDS = xe_records.kinds()
