@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ import uuid
 import xml.etree.ElementTree as ElementTree
 import xmlrpc.client
 from contextlib import contextmanager
+from unittest import mock
 
 from tests.simpool import Down, SimPool, XapiError, archive, pools
 from tests.simpool.database import NULL, TEMPLATES, Query, QueryError, column
@@ -715,7 +717,7 @@ class LifeAndDeath(Simulated):
 
     def test_a_device_that_is_no_number_and_no_name_of_a_disk_is_refused(self):
         for device in ('', 'zz', 'xvd', 'xvdq', 'xvdaa', 'XVDA', 'hdz', 'sdab', 'fdc', '1.5', '1 ',
-                       '1\n', 'xvda1\n', '\u0661', 'sdap1', 'd1'):
+                       '1\n', 'xvda1\n', '\u0661', 'sdap1', 'd1', '9' * 5000):
             self.assert_refused(['INVALID_DEVICE', device], 'VBD.create', self.new_vbd(device))
         self.assert_refused(['INVALID_DEVICE', '5'], 'VBD.create',
                             self.new_vbd('5', kind='Floppy'))
@@ -1382,6 +1384,102 @@ class Descriptions(unittest.TestCase):
                         'vms[0]', 'SR_BACKEND_FAILURE_44')
         self.assert_bad({'xapi_version': 'new'}, 'xapi_version')
 
+    def test_values_of_a_wrong_kind_are_refused_with_their_place(self):
+        for key, value, *words in (
+                ('disks', 5, ': a list'), ('tags', 5, ': a list'), ('tags', [5], '[0]: a text'),
+                ('tags', 'prod', ': a list'), ('other_config', 5, ': an object'),
+                ('other_config', {'a': 5}, '.a: a text'),
+                ('blocked_operations', ['x'], ': an object'), ('uuid', 5, ': a uuid'),
+                ('uuid', '', ': a uuid'), ('description', None, ': a text'),
+                ('snapshots', 'abc', ': a list'), ('snapshots', [None], '[0]: a text'),
+                ('vcpus', 'x', ': a whole number'), ('vcpus', True, ': a whole number'),
+                ('vcpus', 0, ': a whole number'), ('count', -1, ': a whole number'),
+                ('count', True, ': a whole number'), ('ran', 1, ': true or false'),
+                ('template', 'no', ': true or false'), ('memory', 0, ': a size'),
+                ('memory', None, ': a size'), ('host', 5, ': a text'),
+                ('cd', 5, ': a text or null'), ('cd', ['x'], ': a text or null'),
+                ('networks', [[]], '[0]: a text'),
+                ('firmware', 'efi', ': bios or uefi'), ('power_state', [], ': Halted'),
+                ('ha_restart_priority', 1, ': a text')):
+            with self.subTest((key, value)):
+                self.assert_bad({'vms': [{'name': 'a'}, {'name': 'b', key: value, 'count': 0}]
+                                 if key != 'count' else [{'name': 'a'}, {'name': 'b', key: value}]},
+                                'vms[1].' + key + words[0])
+
+    def test_disks_of_a_wrong_kind_are_refused_with_their_place(self):
+        for key, value, word in (
+                ('name', 3, ': a text'), ('device', 'zz', ': a device'),
+                ('device', -1, ': a device'), ('device', 1.5, ': a device'),
+                ('device', True, ': a device'),
+                ('device', 'autodetect', ': a device'), ('size', 0, ': a size'),
+                ('size', '0 MiB', ': a size'), ('size', None, ': a size'),
+                ('size', [1], ': a size'), ('size', True, ': a size'), ('sr', ['x'], ': a text'),
+                ('fill', '1', ': a number'), ('fill', True, ': a number'), ('seed', 5, ': a text'),
+                ('bootable', 'yes', ': true or false'), ('mode', 'rw', ': RO or RW'),
+                ('on_boot', 'never', ': persist or reset'), ('owner', None, ': true or false'),
+                ('sharable', 'x', ': true or false'), ('description', 7, ': a text')):
+            with self.subTest((key, value)):
+                self.assert_bad({'vms': [{'name': 'a', 'disks': ['1 MiB', {key: value}]}]},
+                                'vms[0].disks[1].' + key + word)
+        for disk in (0, None, [], True, '0'):
+            self.assert_bad({'vms': [{'name': 'a', 'disks': [disk]}]},
+                            'vms[0].disks[0].size: a size')
+
+    def test_pools_hosts_and_srs_of_a_wrong_kind_are_refused_with_their_place(self):
+        for description, words in (
+                ({'name': 5}, 'name: a text'), ({'password': None}, 'password: a text'),
+                ({'xapi_version': 26.1}, 'xapi_version: '), ({'product': 5}, 'product: a text'),
+                ({'xapi_version': '26.1-beta'}, 'xapi_version: '),
+                ({'hosts': 'xen1'}, 'hosts: a list'), ({'hosts': [5]}, 'hosts[0]: an object'),
+                ({'hosts': [{'name': 'x', 'address': 5}]}, 'hosts[0].address: a text'),
+                ({'networks': [5]}, 'networks[0]: a text'), ({'srs': ['x']}, 'srs[0]: an object'),
+                ({'srs': [{'name': 's', 'type': 5}]}, 'srs[0].type: a text'),
+                ({'srs': [{'name': 's', 'shared': 'yes'}]}, 'srs[0].shared: true or false'),
+                ({'srs': [{'name': 's', 'content': []}]}, 'srs[0].content: a text'),
+                ({'srs': [{'name': 's', 'isos': 'x.iso'}]}, 'srs[0].isos: a list'),
+                ({'srs': [{'name': 's', 'size': -1}]}, 'srs[0].size: a size'),
+                ({'srs': [{'name': None}]}, 'srs[0].name: a text'),
+                ({'vms': [5]}, 'vms[0]: an object'),
+                ({'vms': [{'name': 5}]}, 'vms[0].name: a text')):
+            with self.subTest(description):
+                self.assert_bad(description, words)
+
+    def test_what_cannot_be_together_is_refused_with_its_place(self):
+        one = '5a5a5a5a-0000-4000-8000-000000000001'
+        self.assert_bad({'vms': [{'name': 'a', 'uuid': one}, {'name': 'b'},
+                                 {'name': 'c', 'uuid': one}]}, 'vms[2].uuid', 'vms[0]')
+        self.assert_bad({'vms': [{'name': 'a', 'uuid': one, 'count': 2}]}, 'vms[0].uuid')
+        isos = {'name': 'ISOs', 'content': 'iso', 'isos': ['x.iso']}
+        self.assert_bad({'srs': [{'name': 's'}, isos],
+                         'vms': [{'name': 'a', 'disks': [{'sr': 'ISOs'}]}]},
+                        'vms[0].disks[0].sr', "'ISOs'")
+        self.assert_bad({'srs': [isos], 'vms': [{'name': 'a', 'disks': ['1 MiB']}]},
+                        'vms[0].disks[0]', 'no SR')
+        for second in ({'device': 'xvdb'}, {'device': 1}, {'device': 'hdb'}):
+            self.assert_bad({'vms': [{'name': 'a', 'disks': [second, '1 MiB']}]},
+                            'vms[0].disks[1].device')
+        self.assert_bad({'vms': [{'name': 'a', 'host': 'x'}]}, 'vms[0].host', "'x'")
+        pool = pools.load({'vms': [{'name': 'a', 'uuid': one, 'count': 1, 'cd': None, 'ran': True,
+                                    'disks': [{'device': 'xvdd'}, {'device': 7}]}]})
+        vm, = pool.call('VM.get_by_name_label', 'a')
+        self.assertEqual(one, pool.record('VM', vm)['uuid'])
+        self.assertEqual({'xvdd', '7', '0'}, {pool.record('VBD', vbd)['userdevice']
+                                              for vbd in pool.record('VM', vm)['VBDs']})
+
+    def test_every_key_that_is_told_is_known(self):
+        told = set(re.findall(r'"(\w+)":', pools.__doc__))
+        known = {key for keys in pools.KEYS.values() for key in keys}
+        self.assertEqual(known, told - {'key', 'snapshot'})
+
+    def test_a_description_is_checked_once_not_for_every_vm(self):
+        with mock.patch.object(pools, '_check', wraps=pools._check) as check:
+            numbers = []
+            for count in (1, 50):
+                check.reset_mock()
+                pools.load({'vms': [{'name': 'vm{n}', 'count': count, 'disks': ['1 MiB']}]})
+                numbers.append(check.call_count)
+            self.assertEqual(numbers[0], numbers[1])
+
     def test_files(self):
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, 'pool.json')
@@ -1470,6 +1568,10 @@ class Wrapper(unittest.TestCase):
                 file.write('{\n\n  oops}')
             self.assertEqual((2, '', 'simpool: %s, line 3: Expecting property name enclosed in '
                                      'double quotes\n' % path), self.run_it('--pool', path, 'true'))
+            with open(path, 'w') as file:
+                file.write('{"vms": [{"name": "a", "disks": 5}]}')
+            self.assertEqual((2, '', 'simpool: %s: vms[0].disks: a list is needed, not 5\n' % path),
+                             self.run_it('--pool', path, 'true'))
 
     def test_mistakes_are_one_line_and_status_2(self):
         for arguments in ((), ('--pool',), ('--pull', 'x', 'true'), ('--pool', '/no/such', 'true')):

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 
 from .simpool import SimPool, xe
 from .simpool.database import TEMPLATES
@@ -989,12 +990,19 @@ class FaultsTest(XeTest):
         self.assertEqual(self.uuid('RESTORE_web').count(','), 2)
 
     def test_a_server_that_dies_before_a_dump_leaves_no_task(self):
-        for details in ({}, {'after': 1000}):
-            self.pool.faults.add('pool-dump-database', 'die', **details)
-            self.assertEqual(self.refused('pool-dump-database', 'file-name=x'),
-                             'Error: Broken pipe (calling single_write )\n')
-            self.wait_for(lambda: not self.pool.tables['task'])
-            os.unlink(self.path('x'))
+        answer = xe.Talk.answer
+
+        def late(talk):
+            time.sleep(0.2)         # so the connection is gone before anybody listens to it
+            return answer(talk)
+        for listen in (answer, late):
+            for details in ({}, {'after': 1000}):
+                self.pool.faults.add('pool-dump-database', 'die', **details)
+                with mock.patch.object(xe.Talk, 'answer', listen):
+                    self.assertEqual(self.refused('pool-dump-database', 'file-name=x'),
+                                     'Error: Broken pipe (calling single_write )\n')
+                    self.wait_for(lambda: not self.pool.tables['task'])
+                os.unlink(self.path('x'))
 
     def test_a_fault_of_the_api_does_not_strike_xe(self):
         self.pool.faults.add('VM.snapshot', 'refuse', error=['INTERNAL_ERROR', 'x'])

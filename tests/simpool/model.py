@@ -103,9 +103,9 @@ ALLOWED = {kind: names.split() for kind, names in {
 }.items()}
 
 INTEGER = re.compile(r'-?\d+$')             # int64 is text in a record
-NUMBER = re.compile('[-+]?[0-9]+')
-DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]*)')
-VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]+)?')
+NUMBER = re.compile('[-+]?[0-9]{1,18}')
+DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]{0,18})')
+VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]{1,18})?')
 MAX_DEVICE = (1 << 20) - 1                  # blkif has room for no greater number
 THICK = ('lvm', 'lvmoiscsi', 'lvmohba')     # kinds of SR that give a disk its whole size at once
 

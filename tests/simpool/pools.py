@@ -26,6 +26,7 @@ All keys are optional but the names.
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
 `lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
 the part of a disk that holds data (noise, the same for the same seed); what is left is zeros.
+What is of another kind than the table KEYS tells is refused, with its place.
 """
 
 import json
@@ -34,19 +35,27 @@ import re
 
 from .archive import Image
 from .database import NULL
-from .model import Pool, XapiError, new_mac, stamp
+from .model import Pool, XapiError, devices, new_mac, stamp, valid_device
 
 UNITS = {'': 1, 'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30, 'TiB': 1 << 40}
 NETWORK = 'Pool-wide network associated with eth0'
 
-KEYS = {
-    'pool': 'name password xapi_version product product_version hosts networks srs vms',
-    'host': 'name address',
-    'SR': 'name type size shared content isos',
-    'VM': 'name uuid description power_state template tags other_config blocked_operations'
-          ' ha_restart_priority memory vcpus host firmware disks cd networks ran snapshots count',
-    'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
-}
+# {thing: {key: what it holds}}: a word of VALUES, a thing, a [list] or a {map} of either; `!` is a
+# key that must be there.
+KEYS = {thing: dict(word.split(':') for word in words.split()) for thing, words in {
+    'pool': 'name:text password:text xapi_version:version product:text product_version:text'
+            ' hosts:[host] networks:[text] srs:[SR] vms:[VM]',
+    'host': 'name:text! address:text',
+    'SR': 'name:text! type:text size:size shared:flag content:text isos:[text]',
+    'VM': 'name:text! uuid:uuid description:text power_state:state template:flag tags:[text]'
+          ' other_config:{text} blocked_operations:{text} ha_restart_priority:text memory:room'
+          ' vcpus:positive host:text firmware:firmware disks:[disk] cd:image networks:[text]'
+          ' ran:flag snapshots:[text] count:number',
+    'disk': 'size:room name:text description:text sr:text fill:part seed:text device:device'
+            ' bootable:flag mode:mode owner:flag on_boot:on_boot sharable:flag',
+}.items()}
+
+UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 DEMO = {
     'name': 'demo pool',
@@ -111,20 +120,15 @@ def load(source=None):
 
 def from_description(description):
     """A Pool as described (see above). Raises DescriptionError."""
-    _check(description, 'pool', 'the description')
+    _check(description, 'pool', '')
+    vms = description.get('vms', [])
+    _check_uuids(vms)
+    for number, vm in enumerate(vms):
+        _check_devices(vm.get('disks', []), 'vms[%d].disks' % number)
     builder = _Builder(description)
     builder.build()
     builder.pool.journal.clear()
     return builder.pool
-
-
-def _check(thing, kind, where):
-    """Refuse what is no object, and keys that mean nothing."""
-    if not isinstance(thing, dict):
-        raise DescriptionError('%s: an object is needed, not %r' % (where, thing))
-    unknown = sorted(set(thing) - set(KEYS[kind].split()))
-    if unknown:
-        raise DescriptionError('%s: unknown key %r (known: %s)' % (where, unknown[0], KEYS[kind]))
 
 
 def size_of(value, where='size'):
@@ -135,35 +139,140 @@ def size_of(value, where='size'):
     return int(match.group(1)) * UNITS[match.group(2)]
 
 
+def _is_size(value, least=0):
+    try:
+        return size_of(value) >= least
+    except DescriptionError:
+        return False
+
+
+def _is_number(value, least=0, kinds=int):
+    return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
+
+
+def _is_device(value):
+    name = str(value)
+    return type(value) in (int, str) and valid_device(name) and bool(devices(name))
+
+
+def _one_of(*words):
+    return ' or '.join(words), lambda value: isinstance(value, str) and value in words
+
+
+# What a value must be, in words, and whether it is.
+VALUES = {
+    'text': ('a text', lambda value: isinstance(value, str)),
+    'image': ('a text or null', lambda value: value is None or isinstance(value, str)),
+    'flag': ('true or false', lambda value: isinstance(value, bool)),
+    'number': ('a whole number', _is_number),
+    'positive': ('a whole number above 0', lambda value: _is_number(value, 1)),
+    'part': ('a number between 0 and 1',
+             lambda value: _is_number(value, kinds=(int, float)) and value <= 1),
+    'size': ('a size', _is_size),
+    'room': ('a size above 0', lambda value: _is_size(value, 1)),
+    'device': ('a device, as "0" or "xvda",', _is_device),
+    'uuid': ('a uuid', lambda value: isinstance(value, str) and UUID.fullmatch(value)),
+    'version': ('a version, as "26.1",', lambda value: isinstance(value, str) and re.match(
+        r'[0-9]+\.[0-9]+(\.|$)', value)),
+    'state': _one_of('Halted', 'Running', 'Paused', 'Suspended'),
+    'firmware': _one_of('bios', 'uefi'),
+    'mode': _one_of('RO', 'RW'),
+    'on_boot': _one_of('persist', 'reset'),
+}
+
+
+def _check(value, kind, where):
+    """Refuse what is not of this kind: a word of VALUES or KEYS, '[kind]' or '{kind}'."""
+    kind = kind.rstrip('!')
+    if kind.startswith('['):
+        _need(isinstance(value, (list, tuple)), where, 'a list', value)
+        for number, each in enumerate(value):
+            _check(each, kind[1:-1], '%s[%d]' % (where, number))
+    elif kind.startswith('{'):
+        _need(isinstance(value, dict), where, 'an object', value)
+        for key in value:
+            _check(key, 'text', where)
+            _check(value[key], kind[1:-1], '%s.%s' % (where, key))
+    elif kind in VALUES:
+        words, test = VALUES[kind]
+        _need(test(value), where, words, value)
+    else:
+        _check_thing(value, kind, where)
+
+
+def _need(holds, where, words, value):
+    if not holds:
+        raise DescriptionError('%s: %s is needed, not %r' % (where, words, value))
+
+
+def _check_thing(thing, kind, where):
+    """Refuse what is no object, keys that mean nothing, and values of a wrong kind."""
+    thing, keys = _whole(thing, kind), KEYS[kind]
+    _need(isinstance(thing, dict), where or 'the description', 'an object', thing)
+    unknown = sorted(set(thing) - set(keys), key=str)
+    if unknown:
+        raise DescriptionError('%s: unknown key %r (known: %s)' % (
+            where or 'the description', unknown[0], ' '.join(keys)))
+    for key in keys:
+        if key in thing:
+            _check(thing[key], keys[key], '%s.%s' % (where, key) if where else key)
+        elif keys[key].endswith('!'):
+            raise DescriptionError('%s: a %s is needed' % (where, key))
+
+
+def _whole(thing, kind):
+    """The object that a host's name or a disk's size stands for."""
+    if kind == 'host' and isinstance(thing, str):
+        return {'name': thing}
+    if kind == 'disk' and not isinstance(thing, dict):
+        return {'size': thing}
+    return thing
+
+
+def _check_uuids(vms):
+    """Refuse a uuid that two VMs would have."""
+    owners = {}
+    for number, vm in enumerate(vms):
+        count = vm.get('count', 1)
+        if 'uuid' not in vm or not count:
+            continue
+        owner = owners.setdefault(vm['uuid'], number)
+        if owner != number or count > 1:
+            raise DescriptionError('vms[%d].uuid: %s' % (
+                number, 'vms[%d] has it already' % owner if owner != number
+                else 'there are %d of this VM' % count))
+
+
+def _check_devices(disks, where):
+    """Refuse two disks in one place."""
+    taken = set()
+    for number, disk in enumerate(_whole(disk, 'disk') for disk in disks):
+        name = str(disk.get('device', number))
+        if not taken.isdisjoint(devices(name)):
+            raise DescriptionError('%s[%d].device: another disk is %r' % (where, number, name))
+        taken.update(devices(name))
+
+
 class _Builder:
     """Makes the records of a description, one kind after the other."""
 
     def __init__(self, description):
-        self.description = description
-        self.pool = Pool(str(self.get('xapi_version', '26.1')), self.get('password', 'password'))
-        if not re.match(r'\d+\.\d+', self.pool.xapi_version):
-            raise DescriptionError('xapi_version: not like 26.1: %r' % self.pool.xapi_version)
+        self.get = description.get
+        self.pool = Pool(self.get('xapi_version', '26.1'), self.get('password', 'password'))
         self.hosts, self.networks, self.srs, self.isos = {}, {}, {}, {}
-
-    def get(self, key, default):
-        value = self.description.get(key, default)
-        if not isinstance(value, type(default)):
-            raise DescriptionError('%s: a %s is needed, not %r' % (
-                key, type(default).__name__, value))
-        return value
 
     def build(self):
         """Make everything: the pool first, its VMs last."""
         self.pool.new('user')
         for number, host in enumerate(self.get('hosts', ['host1']) or ['host1']):
-            self.add_host(number, host)
+            self.add_host(number, _whole(host, 'host'))
         for name in self.get('networks', [NETWORK]):
             self.networks.setdefault(name, self.pool.new(
                 'network', name_label=name, bridge='xenbr%d' % len(self.networks)))
         default = [{'name': 'Local storage', 'type': 'ext', 'size': '1 TiB'},
                    {'name': 'ISO library', 'content': 'iso', 'shared': True}]
-        for number, sr in enumerate(self.get('srs', default)):
-            self.add_sr('srs[%d]' % number, sr)
+        for sr in self.get('srs', default):
+            self.add_sr(sr)
         disks = [sr for sr in self.srs.values()
                  if self.pool.tables['SR'][sr]['content_type'] != 'iso']
         self.pool.new('pool', name_label=self.get('name', ''),
@@ -177,9 +286,7 @@ class _Builder:
             self.add_vms('vms[%d]' % number, vm)
 
     def add_host(self, number, host):
-        host = {'name': host} if isinstance(host, str) else host
-        _check(host, 'host', 'hosts[%d]' % number)
-        name = self.named(host, 'hosts[%d]' % number)
+        name = host['name']
         metrics = self.pool.new('host_metrics', memory_free='549755813888', last_updated=stamp())
         version = self.get('product_version', '8.3.0')
         major = self.pool.version[0]
@@ -211,14 +318,13 @@ class _Builder:
         pool.put('host', ref, control_domain=dom0)
         pool.new('console', VM=dom0, protocol='vt100')
 
-    def add_sr(self, where, sr):
-        _check(sr, 'SR', where)
-        name, content = self.named(sr, where), sr.get('content', 'user')
+    def add_sr(self, sr):
+        name, content = sr['name'], sr.get('content', 'user')
         iso = content == 'iso'
         ref = self.pool.new(
-            'SR', name_label=name, content_type=content, shared=bool(sr.get('shared', False)),
+            'SR', name_label=name, content_type=content, shared=sr.get('shared', False),
             type=sr.get('type', 'iso' if iso else 'ext'),
-            physical_size=str(size_of(sr.get('size', 0), where + '.size')))
+            physical_size=str(size_of(sr.get('size', 0))))
         for host in self.hosts.values():
             self.pool.new('PBD', SR=ref, host=host, device_config={'location': '/srv/' + name})
             if not sr.get('shared'):
@@ -229,11 +335,12 @@ class _Builder:
             self.pool.put('VDI', self.isos[image], location=image)
 
     def add_vms(self, where, vm):
-        _check(vm, 'VM', where)
-        name, count = self.named(vm, where), vm.get('count', 1)
-        if not isinstance(count, int) or count < 0:
-            raise DescriptionError('%s.count: not a number: %r' % (where, count))
-        for number in range(count):
+        name = vm['name']
+        if 'host' in vm:
+            self.found(self.hosts, vm['host'], where + '.host')
+        for number, disk in enumerate(vm.get('disks', [])):
+            self.sr_of(_whole(disk, 'disk'), '%s.disks[%d]' % (where, number))
+        for number in range(vm.get('count', 1)):
             label = name.replace('{n}', str(number)) if 'count' in vm else name
             try:
                 self.add_vm(where, vm, label)
@@ -243,11 +350,10 @@ class _Builder:
     def add_vm(self, where, vm, name):
         pool = self.pool
         state = vm.get('power_state', 'Halted')
-        if state not in ('Halted', 'Running', 'Paused', 'Suspended'):
-            raise DescriptionError('%s.power_state: no such state: %r' % (where, state))
-        ref = pool.add_vm(**self.vm_fields(where, vm, name))
+        ref = pool.add_vm(**self.vm_fields(vm, name))
         for number, disk in enumerate(vm.get('disks', [])):
-            self.add_disk('%s.disks[%d]' % (where, number), ref, name, number, disk)
+            self.add_disk('%s.disks[%d]' % (where, number), ref, name, number,
+                          _whole(disk, 'disk'))
         if 'cd' in vm:
             image = self.found(self.isos, vm['cd'], where + '.cd') if vm['cd'] else NULL
             pool.new('VBD', VM=ref, VDI=image, empty=image == NULL, type='CD', mode='RO',
@@ -257,20 +363,16 @@ class _Builder:
                      network=self.found(self.networks, network, where + '.networks'))
         for label in vm.get('snapshots', []):
             pool.call('VM.snapshot', ref, label)
-        self.bring_into(ref, state, vm, where)
+        self.bring_into(ref, state, vm)
 
     def cd_device(self, vm):
         """Device 3, as XenCenter does, or the first free one."""
-        pool = self.pool
-        taken = {pool.tables['VBD'][vbd]['userdevice'] for vbd in pool.tables['VM'][vm]['VBDs']}
-        return next(device for device in ['3'] + [str(each) for each in range(256)]
-                    if device not in taken)
+        return self.pool.free_device(vm, ['3'] + [str(each) for each in range(255)])
 
-    def bring_into(self, ref, state, vm, where):
+    def bring_into(self, ref, state, vm):
         pool = self.pool
         if vm.get('ran') or state != 'Halted':
-            host = self.found(self.hosts, vm['host'], where + '.host') if 'host' in vm else None
-            pool.power_on(ref, host=host)
+            pool.power_on(ref, host=self.hosts[vm['host']] if 'host' in vm else None)
         if state == 'Running':
             pool.put('VM', ref, guest_metrics=pool.new('VM_guest_metrics', last_updated=stamp()))
         if state == 'Paused':
@@ -280,12 +382,14 @@ class _Builder:
         elif state == 'Halted' and vm.get('ran'):
             pool.call('VM.hard_shutdown', ref)
 
-    def vm_fields(self, where, vm, name):
-        memory = str(size_of(vm.get('memory', '256 MiB'), where + '.memory'))
+    @staticmethod
+    def vm_fields(vm, name):
+        """The fields of a VM's record."""
+        memory = str(size_of(vm.get('memory', '256 MiB')))
         uefi = vm.get('firmware', 'bios') == 'uefi'
         fields = dict(
             name_label=name, name_description=vm.get('description', ''),
-            is_a_template=bool(vm.get('template', False)), tags=list(vm.get('tags', [])),
+            is_a_template=vm.get('template', False), tags=list(vm.get('tags', [])),
             other_config=dict(vm.get('other_config', {})),
             blocked_operations=dict(vm.get('blocked_operations', {})),
             ha_restart_priority=vm.get('ha_restart_priority', ''),
@@ -301,33 +405,31 @@ class _Builder:
         return fields
 
     def add_disk(self, where, vm, name, number, disk):
-        disk = disk if isinstance(disk, dict) else {'size': disk}
-        _check(disk, 'disk', where)
-        size = size_of(disk.get('size', '8 MiB'), where + '.size')
-        fill = disk.get('fill', 0.5)
-        if not isinstance(fill, (int, float)) or not 0 <= fill <= 1:
-            raise DescriptionError('%s.fill: not between 0 and 1: %r' % (where, fill))
-        pool = self.pool
-        sr = pool.tables['pool'][pool.pool_ref]['default_SR']
-        if 'sr' in disk:
-            sr = self.found(self.srs, disk['sr'], where + '.sr')
+        size, fill = size_of(disk.get('size', '8 MiB')), disk.get('fill', 0.5)
+        pool, sr = self.pool, self.sr_of(disk, where)
         seed = disk.get('seed', '%s %d' % (name, number))
         content = Image.sample(size, seed, fill) if fill else Image(size)
         vdi = pool.make_vdi(
             sr, size, content, used=int(size * fill),
             name_label=disk.get('name', '%s %d' % (name, number)),
             name_description=disk.get('description', ''), on_boot=disk.get('on_boot', 'persist'),
-            sharable=bool(disk.get('sharable', False)))
+            sharable=disk.get('sharable', False))
         pool.new('VBD', VM=vm, VDI=vdi, userdevice=str(disk.get('device', number)),
                  bootable=disk.get('bootable', number == 0), mode=disk.get('mode', 'RW'),
                  other_config={'owner': ''} if disk.get('owner', True) else {})
 
-    @staticmethod
-    def named(thing, where):
-        name = thing.get('name')
-        if not isinstance(name, str):
-            raise DescriptionError('%s: a name is needed' % where)
-        return name
+    def sr_of(self, disk, where):
+        """The SR that a disk goes to. Raises DescriptionError where there is none for disks."""
+        tables = self.pool.tables
+        if 'sr' not in disk:
+            sr = tables['pool'][self.pool.pool_ref]['default_SR']
+            if sr == NULL:
+                raise DescriptionError('%s: there is no SR for disks' % where)
+            return sr
+        sr = self.found(self.srs, disk['sr'], where + '.sr')
+        if tables['SR'][sr]['content_type'] == 'iso':
+            raise DescriptionError('%s.sr: %r is for ISO images' % (where, disk['sr']))
+        return sr
 
     @staticmethod
     def found(things, name, where):

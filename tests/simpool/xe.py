@@ -169,6 +169,11 @@ class Talk:
             raise Gone
         return line[:-1]
 
+    def hang_up(self):
+        """End the connection; whose talk it is closes it, and may be reading just now."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def close(self):
         shut(self.connection)
         self.reader.close()
@@ -236,7 +241,7 @@ class Transfer:
         try:
             self.carry(self, data)
         except (Dying, Down):
-            self.talk.close()       # first, so that the client's `OK` finds nobody
+            self.talk.hang_up()     # first, so that the client's `OK` finds nobody
         finally:
             shut(data)
             self.done.set()
