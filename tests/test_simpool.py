@@ -1673,5 +1673,28 @@ class DrivenByTheSdk(unittest.TestCase):
         self.assertTrue(local.xenapi.VM.get_all_records())
 
 
+class DescribedFaults(unittest.TestCase):
+    """Faults and latency can stand in a description."""
+
+    def test_a_described_fault_meets_its_call(self):
+        description = {'vms': [{'name': 'box', 'disks': ['1 MiB']}], 'faults': [
+            {'at': 'vm-list', 'nth': 2, 'do': 'print', 'stdout': 'no', 'exit': 1}]}
+        with SimPool(description) as sim:
+            done = [subprocess.run([sim.xe, 'vm-list', '--minimal'], stdout=subprocess.PIPE)
+                    for _ in range(3)]
+        self.assertEqual([0, 1, 0], [each.returncode for each in done])
+        self.assertEqual(b'no', done[1].stdout.strip())
+
+    def test_latency_is_that_of_every_call(self):
+        self.assertEqual(0.25, pools.load({'latency': 0.25}).faults.latency)
+
+    def test_impossible_faults_are_refused_with_their_place(self):
+        for fault in ({'at': 'vm-list', 'do': 'explode'}, {'at': 'vm-list', 'do': 'refuse'},
+                      {'do': 'hang'}, {'at': 'vm-list', 'do': 'die', 'how': 'x'},
+                      {'at': 'vm-list', 'do': 'slow', 'rate': 0}, 'vm-list'):
+            with self.assertRaisesRegex(pools.DescriptionError, r'^faults\[0\]'):
+                pools.load({'faults': [fault]})
+
+
 if __name__ == '__main__':
     unittest.main()

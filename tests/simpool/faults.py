@@ -7,7 +7,7 @@ doors ask for the fault that awaits a call when the call arrives, and act it out
     refuse        error=[CODE, params...]     the call fails so; with after=BYTES in mid-transfer
     print         stdout= stderr= exit=       xe: says this and does nothing else
                   value= or body=             API: answers this value, or these raw bytes
-    die           after=BYTES                 the connection ends after so many bytes of the answer
+    die           after=BYTES                 the connection ends, after so many bytes in either way
     hang                                      no answer until the pool stops or the client goes away
     slow          seconds= rate=              waits first; sends so many bytes per second
     down                                      the daemon dies instead of doing anything

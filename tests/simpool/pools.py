@@ -21,7 +21,10 @@ All keys are optional but the names.
               "networks": ["..."],                  a VIF on each (default: one on the first)
               "ran": true,                          its disks have device names, as after a start
               "snapshots": ["before the upgrade"],  oldest first
-              "count": 1}]}                         so many of them; {n} in the name is the number
+              "count": 1}],                         so many of them; {n} in the name is the number
+     "latency": 0.002,              seconds that every call takes
+     "faults": [{"at": "vm-export", "nth": 2, "do": "refuse",     an xe verb or an API method;
+                 "error": ["VDI_IO_ERROR", "Device I/O errors"], "after": 100000}]}  see faults.py
 
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
 `lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
@@ -44,7 +47,9 @@ NETWORK = 'Pool-wide network associated with eth0'
 # key that must be there.
 KEYS = {thing: dict(word.split(':') for word in words.split()) for thing, words in {
     'pool': 'name:text password:text xapi_version:version product:text product_version:text'
-            ' hosts:[host] networks:[text] srs:[SR] vms:[VM]',
+            ' hosts:[host] networks:[text] srs:[SR] vms:[VM] latency:seconds faults:[fault]',
+    'fault': 'at:text! do:text! nth:positive times:number error:[text] stdout:text stderr:text'
+             ' exit:number after:number seconds:seconds rate:positive',
     'host': 'name:text! address:text',
     'SR': 'name:text! type:text size:size shared:flag content:text isos:[text]',
     'VM': 'name:text! uuid:uuid description:text power_state:state template:flag tags:[text]'
@@ -128,6 +133,13 @@ def from_description(description):
     builder = _Builder(description)
     builder.build()
     builder.pool.journal.clear()
+    builder.pool.faults.latency = description.get('latency', 0)
+    for number, fault in enumerate(description.get('faults', [])):
+        details = {key: value for key, value in fault.items() if key != 'at'}
+        try:
+            builder.pool.faults.add(fault['at'], **details)
+        except ValueError as error:
+            raise DescriptionError('faults[%d]: %s' % (number, error))
     return builder.pool
 
 
@@ -166,6 +178,7 @@ VALUES = {
     'flag': ('true or false', lambda value: isinstance(value, bool)),
     'number': ('a whole number', _is_number),
     'positive': ('a whole number above 0', lambda value: _is_number(value, 1)),
+    'seconds': ('a number of seconds', lambda value: _is_number(value, kinds=(int, float))),
     'part': ('a number between 0 and 1',
              lambda value: _is_number(value, kinds=(int, float)) and value <= 1),
     'size': ('a size', _is_size),
