@@ -23,8 +23,10 @@ All keys are optional but the names.
               "snapshots": ["before the upgrade"],  oldest first
               "count": 1}],                         so many of them; {n} in the name is the number
      "latency": 0.002,              seconds that every call takes
-     "faults": [{"at": "vm-export", "nth": 2, "do": "refuse",     an xe verb or an API method;
-                 "error": ["VDI_IO_ERROR", "Device I/O errors"], "after": 100000}]}  see faults.py
+     "faults": [{"at": "vm-export",             an xe verb or an API method; see faults.py
+                 "nth": 2, "times": 1, "do": "refuse",
+                 "error": ["VDI_IO_ERROR", "Device I/O errors"], "after": 100000,
+                 "seconds": 0.5, "rate": 100000, "stdout": "", "stderr": "", "exit": 0}]}
 
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
 `lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
