@@ -290,7 +290,7 @@ class Console:
 # 4. Settings: what was asked: command line, config file, password files
 # ----------------------------------------------------------------------------------------------
 # KEYS is the one source of every config key's name, default, range and meaning. Nothing here
-# knows of the pool.
+# knows of the pool; besides config and password files, the inventory that names this host is read.
 
 
 class Rule(NamedTuple):
