@@ -991,6 +991,15 @@ class Transfers(Simulated):
                 archive.Image.sha256(self.pool.content[vdi]) for vdi in self.disks(
                     self.pool.import_vm(io.BytesIO(self.exported(vm)))[0]).values()))
 
+    def test_an_iso_library_takes_no_disks(self):
+        data = self.exported(self.vm())
+        iso = self.pool.call('SR.get_by_name_label', 'ISOs')[0]
+        before = dict(self.pool.tables['VDI'])
+        with self.assertRaises(XapiError) as caught:
+            self.pool.import_vm(io.BytesIO(data), sr=iso)
+        self.assertEqual(['SR_OPERATION_NOT_SUPPORTED', iso], caught.exception.details)
+        self.assertEqual(set(before), set(self.pool.tables['VDI']))
+
     def test_another_pool_gets_the_network_and_an_empty_drive(self):
         data = self.exported(self.vm())
         other = pools.load({'networks': ['elsewhere']})

@@ -368,6 +368,8 @@ class _Import:
             fields = {field: record[field] for field in (
                 'name_label', 'name_description', 'type', 'sharable', 'read_only', 'other_config',
                 'xenstore_data', 'sm_config', 'on_boot', 'tags')}
+            if pool.tables['SR'][self.sr]['content_type'] == 'iso':
+                raise pool.error('SR_OPERATION_NOT_SUPPORTED', self.sr)
             ref = pool.make_vdi(self.sr, int(record['virtual_size']), **fields)
             self.made.append(('VDI', ref))
             return ref
