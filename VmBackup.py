@@ -24,7 +24,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
      6 Retention     which backups to delete (pure)
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
-     9 Store         dated directories, markers, rotation
+     9 Store         dated directories, manifests, markers, locks, rotation
     10 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
     11 Exporters     what vm-export and vdi-export do differently
     12 Reports       status log, mail
@@ -41,7 +41,10 @@ import contextlib
 import datetime
 import email.message
 import email.utils
+import errno
+import fcntl
 import hashlib
+import heapq
 import http.client
 import io
 import itertools
@@ -52,12 +55,14 @@ import shlex
 import shutil
 import signal
 import smtplib
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import traceback
 import xml.etree.ElementTree
@@ -89,6 +94,10 @@ DEFAULT_POOL_DB_BACKUP = '0'
 DEFAULT_POOL_DB_MAX_BACKUPS = '0'
 DEFAULT_BACKUP_DIR_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'
 DEFAULT_LARGE_BACKUP = '60'
+DEFAULT_LOCK_WAIT = '0'
+DEFAULT_REQUIRE_MOUNT = 'auto'
+DEFAULT_MIN_FREE = ''
+DEFAULT_STALL_TIMEOUT = '30'
 
 DEFAULT_MAIL_TO = ''
 DEFAULT_MAIL_FROM = ''
@@ -104,8 +113,12 @@ XAPI_URL = 'http://localhost/'
 XAPI_SOCKET = 'unix:/var/lib/xcp/xapi'
 XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself waits up to 2 h
 XAPI_TIMEOUT = 600         # seconds for one XenAPI call
+XAPI_PATIENCE = 300        # seconds to wait for an xapi that is gone in mid-run
+SHARE_TIMEOUT = 60         # seconds for backup_dir to answer at the beginning, and to lock
 DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
-SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still makes one that nobody waits for
+BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
+SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
+FSTAB = '/etc/fstab'
 MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
 MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
@@ -214,16 +227,36 @@ def now() -> datetime.datetime:
     return datetime.datetime.now()
 
 
+def iso(moment: datetime.datetime) -> str:
+    """A local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
+    return moment.astimezone().isoformat(timespec='seconds')
+
+
+def seconds_of(text: str) -> float:
+    """Seconds since 1970 of a time that iso() wrote; raise ValueError for another text."""
+    return datetime.datetime.strptime(re.sub(':(..)$', r'\1', text),
+                                      '%Y-%m-%dT%H:%M:%S%z').timestamp()
+
+
+def human_size(size: float) -> str:
+    """Bytes for a person: 1.5 GiB."""
+    units = iter(('bytes', 'KiB', 'MiB', 'GiB', 'TiB'))
+    unit = next(units)
+    while size >= 1024 and unit != 'TiB':
+        size, unit = size / 1024, next(units)
+    return f'{size:.0f} {unit}' if unit == 'bytes' else f'{size:.1f} {unit}'
+
+
 def utc(seconds: int) -> str:
     """The time so many seconds from now, as xapi writes times."""
     moment = now().astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
     return moment.strftime('%Y%m%dT%H:%M:%SZ')
 
 
-def stopwatch() -> Callable[[], int]:
-    """A function that tells the whole minutes since now, whatever becomes of the clock."""
+def stopwatch() -> Callable[[], float]:
+    """A function that tells the seconds since now, whatever becomes of the clock."""
     begun = time.monotonic()
-    return lambda: int((time.monotonic() - begun) // 60)
+    return lambda: time.monotonic() - begun
 
 
 def pause(seconds: float) -> None:
@@ -321,6 +354,31 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def minutes(lowest: float) -> Callable[[str], float]:
+    """A parser of minutes, up to a year of them; fractions are allowed."""
+    def parse(text: str) -> float:
+        if not re.match(r'[0-9]{1,6}(\.[0-9]{1,6})?$', text) or not lowest <= float(text) <= 525600:
+            raise ValueError('out of range (minutes are wanted)')
+        return float(text)
+    return parse
+
+
+def room(text: str) -> str:
+    """A size or a percentage, or nothing; room_bytes() tells how much that is."""
+    if text and (not re.match('([0-9]{1,6}[KMGT]|[0-9]{1,3}%)$', text) or
+                 text.endswith('%') and int(text[:-1]) > 99):
+        raise ValueError('invalid (wanted: 10% or 500M, 50G, 2T)')
+    return text
+
+
+def room_bytes(text: str, total: int) -> int:
+    """The bytes that a room is, on storage of so many bytes."""
+    if not text:
+        return 0
+    number, unit = int(text[:-1]), text[-1]
+    return total * number // 100 if unit == '%' else number << 10 * ('KMGT'.index(unit) + 1)
+
+
 def one_of(**meanings: Any) -> Callable[[str], Any]:
     """A parser of words, in any case, to what they mean."""
     def parse(text: str) -> Any:
@@ -346,6 +404,8 @@ def directory_pattern(text: str) -> str:
     """A name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or '/' in text or '\0' in text:
         raise ValueError('invalid (wanted once each: %Y %m %d %H %M %S)')
+    if text.startswith('.') or len(encoded(text)) > 200:
+        raise ValueError('invalid (hidden or too long)')
     return native(text)
 
 
@@ -400,6 +460,16 @@ KEYS = (
         'Format of vdi-exports: raw or vhd'),
     Key('large_backup', DEFAULT_LARGE_BACKUP, whole_number(1, 10**6),
         'A backup of more than so many GiB is marked success_compress instead of success'),
+    Key('lock_wait', DEFAULT_LOCK_WAIT, minutes(0),
+        'Minutes to wait for a VM on which another run is at work'),
+    Key('require_mount', DEFAULT_REQUIRE_MOUNT, one_of(yes='yes', no='no', auto='auto'),
+        'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
+        'point of /etc/fstab where nothing is mounted; no looks at neither'),
+    Key('min_free', DEFAULT_MIN_FREE, room,
+        'A VM is not backed up with less room than this in backup_dir (10% or 500M, 50G, 2T)\n'
+        'or, in any case, with less than its last backup took'),
+    Key('stall_timeout', DEFAULT_STALL_TIMEOUT, minutes(0.001),
+        'Minutes after which an export that does not move is ended'),
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, one_address,
@@ -493,10 +563,7 @@ def read_config(invocation: Invocation) -> Config:
     if not path:
         return parse_config([], '', invocation)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ConfigError(f'not a file: config file {path}')
-        with open(path, 'rb') as stream:
-            data = stream.read(2**20 + 1)
+        data = read_file(path, 2**20 + 1)
     except OSError as error:
         raise ConfigError(f'cannot read config file {path}: {error.strerror}')
     if len(data) > 2**20 or b'\0' in data:
@@ -510,6 +577,7 @@ def read_config(invocation: Invocation) -> Config:
 
 
 INVENTORY = '/etc/xensource-inventory'
+LONGEST_PASSWORD = 4096    # bytes of a password file
 OPTIONS = ('compress', 'pre_clean', 'ignore_extra_keys')
 
 
@@ -550,6 +618,14 @@ def selector(word: str) -> Rule:
     return Rule('vm-export', word, 'command line')
 
 
+def read_file(path: str, limit: int) -> bytes:
+    """What a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, 'not a file')
+        return stream.read(limit)
+
+
 def create_password_file(password: str, path: str) -> None:
     """Write an obscured password (base64, as 3.25), readable by its owner only.
 
@@ -578,15 +654,14 @@ def read_password_file(path: str, console: Console) -> str:
     Raise ConfigError when there is none in it. Warns when others may read the file.
     """
     try:
-        with open(path, 'rb') as stream:
-            text = stream.read(65536).strip()
-            mode = os.fstat(stream.fileno()).st_mode
+        text = read_file(path, LONGEST_PASSWORD + 1).strip()
+        mode = os.stat(path).st_mode
         password = base64.b64decode(text, validate=True).decode('utf-8')
     except OSError as error:
         raise ConfigError(f'cannot read password file {path}: {error.strerror}')
     except (binascii.Error, UnicodeDecodeError):
         password = ''
-    if not password:
+    if not password or '\0' in password or len(text) > LONGEST_PASSWORD:
         raise ConfigError(f'no password in password file {path} (make it with '
                           'create-password-file=)')
     if stat.S_IMODE(mode) & 0o077:
@@ -601,6 +676,8 @@ def login_word(word: str, console: Console) -> Optional[str]:
         return None
     if os.path.isfile(native(word)):
         return read_password_file(native(word), console)
+    if '/' in word and os.path.exists(native(word)):
+        raise ConfigError(f'not a file: password file {word}')
     return word
 
 
@@ -817,10 +894,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int) -> Plan:
 # Pure: from the good backups of one VM, oldest first, to those that may go.
 
 
-def surplus(good: Sequence[Any], keep: int, newest: Any) -> List[Any]:
-    """The oldest of `good` beyond `keep`; never `newest`, which has just been made."""
-    older = [backup for backup in good if backup != newest]
-    return older[:max(0, len(older) + 1 - max(keep, 1))]
+def surplus(older: Sequence[Any], keep: int) -> List[Any]:
+    """What may go of the backups before the one that has just been made, oldest first."""
+    return list(older[:max(0, len(older) + 1 - max(keep, 1))])
 
 
 def expendable(good: Sequence[Any], keep: int) -> List[Any]:
@@ -843,6 +919,72 @@ def end(child: subprocess.Popen, signum: int) -> None:
             os.killpg(child.pid, signum)
 
 
+def reap(child: subprocess.Popen) -> None:
+    """Leave no child: end it gently, then hard. One that survives even that, as its storage
+    hangs, is not waited for."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is None:
+            end(child, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(REAP_TIMEOUT)
+    for stream in (child.stdout, child.stderr):
+        if stream:
+            stream.close()
+
+
+def bounded(function: Callable[[], Any], what: str) -> Any:
+    """The result of a function that hangs if the share does.
+
+    Raise TargetError if it has none within SHARE_TIMEOUT seconds, and what it raises.
+    """
+    results = []               # type: List[Any]
+
+    def work() -> None:
+        try:
+            results.append((function(), None))
+        except Exception as error:                     # raised below, where it is awaited
+            results.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SHARE_TIMEOUT)
+    if not results:
+        raise TargetError(f'{what} does not answer within {SHARE_TIMEOUT} seconds')
+    result, error = results[0]
+    if error:
+        raise error
+    return result
+
+
+class Watchdog:
+    """Tells an export that does not move: neither its file nor its task in xapi."""
+
+    def __init__(self, limit: float, size: Callable[[], int],
+                 progress: Callable[[], Any]) -> None:
+        self.limit = limit         # seconds
+        self.size = size           # of the file
+        self.progress = progress   # anything that differs when the task moves
+        self.seen = (-1, None)     # type: Tuple[int, Any]
+        self.standing = stopwatch()
+
+    def look(self) -> None:
+        """Raise CommandFailed if nothing has moved for too long."""
+        size = self.size()
+        seen = (size, self.progress() if size == self.seen[0] else self.seen[1])
+        if seen != self.seen:
+            self.seen, self.standing = seen, stopwatch()
+        if self.standing() > self.limit:
+            raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
+                                f'with {human_size(max(size, 0))} written')
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NEVER = float('inf')
+LOGIN_GRACE = 5            # seconds for a login to end after a signal
+REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
+LOOK_EVERY = 5             # seconds between a watchdog's looks, at most
+
+
 class Signals:
     """SIGTERM, SIGINT and SIGHUP: they end us at once while nothing is begun, later they end an
     export, while every other step is finished first and `check` raises Interrupted after it.
@@ -850,26 +992,38 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
-        self.at_once = True    # until something is begun that must be finished
+        self.count = 0
+        self.ends_at = 1.0     # which signal ends us at once; NEVER if something must be finished
         self.child = None      # type: Optional[subprocess.Popen]
 
     def install(self) -> None:
         """Take the signals over, but for those that somebody chose to ignore (nohup)."""
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signal.SIGALRM, self.note)
+        for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self.note)
 
     def note(self, signum: int, _frame: Any) -> None:
         """Remember the first signal and end the running export; a further one ends it hard."""
-        first, self.received = not self.received, self.received or signum
+        self.count, self.received = self.count + 1, self.received or signum
         if self.child is not None:
-            end(self.child, signal.SIGTERM if first else signal.SIGKILL)
-        elif first and self.at_once:
-            raise Interrupted(signum)
+            end(self.child, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
+        elif self.count < self.ends_at < NEVER:
+            signal.alarm(LOGIN_GRACE)
+        elif self.count >= self.ends_at:
+            self.ends_at = NEVER
+            raise Interrupted(self.received)
+
+    @staticmethod
+    def ignore() -> None:
+        """Let none disturb the exit status any more."""
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.received:
+            signal.alarm(0)
             raise Interrupted(self.received)
 
     @contextlib.contextmanager
@@ -898,10 +1052,12 @@ def child_environment() -> Dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != 'XE_EXTRA_ARGS'}
 
 
-def run(argv: Sequence[str], timeout: Optional[float], signals: Optional[Signals]) -> Result:
+def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
+        watchdog: Optional[Watchdog] = None) -> Result:
     """Run a program to its end; with `signals`, a signal ends it early.
 
-    Raise CommandFailed if it cannot be started or does not end within `timeout` seconds.
+    Raise CommandFailed if it cannot be started, does not end within `timeout` seconds, or, with
+    a watchdog in the place of that, does not move.
     """
     try:
         child = subprocess.Popen([encoded(word) for word in argv], stdin=subprocess.DEVNULL,
@@ -909,21 +1065,35 @@ def run(argv: Sequence[str], timeout: Optional[float], signals: Optional[Signals
                                  env=child_environment(), start_new_session=True)
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
-    with child:
+    try:
+        with signals.ending(child) if signals else contextlib.ExitStack():
+            output, errors = wait_for(child, timeout, signals, watchdog)
+        return Result(child.returncode, output, errors)
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
+    finally:
+        reap(child)
+
+
+def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals],
+             watchdog: Optional[Watchdog]) -> Tuple[bytes, bytes]:
+    """What a child wrote until it ended. Raise subprocess.TimeoutExpired, CommandFailed,
+    Interrupted if it does not end."""
+    while True:
         try:
-            with signals.ending(child) if signals else contextlib.ExitStack():
-                output, errors = child.communicate(timeout=timeout)
+            return child.communicate(
+                timeout=min(LOOK_EVERY, watchdog.limit / 4) if watchdog else timeout)
         except subprocess.TimeoutExpired:
-            raise CommandFailed(f'no end within {timeout:.0f} seconds: {quoted(argv)}')
-        finally:
-            if child.poll() is None:
-                end(child, signal.SIGKILL)
-    return Result(child.returncode, output, errors)
+            if watchdog is None:
+                raise
+        watchdog.look()
+        if signals:
+            signals.check()                            # it was told to end already
 
 
 def disk_free(path: str) -> str:
     """What df says of a directory; raise CommandFailed if it says nothing."""
-    result = run(['df', '-Th', path], 60, None)
+    result = run(['df', '-Th', path], SHARE_TIMEOUT)
     if result.status or not result.output:
         raise CommandFailed('df failed: ' + result.errors.decode('utf-8', 'replace').strip())
     return result.output.decode('utf-8', 'replace')
@@ -950,22 +1120,23 @@ class Xe:
 
         Raise CommandFailed.
         """
-        return self.finish(self.argv(verb, parameters), None).output
+        return self.finish(self.argv(verb, parameters)).output
 
     def tell(self, verb: str, **parameters: Any) -> str:
         """Let a command change the pool; return its output. Raise CommandFailed."""
         argv = self.announce(verb, parameters)
-        output = self.finish(argv, None).output.decode('utf-8', 'replace')
+        output = self.finish(argv).output.decode('utf-8', 'replace')
         return output.strip()
 
-    def export(self, verb: str, **parameters: Any) -> str:
-        """Let a command write a file, for as long as it takes; a signal ends it.
+    def export(self, verb: str, watchdog: Optional[Watchdog] = None, **parameters: Any) -> str:
+        """Let a command write a file, for as long as it moves; a signal ends it.
 
         Raise CommandFailed. Exit status 0 does not prove that there is a file (xapi:
         cli_operations.ml, download_file).
         """
         argv = self.announce(verb, parameters)
-        output = self.finish(argv, self.signals).output.decode('utf-8', 'replace').strip()
+        result = self.finish(argv, self.signals, watchdog)
+        output = result.output.decode('utf-8', 'replace').strip()
         self.console.log_lines(output)
         return output
 
@@ -979,12 +1150,13 @@ class Xe:
         self.console.log(f'{self.number}.cmd: {quoted(argv)}')
         return argv
 
-    def finish(self, argv: List[str], signals: Optional[Signals]) -> Result:
+    def finish(self, argv: List[str], signals: Optional[Signals] = None,
+               watchdog: Optional[Watchdog] = None) -> Result:
         """Run a command; on failure log its last words and raise CommandFailed with them.
 
         xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml).
         """
-        result = run(argv, None if signals else XE_TIMEOUT, signals)
+        result = run(argv, XE_TIMEOUT, signals, watchdog)
         words = result.errors.decode('utf-8', 'replace').strip()
         self.console.log_lines(words)
         if result.status:
@@ -1000,6 +1172,7 @@ class Xe:
 # Whole tables are read, not a call per VM, and kept with the fields in use only.
 
 NULL = 'OpaqueRef:NULL'
+LOST = ('UNREACHABLE', 'SESSION_INVALID', 'HOST_STILL_BOOTING')    # a call may be repeated
 VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
 
@@ -1028,8 +1201,19 @@ class Snapshot(NamedTuple):
     ref: str
     uuid: str
     label: str
+    of: str                    # reference of the VM or disk
     when: str                  # UTC: 20260301T00:10:01Z
-    has_holder: bool           # a VM's, or a disk's with a VBD: made as part of a VM's
+    vbds: Tuple[str, ...]      # without any, a disk's was not made as part of a VM's
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """Calls about an object that may be gone from the pool by now."""
+    try:
+        yield
+    except PoolError as error:
+        if error.code != 'HANDLE_INVALID':
+            raise
 
 
 def device_name(vbd: Dict[str, Any]) -> str:
@@ -1068,15 +1252,19 @@ def session_at(url: str) -> Any:
 class Pool:
     """A logged-in session with the pool."""
 
-    def __init__(self, session: Any, redirected: bool) -> None:
-        self.session = session
+    def __init__(self, url: str, password: str, redirected: bool, console: Console) -> None:
+        self.session = session_at(url)
+        self.url = url
+        self.password = password
         self.redirected = redirected       # this host is not the master
+        self.console = console
+        self.patience = XAPI_PATIENCE      # seconds
         self.tables = {}                   # type: Dict[str, Dict[str, Dict[str, Any]]]
         self.vm_labels = {}                # type: Dict[str, Tuple[str, str]]
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, password: Optional[str]) -> Iterator['Pool']:
+    def connect(cls, password: Optional[str], console: Console) -> Iterator['Pool']:
         """Log in, yield a Pool, log out. `None` as the password: the local unix socket.
 
         A pool member answers HOST_IS_SLAVE over TCP, with the master's address, before it
@@ -1085,18 +1273,17 @@ class Pool:
         """
         url = os.environ.get('VMBACKUP_XAPI_URL') or (
             XAPI_SOCKET if password is None else XAPI_URL)
-        pool = cls(session_at(url), False)
+        pool = cls(url, password or '', False, console)
         try:
-            pool.login(url, password or '')
+            pool.login()
         except PoolError as error:
             if error.code != 'HOST_IS_SLAVE' or len(error.details) < 2:
                 raise
             master = error.details[1]
             if master.count(':') > 1 and not master.startswith('['):
                 master = f'[{master}]'                 # an IPv6 address
-            url = f'https://{master}/'
-            pool = cls(session_at(url), True)
-            pool.login(url, password or '')
+            pool = cls(f'https://{master}/', password or '', True, console)
+            pool.login()
         try:
             yield pool
         finally:
@@ -1105,17 +1292,39 @@ class Pool:
                 pool.guarded('logout', pool.session.xenapi.session.logout)
             pool.session('close')()
 
-    def login(self, url: str, password: str) -> None:
+    def login(self) -> None:
         """Log in as root; raise PoolError."""
-        self.guarded('login at ' + without_password(url), self.session.login_with_password,
-                     'root', password, '1.0', 'VmBackup.py')
+        self.guarded('login at ' + without_password(self.url), self.session.login_with_password,
+                     'root', self.password, '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The result of a XenAPI call; raise PoolError."""
+        """The result of a XenAPI call, which must be one that may be repeated; raise PoolError.
+
+        A restart of xapi ends connections and sessions, a day without a call ends the session
+        too (xapi: db_gc_util.ml, timeout_sessions): the call is repeated, after a new login.
+        """
         target = self.session.xenapi
         for part in method.split('.'):
             target = getattr(target, part)
-        return self.guarded(method, target, *arguments)
+        waited, lost, expired = stopwatch(), '', False
+        for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
+            try:
+                if lost == 'SESSION_INVALID':
+                    self.login()
+                result = self.guarded(method, target, *arguments)
+                self.patience = XAPI_PATIENCE
+                return result
+            except PoolError as error:
+                if error.code not in LOST or error.code == 'SESSION_INVALID' and expired:
+                    raise
+                if waited() >= self.patience:
+                    self.patience = 0                  # until a call succeeds
+                    raise
+                if not lost:
+                    self.console.log(f'***NOTE - {error}: trying again')
+                lost = error.code
+                expired = expired or lost == 'SESSION_INVALID'
+            pause(wait)
 
     @staticmethod
     def guarded(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -1128,15 +1337,43 @@ class Pool:
                             details[0] if details else '', details)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError,
                 xml.parsers.expat.ExpatError) as error:
-            raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}')
+            lost = isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(
+                error, (socket.timeout, ssl.SSLError))
+            raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}',
+                            'UNREACHABLE' if lost else '')
+
+    def get(self, method: str, kind: type, *arguments: Any) -> Any:
+        """As `call`, for a result of a kind that is known. Raise PoolError for another."""
+        result = self.call(method, *arguments)
+        if not isinstance(result, kind):
+            raise PoolError(f'XenAPI {method} gave no sensible answer')
+        return result
+
+    def record(self, name: str, ref: str) -> Dict[str, Any]:
+        """An object's record, as it is now; raise PoolError."""
+        record = self.get(name + '.get_record', dict, ref)
+        if 'uuid' not in record:
+            raise PoolError(f'XenAPI {name}.get_record gave no sensible answer')
+        return record
+
+    def where(self, name: str, field: str, values: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+        """The records of a class, by reference, with one of these values in a field. One call.
+        (xapi: db_filter_parse.mly.) Raise PoolError."""
+        if not values:
+            return {}
+        method = name + '.get_all_records_where'
+        records = self.get(method, dict, ' or '.join(
+            f'field "{field}" = "{value}"' for value in values))
+        if not all(isinstance(record, dict) for record in records.values()):
+            raise PoolError(f'XenAPI {method} gave no sensible answer')
+        return records
 
     def table(self, name: str) -> Dict[str, Dict[str, Any]]:
         """All records of a class by reference, read once. Raise PoolError."""
         if name not in self.tables:
-            records = self.call(name + '.get_all_records')
-            if not isinstance(records, dict) or not all(
-                    isinstance(record, dict) for record in records.values()):
-                raise PoolError(f'XenAPI {name}.get_all_records gave no table')
+            records = self.get(name + '.get_all_records', dict)
+            if not all(isinstance(record, dict) for record in records.values()):
+                raise PoolError(f'XenAPI {name}.get_all_records gave no sensible answer')
             self.tables[name] = records
         return self.tables[name]
 
@@ -1164,7 +1401,7 @@ class Pool:
     def reread(self, vm: Vm) -> Vm:
         """The VM as it is now; raise BackupFailed if it is gone."""
         try:
-            return self.vm(vm.ref, self.call('VM.get_record', vm.ref))
+            return self.vm(vm.ref, self.record('VM', vm.ref))
         except PoolError as error:
             if error.code == 'HANDLE_INVALID':
                 raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
@@ -1174,9 +1411,9 @@ class Pool:
         """A VM's disks, in the order of their devices; CD drives and empty ones are left out."""
         found = []
         for ref in vm.record['VBDs']:
-            vbd = self.table('VBD').get(ref) or self.call('VBD.get_record', ref)
+            vbd = self.table('VBD').get(ref) or self.record('VBD', ref)
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
-                vdi = self.table('VDI').get(vbd['VDI']) or self.call('VDI.get_record', vbd['VDI'])
+                vdi = self.table('VDI').get(vbd['VDI']) or self.record('VDI', vbd['VDI'])
                 sr_uuid = self.table('SR').get(vdi['SR'], {}).get('uuid', '')
                 found.append(Disk(device_name(vbd), ref, vbd, vbd['VDI'], vdi, sr_uuid))
         return sorted(found, key=lambda disk: (len(disk.vbd['userdevice']),
@@ -1193,7 +1430,7 @@ class Pool:
 
     def vifs(self, vm: Vm) -> List[Vif]:
         """A VM's network interfaces, in the order of their devices."""
-        records = [self.table('VIF').get(ref) or self.call('VIF.get_record', ref)
+        records = [self.table('VIF').get(ref) or self.record('VIF', ref)
                    for ref in vm.record['VIFs']]
         return [Vif(record, self.table('network').get(record['network'], {}).get('name_label', ''))
                 for record in sorted(records, key=lambda record: (len(record['device']),
@@ -1204,29 +1441,25 @@ class Pool:
         metrics = self.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
         return metrics.get('os_version', {}).get('name', '')
 
-    def snapshots(self, kind: str, ref: str) -> List[Snapshot]:
-        """The snapshots of a VM (kind 'VM') or disk ('VDI'), fresh; raise PoolError."""
-        found = []
-        for snapshot in self.call(kind + '.get_snapshots', ref):
-            try:
-                found.append(self.snapshot(kind, snapshot, ref))
-            except PoolError as error:
-                if error.code != 'HANDLE_INVALID':     # gone in the meantime
-                    raise
-        return found
+    def snapshots(self, kind: str, refs: Sequence[str]) -> List[Snapshot]:
+        """The snapshots of VMs (kind 'VM') or disks ('VDI'). One call; raise PoolError."""
+        return [self.as_snapshot(ref, record)
+                for ref, record in self.where(kind, 'snapshot_of', refs).items()
+                if record['is_a_snapshot']]
 
-    def snapshot(self, kind: str, snapshot_ref: str, of_ref: str) -> Snapshot:
-        """The record of a snapshot; raise PoolError if it is not a snapshot of that object."""
-        return self.as_snapshot(kind, snapshot_ref,
-                                self.call(kind + '.get_record', snapshot_ref), of_ref)
+    def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
+        """A snapshot of that object. One call; raise PoolError if it is none."""
+        for ref, record in self.where(kind, 'uuid', [uuid]).items():
+            if record['is_a_snapshot'] and record['snapshot_of'] == of_ref:
+                return self.as_snapshot(ref, record)
+            raise PoolError(f'{uuid} is not a snapshot of this {kind}')
+        raise PoolError(f'there is no {kind} {uuid}')
 
     @staticmethod
-    def as_snapshot(kind: str, ref: str, record: Dict[str, Any], of_ref: str) -> Snapshot:
-        """A Snapshot of a record; raise PoolError if it is not a snapshot of that object."""
-        if not record['is_a_snapshot'] or record['snapshot_of'] != of_ref:
-            raise PoolError('{} is not a snapshot of this {}'.format(record['uuid'], kind))
-        return Snapshot(ref, record['uuid'], record['name_label'], str(record['snapshot_time']),
-                        kind == 'VM' or bool(record['VBDs']))
+    def as_snapshot(ref: str, record: Dict[str, Any]) -> Snapshot:
+        """A Snapshot of a record."""
+        return Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
+                        str(record['snapshot_time']), tuple(record['VBDs']))
 
     def label(self, kind: str, ref: str) -> Tuple[str, str]:
         """Name-label and uuid of a VM or VDI as the tables had them; no call for each."""
@@ -1235,17 +1468,60 @@ class Pool:
         record = self.table(kind).get(ref, {})
         return record.get('name_label', ''), record.get('uuid', '')
 
+    def wait_until(self, idle: Callable[[], bool], what: str) -> None:
+        """Wait until xapi has ended what nobody waits for; raise PoolError after a while."""
+        for wait in SNAPSHOT_PAUSES + (0,):
+            if idle():
+                return
+            pause(wait)
+        raise PoolError(what)
+
     def wait_for_snapshot(self, kind: str, ref: str) -> None:
         """Wait until no snapshot of an object is being made; raise PoolError after a while.
 
         xapi finishes a snapshot whose client is gone (xapi: xapi_cli.ml).
         """
-        for wait in SNAPSHOT_PAUSES + (0,):
-            operations = self.call(kind + '.get_current_operations', ref).values()
-            if 'snapshot' not in operations:
-                return
-            pause(wait)
-        raise PoolError('a snapshot is still being made')
+        def idle() -> bool:
+            operations = {}    # type: Dict[str, str]
+            with unless_gone():
+                operations = self.get(kind + '.get_current_operations', dict, ref)
+            return 'snapshot' not in operations.values()
+        self.wait_until(idle, 'a snapshot is still being made')
+
+    def exports(self, kind: str, ref: str) -> List[str]:
+        """References of the tasks that export a snapshot now. Raise PoolError.
+
+        A VM carries the operation; a disk is attached to dom0 by a VBD that names its task
+        (xapi: attach_helpers.ml).
+        """
+        with unless_gone():
+            record = self.record(kind, ref)
+            if kind == 'VM':
+                return [task for task, operation in record['current_operations'].items()
+                        if operation == 'export']
+            keys = [self.record('VBD', vbd)['other_config'] for vbd in record['VBDs']]
+            return [key['task_id'] for key in keys if 'task_id' in key]
+        return []
+
+    def progress(self, kind: str, ref: str) -> Any:
+        """What its exports have done so far; None where xapi does not tell."""
+        try:
+            return [self.call('task.get_progress', task) for task in self.exports(kind, ref)]
+        except PoolError:
+            return None
+
+    def end_exports(self, kind: str, ref: str) -> None:
+        """Cancel the exports of a snapshot and wait for their end, as it cannot be removed before.
+
+        Raise PoolError if they do not end. (xapi looks every 10 s: stream_vdi.ml.)
+        """
+        def idle() -> bool:
+            tasks = self.exports(kind, ref)
+            for task in tasks:
+                with contextlib.suppress(PoolError):   # it may have ended by itself
+                    self.call('task.cancel', task)
+            return not tasks
+        self.wait_until(idle, 'it is still being exported')
 
     def is_gone(self, kind: str, uuid: str) -> bool:
         """Whether the pool says that there is no such object."""
@@ -1255,32 +1531,36 @@ class Pool:
             return error.code == 'UUID_INVALID'
         return False
 
-    def disks_of_snapshot(self, ref: str) -> Tuple[str, ...]:
-        """References of the disks that came with a VM's snapshot. One call."""
-        vbds = self.call('VBD.get_all_records_where', f'field "VM" = "{ref}"')
-        return tuple(vbd['VDI'] for vbd in vbds.values()
-                     if vbd['type'] == 'Disk' and vbd['VDI'] != NULL)
+    def disks_of(self, vm_ref: str, snapshot_ref: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+        """References of a VM's disks and of those that came with its snapshot. One call."""
+        vbds = self.where('VBD', 'VM', [vm_ref, snapshot_ref]).values()
+        sources, disks = [tuple(vbd['VDI'] for vbd in vbds if vbd['VM'] == ref and
+                                vbd['type'] == 'Disk' and vbd['VDI'] != NULL)
+                          for ref in (vm_ref, snapshot_ref)]
+        return sources, disks
 
-    def disks_left(self, refs: Sequence[str]) -> List[str]:
-        """The uuids of those disks, of a snapshot that is gone, that still are there."""
-        found = []
-        for ref in refs:
-            try:
-                record = self.call('VDI.get_record', ref)
-            except PoolError as error:
-                if error.code != 'HANDLE_INVALID':
-                    raise
-                continue
-            if record['is_a_snapshot']:
-                found.append(record['uuid'])
-        return found
+    def room_of(self, srs: Sequence[str]) -> str:
+        """How full storage repositories are, given by uuid; '' where xapi does not tell."""
+        self.forget('SR')
+        with contextlib.suppress(PoolError, ValueError, LookupError):
+            return ', '.join('SR {} ({}): {} of {} used'.format(
+                printable(sr['name_label']), sr['uuid'],
+                human_size(int(sr['physical_utilisation'])), human_size(int(sr['physical_size'])))
+                for sr in self.table('SR').values() if sr['uuid'] in srs)
+        return ''
 
-    def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
-        """As `snapshot`, found by its uuid. One call."""
-        found = self.call(kind + '.get_all_records_where', f'field "uuid" = "{uuid}"')
-        for ref, record in found.items():
-            return self.as_snapshot(kind, ref, record, of_ref)
-        raise PoolError(f'there is no {kind} {uuid}')
+    def master(self) -> Dict[str, Any]:
+        """The record of the pool's master. Raise PoolError."""
+        ref = next((pool['master'] for pool in self.table('pool').values()), NULL)
+        if ref not in self.table('host'):
+            raise PoolError('XenAPI tells no master of the pool')
+        return self.table('host')[ref]
+
+    def identity(self) -> Dict[str, Any]:
+        """What a manifest tells of the pool: pool {name, uuid}, xapi. Raise PoolError."""
+        version = self.master().get('software_version', {}).get('xapi', '')
+        pool = next(iter(self.table('pool').values()))
+        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']}, 'xapi': version}
 
     def is_master(self) -> bool:
         """Whether this host is the pool's master.
@@ -1291,24 +1571,30 @@ class Pool:
         """
         if self.redirected:
             return False
-        hosts = self.table('host')
-        master = next((pool['master'] for pool in self.table('pool').values()), NULL)
-        if master not in hosts:
-            raise PoolError('XenAPI tells no master of the pool')
-        here = installation_uuid()
-        if here in [record['uuid'] for record in hosts.values()]:
-            return hosts[master]['uuid'] == here
-        return bool(self.call('session.get_this_host', self.session.handle) == master)
+        master, here = self.master(), installation_uuid()
+        if here in [record['uuid'] for record in self.table('host').values()]:
+            return bool(master['uuid'] == here)
+        this = self.call('session.get_this_host', self.session.handle)
+        return self.table('host').get(this) == master
 
 
 # ----------------------------------------------------------------------------------------------
-# 9. Store: dated directories, markers, rotation
+# 9. Store: dated directories, manifests, markers, locks, rotation
 # ----------------------------------------------------------------------------------------------
 # backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
 # it is neither counted nor touched. Nothing is deleted through a symbolic link.
 
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
+MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
+PARTIAL = '.partial'       # ends the name of a dump while it is written
+NEW = '.new'               # ends the name of such a file while it is written
+OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.new)?|vm-metadata\.xml|vm\.cfg|'
+                  r'DISK-.*|VIFs)\Z', re.DOTALL)
+EXTENSIONS = ('.xva', '.xva.gz', '.xva.zst', '.raw', '.vhd')
+DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
+LOCKS = '.locks'           # in backup_dir: a file for each VM
+LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
@@ -1342,15 +1628,93 @@ def label_part(text: str) -> str:
 def make_directory(path: str) -> None:
     """Make one directory if it is missing, never those above it: the share may be gone."""
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
+        os.mkdir(path, 0o700)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener of files that only their owner may read."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, 0 if there is none."""
+    return os.stat(path).st_size if os.path.isfile(path) else 0
 
 
 def written(path: str) -> int:
     """Bytes of a file that a command says it wrote; raise CommandFailed if it did not."""
-    size = os.stat(path).st_size if os.path.isfile(path) else 0
+    size = size_of(path)
     if not size:
         raise CommandFailed(f'the file is missing or empty: {path}')
     return size
+
+
+def sync(path: str) -> None:
+    """Force a file or directory onto stable storage, as far as its file system can."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):    # it has no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a file whole or not at all, onto stable storage."""
+    with open(path + NEW, 'wb', opener=private) as stream:
+        stream.write(encoded(json.dumps(value, indent=1) + '\n'))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(path + NEW, path)
+    sync(os.path.dirname(path))
+
+
+def mount_points() -> List[str]:
+    """Where file systems are mounted (Linux: proc(5), mountinfo), [] if that is not known."""
+    try:
+        with open('/proc/self/mountinfo', 'rb') as stream:
+            return [unescaped(line.split()[4]) for line in stream]
+    except (OSError, IndexError):
+        return []
+
+
+def fstab_points() -> List[str]:
+    """Where file systems should be mounted, as fstab(5) says."""
+    try:
+        with open(FSTAB, 'rb') as stream:
+            lines = [line.split() for line in stream if not line.lstrip().startswith(b'#')]
+    except OSError:
+        return []
+    return [os.path.realpath(unescaped(words[1])) for words in lines
+            if len(words) > 1 and words[1].startswith(b'/')]
+
+
+def unescaped(path: bytes) -> str:
+    """A path in which blanks and such are written as octal escapes."""
+    return os.fsdecode(re.sub(rb'\\([0-7]{3})', lambda found: bytes([int(found.group(1), 8)]),
+                              path))
+
+
+def deepest(points: Sequence[str], path: str) -> str:
+    """The longest of some directories that a path lies in, or ''."""
+    return max((point for point in points
+                if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
+
+
+def refuse_mounts(path: str) -> None:
+    """Raise TargetError if another file system is mounted somewhere in a directory."""
+    real = os.path.realpath(path)
+    for point in mount_points():
+        if point.startswith(real + '/'):
+            raise TargetError(f'another file system is mounted at {point}')
+
+
+def remove_tree(path: str) -> None:
+    """Delete a directory of ours with all that is in it. Raise OSError, TargetError."""
+    refuse_mounts(path)
+    shutil.rmtree(path)
 
 
 def dated(pattern: str) -> Any:
@@ -1377,10 +1741,14 @@ class Intent(NamedTuple):
 
     kind: str                  # VM or VDI
     of: str                    # uuid of the VM or disk
+    ref: str                   # its reference
     label: str
     since: str                 # UTC, as xapi writes times: 20260301T00:10:01Z; the time
     until: str                 # in which a snapshot can be the one that was meant
-    before: Tuple[str, ...]    # references of the snapshots that it had already
+    host: str                  # whose process this is
+    process: str               # its number and, against another of that number, its beginning
+    before: Tuple[str, ...]    # references of the snapshots that it and its disks had already
+    sources: Tuple[str, ...]   # references of a VM's disks
     uuid: str = ''             # of the snapshot, once it is known
     disks: Tuple[str, ...] = ()    # references of the disks that came with a VM's snapshot
 
@@ -1389,25 +1757,42 @@ class Intent(NamedTuple):
         """The Intent that a file holds, or None if it holds none."""
         try:
             fields = json.loads(data.decode('utf-8'))
-            intent = cls(**dict(fields, before=tuple(fields['before']),
-                                disks=tuple(fields['disks'])))
-        except (ValueError, LookupError, TypeError, RecursionError):
+            intent = cls(**{name: tuple(value) if isinstance(value, list) else value
+                            for name, value in fields.items()})
+        except (ValueError, AttributeError, TypeError, RecursionError):
             return None
-        texts = intent.before + intent.disks + tuple(
-            text for text in intent if not isinstance(text, tuple))
-        known = intent.kind in ('VM', 'VDI') and all(isinstance(text, str) for text in texts)
-        return intent if known else None
+        lists = (intent.before, intent.sources, intent.disks)
+        texts = [value for value in intent if value not in lists]
+        known = intent.kind in ('VM', 'VDI') and all(isinstance(each, tuple) for each in lists)
+        return intent if known and all(isinstance(text, str) for text in itertools.chain(
+            texts, *lists)) else None
+
+    def is_in_work(self) -> bool:
+        """Whether it may be a run's that is going on, for a share that cannot lock."""
+        return self.host != os.uname().nodename or process(
+            self.process.partition(' ')[0]) == self.process
+
+
+def process(number: str) -> str:
+    """A process as its number and the time when it began, or '' (Linux: proc(5), stat)."""
+    try:
+        with open(f'/proc/{number}/stat', 'rb') as stream:
+            fields = stream.read().rpartition(b')')[2].split()
+    except OSError:
+        return ''
+    return f'{number} {fields[19].decode("ascii")}'
 
 
 class BackupDir(NamedTuple):
     """One dated directory: a backup when it carries a marker, else a failure's record."""
 
     path: str
-    when: datetime.datetime
+    when: float                # seconds since 1970
+    number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
 
     def is_good(self) -> bool:
         """Whether it is a completed backup."""
-        return any(os.path.isfile(os.path.join(self.path, marker)) for marker in MARKERS)
+        return any(os.path.isfile(self.file(marker)) for marker in MARKERS)
 
     def file(self, *parts: str) -> str:
         """The path of a file in it."""
@@ -1421,12 +1806,30 @@ class BackupDir(NamedTuple):
 
     def write(self, text: str, *parts: str) -> None:
         """Write a text file in it, UTF-8 whatever the locale."""
-        with open(self.file(*parts), 'wb') as stream:
+        with open(self.file(*parts), 'wb', opener=private) as stream:
             stream.write(encoded(text))
 
-    def mark(self, large: bool) -> None:
-        """Make it count as a backup: the last thing that happens to it."""
-        self.write('', MARKERS[1] if large else MARKERS[0])
+    def files(self) -> Dict[str, int]:
+        """The bytes of each file in it, by its path from here."""
+        return {os.path.relpath(os.path.join(directory, name), self.path):
+                os.lstat(os.path.join(directory, name)).st_size
+                for directory, _, names in os.walk(self.path) for name in names}
+
+    def complete(self, manifest: Dict[str, Any], large: bool) -> None:
+        """Make it count as a backup, once all that is in it is on stable storage.
+
+        The marker is the last thing that is written. Raise OSError.
+        """
+        files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
+        for name in files:
+            sync(self.file(name))
+        for directory, _, _ in os.walk(self.path):
+            sync(directory)
+        write_json(self.file(MANIFEST), dict(manifest, number=self.number, files=files))
+        marker = MARKERS[1] if large else MARKERS[0]
+        self.write('', marker)
+        sync(self.file(marker))
+        sync(self.path)
 
     def size(self, name: str) -> int:
         """Bytes of a file in it; raise CommandFailed if it is missing or empty."""
@@ -1446,31 +1849,18 @@ class BackupDir(NamedTuple):
     def intent(self) -> Optional[Intent]:
         """The snapshot that may still be in the pool, or None."""
         try:
-            with open(self.file(INTENT), 'rb') as stream:
-                return Intent.parse(stream.read())
+            return Intent.parse(read_file(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
             return None
 
     def set_intent(self, intent: Intent) -> None:
         """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
-        path = self.file(INTENT)
-        with open(path + '.new', 'wb') as stream:
-            stream.write(encoded(json.dumps(intent._asdict(), indent=1) + '\n'))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(path + '.new', path)
+        write_json(self.file(INTENT), intent._asdict())
 
     def drop_intent(self) -> None:
         """Record that no snapshot of ours is left."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.file(INTENT))
-
-    def remove(self) -> None:
-        """Delete it with all that is in it, the markers first: half a backup is none."""
-        for marker in MARKERS:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.file(marker))
-        shutil.rmtree(self.path)
 
 
 class VmHistory:
@@ -1481,29 +1871,70 @@ class VmHistory:
         self.expressions = [dated(pattern) for pattern in patterns]
         self.pattern = patterns[0]
 
-    def backups(self) -> List[BackupDir]:
-        """All dated directories, oldest first."""
-        found = []
+    def names(self) -> List[str]:
+        """The directories in it, symbolic links left out."""
         with contextlib.suppress(FileNotFoundError):
             with os.scandir(self.directory) as entries:
-                for entry in entries:
-                    when = self.date_of(entry.name)
-                    if when and entry.is_dir(follow_symlinks=False):
-                        found.append(BackupDir(entry.path, when))
-        return sorted(found, key=lambda backup: (backup.when, backup.path))
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return []
+
+    def backups(self) -> List[BackupDir]:
+        """All dated directories, oldest first.
+
+        Those with a manifest are in the order of their numbers, whatever the clock was; others,
+        3.25's and failures, stand among them by their time.
+        """
+        numbered, others = [], []
+        for name in self.names():
+            when = self.date_of(name)
+            if when:
+                backup = self.known(BackupDir(os.path.join(self.directory, name),
+                                              when.timestamp()))
+                (numbered if backup.number else others).append(backup)
+        return list(heapq.merge(sorted(numbered, key=lambda backup: backup.number),
+                                sorted(others, key=lambda backup: (backup.when, backup.path)),
+                                key=lambda backup: backup.when))
+
+    @staticmethod
+    def known(backup: BackupDir) -> BackupDir:
+        """A dated directory with the time and number that its manifest tells, if it has one."""
+        try:
+            manifest = json.loads(read_file(backup.file(MANIFEST), LONGEST_RECORD).decode('utf-8'))
+            return backup._replace(when=seconds_of(manifest['started']),
+                                   number=int(manifest['number']))
+        except (OSError, ValueError, OverflowError, LookupError, TypeError, RecursionError):
+            return backup
 
     def date_of(self, name: str) -> Optional[datetime.datetime]:
         """The time that a directory name stands for, or None if it is not one of ours."""
         for expression in self.expressions:
             found = expression.match(name)
             if found:
-                with contextlib.suppress(ValueError):  # the 31st of February
-                    return datetime.datetime(*(int(found.group(part)) for part in 'YmdHMS'))
+                with contextlib.suppress(ValueError, OverflowError):   # the 31st of February
+                    when = datetime.datetime(*(int(found.group(part)) for part in 'YmdHMS'))
+                    when.timestamp()
+                    return when
         return None
 
     def good(self) -> List[BackupDir]:
         """The completed backups, oldest first."""
         return [backup for backup in self.backups() if backup.is_good()]
+
+    def last_size(self, name: str) -> int:
+        """Bytes that a file of that name has in the last good backup that has one, or 0."""
+        for backup in reversed(self.good()):
+            with contextlib.suppress(OSError):
+                return os.stat(backup.file(name)).st_size
+        return 0
+
+    def open_records(self) -> List[BackupDir]:
+        """Those of which a snapshot may still be in the pool."""
+        return [backup for backup in self.backups() if os.path.lexists(backup.file(INTENT))]
+
+    def half_deleted(self) -> List[str]:
+        """Paths of what a run that ended early was deleting."""
+        return [os.path.join(self.directory, name) for name in self.names()
+                if name.startswith(DELETING) and self.date_of(name[len(DELETING):])]
 
     def last_failure(self) -> Optional[BackupDir]:
         """The newest dated directory if it is not a backup."""
@@ -1518,12 +1949,35 @@ class VmHistory:
     def begin(self, when: datetime.datetime) -> BackupDir:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(self.directory)
+        sync(os.path.dirname(self.directory))
+        number = 1 + max((backup.number for backup in self.backups()), default=0)
         for moment in moments(when):
             path = os.path.join(self.directory, filled(self.pattern, moment))
             with contextlib.suppress(FileExistsError):
-                os.mkdir(path)
-                return BackupDir(path, moment)
+                os.mkdir(path, 0o700)
+                sync(self.directory)
+                return BackupDir(path, moment.timestamp(), number)
         raise TargetError(f'cannot make a new directory below {self.directory}')
+
+    def delete(self, backup: BackupDir) -> None:
+        """Delete a dated directory that is ours; from the first moment on it counts no more.
+
+        Raise TargetError, OSError.
+        """
+        if os.path.islink(self.directory):
+            raise TargetError(f'{self.directory} is a symbolic link')
+        if backup.intent():
+            raise TargetError('it tells of a snapshot that is still to be removed')
+        files = [os.path.basename(self.directory) + extension for extension in EXTENSIONS]
+        foreign = [name for name in os.listdir(backup.path)
+                   if not OURS.match(name) and name not in files]
+        if foreign and not backup.is_good():
+            raise TargetError(f'it holds {printable(foreign[0])}, which this program did not make')
+        refuse_mounts(backup.path)
+        path = os.path.join(self.directory, DELETING + os.path.basename(backup.path))
+        os.rename(backup.path, path)
+        sync(self.directory)
+        remove_tree(path)
 
 
 class BackupStore:
@@ -1532,9 +1986,27 @@ class BackupStore:
     def __init__(self, root: str, pattern: str) -> None:
         self.root = root
         self.patterns = [pattern, DEFAULT_BACKUP_DIR_PATTERN]
+        self.mounted = ''      # the mount point that it lies in, once problem() has looked
+        self.unlocked = ''     # why the share cannot lock
 
-    def problem(self) -> str:
+    def problem(self, require_mount: str) -> str:
         """Why backups cannot be written here, as far as can be known without trying, or ''."""
+        try:
+            return bounded(lambda: self.look(require_mount), f'backup_dir {self.root}')
+        except TargetError as error:
+            return f'ERROR: {error}'
+
+    def look(self, require_mount: str) -> str:
+        """As `problem`, for as long as the share takes."""
+        real = os.path.realpath(self.root)
+        self.mounted = deepest(mount_points(), real)
+        wanted = deepest(fstab_points(), real) if require_mount == 'auto' else ''
+        if wanted not in ('', '/') and wanted not in mount_points():
+            return (f'ERROR: config backup_dir -> {self.root} lies below {wanted}, where nothing '
+                    'is mounted (mount it, see /etc/fstab)')
+        if require_mount == 'yes' and self.mounted == '/':
+            return (f'ERROR: config backup_dir -> {self.root} is on the root file system '
+                    '(require_mount=yes: is the share mounted?)')
         if not os.path.isdir(self.root):
             return f'ERROR: config backup_dir does not exist -> {self.root} (is the share mounted?)'
         if not os.access(self.root, os.W_OK | os.X_OK):
@@ -1544,24 +2016,87 @@ class BackupStore:
     def try_writing(self) -> None:
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
         path = os.path.join(self.root, WRITE_TEST)
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+
+        def attempt() -> None:
+            os.close(private(path, os.O_WRONLY | os.O_CREAT))
             with contextlib.suppress(FileNotFoundError):   # another run's test was the same file
                 os.unlink(path)
+        try:
+            bounded(attempt, f'backup_dir {self.root}')
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {error.strerror}')
+
+    def check_mounted(self) -> None:
+        """Raise TargetError if the share was unmounted since `problem` has looked."""
+        if deepest(mount_points(), os.path.realpath(self.root)) != self.mounted:
+            raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
+
+    def check_room(self, least: str, last: int, gain: int) -> None:
+        """Raise BackupFailed with less room than the least, or than the last backup took.
+
+        `gain` are the bytes that pre_clean will delete.
+        """
+        found = os.statvfs(self.root)
+        total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
+        if total and free < max(room_bytes(least, total), last):
+            raise BackupFailed('NO-SPACE', '{} free of {} in {}, wanted are {}'.format(
+                human_size(free), human_size(total), self.root, ' and '.join(
+                    [f'min_free={least}'] * bool(least) +
+                    [f'{human_size(last)} as the last backup took'] * bool(last))))
 
     def history(self, vm_name: str) -> VmHistory:
         """The backups of a VM."""
         return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
 
-    def new_pool_dump(self, host_name: str, when: datetime.datetime) -> str:
+    def histories(self) -> List[VmHistory]:
+        """The backups of everything that has a directory here. Raise OSError."""
+        with os.scandir(self.root) as entries:
+            return [VmHistory(entry.path, self.patterns) for entry in entries
+                    if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS]
+
+    @contextlib.contextmanager
+    def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
+        """Hold the lock of a directory in backup_dir against other runs, also of other hosts.
+
+        Where the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if
+        another run still has it after so many seconds; `check` is called while we wait.
+        """
+        make_directory(os.path.join(self.root, LOCKS))
+        handle = private(os.path.join(self.root, LOCKS, name + '.lock'),
+                         os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
+        try:
+            waited = stopwatch()
+            while not self.lock(handle):
+                if waited() >= patience:
+                    raise BackupFailed('VM-LOCKED', 'another run is at work on it (see lock_wait)')
+                check()
+                pause(1)
+            yield
+        finally:
+            os.close(handle)                           # and with it the lock, as in death
+
+    def lock(self, handle: int) -> bool:
+        """Try to lock a file; False if somebody else has locked it."""
+        if not self.unlocked:
+            try:
+                bounded(lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB), 'its lock')
+            except BlockingIOError:
+                return False
+            except (OSError, TargetError) as error:
+                self.unlocked = str(error)
+        return True
+
+    def pool_dumps(self, host_name: str) -> str:
+        """The directory for dumps of the pool database."""
+        return os.path.join(self.root, 'METADATA_' + path_part(host_name))
+
+    @staticmethod
+    def new_pool_dump(directory: str, when: datetime.datetime) -> str:
         """The path for a new dump of the pool database; its directory is made."""
-        directory = os.path.join(self.root, 'METADATA_' + path_part(host_name))
         make_directory(directory)
         for moment in moments(when):
             path = os.path.join(directory, filled('pool_db_%Y%m%d-%H%M%S.dump', moment))
-            if not os.path.lexists(path):
+            if not os.path.lexists(path) and not os.path.lexists(path + PARTIAL):
                 return path
         raise TargetError(f'cannot make a new dump in {directory}')
 
@@ -1573,11 +2108,13 @@ class BackupStore:
         A file of that other name is what is left of a failure, and is removed.
         Raise CommandFailed if the file is missing or empty.
         """
-        partial = path + '.partial'
+        partial = path + PARTIAL
         try:
             yield partial
             written(partial)
+            sync(partial)
             os.rename(partial, path)
+            sync(os.path.dirname(path))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
@@ -1588,7 +2125,8 @@ class BackupStore:
         directory = os.path.dirname(newest)
         dumps = sorted(name for name in os.listdir(directory)
                        if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
-        old = surplus(dumps, keep, os.path.basename(newest)) if keep else []
+        dumps = [name for name in dumps if name != os.path.basename(newest)]
+        old = surplus(dumps, keep) if keep else []
         partial = [name for name in os.listdir(directory)       # a run was killed
                    if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
         for name in old + partial:
@@ -1703,6 +2241,9 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
         warnings.append(f'{what}: {error}')
 
 
+FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
+
+
 class Exporter:
     """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
 
@@ -1715,13 +2256,13 @@ class Exporter:
         self.console = console
         self.warnings = warnings
         self.target = self.uuid = self.label = ''      # set by aim()
+        self.before = ()       # type: Tuple[str, ...]
+        self.disks = []        # type: List[Disk]
         self.prepared = False
 
-    def aim(self, vm: Vm, uuid: str = '') -> None:
-        """Find out what to snapshot: set target (reference), uuid and label.
-
-        With a uuid it must be that VM or disk of this VM. Raise BackupFailed if there is none.
-        """
+    def aim(self, vm: Vm) -> None:
+        """Find out what to snapshot: set target (reference), uuid, label, the references of the
+        snapshots before, and the disks. Raise BackupFailed if there is none."""
         raise NotImplementedError
 
     def make_snapshot(self) -> str:
@@ -1732,7 +2273,7 @@ class Exporter:
         """Issue the second command. Raise CommandFailed."""
         raise NotImplementedError
 
-    def export(self, snapshot: str, path: str) -> None:
+    def export(self, snapshot: str, path: str, watchdog: Watchdog) -> None:
         """Issue the third command. Raise CommandFailed unless the file is there."""
         raise NotImplementedError
 
@@ -1741,34 +2282,39 @@ class Exporter:
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def snapshot(self, backup: BackupDir) -> Iterator[str]:
-        """Make and prepare a snapshot, yield its uuid; it is gone afterwards, come what may.
+    def snapshot(self, backup: BackupDir, known: Sequence[str]) -> Iterator[Snapshot]:
+        """Make and prepare a snapshot, yield it; it is gone afterwards, come what may.
 
+        `known` are the uuids of earlier ones that were told of already.
         Raise BackupFailed with the token of the step that failed.
         """
-        intent = self.take(backup)
+        for ref in self.before:
+            label, uuid = self.pool.label(self.kind, ref)
+            if label == self.label and uuid not in known:
+                self.warn_of(uuid, label)
+        intent, snapshot = self.take(backup)
+        exported = False
         try:
             backup.set_intent(intent)
             with failing_as(self.prepare_token):
                 self.prepare(intent.uuid)
             self.prepared = True
-            yield intent.uuid
+            yield snapshot
+            exported = True
         finally:
             with tolerating(self.warnings, f'the snapshot {intent.uuid} was left in the pool'):
-                self.remove(intent.uuid, intent.disks)
-                backup.drop_intent()
+                if not exported:
+                    self.pool.end_exports(self.kind, snapshot.ref)
+                self.remove(intent)
+                with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
+                    backup.drop_intent()
 
-    def take(self, backup: BackupDir) -> Intent:
+    def take(self, backup: BackupDir) -> Tuple[Intent, Snapshot]:
         """Make the snapshot and know it for ours. Raise BackupFailed."""
-        with failing_as(self.snapshot_token):
-            before = self.pool.call(self.kind + '.get_snapshots', self.target)
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
-        for ref in before:
-            label, uuid = self.pool.label(self.kind, ref)
-            if label == self.label:
-                self.warn_of(uuid, label)
-        disks = ()             # type: Tuple[str, ...]
-        intent = Intent(self.kind, self.uuid, self.label, utc(-60), utc(900), tuple(before))
+        intent = Intent(self.kind, self.uuid, self.target, self.label, utc(-60), utc(900),
+                        os.uname().nodename, process(str(os.getpid())), self.before,
+                        tuple(disk.vdi_ref for disk in self.disks))
         backup.set_intent(intent)
         taken = False
         try:
@@ -1778,64 +2324,87 @@ class Exporter:
                 if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
-                if found.ref in before:
+                if found.ref in self.before:
                     raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
-                if self.kind == 'VM':
-                    disks = self.pool.disks_of_snapshot(found.ref)
+                intent = self.with_disks(intent._replace(uuid=uuid), found)
             taken = True
+        except BackupFailed as error:
+            if FULL.search(str(error)):
+                raise BackupFailed(error.token, f'{error} ({self.room()})')
+            raise
         finally:
             if not taken:
                 with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
-                    self.settle(intent)
+                    self.settle(intent._replace(uuid=''))
                     backup.drop_intent()
-        return intent._replace(uuid=uuid, disks=disks)
+        return intent, found
+
+    def room(self) -> str:
+        """How full the SRs of the disks are."""
+        return self.pool.room_of([disk.sr_uuid for disk in self.disks])
+
+    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
+        """The record completed with the disks that came with a snapshot, if any do."""
+        return intent
 
     def settle(self, intent: Intent) -> None:
-        """Destroy the snapshot that we made, or were about to make, of what aim() found; warn of
-        others that may be it. Raise VmBackupError if that is not possible."""
-        self.pool.wait_for_snapshot(self.kind, self.target)
-        new = [found for found in self.pool.snapshots(self.kind, self.target)
+        """Destroy the snapshot that was made, or was about to be made, and what is left of it;
+        warn of others that may be it. Raise VmBackupError if that is not possible."""
+        self.pool.wait_for_snapshot(self.kind, intent.ref)
+        new = [found for found in self.pool.snapshots(self.kind, [intent.ref])
                if found.ref not in intent.before]
         for found in new:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
-                disks = self.pool.disks_of_snapshot(found.ref) if self.kind == 'VM' else ()
-                self.remove(found.uuid, disks)
-            elif not intent.uuid and not found.has_holder:
+                self.pool.end_exports(self.kind, found.ref)
+                self.remove(self.with_disks(intent._replace(uuid=found.uuid), found))
+            elif not intent.uuid and (found.label == intent.label or self.is_bare(found)):
                 self.warn_of(found.uuid, found.label)
-        self.remove_disks(intent.disks)
 
-    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Intent) -> bool:
+    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Whether one of the snapshots since we meant to make one is that one."""
-        return found.label == self.label
+        return found.label == intent.label and found.when >= intent.since
+
+    def is_bare(self, found: Snapshot) -> bool:
+        """Whether it is a disk's, and no VM or VM snapshot holds it."""
+        return self.kind == 'VDI' and not found.vbds
+
+    @staticmethod
+    def is_only_one(found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+        """Whether a disk's snapshot, which need not have our label yet, can be that one only: the
+        only one without a VBD that was made right after we meant to make one."""
+        return [found.ref] == [each.ref for each in new if each.of == found.of and not each.vbds
+                               and intent.since <= each.when <= intent.until]
 
     def warn_of(self, uuid: str, label: str) -> None:
         """Tell of a snapshot that may be ours."""
         self.warnings.append(f'the snapshot {uuid}, called {label}, was not made by this program '
                              'as far as it knows: not touched')
 
-    def remove(self, snapshot: str, disks: Sequence[str]) -> None:
-        """Issue the fourth command, several times if need be. Raise the last CommandFailed.
-
-        vm-uninstall removes the VM's record first and then one disk after the other until one
-        fails (xapi: cli_operations.ml, vm_uninstall_common), so these are looked after here.
-        """
-        for attempt, wait in enumerate(DISCARD_PAUSES + (0,)):
+    def remove(self, intent: Intent) -> None:
+        """Issue the fourth command, several times if need be, until the snapshot is gone with its
+        disks. Raise the last CommandFailed or PoolError."""
+        pauses = list(DISCARD_PAUSES)
+        for attempt in itertools.count():
             try:
-                if attempt and self.pool.is_gone(self.kind, snapshot):
-                    return self.remove_disks(disks)
-                return self.discard(snapshot, attempt)
-            except CommandFailed as error:
+                if not attempt or not self.pool.is_gone(self.kind, intent.uuid):
+                    self.discard(intent.uuid, attempt)
+                return self.check_gone(intent)
+            except (CommandFailed, PoolError) as error:
                 self.warnings.append(str(error))
-                if not wait:
+                if attempt == len(DISCARD_PAUSES) and 'in use' in str(error):
+                    pauses += BUSY_PAUSES
+                if attempt >= len(pauses):
                     raise
-                pause(wait)
-        return None
+                pause(pauses[attempt])
 
-    def remove_disks(self, disks: Sequence[str]) -> None:
-        """Remove the disks of a snapshot of ours that is gone. Raise CommandFailed."""
-        for uuid in self.pool.disks_left(disks):
-            self.xe.tell('vdi-destroy', uuid=uuid)
+    def check_gone(self, intent: Intent) -> None:
+        """Look whether the snapshot is really gone; remove disks of it that are left.
+
+        Raise CommandFailed, PoolError.
+        """
+        if not self.pool.is_gone(self.kind, intent.uuid):
+            raise CommandFailed(f'the snapshot {intent.uuid} is still there')
 
 
 class VmExporter(Exporter):
@@ -1853,16 +2422,24 @@ class VmExporter(Exporter):
         super().__init__(pool, xe, console, warnings)
         self.extension, self.compress = self.compressions[compression]
 
-    def aim(self, vm: Vm, uuid: str = '') -> None:
-        """The VM itself."""
-        if uuid not in ('', vm.uuid):
-            raise BackupFailed('VM-NOT-FOUND', f'the VM {uuid} is another one')
+    def aim(self, vm: Vm) -> None:
+        """The VM itself. The disks' snapshots are those of the table: later ones are known by
+        their time."""
         self.target, self.uuid = vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
+        with contextlib.suppress(PoolError):           # the metadata step has told
+            self.disks = self.pool.disks(vm)
+        self.before = tuple(vm.record['snapshots']) + tuple(
+            ref for disk in self.disks for ref in disk.vdi['snapshots'])
 
     def make_snapshot(self) -> str:
         """uuid= is exact, where vm= would also find a VM whose name is that uuid."""
         return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label)
+
+    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
+        """One call."""
+        sources, disks = self.pool.disks_of(intent.ref, snapshot.ref)
+        return intent._replace(sources=sources or intent.sources, disks=disks)
 
     def prepare(self, snapshot: str) -> None:
         """xe's vm-export and vm-uninstall do not see templates, which a snapshot is, and the
@@ -1870,10 +2447,11 @@ class VmExporter(Exporter):
         self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
                      uuid=snapshot)
 
-    def export(self, snapshot: str, path: str) -> None:
+    def export(self, snapshot: str, path: str, watchdog: Watchdog) -> None:
         """Success is exit status 0 and these words and a file that is not empty
         (xapi: cli_operations.ml, download_file)."""
-        output = self.xe.export('vm-export', uuid=snapshot, filename=path, **self.compress)
+        output = self.xe.export('vm-export', watchdog, uuid=snapshot, filename=path,
+                                **self.compress)
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
 
@@ -1882,6 +2460,30 @@ class VmExporter(Exporter):
         xapi_vm_clone.ml); snapshot-uninstall does so whether it is still a template or not."""
         verb = 'vm-uninstall' if self.prepared and not attempt else 'snapshot-uninstall'
         self.console.log_lines(self.xe.tell(verb, uuid=snapshot, force=True))
+
+    def check_gone(self, intent: Intent) -> None:
+        """vm-uninstall removes the VM's record first and then one disk after the other until one
+        fails (xapi: cli_operations.ml, vm_uninstall_common). One call if there are disks."""
+        left = [found for found in self.pool.snapshots('VDI', intent.sources)
+                if found.ref in intent.disks]
+        if not intent.disks or any(found.vbds for found in left):
+            super().check_gone(intent)
+        for found in left:
+            self.xe.tell('vdi-destroy', uuid=found.uuid)
+
+    def settle(self, intent: Intent) -> None:
+        """A snapshot is removed by its own record, and disks of one that is half made or half
+        removed by theirs (xapi: xapi_vm_clone.ml, disks come first)."""
+        super().settle(intent)
+        new = [found for found in self.pool.snapshots('VDI', intent.sources)
+               if found.ref not in intent.before]
+        for found in new:
+            if found.ref in intent.disks or not intent.uuid and self.is_only_one(
+                    found, new, intent):
+                self.console.log('removing a disk of an unfinished snapshot: ' + found.uuid)
+                self.xe.tell('vdi-destroy', uuid=found.uuid)
+            elif not intent.uuid and not found.vbds:
+                self.warn_of(found.uuid, found.label)
 
 
 class VdiExporter(Exporter):
@@ -1896,23 +2498,23 @@ class VdiExporter(Exporter):
         super().__init__(pool, xe, console, warnings)
         self.format, self.extension = image_format, '.' + image_format
 
-    def aim(self, vm: Vm, uuid: str = '') -> None:
+    def aim(self, vm: Vm) -> None:
         """xvda, else the first bootable disk, else user device 0."""
-        disk = self.choose(vm, uuid)
+        disk = self.choose(vm)
         if disk is None or not self.pool.is_current(disk):
             self.pool.forget('VBD', 'VDI')             # the night is long: disks may have moved
-            disk = self.choose(vm, uuid)
+            disk = self.choose(vm)
         if disk is None:
             raise BackupFailed('NO-BOOT-DISK', 'no boot disk: no xvda, bootable disk or disk 0')
-        self.target, self.uuid = disk.vdi_ref, disk.vdi['uuid']
+        self.target, self.uuid, self.disks = disk.vdi_ref, disk.vdi['uuid'], [disk]
         self.label = label_part('SNAP_{}_{}'.format(
             vm.name, disk.vdi['name_label']).replace(' ', '-'))
+        with failing_as(self.snapshot_token):
+            self.before = tuple(self.pool.get('VDI.get_snapshots', list, self.target))
 
-    def choose(self, vm: Vm, uuid: str) -> Optional[Disk]:
-        """The boot disk, or the disk with that uuid, as far as the tables tell."""
+    def choose(self, vm: Vm) -> Optional[Disk]:
+        """The boot disk, as far as the tables tell."""
         disks = self.pool.disks(vm)
-        if uuid:
-            return next((disk for disk in disks if disk.vdi['uuid'] == uuid), None)
         for wanted in (lambda disk: disk.vbd['device'] == 'xvda',
                        lambda disk: disk.vbd['bootable'],
                        lambda disk: disk.vbd['userdevice'] == '0'):
@@ -1928,15 +2530,13 @@ class VdiExporter(Exporter):
         """Give the snapshot our label."""
         self.xe.tell('vdi-param-set', uuid=snapshot, name_label=self.label)
 
-    def export(self, snapshot: str, path: str) -> None:
+    def export(self, snapshot: str, path: str, watchdog: Watchdog) -> None:
         """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export)."""
-        self.xe.export('vdi-export', format=self.format, uuid=snapshot, filename=path)
+        self.xe.export('vdi-export', watchdog, format=self.format, uuid=snapshot, filename=path)
 
-    def is_ours(self, found: Snapshot, new: List[Snapshot], intent: Intent) -> bool:
-        """Ours too if it was made right after we meant to make one, is the only new one, and no
-        VM or VM snapshot holds it: we may have been killed before we could label it."""
-        return super().is_ours(found, new, intent) or (
-            len(new) == 1 and not found.has_holder and intent.since <= found.when <= intent.until)
+    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+        """Ours too if it can be that one only: we may have been killed before we labelled it."""
+        return super().is_ours(found, new, intent) or self.is_only_one(found, new, intent)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -1965,7 +2565,8 @@ class StatusLog:
         line = ','.join((f'{now():%Y/%m/%d %H:%M:%S}', actor, self.host) + words)
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            with open(self.path, 'ab') as stream:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK     # no pipe holds us up
+            with open(os.open(self.path, flags, 0o666), 'ab') as stream:
                 stream.write(encoded(printable(line)) + b'\n')
         except OSError as error:
             if not self.broken:
@@ -2063,7 +2664,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
 
 RULER = '==========================='
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
-                  'mail_to', 'mail_mode')
+                  'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout')
 
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
@@ -2094,9 +2695,10 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
     for message in plan.messages:
         console.log(message)
     show_settings(config, plan, console)
-    problems = list(config.errors)
-    if store.problem():
-        problems.append(store.problem())
+    problem = store.problem(config.settings.require_mount)
+    problems = list(config.errors) + [problem] * bool(problem)
+    if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
+        console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
     for error in problems:
         console.log(error)
     if problems or plan.invalid:
@@ -2142,13 +2744,18 @@ class BackupRun:
         self.signals = signals
         self.host = os.uname().nodename
         self.pool = None       # type: Any
+        self.unsettled = []    # type: List[str]
+        self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.outcomes = []     # type: List[Outcome]
         self.further_errors = 0
         self.warnings = False
 
     def carry_out(self, invocation: Invocation) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
-        with Pool.connect(login_word(invocation.password, self.console)) as self.pool:
+        password = login_word(invocation.password, self.console)
+        self.signals.ends_at = 2                       # a login that nobody ends stays in xapi
+        with Pool.connect(password, self.console) as self.pool:
+            self.signals.ends_at = 1
             self.signals.check()
             plan = select(self.config.rules, self.pool.vms(), self.settings.max_backups)
             self.warnings = plan.warnings
@@ -2166,7 +2773,7 @@ class BackupRun:
 
     def end(self, signum: int) -> int:
         """Write the end lines, send the mail; return the exit status."""
-        self.signals.at_once = False
+        self.signals.ends_at = NEVER
         counts = tally(self.outcomes, self.further_errors)
         verdict = (ERROR if counts.errors or signum else
                    WARNING if counts.warnings or self.warnings or self.status_log.broken else
@@ -2181,7 +2788,7 @@ class BackupRun:
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
         log = self.console.log
-        self.signals.at_once = False
+        self.signals.ends_at = NEVER
         for line in (RULER, f'VmBackup running on {self.host} ...', RULER,
                      f'Check if backup directory {self.store.root} is writable ...'):
             log(line)
@@ -2189,6 +2796,7 @@ class BackupRun:
         log('Success: backup directory area is writable')
         log(RULER)
         self.show_space('Space before backups')
+        self.clean_up()
         if self.settings.pool_db_backup:
             self.back_up_pool_database()
         self.add_failures(plan)
@@ -2201,6 +2809,42 @@ class BackupRun:
         self.signals.check()
         log(RULER)
         self.show_space('Space status')
+
+    def clean_up(self) -> None:
+        """Begin with the pool as it should be: remove what earlier runs that died left behind,
+        whether or not their VMs are selected, and ask the pool who it is."""
+        warnings = []          # type: List[str]
+        with tolerating(warnings, 'cannot look for leftovers'):
+            for history in self.store.histories():
+                with tolerating(warnings, f'cannot clean up {history.directory}'):
+                    self.clean_up_one(history, warnings)
+        with tolerating(warnings, 'cannot tell which pool this is'):
+            self.identity = self.pool.identity()
+        for warning in warnings:
+            self.console.log(f'***WARNING - {warning}')
+        self.warnings = self.warnings or bool(warnings)
+
+    def clean_up_one(self, history: VmHistory, warnings: List[str]) -> None:
+        """Clean up one directory, unless another run is at work there."""
+        if not history.open_records() and not history.half_deleted():
+            return
+        self.signals.check()
+        try:
+            with self.locked(history.directory, 0):
+                self.settle_leftovers(history, warnings)
+        except BackupFailed as error:
+            self.console.log(f'***NOTE - {history.directory}: {error}')
+
+    @contextlib.contextmanager
+    def locked(self, directory: str, patience: float) -> Iterator[None]:
+        """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
+        known = self.store.unlocked
+        with self.store.locked(os.path.basename(directory), patience, self.signals.check):
+            if self.store.unlocked != known:
+                self.console.log(f'***NOTE - backup_dir {self.store.root} cannot lock '
+                                 f'({self.store.unlocked}): two runs at once would not know of '
+                                 'each other')
+            yield
 
     def add_failures(self, plan: Plan) -> None:
         """Count and tell of configured VMs that cannot be backed up."""
@@ -2218,12 +2862,14 @@ class BackupRun:
 
     def attempt(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
-        minutes, size, warnings = stopwatch(), 0, []   # type: Any, int, List[str]
+        elapsed, size, warnings = stopwatch(), 0, []   # type: Any, int, List[str]
         self.console.log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
         token = 'INTERRUPTED'
         try:
-            size = self.back_up(job, now(), warnings)
+            history = self.store.history(job.vm.name)
+            with self.locked(history.directory, self.settings.lock_wait * 60):
+                size = self.back_up(job, history, now(), warnings)
             token = 'WARNING' if warnings else 'SUCCESS'
         except BackupFailed as error:
             token = self.failed(job, error.token, str(error))
@@ -2235,7 +2881,7 @@ class BackupRun:
         finally:
             for warning in warnings:
                 self.console.log(f'***WARNING - {job.vm.name}: {warning}')
-            outcome = Outcome(job.method, job.vm.name, token, minutes(), size)
+            outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), size)
             self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
         if token in ('SUCCESS', 'WARNING'):
@@ -2247,7 +2893,8 @@ class BackupRun:
         self.console.log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
         return token
 
-    def back_up(self, job: Job, started: datetime.datetime, warnings: List[str]) -> int:
+    def back_up(self, job: Job, history: VmHistory, started: datetime.datetime,
+                warnings: List[str]) -> int:
         """Make one backup; return the size of its file in bytes.
 
         Raise BackupFailed or another VmBackupError, or OSError. `warnings` collects what went
@@ -2255,12 +2902,17 @@ class BackupRun:
         """
         log = self.console.log
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
+        self.store.check_mounted()
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
-        history = self.store.history(vm.name)
         xe = Xe(self.console, self.signals)
-        self.settle_leftovers(history, vm, warnings)
+        known = self.settle_leftovers(history, warnings)
         log(f'Check for last **unsuccessful** backup: {history.directory}')
         self.remove_last_failure(history, warnings)
+        exporter = self.exporter(job.method, xe, warnings)
+        name = path_part(vm.name) + exporter.extension
+        going = expendable(history.good(), job.keep) if self.settings.pre_clean else []
+        self.store.check_room(self.settings.min_free, history.last_size(name),
+                              sum(sum(backup.files().values()) for backup in going))
         backup = history.begin(started)
         log(f'new backup_dir: {backup.path}')
         self.gather_metadata(backup, vm, xe, warnings)
@@ -2270,24 +2922,38 @@ class BackupRun:
             log('vm is running')
         else:
             log('vm is NOT running')
-        exporter = self.exporter(job.method, xe, warnings)
         exporter.aim(vm)
-        name = path_part(vm.name) + exporter.extension
         self.signals.check()
-        with exporter.snapshot(backup) as snapshot:
+        with backup.whole(name), exporter.snapshot(backup, known) as snapshot:
             self.signals.check()
             if self.settings.pre_clean:
-                self.prune(expendable(history.good(), job.keep), warnings)
-            with failing_as(exporter.export_token), backup.whole(name):
-                exporter.export(snapshot, backup.file(name))
+                self.prune(history, expendable(history.good(), job.keep), warnings)
+            with failing_as(exporter.export_token):
+                exporter.export(snapshot.uuid, backup.file(name), Watchdog(
+                    self.settings.stall_timeout * 60, lambda: size_of(backup.file(name)),
+                    lambda: self.pool.progress(exporter.kind, snapshot.ref)))
                 size = backup.size(name)
             log(f'{job.method} success')
         log(f'*** {job.method} end')
-        backup.mark(size > self.settings.large_backup << 30)
+        backup.complete(self.manifest(job, exporter, started, warnings),
+                        size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
-        self.prune(surplus(history.good(), job.keep, backup), warnings)
-        self.prune(history.stale_failures(), warnings)
+        older = [each for each in history.good() if each.path != backup.path]
+        self.prune(history, surplus(older, job.keep), warnings)
+        self.prune(history, history.stale_failures(), warnings)
         return size
+
+    def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime,
+                 warnings: Sequence[str]) -> Dict[str, Any]:
+        """What a backup tells of itself."""
+        return dict(
+            {'schema': 1, 'version': VERSION, 'vm': {'name': job.vm.name, 'uuid': job.vm.uuid},
+             'method': job.method, 'host': self.host,
+             'started': iso(started), 'finished': iso(now()), 'warnings': list(warnings),
+             'disks': [{'device': disk.device, 'uuid': disk.vdi['uuid'],
+                        'name': disk.vdi['name_label'],
+                        'virtual_size': int(disk.vdi['virtual_size'])} for disk in exporter.disks]},
+            **self.identity)
 
     def exporter(self, method: str, xe: Xe, warnings: List[str]) -> Exporter:
         """The exporter of a method, with the settings that it needs."""
@@ -2296,31 +2962,38 @@ class BackupRun:
                                self.settings.vdi_export_format)
         return VmExporter(self.pool, xe, self.console, warnings, self.settings.compress)
 
-    def settle_leftovers(self, history: VmHistory, vm: Vm, warnings: List[str]) -> None:
-        """Remove from the pool what an earlier run that died left of this VM's backup."""
-        for backup in history.backups():
+    def settle_leftovers(self, history: VmHistory, warnings: List[str]) -> List[str]:
+        """Remove what an earlier run that died left of a VM's backup: in the pool what it wrote
+        down, on disk what it was deleting. Return the uuids of snapshots that are still there."""
+        left = []              # type: List[str]
+        for backup in history.open_records():
             with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
                 intent = backup.intent()
-                if intent is None:
-                    continue
-                if self.pool.is_gone(intent.kind, intent.of) and not intent.disks:
-                    backup.drop_intent()
-                    continue
-                method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
-                exporter = self.exporter(method, Xe(self.console, self.signals), warnings)
-                exporter.aim(vm, intent.of)
-                exporter.settle(intent)
+                if intent:
+                    left.append(intent.uuid)
+                    if backup.path in self.unsettled:
+                        continue                       # told at the beginning of this run
+                    self.unsettled.append(backup.path)
+                    if self.store.unlocked and intent.is_in_work():
+                        raise TargetError(f'its run on {intent.host} may be at work still, and '
+                                          'backup_dir cannot lock')
+                    method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
+                    self.exporter(method, Xe(self.console, self.signals), warnings).settle(intent)
+                    left.pop()
+                    self.unsettled.pop()
                 backup.drop_intent()
+        for path in history.half_deleted():
+            with tolerating(warnings, f'cannot delete {path}'):
+                remove_tree(path)
+        return left
 
     def remove_last_failure(self, history: VmHistory, warnings: List[str]) -> None:
         """Delete the newest dated directory if it records a failure, as 3.25."""
         failure = history.last_failure()
         if failure:
             with tolerating(warnings, f'cannot delete {failure.path}'):
-                if failure.intent():
-                    raise TargetError('it tells of a snapshot that is still to be removed')
                 self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
-                failure.remove()
+                history.delete(failure)
 
     def gather_metadata(self, backup: BackupDir, vm: Vm, xe: Xe, warnings: List[str]) -> None:
         """Write the metadata; what is missing becomes a warning."""
@@ -2331,14 +3004,13 @@ class BackupRun:
         with tolerating(warnings, 'metadata is missing'):
             write_configuration(backup, vm, self.pool, self.console)
 
-    def prune(self, backups: Sequence[BackupDir], warnings: List[str]) -> None:
+    def prune(self, history: VmHistory, backups: Sequence[BackupDir],
+              warnings: List[str]) -> None:
         """Delete backups, but for one that knows of a snapshot of ours in the pool."""
         for backup in backups:
             with tolerating(warnings, f'cannot delete {backup.path}'):
-                if backup.intent():
-                    raise TargetError('it tells of a snapshot that is still to be removed')
                 self.console.log(f'Deleting oldest backup {backup.path} ')
-                backup.remove()
+                history.delete(backup)
 
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master; a failure is an error of the run."""
@@ -2348,15 +3020,22 @@ class BackupRun:
             if not self.pool.is_master():
                 log('NOTE not the pool master: no backup of the pool database here')
                 return
-            path = self.store.new_pool_dump(self.host, now())
-            xe = Xe(self.console, self.signals, False)
-            with self.store.completed(path) as partial:
-                xe.export('pool-dump-database', file_name=partial)
-            for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
-                log(f'Deleting oldest pool database dump {old}')
+            directory = self.store.pool_dumps(self.host)
+            with self.locked(directory, self.settings.lock_wait * 60):
+                self.dump_pool_database(self.store.new_pool_dump(directory, now()))
         except (VmBackupError, OSError) as error:
             log(f'ERROR pool database not backed up: {error}')
             self.further_errors += 1
+
+    def dump_pool_database(self, path: str) -> None:
+        """Dump the pool's database into a new file, then delete the oldest dumps."""
+        with self.store.completed(path) as partial:
+            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
+                                lambda: None)
+            Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
+                                                         file_name=partial)
+        for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+            self.console.log(f'Deleting oldest pool database dump {old}')
 
 
 def load_config(invocation: Invocation, console: Console) -> Config:
@@ -2384,7 +3063,7 @@ def run_preview(invocation: Invocation, console: Console) -> int:
     config = load_config(invocation, console)
     refuse_unexpected(config)
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
-    with Pool.connect(login_word(invocation.password, console)) as pool:
+    with Pool.connect(login_word(invocation.password, console), console) as pool:
         plan = select(config.rules, pool.vms(), config.settings.max_backups)
     return preview(config, plan, store, console, bool(invocation.config_file))
 
@@ -2585,6 +3264,8 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         console.log_lines(traceback.format_exc())
         console.log(f'ERROR a bug in VmBackup.py, please report it: {error!r}')
+    finally:
+        signals.ignore()
     return ERROR.status
 
 

@@ -1,5 +1,6 @@
 """What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import time
 import unittest
 from typing import List, NamedTuple
 
+import VmBackup
 from tests.simpool import SimPool
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -39,6 +41,7 @@ class PoolCase(unittest.TestCase):
         {'name': 'web', 'power_state': 'Running', 'disks': ['3 MiB', '2 MiB']},
         {'name': 'db', 'disks': ['2 MiB', {'size': '3 MiB', 'fill': 0}], 'ran': True}]}
     leaves_things_behind = False       # a test that means to sets it
+    script = SCRIPT
 
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
@@ -91,6 +94,23 @@ class PoolCase(unittest.TestCase):
             for item in head.items():
                 stream.write('%s=%s\n' % item)
             stream.write('\n'.join(lines) + '\n')
+            if 'require_mount' not in keys:
+                stream.write('require_mount=no\n')    # temporary files are anywhere
+        return path
+
+    def changed_script(self, **constants):
+        """The path of a copy of the script with other values of these first-page constants."""
+        place = tempfile.mkdtemp(dir=self.directory, prefix='script-')
+        shutil.copy(os.path.join(ROOT, 'XenAPI.py'), place)
+        with open(SCRIPT, encoding='utf-8') as stream:
+            text = stream.read()
+        for name, value in constants.items():
+            text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
+                                  flags=re.MULTILINE)
+            self.assertEqual(1, count, '%s is no constant of the script' % name)
+        path = os.path.join(place, 'VmBackup.py')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write(text)
         return path
 
     def environ(self, **more):
@@ -102,7 +122,7 @@ class PoolCase(unittest.TestCase):
     def start(self, *arguments, **environ):
         """Start VmBackup.py; return the process."""
         return subprocess.Popen(
-            [sys.executable, SCRIPT] + [os.fsencode(argument) for argument in arguments],
+            [sys.executable, self.script] + [os.fsencode(argument) for argument in arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=self.directory, env=self.environ(**environ))
 
@@ -141,9 +161,11 @@ class PoolCase(unittest.TestCase):
                 for call in self.sim.calls('xe')]
 
     def tree(self):
-        """The files and directories below the backup directory, dates blanked, sorted."""
+        """The files and directories below the backup directory, dates blanked, sorted; locks
+        left out."""
         found = []
         for directory, names, files in os.walk(os.fsencode(self.backups)):
+            names[:] = [name for name in names if name != b'.locks']
             for name in names + files:
                 path = os.path.join(directory, name)[len(os.fsencode(self.backups)) + 1:]
                 found.append(DATED.sub('DATED', path.decode('utf-8')))
@@ -160,6 +182,14 @@ class PoolCase(unittest.TestCase):
             text = stream.read()
         return [line.split(',', 3)[1] + ',' + line.split(',', 3)[3]
                 for line in text.splitlines()]
+
+    def record(self, failed, disk, **fields):
+        """Leave in a dated directory what a run that was killed wrote of a disk's snapshot."""
+        intent = VmBackup.Intent(
+            'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x', VmBackup.utc(-60),
+            VmBackup.utc(900), 'host', '1 1', (), ())._replace(**fields)
+        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
+            json.dump(intent._asdict(), stream)
 
     def old_backup(self, vm, name, *files):
         """Make a dated directory as an earlier run would have; return its path."""

@@ -238,6 +238,7 @@ class FailuresOfTheRun(PoolCase):
 
     def test_a_daemon_that_dies_in_mid_export_is_told(self):
         self.leaves_things_behind = True       # nobody is there to remove it
+        self.script = self.changed_script(XAPI_PATIENCE=1)
         self.sim.pool.faults.add('vm-export', 'down', nth=2)
         done = self.back_up('vm-export=db')
         self.assertEqual(2, done.status)
@@ -250,6 +251,7 @@ class FailuresOfTheRun(PoolCase):
         for method in ('vm', 'vdi'):
             with self.subTest(method):
                 self.setUp()
+                self.script = self.changed_script(XAPI_PATIENCE=1)
                 self.sim.pool.faults.add(method + '-snapshot', 'down-after')
                 self.assertEqual(2, self.back_up(method + '-export=db').status)
                 self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
@@ -269,6 +271,7 @@ class FailuresOfTheRun(PoolCase):
         self.assertIn(uuid, done.output)
 
     def test_a_backup_that_tells_of_a_snapshot_of_ours_is_not_rotated_away(self):
+        self.script = self.changed_script(DISCARD_PAUSES=(0.1, 0.1))
         for verb in ('vm-uninstall', 'snapshot-uninstall'):
             self.sim.pool.faults.add(verb, times=0, **REFUSED)
         for _ in range(3):
@@ -289,9 +292,7 @@ class FailuresOfTheRun(PoolCase):
         disk = self.disk_of('db', '0')
         made = [self.xe('vdi-snapshot', 'uuid=' + disk).strip() for _ in range(2)]
         self.before = self.contents()
-        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-            json.dump({'kind': 'VDI', 'of': disk, 'label': 'SNAP_db_db-0', 'before': [],
-                       'since': '2', 'until': '3', 'disks': [], 'uuid': ''}, stream)
+        self.record(failed, disk, since='2', until='3')
         done = self.back_up('vdi-export=db')
         self.assertEqual(1, done.status)
         for uuid in made:

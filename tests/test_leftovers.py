@@ -1,6 +1,5 @@
 """Leftovers: what is ours in the pool is removed, sooner or later, and nothing else ever is."""
 
-import json
 import os
 import unittest
 
@@ -62,18 +61,14 @@ class DisksOfASnapshot(PoolCase):
 class Records(PoolCase):
     """snapshot.json: what a run wrote down before it made a snapshot."""
 
-    def record(self, vm, **fields):
+    def failure(self, vm, **fields):
         """Leave a failed backup of a VM with such a record; return its path."""
         failed = self.old_backup(vm, 'backup-2019-01-01-(00:00:00)')
-        intent = dict({'kind': 'VDI', 'of': self.disk_of(vm, '0'), 'label': 'SNAP_%s_x' % vm,
-                       'since': VmBackup.utc(-60), 'until': VmBackup.utc(900), 'before': [],
-                       'uuid': '', 'disks': []}, **fields)
-        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-            json.dump(intent, stream)
+        self.record(failed, self.disk_of(vm, '0'), **fields)
         return failed
 
     def test_an_unlabelled_disk_snapshot_of_that_moment_is_ours(self):
-        self.record('db')
+        self.failure('db')
         self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0'))
         self.assertEqual(0, self.back_up('vdi-export=db').status)
         self.assert_clean()
@@ -81,7 +76,7 @@ class Records(PoolCase):
     def test_an_unlabelled_disk_snapshot_of_another_time_is_told_of_and_stays(self):
         for since, until in ((-7200, -3600), (3600, 7200)):
             self.setUp()
-            self.record('db', since=VmBackup.utc(since), until=VmBackup.utc(until))
+            self.failure('db', since=VmBackup.utc(since), until=VmBackup.utc(until))
             uuid = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
             self.before = self.contents()
             done = self.back_up('vdi-export=db')
@@ -90,7 +85,8 @@ class Records(PoolCase):
             self.assert_clean()
 
     def test_a_record_of_a_disk_that_is_gone_is_dropped(self):
-        failed = self.record('db', of='00000000-0000-0000-0000-000000000000')
+        failed = self.failure('db', of='00000000-0000-0000-0000-000000000000',
+                              ref='OpaqueRef:00000000-0000-0000-0000-000000000000')
         self.assertEqual(0, self.back_up('vdi-export=db').status)
         self.assertFalse(os.path.exists(failed))
 
@@ -146,7 +142,8 @@ class ChangesInTheNight(PoolCase):
             for answer in ([], {}):
                 with self.subTest((table, answer)):
                     self.setUp()
-                    self.sim.pool.faults.add(table + '.get_all_records', 'print', value=answer)
+                    self.sim.pool.faults.add(table + '.get_all_records', 'print', times=0,
+                                             value=answer)
                     done = self.back_up('vm-export=db', pool_db_backup=1)
                     self.assertEqual(2, done.status, done.output)
                     self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
@@ -156,7 +153,7 @@ class ChangesInTheNight(PoolCase):
         self.sim.pool.faults.add('VM.get_all_records', 'print', value=[])
         done = self.back_up('vm-export=db')
         self.assertEqual(2, done.status)
-        self.assertIn('ERROR XenAPI VM.get_all_records gave no table', done.lines)
+        self.assertIn('ERROR XenAPI VM.get_all_records gave no sensible answer', done.lines)
 
 
 if __name__ == '__main__':

@@ -289,7 +289,7 @@ class TheFirstPage(MailCase):
             stream.write(b'# caf\xe9\n')
         done = self.run_copy(self.edited(sink), 'password', config)
         self.assertEqual(2, done.status, done.output)
-        self.assertIn('run.cfg line 4 is not UTF-8 text', sink.mails[0].text)
+        self.assertIn('run.cfg line 5 is not UTF-8 text', sink.mails[0].text)
         self.assertEqual([], self.sim.calls())
 
     def test_numbers_without_quotes_will_do(self):

@@ -171,7 +171,7 @@ class Running(unittest.TestCase):
     def test_what_takes_too_long_is_killed_with_what_it_started(self):
         script = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait'
         message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
-        self.assertTrue(message.startswith('no end within 0 seconds: sh -c'), message)
+        self.assertTrue(message.startswith('no end within 0.5 seconds: sh -c'), message)
         for pid in self.wait_for('pids').split():
             self.assert_gone(int(pid))
 
@@ -211,14 +211,14 @@ class Running(unittest.TestCase):
 
     def test_a_signal_from_before_the_start_ends_an_export_too(self):
         signals = VmBackup.Signals()
-        signals.at_once = False
+        signals.ends_at = VmBackup.NEVER
         signals.note(signal.SIGINT, None)
         with self.assertRaises(VmBackup.Interrupted):
             VmBackup.run(['sleep', '60'], None, signals)
 
     def test_a_step_without_signals_is_finished(self):
         signals = VmBackup.Signals()
-        signals.at_once = False
+        signals.ends_at = VmBackup.NEVER
         signals.note(signal.SIGTERM, None)
         self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60, None).output)
         self.assertRaises(VmBackup.Interrupted, signals.check)

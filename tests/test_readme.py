@@ -381,7 +381,7 @@ class Troubles(PoolCase):
 
     def provoke_error_config_backup_dir_is_not_writable(self):
         with unittest.mock.patch('os.access', return_value=False):     # root may write anywhere
-            return VmBackup.BackupStore(self.backups, 'x').problem()
+            return VmBackup.BackupStore(self.backups, 'x').problem('no')
 
     def provoke_cannot_write_in_backup_dir(self):
         os.mkdir(os.path.join(self.backups, VmBackup.WRITE_TEST))

@@ -42,7 +42,7 @@ class ANight(PoolCase):
         common = ['', '/DATED', '/DATED/DISK-xvda', '/DATED/DISK-xvda/vbd.cfg',
                   '/DATED/DISK-xvda/vdi.cfg', '/DATED/DISK-xvdb', '/DATED/DISK-xvdb/vbd.cfg',
                   '/DATED/DISK-xvdb/vdi.cfg', '/DATED/VIFs', '/DATED/VIFs/vif-0.cfg',
-                  '/DATED/success', '/DATED/vm-metadata.xml', '/DATED/vm.cfg']
+                  '/DATED/backup.json', '/DATED/success', '/DATED/vm-metadata.xml', '/DATED/vm.cfg']
         self.assertEqual(sorted(['db' + part for part in common + ['/DATED/db.raw']] +
                                 ['web' + part for part in common + ['/DATED/web.xva']]),
                          self.tree())
@@ -214,8 +214,9 @@ class Rotation(PoolCase):
 
     def test_half_a_deleted_backup_is_none(self):
         old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'success_compress')
-        VmBackup.BackupDir(old, datetime.datetime(2019, 1, 1)).remove()
-        self.assertFalse(os.path.exists(old))
+        os.rename(old, os.path.join(os.path.dirname(old), '.deleting-' + os.path.basename(old)))
+        self.assertEqual(0, self.back_up('vm-export=db').status)
+        self.assertEqual(1, len(self.dated('db')))
 
     def test_the_new_backup_stays_when_older_ones_carry_later_dates(self):
         for year in (2098, 2099):

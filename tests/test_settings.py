@@ -29,6 +29,12 @@ KEYS = {
     'pre_clean': (False, {'True': True, 'TRUE': True, 'False': False}, ['', '1', 'yes', 'none']),
     'vdi_export_format': ('raw', {'vhd': 'vhd', 'VHD': 'vhd', 'Raw': 'raw'}, ['', 'qcow2']),
     'large_backup': (60, {'1': 1, '500': 500}, ['', '0', '60G']),
+    'lock_wait': (0.0, {'0': 0.0, '1.5': 1.5, '525600': 525600.0},
+                  ['', '-1', '525601', '1,5', 'nan', 'inf', '1e3', '.5']),
+    'require_mount': ('auto', {'Yes': 'yes', 'no': 'no', 'AUTO': 'auto'}, ['', 'true', '1']),
+    'min_free': ('', {'': '', '10%': '10%', '99%': '99%', '50G': '50G', '500M': '500M'},
+                 ['100%', '50', '50 G', '1.5G', '-1%', '50g', '5P', '%']),
+    'stall_timeout': (30.0, {'30': 30.0, '0.01': 0.01}, ['', '0', '0.0', '-1', '525601', 'no']),
     'mail_to': ((), {'a@b': ('a@b',), 'a, b@c ,': ('a', 'b@c'), '': ()}, ['a b', 'a@b@c']),
     'mail_from': ('', {'a@b': 'a@b', '': ''}, ['A <a@b>', 'a@b, c@d']),
     'mail_smtp_server': ('localhost', {'mail.example.org': 'mail.example.org'}, []),
@@ -176,7 +182,7 @@ class Files(PoolCase):
 
     def test_other_encodings_are_told_with_the_line(self):
         self.assert_refused(self.preview(self.raw_config('# x\nvm-export=café'.encode('latin-1'))),
-                            'run.cfg line 5 is not UTF-8 text')
+                            'run.cfg line 6 is not UTF-8 text')
         self.assert_refused(self.preview(self.raw_config(b'\xff\xfev\0m\0')),
                             'run.cfg', 'not a config file')
 
@@ -199,9 +205,9 @@ class Files(PoolCase):
         for preview in ([], ['preview']):
             done = self.vmbackup('password', config, *preview)
             self.assert_refused(done, 'ERROR in config_load, consider ignore_extra_keys=true')
-            self.assertIn('***ERROR unexpected config key: max_backup (%s line 5)' % config,
+            self.assertIn('***ERROR unexpected config key: max_backup (%s line 6)' % config,
                           done.lines)
-            self.assertIn('***ERROR not a key=value line: just words (%s line 6)' % config,
+            self.assertIn('***ERROR not a key=value line: just words (%s line 7)' % config,
                           done.lines)
 
     def test_ignore_extra_keys_lets_unknown_keys_pass(self):
@@ -215,7 +221,7 @@ class Files(PoolCase):
         for preview in ([], ['preview']):
             done = self.vmbackup('password', config, *preview)
             self.assertEqual(2, done.status, done.output)
-            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 5)' % config,
+            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 6)' % config,
                           done.lines)
             self.assertIn('ERROR in configuration settings...', done.lines)
             self.assertIn('  vm-export: db', done.lines)
