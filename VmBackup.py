@@ -2059,8 +2059,9 @@ class BackupStore:
         """Hold the lock of a directory in backup_dir against other runs, also of other hosts.
 
         Where the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if
-        another run still has it after so many seconds; `check` is called while we wait.
+        another run still has it after so many seconds, TargetError; `check` is called meanwhile.
         """
+        self.check_mounted()
         make_directory(os.path.join(self.root, LOCKS))
         handle = private(os.path.join(self.root, LOCKS, name + '.lock'),
                          os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
@@ -2902,7 +2903,6 @@ class BackupRun:
         """
         log = self.console.log
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
-        self.store.check_mounted()
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         xe = Xe(self.console, self.signals)
         known = self.settle_leftovers(history, warnings)
@@ -2913,6 +2913,7 @@ class BackupRun:
         going = expendable(history.good(), job.keep) if self.settings.pre_clean else []
         self.store.check_room(self.settings.min_free, history.last_size(name),
                               sum(sum(backup.files().values()) for backup in going))
+        self.store.check_mounted()
         backup = history.begin(started)
         log(f'new backup_dir: {backup.path}')
         self.gather_metadata(backup, vm, xe, warnings)

@@ -2,7 +2,10 @@
 
 import ast
 import difflib
+import errno
+import fcntl
 import glob
+import io
 import os
 import re
 import shlex
@@ -33,6 +36,7 @@ UNIFORM = (
     (r'\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b', 'UUID'),
     (r'\S*/simpool-[0-9a-f]{8}/bin/xe\b', '/opt/xensource/bin/xe'),
     (r',%s,(begin|end)\b' % re.escape(HOST), r',xen1,\1'),
+    (r'^.* - \*\*\*NOTE - backup_dir \S+ is on the root file system of this host\n', ''),
     (r'\bMETADATA_%s\b' % re.escape(HOST), 'METADATA_xen1'),
     (r'running on %s \.\.\.' % re.escape(HOST), 'running on xen1 ...'),
     (r'[ \t]+$', ''),
@@ -385,6 +389,46 @@ class Troubles(PoolCase):
 
     def provoke_cannot_write_in_backup_dir(self):
         os.mkdir(os.path.join(self.backups, VmBackup.WRITE_TEST))
+        return self.back_up('vm-export=db').output
+
+    def provoke_where_nothing_is_mounted(self):
+        table = os.path.join(self.directory, 'fstab')
+        with open(table, 'w', encoding='utf-8') as stream:
+            stream.write('server:/share %s nfs defaults 0 0\n' % self.backups)
+        self.script = self.changed_script(FSTAB=table)
+        return self.back_up('vm-export=db', require_mount='auto').output
+
+    def provoke_is_on_the_root_file_system(self):
+        return self.back_up('vm-export=db', require_mount='yes', backup_dir='/').output
+
+    def provoke_does_not_answer_within(self):
+        os.mkfifo(os.path.join(self.backups, VmBackup.WRITE_TEST))
+        self.script = self.changed_script(SHARE_TIMEOUT=0.5)
+        return self.back_up('vm-export=db').output
+
+    def provoke_another_run_is_at_work_on_it(self):
+        os.mkdir(os.path.join(self.backups, '.locks'))
+        with open(os.path.join(self.backups, '.locks', 'db.lock'), 'w') as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            return self.back_up('vm-export=db').output
+
+    def provoke_cannot_lock(self):
+        run = VmBackup.BackupRun(VmBackup.parse_config(
+            ['backup_dir=' + self.backups], 'f', VmBackup.Invocation('', '', (), False, False, {})),
+            VmBackup.Console(io.BytesIO()), None, VmBackup.Signals())
+        with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
+            with run.locked(self.backups + '/db', 0):
+                return run.console.lines[-1]
+
+    def provoke_no_space(self):
+        return self.back_up('vm-export=db', min_free='9999T').output
+
+    def provoke_no_progress_for(self):
+        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        return self.back_up('vm-export=db', stall_timeout=0.01).output
+
+    def provoke_which_this_program_did_not_make(self):
+        self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'thesis.odt')
         return self.back_up('vm-export=db').output
 
     def provoke_error_vm_not_found(self):
