@@ -253,6 +253,18 @@ def utc(seconds: int) -> str:
     return moment.strftime('%Y%m%dT%H:%M:%SZ')
 
 
+def seconds_ahead(text: str) -> int:
+    """How far a clock is ahead of ours that says this now, in UTC: 20260301T00:10:01Z.
+
+    Raise ValueError for another text.
+    """
+    there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
+    ahead = int((there - now().astimezone()).total_seconds())
+    if abs(ahead) > 10**8:                             # three years
+        raise ValueError('no time of this day')
+    return ahead
+
+
 def stopwatch() -> Callable[[], float]:
     """A function that tells the seconds since now, whatever becomes of the clock."""
     begun = time.monotonic()
@@ -968,8 +980,9 @@ class Watchdog:
         self.standing = stopwatch()
 
     def look(self) -> None:
-        """Raise CommandFailed if nothing has moved for too long."""
-        size = self.size()
+        """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
+        answer."""
+        size = bounded(self.size, 'the share')
         seen = (size, self.progress() if size == self.seen[0] else self.seen[1])
         if seen != self.seen:
             self.seen, self.standing = seen, stopwatch()
@@ -979,7 +992,6 @@ class Watchdog:
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-NEVER = float('inf')
 LOGIN_GRACE = 5            # seconds for a login to end after a signal
 REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
 LOOK_EVERY = 5             # seconds between a watchdog's looks, at most
@@ -992,8 +1004,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
-        self.count = 0
-        self.ends_at = 1.0     # which signal ends us at once; NEVER if something must be finished
+        self.at_once = True    # until something is begun that must be finished
+        self.logging_in = False    # a login that nobody awaits would stay in xapi
         self.child = None      # type: Optional[subprocess.Popen]
 
     def install(self) -> None:
@@ -1004,14 +1016,17 @@ class Signals:
                 signal.signal(signum, self.note)
 
     def note(self, signum: int, _frame: Any) -> None:
-        """Remember the first signal and end the running export; a further one ends it hard."""
-        self.count, self.received = self.count + 1, self.received or signum
+        """Remember the first signal and end the running export; a further one ends it hard.
+
+        A login has some seconds to end, then SIGALRM ends it.
+        """
+        first, alarm = not self.received, signum == signal.SIGALRM
+        self.received = self.received or signum
         if self.child is not None:
-            end(self.child, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
-        elif self.count < self.ends_at < NEVER:
+            end(self.child, signal.SIGTERM if first else signal.SIGKILL)
+        elif self.logging_in and not alarm:
             signal.alarm(LOGIN_GRACE)
-        elif self.count >= self.ends_at:
-            self.ends_at = NEVER
+        elif self.at_once and (first or alarm):
             raise Interrupted(self.received)
 
     @staticmethod
@@ -1120,7 +1135,7 @@ class Xe:
 
         Raise CommandFailed.
         """
-        return self.finish(self.argv(verb, parameters)).output
+        return self.finish(self.argv(verb, parameters), self.signals).output
 
     def tell(self, verb: str, **parameters: Any) -> str:
         """Let a command change the pool; return its output. Raise CommandFailed."""
@@ -1138,6 +1153,8 @@ class Xe:
         result = self.finish(argv, self.signals, watchdog)
         output = result.output.decode('utf-8', 'replace').strip()
         self.console.log_lines(output)
+        if re.search(b'^Export (failed|cancelled)', result.errors, re.MULTILINE):
+            raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return output
 
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
@@ -1175,6 +1192,14 @@ NULL = 'OpaqueRef:NULL'
 LOST = ('UNREACHABLE', 'SESSION_INVALID', 'HOST_STILL_BOOTING')    # a call may be repeated
 VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
+FIELDS = {                 # those of whole records that we rely on
+    'VM': VM_FIELDS + ('uuid', 'name_label', 'is_a_template', 'is_a_snapshot',
+                       'is_control_domain', 'snapshot_of', 'snapshot_time', 'current_operations'),
+    'VDI': ('uuid', 'name_label', 'is_a_snapshot', 'snapshot_of', 'snapshot_time', 'snapshots',
+            'VBDs', 'SR', 'virtual_size'),
+    'VBD': ('uuid', 'VM', 'VDI', 'type', 'device', 'userdevice', 'bootable', 'other_config'),
+    'VIF': ('uuid', 'device', 'network'), 'host': ('uuid',), 'pool': ('uuid', 'master'),
+    'task': ('status', 'name_label')}
 
 
 class Disk(NamedTuple):
@@ -1204,6 +1229,8 @@ class Snapshot(NamedTuple):
     of: str                    # reference of the VM or disk
     when: str                  # UTC: 20260301T00:10:01Z
     vbds: Tuple[str, ...]      # without any, a disk's was not made as part of a VM's
+    template: bool             # a VM's, as long as nobody has prepared it for an export
+    size: int                  # bytes of a disk
 
 
 @contextlib.contextmanager
@@ -1259,12 +1286,14 @@ class Pool:
         self.redirected = redirected       # this host is not the master
         self.console = console
         self.patience = XAPI_PATIENCE      # seconds
+        self.clock = None                  # type: Optional[int]
         self.tables = {}                   # type: Dict[str, Dict[str, Dict[str, Any]]]
         self.vm_labels = {}                # type: Dict[str, Tuple[str, str]]
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, password: Optional[str], console: Console) -> Iterator['Pool']:
+    def connect(cls, password: Optional[str], console: Console,
+                signals: Signals) -> Iterator['Pool']:
         """Log in, yield a Pool, log out. `None` as the password: the local unix socket.
 
         A pool member answers HOST_IS_SLAVE over TCP, with the master's address, before it
@@ -1274,6 +1303,7 @@ class Pool:
         url = os.environ.get('VMBACKUP_XAPI_URL') or (
             XAPI_SOCKET if password is None else XAPI_URL)
         pool = cls(url, password or '', False, console)
+        signals.logging_in = True
         try:
             pool.login()
         except PoolError as error:
@@ -1285,6 +1315,8 @@ class Pool:
             pool = cls(f'https://{master}/', password or '', True, console)
             pool.login()
         try:
+            signals.logging_in = False
+            signals.check()
             yield pool
         finally:
             with contextlib.suppress(PoolError):       # it expires by itself
@@ -1337,6 +1369,8 @@ class Pool:
                             details[0] if details else '', details)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError,
                 xml.parsers.expat.ExpatError) as error:
+            if isinstance(error, xmlrpc.client.ProtocolError):     # its text has the password
+                error = ValueError(f'HTTP {error.errcode} {error.errmsg}')
             lost = isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(
                 error, (socket.timeout, ssl.SSLError))
             raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}',
@@ -1349,32 +1383,32 @@ class Pool:
             raise PoolError(f'XenAPI {method} gave no sensible answer')
         return result
 
+    def records(self, name: str, method: str, *arguments: str) -> Dict[str, Dict[str, Any]]:
+        """The records of a class, by reference, that a method tells. One call; raise PoolError."""
+        records = self.get(f'{name}.{method}', dict, *arguments)
+        if not all(isinstance(record, dict) and all(field in record
+                                                    for field in FIELDS.get(name, ()))
+                   for record in records.values()):
+            raise PoolError(f'XenAPI {name}.{method} gave no sensible answer')
+        return records
+
     def record(self, name: str, ref: str) -> Dict[str, Any]:
         """An object's record, as it is now; raise PoolError."""
         record = self.get(name + '.get_record', dict, ref)
-        if 'uuid' not in record:
+        if not all(field in record for field in FIELDS[name]):
             raise PoolError(f'XenAPI {name}.get_record gave no sensible answer')
         return record
 
     def where(self, name: str, field: str, values: Sequence[str]) -> Dict[str, Dict[str, Any]]:
         """The records of a class, by reference, with one of these values in a field. One call.
         (xapi: db_filter_parse.mly.) Raise PoolError."""
-        if not values:
-            return {}
-        method = name + '.get_all_records_where'
-        records = self.get(method, dict, ' or '.join(
-            f'field "{field}" = "{value}"' for value in values))
-        if not all(isinstance(record, dict) for record in records.values()):
-            raise PoolError(f'XenAPI {method} gave no sensible answer')
-        return records
+        return self.records(name, 'get_all_records_where', ' or '.join(
+            f'field "{field}" = "{value}"' for value in values)) if values else {}
 
     def table(self, name: str) -> Dict[str, Dict[str, Any]]:
         """All records of a class by reference, read once. Raise PoolError."""
         if name not in self.tables:
-            records = self.get(name + '.get_all_records', dict)
-            if not all(isinstance(record, dict) for record in records.values()):
-                raise PoolError(f'XenAPI {name}.get_all_records gave no sensible answer')
-            self.tables[name] = records
+            self.tables[name] = self.records(name, 'get_all_records')
         return self.tables[name]
 
     def forget(self, *names: str) -> None:
@@ -1459,7 +1493,8 @@ class Pool:
     def as_snapshot(ref: str, record: Dict[str, Any]) -> Snapshot:
         """A Snapshot of a record."""
         return Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
-                        str(record['snapshot_time']), tuple(record['VBDs']))
+                        str(record['snapshot_time']), tuple(record['VBDs']),
+                        record.get('is_a_template', False), int(record.get('virtual_size', 0)))
 
     def label(self, kind: str, ref: str) -> Tuple[str, str]:
         """Name-label and uuid of a VM or VDI as the tables had them; no call for each."""
@@ -1479,14 +1514,19 @@ class Pool:
     def wait_for_snapshot(self, kind: str, ref: str) -> None:
         """Wait until no snapshot of an object is being made; raise PoolError after a while.
 
-        xapi finishes a snapshot whose client is gone (xapi: xapi_cli.ml).
+        xapi finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for
+        another operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry;
+        context.ml, of_http_req).
         """
         def idle() -> bool:
             operations = {}    # type: Dict[str, str]
             with unless_gone():
                 operations = self.get(kind + '.get_current_operations', dict, ref)
-            return 'snapshot' not in operations.values()
-        self.wait_until(idle, 'a snapshot is still being made')
+            tasks = self.records('task', 'get_all_records').values()
+            return not set(operations.values()) - {'export'} and not any(
+                task['status'] == 'pending' and task['name_label'].endswith(f'{kind}.snapshot')
+                for task in tasks)
+        self.wait_until(idle, 'a snapshot may still be being made')
 
     def exports(self, kind: str, ref: str) -> List[str]:
         """References of the tasks that export a snapshot now. Raise PoolError.
@@ -1506,7 +1546,8 @@ class Pool:
     def progress(self, kind: str, ref: str) -> Any:
         """What its exports have done so far; None where xapi does not tell."""
         try:
-            return [self.call('task.get_progress', task) for task in self.exports(kind, ref)]
+            return [repr(self.call('task.get_progress', task))     # NaN is possible
+                    for task in sorted(self.exports(kind, ref))]
         except PoolError:
             return None
 
@@ -1516,9 +1557,10 @@ class Pool:
         Raise PoolError if they do not end. (xapi looks every 10 s: stream_vdi.ml.)
         """
         def idle() -> bool:
-            tasks = self.exports(kind, ref)
-            for task in tasks:
-                with contextlib.suppress(PoolError):   # it may have ended by itself
+            tasks = []         # type: List[str]
+            with contextlib.suppress(PoolError):       # removing the snapshot will tell
+                tasks = self.exports(kind, ref)
+                for task in tasks:
                     self.call('task.cancel', task)
             return not tasks
         self.wait_until(idle, 'it is still being exported')
@@ -1562,6 +1604,21 @@ class Pool:
         pool = next(iter(self.table('pool').values()))
         return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']}, 'xapi': version}
 
+    def uuid(self) -> str:
+        """The uuid of the pool. Raise PoolError."""
+        for record in self.table('pool').values():
+            return record['uuid']
+        raise PoolError('XenAPI tells no pool')
+
+    def ahead(self) -> int:
+        """How many seconds the master's clock is ahead of ours, as far as is known; asked once."""
+        if self.clock is None:
+            self.clock = 0
+            with contextlib.suppress(PoolError, ValueError):
+                self.clock = seconds_ahead(str(self.call(
+                    'host.get_servertime', next(iter(self.table('pool').values()))['master'])))
+        return self.clock
+
     def is_master(self) -> bool:
         """Whether this host is the pool's master.
 
@@ -1574,7 +1631,7 @@ class Pool:
         master, here = self.master(), installation_uuid()
         if here in [record['uuid'] for record in self.table('host').values()]:
             return bool(master['uuid'] == here)
-        this = self.call('session.get_this_host', self.session.handle)
+        this = self.get('session.get_this_host', str, self.session.handle)
         return self.table('host').get(this) == master
 
 
@@ -1641,6 +1698,17 @@ def size_of(path: str) -> int:
     return os.stat(path).st_size if os.path.isfile(path) else 0
 
 
+def occupied(path: str) -> int:
+    """The bytes that a file takes on disk, where it may be sparse or compressed."""
+    found = os.lstat(path)
+    return min(found.st_size, found.st_blocks * 512)
+
+
+def failing(error: OSError) -> None:
+    """Have os.walk raise what it would pass over."""
+    raise error
+
+
 def written(path: str) -> int:
     """Bytes of a file that a command says it wrote; raise CommandFailed if it did not."""
     size = size_of(path)
@@ -1651,7 +1719,7 @@ def written(path: str) -> int:
 
 def sync(path: str) -> None:
     """Force a file or directory onto stable storage, as far as its file system can."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -1739,6 +1807,7 @@ def moments(when: datetime.datetime) -> Iterator[datetime.datetime]:
 class Intent(NamedTuple):
     """A snapshot of ours, written down before it is made."""
 
+    pool: str                  # uuid of the pool, as several may share a backup_dir
     kind: str                  # VM or VDI
     of: str                    # uuid of the VM or disk
     ref: str                   # its reference
@@ -1753,19 +1822,23 @@ class Intent(NamedTuple):
     disks: Tuple[str, ...] = ()    # references of the disks that came with a VM's snapshot
 
     @classmethod
-    def parse(cls, data: bytes) -> Optional['Intent']:
-        """The Intent that a file holds, or None if it holds none."""
+    def parse(cls, data: bytes) -> 'Intent':
+        """The Intent that a file holds; raise TargetError if it holds none."""
         try:
             fields = json.loads(data.decode('utf-8'))
+            encoded(str(fields))                       # raises for what cannot be printed
             intent = cls(**{name: tuple(value) if isinstance(value, list) else value
-                            for name, value in fields.items()})
+                            for name, value in fields.items() if name in cls._fields})
         except (ValueError, AttributeError, TypeError, RecursionError):
-            return None
+            raise TargetError('damaged')
         lists = (intent.before, intent.sources, intent.disks)
         texts = [value for value in intent if value not in lists]
-        known = intent.kind in ('VM', 'VDI') and all(isinstance(each, tuple) for each in lists)
-        return intent if known and all(isinstance(text, str) for text in itertools.chain(
-            texts, *lists)) else None
+        if intent.kind in ('VM', 'VDI') and all(isinstance(each, tuple) for each in lists) and all(
+                isinstance(text, str) for text in texts) and all(
+                re.match(r'OpaqueRef:[\w-]+\Z', str(ref))
+                for ref in itertools.chain([intent.ref], *lists)):
+            return intent
+        raise TargetError('damaged')
 
     def is_in_work(self) -> bool:
         """Whether it may be a run's that is going on, for a share that cannot lock."""
@@ -1791,8 +1864,8 @@ class BackupDir(NamedTuple):
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
 
     def is_good(self) -> bool:
-        """Whether it is a completed backup."""
-        return any(os.path.isfile(self.file(marker)) for marker in MARKERS)
+        """Whether it is a completed backup. Raise OSError, as a share in trouble proves nothing."""
+        return not set(os.listdir(self.path)).isdisjoint(MARKERS)
 
     def file(self, *parts: str) -> str:
         """The path of a file in it."""
@@ -1810,10 +1883,14 @@ class BackupDir(NamedTuple):
             stream.write(encoded(text))
 
     def files(self) -> Dict[str, int]:
-        """The bytes of each file in it, by its path from here."""
+        """The bytes of each file in it, by its path from here. Raise OSError."""
         return {os.path.relpath(os.path.join(directory, name), self.path):
                 os.lstat(os.path.join(directory, name)).st_size
-                for directory, _, names in os.walk(self.path) for name in names}
+                for directory, _, names in os.walk(self.path, onerror=failing) for name in names}
+
+    def occupied(self) -> int:
+        """The bytes that all that is in it takes on disk."""
+        return sum(occupied(self.file(name)) for name in self.files())
 
     def complete(self, manifest: Dict[str, Any], large: bool) -> None:
         """Make it count as a backup, once all that is in it is on stable storage.
@@ -1842,25 +1919,29 @@ class BackupDir(NamedTuple):
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError):         # the directory is no backup anyway
-                os.unlink(self.file(name))
+            with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
+                bounded(lambda: os.unlink(self.file(name)), 'the share')
             raise
 
     def intent(self) -> Optional[Intent]:
-        """The snapshot that may still be in the pool, or None."""
+        """The snapshot that may still be in the pool, or None. Raise TargetError, OSError if there
+        is a record that cannot be read."""
         try:
             return Intent.parse(read_file(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
             return None
+        except TargetError as error:
+            raise TargetError(f'{INTENT}, the record of a snapshot, is {error} (look for the '
+                              'snapshot, then delete the record)')
 
     def set_intent(self, intent: Intent) -> None:
         """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
-        write_json(self.file(INTENT), intent._asdict())
+        bounded(lambda: write_json(self.file(INTENT), intent._asdict()), 'the share')
 
     def drop_intent(self) -> None:
         """Record that no snapshot of ours is left."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.file(INTENT))
+            bounded(lambda: os.unlink(self.file(INTENT)), 'the share')
 
 
 class VmHistory:
@@ -1872,11 +1953,19 @@ class VmHistory:
         self.pattern = patterns[0]
 
     def names(self) -> List[str]:
-        """The directories in it, symbolic links left out."""
-        with contextlib.suppress(FileNotFoundError):
+        """The directories in it, symbolic links left out; none where we may not look."""
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             with os.scandir(self.directory) as entries:
                 return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         return []
+
+    def dated(self) -> List[BackupDir]:
+        """All dated directories, as far as their names tell; one of the future, when the clock was
+        wrong, counts as the oldest."""
+        found = [(name, self.date_of(name)) for name in self.names()]
+        limit = now() + datetime.timedelta(days=1)
+        return [BackupDir(os.path.join(self.directory, name),
+                          when.timestamp() if when < limit else 0) for name, when in found if when]
 
     def backups(self) -> List[BackupDir]:
         """All dated directories, oldest first.
@@ -1885,13 +1974,10 @@ class VmHistory:
         3.25's and failures, stand among them by their time.
         """
         numbered, others = [], []
-        for name in self.names():
-            when = self.date_of(name)
-            if when:
-                backup = self.known(BackupDir(os.path.join(self.directory, name),
-                                              when.timestamp()))
-                (numbered if backup.number else others).append(backup)
-        return list(heapq.merge(sorted(numbered, key=lambda backup: backup.number),
+        for backup in map(self.known, self.dated()):
+            (numbered if backup.number else others).append(backup)
+        return list(heapq.merge(sorted(numbered, key=lambda backup: (
+            backup.number, backup.when, backup.path)),
                                 sorted(others, key=lambda backup: (backup.when, backup.path)),
                                 key=lambda backup: backup.when))
 
@@ -1900,8 +1986,10 @@ class VmHistory:
         """A dated directory with the time and number that its manifest tells, if it has one."""
         try:
             manifest = json.loads(read_file(backup.file(MANIFEST), LONGEST_RECORD).decode('utf-8'))
+            if not isinstance(manifest['number'], int) or manifest['number'] < 1:
+                return backup
             return backup._replace(when=seconds_of(manifest['started']),
-                                   number=int(manifest['number']))
+                                   number=manifest['number'])
         except (OSError, ValueError, OverflowError, LookupError, TypeError, RecursionError):
             return backup
 
@@ -1921,30 +2009,26 @@ class VmHistory:
         return [backup for backup in self.backups() if backup.is_good()]
 
     def last_size(self, name: str) -> int:
-        """Bytes that a file of that name has in the last good backup that has one, or 0."""
+        """Bytes that a file of that name takes in the last good backup that has one, or 0."""
         for backup in reversed(self.good()):
             with contextlib.suppress(OSError):
-                return os.stat(backup.file(name)).st_size
+                return occupied(backup.file(name))
         return 0
 
     def open_records(self) -> List[BackupDir]:
         """Those of which a snapshot may still be in the pool."""
-        return [backup for backup in self.backups() if os.path.lexists(backup.file(INTENT))]
+        found = [BackupDir(os.path.join(self.directory, name), 0) for name in self.names()]
+        return [backup for backup in found if os.path.lexists(backup.file(INTENT))]
 
     def half_deleted(self) -> List[str]:
         """Paths of what a run that ended early was deleting."""
         return [os.path.join(self.directory, name) for name in self.names()
-                if name.startswith(DELETING) and self.date_of(name[len(DELETING):])]
+                if name.startswith(DELETING) and self.date_of(name[len(DELETING):])
+                and not os.path.islink(self.directory)]
 
-    def last_failure(self) -> Optional[BackupDir]:
-        """The newest dated directory if it is not a backup."""
-        last = self.backups()[-1:]
-        return last[0] if last and not last[0].is_good() else None
-
-    def stale_failures(self) -> List[BackupDir]:
-        """Failed ones that are older than every backup: nothing else would ever remove them."""
-        backups = self.backups()
-        return list(itertools.takewhile(lambda backup: not backup.is_good(), backups))
+    def failures(self) -> List[BackupDir]:
+        """The dated directories that are no backups."""
+        return [backup for backup in self.backups() if not backup.is_good()]
 
     def begin(self, when: datetime.datetime) -> BackupDir:
         """Make a new dated directory, a few seconds later where that one exists."""
@@ -2028,7 +2112,8 @@ class BackupStore:
 
     def check_mounted(self) -> None:
         """Raise TargetError if the share was unmounted since `problem` has looked."""
-        if deepest(mount_points(), os.path.realpath(self.root)) != self.mounted:
+        real = bounded(lambda: os.path.realpath(self.root), f'backup_dir {self.root}')
+        if deepest(mount_points(), real) != self.mounted:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
     def check_room(self, least: str, last: int, gain: int) -> None:
@@ -2052,7 +2137,7 @@ class BackupStore:
         """The backups of everything that has a directory here. Raise OSError."""
         with os.scandir(self.root) as entries:
             return [VmHistory(entry.path, self.patterns) for entry in entries
-                    if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS]
+                    if entry.is_dir(follow_symlinks=False)]
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
@@ -2242,6 +2327,7 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
         warnings.append(f'{what}: {error}')
 
 
+LEFT = 'left in the pool'  # in each warning that the next attempt may mend
 FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
 
 
@@ -2249,6 +2335,7 @@ class Exporter:
     """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
 
     method = kind = extension = ''
+    longest = 900              # seconds until xapi has made the snapshot, in all likelihood
     snapshot_token = prepare_token = export_token = ''
 
     def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
@@ -2274,7 +2361,7 @@ class Exporter:
         """Issue the second command. Raise CommandFailed."""
         raise NotImplementedError
 
-    def export(self, snapshot: str, path: str, watchdog: Watchdog) -> None:
+    def export(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
         """Issue the third command. Raise CommandFailed unless the file is there."""
         raise NotImplementedError
 
@@ -2303,7 +2390,7 @@ class Exporter:
             yield snapshot
             exported = True
         finally:
-            with tolerating(self.warnings, f'the snapshot {intent.uuid} was left in the pool'):
+            with tolerating(self.warnings, f'the snapshot {intent.uuid} was {LEFT}'):
                 if not exported:
                     self.pool.end_exports(self.kind, snapshot.ref)
                 self.remove(intent)
@@ -2313,8 +2400,11 @@ class Exporter:
     def take(self, backup: BackupDir) -> Tuple[Intent, Snapshot]:
         """Make the snapshot and know it for ours. Raise BackupFailed."""
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
-        intent = Intent(self.kind, self.uuid, self.target, self.label, utc(-60), utc(900),
-                        os.uname().nodename, process(str(os.getpid())), self.before,
+        with failing_as(self.snapshot_token):
+            pool, ahead = self.pool.uuid(), self.pool.ahead()
+        intent = Intent(pool, self.kind, self.uuid, self.target, self.label, utc(ahead - 60),
+                        utc(ahead + self.longest), os.uname().nodename,
+                        process(str(os.getpid())), self.before,
                         tuple(disk.vdi_ref for disk in self.disks))
         backup.set_intent(intent)
         taken = False
@@ -2324,6 +2414,7 @@ class Exporter:
                 self.console.log('snap-uuid: ' + uuid)
                 if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
+                backup.set_intent(intent._replace(uuid=uuid))
                 found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
                 if found.ref in self.before:
                     raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
@@ -2335,7 +2426,7 @@ class Exporter:
             raise
         finally:
             if not taken:
-                with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
+                with tolerating(self.warnings, f'a snapshot may have been {LEFT}'):
                     self.settle(intent._replace(uuid=''))
                     backup.drop_intent()
         return intent, found
@@ -2351,7 +2442,8 @@ class Exporter:
     def settle(self, intent: Intent) -> None:
         """Destroy the snapshot that was made, or was about to be made, and what is left of it;
         warn of others that may be it. Raise VmBackupError if that is not possible."""
-        self.pool.wait_for_snapshot(self.kind, intent.ref)
+        if not intent.uuid:
+            self.pool.wait_for_snapshot(self.kind, intent.ref)
         new = [found for found in self.pool.snapshots(self.kind, [intent.ref])
                if found.ref not in intent.before]
         for found in new:
@@ -2361,10 +2453,13 @@ class Exporter:
                 self.remove(self.with_disks(intent._replace(uuid=found.uuid), found))
             elif not intent.uuid and (found.label == intent.label or self.is_bare(found)):
                 self.warn_of(found.uuid, found.label)
+        if intent.uuid:
+            self.check_gone(intent)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Whether one of the snapshots since we meant to make one is that one."""
-        return found.label == intent.label and found.when >= intent.since
+        """Whether one of the snapshots since we meant to make one is that one, whose uuid we did
+        not get to know and which we so did not prepare."""
+        raise NotImplementedError
 
     def is_bare(self, found: Snapshot) -> bool:
         """Whether it is a disk's, and no VM or VM snapshot holds it."""
@@ -2392,11 +2487,11 @@ class Exporter:
                     self.discard(intent.uuid, attempt)
                 return self.check_gone(intent)
             except (CommandFailed, PoolError) as error:
-                self.warnings.append(str(error))
                 if attempt == len(DISCARD_PAUSES) and 'in use' in str(error):
                     pauses += BUSY_PAUSES
                 if attempt >= len(pauses):
                     raise
+                self.warnings.append(str(error))
                 pause(pauses[attempt])
 
     def check_gone(self, intent: Intent) -> None:
@@ -2411,7 +2506,7 @@ class Exporter:
 class VmExporter(Exporter):
     """A whole VM as an XVA archive."""
 
-    method, kind = 'vm-export', 'VM'
+    method, kind, longest = 'vm-export', 'VM', 2 * XE_TIMEOUT + 900
     snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
     export_token = 'VM-EXPORT-FAIL'
     # `true` for gzip is understood by every release; zstd since CH 8.1 and XCP-ng 7.6
@@ -2448,10 +2543,10 @@ class VmExporter(Exporter):
         self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
                      uuid=snapshot)
 
-    def export(self, snapshot: str, path: str, watchdog: Watchdog) -> None:
+    def export(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
         """Success is exit status 0 and these words and a file that is not empty
         (xapi: cli_operations.ml, download_file)."""
-        output = self.xe.export('vm-export', watchdog, uuid=snapshot, filename=path,
+        output = self.xe.export('vm-export', watchdog, uuid=snapshot.uuid, filename=path,
                                 **self.compress)
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
@@ -2470,20 +2565,31 @@ class VmExporter(Exporter):
         if not intent.disks or any(found.vbds for found in left):
             super().check_gone(intent)
         for found in left:
-            self.xe.tell('vdi-destroy', uuid=found.uuid)
+            self.destroy_disk(found.uuid)
+
+    def destroy_disk(self, uuid: str) -> None:
+        """Destroy a disk of a snapshot that is gone. Raise CommandFailed."""
+        self.xe.tell('vdi-destroy', uuid=uuid)
+        if not self.pool.is_gone('VDI', uuid):
+            raise CommandFailed(f'the disk {uuid} is still there')
+
+    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+        """The only one with our label that was made soon after."""
+        return found.template and [found.ref] == [
+            each.ref for each in new if each.label == intent.label
+            and intent.since <= each.when <= intent.until]
 
     def settle(self, intent: Intent) -> None:
-        """A snapshot is removed by its own record, and disks of one that is half made or half
-        removed by theirs (xapi: xapi_vm_clone.ml, disks come first)."""
+        """Disks of a snapshot that was only half made are looked for too: they come first, and are
+        not anybody's yet (xapi: xapi_vm_clone.ml)."""
         super().settle(intent)
         new = [found for found in self.pool.snapshots('VDI', intent.sources)
-               if found.ref not in intent.before]
+               if found.ref not in intent.before and not intent.uuid]
         for found in new:
-            if found.ref in intent.disks or not intent.uuid and self.is_only_one(
-                    found, new, intent):
+            if self.is_only_one(found, new, intent):
                 self.console.log('removing a disk of an unfinished snapshot: ' + found.uuid)
-                self.xe.tell('vdi-destroy', uuid=found.uuid)
-            elif not intent.uuid and not found.vbds:
+                self.destroy_disk(found.uuid)
+            elif not found.vbds:
                 self.warn_of(found.uuid, found.label)
 
 
@@ -2531,13 +2637,17 @@ class VdiExporter(Exporter):
         """Give the snapshot our label."""
         self.xe.tell('vdi-param-set', uuid=snapshot, name_label=self.label)
 
-    def export(self, snapshot: str, path: str, watchdog: Watchdog) -> None:
-        """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export)."""
-        self.xe.export('vdi-export', watchdog, format=self.format, uuid=snapshot, filename=path)
+    def export(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
+        """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export); a raw
+        image is as long as the disk."""
+        self.xe.export('vdi-export', watchdog, format=self.format, uuid=snapshot.uuid,
+                       filename=path)
+        if self.format == 'raw' and size_of(path) != snapshot.size:
+            raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Ours too if it can be that one only: we may have been killed before we labelled it."""
-        return super().is_ours(found, new, intent) or self.is_only_one(found, new, intent)
+        """If it can be that one only, which still has its disk's label."""
+        return found.label != intent.label and self.is_only_one(found, new, intent)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -2565,15 +2675,19 @@ class StatusLog:
             return
         line = ','.join((f'{now():%Y/%m/%d %H:%M:%S}', actor, self.host) + words)
         try:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK     # no pipe holds us up
-            with open(os.open(self.path, flags, 0o666), 'ab') as stream:
-                stream.write(encoded(printable(line)) + b'\n')
-        except OSError as error:
+            bounded(lambda: self.append(line), 'the file system')
+        except (OSError, TargetError) as error:
             if not self.broken:
                 self.console.log(f'***WARNING - cannot write status_log {self.path}: '
-                                 f'{error.strerror}')
+                                 f'{getattr(error, "strerror", error)}')
             self.broken = True
+
+    def append(self, line: str) -> None:
+        """Append a line; raise OSError, for a pipe that nobody reads too."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        with open(os.open(self.path, flags, 0o666), 'ab') as stream:
+            stream.write(encoded(printable(line)) + b'\n')
 
     def begin(self) -> None:
         """A run begins."""
@@ -2663,6 +2777,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
 # 13. Runs: a night's backup, its preview
 # ----------------------------------------------------------------------------------------------
 
+MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 RULER = '==========================='
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
                   'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout')
@@ -2746,6 +2861,7 @@ class BackupRun:
         self.host = os.uname().nodename
         self.pool = None       # type: Any
         self.unsettled = []    # type: List[str]
+        self.again = []        # type: List[VmHistory]
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.outcomes = []     # type: List[Outcome]
         self.further_errors = 0
@@ -2754,10 +2870,7 @@ class BackupRun:
     def carry_out(self, invocation: Invocation) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         password = login_word(invocation.password, self.console)
-        self.signals.ends_at = 2                       # a login that nobody ends stays in xapi
-        with Pool.connect(password, self.console) as self.pool:
-            self.signals.ends_at = 1
-            self.signals.check()
+        with Pool.connect(password, self.console, self.signals) as self.pool:
             plan = select(self.config.rules, self.pool.vms(), self.settings.max_backups)
             self.warnings = plan.warnings
             if check_plan(self.config, plan, self.store, self.console):
@@ -2774,7 +2887,7 @@ class BackupRun:
 
     def end(self, signum: int) -> int:
         """Write the end lines, send the mail; return the exit status."""
-        self.signals.ends_at = NEVER
+        self.signals.at_once = False
         counts = tally(self.outcomes, self.further_errors)
         verdict = (ERROR if counts.errors or signum else
                    WARNING if counts.warnings or self.warnings or self.status_log.broken else
@@ -2789,7 +2902,7 @@ class BackupRun:
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
         log = self.console.log
-        self.signals.ends_at = NEVER
+        self.signals.at_once = False
         for line in (RULER, f'VmBackup running on {self.host} ...', RULER,
                      f'Check if backup directory {self.store.root} is writable ...'):
             log(line)
@@ -2808,33 +2921,40 @@ class BackupRun:
                     self.signals.check()
                     self.attempt(job)
         self.signals.check()
+        for history in self.again:
+            self.clean_up_one(history)
         log(RULER)
         self.show_space('Space status')
 
     def clean_up(self) -> None:
         """Begin with the pool as it should be: remove what earlier runs that died left behind,
-        whether or not their VMs are selected, and ask the pool who it is."""
+        whether or not their VMs are selected."""
         warnings = []          # type: List[str]
-        with tolerating(warnings, 'cannot look for leftovers'):
-            for history in self.store.histories():
-                with tolerating(warnings, f'cannot clean up {history.directory}'):
-                    self.clean_up_one(history, warnings)
         with tolerating(warnings, 'cannot tell which pool this is'):
             self.identity = self.pool.identity()
+        with tolerating(warnings, 'cannot look for leftovers'):
+            for history in self.store.histories():
+                self.clean_up_one(history)
+        self.warn(warnings)
+
+    def clean_up_one(self, history: VmHistory) -> None:
+        """Clean up one directory, unless another run is at work there."""
+        warnings = []          # type: List[str]
+        with tolerating(warnings, f'cannot clean up {history.directory}'):
+            if history.open_records() or history.half_deleted():
+                self.signals.check()
+                try:
+                    with self.locked(history.directory, 0):
+                        self.settle_leftovers(history, warnings)
+                except BackupFailed as error:
+                    self.console.log(f'***NOTE - {history.directory}: {error}')
+        self.warn(warnings)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Log warnings that belong to no VM."""
         for warning in warnings:
             self.console.log(f'***WARNING - {warning}')
         self.warnings = self.warnings or bool(warnings)
-
-    def clean_up_one(self, history: VmHistory, warnings: List[str]) -> None:
-        """Clean up one directory, unless another run is at work there."""
-        if not history.open_records() and not history.half_deleted():
-            return
-        self.signals.check()
-        try:
-            with self.locked(history.directory, 0):
-                self.settle_leftovers(history, warnings)
-        except BackupFailed as error:
-            self.console.log(f'***NOTE - {history.directory}: {error}')
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -2864,11 +2984,11 @@ class BackupRun:
     def attempt(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
         elapsed, size, warnings = stopwatch(), 0, []   # type: Any, int, List[str]
+        history = self.store.history(job.vm.name)
         self.console.log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
         token = 'INTERRUPTED'
         try:
-            history = self.store.history(job.vm.name)
             with self.locked(history.directory, self.settings.lock_wait * 60):
                 size = self.back_up(job, history, now(), warnings)
             token = 'WARNING' if warnings else 'SUCCESS'
@@ -2880,6 +3000,8 @@ class BackupRun:
             self.console.log_lines(traceback.format_exc())
             token = self.failed(job, 'INTERNAL-ERROR', f'a bug in VmBackup.py: {error!r}')
         finally:
+            if any(LEFT in warning for warning in warnings):
+                self.again.append(history)
             for warning in warnings:
                 self.console.log(f'***WARNING - {job.vm.name}: {warning}')
             outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), size)
@@ -2906,13 +3028,19 @@ class BackupRun:
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         xe = Xe(self.console, self.signals)
         known = self.settle_leftovers(history, warnings)
+        if len(known) >= MOST_LEFTOVERS:
+            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
+                               + ', '.join(known))
         log(f'Check for last **unsuccessful** backup: {history.directory}')
-        self.remove_last_failure(history, warnings)
+        for failure in history.failures():
+            log(f'Deleting last **unsuccessful** backup {failure.path} ')
+            with tolerating(warnings, f'cannot delete {failure.path}'):
+                history.delete(failure)
         exporter = self.exporter(job.method, xe, warnings)
         name = path_part(vm.name) + exporter.extension
         going = expendable(history.good(), job.keep) if self.settings.pre_clean else []
         self.store.check_room(self.settings.min_free, history.last_size(name),
-                              sum(sum(backup.files().values()) for backup in going))
+                              sum(backup.occupied() for backup in going))
         self.store.check_mounted()
         backup = history.begin(started)
         log(f'new backup_dir: {backup.path}')
@@ -2924,33 +3052,31 @@ class BackupRun:
         else:
             log('vm is NOT running')
         exporter.aim(vm)
+        manifest = self.manifest(job, exporter, started)
         self.signals.check()
         with backup.whole(name), exporter.snapshot(backup, known) as snapshot:
             self.signals.check()
             if self.settings.pre_clean:
                 self.prune(history, expendable(history.good(), job.keep), warnings)
             with failing_as(exporter.export_token):
-                exporter.export(snapshot.uuid, backup.file(name), Watchdog(
+                exporter.export(snapshot, backup.file(name), Watchdog(
                     self.settings.stall_timeout * 60, lambda: size_of(backup.file(name)),
                     lambda: self.pool.progress(exporter.kind, snapshot.ref)))
                 size = backup.size(name)
             log(f'{job.method} success')
         log(f'*** {job.method} end')
-        backup.complete(self.manifest(job, exporter, started, warnings),
+        backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),
                         size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
         older = [each for each in history.good() if each.path != backup.path]
         self.prune(history, surplus(older, job.keep), warnings)
-        self.prune(history, history.stale_failures(), warnings)
         return size
 
-    def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime,
-                 warnings: Sequence[str]) -> Dict[str, Any]:
-        """What a backup tells of itself."""
+    def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime) -> Dict[str, Any]:
+        """What a backup tells of itself, as far as it is known before the export."""
         return dict(
             {'schema': 1, 'version': VERSION, 'vm': {'name': job.vm.name, 'uuid': job.vm.uuid},
-             'method': job.method, 'host': self.host,
-             'started': iso(started), 'finished': iso(now()), 'warnings': list(warnings),
+             'method': job.method, 'host': self.host, 'started': iso(started),
              'disks': [{'device': disk.device, 'uuid': disk.vdi['uuid'],
                         'name': disk.vdi['name_label'],
                         'virtual_size': int(disk.vdi['virtual_size'])} for disk in exporter.disks]},
@@ -2971,6 +3097,10 @@ class BackupRun:
             with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
                 intent = backup.intent()
                 if intent:
+                    if intent.pool != self.pool.uuid():
+                        self.console.log(f'***NOTE - {backup.path} tells of a snapshot in another '
+                                         f'pool, {intent.pool}: not touched')
+                        continue
                     left.append(intent.uuid)
                     if backup.path in self.unsettled:
                         continue                       # told at the beginning of this run
@@ -2987,14 +3117,6 @@ class BackupRun:
             with tolerating(warnings, f'cannot delete {path}'):
                 remove_tree(path)
         return left
-
-    def remove_last_failure(self, history: VmHistory, warnings: List[str]) -> None:
-        """Delete the newest dated directory if it records a failure, as 3.25."""
-        failure = history.last_failure()
-        if failure:
-            with tolerating(warnings, f'cannot delete {failure.path}'):
-                self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
-                history.delete(failure)
 
     def gather_metadata(self, backup: BackupDir, vm: Vm, xe: Xe, warnings: List[str]) -> None:
         """Write the metadata; what is missing becomes a warning."""
@@ -3059,12 +3181,12 @@ def refuse_unexpected(config: Config) -> None:
         raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
 
 
-def run_preview(invocation: Invocation, console: Console) -> int:
+def run_preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     """The command `... preview`; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
     refuse_unexpected(config)
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
-    with Pool.connect(login_word(invocation.password, console), console) as pool:
+    with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(), config.settings.max_backups)
     return preview(config, plan, store, console, bool(invocation.config_file))
 
@@ -3246,7 +3368,7 @@ def command(words: Sequence[str], program: str, console: Console, signals: Signa
         return 0
     invocation = parse_arguments(words)
     if invocation.preview:
-        return run_preview(invocation, console)
+        return run_preview(invocation, console, signals)
     return run_backup(invocation, console, signals)
 
 

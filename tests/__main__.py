@@ -1,10 +1,11 @@
-"""python3 -m tests [test | demo | coverage] [options]; without a word: test."""
+"""python3 -m tests [test | faults | demo | coverage] [options]; without a word: test."""
 
 import importlib
 import sys
 
 COMMANDS = {
     'test': ('tests.runner', 'run the tests (what happens without a command)'),
+    'faults': ('tests.faults', 'inject every fault of the matrices, not only a sample'),
     'coverage': ('tests.coverage_run', 'run the tests and measure what they reach'),
     'demo': ('tests.demo', 'a backup, seen happening on a simulated pool'),
 }

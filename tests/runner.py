@@ -3,7 +3,7 @@
 A unit (a few classes of one module) gets its own session, its own empty TMPDIR and a mark in its
 environment. It fails when a test of it fails, and also when it crashes, takes longer than the
 limit, or leaves a process or a file behind. Only the standard library is needed, and nothing is
-written but below TMPDIR, where nothing stays.
+written but below TMPDIR, where nothing stays. What the units count (figures.py) is added up.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import tempfile
 import time
 from typing import Dict, NamedTuple
 
+from tests import figures
 from tests.worker import FAILED, PASSED, SKIPPED
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -57,6 +58,7 @@ class Result(NamedTuple):
 class Tally(NamedTuple):
     """All results; truth and counts of a whole run."""
     results: list
+    figures: dict = {}
 
     def count(self, outcome):
         """How many ended so."""
@@ -82,28 +84,35 @@ class Unit(NamedTuple):
         return '%s/%d' % (self.module, self.shard + 1) if self.owners else self.module
 
 
-def owners(source):
-    """{class: number of its unit} of a module's source; empty where one unit is enough."""
+def owners(source, size=TESTS_PER_UNIT):
+    """{class: number of its unit} of a module's source; empty where one unit is enough.
+
+    A unit has about `size` tests; a class without any of its own has some of its bases', maybe.
+    """
     numbers, unit, filled = {}, 0, 0
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
-            if filled >= TESTS_PER_UNIT:
+            if filled >= size:
                 unit, filled = unit + 1, 0
             numbers[node.name] = unit
-            filled += sum(getattr(part, 'name', '').startswith('test') for part in node.body)
+            filled += sum(getattr(part, 'name', '').startswith('test')
+                          for part in node.body) or 1
     return numbers if unit else {}
 
 
-def find_units(directory, whole=False):
-    """The units of all test_*.py in a package's directory; `whole` leaves modules undivided."""
+def find_units(directory, size, modules):
+    """The units, of such a size, of the modules in a package's directory that match `modules`.
+
+    Size 0 leaves them undivided.
+    """
     top, package = os.path.split(os.path.abspath(directory))
     units = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(directory), 'test_*.py'))):
+    for path in sorted(glob.glob(os.path.join(glob.escape(directory), modules))):
         module = '%s.%s' % (package, os.path.basename(path)[:-3])
         with open(path, 'rb') as file:
             source = file.read()
         try:
-            numbers = {} if whole else owners(source)
+            numbers = owners(source, size) if size else {}
         except (SyntaxError, ValueError):
             numbers = {}            # importing it will tell
         for shard in range(max(numbers.values(), default=0) + 1):
@@ -202,6 +211,11 @@ def locale_for_tests():
     return {}
 
 
+def figures_of(base):
+    """The file to which the units of a run append what they count."""
+    return os.path.join(base, 'figures')
+
+
 class Worker:
     """A unit at work: started by its making; `done` polls it, then `results` tells."""
 
@@ -217,6 +231,7 @@ class Worker:
         environ = dict(os.environ, TMPDIR=self.tmp, TMP=self.tmp, TEMP=self.tmp)
         environ.update(locale_for_tests())
         environ[MARK] = '%s:%s:%s' % (os.environ.get(MARK, ''), run, self.token)
+        environ[figures.FILE] = figures_of(base)
         self.began = time.monotonic()
         self.overdue = False
         with open(self.output, 'wb') as output:
@@ -308,7 +323,7 @@ class Worker:
 
 def run(options, show):
     """Tally of all units, as many at a time as options say. `show` prints a line."""
-    waiting = collections.deque(find_units(options.directory, whole=bool(options.patterns)))
+    waiting = collections.deque(find_units(options.directory, options.size, options.modules))
     running, results, fixtures = [], [], set()
     width = max((len(str(unit)) for unit in waiting), default=0)
     number = 0
@@ -330,7 +345,7 @@ def run(options, show):
             end_all(os.path.basename(base))
             for worker in running:
                 worker.kill()
-    return Tally(results)
+        return Tally(results, figures.read(figures_of(base)))
 
 
 def show_unit(worker, found, width, options, show):
@@ -350,7 +365,7 @@ def show_unit(worker, found, width, options, show):
 
 
 def summarize(tally, show):
-    """Print failures in full, skipped tests by reason, and the slowest tests."""
+    """Print failures in full, skipped tests by reason, the slowest tests, and what was counted."""
     for result in tally.results:
         if result.outcome == FAILED:
             show('\n%s\nFAILED %s\n\n%s' % ('=' * 70, result.name, result.text.rstrip('\n')))
@@ -369,10 +384,18 @@ def summarize(tally, show):
     show('\nslowest')
     for result in slow:
         show('    %6.2f s  %s' % (result.seconds, result.name))
+    if tally.figures:
+        show('\nfaults injected, and invariants checked after them')
+    for line in figures.table(tally.figures):
+        show('    ' + line)
 
 
-def parse(argv, prog):
-    """The options, as argparse gives them; exits with 2 where they are wrong."""
+def parse(argv, prog, **defaults):
+    """The options, as argparse gives them; exits with 2 where they are wrong.
+
+    `defaults` of options, and of two that the command line does not have: `modules`, the pattern
+    of the modules that are run, and `size`, the number of tests in a unit.
+    """
     def positive(text):
         value = float(text)
         if value <= 0:
@@ -389,7 +412,11 @@ def parse(argv, prog):
                         help='time for one unit of tests (default: %(default)s)')
     parser.add_argument('--directory', metavar='DIR', default=HERE,
                         help='the package whose test_*.py are run (default: this one)')
-    return parser.parse_args(argv)
+    parser.set_defaults(**dict({'modules': 'test_*.py', 'size': None}, **defaults))
+    options = parser.parse_args(argv)
+    if options.size is None:
+        options.size = 0 if options.patterns else TESTS_PER_UNIT
+    return options
 
 
 def write_line(text):
@@ -415,9 +442,12 @@ def test_run(options):
     return tally
 
 
-def main(argv, prog='python3 -m tests', afterwards=None):
-    """Exit status of a whole run. `afterwards` is called before the closing line is printed."""
-    options = parse(argv, prog)
+def main(argv, prog='python3 -m tests', afterwards=None, **defaults):
+    """Exit status of a whole run. `afterwards` is called before the closing line is printed.
+
+    `defaults` are those of `parse`.
+    """
+    options = parse(argv, prog, **defaults)
     try:
         tally = test_run(options)
     except Interrupted as interrupted:

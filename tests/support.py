@@ -185,9 +185,10 @@ class PoolCase(unittest.TestCase):
 
     def record(self, failed, disk, **fields):
         """Leave in a dated directory what a run that was killed wrote of a disk's snapshot."""
+        pool, = self.sim.pool.tables['pool'].values()
         intent = VmBackup.Intent(
-            'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x', VmBackup.utc(-60),
-            VmBackup.utc(900), 'host', '1 1', (), ())._replace(**fields)
+            pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',
+            VmBackup.utc(-60), VmBackup.utc(900), 'host', '1 1', (), ())._replace(**fields)
         with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
             json.dump(intent._asdict(), stream)
 

@@ -1,10 +1,10 @@
 """Failures: every step made to fail; one VM's failure never stops the others."""
 
-import json
 import os
 import shutil
 import unittest
 
+import VmBackup
 from tests.support import PoolCase
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
@@ -218,7 +218,8 @@ class FailuresOfOneVm(PoolCase):
         self.assert_clean()
 
     def test_an_unexpected_answer_of_the_pool_is_that_vms_internal_error(self):
-        self.sim.pool.faults.add('VM.get_record', 'print', value={'uuid': 'no other field'})
+        self.sim.pool.faults.add('VM.get_record', 'print',
+                                 value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))
         done = self.back_up('vm-export=web', 'vm-export=db')
         self.assertEqual(2, done.status)
         self.assertIn('vm-export,end,INTERNAL-ERROR web', self.status())
@@ -274,8 +275,12 @@ class FailuresOfTheRun(PoolCase):
         self.script = self.changed_script(DISCARD_PAUSES=(0.1, 0.1))
         for verb in ('vm-uninstall', 'snapshot-uninstall'):
             self.sim.pool.faults.add(verb, times=0, **REFUSED)
-        for _ in range(3):
+        for _ in range(2):
             self.assertEqual(1, self.back_up('vm-export=db:1').status)
+        self.assertEqual(2, len(self.dated('db')))
+        self.assertEqual(2, self.back_up('vm-export=db:1').status)     # there are enough of them
+        self.assertIn('vm-export,end,SNAPSHOT-FAIL db', self.status())
+        self.assertEqual(2, len(self.dated('db')))
         self.sim.pool.faults.clear()
         self.assertEqual(0, self.back_up('vm-export=db:1').status)
         self.assert_clean()
@@ -334,12 +339,11 @@ class FailuresOfTheRun(PoolCase):
     def test_a_record_of_another_vms_snapshot_is_not_ours_to_act_on(self):
         victim = self.xe('vm-snapshot', 'vm=web', 'new-name-label=RESTORE_db').strip()
         self.before = self.contents()
-        for intent in ({'of': self.uuid_of('db')}, {'of': self.uuid_of('web')}, {}, {'before': 1}):
+        ref = self.sim.pool.ref_of('VM', self.uuid_of('db'))
+        for fields in (dict(uuid=victim), dict(label='RESTORE_db'), dict(before=5)):
             failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
-            with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-                json.dump(dict({'kind': 'VM', 'of': 'x', 'label': 'RESTORE_db', 'before': [],
-                                'since': '2', 'until': '3', 'disks': [],
-                                'uuid': victim}, **intent), stream)
+            self.record(failed, self.disk_of('db', '0'), kind='VM', of=self.uuid_of('db'), ref=ref,
+                        **fields)
             self.back_up('vm-export=db')
             self.assert_clean()
             shutil.rmtree(failed, ignore_errors=True)
@@ -350,14 +354,13 @@ class FailuresOfTheRun(PoolCase):
         failed = self.dated('db')[0]
         uuid = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
         self.before = self.contents()
-        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-            json.dump({'kind': 'VDI', 'of': self.disk_of('db', '1'), 'label': 'SNAP_db_db-1',
-                       'since': '2', 'until': '3', 'before': [], 'disks': [], 'uuid': ''}, stream)
+        self.record(failed, self.disk_of('db', '1'))
         self.assertEqual(0, self.back_up('vdi-export=db').status)
         self.assertIn(uuid, self.xe('vdi-list', 'params=uuid'))
 
     def test_a_leftover_is_settled_whatever_method_the_vm_has_now(self):
-        self.sim.pool.faults.add('vdi-destroy', times=4, **REFUSED)
+        self.script = self.changed_script(DISCARD_PAUSES=())
+        self.sim.pool.faults.add('vdi-destroy', times=2, **REFUSED)
         self.assertEqual(1, self.back_up('vdi-export=db').status)
         self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
         self.assertEqual(0, self.back_up('vm-export=db').status)

@@ -38,8 +38,15 @@ class DisksOfASnapshot(PoolCase):
         self.assertEqual(1, self.back_up('vm-export=web').status)
         self.assert_clean()
 
-    def test_they_are_removed_by_the_next_run(self):
+    def test_they_are_removed_at_the_end_of_the_run(self):
         self.refuse_to_destroy(4)
+        done = self.back_up('vm-export=web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('was left in the pool', done.output)
+
+    def test_they_are_removed_by_the_next_run(self):
+        self.script = self.changed_script(DISCARD_PAUSES=(0.1,))
+        self.refuse_to_destroy(3)
         done = self.back_up('vm-export=web')
         self.assertEqual(1, done.status, done.output)
         self.assertIn('was left in the pool', done.output)
@@ -90,14 +97,15 @@ class Records(PoolCase):
         self.assertEqual(0, self.back_up('vdi-export=db').status)
         self.assertFalse(os.path.exists(failed))
 
-    def test_rubbish_is_no_record(self):
+    def test_a_damaged_record_is_told_of_and_stays(self):
+        failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
         for text in ('', '[]', '{}', 'null', '[' * 100000, '\xff', '{"kind": "VM"}'):
-            failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
             with open(os.path.join(failed, 'snapshot.json'), 'wb') as stream:
                 stream.write(text.encode('latin-1'))
             done = self.back_up('vdi-export=db')
-            self.assertEqual(0, done.status, done.output)
-            self.assertFalse(os.path.exists(failed))
+            self.assertEqual(1, done.status, done.output)
+            self.assertIn('the record of a snapshot, is damaged', done.output)
+            self.assertTrue(os.path.exists(failed))
 
 
 class ChangesInTheNight(PoolCase):
@@ -137,17 +145,23 @@ class ChangesInTheNight(PoolCase):
                     self.assertIn('vmbackup.py,end,WARNING,S:1 W:1 E:0', self.status())
                     self.assertNotIn('Traceback', done.output)
 
-    def test_no_table_of_hosts_or_pools_is_an_error_of_the_dump_only(self):
-        for table in ('pool', 'host'):
-            for answer in ([], {}):
-                with self.subTest((table, answer)):
-                    self.setUp()
-                    self.sim.pool.faults.add(table + '.get_all_records', 'print', times=0,
-                                             value=answer)
-                    done = self.back_up('vm-export=db', pool_db_backup=1)
-                    self.assertEqual(2, done.status, done.output)
-                    self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
-                    self.assertNotIn('Traceback', done.output)
+    def without_table(self, table, counts):
+        """A run to which the pool never tells this table ends with these counts."""
+        for answer in ([], {}):
+            with self.subTest((table, answer)):
+                self.setUp()
+                self.sim.pool.faults.add(table + '.get_all_records', 'print', times=0,
+                                         value=answer)
+                done = self.back_up('vm-export=db', pool_db_backup=1)
+                self.assertEqual(2, done.status, done.output)
+                self.assertIn('vmbackup.py,end,ERROR,' + counts, self.status())
+                self.assertNotIn('Traceback', done.output)
+
+    def test_no_table_of_hosts_is_an_error_of_the_dump_only(self):
+        self.without_table('host', 'S:1 W:0 E:1')
+
+    def test_no_snapshot_is_made_in_a_pool_that_does_not_tell_its_uuid(self):
+        self.without_table('pool', 'S:0 W:0 E:2')
 
     def test_no_table_of_vms_ends_the_run_in_one_line(self):
         self.sim.pool.faults.add('VM.get_all_records', 'print', value=[])

@@ -20,6 +20,7 @@ except ImportError:
 
 HOST = os.uname().nodename
 TEMPORARY = '451 4.3.0 later'
+RUBBISH = {'OpaqueRef:1': dict.fromkeys(VmBackup.FIELDS['VM'], [])}
 
 
 class MailCase(PoolCase):
@@ -219,16 +220,18 @@ class WhenItIsSent(MailCase):
         self.sim.pool.faults.add('VM.get_all_records', 'refuse', error=['INTERNAL_ERROR', 'oops'])
         self.early_end('XenAPI VM.get_all_records failed: INTERNAL_ERROR oops')
         self.sim.pool.faults.add('VM.get_all_records', 'print', value={'OpaqueRef:1': {}})
-        self.early_end('a bug in VmBackup.py, please report it: KeyError')
+        self.early_end('XenAPI VM.get_all_records gave no sensible answer')
+        self.sim.pool.faults.add('VM.get_all_records', 'print', value=RUBBISH)
+        self.early_end('a bug in VmBackup.py, please report it: TypeError')
         self.sim.down()
         self.early_end('Connection refused')
 
     def test_a_crash_tells_where_it_happened(self):
         sink = self.sink()
-        self.sim.pool.faults.add('VM.get_all_records', 'print', value={'OpaqueRef:1': {}})
+        self.sim.pool.faults.add('VM.get_all_records', 'print', value=RUBBISH)
         self.vmbackup('password', self.mailing(sink))
         self.assertIn('Traceback (most recent call last):', sink.mails[0].text)
-        self.assertRegex(sink.mails[0].text, r'File ".*VmBackup.py", line \d+, in vms')
+        self.assertRegex(sink.mails[0].text, r'File ".*VmBackup.py", line \d+, in select')
 
     def test_a_run_that_a_signal_ends_is_told_by_mail(self):
         for verb, number in (('vm-export', 2), ('session.login_with_password', 1)):

@@ -211,14 +211,14 @@ class Running(unittest.TestCase):
 
     def test_a_signal_from_before_the_start_ends_an_export_too(self):
         signals = VmBackup.Signals()
-        signals.ends_at = VmBackup.NEVER
+        signals.at_once = False
         signals.note(signal.SIGINT, None)
         with self.assertRaises(VmBackup.Interrupted):
             VmBackup.run(['sleep', '60'], None, signals)
 
     def test_a_step_without_signals_is_finished(self):
         signals = VmBackup.Signals()
-        signals.ends_at = VmBackup.NEVER
+        signals.at_once = False
         signals.note(signal.SIGTERM, None)
         self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60, None).output)
         self.assertRaises(VmBackup.Interrupted, signals.check)

@@ -9,7 +9,7 @@ import textwrap
 import time
 import unittest
 
-from tests import coverage_run, runner
+from tests import coverage_run, faulting, figures, runner
 
 TOP = os.path.dirname(runner.HERE)
 HEADER = 'import os, subprocess, sys, tempfile, time, unittest\n\n'
@@ -17,6 +17,8 @@ HEADER = 'import os, subprocess, sys, tempfile, time, unittest\n\n'
 
 class SampleCase(unittest.TestCase):
     """Gives each test a package of its own, `sample`, and a way to run it."""
+
+    command = 'test'
 
     def setUp(self):
         place = tempfile.TemporaryDirectory()
@@ -40,7 +42,7 @@ class SampleCase(unittest.TestCase):
 
     def start(self, *options, **environ):
         """Start the runner on the package."""
-        command = [sys.executable, '-m', 'tests', 'test', '--directory', self.package]
+        command = [sys.executable, '-m', 'tests', self.command, '--directory', self.package]
         return subprocess.Popen(
             command + list(options), cwd=TOP, env=dict(os.environ, TMPDIR=self.tmp, **environ),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -299,6 +301,84 @@ class Choices(SampleCase):
             with self.subTest(arguments=arguments):
                 self.run_it(*arguments)
                 self.assertEqual(self.status, 2)
+
+
+class Figures(SampleCase):
+    """What the tests count is added up, and printed before the closing line."""
+
+    BODY = '''
+        def test_lost(self):
+            from tests import figures
+            figures.add('a lost disk', faults=%d)
+            figures.add_check('a lost disk', 12)
+            figures.add('a dead daemon', faults=1, checks=6)
+    '''
+    TABLE = [
+        'faults injected, and invariants checked after them',
+        '    kind of fault  injected   checked',
+        '    a dead daemon         2        12',
+        '    a lost disk           5        24',
+        '    in all                7        36']
+
+    def test_they_are_the_sums_of_all_units(self):
+        self.write_tests(self.BODY % 2)
+        self.write_tests(self.BODY % 3, 'test_other.py')
+        self.run_it()
+        self.assert_run('2 passed, 0 failed, 0 skipped', 0, '\n'.join(self.TABLE))
+
+    def test_there_is_no_table_of_nothing(self):
+        self.write_tests('def test_pass(self): pass')
+        self.run_it()
+        self.assert_run('1 passed, 0 failed, 0 skipped', 0)
+        self.assertNotIn('faults', self.output)
+
+    def test_outside_of_a_run_nothing_is_counted(self):
+        file = os.environ.pop(figures.FILE, None)
+        try:
+            figures.add('a lost disk', faults=1)
+        finally:
+            if file:
+                os.environ[figures.FILE] = file
+        self.assertEqual({}, figures.read(os.path.join(self.place, 'nothing')))
+        self.assertEqual([], figures.table({}))
+
+
+class AllFaults(SampleCase):
+    """python3 -m tests faults."""
+
+    command = 'faults'
+
+    def test_it_runs_the_modules_of_faults_in_full_each_class_on_its_own(self):
+        self.write('test_other.py', 'sys.exit("not to be run")\n')
+        self.write('test_faults_of_disks.py', '''
+            from tests import faulting
+            class Some(unittest.TestCase):
+                def test_full(self):
+                    self.assertTrue(faulting.full())
+                    self.assertEqual([1, 2, 3], faulting.sample([1, 2, 3], 1))
+            class Heir(Some): pass
+        ''')
+        self.run_it(**{faulting.FULL: ''})
+        self.assert_run('2 passed, 0 failed, 0 skipped', 0, 'sample.test_faults_of_disks/1',
+                        'sample.test_faults_of_disks/2')
+
+    def test_without_it_a_sample_by_the_seed_is_taken(self):
+        self.command = 'test'
+        self.write('test_faults_of_disks.py', '''
+            from tests import faulting
+            class Some(unittest.TestCase):
+                def test_sample(self):
+                    self.assertFalse(faulting.full())
+                    print(faulting.sample(range(1000), 5), faulting.sample([1], 5))
+                    self.fail('show it')
+        ''')
+        shown = []
+        for seed in '1', '1', '2':
+            self.run_it(**{faulting.FULL: '', faulting.SEED: seed})
+            shown.append([line for line in self.output.splitlines() if line.endswith('] [1]')])
+        self.assertEqual(1, len(shown[0]))
+        self.assertEqual(shown[0], shown[1])
+        self.assertNotEqual(shown[0], shown[2])
 
 
 class Coverage(SampleCase):

@@ -1305,6 +1305,127 @@ class FaultsOfTheDoor(Simulated):
         self.assertGreater(time.monotonic() - began, 0.09)
 
 
+class HalfWay(Simulated):
+    """The daemon dies, or is slow, in the midst of a call's work."""
+
+    description = TWO_DISKS
+
+    def die_in(self, method, *params, after):
+        """Have the daemon die in the midst of a call, and start it again."""
+        self.x('VM.get_all')
+        self.pool.faults.add(method, 'down', after=after)
+        with self.assertRaises((OSError, xmlrpc.client.Error)):
+            self.x(method, *params)
+        self.assertTrue(self.pool.is_down)
+        self.sim.restart()
+        self._session = None
+        self.assertEqual({}, {ref: task for ref, task in self.pool.tables['task'].items()
+                              if task['status'] == 'pending'})
+
+    def counts(self):
+        """How many VMs, VBDs and VDIs there are."""
+        return [len(self.pool.tables[cls]) for cls in ('VM', 'VBD', 'VDI')]
+
+    def orphans(self):
+        """The snapshots of disks that no VBD holds."""
+        return [record for record in self.pool.tables['VDI'].values()
+                if record['is_a_snapshot'] and not record['VBDs']]
+
+    def test_a_snapshot_of_which_the_disks_alone_were_made_leaves_them_without_a_vbd(self):
+        before = self.counts()
+        for after in range(3):
+            self.die_in('VM.snapshot', self.vm(), 'half', after=after)
+            self.assertEqual([before[0], before[1], before[2] + after], self.counts())
+            found = self.orphans()
+            self.assertEqual(sorted(['root', 'data'][:after]),
+                             sorted(record['name_label'] for record in found))
+            self.assertLessEqual({record['snapshot_of'] for record in found},
+                                 set(self.disks(self.vm()).values()))
+            self.assertEqual({}, self.pool.record('VM', self.vm())['current_operations'])
+            for record in found:
+                self.pool.call('VDI.destroy', self.pool.ref_of('VDI', record['uuid']))
+
+    def test_a_snapshot_whose_record_was_just_made_has_no_vbds(self):
+        self.die_in('VM.snapshot', self.vm(), 'half', after=3)
+        made = self.pool.record('VM', self.vm('half'))
+        self.assertEqual((True, self.vm(), []),
+                         (made['is_a_snapshot'], made['snapshot_of'], made['VBDs']))
+        self.assertEqual(2, len(self.orphans()))
+
+    def test_with_fewer_steps_than_that_it_dies_when_all_is_done(self):
+        self.die_in('VM.snapshot', self.vm(), 'whole', after=99)
+        self.assertEqual(3, len(self.pool.record('VM', self.vm('whole'))['VBDs']))
+        self.assertEqual([], self.orphans())
+
+    def test_a_refusal_in_the_midst_of_a_snapshot_leaves_nothing(self):
+        before = self.counts()
+        for after in range(3):
+            self.pool.faults.add('VM.snapshot', 'refuse', error=['SR_BACKEND_FAILURE_82', '',
+                                                                 'Failed to snapshot VDI', ''],
+                                 after=after)
+            self.assertEqual('SR_BACKEND_FAILURE_82', self.x(
+                'VM.snapshot', self.vm(), 'half')['ErrorDescription'][0])
+            self.assertEqual(before, self.counts())
+
+    def test_a_clone_can_be_left_half_way_too(self):
+        before = self.counts()
+        self.value('VM.hard_shutdown', self.vm('busy'))
+        self.die_in('VM.clone', self.vm('busy'), 'half', after=1)
+        self.assertEqual([before[0], before[1], before[2] + 1], self.counts())
+
+    def test_a_destroyed_disk_is_gone_when_it_dies_after_it_and_here_when_before(self):
+        for after, left in ((0, 1), (1, 0)):
+            vdi = self.pool.call('VDI.snapshot', self.disks(self.vm())['0'])
+            self.die_in('VDI.destroy', vdi, after=after)
+            self.assertEqual(left, len([each for each in self.orphans()
+                                        if self.pool.tables['VDI'].get(vdi) == each]))
+
+    def test_an_operation_that_takes_its_time_is_seen_meanwhile(self):
+        disk = self.disks(self.vm())['0']
+        for cls, ref, arguments in (('VM', self.vm(), ['slow']), ('VDI', disk, [])):
+            self.x('VM.get_all')
+            before = len(self.pool.record(cls, ref)['snapshots'])
+            self.pool.faults.add(cls + '.snapshot', 'slow', seconds=0.3, after=0)
+            outcome = self.background(self.pool_call_by_wire, cls + '.snapshot', ref, *arguments)
+            self.wait_until(lambda: self.sim.calls()[-1].name == cls + '.snapshot')
+            self.wait_until(lambda: self.value(cls + '.get_current_operations', ref) or outcome)
+            self.assertEqual(['snapshot'], list(self.value(
+                cls + '.get_current_operations', ref).values()), outcome)
+            self.assertEqual(before, len(self.value(cls + '.get_snapshots', ref)))
+            self.wait_until(lambda: outcome)
+            self.assertEqual(before + 1, len(self.value(cls + '.get_snapshots', ref)))
+            self.assertEqual({}, self.value(cls + '.get_current_operations', ref))
+
+    def pool_call_by_wire(self, method, *params):
+        """A call in this test's session, from another thread."""
+        return self.raw(method, self._session, *params)
+
+    def test_what_a_dead_transfer_had_attached_is_detached_when_it_starts_again(self):
+        with self.assertRaises(Down), self.pool.export_vm(self.vm()) as stream:
+            next(stream)
+            next(stream)
+            held = [ref for ref, vbd in self.pool.tables['VBD'].items()
+                    if 'task_id' in vbd['other_config']]
+            self.assertEqual(2, len(held))
+            self.assertEqual(['export'], list(
+                self.pool.record('VM', self.vm())['current_operations'].values()))
+            self.sim.restart()
+            self.assertEqual([], [ref for ref in held if ref in self.pool.tables['VBD']])
+            self.assertEqual({}, self.pool.record('VM', self.vm())['current_operations'])
+            b''.join(stream)
+
+    def test_the_snapshots_of_several_disks_are_found_with_one_query(self):
+        vdis = list(self.disks(self.vm()).values())
+        made = {self.pool.call('VDI.snapshot', vdi) for vdi in vdis + vdis[:1]}
+        self.pool.call('VM.snapshot', self.vm('busy'), 'of another')
+        of_these = ' or '.join('field "snapshot_of" = "%s"' % vdi for vdi in vdis)
+        for query in (of_these, '(%s) and field "is_a_snapshot" = "true"' % of_these,
+                      'field "is_a_snapshot"="true" and (%s)' % of_these):
+            self.assertEqual(made, set(self.value('VDI.get_all_records_where', query)), query)
+        self.assertEqual(len(made) + 1, len(self.value(
+            'VDI.get_all_records_where', 'field "is_a_snapshot" = "true"')))
+
+
 class Lifetimes(unittest.TestCase):
     """A pool comes and goes without a trace."""
 

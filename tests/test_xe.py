@@ -784,6 +784,96 @@ class GoneClientsTest(XeTest):
         self.assertEqual((process.returncode, out, err), (1, b'', b'Export cancelled\n'))
         self.assertEqual(self.ask('task-list'), '')
 
+    def stalled_exports(self, **fault):
+        """(uuid of the disk, of the task, process) of exports that have stalled."""
+        self.pool.progress_interval = 0.0
+        for verb in ('vm-export', 'vdi-export'):
+            made = self.snapshot()
+            disk = self.ask('vdi-list', 'is-a-snapshot=true', '--minimal')
+            self.pool.faults.add(verb, after=2500000, **fault)
+            process = self.start(verb, 'uuid=' + (made if verb == 'vm-export' else disk),
+                                 'filename=x')
+            self.wait_for(lambda: os.path.exists(self.path('x'))
+                          and os.path.getsize(self.path('x')) == 2500000)
+            yield disk, self.ask('task-list', 'params=uuid', '--minimal'), process
+            os.unlink(self.path('x'))
+            self.ask('snapshot-uninstall', 'uuid=' + made, 'force=true')
+            for task in self.ask('task-list', 'params=uuid', '--minimal').split(','):
+                if task:
+                    self.pool.call('task.destroy', self.pool.ref_of('task', task))
+
+    def test_a_stalled_export_stands_still_and_holds_its_disk(self):
+        for disk, task, process in self.stalled_exports(do='stall'):
+            progress = self.ask('task-list', 'uuid=' + task, 'params=progress', '--minimal')
+            self.assertTrue(0 < float(progress) < 1, progress)
+            time.sleep(0.2)
+            self.assertEqual(progress, self.ask('task-list', 'params=progress', '--minimal'))
+            self.assertEqual(2500000, os.path.getsize(self.path('x')))
+            ref = self.pool.ref_of('task', task)
+            self.assertEqual([{'task_id': ref}], [
+                vbd['other_config'] for vbd in self.pool.tables['VBD'].values()
+                if vbd['currently_attached']])
+            self.assertIn('VDI is in use', self.refused('vdi-destroy', 'uuid=' + disk))
+            end(process)
+            self.wait_for(lambda: self.ask('vbd-list', 'currently-attached=true',
+                                           '--minimal') == '')
+
+    def test_a_stalled_export_ends_when_its_task_is_cancelled(self):
+        for _, task, process in self.stalled_exports(do='stall'):
+            self.ask('task-cancel', 'uuid=' + task)
+            out, err = process.communicate(timeout=30)
+            self.assertEqual((1, b''), (process.returncode, out))
+            self.assertRegex(text(err), '^(Export cancelled|The request was asynchronously '
+                             'canceled.\ntask: OpaqueRef:[-0-9a-f]+)\n$')
+            self.assertEqual('', self.ask('vbd-list', 'currently-attached=true', '--minimal'))
+
+    def test_an_export_that_storage_blocks_heeds_neither_cancelling_nor_its_clients_end(self):
+        for disk, task, process in self.stalled_exports(do='slow', seconds=1):
+            self.ask('task-cancel', 'uuid=' + task)
+            end(process)
+            time.sleep(0.3)
+            self.assertEqual('pending', self.ask('task-list', 'uuid=' + task, 'params=status',
+                                                 '--minimal'))
+            self.assertIn('VDI is in use', self.refused('vdi-destroy', 'uuid=' + disk))
+            self.wait_for(lambda: self.ask('vbd-list', 'currently-attached=true',
+                                           '--minimal') == '')
+            self.assertNotIn('pending', self.ask('task-list', 'params=status', '--minimal'))
+
+    def test_a_daemon_that_dies_in_mid_export_holds_nothing_when_it_is_back(self):
+        for verb in ('vm-export', 'vdi-export'):
+            made = self.snapshot()
+            uuid = made if verb == 'vm-export' else self.ask('vdi-list', 'is-a-snapshot=true',
+                                                             '--minimal')
+            self.pool.faults.add(verb, 'down', after=1500000)
+            self.assertEqual(self.refused(verb, 'uuid=' + uuid, 'filename=x'),
+                             'Error: Broken pipe (calling single_write )\n')
+            self.assertEqual(len(self.read('x')), 1500000)
+            os.unlink(self.path('x'))
+            self.sim.restart()
+            self.assertEqual('', self.ask('vbd-list', 'currently-attached=true', '--minimal'))
+            self.assertEqual('', self.ask('task-list', 'status=pending', '--minimal'))
+            self.ask('snapshot-uninstall', 'uuid=' + made, 'force=true')
+
+    def test_a_daemon_that_dies_while_it_uninstalls_leaves_the_disks_that_come_later(self):
+        for after, vms, disks in ((0, 1, 1), (1, 0, 1), (2, 0, 0), (3, 0, 0)):
+            made = self.snapshot()
+            self.pool.faults.add('snapshot-uninstall', 'down', after=after)
+            self.assertEqual('Lost connection to the server.\n', self.refused(
+                'snapshot-uninstall', 'uuid=' + made, 'force=true'))
+            self.assertEqual('Error: Connection refused (calling connect )\n',
+                             self.refused('vm-list'))
+            self.sim.restart()
+            left = self.ask('vdi-list', 'is-a-snapshot=true', '--minimal')
+            self.assertEqual((vms, disks), (
+                self.ask('snapshot-list', '--minimal').count('-') // 4, left.count('-') // 4))
+            for uuid in self.ask('snapshot-list', '--minimal').split(','):
+                if uuid:
+                    self.ask('snapshot-uninstall', 'uuid=' + uuid, 'force=true')
+            for uuid in self.ask('vdi-list', 'is-a-snapshot=true', '--minimal').split(','):
+                if uuid:
+                    self.assertEqual('', self.ask('vbd-list', 'vdi-uuid=' + uuid, '--minimal'))
+                    self.ask('vdi-destroy', 'uuid=' + uuid)
+
     def test_a_stdout_that_takes_nothing_is_fatal(self):
         for shell, words in (('"$0" vm-list >/dev/full', 'No space left on device'),
                              ('"$0" vm-list >&-', 'Bad file descriptor')):

@@ -108,6 +108,12 @@ class SimPool:
         """The calls so far, in order: of both doors, or of one ('xapi', 'xe')."""
         return [call for call in list(self.pool.journal) if door in (None, call.door)]
 
+    @property
+    def is_busy(self):
+        """Whether a client is connected to any door."""
+        with self._guard:
+            return any(door.is_busy for door in self._doors)
+
     def down(self):
         """Kill the daemon: connections end, sockets refuse. State and directory stay."""
         self.pool.go_down()

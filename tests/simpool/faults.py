@@ -4,20 +4,29 @@ A fault is set for an xe verb (`vm-export`) or an API method (`VM.snapshot`), or
 doors ask for the fault that awaits a call when the call arrives, and act it out themselves:
 
     do            details                     what happens
-    refuse        error=[CODE, params...]     the call fails so; with after=BYTES in mid-transfer
+    refuse        error=[CODE, params...]     the call fails so, instead of doing anything
+                  error= after=N              or in the midst of the work
     print         stdout= stderr= exit=       xe: says this and does nothing else
                   value= or body=             API: answers this value, or these raw bytes
     die           after=BYTES                 the connection ends, after so many bytes in either way
-    hang                                      no answer until the pool stops or the client goes away
+    hang          after=BYTES                 no answer until the pool stops or the client goes away
+    stall         after=BYTES                 the same; a file's ends with its cancelled task, too
     slow          seconds= rate=              waits first; sends so many bytes per second
+                  seconds= after=N            waits in the midst of the work, and heeds nobody
     down                                      the daemon dies instead of doing anything
+                  after=N                     it dies in the midst of the work
     down-after                                the daemon dies after the work, before the answer
+
+The midst of the work is N bytes into a file, or else so many steps on. A step is a disk that was
+snapshotted, cloned or destroyed, a VM's record that was made or destroyed (its VBDs are made after
+that). With 0 the work's operation has just begun; where there are fewer steps or bytes, the daemon
+dies when they are done.
 """
 
 import threading
 from typing import Any, List, NamedTuple, Optional
 
-KINDS = ('refuse', 'print', 'die', 'hang', 'slow', 'down', 'down-after')
+KINDS = ('refuse', 'print', 'die', 'hang', 'stall', 'slow', 'down', 'down-after')
 
 
 class Call(NamedTuple):
@@ -42,6 +51,10 @@ class Fault(NamedTuple):
     after: Optional[int] = None
     seconds: float = 0.0
     rate: Optional[float] = None
+
+    def is_amid(self):
+        """Whether it waits for the midst of the work."""
+        return self.do in ('refuse', 'slow', 'down') and self.after is not None
 
 
 class _Order:

@@ -219,6 +219,7 @@ class Pool(Transfers):
         self._refs = {}
         self._numbers = 0
         self._methods = {}
+        self._amid = threading.local()
 
     @staticmethod
     def error(*details):
@@ -257,16 +258,27 @@ class Pool(Transfers):
             shut()
 
     def come_up(self):
-        """The daemon starts again over the same state: no session and no operation survives."""
+        """The daemon starts again over the same state.
+
+        No session and no operation survives, no pending task and no VBD with which a transfer had
+        attached its disk. What was made half-way stays: disks that were snapshotted for a VM whose
+        own record was not made, or whose record is destroyed already.
+        """
         with self.lock:
             self._down = False
             self.tables['session'].clear()
             for vm in self.tables['VM']:
                 self.put('VM', vm, current_operations={})
                 self.settle(vm)
-            for ref, task in self.tables['task'].items():
+            for vdi in self.tables['VDI']:
+                self.put('VDI', vdi, current_operations={})
+            for ref, task in list(self.tables['task'].items()):
                 if task['status'] == 'pending':
                     self.finish_task(ref, 'cancelled')
+            for ref, vbd in list(self.tables['VBD'].items()):
+                if 'task_id' in vbd['other_config']:
+                    self.mark_detached(ref)
+                    self.delete('VBD', ref)
 
     def arrive(self, door, name, args=()):
         """Note a call in the journal, let its latency pass, and return its fault or None."""
@@ -286,6 +298,32 @@ class Pool(Transfers):
                     return
                 left = 0.1 if end is None else min(0.1, end - time.monotonic())
                 self.lock.wait(max(0, left))
+
+    @contextmanager
+    def amid(self, fault):
+        """What this thread does in here is the work in the midst of which a fault strikes."""
+        self._amid.fault = fault if fault and fault.is_amid() else None
+        self._amid.steps = 0
+        try:
+            yield
+        finally:
+            self._amid.fault = None
+
+    def step(self, done=1):
+        """The work has come further; the fault that has waited for that strikes."""
+        fault = getattr(self._amid, 'fault', None)
+        if not fault:
+            return
+        self._amid.steps += done
+        if self._amid.steps < fault.after:
+            return
+        self._amid.fault = None
+        if fault.do == 'refuse':
+            raise XapiError(*fault.error)
+        if fault.do == 'down':
+            self.go_down()
+            self.check_up()
+        self.sleep(fault.seconds)
 
     # Records
 
@@ -647,6 +685,7 @@ class Pool(Transfers):
         try:
             with self.lock:
                 self._claim(vm, operation, task or own, end)
+            self.step(0)
             yield
         finally:
             with self.lock:
@@ -744,11 +783,13 @@ class Pool(Transfers):
             for vdi in reversed(self._disks(record)):
                 if vdi not in ignore_vdis and vdi not in disks:
                     disks[vdi] = copy_disk(vdi)
+                    self.step()
         except XapiError:
             for vdi in disks.values():
                 self.drop_vdi(vdi)
             raise
         copy = self._copy_vm_record(vm, new_name, snapshot)
+        self.step()
         for vbd in record['VBDs']:
             vdi = self.tables['VBD'][vbd]['VDI']
             if vdi not in ignore_vdis:
@@ -837,6 +878,7 @@ class Pool(Transfers):
                 if ref in self.tables[cls]:
                     self.delete(cls, ref)
             self.delete('VM', vm)
+            self.step()
             return ''
 
     @message('VM.set_is_a_template')
@@ -1012,7 +1054,27 @@ class Pool(Transfers):
 
     @message('VDI.snapshot')
     def vdi_snapshot(self, vdi, driver_params=()):
-        return self._snapshot_vdi(vdi)
+        self.record('VDI', vdi)
+        with self._vdi_operation(vdi, 'snapshot'):
+            snapshot = self._snapshot_vdi(vdi)
+            self.step()
+            return snapshot
+
+    @contextmanager
+    def _vdi_operation(self, vdi, operation):
+        """Say what is being done with a disk, as xapi does: nobody waits for it here."""
+        task = self.call('task.create', 'VDI.' + operation, '')
+        try:
+            current = self.record('VDI', vdi)['current_operations']
+            self.put('VDI', vdi, current_operations=dict(current, **{task: operation}))
+            self.step(0)
+            yield
+        finally:
+            current = self.tables['VDI'].get(vdi, {}).get('current_operations', {})
+            if task in current:
+                self.put('VDI', vdi, current_operations={
+                    each: current[each] for each in current if each != task})
+            self.tables['task'].pop(task, None)
 
     @message('VDI.clone')
     def vdi_clone(self, vdi, driver_params=()):
@@ -1048,7 +1110,9 @@ class Pool(Transfers):
         for vm, each in self.tables['VM'].items():
             if each['suspend_VDI'] == vdi:
                 self.put('VM', vm, suspend_VDI=NULL)
-        self.drop_vdi(vdi)
+        with self._vdi_operation(vdi, 'destroy'):
+            self.drop_vdi(vdi)
+            self.step()
         return ''
 
     # VBD and VIF

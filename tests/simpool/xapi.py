@@ -187,6 +187,11 @@ class _Listener(socketserver.TCPServer):
                 self._connections.discard(connection)
             self.shutdown_request(connection)
 
+    @property
+    def is_busy(self):
+        """Whether a client is connected."""
+        return bool(self._connections)
+
     def stop(self):
         """Close the socket and every connection, and wait for their threads (but for our own)."""
         self._waker.send(b'.')
@@ -243,6 +248,11 @@ class XapiDoor:
             self._listener = _Listener(('127.0.0.1', address), self, tls)
             self.port = self._listener.server_address[1]
 
+    @property
+    def is_busy(self):
+        """Whether a client is connected."""
+        return self._listener.is_busy
+
     def stop(self):
         """Close it, and all connections through it."""
         self._listener.stop()
@@ -255,20 +265,21 @@ class XapiDoor:
         fault = pool.arrive('xapi', method, params if session else params[1:])
         if fault is None:
             return self.perform(method, params), None
-        if fault.do == 'down':
+        if fault.do == 'down' and not fault.is_amid():
             pool.go_down()
             pool.check_up()
-        if fault.do == 'hang':
+        if fault.do in ('hang', 'stall'):
             pool.sleep(None, handler.is_gone)
             raise Down('the client went away')
-        if fault.do == 'refuse':
+        if fault.do == 'refuse' and not fault.is_amid():
             return response(failure(fault.error)), None
         if fault.do == 'print':
             return fault.body if fault.body is not None else response(success(fault.value)), None
-        if fault.do == 'slow':
+        if fault.do == 'slow' and not fault.is_amid():
             pool.sleep(fault.seconds)
-        body = self.perform(method, params)
-        if fault.do == 'down-after':
+        with pool.amid(fault):
+            body = self.perform(method, params)
+        if fault.do in ('down', 'down-after'):
             pool.go_down()
             pool.check_up()
         return body, fault

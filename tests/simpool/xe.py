@@ -227,11 +227,12 @@ class Printer:
 class Transfer:
     """One file on its way. The thread of the data connection runs `carry`; the command waits."""
 
-    def __init__(self, door, talk, fault, carry):
+    def __init__(self, door, talk, fault, carry, task):
         self.door = door
         self.talk = talk
         self.fault = fault
         self.carry = carry
+        self.task = task
         self.token = '%d' % next(door.tokens)
         self.started = False
         self.done = threading.Event()
@@ -253,7 +254,7 @@ class Transfer:
         it lets pass, for it comes with the answer.
         """
         fault = self.fault
-        rest = fault.after if fault and fault.do in ('die', 'refuse', 'hang') else None
+        rest = fault.after if fault and fault.do not in ('print', 'down-after') else None
         if fault and fault.do == 'die' and rest is None and sending:
             rest = 0
         rate = fault.rate if fault else None
@@ -275,13 +276,29 @@ class Transfer:
     def _strike(self, data, sending):
         """A sender that hangs ends with the file's connection; a receiver, where the client may
         have closed that after its last byte, with the command's."""
-        if self.fault.do == 'hang':
-            end = data if sending else self.talk.connection
-            self.door.pool.sleep(None, lambda: has_closed(end))
+        if self.fault.do in ('hang', 'stall'):
+            self._wait_for_the_end(data if sending else self.talk.connection)
             raise BrokenPipeError if sending else ConnectionResetError
-        if self.fault.do == 'die':
+        if self.fault.do == 'slow':
+            self.door.pool.sleep(self.fault.seconds)
+        elif self.fault.do == 'down':
+            self.door.die()
+            raise Down('the toolstack is down')
+        elif self.fault.do == 'die':
             raise Dying
-        raise XapiError(*self.fault.error)
+        else:
+            raise XapiError(*self.fault.error)
+
+    def _wait_for_the_end(self, end):
+        """Until the connection is closed, or XapiError if the task is cancelled and is heeded (the
+        real one looks every ten seconds, where it looks at all)."""
+        pool = self.door.pool
+
+        def is_cancelled():
+            return self.fault.do == 'stall' and pool.is_cancelling(self.task)
+        pool.sleep(None, lambda: is_cancelled() or has_closed(end))
+        if is_cancelled():
+            raise XapiError('TASK_CANCELLED', self.task)
 
 
 class Received:
@@ -802,7 +819,7 @@ class Command:
 
     def transferred(self, kind, path, task, carry, keep_task_if_gone=False):
         """Have a file carried; whether the client is content."""
-        transfer = Transfer(self.door, self.talk, self.fault, carry)
+        transfer = Transfer(self.door, self.talk, self.fault, carry, task)
         self.door.transfers[transfer.token] = transfer
         try:
             self.talk.send(kind, transfer.token.encode() + b'\n' + bytes_of(path))
@@ -1035,8 +1052,8 @@ def sender(opened, as_disk=False):
 
 
 def in_transfer(verb, fault):
-    """Whether a fault waits for so many bytes of an export or an import."""
-    return verb in TRANSFERS and fault.after is not None
+    """Whether a fault, if there is one, waits for so many bytes of an export or an import."""
+    return verb in TRANSFERS and bool(fault) and fault.after is not None
 
 
 def send_piece(data, piece, as_disk):
@@ -1146,6 +1163,11 @@ class XeDoor:
         self._listener.listen(128)
         self._run(self._accept, self._listener)
 
+    @property
+    def is_busy(self):
+        """Whether a client is connected."""
+        return bool(self._connections)
+
     def stop(self):
         """Close everything, and wait until no thread of this door runs any more."""
         self._close()
@@ -1160,7 +1182,7 @@ class XeDoor:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _die(self):
+    def die(self):
         """A fault takes the daemon down: it is gone before the client notices."""
         self.pool.go_down()
         self._close()
@@ -1212,9 +1234,10 @@ class XeDoor:
             command = Command(self, talk, verb, words[1:], fault)
             if not trusted and verb in COMMANDS:
                 self._login(*credentials)
-            if fault and fault.do == 'refuse' and not in_transfer(verb, fault):
+            if fault and fault.do == 'refuse' and not fault.is_amid():
                 raise XapiError(*fault.error)
-            command.run()
+            with self.pool.amid(None if in_transfer(verb, fault) else fault):
+                command.run()
             status = 0
         except Ended as end:
             status = end.args[0]
@@ -1227,8 +1250,11 @@ class XeDoor:
         except XapiError as error:
             talk.complain(self._in_words(error))
             status = 1
-        if fault and fault.do == 'down-after':
-            self._die()
+        except Down:
+            self._close()
+            raise
+        if fault and fault.do in ('down', 'down-after'):
+            self.die()
             return
         talk.exit(status)
 
@@ -1236,20 +1262,21 @@ class XeDoor:
         """Act out a fault that comes before the work; whether the command ends with it."""
         if not fault:
             return False
-        self.pool.sleep(fault.seconds)
+        if not fault.is_amid():
+            self.pool.sleep(fault.seconds)
         if fault.do == 'print':
             if fault.stdout:
                 talk.send(b'P', bytes_of(fault.stdout))
             if fault.stderr:
                 talk.send(b'E', bytes_of(fault.stderr))
             talk.exit(fault.exit)
-        elif fault.do == 'down':
-            self._die()
-        elif fault.do == 'hang' and not in_transfer(verb, fault):
+        elif fault.do == 'down' and not fault.is_amid():
+            self.die()
+        elif fault.do in ('hang', 'stall') and not in_transfer(verb, fault):
             self.pool.sleep(None, lambda: has_closed(talk.connection))
         else:
             talk.limit = (fault.after or 0) if fault.do == 'die' else None
-            talk.mute = fault.do == 'down-after'
+            talk.mute = fault.do in ('down', 'down-after')
             return False
         return True
 

@@ -1,0 +1,17 @@
+"""Every fault of the matrices: python3 -m tests faults. The tests alone inject a sample of them.
+
+Runs the modules test_faults*.py, each class in a process of its own, as so many faults take long.
+"""
+
+import os
+
+from tests import faulting, runner
+
+PROGRAM = 'python3 -m tests faults'
+LIMIT = 900                     # seconds for one class
+
+
+def main(argv):
+    """Exit status of the tests that inject faults."""
+    os.environ[faulting.FULL] = '1'
+    return runner.main(argv, PROGRAM, modules='test_faults*.py', size=1, limit=LIMIT)

@@ -1,0 +1,455 @@
+"""The kill matrix: a run is ended at every single call to the pool and file operation, and the
+pool's daemon dies at every call; afterwards the six invariants of faulting.py hold."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+import unittest
+
+from tests.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
+from tests.faulting import FaultCase, is_dated, number_of, sample
+from tests.runner import read_proc
+from tests.support import LIMIT, ROOT
+
+LAUNCHER = os.path.join(ROOT, 'tests', 'launcher.py')
+FEW = ('vm-export=web', 'vdi-export=db')
+FAILURES = 5                # of a test, after which it does not look for more
+OUTAGE = 0.15               # seconds in which there is no daemon
+
+
+class Journal(list):
+    """A pool's journal that tells somebody of each call before the call goes on."""
+
+    def __init__(self, tell):
+        super().__init__()
+        self.tell = tell
+
+    def append(self, call):
+        super().append(call)
+        self.tell(len(self), call)
+
+
+def children_of(pid):
+    """The processes that a process has started."""
+    found = []
+    for name in filter(str.isdigit, os.listdir('/proc')):
+        fields = read_proc(name, 'stat').rpartition(b')')[2].split()
+        if len(fields) > 1 and int(fields[1]) == pid:
+            found.append(int(name))
+    return found
+
+
+class MatrixCase(FaultCase):
+    """A history, and a run over it that is disturbed at one point after the other."""
+
+    rules = FEW
+    points_in_a_sample = 3
+
+    def setUp(self):
+        self.script = type(self).script
+        super().setUp()
+        self.prepare()
+        self.prepared = time.time()
+        self.failed_before = self.failed()
+        self.save()
+        self.remember()
+        self.child = None
+
+    def calls(self):
+        """How many calls to the pool an undisturbed run makes."""
+        self.start_over()
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        return len(self.sim.calls())
+
+    def start_over(self):
+        """Have everything as it was before the first run."""
+        self.rewind()
+
+    def each(self, points, work):
+        """Do the work for each point, or for a sample of them."""
+        failures = 0
+        for point in sample(points, self.points_in_a_sample, self.id()):
+            with self.subTest(point=point):
+                good = False
+                try:
+                    self.start_over()
+                    work(point)
+                    good = True
+                finally:
+                    if not good:
+                        failures += 1
+                        self.doCleanups()
+                        self.setUp()
+            if failures >= FAILURES:
+                self.fail('%d points failed: no more are tried' % failures)
+
+    def run_with(self, tell):
+        """A run with this test's config, whose calls to the pool are told and counted."""
+        ready = threading.Event()
+
+        def wait_and_tell(number, call):
+            ready.wait(LIMIT)
+            tell(number, call)
+        self.sim.pool.journal = Journal(wait_and_tell)
+        self.child = self.start_backup()
+        ready.set()
+        done = self.finish(self.child)
+        self.called = len(self.sim.pool.journal)
+        self.sim.pool.journal = []
+        return done
+
+    def send(self, signum):
+        """Send the run a signal, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signum)
+        if signum == signal.SIGKILL:
+            with contextlib.suppress(ChildProcessError):        # it is gone already
+                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+
+    def check_the_next_run(self):
+        """One more run, undisturbed: everything is well after it, and nothing is half done."""
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        self.check(done, settled=True, hit=())
+        half_done = [os.path.join(directory, name)
+                     for directory, names, files in os.walk(self.backups) for name in names + files
+                     if name.startswith(DELETING) or name.endswith(('.new', '.partial'))]
+        self.assertEqual([], half_done, done.output)
+        self.assertEqual(set(), self.failed() - self.failed_before, done.output)
+
+    def failed(self):
+        """The paths of the dated directories without a marker."""
+        found = {os.path.join(self.backups, vm, name) for vm in self.vm_directories()
+                 for name in os.listdir(os.path.join(self.backups, vm))}
+        return {path for path in found
+                if is_dated(path) and not set(MARKERS) & set(os.listdir(path))}
+
+    def check_after_kill(self, done):
+        """The invariants right after a SIGKILL, and after one more run."""
+        self.assertEqual(-signal.SIGKILL, done.status, done.output)
+        self.settle_pool()
+        self.check(done, settled=False)
+        self.check_the_next_run()
+
+    def check_after_signal(self, done, last, signals=(signal.SIGTERM,)):
+        """The invariants at once, and how the run ended; `last`: it had nothing more to do."""
+        expected = [128 + signum for signum in signals] + ([0, 1] if last else [])
+        self.assertIn(done.status, expected, done.output)
+        self.check(done, settled=True)
+
+
+class AtPoolCalls(MatrixCase):
+    """A signal comes when a call comes in at the pool; the call itself goes on there."""
+
+    rules = FaultCase.rules
+    points_in_a_sample = 5
+    ways = ('SIGKILL', 'SIGTERM', 'SIGTERM, and more')
+
+    def test_a_run_ended_at_any_call_harms_nothing(self):
+        calls = range(1, self.calls() + 1)
+        self.each([(way, call) for way in self.ways for call in calls], self.end)
+
+    def end(self, point):
+        """A run that is ended at a call, and all that has to hold then."""
+        way, call = point
+        self.kind = way + ' at a call to the pool'
+        self.injected('%s at call %d' % point)
+        if way.startswith('SIGKILL'):
+            self.check_after_kill(self.run_with(
+                lambda number, _: number == call and self.kill(way != 'SIGKILL')))
+        else:
+            done = self.run_with(
+                lambda number, _: self.terminate(number - call, way != 'SIGTERM'))
+            if call == 1 and way != 'SIGTERM':
+                self.settle_pool()      # a second signal does not wait for the answer to a login
+            signals = [signal.SIGTERM]
+            if way != 'SIGTERM':
+                signals.append(signal.SIGINT)       # if both come before the first is seen
+            self.check_after_signal(done, self.called == call, signals)
+
+    def kill(self, children):
+        """SIGKILL, to what the run has started, too."""
+        pids = children_of(self.child.pid) if children else []
+        self.send(signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def terminate(self, distance, further):
+        """SIGTERM when the call is there; more signals right then and at the next call."""
+        if not distance or further and distance == 1:
+            self.send(signal.SIGTERM)
+        if not distance and further:
+            time.sleep(0.005)
+            self.send(signal.SIGINT)
+
+
+class AtPoolCallsWithPreClean(AtPoolCalls):
+    """The same where old backups go before the export, and the pool's database is dumped."""
+
+    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
+    rules = FEW
+    points_in_a_sample = 3
+    ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
+
+
+class OverLeftovers(AtPoolCalls):
+    """The same where an earlier run was killed in mid-export."""
+
+    verb = 'vm-export'
+    rules = FEW[:1]
+    points_in_a_sample = 1
+    ways = ('SIGKILL',)
+
+    def start_over(self):
+        """A run is killed while it exports: it leaves a snapshot and half a file."""
+        super().start_over()
+        self.run_with(lambda _, call: call.name == self.verb and call.args[0] != 'metadata=true'
+                      and self.send(signal.SIGKILL))
+        self.settle_pool()
+        self.assertTrue(self.extra(), 'the earlier run left nothing')
+
+
+class OverLeftoversOfDisks(OverLeftovers):
+    """The same with the snapshot of a disk."""
+
+    verb = 'vdi-export'
+    rules = FEW[1:]
+
+
+class LaunchedCase(MatrixCase):
+    """A run whose file operations are watched."""
+
+    spec = {}
+
+    def command(self):
+        """The launcher, told what to do, where it is to do anything."""
+        words = super().command()
+        return words[:1] + [LAUNCHER, json.dumps(self.spec)] + words[1:] if self.spec else words
+
+    def launched(self, **spec):
+        """A run by the launcher."""
+        self.spec = spec
+        try:
+            return self.backup()
+        finally:
+            self.spec = {}
+
+    def operations(self):
+        """The file operations of an undisturbed run: the launcher's dicts."""
+        self.until(lambda: time.time() > self.prepared + 1.5)   # no name is taken any more
+        self.start_over()
+        trace = os.path.join(self.directory, 'trace')
+        done = self.launched(trace=trace, root=os.path.realpath(self.backups))
+        self.assertIn(done.status, (0, 1), done.output)
+        with open(trace, encoding='utf-8') as stream:
+            found = [json.loads(line) for line in stream]
+        os.unlink(trace)
+        return found
+
+    def moments(self):
+        """(number, when, name): before and after each operation, but where nothing is different
+        from the moment before that: nothing on disk, and nobody was talked to."""
+        found, last = [], None
+        for each in self.operations():
+            for when in ('before', 'after'):
+                now = each[when]
+                if now != last or when == 'before' and each['talked'] or (
+                        when == 'after' and each['name'] == 'flock'):
+                    found.append((each['number'], when, '%s in %s' % (each['name'], each['by'])))
+                last = now
+        return found
+
+
+class AtFileOperations(LaunchedCase):
+    """A signal comes before or after a file operation."""
+
+    points_in_a_sample = 6
+
+    def test_a_run_ended_at_any_file_operation_harms_nothing(self):
+        self.operations_made = self.moments()
+        self.each([(way,) + moment for way in ('SIGKILL', 'SIGTERM')
+                   for moment in self.operations_made], self.end)
+
+    def end(self, point):
+        """A run that ends itself there, and all that has to hold then."""
+        way, number, when, name = point
+        self.kind = way + ' at a file operation'
+        self.injected('%s %s operation %d, %s' % (way, when, number, name))
+        done = self.launched(at=number, when=when, signals=[getattr(signal, way)])
+        if way == 'SIGKILL':
+            self.check_after_kill(done)
+        else:
+            self.check_after_signal(done, last=number == self.operations_made[-1][0])
+
+
+class AtFileOperationsWithPreClean(AtFileOperations):
+    """The same where old backups go before the export, after failures, with a pool dump."""
+
+    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
+    rules = FEW[:1]
+    points_in_a_sample = 3
+
+    def save(self):
+        """The history has a failure among the backups, and one that is the last."""
+        self.old_backup('web', 'backup-2020-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
+        self.old_backup('web', 'backup-2039-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
+        super().save()
+
+
+class DaemonDies(MatrixCase):
+    """The pool's daemon dies and comes back after a moment, while the run goes on."""
+
+    rules = FaultCase.rules
+    points_in_a_sample = 3
+    ways = {'down': 'the daemon dies at a call to the pool',
+            'down-after': 'the daemon dies before it answers a call'}
+    constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
+
+    def setUp(self):
+        super().setUp()
+        self.script = self.changed_script(**self.constants)
+
+    def come_back(self, ended):
+        """Start the daemon again a moment after it died; `ended` tells that the run is over."""
+        while not self.sim.pool.is_down:
+            if ended.wait(0.01):
+                return
+        ended.wait(OUTAGE)
+        self.sim.restart()
+
+    def die(self, point):
+        """A run in which the daemon dies at a call; the invariants after it and the next run."""
+        way, call = point
+        self.kind = self.ways[way]
+        self.injected('%s at call %d' % point)
+        self.sim.pool.faults.add('*', way, nth=call)
+        done = self.backup_with_an_outage()
+        self.sim.pool.faults.clear()
+        self.settle_pool()
+        self.check(done, settled=False, hit=self.hit(call))
+        self.check_the_next_run()
+
+    def hit(self, call):
+        """The VMs that may be without a new backup: any one; all if nobody could log in."""
+        lacking = set(self.configured()) - self.renewed(self.good())
+        return lacking if len(lacking) < 2 or call == 1 else ()
+
+    def backup_with_an_outage(self):
+        """A run; whenever the daemon dies it is started again."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self.come_back, args=(ended,))
+        thread.start()
+        try:
+            return self.backup()
+        finally:
+            ended.set()
+            thread.join()
+
+    def test_the_daemon_may_die_at_any_call(self):
+        calls = range(1, self.calls() + 1)
+        self.each([(way, call) for way in self.ways for call in calls], self.die)
+
+
+class DaemonStaysAway(DaemonDies):
+    """The daemon dies and does not come back before the run has ended."""
+
+    points_in_a_sample = 1
+    ways = {'down': 'the daemon dies at a call, and stays away'}
+    constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
+
+    def backup_with_an_outage(self):
+        """A run, after which the daemon is started again."""
+        done = self.backup()
+        self.sim.restart()
+        return done
+
+    def hit(self, call):
+        """All of them."""
+        return set(self.configured())
+
+
+class OrderOfOperations(LaunchedCase):
+    """What a power failure can leave, told by the order in which things reach the disk."""
+
+    seen = None                 # by all tests of this class: the operations of one run
+
+    def setUp(self):
+        if not OrderOfOperations.seen:
+            super().setUp()
+            OrderOfOperations.seen = self.operations(), {
+                os.path.relpath(path, self.backups): vm for vm, paths in self.marked().items()
+                for path in paths if (path, number_of(path)) not in self.backups_before}
+        self.operations_seen, self.made = OrderOfOperations.seen
+
+    def first(self, holds, what):
+        """The number of the first operation for which something holds."""
+        for each in self.operations_seen:
+            if each['success'] and holds(each):
+                return each['number']
+        return self.fail('never: ' + what)
+
+    def synced(self, path, after=0):
+        """When a file or directory was forced to the disk."""
+        return self.first(lambda each: path in each['synced'] and each['number'] > after,
+                          '%s is forced to the disk after operation %d' % (path, after))
+
+    def test_the_marker_comes_after_everything_else_is_on_the_disk(self):
+        self.assertEqual({'web', 'db'}, set(self.made.values()))
+        for directory, vm in self.made.items():
+            with self.subTest(directory):
+                exported = os.path.join(directory, vm + ('.raw' if vm == 'db' else '.xva'))
+                manifest = os.path.join(directory, MANIFEST)
+                marker = self.first(
+                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
+                renamed = self.first(lambda each: manifest in each['new'], 'a manifest')
+                before = self.first(
+                    lambda each: any(path.startswith(manifest) or path.startswith(
+                        os.path.join(directory, '.' + MANIFEST)) for path in each['synced']),
+                    'the manifest is forced to the disk')
+                steps = [self.synced(exported), before, renamed,
+                         self.synced(directory, after=renamed), marker]
+                self.assertEqual(sorted(steps), steps)
+
+    def test_old_backups_go_after_the_new_one_is_on_the_disk(self):
+        for directory, vm in self.made.items():
+            with self.subTest(directory):
+                marker = self.first(
+                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
+                rotated = self.first(
+                    lambda each: any(path.startswith(os.path.join(vm, DELETING))
+                                     for path in each['new']), 'a rotation')
+                self.assertLess(self.synced(directory, after=marker), rotated)
+                self.assertLess(self.synced(vm), rotated)
+
+    def test_what_is_removed_was_renamed_before(self):
+        removed = 0
+        for each in self.operations_seen:
+            if each['name'] not in ('unlink', 'remove', 'rmdir', 'rename', 'replace'):
+                continue
+            for path in each['gone']:
+                parts = path.split(os.sep)
+                if each['name'] in ('rename', 'replace'):
+                    continue
+                removed += len(parts) > 2
+                self.assertTrue(
+                    len(parts) > 1 and parts[1].startswith(DELETING) or parts[-1] == RECORD
+                    or parts[0].startswith((WRITE_TEST, LOCKS)), each)
+        self.assertGreater(removed, 3)
+
+    def test_a_record_of_a_snapshot_is_on_the_disk_before_the_snapshot_is_made(self):
+        for directory in self.made:
+            record = os.path.join(directory, RECORD)
+            made = self.first(lambda each: record in each['new'], 'a record')
+            written = self.first(lambda each: any(path.startswith(record) or path.startswith(
+                os.path.join(directory, '.' + RECORD)) for path in each['synced']), 'a sync')
+            self.assertLess(written, made)
+            self.synced(directory, after=made)
+
+
+if __name__ == '__main__':
+    unittest.main()
