@@ -21,7 +21,7 @@ import VmBackup
 from tests.demo import make_python3
 from tests.simpool import SimPool, pools
 from tests.smtp_sink import deaf_port
-from tests.support import LIMIT, ROOT, PoolCase
+from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -370,6 +370,7 @@ class Troubles(PoolCase):
                 continue
             with self.subTest(heading):
                 self.setUp()
+                self.script = SCRIPT
                 self.leaves_things_behind = True
                 self.assertIn(heading.replace('/opt/xensource/bin/xe', self.sim.xe),
                               self.printed(heading).replace('/nosuch/xe', self.sim.xe))
@@ -416,6 +417,7 @@ class Troubles(PoolCase):
         run = VmBackup.BackupRun(VmBackup.parse_config(
             ['backup_dir=' + self.backups], 'f', VmBackup.Invocation('', '', (), False, False, {})),
             VmBackup.Console(io.BytesIO()), None, VmBackup.Signals())
+        run.store.problem('no')
         with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
             with run.locked(self.backups + '/db', 0):
                 return run.console.lines[-1]
@@ -426,6 +428,16 @@ class Troubles(PoolCase):
     def provoke_no_progress_for(self):
         self.sim.pool.faults.add('vm-export', 'hang', nth=2)
         return self.back_up('vm-export=db', stall_timeout=0.01).output
+
+    def provoke_earlier_ones_cannot_be_removed_from_the_pool(self):
+        self.script = self.changed_script(DISCARD_PAUSES=())
+        for verb in ('vm-uninstall', 'snapshot-uninstall'):
+            self.fault(verb, 'SR_BACKEND_FAILURE_46', '', '', '', times=0)
+        return [self.back_up('vm-export=db').output for _ in range(3)][-1]
+
+    def provoke_the_record_of_a_snapshot_is_damaged(self):
+        self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'snapshot.json')
+        return self.back_up('vm-export=db').output
 
     def provoke_which_this_program_did_not_make(self):
         self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'thesis.odt')
@@ -484,6 +496,7 @@ class Troubles(PoolCase):
         return self.back_up('vm-export=db').output
 
     def provoke_was_left_in_the_pool(self):
+        self.script = self.changed_script(DISCARD_PAUSES=(), BUSY_PAUSES=())
         self.fault('vdi-destroy', 'VDI_IN_USE', 'OpaqueRef:NULL', 'destroy', times=0)
         return self.back_up('vdi-export=db').output
 
