@@ -114,7 +114,7 @@ XAPI_SOCKET = 'unix:/var/lib/xcp/xapi'
 XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself waits up to 2 h
 XAPI_TIMEOUT = 600         # seconds for one XenAPI call
 XAPI_PATIENCE = 300        # seconds to wait for an xapi that is gone in mid-run
-SHARE_TIMEOUT = 60         # seconds for backup_dir to answer at the beginning, and to lock
+SHARE_TIMEOUT = 120        # seconds for backup_dir to answer, where waiting would hold up a run
 DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
@@ -1908,10 +1908,6 @@ class BackupDir(NamedTuple):
         sync(self.file(marker))
         sync(self.path)
 
-    def size(self, name: str) -> int:
-        """Bytes of a file in it; raise CommandFailed if it is missing or empty."""
-        return written(self.file(name))
-
     @contextlib.contextmanager
     def whole(self, name: str) -> Iterator[None]:
         """A file that a command writes in it; the part that a failure leaves is deleted at once,
@@ -3062,7 +3058,7 @@ class BackupRun:
                 exporter.export(snapshot, backup.file(name), Watchdog(
                     self.settings.stall_timeout * 60, lambda: size_of(backup.file(name)),
                     lambda: self.pool.progress(exporter.kind, snapshot.ref)))
-                size = backup.size(name)
+                size = written(backup.file(name))
             log(f'{job.method} success')
         log(f'*** {job.method} end')
         backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),

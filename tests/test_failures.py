@@ -130,6 +130,7 @@ class FailingSteps(PoolCase):
                               ('vdi-export', ('vdi-destroy',))):
             with self.subTest(method):
                 self.setUp()
+                self.script = self.changed_script(DISCARD_PAUSES=(0.1,))
                 for verb in verbs:
                     self.sim.pool.faults.add(verb, times=0, **REFUSED)
                 done = self.back_up(method + '=db')
