@@ -2155,7 +2155,8 @@ class BackupStore:
                 pause(1)
             yield
         finally:
-            os.close(handle)                           # and with it the lock, as in death
+            with contextlib.suppress(TargetError):     # and with it the lock, as in death
+                bounded(lambda: os.close(handle), 'the share')
 
     def lock(self, handle: int) -> bool:
         """Try to lock a file; False if somebody else has locked it."""
@@ -2906,9 +2907,11 @@ class BackupRun:
         log('Success: backup directory area is writable')
         log(RULER)
         self.show_space('Space before backups')
-        self.clean_up()
+        with self.surviving():
+            self.clean_up()
         if self.settings.pool_db_backup:
-            self.back_up_pool_database()
+            with self.surviving():
+                self.back_up_pool_database()
         self.add_failures(plan)
         for method in ('vdi-export', 'vm-export'):
             log(f'************ {method}= ***************')
@@ -2917,10 +2920,20 @@ class BackupRun:
                     self.signals.check()
                     self.attempt(job)
         self.signals.check()
-        for history in self.again:
-            self.clean_up_one(history)
+        with self.surviving():
+            for history in self.again:
+                self.clean_up_one(history)
         log(RULER)
         self.show_space('Space status')
+
+    @contextlib.contextmanager
+    def surviving(self) -> Iterator[None]:
+        """A step beside the VMs: a bug of ours in it must not cost them their backups."""
+        try:
+            yield
+        except Exception as error:
+            self.console.log_lines(traceback.format_exc())
+            self.died(f'a bug in VmBackup.py, please report it: {error!r}')
 
     def clean_up(self) -> None:
         """Begin with the pool as it should be: remove what earlier runs that died left behind,

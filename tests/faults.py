@@ -9,9 +9,11 @@ from tests import faulting, runner
 
 PROGRAM = 'python3 -m tests faults'
 LIMIT = 900                     # seconds for one class
+JOBS = 2                        # processes per CPU: they wait half of their time
 
 
 def main(argv):
     """Exit status of the tests that inject faults."""
     os.environ[faulting.FULL] = '1'
-    return runner.main(argv, PROGRAM, modules='test_faults*.py', size=1, limit=LIMIT)
+    return runner.main(argv, PROGRAM, modules='test_faults*.py', size=1, limit=LIMIT,
+                       jobs=JOBS * (os.cpu_count() or 1))
