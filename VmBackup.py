@@ -601,6 +601,8 @@ def parse_arguments(words: Sequence[str]) -> Invocation:
     password, target = words[0], words[1]
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
+    if '/' in target and os.path.isdir(native(target)):
+        raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
     preview, options = False, {}
     for word in words[2:]:
         name, equals, value = word.partition('=')
@@ -1189,7 +1191,7 @@ class Xe:
 # Whole tables are read, not a call per VM, and kept with the fields in use only.
 
 NULL = 'OpaqueRef:NULL'
-LOST = ('UNREACHABLE', 'SESSION_INVALID', 'HOST_STILL_BOOTING')    # a call may be repeated
+LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
 VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
 FIELDS = {                 # those of whole records that we rely on
@@ -1332,30 +1334,27 @@ class Pool:
     def call(self, method: str, *arguments: Any) -> Any:
         """The result of a XenAPI call, which must be one that may be repeated; raise PoolError.
 
-        A restart of xapi ends connections and sessions, a day without a call ends the session
-        too (xapi: db_gc_util.ml, timeout_sessions): the call is repeated, after a new login.
+        A restart of xapi ends connections: the call is repeated. It ends sessions too, as a day
+        without a call does; XenAPI.py then logs in again.
         """
         target = self.session.xenapi
         for part in method.split('.'):
             target = getattr(target, part)
-        waited, lost, expired = stopwatch(), '', False
+        waited, told = stopwatch(), False
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
             try:
-                if lost == 'SESSION_INVALID':
-                    self.login()
                 result = self.guarded(method, target, *arguments)
                 self.patience = XAPI_PATIENCE
                 return result
             except PoolError as error:
-                if error.code not in LOST or error.code == 'SESSION_INVALID' and expired:
+                if error.code not in LOST:
                     raise
                 if waited() >= self.patience:
                     self.patience = 0                  # until a call succeeds
                     raise
-                if not lost:
+                if not told:
                     self.console.log(f'***NOTE - {error}: trying again')
-                lost = error.code
-                expired = expired or lost == 'SESSION_INVALID'
+                told = True
             pause(wait)
 
     @staticmethod
@@ -1813,7 +1812,8 @@ class Intent(NamedTuple):
     ref: str                   # its reference
     label: str
     since: str                 # UTC, as xapi writes times: 20260301T00:10:01Z; the time
-    until: str                 # in which a snapshot can be the one that was meant
+    until: str                 # in which a disk's snapshot can be the one that was meant,
+    latest: str                # and a VM's, which xapi may make later and which has our label
     host: str                  # whose process this is
     process: str               # its number and, against another of that number, its beginning
     before: Tuple[str, ...]    # references of the snapshots that it and its disks had already
@@ -1842,8 +1842,9 @@ class Intent(NamedTuple):
 
     def is_in_work(self) -> bool:
         """Whether it may be a run's that is going on, for a share that cannot lock."""
-        return self.host != os.uname().nodename or process(
-            self.process.partition(' ')[0]) == self.process
+        return self.process != process(str(os.getpid())) and (
+            self.host != os.uname().nodename or
+            process(self.process.partition(' ')[0]) == self.process)
 
 
 def process(number: str) -> str:
@@ -2332,7 +2333,6 @@ class Exporter:
     """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
 
     method = kind = extension = ''
-    longest = 900              # seconds until xapi has made the snapshot, in all likelihood
     snapshot_token = prepare_token = export_token = ''
 
     def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
@@ -2400,8 +2400,8 @@ class Exporter:
         with failing_as(self.snapshot_token):
             pool, ahead = self.pool.uuid(), self.pool.ahead()
         intent = Intent(pool, self.kind, self.uuid, self.target, self.label, utc(ahead - 60),
-                        utc(ahead + self.longest), os.uname().nodename,
-                        process(str(os.getpid())), self.before,
+                        utc(ahead + 900), utc(ahead + 2 * XE_TIMEOUT + 900),
+                        os.uname().nodename, process(str(os.getpid())), self.before,
                         tuple(disk.vdi_ref for disk in self.disks))
         backup.set_intent(intent)
         taken = False
@@ -2411,11 +2411,12 @@ class Exporter:
                 self.console.log('snap-uuid: ' + uuid)
                 if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
-                backup.set_intent(intent._replace(uuid=uuid))
+                intent = intent._replace(uuid=uuid)
+                backup.set_intent(intent)
                 found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
                 if found.ref in self.before:
                     raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
-                intent = self.with_disks(intent._replace(uuid=uuid), found)
+                intent = self.with_disks(intent, found)
             taken = True
         except BackupFailed as error:
             if FULL.search(str(error)):
@@ -2424,7 +2425,9 @@ class Exporter:
         finally:
             if not taken:
                 with tolerating(self.warnings, f'a snapshot may have been {LEFT}'):
-                    self.settle(intent._replace(uuid=''))
+                    made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
+                            if each.ref not in self.before]
+                    self.settle(intent if intent.uuid in made else intent._replace(uuid=''))
                     backup.drop_intent()
         return intent, found
 
@@ -2452,6 +2455,7 @@ class Exporter:
                 self.warn_of(found.uuid, found.label)
         if intent.uuid:
             self.check_gone(intent)
+            self.check_record_gone(intent)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Whether one of the snapshots since we meant to make one is that one, whose uuid we did
@@ -2462,12 +2466,13 @@ class Exporter:
         """Whether it is a disk's, and no VM or VM snapshot holds it."""
         return self.kind == 'VDI' and not found.vbds
 
-    @staticmethod
-    def is_only_one(found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Whether a disk's snapshot, which need not have our label yet, can be that one only: the
-        only one without a VBD that was made right after we meant to make one."""
-        return [found.ref] == [each.ref for each in new if each.of == found.of and not each.vbds
-                               and intent.since <= each.when <= intent.until]
+    def is_only_one(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+        """Whether a disk's snapshot without our label can be that one only: it has the disk's own
+        (xapi: xapi_vdi.ml, snapshot_and_clone), and no other without a VBD was made right after we
+        meant to make one."""
+        return found.label == self.pool.label('VDI', found.of)[0] and [found.ref] == [
+            each.ref for each in new if each.of == found.of and not each.vbds
+            and intent.since <= each.when <= intent.until]
 
     def warn_of(self, uuid: str, label: str) -> None:
         """Tell of a snapshot that may be ours."""
@@ -2496,6 +2501,10 @@ class Exporter:
 
         Raise CommandFailed, PoolError.
         """
+        self.check_record_gone(intent)
+
+    def check_record_gone(self, intent: Intent) -> None:
+        """Raise CommandFailed if the snapshot is still there."""
         if not self.pool.is_gone(self.kind, intent.uuid):
             raise CommandFailed(f'the snapshot {intent.uuid} is still there')
 
@@ -2503,7 +2512,7 @@ class Exporter:
 class VmExporter(Exporter):
     """A whole VM as an XVA archive."""
 
-    method, kind, longest = 'vm-export', 'VM', 2 * XE_TIMEOUT + 900
+    method, kind = 'vm-export', 'VM'
     snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
     export_token = 'VM-EXPORT-FAIL'
     # `true` for gzip is understood by every release; zstd since CH 8.1 and XCP-ng 7.6
@@ -2560,21 +2569,24 @@ class VmExporter(Exporter):
         left = [found for found in self.pool.snapshots('VDI', intent.sources)
                 if found.ref in intent.disks]
         if not intent.disks or any(found.vbds for found in left):
-            super().check_gone(intent)
-        for found in left:
-            self.destroy_disk(found.uuid)
+            self.check_record_gone(intent)
+        self.destroy_disks([found.uuid for found in left])
 
-    def destroy_disk(self, uuid: str) -> None:
-        """Destroy a disk of a snapshot that is gone. Raise CommandFailed."""
-        self.xe.tell('vdi-destroy', uuid=uuid)
-        if not self.pool.is_gone('VDI', uuid):
-            raise CommandFailed(f'the disk {uuid} is still there')
+    def destroy_disks(self, uuids: Sequence[str]) -> None:
+        """Destroy disks of a snapshot that is gone; one that fails leaves no other there. Raise
+        CommandFailed."""
+        for uuid in uuids:
+            with contextlib.suppress(CommandFailed):   # its words are in the log
+                self.xe.tell('vdi-destroy', uuid=uuid)
+        left = [uuid for uuid in uuids if not self.pool.is_gone('VDI', uuid)]
+        if left:
+            raise CommandFailed('disks of it are still there: ' + ', '.join(left))
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """The only one with our label that was made soon after."""
         return found.template and [found.ref] == [
             each.ref for each in new if each.label == intent.label
-            and intent.since <= each.when <= intent.until]
+            and intent.since <= each.when <= intent.latest]
 
     def settle(self, intent: Intent) -> None:
         """Disks of a snapshot that was only half made are looked for too: they come first, and are
@@ -2582,12 +2594,11 @@ class VmExporter(Exporter):
         super().settle(intent)
         new = [found for found in self.pool.snapshots('VDI', intent.sources)
                if found.ref not in intent.before and not intent.uuid]
+        ours = [found for found in new if self.is_only_one(found, new, intent)]
         for found in new:
-            if self.is_only_one(found, new, intent):
-                self.console.log('removing a disk of an unfinished snapshot: ' + found.uuid)
-                self.destroy_disk(found.uuid)
-            elif not found.vbds:
+            if not found.vbds and found not in ours:
                 self.warn_of(found.uuid, found.label)
+        self.destroy_disks([found.uuid for found in ours])
 
 
 class VdiExporter(Exporter):
@@ -2643,8 +2654,8 @@ class VdiExporter(Exporter):
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """If it can be that one only, which still has its disk's label."""
-        return found.label != intent.label and self.is_only_one(found, new, intent)
+        """If it can be that one only: we were killed before we knew its uuid and labelled it."""
+        return self.is_only_one(found, new, intent)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -3037,9 +3048,9 @@ class BackupRun:
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         xe = Xe(self.console, self.signals)
         known = self.settle_leftovers(history, warnings)
-        if len(known) >= MOST_LEFTOVERS:
+        if len(known) >= MOST_LEFTOVERS or '' in known:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(known))
+                               + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
         log(f'Check for last **unsuccessful** backup: {history.directory}')
         for failure in history.failures():
             log(f'Deleting last **unsuccessful** backup {failure.path} ')
@@ -3077,8 +3088,9 @@ class BackupRun:
         backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),
                         size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
-        older = [each for each in history.good() if each.path != backup.path]
-        self.prune(history, surplus(older, job.keep), warnings)
+        with tolerating(warnings, 'cannot look for older backups'):
+            older = [each for each in history.good() if each.path != backup.path]
+            self.prune(history, surplus(older, job.keep), warnings)
         return size
 
     def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime) -> Dict[str, Any]:

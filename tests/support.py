@@ -188,7 +188,8 @@ class PoolCase(unittest.TestCase):
         pool, = self.sim.pool.tables['pool'].values()
         intent = VmBackup.Intent(
             pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',
-            VmBackup.utc(-60), VmBackup.utc(900), 'host', '1 1', (), ())._replace(**fields)
+            VmBackup.utc(-60), VmBackup.utc(900), VmBackup.utc(900), 'host', '1 1', (),
+            ())._replace(**fields)
         with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
             json.dump(intent._asdict(), stream)
 

@@ -160,9 +160,10 @@ class NoConfigs(BadInputCase):
                 stream.truncate(100 << 20)
             self.refuse(self.path(name), 'ERROR', 'over 1 MiB', self.path(name))
 
-    def test_a_directory_is_a_name_of_a_vm_that_does_not_exist(self):
+    def test_a_directory(self):
         os.mkdir(self.path('directory.cfg'))
-        self.refuse(self.path('directory.cfg'), 'vm-export=' + self.path('directory.cfg'))
+        self.refuse(self.path('directory.cfg'), 'a directory, not a config file: '
+                    + self.path('directory.cfg'))
 
     def test_devices_sockets_and_pipes(self):
         listener = socket.socket(socket.AF_UNIX)
