@@ -40,14 +40,14 @@ class DisksOfASnapshot(PoolCase):
 
     def test_they_are_removed_at_the_end_of_the_run(self):
         self.script = self.changed_script(DISCARD_PAUSES=(0.1,))
-        self.refuse_to_destroy(5)              # vm-uninstall's first, then two of each attempt
+        self.refuse_to_destroy(3)              # vm-uninstall's, then both disks
         done = self.back_up('vm-export=web')
         self.assertEqual(1, done.status, done.output)
         self.assertIn('was left in the pool', done.output)
 
     def test_they_are_removed_by_the_next_run(self):
         self.script = self.changed_script(DISCARD_PAUSES=(0.1,))
-        self.refuse_to_destroy(7)              # and two at the end of the run
+        self.refuse_to_destroy(5)              # and both once more at the end of the run
         done = self.back_up('vm-export=web')
         self.assertEqual(1, done.status, done.output)
         self.assertIn('was left in the pool', done.output)
