@@ -103,8 +103,7 @@ class Run(PoolCase):
     def test_the_limit_for_success_compress_is_a_key(self):
         for gib, marker in ((1, 'success_compress'), (2, 'success')):
             config = self.config('vm-export=db', large_backup=gib)
-            with unittest.mock.patch.object(VmBackup.BackupDir, 'size',
-                                            return_value=(1 << 30) + 1):
+            with unittest.mock.patch.object(VmBackup, 'written', return_value=(1 << 30) + 1):
                 self.assertEqual(0, self.run_here('password', config)[0])
             self.assertIn(marker, os.listdir(self.dated('db')[-1]))
 
