@@ -31,13 +31,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import figures
 from tests.simpool import archive
-from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
+from tests.support import LIMIT, SCRIPT, PoolCase
 
 MIB = 1 << 20
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
@@ -310,23 +309,6 @@ class FaultCase(PoolCase):
     def backup(self, **environ):
         """A run with this test's config, to its end."""
         return self.finish(self.start_backup(**environ))
-
-    def changed_script(self, **constants):
-        """The path of a copy of the script with other values of these first-page constants."""
-        with open(SCRIPT, encoding='utf-8') as stream:
-            text = stream.read()
-        for name, value in constants.items():
-            text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
-                                  flags=re.MULTILINE)
-            self.assertEqual(1, count, '%s is no constant of the first page' % name)
-        place = tempfile.mkdtemp(dir=self.directory, prefix='script-')
-        for name, content in (('VmBackup.py', text), ('XenAPI.py', None)):
-            if content is None:
-                with open(os.path.join(ROOT, name), encoding='utf-8') as stream:
-                    content = stream.read()
-            with open(os.path.join(place, name), 'w', encoding='utf-8') as stream:
-                stream.write(content)
-        return os.path.join(place, 'VmBackup.py')
 
     def until(self, condition, what='it'):
         """Wait until something holds."""

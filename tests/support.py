@@ -160,6 +160,17 @@ class PoolCase(unittest.TestCase):
         return [(call.name, dict(word.partition('=')[::2] for word in call.args))
                 for call in self.sim.calls('xe')]
 
+    def verbs(self):
+        """The xe commands so far."""
+        return [verb for verb, _ in self.xe_calls()]
+
+    def wait_for(self, condition):
+        """Wait until something has happened."""
+        end = time.monotonic() + LIMIT
+        while not condition():
+            self.assertLess(time.monotonic(), end, 'it never happened')
+            time.sleep(0.01)
+
     def tree(self):
         """The files and directories below the backup directory, dates blanked, sorted; locks
         left out."""

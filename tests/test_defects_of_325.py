@@ -8,7 +8,6 @@ import ast
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -215,21 +214,6 @@ class DefectCase(PoolCase):
                     [tables['VM'][ref]['name_label'] for ref in record['snapshots']]))
         return {name: sorted(found[name]) for name in found}
 
-    def copy_of_script(self, **constants):
-        """A copy of the script with other constants on its first page, beside XenAPI.py."""
-        directory = os.path.join(self.directory, 'own copy')
-        os.makedirs(directory, exist_ok=True)
-        with open(SCRIPT, encoding='utf-8') as stream:
-            text = stream.read()
-        for name, value in constants.items():
-            text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
-                                  flags=re.MULTILINE)
-            self.assertEqual(1, count, name)
-        with open(os.path.join(directory, 'VmBackup.py'), 'w', encoding='utf-8') as stream:
-            stream.write(text)
-        shutil.copy(os.path.join(ROOT, 'XenAPI.py'), directory)
-        return stream.name
-
     def start_copy(self, script, *arguments):
         """Start such a copy; return the process."""
         return subprocess.Popen(
@@ -272,7 +256,7 @@ class InThePool(DefectCase):
         self.assert_clean()
 
     def test_of_several_leftovers_all_are_removed_not_only_the_last(self):
-        script = self.copy_of_script(DISCARD_PAUSES=(0,))
+        script = self.changed_script(DISCARD_PAUSES=(0,))
         for number in range(1, 3):                     # what the one before left cannot be removed
             for verb in ('vm-uninstall', 'snapshot-uninstall', 'vdi-destroy'):
                 self.sim.pool.faults.add(verb, times=0, **REFUSED)
@@ -348,7 +332,7 @@ class OnDisk(DefectCase):
         table = os.path.join(self.directory, 'fstab')
         with open(table, 'w', encoding='utf-8') as stream:
             stream.write('# the share\nnas:/backup %s nfs defaults 0 0\n' % self.backups)
-        script = self.copy_of_script(FSTAB=table)
+        script = self.changed_script(FSTAB=table)
         for target in (self.backups, os.path.join(self.backups, 'of this pool')):
             os.makedirs(target, exist_ok=True)
             done = self.finish(self.start_copy(script, 'password', self.config(

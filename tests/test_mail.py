@@ -11,7 +11,7 @@ import unittest
 
 import VmBackup
 from tests.smtp_sink import CERTIFICATE, DROP, SILENCE, SmtpSink, deaf_port
-from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
+from tests.support import LIMIT, PoolCase
 
 try:
     import aiosmtpd.controller
@@ -40,24 +40,6 @@ class MailCase(PoolCase):
                     mail_smtp_port=sink.port)
         return self.config(*(lines or ('vm-export=db',)), **dict(head, **keys))
 
-    def copy_of_script(self, **constants):
-        """A copy of the script with other constants on its first page, beside XenAPI.py."""
-        directory = os.path.join(self.directory, 'own copy')
-        os.makedirs(directory, exist_ok=True)
-        with open(SCRIPT, encoding='utf-8') as stream:
-            text = stream.read()
-        for name, value in constants.items():
-            text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
-                                  flags=re.MULTILINE)
-            self.assertEqual(1, count, name)
-        path = os.path.join(directory, 'VmBackup.py')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write(text)
-        link = os.path.join(directory, 'XenAPI.py')
-        if not os.path.lexists(link):
-            os.symlink(os.path.join(ROOT, 'XenAPI.py'), link)
-        return path
-
     def run_copy(self, script, *arguments, **environ):
         """Run such a copy to its end."""
         return self.finish(subprocess.Popen(
@@ -67,7 +49,7 @@ class MailCase(PoolCase):
 
     def run_impatient(self, config, timeout=30, **environ):
         """A run that does not pause between its attempts to mail."""
-        script = self.copy_of_script(MAIL_PAUSE=0, MAIL_TIMEOUT=timeout)
+        script = self.changed_script(MAIL_PAUSE=0, MAIL_TIMEOUT=timeout)
         return self.run_copy(script, 'password', config, **environ)
 
     def password_file(self, password, mode=0o600):
@@ -261,7 +243,7 @@ class TheFirstPage(MailCase):
 
     def edited(self, sink, **more):
         """A copy of the script that mails to the sink."""
-        return self.copy_of_script(**dict(dict(
+        return self.changed_script(**dict(dict(
             DEFAULT_MAIL_TO='page-one@example.org', DEFAULT_MAIL_SMTP_PORT=str(sink.port),
             DEFAULT_BACKUP_DIR=self.backups), **more))
 
@@ -305,7 +287,7 @@ class TheFirstPage(MailCase):
         self.assertEqual(1, len(sink.mails))
 
     def test_a_wrong_one_is_named(self):
-        script = self.copy_of_script(DEFAULT_MAX_BACKUPS='many')
+        script = self.changed_script(DEFAULT_MAX_BACKUPS='many')
         for arguments in (['db'], ['db', 'preview'], [self.config('vm-export=db')]):
             done = self.run_copy(script, 'password', *arguments)
             self.assertEqual(2, done.status)

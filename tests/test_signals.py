@@ -2,23 +2,15 @@
 
 import os
 import signal
-import time
 import unittest
 
-from tests.support import LIMIT, PoolCase
+from tests.support import PoolCase
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals(PoolCase):
     """A signal in the midst of a run."""
-
-    def wait_for(self, condition):
-        """Wait until something has happened."""
-        end = time.monotonic() + LIMIT
-        while not condition():
-            self.assertLess(time.monotonic(), end, 'it never happened')
-            time.sleep(0.01)
 
     def signalled_in(self, verb, nth, signum, *lines):
         """Run until the nth call of an xe verb is under way, send a signal, see it end."""

@@ -43,17 +43,6 @@ class StallCase(PoolCase):
         self.assertNotIn('Traceback', done.output)
         return done
 
-    def wait_for(self, condition):
-        """Wait until something has happened."""
-        end = time.monotonic() + LIMIT
-        while not condition():
-            self.assertLess(time.monotonic(), end, 'it never happened')
-            time.sleep(0.01)
-
-    def verbs(self):
-        """The xe commands so far."""
-        return [verb for verb, _ in self.xe_calls()]
-
     def exporting(self, method, *lines, **keys):
         """Start a run; return it once the export itself is under way."""
         verb, nth, _ = EXPORTS[method]

@@ -14,7 +14,7 @@ import unittest
 
 import VmBackup
 from tests import test_faults_disk
-from tests.support import LIMIT, PoolCase
+from tests.support import PoolCase
 
 DAY = 'backup-2019-01-%02d-(00:00:00)'
 NAME = 'backup-%Y-%m-%d-(%H:%M:%S)'
@@ -104,17 +104,6 @@ class StoreCase(PoolCase):
             self.skipTest(test_faults_disk.REASON)
         words = test_faults_disk.unshare()
         self.through(BESIDE_A_MOUNT % (words[0], words, place, self.script))
-
-    def wait_for(self, condition):
-        """Wait until something has happened."""
-        end = time.monotonic() + LIMIT
-        while not condition():
-            self.assertLess(time.monotonic(), end, 'it never happened')
-            time.sleep(0.01)
-
-    def verbs(self):
-        """The xe commands so far."""
-        return [verb for verb, _ in self.xe_calls()]
 
 
 class Manifests(StoreCase):
