@@ -120,6 +120,18 @@ class FailingSteps(PoolCase):
                 self.assertIn('vmbackup.py,end,WARNING,S:1 W:1 E:0', self.status())
                 self.assert_clean()
 
+    def test_a_raw_image_that_is_shorter_than_the_disk_fails(self):
+        wrapper = os.path.join(self.directory, 'xe')
+        with open(wrapper, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n[ "$1" = vdi-export ] || exec %s "$@"\n'
+                         'for word; do case $word in filename=*) '
+                         'exec truncate -s 1M "${word#filename=}";; esac; done\n' % self.sim.xe)
+        os.chmod(wrapper, 0o755)
+        done = self.vmbackup('password', self.config('vdi-export=db'), VMBACKUP_XE=wrapper)
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('the image has 1048576 bytes, the disk 2097152', done.output)
+        self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
+
     def test_a_removal_that_was_done_but_not_confirmed_is_recognised(self):
         self.sim.pool.faults.add('vdi-destroy', 'print', stderr='Lost connection', exit=1,
                                  times=1)

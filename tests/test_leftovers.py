@@ -55,6 +55,27 @@ class DisksOfASnapshot(PoolCase):
         self.assertEqual(0, self.back_up('vm-export=web').status)
         self.assert_clean()
 
+    def test_one_that_cannot_be_removed_keeps_no_other(self):
+        self.script = self.changed_script(DISCARD_PAUSES=())
+        drop = self.sim.pool.drop_vdi
+        stubborn = []
+
+        def drop_vdi(vdi):
+            if not stubborn:
+                stubborn.append(vdi)
+            if vdi in stubborn:
+                raise XapiError(*FAILURE)
+            return drop(vdi)
+        self.sim.pool.drop_vdi = drop_vdi
+        done = self.back_up('vm-export=web')
+        self.assertEqual(1, done.status, done.output)
+        extra = set(self.contents()['VDI']) - set(self.before['VDI'])
+        self.assertEqual(set(stubborn), extra)
+        self.assertIn('disks of it are still there: '
+                      + self.sim.pool.tables['VDI'][stubborn[0]]['uuid'], done.output)
+        self.sim.pool.drop_vdi = drop
+        self.assertEqual(0, self.back_up('vm-export=db').status)
+
     def test_a_disk_name_that_forges_lines_of_xe_removes_nothing_else(self):
         disk = self.disk_of('web', '0')
         mine = self.xe('vdi-snapshot', 'uuid=' + disk).strip()
@@ -91,6 +112,35 @@ class Records(PoolCase):
             self.assertEqual(1, done.status, done.output)
             self.assertIn('the snapshot %s, called db 0, was not made' % uuid, done.output)
             self.assert_clean()
+
+    def test_a_disk_snapshot_that_somebody_named_is_told_of_and_stays(self):
+        vm = self.uuid_of('db')
+        for fields in ({}, dict(kind='VM', of=vm, ref=self.sim.pool.ref_of('VM', vm), sources=(
+                self.sim.pool.ref_of('VDI', self.disk_of('db', '0')),))):
+            with self.subTest(fields):
+                failed = self.failure('db', **fields)
+                uuid = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
+                self.xe('vdi-param-set', 'uuid=' + uuid, 'name-label=before the upgrade')
+                self.before = self.contents()
+                done = self.back_up('vm-export=web')
+                self.assertEqual(1, done.status, done.output)
+                self.assertIn('the snapshot %s, called before the upgrade, was not' % uuid,
+                              done.output)
+                self.assert_clean()
+                self.xe('vdi-destroy', 'uuid=' + uuid)
+                self.before = self.contents()
+                os.rmdir(failed)
+
+    def test_no_further_snapshot_is_made_while_one_may_still_come(self):
+        self.failure('db')
+        self.sim.pool.faults.add('VDI.get_current_operations', 'print', times=0,
+                                 value={'OpaqueRef:1': 'snapshot'})
+        self.script = self.changed_script(SNAPSHOT_PAUSES=())
+        done = self.back_up('vm-export=db', 'vm-export=web')
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('vm-export,end,SNAPSHOT-FAIL db', self.status())
+        self.assertIn('vm-export,end,SUCCESS web,elapse:0 size:0G', self.status())
+        self.assertTrue(os.path.exists(os.path.join(self.dated('db')[0], 'snapshot.json')))
 
     def test_a_record_of_a_disk_that_is_gone_is_dropped(self):
         failed = self.failure('db', of='00000000-0000-0000-0000-000000000000',

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 import unittest
+import xmlrpc.client
 
+import VmBackup
 from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
 
 HARD_PASSWORD = ' pa$s"w\'ö`rd\\ %s{}名'
@@ -47,6 +49,18 @@ class LoginCase(PoolCase):
     def path(self, *parts):
         """A path in this test's directory."""
         return os.path.join(self.directory, *parts)
+
+
+class Errors(unittest.TestCase):
+    """What is told of an answer that is none."""
+
+    def test_an_http_error_does_not_tell_the_password_in_the_address(self):
+        def refuse():
+            raise xmlrpc.client.ProtocolError('root:s3cret@host/', 501, 'Not Implemented', {})
+        with self.assertRaises(VmBackup.PoolError) as caught:
+            VmBackup.Pool.guarded('VM.get_all_records', refuse)
+        self.assertEqual('XenAPI VM.get_all_records failed: HTTP 501 Not Implemented',
+                         str(caught.exception))
 
 
 class Passwords(LoginCase):

@@ -48,6 +48,13 @@ class Signals(PoolCase):
                 self.assert_clean()
                 self.assertNotIn('success', ' '.join(self.tree()))
 
+    def test_a_metadata_export_that_hangs_is_ended(self):
+        self.sim.pool.faults.add('vm-export', 'hang')
+        done = self.signalled_in('vm-export', 1, signal.SIGTERM, 'vm-export=web')
+        self.assertEqual(143, done.status, done.output)
+        self.assertIn('vm-export,end,INTERRUPTED web', self.status())
+        self.assertNotIn('vm-snapshot', self.verbs())
+
     def test_a_second_signal_does_not_break_the_cleanup(self):
         self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=50000)
         self.sim.pool.faults.add('vm-uninstall', 'slow', seconds=0.5)
