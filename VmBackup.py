@@ -2205,7 +2205,10 @@ class BackupStore:
 
     @staticmethod
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
-        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them."""
+        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them.
+
+        Raise TargetError, OSError.
+        """
         directory = os.path.dirname(newest)
         dumps = sorted(name for name in os.listdir(directory)
                        if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
@@ -2213,6 +2216,8 @@ class BackupStore:
         old = surplus(dumps, keep) if keep else []
         partial = [name for name in os.listdir(directory)       # a run was killed
                    if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
+        if old + partial and os.path.islink(directory):
+            raise TargetError(f'{directory} is a symbolic link')
         for name in old + partial:
             os.unlink(os.path.join(directory, name))
         return [os.path.join(directory, name) for name in old]
@@ -3178,8 +3183,11 @@ class BackupRun:
                                 lambda: None)
             Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
                                                          file_name=partial)
-        for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
-            self.console.log(f'Deleting oldest pool database dump {old}')
+        warnings = []          # type: List[str]
+        with tolerating(warnings, 'cannot delete old dumps'):
+            for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+                self.console.log(f'Deleting oldest pool database dump {old}')
+        self.warn(warnings)
 
 
 def load_config(invocation: Invocation, console: Console) -> Config:

@@ -392,6 +392,25 @@ class PoolDatabase(PoolCase):
         self.assertEqual(2, len(self.dumps()) - 1)
         self.assertTrue(os.path.exists(foreign))
 
+    def test_an_old_dump_that_cannot_be_deleted_is_a_warning_and_the_new_one_stands(self):
+        self.back_up('vm-export=db', pool_db_backup=1)
+        old = os.path.join(os.path.dirname(self.dumps()[0]), 'pool_db_20190101-000000.dump')
+        os.mkdir(old)                          # not even root can unlink a directory
+        done = self.back_up('vm-export=db', pool_db_backup=1, pool_db_max_backups=2)
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('***WARNING - cannot delete old dumps', done.output)
+        self.assertEqual(3, len(self.dumps()))
+        self.assertIn('vmbackup.py,end,WARNING,S:1 W:0 E:0', self.status())
+
+    def test_no_dump_is_deleted_through_a_link(self):
+        elsewhere = os.path.join(self.directory, 'elsewhere')
+        os.mkdir(elsewhere)
+        os.symlink(elsewhere, os.path.join(self.backups, 'METADATA_' + os.uname().nodename))
+        for status in (0, 1):
+            done = self.back_up('vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
+            self.assertEqual(status, done.status, done.output)
+        self.assertEqual(2, len(self.dumps()))
+
     def test_a_partial_dump_of_a_killed_run_goes_with_the_next(self):
         self.back_up('vm-export=db', pool_db_backup=1)
         partial = os.path.join(os.path.dirname(self.dumps()[0]),
