@@ -10,7 +10,8 @@ Do not run this script unless you are comfortable with the commands that it issu
 
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
-for disks of such a snapshot that are left; and `xe pool-dump-database` on request.
+for disks of such a snapshot that are left; and `xe pool-dump-database` on request. Afterwards it
+reads what was exported and proves it whole; `verify` does so at any later time, without the pool.
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N.
 
@@ -26,23 +27,30 @@ Map of this file, in the order in which a run meets its sections; each uses only
      8 Pool          the only user of XenAPI
      9 Store         dated directories, manifests, markers, locks, rotation
     10 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
-    11 Exporters     what vm-export and vdi-export do differently
-    12 Reports       status log, mail
-    13 Runs          a night's backup, its preview
-    14 Command line  help texts, main
+    11 Verification  reading archives and images, and proving them whole
+    12 Exporters     what vm-export and vdi-export do differently
+    13 Reports       status log, mail
+    14 Runs          a night's backup, its preview
+    15 Commands      verify: what is done with backups without the pool
+    16 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
+import array
 import base64
 import binascii
 import collections
 import contextlib
+import ctypes
+import ctypes.util
 import datetime
 import email.message
 import email.utils
 import errno
 import fcntl
+import functools
+import glob
 import hashlib
 import heapq
 import http.client
@@ -58,6 +66,7 @@ import smtplib
 import socket
 import ssl
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -98,6 +107,7 @@ DEFAULT_LOCK_WAIT = '0'
 DEFAULT_REQUIRE_MOUNT = 'auto'
 DEFAULT_MIN_FREE = ''
 DEFAULT_STALL_TIMEOUT = '30'
+DEFAULT_VERIFY = 'yes'
 
 DEFAULT_MAIL_TO = ''
 DEFAULT_MAIL_FROM = ''
@@ -119,6 +129,9 @@ DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
 FSTAB = '/etc/fstab'
+XXHASH = ('libxxhash.so.0', 'xxhash')      # that library's file, and its name for ldconfig
+SLOW_BYTES = 1 << 30       # of one file that a run hashes without that library: half a minute
+TELL_EVERY = 600           # seconds between log lines of a file that takes long to verify
 MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
 MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
@@ -126,7 +139,7 @@ MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 # ----------------------------------------------------------------------------------------------
 # 2. Vocabulary: what can go wrong, how a VM's backup can end
 # ----------------------------------------------------------------------------------------------
-# Exceptions go up; words and exit codes come out in one place (sections 13 and 14).
+# Exceptions go up; words and exit codes come out in one place (sections 14 to 16).
 
 
 class VmBackupError(Exception):
@@ -156,6 +169,10 @@ class PoolError(VmBackupError):
 
 class CommandFailed(VmBackupError):
     """A program could not be started, failed, or did not do what it claims."""
+
+
+class Damaged(VmBackupError):
+    """A file is not what a good backup has; the text tells where, and what was expected."""
 
 
 class BackupFailed(VmBackupError):
@@ -310,13 +327,21 @@ class Console:
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream   # unbuffered; None if it is closed
+        self.passing = False   # whether a line stands there that the next one overwrites
         self.lines = collections.deque(maxlen=20000)    # type: collections.deque
 
     def log(self, text: str = '') -> None:
         """Print one line with 3.25's time stamp. A closed or full output is not an error."""
         line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {printable(text)}'
         self.lines.append(line)
+        self.show('')
         self.write(line + '\n')
+
+    def show(self, text: str) -> None:
+        """On a terminal, show a line that the next one overwrites; elsewhere nothing."""
+        if self.passing or text and self.stream and self.stream.isatty():
+            self.write('\r' + printable(text)[:100] + '\x1b[K')     # and clear the rest
+            self.passing = bool(text)
 
     def log_lines(self, text: str) -> None:
         """Print each line of a program's output."""
@@ -482,6 +507,9 @@ KEYS = (
         'or, in any case, with less than its last backup took'),
     Key('stall_timeout', DEFAULT_STALL_TIMEOUT, minutes(0.001),
         'Minutes after which an export that does not move is ended'),
+    Key('verify', DEFAULT_VERIFY, one_of(yes='yes', no='no'),
+        'yes reads each backup after it was made and proves it whole, before it counts;\n'
+        'no makes the night shorter'),
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, one_address,
@@ -946,10 +974,12 @@ def reap(child: subprocess.Popen) -> None:
             stream.close()
 
 
-def bounded(function: Callable[[], Any], what: str) -> Any:
+def bounded(function: Callable[[], Any], what: str,
+            watch: Optional[Callable[[], None]] = None) -> Any:
     """The result of a function that hangs if the share does.
 
-    Raise TargetError if it has none within SHARE_TIMEOUT seconds, and what it raises.
+    Raise TargetError if it has none within SHARE_TIMEOUT seconds or, with a function to watch it,
+    what that raises; and what it raises itself.
     """
     results = []               # type: List[Any]
 
@@ -961,6 +991,9 @@ def bounded(function: Callable[[], Any], what: str) -> Any:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
+    while watch and thread.is_alive():
+        watch()
+        thread.join(WATCH_EVERY)
     thread.join(SHARE_TIMEOUT)
     if not results:
         raise TargetError(f'{what} does not answer within {SHARE_TIMEOUT} seconds')
@@ -990,13 +1023,14 @@ class Watchdog:
             self.seen, self.standing = seen, stopwatch()
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(max(size, 0))} written')
+                                f'at {human_size(max(size, 0))}')
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOGIN_GRACE = 5            # seconds for a login to end after a signal
 REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
 LOOK_EVERY = 5             # seconds between a watchdog's looks, at most
+WATCH_EVERY = 0.5          # seconds between looks at a file that is read
 
 
 class Signals:
@@ -1114,6 +1148,52 @@ def disk_free(path: str) -> str:
     if result.status or not result.output:
         raise CommandFailed('df failed: ' + result.errors.decode('utf-8', 'replace').strip())
     return result.output.decode('utf-8', 'replace')
+
+
+DECOMPRESSORS = {'gzip': ('pigz', 'gzip'), 'zstd': ('zstd',)}     # the first that is there
+
+
+def decompressor(compression: str) -> List[str]:
+    """The command that decompresses from standard input to standard output; raise CommandFailed
+    if there is none."""
+    for program in DECOMPRESSORS[compression]:
+        path = shutil.which(program)
+        if path:
+            return [path, '-dcq']
+    raise CommandFailed('this host has no program {}, by which to verify it (install it, or set '
+                        'verify=no)'.format(' or '.join(DECOMPRESSORS[compression])))
+
+
+class Filter:
+    """A program through which a file is read; raise CommandFailed if it cannot be started."""
+
+    def __init__(self, argv: Sequence[str], handle: int) -> None:
+        self.name = os.path.basename(argv[0])
+        try:
+            self.child = subprocess.Popen(argv, bufsize=0, stdin=handle, stdout=subprocess.PIPE,
+                                          stderr=subprocess.PIPE, start_new_session=True)
+        except OSError as error:
+            raise CommandFailed(f'cannot start {argv[0]}: {error.strerror}')
+
+    def readinto(self, view: memoryview) -> int:
+        """Read what is there; 0 at the end. Raise Damaged if the program found the input bad."""
+        got = self.child.stdout.readinto(view)
+        if not got and self.child.returncode is None:
+            words = self.child.stderr.read().decode('utf-8', 'replace').split('\n')[0].strip()
+            if self.child.wait():
+                raise Damaged(f'{self.name} says: {words or self.child.returncode}')
+        return got
+
+    def close(self) -> None:
+        """End the program."""
+        reap(self.child)
+
+
+def be_gentle() -> None:
+    """From now on, let everybody else have the CPUs and the disks first."""
+    os.nice(19)
+    with contextlib.suppress(CommandFailed):           # the system has no I/O priorities
+        run(['ionice', '-c', '3', '-p', str(os.getpid())], SHARE_TIMEOUT)
 
 
 class Xe:
@@ -1647,6 +1727,8 @@ PARTIAL = '.partial'       # ends the name of a dump while it is written
 NEW = '.new'               # ends the name of such a file while it is written
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'DISK-.*|VIFs)\Z', re.DOTALL)
+METADATA = 'vm-metadata.xml'
+IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
 EXTENSIONS = ('.xva', '.xva.gz', '.xva.zst', '.raw', '.vhd')
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 LOCKS = '.locks'           # in backup_dir: a file for each VM
@@ -1857,6 +1939,12 @@ def process(number: str) -> str:
     return f'{number} {fields[19].decode("ascii")}'
 
 
+def part(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
+    """A part of a manifest; {} if it has none, or what is none."""
+    found = manifest.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 class BackupDir(NamedTuple):
     """One dated directory: a backup when it carries a marker, else a failure's record."""
 
@@ -1882,6 +1970,34 @@ class BackupDir(NamedTuple):
         """Write a text file in it, UTF-8 whatever the locale."""
         with open(self.file(*parts), 'wb', opener=private) as stream:
             stream.write(encoded(text))
+
+    def manifest(self) -> Dict[str, Any]:
+        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            found = json.loads(read_file(self.file(MANIFEST), LONGEST_RECORD).decode('utf-8'))
+            if isinstance(found, dict):
+                return found
+        return {}
+
+    def set_verified(self, verified: Dict[str, Any]) -> None:
+        """Put the result of a verification into its manifest, if it has one. Raise OSError."""
+        manifest = self.manifest()
+        if manifest:
+            write_json(self.file(MANIFEST), dict(manifest, verified=verified))
+
+    def archives(self) -> List[str]:
+        """The names of the archives and images in it. Raise OSError."""
+        return sorted(name for name in os.listdir(self.path) if IMAGE.search(name))
+
+    def disk_size(self, manifest: Dict[str, Any]) -> Optional[int]:
+        """The bytes of the disk that a vdi-export is of, as far as is known: from its manifest or,
+        for 3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
+        with contextlib.suppress(OSError, LookupError, TypeError):
+            if manifest:
+                return int(manifest['disks'][0]['virtual_size'])
+            text = read_file(self.file('DISK-xvda', 'vdi.cfg'), LONGEST_RECORD)
+            return int(re.findall(b'^virtual_size=([0-9]+)$', text, re.MULTILINE)[0])
+        return None
 
     def files(self) -> Dict[str, int]:
         """The bytes of each file in it, by its path from here. Raise OSError."""
@@ -1981,13 +2097,13 @@ class VmHistory:
     @staticmethod
     def known(backup: BackupDir) -> BackupDir:
         """A dated directory with the time and number that its manifest tells, if it has one."""
+        manifest = backup.manifest()
         try:
-            manifest = json.loads(read_file(backup.file(MANIFEST), LONGEST_RECORD).decode('utf-8'))
             if not isinstance(manifest['number'], int) or manifest['number'] < 1:
                 return backup
             return backup._replace(when=seconds_of(manifest['started']),
                                    number=manifest['number'])
-        except (OSError, ValueError, OverflowError, LookupError, TypeError, RecursionError):
+        except (ValueError, OverflowError, LookupError, TypeError):
             return backup
 
     def date_of(self, name: str) -> Optional[datetime.datetime]:
@@ -2004,6 +2120,22 @@ class VmHistory:
     def good(self) -> List[BackupDir]:
         """The completed backups, oldest first."""
         return [backup for backup in self.backups() if backup.is_good()]
+
+    def kept(self) -> List[BackupDir]:
+        """Backups under other names, such as those that somebody wants to keep, oldest first."""
+        found = [self.known(BackupDir(os.path.join(self.directory, name), 0))
+                 for name in self.names() if not self.date_of(name) and name[:1] != '.']
+        return sorted(backup for backup in found if backup.is_good())
+
+    def vm_name(self) -> str:
+        """The name of its VM, as its last manifest has it or else the directory's name stands
+        for it."""
+        for backup in reversed(self.backups()):
+            name = part(backup.manifest(), 'vm').get('name')
+            if isinstance(name, str):
+                return name
+        return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
+                      encoded(os.path.basename(self.directory)).decode('utf-8', 'replace'))
 
     def last_size(self, name: str) -> int:
         """Bytes that a file of that name takes in the last good backup that has one, or 0."""
@@ -2059,6 +2191,19 @@ class VmHistory:
         os.rename(backup.path, path)
         sync(self.directory)
         remove_tree(path)
+
+
+def kind_of(path: str) -> str:
+    """What a path is: a file, a backup, a history (the backups of one VM), a store (all of them),
+    or '' if there is nothing."""
+    if not os.path.isdir(path):
+        return 'file' if os.path.exists(path) else ''
+    names = os.listdir(path)
+    if any(name in MARKERS or name == MANIFEST or IMAGE.search(name) and
+           not os.path.isdir(os.path.join(path, name)) for name in names):
+        return 'backup'
+    history = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN])
+    return 'history' if history.dated() or history.kept() else 'store'
 
 
 class BackupStore:
@@ -2174,6 +2319,15 @@ class BackupStore:
         """The directory for dumps of the pool database."""
         return os.path.join(self.root, 'METADATA_' + path_part(host_name))
 
+    def all_pool_dumps(self) -> Dict[str, List[str]]:
+        """Paths of all dumps, oldest first, by their directories. Raise OSError."""
+        found = collections.OrderedDict()      # type: Dict[str, List[str]]
+        for directory in sorted(glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*'))):
+            found[directory] = sorted(
+                os.path.join(directory, name) for name in os.listdir(directory)
+                if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
+        return found
+
     @staticmethod
     def new_pool_dump(directory: str, when: datetime.datetime) -> str:
         """The path for a new dump of the pool database; its directory is made."""
@@ -2280,7 +2434,7 @@ def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
     """
     archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
     try:
-        backup.write(indented(ova_xml(archive)), 'vm-metadata.xml')
+        backup.write(indented(ova_xml(archive)), METADATA)
     except xml.etree.ElementTree.ParseError as error:
         raise CommandFailed(f'the metadata export is no XML: {error}')
 
@@ -2305,7 +2459,659 @@ def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console)
 
 
 # ----------------------------------------------------------------------------------------------
-# 11. Exporters: what vm-export and vdi-export do differently
+# 11. Verification: reading archives and images, and proving them whole
+# ----------------------------------------------------------------------------------------------
+# A file is read once, from its beginning to its end, a chunk at a time, whatever its size, as its
+# storage has it. The format of archives: xapi: export.ml, and stream_vdi.ml, which writes and
+# imports the disks; that of VHD images: Microsoft's Virtual Hard Disk Image Format Specification.
+
+BLOCK = 512                # bytes of a tar header, and of a disk's sector
+CHUNK = 1 << 20            # bytes of a disk in one member of an archive
+VHD_BLOCK = 1 << 21        # bytes of a disk in one block of a VHD image, as xapi writes them
+LARGEST_VHD = 1 << 41      # bytes of a disk (VHD: 2040 GiB)
+LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
+FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
+PACKED = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd'}      # by the first bytes
+SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170, SHA-1 before
+PROVED = {'checksums': 'every checksum is right', 'structure': 'the structure is whole',
+          'metadata': 'whole, but metadata only, without disks'}
+
+
+class Proof(NamedTuple):
+    """What was found true of a file."""
+
+    proved: str                # a key of PROVED
+    digest: str                # SHA-256 of the content, of an archive without the disks' data
+    size: int                  # bytes, uncompressed
+
+
+class Source:
+    """The bytes of an open file in their order, decompressed if need be."""
+
+    def __init__(self, handle: int) -> None:
+        magic = os.pread(handle, 4, 0)
+        self.handle = handle
+        self.packed = PACKED.get(magic[:2]) or PACKED.get(magic, '')
+        self.at = 0            # bytes so far
+        self.stopped = False
+        self.stream = (Filter(decompressor(self.packed), handle) if self.packed else
+                       open(handle, 'rb', buffering=0, closefd=False))     # type: Any
+
+    def fill(self, view: memoryview) -> int:
+        """Fill a buffer as far as the file goes; the bytes that it had. Raise Damaged, OSError."""
+        done = 0
+        while done < len(view):
+            got = 0 if self.stopped else self.stream.readinto(view[done:])
+            if not got:
+                break
+            done += got
+        self.at += done
+        if done < len(view):
+            self.check_end()
+        return done
+
+    def check_end(self) -> None:
+        """Raise Damaged if something was added to a gzip file, which gzip would not tell of zeros:
+        it ends with the length of its content (RFC 1952)."""
+        if self.packed == 'gzip' and not self.stopped:
+            size = os.fstat(self.handle).st_size
+            end = os.pread(self.handle, 8, max(0, size - 8))
+            if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
+                raise Damaged('something follows the end of the gzip file')
+
+    def close(self) -> None:
+        """Have whoever reads it stop."""
+        self.stopped = True
+        self.stream.close()
+
+
+def end_of_export(data: bytes) -> str:
+    """What xapi says at the end of a file whose export failed: an answer of HTTP (xapi:
+    http_svr.ml, response_internal_error)."""
+    found = re.search(rb'HTTP/1\.\d 500(.*)', data, re.DOTALL)
+    if not found:
+        return ''
+    words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
+    return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
+
+
+# XXH64, as xxHash's doc/xxhash_spec.md tells it. The four accumulators are kept in one integer,
+# each in the low half of 128 bits, so that an operation of Python works on all four.
+PRIMES = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63,
+          0x27D4EB2F165667C5)
+LOW = (1 << 64) - 1
+LANES = range(0, 512, 128)
+
+
+@functools.lru_cache(maxsize=None)
+def xxhash_library() -> Optional[Any]:
+    """The function XXH64(address, length, seed) of libxxhash, which xapi itself uses; None where
+    it is not installed."""
+    for name in XXHASH[:1] + tuple(map(ctypes.util.find_library, XXHASH[1:])):
+        with contextlib.suppress(OSError, AttributeError):
+            function = ctypes.CDLL(name).XXH64 if name else None
+            if function:
+                function.restype = ctypes.c_uint64
+                function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
+                return function
+    return None
+
+
+def rotated(value: int, bits: int) -> int:
+    """64 bits, rotated to the left."""
+    return (value << bits | value >> 64 - bits) & LOW
+
+
+def xxh64(data: bytes) -> int:
+    """XXH64 of some bytes, with seed 0, in Python: about 40 MB/s."""
+    one, two, three, four, five = PRIMES
+    striped = len(data) & ~31
+    result = xxh64_stripes(data[:striped]) if striped else five
+    result = result + len(data) & LOW
+    words = striped + (len(data) - striped & ~7)
+    for word, in struct.iter_unpack('<Q', data[striped:words]):
+        result = rotated(result ^ rotated(word * two & LOW, 31) * one & LOW, 27) * one + four & LOW
+    if len(data) - words >= 4:
+        half, = struct.unpack_from('<I', data, words)
+        result = rotated(result ^ half * one & LOW, 23) * two + three & LOW
+        words += 4
+    for byte in data[words:]:
+        result = rotated(result ^ byte * five & LOW, 11) * one & LOW
+    result = (result ^ result >> 33) * two & LOW
+    result = (result ^ result >> 29) * three & LOW
+    return result ^ result >> 32
+
+
+def xxh64_stripes(data: bytes) -> int:
+    """What XXH64 makes of whole stripes of 32 bytes, before their length is added."""
+    one, two, _, four, _ = PRIMES
+    spaced = array.array('Q', bytes(2 * len(data)))
+    spaced[::2] = array.array('Q', data)
+    if sys.byteorder == 'big':
+        spaced.byteswap()
+    products = (int.from_bytes(spaced.tobytes(), 'little') * two).to_bytes(2 * len(data) + 8,
+                                                                            'little')
+    state = sum((start & LOW) << lane
+                for start, lane in zip((one + two, two, 0, -one), LANES))
+    mask = sum(LOW << lane for lane in LANES)
+    from_bytes = int.from_bytes
+    for offset in range(0, 2 * len(data), 64):
+        mixed = state + from_bytes(products[offset:offset + 64], 'little') & mask
+        state = ((mixed << 31 | mixed >> 33) & mask) * one & mask
+    accumulators = [state >> lane & LOW for lane in LANES]
+    result = sum(map(rotated, accumulators, (1, 7, 12, 18)))
+    for accumulator in accumulators:
+        result = (result & LOW ^ rotated(accumulator * two & LOW, 31) * one & LOW) * one + four
+    return result & LOW
+
+
+class ArchivedDisk(NamedTuple):
+    """A disk that an archive has to hold."""
+
+    id: str                    # the directory of its chunks
+    size: int                  # bytes, the virtual size
+    label: str
+
+
+def members(value: Any) -> Dict[str, Any]:
+    """The members of an XML-RPC struct."""
+    return {member.findtext('name'): member.find('value')
+            for member in value.findall('struct/member')}
+
+
+def text_of(value: Any) -> str:
+    """A scalar of XML-RPC, whatever its type."""
+    return ''.join(value.itertext())
+
+
+def exported_objects(ova: bytes) -> Dict[str, Dict[str, Dict[str, Any]]]:
+    """What an ova.xml describes: class, id, field, the field's value as XML-RPC. Raise Damaged."""
+    try:
+        if b'<!' in ova:
+            raise ValueError('a declaration, which xapi does not write')
+        root = members(xml.etree.ElementTree.fromstring(ova))
+        version = text_of(members(root['version'])['export_vsn'])
+        if version != '2':
+            raise ValueError(f'unknown version of the format: {version}')
+        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Any]]
+        for value in root['objects'].findall('array/data/value'):
+            each = members(value)
+            objects[text_of(each['class'])][text_of(each['id'])] = members(each['snapshot'])
+        if not objects['VM']:
+            raise ValueError('no VM in it')
+        return objects
+    except KeyError as error:
+        raise Damaged(f'ova.xml: {error} is missing')
+    except (ValueError, TypeError, AttributeError, xml.etree.ElementTree.ParseError) as error:
+        raise Damaged(f'ova.xml: {error}')
+
+
+def archived_disks(ova: bytes) -> Tuple[List[ArchivedDisk], bool]:
+    """The disks of an archive with this ova.xml, in their order, and whether the VM's state was
+    preserved, as it is in an archive of metadata. (xapi: export.ml, export, make_vm.)
+
+    Raise Damaged if it does not describe a VM.
+    """
+    objects, labels, kept = exported_objects(ova), {}, False     # type: Any, Dict[str, str], bool
+
+    def field(kind: str, identity: str, name: str) -> str:
+        return text_of(objects[kind][identity][name])
+    try:
+        for vbd in objects['VBD']:
+            if field('VBD', vbd, 'type') != 'CD' and field('VBD', vbd, 'empty') != '1':
+                device = {name: field('VBD', vbd, name) for name in ('device', 'userdevice')}
+                labels[field('VBD', vbd, 'VDI')] = 'disk ' + device_name(device)
+        for vm in objects['VM']:
+            kept = kept or field('VM', vm, 'suspend_VDI') != NULL
+            if field('VM', vm, 'power_state') == 'Suspended':
+                labels.setdefault(field('VM', vm, 'suspend_VDI'), 'suspend image')
+        return [ArchivedDisk(vdi, int(field('VDI', vdi, 'virtual_size')), '{} ({}, {})'.format(
+            labels[vdi], printable(field('VDI', vdi, 'name_label')), vdi))
+            for vdi in sorted(labels)
+            if field('SR', field('VDI', vdi, 'SR'), 'content_type') != 'iso'], kept
+    except KeyError as error:
+        raise Damaged(f'ova.xml: {error} is missing')
+    except (ValueError, AttributeError) as error:
+        raise Damaged(f'ova.xml: {error}')
+
+
+class ArchiveReader:
+    """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum.
+
+    `patience` is how many bytes it hashes without the library for XXH64; None: all.
+    """
+
+    header = re.compile(rb'([^\0]+)\0*\Z')             # ocaml-tar: lib/tar.ml, V7 headers
+    number = re.compile(rb'[0-7]{11}[\0 ]\Z')
+    total = re.compile(rb'[0-7]{7}\0\Z|[0-7]{6}\0 \Z')
+
+    def __init__(self, source: Source, patience: Optional[int]) -> None:
+        self.source = source
+        self.patience = patience
+        self.buffer = bytearray(CHUNK + 3 * BLOCK)
+        self.view = memoryview(self.buffer)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.digest = hashlib.sha256()
+        self.head = b''        # the header that was read last: that of the next member
+        self.where = 'ova.xml'     # what is read now
+        self.first = -1        # bytes of the first chunk of all, in which gaps are counted
+        self.hashed = True
+
+    def read(self) -> Proof:
+        """Read all of it; raise Damaged where it is not as it should be."""
+        self.head = self.take(self.view[:BLOCK]).tobytes()
+        self.digest.update(self.head)
+        name, size = self.member()
+        if name != 'ova.xml' or size > LARGEST_OVA:
+            raise self.fault(f'it begins with {name} of {size} bytes, not with ova.xml')
+        ova = self.take(memoryview(bytearray(size + -size % BLOCK + BLOCK)))
+        self.digest.update(ova)
+        self.head = ova[-BLOCK:].tobytes()
+        self.padded(ova[size:-BLOCK])
+        disks, kept = archived_disks(ova[:size].tobytes())
+        metadata = disks and kept and not any(self.head)
+        for disk in () if metadata else disks:
+            self.read_disk(disk)
+        self.read_end()
+        proved = 'metadata' if metadata else 'checksums' if self.hashed else 'structure'
+        return Proof(proved, self.digest.hexdigest(), self.source.at)
+
+    def take(self, view: memoryview) -> memoryview:
+        """Fill a buffer; raise Damaged if the file ends before."""
+        got = self.source.fill(view)
+        if got < len(view):
+            raise Damaged(f'it ends at byte {self.source.at}, in {self.where}' +
+                          end_of_export(view[max(0, got - 4096):got].tobytes()))
+        return view
+
+    def fault(self, text: str, back: int = BLOCK) -> Damaged:
+        """An error so many bytes before the place where we are."""
+        at = self.source.at - back
+        tail = bytearray(4096)
+        with contextlib.suppress(Damaged, OSError):    # the first error is the one to tell
+            del tail[self.source.fill(memoryview(tail)):]
+        return Damaged(f'{self.where}, byte {at}: {printable(text)}' +
+                       end_of_export(self.head + tail))
+
+    def padded(self, view: memoryview, back: int = BLOCK) -> None:
+        """Raise Damaged if a member is filled up with anything but zeros."""
+        if view.tobytes().strip(b'\0'):
+            raise self.fault('something between its end and the next header', back + len(view))
+
+    def member(self, back: int = BLOCK) -> Tuple[str, int]:
+        """Name and size that the last header tells; ('', 0) for the end. Raise Damaged."""
+        head = self.head
+        if not any(head):
+            return '', 0
+        name = self.header.match(head[:100])
+        if not (name and self.number.match(head[124:136]) and self.total.match(head[148:156]) and
+                int(head[148:154 + (head[154] != 0)], 8) ==
+                sum(head) - sum(head[148:156]) + 8 * ord(' ')):
+            raise self.fault('a header was expected, or one with another checksum', back)
+        if head[156] not in (0, ord('0')):                # a file
+            raise self.fault('a member of an unknown kind', back)
+        return name.group(1).decode('utf-8', 'replace'), int(head[124:135], 8)
+
+    def read_disk(self, disk: ArchivedDisk) -> None:
+        """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
+        last; an empty one, which only keeps a connection alive, takes up a number. So gaps in the
+        numbers are counted as the importer does (xapi: stream_vdi.ml, recv_all_vdi)."""
+        last, offset = -1, 0
+        while offset < disk.size:
+            self.where = f'{disk.label} at {offset} of {disk.size}'
+            name, size = self.member()
+            directory, _, digits = name.rpartition('/')
+            if directory != disk.id or not re.match(r'[0-9]{8,}\Z', digits):
+                raise self.fault(f'a chunk {disk.id}/{last + 1:08d} or later was expected, found '
+                                 f'{name or "the end"}')
+            number = int(digits)
+            if number <= last or not size and not offset:
+                raise self.fault(f'chunk {name} of {size} bytes after number {last}')
+            if self.first < 0:
+                self.first = size
+            offset += (number - last - 1) * self.first
+            wanted = min(CHUNK, disk.size - offset)
+            if offset and last < 0 or size not in (wanted, 0) or wanted <= 0:
+                raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
+                                 f'{max(wanted, 0)} were expected')
+            self.where = f'{disk.label}, chunk {name}'
+            self.read_chunk(name, size)
+            last, offset = number, offset + size
+
+    def read_chunk(self, name: str, size: int) -> None:
+        """Read a chunk, its checksum, and the header that follows; compare the checksum."""
+        end = size + -size % BLOCK
+        rest = self.take(self.view[:end + 3 * BLOCK])[end:]
+        self.digest.update(rest)
+        self.padded(self.view[size:end], 3 * BLOCK)
+        self.head = rest[:BLOCK].tobytes()
+        found, length = self.member(3 * BLOCK)
+        kind = found[len(name):]
+        if not found.startswith(name) or SUMS.get(kind) != length:
+            raise self.fault(f'its checksum was expected, found {found or "the end"}', 3 * BLOCK)
+        told = rest[BLOCK:BLOCK + length].tobytes()
+        self.padded(rest[BLOCK + length:2 * BLOCK])
+        right = self.checksum(kind, size)
+        if right and told != right or not re.match(rb'[0-9A-Fa-f]*\Z', told):
+            raise self.fault('the checksum is {}, that of the data here is {}'.format(
+                told.decode('ascii', 'replace'), right.decode('ascii')), end + 3 * BLOCK)
+        self.head = rest[2 * BLOCK:].tobytes()
+
+    def checksum(self, kind: str, size: int) -> bytes:
+        """The checksum of the chunk in the buffer; nothing if it would take too long."""
+        if kind == '.checksum':
+            return hashlib.sha1(self.view[:size]).hexdigest().encode('ascii')
+        library = xxhash_library()
+        if library:
+            return b'%016X' % library(self.address, size, 0)
+        if self.patience is not None:
+            self.patience -= size
+            if self.patience < 0:
+                self.hashed = False
+                return b''
+        return b'%016X' % xxh64(self.view[:size].tobytes())
+
+    def read_end(self) -> None:
+        """Read the two blocks that end an archive, and nothing more."""
+        self.where = 'the end'
+        name, _ = self.member()
+        if name:
+            raise self.fault(f'{name} belongs to no disk')
+        self.head = self.take(self.view[:BLOCK]).tobytes()
+        if any(self.head):
+            raise self.fault('a second block of zeros was expected')
+        if self.source.fill(self.view[:BLOCK]):
+            self.head = self.view[:BLOCK].tobytes()
+            raise self.fault('something follows the end')
+
+
+class ImageReader:
+    """Reads what is no archive: an image of a disk, or a document. `size` is the disk's."""
+
+    def __init__(self, source: Source, size: Optional[int] = None) -> None:
+        self.source = source
+        self.size = size       # bytes
+        self.digest = hashlib.sha256()
+        self.view = memoryview(bytearray(CHUNK))
+
+    def read_on(self, most: int = CHUNK) -> memoryview:
+        """The next bytes, fewer at the end."""
+        view = self.view[:min(most, CHUNK)]
+        view = view[:self.source.fill(view)]
+        self.digest.update(view)
+        return view
+
+    def take(self, size: int, what: str) -> bytes:
+        """The next bytes; raise Damaged if the file ends before."""
+        data = bytearray()
+        while len(data) < size:
+            view = self.read_on(size - len(data))
+            if not view:
+                raise Damaged(f'it ends at byte {self.source.at}, in {what}')
+            data += view
+        return bytes(data)
+
+    def skip_to(self, offset: int, what: str) -> None:
+        """Read on to where something has to be; raise Damaged if that is behind us."""
+        if offset < self.source.at:
+            raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
+        while self.source.at < offset:
+            if not self.read_on(offset - self.source.at):
+                raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
+
+    def proof(self, proved: str) -> Proof:
+        """That all was read."""
+        return Proof(proved, self.digest.hexdigest(), self.source.at)
+
+    def read_raw(self) -> Proof:
+        """Read a raw image, which is as long as its disk."""
+        last = b''
+        for view in iter(self.read_on, b''):
+            last = view[-4096:].tobytes()
+        if self.source.at != self.size:
+            raise Damaged(f'it has {self.source.at} bytes, its disk ' + (
+                'is not known' if self.size is None else f'{self.size}') + end_of_export(last))
+        return self.proof('structure')
+
+    def read_vhd(self) -> Proof:
+        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
+        footer = self.take(BLOCK, 'its first footer')
+        fields = struct.unpack('>8sIIQ16x2QHBBII', footer[:68])
+        cookie, _, version, header_at, _, size, cylinders, heads, sectors, kind, total = fields
+        if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
+            raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
+                          'another checksum')
+        self.check_size(size, cylinders, heads, sectors)
+        self.skip_to(header_at, 'its header')
+        header = self.take(1024, 'its header')
+        cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
+        if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
+                                               inverted(header, 36)):
+            raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
+        if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
+            raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
+        self.skip_to(table_at, 'its table of blocks')
+        table = array.array('I', self.take(4 * count, 'its table of blocks'))
+        if sys.byteorder == 'little':
+            table.byteswap()
+        end = self.check_table(table)
+        last = b''
+        for view in iter(self.read_on, b''):
+            last = (last + view[-BLOCK:].tobytes())[-BLOCK:]
+        if end > self.source.at - BLOCK:
+            raise Damaged(f'it ends at byte {self.source.at}, and a block of it at {end}')
+        if last != footer:
+            raise Damaged(f'byte {self.source.at - BLOCK}: the same footer as at its beginning was '
+                          'expected' + end_of_export(last))
+        return self.proof('structure')
+
+    def check_size(self, size: int, cylinders: int, heads: int, sectors: int) -> None:
+        """Raise Damaged if size and geometry are not those of the disk. A geometry stands for less
+        than its disk, by less than a cylinder, as far as it goes."""
+        wanted = self.size or size
+        if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
+            raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
+        rest = size // BLOCK - cylinders * heads * sectors
+        if rest < 0 or rest >= heads * sectors and cylinders < 65535:
+            raise Damaged(f'a geometry of {cylinders}/{heads}/{sectors} does not fit a disk of '
+                          f'{size} bytes')
+
+    def check_table(self, table: Any) -> int:
+        """Where the last block ends, in bytes; raise Damaged where blocks overlap. Each block has
+        its place among places as large as a block, so that only neighbours can overlap."""
+        length = 1 + VHD_BLOCK // BLOCK                # sectors: its bitmap, its data
+        first = -(-self.source.at // BLOCK)
+        nowhere = 0xffffffff
+        highest = max((sector for sector in table if sector != nowhere), default=-1)
+        places = array.array('I', bytes(4 * (highest // length + 3)))
+        for number, sector in enumerate(table):
+            if sector == nowhere:
+                continue
+            place = sector // length + 1
+            near = [other for other in places[place - 1:place + 2]
+                    if other and abs(other - sector) < length]
+            if sector < first or near:
+                raise Damaged(f'block {number} overlaps what is elsewhere, at byte '
+                              f'{sector * BLOCK}')
+            places[place] = sector
+        return (highest + length) * BLOCK if highest >= 0 else 0
+
+    def read_document(self) -> Proof:
+        """Read XML: a dump of the pool database, or a VM's metadata."""
+        parser = xml.parsers.expat.ParserCreate()
+
+        def refuse(*_: Any) -> None:
+            raise Damaged('it has a declaration, which xapi does not write')
+        parser.StartDoctypeDeclHandler = refuse
+        try:
+            for view in iter(self.read_on, b''):
+                parser.Parse(view.tobytes(), False)
+            parser.Parse(b'', True)
+        except xml.parsers.expat.ExpatError as error:
+            raise Damaged(f'it is no whole XML: {error}')
+        return self.proof('structure')
+
+
+def inverted(data: bytes, at: int) -> int:
+    """The checksum of a VHD's footer or header, whose field is there."""
+    return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
+
+
+def read_form(form: str, source: Source, size: Optional[int], patience: Optional[int]) -> Proof:
+    """Read what has one of FORMS. Raise Damaged, OSError."""
+    if form == '.xva':
+        return ArchiveReader(source, patience).read()
+    reader = ImageReader(source, size)
+    return {'.raw': reader.read_raw, '.vhd': reader.read_vhd}.get(form, reader.read_document)()
+
+
+def form_of(name: str) -> Tuple[str, str]:
+    """What a file's name says of its content: one of FORMS or ''; and the name without an ending
+    that tells of compression."""
+    plain = re.sub(r'\.(gz|zst)\Z', '', name)
+    form = os.path.splitext(plain)[1]
+    return (form if form in FORMS else ''), plain
+
+
+def form_of_file(path: str) -> str:
+    """As form_of or, where the name says nothing, by the first bytes. Raise OSError."""
+    form, _ = form_of(path)
+    begin = b'' if form else read_file(path, 8)
+    if begin == b'ova.xml\0' or PACKED.get(begin[:2]) or PACKED.get(begin[:4]):
+        return '.xva'
+    return '.vhd' if begin == b'conectix' else form
+
+
+class Verified(NamedTuple):
+    """What was found true of a backup."""
+
+    proved: str                # the least that was proved of its archive or images
+    digests: Dict[str, str]    # SHA-256 by the name of the file, without the ending .gz or .zst
+    problems: Tuple[str, ...]  # with what stands beside the archive
+    missing: Tuple[str, ...]   # what never was there
+
+    def record(self) -> Dict[str, Any]:
+        """What a manifest tells of it."""
+        return {'when': iso(now()), 'proved': self.proved, 'digests': self.digests}
+
+
+class Verifier:
+    """Reads files as they are on their storage, watched, and tells how far it is."""
+
+    def __init__(self, console: Console, signals: Signals, limit: float,
+                 patience: Optional[int] = None) -> None:
+        self.console = console
+        self.signals = signals
+        self.limit = limit         # seconds in which something has to move
+        self.patience = patience   # see ArchiveReader
+
+    def prove(self, path: str, size: Optional[int] = None) -> Proof:
+        """Read a file to its end; `size` is that of its disk in bytes, for an image.
+
+        Raise Damaged, CommandFailed, TargetError, OSError, Interrupted.
+        """
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        source, ended = None, []       # type: Optional[Source], List[bool]
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise Damaged('it is no file')
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            source = Source(handle)
+
+            def read() -> Proof:
+                try:
+                    return read_form(form_of_file(path), source, size, self.patience)
+                finally:
+                    ended.append(True)
+            return bounded(read, path, self.watcher(path, handle))
+        finally:
+            self.console.show('')
+            if source:
+                source.close()
+            if ended or not source:                    # else somebody hangs in it
+                os.close(handle)
+
+    def watcher(self, path: str, handle: int) -> Callable[[], None]:
+        """What looks at a file while it is read: tells how far it is, ends it on a signal or if it
+        stands still, and lets the system forget what was read."""
+        total, begun, told = os.fstat(handle).st_size, stopwatch(), [0.0, 0]
+        at = functools.partial(os.lseek, handle, 0, os.SEEK_CUR)
+        dog = Watchdog(self.limit, at, lambda: None)
+
+        def watch() -> None:
+            self.signals.check()
+            done, seconds = at(), begun()
+            text = 'verifying {}: {} of {} ({:.0f} %), {}/s'.format(
+                path, human_size(done), human_size(total), 100 * done / max(total, 1),
+                human_size(done / max(seconds, 0.1)))
+            self.console.show(text)
+            if seconds - told[0] > TELL_EVERY:
+                told[0] = seconds
+                self.console.log(text)
+            os.posix_fadvise(handle, told[1], done - told[1], os.POSIX_FADV_DONTNEED)
+            told[1] = done
+            dog.look()
+        return watch
+
+    def check(self, backup: BackupDir, manifest: Dict[str, Any]) -> Verified:
+        """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
+        names = backup.archives()
+        if not names:
+            raise Damaged('there is no archive or image in it')
+        known, digests, proved = recorded(manifest), {}, 'checksums'   # type: Any, Any, str
+        for name in names:
+            plain = form_of(name)[1]
+            try:
+                proof = self.prove(backup.file(name), backup.disk_size(manifest))
+                if proof.proved == 'metadata':
+                    raise Damaged('there are no disks in it')
+                if known.get(plain, proof.digest) != proof.digest:
+                    raise Damaged('it is whole, but not what it was when it was verified first')
+            except (Damaged, CommandFailed) as error:
+                raise type(error)(f'{name}: {error}')
+            digests[plain] = proof.digest
+            if proof.proved == 'structure' and not (plain in known and '.xva' not in plain):
+                proved = 'structure'
+        missing, problems = [], []     # type: List[str], List[str]
+        if not manifest and os.path.lexists(backup.file(MANIFEST)):
+            problems.append(f'{MANIFEST} is damaged')
+        for name, size in part(manifest, 'files').items():
+            if os.path.lexists(backup.file(name)) or form_of(name)[1] not in digests:
+                if size_of(backup.file(name)) != size:
+                    problems.append(f'{name} has {size_of(backup.file(name))} bytes, not {size}')
+        if os.path.lexists(backup.file(METADATA)):
+            self.check_metadata(backup, manifest, digests, problems)
+        elif METADATA not in part(manifest, 'files'):
+            missing.append(METADATA + ' is missing')
+        return Verified(proved, digests, tuple(problems), tuple(missing))
+
+    def check_metadata(self, backup: BackupDir, manifest: Dict[str, Any],
+                       digests: Dict[str, str], problems: List[str]) -> None:
+        """Look whether vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
+        manifest, by the name of the archive."""
+        path = backup.file(METADATA)
+        try:
+            digests[METADATA] = self.prove(path).digest
+            vms = exported_objects(read_file(path, 2 ** 26))['VM'].values()
+            uuids = [text_of(vm['uuid']) for vm in vms]
+            parts = [path_part(text_of(vm['name_label'])) for vm in vms]
+            uuid = part(manifest, 'vm').get('uuid')
+            if uuid not in uuids and (uuid or not any(
+                    name + extension in digests for name in parts for extension in FORMS)):
+                raise Damaged('it is of another VM: ' + ', '.join(uuids))
+            if recorded(manifest).get(METADATA, digests[METADATA]) != digests[METADATA]:
+                raise Damaged('it is not what it was when it was verified first')
+        except (Damaged, KeyError, OSError) as error:
+            problems.append(f'{METADATA}: {error}')
+
+
+def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
+    """The digests that a manifest tells, by the names of the files, uncompressed."""
+    return part(part(manifest, 'verified'), 'digests')
+
+
+# ----------------------------------------------------------------------------------------------
+# 12. Exporters: what vm-export and vdi-export do differently
 # ----------------------------------------------------------------------------------------------
 # A snapshot is destroyed when XenAPI says that it is one OF this very VM or disk, and we have
 # its uuid from having made it, or wrote down before that we were about to, and it is new and
@@ -2668,7 +3474,7 @@ class VdiExporter(Exporter):
 
 
 # ----------------------------------------------------------------------------------------------
-# 12. Reports: status log, mail
+# 13. Reports: status log, mail
 # ----------------------------------------------------------------------------------------------
 # Neither can harm a backup.
 
@@ -2787,13 +3593,13 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------
-# 13. Runs: a night's backup, its preview
+# 14. Runs: a night's backup, its preview
 # ----------------------------------------------------------------------------------------------
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 RULER = '==========================='
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
-                  'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout')
+                  'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify')
 
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
@@ -3083,6 +3889,8 @@ class BackupRun:
             self.signals.check()
             if self.settings.pre_clean:
                 self.prune(history, expendable(history.good(), job.keep), warnings)
+            if exporter.kind == 'VDI':                 # as it is by now
+                manifest['disks'][0]['virtual_size'] = snapshot.size
             with failing_as(exporter.export_token):
                 exporter.export(snapshot, backup.file(name), Watchdog(
                     self.settings.stall_timeout * 60, lambda: size_of(backup.file(name)),
@@ -3090,6 +3898,7 @@ class BackupRun:
                 size = written(backup.file(name))
             log(f'{job.method} success')
         log(f'*** {job.method} end')
+        manifest.update(self.verify(backup, name, manifest, warnings))
         backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),
                         size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
@@ -3097,6 +3906,25 @@ class BackupRun:
             older = [each for each in history.good() if each.path != backup.path]
             self.prune(history, surplus(older, job.keep), warnings)
         return size
+
+    def verify(self, backup: BackupDir, name: str, manifest: Dict[str, Any],
+               warnings: List[str]) -> Dict[str, Any]:
+        """Prove what was exported; return what the manifest is to tell. Raise BackupFailed."""
+        if self.settings.verify == 'no':
+            return {}
+        elapsed = stopwatch()
+        try:
+            sync(backup.file(name))                    # else it is read from memory
+            verified = Verifier(self.console, self.signals, self.settings.stall_timeout * 60,
+                                SLOW_BYTES).check(backup, manifest)
+        except (VmBackupError, OSError) as error:
+            raise BackupFailed('VERIFY-FAIL', str(error))
+        self.console.log(f'verified {name}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
+        if verified.proved == 'structure' and '.xva' in name:
+            self.console.log('***NOTE - this host has no libxxhash: the checksums of so large an '
+                             'archive are compared by the command verify only')
+        warnings.extend(verified.problems)
+        return {'verified': verified.record()}
 
     def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime) -> Dict[str, Any]:
         """What a backup tells of itself, as far as it is known before the export."""
@@ -3257,7 +4085,143 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 
 
 # ----------------------------------------------------------------------------------------------
-# 14. Command line: help texts, main
+# 15. Commands: what is done with backups without the pool
+# ----------------------------------------------------------------------------------------------
+
+
+class VerifyCommand:
+    """`verify`: proves backups of this program, or of 3.25, whole."""
+
+    def __init__(self, console: Console, signals: Signals) -> None:
+        self.console = console
+        self.verifier = Verifier(console, signals, float(DEFAULT_STALL_TIMEOUT) * 60)
+        self.signals = signals
+        self.tokens = []       # type: List[str]
+
+    def carry_out(self, target: str, selector_text: str, every: bool) -> int:
+        """Verify what a path stands for; return the exit status. Raise VmBackupError, OSError."""
+        self.signals.at_once = False
+        be_gentle()
+        kind = kind_of(target)
+        if not kind:
+            raise UsageError(f'no such file or directory: {target}')
+        if kind == 'file' and form_of_file(target):
+            self.verify_file(target)
+        elif kind == 'backup':
+            self.verify_backup(BackupDir(os.path.abspath(target), 0))
+        elif kind == 'history':
+            self.verify_history(VmHistory(os.path.abspath(target), [DEFAULT_BACKUP_DIR_PATTERN]),
+                                every, True)
+        else:
+            self.verify_store(target if kind == 'file' else '', target, selector_text, every)
+        if not self.tokens:
+            raise UsageError(f'no backups in {target}')
+        counts = tally([Outcome('verify', '', token) for token in self.tokens])
+        verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
+        self.console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
+        return verdict.status
+
+    def verify_store(self, config_file: str, root: str, selector_text: str, every: bool) -> None:
+        """Verify the backups that a config file or a selector chooses of all in backup_dir."""
+        invocation = Invocation('', config_file, (), True, False, {})
+        config = load_config(invocation, self.console)
+        refuse_unexpected(config)
+        for error in config.errors:
+            raise ConfigError(error)
+        rules = config.rules if config_file else ()
+        if selector_text:
+            rules = (selector(selector_text),)
+        store = BackupStore(config.settings.backup_dir if config_file else root,
+                            config.settings.backup_dir_pattern)
+        histories = {history.directory: history for history in store.histories()
+                     if history.backups() or history.kept()}
+        vms = [Vm(directory, '', histories[directory].vm_name(), {})
+               for directory in sorted(histories)]
+        chosen = [vm.ref for vm in vms]
+        if rules:
+            plan = select(rules, vms, 1)
+            for message in plan.messages:
+                self.console.log(message)
+            chosen = [job.vm.ref for job in plan.jobs]
+            self.tokens += ['ERROR' for _ in plan.failures] + ['WARNING'] * plan.warnings
+        for directory in chosen:
+            self.verify_history(histories[directory], every, bool(rules))
+        for dumps in () if selector_text else store.all_pool_dumps().values():
+            for path in dumps if every else dumps[-1:]:
+                self.verify_file(path)
+
+    def verify_history(self, history: VmHistory, every: bool, wanted: bool) -> None:
+        """Verify the newest or every backup of a VM, the newest first."""
+        good, kept = history.good(), history.kept()
+        if not good + kept:
+            self.tell(history.directory, 'ERROR', 'no good backup of this VM')
+        for backup in reversed(kept + good if every else (good or kept)[-1:]):
+            self.verify_backup(backup)
+
+    def verify_file(self, path: str) -> None:
+        """Verify one file."""
+        backup = BackupDir(os.path.dirname(os.path.abspath(path)), 0)
+        with self.telling(path):
+            proof = self.verifier.prove(path, backup.disk_size(backup.manifest()))
+            self.tell(path, 'SUCCESS', f'{PROVED[proof.proved]}, {human_size(proof.size)}')
+
+    def verify_backup(self, backup: BackupDir) -> None:
+        """Verify one backup, and put the result into its manifest."""
+        manifest = backup.manifest()
+        record = {'when': iso(now()), 'proved': '', 'digests': recorded(manifest)}
+        with self.telling(backup.path, record):
+            if not backup.is_good():
+                raise Damaged('it has no marker: the record of a failure, not a backup')
+            found = self.verifier.check(backup, manifest)
+            if found.problems:
+                raise Damaged('; '.join(found.problems))
+            record = found.record()
+            self.tell(backup.path, 'WARNING' if found.missing else 'SUCCESS',
+                      '; '.join((PROVED[found.proved],) + found.missing))
+        try:
+            backup.set_verified(record)
+        except OSError as error:
+            self.tell(backup.path, 'WARNING', f'the result cannot be recorded: {error.strerror}')
+
+    @contextlib.contextmanager
+    def telling(self, path: str, record: Optional[Dict[str, Any]] = None) -> Iterator[None]:
+        """Verify something: what is wrong with it is told, and the others follow."""
+        self.signals.check()
+        try:
+            yield
+        except (Damaged, CommandFailed, TargetError, OSError) as error:
+            words = printable(getattr(error, 'strerror', None) or str(error))
+            if record is not None:
+                record['fault'] = words
+            self.tell(path, 'ERROR', words)
+
+    def tell(self, path: str, token: str, text: str) -> None:
+        """Log a line, and count it."""
+        words = {'SUCCESS': 'good', 'WARNING': '***WARNING -', 'ERROR': 'ERROR'}
+        self.console.log(f'{words[token]} {path}: {text}')
+        self.tokens.append(token)
+
+
+def run_verify(words: Sequence[str], console: Console, signals: Signals) -> int:
+    """The command `verify`; return the exit status. Raise VmBackupError."""
+    options = {'vm': '', 'backups': 'newest'}
+    for word in words[1:]:
+        name, equals, value = word.partition('=')
+        if name not in options or not value or name == 'backups' and value not in ('newest', 'all'):
+            raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
+        options[name] = value
+    if not words:
+        raise UsageError('wanted: verify <config-file|backup_dir|backup|file> [vm=vm-selector] '
+                         '[backups=newest|all]')
+    try:
+        return VerifyCommand(console, signals).carry_out(native(words[0]), options['vm'],
+                                                         options['backups'] == 'all')
+    except OSError as error:
+        raise TargetError(f'cannot read {words[0]}: {error.strerror}')
+
+
+# ----------------------------------------------------------------------------------------------
+# 16. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
 
 USAGE = """Usage:
@@ -3286,6 +4250,12 @@ optional params:
 	[compress=False|True|gzip|zstd|none] - of vm-exports; True is gzip (default: {compress})
 	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
 	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
+
+alternate form - verify:
+{program}  verify <config-file|backup_dir|backup|file> [vm=vm-selector] [backups=newest|all]
+
+	reads backups and proves them whole, without the pool: the newest one (default) or all of
+		each VM that the config file or vm= chooses
 
 alternate form - create-password-file:
 {program}  <password> create-password-file=filename
@@ -3371,6 +4341,10 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 
 
+TEXTS = ('help', 'config', 'example')
+RESERVED = ('list', 'prune', 'status', 'protect', 'unprotect', 'check-config', 'test-mail')
+
+
 def help_text(word: str, program: str) -> str:
     """The text of the commands help, config and example, else the usage."""
     text = {'help': HELP, 'example': EXAMPLES,
@@ -3382,14 +4356,21 @@ def help_text(word: str, program: str) -> str:
 
 def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
     """Do what a command line asks for; return the exit status. Raise VmBackupError."""
-    if len(words) == 1 and words[0].lower() in ('help', 'config', 'example'):
+    name, equals, path = words[1].partition('=') if len(words) > 1 else ('', '', '')
+    making_file = equals and name.lower() == 'create-password-file'
+    if words and words[0].lower() in TEXTS and (len(words) == 1 or words[0] in TEXTS) and (
+            not making_file):
         console.write(help_text(words[0].lower(), program))
         return 0
+    if words and words[0] == 'verify' and not making_file:
+        return run_verify(words[1:], console, signals)
+    if words and words[0] in RESERVED and not making_file:
+        raise UsageError(f'{words[0]} is a command of later releases (a password that is a '
+                         "command's name has to be in a password file)")
     if len(words) < 2:
         console.write(help_text('usage', program))
         return 2
-    name, equals, path = words[1].partition('=')
-    if equals and name.lower() == 'create-password-file':
+    if making_file:
         if len(words) > 2 or not path or not words[0]:
             raise UsageError(f'wanted: {program} <password> create-password-file=filename')
         create_password_file(words[0], native(path))
