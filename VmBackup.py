@@ -1004,12 +1004,13 @@ def bounded(function: Callable[[], Any], what: str,
 
 
 class Watchdog:
-    """Tells an export that does not move: neither its file nor its task in xapi."""
+    """Tells what does not move: of an export neither its file nor its task in xapi."""
 
     def __init__(self, limit: float, size: Callable[[], int],
-                 progress: Callable[[], Any]) -> None:
+                 progress: Callable[[], Any], did: str = 'written') -> None:
         self.limit = limit         # seconds
-        self.size = size           # of the file
+        self.size = size           # bytes of the file so far
+        self.did = did             # what is done with them
         self.progress = progress   # anything that differs when the task moves
         self.seen = (-1, None)     # type: Tuple[int, Any]
         self.standing = stopwatch()
@@ -1023,7 +1024,7 @@ class Watchdog:
             self.seen, self.standing = seen, stopwatch()
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                f'at {human_size(max(size, 0))}')
+                                f'with {human_size(max(size, 0))} {self.did}')
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -1150,18 +1151,17 @@ def disk_free(path: str) -> str:
     return result.output.decode('utf-8', 'replace')
 
 
-DECOMPRESSORS = {'gzip': ('pigz', 'gzip'), 'zstd': ('zstd',)}     # the first that is there
+DECOMPRESSORS = {'gzip': (('pigz', '-dc'), ('gzip', '-dc')), 'zstd': (('zstd', '-dcq'),)}
 
 
 def decompressor(compression: str) -> List[str]:
     """The command that decompresses from standard input to standard output; raise CommandFailed
-    if there is none."""
-    for program in DECOMPRESSORS[compression]:
+    if there is none on this host."""
+    for program, options in DECOMPRESSORS[compression]:
         path = shutil.which(program)
         if path:
-            return [path, '-dcq']
-    raise CommandFailed('this host has no program {}, by which to verify it (install it, or set '
-                        'verify=no)'.format(' or '.join(DECOMPRESSORS[compression])))
+            return [path, options]
+    raise CommandFailed(f'no program {program} to verify it with (install it, or set verify=no)')
 
 
 class Filter:
@@ -1179,9 +1179,9 @@ class Filter:
         """Read what is there; 0 at the end. Raise Damaged if the program found the input bad."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
-            words = self.child.stderr.read().decode('utf-8', 'replace').split('\n')[0].strip()
+            words = self.child.stderr.read().decode('utf-8', 'replace').strip()
             if self.child.wait():
-                raise Damaged(f'{self.name} says: {words or self.child.returncode}')
+                raise Damaged('{} says: {}'.format(self.name, ' / '.join(words.split('\n'))))
         return got
 
     def close(self) -> None:
@@ -1992,7 +1992,7 @@ class BackupDir(NamedTuple):
     def disk_size(self, manifest: Dict[str, Any]) -> Optional[int]:
         """The bytes of the disk that a vdi-export is of, as far as is known: from its manifest or,
         for 3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
-        with contextlib.suppress(OSError, LookupError, TypeError):
+        with contextlib.suppress(OSError, LookupError, TypeError, ValueError):
             if manifest:
                 return int(manifest['disks'][0]['virtual_size'])
             text = read_file(self.file('DISK-xvda', 'vdi.cfg'), LONGEST_RECORD)
@@ -2123,16 +2123,20 @@ class VmHistory:
 
     def kept(self) -> List[BackupDir]:
         """Backups under other names, such as those that somebody wants to keep, oldest first."""
-        found = [self.known(BackupDir(os.path.join(self.directory, name), 0))
-                 for name in self.names() if not self.date_of(name) and name[:1] != '.']
-        return sorted(backup for backup in found if backup.is_good())
+        found = []
+        for name in self.names():
+            if not self.date_of(name) and not name.startswith('.'):
+                backup = self.known(BackupDir(os.path.join(self.directory, name), 0))
+                with contextlib.suppress(PermissionError):     # somebody else's
+                    found += [backup] * backup.is_good()
+        return sorted(found, key=lambda backup: (backup.number, backup.when, backup.path))
 
     def vm_name(self) -> str:
         """The name of its VM, as its last manifest has it or else the directory's name stands
         for it."""
         for backup in reversed(self.backups()):
             name = part(backup.manifest(), 'vm').get('name')
-            if isinstance(name, str):
+            if isinstance(name, str) and path_part(name) == os.path.basename(self.directory):
                 return name
         return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                       encoded(os.path.basename(self.directory)).decode('utf-8', 'replace'))
@@ -2485,6 +2489,16 @@ class Proof(NamedTuple):
     size: int                  # bytes, uncompressed
 
 
+def end_of_export(data: bytes) -> str:
+    """What xapi says at the end of a file whose export failed: an answer of HTTP (xapi:
+    http_svr.ml, response_internal_error)."""
+    found = re.search(rb'HTTP/1\.\d 500(.*)', data, re.DOTALL)
+    if not found:
+        return ''
+    words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
+    return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
+
+
 class Source:
     """The bytes of an open file in their order, decompressed if need be."""
 
@@ -2499,40 +2513,34 @@ class Source:
 
     def fill(self, view: memoryview) -> int:
         """Fill a buffer as far as the file goes; the bytes that it had. Raise Damaged, OSError."""
-        done = 0
-        while done < len(view):
-            got = 0 if self.stopped else self.stream.readinto(view[done:])
-            if not got:
-                break
-            done += got
+        done, got = 0, 1
+        try:
+            while got and done < len(view) and not self.stopped:
+                got = self.stream.readinto(view[done:])
+                done += got
+            if not got and self.packed == 'gzip':
+                self.check_gzip(self.at + done)
+        except Damaged as error:
+            raise Damaged(f'{error} (after {self.at + done} bytes of content)' +
+                          end_of_export(self.last(4096)))
         self.at += done
-        if done < len(view):
-            self.check_end()
         return done
 
-    def check_end(self) -> None:
-        """Raise Damaged if something was added to a gzip file, which gzip would not tell of zeros:
-        it ends with the length of its content (RFC 1952)."""
-        if self.packed == 'gzip' and not self.stopped:
-            size = os.fstat(self.handle).st_size
-            end = os.pread(self.handle, 8, max(0, size - 8))
-            if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
-                raise Damaged('something follows the end of the gzip file')
+    def check_gzip(self, size: int) -> None:
+        """Raise Damaged if a gzip file does not end with the length of its content (RFC 1952):
+        gzip passes over zeros that were added."""
+        end = self.last(8)
+        if end[4:] != struct.pack('<I', size & 0xffffffff) or not any(end):
+            raise Damaged('something follows the end of the gzip file')
+
+    def last(self, size: int) -> bytes:
+        """The last bytes of the file as it is."""
+        return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
 
     def close(self) -> None:
         """Have whoever reads it stop."""
         self.stopped = True
         self.stream.close()
-
-
-def end_of_export(data: bytes) -> str:
-    """What xapi says at the end of a file whose export failed: an answer of HTTP (xapi:
-    http_svr.ml, response_internal_error)."""
-    found = re.search(rb'HTTP/1\.\d 500(.*)', data, re.DOTALL)
-    if not found:
-        return ''
-    words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
-    return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
 
 
 # XXH64, as xxHash's doc/xxhash_spec.md tells it. The four accumulators are kept in one integer,
@@ -3036,14 +3044,14 @@ class Verifier:
         stands still, and lets the system forget what was read."""
         total, begun, told = os.fstat(handle).st_size, stopwatch(), [0.0, 0]
         at = functools.partial(os.lseek, handle, 0, os.SEEK_CUR)
-        dog = Watchdog(self.limit, at, lambda: None)
+        dog = Watchdog(self.limit, at, lambda: None, 'read')
 
         def watch() -> None:
             self.signals.check()
             done, seconds = at(), begun()
-            text = 'verifying {}: {} of {} ({:.0f} %), {}/s'.format(
-                path, human_size(done), human_size(total), 100 * done / max(total, 1),
-                human_size(done / max(seconds, 0.1)))
+            text = 'verified {} of {} ({:.0f} %), {}/s: {}'.format(
+                human_size(done), human_size(total), 100 * done / max(total, 1),
+                human_size(done / max(seconds, 0.1)), os.path.basename(path))
             self.console.show(text)
             if seconds - told[0] > TELL_EVERY:
                 told[0] = seconds
@@ -3634,6 +3642,11 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
     problems = list(config.errors) + [problem] * bool(problem)
     if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
         console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
+    if config.settings.verify == 'yes' and config.settings.compress != 'none':
+        try:
+            decompressor(config.settings.compress)
+        except CommandFailed as error:
+            problems.append(f'ERROR: config compress -> {config.settings.compress}: {error}')
     for error in problems:
         console.log(error)
     if problems or plan.invalid:
@@ -4111,7 +4124,7 @@ class VerifyCommand:
             self.verify_backup(BackupDir(os.path.abspath(target), 0))
         elif kind == 'history':
             self.verify_history(VmHistory(os.path.abspath(target), [DEFAULT_BACKUP_DIR_PATTERN]),
-                                every, True)
+                                every)
         else:
             self.verify_store(target if kind == 'file' else '', target, selector_text, every)
         if not self.tokens:
@@ -4140,17 +4153,18 @@ class VerifyCommand:
         chosen = [vm.ref for vm in vms]
         if rules:
             plan = select(rules, vms, 1)
-            for message in plan.messages:
+            for message in plan.messages + plan.errors:
                 self.console.log(message)
             chosen = [job.vm.ref for job in plan.jobs]
-            self.tokens += ['ERROR' for _ in plan.failures] + ['WARNING'] * plan.warnings
+            self.tokens += (['ERROR'] * len(plan.failures or plan.errors) +
+                            ['WARNING'] * plan.warnings)
         for directory in chosen:
-            self.verify_history(histories[directory], every, bool(rules))
+            self.verify_history(histories[directory], every)
         for dumps in () if selector_text else store.all_pool_dumps().values():
             for path in dumps if every else dumps[-1:]:
                 self.verify_file(path)
 
-    def verify_history(self, history: VmHistory, every: bool, wanted: bool) -> None:
+    def verify_history(self, history: VmHistory, every: bool) -> None:
         """Verify the newest or every backup of a VM, the newest first."""
         good, kept = history.good(), history.kept()
         if not good + kept:

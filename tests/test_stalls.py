@@ -180,7 +180,7 @@ class Watch(unittest.TestCase):
         self.after(1)
         with self.assertRaises(VmBackup.CommandFailed) as caught:
             self.after(91)
-        self.assertEqual('no progress for 1.5 minutes (stall_timeout), at 3.0 GiB',
+        self.assertEqual('no progress for 1.5 minutes (stall_timeout), with 3.0 GiB written',
                          str(caught.exception))
 
 

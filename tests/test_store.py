@@ -2,6 +2,7 @@
 
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -147,6 +148,7 @@ class Manifests(StoreCase):
                  for directory, _, names in os.walk(path) for name in names}
         self.assertEqual((True, 0), (files.pop('backup.json') > 0, files.pop('success')))
         host, = self.sim.pool.tables['host'].values()
+        self.check_verified(manifest.pop('verified'), method, path, vm)
         self.assertEqual({
             'schema': 1, 'version': VmBackup.VERSION, 'method': method, 'number': 1,
             'vm': {'name': vm, 'uuid': self.uuid_of(vm)}, 'host': os.uname().nodename,
@@ -154,6 +156,19 @@ class Manifests(StoreCase):
             'xapi': host['software_version']['xapi'], 'files': files, 'warnings': [],
             'disks': [self.disk(vm, device) for device in devices]}, manifest)
         return files
+
+    def check_verified(self, verified, method, path, vm):
+        """What a manifest tells of the verification: digests that sha256sum would tell too, but for
+        an archive, of which they leave out the disks' data."""
+        self.assertRegex(verified.pop('when'), r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+05:30$')
+        name = vm + ('.xva' if method == 'vm-export' else '.raw')
+        digests = verified['digests']
+        for each in {'vm-metadata.xml', name} - {vm + '.xva'}:
+            with open(os.path.join(path, each), 'rb') as stream:
+                self.assertEqual(hashlib.sha256(stream.read()).hexdigest(), digests[each])
+        self.assertRegex(digests[name], '^[0-9a-f]{64}$')
+        proved = 'checksums' if method == 'vm-export' else 'structure'
+        self.assertEqual((proved, {name, 'vm-metadata.xml'}), (verified['proved'], set(digests)))
 
     def test_every_key_of_a_vm_export_is_right(self):
         files = self.check_manifest('vm-export', 'web', '0', '1')
