@@ -933,17 +933,26 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int) -> Plan:
 # ----------------------------------------------------------------------------------------------
 # 6. Retention: which backups to delete
 # ----------------------------------------------------------------------------------------------
-# Pure: from the good backups of one VM, oldest first, to those that may go.
+# Pure: from the good backups of one VM, oldest first, to those that may go. Those that were found
+# damaged later do not count.
 
 
-def surplus(older: Sequence[Any], keep: int) -> List[Any]:
+def beyond(backups: Sequence[Any], count: int, damaged: Sequence[Any]) -> List[Any]:
+    """Those that are older than so many that are not damaged."""
+    sound = [number for number, backup in enumerate(backups) if backup not in damaged]
+    if len(sound) < count:
+        return []
+    return list(backups[:sound[-count]] if count else backups)
+
+
+def surplus(older: Sequence[Any], keep: int, damaged: Sequence[Any] = ()) -> List[Any]:
     """What may go of the backups before the one that has just been made, oldest first."""
-    return list(older[:max(0, len(older) + 1 - max(keep, 1))])
+    return beyond(older, max(keep - 1, 0), damaged)
 
 
-def expendable(good: Sequence[Any], keep: int) -> List[Any]:
+def expendable(good: Sequence[Any], keep: int, damaged: Sequence[Any] = ()) -> List[Any]:
     """What pre_clean may delete: down to one less than `keep`, but never the last good one."""
-    return list(good[:max(0, len(good) - max(keep - 1, 1))])
+    return beyond(good, max(keep - 1, 1), damaged)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1956,6 +1965,10 @@ class BackupDir(NamedTuple):
         """Whether it is a completed backup. Raise OSError, as a share in trouble proves nothing."""
         return not set(os.listdir(self.path)).isdisjoint(MARKERS)
 
+    def is_damaged(self) -> bool:
+        """Whether its manifest tells that it did not verify."""
+        return 'fault' in part(self.manifest(), 'verified')
+
     def file(self, *parts: str) -> str:
         """The path of a file in it."""
         return os.path.join(self.path, *parts)
@@ -2120,6 +2133,16 @@ class VmHistory:
     def good(self) -> List[BackupDir]:
         """The completed backups, oldest first."""
         return [backup for backup in self.backups() if backup.is_good()]
+
+    def expendable(self, keep: int) -> List[BackupDir]:
+        """What pre_clean may delete."""
+        good = self.good()
+        return expendable(good, keep, [backup for backup in good if backup.is_damaged()])
+
+    def surplus(self, new: BackupDir, keep: int) -> List[BackupDir]:
+        """What may be deleted after a new backup was made."""
+        older = [backup for backup in self.good() if backup.path != new.path]
+        return surplus(older, keep, [backup for backup in older if backup.is_damaged()])
 
     def kept(self) -> List[BackupDir]:
         """Backups under other names, such as those that somebody wants to keep, oldest first."""
@@ -2597,14 +2620,14 @@ def xxh64_stripes(data: bytes) -> int:
     spaced[::2] = array.array('Q', data)
     if sys.byteorder == 'big':
         spaced.byteswap()
-    products = (int.from_bytes(spaced.tobytes(), 'little') * two).to_bytes(2 * len(data) + 8,
-                                                                            'little')
+    products = int.from_bytes(spaced.tobytes(), 'little') * two
+    stripes = products.to_bytes(2 * len(data) + 8, 'little')
     state = sum((start & LOW) << lane
                 for start, lane in zip((one + two, two, 0, -one), LANES))
     mask = sum(LOW << lane for lane in LANES)
     from_bytes = int.from_bytes
     for offset in range(0, 2 * len(data), 64):
-        mixed = state + from_bytes(products[offset:offset + 64], 'little') & mask
+        mixed = state + from_bytes(stripes[offset:offset + 64], 'little') & mask
         state = ((mixed << 31 | mixed >> 33) & mask) * one & mask
     accumulators = [state >> lane & LOW for lane in LANES]
     result = sum(map(rotated, accumulators, (1, 7, 12, 18)))
@@ -3061,32 +3084,35 @@ class Verifier:
             dog.look()
         return watch
 
+    def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
+        """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
+        proof, plain = self.prove(backup.file(name), backup.disk_size(manifest)), form_of(name)[1]
+        known = recorded(manifest).get(plain)
+        if known not in (None, proof.digest):
+            raise Damaged('it is whole, but not what it was when it was verified first')
+        return proof._replace(proved='checksums') if known and IMAGE.search(plain) and (
+            not plain.endswith('.xva')) else proof
+
     def check(self, backup: BackupDir, manifest: Dict[str, Any]) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        names = backup.archives()
-        if not names:
-            raise Damaged('there is no archive or image in it')
-        known, digests, proved = recorded(manifest), {}, 'checksums'   # type: Any, Any, str
+        names, digests = backup.archives(), {}         # type: List[str], Dict[str, str]
+        problems, missing = [], []     # type: List[str], List[str]
+        proved = 'checksums' if names else ''
         for name in names:
-            plain = form_of(name)[1]
             try:
-                proof = self.prove(backup.file(name), backup.disk_size(manifest))
-                if proof.proved == 'metadata':
-                    raise Damaged('there are no disks in it')
-                if known.get(plain, proof.digest) != proof.digest:
-                    raise Damaged('it is whole, but not what it was when it was verified first')
+                proof = self.prove_in(backup, name, manifest)
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            digests[plain] = proof.digest
-            if proof.proved == 'structure' and not (plain in known and '.xva' not in plain):
-                proved = 'structure'
-        missing, problems = [], []     # type: List[str], List[str]
+            digests[form_of(name)[1]] = proof.digest
+            proved = proved if proof.proved == 'checksums' else proof.proved
+        if proved in ('', 'metadata'):
+            raise Damaged('there are no disks in it')
         if not manifest and os.path.lexists(backup.file(MANIFEST)):
             problems.append(f'{MANIFEST} is damaged')
         for name, size in part(manifest, 'files').items():
-            if os.path.lexists(backup.file(name)) or form_of(name)[1] not in digests:
-                if size_of(backup.file(name)) != size:
-                    problems.append(f'{name} has {size_of(backup.file(name))} bytes, not {size}')
+            found = size_of(backup.file(name))
+            if found != size and (found or form_of(name)[1] not in digests):
+                problems.append(f'{name} has {found} bytes, not {size}')
         if os.path.lexists(backup.file(METADATA)):
             self.check_metadata(backup, manifest, digests, problems)
         elif METADATA not in part(manifest, 'files'):
@@ -3097,18 +3123,15 @@ class Verifier:
                        digests: Dict[str, str], problems: List[str]) -> None:
         """Look whether vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
         manifest, by the name of the archive."""
-        path = backup.file(METADATA)
         try:
-            digests[METADATA] = self.prove(path).digest
-            vms = exported_objects(read_file(path, 2 ** 26))['VM'].values()
-            uuids = [text_of(vm['uuid']) for vm in vms]
-            parts = [path_part(text_of(vm['name_label'])) for vm in vms]
-            uuid = part(manifest, 'vm').get('uuid')
-            if uuid not in uuids and (uuid or not any(
-                    name + extension in digests for name in parts for extension in FORMS)):
+            digest = self.prove_in(backup, METADATA, manifest).digest
+            vms = exported_objects(read_file(backup.file(METADATA), 2 ** 26))['VM'].values()
+            uuid, uuids = part(manifest, 'vm').get('uuid'), [text_of(vm['uuid']) for vm in vms]
+            if uuid not in uuids if uuid else not any(
+                    path_part(text_of(vm['name_label'])) == os.path.splitext(name)[0]
+                    for vm in vms for name in digests):
                 raise Damaged('it is of another VM: ' + ', '.join(uuids))
-            if recorded(manifest).get(METADATA, digests[METADATA]) != digests[METADATA]:
-                raise Damaged('it is not what it was when it was verified first')
+            digests[METADATA] = digest
         except (Damaged, KeyError, OSError) as error:
             problems.append(f'{METADATA}: {error}')
 
@@ -3882,7 +3905,7 @@ class BackupRun:
                 history.delete(failure)
         exporter = self.exporter(job.method, xe, warnings)
         name = path_part(vm.name) + exporter.extension
-        going = expendable(history.good(), job.keep) if self.settings.pre_clean else []
+        going = history.expendable(job.keep) if self.settings.pre_clean else []
         self.store.check_room(self.settings.min_free, history.last_size(name),
                               sum(backup.occupied() for backup in going))
         self.store.check_mounted()
@@ -3901,7 +3924,7 @@ class BackupRun:
         with backup.whole(name), exporter.snapshot(backup, known) as snapshot:
             self.signals.check()
             if self.settings.pre_clean:
-                self.prune(history, expendable(history.good(), job.keep), warnings)
+                self.prune(history, history.expendable(job.keep), warnings)
             if exporter.kind == 'VDI':                 # as it is by now
                 manifest['disks'][0]['virtual_size'] = snapshot.size
             with failing_as(exporter.export_token):
@@ -3916,8 +3939,7 @@ class BackupRun:
                         size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
         with tolerating(warnings, 'cannot look for older backups'):
-            older = [each for each in history.good() if each.path != backup.path]
-            self.prune(history, surplus(older, job.keep), warnings)
+            self.prune(history, history.surplus(backup, job.keep), warnings)
         return size
 
     def verify(self, backup: BackupDir, name: str, manifest: Dict[str, Any],
@@ -4176,7 +4198,7 @@ class VerifyCommand:
         """Verify one file."""
         backup = BackupDir(os.path.dirname(os.path.abspath(path)), 0)
         with self.telling(path):
-            proof = self.verifier.prove(path, backup.disk_size(backup.manifest()))
+            proof = self.verifier.prove_in(backup, os.path.basename(path), backup.manifest())
             self.tell(path, 'SUCCESS', f'{PROVED[proof.proved]}, {human_size(proof.size)}')
 
     def verify_backup(self, backup: BackupDir) -> None:

@@ -279,20 +279,21 @@ class TheCommand(VerifyCase):
         self.assertIn('it has 4096 bytes, its disk ', self.verify(2, image)[0])
 
     def test_metadata_has_to_be_whole_and_of_this_vm(self):
-        path, other = self.made('vm-export=web'), self.made('vm-export=db')
+        path = self.made('vm-export=web')
+        plain, other = [self.made('vm-export=' + vm, verify='no') for vm in ('web', 'db')]
         name = 'vm-metadata.xml'
         with open(os.path.join(path, name), 'rb') as stream:
             text = stream.read()
         with open(os.path.join(other, name), 'rb') as stream:
             of_another = stream.read()
-        for content, words in ((text[:-20], 'it is no whole XML'), (b'', 'it is no whole XML'),
-                               (of_another, 'it is of another VM'),
-                               (text.replace(b'3145728', b'3145729'), 'it is not what it was')):
+        for place, content, words in (
+                (path, text[:-20], 'it is no whole XML'), (path, b'', 'it is no whole XML'),
+                (plain, of_another, 'it is of another VM'),
+                (path, text.replace(b'3145728', b'3145729'), 'it is whole, but not what it was')):
             with self.subTest(words):
-                with open(os.path.join(path, name), 'wb') as stream:
+                with open(os.path.join(place, name), 'wb') as stream:
                     stream.write(content)
-                line = self.verify(2, path)[0]
-                self.assertIn(name + ': ' + words, line)
+                self.assertIn(name + ': ' + words, self.verify(2, place)[0])
         os.unlink(os.path.join(path, name))
         self.assertIn('vm-metadata.xml has 0 bytes, not %d' % len(text), self.verify(2, path)[0])
 
@@ -432,6 +433,43 @@ class TheCommand(VerifyCase):
         line = self.verify(2, os.path.join(SAMPLES, 'failed-no-disks.xva'))[0]
         self.assertTrue(line.endswith(': it ends at byte 44961, in ova.xml: the export failed: '
                                       'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]'))
+
+
+class Rotation(VerifyCase):
+    """A backup that was found damaged does not count."""
+
+    def test_damaged_backups_push_out_no_sound_one(self):
+        paths = [self.made('vm-export=web', max_backups=3) for _ in range(3)]
+        for path in paths[1:]:
+            self.change(path + '/web.xva', 700000)
+            self.verify(2, path)
+        paths.append(self.made('vm-export=web', max_backups=3))
+        self.assertEqual(paths, self.dated('web'))
+        paths.append(self.made('vm-export=web', max_backups=3))
+        self.assertEqual(paths, self.dated('web'))
+        paths.append(self.made('vm-export=web', max_backups=3))
+        self.assertEqual(paths[3:], self.dated('web'))
+
+    def test_pre_clean_leaves_the_last_sound_one(self):
+        paths = [self.made('vm-export=web') for _ in range(2)]
+        self.change(paths[1] + '/web.xva', 700000)
+        self.verify(2, paths[1])
+        self.broken_export('vm-export=web', max_backups=1, pre_clean='True')
+        self.assertEqual(paths, self.dated('web')[:2])
+
+    def broken_export(self, *lines, **keys):
+        """A run whose export fails."""
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assertEqual(2, self.back_up(*lines, **keys).status)
+
+    def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
+        for backups, keep, damaged, gone in (
+                ('abcd', 3, '', 'ab'), ('abcd', 3, 'd', 'a'), ('abcd', 3, 'cd', ''),
+                ('abcd', 3, 'abc', ''), ('abcd', 1, 'b', 'abcd'), ('abcd', 2, 'cd', 'a'),
+                ('', 3, '', ''), ('ab', 3, '', '')):
+            self.assertEqual(list(gone), VmBackup.surplus(backups, keep, damaged), (backups, keep))
+        self.assertEqual(list('ab'), VmBackup.expendable('abcd', 1, 'd'))
+        self.assertEqual([], VmBackup.expendable('abcd', 1, 'abcd'))
 
 
 class CommandWords(PoolCase):

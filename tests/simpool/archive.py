@@ -9,7 +9,6 @@
 Everything here is bytes: nothing is known of pools and records (ova.py reads and writes `ova.xml`).
 All writers are iterators of bytes and hold about 1 MiB (VHD: 2 MiB) at a time.
 """
-import array
 import contextlib
 import hashlib
 import os
@@ -18,7 +17,6 @@ import selectors
 import shutil
 import struct
 import subprocess
-import sys
 import uuid as uuids
 import zlib
 from typing import Dict, List, NamedTuple
@@ -156,92 +154,27 @@ class Image:
 # Checksums
 # -------------------------------------------------------------------------------------------------
 
-_P1, _P2, _P3, _P4, _P5 = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,
-                           0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
-_M64 = (1 << 64) - 1
-_LANES = range(0, 512, 128)
-_M4X64 = sum(_M64 << lane for lane in _LANES)
 _known_hashes = {}                  # blake2b of a chunk -> xxh64 of it
 _KNOWN_HASHES = 16384
 
 
-def xxh64(data, seed=0):
-    """XXH64 of `data` as an int: by the module xxhash where it is installed, else by Python.
+def xxh64(data):
+    """XXH64 of `data` as an int: by the module xxhash where it is installed, else by VmBackup.py,
+    whose function is held to known values.
 
-    Python needs some 20 ms for 1 MiB, so what it found for whole chunks is remembered.
+    Python needs some 30 ms for 1 MiB, so what it found for whole chunks is remembered.
     """
     if xxhash:
-        return xxhash.xxh64_intdigest(data, seed)
+        return xxhash.xxh64_intdigest(data)
+    import VmBackup                 # a client of the pool has no need of it
     if len(data) < PIECE:
-        return xxh64_python(data, seed)
-    key = seed, hashlib.blake2b(data, digest_size=16).digest()
+        return VmBackup.xxh64(data)
+    key = hashlib.blake2b(data, digest_size=16).digest()
     if key not in _known_hashes:
         if len(_known_hashes) >= _KNOWN_HASHES:
             _known_hashes.clear()
-        _known_hashes[key] = xxh64_python(data, seed)
+        _known_hashes[key] = VmBackup.xxh64(data)
     return _known_hashes[key]
-
-
-def xxh64_python(data, seed=0):
-    """XXH64 (xxHash: doc/xxhash_spec.md) of `data` as an int, without any module."""
-    tail = len(data) - len(data) % 32
-    if tail:
-        result = _converged(_stripes(data[:tail], seed))
-    else:
-        result = seed + _P5
-    result = result + len(data) & _M64
-    while tail + 8 <= len(data):
-        word, = struct.unpack_from('<Q', data, tail)
-        result = _rotated(result ^ _round(0, word), 27) * _P1 + _P4 & _M64
-        tail += 8
-    if tail + 4 <= len(data):
-        word, = struct.unpack_from('<I', data, tail)
-        result = _rotated(result ^ word * _P1 & _M64, 23) * _P2 + _P3 & _M64
-        tail += 4
-    for byte in data[tail:]:
-        result = _rotated(result ^ byte * _P5 & _M64, 11) * _P1 & _M64
-    result = (result ^ result >> 33) * _P2 & _M64
-    result = (result ^ result >> 29) * _P3 & _M64
-    return result ^ result >> 32
-
-
-def _stripes(data, seed):
-    """The four accumulators after all 32-byte stripes of `data`.
-
-    They are kept in one integer, each in the low half of 128 bits, so that one operation of Python
-    works on all four; the products of the input come from a single multiplication.
-    """
-    words = array.array('Q', data)
-    if sys.byteorder == 'big':
-        words.byteswap()
-    spaced = array.array('Q', bytes(2 * len(data)))
-    spaced[::2] = words
-    if sys.byteorder == 'big':
-        spaced.byteswap()
-    products = int.from_bytes(spaced.tobytes(), 'little') * _P2
-    products = products.to_bytes(2 * len(data) + 8, 'little')
-    start = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
-    state = sum((value & _M64) << lane for value, lane in zip(start, _LANES))
-    from_bytes, mask, prime = int.from_bytes, _M4X64, _P1
-    for offset in range(0, 2 * len(data), 64):
-        mixed = state + from_bytes(products[offset:offset + 64], 'little') & mask
-        state = ((mixed << 31 | mixed >> 33) & mask) * prime & mask
-    return [state >> lane & _M64 for lane in _LANES]
-
-
-def _converged(accumulators):
-    result = sum(_rotated(value, bits) for value, bits in zip(accumulators, (1, 7, 12, 18)))
-    for value in accumulators:
-        result = (result & _M64 ^ _round(0, value)) * _P1 + _P4
-    return result & _M64
-
-
-def _round(accumulator, word):
-    return _rotated(accumulator + word * _P2 & _M64, 31) * _P1 & _M64
-
-
-def _rotated(value, bits):
-    return (value << bits | value >> 64 - bits) & _M64
 
 
 CHECKSUMS = {
