@@ -119,6 +119,17 @@ class PoolCase(unittest.TestCase):
         environ.update(more)
         return environ
 
+    def xe_that(self, change):
+        """The path of an xe after whose exports into a file this shell command is run, $1 being
+        the file."""
+        path = os.path.join(self.directory, 'odd-xe')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in '
+                         'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
+                         % (self.sim.xe, change))
+        os.chmod(path, 0o755)
+        return path
+
     def start(self, *arguments, **environ):
         """Start VmBackup.py; return the process."""
         return subprocess.Popen(

@@ -436,13 +436,8 @@ class Troubles(PoolCase):
 
     def damaged(self, change, *lines, **keys):
         """What is printed if a new archive is changed by a shell command before it is verified."""
-        wrapper = os.path.join(self.directory, 'xe')
-        with open(wrapper, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in '
-                         'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                         % (self.sim.xe, change))
-        os.chmod(wrapper, 0o755)
-        return self.vmbackup('password', self.config(*lines, **keys), VMBACKUP_XE=wrapper).output
+        return self.vmbackup('password', self.config(*lines, **keys),
+                             VMBACKUP_XE=self.xe_that(change)).output
 
     def provoke_verify_fail(self):
         output = self.damaged('printf "HTTP/1.0 500 x</h1>y" >> "$1"', 'vm-export=db')

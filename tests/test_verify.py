@@ -49,17 +49,6 @@ class VerifyCase(PoolCase):
             stream.seek(at)
             stream.write(data or bytes([old[0] ^ 1]))
 
-    def xe_that(self, text):
-        """The path of an xe after whose vm-export and vdi-export these shell commands are run, $1
-        being the file."""
-        path = os.path.join(self.directory, 'odd-xe')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in '
-                         'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                         % (self.sim.xe, text))
-        os.chmod(path, 0o755)
-        return path
-
 
 class InARun(VerifyCase):
     """The step between the export and the marker."""
