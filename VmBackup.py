@@ -2696,10 +2696,13 @@ def archived_disks(ova: bytes) -> Tuple[List[ArchivedDisk], bool]:
             kept = kept or field('VM', vm, 'suspend_VDI') != NULL
             if field('VM', vm, 'power_state') == 'Suspended':
                 labels.setdefault(field('VM', vm, 'suspend_VDI'), 'suspend image')
-        return [ArchivedDisk(vdi, int(field('VDI', vdi, 'virtual_size')), '{} ({}, {})'.format(
+        disks = [ArchivedDisk(vdi, int(field('VDI', vdi, 'virtual_size')), '{} ({}, {})'.format(
             labels[vdi], printable(field('VDI', vdi, 'name_label')), vdi))
             for vdi in sorted(labels)
-            if field('SR', field('VDI', vdi, 'SR'), 'content_type') != 'iso'], kept
+            if field('SR', field('VDI', vdi, 'SR'), 'content_type') != 'iso']
+        if any(disk.size < 0 for disk in disks):
+            raise ValueError('a disk of a negative size')
+        return disks, kept
     except KeyError as error:
         raise Damaged(f'ova.xml: {error} is missing')
     except (ValueError, AttributeError) as error:
