@@ -2970,9 +2970,15 @@ class ImageReader:
             places[place] = sector
         return (highest + length) * BLOCK if highest >= 0 else 0
 
-    def read_document(self) -> Proof:
-        """Read XML: a dump of the pool database, or a VM's metadata."""
+    def read_document(self, root: str) -> Proof:
+        """Read XML with that outermost element."""
         parser = xml.parsers.expat.ParserCreate()
+
+        def begin(name: str, _: Any) -> None:
+            if name != root:
+                raise Damaged(f'its outermost element is {printable(name)}, not {root}')
+            parser.StartElementHandler = None
+        parser.StartElementHandler = begin
 
         def refuse(*_: Any) -> None:
             raise Damaged('it has a declaration, which xapi does not write')
@@ -2996,7 +3002,9 @@ def read_form(form: str, source: Source, size: Optional[int], patience: Optional
     if form == '.xva':
         return ArchiveReader(source, patience).read()
     reader = ImageReader(source, size)
-    return {'.raw': reader.read_raw, '.vhd': reader.read_vhd}.get(form, reader.read_document)()
+    if form in ('.raw', '.vhd'):
+        return reader.read_raw() if form == '.raw' else reader.read_vhd()
+    return reader.read_document('database' if form == '.dump' else 'value')
 
 
 def form_of(name: str) -> Tuple[str, str]:
@@ -3039,8 +3047,9 @@ class Verifier:
         self.limit = limit         # seconds in which something has to move
         self.patience = patience   # see ArchiveReader
 
-    def prove(self, path: str, size: Optional[int] = None) -> Proof:
-        """Read a file to its end; `size` is that of its disk in bytes, for an image.
+    def prove(self, path: str, size: Optional[int] = None, form: str = '') -> Proof:
+        """Read a file to its end; `size` is that of its disk in bytes, for an image; `form` is one
+        of FORMS, where its name does not tell.
 
         Raise Damaged, CommandFailed, TargetError, OSError, Interrupted.
         """
@@ -3054,7 +3063,7 @@ class Verifier:
 
             def read() -> Proof:
                 try:
-                    return read_form(form_of_file(path), source, size, self.patience)
+                    return read_form(form or form_of_file(path), source, size, self.patience)
                 finally:
                     ended.append(True)
             return bounded(read, path, self.watcher(path, handle))
@@ -3716,6 +3725,7 @@ class BackupRun:
         self.console = console
         self.status_log = status_log
         self.signals = signals
+        self.verifier = Verifier(console, signals, self.settings.stall_timeout * 60, SLOW_BYTES)
         self.host = os.uname().nodename
         self.pool = None       # type: Any
         self.unsettled = []    # type: List[str]
@@ -3953,8 +3963,7 @@ class BackupRun:
         elapsed = stopwatch()
         try:
             sync(backup.file(name))                    # else it is read from memory
-            verified = Verifier(self.console, self.signals, self.settings.stall_timeout * 60,
-                                SLOW_BYTES).check(backup, manifest)
+            verified = self.verifier.check(backup, manifest)
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
         self.console.log(f'verified {name}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
@@ -4049,6 +4058,9 @@ class BackupRun:
                                 lambda: None)
             Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
                                                          file_name=partial)
+            if self.settings.verify == 'yes':
+                sync(partial)
+                self.verifier.prove(partial, form='.dump')
         warnings = []          # type: List[str]
         with tolerating(warnings, 'cannot delete old dumps'):
             for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):

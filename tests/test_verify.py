@@ -120,6 +120,21 @@ class InARun(VerifyCase):
                 verified = self.manifest(self.made(line, **{key: value}))['verified']
                 self.assertEqual(proved, verified['proved'])
 
+    def test_a_damaged_dump_of_the_pool_database_is_an_error_and_no_dump(self):
+        wrapper = os.path.join(self.directory, 'cutting-xe')
+        with open(wrapper, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in file-name=*) '
+                         'truncate -s -1 "${word#file-name=}";; esac; done\n' % self.sim.xe)
+        os.chmod(wrapper, 0o755)
+        for verify, status in (('yes', 2), ('no', 0)):
+            done = self.vmbackup('password', self.config(
+                'vm-export=db', pool_db_backup=1, verify=verify), VMBACKUP_XE=wrapper)
+            self.assertEqual(status, done.status, done.output)
+            found = [path for path in self.tree() if path.endswith(('.dump', '.partial'))]
+            self.assertEqual(verify == 'no', bool(found), found)
+            self.assertIs(verify == 'yes', any(line.startswith(
+                'ERROR pool database not backed up: it is no whole XML') for line in done.lines))
+
     def test_a_signal_during_verification_ends_the_run(self):
         done = self.vmbackup('password', self.config('vm-export=web', 'vm-export=db'),
                              VMBACKUP_XE=self.xe_that('rm "$1"; mkfifo "$1"; kill -TERM $PPID'))
@@ -327,6 +342,10 @@ class TheCommand(VerifyCase):
         self.assertIn('good %s: ' % dump, self.verify(0, self.backups)[1])
         os.truncate(dump, os.path.getsize(dump) - 1)
         self.assertIn('ERROR %s: it is no whole XML' % dump, self.verify(2, self.backups)[1])
+        with open(dump, 'w', encoding='utf-8') as stream:
+            stream.write('<html><h1>HTTP 500</h1></html>')
+        self.assertIn('ERROR %s: its outermost element is html, not database' % dump,
+                      self.verify(2, self.backups)[1])
         self.assertEqual(2, len(self.verify(0, self.backups, 'vm=web')))
 
     def test_a_manifest_that_cannot_be_written_is_a_warning(self):
