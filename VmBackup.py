@@ -2495,6 +2495,7 @@ def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console)
 BLOCK = 512                # bytes of a tar header, and of a disk's sector
 CHUNK = 1 << 20            # bytes of a disk in one member of an archive
 VHD_BLOCK = 1 << 21        # bytes of a disk in one block of a VHD image, as xapi writes them
+NOWHERE = 0xffffffff       # in the place of a block of zeros, which is not there
 LARGEST_VHD = 1 << 41      # bytes of a disk (VHD: 2040 GiB)
 LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
@@ -2799,13 +2800,16 @@ class ArchiveReader:
                 raise self.fault(f'a chunk {disk.id}/{last + 1:08d} or later was expected, found '
                                  f'{name or "the end"}')
             number = int(digits)
-            if number <= last or not size and not offset:
-                raise self.fault(f'chunk {name} of {size} bytes after number {last}')
+            if last < 0 and (number or not size):
+                raise self.fault(f'its first chunk, {disk.id}/00000000, was expected, found {name} '
+                                 f'of {size} bytes')
+            if number <= last:
+                raise self.fault(f'chunk {name} comes after number {last}')
             if self.first < 0:
                 self.first = size
             offset += (number - last - 1) * self.first
             wanted = min(CHUNK, disk.size - offset)
-            if offset and last < 0 or size not in (wanted, 0) or wanted <= 0:
+            if size not in (wanted, 0) or wanted <= 0:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
                                  f'{max(wanted, 0)} were expected')
             self.where = f'{disk.label}, chunk {name}'
@@ -2854,9 +2858,10 @@ class ArchiveReader:
         self.head = self.take(self.view[:BLOCK]).tobytes()
         if any(self.head):
             raise self.fault('a second block of zeros was expected')
-        if self.source.fill(self.view[:BLOCK]):
-            self.head = self.view[:BLOCK].tobytes()
-            raise self.fault('something follows the end')
+        got = self.source.fill(self.view[:BLOCK])
+        if got:
+            self.head = self.view[:got].tobytes()
+            raise self.fault('something follows the end', got)
 
 
 class ImageReader:
@@ -2932,8 +2937,9 @@ class ImageReader:
         last = b''
         for view in iter(self.read_on, b''):
             last = (last + view[-BLOCK:].tobytes())[-BLOCK:]
-        if end > self.source.at - BLOCK:
-            raise Damaged(f'it ends at byte {self.source.at}, and a block of it at {end}')
+        gap = self.source.at - BLOCK - end
+        if gap < 0 or gap and any(sector != NOWHERE for sector in table) or gap > VHD_BLOCK:
+            raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
         if last != footer:
             raise Damaged(f'byte {self.source.at - BLOCK}: the same footer as at its beginning was '
                           'expected' + end_of_export(last))
@@ -2955,11 +2961,10 @@ class ImageReader:
         its place among places as large as a block, so that only neighbours can overlap."""
         length = 1 + VHD_BLOCK // BLOCK                # sectors: its bitmap, its data
         first = -(-self.source.at // BLOCK)
-        nowhere = 0xffffffff
-        highest = max((sector for sector in table if sector != nowhere), default=-1)
+        highest = max((sector for sector in table if sector != NOWHERE), default=-1)
         places = array.array('I', bytes(4 * (highest // length + 3)))
         for number, sector in enumerate(table):
-            if sector == nowhere:
+            if sector == NOWHERE:
                 continue
             place = sector // length + 1
             near = [other for other in places[place - 1:place + 2]
@@ -2968,7 +2973,7 @@ class ImageReader:
                 raise Damaged(f'block {number} overlaps what is elsewhere, at byte '
                               f'{sector * BLOCK}')
             places[place] = sector
-        return (highest + length) * BLOCK if highest >= 0 else 0
+        return (highest + length) * BLOCK if highest >= 0 else first * BLOCK
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""

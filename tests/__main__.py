@@ -1,4 +1,4 @@
-"""python3 -m tests [test | faults | demo | coverage] [options]; without a word: test."""
+"""python3 -m tests [test | faults | bench | demo | coverage] [options]; without a word: test."""
 
 import importlib
 import sys
@@ -7,6 +7,7 @@ COMMANDS = {
     'test': ('tests.runner', 'run the tests (what happens without a command)'),
     'faults': ('tests.faults', 'inject every fault of the matrices, not only a sample'),
     'coverage': ('tests.coverage_run', 'run the tests and measure what they reach'),
+    'bench': ('tests.bench', 'measure speed and memory'),
     'demo': ('tests.demo', 'a backup, seen happening on a simulated pool'),
 }
 

@@ -117,7 +117,7 @@ class Busy(TwoRuns):
     def begin_slowly(self):
         """Start a run that takes its time with the export of web; return it in the midst."""
         self.remember()
-        self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=2, after=300000)
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=5, after=300000)
         child = self.start_with(1, 'vm-export=web')
         self.until(lambda: [call.name for call in self.sim.calls('xe')].count('vm-export') > 1
                    and self.sim.pool.tables['task'])

@@ -1,0 +1,228 @@
+"""Any input ends with a verdict, in bounded memory: never a crash, never a file that hangs.
+
+With the package hypothesis its inputs come on top of those that a seeded chance makes.
+"""
+
+import gzip
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import unittest
+import zlib
+
+import VmBackup
+from tests import archives, figures
+from tests.archives import BLOCK, END, KINDS, ArchiveCase, Member, joined, members
+from tests.faulting import full, seed
+from tests.simpool import archive
+
+try:
+    import hypothesis
+    from hypothesis import strategies
+except ImportError:
+    hypothesis = None
+
+FORMS = VmBackup.FORMS
+ROOM = 300                     # MiB of address space beyond what is in use: far less is needed
+
+
+class FuzzCase(ArchiveCase):
+    """What the tests below share."""
+
+    def setUp(self):
+        super().setUp()
+        self.chance = archives.chances(seed(), self.id())
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        with open('/proc/self/statm', encoding='ascii') as stream:
+            used = int(stream.read().split()[0]) * os.sysconf('SC_PAGE_SIZE')
+        resource.setrlimit(resource.RLIMIT_AS, (used + (ROOM << 20), limits[1]))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_AS, limits)
+
+    def times(self, count):
+        """How often: more in the full run."""
+        return count * (20 if full() else 1)
+
+    def end(self, data, forms=FORMS):
+        """Each way to read these bytes ends with a verdict."""
+        self.put(data)
+        for form in forms:
+            found = self.verdict(form, self.chance.choice((None, len(data), 1 << 20)))
+            self.assertIsInstance(found, (VmBackup.Proof, VmBackup.Damaged))
+            figures.add('odd inputs', faults=1, checks=1)
+
+    def noise(self, most=3000):
+        """Random bytes."""
+        return os.urandom(self.chance.randrange(most))
+
+
+class Noise(FuzzCase):
+    """Bytes, and bytes behind what looks good."""
+
+    def test_of_any_kind(self):
+        for _ in range(self.times(40)):
+            self.end(self.noise())
+        for data in (b'', b'\0', bytes(BLOCK), bytes(4096), b'\xff' * 4096):
+            self.end(data)
+
+    def test_behind_the_first_bytes_of_something(self):
+        for magic in (b'\x1f\x8b', b'\x1f\x8b\x08\x00', b'\x28\xb5\x2f\xfd', b'conectix',
+                      b'ova.xml\0', b'<?xml version="1.0"?><database>', b'<value>'):
+            for _ in range(self.times(5)):
+                self.end(magic + self.noise())
+
+    def test_compressed(self):
+        for pack in (lambda data: gzip.compress(data), lambda data: zlib.compress(data),
+                     lambda data: subprocess.run(['zstd', '-qc'], input=data, check=True,
+                                                 stdout=subprocess.PIPE).stdout
+                     if shutil.which('zstd') else data):
+            for _ in range(self.times(3)):
+                self.end(pack(self.noise()))
+
+    def test_headers_of_any_name_and_size(self):
+        for _ in range(self.times(60)):
+            name = self.chance.choice(('ova.xml', 'Ref:1/00000000', 'x', '', 'a' * 99, '\n'))
+            size = self.chance.choice((0, 1, 511, 512, 1 << 20, (1 << 20) + 1, 1 << 32,
+                                       0o77777777777))
+            self.end(archive.tar_header(name, size) + self.noise(), ['.xva'])
+
+    def test_fields_of_a_header(self):
+        for field in ((124, 12), (148, 8), (0, 100), (156, 1)):
+            for _ in range(self.times(12)):
+                head = bytearray(archive.tar_header('ova.xml', 100))
+                at, length = field
+                head[at:at + length] = self.chance.choice((
+                    os.urandom(length), b'-1'.ljust(length), b'\x80' + bytes(length - 1),
+                    b'9' * length, b' ' * length, bytes(length)))
+                if at != 148 and self.chance.random() < 0.7:
+                    head[148:156] = b' ' * 8
+                    head[148:156] = b'%07o\0' % sum(head)
+                self.end(bytes(head) + bytes(2048), ['.xva'])
+
+
+class Documents(FuzzCase):
+    """ova.xml and the other documents."""
+
+    def ova(self, text):
+        """An archive with that ova.xml and nothing else, and that text as a document."""
+        self.end(joined([Member('ova.xml', text)]), ['.xva'])
+        self.end(text, ['.xml', '.dump'])
+
+    def test_deep_and_wide(self):
+        for text in (b'<a>' * 100000 + b'</a>' * 100000, b'<a>' * 100000,
+                     b'<value>' * 50000 + b'</value>' * 50000,
+                     b'<value><struct>' + b'<member></member>' * 50000 + b'</struct></value>',
+                     b'<value a="' + b'x' * 1000000 + b'"/>'):
+            self.ova(text)
+
+    def test_declarations_are_refused(self):
+        laughs = b'<!DOCTYPE a [<!ENTITY a "ha">' + b''.join(
+            b'<!ENTITY %c "&%c;&%c;&%c;&%c;&%c;&%c;">' % ((97 + n,) + (96 + n,) * 6)
+            for n in range(1, 26)) + b']><value>&z;</value>'
+        for text in (laughs, b'<!DOCTYPE a SYSTEM "/etc/passwd"><value/>',
+                     b'<value><![CDATA[x]]></value>'):
+            self.ova(text)
+        self.put(joined([Member('ova.xml', laughs)]))
+        self.assertEqual('ova.xml: a declaration, which xapi does not write', str(self.verdict()))
+        self.put(laughs)
+        self.assertEqual('it has a declaration, which xapi does not write',
+                         str(self.verdict('.xml')))
+
+    def test_anything_left_out_or_of_another_type(self):
+        data = KINDS['several disks']()
+        text, rest = members(data)[0].data, members(data)[1:]
+        words = (b'virtual_size', b'<struct>', b'</struct>', b'<value>', b'Ref:9', b'userdevice',
+                 b'content_type', b'<name>class</name>', b'VBD', b'VDI', b'power_state', b'<name>')
+        for _ in range(self.times(60)):
+            word, changed = self.chance.choice(words), text
+            places = [at for at in range(len(text)) if text.startswith(word, at)]
+            at = self.chance.choice(places)
+            changed = text[:at] + self.chance.choice((
+                b'', b'x', word * 2, self.noise(20), b'\0', b'-')) + text[at + len(word):]
+            self.end(joined([Member('ova.xml', changed)] + rest), ['.xva'])
+        for size in (b'-1', b'', b'x', b'9' * 5000, b'1.5', b' 7 ', b'1_0', '٣'.encode('utf-8')):
+            self.end(joined([Member('ova.xml', text.replace(b'>70000<', b'>%s<' % size))] + rest),
+                     ['.xva'])
+
+    def test_an_ova_xml_that_claims_to_be_huge(self):
+        self.end(archive.tar_header('ova.xml', 0o77777777777) + bytes(5000), ['.xva'])
+        self.end(archive.tar_header('ova.xml', VmBackup.LARGEST_OVA) + bytes(5000), ['.xva'])
+
+
+class Images(FuzzCase):
+    """VHD images that tell nonsense, with right checksums."""
+
+    def test_any_numbers(self):
+        data = b''.join(archive.vhd_stream(archive.Image.sample(5 << 20, 'x', 0.5)))
+        for _ in range(self.times(60)):
+            changed = bytearray(data[:self.chance.choice((len(data), 4096, 60000))])
+            for start, length, total in ((0, 512, 64), (512, 1024, 36)):
+                for _ in range(self.chance.randrange(3)):
+                    at = start + 4 * self.chance.randrange(2, 20)
+                    struct.pack_into('>I', changed, at, self.chance.choice((
+                        0, 1, 3, 512, 0x10000, 1 << 21, 0xffffffff, self.chance.getrandbits(32))))
+                struct.pack_into('>I', changed, start + total, VmBackup.inverted(
+                    bytes(changed[start:start + length]), total))
+            changed[-BLOCK:] = changed[:BLOCK]
+            self.end(bytes(changed), ['.vhd'])
+
+
+class Splices(FuzzCase):
+    """Good ones, cut into pieces and put together again."""
+
+    def test_of_good_ones(self):
+        goods = [make() for name, make in KINDS.items() if name != 'keep-alive members']
+        goods += [b''.join(archive.vhd_stream(archive.Image.sample(70144, 'x', 1)))]
+        for _ in range(self.times(25)):
+            pieces = []
+            for _ in range(self.chance.randrange(1, 4)):
+                good = self.chance.choice(goods)
+                ends = sorted(self.chance.randrange(len(good)) for _ in range(2))
+                if self.chance.random() < 0.7:
+                    ends = [end - end % BLOCK for end in ends]
+                pieces.append(good[:ends[1]] if not pieces else good[ends[0]:ends[1]])
+            self.end(b''.join(pieces) + self.chance.choice((b'', END)))
+
+
+@unittest.skipUnless(hypothesis, 'no package hypothesis')
+class Hypothesis(FuzzCase):
+    """Inputs that hypothesis thinks of."""
+
+    def ends(self, strategy, build, forms):
+        """Whatever a strategy makes ends with a verdict."""
+        @hypothesis.settings(max_examples=self.times(60), deadline=None, database=None,
+                             suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.seed(seed())
+        @hypothesis.given(strategy)
+        def ends(made):
+            self.end(build(made), forms)
+        ends()
+
+    def test_bytes(self):
+        self.ends(strategies.binary(max_size=4096), bytes, FORMS)
+
+    def test_members_of_any_kind(self):
+        part = strategies.tuples(
+            strategies.sampled_from(('ova.xml', 'Ref:9/00000000', 'Ref:9/00000000.xxhash',
+                                     'Ref:9/00000001', 'Ref:12/00000000', 'x')),
+            strategies.binary(max_size=600))
+        first = members(KINDS['one small disk']())[0]
+        self.ends(strategies.lists(part, max_size=6), lambda made: joined(
+            [first] + [Member(*each) for each in made]), ['.xva'])
+
+    def test_documents(self):
+        self.ends(strategies.recursive(
+            strategies.text(max_size=5), lambda inner: strategies.lists(inner, max_size=4)),
+            lambda made: joined([Member('ova.xml', self.xml(made))]), ['.xva'])
+
+    def xml(self, made):
+        """XML of nested lists."""
+        if isinstance(made, list):
+            name = (b'value', b'struct', b'member', b'array')[len(made) % 4]
+            return b'<%s>%s</%s>' % (name, b''.join(map(self.xml, made)), name)
+        return made.encode('utf-8', 'replace')
+
+
+if __name__ == '__main__':
+    unittest.main()
