@@ -77,6 +77,7 @@ import traceback
 import xml.etree.ElementTree
 import xml.parsers.expat
 import xmlrpc.client
+import zlib
 from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
@@ -305,7 +306,7 @@ def native(text: str) -> str:
 
 def printable(text: str) -> str:
     """Text for one line: control characters are shown as escapes."""
-    return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029]',
+    return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udc7f\udd00-\udfff]',
                   lambda found: repr(found.group())[1:-1], text)
 
 
@@ -340,7 +341,8 @@ class Console:
     def show(self, text: str) -> None:
         """On a terminal, show a line that the next one overwrites; elsewhere nothing."""
         if self.passing or text and self.stream and self.stream.isatty():
-            self.write('\r' + printable(text)[:100] + '\x1b[K')     # and clear the rest
+            width = shutil.get_terminal_size().columns - 1
+            self.write('\r' + printable(text)[:width] + '\x1b[K')   # and clear the rest
             self.passing = bool(text)
 
     def log_lines(self, text: str) -> None:
@@ -1013,13 +1015,12 @@ def bounded(function: Callable[[], Any], what: str,
 
 
 class Watchdog:
-    """Tells what does not move: of an export neither its file nor its task in xapi."""
+    """Tells an export that does not move: neither its file nor its task in xapi."""
 
     def __init__(self, limit: float, size: Callable[[], int],
-                 progress: Callable[[], Any], did: str = 'written') -> None:
+                 progress: Callable[[], Any]) -> None:
         self.limit = limit         # seconds
-        self.size = size           # bytes of the file so far
-        self.did = did             # what is done with them
+        self.size = size           # of the file
         self.progress = progress   # anything that differs when the task moves
         self.seen = (-1, None)     # type: Tuple[int, Any]
         self.standing = stopwatch()
@@ -1033,7 +1034,7 @@ class Watchdog:
             self.seen, self.standing = seen, stopwatch()
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(max(size, 0))} {self.did}')
+                                f'with {human_size(max(size, 0))} written')
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -1170,11 +1171,14 @@ def decompressor(compression: str) -> List[str]:
         path = shutil.which(program)
         if path:
             return [path, options]
-    raise CommandFailed(f'no program {program} to verify it with (install it, or set verify=no)')
+    raise CommandFailed(f'no program {compression} to verify it with (install it, or set '
+                        'verify=no)')
 
 
 class Filter:
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
+
+    pipe = 1 << 20             # bytes that it may be ahead (Linux: fcntl(2), F_SETPIPE_SZ)
 
     def __init__(self, argv: Sequence[str], handle: int) -> None:
         self.name = os.path.basename(argv[0])
@@ -1183,13 +1187,18 @@ class Filter:
                                           stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             raise CommandFailed(f'cannot start {argv[0]}: {error.strerror}')
+        with contextlib.suppress(OSError):             # it is only a matter of speed
+            fcntl.fcntl(self.child.stdout, 1031, self.pipe)
 
     def readinto(self, view: memoryview) -> int:
-        """Read what is there; 0 at the end. Raise Damaged if the program found the input bad."""
+        """Read what is there; 0 at the end. Raise Damaged if the program found the input bad,
+        CommandFailed if it did not live to tell."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
             words = self.child.stderr.read().decode('utf-8', 'replace').strip()
-            if self.child.wait():
+            if self.child.wait() < 0:
+                raise CommandFailed(f'{self.name} was ended by signal {-self.child.returncode}')
+            if self.child.returncode:
                 raise Damaged('{} says: {}'.format(self.name, ' / '.join(words.split('\n'))))
         return got
 
@@ -1734,7 +1743,7 @@ MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 NEW = '.new'               # ends the name of such a file while it is written
-OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.new)?|vm-metadata\.xml|vm\.cfg|'
+OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
 IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
@@ -1807,25 +1816,37 @@ def written(path: str) -> int:
     return size
 
 
-def sync(path: str) -> None:
-    """Force a file or directory onto stable storage, as far as its file system can."""
-    handle = os.open(path, os.O_RDONLY)
+def force(handle: int) -> None:
+    """Force an open file or directory onto stable storage, as far as its file system can."""
     try:
         os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):    # it has no such call
+    except OSError as error:                           # it has no such call, or nothing to write
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
             raise
+
+
+def sync(path: str) -> None:
+    """Force a file or directory onto stable storage."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        force(handle)
     finally:
         os.close(handle)
 
 
 def write_json(path: str, value: Any) -> None:
     """Write a file whole or not at all, onto stable storage."""
-    with open(path + NEW, 'wb', opener=private) as stream:
-        stream.write(encoded(json.dumps(value, indent=1) + '\n'))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(path + NEW, path)
+    temporary = f'{path}.{os.getpid()}{NEW}'           # others may write it now, too
+    try:
+        with open(temporary, 'wb', opener=private) as stream:
+            stream.write(encoded(json.dumps(value, indent=1) + '\n'))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):             # the first error is the one to tell
+            os.unlink(temporary)
+        raise
     sync(os.path.dirname(path))
 
 
@@ -1966,8 +1987,8 @@ class BackupDir(NamedTuple):
         return not set(os.listdir(self.path)).isdisjoint(MARKERS)
 
     def is_damaged(self) -> bool:
-        """Whether its manifest tells that it did not verify."""
-        return 'fault' in part(self.manifest(), 'verified')
+        """Whether its manifest tells that it did not verify. Raise OSError, as `is_good`."""
+        return 'fault' in part(self.manifest(strict=True), 'verified')
 
     def file(self, *parts: str) -> str:
         """The path of a file in it."""
@@ -1984,10 +2005,17 @@ class BackupDir(NamedTuple):
         with open(self.file(*parts), 'wb', opener=private) as stream:
             stream.write(encoded(text))
 
-    def manifest(self) -> Dict[str, Any]:
-        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged."""
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            found = json.loads(read_file(self.file(MANIFEST), LONGEST_RECORD).decode('utf-8'))
+    def manifest(self, strict: bool = False) -> Dict[str, Any]:
+        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged or,
+        unless `strict`, cannot be read. Raise OSError."""
+        try:
+            data = read_file(self.file(MANIFEST), LONGEST_RECORD)
+        except OSError as error:
+            if strict and error.errno != errno.ENOENT:
+                raise
+            return {}
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(data.decode('utf-8'))
             if isinstance(found, dict):
                 return found
         return {}
@@ -2005,7 +2033,7 @@ class BackupDir(NamedTuple):
     def disk_size(self, manifest: Dict[str, Any]) -> Optional[int]:
         """The bytes of the disk that a vdi-export is of, as far as is known: from its manifest or,
         for 3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
-        with contextlib.suppress(OSError, LookupError, TypeError, ValueError):
+        with contextlib.suppress(OSError, LookupError, TypeError, ValueError, OverflowError):
             if manifest:
                 return int(manifest['disks'][0]['virtual_size'])
             text = read_file(self.file('DISK-xvda', 'vdi.cfg'), LONGEST_RECORD)
@@ -2151,8 +2179,14 @@ class VmHistory:
             if not self.date_of(name) and not name.startswith('.'):
                 backup = self.known(BackupDir(os.path.join(self.directory, name), 0))
                 with contextlib.suppress(PermissionError):     # somebody else's
-                    found += [backup] * backup.is_good()
+                    if backup.is_good() and (backup.number or backup.archives()):
+                        found.append(backup)
         return sorted(found, key=lambda backup: (backup.number, backup.when, backup.path))
+
+    def newest(self) -> List[BackupDir]:
+        """The newest backup, if there is one, whatever its name."""
+        return sorted(self.kept() + self.good()[-1:],
+                      key=lambda backup: (backup.number, backup.when))[-1:]
 
     def vm_name(self) -> str:
         """The name of its VM, as its last manifest has it or else the directory's name stands
@@ -2222,14 +2256,13 @@ class VmHistory:
 
 def kind_of(path: str) -> str:
     """What a path is: a file, a backup, a history (the backups of one VM), a store (all of them),
-    or '' if there is nothing."""
+    or '' if there is nothing. Raise OSError."""
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
-    names = os.listdir(path)
-    if any(name in MARKERS or name == MANIFEST or IMAGE.search(name) and
-           not os.path.isdir(os.path.join(path, name)) for name in names):
+    history, names = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
+    if any(name in MARKERS or name == MANIFEST for name in names) or (
+            history.date_of(os.path.basename(os.path.abspath(path)))):
         return 'backup'
-    history = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN])
     return 'history' if history.dated() or history.kept() else 'store'
 
 
@@ -2349,7 +2382,8 @@ class BackupStore:
     def all_pool_dumps(self) -> Dict[str, List[str]]:
         """Paths of all dumps, oldest first, by their directories. Raise OSError."""
         found = collections.OrderedDict()      # type: Dict[str, List[str]]
-        for directory in sorted(glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*'))):
+        for directory in sorted(glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))):
+            directory = os.path.dirname(directory)
             found[directory] = sorted(
                 os.path.join(directory, name) for name in os.listdir(directory)
                 if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
@@ -2498,11 +2532,16 @@ VHD_BLOCK = 1 << 21        # bytes of a disk in one block of a VHD image, as xap
 NOWHERE = 0xffffffff       # in the place of a block of zeros, which is not there
 LARGEST_VHD = 1 << 41      # bytes of a disk (VHD: 2040 GiB)
 LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
+LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its snapshots too
+DEEPEST = 100              # elements of XML within each other; xapi writes about 15
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
 PACKED = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd'}      # by the first bytes
 SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170, SHA-1 before
-PROVED = {'checksums': 'every checksum is right', 'structure': 'the structure is whole',
-          'metadata': 'whole, but metadata only, without disks'}
+PROVED = collections.OrderedDict((             # from least to most
+    ('length', 'it can be read, but nothing tells how long it should be'),
+    ('metadata', 'whole, but metadata only, without disks'),
+    ('structure', 'the structure is whole'),
+    ('checksums', 'every checksum is right')))
 
 
 class Proof(NamedTuple):
@@ -2511,6 +2550,7 @@ class Proof(NamedTuple):
     proved: str                # a key of PROVED
     digest: str                # SHA-256 of the content, of an archive without the disks' data
     size: int                  # bytes, uncompressed
+    vm: str = ''               # uuid of an archive's VM, which is a snapshot's
 
 
 def end_of_export(data: bytes) -> str:
@@ -2524,10 +2564,11 @@ def end_of_export(data: bytes) -> str:
 
 
 class Source:
-    """The bytes of an open file in their order, decompressed if need be."""
+    """The bytes of an open file in their order, decompressed if need be, which `plain` ones are
+    not, whatever they begin with."""
 
-    def __init__(self, handle: int) -> None:
-        magic = os.pread(handle, 4, 0)
+    def __init__(self, handle: int, plain: bool = False) -> None:
+        magic = b'' if plain else os.pread(handle, 4, 0)
         self.handle = handle
         self.packed = PACKED.get(magic[:2]) or PACKED.get(magic, '')
         self.at = 0            # bytes so far
@@ -2536,7 +2577,10 @@ class Source:
                        open(handle, 'rb', buffering=0, closefd=False))     # type: Any
 
     def fill(self, view: memoryview) -> int:
-        """Fill a buffer as far as the file goes; the bytes that it had. Raise Damaged, OSError."""
+        """Fill a buffer as far as the file goes; the bytes that it had.
+
+        Raise Damaged, CommandFailed, OSError.
+        """
         done, got = 0, 1
         try:
             while got and done < len(view) and not self.stopped:
@@ -2547,12 +2591,16 @@ class Source:
         except Damaged as error:
             raise Damaged(f'{error} (after {self.at + done} bytes of content)' +
                           end_of_export(self.last(4096)))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise Damaged(f'{error.strerror} at byte {self.at + done}')
         self.at += done
         return done
 
     def check_gzip(self, size: int) -> None:
-        """Raise Damaged if a gzip file does not end with the length of its content (RFC 1952):
-        gzip passes over zeros that were added."""
+        """Raise Damaged if a gzip file does not end with the length of its content, as one of a
+        single member does (RFC 1952): gzip passes over zeros that were added."""
         end = self.last(8)
         if end[4:] != struct.pack('<I', size & 0xffffffff) or not any(end):
             raise Damaged('something follows the end of the gzip file')
@@ -2579,7 +2627,7 @@ LANES = range(0, 512, 128)
 def xxhash_library() -> Optional[Any]:
     """The function XXH64(address, length, seed) of libxxhash, which xapi itself uses; None where
     it is not installed."""
-    for name in XXHASH[:1] + tuple(map(ctypes.util.find_library, XXHASH[1:])):
+    for name in itertools.chain(XXHASH[:1], map(ctypes.util.find_library, XXHASH[1:])):
         with contextlib.suppress(OSError, AttributeError):
             function = ctypes.CDLL(name).XXH64 if name else None
             if function:
@@ -2645,6 +2693,14 @@ class ArchivedDisk(NamedTuple):
     label: str
 
 
+class Contents(NamedTuple):
+    """What an ova.xml promises."""
+
+    disks: List[ArchivedDisk]  # in the order of the archive
+    kept: bool                 # whether the VM's state was preserved, as in an archive of metadata
+    vm: str                    # uuid of the (first) VM
+
+
 def members(value: Any) -> Dict[str, Any]:
     """The members of an XML-RPC struct."""
     return {member.findtext('name'): member.find('value')
@@ -2656,12 +2712,24 @@ def text_of(value: Any) -> str:
     return ''.join(value.itertext())
 
 
+@contextlib.contextmanager
+def understanding() -> Iterator[None]:
+    """XML that is read here; raise Damaged for what is missing or not as it should be."""
+    try:
+        yield
+    except KeyError as error:
+        raise Damaged(f'{error} is missing')
+    except (ValueError, TypeError, AttributeError, xml.etree.ElementTree.ParseError) as error:
+        raise Damaged(str(error))
+
+
 def exported_objects(ova: bytes) -> Dict[str, Dict[str, Dict[str, Any]]]:
     """What an ova.xml describes: class, id, field, the field's value as XML-RPC. Raise Damaged."""
-    try:
-        if b'<!' in ova:
-            raise ValueError('a declaration, which xapi does not write')
-        root = members(xml.etree.ElementTree.fromstring(ova))
+    with understanding():
+        if b'<!' in ova or b'\0' in ova:               # the latter in other encodings
+            raise ValueError('it has a declaration, which xapi does not write')
+        parser = xml.etree.ElementTree.XMLParser(encoding='utf-8')     # whatever it says itself
+        root = members(xml.etree.ElementTree.fromstring(ova, parser))
         version = text_of(members(root['version'])['export_vsn'])
         if version != '2':
             raise ValueError(f'unknown version of the format: {version}')
@@ -2672,15 +2740,10 @@ def exported_objects(ova: bytes) -> Dict[str, Dict[str, Dict[str, Any]]]:
         if not objects['VM']:
             raise ValueError('no VM in it')
         return objects
-    except KeyError as error:
-        raise Damaged(f'ova.xml: {error} is missing')
-    except (ValueError, TypeError, AttributeError, xml.etree.ElementTree.ParseError) as error:
-        raise Damaged(f'ova.xml: {error}')
 
 
-def archived_disks(ova: bytes) -> Tuple[List[ArchivedDisk], bool]:
-    """The disks of an archive with this ova.xml, in their order, and whether the VM's state was
-    preserved, as it is in an archive of metadata. (xapi: export.ml, export, make_vm.)
+def promised(ova: bytes) -> Contents:
+    """What an archive with this ova.xml has to hold (xapi: export.ml, export, make_vm).
 
     Raise Damaged if it does not describe a VM.
     """
@@ -2688,14 +2751,15 @@ def archived_disks(ova: bytes) -> Tuple[List[ArchivedDisk], bool]:
 
     def field(kind: str, identity: str, name: str) -> str:
         return text_of(objects[kind][identity][name])
-    try:
+    with understanding():
         for vbd in objects['VBD']:
             if field('VBD', vbd, 'type') != 'CD' and field('VBD', vbd, 'empty') != '1':
                 device = {name: field('VBD', vbd, name) for name in ('device', 'userdevice')}
                 labels[field('VBD', vbd, 'VDI')] = 'disk ' + device_name(device)
         for vm in objects['VM']:
-            kept = kept or field('VM', vm, 'suspend_VDI') != NULL
-            if field('VM', vm, 'power_state') == 'Suspended':
+            state = field('VM', vm, 'power_state')
+            kept = kept or state != 'Halted' or field('VM', vm, 'suspend_VDI') != NULL
+            if state == 'Suspended':
                 labels.setdefault(field('VM', vm, 'suspend_VDI'), 'suspend image')
         disks = [ArchivedDisk(vdi, int(field('VDI', vdi, 'virtual_size')), '{} ({}, {})'.format(
             labels[vdi], printable(field('VDI', vdi, 'name_label')), vdi))
@@ -2703,11 +2767,13 @@ def archived_disks(ova: bytes) -> Tuple[List[ArchivedDisk], bool]:
             if field('SR', field('VDI', vdi, 'SR'), 'content_type') != 'iso']
         if any(disk.size < 0 for disk in disks):
             raise ValueError('a disk of a negative size')
-        return disks, kept
-    except KeyError as error:
-        raise Damaged(f'ova.xml: {error} is missing')
-    except (ValueError, AttributeError) as error:
-        raise Damaged(f'ova.xml: {error}')
+        return Contents(disks, kept, field('VM', next(iter(objects['VM'])), 'uuid'))
+
+
+def byte_sum(head: bytes) -> int:
+    """The sum of 512 bytes, quicker than sum(): that of 256 of them, plus 1, is the lower half of
+    their Adler-32 (RFC 1950)."""
+    return (zlib.adler32(head[:256]) & 0xffff) + (zlib.adler32(head[256:]) & 0xffff) - 2
 
 
 class ArchiveReader:
@@ -2743,17 +2809,23 @@ class ArchiveReader:
         self.digest.update(ova)
         self.head = ova[-BLOCK:].tobytes()
         self.padded(ova[size:-BLOCK])
-        disks, kept = archived_disks(ova[:size].tobytes())
-        metadata = disks and kept and not any(self.head)
-        for disk in () if metadata else disks:
+        try:
+            contents = promised(ova[:size].tobytes())
+        except Damaged as error:
+            raise Damaged(f'ova.xml: {error}')
+        metadata = contents.disks and contents.kept and not any(self.head)
+        for disk in () if metadata else contents.disks:
             self.read_disk(disk)
         self.read_end()
         proved = 'metadata' if metadata else 'checksums' if self.hashed else 'structure'
-        return Proof(proved, self.digest.hexdigest(), self.source.at)
+        return Proof(proved, self.digest.hexdigest(), self.source.at, contents.vm)
 
     def take(self, view: memoryview) -> memoryview:
         """Fill a buffer; raise Damaged if the file ends before."""
-        got = self.source.fill(view)
+        try:
+            got = self.source.fill(view)
+        except Damaged as error:
+            raise Damaged(f'{self.where}: {error}')
         if got < len(view):
             raise Damaged(f'it ends at byte {self.source.at}, in {self.where}' +
                           end_of_export(view[max(0, got - 4096):got].tobytes()))
@@ -2781,7 +2853,7 @@ class ArchiveReader:
         name = self.header.match(head[:100])
         if not (name and self.number.match(head[124:136]) and self.total.match(head[148:156]) and
                 int(head[148:154 + (head[154] != 0)], 8) ==
-                sum(head) - sum(head[148:156]) + 8 * ord(' ')):
+                byte_sum(head) - sum(head[148:156]) + 8 * ord(' ')):
             raise self.fault('a header was expected, or one with another checksum', back)
         if head[156] not in (0, ord('0')):                # a file
             raise self.fault('a member of an unknown kind', back)
@@ -2830,7 +2902,7 @@ class ArchiveReader:
         told = rest[BLOCK:BLOCK + length].tobytes()
         self.padded(rest[BLOCK + length:2 * BLOCK])
         right = self.checksum(kind, size)
-        if right and told != right or not re.match(rb'[0-9A-Fa-f]*\Z', told):
+        if told != right if right else not re.match(rb'[0-9A-Fa-f]*\Z', told):
             raise self.fault('the checksum is {}, that of the data here is {}'.format(
                 told.decode('ascii', 'replace'), right.decode('ascii')), end + 3 * BLOCK)
         self.head = rest[2 * BLOCK:].tobytes()
@@ -2907,10 +2979,10 @@ class ImageReader:
         last = b''
         for view in iter(self.read_on, b''):
             last = view[-4096:].tobytes()
-        if self.source.at != self.size:
-            raise Damaged(f'it has {self.source.at} bytes, its disk ' + (
-                'is not known' if self.size is None else f'{self.size}') + end_of_export(last))
-        return self.proof('structure')
+        if self.size not in (None, self.source.at):
+            raise Damaged(f'it has {self.source.at} bytes, its disk {self.size}' +
+                          end_of_export(last))
+        return self.proof('length' if self.size is None else 'structure')
 
     def read_vhd(self) -> Proof:
         """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
@@ -2977,13 +3049,23 @@ class ImageReader:
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
-        parser = xml.parsers.expat.ParserCreate()
+        parser = xml.parsers.expat.ParserCreate('utf-8')       # whatever it says itself
+
+        open_ones = []         # type: List[str]
 
         def begin(name: str, _: Any) -> None:
-            if name != root:
+            if not open_ones and name != root:
                 raise Damaged(f'its outermost element is {printable(name)}, not {root}')
-            parser.StartElementHandler = None
+            open_ones.append(name)
+            if len(open_ones) > DEEPEST:               # it would take memory without end
+                raise Damaged(f'more than {DEEPEST} elements within each other')
         parser.StartElementHandler = begin
+        parser.EndElementHandler = lambda _: open_ones.pop()
+
+        def declare(_: str, encoding: Optional[str], __: int) -> None:
+            if (encoding or 'utf-8').lower() != 'utf-8':
+                raise Damaged(f'its encoding is {printable(encoding)}, not UTF-8')
+        parser.XmlDeclHandler = declare
 
         def refuse(*_: Any) -> None:
             raise Damaged('it has a declaration, which xapi does not write')
@@ -2991,6 +3073,8 @@ class ImageReader:
         try:
             for view in iter(self.read_on, b''):
                 parser.Parse(view.tobytes(), False)
+                if self.source.at - parser.CurrentByteIndex > LARGEST_METADATA:
+                    raise Damaged('something in it has no end')
             parser.Parse(b'', True)
         except xml.parsers.expat.ExpatError as error:
             raise Damaged(f'it is no whole XML: {error}')
@@ -3029,21 +3113,77 @@ def form_of_file(path: str) -> str:
     return '.vhd' if begin == b'conectix' else form
 
 
+def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
+    """The digests that a manifest tells, by the names of the files, uncompressed."""
+    return part(part(manifest, 'verified'), 'digests')
+
+
 class Verified(NamedTuple):
     """What was found true of a backup."""
 
     proved: str                # the least that was proved of its archive or images
     digests: Dict[str, str]    # SHA-256 by the name of the file, without the ending .gz or .zst
-    problems: Tuple[str, ...]  # with what stands beside the archive
-    missing: Tuple[str, ...]   # what never was there
+    problems: Tuple[str, ...]  # with its metadata
+    remarks: Tuple[str, ...]   # on what else is not as it was, or cannot be known
 
-    def record(self) -> Dict[str, Any]:
-        """What a manifest tells of it."""
-        return {'when': iso(now()), 'proved': self.proved, 'digests': self.digests}
+    def record(self, manifest: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+        """What a manifest is to tell of it; what it told of other files stays."""
+        return {'when': iso(now()), 'proved': self.proved,
+                'digests': dict(recorded(manifest or {}), **self.digests)}
+
+
+class Reading:
+    """A file that is read as its storage has it, in a thread of its own: the storage may hang."""
+
+    def __init__(self, path: str, form: str) -> None:
+        self.path = path
+        self.form = form       # one of FORMS; '' where the file is to tell
+        self.handle = -1
+        self.source = None     # type: Optional[Source]
+        self.total = 0         # bytes of the file
+        self.forgotten = 0     # bytes of it that the system no longer keeps in memory for us
+        self.ended = False
+
+    def read(self, size: Optional[int], patience: Optional[int]) -> Proof:
+        """Read it to its end. Raise Damaged, CommandFailed, OSError."""
+        try:
+            form = self.form or form_of_file(self.path)
+            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                os.close(handle)
+                raise Damaged('it is no file')
+            self.handle, self.total = handle, status.st_size
+            force(self.handle)
+            os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            self.source = Source(self.handle, form in ('.raw', '.vhd') and
+                                 not self.path.endswith(('.gz', '.zst')))
+            return read_form(form, self.source, size, patience)
+        finally:
+            self.ended = True
+
+    def at(self) -> int:
+        """How far it was read, by us or by what decompresses it."""
+        return os.lseek(self.handle, 0, os.SEEK_CUR) if self.handle >= 0 else 0
+
+    def forget(self, done: int) -> None:
+        """Let the system forget what was read."""
+        if done > self.forgotten:
+            os.posix_fadvise(self.handle, self.forgotten, done - self.forgotten,
+                             os.POSIX_FADV_DONTNEED)
+            self.forgotten = done
+
+    def close(self) -> None:
+        """End it. A thread that hangs in it keeps the file open."""
+        if self.source:
+            self.source.close()
+        if self.handle >= 0 and self.ended:
+            os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(self.handle)
 
 
 class Verifier:
-    """Reads files as they are on their storage, watched, and tells how far it is."""
+    """Reads files, watched, and tells how far it is."""
 
     def __init__(self, console: Console, signals: Signals, limit: float,
                  patience: Optional[int] = None) -> None:
@@ -3056,106 +3196,101 @@ class Verifier:
         """Read a file to its end; `size` is that of its disk in bytes, for an image; `form` is one
         of FORMS, where its name does not tell.
 
-        Raise Damaged, CommandFailed, TargetError, OSError, Interrupted.
+        Raise Damaged, CommandFailed, OSError, Interrupted.
         """
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        source, ended = None, []       # type: Optional[Source], List[bool]
+        reading = Reading(path, form)
         try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise Damaged('it is no file')
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            source = Source(handle)
-
-            def read() -> Proof:
-                try:
-                    return read_form(form or form_of_file(path), source, size, self.patience)
-                finally:
-                    ended.append(True)
-            return bounded(read, path, self.watcher(path, handle))
+            return bounded(lambda: reading.read(size, self.patience), path, self.watcher(reading))
         finally:
             self.console.show('')
-            if source:
-                source.close()
-            if ended or not source:                    # else somebody hangs in it
-                os.close(handle)
+            reading.close()
 
-    def watcher(self, path: str, handle: int) -> Callable[[], None]:
+    def watcher(self, reading: Reading) -> Callable[[], None]:
         """What looks at a file while it is read: tells how far it is, ends it on a signal or if it
-        stands still, and lets the system forget what was read."""
-        total, begun, told = os.fstat(handle).st_size, stopwatch(), [0.0, 0]
-        at = functools.partial(os.lseek, handle, 0, os.SEEK_CUR)
-        dog = Watchdog(self.limit, at, lambda: None, 'read')
+        stands still."""
+        begun, standing, seen, told = stopwatch(), stopwatch(), 0, 0.0
 
         def watch() -> None:
+            nonlocal standing, seen, told
             self.signals.check()
-            done, seconds = at(), begun()
+            done, seconds = reading.at(), begun()
             text = 'verified {} of {} ({:.0f} %), {}/s: {}'.format(
-                human_size(done), human_size(total), 100 * done / max(total, 1),
-                human_size(done / max(seconds, 0.1)), os.path.basename(path))
+                human_size(done), human_size(reading.total), 100 * done / max(reading.total, 1),
+                human_size(done / max(seconds, 0.1)), os.path.basename(reading.path))
             self.console.show(text)
-            if seconds - told[0] > TELL_EVERY:
-                told[0] = seconds
+            if seconds - told > TELL_EVERY:
+                told = seconds
                 self.console.log(text)
-            os.posix_fadvise(handle, told[1], done - told[1], os.POSIX_FADV_DONTNEED)
-            told[1] = done
-            dog.look()
+            reading.forget(done)
+            if done != seen:
+                seen, standing = done, stopwatch()
+            if standing() > self.limit:
+                raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
+                                    f'with {human_size(done)} read')
         return watch
 
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
         """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
         proof, plain = self.prove(backup.file(name), backup.disk_size(manifest)), form_of(name)[1]
-        known = recorded(manifest).get(plain)
+        known, snapshot = recorded(manifest).get(plain), manifest.get('snapshot')
+        if proof.vm and snapshot not in (None, proof.vm):
+            raise Damaged(f'it is of another snapshot: {proof.vm}, not {snapshot}')
         if known not in (None, proof.digest):
             raise Damaged('it is whole, but not what it was when it was verified first')
-        return proof._replace(proved='checksums') if known and IMAGE.search(plain) and (
-            not plain.endswith('.xva')) else proof
+        return proof._replace(proved='checksums') if known and plain.endswith(
+            ('.raw', '.vhd')) else proof
 
     def check(self, backup: BackupDir, manifest: Dict[str, Any]) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        names, digests = backup.archives(), {}         # type: List[str], Dict[str, str]
-        problems, missing = [], []     # type: List[str], List[str]
-        proved = 'checksums' if names else ''
-        for name in names:
+        digests, proved = {}, []       # type: Dict[str, str], List[str]
+        problems, remarks = [], []     # type: List[str], List[str]
+        for name in backup.archives():
             try:
                 proof = self.prove_in(backup, name, manifest)
+                if proof.proved == 'metadata':
+                    raise Damaged('there are no disks in it')
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
             digests[form_of(name)[1]] = proof.digest
-            proved = proved if proof.proved == 'checksums' else proof.proved
-        if proved in ('', 'metadata'):
-            raise Damaged('there are no disks in it')
+            proved.append(proof.proved)
+        if not proved:
+            raise Damaged('there is no archive or image in it')
+        least = min(proved, key=list(PROVED).index)
+        if least == 'length':
+            remarks.append('the size of its disk is not known')
         if not manifest and os.path.lexists(backup.file(MANIFEST)):
             problems.append(f'{MANIFEST} is damaged')
         for name, size in part(manifest, 'files').items():
-            found = size_of(backup.file(name))
+            found = 0
+            with contextlib.suppress(ValueError):      # no name of a file
+                found = size_of(backup.file(name))
             if found != size and (found or form_of(name)[1] not in digests):
-                problems.append(f'{name} has {found} bytes, not {size}')
+                remarks.append(f'{printable(name)} has {found} bytes, not {size}')
         if os.path.lexists(backup.file(METADATA)):
-            self.check_metadata(backup, manifest, digests, problems)
+            self.check_metadata(backup, manifest, digests, problems, remarks)
         elif METADATA not in part(manifest, 'files'):
-            missing.append(METADATA + ' is missing')
-        return Verified(proved, digests, tuple(problems), tuple(missing))
+            remarks.append(METADATA + ' is missing')
+        return Verified(least, digests, tuple(problems), tuple(remarks))
 
-    def check_metadata(self, backup: BackupDir, manifest: Dict[str, Any],
-                       digests: Dict[str, str], problems: List[str]) -> None:
+    def check_metadata(self, backup: BackupDir, manifest: Dict[str, Any], digests: Dict[str, str],
+                       problems: List[str], remarks: List[str]) -> None:
         """Look whether vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
         manifest, by the name of the archive."""
         try:
             digest = self.prove_in(backup, METADATA, manifest).digest
-            vms = exported_objects(read_file(backup.file(METADATA), 2 ** 26))['VM'].values()
-            uuid, uuids = part(manifest, 'vm').get('uuid'), [text_of(vm['uuid']) for vm in vms]
-            if uuid not in uuids if uuid else not any(
-                    path_part(text_of(vm['name_label'])) == os.path.splitext(name)[0]
-                    for vm in vms for name in digests):
-                raise Damaged('it is of another VM: ' + ', '.join(uuids))
-            digests[METADATA] = digest
-        except (Damaged, KeyError, OSError) as error:
+            vms = exported_objects(read_file(backup.file(METADATA), LARGEST_METADATA))['VM']
+            with understanding():
+                names = [path_part(text_of(vm['name_label'])) for vm in vms.values()]
+                uuids = [text_of(vm['uuid']) for vm in vms.values()]
+        except (Damaged, OSError) as error:
             problems.append(f'{METADATA}: {error}')
-
-
-def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
-    """The digests that a manifest tells, by the names of the files, uncompressed."""
-    return part(part(manifest, 'verified'), 'digests')
+            return
+        uuid = part(manifest, 'vm').get('uuid')
+        if uuid and uuid not in uuids:
+            problems.append('{}: it is of another VM: {}'.format(METADATA, ', '.join(uuids)))
+        elif not uuid and not set(names) & {os.path.splitext(name)[0] for name in digests}:
+            remarks.append('{} is of the VM {}'.format(METADATA, printable(', '.join(names))))
+        digests[METADATA] = digest
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3943,6 +4078,7 @@ class BackupRun:
             self.signals.check()
             if self.settings.pre_clean:
                 self.prune(history, history.expendable(job.keep), warnings)
+            manifest['snapshot'] = snapshot.uuid
             if exporter.kind == 'VDI':                 # as it is by now
                 manifest['disks'][0]['virtual_size'] = snapshot.size
             with failing_as(exporter.export_token):
@@ -3967,7 +4103,6 @@ class BackupRun:
             return {}
         elapsed = stopwatch()
         try:
-            sync(backup.file(name))                    # else it is read from memory
             verified = self.verifier.check(backup, manifest)
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
@@ -3976,7 +4111,7 @@ class BackupRun:
             self.console.log('***NOTE - this host has no libxxhash: the checksums of so large an '
                              'archive are compared by the command verify only')
         warnings.extend(verified.problems)
-        return {'verified': verified.record()}
+        return {'verified': verified.record(manifest)}
 
     def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime) -> Dict[str, Any]:
         """What a backup tells of itself, as far as it is known before the export."""
@@ -4064,7 +4199,6 @@ class BackupRun:
             Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
                                                          file_name=partial)
             if self.settings.verify == 'yes':
-                sync(partial)
                 self.verifier.prove(partial, form='.dump')
         warnings = []          # type: List[str]
         with tolerating(warnings, 'cannot delete old dumps'):
@@ -4157,18 +4291,22 @@ class VerifyCommand:
         """Verify what a path stands for; return the exit status. Raise VmBackupError, OSError."""
         self.signals.at_once = False
         be_gentle()
-        kind = kind_of(target)
+        kind, path = kind_of(target), os.path.abspath(target)
+        if kind == 'file' and not form_of_file(path):
+            kind = 'config'
         if not kind:
             raise UsageError(f'no such file or directory: {target}')
-        if kind == 'file' and form_of_file(target):
-            self.verify_file(target)
+        if selector_text and kind not in ('config', 'store') or (
+                every and kind in ('file', 'backup')):
+            raise UsageError(f'there is nothing to choose from in {target}')
+        if kind == 'file':
+            self.verify_file(path)
         elif kind == 'backup':
-            self.verify_backup(BackupDir(os.path.abspath(target), 0))
+            self.verify_backup(BackupDir(path, 0))
         elif kind == 'history':
-            self.verify_history(VmHistory(os.path.abspath(target), [DEFAULT_BACKUP_DIR_PATTERN]),
-                                every)
+            self.verify_history(VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]), every)
         else:
-            self.verify_store(target if kind == 'file' else '', target, selector_text, every)
+            self.verify_store(target if kind == 'config' else '', path, selector_text, every)
         if not self.tokens:
             raise UsageError(f'no backups in {target}')
         counts = tally([Outcome('verify', '', token) for token in self.tokens])
@@ -4178,16 +4316,16 @@ class VerifyCommand:
 
     def verify_store(self, config_file: str, root: str, selector_text: str, every: bool) -> None:
         """Verify the backups that a config file or a selector chooses of all in backup_dir."""
-        invocation = Invocation('', config_file, (), True, False, {})
-        config = load_config(invocation, self.console)
+        config = load_config(Invocation('', config_file, (), True, False, {}), self.console)
         refuse_unexpected(config)
         for error in config.errors:
             raise ConfigError(error)
-        rules = config.rules if config_file else ()
-        if selector_text:
-            rules = (selector(selector_text),)
+        self.verifier.limit = config.settings.stall_timeout * 60
+        rules = (selector(selector_text),) if selector_text else config.rules
         store = BackupStore(config.settings.backup_dir if config_file else root,
                             config.settings.backup_dir_pattern)
+        if not kind_of(store.root):
+            raise TargetError(f'backup_dir does not exist: {store.root} (is the share mounted?)')
         histories = {history.directory: history for history in store.histories()
                      if history.backups() or history.kept()}
         vms = [Vm(directory, '', histories[directory].vm_name(), {})
@@ -4208,61 +4346,77 @@ class VerifyCommand:
 
     def verify_history(self, history: VmHistory, every: bool) -> None:
         """Verify the newest or every backup of a VM, the newest first."""
-        good, kept = history.good(), history.kept()
-        if not good + kept:
-            self.tell(history.directory, 'ERROR', 'no good backup of this VM')
-        for backup in reversed(kept + good if every else (good or kept)[-1:]):
-            self.verify_backup(backup)
+        with self.telling(history.directory):
+            backups = history.kept() + history.good() if every else history.newest()
+            if not backups:
+                raise Damaged('no good backup of this VM')
+            for backup in reversed(backups):
+                self.verify_backup(backup)
 
     def verify_file(self, path: str) -> None:
-        """Verify one file."""
-        backup = BackupDir(os.path.dirname(os.path.abspath(path)), 0)
+        """Verify one file; if it is all of a backup, that backup."""
+        backup = BackupDir(os.path.dirname(path), 0)
         with self.telling(path):
+            if backup.archives() == [os.path.basename(path)] and backup.is_good():
+                self.verify_backup(backup)
+                return
             proof = self.verifier.prove_in(backup, os.path.basename(path), backup.manifest())
-            self.tell(path, 'SUCCESS', f'{PROVED[proof.proved]}, {human_size(proof.size)}')
+            self.tell(path, 'WARNING' if proof.proved == 'length' else 'SUCCESS',
+                      f'{PROVED[proof.proved]}, {human_size(proof.size)}')
 
     def verify_backup(self, backup: BackupDir) -> None:
         """Verify one backup, and put the result into its manifest."""
-        manifest = backup.manifest()
-        record = {'when': iso(now()), 'proved': '', 'digests': recorded(manifest)}
-        with self.telling(backup.path, record):
+        record = {}            # type: Dict[str, Any]
+        with self.telling(backup.path):
+            manifest = backup.manifest()
             if not backup.is_good():
                 raise Damaged('it has no marker: the record of a failure, not a backup')
-            found = self.verifier.check(backup, manifest)
+            try:
+                found = self.verifier.check(backup, manifest)
+            except Damaged as error:
+                record = {'when': iso(now()), 'proved': '', 'digests': recorded(manifest),
+                          'fault': printable(str(error))}
+                raise
+            record = found.record(manifest)
             if found.problems:
-                raise Damaged('; '.join(found.problems))
-            record = found.record()
-            self.tell(backup.path, 'WARNING' if found.missing else 'SUCCESS',
-                      '; '.join((PROVED[found.proved],) + found.missing))
-        try:
-            backup.set_verified(record)
-        except OSError as error:
-            self.tell(backup.path, 'WARNING', f'the result cannot be recorded: {error.strerror}')
+                raise Damaged('; '.join(found.problems + found.remarks))
+            self.tell(backup.path, 'WARNING' if found.remarks else 'SUCCESS',
+                      '; '.join((PROVED[found.proved],) + found.remarks))
+        if record and kind_of(backup.path):
+            try:
+                backup.set_verified(record)
+            except OSError as error:
+                token = 'NOTE' if error.errno == errno.EROFS else 'WARNING'
+                self.tell(backup.path, token, f'the result is not recorded: {error.strerror}')
 
     @contextlib.contextmanager
-    def telling(self, path: str, record: Optional[Dict[str, Any]] = None) -> Iterator[None]:
+    def telling(self, path: str) -> Iterator[None]:
         """Verify something: what is wrong with it is told, and the others follow."""
         self.signals.check()
         try:
             yield
-        except (Damaged, CommandFailed, TargetError, OSError) as error:
-            words = printable(getattr(error, 'strerror', None) or str(error))
-            if record is not None:
-                record['fault'] = words
-            self.tell(path, 'ERROR', words)
+        except (VmBackupError, OSError) as error:
+            words = getattr(error, 'strerror', None) or str(error)
+            gone = not kind_of(path)
+            self.tell(path, 'NOTE' if gone else 'ERROR',
+                      'it was deleted meanwhile' if gone else words)
+        except Exception as error:                     # a bug of ours must not stop the others
+            self.console.log_lines(traceback.format_exc())
+            self.tell(path, 'ERROR', f'a bug in VmBackup.py, please report it: {error!r}')
 
     def tell(self, path: str, token: str, text: str) -> None:
-        """Log a line, and count it."""
-        words = {'SUCCESS': 'good', 'WARNING': '***WARNING -', 'ERROR': 'ERROR'}
-        self.console.log(f'{words[token]} {path}: {text}')
-        self.tokens.append(token)
+        """Log a line, and count it unless it is a note."""
+        words = {'SUCCESS': 'good', 'NOTE': '***NOTE -', 'WARNING': '***WARNING -'}
+        self.console.log(f'{words.get(token, token)} {path}: {text}')
+        self.tokens += [token] * (token != 'NOTE')
 
 
 def run_verify(words: Sequence[str], console: Console, signals: Signals) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError."""
     options = {'vm': '', 'backups': 'newest'}
     for word in words[1:]:
-        name, equals, value = word.partition('=')
+        name, _, value = word.partition('=')
+        name = name.lower()
         if name not in options or not value or name == 'backups' and value not in ('newest', 'all'):
             raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
         options[name] = value
@@ -4412,26 +4566,25 @@ def help_text(word: str, program: str) -> str:
 
 def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
     """Do what a command line asks for; return the exit status. Raise VmBackupError."""
-    name, equals, path = words[1].partition('=') if len(words) > 1 else ('', '', '')
-    making_file = equals and name.lower() == 'create-password-file'
-    if words and words[0].lower() in TEXTS and (len(words) == 1 or words[0] in TEXTS) and (
-            not making_file):
-        console.write(help_text(words[0].lower(), program))
+    first, second = (list(words) + ['', ''])[:2]
+    name, equals, path = second.partition('=')
+    if equals and name.lower() == 'create-password-file':
+        if len(words) > 2 or not path or not first:
+            raise UsageError(f'wanted: {program} <password> create-password-file=filename')
+        create_password_file(first, native(path))
+        console.log(f'password file created: {native(path)}')
         return 0
-    if words and words[0] == 'verify' and not making_file:
+    if len(words) == 1 and first.lower() in TEXTS:
+        console.write(help_text(first.lower(), program))
+        return 0
+    if first == 'verify':
         return run_verify(words[1:], console, signals)
-    if words and words[0] in RESERVED and not making_file:
-        raise UsageError(f'{words[0]} is a command of later releases (a password that is a '
-                         "command's name has to be in a password file)")
+    if first in TEXTS + RESERVED:
+        raise UsageError(f'{first} is a command {"" if first in TEXTS else "of later releases "}'
+                         "(a password that is a command's name has to be in a password file)")
     if len(words) < 2:
         console.write(help_text('usage', program))
         return 2
-    if making_file:
-        if len(words) > 2 or not path or not words[0]:
-            raise UsageError(f'wanted: {program} <password> create-password-file=filename')
-        create_password_file(words[0], native(path))
-        console.log(f'password file created: {native(path)}')
-        return 0
     invocation = parse_arguments(words)
     if invocation.preview:
         return run_preview(invocation, console, signals)

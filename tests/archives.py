@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import lzma
 import os
 import random
 import re
@@ -12,11 +13,16 @@ from typing import NamedTuple
 
 import VmBackup
 from tests.simpool import archive, ova, pools
+from tests.support import DATA
 
+SAMPLES = os.path.join(DATA, 'samples')
 BLOCK = 512
 MIB = 1 << 20
 SMALL = 70000                  # bytes: a disk of less than a chunk
 WITH_LIBRARY = VmBackup.xxhash_library() is not None
+PACKERS = {program: kind for program, kind in (('gzip', 'gzip'), ('pigz', 'gzip'), ('zstd', 'zstd'))
+           if shutil.which(program)}           # what decompresses, and what it decompresses
+PROGRAMS = dict(VmBackup.DECOMPRESSORS)
 
 
 class Member(NamedTuple):
@@ -34,11 +40,11 @@ class Member(NamedTuple):
 END = bytes(2 * BLOCK)
 
 
-def described(sizes, suspended=False, numbers=None):
+def described(sizes, suspended=False, numbers=None, fill=1):
     """The ova.xml of a VM with disks of these sizes in bytes and an empty CD drive, and the
     disks in the order of the archive: (directory, Image) pairs."""
     pool = pools.load({'vms': [{
-        'name': 'vm', 'disks': [{'size': size, 'fill': 1} for size in sizes], 'cd': None,
+        'name': 'vm', 'disks': [{'size': size, 'fill': fill} for size in sizes], 'cd': None,
         'memory': SMALL, 'power_state': 'Suspended' if suspended else 'Halted'}]})
     vm, = [ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'vm']
     host, = pool.tables['host'].values()
@@ -63,11 +69,19 @@ def joined(found):
     return b''.join(member.written() for member in found) + END
 
 
-def plain(sizes, checksum='xxhash', keep_alive=False, suspended=False):
-    """The bytes of a good archive."""
-    text, disks = described(sizes, suspended)
+def plain(sizes, checksum='xxhash', keep_alive=False, gaps=(), **how):
+    """The bytes of a good archive; of each disk, the chunks that `gaps` numbers are zeros."""
+    text, disks = described(sizes, **how)
+    for _, image in disks:
+        for index in gaps:
+            image.write(index * MIB, bytes(image.chunk_size(index)))
     before = [(name, 1) for name, _ in disks] if keep_alive else ()
     return b''.join(archive.xva(text, disks, checksum, before))
+
+
+def packed(data, kind):
+    """As gzip or zstd compress it."""
+    return b''.join(archive.compressed([data], kind))
 
 
 KINDS = collections.OrderedDict((
@@ -76,9 +90,24 @@ KINDS = collections.OrderedDict((
     ('SHA-1', lambda: plain([SMALL, SMALL + 512], 'checksum')),
     ('keep-alive members', lambda: plain([2 * MIB + SMALL], keep_alive=True)),
     ('several disks', lambda: plain([SMALL, MIB, 512, SMALL])),
+    ('chunks left out', lambda: plain([4 * MIB + SMALL], gaps=(1, 2))),
+    ('a disk of zeros', lambda: plain([2 * MIB + 512], fill=0)),
     ('no disks', lambda: plain([])),
     ('a suspend image', lambda: plain([SMALL], suspended=True)),
 ))
+
+
+class Watch:
+    """A console, and signals that never come."""
+
+    def show(self, text):
+        """Nobody looks."""
+
+    def log(self, text=''):
+        """Nobody reads."""
+
+    def check(self):
+        """No signal."""
 
 
 class ArchiveCase(unittest.TestCase):
@@ -93,7 +122,6 @@ class ArchiveCase(unittest.TestCase):
         self.path = os.path.join(self.directory, 'file')
         self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         self.addCleanup(os.close, self.handle)
-        self.old = b''
 
     def put(self, data):
         """Have the file hold this."""
@@ -113,6 +141,13 @@ class ArchiveCase(unittest.TestCase):
         finally:
             source.close()
 
+    def only(self, program):
+        """From now on, what this program decompresses is decompressed by no other one."""
+        kind = PACKERS[program]
+        self.addCleanup(VmBackup.DECOMPRESSORS.update, {kind: PROGRAMS[kind]})
+        VmBackup.DECOMPRESSORS[kind] = tuple(
+            each for each in PROGRAMS[kind] if each[0] == program)
+
     def proof(self, data, form='.xva', size=None):
         """The Proof of something good."""
         self.put(data)
@@ -129,9 +164,20 @@ class ArchiveCase(unittest.TestCase):
         return found
 
 
+def sample(name):
+    """The bytes of a file that a real xapi has made."""
+    with open(os.path.join(SAMPLES, name), 'rb') as stream:
+        return lzma.decompress(stream.read()) if name.endswith('.xz') else stream.read()
+
+
 def chances(seed, salt):
     """Chance, of a test."""
     return random.Random('%s:%s' % (seed, salt))
+
+
+def noise(chance, size):
+    """So many bytes by chance."""
+    return chance.getrandbits(8 * size).to_bytes(size, 'little') if size else b''
 
 
 def is_chunk(member):

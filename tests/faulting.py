@@ -49,7 +49,7 @@ BACKUP_NAME = re.compile(r'backup-(\d{4})-(\d\d)-(\d\d)-\((\d\d):(\d\d):(\d\d)\)
 DUMPS = 'METADATA_'
 EXPORTED = re.compile(r'\.(xva|xva\.gz|xva\.zst|raw|vhd)\Z')
 MANIFEST_KEYS = set('schema version vm method host pool xapi number started finished files disks'
-                    ' verified warnings'.split())
+                    ' snapshot verified warnings'.split())
 CLASSES = ('VM', 'VBD', 'VDI', 'VIF')
 # What a backup may change in the record of somebody else's object, all of it for a while only.
 PASSING = {'VM': {'snapshots', 'children', 'parent', 'current_operations', 'allowed_operations'},

@@ -453,6 +453,15 @@ class Troubles(PoolCase):
         return self.back_up('vm-export=db').output
 
     def provoke_it_is_whole_but_not_what_it_was(self):
+        self.back_up('vm-export=db')
+        path = self.dated('db')[0] + '/db.xva'
+        with open(path, 'r+b') as stream:
+            data = stream.read()
+            stream.seek(0)
+            stream.write(data.replace(b'RESTORE_db', b'RESTORE_xx'))
+        return self.vmbackup('verify', self.backups).output
+
+    def provoke_it_is_of_another_snapshot(self):
         for _ in range(2):
             self.back_up('vm-export=db')
         first, second = [path + '/db.xva' for path in self.dated('db')]

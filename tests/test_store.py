@@ -149,6 +149,8 @@ class Manifests(StoreCase):
         self.assertEqual((True, 0), (files.pop('backup.json') > 0, files.pop('success')))
         host, = self.sim.pool.tables['host'].values()
         self.check_verified(manifest.pop('verified'), method, path, vm)
+        made = {'vm-export': 'vm-snapshot', 'vdi-export': 'vdi-snapshot'}[method]
+        self.assertIn('snap-uuid: ' + manifest.pop('snapshot'), done.lines, made)
         self.assertEqual({
             'schema': 1, 'version': VmBackup.VERSION, 'method': method, 'number': 1,
             'vm': {'name': vm, 'uuid': self.uuid_of(vm)}, 'host': os.uname().nodename,

@@ -15,12 +15,15 @@ import unittest
 
 import VmBackup
 from tests.support import DATA, PoolCase
+from tests.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
 
 SAMPLES = os.path.join(DATA, 'samples')
 
 
-class VerifyCase(PoolCase):
+class VerifyCase(StoreCase):
     """What the tests below share."""
+
+    pool_description = PoolCase.pool_description
 
     def made(self, *lines, **keys):
         """Run to a good end; the dated directory of the last line's VM."""
@@ -198,9 +201,11 @@ class TheCommand(VerifyCase):
         self.assertEqual(both, self.verify(0, self.backups))
         self.assertEqual(one, self.verify(0, os.path.join(self.backups, 'web')))
         self.assertEqual(one, self.verify(0, path))
-        self.assertEqual('good %s/web.xva: every checksum is right, %s' % (
-            path, VmBackup.human_size(os.path.getsize(path + '/web.xva'))),
-            self.verify(0, path + '/web.xva')[0])
+        self.assertEqual(one, self.verify(0, path + '/web.xva'))
+        copy = os.path.join(self.directory, 'copy.xva')
+        shutil.copy(path + '/web.xva', copy)
+        self.assertEqual('good %s: every checksum is right, %s' % (
+            copy, VmBackup.human_size(os.path.getsize(copy))), self.verify(0, copy)[0])
 
     def test_the_pool_is_not_asked(self):
         path = self.made('vm-export=web')
@@ -249,11 +254,20 @@ class TheCommand(VerifyCase):
                 self.verify(0, path)
                 self.assertNotIn('fault', self.manifest(path)['verified'])
 
-    def test_an_archive_that_is_whole_but_another_one_is_found_by_its_digest(self):
+    def test_an_archive_of_another_snapshot_is_found(self):
         first, second = [self.made('vm-export=web') for _ in range(2)]
         shutil.copy(first + '/web.xva', second + '/web.xva')
+        self.assertEqual('ERROR %s: web.xva: it is of another snapshot: %s, not %s' % (
+            second, self.manifest(first)['snapshot'], self.manifest(second)['snapshot']),
+            self.verify(2, second)[0])
+
+    def test_another_word_in_ova_xml_is_found_by_the_digest(self):
+        path = self.made('vm-export=web')
+        with open(path + '/web.xva', 'r+b') as stream:
+            at = stream.read(100000).index(b'RESTORE_web')
+        self.change(path + '/web.xva', at)
         self.assertEqual('ERROR %s: web.xva: it is whole, but not what it was when it was verified '
-                         'first' % second, self.verify(2, second)[0])
+                         'first' % path, self.verify(2, path)[0])
 
     def test_a_backup_that_was_compressed_later_is_still_known(self):
         for line, name in (('vm-export=web', 'web.xva'), ('vdi-export=db', 'db.raw')):
@@ -299,12 +313,14 @@ class TheCommand(VerifyCase):
                     stream.write(content)
                 self.assertIn(name + ': ' + words, self.verify(2, place)[0])
         os.unlink(os.path.join(path, name))
-        self.assertIn('vm-metadata.xml has 0 bytes, not %d' % len(text), self.verify(2, path)[0])
+        self.assertIn('vm-metadata.xml has 0 bytes, not %d' % len(text), self.verify(1, path)[0])
 
     def test_a_file_that_is_not_as_the_manifest_tells_is_found(self):
         path = self.made('vm-export=web')
         os.truncate(path + '/vm.cfg', 3)
-        self.assertRegex(self.verify(2, path)[0], r': vm\.cfg has 3 bytes, not \d+$')
+        self.assertRegex(self.verify(1, path)[0],
+                         r'WARNING - .*every checksum is right; vm\.cfg has 3 bytes, not \d+$')
+        self.assertNotIn('fault', self.manifest(path)['verified'])
 
     def test_a_damaged_manifest_is_told_and_kept(self):
         path = self.made('vm-export=web')
@@ -350,10 +366,11 @@ class TheCommand(VerifyCase):
 
     def test_a_manifest_that_cannot_be_written_is_a_warning(self):
         path = self.made('vm-export=web')
-        os.mkdir(path + '/backup.json.new')
-        self.addCleanup(os.rmdir, path + '/backup.json.new')
+        self.through(AS_NO_MORE_THAN_THE_OWNER)
+        os.chmod(path, 0o500)
+        self.addCleanup(os.chmod, path, 0o700)
         self.assertEqual(['good %s: every checksum is right' % path,
-                          '***WARNING - %s: the result cannot be recorded: Is a directory' % path,
+                          '***WARNING - %s: the result is not recorded: Permission denied' % path,
                           'VmBackup verify ended - **WARNING(s)** - S:1 W:1 E:0'],
                          self.verify(1, path))
 
@@ -392,6 +409,7 @@ class TheCommand(VerifyCase):
         with open(program, 'w', encoding='utf-8') as stream:
             stream.write('#!/bin/sh\n: > %s/began\nexec sleep 100\n' % fifo)
         os.chmod(program, 0o755)
+        os.symlink('gzip', os.path.join(fifo, 'pigz'))
         with open(path + '/web.xva', 'rb') as stream:
             data = gzip.compress(stream.read(1 << 20), 1)
         with open(path + '/web.xva', 'wb') as stream:
@@ -412,18 +430,26 @@ class TheCommand(VerifyCase):
                 (('/does/not/exist',), 'no such file or directory: /does/not/exist'),
                 ((empty,), 'no backups in ' + empty), ((empty, 'vms=x'), 'unknown option: vms=x'),
                 ((empty, 'backups=some'), 'unknown option: backups=some'),
+                ((rubbish + '.xva', 'vm=x'), 'no such file'),
+                ((self.made('vm-export=web'), 'vm=x'), 'there is nothing to choose from in'),
+                ((self.dated('web')[0], 'backups=all'), 'there is nothing to choose from in'),
                 ((rubbish,), 'not a config file (binary'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
                 lines = self.verify(2, *words)
                 self.assertIn('ERROR ' + text, lines[-1])
 
+    def test_a_backup_dir_that_is_not_there_is_named(self):
+        lines = self.verify(2, self.config('vm-export=x', backup_dir='/nosuch'))
+        self.assertEqual('ERROR backup_dir does not exist: /nosuch (is the share mounted?)',
+                         lines[-1])
+
     def test_a_raw_image_that_nothing_is_known_of_proves_nothing(self):
         path = os.path.join(self.directory, 'some.raw')
         with open(path, 'wb') as stream:
             stream.write(bytes(4096))
-        self.assertEqual('ERROR %s: it has 4096 bytes, its disk is not known' % path,
-                         self.verify(2, path)[0])
+        self.assertEqual('***WARNING - %s: it can be read, but nothing tells how long it should '
+                         'be, 4.0 KiB' % path, self.verify(1, path)[0])
 
     def test_samples_of_a_real_pool(self):
         vhd = os.path.join(self.directory, 'root.vhd')
@@ -480,6 +506,104 @@ class Rotation(VerifyCase):
         self.assertEqual([], VmBackup.expendable('abcd', 1, 'abcd'))
 
 
+class Robust(VerifyCase):
+    """What is no damage is not taken for it, and one backup's trouble stops no other."""
+
+    def test_a_missing_program_is_an_error_and_not_recorded(self):
+        path = self.made('vm-export=web', compress='gzip')
+        before = self.manifest(path)
+        done = self.vmbackup('verify', path, PATH='/nosuch')
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('no program gzip to verify it with', done.output)
+        self.assertEqual(before, self.manifest(path))
+
+    def test_a_decompressor_that_is_killed_is_no_damage(self):
+        path = self.made('vm-export=web', compress='gzip')
+        before = self.manifest(path)
+        for name in ('gzip', 'pigz'):
+            program = os.path.join(self.directory, name)
+            with open(program, 'w', encoding='utf-8') as stream:
+                stream.write('#!/bin/sh\nkill -9 $$\n')
+            os.chmod(program, 0o755)
+        done = self.vmbackup('verify', path, PATH=self.directory + ':' + os.environ['PATH'])
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('was ended by signal 9', done.output)
+        self.assertEqual(before, self.manifest(path))
+
+    def test_hostile_manifests_stop_no_other_backup(self):
+        good = self.made('vm-export=web', 'vdi-export=db') and self.dated('web')[0]
+        path = self.dated('db')[0]
+        manifest = self.manifest(path)
+        for key, value in (('verified', []), ('verified', {'digests': 'x'}), ('files', []),
+                           ('files', {'\ud800': 1, 'a\0b': 2, '../../x': None}), ('disks', {}),
+                           ('disks', [{'virtual_size': 1e999}]), ('vm', 7), ('snapshot', [])):
+            with self.subTest(key):
+                with open(path + '/backup.json', 'w', encoding='ascii') as stream:
+                    json.dump(dict(manifest, **{key: value}), stream)
+                done = self.vmbackup('verify', self.backups)
+                self.assertIn(done.status, (0, 1, 2))
+                self.assertNotIn('a bug in', done.output)
+                self.assertIn('good %s: every checksum is right' % good, done.lines)
+                self.assertTrue(done.lines[-1].startswith('VmBackup verify ended'), done.output)
+
+    def test_odd_things_in_backup_dir_stop_nothing(self):
+        path = self.made('vm-export=web')
+        shutil.copy(path + '/web.xva', self.backups)
+        for name in ('METADATA_notes', 'success.txt'):
+            with open(os.path.join(self.backups, name), 'w', encoding='utf-8'):
+                pass
+        os.makedirs(self.backups + '/project/build')
+        with open(self.backups + '/project/build/success', 'w', encoding='utf-8'):
+            pass
+        self.assertEqual(['good %s: every checksum is right' % path],
+                         self.verify(0, self.backups)[:-1])
+
+    def test_an_image_that_looks_compressed_is_an_image(self):
+        disk = self.sim.pool.ref_of('VDI', self.disk_of('db', '0'))
+        self.sim.pool.content[disk].write(0, b'\x1f\x8b\x08\0')
+        self.verify(0, self.made('vdi-export=db'))
+
+    def test_an_archive_without_the_disks_of_the_snapshot_is_no_backup(self):
+        good = self.made('vm-export=web', max_backups=1)
+        other = os.path.join(SAMPLES, 'no-disks.xva')
+        done = self.vmbackup('password', self.config('vm-export=web', max_backups=1),
+                             VMBACKUP_XE=self.xe_that('cat %s > "$1"' % other))
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('web.xva: it is of another snapshot: ', done.output)
+        self.assertEqual(good, self.dated('web')[0])
+
+    def test_a_backup_that_is_deleted_meanwhile_is_a_note(self):
+        path = self.made('vm-export=web')
+        program = os.path.join(self.directory, 'gzip')
+        with open(program, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\nrm -r "%s"\n' % path)
+        os.chmod(program, 0o755)
+        os.symlink('gzip', os.path.join(self.directory, 'pigz'))
+        other = self.made('vdi-export=db')
+        with open(path + '/web.xva', 'rb') as stream:
+            data = gzip.compress(stream.read(), 1)
+        with open(path + '/web.xva', 'wb') as stream:
+            stream.write(data)
+        done = self.vmbackup('verify', self.backups,
+                             PATH=self.directory + ':' + os.environ['PATH'])
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(['good %s: every checksum is right' % other,
+                          '***NOTE - %s: it was deleted meanwhile' % path], done.lines[:2])
+
+    def test_two_at_once_leave_a_whole_manifest(self):
+        path = self.made('vm-export=web')
+        children = [self.start('verify', path) for _ in range(4)]
+        self.assertEqual([0] * 4, [self.finish(child).status for child in children])
+        self.assertEqual('checksums', self.manifest(path)['verified']['proved'])
+        self.assertEqual([], [name for name in os.listdir(path) if name.endswith('.new')])
+
+    def test_a_pipe_in_the_place_of_the_archive_holds_nothing_up(self):
+        path = self.made('vm-export=web')
+        os.unlink(path + '/web.xva')
+        os.mkfifo(path + '/web.xva')                   # opening it does not wait: O_NONBLOCK
+        self.assertIn('web.xva: it is no file', self.verify(2, path)[0])
+
+
 class CommandWords(PoolCase):
     """A command's name in the first place is a command."""
 
@@ -499,8 +623,12 @@ class CommandWords(PoolCase):
         self.assertIn('ERROR list is a command of later releases', done.output)
         self.assertEqual([], self.sim.calls())
 
-    def test_a_helping_word_helps_whatever_follows(self):
-        self.assertEqual(self.vmbackup('help').output, self.vmbackup('help', 'verify').output)
+    def test_a_helping_word_with_more_is_an_error(self):
+        """It may be root's password in an old cron line, and nothing would be backed up."""
+        for word in ('help', 'config', 'example'):
+            done = self.vmbackup(word, self.config('vm-export=web'))
+            self.assertEqual(2, done.status)
+            self.assertIn('ERROR %s is a command (a password' % word, done.output)
 
 
 class Digests(unittest.TestCase):

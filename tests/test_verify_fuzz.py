@@ -4,17 +4,19 @@ With the package hypothesis its inputs come on top of those that a seeded chance
 """
 
 import gzip
+import json
 import os
 import resource
 import shutil
 import struct
-import subprocess
 import unittest
+import unittest.mock
 import zlib
 
 import VmBackup
 from tests import archives, figures
-from tests.archives import BLOCK, END, KINDS, ArchiveCase, Member, joined, members
+from tests.archives import (
+    BLOCK, END, KINDS, PACKERS, ArchiveCase, Member, joined, members, sample)
 from tests.faulting import full, seed
 from tests.simpool import archive
 
@@ -48,13 +50,15 @@ class FuzzCase(ArchiveCase):
         """Each way to read these bytes ends with a verdict."""
         self.put(data)
         for form in forms:
-            found = self.verdict(form, self.chance.choice((None, len(data), 1 << 20)))
-            self.assertIsInstance(found, (VmBackup.Proof, VmBackup.Damaged))
-            figures.add('odd inputs', faults=1, checks=1)
+            with self.subTest(form=form, bytes=len(data), begin=data[:60]):
+                found = self.verdict(form, self.chance.choice((None, len(data), 1 << 20)))
+                self.assertIsInstance(found, (VmBackup.Proof, VmBackup.Damaged))
+                self.assertNotIn('out of memory', str(found))
+                figures.add('odd inputs', faults=1, checks=1)
 
     def noise(self, most=3000):
         """Random bytes."""
-        return os.urandom(self.chance.randrange(most))
+        return archives.noise(self.chance, self.chance.randrange(most))
 
 
 class Noise(FuzzCase):
@@ -73,12 +77,18 @@ class Noise(FuzzCase):
                 self.end(magic + self.noise())
 
     def test_compressed(self):
-        for pack in (lambda data: gzip.compress(data), lambda data: zlib.compress(data),
-                     lambda data: subprocess.run(['zstd', '-qc'], input=data, check=True,
-                                                 stdout=subprocess.PIPE).stdout
-                     if shutil.which('zstd') else data):
+        for pack in [zlib.compress] + [
+                lambda data, kind=kind: archives.packed(data, kind) for kind in PACKERS.values()]:
             for _ in range(self.times(3)):
                 self.end(pack(self.noise()))
+
+    def test_behind_what_tells_of_compression(self):
+        for program, kind in PACKERS.items():
+            self.only(program)
+            for head in (b'\x1f\x8b\x08\x00' + bytes(6), b'\x1f\x8b\x08\xff',
+                         b'\x28\xb5\x2f\xfd\xa4', archives.packed(b'x' * 3000, kind)[:9]):
+                for _ in range(self.times(3)):
+                    self.end(head + self.noise(), ['.xva'])
 
     def test_headers_of_any_name_and_size(self):
         for _ in range(self.times(60)):
@@ -93,8 +103,8 @@ class Noise(FuzzCase):
                 head = bytearray(archive.tar_header('ova.xml', 100))
                 at, length = field
                 head[at:at + length] = self.chance.choice((
-                    os.urandom(length), b'-1'.ljust(length), b'\x80' + bytes(length - 1),
-                    b'9' * length, b' ' * length, bytes(length)))
+                    archives.noise(self.chance, length), b'-1'.ljust(length),
+                    b'\x80' + bytes(length - 1), b'9' * length, b' ' * length, bytes(length)))
                 if at != 148 and self.chance.random() < 0.7:
                     head[148:156] = b' ' * 8
                     head[148:156] = b'%07o\0' % sum(head)
@@ -124,7 +134,8 @@ class Documents(FuzzCase):
                      b'<value><![CDATA[x]]></value>'):
             self.ova(text)
         self.put(joined([Member('ova.xml', laughs)]))
-        self.assertEqual('ova.xml: a declaration, which xapi does not write', str(self.verdict()))
+        self.assertEqual('ova.xml: it has a declaration, which xapi does not write',
+                         str(self.verdict()))
         self.put(laughs)
         self.assertEqual('it has a declaration, which xapi does not write',
                          str(self.verdict('.xml')))
@@ -144,6 +155,27 @@ class Documents(FuzzCase):
         for size in (b'-1', b'', b'x', b'9' * 5000, b'1.5', b' 7 ', b'1_0', '٣'.encode('utf-8')):
             self.end(joined([Member('ova.xml', text.replace(b'>70000<', b'>%s<' % size))] + rest),
                      ['.xva'])
+
+    def test_declarations_in_another_encoding_are_refused_too(self):
+        data = KINDS['one small disk']()
+        text, rest = members(data)[0].data.decode('utf-8'), members(data)[1:]
+        for encoding in ('utf-16', 'utf-16-le', 'utf-16-be', 'utf-8-sig'):
+            changed = ('<!DOCTYPE value [<!ENTITY a "b">]>' + text).encode(encoding)
+            self.put(joined([Member('ova.xml', changed)] + rest))
+            self.assertIsInstance(self.verdict(), VmBackup.Damaged, encoding)
+            self.put(changed)
+            self.assertIsInstance(self.verdict('.xml'), VmBackup.Damaged, encoding)
+
+    def test_encodings_that_nobody_knows(self):
+        for encoding in ('nonsense', 'hex', 'zlib', 'utf-7', 'utf-16', 'idna', 'undefined', 'mbcs',
+                         'punycode', 'shift_jis', 'cp037', 'latin-1', 'rot13', 'x' * 50, '\xe9'):
+            self.ova(b'<?xml version="1.0" encoding="%s"?><value/>' % encoding.encode('utf-8'))
+
+    def test_a_value_without_an_end_takes_no_memory_without_end(self):
+        """Of a file of 100 KB, if it is compressed."""
+        for begin in (b'<value a="', b'<value><!--', b'<value><?x ', b'<value a', b'<value>'):
+            pieces = [begin] + [b'x' * archives.MIB] * 100
+            self.end(b''.join(archive.compressed(pieces, 'gzip')), ['.xml'])
 
     def test_an_ova_xml_that_claims_to_be_huge(self):
         self.end(archive.tar_header('ova.xml', 0o77777777777) + bytes(5000), ['.xva'])
@@ -183,6 +215,157 @@ class Splices(FuzzCase):
                     ends = [end - end % BLOCK for end in ends]
                 pieces.append(good[:ends[1]] if not pieces else good[ends[0]:ends[1]])
             self.end(b''.join(pieces) + self.chance.choice((b'', END)))
+
+    def test_of_what_a_real_pool_made(self):
+        """Cut, mixed up, and cut again."""
+        names = ['sample.xva.gz', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva',
+                 'pool-database.dump.xz', 'sample-root.vhd.xz']
+        goods = [sample(name) for name in names + ['sample.xva.zst'] * ('zstd' in PACKERS)]
+        for good in goods:
+            for _ in range(self.times(6)):
+                self.end(good[:self.chance.randrange(len(good))])
+                other = self.chance.choice(goods)
+                self.end(good[:self.chance.randrange(len(good))] +
+                         other[self.chance.randrange(len(other)):])
+
+
+class Decompressors(FuzzCase):
+    """A program that could not do its work tells nothing of a file."""
+
+    def setUp(self):
+        super().setUp()
+        self.put(gzip.compress(KINDS['one small disk']()))
+
+    def instead(self, *lines):
+        """Have this script decompress; the verdict."""
+        with open(os.path.join(self.directory, 'gzip'), 'w', encoding='utf-8') as stream:
+            stream.write('\n'.join(('#!/bin/sh',) + lines) + '\n')
+        os.chmod(stream.name, 0o755)
+        path = self.directory + os.pathsep + os.environ['PATH']
+        self.only('gzip')
+        with unittest.mock.patch.dict(os.environ, PATH=path):
+            return self.verdict()
+
+    @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
+    def test_one_that_was_killed_is_no_damage(self):
+        """As the kernel does where memory is short."""
+        for signal in ('KILL', 'TERM', 'SEGV'):
+            with self.assertRaises(VmBackup.CommandFailed):
+                self.instead('kill -%s $$' % signal)
+            with self.assertRaises(VmBackup.CommandFailed):
+                self.instead('head -c 30000 | %s -dc 2>/dev/null' % shutil.which('gzip'),
+                             'kill -%s $$' % signal)
+
+    @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
+    def test_one_that_complains_or_ends_early_is_damage(self):
+        self.assertIn('gzip says: no / good', str(self.instead(
+            'echo no >&2', 'echo good >&2', 'exit 1')))
+        for line in ('exit 0', 'head -c 1', 'exit 2', 'yes no | head -c 60000 >&2; exit 1'):
+            self.assertIsInstance(self.instead(line), VmBackup.Damaged)
+
+    def test_none_is_no_damage(self):
+        for data in (gzip.compress(b'x'), b'\x28\xb5\x2f\xfd'):
+            self.put(data)
+            with unittest.mock.patch.dict(os.environ, PATH=self.directory):
+                with self.assertRaises(VmBackup.CommandFailed):
+                    self.verdict()
+
+    def test_none_stays(self):
+        """Neither a process nor an open file, whatever the verdict."""
+        before = len(os.listdir('/proc/self/fd'))
+        for kind in sorted(set(PACKERS.values())):
+            for data in (KINDS['an odd last chunk'](), bytes(1 << 22), b'x' * (1 << 22)):
+                packed = archives.packed(data, kind)
+                for cut in (len(packed), len(packed) - 9):
+                    self.put(packed[:cut])
+                    self.verdict()
+        self.assertEqual(before, len(os.listdir('/proc/self/fd')))
+        with self.assertRaises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+
+class Backups(FuzzCase):
+    """A backup whose manifest or metadata tell nonsense."""
+
+    def setUp(self):
+        super().setUp()
+        self.backup = VmBackup.BackupDir(os.path.join(self.directory, 'dated'), 0)
+        os.mkdir(self.backup.path)
+        self.data = KINDS['one small disk']()
+        self.text = members(self.data)[0].data
+        self.leave('vm.xva', self.data)
+        self.leave('success', b'')
+
+    def leave(self, name, data):
+        """Have a file hold this."""
+        with open(self.backup.file(name), 'wb') as stream:
+            stream.write(data)
+
+    def check(self):
+        """What is made of the backup: Verified, or the Damaged that was raised."""
+        verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
+        figures.add('odd backups', faults=1, checks=1)
+        try:
+            found = verifier.check(self.backup, self.backup.manifest())
+        except VmBackup.Damaged as damaged:
+            return damaged
+        self.assertIsInstance(found, VmBackup.Verified)
+        for line in found.problems + found[3]:
+            VmBackup.encoded(VmBackup.printable(line))         # it can be told
+        json.dumps(found.record())
+        return found
+
+    def test_manifests(self):
+        odd = [None, 0, -1, 1.5, float('inf'), float('nan'), '', 'x', '\0', '\ud800', 'x' * 5000,
+               'x/' * 3000, '/', '..', [], [1], {}, {'a': 1}, True, 10 ** 400]
+        keys = ('files', 'vm', 'verified', 'disks', 'method', 'schema', 'number', 'snapshot')
+        inner = ('vm.xva', 'uuid', 'digests', 'virtual_size', '\0', '\ud800', '', '/', 'success')
+        for _ in range(self.times(60)):
+            manifest = {}
+            for key in self.chance.sample(keys, 3):
+                value = self.chance.choice(odd)
+                if self.chance.random() < 0.6:
+                    value = {self.chance.choice(inner): value}
+                if self.chance.random() < 0.3:
+                    value = [value]
+                manifest[key] = value
+            for digest in ([{'digests': {'vm.xva': value}} for value in odd[:3]]
+                           if self.chance.random() < 0.1 else []):
+                manifest['verified'] = digest
+            with self.subTest(manifest=manifest):
+                self.leave('backup.json', json.dumps(manifest).encode('ascii'))
+                self.check()
+        for data in (b'', b'\0', b'{', b'[' * 100000, b'{"a":' * 100000, b'\xff', b'null', b'[]',
+                     b'{"disks": [{"virtual_size": 1e999}]}', self.noise()):
+            with self.subTest(begin=data[:30]):
+                self.leave('backup.json', data)
+                self.check()
+
+    def test_metadata(self):
+        words = (b'<name>uuid</name>', b'<value>VM</value>', b'name_label', b'<struct>', b'<value>',
+                 b'</value>', b'export_vsn', b'<name>snapshot</name>', b'<name>class</name>')
+        for _ in range(self.times(60)):
+            word = self.chance.choice(words)
+            at = self.chance.choice([at for at in range(len(self.text))
+                                     if self.text.startswith(word, at)])
+            to = at + len(word)
+            if self.chance.random() < 0.3:             # with the value that follows it
+                to = self.text.find(b'</value>', to) + 8
+            with self.subTest(word=word, at=at, to=to):
+                self.leave('vm-metadata.xml', self.text[:at] + self.chance.choice(
+                    (b'', b'x', word * 2, b'<value/>')) + self.text[to:])
+                self.check()
+        at = self.text.index(b'<name>uuid</name>', self.text.index(b'<value>VM</value>'))
+        without = self.text[:at] + b'<name>uuid</name>' + self.text[self.text.index(
+            b'</member>', at):]
+        for text in (without, b'', self.noise(), b'<a>' * 100000, self.text[:-1], self.text * 2,
+                     b'<?xml version="1.0" encoding="nonsense"?>' + self.text):
+            with self.subTest(begin=text[:60]):
+                self.leave('vm-metadata.xml', text)
+                found = self.check()
+                self.assertTrue(isinstance(found, VmBackup.Damaged) or found.problems, found)
+        self.leave('vm-metadata.xml', self.text)
+        self.assertEqual((), self.check().problems)
 
 
 @unittest.skipUnless(hypothesis, 'no package hypothesis')
