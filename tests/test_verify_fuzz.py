@@ -3,7 +3,9 @@
 With the package hypothesis its inputs come on top of those that a seeded chance makes.
 """
 
+import errno
 import gzip
+import io
 import json
 import os
 import resource
@@ -282,6 +284,35 @@ class Decompressors(FuzzCase):
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))
         with self.assertRaises(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)
+
+
+class Storage(FuzzCase):
+    """What a file system says of a file that it cannot read."""
+
+    def told(self, number):
+        """Read an archive whose storage fails in the midst, in this way."""
+        stream = io.BytesIO(KINDS['one small disk']()[:30000])
+
+        def readinto(view):
+            got = stream.readinto(view)
+            if not got:
+                raise OSError(number, os.strerror(number))
+            return got
+        self.put(b'x')
+        source = VmBackup.Source(self.handle)
+        self.addCleanup(source.close)
+        fails = unittest.mock.Mock(readinto=readinto)
+        with unittest.mock.patch.object(source, 'stream', fails):
+            return VmBackup.ArchiveReader(source, None).read()
+
+    def test_a_sector_that_cannot_be_read_is_damage(self):
+        with self.assertRaisesRegex(VmBackup.Damaged, 'Input/output error at byte 30000'):
+            self.told(errno.EIO)
+
+    def test_a_share_in_trouble_is_none(self):
+        for number in (errno.ESTALE, errno.ETIMEDOUT, errno.EACCES):
+            with self.assertRaises(OSError):
+                self.told(number)
 
 
 class Backups(FuzzCase):
