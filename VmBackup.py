@@ -3051,9 +3051,11 @@ class ImageReader:
         """Read XML with that outermost element."""
         parser = xml.parsers.expat.ParserCreate('utf-8')       # whatever it says itself
 
-        open_ones = []         # type: List[str]
+        open_ones, at = [], 0  # type: List[str], int
 
         def begin(name: str, _: Any) -> None:
+            nonlocal at
+            at = parser.CurrentByteIndex
             if not open_ones and name != root:
                 raise Damaged(f'its outermost element is {printable(name)}, not {root}')
             open_ones.append(name)
@@ -3073,7 +3075,7 @@ class ImageReader:
         try:
             for view in iter(self.read_on, b''):
                 parser.Parse(view.tobytes(), False)
-                if self.source.at - parser.CurrentByteIndex > LARGEST_METADATA:
+                if self.source.at - at > LARGEST_METADATA:
                     raise Damaged('something in it has no end')
             parser.Parse(b'', True)
         except xml.parsers.expat.ExpatError as error:
