@@ -664,7 +664,7 @@ def selector(word: str) -> Rule:
 
 def read_file(path: str, limit: int) -> bytes:
     """What a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
+    with open(path, 'rb', opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, 'not a file')
         return stream.read(limit)
@@ -2006,12 +2006,12 @@ class BackupDir(NamedTuple):
             stream.write(encoded(text))
 
     def manifest(self, strict: bool = False) -> Dict[str, Any]:
-        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged or,
-        unless `strict`, cannot be read. Raise OSError."""
+        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged, or
+        no file, or, unless `strict`, cannot be read. Raise OSError."""
         try:
             data = read_file(self.file(MANIFEST), LONGEST_RECORD)
         except OSError as error:
-            if strict and error.errno != errno.ENOENT:
+            if strict and error.errno not in (errno.ENOENT, errno.EISDIR, errno.EINVAL):
                 raise
             return {}
         with contextlib.suppress(ValueError, RecursionError):
