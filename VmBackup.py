@@ -304,6 +304,11 @@ def native(text: str) -> str:
     return os.fsdecode(encoded(text))
 
 
+def portable(path: str) -> str:
+    """A path as text that is the same whatever the locale; `native` turns it back."""
+    return encoded(path).decode('utf-8', 'surrogateescape')
+
+
 def printable(text: str) -> str:
     """Text for one line: control characters are shown as escapes."""
     return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udc7f\udd00-\udfff]',
@@ -341,7 +346,7 @@ class Console:
     def show(self, text: str) -> None:
         """On a terminal, show a line that the next one overwrites; elsewhere nothing."""
         if self.passing or text and self.stream and self.stream.isatty():
-            width = shutil.get_terminal_size().columns - 1
+            width = (shutil.get_terminal_size().columns or 80) - 1
             self.write('\r' + printable(text)[:width] + '\x1b[K')   # and clear the rest
             self.passing = bool(text)
 
@@ -2060,7 +2065,8 @@ class BackupDir(NamedTuple):
             sync(self.file(name))
         for directory, _, _ in os.walk(self.path):
             sync(directory)
-        write_json(self.file(MANIFEST), dict(manifest, number=self.number, files=files))
+        write_json(self.file(MANIFEST), dict(manifest, number=self.number, files={
+            portable(name): size for name, size in files.items()}))
         marker = MARKERS[1] if large else MARKERS[0]
         self.write('', marker)
         sync(self.file(marker))
@@ -3234,7 +3240,7 @@ class Verifier:
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
         """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
         proof, plain = self.prove(backup.file(name), backup.disk_size(manifest)), form_of(name)[1]
-        known, snapshot = recorded(manifest).get(plain), manifest.get('snapshot')
+        known, snapshot = recorded(manifest).get(portable(plain)), manifest.get('snapshot')
         if proof.vm and snapshot not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {snapshot}')
         if known not in (None, proof.digest):
@@ -3253,7 +3259,7 @@ class Verifier:
                     raise Damaged('there are no disks in it')
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            digests[form_of(name)[1]] = proof.digest
+            digests[portable(form_of(name)[1])] = proof.digest
             proved.append(proof.proved)
         if not proved:
             raise Damaged('there is no archive or image in it')
@@ -3265,7 +3271,7 @@ class Verifier:
         for name, size in part(manifest, 'files').items():
             found = 0
             with contextlib.suppress(ValueError):      # no name of a file
-                found = size_of(backup.file(name))
+                found = size_of(backup.file(native(name)))
             if found != size and (found or form_of(name)[1] not in digests):
                 remarks.append(f'{printable(name)} has {found} bytes, not {size}')
         if os.path.lexists(backup.file(METADATA)):
@@ -3282,7 +3288,7 @@ class Verifier:
             digest = self.prove_in(backup, METADATA, manifest).digest
             vms = exported_objects(read_file(backup.file(METADATA), LARGEST_METADATA))['VM']
             with understanding():
-                names = [path_part(text_of(vm['name_label'])) for vm in vms.values()]
+                names = [portable(path_part(text_of(vm['name_label']))) for vm in vms.values()]
                 uuids = [text_of(vm['uuid']) for vm in vms.values()]
         except (Damaged, OSError) as error:
             problems.append(f'{METADATA}: {error}')

@@ -382,7 +382,7 @@ class TheCommand(VerifyCase):
         for locale in ('C', 'C.UTF-8'):
             done = self.vmbackup('verify', self.backups, LANG=locale, LC_ALL=locale)
             self.assertEqual((0, 'VmBackup verify ended - Success - S:6 W:0 E:0'),
-                             (done.status, done.lines[-1]))
+                             (done.status, done.lines[-1]), done.output)
         for name in names[:1] + names[2:4]:
             lines = self.verify(0, self.backups, 'vm=' + re.escape(name) + '$')
             self.assertEqual(2, len(lines), (name, lines))
