@@ -196,7 +196,7 @@ class Running(unittest.TestCase):
         finally:
             thread.join()
         self.assertEqual([], failures)
-        self.assertIsNone(signals.child)
+        self.assertFalse(signals.children)
         return caught.exception.signum
 
     def test_a_signal_ends_an_export_and_what_it_started(self):

@@ -36,6 +36,8 @@ KEYS = {
                  ['100%', '50', '50 G', '1.5G', '-1%', '50g', '5P', '%']),
     'stall_timeout': (30.0, {'30': 30.0, '0.01': 0.01}, ['', '0', '0.0', '-1', '525601', 'no']),
     'verify': ('yes', {'no': 'no', 'Yes': 'yes'}, ['', 'True', '1']),
+    'parallel': (1, {'4': 4, '64': 64}, ['', '0', '65', '-1', 'four', '1.5']),
+    'parallel_per_sr': (0, {'0': 0, '2': 2}, ['', '65', '-1', 'all']),
     'mail_to': ((), {'a@b': ('a@b',), 'a, b@c ,': ('a', 'b@c'), '': ()}, ['a b', 'a@b@c']),
     'mail_from': ('', {'a@b': 'a@b', '': ''}, ['A <a@b>', 'a@b, c@d']),
     'mail_smtp_server': ('localhost', {'mail.example.org': 'mail.example.org'}, []),

@@ -135,9 +135,10 @@ class Watch(unittest.TestCase):
 
     def setUp(self):
         self.now = self.size = 0
-        self.progress = None
+        self.meter = VmBackup.Meter(VmBackup.Console(None), 'exported', 'web.xva')
+        self.progress = ()
         self.asked = 0
-        self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.ask)
+        self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.ask, self.meter)
         self.after(1)
 
     def ask(self):
@@ -176,7 +177,7 @@ class Watch(unittest.TestCase):
 
     def test_the_number_is_that_of_the_settings(self):
         self.size = 3 << 30
-        self.watchdog = VmBackup.Watchdog(90, lambda: self.size, self.ask)
+        self.watchdog = VmBackup.Watchdog(90, lambda: self.size, self.ask, self.meter)
         self.after(1)
         with self.assertRaises(VmBackup.CommandFailed) as caught:
             self.after(91)
