@@ -590,7 +590,7 @@ KEYS = (
     Key('parallel', DEFAULT_PARALLEL, whole_number(1, 64),
         'How many VMs to back up side by side; with more than one, the longest come first'),
     Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, whole_number(0, 64),
-        'How many of them may have disks in the same SR; 0: as many as there are'),
+        'How many of them may have disks in the same SR; 0: no limit'),
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, one_address,
@@ -4687,6 +4687,8 @@ optional params:
 	[compress=False|True|gzip|zstd|none] - of vm-exports; True is gzip (default: {compress})
 	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
 	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
+	[parallel=N] - back up N VMs side by side (default: {parallel})
+	[parallel_per_sr=N] - of these, N with disks in the same SR; 0: no limit (default: {per_sr})
 
 alternate form - verify:
 {program}  verify <config-file|backup_dir|backup|file> [vm=vm-selector] [backups=newest|all]
@@ -4788,6 +4790,7 @@ def help_text(word: str, program: str) -> str:
             'config': 'Usage-config-file:\n\n' + config_text()}.get(word, USAGE)
     return '\n' + text.format(program=program, name=os.path.basename(program),
                               compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
+                              parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,
                               version=VERSION) + '\n'
 
 

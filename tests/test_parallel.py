@@ -300,6 +300,20 @@ class Room(ParallelCase):
         self.assertTrue(begin('two', 1).path)
 
 
+class Gentle(ParallelCase):
+    """What dom0 does for its VMs comes first."""
+
+    def test_what_a_run_starts_lets_others_go_first(self):
+        place = os.path.join(self.directory, 'priorities')
+        xe = self.xe_that('{ ps -o ni= -p $$; ionice -p $$; } >%s' % place)
+        done = self.vmbackup('password', self.config('vm-export=one'), VMBACKUP_XE=xe)
+        self.assertEqual(0, done.status, done.output)
+        with open(place, encoding='utf-8') as stream:
+            nice, disks = stream.read().split('\n')[:2]
+        self.assertGreaterEqual(int(nice), min(19, os.nice(0) + 10))
+        self.assertEqual('best-effort: prio 7', disks)
+
+
 class Terminal(io.BytesIO):
     """A stream that says that it is one."""
 

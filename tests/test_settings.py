@@ -287,7 +287,7 @@ class CommandLines(PoolCase):
 
     def test_help_names_every_option(self):
         text = self.vmbackup('help').output
-        for name in VmBackup.OPTIONS + ('preview', 'create-password-file', 'local'):
+        for name in list(VmBackup.OPTIONS) + ['preview', 'create-password-file', 'local']:
             self.assertIn(name, text)
         for value in VmBackup.COMPRESSIONS:
             self.assertIn(value, text.lower())
