@@ -20,7 +20,7 @@ import xmlrpc.client
 import VmBackup
 import XenAPI
 from tests.simpool import SimPool, archive, pools
-from tests.support import ROOT, SCRIPT
+from tests.support import ROOT, SCRIPT, TIME_STAMP
 
 MIB = 1 << 20
 MANY = 5000                    # VMs of a large pool
@@ -102,7 +102,7 @@ KEPT = '''
 import tracemalloc
 import VmBackup
 os.environ['VMBACKUP_XAPI_URL'] = words[0]
-console = VmBackup.Console(sys.stdout.buffer.raw)
+console = VmBackup.Console(getattr(sys.stdout.buffer, 'raw', sys.stdout.buffer))
 tracemalloc.start()
 with VmBackup.Pool.connect('password', console, VmBackup.Signals()) as pool:
     vms = pool.vms()
@@ -225,7 +225,8 @@ class Bench:
                               stderr=subprocess.STDOUT, env=self.sim.environ(HOME=self.place))
         seconds = time.perf_counter() - begun
         if done.returncode:
-            lines = done.stdout.decode('utf-8', 'replace').splitlines()
+            lines = [TIME_STAMP.sub('', line)
+                     for line in done.stdout.decode('utf-8', 'replace').splitlines()]
             wrong = [line for line in lines if re.search('ERROR|Error', line)] or lines or ['?']
             raise RuntimeError('exit status %d, %s' % (done.returncode, wrong[0]))
         return seconds
@@ -251,7 +252,7 @@ class Bench:
                    for directory, _, names in os.walk(self.backups)
                    for name in names if name.endswith('.xva'))
 
-    def run(self, *words, clear=True):
+    def run(self, *words):
         """A run into an empty directory, with what it cost."""
         self.clear()
         before = len(self.sim.calls('xapi')), len(self.sim.calls('xe'))
@@ -259,8 +260,7 @@ class Bench:
         report['calls'] = len(self.sim.calls('xapi')) - before[0]
         report['xe'] = len(self.sim.calls('xe')) - before[1]
         report['exported'] = self.exported()
-        if clear:
-            self.clear()
+        self.clear()
         return report
 
 
