@@ -328,15 +328,15 @@ def bench_preview(table, place, runs):
 
 
 def selection_seconds(count, rules):
-    """How long select() takes."""
+    """How long select() takes: of the processor, as it waits for nothing."""
     found = [VmBackup.Vm('ref %d' % number, 'uuid %d' % number,
                          'group%03d-%d' % (number % RULES, number), {}) for number in range(count)]
     lines = [VmBackup.Rule('vm-export', 'group%03d-.*:3' % number, 'line %d' % number)
              for number in range(rules)]
     re.purge()
-    begun = time.perf_counter()
+    begun = time.process_time()
     plan = VmBackup.select(lines, found, 4)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     assert len(plan.jobs) == count * rules // RULES and not plan.errors
     return seconds
 
