@@ -133,7 +133,7 @@ class Table:
 
     def __init__(self):
         self.missed = []
-        print(FORM % ('what', 'limit', 'ours', 'figure', 'target', 'met'))
+        print(FORM % ('what', 'limit', 'ours', 'figure', 'target', 'met'), flush=True)
 
     def row(self, what, limit, ours, figure, target='', met=None):
         """A row; `met` is None where there is no target."""
@@ -161,7 +161,8 @@ class Table:
         try:
             yield
         except RuntimeError as error:
-            self.row('%s: %s' % (what, error), '', '', '', '', False)
+            print('%s: %s' % (what, error), flush=True)
+            self.missed.append(what)
 
 
 class Noise(archive.Image):
