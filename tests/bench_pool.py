@@ -30,7 +30,7 @@ HISTORIES, BACKUPS = 500, 60   # VMs with backups, and backups of each
 LATENCY = 0.002                # seconds
 SLOW_CALLS = 200               # VMs for which 3.25's calls are made; the rest is reckoned
 RATE = 300e6                   # bytes/s of an export, where one goes at a time
-SHARED_RATE = 50e6             # bytes/s of each, where four do: one daemon has to send them
+SHARED_RATE = 25e6             # bytes/s of each, where four do: one daemon has to send them all
 VMS = 4                        # of a run that is timed
 FORM = '%-60s %10s %10s %10s %9s %4s'
 
@@ -520,7 +520,7 @@ def bench_pool(place, size, runs):
             ('calls', bench_calls, (place,)),
             ('preview', bench_preview, (place, runs)),
             ('run', bench_run, (place, disk, runs)),
-            ('parallel', bench_parallel, (place, disk, runs)),
+            ('parallel', bench_parallel, (place, max(disk // 2, 1), runs)),
             ('large pool', bench_large, (place, runs)),
             ('store', bench_store, (place, runs))):
         with table.attempt(what):
