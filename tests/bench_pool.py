@@ -132,6 +132,7 @@ class Table:
     """Prints rows as they are measured, and keeps what missed its target."""
 
     def __init__(self):
+        """Print the head."""
         self.missed = []
         print(FORM % ('what', 'limit', 'ours', 'figure', 'target', 'met'), flush=True)
 
@@ -187,6 +188,7 @@ class Bench:
     """A pool, and the clients that are measured on it; for `with`."""
 
     def __init__(self, place, vms, **more):
+        """Start the pool."""
         self.place = place
         self.backups = os.path.join(place, 'BACKUPS')
         pool = pools.load(dict(more, vms=vms))
@@ -197,10 +199,12 @@ class Bench:
         self.clear()
 
     def __enter__(self):
+        """Begin."""
         gc.disable()           # it would look through the whole pool again and again
         return self
 
     def __exit__(self, *exc):
+        """Stop the pool and forget it."""
         gc.enable()
         self.sim.stop()
         del self.sim
@@ -293,6 +297,7 @@ def bench_calls(table, place):
             large.append(bench.run())
 
     def each(what):
+        """Of one VM, what grows with their number."""
         return (runs[20][what] - runs[10][what]) / 10
     many = (large[1]['calls'] - large[0]['calls']) / 10
     table.number('XenAPI calls per VM in a run, 2 disks and 1 VIF', each('calls'), '%.1f', 4)
@@ -453,7 +458,9 @@ def listings():
     seen, real = [], (os.scandir, os.listdir)
 
     def watched(function):
+        """A function that lists, and tells."""
         def call(path='.'):
+            """Tell, and list."""
             seen.append(path)
             return function(path)
         return call
