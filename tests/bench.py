@@ -17,6 +17,7 @@ import tempfile
 from typing import Callable, NamedTuple, Optional
 
 import VmBackup
+from tests.bench_pool import bench_pool
 from tests.simpool import archive, ova, pools
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -266,8 +267,7 @@ def bench_verify(place, size, runs):
         return 1
     head = ('what', 'limit MiB/s', 'ours MiB/s', 'ratio', 'target', 'memory MiB')
     form = '%-40s %11s %11s %6s %6s %11s'
-    print('\n'.join(machine()) + '\n%d MiB of content, median of %d runs; memory: target %d MiB\n'
-          % (size, runs, MEMORY))
+    print('%d MiB of content, median of %d runs; memory: target %d MiB\n' % (size, runs, MEMORY))
     print(form % head)
     missed = []
     for row in verify_rows(place, size):
@@ -278,7 +278,7 @@ def bench_verify(place, size, runs):
     return 0
 
 
-TOPICS = {'verify': bench_verify}
+TOPICS = {'verify': bench_verify, 'pool': bench_pool}
 
 
 def main(argv):
@@ -293,6 +293,7 @@ def main(argv):
     if wrong or options.size < 16 or options.runs < 1:
         parser.error('no topic %s' % wrong[0] if wrong else 'too small a size or number of runs')
     status = 0
+    print('\n'.join(machine()), flush=True)
     for topic in options.topics or TOPICS:
         with tempfile.TemporaryDirectory(prefix='bench-') as place:
             status = max(status, TOPICS[topic](place, options.size, options.runs))

@@ -28,6 +28,8 @@ UNITS = {'': 0, 'b': 0, 'bytes': 0, 'k': 1, 'kb': 1, 'kib': 1, 'm': 2, 'mb': 2, 
          'g': 3, 'gb': 3, 'gib': 3, 't': 4, 'tb': 4, 'tib': 4}
 STOP_PATIENCE = 10.0       # seconds to wait for a thread when the pool stops
 BLOCK = 1 << 16            # how much is read from a client at a time
+NAP = 0.005                # seconds: for less nobody who keeps to a rate sleeps
+CATCH_UP = 0.25            # seconds by which one who keeps to a rate may be late and hurry
 TRANSFERS = ('vm-export', 'template-export', 'snapshot-export-to-template', 'vdi-export',
              'pool-dump-database', 'vm-import', 'vdi-import')
 UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled wlb-verify-cert '
@@ -258,6 +260,7 @@ class Transfer:
         if fault and fault.do == 'die' and rest is None and sending:
             rest = 0
         rate = fault.rate if fault else None
+        due = time.monotonic()
         for chunk in chunks:
             view = memoryview(chunk)
             step = max(1, int(rate / 20)) if rate else len(view)
@@ -266,7 +269,9 @@ class Transfer:
                 yield piece
                 view = view[len(piece):]
                 if rate:
-                    self.door.pool.sleep(len(piece) / rate)
+                    due = max(due, time.monotonic() - CATCH_UP) + len(piece) / rate
+                    if due > time.monotonic() + NAP:
+                        self.door.pool.sleep(due - time.monotonic())
                 if rest is not None:
                     rest -= len(piece)
                     if not rest:
