@@ -41,6 +41,8 @@ class Watcher:
         self.trace = trace
         self.root = root
         self.number = 0
+        self.counting = threading.Lock()
+        self.here = threading.local()       # open: numbers of this thread's operations
         self.seen = None
         self.talked = False
 
@@ -53,22 +55,27 @@ class Watcher:
         if os.path.basename(frame.f_code.co_filename) not in BY:
             return
         if event == 'c_call':
-            self.number += 1
+            with self.counting:
+                self.number += 1
+                number = self.number
+            self.here.open = getattr(self.here, 'open', []) + [number]
             if self.trace:
                 self.seen = look(self.root)
                 self.synced = opened(self.root) if function is os.fsync else []
-        elif self.trace:
-            self.note(frame, function.__name__, event == 'c_return')
-        if self.number == self.at and (event == 'c_call') == (self.when == 'before'):
+        else:
+            number = self.here.open.pop()
+            if self.trace:
+                self.note(number, frame, function.__name__, event == 'c_return')
+        if number == self.at and (event == 'c_call') == (self.when == 'before'):
             self.at = 0
             for signum in self.signals:
                 os.kill(os.getpid(), signum)
 
-    def note(self, frame, name, success):
+    def note(self, number, frame, name, success):
         """Write down what an operation has changed."""
         now = look(self.root)
         line = json.dumps({
-            'number': self.number, 'name': name, 'by': frame.f_code.co_name, 'success': success,
+            'number': number, 'name': name, 'by': frame.f_code.co_name, 'success': success,
             'gone': sorted(path for path in self.seen if path not in now),
             'new': sorted(path for path in now if path not in self.seen),
             'synced': self.synced, 'talked': self.talked,

@@ -16,6 +16,7 @@ from tests.support import LIMIT, ROOT
 
 LAUNCHER = os.path.join(ROOT, 'tests', 'launcher.py')
 FEW = ('vm-export=web', 'vdi-export=db')
+FOUR = FaultCase.rules + ('vm-export=other',)
 FAILURES = 5                # of a test, after which it does not look for more
 OUTAGE = 0.15               # seconds in which there is no daemon
 
@@ -197,6 +198,14 @@ class AtPoolCallsWithPreClean(AtPoolCalls):
     ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
 
 
+class AtPoolCallsSideBySide(AtPoolCalls):
+    """The same while four VMs are at work."""
+
+    keys = {'parallel': 4}
+    rules = FOUR
+    points_in_a_sample = 3
+
+
 class OverLeftovers(AtPoolCalls):
     """The same where an earlier run was killed in mid-export."""
 
@@ -266,14 +275,15 @@ class LaunchedCase(MatrixCase):
 
 
 class AtFileOperations(LaunchedCase):
-    """A signal comes before or after a file operation."""
+    """SIGKILL comes before or after a file operation."""
 
-    points_in_a_sample = 6
+    points_in_a_sample = 3
+    ways = ('SIGKILL',)
 
     def test_a_run_ended_at_any_file_operation_harms_nothing(self):
         self.operations_made = self.moments()
-        self.each([(way,) + moment for way in ('SIGKILL', 'SIGTERM')
-                   for moment in self.operations_made], self.end)
+        self.each([(way,) + moment for way in self.ways for moment in self.operations_made],
+                  self.end)
 
     def end(self, point):
         """A run that ends itself there, and all that has to hold then."""
@@ -287,12 +297,38 @@ class AtFileOperations(LaunchedCase):
             self.check_after_signal(done, last=number == self.operations_made[-1][0])
 
 
+class EndedAtFileOperations(AtFileOperations):
+    """SIGTERM comes there."""
+
+    ways = ('SIGTERM',)
+
+
+class AtFileOperationsSideBySide(AtFileOperations):
+    """A signal comes then while four VMs are at work."""
+
+    rules = FOUR
+    points_in_a_sample = 2
+    ways = ('SIGKILL', 'SIGTERM')
+
+    def moments(self):
+        """Some of those of the same VMs one after another: what is done is the same, but nobody
+        knows the order."""
+        found = super().moments()[::8]
+        self.keys = {'parallel': 4}
+        return found
+
+    def setUp(self):
+        self.keys = {}
+        super().setUp()
+        self.keys = {'parallel': 4} if hasattr(self, 'operations_made') else {}
+
+
 class AtFileOperationsWithPreClean(AtFileOperations):
     """The same where old backups go before the export, after failures, with a pool dump."""
 
     keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
     rules = FEW[:1]
-    points_in_a_sample = 3
+    ways = ('SIGKILL', 'SIGTERM')
 
     def save(self):
         """The history has a failure among the backups, and one that is the last."""
@@ -353,6 +389,19 @@ class DaemonDies(MatrixCase):
     def test_the_daemon_may_die_at_any_call(self):
         calls = range(1, self.calls() + 1)
         self.each([(way, call) for way in self.ways for call in calls], self.die)
+
+
+class DaemonDiesSideBySide(DaemonDies):
+    """The same while four VMs are at work."""
+
+    keys = {'parallel': 4}
+    rules = FOUR
+    points_in_a_sample = 1
+    ways = {'down-after': 'the daemon dies before it answers a call'}
+
+    def hit(self, call):
+        """Any of them: all may be waiting for it."""
+        return set(self.configured())
 
 
 class DaemonStaysAway(DaemonDies):
