@@ -751,8 +751,9 @@ def read_file(path: str, limit: int) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, 'not a file')
-        while len(data) < min(limit, status.st_size):
-            piece = os.read(handle, min(limit, status.st_size) - len(data))
+        size = min(limit, status.st_size)
+        while len(data) < size:
+            piece = os.read(handle, size - len(data))
             if not piece:
                 break
             data += piece
@@ -2282,9 +2283,13 @@ class VmHistory:
         """The time that a directory name stands for, or None if it is not one of ours."""
         for expression in self.expressions:
             found = expression.match(name)
-            if found and found.group('Y') >= '1971':   # every time zone has such a time
-                with contextlib.suppress(ValueError):  # the 31st of February
-                    return datetime.datetime(*map(int, found.group(*'YmdHMS')))
+            if found:
+                try:
+                    when = datetime.datetime(*map(int, found.group(*'YmdHMS')))
+                except ValueError:                     # the 31st of February
+                    continue
+                if when.year > 1970:                   # every time zone has such a time
+                    return when
         return None
 
     def good(self) -> List[BackupDir]:
