@@ -19,7 +19,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
 
      1 Defaults      what an administrator may edit
      2 Vocabulary    what can go wrong, how a VM's backup can end
-     3 Console       log lines, text and byte forms, the only clock
+     3 Console       log lines, progress, text and byte forms, the only clock
      4 Settings      what was asked: command line, config file, password files
      5 Selection     which VMs, how, keeping how many (pure)
      6 Retention     which backups to delete (pure)
@@ -236,7 +236,7 @@ WARNING = Verdict(1, 'WARNING', '**WARNING(s)**')
 ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 
 # ----------------------------------------------------------------------------------------------
-# 3. Console: log lines, text and byte forms, the only clock
+# 3. Console: log lines, progress, text and byte forms, the only clock
 # ----------------------------------------------------------------------------------------------
 # Text is Unicode inside. Paths may carry surrogates for bytes that the locale cannot decode
 # (Python's surrogateescape), which `encoded` turns into the right bytes again, so that LANG=C
@@ -1116,7 +1116,7 @@ class Watchdog:
         self.progress = progress   # shares of what the tasks have to do
         self.meter = meter
         self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
-        self.standing = stopwatch()
+        self.standing = self.asked = stopwatch()
 
     def pause(self) -> float:
         """Seconds until the next look."""
@@ -1125,8 +1125,11 @@ class Watchdog:
     def look(self) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
         answer."""
-        size, telling = bounded(self.size, 'the share'), self.meter.is_due()
-        seen = (size, self.progress() if telling or size == self.seen[0] else self.seen[1])
+        size, telling, seen = bounded(self.size, 'the share'), self.meter.is_due(), self.seen
+        asking = size == seen[0] or telling and self.asked() > LOOK_EVERY
+        seen = (size, self.progress() if asking else seen[1])
+        if asking:
+            self.asked = stopwatch()
         if telling:
             self.meter.tell(size, max(seen[1], default=0))
         if seen != self.seen:
@@ -2333,10 +2336,11 @@ class VmHistory:
                       encoded(os.path.basename(self.directory)).decode('utf-8', 'replace'))
 
     def last_seconds(self, method: str) -> float:
-        """Seconds that the last good backup by a method took, 0 if there is none that tells."""
-        for backup in reversed(self.good()):
-            manifest = backup.manifest()
-            with contextlib.suppress(ValueError, OverflowError, LookupError, TypeError):
+        """Seconds that the last backup by a method took, as far as names tell which that is; 0 if
+        there is none that tells. Of many backups one is read."""
+        for name, _ in sorted(self.dated().items(), key=lambda item: item[1], reverse=True):
+            manifest = BackupDir(f'{self.directory}/{name}', 0).manifest()
+            with contextlib.suppress(ValueError, LookupError, TypeError):
                 if manifest['method'] == method:
                     return seconds_of(manifest['finished']) - seconds_of(manifest['started'])
         return 0

@@ -292,7 +292,8 @@ class Walk(FaultCase):
         key, values = self.chance.choice((
             ('max_backups', (1, 1, 2, 3)), ('pre_clean', ('True', 'False')),
             ('compress', ('none', 'gzip', 'none')), ('vdi_export_format', ('raw', 'vhd')),
-            ('pool_db_backup', ('0', '1')), ('lock_wait', ('0', '0.01')), ('methods', ({},))))
+            ('pool_db_backup', ('0', '1')), ('lock_wait', ('0', '0.01')), ('methods', ({},)),
+            ('parallel', ('1', '4'))))
         value = self.chance.choice(values)
         if key == 'max_backups':
             self.max_backups = value
@@ -551,6 +552,15 @@ class OfFaults(Walk):
 
     first = ('people_bring_backups_of_325', 'run_with_a_fault')
     runs = dict(undisturbed_run=2, run_with_a_fault=12)
+
+    def test_a_random_walk_harms_nothing(self):
+        self.walk()
+
+
+class SideBySide(Walk):
+    """Four VMs are at work at once."""
+
+    keys = {'parallel': '4'}
 
     def test_a_random_walk_harms_nothing(self):
         self.walk()
