@@ -75,6 +75,7 @@ import tempfile
 import threading
 import time
 import traceback
+import unicodedata
 import xml.etree.ElementTree
 import xml.parsers.expat
 import xmlrpc.client
@@ -328,6 +329,15 @@ def printable(text: str) -> str:
                   lambda found: repr(found.group())[1:-1], text)
 
 
+def cut(text: str, columns: int) -> str:
+    """As much of a text as a terminal shows in so many columns."""
+    for index, letter in enumerate(text):
+        columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
+        if columns < 0:
+            return text[:index]
+    return text
+
+
 def quoted(argv: Sequence[str]) -> str:
     """A command as a line that can be pasted into a shell, in 3.25's style where that is safe."""
     def word(text: str) -> str:
@@ -376,16 +386,16 @@ class Console:
         others; elsewhere nothing."""
         if self.terminal:
             with self.lock:
-                self.passing.pop(threading.get_ident(), '')
-                if text:
-                    self.passing[threading.get_ident()] = text
+                self.passing[threading.get_ident()] = text
+                if not text:
+                    del self.passing[threading.get_ident()]
                 self.draw('')
 
     def draw(self, text: str) -> None:
         """Print text, and below it the passing lines, as far as there is room."""
         clear = '\r\x1b[K' + '\x1b[A\x1b[K' * (self.drawn - 1) if self.drawn else ''
         width, height = shutil.get_terminal_size() if self.passing else (80, 24)
-        shown = [printable(line)[:(width or 80) - 1]
+        shown = [cut(printable(line), (width or 80) - 1)
                  for line in self.passing.values()][:(height or 24) - 1]
         self.drawn = len(shown)
         self.write(clear + text + '\n'.join(shown))
@@ -751,12 +761,11 @@ def read_file(path: str, limit: int) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, 'not a file')
-        size = min(limit, status.st_size)
-        while len(data) < size:
-            piece = os.read(handle, size - len(data))
-            if not piece:
-                break
+        while len(data) < limit:
+            piece = os.read(handle, min(limit - len(data), max(status.st_size, 4096)))
             data += piece
+            if not piece or len(data) == status.st_size:       # a file of the kernel has no size
+                break
         return data
     finally:
         os.close(handle)
@@ -1126,7 +1135,9 @@ class Watchdog:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
         answer."""
         size, telling, seen = bounded(self.size, 'the share'), self.meter.is_due(), self.seen
-        asking = size == seen[0] or telling and self.asked() > LOOK_EVERY
+        asking = size == seen[0] or telling
+        if self.meter.console.terminal:                # where looks are more frequent
+            asking = asking and self.asked() > min(LOOK_EVERY, self.limit / 4)
         seen = (size, self.progress() if asking else seen[1])
         if asking:
             self.asked = stopwatch()
@@ -1627,8 +1638,9 @@ class Pool:
 
     def forget(self, *names: str) -> None:
         """Have tables read again when they are needed."""
-        for name in names:
-            self.tables.pop(name, None)
+        with self.lock:
+            for name in names:
+                self.tables.pop(name, None)
 
     def vms(self) -> List[Vm]:
         """The real VMs: no templates, snapshots, control domains. One call."""
@@ -1910,8 +1922,12 @@ def private(path: str, flags: int) -> int:
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file, 0 if there is none."""
-    return os.stat(path).st_size if os.path.isfile(path) else 0
+    """Bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def occupied(path: str) -> int:
@@ -2105,11 +2121,9 @@ class BackupDir(NamedTuple):
     def is_good(self) -> bool:
         """Whether it is a completed backup. Raise OSError, as a share in trouble proves nothing."""
         for marker in MARKERS:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 os.lstat(f'{self.path}/{marker}')
                 return True
-            except FileNotFoundError:
-                continue
         os.lstat(self.path)
         return False
 
@@ -2287,12 +2301,10 @@ class VmHistory:
         for expression in self.expressions:
             found = expression.match(name)
             if found:
-                try:
+                with contextlib.suppress(ValueError):  # the 31st of February
                     when = datetime.datetime(*map(int, found.group(*'YmdHMS')))
-                except ValueError:                     # the 31st of February
-                    continue
-                if when.year > 1970:                   # every time zone has such a time
-                    return when
+                    if when.year > 1:                  # timestamp() can do with it
+                        return when
         return None
 
     def good(self) -> List[BackupDir]:
@@ -3463,6 +3475,7 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
         warnings.append(f'{what}: {error}')
 
 
+STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT = 'left in the pool'  # in each warning that the next attempt may mend
 FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
 
@@ -3478,7 +3491,8 @@ class Exporter:
         self.xe = xe
         self.console = console
         self.warnings = warnings
-        self.target = self.uuid = self.label = ''      # set by aim()
+        self.vm = None         # type: Any
+        self.target = self.uuid = self.label = ''      # these and the next two are set by aim()
         self.before = ()       # type: Tuple[str, ...]
         self.disks = []        # type: List[Disk]
         self.prepared = False
@@ -3488,7 +3502,7 @@ class Exporter:
         raise NotImplementedError
 
     def aim(self, vm: Vm) -> None:
-        """Find out what to snapshot: set target (reference), uuid, label, the references of the
+        """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
         snapshots before, and the disks. Raise BackupFailed if there is none."""
         raise NotImplementedError
 
@@ -3519,7 +3533,10 @@ class Exporter:
             label, uuid = self.pool.label(self.kind, ref)
             if label == self.label and uuid not in known:
                 self.warn_of(uuid, label)
+        waited = stopwatch()
         with self.pool.snapshotting:
+            if waited() > STALE:
+                self.aim(self.pool.reread(self.vm)._replace(name=self.vm.name))
             intent, snapshot = self.take(backup)
         exported = False
         try:
@@ -3675,7 +3692,7 @@ class VmExporter(Exporter):
     def aim(self, vm: Vm) -> None:
         """The VM itself. The disks' snapshots are those of the table: later ones are known by
         their time."""
-        self.target, self.uuid = vm.ref, vm.uuid
+        self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
         with contextlib.suppress(PoolError):           # the metadata step has told
             self.disks = self.choose(vm)
@@ -3770,7 +3787,7 @@ class VdiExporter(Exporter):
         if not self.disks:
             raise BackupFailed('NO-BOOT-DISK', 'no boot disk: no xvda, bootable disk or disk 0')
         disk = self.disks[0]
-        self.target, self.uuid = disk.vdi_ref, disk.vdi['uuid']
+        self.vm, self.target, self.uuid = vm, disk.vdi_ref, disk.vdi['uuid']
         self.label = label_part('SNAP_{}_{}'.format(
             vm.name, disk.vdi['name_label']).replace(' ', '-'))
         with failing_as(self.snapshot_token):
@@ -4142,7 +4159,8 @@ class BackupRun:
 
         def work(load: Load) -> None:
             try:
-                with self.console.about(load.job.vm.name), contextlib.suppress(Interrupted):
+                with self.surviving(), self.console.about(load.job.vm.name), (
+                        contextlib.suppress(Interrupted)):
                     self.attempt(load.job)
             finally:
                 ended.put(load)
@@ -4153,18 +4171,24 @@ class BackupRun:
             if load:
                 waiting.remove(load)
                 running.append(load)
-                threading.Thread(target=work, args=(load,)).start()
+                try:
+                    threading.Thread(target=work, args=(load,)).start()
+                except RuntimeError:                   # the system has no more
+                    work(load)
             else:
-                running.remove(ended.get())
+                with contextlib.suppress(queue.Empty):         # a signal is seen within a second
+                    running.remove(ended.get(timeout=1))
 
     def load(self, job: Job) -> Load:
-        """What is known of a backup before it begins."""
-        disks, seconds = [], 0.0       # type: List[Disk], float
-        with contextlib.suppress(PoolError, OSError):          # its own time will tell
+        """What is known of a backup before it begins. Raise Interrupted."""
+        self.signals.check()
+        srs, size, seconds = frozenset(), 0, 0.0       # type: FrozenSet[str], int, float
+        with contextlib.suppress(PoolError, OSError, ValueError):      # its own time will tell
             disks = self.exporter(job.method, Xe(self.console, self.signals), []).choose(job.vm)
+            srs = frozenset(disk.sr_uuid for disk in disks)
+            size = sum(int(disk.vdi['virtual_size']) for disk in disks)
             seconds = self.store.history(job.vm.name).last_seconds(job.method)
-        return Load(job, frozenset(disk.sr_uuid for disk in disks),
-                    sum(int(disk.vdi['virtual_size']) for disk in disks), seconds)
+        return Load(job, srs, size, seconds)
 
     @contextlib.contextmanager
     def surviving(self) -> Iterator[None]:
@@ -4298,13 +4322,13 @@ class BackupRun:
         else:
             log('vm is NOT running')
         exporter.aim(vm)
-        manifest = self.manifest(job, exporter, started)
         self.signals.check()
         with backup.whole(name), exporter.snapshot(backup, known) as snapshot:
             self.signals.check()
             if self.settings.pre_clean:
                 self.prune(history, history.expendable(job.keep), warnings)
-            manifest['snapshot'] = snapshot.uuid
+                self.due[history.directory] = backup.file(name), last
+            manifest = dict(self.manifest(job, exporter, started), snapshot=snapshot.uuid)
             if exporter.kind == 'VDI':                 # as it is by now
                 manifest['disks'][0]['virtual_size'] = snapshot.size
             with failing_as(exporter.export_token):
@@ -4313,6 +4337,7 @@ class BackupRun:
                     lambda: self.pool.progress(exporter.kind, snapshot.ref),
                     Meter(self.console, 'exported', name, last)))
                 size = written(backup.file(name))
+            del self.due[history.directory]
             log(f'{job.method} success')
         log(f'*** {job.method} end')
         manifest.update(self.verify(backup, name, manifest, warnings))
@@ -4331,7 +4356,10 @@ class BackupRun:
         going = history.expendable(job.keep) if self.settings.pre_clean else []
         gain, last = sum(backup.occupied() for backup in going), history.last_size(name)
         with self.beginning:
-            due = sum(max(0, size - size_of(path)) for path, size in list(self.due.values()))
+            due = 0
+            for path, size in list(self.due.values()):
+                with contextlib.suppress(OSError):     # it is another VM's
+                    due += max(0, size - size_of(path))
             self.store.check_room(self.settings.min_free, last, gain - due)
             self.store.check_mounted()
             backup = history.begin(started)

@@ -193,7 +193,7 @@ class Told(ParallelCase):
     def test_a_bug_in_one_does_not_stop_the_others(self):
         def broken(run, job, *rest):
             if job.vm.name == 'two':
-                raise KeyError('x')
+                raise KeyError('x', 'y')
             return real(run, job, *rest)
         real, stream = VmBackup.BackupRun.back_up, io.BytesIO()
         with unittest.mock.patch.object(VmBackup.BackupRun, 'back_up', broken), (
@@ -204,8 +204,35 @@ class Told(ParallelCase):
         text = stream.getvalue().decode('utf-8')
         self.assertEqual(2, status, text)
         self.assertIn("[two] ERROR vm-export INTERNAL-ERROR two: a bug in VmBackup.py: "
-                      "KeyError('x')", text)
+                      "KeyError('x', 'y')", text)
         self.assertIn('S:3 W:0 E:1', text)
+
+    def test_a_vm_whose_attempt_does_not_even_begin_is_an_error_and_no_thread_need_start(self):
+        def broken(log, job):
+            if job.vm.name == 'two':
+                raise ValueError('x', 'y')
+            return real(log, job)
+        real, stream = VmBackup.StatusLog.vm_begin, io.BytesIO()
+        start, started = threading.Thread.start, []
+
+        def scarce(thread):
+            if thread.name.startswith('Thread') and 'work' in repr(thread._target) and (
+                    'side_by_side' in repr(thread._target)):
+                started.append(thread)
+                if len(started) == 3:
+                    raise RuntimeError("can't start new thread")
+            start(thread)
+        with unittest.mock.patch.object(VmBackup.StatusLog, 'vm_begin', broken), (
+                unittest.mock.patch.object(threading.Thread, 'start', scarce)), (
+                unittest.mock.patch.dict(os.environ, self.environ())):
+            status = VmBackup.command(
+                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
+                VmBackup.Console(stream), VmBackup.Signals())
+        text = stream.getvalue().decode('utf-8')
+        self.assertEqual((2, 4), (status, len(started)), text)
+        self.assertIn("a bug in VmBackup.py, please report it: ValueError('x', 'y')", text)
+        self.assertIn('S:3 W:0 E:1', text)
+        self.assertLess(text.index('[four] VmBackup vm-export four'), text.index('Space status'))
 
     def test_a_signal_ends_all_exports_and_begins_no_more(self):
         child = self.start('password', self.config(
@@ -365,6 +392,10 @@ class Live(PoolCase):
         lines = screen(stream.getvalue().decode())
         self.assertEqual(['', '[a] done a', '[b] done b', 'main'],
                          sorted(line.partition(' - ')[2] for line in lines))
+
+    def test_letters_of_two_columns_count_as_two(self):
+        self.assertEqual(('日本', '日本', 'ab日', 'ab'), tuple(
+            VmBackup.cut(*words) for words in (('日本語', 5), ('日本語', 4), ('ab日', 4), ('ab日', 3))))
 
     def test_no_more_lines_than_the_terminal_has(self):
         stream = Terminal()
