@@ -35,6 +35,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import figures
+from tests.runner import read_proc
 from tests.simpool import archive
 from tests.support import LIMIT, SCRIPT, PoolCase
 
@@ -324,7 +325,11 @@ class FaultCase(PoolCase):
         self.sim.pool.tables['session'].clear()
 
     def is_quiet(self):
-        """Whether no command, task or operation is under way in the pool."""
+        """Whether no command, task or operation is under way in the pool, and no xe is left that
+        has only begun and will ask for one."""
+        if any(os.fsencode(self.sim.xe) in read_proc(name, 'cmdline')
+               for name in os.listdir('/proc') if name.isdigit()):
+            return False
         pool = self.sim.pool
         with pool.lock:
             return not (any(task['status'] == 'pending' for task in pool.tables['task'].values())

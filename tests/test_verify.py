@@ -397,7 +397,7 @@ class TheCommand(VerifyCase):
         finally:
             os.close(main)
             os.close(terminal)
-        self.assertRegex(shown, r'\rverified .*\d %\), .*/s: .*web\.xva')
+        self.assertRegex(shown, r'(^|\x1b\[K)verified \d.*, .*/s: web\.xva\r\x1b\[K')
         self.assertRegex(shown, r'\r\x1b\[K\d{4}-.* - good ')
         self.assertFalse([line for line in self.verify(0, path) if '%' in line])
 
