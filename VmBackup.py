@@ -4154,7 +4154,8 @@ class BackupRun:
         """Back up as many VMs at once as the settings say, each in a thread. Return when all have
         ended; after a signal none begins."""
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
-        waiting, running = longest_first([self.load(job) for job in jobs]), []   # type: Any, Any
+        waiting = longest_first([self.load(job) for job in jobs])
+        running, threads = [], []      # type: List[Load], List[threading.Thread]
         ended = queue.Queue()  # type: queue.Queue
 
         def work(load: Load) -> None:
@@ -4165,19 +4166,28 @@ class BackupRun:
             finally:
                 ended.put(load)
 
-        while waiting and not self.signals.received or running:
-            load = None if self.signals.received or len(running) == self.settings.parallel else (
-                next_load(waiting, running, self.settings.parallel_per_sr or len(jobs)))
-            if load:
-                waiting.remove(load)
-                running.append(load)
-                try:
-                    threading.Thread(target=work, args=(load,)).start()
-                except RuntimeError:                   # the system has no more
-                    work(load)
-            else:
+        def begin(load: Load) -> None:
+            waiting.remove(load)
+            running.append(load)
+            thread = threading.Thread(target=work, args=(load,))
+            try:
+                thread.start()
+                threads.append(thread)
+            except RuntimeError:                       # the system has no more
+                work(load)
+
+        try:
+            while waiting and not self.signals.received or running:
+                free = len(running) < self.settings.parallel and not self.signals.received
+                load = next_load(waiting, running, self.settings.parallel_per_sr or len(jobs))
+                if free and load:
+                    begin(load)
+                    continue
                 with contextlib.suppress(queue.Empty):         # a signal is seen within a second
                     running.remove(ended.get(timeout=1))
+        finally:
+            for thread in threads:                     # they need the pool
+                thread.join()
 
     def load(self, job: Job) -> Load:
         """What is known of a backup before it begins. Raise Interrupted."""
