@@ -561,6 +561,7 @@ class SideBySide(Walk):
     """Four VMs are at work at once."""
 
     keys = {'parallel': '4'}
+    first = ('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')
 
     def test_a_random_walk_harms_nothing(self):
         self.walk()
