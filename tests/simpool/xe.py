@@ -87,18 +87,21 @@ def error_page(error):
 def install(path, address):
     """Write the program `xe` for the pool that listens at `address`, and beside it its code.
 
-    Compiling the client at each start would take as long as the interpreter itself.
+    Compiling the client at each start would take as long as the interpreter itself. One that starts
+    meanwhile meets the old program or the new one, whole.
     """
     with open(client.__file__, encoding='utf-8') as file:
         source = file.read().replace("SOCKET = b''", 'SOCKET = %r' % os.fsencode(address))
-    with open(path + '.code', 'wb') as file:
-        file.write(marshal.dumps(compile(source, client.__file__, 'exec')))
     shebang = '#!%s -IS\n' % sys.executable
     if len(shebang) > 126 or ' ' in sys.executable:
         shebang = "#!/bin/sh\n'''exec' %s -IS \"$0\" \"$@\"\n' '''\n" % shlex.quote(sys.executable)
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(shebang + PROGRAM % os.fsencode(path + '.code'))
-    os.chmod(path, 0o755)
+    program = shebang + PROGRAM % os.fsencode(path + '.code')
+    for name, data in ((path + '.code', marshal.dumps(compile(source, client.__file__, 'exec'))),
+                       (path, program.encode('utf-8'))):
+        with open(name + '.new', 'wb') as file:
+            file.write(data)
+        os.chmod(name + '.new', 0o755)
+        os.rename(name + '.new', name)
 
 
 def size_in_bytes(field, text):
