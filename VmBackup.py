@@ -29,10 +29,11 @@ Map of this file, in the order in which a run meets its sections; each uses only
     10 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
     11 Verification  reading archives and images, and proving them whole
     12 Exporters     what vm-export and vdi-export do differently
-    13 Reports       status log, mail
-    14 Runs          a night's backup, its preview
-    15 Commands      verify: what is done with backups without the pool
-    16 Command line  help texts, main
+    13 Importers     what a restore makes in the pool, and how it is taken back
+    14 Reports       status log, mail
+    15 Runs          a night's backup, its preview
+    16 Commands      what is done with backups: verify, restore, test-restore
+    17 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
@@ -78,6 +79,7 @@ import traceback
 import unicodedata
 import xml.etree.ElementTree
 import xml.parsers.expat
+import xml.sax.saxutils
 import xmlrpc.client
 import zlib
 from typing import (Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence,
@@ -144,7 +146,7 @@ MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 # ----------------------------------------------------------------------------------------------
 # 2. Vocabulary: what can go wrong, how a VM's backup can end
 # ----------------------------------------------------------------------------------------------
-# Exceptions go up; words and exit codes come out in one place (sections 14 to 16).
+# Exceptions go up; words and exit codes come out in one place (sections 15 to 17).
 
 
 class VmBackupError(Exception):
@@ -1228,22 +1230,58 @@ def child_environment() -> Dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != 'XE_EXTRA_ARGS'}
 
 
+class Feeder:
+    """Writes to a child's standard input, in a thread of its own, as what it reads may hang."""
+
+    def __init__(self, pieces: Iterator[Any]) -> None:
+        self.pieces = pieces   # of bytes; a generator, which is closed at the end
+        self.done = 0          # bytes
+        self.error = None      # type: Optional[Exception]
+
+    def start(self, stream: Any) -> threading.Thread:
+        """Begin to write to a stream, which is closed at the end or after an error."""
+        thread = threading.Thread(target=self.work, args=(stream,), daemon=True)
+        thread.start()
+        return thread
+
+    def work(self, stream: Any) -> None:
+        """Write all of it. What fails is kept in `error`, but for a child that listens no more,
+        which has words of its own."""
+        with stream, contextlib.closing(self.pieces), contextlib.suppress(BrokenPipeError):
+            try:
+                for piece in self.pieces:
+                    while piece:
+                        sent = stream.write(piece)
+                        piece, self.done = piece[sent:], self.done + sent
+            except BrokenPipeError:
+                raise
+            except Exception as error:                 # raised by `run`, where it is awaited
+                self.error = error
+
+
 def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
-        watchdog: Optional[Watchdog] = None) -> Result:
+        watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None) -> Result:
     """Run a program to its end; with `signals`, a signal ends it early.
 
     Raise CommandFailed if it cannot be started, does not end within `timeout` seconds, or, with
-    a watchdog in the place of that, does not move.
+    a watchdog in the place of that, does not move; and what a feeder met.
     """
     try:
-        child = subprocess.Popen([encoded(word) for word in argv], stdin=subprocess.DEVNULL,
+        child = subprocess.Popen([encoded(word) for word in argv], bufsize=0,
+                                 stdin=subprocess.PIPE if feeder else subprocess.DEVNULL,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  env=child_environment(), start_new_session=True)
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
+    stream, child.stdin = child.stdin, None            # else communicate() would close it
+    feeding = feeder.start(stream) if feeder else None
     try:
         with signals.ending(child) if signals else contextlib.ExitStack():
             output, errors = wait_for(child, timeout, signals, watchdog)
+        if feeding:
+            feeding.join(REAP_TIMEOUT)
+            if feeder.error:
+                raise feeder.error
         return Result(child.returncode, output, errors)
     except subprocess.TimeoutExpired:
         raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
@@ -1372,6 +1410,17 @@ class Xe:
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return output
 
+    def feed(self, verb: str, watchdog: Watchdog, feeder: Optional[Feeder] = None,
+             **parameters: Any) -> str:
+        """Let a command read a file, or what is fed to its standard input, for as long as it
+        moves; a signal ends it. Return its output.
+
+        Raise CommandFailed, and what the feeder met.
+        """
+        argv = self.announce(verb, parameters)
+        return self.finish(argv, self.signals, watchdog, feeder).output.decode(
+            'utf-8', 'replace').strip()
+
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
         """Log a command, with its number if they have any."""
         argv = self.argv(verb, parameters)
@@ -1383,12 +1432,12 @@ class Xe:
         return argv
 
     def finish(self, argv: List[str], signals: Optional[Signals] = None,
-               watchdog: Optional[Watchdog] = None) -> Result:
+               watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None) -> Result:
         """Run a command; on failure log its last words and raise CommandFailed with them.
 
         xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml).
         """
-        result = run(argv, XE_TIMEOUT, signals, watchdog)
+        result = run(argv, XE_TIMEOUT, signals, watchdog, feeder)
         words = result.errors.decode('utf-8', 'replace').strip()
         self.console.log_lines(words)
         if result.status:
@@ -1404,6 +1453,7 @@ class Xe:
 # Whole tables are read, not a call per VM, and kept with the fields in use only.
 
 NULL = 'OpaqueRef:NULL'
+MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
 VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
@@ -1462,6 +1512,11 @@ def unless_gone() -> Iterator[None]:
     except PoolError as error:
         if error.code != 'HANDLE_INVALID':
             raise
+
+
+def marked_name(mark: str) -> str:
+    """The name of a disk while it is being restored."""
+    return f'{MARK} {mark}'
 
 
 def device_name(vbd: Dict[str, Any]) -> str:
@@ -1807,6 +1862,16 @@ class Pool:
                           for ref in (vm_ref, snapshot_ref)]
         return sources, disks
 
+    def marked(self, mark: str) -> Dict[str, Dict[str, Dict[str, Any]]]:
+        """The VMs, disks and networks that carry a restore's mark: class, reference, record.
+        Three calls; raise PoolError."""
+        def is_marked(record: Dict[str, Any]) -> bool:
+            other = record.get('other_config')
+            return record.get('name_label') == marked_name(mark) or (
+                isinstance(other, dict) and other.get(MARK) == mark)
+        return {kind: {ref: record for ref, record in self.records(kind, 'get_all_records').items()
+                       if is_marked(record)} for kind in ('VM', 'VDI', 'network')}
+
     def room_of(self, srs: Sequence[str]) -> str:
         """How full storage repositories are, given by uuid; '' where xapi does not tell."""
         self.forget('SR')
@@ -1870,10 +1935,14 @@ class Pool:
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
 MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
+RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
+PROTECTED = 'protected'    # in a backup that somebody wants to keep
+GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
+RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 NEW = '.new'               # ends the name of such a file while it is written
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
-                  r'DISK-.*|VIFs)\Z', re.DOTALL)
+                  r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
 IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
 EXTENSIONS = ('.xva', '.xva.gz', '.xva.zst', '.raw', '.vhd')
@@ -2087,11 +2156,28 @@ class Intent(NamedTuple):
             return intent
         raise TargetError('damaged')
 
-    def is_in_work(self) -> bool:
-        """Whether it may be a run's that is going on, for a share that cannot lock."""
-        return self.process != process(str(os.getpid())) and (
-            self.host != os.uname().nodename or
-            process(self.process.partition(' ')[0]) == self.process)
+
+class Restoring(NamedTuple):
+    """A restore, written down before it makes anything in the pool."""
+
+    mark: str                  # a number that nobody can guess: what it makes carries it
+    pool: str                  # uuid
+    host: str                  # whose process this is
+    process: str               # see Intent
+    path: str                  # of the record; '' where none could be written
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> 'Restoring':
+        """The Restoring that a file holds; raise TargetError if it holds none."""
+        try:
+            fields = json.loads(data.decode('utf-8'))
+            found = cls(*(fields[name] for name in cls._fields[:-1]), path)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            found = cls('', '', '', '', path)
+        if all(isinstance(text, str) for text in found) and re.match('[0-9a-f]{32}\\Z', found.mark):
+            return found
+        raise TargetError(f'{path}, the record of a restore, is damaged (look for a VM with '
+                          f'{MARK} in its other-config, then delete the record)')
 
 
 def process(number: str) -> str:
@@ -2102,6 +2188,14 @@ def process(number: str) -> str:
     except OSError:
         return ''
     return f'{number} {fields[19].decode("ascii")}'
+
+
+def is_in_work(record: Any) -> bool:
+    """Whether an Intent or a Restoring may be of a process that goes on, for a share that cannot
+    lock."""
+    return record.process != process(str(os.getpid())) and (
+        record.host != os.uname().nodename or
+        process(record.process.partition(' ')[0]) == record.process)
 
 
 def part(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
@@ -2177,11 +2271,12 @@ class BackupDir(NamedTuple):
             return {}
         return found if isinstance(found, dict) else {}
 
-    def set_verified(self, verified: Dict[str, Any]) -> None:
-        """Put the result of a verification into its manifest, if it has one. Raise OSError."""
+    def note(self, **results: Dict[str, Any]) -> None:
+        """Put the results of a verification or a test restore into its manifest, if it has one.
+        Raise OSError."""
         manifest = self.manifest()
         if manifest:
-            write_json(self.file(MANIFEST), dict(manifest, verified=verified))
+            write_json(self.file(MANIFEST), dict(manifest, **results))
 
     def archives(self) -> List[str]:
         """The names of the archives and images in it. Raise OSError."""
@@ -2534,6 +2629,49 @@ class BackupStore:
                 self.unlocked = str(error)
         return True
 
+    @contextlib.contextmanager
+    def restoring(self, pool: str) -> Iterator[Restoring]:
+        """A restore that is written down and locked while it goes on. Its record stays until
+        `restored`. Where none can be written, it has no path."""
+        record = Restoring(binascii.hexlify(os.urandom(16)).decode('ascii'), pool,
+                           os.uname().nodename, process(str(os.getpid())), '')
+        path = os.path.join(self.root, RESTORING.format(record.mark))
+        with contextlib.ExitStack() as stack:
+            try:
+                handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                stack.callback(os.close, handle)
+                self.lock(handle)
+                os.write(handle, encoded(json.dumps(record._asdict())))
+                force(handle)
+                sync(self.root)
+                record = record._replace(path=path)
+            except OSError:                            # a share that is read-only, or full
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            yield record
+
+    def restored(self, record: Restoring) -> None:
+        """Nothing half restored is left. Raise OSError."""
+        if record.path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(record.path)
+
+    @contextlib.contextmanager
+    def restores_left(self) -> Iterator[List[Restoring]]:
+        """The records of restores that were killed, locked meanwhile against others that look.
+        Raise TargetError, OSError."""
+        found = []             # type: List[Restoring]
+        with contextlib.ExitStack() as stack:
+            for path in sorted(glob.glob(os.path.join(glob.escape(self.root),
+                                                      RESTORING.format('*')))):
+                with contextlib.suppress(FileNotFoundError):   # it has just ended
+                    stream = stack.enter_context(open(path, 'r+b'))
+                    if self.lock(stream.fileno()):
+                        data = stream.read(LONGEST_RECORD)
+                        record = Restoring.parse(data, path) if data else Restoring(*[''] * 4, path)
+                        found += [record] * (not self.unlocked or not is_in_work(record))
+            yield found
+
     def pool_dumps(self, host_name: str) -> str:
         """The directory for dumps of the pool database."""
         return os.path.join(self.root, 'METADATA_' + path_part(host_name))
@@ -2647,16 +2785,100 @@ def ova_xml(archive: bytes) -> bytes:
     raise CommandFailed('the metadata export holds no ova.xml')
 
 
+def members(value: Any) -> Dict[str, Any]:
+    """The members of an XML-RPC struct."""
+    return {member.findtext('name'): member.find('value')
+            for member in value.findall('struct/member')}
+
+
+def text_of(value: Any) -> str:
+    """A scalar of XML-RPC, whatever its type."""
+    return ''.join(value.itertext())
+
+
+@contextlib.contextmanager
+def understanding() -> Iterator[None]:
+    """XML that is read here; raise Damaged for what is missing or not as it should be."""
+    try:
+        yield
+    except KeyError as error:
+        raise Damaged(f'{error} is missing')
+    except (ValueError, TypeError, AttributeError, xml.etree.ElementTree.ParseError) as error:
+        raise Damaged(str(error))
+
+
+def exported_objects(ova: bytes) -> Dict[str, Dict[str, Dict[str, Any]]]:
+    """What an ova.xml describes: class, id, field, the field's value as XML-RPC. Raise Damaged."""
+    with understanding():
+        if b'<!' in ova or b'\0' in ova:               # the latter in other encodings
+            raise ValueError('it has a declaration, which xapi does not write')
+        parser = xml.etree.ElementTree.XMLParser(encoding='utf-8')     # whatever it says itself
+        root = members(xml.etree.ElementTree.fromstring(ova, parser))
+        version = text_of(members(root['version'])['export_vsn'])
+        if version != '2':
+            raise ValueError(f'unknown version of the format: {version}')
+        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Any]]
+        for value in root['objects'].findall('array/data/value'):
+            each = members(value)
+            objects[text_of(each['class'])][text_of(each['id'])] = members(each['snapshot'])
+        if not objects['VM']:
+            raise ValueError('no VM in it')
+        return objects
+
+
+def value_of(value: Any) -> Any:
+    """A value of XML-RPC as Python has it; numbers are text, as xapi writes them."""
+    if value.find('struct') is not None:
+        return {name: value_of(each) for name, each in members(value).items()}
+    if value.find('array') is not None:
+        return [value_of(each) for each in value.findall('array/data/value')]
+    boolean = value.findtext('boolean')
+    return text_of(value) if boolean is None else boolean == '1'
+
+
+def firmware_of(vm: Dict[str, Any]) -> Dict[str, Any]:
+    """What a VM's record tells of its firmware, of UEFI's variables and of a TPM."""
+    platform = vm.get('platform') or {}
+    return {'firmware': (vm.get('HVM_boot_params') or {}).get('firmware', 'bios'),
+            'nvram': bool(vm.get('NVRAM')),
+            'tpm': bool(vm.get('VTPMs')) or platform.get('vtpm') == 'true'}
+
+
+def records_of(ova: bytes, uuid: str) -> Dict[str, Any]:
+    """The full records of a VM, and of its disks and networks, as its metadata has them, which may
+    tell of its snapshots too; references are those of the metadata. Raise Damaged."""
+    objects = exported_objects(ova)
+    with understanding():
+        tables = {kind: {ref: {field: value_of(value) for field, value in record.items()}
+                         for ref, record in objects[kind].items()}
+                  for kind in ('VM', 'VBD', 'VIF', 'VTPM', 'VDI', 'SR', 'network')}
+        tables['VM'] = {ref: vm for ref, vm in tables['VM'].items() if vm['uuid'] == uuid}
+        if len(tables['VM']) != 1:
+            raise ValueError('it is of another VM')
+        for kind, holder, field in (('VBD', 'VM', 'VM'), ('VIF', 'VM', 'VM'), ('VTPM', 'VM', 'VM')):
+            tables[kind] = {ref: record for ref, record in tables[kind].items()
+                            if record[field] in tables[holder]}
+        for kind, holder, field in (('VDI', 'VBD', 'VDI'), ('SR', 'VDI', 'SR'),
+                                    ('network', 'VIF', 'network')):
+            used = {record[field] for record in tables[holder].values()}
+            tables[kind] = {ref: record for ref, record in tables[kind].items() if ref in used}
+        vm, = tables['VM'].values()
+        return dict({'schema': 1}, **firmware_of(vm), **tables)
+
+
 def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
+    """Write vm-metadata.xml and vm.json; raise CommandFailed when xe does not deliver it whole.
 
     An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
     """
-    archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
+    ova = ova_xml(xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename=''))
     try:
-        backup.write(indented(ova_xml(archive)), METADATA)
+        backup.write(indented(ova), METADATA)
+        backup.write(json.dumps(records_of(ova, vm.uuid), indent=1) + '\n', RECORDS)
     except xml.etree.ElementTree.ParseError as error:
         raise CommandFailed(f'the metadata export is no XML: {error}')
+    except Damaged as error:
+        raise CommandFailed(f'the metadata export is damaged: {error}')
 
 
 def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
@@ -2860,47 +3082,6 @@ class Contents(NamedTuple):
     vm: str                    # uuid of the (first) VM
 
 
-def members(value: Any) -> Dict[str, Any]:
-    """The members of an XML-RPC struct."""
-    return {member.findtext('name'): member.find('value')
-            for member in value.findall('struct/member')}
-
-
-def text_of(value: Any) -> str:
-    """A scalar of XML-RPC, whatever its type."""
-    return ''.join(value.itertext())
-
-
-@contextlib.contextmanager
-def understanding() -> Iterator[None]:
-    """XML that is read here; raise Damaged for what is missing or not as it should be."""
-    try:
-        yield
-    except KeyError as error:
-        raise Damaged(f'{error} is missing')
-    except (ValueError, TypeError, AttributeError, xml.etree.ElementTree.ParseError) as error:
-        raise Damaged(str(error))
-
-
-def exported_objects(ova: bytes) -> Dict[str, Dict[str, Dict[str, Any]]]:
-    """What an ova.xml describes: class, id, field, the field's value as XML-RPC. Raise Damaged."""
-    with understanding():
-        if b'<!' in ova or b'\0' in ova:               # the latter in other encodings
-            raise ValueError('it has a declaration, which xapi does not write')
-        parser = xml.etree.ElementTree.XMLParser(encoding='utf-8')     # whatever it says itself
-        root = members(xml.etree.ElementTree.fromstring(ova, parser))
-        version = text_of(members(root['version'])['export_vsn'])
-        if version != '2':
-            raise ValueError(f'unknown version of the format: {version}')
-        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Any]]
-        for value in root['objects'].findall('array/data/value'):
-            each = members(value)
-            objects[text_of(each['class'])][text_of(each['id'])] = members(each['snapshot'])
-        if not objects['VM']:
-            raise ValueError('no VM in it')
-        return objects
-
-
 def promised(ova: bytes) -> Contents:
     """What an archive with this ova.xml has to hold (xapi: export.ml, export, make_vm).
 
@@ -2957,9 +3138,9 @@ class ArchiveReader:
         self.first = -1        # bytes of the first chunk of all, in which gaps are counted
         self.hashed = True
 
-    def read(self) -> Proof:
-        """Read all of it; raise Damaged where it is not as it should be."""
-        self.head = self.take(self.view[:BLOCK]).tobytes()
+    def read_ova(self) -> Tuple[bytes, bytes]:
+        """Read ova.xml; return its header and what it holds. Raise Damaged."""
+        head = self.head = self.take(self.view[:BLOCK]).tobytes()
         self.digest.update(self.head)
         name, size = self.member()
         if name != 'ova.xml' or size > LARGEST_OVA:
@@ -2968,8 +3149,13 @@ class ArchiveReader:
         self.digest.update(ova)
         self.head = ova[-BLOCK:].tobytes()
         self.padded(ova[size:-BLOCK])
+        return head, ova[:size].tobytes()
+
+    def read(self) -> Proof:
+        """Read all of it; raise Damaged where it is not as it should be."""
+        _, ova = self.read_ova()
         try:
-            contents = promised(ova[:size].tobytes())
+            contents = promised(ova)
         except Damaged as error:
             raise Damaged(f'ova.xml: {error}')
         metadata = contents.disks and contents.kept and not any(self.head)
@@ -3272,6 +3458,188 @@ def form_of_file(path: str) -> str:
     if begin == b'ova.xml\0' or PACKED.get(begin[:2]) or PACKED.get(begin[:4]):
         return '.xva'
     return '.vhd' if begin == b'conectix' else form
+
+
+class Archived(NamedTuple):
+    """What an ova.xml tells of its VM."""
+
+    name: str
+    version: Tuple[int, int]       # of the xapi that wrote it: major, minor
+    disks: Dict[str, int]      # bytes of each, by its user device
+    vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
+    seed: str                  # of which MAC addresses are made
+    macs: List[str]
+    firmware: Dict[str, Any]   # see firmware_of
+
+
+def archived(ova: bytes) -> Archived:
+    """What an ova.xml tells of its VM, of which there has to be one. Raise Damaged."""
+    objects = exported_objects(ova)
+    with understanding():
+        version = members(members(xml.etree.ElementTree.fromstring(ova))['version'])
+        things = {kind: {ref: {field: value_of(value) for field, value in record.items()}
+                         for ref, record in objects[kind].items()}
+                  for kind in ('VM', 'VBD', 'VDI', 'VIF', 'network', 'SR')}
+        if len(things['VM']) != 1:
+            raise ValueError(f'{len(things["VM"])} VMs in it, where one was expected')
+        vm, = things['VM'].values()
+        disks = {}             # type: Dict[str, int]
+        for vbd in things['VBD'].values():
+            vdi = things['VDI'].get(vbd['VDI'])
+            if vbd['type'] != 'CD' and vdi and things['SR'][vdi['SR']]['content_type'] != 'iso':
+                disks[vbd['userdevice']] = int(vdi['virtual_size'])
+        vifs = [(vif['device'], things['network'][vif['network']])
+                for vif in things['VIF'].values()]
+        return Archived(
+            vm['name_label'], (int(text_of(version['xapi_major'])),
+                               int(text_of(version['xapi_minor']))), disks,
+            sorted((device, network['name_label'], network['bridge']) for device, network in vifs),
+            vm['other_config'].get('mac_seed', ''),
+            [vif['MAC'] for vif in things['VIF'].values()], firmware_of(vm))
+
+
+def fields_of(ova: bytes) -> List[Tuple[str, Dict[str, slice]]]:
+    """Of each object in an ova.xml its class, and where its fields' values stand. Raise Damaged."""
+    if b'<!' in ova:
+        raise Damaged('ova.xml: it has a declaration, which xapi does not write')
+    parser = xml.parsers.expat.ParserCreate('utf-8')
+    starts, names, words = [], [], []      # type: List[int], List[str], List[str]
+    kind, fields, found = '', {}, []       # type: str, Dict[str, slice], List[Any]
+
+    def begin(tag: str, _: Any) -> None:
+        words.clear()
+        if tag == 'value':
+            starts.append(parser.CurrentByteIndex)
+        elif tag == 'member':
+            names.append('')
+
+    def end(tag: str) -> None:
+        nonlocal kind, fields
+        if tag == 'name':
+            names[-1] = ''.join(words)
+        elif tag == 'member':
+            names.pop()
+        elif tag == 'value':
+            place = slice(starts.pop(), ova.index(b'>', parser.CurrentByteIndex) + 1)
+            if names == ['objects', 'class']:
+                kind = text_of(xml.etree.ElementTree.fromstring(ova[place]))
+            elif names[:-1] == ['objects', 'snapshot']:
+                fields[names[-1]] = place              # what is in it came before
+            elif names == ['objects'] and fields:
+                found.append((kind, fields))
+                kind, fields = '', {}
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.CharacterDataHandler = words.append
+    try:
+        parser.Parse(ova, True)
+    except xml.parsers.expat.ExpatError as error:
+        raise Damaged(f'ova.xml: {error}')
+    return found
+
+
+def scalar(text: str) -> str:
+    """Text as a value of XML-RPC."""
+    return '<value>{}</value>'.format(xml.sax.saxutils.escape(
+        text, {letter: f'&#{ord(letter)};' for letter in '\t\n\r'}))
+
+
+def restorable(ova: bytes, name: str, mark: str) -> bytes:
+    """An ova.xml for an import whose VM gets that name, is no template and does not start by
+    itself; it and what comes with it carry the mark, in the field that an import leaves as it is
+    (xapi: import.ml). Everything else is as it was, byte by byte. Raise Damaged."""
+    changes = []               # type: List[Tuple[int, int, str]]
+    for kind, fields in fields_of(ova):
+        if kind not in ('VM', 'VDI', 'network'):
+            continue
+        with understanding():
+            place = fields['other_config']
+            other = value_of(xml.etree.ElementTree.fromstring(ova[place]))
+            other.pop('auto_poweron', None)
+            new = {'other_config': '<value><struct>{}</struct></value>'.format(''.join(
+                '<member><name>{}</name>{}</member>'.format(
+                    xml.sax.saxutils.escape(key), scalar(value))
+                for key, value in dict(other, **{MARK: mark}).items()))}
+            if kind == 'VM':
+                new.update(name_label=scalar(name), ha_restart_priority=scalar(''),
+                           is_a_template='<value><boolean>0</boolean></value>',
+                           ha_always_run='<value><boolean>0</boolean></value>')
+            changes += [(fields[field].start, fields[field].stop, value)
+                        for field, value in new.items() if field in fields]
+    pieces, at = [], 0
+    for start, stop, value in sorted(changes):
+        pieces += [ova[at:start], encoded(value)]
+        at = stop
+    return b''.join(pieces + [ova[at:]])
+
+
+def resized(head: bytes, size: int) -> bytes:
+    """A tar header for another size (ocaml-tar: lib/tar.ml)."""
+    new = bytearray(head)
+    new[124:136] = b'%011o\0' % size
+    new[148:156] = b' ' * 8
+    new[148:156] = b'%06o\0 ' % sum(new)
+    return bytes(new)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Source]:
+    """A file to be read in its order, decompressed. Raise OSError, CommandFailed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.closing(Source(handle)) as source:
+            yield source
+    finally:
+        os.close(handle)
+
+
+def ova_of(path: str) -> bytes:
+    """The ova.xml of an archive. Raise Damaged, CommandFailed, OSError."""
+    with opened(path) as source:
+        return ArchiveReader(source, None).read_ova()[1]
+
+
+def pieces_of(source: Source) -> Iterator[bytes]:
+    """What is still to be read of a file."""
+    view = memoryview(bytearray(CHUNK))
+    for got in iter(lambda: source.fill(view), 0):
+        yield view[:got]
+
+
+def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
+    """The bytes of an archive, uncompressed, whose ova.xml is `restorable`."""
+    with opened(path) as source:
+        reader = ArchiveReader(source, None)
+        head, ova = reader.read_ova()
+        ova = restorable(ova, name, mark)
+        yield resized(head, len(ova)) + ova + bytes(-len(ova) % BLOCK) + reader.head
+        yield from pieces_of(source)
+
+
+def image_pieces(path: str, size: int = 0, whole: int = 0) -> Iterator[bytes]:
+    """The bytes of an image, decompressed; of a raw one, which has that size, with zeros up to the
+    whole of a disk, which xapi waits for (vhd-tool: impl.ml, serve)."""
+    with opened(path) as source:
+        yield from pieces_of(source)
+        if whole and source.at != size:
+            raise Damaged(f'{path} has {source.at} bytes, not {size}')
+        for offset in range(source.at, whole, CHUNK):
+            yield bytes(min(CHUNK, whole - offset))
+
+
+def image_size(path: str, form: str, known: Optional[int]) -> int:
+    """Bytes of the disk that an image is of; `known` is what its directory tells. Raise Damaged,
+    CommandFailed, OSError."""
+    if form == '.raw' and not path.endswith(('.gz', '.zst')):
+        return size_of(path)
+    if form == '.raw' and known:
+        return known
+    with opened(path) as source:
+        if form == '.raw':
+            return sum(len(piece) for piece in pieces_of(source))
+        footer = bytearray(BLOCK)
+        if source.fill(memoryview(footer)) < BLOCK or not footer.startswith(b'conectix'):
+            raise Damaged(f'{path} does not begin as a VHD image')
+        return struct.unpack_from('>Q', footer, 48)[0]
 
 
 def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
@@ -3829,7 +4197,236 @@ class VdiExporter(Exporter):
 
 
 # ----------------------------------------------------------------------------------------------
-# 13. Reports: status log, mail
+# 13. Importers: what a restore makes in the pool, and how it is taken back
+# ----------------------------------------------------------------------------------------------
+# What a restore makes carries its mark from the first moment on: a number that nobody can guess,
+# written down before. The mark of the VM, or the name that a disk has meanwhile, goes last; what
+# carries it when a restore has ended is half restored, is ours, and is removed.
+
+ADVICE = (                 # (what xe or xapi says, what to do)
+    ('IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
+     'it was exported by a newer release: restore it in a pool that is as new'),
+    ('DUPLICATE_MAC_SEED|MAC seed is already in use',
+     'a VM with the same MAC addresses is there: restore without preserve'),
+    (FULL.pattern, 'choose another SR with sr='))
+
+
+@contextlib.contextmanager
+def advising() -> Iterator[None]:
+    """A command about whose failure there is something to say."""
+    try:
+        yield
+    except CommandFailed as error:
+        for words, advice in ADVICE:
+            if re.search(words, str(error)):
+                raise CommandFailed(f'{error} ({advice})')
+        raise
+
+
+class Target(NamedTuple):
+    """Where a restore goes, and as what."""
+
+    name: str                  # of the new VM or disk
+    sr: Dict[str, Any]         # record
+    words: Dict[str, Any]      # further ones of xe vm-import
+    size: int                  # bytes of all disks
+    disks: Dict[str, int]      # bytes, by user device
+    attach: str                # uuid of the VM that gets the disk, or ''
+    device: str                # as what
+
+
+class Importer:
+    """Imports archives and images, and takes back what is half imported."""
+
+    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
+        self.pool = pool
+        self.xe = xe
+        self.console = console
+        self.warnings = warnings
+
+    @contextlib.contextmanager
+    def making(self, store: BackupStore) -> Iterator[str]:
+        """Yield the mark of what is made; if that ends with an error, all of it is removed."""
+        with store.restoring(self.pool.uuid()) as record:
+            if not record.path:
+                self.console.log(f'***NOTE - cannot write in {store.root}: should this be killed, '
+                                 f'look for {MARK} in the other-config of VMs and disks')
+            done = False
+            try:
+                yield record.mark
+                done = True
+            finally:
+                with tolerating(self.warnings, f'what was half restored was {LEFT}'):
+                    if not done:
+                        self.remove(record.mark)
+                    store.restored(record)
+
+    def settle(self, store: BackupStore) -> None:
+        """Remove what restores that were killed have left; raise VmBackupError, OSError."""
+        with store.restores_left() as left:
+            for record in left:
+                if record.mark and record.pool != self.pool.uuid():
+                    self.console.log(f'***NOTE - {record.path} tells of a restore in another pool, '
+                                     f'{record.pool}: not touched')
+                    continue
+                if record.mark:
+                    self.console.log('removing what is left of a restore that was killed')
+                    self.remove(record.mark)
+                store.restored(record)
+
+    def remove(self, mark: str) -> None:
+        """Remove what carries a mark, several times if need be. Raise the last CommandFailed or
+        PoolError if something is left."""
+        for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
+            try:
+                self.pool.wait_until(lambda: not any(
+                    vm.get('current_operations') for vm in self.pool.marked(mark)['VM'].values()),
+                    'it is still being imported')
+                return self.destroy(mark)
+            except (CommandFailed, PoolError) as error:
+                if not wait:
+                    raise
+                self.console.log(f'***NOTE - {error}: trying again')
+            pause(wait)
+
+    def destroy(self, mark: str) -> None:
+        """Destroy what carries a mark, or raise CommandFailed, PoolError. A disk or network that
+        something else has by now is only marked no more."""
+        for vm in self.pool.marked(mark)['VM'].values():
+            if vm['power_state'] not in ('Halted', 'Suspended') or vm['snapshots']:
+                raise PoolError(f'the VM {vm["uuid"]} is half restored, but in use: not touched')
+            self.xe.tell('vm-destroy', uuid=vm['uuid'])
+        made = self.pool.marked(mark)
+        vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
+        for ref, vdi in made['VDI'].items():
+            holders = {vbd['VM'] for vbd in vbds if vbd['VDI'] == ref}
+            complete = vdi['name_label'] != marked_name(mark) and not all(
+                self.pool.call('VM.get_is_control_domain', vm) for vm in holders)
+            if complete:
+                self.unmark('vdi', vdi)
+            else:
+                self.xe.tell('vdi-destroy', uuid=vdi['uuid'])
+        for network in made['network'].values():
+            if network['VIFs']:
+                self.unmark('network', network)
+            else:
+                self.xe.tell('network-destroy', uuid=network['uuid'])
+        left = [record['uuid'] for records in self.pool.marked(mark).values()
+                for record in records.values()]
+        if left:
+            raise CommandFailed('still there: ' + ', '.join(left))
+
+    def unmark(self, word: str, record: Dict[str, Any]) -> None:
+        """Take the mark from a VM (word 'vm'), disk or network. Raise CommandFailed."""
+        self.xe.tell(word + '-param-remove', uuid=record['uuid'], param_name='other-config',
+                     param_key=MARK)
+
+    def watchdog(self, limit: float, name: str, size: int, done: Callable[[], int],
+                 progress: Callable[[], Sequence[float]]) -> Watchdog:
+        """What watches an import, of so many bytes if that is known."""
+        return Watchdog(limit, done, progress, Meter(self.console, 'restored', name, size))
+
+    def import_vm(self, path: str, target: Target, mark: str,
+                  limit: float) -> Tuple[str, Dict[str, Any]]:
+        """Import an archive; return reference and record of the VM. `limit`: the seconds in which
+        something has to move. Raise CommandFailed, PoolError, Damaged, OSError."""
+        feeder = Feeder(archive_with(path, target.name, mark))
+        with advising():
+            uuid = self.xe.feed('vm-import', self.watchdog(
+                limit, os.path.basename(path), 0, lambda: feeder.done, lambda: ()),
+                feeder, filename='/dev/stdin', **target.words)
+        self.console.log('vm-uuid: ' + uuid)
+        made = list(self.pool.marked(mark)['VM'].items())
+        if [vm['uuid'] for _, vm in made] != [uuid]:
+            raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
+        return made[0]
+
+    def check_disks(self, vm_ref: str, mark: str, wanted: Dict[str, int]) -> None:
+        """Raise CommandFailed unless a VM that was made has each disk, by its user device, with its
+        size in bytes, to which an SR may add some."""
+        sizes = {ref: int(vdi['virtual_size'])
+                 for ref, vdi in self.pool.marked(mark)['VDI'].items()}
+        found = {vbd['userdevice']: sizes.get(vbd['VDI'], 0)
+                 for vbd in self.pool.where('VBD', 'VM', [vm_ref]).values()
+                 if vbd['type'] != 'CD' and vbd['VDI'] != NULL}
+        for device in sorted(set(wanted) | set(found)):
+            if device not in wanted or found.get(device, -1) < wanted[device]:
+                raise CommandFailed('disk {} has {} bytes, not {}'.format(
+                    device, found.get(device, 0), wanted.get(device, 0)))
+
+    def import_disk(self, path: str, form: str, target: Target, mark: str, limit: float) -> str:
+        """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
+        mark. Raise CommandFailed, PoolError, Damaged, OSError."""
+        size = target.size
+        with advising():
+            uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
+                                name_label=marked_name(mark), virtual_size=str(size))
+            made = [(ref, int(vdi['virtual_size']))
+                    for ref, vdi in self.pool.marked(mark)['VDI'].items() if vdi['uuid'] == uuid]
+            if not made or made[0][1] < size:
+                raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
+            (ref, whole), = made
+            feeder, filename = None, path              # type: Optional[Feeder], str
+            if path.endswith(('.gz', '.zst')):
+                pieces = image_pieces(path, size, whole) if form == '.raw' else image_pieces(path)
+                feeder, filename = Feeder(pieces), '/dev/stdin'
+            self.xe.feed('vdi-import', self.watchdog(
+                limit, os.path.basename(path), size, lambda: feeder.done if feeder else 0,
+                lambda: self.pool.progress('VDI', ref)), feeder, uuid=uuid, format=form[1:],
+                filename=filename)
+        return uuid
+
+
+GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
+
+With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
+tells of sr=, name=, preserve=True, start=True and attach=):
+
+{program} local {restore} preview
+{program} local {restore}
+
+With xe alone, in a shell on a host of the pool; the path is the one where the backup was made:
+"""
+GUIDE_VM = """
+VM=$(xe vm-import {filename})
+xe vm-param-set uuid=$VM {name}
+xe vm-param-set uuid=$VM ha-restart-priority=
+
+The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
+MAC addresses, unless preserve=true is added. It is not started: xe vm-start uuid=$VM
+"""
+GUIDE_DISK = """
+VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
+xe vdi-import uuid=$VDI {filename} format={form}
+xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable=true mode=RW type=Disk
+
+This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
+halted. If that still has a disk there, choose another device; if the VM is gone, vm.json tells
+how it was made.
+"""
+
+
+def write_guide(backup: BackupDir, name: str, manifest: Dict[str, Any],
+                disk: Optional[Disk]) -> None:
+    """Write RESTORE.txt: how to restore the file of that name; `disk` is that of an image. Raise
+    VmBackupError, OSError."""
+    form, path = form_of(name)[0], backup.file(name)
+    values = dict(
+        method=manifest['method'], vm=printable(manifest['vm']['name']), form=form[1:],
+        vm_uuid=manifest['vm']['uuid'], started=manifest['started'],
+        program=shlex.quote(portable(os.path.abspath(sys.argv[0]))),
+        restore=shlex.quote('restore=' + portable(backup.path)),
+        filename=shlex.quote('filename=' + portable(path)),
+        name=shlex.quote('name-label=' + label_part(manifest['vm']['name'])))
+    if disk:
+        values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
+                      size=image_size(path, form, None),
+                      name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
+    backup.write((GUIDE_HEAD + (GUIDE_DISK if disk else GUIDE_VM)).format(**values), GUIDE)
+
+
+# ----------------------------------------------------------------------------------------------
+# 14. Reports: status log, mail
 # ----------------------------------------------------------------------------------------------
 # Neither can harm a backup.
 
@@ -3949,8 +4546,14 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     return False
 
 
+def mail_verdict(settings: Settings, verdict: Verdict, subject: str, console: Console) -> bool:
+    """Mail this run's lines if mail_mode wants it; False if that could not be done."""
+    wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
+    return not wanted[settings.mail_mode] or send_mail(settings, subject, console)
+
+
 # ----------------------------------------------------------------------------------------------
-# 14. Runs: a night's backup, its preview
+# 15. Runs: a night's backup, its preview
 # ----------------------------------------------------------------------------------------------
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
@@ -4107,9 +4710,7 @@ class BackupRun:
                    SUCCESS)
         self.status_log.end(verdict, counts)
         self.console.log(f'VmBackup ended - {verdict.phrase} - {counts}')
-        wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
-        mailed = not wanted[self.settings.mail_mode] or send_mail(
-            self.settings, f'{verdict.token} - {counts}', self.console)
+        mailed = mail_verdict(self.settings, verdict, f'{verdict.token} - {counts}', self.console)
         return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
 
     def execute(self, plan: Plan) -> None:
@@ -4218,6 +4819,8 @@ class BackupRun:
         with tolerating(warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
+            Importer(self.pool, Xe(self.console, self.signals, False), self.console,
+                     warnings).settle(self.store)
         self.warn(warnings)
 
     def clean_up_one(self, history: VmHistory) -> None:
@@ -4351,6 +4954,9 @@ class BackupRun:
             log(f'{job.method} success')
         log(f'*** {job.method} end')
         manifest.update(self.verify(backup, name, manifest, warnings))
+        with tolerating(warnings, f'{GUIDE} is missing'):
+            write_guide(backup, name, manifest,
+                        exporter.disks[0] if exporter.kind == 'VDI' else None)
         backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),
                         size > self.settings.large_backup << 30)
         log(f'*** success: {backup.file(name)} : {size >> 30}G')
@@ -4426,7 +5032,7 @@ class BackupRun:
                     if backup.path in self.unsettled:
                         continue                       # told at the beginning of this run
                     self.unsettled.append(backup.path)
-                    if self.store.unlocked and intent.is_in_work():
+                    if self.store.unlocked and is_in_work(intent):
                         raise TargetError(f'its run on {intent.host} may be at work still, and '
                                           'backup_dir cannot lock')
                     method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
@@ -4556,7 +5162,7 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 
 
 # ----------------------------------------------------------------------------------------------
-# 15. Commands: what is done with backups without the pool
+# 16. Commands: what is done with backups
 # ----------------------------------------------------------------------------------------------
 
 
@@ -4666,7 +5272,7 @@ class VerifyCommand:
                       '; '.join((PROVED[found.proved],) + found.remarks))
         if record and kind_of(backup.path):
             try:
-                backup.set_verified(record)
+                backup.note(verified=record)
             except OSError as error:
                 token = 'NOTE' if error.errno == errno.EROFS else 'WARNING'
                 self.tell(backup.path, token, f'the result is not recorded: {error.strerror}')
@@ -4712,8 +5318,550 @@ def run_verify(words: Sequence[str], console: Console, signals: Signals) -> int:
         raise TargetError(f'cannot read {words[0]}: {error.strerror}')
 
 
+RESTORE_USAGE = ('wanted: <password|local> restore=<vm-name|backup|file> [date=...] '
+                 '[from=<config-file|backup_dir>] [sr=...] [name=...] [preserve=True] '
+                 '[start=True] [attach=<vm>] [verify=no] [preview]')
+TEST_USAGE = ('wanted: <password|local> test-restore=<vm-selector> [from=<config-file|backup_dir>] '
+              '[sr=...] [preview]')
+
+
+def options_of(words: Sequence[str], known: Dict[str, Sequence[str]], usage: str) -> Dict[str, str]:
+    """The options of a command by their names, preview among them; `known` tells what they may be,
+    () is anything. Raise UsageError."""
+    options = {}               # type: Dict[str, str]
+    for word in words:
+        name, equals, value = word.partition('=')
+        name = name.lower()
+        allowed = known.get(name)
+        if name == 'preview' and not equals:
+            value = 'True'
+        elif allowed is None or not value or allowed and value.lower() not in allowed:
+            raise UsageError(f'unknown option: {word} ({usage})')
+        if name in options:
+            raise UsageError(f'given twice: {name}= ({usage})')
+        options[name] = value
+    return options
+
+
+class Chosen(NamedTuple):
+    """What is to be restored."""
+
+    path: str                  # of the archive or image
+    form: str                  # one of FORMS, or ''
+    backup: BackupDir          # its directory
+    manifest: Dict[str, Any]
+    vm: str                    # name of the VM, '' where only the archive tells
+    when: str                  # of the backup: 2026-03-01 00:10:01, '' if that is not known
+
+
+class Sources:
+    """Finds what is to be restored, in backup_dir or by its path."""
+
+    def __init__(self, origin: str, console: Console) -> None:
+        kind = kind_of(native(origin)) if origin else ''
+        if origin and kind not in ('file', 'store'):
+            raise UsageError(f'no config-file or backup_dir: from={origin}')
+        config_file = native(origin) if kind == 'file' else ''
+        self.config = load_config(Invocation('', config_file, (), False, False, {}), console)
+        refuse_unexpected(self.config)
+        for error in self.config.errors:
+            raise ConfigError(error)
+        settings = self.config.settings
+        root = os.path.abspath(native(origin)) if kind not in ('', 'file') else settings.backup_dir
+        self.store = BackupStore(root, settings.backup_dir_pattern)
+        self.config_file = config_file
+        self.given = bool(origin)
+
+    def find(self, word: str, date: str) -> Chosen:
+        """What a word stands for: a VM's name, a directory, a file. Raise UsageError, TargetError,
+        OSError."""
+        history = self.store.history(word)
+        if word and '/' not in word and (history.backups() or history.kept()):
+            return self.of_history(history, date)
+        path = os.path.abspath(native(word))
+        kind = kind_of(path) if word else ''
+        if kind == 'history':
+            self.look_in(os.path.dirname(path))
+            return self.of_history(VmHistory(path, self.store.patterns), date)
+        if not kind or kind == 'store':
+            raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
+                             'backup or file (see from=, and the command list)')
+        if date:
+            raise UsageError(f'there is nothing to choose from in {word}')
+        if kind == 'file':
+            return self.of_file(path)
+        backup = BackupDir(path, 0)
+        if not backup.is_good():
+            raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
+        return self.of_backup(backup)
+
+    def look_in(self, root: str) -> None:
+        """That is backup_dir, unless somebody has told."""
+        if not self.given:
+            self.store.root = root
+
+    def of_history(self, history: VmHistory, date: str) -> Chosen:
+        """The newest backup that is good, of a time that begins so."""
+        digits = re.sub('[^0-9]', '', date)
+        if date and not digits:
+            raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
+        good = sorted(history.kept() + history.good(), key=lambda backup: (
+            backup.number, backup.when), reverse=True)
+        for backup in good:
+            if self.time_of(backup).replace('-', '').replace(':', '').replace(
+                    ' ', '').startswith(digits) and not backup.is_damaged():
+                return self.of_backup(backup)
+        raise TargetError('no good backup {}in {}'.format(f'of {date} ' * bool(date),
+                                                          history.directory))
+
+    def time_of(self, backup: BackupDir) -> str:
+        """When a backup was begun, as far as is known: 2026-03-01 00:10:01."""
+        started = backup.manifest().get('started')
+        if isinstance(started, str) and ISO.match(started):
+            return started[:19].replace('T', ' ')
+        when = VmHistory('', self.store.patterns).date_of(os.path.basename(backup.path))
+        return f'{when:%Y-%m-%d %H:%M:%S}' if when else ''
+
+    def of_backup(self, backup: BackupDir) -> Chosen:
+        """The archive or image of a backup."""
+        names = backup.archives()
+        if len(names) != 1:
+            raise TargetError(f'{len(names)} archives or images in {backup.path}, where one was '
+                              'expected (give the one that is meant)')
+        return self.of_file(backup.file(names[0]))
+
+    def of_file(self, path: str) -> Chosen:
+        """A file, and what its directory tells of it."""
+        backup = BackupDir(os.path.dirname(path), 0)
+        in_backup = kind_of(backup.path) == 'backup'
+        self.look_in(os.path.dirname(os.path.dirname(backup.path)) if in_backup else backup.path)
+        manifest = backup.manifest() if in_backup else {}
+        name = part(manifest, 'vm').get('name')
+        return Chosen(path, form_of_file(path), backup, manifest,
+                      name if isinstance(name, str) else '', self.time_of(backup))
+
+
+class Restorer:
+    """Puts a backup into the pool: `restore`, and for a while `test-restore`."""
+
+    def __init__(self, pool: Any, sources: Sources, console: Console, signals: Signals) -> None:
+        self.pool = pool
+        self.store = sources.store
+        self.console = console
+        self.signals = signals
+        self.limit = sources.config.settings.stall_timeout * 60
+        self.warnings = []     # type: List[str]
+        self.xe = Xe(console, signals, False)
+        self.importer = Importer(pool, self.xe, console, self.warnings)
+        self.vms = {}          # type: Dict[str, Dict[str, Any]]
+
+    def carry_out(self, chosen: Chosen, options: Dict[str, str]) -> int:
+        """Look, verify, restore; return the exit status. Raise VmBackupError, OSError,
+        Interrupted."""
+        target = self.look(chosen, options)
+        if 'preview' in options:
+            self.console.log('SUCCESS preview of restore: nothing was changed')
+            return SUCCESS.status
+        self.settle()
+        if options.get('verify', '').lower() != 'no':
+            self.verify(chosen)
+        self.restore(chosen, target, options.get('start', '').lower() == 'true')
+        return (WARNING if self.warnings else SUCCESS).status
+
+    def settle(self) -> None:
+        """Begin with the pool as it should be."""
+        with tolerating(self.warnings, 'cannot look for what a restore has left'):
+            self.importer.settle(self.store)
+
+    def look(self, chosen: Chosen, options: Dict[str, str]) -> Target:
+        """Find out where a restore goes; tell it. Raise UsageError, PoolError, Damaged,
+        CommandFailed, OSError."""
+        self.vms = self.pool.records('VM', 'get_all_records')
+        self.console.log('restore of {}{}: {}'.format(
+            chosen.vm or 'a VM', f' as of {chosen.when}' * bool(chosen.when), chosen.path))
+        if chosen.form == '.xva':
+            if 'attach' in options:
+                raise UsageError('attach= is for the image of a disk, this is a whole VM')
+            return self.look_at_vm(chosen, archived(ova_of(chosen.path)), options)
+        for word in ('preserve', 'start'):
+            if options.get(word, 'false').lower() == 'true':
+                raise UsageError(f'{word}= is for a whole VM, this is the image of a disk')
+        return self.look_at_disk(chosen, options)
+
+    def look_at_vm(self, chosen: Chosen, found: Archived, options: Dict[str, str]) -> Target:
+        """As `look`, for an archive."""
+        self.check_version(found)
+        original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
+        name = self.free_name(original, chosen.when, options)
+        preserve = options.get('preserve', 'false').lower() == 'true'
+        if preserve:
+            self.check_addresses(found)
+        size = sum(found.disks.values())
+        sr = self.sr(options.get('sr', ''), size)
+        tell = self.console.log
+        tell(f'  new VM:   {name}{"" if name == original else f" (original: {original})"}')
+        self.tell_room(sr, size)
+        for device, each in sorted(found.disks.items(), key=lambda item: item[0].zfill(9)):
+            tell('  disk:     {} of {}'.format(
+                device_name({'device': '', 'userdevice': device}), human_size(each)))
+        self.tell_networks(found)
+        tell('  MAC:      {}'.format('those of the backup' if preserve else 'new ones'))
+        tell('  firmware: {firmware}{}{}'.format(
+            ', with its variables (NVRAM)' * found.firmware['nvram'],
+            ', with a TPM, whose content this pool may not restore' * found.firmware['tpm'],
+            **found.firmware))
+        words = {'sr_uuid': sr['uuid']}                # type: Dict[str, Any]
+        if preserve:
+            words['preserve'] = True
+        return Target(name, sr, words, size, found.disks, '', '')
+
+    def check_version(self, found: Archived) -> None:
+        """Raise PoolError if the pool's xapi refuses what was exported by this one (xapi:
+        importexport.ml, assert_compatible)."""
+        text = str(self.pool.master().get('software_version', {}).get('xapi', ''))
+        digits = re.match(r'(\d+)\.(\d+)', text)
+        if digits:
+            ours = int(digits.group(1)), int(digits.group(2))
+            if found.version > ours or ours[0] == 1 and found.version[0] != 1:
+                raise PoolError('exported by xapi {}.{}, this pool has {} and refuses what is '
+                                'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is '
+                                'as new)'.format(*found.version, text))
+
+    def free_name(self, original: str, when: str, options: Dict[str, str]) -> str:
+        """The name for a new VM; raise UsageError if it is taken."""
+        taken = {vm['name_label'] for vm in self.vms.values()}
+        if 'name' in options:
+            name = options['name']
+            if name in taken or name != printable(name):
+                raise UsageError('{} (choose another name=)'.format(
+                    f'a VM called {name} is there' if name in taken else
+                    f'a name with control characters: {name}'))
+            return name
+        names = itertools.chain(
+            [original], [f'{original}-restored-{when[:10] or now().strftime("%Y-%m-%d")}'],
+            (f'{original}-restored-{when[:10]}-{number}' for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
+
+    def check_addresses(self, found: Archived) -> None:
+        """Raise UsageError if MAC addresses would be there twice."""
+        vifs = self.pool.records('VIF', 'get_all_records')
+        for ref, vm in self.vms.items():
+            seed = (vm.get('other_config') or {}).get('mac_seed')
+            macs = {vif['MAC'] for vif in vifs.values() if vif['VM'] == ref}
+            if not vm['is_a_snapshot'] and (found.seed and seed == found.seed or
+                                            macs & set(found.macs)):
+                raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
+                                 'same MAC addresses (remove it, or restore without preserve)')
+
+    def sr(self, word: str, size: int) -> Dict[str, Any]:
+        """The record of an SR by name or uuid, of the pool's default SR for ''. Raise UsageError,
+        PoolError."""
+        srs = self.pool.records('SR', 'get_all_records')
+        if not word:
+            pools = self.pool.records('pool', 'get_all_records').values()
+            default = next((pool['default_SR'] for pool in pools), NULL)
+            if default not in srs:
+                raise UsageError('the pool has no default SR (choose one with sr=)')
+            return srs[default]
+        found = [sr for sr in srs.values() if word in (sr['uuid'], sr['name_label'])]
+        if len(found) != 1:
+            raise UsageError('{} SR {} (there are: {})'.format(
+                'more than one' if found else 'no', word,
+                ', '.join(sorted(sr['name_label'] for sr in srs.values()))))
+        if found[0].get('content_type') == 'iso':
+            raise UsageError(f'the SR {word} is for ISO images, not for disks')
+        return found[0]
+
+    def tell_room(self, sr: Dict[str, Any], size: int) -> None:
+        """Tell of an SR, and warn if it may be too full."""
+        total, used = int(sr['physical_size']), int(sr['physical_utilisation'])
+        self.console.log('  SR:       {} ({}): {} of {} free, the disks have {}'.format(
+            sr['name_label'], sr['uuid'], human_size(max(0, total - used)), human_size(total),
+            human_size(size)))
+        if total > 0 and size > total - used:
+            self.console.log('***NOTE - that is enough only if the SR is thin-provisioned')
+
+    def tell_networks(self, found: Archived) -> None:
+        """Tell which networks of the archive are here: by name or else bridge (xapi: import.ml)."""
+        here = list(self.pool.records('network', 'get_all_records').values())
+        for device, name, bridge in found.vifs:
+            same = [each['name_label'] for each in here if each['name_label'] == name] or [
+                each['name_label'] for each in here if each['bridge'] == bridge]
+            self.console.log('  network:  VIF {} in "{}"{}'.format(
+                device, (same + [name])[0], '' if same else ', which is not here: it will be made'))
+
+    def look_at_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
+        """As `look`, for an image."""
+        disk = next(iter(chosen.manifest.get('disks') or [{}]))
+        size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest))
+        original = str(disk.get('name') or os.path.basename(form_of(chosen.path)[1]))
+        name = options.get('name') or '-'.join(
+            filter(None, (original, 'restored', chosen.when[:10])))
+        sr = self.sr(options.get('sr', ''), size)
+        self.console.log(f'  new disk: {name}')
+        self.tell_room(sr, size)
+        uuid, device = self.holder(options['attach']) if 'attach' in options else ('', '')
+        if uuid:
+            self.console.log('  attached: to {} as {}'.format(
+                options['attach'], device_name({'device': '', 'userdevice': device})))
+        return Target(name, sr, {}, size, {}, uuid, device)
+
+    def holder(self, word: str) -> Tuple[str, str]:
+        """The uuid of a halted VM that gets a disk, and the first user device that is free there.
+        Raise UsageError, PoolError."""
+        found = [(ref, vm) for ref, vm in self.vms.items() if word in (vm['uuid'], vm['name_label'])
+                 and not (vm['is_a_template'] or vm['is_a_snapshot'] or vm['is_control_domain'])]
+        if len(found) != 1:
+            raise UsageError('{} VM {} to attach a disk to'.format(
+                'more than one' if found else 'no', word))
+        (ref, vm), = found
+        if vm['power_state'] != 'Halted':
+            raise UsageError(f'the VM {word} is {vm["power_state"]} (shut it down first)')
+        free = self.pool.get('VM.get_allowed_VBD_devices', list, ref)
+        if not free:
+            raise UsageError(f'the VM {word} has no device left for a disk')
+        return vm['uuid'], str(free[0])
+
+    def verify(self, chosen: Chosen) -> Proof:
+        """Prove what is to be restored. Raise Damaged, CommandFailed, OSError, Interrupted."""
+        verifier = Verifier(self.console, self.signals, self.limit)
+        proof = verifier.prove_in(chosen.backup, os.path.basename(chosen.path), chosen.manifest)
+        if proof.proved == 'metadata':
+            raise Damaged('there are no disks in it')
+        self.console.log(f'verified {os.path.basename(chosen.path)}: {PROVED[proof.proved]}')
+        return proof
+
+    def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
+        """Restore what was looked at. Raise VmBackupError, OSError, Interrupted."""
+        uuid = ''
+        with self.importer.making(self.store) as mark:
+            self.signals.check()
+            if chosen.form == '.xva':
+                uuid = self.restore_vm(chosen, target, mark)
+            else:
+                self.restore_disk(chosen, target, mark)
+        if start:
+            self.xe.tell('vm-start', uuid=uuid)
+            self.console.log(f'started: {target.name}')
+
+    def restore_vm(self, chosen: Chosen, target: Target, mark: str) -> str:
+        """Restore an archive as a VM, whose mark is the first that goes; return its uuid."""
+        ref, vm = self.importer.import_vm(chosen.path, target, mark, self.limit)
+        self.signals.check()
+        self.importer.check_disks(ref, mark, target.disks)
+        made = self.pool.marked(mark)
+        self.importer.unmark('vm', vm)                 # from now on it is complete
+        with tolerating(self.warnings, f'{MARK} is left in the other-config of disks'):
+            for word, kind in (('vdi', 'VDI'), ('network', 'network')):
+                for record in made[kind].values():
+                    self.importer.unmark(word, record)
+        self.console.log(f'restored: the VM {target.name} ({vm["uuid"]})')
+        return vm['uuid']
+
+    def restore_disk(self, chosen: Chosen, target: Target, mark: str) -> None:
+        """Restore an image as a disk, whose name is the last that it gets."""
+        uuid = self.importer.import_disk(chosen.path, chosen.form, target, mark, self.limit)
+        self.signals.check()
+        if target.attach:
+            self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
+                         mode='RW', type='Disk', bootable=False)
+        self.xe.tell('vdi-param-set', uuid=uuid, name_label=label_part(target.name))
+        self.console.log(f'restored: the disk {target.name} ({uuid})')
+        if not target.attach:
+            self.console.log('next: attach it to a VM that is halted')
+            for words in (['vm-list', 'params=uuid,name-label'],
+                          ['vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}', 'device=0',
+                           'bootable=true', 'mode=RW', 'type=Disk']):
+                self.console.log('  ' + quoted([self.xe.program] + words))
+
+    def test(self, chosen: Chosen, target: Target) -> None:
+        """Restore what was looked at, prove it and destroy it again. An archive's checksums are
+        compared by the toolstack, those of an image, which has none, here.
+
+        Raise VmBackupError, OSError, Interrupted.
+        """
+        if chosen.form != '.xva':
+            self.verify(chosen)
+        with self.store.restoring(self.pool.uuid()) as record:
+            try:
+                if chosen.form == '.xva':
+                    ref, _ = self.importer.import_vm(chosen.path, target, record.mark, self.limit)
+                    for vif in self.pool.where('VIF', 'VM', [ref]).values():
+                        self.xe.tell('vif-destroy', uuid=vif['uuid'])
+                    self.importer.check_disks(ref, record.mark, target.disks)
+                else:
+                    self.importer.import_disk(chosen.path, chosen.form, target, record.mark,
+                                              self.limit)
+            finally:
+                with tolerating(self.warnings, f'what was restored for the test was {LEFT}'):
+                    self.importer.remove(record.mark)
+                    self.store.restored(record)
+            self.signals.check()
+
+
+def refuse_dump(path: str, console: Console) -> None:
+    """Tell how the database of a pool is restored; raise UsageError."""
+    program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
+    console.log('a dump of the pool database is restored on the pool master, at a time of the same '
+                'release and hardware; what is running on the hosts is lost')
+    console.log('let it be checked first, which changes nothing:')
+    console.log('  ' + quoted([program, 'pool-restore-database', f'file-name={path}',
+                               'dry-run=true']))
+    console.log('restore it; the master starts again with it:')
+    console.log('  ' + quoted([program, 'pool-restore-database', f'file-name={path}']))
+    raise UsageError(f'not restored: {path} is a dump of the pool database (see above)')
+
+
+def run_restore(password: str, word: str, words: Sequence[str], console: Console,
+                signals: Signals) -> int:
+    """The command `restore=`; return the exit status. Raise VmBackupError, Interrupted."""
+    known = {'date': (), 'from': (), 'name': (), 'sr': (), 'attach': (), 'verify': ('yes', 'no'),
+             'preserve': tuple(YES_NO), 'start': tuple(YES_NO)}
+    options = options_of(words, known, RESTORE_USAGE)
+    signals.at_once = False
+    try:
+        sources = Sources(options.get('from', ''), console)
+        chosen = sources.find(word, options.get('date', ''))
+        if chosen.form == '.dump':
+            refuse_dump(chosen.path, console)
+        if chosen.form not in ('.xva', '.raw', '.vhd'):
+            raise UsageError(f'no archive or image: {chosen.path}')
+        with Pool.connect(login_word(password, console), console, signals) as pool:
+            restorer = Restorer(pool, sources, console, signals)
+            try:
+                return restorer.carry_out(chosen, options)
+            finally:
+                for warning in restorer.warnings:
+                    console.log(f'***WARNING - {warning}')
+    except OSError as error:
+        raise TargetError(f'cannot restore {word}: {error.strerror or error}')
+
+
+class TestRestore:
+    """`test-restore=`: restores backups, proves them and destroys what was restored."""
+
+    def __init__(self, restorer: Restorer, sources: Sources, options: Dict[str, str]) -> None:
+        self.restorer = restorer
+        self.sources = sources
+        self.options = options
+        self.console = restorer.console
+        settings = sources.config.settings
+        self.status_log = StatusLog(
+            settings.status_log if sources.config_file and 'preview' not in options else '',
+            os.uname().nodename, self.console)
+        self.outcomes = []     # type: List[Outcome]
+        self.warned = False
+
+    def carry_out(self, word: str) -> None:
+        """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
+        Interrupted, OSError."""
+        histories = {history.vm_name(): history for history in self.sources.store.histories()
+                     if history.backups() or history.kept()}
+        plan = select((selector(word),), [Vm(name, '', name, {}) for name in sorted(histories)], 1)
+        for message in plan.messages:
+            self.console.log(message)
+        if not plan.jobs:
+            raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
+        if 'preview' not in self.options:
+            self.restorer.settle()
+        for job in plan.jobs:
+            self.restorer.signals.check()
+            self.attempt(job._replace(method='test-restore'), histories[job.vm.name])
+
+    def attempt(self, job: Job, history: VmHistory) -> None:
+        """Test one backup; whatever its failure, it becomes that VM's outcome."""
+        elapsed, before = stopwatch(), len(self.restorer.warnings)
+        self.console.log(f'*** test-restore begin {job.vm.name}')
+        self.status_log.vm_begin(job)
+        token, size = 'INTERRUPTED', 0
+        try:
+            size = self.test(history)
+            token = 'SUCCESS' if len(self.restorer.warnings) == before else 'WARNING'
+        except (VmBackupError, OSError) as error:
+            token = 'TEST-RESTORE-FAIL'
+            self.console.log(f'ERROR test-restore {token} {job.vm.name}: {error}')
+        except Exception as error:                     # a bug of ours must not stop the others
+            self.console.log_lines(traceback.format_exc())
+            token = 'INTERNAL-ERROR'
+            self.console.log(f'ERROR test-restore {token} {job.vm.name}: a bug in VmBackup.py, '
+                             f'please report it: {error!r}')
+        finally:
+            for warning in self.restorer.warnings[before:]:
+                self.console.log(f'***WARNING - {job.vm.name}: {warning}')
+            outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), size)
+            self.outcomes.append(outcome)
+            self.status_log.vm_end(outcome)
+        if token in ('SUCCESS', 'WARNING'):
+            self.console.log('test-restore {} - ***{}*** t:{}'.format(
+                job.vm.name, token.replace('SUCCESS', 'Success'), outcome.minutes))
+
+    def test(self, history: VmHistory) -> int:
+        """Test the newest good backup; return its bytes. Raise VmBackupError, OSError."""
+        chosen = self.sources.of_history(history, '')
+        name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
+                                   binascii.hexlify(os.urandom(4)).decode('ascii'))
+        elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
+        try:
+            target = self.restorer.look(chosen, dict(self.options, name=name))
+            if 'preview' in self.options:
+                return 0
+            result['sr'] = target.sr['name_label']
+            self.restorer.test(chosen, target)
+        except (VmBackupError, OSError) as error:
+            result['fault'] = printable(str(error))
+            raise
+        finally:
+            if result.get('sr'):
+                result['seconds'] = int(elapsed())
+                with tolerating(self.restorer.warnings, 'the result is not recorded'):
+                    chosen.backup.note(test_restore=result)
+        self.console.log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
+        return size_of(chosen.path)
+
+    def end(self, signum: int, errors: int) -> int:
+        """Tell how it ended, by mail too; return the exit status. `errors` belong to no VM."""
+        self.restorer.signals.at_once = False
+        counts = tally(self.outcomes, errors)
+        verdict = ERROR if counts.errors or signum else (
+            WARNING if counts.warnings or self.restorer.warnings else SUCCESS)
+        self.console.log(f'VmBackup test-restore ended - {verdict.phrase} - {counts}')
+        mailed = 'preview' in self.options or mail_verdict(
+            self.sources.config.settings, verdict, f'test-restore {verdict.token} - {counts}',
+            self.console)
+        return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
+
+
+def run_test_restore(password: str, word: str, words: Sequence[str], console: Console,
+                     signals: Signals) -> int:
+    """The command `test-restore=`; return the exit status. Raise VmBackupError."""
+    options = options_of(words, {'from': (), 'sr': ()}, TEST_USAGE)
+    signals.at_once = False
+    try:
+        sources = Sources(options.get('from', ''), console)
+    except OSError as error:
+        raise TargetError(f'cannot read {options.get("from")}: {error.strerror}')
+    be_gentle(False)
+    restorer = Restorer(None, sources, console, signals)
+    test, signum, errors = TestRestore(restorer, sources, options), 0, 0
+    try:
+        with Pool.connect(login_word(password, console), console, signals) as pool:
+            restorer.pool = restorer.importer.pool = pool
+            test.carry_out(word)
+    except Interrupted as interruption:
+        signum = interruption.signum
+        console.log(f'ERROR ended by signal {signum}')
+    except (VmBackupError, OSError) as error:
+        console.log(f'ERROR {error}')
+        errors = 1
+    except Exception as error:
+        console.log_lines(traceback.format_exc())
+        console.log(f'ERROR a bug in VmBackup.py, please report it: {error!r}')
+        errors = 1
+    return test.end(signum, errors)
+
+
 # ----------------------------------------------------------------------------------------------
-# 16. Command line: help texts, main
+# 17. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
 
 USAGE = """Usage:
@@ -4835,6 +5983,7 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 
 
+RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
 TEXTS = ('help', 'config', 'example')
 RESERVED = ('list', 'prune', 'status', 'protect', 'unprotect', 'check-config', 'test-mail')
 
@@ -4870,6 +6019,8 @@ def command(words: Sequence[str], program: str, console: Console, signals: Signa
     if len(words) < 2:
         console.write(help_text('usage', program))
         return 2
+    if equals and name.lower() in RESTORES:
+        return RESTORES[name.lower()](first, path, words[2:], console, signals)
     invocation = parse_arguments(words)
     if invocation.preview:
         return run_preview(invocation, console, signals)

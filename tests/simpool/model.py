@@ -881,6 +881,12 @@ class Pool(Transfers):
             self.step()
             return ''
 
+    @message('VM.get_allowed_VBD_devices')
+    def vm_get_allowed_vbd_devices(self, vm):
+        self.record('VM', vm)
+        taken = self.taken_devices(vm)
+        return [str(number) for number in range(255) if taken.isdisjoint(devices(str(number)))]
+
     @message('VM.set_is_a_template')
     def vm_set_is_a_template(self, vm, value):
         value = self._typed('VM', 'is_a_template', value)

@@ -1125,6 +1125,8 @@ COMMANDS = {
     'vbd-destroy': (['uuid'], Command.simple, ['VBD.destroy']),
     'vbd-plug': (['uuid'], Command.simple, ['VBD.plug']),
     'vbd-unplug': (['uuid'], Command.simple, ['VBD.unplug']),
+    'vif-destroy': (['uuid'], Command.simple, ['VIF.destroy']),
+    'network-destroy': (['uuid'], Command.simple, ['network.destroy']),
     'sr-scan': (['uuid'], Command.simple, ['SR.scan']),
     'task-cancel': (['uuid'], Command.simple, ['task.cancel']),
     'pool-dump-database': (['file-name'], Command.pool_dump_database, []),
