@@ -13,6 +13,14 @@ snapshot could not be prepared, vm-uninstall failed or an earlier run was killed
 for disks of such a snapshot that are left; and `xe pool-dump-database` on request. Afterwards it
 reads what was exported and proves it whole; `verify` does so at any later time, without the pool.
 
+A restore, which has to be asked for, issues
+
+    of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
+    of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
+
+and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
+vdi-destroy, network-destroy.
+
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N.
 
 Map of this file, in the order in which a run meets its sections; each uses only those above it:
@@ -2136,6 +2144,7 @@ class Intent(NamedTuple):
     sources: Tuple[str, ...]   # references of a VM's disks
     uuid: str = ''             # of the snapshot, once it is known
     disks: Tuple[str, ...] = ()    # references of the disks that came with a VM's snapshot
+    names: Tuple[str, ...] = ()    # those of the sources, which may be gone by then
 
     @classmethod
     def parse(cls, data: bytes) -> 'Intent':
@@ -2147,10 +2156,11 @@ class Intent(NamedTuple):
                             for name, value in fields.items() if name in cls._fields})
         except (ValueError, AttributeError, TypeError, RecursionError):
             raise TargetError('damaged')
-        lists = (intent.before, intent.sources, intent.disks)
-        texts = [value for value in intent if value not in lists]
-        if intent.kind in ('VM', 'VDI') and all(isinstance(each, tuple) for each in lists) and all(
-                isinstance(text, str) for text in texts) and all(
+        lists = [intent.before, intent.sources, intent.disks]
+        texts = [value for value in intent if value not in lists + [intent.names]]
+        if intent.kind in ('VM', 'VDI') and all(
+                isinstance(each, tuple) for each in lists + [intent.names]) and all(
+                isinstance(text, str) for text in texts + list(intent.names)) and all(
                 re.match(r'OpaqueRef:[\w-]+\Z', str(ref))
                 for ref in itertools.chain([intent.ref], *lists)):
             return intent
@@ -3931,7 +3941,8 @@ class Exporter:
         intent = Intent(pool, self.kind, self.uuid, self.target, self.label, utc(ahead - 60),
                         utc(ahead + 900), utc(ahead + 2 * XE_TIMEOUT + 900),
                         os.uname().nodename, process(str(os.getpid())), self.before,
-                        tuple(disk.vdi_ref for disk in self.disks))
+                        tuple(disk.vdi_ref for disk in self.disks),
+                        names=tuple(disk.vdi['name_label'] for disk in self.disks))
         backup.set_intent(intent)
         taken = False
         try:
@@ -3999,7 +4010,8 @@ class Exporter:
         """Whether a disk's snapshot without our label can be that one only: it has the disk's own
         (xapi: xapi_vdi.ml, snapshot_and_clone), and no other without a VBD was made right after we
         meant to make one."""
-        return found.label == self.pool.label('VDI', found.of)[0] and [found.ref] == [
+        name = dict(zip(intent.sources, intent.names)).get(found.of)
+        return found.label == (name or self.pool.label('VDI', found.of)[0]) and [found.ref] == [
             each.ref for each in new if each.of == found.of and not each.vbds
             and intent.since <= each.when <= intent.until]
 
@@ -4074,7 +4086,9 @@ class VmExporter(Exporter):
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """One call."""
         sources, disks = self.pool.disks_of(intent.ref, snapshot.ref)
-        return intent._replace(sources=sources or intent.sources, disks=disks)
+        if not sources or sources == intent.sources:
+            return intent._replace(disks=disks)
+        return intent._replace(sources=sources, names=(), disks=disks)
 
     def prepare(self, snapshot: str) -> None:
         """xe's vm-export and vm-uninstall do not see templates, which a snapshot is, and the
@@ -4275,8 +4289,8 @@ class Importer:
                 store.restored(record)
 
     def remove(self, mark: str) -> None:
-        """Remove what carries a mark, several times if need be. Raise the last CommandFailed or
-        PoolError if something is left."""
+        """Remove what carries a mark, several times if need be. Raise the last VmBackupError if
+        something is left."""
         for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
             try:
                 self.pool.wait_until(lambda: not any(
@@ -4290,11 +4304,12 @@ class Importer:
             pause(wait)
 
     def destroy(self, mark: str) -> None:
-        """Destroy what carries a mark, or raise CommandFailed, PoolError. A disk or network that
-        something else has by now is only marked no more."""
+        """Destroy what carries a mark, or raise CommandFailed, PoolError; VmBackupError where that
+        would not help. A disk or network that something else has by now is only marked no more."""
         for vm in self.pool.marked(mark)['VM'].values():
             if vm['power_state'] not in ('Halted', 'Suspended') or vm['snapshots']:
-                raise PoolError(f'the VM {vm["uuid"]} is half restored, but in use: not touched')
+                raise VmBackupError(f'the VM {vm["uuid"]} is half restored, but in use: not '
+                                    'touched (remove it, it is not whole)')
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = self.pool.marked(mark)
         vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
@@ -5567,7 +5582,8 @@ class Restorer:
         if len(found) != 1:
             raise UsageError('{} SR {} (there are: {})'.format(
                 'more than one' if found else 'no', word,
-                ', '.join(sorted(sr['name_label'] for sr in srs.values()))))
+                ', '.join(sorted(sr['name_label'] for sr in srs.values()
+                                 if sr.get('content_type') != 'iso'))))
         if found[0].get('content_type') == 'iso':
             raise UsageError(f'the SR {word} is for ISO images, not for disks')
         return found[0]
@@ -5898,6 +5914,26 @@ alternate form - verify:
 
 	reads backups and proves them whole, without the pool: the newest one (default) or all of
 		each VM that the config file or vm= chooses
+
+alternate form - restore:
+{program}  <password|local> restore=<vm-name|backup|file> [preview] [optional params]
+
+	brings back a VM from a vm-export, or a disk from a vdi-export: the newest good backup, as a
+		new VM or disk that is not started; preview shows what would be done
+
+	[date=2026-03-01] - the backup of that time, of which the beginning is enough
+	[from=config-file|backup_dir] - where the VM's backups are (default: the first page's)
+	[sr=name|uuid] - where the disks go (default: the pool's default SR)
+	[name=new-name] - of the VM or disk
+	[preserve=True] - keep the MAC addresses; refused while the VM is there
+	[start=True] - start the VM
+	[attach=vm] - a disk: put it on this VM, which has to be halted
+	[verify=no] - do not prove the backup first
+
+alternate form - test-restore:
+{program}  <password|local> test-restore=<vm-selector> [from=config-file|backup_dir] [sr=name|uuid]
+
+	restores the newest good backup of each VM, proves it, and destroys what was restored
 
 alternate form - create-password-file:
 {program}  <password> create-password-file=filename

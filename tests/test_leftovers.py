@@ -10,6 +10,22 @@ from tests.support import PoolCase
 FAILURE = ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']
 
 
+class OfDisksThatAreGone(PoolCase):
+    """A run was killed before it knew its snapshot's uuid; then the VM was removed."""
+
+    def test_the_snapshot_is_known_by_the_name_that_was_written_down(self):
+        disk = self.disk_of('db', '0')
+        ref = self.sim.pool.ref_of('VDI', disk)
+        path = self.old_backup('db', 'backup-2026-01-01-(00:00:00)')
+        self.record(path, disk, sources=(ref,), names=('db 0',))
+        snapshot = self.xe('vdi-snapshot', 'uuid=' + disk).strip()
+        self.xe('vm-uninstall', 'uuid=' + self.uuid_of('db'), 'force=true')
+        self.before = dict(self.contents(), VDI={
+            each: name for each, name in self.contents()['VDI'].items()
+            if each != self.sim.pool.ref_of('VDI', snapshot)})
+        self.assertEqual(0, self.back_up('vm-export=web').status)
+
+
 class DisksOfASnapshot(PoolCase):
     """vm-uninstall removes the VM's record first: disks that it then leaves are ours to remove."""
 
