@@ -4424,7 +4424,7 @@ how it was made.
 def write_guide(backup: BackupDir, name: str, manifest: Dict[str, Any],
                 disk: Optional[Disk]) -> None:
     """Write RESTORE.txt: how to restore the file of that name; `disk` is that of an image. Raise
-    VmBackupError, OSError."""
+    OSError."""
     form, path = form_of(name)[0], backup.file(name)
     values = dict(
         method=manifest['method'], vm=printable(manifest['vm']['name']), form=form[1:],
@@ -4434,8 +4434,9 @@ def write_guide(backup: BackupDir, name: str, manifest: Dict[str, Any],
         filename=shlex.quote('filename=' + portable(path)),
         name=shlex.quote('name-label=' + label_part(manifest['vm']['name'])))
     if disk:
+        size = manifest['disks'][0]['virtual_size']
         values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
-                      size=image_size(path, form, None),
+                      size=size + (-size % VHD_BLOCK if form == '.vhd' else 0),
                       name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
     backup.write((GUIDE_HEAD + (GUIDE_DISK if disk else GUIDE_VM)).format(**values), GUIDE)
 

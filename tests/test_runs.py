@@ -42,7 +42,8 @@ class ANight(PoolCase):
         common = ['', '/DATED', '/DATED/DISK-xvda', '/DATED/DISK-xvda/vbd.cfg',
                   '/DATED/DISK-xvda/vdi.cfg', '/DATED/DISK-xvdb', '/DATED/DISK-xvdb/vbd.cfg',
                   '/DATED/DISK-xvdb/vdi.cfg', '/DATED/VIFs', '/DATED/VIFs/vif-0.cfg',
-                  '/DATED/backup.json', '/DATED/success', '/DATED/vm-metadata.xml', '/DATED/vm.cfg']
+                  '/DATED/backup.json', '/DATED/success', '/DATED/vm-metadata.xml', '/DATED/vm.cfg',
+                  '/DATED/vm.json', '/DATED/RESTORE.txt']
         self.assertEqual(sorted(['db' + part for part in common + ['/DATED/db.raw']] +
                                 ['web' + part for part in common + ['/DATED/web.xva']]),
                          self.tree())

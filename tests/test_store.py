@@ -194,7 +194,7 @@ class Manifests(StoreCase):
     def test_a_failed_backup_has_none(self):
         self.sim.pool.faults.add('vdi-export', 'refuse', error=['VDI_IO_ERROR', 'x'])
         self.ends(2, 'vdi-export=db')
-        self.assertEqual([], [path for path in self.tree() if 'json' in path])
+        self.assertEqual([], [path for path in self.tree() if 'backup.json' in path])
 
 
 class Order(StoreCase):

@@ -133,7 +133,7 @@ class Transcripts(PoolCase):
         return recorded
 
     def compare_files(self, theirs):
-        """The same files and directories, but for vm.cfg, backup.json and what a failed export
+        """The same files and directories, but for vm.cfg, the json files, RESTORE.txt and what a failed export
         left."""
         theirs = sorted(line.rpartition(' ')[0] for line in theirs if line)
         theirs = [path for path in theirs if not path.endswith('.xva') or
@@ -141,7 +141,8 @@ class Transcripts(PoolCase):
         ours = [self.ours(path).replace('DATED', 'YYYY-MM-DD-(HH:MM:SS)').replace(
             'YYYY-MM-DD-(HH:MM:SS)', 'backup-YYYY-MM-DD-(HH:MM:SS)') for path in self.tree()]
         self.assertEqual(theirs, sorted(path for path in ours
-                                        if not path.endswith(('/vm.cfg', '/backup.json'))))
+                                        if not path.endswith(
+                                            ('/vm.cfg', '/backup.json', '/vm.json', '/RESTORE.txt'))))
 
     def test_a_run_three_times(self):
         recorded = self.play('01-config-run-three-times')
