@@ -2364,7 +2364,6 @@ class VmHistory:
         if name.startswith('.'):
             ours = name.startswith(DELETING) and self.date_of(name[len(DELETING):])
             return Listed(backup, 'being deleted' if ours else 'foreign')
-        when = date and local_iso(date)
         try:
             manifest = backup.manifest(strict=True)
             backup, good = backup.told(manifest), backup.is_good()
@@ -2373,14 +2372,15 @@ class VmHistory:
         except FileNotFoundError:
             raise
         except OSError:
-            return Listed(self.placed(backup, date), 'unreadable', when) if date else Listed(
-                backup, 'foreign')
+            return Listed(self.placed(backup, date), 'unreadable', local_iso(date)) if date else (
+                Listed(backup, 'foreign'))
         if date:
             backup = self.placed(backup, date)
         elif not good or not (backup.number or sizes):
             return Listed(backup, 'foreign')
         return Listed(backup, 'failed' if not good else 'damaged' if backup.damaged else 'good',
-                      manifest['started'] if backup.number else when, manifest, sizes, protected)
+                      manifest['started'] if backup.number else date and local_iso(date),
+                      manifest, sizes, protected)
 
     def date_of(self, name: str) -> Optional[datetime.datetime]:
         """The time that a directory name stands for, or None if it is not one of ours."""
@@ -2426,10 +2426,11 @@ class VmHistory:
     def vm_name(self) -> str:
         """The name of its VM: the one that has such a directory or, where that was cut, the one
         that a manifest has, the newest one's first."""
-        directory, dates = os.path.basename(self.directory), self.dated()
+        directory = os.path.basename(self.directory)
         name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                       encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
         if path_part(name) != directory:
+            dates = self.dated()
             for dated_name in sorted(dates, key=dates.__getitem__, reverse=True):
                 told = part(BackupDir(f'{self.directory}/{dated_name}', 0).manifest(), 'vm')
                 with contextlib.suppress(LookupError, TypeError, ValueError):      # no name
@@ -4849,7 +4850,7 @@ def number_in(record: Dict[str, Any], key: str) -> Any:
 
 def fault_in(record: Dict[str, Any]) -> Optional[str]:
     """The fault that a part of a manifest tells of."""
-    return (text_in(record, 'fault') or 'unknown') if 'fault' in record else None
+    return None if record.get('fault') is None else text_in(record, 'fault') or 'unknown'
 
 
 def age(when: Optional[str], moment: datetime.datetime) -> str:

@@ -281,6 +281,7 @@ class Robust(ListCase):
     def test_hostile_manifests_are_no_more_than_unknown(self):
         good, when = self.backup('web', 1), '2019-01-01T00:00:00+00:00'
         odd = [[], {}, None, 7, 'x', True, 1e999, -1, '\ud800', {'when': []}, {'fault': {}},
+               {'fault': None},
                {'when': '9999-12-31T23:59:59-23:59', 'seconds': 1e999, 'sr': ['x'], 'proved': []},
                {'when': '0001-01-01T00:00:00+23:59', 'seconds': float('nan'), 'proved': 'x',
                 'fault': '\ud800\x1b[2J\udcff'}]
