@@ -11,7 +11,8 @@ Do not run this script unless you are comfortable with the commands that it issu
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
 for disks of such a snapshot that are left; and `xe pool-dump-database` on request. Afterwards it
-reads what was exported and proves it whole; `verify` does so at any later time, without the pool.
+reads what was exported and proves it whole; `verify` does so at any later time, without the pool,
+and `list` tells what there is.
 
 A restore, which has to be asked for, issues
 
@@ -40,7 +41,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
     13 Importers     what a restore makes in the pool, and how it is taken back
     14 Reports       status log, mail
     15 Runs          a night's backup, its preview
-    16 Commands      what is done with backups: verify, restore, test-restore
+    16 Commands      what is done with backups: verify, list, restore, test-restore
     17 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
@@ -1944,7 +1945,7 @@ MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressin
 MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
-PROTECTED = 'protected'    # in a backup that somebody wants to keep
+PROTECTED = 'protected'    # in a dated directory that is not to be deleted
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
 PARTIAL = '.partial'       # ends the name of a dump while it is written
@@ -2240,9 +2241,12 @@ class BackupDir(NamedTuple):
     def known(self) -> 'BackupDir':
         """It with what its manifest tells, if it has one that can be read."""
         try:
-            manifest = self.manifest(strict=True)
+            return self.told(self.manifest(strict=True))
         except OSError:
             return self
+
+    def told(self, manifest: Dict[str, Any]) -> 'BackupDir':
+        """It with what this manifest, its own, tells."""
         number, damaged = manifest.get('number'), 'fault' in part(manifest, 'verified')
         try:
             if isinstance(number, int) and number >= 1:
@@ -2291,6 +2295,13 @@ class BackupDir(NamedTuple):
     def archives(self) -> List[str]:
         """The names of the archives and images in it. Raise OSError."""
         return sorted(name for name in os.listdir(self.path) if IMAGE.search(name))
+
+    def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
+        """The bytes of each archive and image: as its manifest has them, or else as they are. Raise
+        OSError."""
+        told = {name: size for name, size in part(manifest, 'files').items()
+                if IMAGE.search(name) and isinstance(size, int) and 0 <= size < 1 << 63}
+        return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
     def disk_size(self, manifest: Dict[str, Any]) -> Optional[int]:
         """The bytes of the disk that a vdi-export is of, as far as is known: from its manifest or,
@@ -2361,6 +2372,40 @@ class BackupDir(NamedTuple):
             bounded(lambda: os.unlink(self.file(INTENT)), 'the share')
 
 
+def local_iso(when: datetime.datetime) -> Optional[str]:
+    """As iso(), but None for the ends of time, and for the days before time zones."""
+    with contextlib.suppress(ValueError, OverflowError):
+        text = iso(when)
+        seconds_of(text)
+        return text
+    return None
+
+
+NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
+
+
+class Listed(NamedTuple):
+    """A directory in a VM's, with what is known of it."""
+
+    backup: BackupDir
+    outcome: str               # good, damaged, failed, unreadable, or one of NO_BACKUP
+    when: Optional[str] = None     # as iso() writes it
+    manifest: Dict[str, Any] = {}
+    sizes: Dict[str, int] = {}     # bytes of its archives and images
+    protected: bool = False
+
+
+def in_order(backups: Sequence[BackupDir]) -> List[BackupDir]:
+    """Oldest first: those with a number in the order of these, whatever the clock was; the others,
+    3.25's and failures, stand among them by their time."""
+    numbered = [backup for backup in backups if backup.number]
+    others = [backup for backup in backups if not backup.number]
+    numbered.sort(key=lambda backup: (backup.number, backup.when, backup.path))
+    others.sort(key=lambda backup: (backup.when, backup.path))
+    return list(heapq.merge(numbered, others, key=lambda backup: backup.when)
+                if others else numbered)
+
+
 class VmHistory:
     """The backups of one VM."""
 
@@ -2368,9 +2413,17 @@ class VmHistory:
         self.directory = directory
         self.expressions = [dated(pattern) for pattern in patterns]
         self.pattern = patterns[0]
+        self.listed = None     # type: Optional[List[str]]
+
+    def as_it_is(self) -> 'VmHistory':
+        """It, with what its directory has now: that is not listed again."""
+        self.listed = self.names()
+        return self
 
     def names(self) -> List[str]:
         """The directories in it, symbolic links left out; none where we may not look."""
+        if self.listed is not None:
+            return self.listed
         with contextlib.suppress(FileNotFoundError, PermissionError):
             with os.scandir(self.directory) as entries:
                 return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -2382,24 +2435,56 @@ class VmHistory:
         return {name: when for name, when in found if when}
 
     def backups(self) -> List[BackupDir]:
-        """All dated directories, oldest first.
+        """All dated directories, oldest first."""
+        return in_order([self.placed(BackupDir(f'{self.directory}/{name}', 0).known(), when)
+                         for name, when in self.dated().items()])
 
-        Those with a manifest are in the order of their numbers, whatever the clock was; others,
-        3.25's and failures, stand among them by their time. One of the future, when the clock was
-        wrong, counts as the oldest.
-        """
-        numbered, others = [], []
-        limit = now() + datetime.timedelta(days=1)
-        for name, when in self.dated().items():
-            backup = BackupDir(f'{self.directory}/{name}', 0).known()
-            if backup.number:
-                numbered.append(backup)
-            else:
-                others.append(backup._replace(when=when.timestamp() if when < limit else 0))
-        numbered.sort(key=lambda backup: (backup.number, backup.when, backup.path))
-        others.sort(key=lambda backup: (backup.when, backup.path))
-        return list(heapq.merge(numbered, others, key=lambda backup: backup.when)
-                    if others else numbered)
+    @staticmethod
+    def placed(backup: BackupDir, when: datetime.datetime) -> BackupDir:
+        """A dated directory; without a number it has the time of its name, and one of the future,
+        when the clock was wrong, counts as the oldest."""
+        if backup.number:
+            return backup
+        future = when > now() + datetime.timedelta(days=1)
+        return backup._replace(when=0 if future else when.timestamp())
+
+    def holds_any(self) -> bool:
+        """Whether there are backups in it, or failures' records. Raise OSError."""
+        return bool(self.dated() or self.kept())
+
+    def everything(self) -> List[Listed]:
+        """All directories in it: backups, the newest first, then what is none. Raise OSError."""
+        found = {}             # type: Dict[str, Listed]
+        for name in sorted(self.names()):
+            with contextlib.suppress(FileNotFoundError):   # it was deleted meanwhile
+                found[name] = self.look(name)
+        backups = [listed.backup for listed in found.values() if listed.outcome not in NO_BACKUP]
+        return [found[os.path.basename(backup.path)] for backup in reversed(in_order(backups))] + [
+            listed for listed in found.values() if listed.outcome in NO_BACKUP]
+
+    def look(self, name: str) -> Listed:
+        """What a directory in it is; its manifest is read once. Raise FileNotFoundError."""
+        backup, date = BackupDir(f'{self.directory}/{name}', 0), self.date_of(name)
+        if name.startswith('.'):
+            ours = name.startswith(DELETING) and self.date_of(name[len(DELETING):])
+            return Listed(backup, 'being deleted' if ours else 'foreign')
+        try:
+            manifest = backup.manifest(strict=True)
+            backup, good = backup.told(manifest), backup.is_good()
+            sizes = backup.sizes(manifest) if good or date else {}
+            protected = os.path.lexists(backup.file(PROTECTED))
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return Listed(self.placed(backup, date), 'unreadable', local_iso(date)) if date else (
+                Listed(backup, 'foreign'))
+        if date:
+            backup = self.placed(backup, date)
+        elif not good or not (backup.number or sizes):
+            return Listed(backup, 'foreign')
+        return Listed(backup, 'failed' if not good else 'damaged' if backup.damaged else 'good',
+                      manifest['started'] if backup.number else date and local_iso(date),
+                      manifest, sizes, protected)
 
     def date_of(self, name: str) -> Optional[datetime.datetime]:
         """The time that a directory name stands for, or None if it is not one of ours."""
@@ -2432,7 +2517,7 @@ class VmHistory:
         for name in self.names():
             if not self.date_of(name) and not name.startswith('.'):
                 backup = BackupDir(os.path.join(self.directory, name), 0).known()
-                with contextlib.suppress(PermissionError):     # somebody else's
+                with contextlib.suppress(PermissionError, FileNotFoundError):  # not ours, or gone
                     if backup.is_good() and (backup.number or backup.archives()):
                         found.append(backup)
         return sorted(found, key=lambda backup: (backup.number, backup.when, backup.path))
@@ -2443,14 +2528,19 @@ class VmHistory:
                       key=lambda backup: (backup.number, backup.when))[-1:]
 
     def vm_name(self) -> str:
-        """The name of its VM, as its last manifest has it or else the directory's name stands
-        for it."""
-        for backup in reversed(self.backups()):
-            name = part(backup.manifest(), 'vm').get('name')
-            if isinstance(name, str) and path_part(name) == os.path.basename(self.directory):
-                return name
-        return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
-                      encoded(os.path.basename(self.directory)).decode('utf-8', 'replace'))
+        """The name of its VM: the one that has such a directory or, where that was cut, the one
+        that a manifest has, the newest one's first."""
+        directory = os.path.basename(self.directory)
+        name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
+                      encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
+        if path_part(name) != directory:
+            dates = self.dated()
+            for dated_name in sorted(dates, key=dates.__getitem__, reverse=True):
+                told = part(BackupDir(f'{self.directory}/{dated_name}', 0).manifest(), 'vm')
+                with contextlib.suppress(LookupError, TypeError, ValueError):      # no name
+                    if path_part(told['name']) == directory:
+                        return told['name']
+        return name
 
     def last_seconds(self, method: str) -> float:
         """Seconds that the last backup by a method took, as far as names tell which that is; 0 if
@@ -2527,7 +2617,7 @@ def kind_of(path: str) -> str:
     if any(name in MARKERS or name == MANIFEST for name in names) or (
             history.date_of(os.path.basename(os.path.abspath(path)))):
         return 'backup'
-    return 'history' if history.dated() or history.kept() else 'store'
+    return 'history' if history.holds_any() else 'store'
 
 
 class BackupStore:
@@ -2600,10 +2690,13 @@ class BackupStore:
         return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
 
     def histories(self) -> List[VmHistory]:
-        """The backups of everything that has a directory here. Raise OSError."""
-        with os.scandir(self.root) as entries:
-            return [VmHistory(entry.path, self.patterns) for entry in entries
-                    if entry.is_dir(follow_symlinks=False)]
+        """The backups of everything that has a directory here. Raise TargetError, OSError."""
+        try:
+            with os.scandir(self.root) as entries:
+                return [VmHistory(entry.path, self.patterns) for entry in entries
+                        if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
@@ -2691,10 +2784,14 @@ class BackupStore:
         found = collections.OrderedDict()      # type: Dict[str, List[str]]
         for directory in sorted(glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))):
             directory = os.path.dirname(directory)
-            found[directory] = sorted(
-                os.path.join(directory, name) for name in os.listdir(directory)
-                if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
+            found[directory] = self.dumps_in(directory)
         return found
+
+    @staticmethod
+    def dumps_in(directory: str) -> List[str]:
+        """Paths of the dumps of the pool database in a directory, oldest first. Raise OSError."""
+        return sorted(os.path.join(directory, name) for name in os.listdir(directory)
+                      if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
 
     @staticmethod
     def new_pool_dump(directory: str, when: datetime.datetime) -> str:
@@ -5112,20 +5209,20 @@ class BackupRun:
 
 
 def load_config(invocation: Invocation, console: Console) -> Config:
-    """Read the config and tell of lines that are not understood."""
+    """Read the config, and tell where from."""
     config = read_config(invocation)
     if invocation.config_file:
         console.log(f'VmBackup config loaded from: {invocation.config_file}')
     for rule in invocation.rules:
         if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
             console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
-    for line in config.unexpected:
-        console.log(line)
     return config
 
 
-def refuse_unexpected(config: Config) -> None:
-    """Raise ConfigError if a line of the config was not understood."""
+def refuse_unexpected(config: Config, console: Console) -> None:
+    """Tell of lines of the config that are not understood; raise ConfigError if there are any."""
+    for line in config.unexpected:
+        console.log(line)
     if config.unexpected:
         keys = any('unexpected config key' in line for line in config.unexpected)
         raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
@@ -5134,7 +5231,7 @@ def refuse_unexpected(config: Config) -> None:
 def run_preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     """The command `... preview`; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
-    refuse_unexpected(config)
+    refuse_unexpected(config, console)
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
     with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(), config.settings.max_backups)
@@ -5164,7 +5261,7 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
         status_log.begin()
         if unreadable:
             raise ConfigError(unreadable)
-        refuse_unexpected(config)
+        refuse_unexpected(config, console)
         run_of_tonight.carry_out(invocation)
     except Interrupted as interruption:
         signum = interruption.signum
@@ -5180,6 +5277,47 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 # ----------------------------------------------------------------------------------------------
 # 16. Commands: what is done with backups
 # ----------------------------------------------------------------------------------------------
+
+
+def options_of(words: Sequence[str], **choices: Tuple[str, ...]) -> Dict[str, str]:
+    """The values of `name=value` words by their names, and of the word preview. `choices` are the
+    values that each name can have, the default first; none: any, and '' by default. Raise
+    UsageError."""
+    options = {name: ''.join(values[:1]) for name, values in choices.items()}
+    for word in words:
+        name, _, value = word.partition('=')
+        name = name.lower()
+        values = choices.get(name)
+        if word.lower() == 'preview' and values:
+            value = 'yes'
+        elif values is None or not value or values and value.lower() not in values:
+            raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
+        options[name] = value.lower() if values else value
+    return options
+
+
+def open_store(config: Config, root: str, console: Console) -> BackupStore:
+    """The backups in a directory or, if it is '', in that of the config. Raise ConfigError."""
+    refuse_unexpected(config, console)
+    for error in config.errors:
+        raise ConfigError(error)
+    return BackupStore(root or config.settings.backup_dir, config.settings.backup_dir_pattern)
+
+
+NO_RULES = Plan((), (), (), (), (), (), False, ())     # without them, nothing can be missing
+
+
+def choose(histories: Sequence[VmHistory], config: Config,
+           selector_text: str) -> Tuple[List[VmHistory], Plan]:
+    """Those that a selector or else the lines of a config choose; without any, all. The plan tells
+    what was not found."""
+    found = {history.directory: history for history in histories}
+    vms = [Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
+    rules = (selector(selector_text),) if selector_text else config.rules
+    if not rules:
+        return [found[vm.ref] for vm in vms], NO_RULES
+    plan = select(rules, vms, 1)
+    return [found[job.vm.ref] for job in plan.jobs], plan
 
 
 class VerifyCommand:
@@ -5221,29 +5359,15 @@ class VerifyCommand:
     def verify_store(self, config_file: str, root: str, selector_text: str, every: bool) -> None:
         """Verify the backups that a config file or a selector chooses of all in backup_dir."""
         config = load_config(Invocation('', config_file, (), True, False, {}), self.console)
-        refuse_unexpected(config)
-        for error in config.errors:
-            raise ConfigError(error)
+        store = open_store(config, '' if config_file else root, self.console)
         self.verifier.limit = config.settings.stall_timeout * 60
-        rules = (selector(selector_text),) if selector_text else config.rules
-        store = BackupStore(config.settings.backup_dir if config_file else root,
-                            config.settings.backup_dir_pattern)
-        if not kind_of(store.root):
-            raise TargetError(f'backup_dir does not exist: {store.root} (is the share mounted?)')
-        histories = {history.directory: history for history in store.histories()
-                     if history.backups() or history.kept()}
-        vms = [Vm(directory, '', histories[directory].vm_name(), {})
-               for directory in sorted(histories)]
-        chosen = [vm.ref for vm in vms]
-        if rules:
-            plan = select(rules, vms, 1)
-            for message in plan.messages + plan.errors:
-                self.console.log(message)
-            chosen = [job.vm.ref for job in plan.jobs]
-            self.tokens += (['ERROR'] * len(plan.failures or plan.errors) +
-                            ['WARNING'] * plan.warnings)
-        for directory in chosen:
-            self.verify_history(histories[directory], every)
+        histories, plan = choose([history for history in store.histories() if history.holds_any()],
+                                 config, selector_text)
+        for message in plan.messages + plan.errors:
+            self.console.log(message)
+        self.tokens += ['ERROR'] * len(plan.failures or plan.errors) + ['WARNING'] * plan.warnings
+        for history in histories:
+            self.verify_history(history, every)
         for dumps in () if selector_text else store.all_pool_dumps().values():
             for path in dumps if every else dumps[-1:]:
                 self.verify_file(path)
@@ -5317,13 +5441,7 @@ class VerifyCommand:
 
 def run_verify(words: Sequence[str], console: Console, signals: Signals) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError."""
-    options = {'vm': '', 'backups': 'newest'}
-    for word in words[1:]:
-        name, _, value = word.partition('=')
-        name = name.lower()
-        if name not in options or not value or name == 'backups' and value not in ('newest', 'all'):
-            raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
-        options[name] = value
+    options = options_of(words[1:], vm=(), backups=('newest', 'all'))
     if not words:
         raise UsageError('wanted: verify <config-file|backup_dir|backup|file> [vm=vm-selector] '
                          '[backups=newest|all]')
@@ -5334,29 +5452,202 @@ def run_verify(words: Sequence[str], console: Console, signals: Signals) -> int:
         raise TargetError(f'cannot read {words[0]}: {error.strerror}')
 
 
-RESTORE_USAGE = ('wanted: <password|local> restore=<vm-name|backup|file> [date=...] '
-                 '[from=<config-file|backup_dir>] [sr=...] [name=...] [preserve=True] '
-                 '[start=True] [attach=<vm>] [verify=no] [preview]')
-TEST_USAGE = ('wanted: <password|local> test-restore=<vm-selector> [from=<config-file|backup_dir>] '
-              '[sr=...] [preview]')
+def time_in(record: Dict[str, Any]) -> Optional[str]:
+    """When something was done, as a part of a manifest tells; None if it does not."""
+    when = record.get('when')
+    with contextlib.suppress(ValueError, TypeError):
+        seconds_of(when)                               # type: ignore
+        return when
+    return None
 
 
-def options_of(words: Sequence[str], known: Dict[str, Sequence[str]], usage: str) -> Dict[str, str]:
-    """The options of a command by their names, preview among them; `known` tells what they may be,
-    () is anything. Raise UsageError."""
-    options = {}               # type: Dict[str, str]
-    for word in words:
-        name, equals, value = word.partition('=')
-        name = name.lower()
-        allowed = known.get(name)
-        if name == 'preview' and not equals:
-            value = 'True'
-        elif allowed is None or not value or allowed and value.lower() not in allowed:
-            raise UsageError(f'unknown option: {word} ({usage})')
-        if name in options:
-            raise UsageError(f'given twice: {name}= ({usage})')
-        options[name] = value
-    return options
+def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
+    """A text in a part of a manifest, one of those allowed if there are any; None for all else."""
+    found = record.get(key)
+    return found if isinstance(found, str) and found in (allowed or (found,)) else None
+
+
+def number_in(record: Dict[str, Any], key: str) -> Any:
+    """A number in a part of a manifest that a person could have meant; None for all else."""
+    found = record.get(key)
+    return found if type(found) in (int, float) and 0 <= found < 1e9 else None
+
+
+def fault_in(record: Dict[str, Any]) -> Optional[str]:
+    """The fault that a part of a manifest tells of."""
+    return None if record.get('fault') is None else text_in(record, 'fault') or 'unknown'
+
+
+def age(when: Optional[str], moment: datetime.datetime) -> str:
+    """How long ago that was, for a person: 3d, 20h, 10min."""
+    if not when:
+        return '-'
+    seconds = max(moment.timestamp() - seconds_of(when), 0)
+    for limit, unit, name in ((172800, 86400, 'd'), (3600, 3600, 'h')):
+        if seconds >= limit:
+            return f'{seconds // unit:.0f}{name}'
+    return f'{seconds // 60:.0f}min'
+
+
+class Listing:
+    """`list`: tells what there is, from names and manifests."""
+
+    HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored', 'protected', 'name')
+
+    def __init__(self) -> None:
+        self.moment = now()
+        self.root = ''
+        self.plan = NO_RULES
+        self.vms = []          # type: List[Dict[str, Any]]
+        self.pool_dumps = []   # type: List[Dict[str, Any]]
+        self.foreign = []      # type: List[str]
+
+    def look(self, target: str, selector_text: str, console: Console) -> None:
+        """Take in what a path stands for. Raise VmBackupError, OSError."""
+        kind, path = kind_of(target), os.path.abspath(target)
+        if not kind:
+            raise UsageError(f'no such file or directory: {target}')
+        if kind == 'backup' or kind == 'history' and selector_text:
+            raise UsageError(f'there is nothing to choose from in {target}')
+        if kind == 'history':
+            history = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]).as_it_is()
+            self.root = os.path.dirname(path)
+            self.add_vm(history.vm_name(), path, history.everything())
+            return
+        config_file = target if kind == 'file' else ''
+        config = read_config(Invocation('', config_file, (), True, False, {}))
+        store = open_store(config, '' if config_file else path, console)
+        self.root = store.root
+        ours, others = [], []  # type: List[VmHistory], List[VmHistory]
+        for history in store.histories():
+            (ours if history.as_it_is().holds_any() else others).append(history)
+        chosen, self.plan = choose(ours, config, selector_text)
+        for history in chosen:
+            self.add_vm(history.vm_name(), history.directory, history.everything())
+        for missing in self.plan.failures:
+            self.add_vm(missing.name, store.history(missing.name).directory, [])
+        self.vms.sort(key=lambda vm: vm['name'])
+        if not selector_text:
+            self.add_others(store, sorted(history.directory for history in others))
+        if not (self.vms or self.pool_dumps or self.plan.messages):
+            raise UsageError(f'no backups in {target}')
+
+    def add_vm(self, name: str, directory: str, everything: Sequence[Listed]) -> None:
+        """Take in a VM's backups."""
+        backups = [self.told(listed) for listed in everything]
+        self.vms.append({'name': name, 'path': portable(directory),
+                         'good': [backup['outcome'] for backup in backups].count('good'),
+                         'size': sum(backup['size'] or 0 for backup in backups),
+                         'backups': backups})
+
+    def add_others(self, store: BackupStore, directories: Sequence[str]) -> None:
+        """Take in directories that are no VM's."""
+        for path in directories:
+            name, dumps = os.path.basename(path), []       # type: str, List[str]
+            if name.startswith('METADATA_'):
+                with contextlib.suppress(OSError):     # unreadable, or gone
+                    dumps = store.dumps_in(path)
+            if dumps:
+                self.pool_dumps.append({'path': portable(path), 'dumps': len(dumps),
+                                        'newest': os.path.basename(dumps[-1])})
+            elif name != LOCKS and portable(path) not in [vm['path'] for vm in self.vms]:
+                self.foreign.append(portable(path))
+
+    @staticmethod
+    def told(listed: Listed) -> Dict[str, Any]:
+        """What the document has of a directory in a VM's."""
+        manifest, name = listed.manifest, min(listed.sizes, default='')
+        verified, restored = part(manifest, 'verified'), part(manifest, 'test_restore')
+        by_form = {'': None, '.xva': 'vm-export', '.raw': 'vdi-export', '.vhd': 'vdi-export'}
+        return {
+            'path': portable(listed.backup.path), 'when': listed.when, 'outcome': listed.outcome,
+            'method': text_in(manifest, 'method', 'vm-export', 'vdi-export') or
+            by_form[form_of(name)[0]],
+            'size': sum(listed.sizes.values()) if name else None,
+            'compression': {'': None, '.gz': 'gzip', '.zst': 'zstd'}.get(
+                os.path.splitext(name)[1], 'none'),
+            'verified': {
+                'when': time_in(verified), 'proved': text_in(verified, 'proved', *PROVED),
+                'fault': fault_in(verified)} if verified else None,
+            'test_restore': {
+                'when': time_in(restored), 'sr': text_in(restored, 'sr'),
+                'seconds': number_in(restored, 'seconds'),
+                'fault': fault_in(restored)} if restored else None,
+            'protected': listed.protected}
+
+    def document(self) -> Dict[str, Any]:
+        """All of it, as the README has its form."""
+        return {'schema': 1, 'when': iso(self.moment), 'backup_dir': portable(self.root),
+                'vms': self.vms, 'pool_dumps': self.pool_dumps, 'foreign': self.foreign,
+                'messages': self.plan.messages + self.plan.errors,
+                'good': sum(vm['good'] for vm in self.vms),
+                'size': sum(vm['size'] for vm in self.vms)}
+
+    def status(self) -> int:
+        """2 if a VM has no good backup; 1 if the newest of one is not good."""
+        if self.plan.errors or not all(vm['good'] for vm in self.vms):
+            return ERROR.status
+        newest = [vm['backups'][0]['outcome'] for vm in self.vms]
+        return (WARNING if self.plan.warnings or set(newest) - {'good'} else SUCCESS).status
+
+    def table(self) -> List[str]:
+        """All of it for a person. A column in which there is nothing is left out."""
+        rows = {backup['path']: self.cells(backup) for vm in self.vms for backup in vm['backups']
+                if backup['outcome'] not in NO_BACKUP}
+        columns = [(number, max(map(len, column)))
+                   for number, column in enumerate(zip(self.HEAD, *rows.values()))
+                   if set(column[1:]) - {'-'}]
+
+        def line(cells: Sequence[str]) -> str:
+            return '  '.join(cells[number].ljust(width) for number, width in columns).rstrip()
+
+        lines, whole = [line(self.HEAD)] * bool(rows), self.document()
+        for vm in self.vms:
+            lines.append('{name} ({path}): {good} good, '.format(**vm) + human_size(vm['size'])
+                         if vm['good'] else '{name} ({path}): NO GOOD BACKUP'.format(**vm))
+            for backup in vm['backups']:
+                cells = rows.get(backup['path'])
+                lines.append(line(cells) if cells else '    {}: {}'.format(
+                    backup['outcome'], os.path.basename(backup['path'])))
+                lines += [f'    {what}: {backup[key]["fault"]}' for key, what in (
+                    ('verified', 'damaged'), ('test_restore', 'test restore'))
+                          if backup[key] and backup[key]['fault']]
+        lines += ['pool database ({path}): {dumps} dumps, newest {newest}'.format(**each)
+                  for each in self.pool_dumps]
+        lines += ['foreign: ' + path for path in self.foreign]
+        lines += whole['messages']
+        without = ', '.join(vm['name'] for vm in self.vms if not vm['good'])
+        return lines + [f'total of {len(self.vms)} VMs: {whole["good"]} good, ' + human_size(
+            whole['size']) + (f'; NO GOOD BACKUP of {without}' if without else '')]
+
+    def cells(self, backup: Dict[str, Any]) -> List[str]:
+        """A line of the table."""
+        def done(key: str) -> str:
+            record = backup[key]
+            return '-' if not record else '{} {}'.format(
+                'fault' if record['fault'] else record.get('proved', 'good') or 'unknown',
+                age(record['when'], self.moment))
+        size = '-' if backup['size'] is None else human_size(backup['size'])
+        packed = '' if backup['compression'] in (None, 'none') else ' ' + backup['compression']
+        return [(backup['when'] or '-')[:16].replace('T', ' '), age(backup['when'], self.moment),
+                backup['method'] or '-', size + packed, backup['outcome'], done('verified'),
+                done('test_restore'), 'yes' if backup['protected'] else '-',
+                os.path.basename(backup['path'])]
+
+
+def run_list(words: Sequence[str], console: Console) -> int:
+    """The command `list`; return the exit status. Raise VmBackupError."""
+    options, listing = options_of(words[1:], vm=(), format=('table', 'json')), Listing()
+    if not words:
+        raise UsageError('wanted: list <config-file|backup_dir> [vm=vm-selector] '
+                         '[format=table|json]')
+    try:
+        listing.look(native(words[0]), options['vm'], console)
+    except OSError as error:
+        raise TargetError(f'cannot read {words[0]}: {error.strerror}')
+    console.write(json.dumps(listing.document(), indent=1) + '\n' if options['format'] == 'json'
+                  else ''.join(printable(line) + '\n' for line in listing.table()))
+    return listing.status()
 
 
 class Chosen(NamedTuple):
@@ -5379,12 +5670,8 @@ class Sources:
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         config_file = native(origin) if kind == 'file' else ''
         self.config = load_config(Invocation('', config_file, (), False, False, {}), console)
-        refuse_unexpected(self.config)
-        for error in self.config.errors:
-            raise ConfigError(error)
-        settings = self.config.settings
-        root = os.path.abspath(native(origin)) if kind not in ('', 'file') else settings.backup_dir
-        self.store = BackupStore(root, settings.backup_dir_pattern)
+        root = os.path.abspath(native(origin)) if kind == 'store' else ''
+        self.store = open_store(self.config, root, console)
         self.config_file = config_file
         self.given = bool(origin)
 
@@ -5392,7 +5679,7 @@ class Sources:
         """What a word stands for: a VM's name, a directory, a file. Raise UsageError, TargetError,
         OSError."""
         history = self.store.history(word)
-        if word and '/' not in word and (history.backups() or history.kept()):
+        if word and '/' not in word and history.holds_any():
             return self.of_history(history, date)
         path = os.path.abspath(native(word))
         kind = kind_of(path) if word else ''
@@ -5475,13 +5762,13 @@ class Restorer:
         """Look, verify, restore; return the exit status. Raise VmBackupError, OSError,
         Interrupted."""
         target = self.look(chosen, options)
-        if 'preview' in options:
+        if options['preview'] == 'yes':
             self.console.log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
         self.settle()
-        if options.get('verify', '').lower() != 'no':
+        if options['verify'] == 'yes':
             self.verify(chosen)
-        self.restore(chosen, target, options.get('start', '').lower() == 'true')
+        self.restore(chosen, target, options['start'] == 'true')
         return (WARNING if self.warnings else SUCCESS).status
 
     def settle(self) -> None:
@@ -5496,11 +5783,11 @@ class Restorer:
         self.console.log('restore of {}{}: {}'.format(
             chosen.vm or 'a VM', f' as of {chosen.when}' * bool(chosen.when), chosen.path))
         if chosen.form == '.xva':
-            if 'attach' in options:
+            if options.get('attach'):
                 raise UsageError('attach= is for the image of a disk, this is a whole VM')
             return self.look_at_vm(chosen, archived(ova_of(chosen.path)), options)
         for word in ('preserve', 'start'):
-            if options.get(word, 'false').lower() == 'true':
+            if options.get(word) == 'true':
                 raise UsageError(f'{word}= is for a whole VM, this is the image of a disk')
         return self.look_at_disk(chosen, options)
 
@@ -5509,11 +5796,11 @@ class Restorer:
         self.check_version(found)
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
         name = self.free_name(original, chosen.when, options)
-        preserve = options.get('preserve', 'false').lower() == 'true'
+        preserve = options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found)
         size = sum(found.disks.values())
-        sr = self.sr(options.get('sr', ''), size)
+        sr = self.sr(options['sr'])
         tell = self.console.log
         tell(f'  new VM:   {name}{"" if name == original else f" (original: {original})"}')
         self.tell_room(sr, size)
@@ -5546,8 +5833,8 @@ class Restorer:
     def free_name(self, original: str, when: str, options: Dict[str, str]) -> str:
         """The name for a new VM; raise UsageError if it is taken."""
         taken = {vm['name_label'] for vm in self.vms.values()}
-        if 'name' in options:
-            name = options['name']
+        name = options['name']
+        if name:
             if name in taken or name != printable(name):
                 raise UsageError('{} (choose another name=)'.format(
                     f'a VM called {name} is there' if name in taken else
@@ -5569,7 +5856,7 @@ class Restorer:
                 raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
                                  'same MAC addresses (remove it, or restore without preserve)')
 
-    def sr(self, word: str, size: int) -> Dict[str, Any]:
+    def sr(self, word: str) -> Dict[str, Any]:
         """The record of an SR by name or uuid, of the pool's default SR for ''. Raise UsageError,
         PoolError."""
         srs = self.pool.records('SR', 'get_all_records')
@@ -5612,12 +5899,12 @@ class Restorer:
         disk = next(iter(chosen.manifest.get('disks') or [{}]))
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest))
         original = str(disk.get('name') or os.path.basename(form_of(chosen.path)[1]))
-        name = options.get('name') or '-'.join(
+        name = options['name'] or '-'.join(
             filter(None, (original, 'restored', chosen.when[:10])))
-        sr = self.sr(options.get('sr', ''), size)
+        sr = self.sr(options['sr'])
         self.console.log(f'  new disk: {name}')
         self.tell_room(sr, size)
-        uuid, device = self.holder(options['attach']) if 'attach' in options else ('', '')
+        uuid, device = self.holder(options['attach']) if options.get('attach') else ('', '')
         if uuid:
             self.console.log('  attached: to {} as {}'.format(
                 options['attach'], device_name({'device': '', 'userdevice': device})))
@@ -5732,13 +6019,13 @@ def refuse_dump(path: str, console: Console) -> None:
 def run_restore(password: str, word: str, words: Sequence[str], console: Console,
                 signals: Signals) -> int:
     """The command `restore=`; return the exit status. Raise VmBackupError, Interrupted."""
-    known = {'date': (), 'from': (), 'name': (), 'sr': (), 'attach': (), 'verify': ('yes', 'no'),
-             'preserve': tuple(YES_NO), 'start': tuple(YES_NO)}
-    options = options_of(words, known, RESTORE_USAGE)
+    options = options_of(words, date=(), name=(), sr=(), attach=(), verify=('yes', 'no'),
+                         preserve=('false', 'true'), start=('false', 'true'),
+                         preview=('no', 'yes'), **{'from': ()})
     signals.at_once = False
     try:
-        sources = Sources(options.get('from', ''), console)
-        chosen = sources.find(word, options.get('date', ''))
+        sources = Sources(options['from'], console)
+        chosen = sources.find(word, options['date'])
         if chosen.form == '.dump':
             refuse_dump(chosen.path, console)
         if chosen.form not in ('.xva', '.raw', '.vhd'):
@@ -5761,10 +6048,11 @@ class TestRestore:
         self.restorer = restorer
         self.sources = sources
         self.options = options
+        self.previewing = options['preview'] == 'yes'
         self.console = restorer.console
         settings = sources.config.settings
         self.status_log = StatusLog(
-            settings.status_log if sources.config_file and 'preview' not in options else '',
+            settings.status_log if sources.config_file and not self.previewing else '',
             os.uname().nodename, self.console)
         self.outcomes = []     # type: List[Outcome]
         self.warned = False
@@ -5772,18 +6060,18 @@ class TestRestore:
     def carry_out(self, word: str) -> None:
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
         Interrupted, OSError."""
-        histories = {history.vm_name(): history for history in self.sources.store.histories()
-                     if history.backups() or history.kept()}
-        plan = select((selector(word),), [Vm(name, '', name, {}) for name in sorted(histories)], 1)
+        store = self.sources.store
+        histories, plan = choose([history for history in store.histories() if history.holds_any()],
+                                 self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
-        if not plan.jobs:
-            raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
-        if 'preview' not in self.options:
+        if not histories:
+            raise UsageError(f'no backup of a VM {word} in {store.root}')
+        if not self.previewing:
             self.restorer.settle()
-        for job in plan.jobs:
+        for history, job in zip(histories, plan.jobs):
             self.restorer.signals.check()
-            self.attempt(job._replace(method='test-restore'), histories[job.vm.name])
+            self.attempt(job._replace(method='test-restore'), history)
 
     def attempt(self, job: Job, history: VmHistory) -> None:
         """Test one backup; whatever its failure, it becomes that VM's outcome."""
@@ -5820,7 +6108,7 @@ class TestRestore:
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
         try:
             target = self.restorer.look(chosen, dict(self.options, name=name))
-            if 'preview' in self.options:
+            if self.previewing:
                 return 0
             result['sr'] = target.sr['name_label']
             self.restorer.test(chosen, target)
@@ -5842,7 +6130,7 @@ class TestRestore:
         verdict = ERROR if counts.errors or signum else (
             WARNING if counts.warnings or self.restorer.warnings else SUCCESS)
         self.console.log(f'VmBackup test-restore ended - {verdict.phrase} - {counts}')
-        mailed = 'preview' in self.options or mail_verdict(
+        mailed = self.previewing or mail_verdict(
             self.sources.config.settings, verdict, f'test-restore {verdict.token} - {counts}',
             self.console)
         return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
@@ -5851,12 +6139,12 @@ class TestRestore:
 def run_test_restore(password: str, word: str, words: Sequence[str], console: Console,
                      signals: Signals) -> int:
     """The command `test-restore=`; return the exit status. Raise VmBackupError."""
-    options = options_of(words, {'from': (), 'sr': ()}, TEST_USAGE)
+    options = options_of(words, sr=(), preview=('no', 'yes'), **{'from': ()})
     signals.at_once = False
     try:
-        sources = Sources(options.get('from', ''), console)
+        sources = Sources(options['from'], console)
     except OSError as error:
-        raise TargetError(f'cannot read {options.get("from")}: {error.strerror}')
+        raise TargetError(f'cannot read {options["from"]}: {error.strerror}')
     be_gentle(False)
     restorer = Restorer(None, sources, console, signals)
     test, signum, errors = TestRestore(restorer, sources, options), 0, 0
@@ -5915,6 +6203,12 @@ alternate form - verify:
 
 	reads backups and proves them whole, without the pool: the newest one (default) or all of
 		each VM that the config file or vm= chooses
+
+alternate form - list:
+{program}  list <config-file|backup_dir> [vm=vm-selector] [format=table|json]
+
+	tells what backups there are of each VM that the config file or vm= chooses, and which of
+		these VMs has no good one, without the pool
 
 alternate form - restore:
 {program}  <password|local> restore=<vm-name|backup|file> [preview] [optional params]
@@ -6022,7 +6316,7 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
 
 RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
 TEXTS = ('help', 'config', 'example')
-RESERVED = ('list', 'prune', 'status', 'protect', 'unprotect', 'check-config', 'test-mail')
+RESERVED = ('prune', 'status', 'protect', 'unprotect', 'check-config', 'test-mail')
 
 
 def help_text(word: str, program: str) -> str:
@@ -6050,6 +6344,8 @@ def command(words: Sequence[str], program: str, console: Console, signals: Signa
         return 0
     if first == 'verify':
         return run_verify(words[1:], console, signals)
+    if first == 'list':
+        return run_list(words[1:], console)
     if first in TEXTS + RESERVED:
         raise UsageError(f'{first} is a command {"" if first in TEXTS else "of later releases "}'
                          "(a password that is a command's name has to be in a password file)")

@@ -449,7 +449,7 @@ def make_backups(root):
             os.makedirs(path)
             moment = time.strftime('%Y-%m-%dT%H:%M:%S+00:00', time.gmtime(start + number * 86400))
             manifest = {'schema': 1, 'vm': {'name': 'vm-%d' % vm}, 'method': 'vm-export',
-                        'started': moment, 'number': number, 'files': {}}
+                        'started': moment, 'number': number, 'files': {'vm-%d.xva' % vm: 1 << 30}}
             with open(os.path.join(path, VmBackup.MANIFEST), 'w', encoding='utf-8') as stream:
                 json.dump(manifest, stream)
             with open(os.path.join(path, VmBackup.MARKERS[0]), 'w', encoding='utf-8'):
@@ -490,20 +490,27 @@ def list_all(root):
     assert sum(len(history.backups()) for history in store.histories()) == HISTORIES * BACKUPS
 
 
+def command_list(root):
+    """The command `list`, printed to nowhere."""
+    assert VmBackup.run_list([root], VmBackup.Console(None)) == 0
+
+
 def bench_store(table, place, runs):
     """Rotation and listing of many backups."""
     root = os.path.join(place, 'store')
     make_backups(root)
-    rotating, listing = [], []
+    rotating, listing, telling = [], [], []
     for _ in range(runs):
-        for function, seconds in ((rotate, rotating), (list_all, listing)):
+        for function, seconds in ((rotate, rotating), (list_all, listing),
+                                  (command_list, telling)):
             begun = time.perf_counter()
             function(root)
             seconds.append(time.perf_counter() - begun)
     what = '%d VMs x %d backups, s' % (HISTORIES, BACKUPS)
     table.number('choose what to rotate, ' + what, statistics.median(rotating), '%.2f', 1)
     table.number('list all, ' + what, statistics.median(listing), '%.2f', 1)
-    for name, function in (('choose', rotate), ('list', list_all)):
+    table.number('the command list, ' + what, statistics.median(telling), '%.2f', 3)
+    for name, function in (('choose', rotate), ('list', list_all), ('tell', command_list)):
         with listings() as seen:
             function(root)
         own = [path for path in seen if os.path.dirname(path) == root]

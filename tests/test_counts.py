@@ -1,5 +1,6 @@
 """What a run costs, counted: processes, tables, listings, manifests that are read."""
 
+import contextlib
 import io
 import os
 import subprocess
@@ -69,32 +70,61 @@ class Tables(PoolCase):
 class Store(PoolCase):
     """What is looked at on disk to rotate and to list."""
 
-    def test_each_directory_of_a_vm_is_listed_once_and_each_manifest_is_read_once(self):
+    def setUp(self):
+        super().setUp()
         for vm in ('web', 'db'):
             for day in range(1, 8):
                 path = self.old_backup(vm, 'backup-2026-01-0%d-(00:00:00)' % day, 'success')
                 with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
-                    stream.write('{"number": %d, "started": "2026-01-0%dT00:00:00+00:00"}'
-                                 % (day, day))
+                    stream.write('{"number": %d, "started": "2026-01-0%dT00:00:00+00:00", '
+                                 '"files": {"x.xva": 7}}' % (day, day))
+
+    @contextlib.contextmanager
+    def watched(self):
+        """The paths below backup_dir that are listed, opened and looked at meanwhile."""
+        seen = {name: [] for name in ('scandir', 'listdir', 'open', 'lstat', 'stat')}
+
+        def watching(name, real):
+            def call(path, *rest, **more):
+                path_or_handle = path if isinstance(path, str) else ''
+                if path_or_handle.startswith(self.backups):
+                    seen[name].append(os.path.relpath(path, self.backups))
+                return real(path, *rest, **more)
+            return call
+        with contextlib.ExitStack() as stack:
+            for name in seen:
+                stack.enter_context(unittest.mock.patch(
+                    'os.' + name, watching(name, getattr(os, name))))
+            yield seen
+
+    def test_each_directory_of_a_vm_is_listed_once_and_each_manifest_is_read_once(self):
         store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
-        listed, opened = [], []
-        scandir, real_open = os.scandir, os.open
-
-        def list_it(path):
-            listed.append(os.path.relpath(path, self.backups))
-            return scandir(path)
-
-        def open_it(path, *rest):
-            opened.append(os.path.relpath(path, self.backups))
-            return real_open(path, *rest)
-        with unittest.mock.patch('os.scandir', list_it), unittest.mock.patch(
-                'os.open', open_it), unittest.mock.patch('os.listdir', side_effect=list_it):
+        with self.watched() as seen:
             for history in store.histories():
                 new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
                 self.assertEqual(5, len(history.surplus(new, 3)))
-        self.assertEqual(['.', 'db', 'web'], sorted(listed))
-        self.assertEqual(14, len(opened))
-        self.assertEqual(14, len(set(opened)))
+        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
+        self.assertEqual(14, len(seen['open']))
+        self.assertEqual(14, len(set(seen['open'])))
+
+    def test_to_list_all_is_one_listing_of_a_vm_and_three_looks_at_a_backup(self):
+        config = self.config('vm-export=.*')
+        with self.watched() as seen:
+            self.assertEqual(0, VmBackup.run_list([config], VmBackup.Console(io.BytesIO())))
+        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
+        names = ['%s/backup-2026-01-0%d-(00:00:00)/' % (vm, day)
+                 for vm in ('db', 'web') for day in range(1, 8)]
+        self.assertEqual([name + 'backup.json' for name in names], sorted(seen['open']))
+        self.assertEqual([name + file for name in names for file in ('protected', 'success')],
+                         sorted(seen['lstat']))
+        self.assertEqual([], seen['stat'])
+
+    def test_to_list_one_vm_reads_no_manifest_of_another(self):
+        config = self.config('vm-export=.*')
+        with self.watched() as seen:
+            VmBackup.run_list([config, 'vm=db'], VmBackup.Console(io.BytesIO()))
+        self.assertEqual(7, len(seen['open']))
+        self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['lstat']})
 
 
 if __name__ == '__main__':

@@ -333,7 +333,6 @@ class Choosing(RestoreCase):
                               ('from=/nowhere', 'no config-file or backup_dir')):
             with self.subTest(option=option):
                 self.refused(words, self.restore('web', option))
-        self.refused('given twice: sr=', self.restore('web', 'sr=a', 'sr=b'))
 
     def test_the_default_sr_is_missing(self):
         pool, = self.sim.pool.tables['pool'].values()

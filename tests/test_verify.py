@@ -618,9 +618,9 @@ class CommandWords(PoolCase):
                     self.assertEqual(word, VmBackup.base64.b64decode(stream.read()).decode())
 
     def test_commands_that_do_not_exist_yet_are_no_passwords(self):
-        done = self.vmbackup('list', self.config('vm-export=web'))
+        done = self.vmbackup('prune', self.config('vm-export=web'))
         self.assertEqual(2, done.status)
-        self.assertIn('ERROR list is a command of later releases', done.output)
+        self.assertIn('ERROR prune is a command of later releases', done.output)
         self.assertEqual([], self.sim.calls())
 
     def test_a_helping_word_with_more_is_an_error(self):
