@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -465,8 +466,8 @@ class Places(RestoreCase):
         done = self.ok(self.restore('web'))
         line, = [line for line in done.lines if 'vbd-create' in line]
         uuid = self.uuid_of('web')
-        subprocess.check_call(line.replace('UUID-OF-THE-VM', uuid).replace('device=0', 'device=7'),
-                              shell=True, env=self.environ(), timeout=LIMIT)
+        subprocess.check_call(shlex.split(line.replace('UUID-OF-THE-VM', uuid).replace(
+            'device=0', 'device=7')), env=self.environ(), timeout=LIMIT)
         drives = self.drives('web')
         self.assertEqual(drives['0'][4], drives['7'][4])
 
