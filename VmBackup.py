@@ -6106,17 +6106,19 @@ class TestRestore:
         name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
                                    binascii.hexlify(os.urandom(4)).decode('ascii'))
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
+        proved = False
         try:
             target = self.restorer.look(chosen, dict(self.options, name=name))
             if self.previewing:
                 return 0
             result['sr'] = target.sr['name_label']
             self.restorer.test(chosen, target)
+            proved = True
         except (VmBackupError, OSError) as error:
             result['fault'] = printable(str(error))
             raise
         finally:
-            if result.get('sr'):
+            if 'sr' in result and (proved or 'fault' in result):   # else it was interrupted
                 result['seconds'] = int(elapsed())
                 with tolerating(self.restorer.warnings, 'the result is not recorded'):
                     chosen.backup.note(test_restore=result)
