@@ -4410,10 +4410,12 @@ class Importer:
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = self.pool.marked(mark)
         vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
+        asleep = self.pool.where('VM', 'suspend_VDI', list(made['VDI'])).values()
+        memories = {vm.get('suspend_VDI') for vm in asleep}
         for ref, vdi in made['VDI'].items():
             holders = {vbd['VM'] for vbd in vbds if vbd['VDI'] == ref}
-            complete = vdi['name_label'] != marked_name(mark) and not all(
-                self.pool.call('VM.get_is_control_domain', vm) for vm in holders)
+            complete = vdi['name_label'] != marked_name(mark) and (ref in memories or not all(
+                self.pool.call('VM.get_is_control_domain', vm) for vm in holders))
             if complete:
                 self.unmark('vdi', vdi)
             else:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 import unittest
 from typing import Any, Dict, NamedTuple
@@ -124,6 +123,11 @@ class RestoreFaults(MatrixCase):
         """Start the restore, or the test of one."""
         return self.start('password', *(self.words + (
             'from=' + (self.configuration if self.of_test else self.backups),)))
+
+    def named_calls(self):
+        """The numbers and names of the calls that an undisturbed one makes."""
+        self.calls()
+        return [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
 
     def another(self, number):
         """The next invocation: the same again, a test, or a night's backup, as the number tells;
@@ -326,10 +330,12 @@ class Ended(RestoreFaults):
     ways = ('SIGKILL', 'SIGKILL of it and xe', 'SIGTERM')
 
     def test_ended_at_any_call_it_leaves_all_or_nothing(self):
-        self.calls()
-        names = [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
-        self.each([(way,) + name for way in self.ways for name in names
-                   if 'xe' not in way or '.' not in name[1]], self.end)
+        self.each(self.points(self.named_calls()), self.end)
+
+    def points(self, names):
+        """The ends at the calls of these numbers and names; there is an xe only in its own."""
+        return [(way,) + name for way in self.ways for name in names
+                if 'xe' not in way or '.' not in name[1]]
 
     def end(self, point):
         """One such end."""
@@ -370,6 +376,40 @@ class TermInTest(EndedInTest):
     """SIGTERM."""
 
     ways = ('SIGTERM',)
+
+
+class EndedOfSuspended(Ended):
+    """The same with an archive of a suspended VM, which brings its memory along as a disk."""
+
+    points_in_a_sample = 2
+    ways = ('SIGKILL',)
+
+    def prepare(self):
+        """The VM sleeps in a file of somebody else's."""
+        super().prepare()
+        pool = self.sim.pool
+        ref = pool.ref_of('VM', self.uuid_of('other'))
+        pool.call('VM.start', ref)
+        pool.call('VM.suspend', ref)
+        self.wanted[0] = self.as_restored('other-restored-[-0-9]+', 'other', True)
+        path = os.path.join(self.directory, 'sleeper.xva')
+        self.xe('vm-export', 'vm=other', 'preserve-power-state=true', 'filename=' + path)
+        self.words = ('restore=' + path,)
+        self.asleep = pool.content[pool.tables['VM'][ref]['suspend_VDI']].clone()
+
+    def points(self, names):
+        """Where it is there, whole or not."""
+        return super().points(names[[name for _, name in names].index('vm-import'):])
+
+    def look_at_vm(self, now, ref, extra, words):
+        """It sleeps still, and has its memory."""
+        vm = now['VM'][ref]
+        self.assertIn(vm['suspend_VDI'], extra['VDI'], 'its memory is gone: ' + words)
+        extra['VDI'] -= {vm['suspend_VDI']}
+        self.assertTrue(self.asleep == self.sim.pool.content[vm['suspend_VDI']], words)
+        self.assertEqual('Suspended', vm['power_state'], words)
+        vm['power_state'] = 'Halted'
+        return super().look_at_vm(now, ref, extra, words)
 
 
 class AtFileOperations(LaunchedCase, RestoreFaults):
@@ -419,8 +459,7 @@ class Refused(RestoreFaults):
     ways = ('refuse', 'die', 'down', 'down-after')
 
     def test_with_a_fault_at_any_call_it_leaves_all_or_nothing(self):
-        self.calls()
-        names = [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
+        names = self.named_calls()
         self.each([(way, number, name, {}) for way in self.ways for number, name in names]
                   + list(self.half_way(names)), self.meet)
 
@@ -428,10 +467,13 @@ class Refused(RestoreFaults):
         """The points in the midst of an import."""
         for number, name in names:
             if name in TRANSFERS:
-                for after in (0, 100, 40000, 600000):
-                    for way in self.ways:
-                        if way in ('die', 'down', 'refuse'):
-                            yield way, number, name, {'after': after}
+                for way in ('die', 'down', 'refuse'):
+                    for after in (100, 40000, 600000):
+                        yield way, number, name, {'after': after}
+            if name == 'vm-import':
+                for way in ('down', 'refuse'):
+                    for made in range(1, 9):
+                        yield way, number, name, {'made': made}
 
     def meet(self, point):
         """One such fault."""
