@@ -4410,10 +4410,12 @@ class Importer:
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = self.pool.marked(mark)
         vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
+        asleep = self.pool.where('VM', 'suspend_VDI', list(made['VDI'])).values()
+        memories = {vm.get('suspend_VDI') for vm in asleep}
         for ref, vdi in made['VDI'].items():
             holders = {vbd['VM'] for vbd in vbds if vbd['VDI'] == ref}
-            complete = vdi['name_label'] != marked_name(mark) and not all(
-                self.pool.call('VM.get_is_control_domain', vm) for vm in holders)
+            complete = vdi['name_label'] != marked_name(mark) and (ref in memories or not all(
+                self.pool.call('VM.get_is_control_domain', vm) for vm in holders))
             if complete:
                 self.unmark('vdi', vdi)
             else:
@@ -6106,17 +6108,19 @@ class TestRestore:
         name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
                                    binascii.hexlify(os.urandom(4)).decode('ascii'))
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
+        proved = False
         try:
             target = self.restorer.look(chosen, dict(self.options, name=name))
             if self.previewing:
                 return 0
             result['sr'] = target.sr['name_label']
             self.restorer.test(chosen, target)
+            proved = True
         except (VmBackupError, OSError) as error:
             result['fault'] = printable(str(error))
             raise
         finally:
-            if result.get('sr'):
+            if 'sr' in result and (proved or 'fault' in result):   # else it was interrupted
                 result['seconds'] = int(elapsed())
                 with tolerating(self.restorer.warnings, 'the result is not recorded'):
                     chosen.backup.note(test_restore=result)

@@ -31,13 +31,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import figures
 from tests.runner import read_proc
 from tests.simpool import archive
-from tests.support import LIMIT, SCRIPT, PoolCase
+from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
 
 MIB = 1 << 20
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
@@ -57,6 +58,10 @@ PASSING = {'VM': {'snapshots', 'children', 'parent', 'current_operations', 'allo
            'VDI': {'snapshots', 'VBDs', 'current_operations', 'allowed_operations'},
            'VBD': {'current_operations', 'allowed_operations'},
            'VIF': {'current_operations', 'allowed_operations'}}
+
+LAUNCHER = os.path.join(ROOT, 'tests', 'launcher.py')
+FAILURES = 5                # of a test, after which it does not look for more
+OUTAGE = 0.15               # seconds in which there is no daemon
 
 SEED = 'VMBACKUP_TEST_SEED'
 FULL = 'VMBACKUP_TEST_FULL'
@@ -583,3 +588,204 @@ class FaultCase(PoolCase):
         """The VMs that have a good backup which was not there when the run began."""
         return {vm for vm, backups in now.items()
                 if any(backup.key not in self.backups_before for backup in backups)}
+
+
+class Journal(list):
+    """A pool's journal that tells somebody of each call before the call goes on."""
+
+    def __init__(self, tell):
+        super().__init__()
+        self.tell = tell
+
+    def append(self, call):
+        super().append(call)
+        self.tell(len(self), call)
+
+
+def children_of(pid):
+    """The processes that a process has started."""
+    found = []
+    for name in filter(str.isdigit, os.listdir('/proc')):
+        fields = read_proc(name, 'stat').rpartition(b')')[2].split()
+        if len(fields) > 1 and int(fields[1]) == pid:
+            found.append(int(name))
+    return found
+
+
+class MatrixCase(FaultCase):
+    """A history, and a run over it that is disturbed at one point after the other."""
+
+    rules = ('vm-export=web', 'vdi-export=db')
+    points_in_a_sample = 3
+
+    def setUp(self):
+        self.script = type(self).script
+        super().setUp()
+        self.prepare()
+        self.prepared = time.time()
+        self.failed_before = self.failed()
+        self.save()
+        self.remember()
+        self.child = None
+
+    def calls(self):
+        """How many calls to the pool an undisturbed run makes."""
+        self.start_over()
+        done = self.undisturbed()
+        self.assertIn(done.status, (0, 1), done.output)
+        return len(self.sim.calls())
+
+    def begin(self):
+        """Start what is disturbed: a run with this test's config, unless a test says otherwise."""
+        return self.start_backup()
+
+    def undisturbed(self):
+        """The same, to its end, whatever it meets."""
+        return self.finish(self.begin())
+
+    def start_over(self):
+        """Have everything as it was before the first run."""
+        self.rewind()
+
+    def each(self, points, work):
+        """Do the work for each point, or for a sample of them."""
+        failures = 0
+        for point in sample(points, self.points_in_a_sample, self.id()):
+            with self.subTest(point=point):
+                good = False
+                try:
+                    self.start_over()
+                    work(point)
+                    good = True
+                finally:
+                    if not good:
+                        failures += 1
+                        self.doCleanups()
+                        self.setUp()
+            if failures >= FAILURES:
+                self.fail('%d points failed: no more are tried' % failures)
+
+    def run_with(self, tell):
+        """A run with this test's config, whose calls to the pool are told and counted."""
+        ready = threading.Event()
+
+        def wait_and_tell(number, call):
+            ready.wait(LIMIT)
+            tell(number, call)
+        self.sim.pool.journal = Journal(wait_and_tell)
+        self.child = self.begin()
+        ready.set()
+        done = self.finish(self.child)
+        self.called = len(self.sim.pool.journal)
+        self.sim.pool.journal = []
+        return done
+
+    def send(self, signum):
+        """Send the run a signal, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signum)
+        if signum == signal.SIGKILL:
+            with contextlib.suppress(ChildProcessError):        # it is gone already
+                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+
+    def kill(self, children):
+        """SIGKILL, to what the run has started, too."""
+        pids = children_of(self.child.pid) if children else []
+        self.send(signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def come_back(self, ended):
+        """Start the daemon again a moment after it died; `ended` tells that the run is over."""
+        while not self.sim.pool.is_down:
+            if ended.wait(0.01):
+                return
+        ended.wait(OUTAGE)
+        self.sim.restart()
+
+    def run_with_an_outage(self):
+        """A run; whenever the daemon dies it is started again."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self.come_back, args=(ended,))
+        thread.start()
+        try:
+            return self.undisturbed()
+        finally:
+            ended.set()
+            thread.join()
+
+    def check_the_next_run(self):
+        """One more run, undisturbed: everything is well after it, and nothing is half done."""
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        self.check(done, settled=True, hit=())
+        half_done = [os.path.join(directory, name)
+                     for directory, names, files in os.walk(self.backups) for name in names + files
+                     if name.startswith(DELETING) or name.endswith(('.new', '.partial'))]
+        self.assertEqual([], half_done, done.output)
+        self.assertEqual(set(), self.failed() - self.failed_before, done.output)
+
+    def failed(self):
+        """The paths of the dated directories without a marker."""
+        found = {os.path.join(self.backups, vm, name) for vm in self.vm_directories()
+                 for name in os.listdir(os.path.join(self.backups, vm))}
+        return {path for path in found
+                if is_dated(path) and not set(MARKERS) & set(os.listdir(path))}
+
+    def check_after_kill(self, done):
+        """The invariants right after a SIGKILL, and after one more run."""
+        self.assertEqual(-signal.SIGKILL, done.status, done.output)
+        self.settle_pool()
+        self.check(done, settled=False)
+        self.check_the_next_run()
+
+    def check_after_signal(self, done, last, signals=(signal.SIGTERM,)):
+        """The invariants at once, and how the run ended; `last`: it had nothing more to do."""
+        expected = [128 + signum for signum in signals] + ([0, 1] if last else [])
+        self.assertIn(done.status, expected, done.output)
+        self.check(done, settled=True)
+
+
+class LaunchedCase(MatrixCase):
+    """A run whose file operations are watched."""
+
+    spec = {}
+
+    def command(self):
+        """The launcher, told what to do, where it is to do anything."""
+        words = super().command()
+        return words[:1] + [LAUNCHER, json.dumps(self.spec)] + words[1:] if self.spec else words
+
+    def launched(self, **spec):
+        """A run by the launcher."""
+        self.spec = spec
+        try:
+            return self.undisturbed()
+        finally:
+            self.spec = {}
+
+    def operations(self):
+        """The file operations of an undisturbed run: the launcher's dicts."""
+        self.until(lambda: time.time() > self.prepared + 1.5)   # no name is taken any more
+        self.start_over()
+        trace = os.path.join(self.directory, 'trace')
+        done = self.launched(trace=trace, root=os.path.realpath(self.backups))
+        self.assertIn(done.status, (0, 1), done.output)
+        with open(trace, encoding='utf-8') as stream:
+            found = [json.loads(line) for line in stream]
+        os.unlink(trace)
+        return found
+
+    def moments(self):
+        """(number, when, name): before and after each operation, but where nothing is different
+        from the moment before that: nothing on disk, and nobody was talked to."""
+        found, last = [], None
+        for each in self.operations():
+            for when in ('before', 'after'):
+                now = each[when]
+                if now != last or when == 'before' and each['talked'] or (
+                        when == 'after' and each['name'] == 'flock'):
+                    found.append((each['number'], when, '%s in %s' % (each['name'], each['by'])))
+                last = now
+        return found

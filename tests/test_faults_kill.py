@@ -1,146 +1,16 @@
 """The kill matrix: a run is ended at every single call to the pool and file operation, and the
 pool's daemon dies at every call; afterwards the six invariants of faulting.py hold."""
 
-import contextlib
-import json
 import os
 import signal
-import threading
 import time
 import unittest
 
 from tests.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faulting import FaultCase, is_dated, number_of, sample
-from tests.runner import read_proc
-from tests.support import LIMIT, ROOT
+from tests.faulting import FaultCase, LaunchedCase, MatrixCase, number_of
 
-LAUNCHER = os.path.join(ROOT, 'tests', 'launcher.py')
 FEW = ('vm-export=web', 'vdi-export=db')
 FOUR = FaultCase.rules + ('vm-export=other',)
-FAILURES = 5                # of a test, after which it does not look for more
-OUTAGE = 0.15               # seconds in which there is no daemon
-
-
-class Journal(list):
-    """A pool's journal that tells somebody of each call before the call goes on."""
-
-    def __init__(self, tell):
-        super().__init__()
-        self.tell = tell
-
-    def append(self, call):
-        super().append(call)
-        self.tell(len(self), call)
-
-
-def children_of(pid):
-    """The processes that a process has started."""
-    found = []
-    for name in filter(str.isdigit, os.listdir('/proc')):
-        fields = read_proc(name, 'stat').rpartition(b')')[2].split()
-        if len(fields) > 1 and int(fields[1]) == pid:
-            found.append(int(name))
-    return found
-
-
-class MatrixCase(FaultCase):
-    """A history, and a run over it that is disturbed at one point after the other."""
-
-    rules = FEW
-    points_in_a_sample = 3
-
-    def setUp(self):
-        self.script = type(self).script
-        super().setUp()
-        self.prepare()
-        self.prepared = time.time()
-        self.failed_before = self.failed()
-        self.save()
-        self.remember()
-        self.child = None
-
-    def calls(self):
-        """How many calls to the pool an undisturbed run makes."""
-        self.start_over()
-        done = self.backup()
-        self.assertIn(done.status, (0, 1), done.output)
-        return len(self.sim.calls())
-
-    def start_over(self):
-        """Have everything as it was before the first run."""
-        self.rewind()
-
-    def each(self, points, work):
-        """Do the work for each point, or for a sample of them."""
-        failures = 0
-        for point in sample(points, self.points_in_a_sample, self.id()):
-            with self.subTest(point=point):
-                good = False
-                try:
-                    self.start_over()
-                    work(point)
-                    good = True
-                finally:
-                    if not good:
-                        failures += 1
-                        self.doCleanups()
-                        self.setUp()
-            if failures >= FAILURES:
-                self.fail('%d points failed: no more are tried' % failures)
-
-    def run_with(self, tell):
-        """A run with this test's config, whose calls to the pool are told and counted."""
-        ready = threading.Event()
-
-        def wait_and_tell(number, call):
-            ready.wait(LIMIT)
-            tell(number, call)
-        self.sim.pool.journal = Journal(wait_and_tell)
-        self.child = self.start_backup()
-        ready.set()
-        done = self.finish(self.child)
-        self.called = len(self.sim.pool.journal)
-        self.sim.pool.journal = []
-        return done
-
-    def send(self, signum):
-        """Send the run a signal, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.child.pid, signum)
-        if signum == signal.SIGKILL:
-            with contextlib.suppress(ChildProcessError):        # it is gone already
-                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
-
-    def check_the_next_run(self):
-        """One more run, undisturbed: everything is well after it, and nothing is half done."""
-        done = self.backup()
-        self.assertIn(done.status, (0, 1), done.output)
-        self.check(done, settled=True, hit=())
-        half_done = [os.path.join(directory, name)
-                     for directory, names, files in os.walk(self.backups) for name in names + files
-                     if name.startswith(DELETING) or name.endswith(('.new', '.partial'))]
-        self.assertEqual([], half_done, done.output)
-        self.assertEqual(set(), self.failed() - self.failed_before, done.output)
-
-    def failed(self):
-        """The paths of the dated directories without a marker."""
-        found = {os.path.join(self.backups, vm, name) for vm in self.vm_directories()
-                 for name in os.listdir(os.path.join(self.backups, vm))}
-        return {path for path in found
-                if is_dated(path) and not set(MARKERS) & set(os.listdir(path))}
-
-    def check_after_kill(self, done):
-        """The invariants right after a SIGKILL, and after one more run."""
-        self.assertEqual(-signal.SIGKILL, done.status, done.output)
-        self.settle_pool()
-        self.check(done, settled=False)
-        self.check_the_next_run()
-
-    def check_after_signal(self, done, last, signals=(signal.SIGTERM,)):
-        """The invariants at once, and how the run ended; `last`: it had nothing more to do."""
-        expected = [128 + signum for signum in signals] + ([0, 1] if last else [])
-        self.assertIn(done.status, expected, done.output)
-        self.check(done, settled=True)
 
 
 class AtPoolCalls(MatrixCase):
@@ -171,14 +41,6 @@ class AtPoolCalls(MatrixCase):
             if way != 'SIGTERM':
                 signals.append(signal.SIGINT)       # if both come before the first is seen
             self.check_after_signal(done, self.called == call, signals)
-
-    def kill(self, children):
-        """SIGKILL, to what the run has started, too."""
-        pids = children_of(self.child.pid) if children else []
-        self.send(signal.SIGKILL)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def terminate(self, distance, further):
         """SIGTERM when the call is there; more signals right then and at the next call."""
@@ -228,50 +90,6 @@ class OverLeftoversOfDisks(OverLeftovers):
 
     verb = 'vdi-export'
     rules = FEW[1:]
-
-
-class LaunchedCase(MatrixCase):
-    """A run whose file operations are watched."""
-
-    spec = {}
-
-    def command(self):
-        """The launcher, told what to do, where it is to do anything."""
-        words = super().command()
-        return words[:1] + [LAUNCHER, json.dumps(self.spec)] + words[1:] if self.spec else words
-
-    def launched(self, **spec):
-        """A run by the launcher."""
-        self.spec = spec
-        try:
-            return self.backup()
-        finally:
-            self.spec = {}
-
-    def operations(self):
-        """The file operations of an undisturbed run: the launcher's dicts."""
-        self.until(lambda: time.time() > self.prepared + 1.5)   # no name is taken any more
-        self.start_over()
-        trace = os.path.join(self.directory, 'trace')
-        done = self.launched(trace=trace, root=os.path.realpath(self.backups))
-        self.assertIn(done.status, (0, 1), done.output)
-        with open(trace, encoding='utf-8') as stream:
-            found = [json.loads(line) for line in stream]
-        os.unlink(trace)
-        return found
-
-    def moments(self):
-        """(number, when, name): before and after each operation, but where nothing is different
-        from the moment before that: nothing on disk, and nobody was talked to."""
-        found, last = [], None
-        for each in self.operations():
-            for when in ('before', 'after'):
-                now = each[when]
-                if now != last or when == 'before' and each['talked'] or (
-                        when == 'after' and each['name'] == 'flock'):
-                    found.append((each['number'], when, '%s in %s' % (each['name'], each['by'])))
-                last = now
-        return found
 
 
 class AtFileOperations(LaunchedCase):
@@ -350,21 +168,13 @@ class DaemonDies(MatrixCase):
         super().setUp()
         self.script = self.changed_script(**self.constants)
 
-    def come_back(self, ended):
-        """Start the daemon again a moment after it died; `ended` tells that the run is over."""
-        while not self.sim.pool.is_down:
-            if ended.wait(0.01):
-                return
-        ended.wait(OUTAGE)
-        self.sim.restart()
-
     def die(self, point):
         """A run in which the daemon dies at a call; the invariants after it and the next run."""
         way, call = point
         self.kind = self.ways[way]
         self.injected('%s at call %d' % point)
         self.sim.pool.faults.add('*', way, nth=call)
-        done = self.backup_with_an_outage()
+        done = self.run_with_an_outage()
         self.sim.pool.faults.clear()
         self.settle_pool()
         self.check(done, settled=False, hit=self.hit(call))
@@ -374,17 +184,6 @@ class DaemonDies(MatrixCase):
         """The VMs that may be without a new backup: any one; all if nobody could log in."""
         lacking = set(self.configured()) - self.renewed(self.good())
         return lacking if len(lacking) < 2 or call == 1 else ()
-
-    def backup_with_an_outage(self):
-        """A run; whenever the daemon dies it is started again."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self.come_back, args=(ended,))
-        thread.start()
-        try:
-            return self.backup()
-        finally:
-            ended.set()
-            thread.join()
 
     def test_the_daemon_may_die_at_any_call(self):
         calls = range(1, self.calls() + 1)
@@ -411,7 +210,7 @@ class DaemonStaysAway(DaemonDies):
     ways = {'down': 'the daemon dies at a call, and stays away'}
     constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
 
-    def backup_with_an_outage(self):
+    def run_with_an_outage(self):
         """A run, after which the daemon is started again."""
         done = self.backup()
         self.sim.restart()

@@ -339,6 +339,11 @@ class _Import:
                 else:
                     pool.delete(cls, ref)
 
+    def note(self, cls, ref):
+        """Something is made."""
+        self.made.append((cls, ref))
+        self.pool.step()
+
     def check(self, record):
         """What stands in the way of keeping uuid and MAC seed. Raises XapiError."""
         if not self.preserve:
@@ -371,7 +376,7 @@ class _Import:
             if pool.tables['SR'][self.sr]['content_type'] == 'iso':
                 raise pool.error('SR_OPERATION_NOT_SUPPORTED', self.sr)
             ref = pool.make_vdi(self.sr, int(record['virtual_size']), **fields)
-            self.made.append(('VDI', ref))
+            self.note('VDI', ref)
             return ref
         is_iso = vdi.id not in contents.disks
         for ref, other in pool.tables['VDI'].items():
@@ -390,14 +395,14 @@ class _Import:
         fields = {field: record[field] for field in (
             'name_label', 'name_description', 'MTU', 'other_config')}
         ref = self.pool.call('network.create', fields)
-        self.made.append(('network', ref))
+        self.note('network', ref)
         return ref
 
     def make_vm(self, record):
         pool = self.pool
         fields = {field: value for field, value in record.items() if field in TEMPLATES['VM']}
         metrics = pool.new('VM_metrics')
-        self.made.append(('VM_metrics', metrics))
+        self.made.append(('VM_metrics', metrics))      # one object with the VM, as it were
         fields.update(
             uuid=record['uuid'] if self.preserve else '', metrics=metrics, guest_metrics=NULL,
             VBDs=[], VIFs=[], VUSBs=[], VTPMs=[], VGPUs=[], consoles=[], snapshots=[], children=[],
@@ -413,7 +418,7 @@ class _Import:
         if not self.preserve:
             fields['other_config'] = dict(record['other_config'], mac_seed=str(uuid.uuid4()))
         ref = pool.new('VM', **fields)
-        self.made.append(('VM', ref))
+        self.note('VM', ref)
         self.vms.append(ref)
         return ref
 
@@ -424,7 +429,7 @@ class _Import:
             'qos_algorithm_type', 'qos_algorithm_params')}
         ref = self.pool.new('VBD', uuid=record['uuid'] if self.preserve else '',
                             VM=self.here[record['VM']], VDI=vdi, empty=vdi == NULL, **fields)
-        self.made.append(('VBD', ref))
+        self.note('VBD', ref)
         return ref
 
     def make_vif(self, record):
@@ -437,7 +442,7 @@ class _Import:
             fields, VM=self.here[record['VM']], network=self.here[record['network']]))
         if self.preserve:
             self.pool.put('VIF', ref, uuid=record['uuid'])
-        self.made.append(('VIF', ref))
+        self.note('VIF', ref)
         return ref
 
     def join(self, vm):

@@ -244,8 +244,10 @@ class Transfer:
 
     def run(self, data):
         self.started = True
+        fault = self.fault if self.fault and self.fault.made is not None else None
         try:
-            self.carry(self, data)
+            with self.door.pool.amid(fault and fault._replace(after=fault.made)):
+                self.carry(self, data)
         except (Dying, Down):
             self.talk.hang_up()     # first, so that the client's `OK` finds nobody
         finally:
@@ -1060,8 +1062,9 @@ def sender(opened, as_disk=False):
 
 
 def in_transfer(verb, fault):
-    """Whether a fault, if there is one, waits for so many bytes of an export or an import."""
-    return verb in TRANSFERS and bool(fault) and fault.after is not None
+    """Whether a fault, if there is one, waits for so many bytes or objects of a transfer."""
+    return verb in TRANSFERS and bool(fault) and (
+        fault.after is not None or fault.made is not None)
 
 
 def send_piece(data, piece, as_disk):
