@@ -1475,7 +1475,7 @@ FIELDS = {                 # those of whole records that we rely on
     'VIF': ('uuid', 'device', 'network'), 'host': ('uuid',), 'pool': ('uuid', 'master'),
     'task': ('status', 'name_label')}
 FURTHER_FIELDS = {         # those of whole tables that are kept where there are any
-    'VDI': ('name_description', 'type', 'sharable', 'read_only'),
+    'VM': ('other_config',), 'VDI': ('name_description', 'type', 'sharable', 'read_only'),
     'VBD': ('mode', 'unpluggable', 'empty'), 'VIF': ('MTU', 'MAC', 'other_config'),
     'SR': ('uuid', 'name_label', 'physical_utilisation', 'physical_size'),
     'network': ('name_label',), 'host': ('software_version',), 'pool': ('name_label',),
@@ -1706,9 +1706,11 @@ class Pool:
             for name in names:
                 self.tables.pop(name, None)
 
-    def vms(self) -> List[Vm]:
-        """The real VMs: no templates, snapshots, control domains. One call."""
-        records = self.table('VM')
+    def vms(self, marks: Sequence[str] = ()) -> List[Vm]:
+        """The real VMs: no templates, snapshots, control domains, nor what carries one of the marks
+        of restores that go on. One call."""
+        records = {ref: record for ref, record in self.table('VM').items()
+                   if (record.get('other_config') or {}).get(MARK) not in marks}
         self.forget('VM')                              # the largest of all
         self.vm_labels = {ref: (record['name_label'], record['uuid'])
                           for ref, record in records.items()}
@@ -2173,22 +2175,28 @@ class Restoring(NamedTuple):
 
     mark: str                  # a number that nobody can guess: what it makes carries it
     pool: str                  # uuid
+    name: str                  # that a disk gets in the end
+    since: str                 # UTC, as xapi writes times
     host: str                  # whose process this is
     process: str               # see Intent
-    path: str                  # of the record; '' where none could be written
+    path: str = ''             # of the record; '' where none could be written
+    complete: bool = False     # nothing is to be removed any more
 
     @classmethod
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
+        first, _, more = data.partition(b'\n')
         try:
-            fields = json.loads(data.decode('utf-8'))
-            found = cls(*(fields[name] for name in cls._fields[:-1]), path)
-        except (ValueError, LookupError, TypeError, RecursionError):
-            found = cls('', '', '', '', path)
-        if all(isinstance(text, str) for text in found) and re.match('[0-9a-f]{32}\\Z', found.mark):
-            return found
-        raise TargetError(f'{path}, the record of a restore, is damaged (look for a VM with '
-                          f'{MARK} in its other-config, then delete the record)')
+            found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
+            if all(isinstance(text, str) for text in found[:-1]) and re.match(
+                    '[0-9a-f]{32}\\Z', found.mark):
+                return found
+        except (ValueError, TypeError, RecursionError) as error:
+            words = str(error)
+        else:
+            words = 'no such record'
+        raise TargetError(f'the record of a restore is damaged: {words} (look for a VM with {MARK} '
+                          'in its other-config, then delete the record)')
 
 
 def process(number: str) -> str:
@@ -2733,47 +2741,73 @@ class BackupStore:
         return True
 
     @contextlib.contextmanager
-    def restoring(self, pool: str) -> Iterator[Restoring]:
+    def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
         """A restore that is written down and locked while it goes on. Its record stays until
         `restored`. Where none can be written, it has no path."""
-        record = Restoring(binascii.hexlify(os.urandom(16)).decode('ascii'), pool,
-                           os.uname().nodename, process(str(os.getpid())), '')
-        path = os.path.join(self.root, RESTORING.format(record.mark))
         with contextlib.ExitStack() as stack:
-            try:
-                handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-                stack.callback(os.close, handle)
-                self.lock(handle)
-                os.write(handle, encoded(json.dumps(record._asdict())))
-                force(handle)
-                sync(self.root)
-                record = record._replace(path=path)
-            except OSError:                            # a share that is read-only, or full
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+            record = None      # type: Optional[Restoring]
+            while record is None:
+                record = self.record(Restoring(
+                    binascii.hexlify(os.urandom(16)).decode('ascii'), pool, name, since,
+                    os.uname().nodename, process(str(os.getpid()))), stack)
             yield record
 
-    def restored(self, record: Restoring) -> None:
+    def record(self, record: Restoring, stack: contextlib.ExitStack) -> Optional[Restoring]:
+        """Write down and lock a restore; None if somebody has taken the file for what a kill left,
+        as long as it was empty. The stack unlocks it."""
+        path = os.path.join(self.root, RESTORING.format(record.mark))
+        try:
+            handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            stack.callback(os.close, handle)
+            locked = self.lock(handle)
+            os.write(handle, encoded(json.dumps({
+                name: value for name, value in record._asdict().items()
+                if name not in ('path', 'complete')})))
+            force(handle)
+            sync(self.root)
+            return record._replace(path=path) if locked and os.fstat(handle).st_nlink else None
+        except OSError:                                # a share that is read-only, or full
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return record
+
+    @staticmethod
+    def complete(record: Restoring) -> None:
+        """Write down that what was restored is whole. Raise OSError."""
+        if record.path:
+            with open(record.path, 'ab', buffering=0) as stream:
+                stream.write(b'\ncomplete\n')
+                force(stream.fileno())
+
+    @staticmethod
+    def restored(record: Restoring) -> None:
         """Nothing half restored is left. Raise OSError."""
         if record.path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.path)
 
+    def restores(self) -> Dict[str, str]:
+        """The paths of the records of restores, by their marks. Raise TargetError."""
+        paths = bounded(lambda: glob.glob(os.path.join(
+            glob.escape(self.root), RESTORING.format('*'))), f'backup_dir {self.root}')
+        found = {path: re.search('([0-9a-f]{32})', os.path.basename(path)) for path in paths}
+        return {mark.group(): path for path, mark in found.items() if mark}
+
     @contextlib.contextmanager
-    def restores_left(self) -> Iterator[List[Restoring]]:
-        """The records of restores that were killed, locked meanwhile against others that look.
-        Raise TargetError, OSError."""
-        found = []             # type: List[Restoring]
+    def taken(self, path: str) -> Iterator[Optional[Restoring]]:
+        """The record of a restore that was killed, locked meanwhile; None if it goes on, or has
+        just ended. Raise TargetError, OSError."""
         with contextlib.ExitStack() as stack:
-            for path in sorted(glob.glob(os.path.join(glob.escape(self.root),
-                                                      RESTORING.format('*')))):
-                with contextlib.suppress(FileNotFoundError):   # it has just ended
-                    stream = stack.enter_context(open(path, 'r+b'))
-                    if self.lock(stream.fileno()):
-                        data = stream.read(LONGEST_RECORD)
-                        record = Restoring.parse(data, path) if data else Restoring(*[''] * 4, path)
-                        found += [record] * (not self.unlocked or not is_in_work(record))
-            yield found
+            record = None      # type: Optional[Restoring]
+            with contextlib.suppress(FileNotFoundError):
+                stream = stack.enter_context(open(path, 'r+b'))
+                if self.lock(stream.fileno()):
+                    data = stream.read(LONGEST_RECORD)
+                    if data:
+                        record = Restoring.parse(data, path)
+                    else:                              # it was killed before it made anything
+                        os.unlink(path)
+            yield None if record and self.unlocked and is_in_work(record) else record
 
     def pool_dumps(self, host_name: str) -> str:
         """The directory for dumps of the pool database."""
@@ -3571,6 +3605,7 @@ class Archived(NamedTuple):
     """What an ova.xml tells of its VM."""
 
     name: str
+    uuid: str
     version: Tuple[int, int]       # of the xapi that wrote it: major, minor
     disks: Dict[str, int]      # bytes of each, by its user device
     vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
@@ -3598,8 +3633,8 @@ def archived(ova: bytes) -> Archived:
         vifs = [(vif['device'], things['network'][vif['network']])
                 for vif in things['VIF'].values()]
         return Archived(
-            vm['name_label'], (int(text_of(version['xapi_major'])),
-                               int(text_of(version['xapi_minor']))), disks,
+            vm['name_label'], vm['uuid'], (int(text_of(version['xapi_major'])),
+                                           int(text_of(version['xapi_minor']))), disks,
             sorted((device, network['name_label'], network['bridge']) for device, network in vifs),
             vm['other_config'].get('mac_seed', ''),
             [vif['MAC'] for vif in things['VIF'].values()], firmware_of(vm))
@@ -3627,7 +3662,9 @@ def fields_of(ova: bytes) -> List[Tuple[str, Dict[str, slice]]]:
         elif tag == 'member':
             names.pop()
         elif tag == 'value':
-            place = slice(starts.pop(), ova.index(b'>', parser.CurrentByteIndex) + 1)
+            at = parser.CurrentByteIndex               # of <value/> it is behind that, or not
+            behind = ova[at - 2:at] == b'/>' and not ova.startswith(b'</value', at)
+            place = slice(starts.pop(), at if behind else ova.index(b'>', at) + 1)
             if names == ['objects', 'class']:
                 kind = text_of(xml.etree.ElementTree.fromstring(ova[place]))
             elif names[:-1] == ['objects', 'snapshot']:
@@ -4356,68 +4393,107 @@ class Importer:
         self.warnings = warnings
 
     @contextlib.contextmanager
-    def making(self, store: BackupStore) -> Iterator[str]:
-        """Yield the mark of what is made; if that ends with an error, all of it is removed."""
-        with store.restoring(self.pool.uuid()) as record:
+    def making(self, store: BackupStore, name: str, keep: bool) -> Iterator[Restoring]:
+        """Yield the record of what is made. It is removed afterwards, unless it is to be kept and
+        that ends without an error; `name` is the one that a disk then gets."""
+        with store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             if not record.path:
                 self.console.log(f'***NOTE - cannot write in {store.root}: should this be killed, '
                                  f'look for {MARK} in the other-config of VMs and disks')
-            done = False
+            complete = False
             try:
-                yield record.mark
-                done = True
+                yield record
+                if keep:
+                    store.complete(record)
+                complete = keep
             finally:
-                with tolerating(self.warnings, f'what was half restored was {LEFT}'):
-                    if not done:
-                        self.remove(record.mark)
+                with tolerating(self.warnings, f'what was restored was {LEFT}, or its mark'):
+                    if complete:
+                        self.finish(record)
+                    else:
+                        self.remove(record)
                     store.restored(record)
 
     def settle(self, store: BackupStore) -> None:
-        """Remove what restores that were killed have left; raise VmBackupError, OSError."""
-        with store.restores_left() as left:
-            for record in left:
-                if record.mark and record.pool != self.pool.uuid():
-                    self.console.log(f'***NOTE - {record.path} tells of a restore in another pool, '
+        """Finish or remove what restores that were killed have left; raise TargetError."""
+        for path in sorted(store.restores().values()):
+            with tolerating(self.warnings, path), store.taken(path) as record:
+                if record and record.pool != self.pool.uuid():
+                    self.console.log(f'***NOTE - {path} tells of a restore in another pool, '
                                      f'{record.pool}: not touched')
-                    continue
-                if record.mark:
-                    self.console.log('removing what is left of a restore that was killed')
-                    self.remove(record.mark)
-                store.restored(record)
+                elif record:
+                    if record.complete:
+                        self.finish(record)
+                    else:
+                        self.console.log('removing what is left of a restore that was killed')
+                        self.remove(record)
+                    store.restored(record)
 
-    def remove(self, mark: str) -> None:
+    def finish(self, record: Restoring) -> None:
+        """Take the marks from what is complete. Raise CommandFailed, PoolError."""
+        made = self.pool.marked(record.mark)
+        for vm in made['VM'].values():
+            self.unmark('vm', vm)
+        for vdi in made['VDI'].values():
+            self.release(vdi, record)
+        for network in made['network'].values():
+            self.unmark('network', network)
+
+    def release(self, vdi: Dict[str, Any], record: Restoring) -> None:
+        """Take the mark from a disk. Raise CommandFailed."""
+        if vdi['name_label'] == marked_name(record.mark):
+            self.xe.tell('vdi-param-set', uuid=vdi['uuid'], name_label=label_part(record.name))
+        else:
+            self.unmark('vdi', vdi)
+
+    def remove(self, record: Restoring) -> None:
         """Remove what carries a mark, several times if need be. Raise the last VmBackupError if
         something is left."""
         for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
             try:
                 self.pool.wait_until(lambda: not any(
-                    vm.get('current_operations') for vm in self.pool.marked(mark)['VM'].values()),
+                    vm.get('current_operations')
+                    for vm in self.pool.marked(record.mark)['VM'].values()),
                     'it is still being imported')
-                return self.destroy(mark)
+                return self.destroy(record)
             except (CommandFailed, PoolError) as error:
                 if not wait:
                     raise
                 self.console.log(f'***NOTE - {error}: trying again')
             pause(wait)
 
-    def destroy(self, mark: str) -> None:
-        """Destroy what carries a mark, or raise CommandFailed, PoolError; VmBackupError where that
-        would not help. A disk or network that something else has by now is only marked no more."""
-        for vm in self.pool.marked(mark)['VM'].values():
-            if vm['power_state'] not in ('Halted', 'Suspended') or vm['snapshots']:
+    def check_unused(self, made: Dict[str, Dict[str, Dict[str, Any]]], since: str) -> None:
+        """Raise VmBackupError if somebody has used what was made: started it, or taken a snapshot
+        or a copy, which carry the mark too."""
+        for vm in made['VM'].values():
+            started = ''
+            with unless_gone():
+                started = str(self.pool.call('VM_metrics.get_start_time', vm['metrics']))
+            if vm['power_state'] not in ('Halted', 'Suspended') or started > since or (
+                    vm['snapshots'] or vm['is_a_snapshot'] or len(made['VM']) > 1):
                 raise VmBackupError(f'the VM {vm["uuid"]} is half restored, but in use: not '
                                     'touched (remove it, it is not whole)')
+        for vdi in made['VDI'].values():
+            if vdi['is_a_snapshot'] or vdi['snapshots']:
+                raise VmBackupError(f'the disk {vdi["uuid"]} is half restored, but has a snapshot '
+                                    'or is one: not touched (remove it, it is not whole)')
+
+    def destroy(self, record: Restoring) -> None:
+        """Destroy what carries a mark, or raise CommandFailed, PoolError; VmBackupError where that
+        would not help. A disk or network that something else has by now is only marked no more."""
+        made = self.pool.marked(record.mark)
+        self.check_unused(made, record.since)
+        for vm in made['VM'].values():
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
-        made = self.pool.marked(mark)
+        made = self.pool.marked(record.mark)
         vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
         asleep = self.pool.where('VM', 'suspend_VDI', list(made['VDI'])).values()
         memories = {vm.get('suspend_VDI') for vm in asleep}
         for ref, vdi in made['VDI'].items():
             holders = {vbd['VM'] for vbd in vbds if vbd['VDI'] == ref}
-            complete = vdi['name_label'] != marked_name(mark) and (ref in memories or not all(
-                self.pool.call('VM.get_is_control_domain', vm) for vm in holders))
-            if complete:
-                self.unmark('vdi', vdi)
+            if ref in memories or not all(
+                    self.pool.call('VM.get_is_control_domain', vm) for vm in holders):
+                self.release(vdi, record)
             else:
                 self.xe.tell('vdi-destroy', uuid=vdi['uuid'])
         for network in made['network'].values():
@@ -4425,8 +4501,8 @@ class Importer:
                 self.unmark('network', network)
             else:
                 self.xe.tell('network-destroy', uuid=network['uuid'])
-        left = [record['uuid'] for records in self.pool.marked(mark).values()
-                for record in records.values()]
+        left = [each['uuid'] for records in self.pool.marked(record.mark).values()
+                for each in records.values()]
         if left:
             raise CommandFailed('still there: ' + ', '.join(left))
 
@@ -4484,6 +4560,7 @@ class Importer:
             if path.endswith(('.gz', '.zst')):
                 pieces = image_pieces(path, size, whole) if form == '.raw' else image_pieces(path)
                 feeder, filename = Feeder(pieces), '/dev/stdin'
+            limit += size / 10**8                      # progress comes in percents, at 1 MB/s
             self.xe.feed('vdi-import', self.watchdog(
                 limit, os.path.basename(path), size, lambda: feeder.done if feeder else 0,
                 lambda: self.pool.progress('VDI', ref)), feeder, uuid=uuid, format=form[1:],
@@ -4505,9 +4582,11 @@ GUIDE_VM = """
 VM=$(xe vm-import {filename})
 xe vm-param-set uuid=$VM {name}
 xe vm-param-set uuid=$VM ha-restart-priority=
+xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
 
-The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
-MAC addresses, unless preserve=true is added. It is not started: xe vm-start uuid=$VM
+The last one is for a VM that starts with its host; others have no such key. The disks go to the
+default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new MAC addresses, unless
+preserve=true is added. It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = """
 VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
@@ -4802,7 +4881,8 @@ class BackupRun:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         password = login_word(invocation.password, self.console)
         with Pool.connect(password, self.console, self.signals) as self.pool:
-            plan = select(self.config.rules, self.pool.vms(), self.settings.max_backups)
+            plan = select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
+                          self.settings.max_backups)
             self.warnings = plan.warnings
             if check_plan(self.config, plan, self.store, self.console):
                 self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
@@ -5236,7 +5316,8 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
     refuse_unexpected(config, console)
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
     with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
-        plan = select(config.rules, pool.vms(), config.settings.max_backups)
+        plan = select(config.rules, pool.vms(tuple(store.restores())),
+                      config.settings.max_backups)
     return preview(config, plan, store, console, bool(invocation.config_file))
 
 
@@ -5680,9 +5761,10 @@ class Sources:
     def find(self, word: str, date: str) -> Chosen:
         """What a word stands for: a VM's name, a directory, a file. Raise UsageError, TargetError,
         OSError."""
-        history = self.store.history(word)
-        if word and '/' not in word and history.holds_any():
-            return self.of_history(history, date)
+        for history in (self.store.history(word), VmHistory(   # a name, or that of a directory
+                os.path.join(self.store.root, native(word)), self.store.patterns)):
+            if not re.match(r'\.{0,2}(/|\Z)', word) and history.holds_any():
+                return self.of_history(history, date)
         path = os.path.abspath(native(word))
         kind = kind_of(path) if word else ''
         if kind == 'history':
@@ -5710,9 +5792,7 @@ class Sources:
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
-        good = sorted(history.kept() + history.good(), key=lambda backup: (
-            backup.number, backup.when), reverse=True)
-        for backup in good:
+        for backup in reversed(in_order(history.kept() + history.good())):
             if self.time_of(backup).replace('-', '').replace(':', '').replace(
                     ' ', '').startswith(digits) and not backup.is_damaged():
                 return self.of_backup(backup)
@@ -5853,10 +5933,12 @@ class Restorer:
         for ref, vm in self.vms.items():
             seed = (vm.get('other_config') or {}).get('mac_seed')
             macs = {vif['MAC'] for vif in vifs.values() if vif['VM'] == ref}
-            if not vm['is_a_snapshot'] and (found.seed and seed == found.seed or
-                                            macs & set(found.macs)):
-                raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
-                                 'same MAC addresses (remove it, or restore without preserve)')
+            same = found.seed and seed == found.seed or macs & set(found.macs)
+            if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
+                raise UsageError('preserve=True: the VM {} ({}) has the same {} (remove it, or '
+                                 'restore without preserve)'.format(
+                                     vm['name_label'], vm['uuid'],
+                                     'MAC addresses' if same else 'uuid'))
 
     def sr(self, word: str) -> Dict[str, Any]:
         """The record of an SR by name or uuid, of the pool's default SR for ''. Raise UsageError,
@@ -5898,7 +5980,8 @@ class Restorer:
 
     def look_at_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """As `look`, for an image."""
-        disk = next(iter(chosen.manifest.get('disks') or [{}]))
+        disks = chosen.manifest.get('disks')
+        disk = disks[0] if isinstance(disks, list) and disks and isinstance(disks[0], dict) else {}
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest))
         original = str(disk.get('name') or os.path.basename(form_of(chosen.path)[1]))
         name = options['name'] or '-'.join(
@@ -5939,46 +6022,35 @@ class Restorer:
 
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore what was looked at. Raise VmBackupError, OSError, Interrupted."""
-        uuid = ''
-        with self.importer.making(self.store) as mark:
+        with self.importer.making(self.store, target.name, True) as record:
+            uuid = self.put(chosen, target, record.mark)
             self.signals.check()
-            if chosen.form == '.xva':
-                uuid = self.restore_vm(chosen, target, mark)
-            else:
-                self.restore_disk(chosen, target, mark)
+            if target.attach:
+                self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid,
+                             device=target.device, mode='RW', type='Disk', bootable=False)
+        kind = 'VM' if chosen.form == '.xva' else 'disk'
+        self.console.log(f'restored: the {kind} {target.name} ({uuid})')
         if start:
             self.xe.tell('vm-start', uuid=uuid)
             self.console.log(f'started: {target.name}')
-
-    def restore_vm(self, chosen: Chosen, target: Target, mark: str) -> str:
-        """Restore an archive as a VM, whose mark is the first that goes; return its uuid."""
-        ref, vm = self.importer.import_vm(chosen.path, target, mark, self.limit)
-        self.signals.check()
-        self.importer.check_disks(ref, mark, target.disks)
-        made = self.pool.marked(mark)
-        self.importer.unmark('vm', vm)                 # from now on it is complete
-        with tolerating(self.warnings, f'{MARK} is left in the other-config of disks'):
-            for word, kind in (('vdi', 'VDI'), ('network', 'network')):
-                for record in made[kind].values():
-                    self.importer.unmark(word, record)
-        self.console.log(f'restored: the VM {target.name} ({vm["uuid"]})')
-        return vm['uuid']
-
-    def restore_disk(self, chosen: Chosen, target: Target, mark: str) -> None:
-        """Restore an image as a disk, whose name is the last that it gets."""
-        uuid = self.importer.import_disk(chosen.path, chosen.form, target, mark, self.limit)
-        self.signals.check()
-        if target.attach:
-            self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
-                         mode='RW', type='Disk', bootable=False)
-        self.xe.tell('vdi-param-set', uuid=uuid, name_label=label_part(target.name))
-        self.console.log(f'restored: the disk {target.name} ({uuid})')
-        if not target.attach:
+        if kind == 'disk' and not target.attach:
             self.console.log('next: attach it to a VM that is halted')
             for words in (['vm-list', 'params=uuid,name-label'],
                           ['vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}', 'device=0',
                            'bootable=true', 'mode=RW', 'type=Disk']):
                 self.console.log('  ' + quoted([self.xe.program] + words))
+
+    def put(self, chosen: Chosen, target: Target, mark: str, cut_off: bool = False) -> str:
+        """Import an archive or image and look whether all of it is there; return the uuid of the VM
+        or disk. `cut_off`: from all networks, before anything else. Raise as `restore`."""
+        self.signals.check()
+        if chosen.form != '.xva':
+            return self.importer.import_disk(chosen.path, chosen.form, target, mark, self.limit)
+        ref, vm = self.importer.import_vm(chosen.path, target, mark, self.limit)
+        for vif in self.pool.where('VIF', 'VM', [ref]).values() if cut_off else ():
+            self.xe.tell('vif-destroy', uuid=vif['uuid'])
+        self.importer.check_disks(ref, mark, target.disks)
+        return vm['uuid']
 
     def test(self, chosen: Chosen, target: Target) -> None:
         """Restore what was looked at, prove it and destroy it again. An archive's checksums are
@@ -5988,21 +6060,9 @@ class Restorer:
         """
         if chosen.form != '.xva':
             self.verify(chosen)
-        with self.store.restoring(self.pool.uuid()) as record:
-            try:
-                if chosen.form == '.xva':
-                    ref, _ = self.importer.import_vm(chosen.path, target, record.mark, self.limit)
-                    for vif in self.pool.where('VIF', 'VM', [ref]).values():
-                        self.xe.tell('vif-destroy', uuid=vif['uuid'])
-                    self.importer.check_disks(ref, record.mark, target.disks)
-                else:
-                    self.importer.import_disk(chosen.path, chosen.form, target, record.mark,
-                                              self.limit)
-            finally:
-                with tolerating(self.warnings, f'what was restored for the test was {LEFT}'):
-                    self.importer.remove(record.mark)
-                    self.store.restored(record)
-            self.signals.check()
+        with self.importer.making(self.store, target.name, False) as record:
+            self.put(chosen, target, record.mark, True)
+        self.signals.check()
 
 
 def refuse_dump(path: str, console: Console) -> None:
@@ -6062,6 +6122,8 @@ class TestRestore:
     def carry_out(self, word: str) -> None:
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
         Interrupted, OSError."""
+        if not word:
+            raise UsageError('wanted: test-restore=<vm-selector>')
         store = self.sources.store
         histories, plan = choose([history for history in store.histories() if history.holds_any()],
                                  self.sources.config, word)
@@ -6117,10 +6179,11 @@ class TestRestore:
             self.restorer.test(chosen, target)
             proved = True
         except (VmBackupError, OSError) as error:
-            result['fault'] = printable(str(error))
+            if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
+                result['fault'] = printable(str(error))
             raise
         finally:
-            if 'sr' in result and (proved or 'fault' in result):   # else it was interrupted
+            if proved or 'fault' in result:            # else it was not, or was interrupted
                 result['seconds'] = int(elapsed())
                 with tolerating(self.restorer.warnings, 'the result is not recorded'):
                     chosen.backup.note(test_restore=result)

@@ -341,6 +341,17 @@ class Choosing(RestoreCase):
         self.refused('the pool has no default SR (choose one with sr=)', self.restore('web'))
         self.ok(self.restore('web', 'sr=Local storage'))
 
+    def test_a_manifest_that_somebody_wrote(self):
+        self.ok(self.back_up('vdi-export=web'))
+        path = os.path.join(self.newest('web'), 'backup.json')
+        with open(path, encoding='utf-8') as stream:
+            manifest = json.load(stream)
+        for disks in (5, [3], {'a': 1}, [{'virtual_size': 'x'}]):
+            with open(path, 'w', encoding='utf-8') as stream:
+                json.dump(dict(manifest, disks=disks), stream)
+            done = self.ok(self.restore('web', 'preview'))
+            self.assertIn('  new disk: web.raw-restored-', done.output)
+
     def test_a_dump_of_the_pool_database(self):
         self.ok(self.back_up('vm-export=web', pool_db_backup=1))
         dump, = glob.glob(os.path.join(self.backups, 'METADATA_*', '*.dump'))
@@ -436,7 +447,8 @@ class Places(RestoreCase):
 
     def test_an_archive_of_a_newer_toolstack(self):
         version = self.sim.pool.xapi_version
-        self.use_pool(xapi_version='25.6')
+        self.pool_description = dict(self.pool_description, xapi_version='25.6')
+        self.use_pool()
         self.refused('exported by xapi %s, this pool has' % version, self.restore('web'))
 
     def test_a_signal_during_the_import_leaves_nothing(self):
@@ -641,6 +653,7 @@ class Testing(RestoreCase):
         self.assertEqual([], glob.glob(self.status_log))
         for words, text in ((['nobody'], 'no backup of a VM nobody'),
                             (['web', 'sr=nowhere'], 'no SR nowhere'),
+                            ([''], 'wanted: test-restore=<vm-selector>'),
                             (['web', 'date=2026'], 'unknown option: date=2026')):
             done = self.try_out(*words)
             self.assertEqual(2, done.status, done.output)
@@ -677,14 +690,46 @@ class Leftovers(RestoreCase):
         self.assert_clean()
         self.assert_unmarked()
 
+    def left_alone(self):
+        """The next run warns of the half restored VM, and does not touch it."""
+        half = self.half()
+        done = self.back_up('vm-export=.*', exclude='web-restored.*')
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('is half restored, but in use: not touched', done.output)
+        self.assertEqual(half, self.half())
+
     def test_unless_somebody_uses_it(self):
         half, = self.half()
         self.xe('vm-start', 'uuid=' + half['uuid'])
-        done = self.back_up('vm-export=web')
-        self.assertEqual(1, done.status, done.output)
-        self.assertIn('the VM %s is half restored, but in use: not touched' % half['uuid'],
-                      done.output)
-        self.assertIn(half, self.half())
+        self.left_alone()
+
+    def test_unless_somebody_has_used_it(self):
+        half, = self.half()
+        self.xe('vm-start', 'uuid=' + half['uuid'])
+        self.xe('vm-shutdown', 'uuid=' + half['uuid'], 'force=true')
+        self.left_alone()
+
+    def test_unless_somebody_has_taken_a_snapshot_of_it(self):
+        half, = self.half()
+        self.xe('vm-snapshot', 'uuid=' + half['uuid'], 'new-name-label=mine')
+        self.left_alone()
+
+    def test_it_is_not_backed_up(self):
+        done = self.ok(self.back_up('vm-export=.*'))
+        self.assertIn('  vm-export: web', done.lines)
+
+    def test_one_that_is_complete_stays_whatever_becomes_of_its_disks(self):
+        half, = self.half()
+        record, = glob.glob(os.path.join(self.backups, '.restore-*'))
+        with open(record, 'a', encoding='utf-8') as stream:
+            stream.write('\ncomplete\n')
+        self.xe('vbd-destroy', 'uuid=' + self.xe('vbd-list', 'vm-uuid=' + half['uuid'], 'type=Disk',
+                                                 '--minimal').strip())
+        disks = len(self.sim.pool.tables['VDI'])
+        self.ok(self.back_up('vm-export=web'))
+        self.assertEqual(disks, len(self.sim.pool.tables['VDI']))
+        self.assertIn(half['uuid'], [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()])
+        self.assert_unmarked()
 
     def test_a_damaged_record_is_told(self):
         record, = glob.glob(os.path.join(self.backups, '.restore-*'))
@@ -692,8 +737,15 @@ class Leftovers(RestoreCase):
             stream.write('{')
         done = self.back_up('vm-export=web')
         self.assertEqual(1, done.status, done.output)
-        self.assertIn('%s, the record of a restore, is damaged' % record, done.output)
+        self.assertIn('%s: the record of a restore is damaged' % record, done.output)
         self.assertEqual(1, len(self.half()))
+
+    def test_a_damaged_record_holds_up_no_other(self):
+        with open(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), 'w') as stream:
+            stream.write('[1]')
+        done = self.back_up('vm-export=web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertEqual([], self.half())
 
 
 class OvaXml(unittest.TestCase):
@@ -734,6 +786,14 @@ class OvaXml(unittest.TestCase):
             with self.subTest(path=path):
                 ova = VmBackup.ova_of(path)
                 self.assertIn(b'>again</value>', VmBackup.restorable(ova, 'again', '1' * 32))
+
+    def test_values_without_an_end_tag(self):
+        for old, new in ((b'<value></value>', b'<value/>'), (b'<value></value>', b'<value />')):
+            ova = self.ova.replace(old, new)
+            self.assertNotEqual(ova, self.ova)
+            changed = VmBackup.exported_objects(VmBackup.restorable(ova, 'again', '0' * 32))
+            vm, = changed['VM'].values()
+            self.assertEqual('again', VmBackup.value_of(vm['name_label']))
 
     def test_what_is_no_ova_xml(self):
         for text in (b'', b'<value>', b'<!DOCTYPE x><value/>'):
