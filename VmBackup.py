@@ -6117,7 +6117,6 @@ class TestRestore:
             settings.status_log if sources.config_file and not self.previewing else '',
             os.uname().nodename, self.console)
         self.outcomes = []     # type: List[Outcome]
-        self.warned = False
 
     def carry_out(self, word: str) -> None:
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
@@ -6133,6 +6132,8 @@ class TestRestore:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         if not self.previewing:
             self.restorer.settle()
+        for warning in self.restorer.warnings:
+            self.console.log(f'***WARNING - {warning}')
         for history, job in zip(histories, plan.jobs):
             self.restorer.signals.check()
             self.attempt(job._replace(method='test-restore'), history)
@@ -6160,7 +6161,7 @@ class TestRestore:
             outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), size)
             self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
-        if token in ('SUCCESS', 'WARNING'):
+        if token in ('SUCCESS', 'WARNING') and not self.previewing:
             self.console.log('test-restore {} - ***{}*** t:{}'.format(
                 job.vm.name, token.replace('SUCCESS', 'Success'), outcome.minutes))
 

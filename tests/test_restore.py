@@ -740,6 +740,14 @@ class Leftovers(RestoreCase):
         self.assertIn('%s: the record of a restore is damaged' % record, done.output)
         self.assertEqual(1, len(self.half()))
 
+    def test_a_test_restore_tells_of_it_too(self):
+        record, = glob.glob(os.path.join(self.backups, '.restore-*'))
+        with open(record, 'w', encoding='utf-8') as stream:
+            stream.write('{')
+        done = self.try_out('web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('***WARNING - %s: the record of a restore is damaged' % record, done.output)
+
     def test_a_damaged_record_holds_up_no_other(self):
         with open(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), 'w') as stream:
             stream.write('[1]')
