@@ -63,6 +63,7 @@ import functools
 import glob
 import hashlib
 import heapq
+import html
 import http.client
 import io
 import itertools
@@ -88,7 +89,6 @@ import traceback
 import unicodedata
 import xml.etree.ElementTree
 import xml.parsers.expat
-import xml.sax.saxutils
 import xmlrpc.client
 import zlib
 from typing import (Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence,
@@ -3683,8 +3683,8 @@ def fields_of(ova: bytes) -> List[Tuple[str, Dict[str, slice]]]:
 
 def scalar(text: str) -> str:
     """Text as a value of XML-RPC."""
-    return '<value>{}</value>'.format(xml.sax.saxutils.escape(
-        text, {letter: f'&#{ord(letter)};' for letter in '\t\n\r'}))
+    return '<value>{}</value>'.format(re.sub(
+        '[\t\n\r]', lambda found: f'&#{ord(found.group())};', html.escape(text, False)))
 
 
 def restorable(ova: bytes, name: str, mark: str) -> bytes:
@@ -3701,7 +3701,7 @@ def restorable(ova: bytes, name: str, mark: str) -> bytes:
             other.pop('auto_poweron', None)
             new = {'other_config': '<value><struct>{}</struct></value>'.format(''.join(
                 '<member><name>{}</name>{}</member>'.format(
-                    xml.sax.saxutils.escape(key), scalar(value))
+                    html.escape(key, False), scalar(value))
                 for key, value in dict(other, **{MARK: mark}).items()))}
             if kind == 'VM':
                 new.update(name_label=scalar(name), ha_restart_priority=scalar(''),
