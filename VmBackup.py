@@ -35,7 +35,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
      9 Store         dated directories, manifests, markers, locks, rotation
-    10 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+    10 Metadata      vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
     11 Verification  reading archives and images, and proving them whole
     12 Exporters     what vm-export and vdi-export do differently
     13 Importers     what a restore makes in the pool, and how it is taken back
@@ -2877,7 +2877,7 @@ class BackupStore:
 
 
 # ----------------------------------------------------------------------------------------------
-# 10. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+# 10. Metadata: vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
 # ----------------------------------------------------------------------------------------------
 # What a person needs to build the VM again where an import alone will not do.
 
