@@ -110,9 +110,18 @@ VERSION = '5.0.0'
 DEFAULT_BACKUP_DIR = '/snapshots/BACKUPS'
 DEFAULT_STATUS_LOG = '/snapshots/NAUbackup/status.log'
 DEFAULT_MAX_BACKUPS = '4'
+DEFAULT_KEEP_LAST = ''
+DEFAULT_KEEP_HOURLY = '0'
+DEFAULT_KEEP_DAILY = '0'
+DEFAULT_KEEP_WEEKLY = '0'
+DEFAULT_KEEP_MONTHLY = '0'
+DEFAULT_KEEP_YEARLY = '0'
 DEFAULT_COMPRESS = 'False'
 DEFAULT_PRE_CLEAN = 'False'
 DEFAULT_VDI_EXPORT_FORMAT = 'raw'
+DEFAULT_VDI_DISKS = 'boot'
+DEFAULT_VDI_COMPRESS = 'none'
+DEFAULT_HONOUR_NOBAK = 'no'
 DEFAULT_POOL_DB_BACKUP = '0'
 DEFAULT_POOL_DB_MAX_BACKUPS = '0'
 DEFAULT_BACKUP_DIR_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'
@@ -124,12 +133,15 @@ DEFAULT_STALL_TIMEOUT = '30'
 DEFAULT_VERIFY = 'yes'
 DEFAULT_PARALLEL = '1'
 DEFAULT_PARALLEL_PER_SR = '0'
+DEFAULT_HOOK = ''
+DEFAULT_HOOK_TIMEOUT = '60'
+DEFAULT_REPORT_FILE = ''
 
 DEFAULT_MAIL_TO = ''
 DEFAULT_MAIL_FROM = ''
 DEFAULT_MAIL_SMTP_SERVER = 'localhost'
 DEFAULT_MAIL_SMTP_PORT = '25'
-DEFAULT_MAIL_SMTP_SECURITY = 'none'
+DEFAULT_MAIL_SMTP_SECURITY = 'auto'
 DEFAULT_MAIL_SMTP_USER = ''
 DEFAULT_MAIL_SMTP_PASSWORD_FILE = ''
 DEFAULT_MAIL_MODE = 'always'
@@ -466,7 +478,7 @@ class Meter:
 class Rule(NamedTuple):
     """A line that selects or excludes VMs."""
 
-    method: str                # vm-export, vdi-export or exclude
+    method: str                # vm-export, vdi-export, exclude or exclude-disk
     text: str                  # what follows the =
     where: str                 # 'FILE line N' or 'command line'
 
@@ -514,6 +526,20 @@ def room_bytes(text: str, total: int) -> int:
         return 0
     number, unit = int(text[:-1]), text[-1]
     return total * number // 100 if unit == '%' else number << 10 * ('KMGT'.index(unit) + 1)
+
+
+def count_or_nothing(text: str) -> Optional[int]:
+    """A number of backups, or None for nothing."""
+    return whole_number(0, 10**6)(text) if text else None
+
+
+def devices(text: str) -> str:
+    """The word boot or all, or devices separated by commas: xvda,xvdc."""
+    words = [word.strip() for word in text.lower().split(',')]
+    if words not in (['boot'], ['all']) and not all(
+            re.match('(xvd|hd|sd)[a-z]{1,2}$', word) for word in words):
+        raise ValueError('invalid (wanted: boot, all, or devices such as xvda,xvdc)')
+    return ','.join(words)
 
 
 def one_of(**meanings: Any) -> Callable[[str], Any]:
@@ -581,6 +607,16 @@ KEYS = (
         'How many pool database dumps to keep; 0 keeps all'),
     Key('max_backups', DEFAULT_MAX_BACKUPS, whole_number(1, 10**6),
         'How many backups to keep for each VM'),
+    Key('keep_last', DEFAULT_KEEP_LAST, count_or_nothing,
+        'The same as max_backups, whose place it takes; 0: only the rules below count'),
+    Key('keep_hourly', DEFAULT_KEEP_HOURLY, whole_number(0, 10**6),
+        'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
+        'that any of these rules keeps stays, and the last good one always does'),
+    Key('keep_daily', DEFAULT_KEEP_DAILY, whole_number(0, 10**6), 'The same for days'),
+    Key('keep_weekly', DEFAULT_KEEP_WEEKLY, whole_number(0, 10**6),
+        'The same for weeks, which begin on Monday'),
+    Key('keep_monthly', DEFAULT_KEEP_MONTHLY, whole_number(0, 10**6), 'The same for months'),
+    Key('keep_yearly', DEFAULT_KEEP_YEARLY, whole_number(0, 10**6), 'The same for years'),
     Key('backup_dir', DEFAULT_BACKUP_DIR, a_path,
         'Directory of all backups; it must exist (mount the share there)'),
     Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, directory_pattern,
@@ -595,6 +631,14 @@ KEYS = (
         'instead of after it; never the last good one'),
     Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd'),
         'Format of vdi-exports: raw or vhd'),
+    Key('vdi_disks', DEFAULT_VDI_DISKS, devices,
+        'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
+        'each disk gets a file, and all are of one moment'),
+    Key('vdi_compress', DEFAULT_VDI_COMPRESS, one_of(none='none', gzip='gzip', zstd='zstd'),
+        'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
+    Key('honour_nobak', DEFAULT_HONOUR_NOBAK, one_of(yes=True, no=False),
+        'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
+        'as Xen Orchestra does'),
     Key('large_backup', DEFAULT_LARGE_BACKUP, whole_number(1, 10**6),
         'A backup of more than so many GiB is marked success_compress instead of success'),
     Key('lock_wait', DEFAULT_LOCK_WAIT, minutes(0),
@@ -614,6 +658,12 @@ KEYS = (
         'How many VMs to back up side by side; with more than one, the longest come first'),
     Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, whole_number(0, 64),
         'How many of them may have disks in the same SR; 0: no limit'),
+    Key('hook', DEFAULT_HOOK, optional_path,
+        'A program that is run at each phase of a run, such as job-start and backup-end'),
+    Key('hook_timeout', DEFAULT_HOOK_TIMEOUT, minutes(0.001),
+        'Minutes after which it is ended'),
+    Key('report_file', DEFAULT_REPORT_FILE, optional_path,
+        'A file that gets a report of each run, as JSON'),
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, one_address,
@@ -622,9 +672,9 @@ KEYS = (
     Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535),
         'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
-        one_of(none='none', starttls='starttls', tls='tls'),
-        'Encryption to the mail server: none, starttls (usual on port 587)\n'
-        'or tls (usual on port 465)'),
+        one_of(auto='auto', none='none', starttls='starttls', tls='tls'),
+        'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
+        'port 465); auto is what is usual on its port'),
     Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, str,
         'Account on the mail server, if it wants one'),
     Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, optional_path,
@@ -633,7 +683,7 @@ KEYS = (
         one_of(always='always', problems='problems', never='never'),
         'When to mail: always, problems (warnings and errors only), never'),
 )
-METHODS = ('vm-export', 'vdi-export', 'exclude')
+METHODS = ('vm-export', 'vdi-export', 'exclude', 'exclude-disk')
 
 
 # a run's settings: a field for each of KEYS
@@ -647,6 +697,7 @@ class Config(NamedTuple):
     rules: Tuple[Rule, ...]
     unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
     errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
+    origins: Dict[str, str] = {}   # where each value is from, unless it is a default
 
 
 def default_values() -> Dict[str, Any]:
@@ -672,10 +723,12 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
     values = default_values()
     parsers = {key.name: key.parse for key in KEYS}
     rules, unexpected, errors = [], [], []
+    origins = {}               # type: Dict[str, str]
 
     def take(name: str, text: str, place: str) -> None:
         try:
             values[name] = parsers[name](text)
+            origins[name] = place
         except ValueError as error:
             errors.append(f'ERROR: config {name} {error} -> {text} ({place})')
 
@@ -695,7 +748,7 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
     for name, text in sorted(invocation.overrides.items()):
         take(name, text, 'command line')
     return Config(Settings(**values), tuple(rules) + invocation.rules,
-                  tuple(unexpected), tuple(errors))
+                  tuple(unexpected), tuple(errors), origins)
 
 
 def read_config(invocation: Invocation) -> Config:
@@ -1018,7 +1071,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int) -> Plan:
         if rule.method == 'exclude':
             state.exclude(rule)
     for rule in rules:
-        if rule.method != 'exclude':
+        if rule.method in ('vm-export', 'vdi-export'):
             state.include(rule)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
@@ -4697,13 +4750,16 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
     Raise OSError or ValueError; smtplib.SMTPRecipientsRefused if it did not go to everybody.
     """
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
-    if settings.mail_smtp_security == 'tls':
+    security = settings.mail_smtp_security
+    if security == 'auto':
+        security = {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
+    if security == 'tls':
         server = smtplib.SMTP_SSL(*address, timeout=MAIL_TIMEOUT,
                                   context=ssl.create_default_context())  # type: smtplib.SMTP
     else:
         server = smtplib.SMTP(*address, timeout=MAIL_TIMEOUT)
     with contextlib.closing(server):
-        if settings.mail_smtp_security == 'starttls':
+        if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
             try:
