@@ -12,7 +12,7 @@ before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-un
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
 for disks of such a snapshot that are left; and `xe pool-dump-database` on request. Afterwards it
 reads what was exported and proves it whole; `verify` does so at any later time, without the pool,
-and `list` tells what there is.
+`list` tells what there is, and `prune` deletes what no rule keeps.
 
 A restore, which has to be asked for, issues
 
@@ -41,7 +41,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
     13 Importers     what a restore makes in the pool, and how it is taken back
     14 Reports       status log, mail
     15 Runs          a night's backup, its preview
-    16 Commands      what is done with backups: verify, list, restore, test-restore
+    16 Commands      what is done with backups: verify, list, prune, restore, test-restore
     17 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
@@ -280,6 +280,11 @@ def now() -> datetime.datetime:
 def iso(moment: datetime.datetime) -> str:
     """A local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
     return moment.astimezone().isoformat(timespec='seconds')
+
+
+def local_time(seconds: float) -> datetime.datetime:
+    """The local time so many seconds after 1970, or the end of these times."""
+    return datetime.datetime.fromtimestamp(max(0, min(seconds, 253370764800)))     # the year 9999
 
 
 def seconds_of(text: str) -> float:
@@ -916,6 +921,9 @@ class Vm(NamedTuple):
     record: Dict[str, Any]     # the fields of section 8's VM_FIELDS
 
 
+NOBAK = '[NOBAK]'
+
+
 class Job(NamedTuple):
     """A VM to be backed up."""
 
@@ -923,6 +931,7 @@ class Job(NamedTuple):
     vm: Vm
     keep: int                  # backups to keep
     shown: str                 # NAME or NAME:N as the lists print it
+    shared: bool = False       # another VM of the pool has the same name
 
 
 class Plan(NamedTuple):
@@ -936,12 +945,22 @@ class Plan(NamedTuple):
     messages: Tuple[str, ...]
     warnings: bool
     errors: Tuple[str, ...]        # with any of these nothing is backed up
+    left_out: Tuple[str, ...] = ()     # disks, as a preview tells of them
 
 
 def split_retention(text: str) -> Tuple[str, Optional[int]]:
-    """NAME:N as (NAME, N), at the last colon and only where digits follow; else (text, None)."""
-    found = re.match(r'(.*):\s*([0-9]{1,9})\Z', text, re.DOTALL)
+    """NAME:N as (NAME, N), at the last colon and only where digits follow; else (text, None). Of
+    tag:N or uuid:N nothing would remain."""
+    found = re.match(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z', text,
+                     re.DOTALL)
     return (found.group(1), int(found.group(2))) if found else (text, None)
+
+
+def exact(pattern: str) -> Tuple[str, str]:
+    """The kind, tag or uuid, and the word of tag:NAME or uuid:UUID, which choose VMs by themselves
+    and not by their names; two empty texts for another pattern."""
+    found = re.match(r'(tag|uuid):\s*([^\s].*)\Z', pattern, re.DOTALL)
+    return (found.group(1), found.group(2)) if found else ('', '')
 
 
 def is_literal(pattern: str) -> bool:
@@ -966,19 +985,27 @@ def matching(pattern: str, names: Sequence[str]) -> List[str]:
 
 
 class Definition(NamedTuple):
-    """The winning rule for one VM name."""
+    """The winning rule for one VM."""
 
     keep: Optional[int]
-    literal: bool              # the rule was this very name
+    literal: bool              # the rule was this very name or uuid
 
 
 class Selector:
-    """Gathers what the rules say, one after the other; select() makes a Plan of it."""
+    """Gathers what the rules say, one after the other; select() makes a Plan of it. VMs are known
+    by their references."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(collections.OrderedDict.fromkeys(names))
+    def __init__(self, vms: Sequence[Vm]) -> None:
+        self.vms = {vm.ref: vm for vm in vms}
+        self.by = {'name': {}, 'uuid': {}, 'tag': {}}      # type: Dict[str, Dict[str, List[str]]]
+        for vm in vms:
+            for kind, word in [('name', vm.name), ('uuid', vm.uuid)] + [
+                    ('tag', tag) for tag in vm.record.get('tags', ())]:
+                self.by[kind].setdefault(word, []).append(vm.ref)
+        self.names = list(collections.OrderedDict.fromkeys(vm.name for vm in vms))
         self.definitions = {'vm-export': collections.OrderedDict(),
                             'vdi-export': collections.OrderedDict()}  # type: Dict[str, Any]
+        self.exact = set()     # type: set
         self.excludes = []     # type: List[str]
         self.excluded = collections.OrderedDict()      # type: Dict[str, None]
         self.missing = []      # type: List[Rule]
@@ -994,7 +1021,7 @@ class Selector:
             self.excludes.append(rule.text)
         if found == []:
             self.messages.append('***NOTE - vm not found: exclude=' + rule.text)
-        self.excluded.update((name, None) for name in found or ())
+        self.excluded.update((ref, None) for ref in found or ())
 
     def include(self, rule: Rule) -> None:
         """Take a vm-export= or vdi-export= line; an empty vm-export= means every VM."""
@@ -1003,26 +1030,37 @@ class Selector:
                 return
             rule = rule._replace(text='.*')
         pattern, keep = split_retention(rule.text)
-        if rule.text in self.names:                    # a name that ends in :N
+        if rule.text in self.names and not exact(pattern)[0]:      # a name that ends in :N
             pattern, keep = rule.text, None
-        found = self.matching(rule, pattern)
-        for name in found or ():
-            self.define(rule.method, name, Definition(keep, name == pattern))
+        kind, found = exact(pattern)[0], self.matching(rule, pattern)
+        for ref in found or ():
+            self.define(rule.method, ref, Definition(
+                keep, kind == 'uuid' or not kind and self.vms[ref].name == pattern))
+        if found and kind:
+            self.exact.update(found)
         if found == []:
             self.not_found(rule, pattern)
 
-    def define(self, method: str, name: str, new: Definition) -> None:
+    def define(self, method: str, ref: str, new: Definition) -> None:
         """The last definition wins, the first mention keeps its place."""
-        old = self.definitions[method].get(name)
+        old = self.definitions[method].get(ref)
         if old and old.literal and not new.literal and old.keep != new.keep:
-            self.messages.append(f'***NOTE - a later regex overrides the retention of {name}'
-                                 f'{retention_suffix(old.keep)}')
-        self.definitions[method][name] = new
+            self.messages.append('***NOTE - a later regex overrides the retention of {}{}'.format(
+                self.vms[ref].name, retention_suffix(old.keep)))
+        self.definitions[method][ref] = new
 
     def matching(self, rule: Rule, pattern: str) -> Optional[List[str]]:
-        """The names selected, or None after noting an invalid regular expression."""
+        """The VMs selected, or None after noting an invalid regular expression."""
+        kind, word = exact(pattern)
+        if kind:
+            return self.by[kind].get(word.lower() if kind == 'uuid' else word, [])
+        names = self.check(rule, pattern, self.names)
+        return None if names is None else [ref for name in names for ref in self.by['name'][name]]
+
+    def check(self, rule: Rule, pattern: str, names: Sequence[str]) -> Optional[List[str]]:
+        """The names that match, or None after noting an invalid regular expression."""
         try:
-            return matching(pattern, self.names)
+            return matching(pattern, names)
         except re.error:
             self.messages.append(f'***ERROR - invalid regex: {rule.method}={rule.text} '
                                  f'({rule.where})')
@@ -1038,22 +1076,28 @@ class Selector:
             return False
 
     def not_found(self, rule: Rule, pattern: str) -> None:
-        """A line without a match: an error for a name, a warning for a regex."""
-        text = f'{rule.method}={rule.text}'
+        """A line without a match: an error for a name or uuid, a warning for a regex or tag."""
+        text, kind = f'{rule.method}={rule.text}', exact(pattern)[0]
         name, colon, number = pattern.rpartition(':')
-        if colon and (
+        if not kind and colon and (
                       re.match(r'[\w-]*\Z', number) or
                       re.match(r'[\s+.-]*\w[\s\w+.-]*\Z', number) and self.is_known(name)):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
-        elif any(matching(exclude, [pattern]) for exclude in self.excludes):
+        elif any(exclude == pattern if exact(exclude)[0] else matching(exclude, [pattern])
+                 for exclude in self.excludes):
             self.messages.append('***NOTE - vm not found, and excluded: ' + text)
-        elif is_literal(pattern):
+        elif kind == 'uuid' or is_literal(pattern):
             self.messages.append(f'***ERROR - vm not found: {text} ({rule.where})')
             self.missing.append(rule._replace(text=pattern))
         else:
             self.messages.append('***WARNING - vm not found: ' + text)
             self.warnings = True
+
+    def ambiguous(self, vm: Vm) -> bool:
+        """Whether the rules do not tell which VM of that name is meant."""
+        return len([ref for ref in self.by['name'][vm.name] if ref not in self.excluded
+                    and ref not in self.exact]) > 1 and vm.ref not in self.exact
 
 
 def retention_suffix(keep: Optional[int]) -> str:
@@ -1061,38 +1105,77 @@ def retention_suffix(keep: Optional[int]) -> str:
     return '' if keep is None else f':{keep}'
 
 
-def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int) -> Plan:
-    """Which of the pool's VMs to back up, how, keeping how many. Pure."""
-    by_name = collections.defaultdict(list)            # type: Dict[str, List[Vm]]
-    for vm in vms:
-        by_name[vm.name].append(vm)
-    state = Selector([vm.name for vm in vms])
+def is_tagged_nobak(vm: Vm) -> bool:
+    """Whether a VM has Xen Orchestra's tag for one that is not backed up, with a reason or not
+    (xen-orchestra: docs, Backup modifier tags)."""
+    return any(re.match('xo:no-bak(=|\\Z)', tag) for tag in vm.record.get('tags', ()))
+
+
+class DiskChoice(NamedTuple):
+    """Which disks of a VM are backed up."""
+
+    excludes: Tuple[str, ...] = ()     # patterns
+    honour_nobak: bool = False
+    wanted: str = 'boot'       # of a vdi-export: boot, all, or devices separated by commas
+
+    def reason(self, vm: str, device: str, name: str) -> str:
+        """Why a disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
+        if self.honour_nobak and NOBAK in name:
+            return NOBAK
+        for pattern in self.excludes:
+            if matching(pattern, [name, f'{vm}/{device}']):
+                return f'exclude-disk={pattern}'
+        return ''
+
+
+def gathered(rules: Sequence[Rule], vms: Sequence[Vm]) -> Selector:
+    """What the rules say."""
+    state = Selector(vms)
     for rule in rules:
         if rule.method == 'exclude':
             state.exclude(rule)
+        elif rule.method == 'exclude-disk':
+            state.check(rule, rule.text, [])
     for rule in rules:
         if rule.method in ('vm-export', 'vdi-export'):
             state.include(rule)
+    return state
+
+
+def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
+           honour_nobak: bool = False) -> Plan:
+    """Which of the pool's VMs to back up, how, keeping how many. Pure."""
+    state = gathered(rules, vms)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
         failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND'))
     for method in ('vdi-export', 'vm-export'):
-        for name, chosen in state.definitions[method].items():
-            if name in covered:
-                if chosen.literal and name in state.excluded:
-                    state.messages.append('***NOTE - forcing exclude of: ' + name)
+        for ref, chosen in state.definitions[method].items():
+            vm = state.vms[ref]
+            shared = len(state.by['name'][vm.name]) > 1
+            if ref in covered:
+                if chosen.literal and ref in state.excluded:
+                    state.messages.append('***NOTE - forcing exclude of: ' + vm.name)
                 continue
-            covered.add(name)
-            if len(by_name[name]) > 1:
-                state.messages.append('ERROR more than one vm with the name ' + name)
-                failures.append(Outcome(method, name, 'VM-NAME-DUPLICATE'))
-                continue
-            jobs.append(Job(method, by_name[name][0], chosen.keep or max_backups,
-                            name + retention_suffix(chosen.keep)))
+            covered.add(ref)
+            if state.ambiguous(vm):
+                covered.update(state.by['name'][vm.name])
+                state.messages.append('ERROR more than one vm with the name ' + vm.name)
+                failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE'))
+            elif honour_nobak and is_tagged_nobak(vm):
+                state.messages.append('{} - vm has the tag xo:no-bak: {} (honour_nobak)'.format(
+                    '***ERROR' if chosen.literal else '***NOTE', vm.name))
+                if chosen.literal:
+                    failures.append(Outcome(method, vm.name, 'NOBAK-TAG'))
+            else:
+                jobs.append(Job(method, vm, chosen.keep or max_backups, '{}{}{}'.format(
+                    vm.name, f'~{vm.uuid[:8]}' * shared, retention_suffix(chosen.keep)), shared))
     if not jobs and not state.errors:
         state.errors.append('ERROR no VMs loaded')
-    return Plan(tuple(jobs), tuple(state.excluded),
-                tuple(name for name in state.names if name not in covered),
+    return Plan(tuple(jobs), tuple(collections.OrderedDict.fromkeys(
+        state.vms[ref].name for ref in state.excluded)),
+                tuple(name for name in state.names
+                      if not covered.issuperset(state.by['name'][name])),
                 tuple(failures), tuple(state.invalid), tuple(state.messages),
                 state.warnings, tuple(state.errors))
 
@@ -1100,26 +1183,57 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int) -> Plan:
 # ----------------------------------------------------------------------------------------------
 # 6. Retention: which backups to delete
 # ----------------------------------------------------------------------------------------------
-# Pure: from the good backups of one VM, oldest first, to those that may go. Those that were found
+# Pure: from the good backups of one VM, oldest first, to why each is kept. Those that were found
 # damaged later do not count.
 
 
-def beyond(backups: Sequence[Any], count: int, damaged: Sequence[Any]) -> List[Any]:
-    """Those that are older than so many that are not damaged."""
-    sound = [number for number, backup in enumerate(backups) if backup not in damaged]
-    if len(sound) < count:
-        return []
-    return list(backups[:sound[-count]] if count else backups)
+class Policy(NamedTuple):
+    """How many good backups of a VM each rule keeps."""
+
+    last: int                  # the newest
+    hourly: int = 0            # the newest of each of so many hours that have one, and so on
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
 
 
-def surplus(older: Sequence[Any], keep: int, damaged: Sequence[Any] = ()) -> List[Any]:
-    """What may go of the backups before the one that has just been made, oldest first."""
-    return beyond(older, max(keep - 1, 0), damaged)
+class Aged(NamedTuple):
+    """A good backup, as far as retention needs to know it."""
+
+    when: datetime.datetime    # local time
+    sound: bool = True         # it was not found damaged
 
 
-def expendable(good: Sequence[Any], keep: int, damaged: Sequence[Any] = ()) -> List[Any]:
-    """What pre_clean may delete: down to one less than `keep`, but never the last good one."""
-    return beyond(good, max(keep - 1, 1), damaged)
+PERIODS = (                    # a week is ISO 8601's, which begins on Monday
+    ('hourly', lambda when: when.timetuple()[:4]), ('daily', lambda when: when.timetuple()[:3]),
+    ('weekly', lambda when: when.isocalendar()[:2]), ('monthly', lambda when: (when.year,
+                                                                               when.month)),
+    ('yearly', lambda when: when.year))
+PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
+
+
+def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
+    """Why each backup, oldest first, is kept; one without a reason may go.
+
+    A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
+    The newest sound one always stays; a damaged one, while fewer than `last` are newer.
+    """
+    found = [[] for _ in backups]      # type: List[List[str]]
+    seen = {name: set() for name, _ in PERIODS}        # type: Dict[str, set]
+    newer = 0                  # sound ones
+    for why, backup in zip(reversed(found), reversed(backups)):
+        if newer < policy.last:
+            why.append('last')
+        for name, period_of in PERIODS if backup.sound else ():
+            period = period_of(backup.when)
+            if period not in seen[name] and len(seen[name]) < getattr(policy, name):
+                seen[name].add(period)
+                why.append(name)
+        if not (why or newer):
+            why.append('newest')
+        newer += backup.sound
+    return [tuple(why) for why in found]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1388,6 +1502,51 @@ def decompressor(compression: str) -> List[str]:
                         'verify=no)')
 
 
+COMPRESSORS = {'.gz': (('pigz', '-c'), ('gzip', '-c')), '.zst': (('zstd', '-qc'),)}
+
+
+def compressor(ending: str) -> List[str]:
+    """The command that compresses standard input to standard output, for the ending of a file's
+    name; raise CommandFailed if there is none on this host."""
+    for program, options in COMPRESSORS[ending]:
+        path = shutil.which(program)
+        if path:
+            return [path, options]
+    raise CommandFailed(f'no program {COMPRESSORS[ending][-1][0]} to compress with (install it, or '
+                        'set vdi_compress=none)')
+
+
+def run_packed(argv: Sequence[str], packer: Sequence[str], handle: int, signals: Signals,
+               watchdog: Watchdog) -> Result:
+    """Run a program whose output another one compresses into an open file; a signal ends both.
+
+    Raise CommandFailed if one of them cannot be started, or does not move, or the second fails.
+    """
+    with contextlib.ExitStack() as stack:
+        children = []          # type: List[subprocess.Popen]
+        for words, source, sink in ((argv, subprocess.DEVNULL, subprocess.PIPE),
+                                    (packer, None, handle)):
+            try:
+                child = subprocess.Popen(
+                    [encoded(word) for word in words], stdin=source or children[0].stdout,
+                    stdout=sink, stderr=subprocess.PIPE, env=child_environment(),
+                    start_new_session=True)
+            except (OSError, ValueError) as error:
+                raise CommandFailed(f'cannot start {words[0]}: {getattr(error, "strerror", error)}')
+            children.append(child)
+            stack.callback(reap, child)
+        first, second = children
+        first.stdout.close()                           # the second has it
+        first.stdout = None
+        with signals.ending(first), signals.ending(second):
+            _, errors = wait_for(first, XE_TIMEOUT, signals, watchdog)
+            _, words = wait_for(second, XE_TIMEOUT, signals, watchdog)
+        if second.returncode:
+            raise CommandFailed('{} failed: {}'.format(packer[0], words.decode(
+                'utf-8', 'replace').strip() or f'exit status {second.returncode}'))
+        return Result(first.returncode, b'', errors)
+
+
 class Filter:
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
 
@@ -1468,9 +1627,21 @@ class Xe:
         result = self.finish(argv, self.signals, watchdog)
         output = result.output.decode('utf-8', 'replace').strip()
         self.console.log_lines(output)
+        self.check_export(verb, result)
+        return output
+
+    def export_packed(self, verb: str, watchdog: Watchdog, packer: Sequence[str], handle: int,
+                      **parameters: Any) -> None:
+        """As `export`, of what another program compresses into an open file."""
+        argv = self.announce(verb, dict(parameters, filename=''))
+        self.check_export(verb, self.judge(argv, run_packed(
+            argv, packer, handle, self.signals, watchdog)))
+
+    @staticmethod
+    def check_export(verb: str, result: Result) -> None:
+        """Raise CommandFailed for an export that failed in a way that has no exit status."""
         if re.search(b'^Export (failed|cancelled)', result.errors, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
-        return output
 
     def feed(self, verb: str, watchdog: Watchdog, feeder: Optional[Feeder] = None,
              **parameters: Any) -> str:
@@ -1499,7 +1670,10 @@ class Xe:
 
         xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml).
         """
-        result = run(argv, XE_TIMEOUT, signals, watchdog, feeder)
+        return self.judge(argv, run(argv, XE_TIMEOUT, signals, watchdog, feeder))
+
+    def judge(self, argv: List[str], result: Result) -> Result:
+        """As `finish`, of a command that has ended."""
         words = result.errors.decode('utf-8', 'replace').strip()
         self.console.log_lines(words)
         if result.status:
@@ -1517,7 +1691,7 @@ class Xe:
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
-VM_FIELDS = ('name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
+VM_FIELDS = ('tags', 'name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
 FIELDS = {                 # those of whole records that we rely on
     'VM': VM_FIELDS + ('uuid', 'name_label', 'is_a_template', 'is_a_snapshot',
@@ -1953,6 +2127,12 @@ class Pool:
             raise PoolError('XenAPI tells no master of the pool')
         return self.table('host')[ref]
 
+    def version(self) -> Tuple[int, int]:
+        """Major and minor version of the master's xapi; (0, 0) if unknown. Raise PoolError."""
+        text = str(self.master().get('software_version', {}).get('xapi', ''))
+        digits = re.match(r'(\d+)\.(\d+)', text)
+        return (int(digits.group(1)), int(digits.group(2))) if digits else (0, 0)
+
     def identity(self) -> Dict[str, Any]:
         """What a manifest tells of the pool: pool {name, uuid}, xapi. Raise PoolError."""
         version = self.master().get('software_version', {}).get('xapi', '')
@@ -2000,7 +2180,6 @@ MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressin
 MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
-PROTECTED = 'protected'    # in a dated directory that is not to be deleted
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
 PARTIAL = '.partial'       # ends the name of a dump while it is written
@@ -2008,8 +2187,10 @@ NEW = '.new'               # ends the name of such a file while it is written
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
+PACKED_ENDING = r'\.(gz|zst)\Z'
 IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
-EXTENSIONS = ('.xva', '.xva.gz', '.xva.zst', '.raw', '.vhd')
+EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
+                   for packed in ('', '.gz', '.zst'))
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
@@ -2276,6 +2457,23 @@ def part(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
+    """A text in a part of a manifest, one of those allowed if there are any; None for all else."""
+    found = record.get(key)
+    return found if isinstance(found, str) and found in (allowed or (found,)) else None
+
+
+def disk_of(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
+    """What a manifest tells of the disk that an image is of, whether or not that is compressed: of
+    several that is the one with this file; {} if there is none."""
+    told = manifest.get('disks')
+    disks = [disk for disk in told if isinstance(disk, dict)] if isinstance(told, list) else []
+    plain = re.sub(PACKED_ENDING, '', portable(name))
+    same = [disk for disk in disks if re.sub(
+        PACKED_ENDING, '', text_in(disk, 'file') or '') == plain]
+    return (same + disks + [{}])[0]
+
+
 class BackupDir(NamedTuple):
     """One dated directory: a backup when it carries a marker, else a failure's record."""
 
@@ -2315,6 +2513,20 @@ class BackupDir(NamedTuple):
             return self._replace(damaged=damaged)
         except (ValueError, LookupError, TypeError):
             return self._replace(damaged=damaged)
+
+    def is_protected(self) -> bool:
+        """Whether somebody has said that it is not to be deleted."""
+        return os.path.lexists(self.file(PROTECTED))
+
+    def protect(self) -> None:
+        """Have it never deleted, nor counted. Raise OSError."""
+        os.close(private(self.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
+        sync(self.path)
+
+    def unprotect(self) -> None:
+        """Have it counted and deleted as others. Raise OSError."""
+        os.unlink(self.file(PROTECTED))
+        sync(self.path)
 
     def file(self, *parts: str) -> str:
         """The path of a file in it."""
@@ -2364,12 +2576,12 @@ class BackupDir(NamedTuple):
                 if IMAGE.search(name) and isinstance(size, int) and 0 <= size < 1 << 63}
         return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
-    def disk_size(self, manifest: Dict[str, Any]) -> Optional[int]:
-        """The bytes of the disk that a vdi-export is of, as far as is known: from its manifest or,
-        for 3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
+    def disk_size(self, manifest: Dict[str, Any], name: str) -> Optional[int]:
+        """The bytes of the disk that an image is of, as far as is known: from its manifest or, for
+        3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
         with contextlib.suppress(OSError, LookupError, TypeError, ValueError, OverflowError):
             if manifest:
-                return int(manifest['disks'][0]['virtual_size'])
+                return int(disk_of(manifest, name)['virtual_size'])
             text = read_file(self.file('DISK-xvda', 'vdi.cfg'), LONGEST_RECORD)
             return int(re.findall(b'^virtual_size=([0-9]+)$', text, re.MULTILINE)[0])
         return None
@@ -2402,14 +2614,17 @@ class BackupDir(NamedTuple):
         sync(self.path)
 
     @contextlib.contextmanager
-    def whole(self, name: str) -> Iterator[None]:
-        """A file that a command writes in it; the part that a failure leaves is deleted at once,
+    def whole(self) -> Iterator[None]:
+        """The files that commands write in it; the parts that a failure leaves are deleted at once,
         as others may need the room."""
+        def clear() -> None:
+            for name in self.archives():
+                os.unlink(self.file(name))
         try:
             yield
         except BaseException:
             with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
-                bounded(lambda: os.unlink(self.file(name)), 'the share')
+                bounded(clear, 'the share')
             raise
 
     def intent(self) -> Optional[Intent]:
@@ -2533,7 +2748,7 @@ class VmHistory:
             manifest = backup.manifest(strict=True)
             backup, good = backup.told(manifest), backup.is_good()
             sizes = backup.sizes(manifest) if good or date else {}
-            protected = os.path.lexists(backup.file(PROTECTED))
+            protected = backup.is_protected()
         except FileNotFoundError:
             raise
         except OSError:
@@ -2562,15 +2777,32 @@ class VmHistory:
         """The completed backups, oldest first."""
         return [backup for backup in self.backups() if backup.is_good()]
 
-    def expendable(self, keep: int) -> List[BackupDir]:
-        """What pre_clean may delete."""
-        good = self.good()
-        return expendable(good, keep, [backup for backup in good if backup.is_damaged()])
+    def judged(self, policy: Policy) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
+        """The good backups, oldest first, each with why it is kept; without a reason it may go."""
+        return self.judge(self.good(), policy, [])
 
-    def surplus(self, new: BackupDir, keep: int) -> List[BackupDir]:
+    @staticmethod
+    def judge(good: Sequence[BackupDir], policy: Policy,
+              newer: Sequence[Aged]) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
+        """As `judged`, beside others that are newer. Those that are protected do not count."""
+        counted = [backup for backup in good if not backup.is_protected()]
+        aged = [Aged(local_time(backup.when), not backup.is_damaged()) for backup in counted]
+        why = dict(zip(counted, reasons(aged + list(newer), policy)))
+        return [(backup, why.get(backup, (PROTECTED,))) for backup in good]
+
+    def expendable(self, policy: Policy, moment: datetime.datetime) -> List[BackupDir]:
+        """What pre_clean may delete: what may go once there is one of that moment, but for the last
+        good one."""
+        judged = self.judge(self.good(), policy, [Aged(moment)])
+        sound = [number for number, (backup, why) in enumerate(judged)
+                 if not backup.is_damaged() and why != (PROTECTED,)]
+        return [backup for backup, why in judged[:max(sound, default=0)] if not why]
+
+    def surplus(self, new: BackupDir, policy: Policy) -> List[BackupDir]:
         """What may be deleted after a new backup was made."""
         older = [backup for backup in self.good() if backup.path != new.path]
-        return surplus(older, keep, [backup for backup in older if backup.is_damaged()])
+        made = Aged(local_time(new.when))
+        return [backup for backup, why in self.judge(older, policy, [made]) if not why]
 
     def kept(self) -> List[BackupDir]:
         """Backups under other names, such as those that somebody wants to keep, oldest first."""
@@ -2602,6 +2834,22 @@ class VmHistory:
                     if path_part(told['name']) == directory:
                         return told['name']
         return name
+
+    def owner(self) -> Vm:
+        """The VM that they are of, as the newest tells: by its manifest, or the vm.cfg of 3.25; its
+        name is that of the directory."""
+        dates, uuid, tags = self.dated(), '', []       # type: Any, str, List[str]
+        for name in sorted(dates, key=dates.__getitem__, reverse=True):
+            backup = BackupDir(f'{self.directory}/{name}', 0)
+            told = part(backup.manifest(), 'vm')
+            uuid, tags = text_in(told, 'uuid') or '', told.get('tags')
+            with contextlib.suppress(OSError, LookupError):
+                uuid = uuid or re.findall(b'^orig_uuid=([-0-9a-f]+)$', read_file(
+                    backup.file('vm.cfg'), LONGEST_RECORD), re.MULTILINE)[0].decode('ascii')
+            if uuid:
+                break
+        return Vm(self.directory, uuid, self.vm_name(), {'tags': [
+            tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []})
 
     def last_seconds(self, method: str) -> float:
         """Seconds that the last backup by a method took, as far as names tell which that is; 0 if
@@ -2666,7 +2914,17 @@ class VmHistory:
         path = os.path.join(self.directory, DELETING + os.path.basename(backup.path))
         os.rename(backup.path, path)
         sync(self.directory)
+        if not self.finish_deleting(path):
+            raise TargetError('it is protected')
+
+    def finish_deleting(self, path: str) -> bool:
+        """Delete what is being deleted; give it its name again and return False if somebody has
+        protected it meanwhile. Raise TargetError, OSError."""
+        if BackupDir(path, 0).is_protected():
+            os.rename(path, os.path.join(self.directory, os.path.basename(path)[len(DELETING):]))
+            return False
         remove_tree(path)
+        return True
 
 
 def kind_of(path: str) -> str:
@@ -2749,6 +3007,14 @@ class BackupStore:
     def history(self, vm_name: str) -> VmHistory:
         """The backups of a VM."""
         return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
+
+    def history_of(self, job: Job) -> VmHistory:
+        """The backups of a VM; of those that share a name, one that does not own the history that
+        this name has, has another directory. Raise OSError."""
+        history = self.history(job.vm.name)
+        if job.shared and history.owner().uuid != job.vm.uuid:
+            return self.history(f'{job.vm.name}~{job.vm.uuid[:8]}')
+        return history
 
     def histories(self) -> List[VmHistory]:
         """The backups of everything that has a directory here. Raise TargetError, OSError."""
@@ -2919,7 +3185,7 @@ class BackupStore:
         dumps = sorted(name for name in os.listdir(directory)
                        if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
         dumps = [name for name in dumps if name != os.path.basename(newest)]
-        old = surplus(dumps, keep) if keep else []
+        old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
         partial = [name for name in os.listdir(directory)       # a run was killed
                    if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
         if old + partial and os.path.islink(directory):
@@ -3640,7 +3906,7 @@ def read_form(form: str, source: Source, size: Optional[int], patience: Optional
 def form_of(name: str) -> Tuple[str, str]:
     """What a file's name says of its content: one of FORMS or ''; and the name without an ending
     that tells of compression."""
-    plain = re.sub(r'\.(gz|zst)\Z', '', name)
+    plain = re.sub(PACKED_ENDING, '', name)
     form = os.path.splitext(plain)[1]
     return (form if form in FORMS else ''), plain
 
@@ -3952,7 +4218,8 @@ class Verifier:
 
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
         """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
-        proof, plain = self.prove(backup.file(name), backup.disk_size(manifest)), form_of(name)[1]
+        proof, plain = self.prove(
+            backup.file(name), backup.disk_size(manifest, name)), form_of(name)[1]
         known, snapshot = recorded(manifest).get(portable(plain)), manifest.get('snapshot')
         if proof.vm and snapshot not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {snapshot}')
@@ -4042,7 +4309,17 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT = 'left in the pool'  # in each warning that the next attempt may mend
+IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
+
+
+class Part(NamedTuple):
+    """A file that is exported of a snapshot."""
+
+    name: str
+    kind: str                  # VM or VDI
+    snapshot: Snapshot
+    disk: int = 0              # which of the exporter's disks it is, if it is one
 
 
 class Exporter:
@@ -4050,6 +4327,7 @@ class Exporter:
 
     method = kind = extension = ''
     snapshot_token = prepare_token = export_token = ''
+    choice = DiskChoice()      # which disks
 
     def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
         self.pool = pool
@@ -4060,11 +4338,28 @@ class Exporter:
         self.target = self.uuid = self.label = ''      # these and the next two are set by aim()
         self.before = ()       # type: Tuple[str, ...]
         self.disks = []        # type: List[Disk]
+        self.left_out = []     # type: List[Tuple[Disk, str]]
         self.prepared = False
 
     def choose(self, vm: Vm) -> List[Disk]:
         """The disks that are exported, as far as the tables tell. Raise PoolError."""
         raise NotImplementedError
+
+    def sift(self, vm: Vm) -> List[Disk]:
+        """A VM's disks without those that are to be left out, which are noted with the reason."""
+        disks = [(disk, self.choice.reason(vm.name, disk.device, disk.vdi['name_label']))
+                 for disk in self.pool.disks(vm)]
+        self.left_out = [(disk, why) for disk, why in disks if why]
+        return [disk for disk, why in disks if not why]
+
+    def names(self, base: str, vm: Vm) -> List[str]:
+        """The names of the files to be exported; `base` is that of the VM's directory. Raise
+        PoolError."""
+        return [base + self.extension]
+
+    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
+        """What to export of a snapshot. Raise PoolError, CommandFailed."""
+        return [Part(base + self.extension, self.kind, snapshot)]
 
     def aim(self, vm: Vm) -> None:
         """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
@@ -4079,9 +4374,28 @@ class Exporter:
         """Issue the second command. Raise CommandFailed."""
         raise NotImplementedError
 
-    def export(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
+    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
         """Issue the third command. Raise CommandFailed unless the file is there."""
         raise NotImplementedError
+
+    def export_image(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
+        """Export a disk, compressed if the extension tells so. vdi-export prints nothing when it
+        succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
+        form = self.extension.split('.')[1]
+        packing = self.extension[len('.' + form):]
+        if packing:
+            handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                return self.xe.export_packed('vdi-export', watchdog, compressor(packing), handle,
+                                             format=form, uuid=snapshot.uuid)
+            finally:
+                os.close(handle)
+        self.xe.export('vdi-export', watchdog, format=form, uuid=snapshot.uuid, filename=path)
+        if form == 'raw' and size_of(path) != snapshot.size:
+            raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
+
+    def thin(self, intent: Intent) -> None:
+        """Take out of a snapshot what is to be left out. Raise CommandFailed, PoolError."""
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Issue the fourth command. Raise CommandFailed."""
@@ -4107,6 +4421,7 @@ class Exporter:
         try:
             backup.set_intent(intent)
             with failing_as(self.prepare_token):
+                self.thin(intent)
                 self.prepare(intent.uuid)
             self.prepared = True
             yield snapshot
@@ -4125,11 +4440,12 @@ class Exporter:
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
         with failing_as(self.snapshot_token):
             pool, ahead = self.pool.uuid(), self.pool.ahead()
+        disks = self.touched()
         intent = Intent(pool, self.kind, self.uuid, self.target, self.label, utc(ahead - 60),
                         utc(ahead + 900), utc(ahead + 2 * XE_TIMEOUT + 900),
                         os.uname().nodename, process(str(os.getpid())), self.before,
-                        tuple(disk.vdi_ref for disk in self.disks),
-                        names=tuple(disk.vdi['name_label'] for disk in self.disks))
+                        tuple(disk.vdi_ref for disk in disks),
+                        names=tuple(disk.vdi['name_label'] for disk in disks))
         backup.set_intent(intent)
         taken = False
         try:
@@ -4158,9 +4474,13 @@ class Exporter:
                     backup.drop_intent()
         return intent, found
 
+    def touched(self) -> List[Disk]:
+        """The disks of which the snapshot makes one."""
+        return self.disks
+
     def room(self) -> str:
         """How full the SRs of the disks are."""
-        return self.pool.room_of([disk.sr_uuid for disk in self.disks])
+        return self.pool.room_of([disk.sr_uuid for disk in self.touched()])
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """The record completed with the disks that came with a snapshot, if any do."""
@@ -4251,24 +4571,48 @@ class VmExporter(Exporter):
                  compression: str) -> None:
         super().__init__(pool, xe, console, warnings)
         self.extension, self.compress = self.compressions[compression]
+        self.others = []       # type: List[Disk]
+        self.ignoring = False  # the toolstack leaves the others out of the snapshot
+        self.copies = ()       # type: Tuple[str, ...]
 
     def choose(self, vm: Vm) -> List[Disk]:
-        """All of them."""
-        return self.pool.disks(vm)
+        """All that are not to be left out."""
+        return self.sift(vm)
 
     def aim(self, vm: Vm) -> None:
         """The VM itself. The disks' snapshots are those of the table: later ones are known by
         their time."""
         self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
-        with contextlib.suppress(PoolError):           # the metadata step has told
+        try:
             self.disks = self.choose(vm)
+            chosen = [disk.vdi_ref for disk in self.disks]
+            self.others = [disk for disk in self.pool.disks(vm) if disk.vdi_ref not in chosen]
+        except PoolError:                              # the metadata step has told
+            if self.choice != DiskChoice():
+                raise
+        self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
         self.before = tuple(vm.record['snapshots']) + tuple(
-            ref for disk in self.disks for ref in disk.vdi['snapshots'])
+            ref for disk in self.touched() for ref in disk.vdi['snapshots'])
+
+    def touched(self) -> List[Disk]:
+        """Also those that are not wanted, where they cannot be left out of a snapshot."""
+        return self.disks + ([] if self.ignoring else self.others)
 
     def make_snapshot(self) -> str:
         """uuid= is exact, where vm= would also find a VM whose name is that uuid."""
-        return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label)
+        words = {'ignore_vdi_uuids': ','.join(
+            disk.vdi['uuid'] for disk in self.others)} if self.ignoring else {}
+        return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label, **words)
+
+    def thin(self, intent: Intent) -> None:
+        """Destroy the copies of disks that are left out, which also takes them from the snapshot
+        (xapi: xapi_vdi.ml, destroy)."""
+        self.copies = intent.disks
+        if self.left_out and not self.ignoring:
+            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
+                if found.ref in intent.disks:
+                    self.xe.tell('vdi-destroy', uuid=found.uuid)
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """One call."""
@@ -4283,10 +4627,10 @@ class VmExporter(Exporter):
         self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
                      uuid=snapshot)
 
-    def export(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
+    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
         """Success is exit status 0 and these words and a file that is not empty
         (xapi: cli_operations.ml, download_file)."""
-        output = self.xe.export('vm-export', watchdog, uuid=snapshot.uuid, filename=path,
+        output = self.xe.export('vm-export', watchdog, uuid=part.snapshot.uuid, filename=path,
                                 **self.compress)
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
@@ -4343,9 +4687,9 @@ class VdiExporter(Exporter):
     export_token = 'VDI-EXPORT-FAIL'
 
     def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
-                 image_format: str) -> None:
+                 extension: str) -> None:
         super().__init__(pool, xe, console, warnings)
-        self.format, self.extension = image_format, '.' + image_format
+        self.extension = extension
 
     def aim(self, vm: Vm) -> None:
         """One disk, of which the snapshot is."""
@@ -4354,7 +4698,9 @@ class VdiExporter(Exporter):
             self.pool.forget('VBD', 'VDI')             # the night is long: disks may have moved
             self.disks = self.choose(vm)
         if not self.disks:
-            raise BackupFailed('NO-BOOT-DISK', 'no boot disk: no xvda, bootable disk or disk 0')
+            raise BackupFailed('NO-BOOT-DISK', 'the boot disk is left out ({})'.format(
+                self.left_out[0][1]) if self.left_out else
+                'no boot disk: no xvda, bootable disk or disk 0')
         disk = self.disks[0]
         self.vm, self.target, self.uuid = vm, disk.vdi_ref, disk.vdi['uuid']
         self.label = label_part('SNAP_{}_{}'.format(
@@ -4363,13 +4709,15 @@ class VdiExporter(Exporter):
             self.before = tuple(self.pool.get('VDI.get_snapshots', list, self.target))
 
     def choose(self, vm: Vm) -> List[Disk]:
-        """xvda, else the first bootable disk, else user device 0."""
-        disks = self.pool.disks(vm)
+        """xvda, else the first bootable disk, else user device 0, unless that is left out."""
+        kept, disks = self.sift(vm), self.pool.disks(vm)
         for wanted in (lambda disk: disk.vbd['device'] == 'xvda',
                        lambda disk: disk.vbd['bootable'],
                        lambda disk: disk.vbd['userdevice'] == '0'):
             for disk in filter(wanted, disks):
-                return [disk]
+                self.left_out.sort(key=lambda each: each[0] != disk)
+                return [disk] if disk in kept else []
+        self.left_out = []
         return []
 
     def make_snapshot(self) -> str:
@@ -4380,13 +4728,9 @@ class VdiExporter(Exporter):
         """Give the snapshot our label."""
         self.xe.tell('vdi-param-set', uuid=snapshot, name_label=self.label)
 
-    def export(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
-        """vdi-export prints nothing when it succeeds (xapi: cli_operations.ml, vdi_export); a raw
-        image is as long as the disk."""
-        self.xe.export('vdi-export', watchdog, format=self.format, uuid=snapshot.uuid,
-                       filename=path)
-        if self.format == 'raw' and size_of(path) != snapshot.size:
-            raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
+    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
+        """The disk."""
+        self.export_image(part.snapshot, path, watchdog)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """If it can be that one only: we were killed before we knew its uuid and labelled it."""
@@ -4395,6 +4739,61 @@ class VdiExporter(Exporter):
     def discard(self, snapshot: str, attempt: int) -> None:
         """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
         self.xe.tell('vdi-destroy', uuid=snapshot)
+
+
+class DisksExporter(VmExporter):
+    """Some disks of a VM as images, all of one moment: that of a snapshot of the VM."""
+
+    method = 'vdi-export'
+    snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
+    export_token = 'VDI-EXPORT-FAIL'
+
+    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
+                 extension: str) -> None:
+        super().__init__(pool, xe, console, warnings, 'none')
+        self.extension = extension
+
+    def choose(self, vm: Vm) -> List[Disk]:
+        """All, or those of the devices that are wanted."""
+        wanted = self.choice.wanted.split(',')
+        return [disk for disk in self.sift(vm) if wanted == ['all'] or disk.device in wanted]
+
+    def aim(self, vm: Vm) -> None:
+        """The VM, if there is a disk to be exported."""
+        super().aim(vm)
+        if not self.disks:
+            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: vdi_disks={}{}'.format(
+                self.choice.wanted, ''.join(', ' + why for _, why in self.left_out[:1])))
+        for device in self.choice.wanted.split(','):
+            if device not in ['all'] + [disk.device for disk in self.pool.disks(vm)]:
+                self.console.log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
+
+    def thin(self, intent: Intent) -> None:
+        """All of the snapshot is discarded anyway."""
+        self.copies = intent.disks
+
+    def names(self, base: str, vm: Vm) -> List[str]:
+        """One for each disk."""
+        return [self.name_of(disk) for disk in self.choose(vm)]
+
+    def name_of(self, disk: Disk) -> str:
+        """The name of a disk's file."""
+        return path_part(f'DISK-{disk.device}') + self.extension
+
+    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
+        """The copies of the disks, as the snapshot has them."""
+        refs = [disk.vdi_ref for disk in self.disks]
+        copies = {found.of: found for found in self.pool.snapshots('VDI', refs)
+                  if found.ref in self.copies}
+        lost = [disk.device for disk in self.disks if disk.vdi_ref not in copies]
+        if lost:
+            raise CommandFailed('the snapshot has no copy of ' + ', '.join(lost))
+        return [Part(self.name_of(disk), 'VDI', copies[disk.vdi_ref], number)
+                for number, disk in enumerate(self.disks)]
+
+    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
+        """One of the disks."""
+        self.export_image(part.snapshot, path, watchdog)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4642,34 +5041,44 @@ default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new MA
 preserve=true is added. It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = """
-VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
+{unpack}VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable=true mode=RW type=Disk
+xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
 
 This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
 halted. If that still has a disk there, choose another device; if the VM is gone, vm.json tells
 how it was made.
 """
+UNPACK = {'.gz': 'gzip -dk {}\n', '.zst': 'zstd -dk {}\n'}
 
 
-def write_guide(backup: BackupDir, name: str, manifest: Dict[str, Any],
-                disk: Optional[Disk]) -> None:
-    """Write RESTORE.txt: how to restore the file of that name; `disk` is that of an image. Raise
-    OSError."""
-    form, path = form_of(name)[0], backup.file(name)
+def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, Any],
+                disks: Sequence[Disk]) -> None:
+    """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
+    vm = manifest['vm']
     values = dict(
-        method=manifest['method'], vm=printable(manifest['vm']['name']), form=form[1:],
-        vm_uuid=manifest['vm']['uuid'], started=manifest['started'],
-        program=shlex.quote(portable(os.path.abspath(sys.argv[0]))),
-        restore=shlex.quote('restore=' + portable(backup.path)),
-        filename=shlex.quote('filename=' + portable(path)),
-        name=shlex.quote('name-label=' + label_part(manifest['vm']['name'])))
-    if disk:
-        size = manifest['disks'][0]['virtual_size']
-        values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
-                      size=size + (-size % VHD_BLOCK if form == '.vhd' else 0),
-                      name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
-    backup.write((GUIDE_HEAD + (GUIDE_DISK if disk else GUIDE_VM)).format(**values), GUIDE)
+        method=manifest['method'], vm=printable(vm['name']), vm_uuid=vm['uuid'],
+        started=manifest['started'],
+        program=shlex.quote(portable(os.path.abspath(sys.argv[0]))))
+    texts, many = [], len(parts) > 1
+    for part in parts:
+        (form, plain), path = form_of(part.name), backup.file(part.name)
+        values.update(
+            restore=shlex.quote('restore=' + portable(path if many else backup.path)),
+            filename=shlex.quote('filename=' + portable(backup.file(plain))),
+            name=shlex.quote('name-label=' + label_part(vm['name'])), form=form[1:],
+            unpack=UNPACK.get(os.path.splitext(path)[1], '').format(shlex.quote(portable(path))))
+        if part.kind == 'VDI':
+            disk, size = disks[part.disk], part.snapshot.size
+            values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
+                          boot=str(bool(disk.vbd['bootable']) or not many).lower(),
+                          size=size + (-size % VHD_BLOCK if form == '.vhd' else 0),
+                          name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
+        else:
+            values.update(filename=shlex.quote('filename=' + portable(path)))
+        texts.append((GUIDE_HEAD + (GUIDE_DISK if part.kind == 'VDI' else GUIDE_VM)).format(
+            **values))
+    backup.write('\n'.join(texts), GUIDE)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4810,7 +5219,9 @@ MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we
 RULER = '==========================='
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
                   'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify',
-                  'parallel', 'parallel_per_sr')
+                  'parallel', 'parallel_per_sr', 'keep_last', 'keep_hourly', 'keep_daily',
+                  'keep_weekly', 'keep_monthly', 'keep_yearly', 'vdi_disks', 'vdi_compress',
+                  'honour_nobak', 'hook', 'report_file')
 
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
@@ -4850,6 +5261,12 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
             decompressor(config.settings.compress)
         except CommandFailed as error:
             problems.append(f'ERROR: config compress -> {config.settings.compress}: {error}')
+    packing = config.settings.vdi_compress
+    try:
+        if packing != 'none':
+            compressor(PACKINGS[packing])
+    except CommandFailed as error:
+        problems.append(f'ERROR: config vdi_compress -> {packing}: {error}')
     for error in problems:
         console.log(error)
     if problems or plan.invalid:
@@ -4865,6 +5282,10 @@ def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
     possible = check_plan(config, plan, store, console)
     if possible:
         console.log('Checking all VMs for duplicate names ...')
+    if possible and plan.left_out:
+        console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
+        for line in plan.left_out:
+            console.log('  left out: ' + line)
     if possible and plan.uncovered and with_config:
         console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
         console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
@@ -4909,6 +5330,47 @@ def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> 
     return None
 
 
+PACKINGS = {'none': '', 'gzip': '.gz', 'zstd': '.zst'}
+
+
+def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
+                warnings: List[str]) -> Exporter:
+    """The exporter of a method, with the settings that it needs."""
+    settings = config.settings
+    if method == 'vm-export':
+        exporter = VmExporter(pool, xe, xe.console, warnings, settings.compress)   # type: Exporter
+    else:
+        kind = VdiExporter if settings.vdi_disks == 'boot' else DisksExporter
+        exporter = kind(pool, xe, xe.console, warnings, '.{}{}'.format(
+            settings.vdi_export_format, PACKINGS[settings.vdi_compress]))
+    exporter.choice = DiskChoice(
+        tuple(rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text),
+        settings.honour_nobak, settings.vdi_disks if method == 'vdi-export' else 'boot')
+    return exporter
+
+
+def disk_words(disk: Disk, why: str) -> str:
+    """A disk that is left out, for a log."""
+    return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
+
+
+def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
+    """A plan that tells which disks are left out. No call unless there may be any. Raise
+    PoolError."""
+    left_out, failures, messages = [], [], []
+    for job in plan.jobs:
+        exporter = exporter_of(config, job.method, pool, xe, [])
+        if exporter.choice._replace(wanted='boot') == DiskChoice():
+            continue
+        disks = exporter.choose(job.vm)
+        left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
+        if job.method == 'vdi-export' and not disks:
+            messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
+            failures.append(Outcome(job.method, job.vm.name, 'NO-BOOT-DISK'))
+    return plan._replace(left_out=tuple(left_out), failures=plan.failures + tuple(failures),
+                         messages=plan.messages + tuple(messages))
+
+
 class BackupRun:
     """A night's backup. Whatever happens, `end` tells it."""
 
@@ -4927,7 +5389,7 @@ class BackupRun:
         self.again = []        # type: List[VmHistory]
         self.told_unlocked = False
         self.beginning = threading.Lock()
-        self.due = {}          # type: Dict[str, Tuple[str, int]]
+        self.due = {}          # type: Dict[str, Tuple[List[str], int]]
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.outcomes = []     # type: List[Outcome]
         self.further_errors = 0
@@ -4938,7 +5400,7 @@ class BackupRun:
         password = login_word(invocation.password, self.console)
         with Pool.connect(password, self.console, self.signals) as self.pool:
             plan = select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
-                          self.settings.max_backups)
+                          keep_of(self.settings), self.settings.honour_nobak)
             self.warnings = plan.warnings
             if check_plan(self.config, plan, self.store, self.console):
                 self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
@@ -5049,7 +5511,7 @@ class BackupRun:
             disks = self.exporter(job.method, Xe(self.console, self.signals), []).choose(job.vm)
             srs = frozenset(disk.sr_uuid for disk in disks)
             size = sum(int(disk.vdi['virtual_size']) for disk in disks)
-            seconds = self.store.history(job.vm.name).last_seconds(job.method)
+            seconds = self.store.history_of(job).last_seconds(job.method)
         return Load(job, srs, size, seconds)
 
     @contextlib.contextmanager
@@ -5126,6 +5588,7 @@ class BackupRun:
         self.status_log.vm_begin(job)
         token = 'INTERRUPTED'
         try:
+            history = self.store.history_of(job)
             with self.locked(history.directory, self.settings.lock_wait * 60):
                 size = self.back_up(job, history, now(), warnings)
             token = 'WARNING' if warnings else 'SUCCESS'
@@ -5163,7 +5626,8 @@ class BackupRun:
         """
         log = self.console.log
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
-        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
+        vm, policy = self.pool.reread(job.vm)._replace(name=job.vm.name), policy_of(
+            self.settings, job)
         xe = Xe(self.console, self.signals)
         known = self.settle_leftovers(history, warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
@@ -5174,9 +5638,9 @@ class BackupRun:
             log(f'Deleting last **unsuccessful** backup {failure.path} ')
             with tolerating(warnings, f'cannot delete {failure.path}'):
                 history.delete(failure)
-        exporter = self.exporter(job.method, xe, warnings)
-        name = path_part(vm.name) + exporter.extension
-        backup, last = self.begin(job, history, name, started)
+        exporter, base = self.exporter(job.method, xe, warnings), os.path.basename(
+            history.directory)
+        backup, last = self.begin(job, history, exporter.names(base, vm), started)
         log(f'new backup_dir: {backup.path}')
         self.gather_metadata(backup, vm, xe, warnings)
         log(f'*** {job.method} begin xe command sequence')
@@ -5186,51 +5650,74 @@ class BackupRun:
         else:
             log('vm is NOT running')
         exporter.aim(vm)
+        self.tell_disks(exporter)
         self.signals.check()
-        with backup.whole(name), exporter.snapshot(backup, known) as snapshot:
+        with backup.whole(), exporter.snapshot(backup, known) as snapshot:
             self.signals.check()
             if self.settings.pre_clean:
-                self.prune(history, history.expendable(job.keep), warnings)
-                self.due[history.directory] = backup.file(name), last
+                self.prune(history, history.expendable(policy, started), warnings)
+                self.due[history.directory] = self.due[history.directory][0], last
             manifest = dict(self.manifest(job, exporter, started), snapshot=snapshot.uuid)
-            if exporter.kind == 'VDI':                 # as it is by now
-                manifest['disks'][0]['virtual_size'] = snapshot.size
             with failing_as(exporter.export_token):
-                exporter.export(snapshot, backup.file(name), Watchdog(
-                    self.settings.stall_timeout * 60, lambda: size_of(backup.file(name)),
-                    lambda: self.pool.progress(exporter.kind, snapshot.ref),
-                    Meter(self.console, 'exported', name, last)))
-                size = written(backup.file(name))
+                parts = exporter.parts(base, snapshot)
+            size = sum([self.export(exporter, part, backup, manifest, last) for part in parts])
             del self.due[history.directory]
             log(f'{job.method} success')
         log(f'*** {job.method} end')
-        manifest.update(self.verify(backup, name, manifest, warnings))
+        manifest.update(self.verify(backup, ', '.join(part.name for part in parts), manifest,
+                                    warnings))
         with tolerating(warnings, f'{GUIDE} is missing'):
-            write_guide(backup, name, manifest,
-                        exporter.disks[0] if exporter.kind == 'VDI' else None)
+            write_guide(backup, parts, manifest, exporter.disks)
         backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),
                         size > self.settings.large_backup << 30)
-        log(f'*** success: {backup.file(name)} : {size >> 30}G')
+        log('*** success: {} : {}G'.format(
+            backup.path if parts[1:] else backup.file(parts[0].name), size >> 30))
         with tolerating(warnings, 'cannot look for older backups'):
-            self.prune(history, history.surplus(backup, job.keep), warnings)
+            self.prune(history, history.surplus(backup, policy), warnings)
         return size
 
-    def begin(self, job: Job, history: VmHistory, name: str,
+    def export(self, exporter: Exporter, part: Part, backup: BackupDir, manifest: Dict[str, Any],
+               last: int) -> int:
+        """Export a file of a snapshot, and tell of it in the manifest; return its bytes. Raise
+        BackupFailed, OSError, Interrupted."""
+        path = backup.file(part.name)
+        if part.kind == 'VDI':                         # as it is by now
+            manifest['disks'][part.disk].update(file=portable(part.name),
+                                                virtual_size=part.snapshot.size)
+        with failing_as(exporter.export_token):
+            exporter.export(part, path, Watchdog(
+                self.settings.stall_timeout * 60, lambda: size_of(path),
+                lambda: self.pool.progress(part.kind, part.snapshot.ref),
+                Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind))))
+            return written(path)
+
+    def tell_disks(self, exporter: Exporter) -> None:
+        """Log which disks are left out, and which might have been."""
+        for disk, why in exporter.left_out:
+            self.console.log('left out: ' + disk_words(disk, why))
+        for disk in exporter.disks:
+            if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
+                self.console.log('***NOTE - backed up, as honour_nobak=no: {}'.format(
+                    disk_words(disk, NOBAK)))
+
+    def begin(self, job: Job, history: VmHistory, names: Sequence[str],
               started: datetime.datetime) -> Tuple[BackupDir, int]:
         """Make the directory of a backup, if there is room for it beside those that are being
-        made; also return the bytes that its file took the last time. Raise BackupFailed,
+        made; also return the bytes that its files took the last time. Raise BackupFailed,
         TargetError, OSError."""
-        going = history.expendable(job.keep) if self.settings.pre_clean else []
-        gain, last = sum(backup.occupied() for backup in going), history.last_size(name)
+        going = (history.expendable(policy_of(self.settings, job), started)
+                 if self.settings.pre_clean else [])
+        gain = sum(backup.occupied() for backup in going)
+        last = sum(history.last_size(name) for name in names)
         with self.beginning:
             due = 0
-            for path, size in list(self.due.values()):
+            for paths, size in list(self.due.values()):
                 with contextlib.suppress(OSError):     # it is another VM's
-                    due += max(0, size - size_of(path))
+                    due += max(0, size - sum(size_of(path) for path in paths))
             self.store.check_room(self.settings.min_free, last, gain - due)
             self.store.check_mounted()
             backup = history.begin(started)
-            self.due[history.directory] = backup.file(name), last - gain
+            self.due[history.directory] = [backup.file(name) for name in names], last - gain
         return backup, last
 
     def verify(self, backup: BackupDir, name: str, manifest: Dict[str, Any],
@@ -5253,19 +5740,20 @@ class BackupRun:
     def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime) -> Dict[str, Any]:
         """What a backup tells of itself, as far as it is known before the export."""
         return dict(
-            {'schema': 1, 'version': VERSION, 'vm': {'name': job.vm.name, 'uuid': job.vm.uuid},
+            {'schema': 1, 'version': VERSION, 'vm': {
+                'name': job.vm.name, 'uuid': job.vm.uuid, 'tags': job.vm.record.get('tags', [])},
              'method': job.method, 'host': self.host, 'started': iso(started),
              'disks': [{'device': disk.device, 'uuid': disk.vdi['uuid'],
                         'name': disk.vdi['name_label'],
-                        'virtual_size': int(disk.vdi['virtual_size'])} for disk in exporter.disks]},
+                        'virtual_size': int(disk.vdi['virtual_size'])} for disk in exporter.disks],
+             'left_out': [{'device': disk.device, 'uuid': disk.vdi['uuid'],
+                           'name': disk.vdi['name_label'], 'why': why}
+                          for disk, why in exporter.left_out]},
             **self.identity)
 
     def exporter(self, method: str, xe: Xe, warnings: List[str]) -> Exporter:
         """The exporter of a method, with the settings that it needs."""
-        if method == 'vdi-export':
-            return VdiExporter(self.pool, xe, self.console, warnings,
-                               self.settings.vdi_export_format)
-        return VmExporter(self.pool, xe, self.console, warnings, self.settings.compress)
+        return exporter_of(self.config, method, self.pool, xe, warnings)
 
     def settle_leftovers(self, history: VmHistory, warnings: List[str]) -> List[str]:
         """Remove what an earlier run that died left of a VM's backup: in the pool what it wrote
@@ -5286,8 +5774,10 @@ class BackupRun:
                     if self.store.unlocked and is_in_work(intent):
                         raise TargetError(f'its run on {intent.host} may be at work still, and '
                                           'backup_dir cannot lock')
-                    method = 'vdi-export' if intent.kind == 'VDI' else 'vm-export'
-                    exporter = self.exporter(method, Xe(self.console, self.signals), warnings)
+                    kind, form = (VdiExporter, '.raw') if intent.kind == 'VDI' else (
+                        VmExporter, 'none')            # type: Any, str
+                    exporter = kind(self.pool, Xe(self.console, self.signals), self.console,
+                                    warnings, form)
                     with self.pool.snapshotting:
                         exporter.settle(intent)
                     left.pop()
@@ -5295,7 +5785,7 @@ class BackupRun:
                 backup.drop_intent()
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
-                remove_tree(path)
+                history.finish_deleting(path)
         return left
 
     def gather_metadata(self, backup: BackupDir, vm: Vm, xe: Xe, warnings: List[str]) -> None:
@@ -5346,6 +5836,17 @@ class BackupRun:
         self.warn(warnings)
 
 
+def policy_of(settings: Settings, job: Job) -> Policy:
+    """Which backups of a VM to keep."""
+    return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
+                  settings.keep_monthly, settings.keep_yearly)
+
+
+def keep_of(settings: Settings) -> int:
+    """How many of the newest backups to keep where no line tells."""
+    return settings.max_backups if settings.keep_last is None else settings.keep_last
+
+
 def load_config(invocation: Invocation, console: Console) -> Config:
     """Read the config, and tell where from."""
     config = read_config(invocation)
@@ -5373,7 +5874,8 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
     with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(tuple(store.restores())),
-                      config.settings.max_backups)
+                      keep_of(config.settings), config.settings.honour_nobak)
+        plan = with_left_out(config, plan, pool, Xe(console, signals))
     return preview(config, plan, store, console, bool(invocation.config_file))
 
 
@@ -5446,16 +5948,18 @@ def open_store(config: Config, root: str, console: Console) -> BackupStore:
 NO_RULES = Plan((), (), (), (), (), (), False, ())     # without them, nothing can be missing
 
 
-def choose(histories: Sequence[VmHistory], config: Config,
-           selector_text: str) -> Tuple[List[VmHistory], Plan]:
+def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
+           keep: int = 1) -> Tuple[List[VmHistory], Plan]:
     """Those that a selector or else the lines of a config choose; without any, all. The plan tells
-    what was not found."""
+    what was not found, and how many to keep where no line does."""
     found = {history.directory: history for history in histories}
-    vms = [Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
     rules = (selector(selector_text),) if selector_text else config.rules
+    by_name = not any(exact(rule.text)[0] for rule in rules)
+    vms = [Vm(directory, '', found[directory].vm_name(), {}) if by_name else
+           found[directory].owner() for directory in sorted(found)]
     if not rules:
         return [found[vm.ref] for vm in vms], NO_RULES
-    plan = select(rules, vms, 1)
+    plan = select(rules, vms, keep)
     return [found[job.vm.ref] for job in plan.jobs], plan
 
 
@@ -5598,12 +6102,6 @@ def time_in(record: Dict[str, Any]) -> Optional[str]:
         seconds_of(when)                               # type: ignore
         return when
     return None
-
-
-def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
-    """A text in a part of a manifest, one of those allowed if there are any; None for all else."""
-    found = record.get(key)
-    return found if isinstance(found, str) and found in (allowed or (found,)) else None
 
 
 def number_in(record: Dict[str, Any], key: str) -> Any:
@@ -5789,6 +6287,113 @@ def run_list(words: Sequence[str], console: Console) -> int:
     return listing.status()
 
 
+class Prune:
+    """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
+
+    def __init__(self, config: Config, previewing: bool, console: Console,
+                 signals: Signals) -> None:
+        self.settings = config.settings
+        self.store = open_store(config, '', console)
+        self.config = config
+        self.previewing = previewing
+        self.console = console
+        self.signals = signals
+        self.kept = self.deleted = self.errors = self.room = 0
+
+    def carry_out(self, selector_text: str) -> int:
+        """Prune the backups of the config's VMs, of which a selector may choose; return the exit
+        status. Raise VmBackupError, OSError, Interrupted."""
+        problem = self.store.problem(self.settings.require_mount)
+        if problem:
+            raise TargetError(problem.partition('ERROR: ')[2])
+        ours = [history for history in self.store.histories() if history.holds_any()]
+        histories, plan = choose(ours, self.config, '', keep_of(self.settings))
+        for error in plan.errors if plan.jobs or plan.invalid else ():
+            raise ConfigError(f'{error.strip()}: {"; ".join(plan.messages)}')
+        wanted = choose(ours, self.config, selector_text)[0] if selector_text else histories
+        chosen = [(job, history) for job, history in zip(plan.jobs, histories) if history in wanted]
+        if not chosen:
+            raise UsageError('no backups in {} of a VM that the config names{}'.format(
+                self.store.root, f' and {selector_text} chooses' * bool(selector_text)))
+        for job, history in chosen:
+            self.signals.check()
+            try:
+                with contextlib.ExitStack() as stack:
+                    if not self.previewing:
+                        stack.enter_context(self.store.locked(
+                            os.path.basename(history.directory), self.settings.lock_wait * 60,
+                            self.signals.check))
+                    self.prune(history, policy_of(self.settings, job))
+            except (VmBackupError, OSError) as error:
+                self.fail(history.directory, error)
+        verdict = ERROR if self.errors else SUCCESS
+        self.console.log('VmBackup prune {}ended - {} - {} kept, {} {} ({})'.format(
+            'preview ' * self.previewing, verdict.phrase, self.kept, self.deleted,
+            'would be deleted' if self.previewing else 'deleted', human_size(self.room)))
+        return verdict.status
+
+    def prune(self, history: VmHistory, policy: Policy) -> None:
+        """Prune the backups of a VM, oldest first. Raise OSError."""
+        self.console.log('{}: {}'.format(history.directory, ' '.join(
+            f'keep_{name}={count}' for name, count in policy._asdict().items()
+            if count or name == 'last')))
+        for path in () if self.previewing else history.half_deleted():
+            history.finish_deleting(path)
+        for backup, why in history.judged(policy):
+            words = 'keep   {} ({})' if why else 'delete {}'
+            self.console.log('  ' + words.format(os.path.basename(backup.path), ', '.join(why)))
+            if why:
+                self.kept += 1
+                continue
+            try:
+                room = backup.occupied()
+                if not self.previewing:
+                    history.delete(backup)
+                self.deleted, self.room = self.deleted + 1, self.room + room
+            except (VmBackupError, OSError) as error:
+                self.fail(backup.path, error)
+
+    def fail(self, path: str, error: Exception) -> None:
+        """Tell of what could not be done."""
+        self.errors += 1
+        self.console.log(f'ERROR {path}: {getattr(error, "strerror", None) or error}')
+
+
+def run_prune(words: Sequence[str], console: Console, signals: Signals) -> int:
+    """The command `prune`; return the exit status. Raise VmBackupError."""
+    options = options_of(words[1:], vm=(), preview=('no', 'yes'))
+    if not words:
+        raise UsageError('wanted: prune <config-file> [vm=vm-selector] [preview]')
+    config = read_config(Invocation('', native(words[0]), (), True, False, {}))
+    signals.at_once = False
+    try:
+        return Prune(config, options['preview'] == 'yes', console, signals).carry_out(options['vm'])
+    except OSError as error:
+        raise TargetError(f'cannot read {config.settings.backup_dir}: {error.strerror}')
+
+
+def run_protect(words: Sequence[str], console: Console, protect: bool) -> int:
+    """The commands `protect` and `unprotect`; return the exit status. Raise VmBackupError."""
+    name = 'protect' if protect else 'unprotect'
+    if not words:
+        raise UsageError(f'wanted: {name} <backup>...')
+    backups = [BackupDir(os.path.abspath(native(word)), 0) for word in words]
+    for backup in backups:
+        try:
+            if kind_of(backup.path) != 'backup' or not backup.is_good():
+                raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
+        except OSError as error:
+            raise TargetError(f'cannot read {backup.path}: {error.strerror}')
+    for backup in backups:
+        try:
+            if backup.is_protected() != protect:
+                (backup.protect if protect else backup.unprotect)()
+        except OSError as error:
+            raise TargetError(f'cannot {name} {backup.path}: {error.strerror}')
+        console.log(f'{name}ed: {backup.path}')
+    return SUCCESS.status
+
+
 class Chosen(NamedTuple):
     """What is to be restored."""
 
@@ -5844,14 +6449,19 @@ class Sources:
             self.store.root = root
 
     def of_history(self, history: VmHistory, date: str) -> Chosen:
-        """The newest backup that is good, of a time that begins so."""
+        """As `newest`, which has one archive or image."""
+        return self.of_backup(self.newest(history, date))
+
+    def newest(self, history: VmHistory, date: str) -> BackupDir:
+        """The newest backup that is good, of a time that begins so. Raise UsageError,
+        TargetError."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
         for backup in reversed(in_order(history.kept() + history.good())):
             if self.time_of(backup).replace('-', '').replace(':', '').replace(
                     ' ', '').startswith(digits) and not backup.is_damaged():
-                return self.of_backup(backup)
+                return backup
         raise TargetError('no good backup {}in {}'.format(f'of {date} ' * bool(date),
                                                           history.directory))
 
@@ -5867,8 +6477,9 @@ class Sources:
         """The archive or image of a backup."""
         names = backup.archives()
         if len(names) != 1:
-            raise TargetError(f'{len(names)} archives or images in {backup.path}, where one was '
-                              'expected (give the one that is meant)')
+            raise TargetError('{} archives or images in {}, where one was expected (give the one '
+                              'that is meant: {})'.format(len(names), backup.path, ' '.join(
+                                  backup.file(name) for name in names)))
         return self.of_file(backup.file(names[0]))
 
     def of_file(self, path: str) -> Chosen:
@@ -5959,14 +6570,11 @@ class Restorer:
     def check_version(self, found: Archived) -> None:
         """Raise PoolError if the pool's xapi refuses what was exported by this one (xapi:
         importexport.ml, assert_compatible)."""
-        text = str(self.pool.master().get('software_version', {}).get('xapi', ''))
-        digits = re.match(r'(\d+)\.(\d+)', text)
-        if digits:
-            ours = int(digits.group(1)), int(digits.group(2))
-            if found.version > ours or ours[0] == 1 and found.version[0] != 1:
-                raise PoolError('exported by xapi {}.{}, this pool has {} and refuses what is '
-                                'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is '
-                                'as new)'.format(*found.version, text))
+        ours = self.pool.version()
+        if ours[0] and (found.version > ours or ours[0] == 1 and found.version[0] != 1):
+            raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
+                            'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
+                            'new)'.format(*(found.version + ours)))
 
     def free_name(self, original: str, when: str, options: Dict[str, str]) -> str:
         """The name for a new VM; raise UsageError if it is taken."""
@@ -6036,9 +6644,9 @@ class Restorer:
 
     def look_at_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """As `look`, for an image."""
-        disks = chosen.manifest.get('disks')
-        disk = disks[0] if isinstance(disks, list) and disks and isinstance(disks[0], dict) else {}
-        size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest))
+        file = os.path.basename(chosen.path)
+        disk = disk_of(chosen.manifest, file)
+        size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest, file))
         original = str(disk.get('name') or os.path.basename(form_of(chosen.path)[1]))
         name = options['name'] or '-'.join(
             filter(None, (original, 'restored', chosen.when[:10])))
@@ -6223,18 +6831,20 @@ class TestRestore:
 
     def test(self, history: VmHistory) -> int:
         """Test the newest good backup; return its bytes. Raise VmBackupError, OSError."""
-        chosen = self.sources.of_history(history, '')
-        name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
-                                   binascii.hexlify(os.urandom(4)).decode('ascii'))
+        backup = self.sources.newest(history, '')
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
-        proved = False
+        proved, size = False, 0
         try:
-            target = self.restorer.look(chosen, dict(self.options, name=name))
-            if self.previewing:
-                return 0
-            result['sr'] = target.sr['name_label']
-            self.restorer.test(chosen, target)
-            proved = True
+            for file in backup.archives():
+                chosen = self.sources.of_file(backup.file(file))
+                name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
+                                           binascii.hexlify(os.urandom(4)).decode('ascii'))
+                target = self.restorer.look(chosen, dict(self.options, name=name))
+                if not self.previewing:
+                    result['sr'] = target.sr['name_label']
+                    self.restorer.test(chosen, target)
+                    size += size_of(chosen.path)
+            proved = not self.previewing
         except (VmBackupError, OSError) as error:
             if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
                 result['fault'] = printable(str(error))
@@ -6243,9 +6853,11 @@ class TestRestore:
             if proved or 'fault' in result:            # else it was not, or was interrupted
                 result['seconds'] = int(elapsed())
                 with tolerating(self.restorer.warnings, 'the result is not recorded'):
-                    chosen.backup.note(test_restore=result)
-        self.console.log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
-        return size_of(chosen.path)
+                    backup.note(test_restore=result)
+        if proved:
+            self.console.log('proved: {} can be restored ({:.0f} s)'.format(
+                backup.path if backup.archives()[1:] else chosen.path, elapsed()))
+        return size
 
     def end(self, signum: int, errors: int) -> int:
         """Tell how it ended, by mail too; return the exit status. `errors` belong to no VM."""
@@ -6333,6 +6945,17 @@ alternate form - list:
 
 	tells what backups there are of each VM that the config file or vm= chooses, and which of
 		these VMs has no good one, without the pool
+
+alternate form - prune:
+{program}  prune <config-file> [vm=vm-selector] [preview]
+
+	deletes the backups that no rule of the config file keeps, and tells of each backup which rule
+		does, without the pool
+
+alternate form - protect, unprotect:
+{program}  protect <backup>...
+
+	a backup that is protected is not counted by any rule, and never deleted
 
 alternate form - restore:
 {program}  <password|local> restore=<vm-name|backup|file> [preview] [optional params]
@@ -6440,7 +7063,7 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
 
 RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
 TEXTS = ('help', 'config', 'example')
-RESERVED = ('prune', 'status', 'protect', 'unprotect', 'check-config', 'test-mail')
+RESERVED = ('status', 'check-config', 'test-mail')
 
 
 def help_text(word: str, program: str) -> str:
@@ -6470,6 +7093,10 @@ def command(words: Sequence[str], program: str, console: Console, signals: Signa
         return run_verify(words[1:], console, signals)
     if first == 'list':
         return run_list(words[1:], console)
+    if first == 'prune':
+        return run_prune(words[1:], console, signals)
+    if first in ('protect', 'unprotect'):
+        return run_protect(words[1:], console, first == 'protect')
     if first in TEXTS + RESERVED:
         raise UsageError(f'{first} is a command {"" if first in TEXTS else "of later releases "}'
                          "(a password that is a command's name has to be in a password file)")

@@ -481,7 +481,7 @@ def rotate(root):
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
         new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
-        assert len(history.surplus(new, BACKUPS - 1)) == 2
+        assert len(history.surplus(new, VmBackup.Policy(BACKUPS - 1))) == 2
 
 
 def list_all(root):

@@ -102,7 +102,7 @@ class Store(PoolCase):
         with self.watched() as seen:
             for history in store.histories():
                 new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
-                self.assertEqual(5, len(history.surplus(new, 3)))
+                self.assertEqual(5, len(history.surplus(new, VmBackup.Policy(3))))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
         self.assertEqual(14, len(seen['open']))
         self.assertEqual(14, len(set(seen['open'])))

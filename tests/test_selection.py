@@ -56,6 +56,87 @@ class RecordedSelections(unittest.TestCase):
                 self.assertEqual(bool(stopped), bool(plan.errors or config.errors))
 
 
+UUIDS = ['%08x-0000-4000-8000-000000000000' % (number * 0x11111111) for number in range(1, 5)]
+
+
+def pool(*names, **tags):
+    """VMs of these names, with uuids from UUIDS and tags by name."""
+    return [VmBackup.Vm('OpaqueRef:%d' % number, UUIDS[number], name,
+                        {'tags': tags.get(name, [])}) for number, name in enumerate(names)]
+
+
+class Exact(unittest.TestCase):
+    """tag: and uuid:, which choose VMs by themselves."""
+
+    def chosen(self, vms, *lines, **more):
+        """What a plan for these VMs shows."""
+        return VmBackup.select(rules(*lines), vms, 4, **more)
+
+    def test_a_tag_chooses_all_that_have_it_and_nothing_else(self):
+        vms = pool('web', 'db', 'app', web=['nightly', 'x'], db=['nightly-not'], app=['nightly'])
+        plan = self.chosen(vms, 'vm-export=tag:nightly:3', 'exclude=tag:x')
+        self.assertEqual(['app:3'], shown(plan, 'vm-export'))
+        self.assertEqual((('web',), ('db',)), (plan.excluded, plan.uncovered))
+
+    def test_the_last_number_is_the_retention_where_something_remains(self):
+        for text, parts in (
+                ('tag:2', ('tag:2', None)), ('tag:daily:3', ('tag:daily', 3)),
+                ('tag:a:b:7', ('tag:a:b', 7)), ('tag: a b : 7', ('tag: a b ', 7)),
+                ('uuid:%s:9' % UUIDS[0], ('uuid:' + UUIDS[0], 9)),
+                ('uuid:%s' % UUIDS[0], ('uuid:' + UUIDS[0], None)), ('tags:3', ('tags', 3))):
+            self.assertEqual(parts, VmBackup.split_retention(text), text)
+
+    def test_a_tag_without_a_vm_is_a_warning_and_a_uuid_an_error(self):
+        plan = self.chosen(pool('web'), 'vm-export=web', 'vm-export=tag:gone',
+                           'vdi-export=uuid:' + UUIDS[3])
+        self.assertTrue(plan.warnings)
+        self.assertIn('***WARNING - vm not found: vm-export=tag:gone', plan.messages)
+        self.assertEqual([('uuid:' + UUIDS[3], 'VM-NOT-FOUND')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual(['web'], shown(plan, 'vm-export'))
+
+    def test_a_uuid_may_be_written_in_capitals(self):
+        vms = [VmBackup.Vm('OpaqueRef:1', 'abcdef00-0000-4000-8000-000000000000', 'web', {})]
+        self.assertEqual(['web'], shown(self.chosen(
+            vms, 'vm-export=uuid:ABCDEF00-0000-4000-8000-000000000000'), 'vm-export'))
+
+    def test_names_that_look_like_them_are_still_chosen_by_a_regex(self):
+        vms = pool('tag:x', 'uuid:y')
+        self.assertEqual(['tag:x'], shown(self.chosen(vms, 'vm-export=[t]ag:x'), 'vm-export'))
+
+    def test_hostile_tags_are_only_text(self):
+        for tag in ('.*', '$(id)', "it's", 'a\nb', 'é', '(', 'a:b'):
+            vms = pool('web', 'db', web=[tag])
+            plan = self.chosen(vms, 'vm-export=tag:' + tag)
+            self.assertEqual(['web'], shown(plan, 'vm-export'), tag)
+
+    def test_two_of_one_name_are_told_apart(self):
+        vms = pool('twin', 'web', 'twin', 'twin')
+        for lines, wanted in (
+                (['vm-export=uuid:' + UUIDS[0], 'vm-export=uuid:%s:2' % UUIDS[2]],
+                 ['twin~11111111', 'twin~33333333:2']),
+                (['vm-export=twin', 'exclude=uuid:' + UUIDS[0], 'exclude=uuid:' + UUIDS[3]],
+                 ['twin~33333333']),
+                (['vm-export=.*', 'vdi-export=uuid:' + UUIDS[0], 'exclude=uuid:' + UUIDS[2]],
+                 ['twin~44444444', 'web'])):
+            plan = self.chosen(vms, *lines)
+            self.assertEqual((wanted, ()), (shown(plan, 'vm-export'), plan.failures))
+            self.assertTrue(all(job.shared == (job.vm.name == 'twin') for job in plan.jobs))
+        plan = self.chosen(vms, 'vm-export=.*', 'vm-export=uuid:' + UUIDS[0])
+        self.assertEqual(['twin~11111111', 'web'], shown(plan, 'vm-export'))
+        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+
+    def test_tags_of_xen_orchestra_count_where_they_are_honoured(self):
+        vms = pool('web', 'db', 'app', web=['xo:no-bak'], db=['xo:no-bak=why'],
+                   app=['xo:no-bakery'])
+        self.assertEqual(3, len(self.chosen(vms, 'vm-export=.*').jobs))
+        plan = self.chosen(vms, 'vm-export=.*', honour_nobak=True)
+        self.assertEqual((['app'], ()), (shown(plan, 'vm-export'), plan.failures))
+        plan = self.chosen(vms, 'vm-export=app', 'vm-export=web', honour_nobak=True)
+        self.assertEqual(['NOBAK-TAG'], [failure.token for failure in plan.failures])
+
+
 class Patterns(unittest.TestCase):
     """What a line's text means."""
 

@@ -150,13 +150,15 @@ class Manifests(StoreCase):
         host, = self.sim.pool.tables['host'].values()
         self.check_verified(manifest.pop('verified'), method, path, vm)
         made = {'vm-export': 'vm-snapshot', 'vdi-export': 'vdi-snapshot'}[method]
+        file = {'file': vm + '.raw'} if method == 'vdi-export' else {}
         self.assertIn('snap-uuid: ' + manifest.pop('snapshot'), done.lines, made)
         self.assertEqual({
             'schema': 1, 'version': VmBackup.VERSION, 'method': method, 'number': 1,
-            'vm': {'name': vm, 'uuid': self.uuid_of(vm)}, 'host': os.uname().nodename,
+            'vm': {'name': vm, 'uuid': self.uuid_of(vm), 'tags': []}, 'left_out': [],
+            'host': os.uname().nodename,
             'pool': {'name': 'the pool', 'uuid': self.xe('pool-list', '--minimal').strip()},
             'xapi': host['software_version']['xapi'], 'files': files, 'warnings': [],
-            'disks': [self.disk(vm, device) for device in devices]}, manifest)
+            'disks': [dict(self.disk(vm, device), **file) for device in devices]}, manifest)
         return files
 
     def check_verified(self, verified, method, path, vm):

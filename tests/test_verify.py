@@ -496,15 +496,6 @@ class Rotation(VerifyCase):
         self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.assertEqual(2, self.back_up(*lines, **keys).status)
 
-    def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
-        for backups, keep, damaged, gone in (
-                ('abcd', 3, '', 'ab'), ('abcd', 3, 'd', 'a'), ('abcd', 3, 'cd', ''),
-                ('abcd', 3, 'abc', ''), ('abcd', 1, 'b', 'abcd'), ('abcd', 2, 'cd', 'a'),
-                ('', 3, '', ''), ('ab', 3, '', '')):
-            self.assertEqual(list(gone), VmBackup.surplus(backups, keep, damaged), (backups, keep))
-        self.assertEqual(list('ab'), VmBackup.expendable('abcd', 1, 'd'))
-        self.assertEqual([], VmBackup.expendable('abcd', 1, 'abcd'))
-
 
 class Robust(VerifyCase):
     """What is no damage is not taken for it, and one backup's trouble stops no other."""
@@ -616,12 +607,6 @@ class CommandWords(PoolCase):
                 self.assertEqual(0, done.status, done.output)
                 with open(path, 'rb') as stream:
                     self.assertEqual(word, VmBackup.base64.b64decode(stream.read()).decode())
-
-    def test_commands_that_do_not_exist_yet_are_no_passwords(self):
-        done = self.vmbackup('prune', self.config('vm-export=web'))
-        self.assertEqual(2, done.status)
-        self.assertIn('ERROR prune is a command of later releases', done.output)
-        self.assertEqual([], self.sim.calls())
 
     def test_a_helping_word_with_more_is_an_error(self):
         """It may be root's password in an old cron line, and nothing would be backed up."""
