@@ -1205,11 +1205,10 @@ class Aged(NamedTuple):
     sound: bool = True         # it was not found damaged
 
 
-PERIODS = (                    # a week is ISO 8601's, which begins on Monday
+PERIODS = collections.OrderedDict((    # a week is ISO 8601's, which begins on Monday
     ('hourly', lambda when: when.timetuple()[:4]), ('daily', lambda when: when.timetuple()[:3]),
-    ('weekly', lambda when: when.isocalendar()[:2]), ('monthly', lambda when: (when.year,
-                                                                               when.month)),
-    ('yearly', lambda when: when.year))
+    ('weekly', lambda when: when.isocalendar()[:2]), ('monthly', lambda when: when.timetuple()[:2]),
+    ('yearly', lambda when: when.year)))   # type: Dict[str, Callable[[datetime.datetime], Any]]
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
 
 
@@ -1220,13 +1219,13 @@ def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
     The newest sound one always stays; a damaged one, while fewer than `last` are newer.
     """
     found = [[] for _ in backups]      # type: List[List[str]]
-    seen = {name: set() for name, _ in PERIODS}        # type: Dict[str, set]
+    seen = {name: set() for name in PERIODS if getattr(policy, name)}      # type: Dict[str, set]
     newer = 0                  # sound ones
     for why, backup in zip(reversed(found), reversed(backups)):
         if newer < policy.last:
             why.append('last')
-        for name, period_of in PERIODS if backup.sound else ():
-            period = period_of(backup.when)
+        for name in seen if backup.sound else ():
+            period = PERIODS[name](backup.when)
             if period not in seen[name] and len(seen[name]) < getattr(policy, name):
                 seen[name].add(period)
                 why.append(name)
