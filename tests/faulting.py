@@ -66,6 +66,7 @@ OUTAGE = 0.15               # seconds in which there is no daemon
 
 SEED = 'VMBACKUP_TEST_SEED'
 FULL = 'VMBACKUP_TEST_FULL'
+EVERY = 'VMBACKUP_TEST_EVERY'
 
 
 def full():
@@ -78,11 +79,24 @@ def seed():
     return os.environ.get(SEED) or '1'
 
 
+def every():
+    """Which part of all faults is wanted in the full run: every so many-th."""
+    return int(os.environ.get(EVERY) or 1)
+
+
+def thinned(points, salt=''):
+    """Every so many-th of the points, from one on that the seed tells; in their order."""
+    points = list(points)
+    first = random.Random('%s/%s' % (seed(), salt)).randrange(every()) if full() else 0
+    return points[first % (len(points) or 1)::every()] if full() else points
+
+
 def sample(points, count, salt=''):
-    """All of the points in the full run, else so many of them, by the seed; in their order."""
+    """All of the points in the full run, or the part that is wanted, else so many of them, by the
+    seed; in their order."""
     points = list(points)
     if full() or len(points) <= count:
-        return points
+        return thinned(points, salt) if len(points) > count else points
     chosen = random.Random('%s:%s' % (seed(), salt)).sample(range(len(points)), count)
     return [points[number] for number in sorted(chosen)]
 
@@ -196,7 +210,7 @@ class FaultCase(PoolCase):
     """A test that injects faults into runs and then asks for the six invariants.
 
     kind         what is injected: the line of the table that faults and checks are counted for
-    rules        the config's lines that select VMs
+    rules        the config's lines that select VMs, or disks
     keys         further keys of the config, beside the usual ones
     max_backups  of every VM, but for those that `keep` names
     script       what is run; see changed_script

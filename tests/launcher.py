@@ -15,10 +15,10 @@ function. It does not tell the arguments, so that a trace finds out what has cha
 import contextlib
 import fcntl
 import hashlib
+import importlib.machinery
 import io
 import json
 import os
-import runpy
 import sys
 import threading
 
@@ -124,11 +124,12 @@ def opened(root):
 def main(spec, program, words):
     """Run the program."""
     watcher = Watcher(**json.loads(spec))
+    code = importlib.machinery.SourceFileLoader('__main__', program).get_code('__main__')
     sys.argv[:] = [program] + words
     sys.path[0] = os.path.dirname(program)
     threading.setprofile(watcher)
     sys.setprofile(watcher)
-    runpy.run_path(program, run_name='__main__')
+    exec(code, {'__name__': '__main__', '__file__': program, '__builtins__': __builtins__})
 
 
 if __name__ == '__main__':

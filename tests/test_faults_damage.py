@@ -3,7 +3,7 @@
 import os
 import random
 
-from tests.faulting import FaultCase, full, seed
+from tests.faulting import FaultCase, every, full, seed
 
 # What becomes of an exported file, $1. Bytes that an export may hold already change nothing.
 CHANGES = {
@@ -28,7 +28,7 @@ class DamagedExports(FaultCase):
         self.remember()
         self.save()
         chance = random.Random('damage:' + seed())
-        for number in range(60 if full() else 6):
+        for number in range(60 // every() if full() else 6):
             names = [name for name in sorted(CHANGES) if number % 2 or name not in IMAGES]
             vm = 'web' if number % 2 else 'db'
             name = names[number // 2 % len(names)]

@@ -7,7 +7,7 @@ import time
 import unittest
 
 from tests.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faulting import FaultCase, LaunchedCase, MatrixCase, number_of
+from tests.faulting import FaultCase, LaunchedCase, MatrixCase, began, number_of
 
 FEW = ('vm-export=web', 'vdi-export=db')
 FOUR = FaultCase.rules + ('vm-export=other',)
@@ -90,6 +90,47 @@ class OverLeftoversOfDisks(OverLeftovers):
 
     verb = 'vdi-export'
     rules = FEW[1:]
+
+
+class AtPoolCallsOfDisks(AtPoolCalls):
+    """The same where all disks but one are exported, and compressed."""
+
+    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
+    rules = ('vdi-export=app', 'exclude-disk=app/xvdc')
+    points_in_a_sample = 3
+    pool_description = {'vms': [
+        {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
+        {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
+
+
+class AtPoolCallsOfOldToolstack(AtPoolCallsOfDisks):
+    """The same where a copy of a disk has to be destroyed before a whole VM is exported."""
+
+    keys = {}
+    rules = ('vm-export=app', 'exclude-disk=app/xvdc')
+    pool_description = dict(AtPoolCallsOfDisks.pool_description, xapi_version='21.3')
+
+
+class AtPoolCallsWithPeriods(AtPoolCalls):
+    """The same where the newest backup of each year is kept besides."""
+
+    keys = {'pre_clean': 'True', 'keep_last': 1, 'keep_yearly': 9}
+    rules = FEW
+    points_in_a_sample = 3
+    ways = ('SIGKILL', 'SIGTERM')
+
+    def check_history(self, now, words):
+        """1: the newest of each year stays, as does what is the newest of all; nothing changes."""
+        for vm, backups in self.memory.good.items():
+            there = {backup.key: backup for backup in now.get(vm, [])}
+            for number, backup in enumerate(backups):
+                if backup.key in there:
+                    self.assertEqual(backup, there[backup.key], '1: a backup changed: ' + words)
+                else:
+                    newer = backups[number + 1:] + [each for each in there.values()
+                                                    if each not in backups]
+                    self.assertIn(began(backup)[:4], [began(each)[:4] for each in newer],
+                                  '1: %s was the newest of its year: %s' % (backup.path, words))
 
 
 class AtFileOperations(LaunchedCase):

@@ -18,7 +18,7 @@ import time
 import unittest
 import unittest.mock
 
-from tests.faulting import CLASSES, RECORD, FaultCase, full, is_dated, seed
+from tests.faulting import CLASSES, RECORD, FaultCase, every, full, is_dated, seed
 from tests.simpool import model
 from tests.support import LIMIT
 
@@ -479,7 +479,7 @@ class Walk(FaultCase):
     def walk(self):
         """Some steps; a third of them are runs, and the last one is undisturbed."""
         steps = list(self.first)
-        while len(steps) < (STEPS_FULL if full() else STEPS_SAMPLE):
+        while len(steps) < (STEPS_FULL // every() if full() else STEPS_SAMPLE):
             kinds = self.runs if self.chance.randrange(3) == 0 else self.people_do
             steps.append(self.chance.choice([name for name in sorted(kinds)
                                              for _ in range(kinds[name])]))
