@@ -5561,11 +5561,16 @@ def options_of(words: Sequence[str], **choices: Tuple[str, ...]) -> Dict[str, st
     return options
 
 
-def open_store(config: Config, root: str, console: Console) -> BackupStore:
-    """The backups in a directory or, if it is '', in that of the config. Raise ConfigError."""
+def refuse_mistakes(config: Config, console: Console) -> None:
+    """Raise ConfigError for whatever is wrong in a config."""
     refuse_unexpected(config, console)
     for error in config.errors:
-        raise ConfigError(error)
+        raise ConfigError(error[len('ERROR: '):])
+
+
+def open_store(config: Config, root: str, console: Console) -> BackupStore:
+    """The backups in a directory or, if it is '', in that of the config. Raise ConfigError."""
+    refuse_mistakes(config, console)
     return BackupStore(root or config.settings.backup_dir, config.settings.backup_dir_pattern)
 
 
@@ -6597,15 +6602,15 @@ def rule_problems(rules: Sequence[Rule]) -> List[str]:
     for rule in rules:
         first, name, why = seen.setdefault(rule[:2], rule.where), pattern_of(rule), ''
         if first != rule.where:
-            why = f'it is there already ({first})'
+            why = f'it is in {first} already'
         elif not rule.text and rule.method != 'vm-export':
             why = 'it is empty'
         elif rule.method in METHODS[:2] and is_literal(name):
-            why = ''.join([f'exclude={exclude.text} wins ({exclude.where})' for exclude in excludes
+            why = ''.join([f'{exclude.where} excludes this VM' for exclude in excludes
                            if matching(exclude.text, [name])][:1])
         if why:
-            problems.append(f'***WARNING - {rule.method}={rule.text} does nothing: {why} '
-                            f'({rule.where})')
+            problems.append(f'***WARNING - {rule.method}={rule.text} ({rule.where}) does nothing: '
+                            + why)
     if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
                for rule in rules):
         problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
@@ -6629,11 +6634,10 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
                 file_problems(config.settings))
     for text in config.notes + tuple(problems):
         console.log(text)
-    console.log('***NOTE - not known without the pool: which VMs and disks there are, and so what '
-                'the patterns choose; a password; not looked at: backup_dir (preview tells)')
-    errors = sum(re.match(r'(\*\*\*)?ERROR', text) is not None for text in problems)
-    if errors:
-        console.log(f'ERROR check-config: {errors} errors (see above)')
+    console.log('***NOTE - only a preview tells which VMs these lines choose, and whether password '
+                'and backup_dir are right')
+    if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):
+        console.log('ERROR check-config: errors found (see above)')
         return ERROR.status
     console.log('SUCCESS check-config: no errors' +
                 (' - WARNINGS found (see above)' if problems else ''))
@@ -6645,9 +6649,7 @@ def run_test_mail(words: Sequence[str], console: Console, _: Signals) -> int:
     if len(words) != 1 or not words[0]:
         raise UsageError('wanted: test-mail <config-file>')
     config = load_config(Invocation('', native(words[0]), (), True, True, {}), console)
-    refuse_unexpected(config, console)
-    for error in config.errors:
-        raise ConfigError(error)
+    refuse_mistakes(config, console)
     settings = config.settings
     if not settings.mail_to:
         raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {words[0]})')

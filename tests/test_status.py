@@ -389,7 +389,8 @@ class OneLine(StatusCase):
 
     def test_hostile_names_break_neither_line_nor_figures(self):
         names = ["a|b=1s 'x'=2", 'two\nlines', "quo'te\"s", 'bell\x07\x1b[2J', 'c1\x9b2J\x85',
-                 'büro', '日本語サーバー' * 30, '$(reboot)`;&', '\u2028\u202e', '...', '%41', "'", '|', ' ']
+                 'büro', '日本語サーバー' * 30, '$(reboot)`;&', '\u2028\u202e', '...', '%41', "'", '|',
+                 ' ']
         config = self.config(*['vm-export=x%d' % number for number in range(5)] + ['vm-export=.*'])
         self.logged(*[(1, 'vmbackup.py,h,begin')] + [
             (1, 'vm-export,h,end,VM-LOCKED ' + VmBackup.printable(name)) for name in names])
