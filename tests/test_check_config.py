@@ -144,7 +144,8 @@ class WhatIsWrong(CheckCase):
             '***WARNING - vm-export=TEMP 1:3 (own.cfg line 6) does nothing: own.cfg line 5 '
             'excludes this VM'],
             self.told(1, 'vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=',
-                      'exclude=TEMP.*', 'vm-export=TEMP 1:3', 'vdi-export=db', 'vm-export=TEMP.*', 'vm-export='))
+                      'exclude=TEMP.*', 'vm-export=TEMP 1:3', 'vdi-export=db',
+                      'vm-export=TEMP.*', 'vm-export='))
 
     def test_a_config_that_chooses_nothing(self):
         for lines in ((), ('exclude=a',), ('vdi-export=',)):
