@@ -6735,6 +6735,7 @@ alternate form - status:
 
 	a plug-in for Nagios, Icinga and Checkmk: whether each VM that the config file chooses has a
 		good backup that is no older than that, the last run ended well, and nothing is left over
+		(exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN)
 
 alternate form - check-config:
 {program}  check-config <config-file> [ignore_extra_keys=True]
