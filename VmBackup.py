@@ -12,7 +12,8 @@ before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-un
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
 for disks of such a snapshot that are left; and `xe pool-dump-database` on request. Afterwards it
 reads what was exported and proves it whole; `verify` does so at any later time, without the pool,
-`list` tells what there is, and `prune` deletes what no rule keeps.
+`list` tells what there is, `status` whether that is as it should be, and `prune` deletes what no
+rule keeps.
 
 A restore, which has to be asked for, issues
 
@@ -22,7 +23,8 @@ A restore, which has to be asked for, issues
 and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
 vdi-destroy, network-destroy.
 
-Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N.
+Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N. `status` has those of
+a monitoring plug-in instead.
 
 Map of this file, in the order in which a run meets its sections; each uses only those above it:
 
@@ -41,7 +43,8 @@ Map of this file, in the order in which a run meets its sections; each uses only
     13 Importers     what a restore makes in the pool, and how it is taken back
     14 Reports       status log, mail
     15 Runs          a night's backup, its preview
-    16 Commands      what is done with backups: verify, list, prune, restore, test-restore
+    16 Commands      what is done with backups: verify, list, prune, restore, test-restore, status;
+                     what is done with a config: check-config, test-mail
     17 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
@@ -153,6 +156,7 @@ XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself
 XAPI_TIMEOUT = 600         # seconds for one XenAPI call
 XAPI_PATIENCE = 300        # seconds to wait for an xapi that is gone in mid-run
 SHARE_TIMEOUT = 120        # seconds for backup_dir to answer, where waiting would hold up a run
+STATUS_TIMEOUT = 50        # seconds for all that `status` reads; Nagios ends a check after 60
 DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
@@ -505,6 +509,7 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
         if not re.match('[0-9]{1,9}$', text) or not lowest <= int(text) <= highest:
             raise ValueError('out of range')
         return int(text)
+    parse.range = f'{lowest} to {highest}'             # type: ignore
     return parse
 
 
@@ -514,7 +519,15 @@ def minutes(lowest: float) -> Callable[[str], float]:
         if not re.match(r'[0-9]{1,6}(\.[0-9]{1,6})?$', text) or not lowest <= float(text) <= 525600:
             raise ValueError('out of range (minutes are wanted)')
         return float(text)
+    parse.range = f'{lowest:g} to 525600'              # type: ignore
     return parse
+
+
+def time_span(text: str) -> int:
+    """Seconds of some minutes, hours or days: 90m, 26h, 2d."""
+    if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', text):
+        raise ValueError('invalid (wanted: 90m, 26h or 2d)')
+    return int(text[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[text[-1]]
 
 
 def room(text: str) -> str:
@@ -553,6 +566,7 @@ def one_of(**meanings: Any) -> Callable[[str], Any]:
         if text.lower() not in meanings:
             raise ValueError('invalid')
         return meanings[text.lower()]
+    parse.range, parse.words = ', '.join(meanings), meanings   # type: ignore
     return parse
 
 
@@ -601,6 +615,19 @@ class Key(NamedTuple):
     default: str
     parse: Callable[[str], Any]    # raises ValueError with a word for what is wrong
     meaning: str
+
+    @property
+    def range(self) -> str:
+        """The numbers or words that it takes, or '' where its meaning tells what it takes."""
+        return getattr(self.parse, 'range', '')
+
+    def text(self, value: Any) -> str:
+        """A value of it as a config file has it."""
+        words = [word for word, meaning in getattr(self.parse, 'words', {}).items()
+                 if meaning == value]
+        if isinstance(value, tuple):
+            return ', '.join(value)
+        return words[-1] if words else '' if value is None else re.sub(r'\.0\Z', '', str(value))
 
 
 YES_NO = dict(true=True, false=False)
@@ -703,6 +730,7 @@ class Config(NamedTuple):
     unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
     errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
     origins: Dict[str, str] = {}   # where each value is from, unless it is a default
+    notes: Tuple[str, ...] = ()    # what may be meant otherwise
 
 
 def default_values() -> Dict[str, Any]:
@@ -727,8 +755,8 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
     """
     values = default_values()
     parsers = {key.name: key.parse for key in KEYS}
-    rules, unexpected, errors = [], [], []
-    origins = {}               # type: Dict[str, str]
+    rules, unexpected, errors, notes = [], [], [], []
+    origins, places = {}, {}   # type: Dict[str, str], Dict[str, str]
 
     def take(name: str, text: str, place: str) -> None:
         try:
@@ -747,13 +775,17 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
         elif name in METHODS:
             rules.append(Rule(name, text, place))
         elif name in parsers:
+            if name in places:
+                notes.append(f'***NOTE - config {name} is there twice: the one in {place} counts, '
+                             f'not the one in {places[name]}')
+            places[name] = place
             take(name, text, place)
         elif not invocation.ignore_extra_keys:
             unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
     for name, text in sorted(invocation.overrides.items()):
         take(name, text, 'command line')
     return Config(Settings(**values), tuple(rules) + invocation.rules,
-                  tuple(unexpected), tuple(errors), origins)
+                  tuple(unexpected), tuple(errors), origins, tuple(notes))
 
 
 def read_config(invocation: Invocation) -> Config:
@@ -879,9 +911,24 @@ def read_password_file(path: str, console: Console) -> str:
         raise ConfigError(f'no password in password file {path} (make it with '
                           'create-password-file=)')
     if stat.S_IMODE(mode) & 0o077:
-        console.log(f'***WARNING - password file {path} can be read by others '
-                    f'(chmod 600 {path})')
+        console.log(f'***WARNING - {EXPOSED.format(path)}')
     return password
+
+
+EXPOSED = 'password file {0} can be read by others (chmod 600 {0})'
+
+
+def file_problems(settings: Settings) -> List[str]:
+    """What is wrong with the hook and with the file of the mail password."""
+    problems, console, path = [], Console(None), settings.mail_smtp_password_file
+    if settings.hook and not (os.path.isfile(settings.hook) and os.access(settings.hook, os.X_OK)):
+        problems.append(f'ERROR: config hook -> {settings.hook} is no file that can be executed')
+    if path:
+        try:
+            read_password_file(path, console)
+        except ConfigError as error:
+            problems.append(f'ERROR: config mail_smtp_password_file: {error}')
+    return problems + [f'***WARNING - {EXPOSED.format(path)}'] * bool(console.lines)
 
 
 def login_word(word: str, console: Console) -> Optional[str]:
@@ -3127,6 +3174,30 @@ class BackupStore:
                         os.unlink(path)
             yield None if record and self.unlocked and is_in_work(record) else record
 
+    def leftovers(self, histories: Sequence[VmHistory], patience: float) -> List[str]:
+        """The paths of the records of snapshots and restores that ended early: of this host's
+        whose process is gone, of another's that are so many seconds old. Locks nothing. Raise
+        TargetError."""
+        paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
+        return [path for path in paths + sorted(self.restores().values())
+                if self.is_left(path, patience)]
+
+    @staticmethod
+    def is_left(path: str, patience: float) -> bool:
+        """Whether a record is of something that ended early, or is damaged."""
+        try:
+            data, of_snapshot = read_file(path, LONGEST_RECORD), os.path.basename(path) == INTENT
+            if not data and not of_snapshot:           # a restore that has made nothing yet
+                return False
+            record = Intent.parse(data) if of_snapshot else Restoring.parse(data, path)  # type: Any
+            if record.host == os.uname().nodename:
+                return not is_in_work(record)
+            return -seconds_ahead(record.since) > patience
+        except FileNotFoundError:                      # it was settled meanwhile
+            return False
+        except (OSError, TargetError, ValueError):
+            return True
+
     def pool_dumps(self, host_name: str) -> str:
         """The directory for dumps of the pool database."""
         return os.path.join(self.root, 'METADATA_' + path_part(host_name))
@@ -5137,6 +5208,58 @@ class StatusLog:
         self.write(outcome.method, 'end', *words)
 
 
+class LastRun(NamedTuple):
+    """What a status log tells of the last run."""
+
+    begun: datetime.datetime
+    result: str                # SUCCESS, WARNING, ERROR or SKIPPED, and counts; '' if it has no end
+    failed: Tuple[Tuple[str, str], ...]        # names of VMs, and the tokens of what failed
+
+
+ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?\\Z')
+
+
+def run_in(lines: Sequence[str]) -> Optional[LastRun]:
+    """The last run that lines of a status log tell of. Where runs of one host overlap, what the
+    other one tells meanwhile counts too."""
+    entries = [found.groups() for found in map(ENTRY.match, lines) if found]
+    begins = [number for number, (_, actor, _, event, _) in enumerate(entries)
+              if (actor, event) == ('vmbackup.py', 'begin')]
+    result, failed = '', []    # type: str, List[Tuple[str, str]]
+    for _, actor, host, event, words in entries[begins[-1]:] if begins else ():
+        token, _, name = (words or '').partition(' ')
+        if event == 'begin' or host != entries[begins[-1]][2]:
+            continue
+        if actor == 'vmbackup.py' and not result.startswith('ERROR'):
+            result = (words or '').replace(',', ' ')
+        if actor in METHODS and token not in ('SUCCESS', 'WARNING'):
+            failed.append((name, token))
+    with contextlib.suppress(ValueError, IndexError):  # no time of any day; no run at all
+        begun = datetime.datetime.strptime(entries[begins[-1]][0], '%Y/%m/%d %H:%M:%S')
+        return LastRun(begun, result, tuple(failed))
+    return None
+
+
+def last_run(path: str) -> Optional[LastRun]:
+    """The last run that a status log tells of, None if none; of a log that grows for years, no
+    more than the end is read. Raise OSError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, 'not a file')
+        for most in LOG_ENDS:
+            stream.seek(max(status.st_size - most, 0))
+            text = stream.read(most).decode('utf-8', 'replace')
+            lines = text.split('\n')
+            found = run_in(lines[1:] if most < status.st_size else lines)
+            if found or most >= status.st_size:
+                return found
+    return None
+
+
+LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
+
+
 def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -> Any:
     """The mail of a run."""
     message = email.message.EmailMessage()
@@ -5152,15 +5275,19 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
     return message
 
 
+def security_of(settings: Settings) -> str:
+    """The encryption to the mail server: none, starttls or tls."""
+    usual = {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
+    return usual if settings.mail_smtp_security == 'auto' else settings.mail_smtp_security
+
+
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
     """Hand a mail to the server once.
 
     Raise OSError or ValueError; smtplib.SMTPRecipientsRefused if it did not go to everybody.
     """
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
-    security = settings.mail_smtp_security
-    if security == 'auto':
-        security = {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
+    security = security_of(settings)
     if security == 'tls':
         server = smtplib.SMTP_SSL(*address, timeout=MAIL_TIMEOUT,
                                   context=ssl.create_default_context())  # type: smtplib.SMTP
@@ -5936,11 +6063,16 @@ def options_of(words: Sequence[str], **choices: Tuple[str, ...]) -> Dict[str, st
     return options
 
 
-def open_store(config: Config, root: str, console: Console) -> BackupStore:
-    """The backups in a directory or, if it is '', in that of the config. Raise ConfigError."""
+def refuse_mistakes(config: Config, console: Console) -> None:
+    """Raise ConfigError for whatever is wrong in a config."""
     refuse_unexpected(config, console)
     for error in config.errors:
-        raise ConfigError(error)
+        raise ConfigError(error[len('ERROR: '):])
+
+
+def open_store(config: Config, root: str, console: Console) -> BackupStore:
+    """The backups in a directory or, if it is '', in that of the config. Raise ConfigError."""
+    refuse_mistakes(config, console)
     return BackupStore(root or config.settings.backup_dir, config.settings.backup_dir_pattern)
 
 
@@ -6900,6 +7032,251 @@ def run_test_restore(password: str, word: str, words: Sequence[str], console: Co
     return test.end(signum, errors)
 
 
+STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
+LONGEST_ANSWER = 4000      # bytes; Nagios takes 4096
+MOST_NAMES = 10            # of VMs or such in one text
+
+
+def some_of(texts: Sequence[str]) -> str:
+    """The first of these texts, and how many there are more."""
+    more = len(texts) - MOST_NAMES
+    return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
+
+
+def about_vm(name: str, text: str) -> str:
+    """What there is to tell of a VM."""
+    return f'{cut(printable(name), 80)} ({text})'
+
+
+def answer(status: int, text: str, figures: str = '') -> str:
+    """The one line of a monitoring plug-in. Nothing in the text can end it, or begin the figures
+    (Nagios plug-in guidelines: text | 'label'=value[UOM];[warn];[crit];[min];[max])."""
+    clean = re.sub('[|\x80-\x9f]', lambda found: f'\\x{ord(found.group()):02x}',
+                   printable(encoded(text).decode('utf-8', 'replace')))
+    line, room_left = encoded(f'VMBACKUP {STATES[status]} - {clean}'), LONGEST_ANSWER - len(figures)
+    if len(line) > room_left:
+        line = line[:room_left - 4] + b' ...'
+    return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
+
+
+class StatusCheck:
+    """`status`: whether the backups of a config are as they should be. It reads, and locks nothing,
+    so it never is in the way of a run."""
+
+    def __init__(self, max_age: str) -> None:
+        self.max_age = max_age     # as the administrator wrote it
+        self.moment = now()
+        try:
+            self.limit = time_span(max_age)
+        except ValueError as error:
+            raise UsageError(f'max_age {error} -> {max_age}')
+        self.found = []        # type: List[Tuple[int, str]]
+        self.figures = []      # type: List[str]
+
+    def look(self, config_file: str) -> None:
+        """Take in what there is. Raise VmBackupError, OSError where that cannot be known."""
+        config = read_config(Invocation('', config_file, (), True, True, {}))
+        for problem in config.unexpected + config.errors:
+            raise ConfigError(problem)
+        store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
+        problem = store.problem(config.settings.require_mount)
+        if problem:
+            raise TargetError(problem)
+        histories = [history.as_it_is() for history in store.histories()]
+        self.look_at_backups(config, store, histories)
+        self.look_at_run(config.settings.status_log)
+        left = store.leftovers(histories, self.limit)
+        self.figures.insert(-1, f'leftovers={len(left)}')
+        if left:
+            self.found.append((1, 'left over: ' + some_of(left)))
+
+    def look_at_backups(self, config: Config, store: BackupStore,
+                        histories: Sequence[VmHistory]) -> None:
+        """Judge the newest good backup of each VM. The manifest of each backup is read once."""
+        listed = {history.directory: history.everything() for history in histories
+                  if not history.dated()}              # backups that somebody renamed, or none
+        chosen, plan = choose([
+            history for history in histories if history.dated() or any(
+                each.outcome not in NO_BACKUP for each in listed[history.directory])], config, '')
+        wrong = [text for text in plan.messages if text.startswith('***ERROR - invalid')] + [
+            text for text in plan.errors if text.startswith('ERROR: ')]
+        for problem in wrong:
+            raise ConfigError(problem)
+        newest = {failure.name: [] for failure in plan.failures}       # type: Dict[str, Any]
+        for history in chosen:
+            newest[history.vm_name()] = [
+                each for each in listed.get(history.directory) or history.everything()
+                if each.outcome == 'good'][:1]
+        ages = {name: self.seconds_since(good[0].when) for name, good in newest.items() if good}
+        bad = sorted(name for name in newest if not 0 <= ages.get(name, -1) <= self.limit)
+        if bad or not newest:
+            self.found.append((2, f'no good backup within {self.max_age}: ' + (some_of([
+                about_vm(name, self.age_of(newest[name])) for name in bad]) or 'of any VM')))
+        self.found += [(1, text[len('***WARNING - '):]) for text in plan.messages
+                       if text.startswith('***WARNING - ')]
+        self.found.append((0, f'{len(newest) - len(bad)} of {len(newest)} VMs have a good backup '
+                              f'within {self.max_age}'))
+        known = [seconds for seconds in ages.values() if seconds >= 0]
+        self.figures = [f'vms={len(newest)}', f'good={len(newest) - len(bad)}']
+        self.figures += [f'oldest={max(known):.0f}s;;{self.limit}'] if known else []
+        self.figures.append('size={}B'.format(sum(
+            sum(good[0].sizes.values()) for good in newest.values() if good)))
+
+    def seconds_since(self, when: Optional[str]) -> float:
+        """How long ago that was; -1 if it is not known, as when it is after tomorrow."""
+        seconds = self.moment.timestamp() - seconds_of(when) if when else -1
+        return -1 if not when or seconds < -86400 else max(seconds, 0)
+
+    def age_of(self, good: Sequence[Listed]) -> str:
+        """The age of a VM's newest good backup, for a person."""
+        if not good:
+            return 'none'
+        return 'time unknown' if self.seconds_since(good[0].when) < 0 else age(
+            good[0].when, self.moment)
+
+    def look_at_run(self, path: str) -> None:
+        """Judge the last run, as the status log has it."""
+        try:
+            last = last_run(path)
+        except OSError as error:
+            self.found.append((1, f'cannot read status_log {path}: {error.strerror}'))
+            return
+        if not last:
+            self.found.append((1, f'no run in status_log {path}'))
+            return
+        since = f'{last.begun:%Y-%m-%d %H:%M}'
+        old = (self.moment - last.begun).total_seconds() > self.limit
+        if old and last.result:
+            self.found.append((2, f'the last run began {since}'))
+        elif old:
+            self.found.append((2, f'the last run, of {since}, did not finish'))
+        else:
+            self.found.append((int(last.result.startswith('ERROR')), (
+                f'last run, of {since}: {last.result}' if last.result else
+                f'running since {since}')))
+        if last.failed:
+            self.found.append((0, 'failed in it: ' + some_of([
+                about_vm(name, token) for name, token in last.failed])))
+
+    def answer(self) -> Tuple[int, str]:
+        """The exit status, and the line: the worst first."""
+        found = sorted(self.found, key=lambda each: -each[0])
+        return found[0][0], answer(found[0][0], '; '.join(text for _, text in found),
+                                   ' '.join(self.figures))
+
+
+def run_status(words: Sequence[str], console: Console, _: Signals) -> int:
+    """The command `status`; return the exit status. Whatever happens, it prints one line."""
+    waited = stopwatch()
+
+    def check() -> None:
+        if waited() > STATUS_TIMEOUT:
+            raise TargetError(f'no answer within {STATUS_TIMEOUT} seconds')
+    try:
+        options = options_of(words[1:], max_age=())
+        if not ''.join(words[:1]):
+            raise UsageError('wanted: status <config-file> [max_age=26h]')
+        status_check = StatusCheck(options['max_age'] or '26h')
+        bounded(lambda: status_check.look(native(words[0])), 'backup_dir', check)
+        status, line = status_check.answer()
+    except VmBackupError as error:
+        status, line = 3, answer(3, re.sub(r'^\**ERROR\W*', '', str(error)))
+    except OSError as error:
+        status, line = 3, answer(3, f'cannot read {error.filename}: {error.strerror}')
+    except Interrupted as interruption:
+        status, line = 3, answer(3, f'ended by signal {interruption.signum}')
+    except Exception as error:
+        status, line = 3, answer(3, f'a bug in VmBackup.py, please report it: {error!r}')
+    console.write(line)
+    return status
+
+
+def pattern_of(rule: Rule) -> str:
+    """What a rule compares with names."""
+    return split_retention(rule.text)[0] if rule.method in METHODS[:2] else rule.text
+
+
+def is_valid(rule: Rule) -> bool:
+    """Whether a rule's pattern is one, as long as no VM has just this name."""
+    try:
+        matching(pattern_of(rule), ())
+        return True
+    except re.error:
+        return False
+
+
+def rule_problems(rules: Sequence[Rule]) -> List[str]:
+    """What is wrong with rules, and which can never do anything, whatever VMs there are."""
+    problems = [f'***ERROR - invalid regex: {rule.method}={rule.text} ({rule.where})'
+                for rule in rules if not is_valid(rule)]
+    excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text and is_valid(rule)]
+    seen = {}                  # type: Dict[Tuple[str, str], str]
+    for rule in rules:
+        first, name, why = seen.setdefault(rule[:2], rule.where), pattern_of(rule), ''
+        if first != rule.where:
+            why = f'it is in {first} already'
+        elif not rule.text and rule.method != 'vm-export':
+            why = 'it is empty'
+        elif rule.method in METHODS[:2] and is_literal(name):
+            why = ''.join([f'{exclude.where} excludes this VM' for exclude in excludes
+                           if matching(exclude.text, [name])][:1])
+        if why:
+            problems.append(f'***WARNING - {rule.method}={rule.text} ({rule.where}) does nothing: '
+                            + why)
+    if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
+               for rule in rules):
+        problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
+    return problems
+
+
+def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
+    """The command `check-config`; return the exit status. Raise VmBackupError."""
+    options = options_of(words[1:], ignore_extra_keys=('false', 'true'))
+    if not ''.join(words[:1]):
+        raise UsageError('wanted: check-config <config-file> [ignore_extra_keys=True]')
+    config = load_config(Invocation('', native(words[0]), (), True,
+                                    options['ignore_extra_keys'] == 'true', {}), console)
+    for key in KEYS:
+        console.log('  {:23s} = {}   ({})'.format(
+            key.name, key.text(getattr(config.settings, key.name)),
+            config.origins.get(key.name, 'default')))
+    for rule in config.rules:
+        console.log(f'  {rule.method}={rule.text}   ({rule.where})')
+    problems = (list(config.unexpected + config.errors) + rule_problems(config.rules) +
+                file_problems(config.settings))
+    for text in config.notes + tuple(problems):
+        console.log(text)
+    console.log('***NOTE - only a preview tells which VMs these lines choose, and whether password '
+                'and backup_dir are right')
+    if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):
+        console.log('ERROR check-config: errors found (see above)')
+        return ERROR.status
+    console.log('SUCCESS check-config: no errors' +
+                (' - WARNINGS found (see above)' if problems else ''))
+    return (WARNING if problems else SUCCESS).status
+
+
+def run_test_mail(words: Sequence[str], console: Console, _: Signals) -> int:
+    """The command `test-mail`; return the exit status. Raise VmBackupError."""
+    if len(words) != 1 or not words[0]:
+        raise UsageError('wanted: test-mail <config-file>')
+    config = load_config(Invocation('', native(words[0]), (), True, True, {}), console)
+    refuse_mistakes(config, console)
+    settings = config.settings
+    if not settings.mail_to:
+        raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {words[0]})')
+    console.log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
+        ', '.join(settings.mail_to), settings.mail_smtp_server or 'localhost',
+        settings.mail_smtp_port, security_of(settings), settings.mail_smtp_user or 'none'))
+    if settings.mail_mode == 'never':
+        console.log('***NOTE - mail_mode=never: a run sends no mail')
+    if not send_mail(settings, 'test-mail', console):
+        console.log('ERROR test-mail: the server did not take it for everybody (see above)')
+        return ERROR.status
+    console.log('SUCCESS test-mail: the server has taken it; look whether it arrives')
+    return SUCCESS.status
+
+
 # ----------------------------------------------------------------------------------------------
 # 17. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
@@ -6976,6 +7353,23 @@ alternate form - test-restore:
 
 	restores the newest good backup of each VM, proves it, and destroys what was restored
 
+alternate form - status:
+{program}  status <config-file> [max_age=26h]
+
+	a plug-in for Nagios, Icinga and Checkmk: whether each VM that the config file chooses has a
+		good backup that is no older than that, the last run ended well, and nothing is left over
+		(exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN)
+
+alternate form - check-config:
+{program}  check-config <config-file> [ignore_extra_keys=True]
+
+	tells the settings that are in effect, and what is wrong in a config file, without the pool
+
+alternate form - test-mail:
+{program}  test-mail <config-file>
+
+	sends a mail as a run would
+
 alternate form - create-password-file:
 {program}  <password> create-password-file=filename
 
@@ -7050,7 +7444,8 @@ def config_text() -> str:
     lines = [CONFIG_HEAD]
     for key in KEYS:
         lines += ['# ' + line for line in key.meaning.split('\n')]
-        lines += ['# (default: {})'.format(str(key.default) or 'empty'),
+        lines += ['# (default: {}{})'.format(str(key.default) or 'empty',
+                                             '; allowed: ' * bool(key.range) + key.range),
                   '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
                                    SHOWN_KEYS.get(key.name, key.default)), '']
     return '\n'.join(lines) + CONFIG_RULES
@@ -7062,7 +7457,12 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
 
 RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
 TEXTS = ('help', 'config', 'example')
-RESERVED = ('status', 'check-config', 'test-mail')
+COMMANDS = {
+    'verify': run_verify, 'prune': run_prune, 'status': run_status,
+    'check-config': run_check_config, 'test-mail': run_test_mail,
+    'list': lambda words, console, _: run_list(words, console),
+    'protect': lambda words, console, _: run_protect(words, console, True),
+    'unprotect': lambda words, console, _: run_protect(words, console, False)}
 
 
 def help_text(word: str, program: str) -> str:
@@ -7088,17 +7488,11 @@ def command(words: Sequence[str], program: str, console: Console, signals: Signa
     if len(words) == 1 and first.lower() in TEXTS:
         console.write(help_text(first.lower(), program))
         return 0
-    if first == 'verify':
-        return run_verify(words[1:], console, signals)
-    if first == 'list':
-        return run_list(words[1:], console)
-    if first == 'prune':
-        return run_prune(words[1:], console, signals)
-    if first in ('protect', 'unprotect'):
-        return run_protect(words[1:], console, first == 'protect')
-    if first in TEXTS + RESERVED:
-        raise UsageError(f'{first} is a command {"" if first in TEXTS else "of later releases "}'
-                         "(a password that is a command's name has to be in a password file)")
+    if first in COMMANDS:
+        return COMMANDS[first](words[1:], console, signals)
+    if first in TEXTS:
+        raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
+                         'a password file)')
     if len(words) < 2:
         console.write(help_text('usage', program))
         return 2

@@ -497,6 +497,96 @@ class BadServers(MailCase):
                 self.assert_backed_up()
 
 
+class OnRequest(MailCase):
+    """The command `test-mail`."""
+
+    def mailed(self, status, *words, **environ):
+        """What it prints; it has to end with that status."""
+        done = self.run_copy(self.changed_script(MAIL_PAUSE=0), 'test-mail', *words, **environ)
+        self.assertEqual(status, done.status, done.output)
+        self.assertNotIn('Traceback', done.output)
+        self.assertEqual([], self.sim.calls())
+        return done
+
+    def test_it_says_what_it_does_and_sends_that(self):
+        sink = self.sink()
+        config = self.mailing(sink, mail_to='a@example.org,b@example.org')
+        lines = self.mailed(0, config).lines
+        self.assertEqual([
+            'VmBackup config loaded from: ' + config,
+            'mail to a@example.org, b@example.org through localhost port %d, encryption: none, '
+            'account: none' % sink.port, 'mail sent to a@example.org, b@example.org',
+            'SUCCESS test-mail: the server has taken it; look whether it arrives'], lines)
+        mail, = sink.mails
+        self.assertEqual('VmBackup %s - test-mail' % HOST, mail.message['Subject'])
+        self.assertEqual(['a@example.org', 'b@example.org'], mail.recipients)
+        self.assertIn('encryption: none', mail.text)
+        self.assertFalse(os.path.exists(self.status_log))
+
+    def test_account_and_encryption_are_told_and_the_password_is_not(self):
+        for security in ('starttls', 'tls'):
+            sink = self.sink(user='backup', password='s3cret:pass word', security=security)
+            done = self.mailed(0, self.mailing(
+                sink, mail_smtp_security=security, mail_smtp_user='backup',
+                mail_smtp_password_file=self.password_file('s3cret:pass word')),
+                SSL_CERT_FILE=CERTIFICATE)
+            self.assertIn('encryption: %s, account: backup' % security, done.output)
+            for text in (done.output, sink.mails[0].text):
+                self.assertNotIn('s3cret', text)
+                self.assertNotIn(base64.b64encode(b's3cret:pass word').decode(), text)
+
+    def test_mail_mode_does_not_matter_and_never_is_told(self):
+        for mode in ('always', 'problems', 'never'):
+            sink = self.sink()
+            done = self.mailed(0, self.mailing(sink, mail_mode=mode))
+            self.assertEqual(mode == 'never', '***NOTE - mail_mode=never: a run sends no mail'
+                             in done.lines)
+            self.assertEqual(1, len(sink.mails))
+
+    def test_a_server_that_does_not_take_it_for_everybody_is_an_error(self):
+        sink = self.sink(refused={'gone@example.org': '550 5.1.1 no such user'})
+        done = self.mailed(2, self.mailing(sink, mail_to='a@example.org,gone@example.org'))
+        self.assertEqual(3, len(self.failed_attempts(done)))
+        self.assertTrue(done.lines[-1].startswith('ERROR test-mail: '), done.output)
+        with deaf_port() as port:
+            done = self.mailed(2, self.config(mail_to='a@b', mail_smtp_port=port))
+        self.assertIn('Connection refused', done.output)
+
+    def test_what_is_missing_is_one_clear_line(self):
+        config = self.config('vm-export=db')
+        self.assertIn('ERROR mail_to is empty: nobody would get mail (set it in %s)' % config,
+                      self.mailed(2, config).lines)
+        for words, text in (((), 'wanted: test-mail <config-file>'), (('',), 'wanted: '),
+                            ((config, 'x=y'), 'wanted: '), (('/nosuch',), 'cannot read config')):
+            self.assertIn(text, self.mailed(2, *words).lines[-1])
+        self.assertIn('ERROR config mail_to invalid', self.mailed(
+            2, self.config(mail_to='a b')).lines[-1])
+
+
+class Automatic(MailCase):
+    """mail_smtp_security=auto, the default."""
+
+    def test_the_port_decides(self):
+        for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
+            for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
+                settings = VmBackup.parse_config(
+                    ['mail_smtp_port=%d' % port, 'mail_smtp_security=' + security], 'test',
+                    VmBackup.Invocation('', '', (), False, False, {})).settings
+                self.assertEqual(wanted if security.lower() == 'auto' else security,
+                                 VmBackup.security_of(settings))
+
+    def test_it_is_the_default(self):
+        self.assertEqual('auto', VmBackup.DEFAULT_MAIL_SMTP_SECURITY)
+
+    def test_another_port_gets_plain_mail_and_says_nothing_of_tls(self):
+        sink = self.sink(security='starttls')
+        done = self.vmbackup('password', self.mailing(sink, mail_smtp_security='auto'))
+        self.assertEqual(0, done.status, done.output)
+        self.assertNotIn('STARTTLS', sink.verbs)
+        self.assertFalse(sink.mails[0].encrypted)
+        self.assertNotIn('TLS', done.output.upper())
+
+
 @unittest.skipUnless(aiosmtpd, 'needs the package aiosmtpd')
 class AThirdPartyServer(MailCase):
     """aiosmtpd instead of ours."""

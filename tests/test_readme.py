@@ -20,7 +20,7 @@ from typing import List, NamedTuple
 import VmBackup
 from tests.demo import make_python3
 from tests.simpool import SimPool, pools
-from tests.smtp_sink import deaf_port
+from tests.smtp_sink import SmtpSink, deaf_port
 from tests.support import LIMIT, ROOT, SCRIPT, PoolCase
 
 MARK = '@@@'                   # between the outputs of commands
@@ -43,6 +43,8 @@ UNIFORM = (
     (r'\(\d+ s\)$', '(1 s)'),
     (r'\bRef:\d+\b', 'Ref:1'),
     (r'\bbyte \d+\b', 'byte 1'),
+    (r'\boldest=\d+s', 'oldest=4s'),
+    (r'\bsize=\d+B', 'size=11566080B'),
     (r'\b[0-9A-F]{16}\b', 'CHECKSUM'),
     (r'\S*/simpool-[0-9a-f]{8}/bin/xe\b', '/opt/xensource/bin/xe'),
     (r',%s,(begin|end)\b' % re.escape(HOST), r',xen1,\1'),
@@ -214,6 +216,17 @@ class Shown(unittest.TestCase):
                 wanted = commands(block)
                 with self.subTest(block.section):
                     self.compare(wanted, machine.run(wanted, [], machine.home, environ))
+
+    def test_what_is_shown_of_a_test_mail_is_what_it_prints(self):
+        machine, sink = Machine(self), SmtpSink()
+        self.addCleanup(sink.stop)
+        with open(machine.home + '/mail.cfg', 'w', encoding='utf-8') as stream:
+            stream.write('mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
+        block, = [block for block in blocks('text') if block.section == 'Mail']
+        output, = machine.run(commands(block), [], machine.home, dict(os.environ))
+        self.compare(commands(block), [[line.replace('port %d' % sink.port, 'port 25')
+                                        for line in output]])
+        self.assertEqual(1, len(sink.mails))
 
     @staticmethod
     def prepare_restore(machine, sim):
