@@ -23,6 +23,8 @@ A restore, which has to be asked for, issues
 and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
 vdi-destroy, network-destroy.
 
+A program that the config names as `hook` is run at each phase of a run.
+
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N. `status` has those of
 a monitoring plug-in instead.
 
@@ -41,7 +43,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
     11 Verification  reading archives and images, and proving them whole
     12 Exporters     what vm-export and vdi-export do differently
     13 Importers     what a restore makes in the pool, and how it is taken back
-    14 Reports       status log, mail
+    14 Reports       status log, report, mail, hooks
     15 Runs          a night's backup, its preview
     16 Commands      what is done with backups: verify, list, prune, restore, test-restore, status;
                      what is done with a config: check-config, test-mail
@@ -228,9 +230,16 @@ class Outcome(NamedTuple):
 
     method: str                # vm-export or vdi-export
     name: str                  # the VM's name-label
-    token: str                 # SUCCESS, WARNING, or what failed
+    token: str                 # SUCCESS, WARNING, SKIPPED, or what failed
     minutes: int = 0
-    size: int = 0              # bytes of the exported file
+    size: int = 0              # bytes of what was exported
+    uuid: Optional[str] = None         # this and what follows are the report's
+    started: Optional[str] = None      # as iso() writes it
+    seconds: int = 0
+    path: Optional[str] = None         # of the dated directory, if it was made
+    files: Dict[str, int] = {}         # bytes of each file in a complete backup
+    warnings: Sequence[str] = ()
+    error: Optional[str] = None        # why it failed
 
 
 class Tally(NamedTuple):
@@ -248,7 +257,17 @@ def tally(outcomes: Sequence[Outcome], further_errors: int = 0) -> Tally:
     """Count outcomes; `further_errors` are those that belong to no VM."""
     tokens = [outcome.token for outcome in outcomes]
     good, warned = tokens.count('SUCCESS'), tokens.count('WARNING')
-    return Tally(good, warned, len(tokens) - good - warned + further_errors)
+    bad = len(tokens) - good - warned - tokens.count('SKIPPED')
+    return Tally(good, warned, bad + further_errors)
+
+
+def token_of(error: BaseException) -> str:
+    """The word in the status log for what ended a VM's backup."""
+    if isinstance(error, BackupFailed):
+        return error.token
+    if isinstance(error, (VmBackupError, OSError)):
+        return 'BACKUP-FAIL'
+    return 'INTERNAL-ERROR' if isinstance(error, Exception) else 'INTERRUPTED'
 
 
 class Verdict(NamedTuple):
@@ -262,6 +281,7 @@ class Verdict(NamedTuple):
 SUCCESS = Verdict(0, 'SUCCESS', 'Success')
 WARNING = Verdict(1, 'WARNING', '**WARNING(s)**')
 ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
+SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 
 # ----------------------------------------------------------------------------------------------
 # 3. Console: log lines, progress, text and byte forms, the only clock
@@ -1195,7 +1215,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
     state = gathered(rules, vms)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
-        failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND'))
+        failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND', error='not in the pool'))
     for method in ('vdi-export', 'vm-export'):
         for ref, chosen in state.definitions[method].items():
             vm = state.vms[ref]
@@ -1208,12 +1228,14 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             if state.ambiguous(vm):
                 covered.update(state.by['name'][vm.name])
                 state.messages.append('ERROR more than one vm with the name ' + vm.name)
-                failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE'))
+                failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
+                                        error='more than one VM with this name'))
             elif honour_nobak and is_tagged_nobak(vm):
                 state.messages.append('{} - vm has the tag xo:no-bak: {} (honour_nobak)'.format(
                     '***ERROR' if chosen.literal else '***NOTE', vm.name))
                 if chosen.literal:
-                    failures.append(Outcome(method, vm.name, 'NOBAK-TAG'))
+                    failures.append(Outcome(method, vm.name, 'NOBAK-TAG',
+                                            error='it has the tag xo:no-bak'))
             else:
                 jobs.append(Job(method, vm, chosen.keep or max_backups, '{}{}{}'.format(
                     vm.name, f'~{vm.uuid[:8]}' * shared, retention_suffix(chosen.keep)), shared))
@@ -1377,6 +1399,8 @@ class Watchdog:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOGIN_GRACE = 5            # seconds for a login to end after a signal
 REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
+LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
+LONGEST_LINE = 8192        # bytes of it in one line of the log
 LOOK_EVERY = 5             # seconds between a watchdog's looks, at most
 WATCH_EVERY = 0.5          # seconds between looks at a file that is read
 
@@ -1524,6 +1548,57 @@ def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals]
         watchdog.look()
         if signals:
             signals.check()                            # it was told to end already
+
+
+def ends(child: subprocess.Popen, timeout: float, signals: Optional[Signals] = None) -> bool:
+    """Whether a child ends in time, or soon after a signal. It is not reaped: as long as it is
+    not, the number of its process group is nobody else's."""
+    elapsed = stopwatch()
+    while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+        if signals and signals.received:
+            timeout, signals = min(timeout, elapsed() + REAP_TIMEOUT), None
+        if elapsed() > timeout:
+            return False
+        pause(0.02)
+    return True
+
+
+def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
+             signals: Optional[Signals], tell: Callable[[str], None]) -> int:
+    """Run a program with further variables; return its exit status, or -N for signal N. `tell` is
+    given each line that it prints, at once; with `signals`, a signal ends it.
+
+    What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
+    cannot be started or does not end within `timeout` seconds, Interrupted.
+    """
+    try:
+        child = subprocess.Popen([encoded(word) for word in argv], stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                 env=dict(os.environ, **environ), start_new_session=True)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
+    stream, child.stdout = child.stdout, None          # the thread closes it
+
+    def listen() -> None:
+        with stream:
+            for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
+                tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
+
+    listener, over = threading.Thread(target=listen, daemon=True), False
+    listener.start()
+    try:
+        with signals.ending(child) if signals else contextlib.ExitStack():
+            over = ends(child, timeout, signals)
+        if not over:
+            raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
+        return child.wait()
+    finally:
+        if not over or signals and signals.received:   # it, and whatever it has started
+            end(child, signal.SIGTERM)
+            ends(child, REAP_TIMEOUT)
+            end(child, signal.SIGKILL)
+        reap(child)
+        listener.join(LAST_WORDS)
 
 
 def disk_free(path: str) -> str:
@@ -5152,9 +5227,9 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
 
 
 # ----------------------------------------------------------------------------------------------
-# 14. Reports: status log, mail
+# 14. Reports: status log, report, mail, hooks
 # ----------------------------------------------------------------------------------------------
-# Neither can harm a backup.
+# The first three cannot harm a backup; a hook can keep one from being made.
 
 
 class StatusLog:
@@ -5260,6 +5335,96 @@ def last_run(path: str) -> Optional[LastRun]:
 LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
 
 
+class Report:
+    """What a run tells in `report_file`, as JSON; none for a run without a config file."""
+
+    def __init__(self, settings: Settings, config_file: str) -> None:
+        self.path = settings.report_file if config_file else ''
+        self.facts = {'schema': 1, 'version': VERSION, 'host': os.uname().nodename,
+                      'config': portable(config_file), 'started': iso(now()),
+                      'backup_dir': portable(settings.backup_dir)}     # type: Dict[str, Any]
+
+    def write(self, outcomes: Sequence[Outcome], counts: Tally, **facts: Any) -> None:
+        """Write it whole or not at all. Raise OSError, TargetError."""
+        skipped = [outcome.token for outcome in outcomes].count('SKIPPED')
+        document = dict(self.facts, finished=iso(now()), **facts,
+                        counts=dict(counts._asdict(), skipped=skipped),
+                        vms=[self.vm(outcome) for outcome in outcomes])
+        if self.path:
+            bounded(lambda: self.put(document), 'the file system')
+
+    @staticmethod
+    def vm(outcome: Outcome) -> Dict[str, Any]:
+        """What it tells of a VM."""
+        found = dict(outcome._asdict(), status=outcome.token, warnings=list(outcome.warnings),
+                     path=outcome.path and portable(outcome.path))
+        return {key: found[key] for key in (
+            'name', 'uuid', 'method', 'status', 'started', 'seconds', 'path', 'files', 'size',
+            'warnings', 'error')}
+
+    def put(self, document: Dict[str, Any]) -> None:
+        """Write a document; raise OSError, as for a device, which it would take the place of."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise OSError(errno.EINVAL, 'not a file')
+        write_json(self.path, document)
+
+
+BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
+NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
+VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
+
+
+def hook_problem(path: str) -> str:
+    """What is wrong with the program that `hook` names, or ''."""
+    wrong = ('' if not path else 'does not exist' if not os.path.exists(path) else
+             'is not a program' if not (os.path.isfile(path) and os.access(path, os.X_OK)) else '')
+    return wrong and f'ERROR: config hook {wrong} -> {path}'
+
+
+class Hooks:
+    """Runs the program that `hook` names at each phase of a run; none: nothing is run."""
+
+    def __init__(self, settings: Settings, report: str, console: Console,
+                 signals: Signals) -> None:
+        self.program = '' if hook_problem(settings.hook) else settings.hook
+        self.timeout = settings.hook_timeout * 60      # seconds
+        self.known = {'backup_dir': settings.backup_dir, 'report': report}
+        self.console = console
+        self.signals = signals
+
+    def run(self, phase: str, **known: str) -> bool:
+        """Run it at a phase; False if what begins is to be skipped. Raise CommandFailed, and
+        Interrupted at a phase that begins something: the others run to their end."""
+        if not self.program:
+            return True
+        known, begins = dict(self.known, **known), phase in BEGINNINGS
+        environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
+        begin = getattr(self.console.thread, 'begin', '')      # its output is another thread's
+        at_once, self.signals.at_once = self.signals.at_once, False
+        try:
+            status = run_hook(
+                [self.program, phase], environ, self.timeout, self.signals if begins else None,
+                lambda line: self.console.log(f'{begin}hook {phase}: {line}'))
+        except CommandFailed as error:
+            raise CommandFailed(f'hook {phase} failed: {error}')
+        finally:
+            self.signals.at_once = at_once
+        if begins and status == NOT_NOW:
+            self.console.log(f'hook {phase}: exit status {NOT_NOW}: skipped')
+        elif status:
+            raise CommandFailed(f'hook {phase} failed: ' + (
+                f'exit status {status}' if status > 0 else f'ended by signal {-status}'))
+        return not status
+
+    def tell(self, phase: str, warnings: List[str], **known: str) -> None:
+        """Run it at a phase where a failure is a warning."""
+        try:
+            self.run(phase, **known)
+        except CommandFailed as error:
+            warnings.append(str(error))
+
+
 def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -> Any:
     """The mail of a run."""
     message = email.message.EmailMessage()
@@ -5347,7 +5512,7 @@ SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'lar
                   'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify',
                   'parallel', 'parallel_per_sr', 'keep_last', 'keep_hourly', 'keep_daily',
                   'keep_weekly', 'keep_monthly', 'keep_yearly', 'vdi_disks', 'vdi_compress',
-                  'honour_nobak', 'hook', 'report_file')
+                  'honour_nobak', 'hook', 'hook_timeout', 'report_file')
 
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
@@ -5373,13 +5538,15 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
         console.log('  {}: {}'.format(name, ', '.join(sorted(lists[name]))))
 
 
-def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console) -> bool:
-    """Print settings, lists and what is wrong; whether a run is possible."""
+def check_plan(config: Config, plan: Plan, store: BackupStore,
+               console: Console) -> Sequence[str]:
+    """Print settings, lists and what is wrong; return what makes a run impossible."""
     for message in plan.messages:
         console.log(message)
     show_settings(config, plan, console)
     problem = store.problem(config.settings.require_mount)
-    problems = list(config.errors) + [problem] * bool(problem)
+    problems = list(config.errors) + list(
+        filter(None, (problem, hook_problem(config.settings.hook))))
     if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
         console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
     if config.settings.verify == 'yes' and config.settings.compress != 'none':
@@ -5399,13 +5566,13 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
         plan = plan._replace(errors=plan.errors + ('ERROR in configuration settings...',))
     for error in plan.errors:
         console.log(error)
-    return not plan.errors
+    return tuple(problems) + plan.errors
 
 
 def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
             with_config: bool) -> int:
     """Print what a run would do; return the exit status. Changes nothing."""
-    possible = check_plan(config, plan, store, console)
+    possible = not check_plan(config, plan, store, console)
     if possible:
         console.log('Checking all VMs for duplicate names ...')
     if possible and plan.left_out:
@@ -5427,6 +5594,11 @@ def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
 def warning_words(plan: Plan) -> str:
     """3.25's remark after a check of the parameters."""
     return ' - WARNINGS found (see above)' if plan.warnings else ''
+
+
+def good_token(warnings: Sequence[str]) -> str:
+    """The token of a backup that is complete."""
+    return 'WARNING' if warnings else 'SUCCESS'
 
 
 class Load(NamedTuple):
@@ -5501,13 +5673,17 @@ class BackupRun:
     """A night's backup. Whatever happens, `end` tells it."""
 
     def __init__(self, config: Config, console: Console, status_log: StatusLog,
-                 signals: Signals) -> None:
+                 signals: Signals, config_file: str = '') -> None:
         self.config = config
         self.settings = config.settings
         self.store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
         self.console = console
         self.status_log = status_log
         self.signals = signals
+        self.report = Report(config.settings, config_file)
+        self.hooks = Hooks(config.settings, self.report.path, console, signals)
+        self.closing = ''      # the phase of the hook that is to follow
+        self.skipped = False   # as a hook wants it
         self.verifier = Verifier(console, signals, self.settings.stall_timeout * 60, SLOW_BYTES)
         self.host = os.uname().nodename
         self.pool = None       # type: Any
@@ -5516,41 +5692,87 @@ class BackupRun:
         self.told_unlocked = False
         self.beginning = threading.Lock()
         self.due = {}          # type: Dict[str, Tuple[List[str], int]]
+        self.made = {}         # type: Dict[str, BackupDir]
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.outcomes = []     # type: List[Outcome]
         self.further_errors = 0
-        self.warnings = False
+        self.told_errors = []  # type: List[str]
+        self.warnings = []     # type: List[str]
 
     def carry_out(self, invocation: Invocation) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
+        self.closing = 'job-abort'
+        if not self.hooks.run('job-init'):
+            self.closing, self.skipped = '', True
+            return
         password = login_word(invocation.password, self.console)
         with Pool.connect(password, self.console, self.signals) as self.pool:
             plan = select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
                           keep_of(self.settings), self.settings.honour_nobak)
-            self.warnings = plan.warnings
-            if check_plan(self.config, plan, self.store, self.console):
-                self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
-                self.execute(plan)
-            else:
+            wrong = check_plan(self.config, plan, self.store, self.console)
+            if wrong:
                 self.add_failures(plan)
+                self.told_errors.extend(wrong)
                 self.further_errors += not plan.failures
+                return
+            self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
+            self.skipped = not self.hooks.run('job-start')
+            if not self.skipped:
+                self.warnings.extend(message.partition(' - ')[2] for message in plan.messages
+                                     if message.startswith('***WARNING'))
+                self.execute(plan)
+            self.closing = 'job-end'
 
     def died(self, reason: str) -> None:
-        """Log what ended the run."""
+        """Log an error that belongs to no VM, such as what ended the run."""
         self.console.log(f'ERROR {reason}')
+        self.told_errors.append(reason)
         self.further_errors += 1
 
-    def end(self, signum: int) -> int:
-        """Write the end lines, send the mail; return the exit status."""
-        self.signals.at_once = False
+    def verdict(self, signum: int) -> Verdict:
+        """The result, as far as it is known."""
         counts = tally(self.outcomes, self.further_errors)
-        verdict = (ERROR if counts.errors or signum else
-                   WARNING if counts.warnings or self.warnings or self.status_log.broken else
-                   SUCCESS)
+        return (ERROR if counts.errors or signum else
+                WARNING if counts.warnings or self.warnings or self.status_log.broken else
+                SKIPPED if self.skipped else SUCCESS)
+
+    def end(self, signum: int) -> int:
+        """Run the last hooks, write report and end lines, send the mail; return the exit
+        status."""
+        self.signals.at_once = False
+        begun = self.closing or self.skipped
+        if self.closing:
+            self.tell(self.closing, signum)
+        counts = tally(self.outcomes, self.further_errors)
+        self.write_report(signum, counts)
+        verdict = self.verdict(signum)
         self.status_log.end(verdict, counts)
         self.console.log(f'VmBackup ended - {verdict.phrase} - {counts}')
-        mailed = mail_verdict(self.settings, verdict, f'{verdict.token} - {counts}', self.console)
-        return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
+        told = verdict == SKIPPED or mail_verdict(
+            self.settings, verdict, f'{verdict.token} - {counts}', self.console)
+        if begun:
+            told = self.tell('log-end', signum) and told
+        return 128 + signum if signum else max(verdict.status, 0 if told else 1)
+
+    def tell(self, phase: str, signum: int) -> bool:
+        """Run the hook at a phase that ends the run; whether it went well."""
+        warnings = []          # type: List[str]
+        self.hooks.tell(phase, warnings, status=self.verdict(signum).token)
+        self.warn(warnings)
+        return not warnings
+
+    def write_report(self, signum: int, counts: Tally) -> None:
+        """Write the report; that it cannot be done is a warning."""
+        verdict, warnings = self.verdict(signum), []   # type: Verdict, List[str]
+        broken = [f'cannot write status_log {portable(self.status_log.path)}']
+        with tolerating(warnings, f'cannot write report_file {self.report.path}'):
+            self.report.write(
+                self.outcomes, counts, status=verdict.token, signal=signum or None,
+                exit_status=128 + signum if signum else verdict.status,
+                warnings=self.warnings + broken * self.status_log.broken,
+                errors=self.told_errors + [f'ended by signal {signum}'] * bool(signum),
+                **self.identity)
+        self.warn(warnings)
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -5679,7 +5901,7 @@ class BackupRun:
         """Log warnings that belong to no VM."""
         for warning in warnings:
             self.console.log(f'***WARNING - {warning}')
-        self.warnings = self.warnings or bool(warnings)
+        self.warnings.extend(warnings)
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -5708,40 +5930,61 @@ class BackupRun:
 
     def attempt(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
-        elapsed, size, warnings = stopwatch(), 0, []   # type: Any, int, List[str]
+        elapsed, started = stopwatch(), now()
+        size, warnings = None, []      # type: Optional[int], List[str]
         history = self.store.history(job.vm.name)
         self.console.log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
-        token = 'INTERRUPTED'
+        token, reason = 'INTERRUPTED', 'ended by a signal'     # type: str, Optional[str]
         try:
             history = self.store.history_of(job)
             with self.locked(history.directory, self.settings.lock_wait * 60):
-                size = self.back_up(job, history, now(), warnings)
-            token = 'WARNING' if warnings else 'SUCCESS'
-        except BackupFailed as error:
-            token = self.failed(job, error.token, str(error))
-        except (VmBackupError, OSError) as error:
-            token = self.failed(job, 'BACKUP-FAIL', str(error))
-        except Exception as error:                     # a bug of ours must not stop the others
-            self.console.log_lines(traceback.format_exc())
-            token = self.failed(job, 'INTERNAL-ERROR', f'a bug in VmBackup.py: {error!r}')
+                size = self.back_up_with_hooks(job, history, warnings)
+            token, reason = 'SKIPPED' if size is None else good_token(warnings), None
+        except Exception as error:
+            token, reason = token_of(error), str(error)
+            if token == 'INTERNAL-ERROR':              # it must not stop the others
+                self.console.log_lines(traceback.format_exc())
+                reason = f'a bug in VmBackup.py: {error!r}'
+            self.console.log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
         finally:
             self.due.pop(history.directory, None)
+            backup = self.made.pop(history.directory, None)
             if any(LEFT in warning for warning in warnings):
                 self.again.append(history)
             for warning in warnings:
                 self.console.log(f'***WARNING - {job.vm.name}: {warning}')
-            outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), size)
+            outcome = Outcome(
+                job.method, job.vm.name, token, int(elapsed() // 60), size or 0, job.vm.uuid,
+                iso(started), int(elapsed()), backup and backup.path,
+                part(backup.manifest(), 'files') if size else {}, warnings, reason)
             self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
         if token in ('SUCCESS', 'WARNING'):
             self.console.log('VmBackup {} {} - ***{}*** t:{}'.format(
                 job.method, job.vm.name, token.replace('SUCCESS', 'Success'), outcome.minutes))
 
-    def failed(self, job: Job, token: str, reason: str) -> str:
-        """Log why a VM's backup failed; return its token."""
-        self.console.log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
-        return token
+    def back_up_with_hooks(self, job: Job, history: VmHistory,
+                           warnings: List[str]) -> Optional[int]:
+        """Make one backup between its hooks; None if they want it skipped. Raise as back_up()."""
+        known = {'vm': job.vm.name, 'uuid': job.vm.uuid, 'method': job.method}
+        try:
+            with failing_as('HOOK-FAIL'):
+                if not self.hooks.run('backup-start', **known):
+                    return None
+            size = self.back_up(job, history, now(), warnings)
+        except BaseException as error:
+            if history.directory in self.made:
+                known['target'] = self.made[history.directory].path
+            self.hooks.tell('backup-abort', warnings, status=token_of(error), **known)
+            raise
+        if self.hooks.program:
+            backup = self.made[history.directory]
+            files = [backup.file(native(name)) for name in part(backup.manifest(), 'files')
+                     if IMAGE.search(name)]
+            self.hooks.tell('backup-end', warnings, target=backup.path, file='\n'.join(files),
+                            size=str(size), status=good_token(warnings), **known)
+        return size
 
     def back_up(self, job: Job, history: VmHistory, started: datetime.datetime,
                 warnings: List[str]) -> int:
@@ -5844,6 +6087,7 @@ class BackupRun:
             self.store.check_mounted()
             backup = history.begin(started)
             self.due[history.directory] = [backup.file(name) for name in names], last - gain
+            self.made[history.directory] = backup
         return backup, last
 
     def verify(self, backup: BackupDir, name: str, manifest: Dict[str, Any],
@@ -5943,8 +6187,7 @@ class BackupRun:
             with self.locked(directory, self.settings.lock_wait * 60):
                 self.dump_pool_database(self.store.new_pool_dump(directory, now()))
         except (VmBackupError, OSError) as error:
-            log(f'ERROR pool database not backed up: {error}')
-            self.further_errors += 1
+            self.died(f'pool database not backed up: {error}')
 
     def dump_pool_database(self, path: str) -> None:
         """Dump the pool's database into a new file, then delete the oldest dumps."""
@@ -6022,7 +6265,7 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
                                                for error in config.errors)
     status_log = StatusLog(config.settings.status_log if known else '',
                            os.uname().nodename, console)
-    run_of_tonight = BackupRun(config, console, status_log, signals)
+    run_of_tonight = BackupRun(config, console, status_log, signals, invocation.config_file)
     signum = 0
     try:
         status_log.begin()

@@ -10,6 +10,8 @@ an undisturbed one. (Else the next point's run is that.)
 
 import collections
 import contextlib
+import json
+import os
 import random
 import threading
 import time
@@ -139,18 +141,48 @@ class Journal(list):
 PLACES = {}                 # type: Dict[str, Dict[str, Any]]
 
 
-class Matrix(FaultCase):
-    """What the parts of the matrix share."""
+HOOK = '#!/bin/sh\nset -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
 
-    keys = {'pool_db_backup': 1, 'stall_timeout': '0.01'}
+
+class Matrix(FaultCase):
+    """What the parts of the matrix share: runs with a hook and a report."""
 
     def setUp(self):
         super().setUp()
+        self.hook, self.noted, self.report = [
+            os.path.join(self.directory, name) for name in ('hook', 'noted', 'report.json')]
+        with open(self.hook, 'w', encoding='utf-8') as stream:
+            stream.write(HOOK % self.noted)
+        os.chmod(self.hook, 0o755)
+        self.keys = {'pool_db_backup': 1, 'stall_timeout': '0.01', 'hook': self.hook,
+                     'report_file': self.report}
         self.sim.pool.lock_wait = 0.5
         self.script = self.changed_script(
             XE_TIMEOUT=DEADLINE, XAPI_TIMEOUT=DEADLINE, XAPI_PATIENCE=6, DISCARD_PAUSES=(0.1, 0.2),
             BUSY_PAUSES=(0.3, 0.5), SNAPSHOT_PAUSES=(0.05, 0.2, 0.5, 1.0, 1.5))
         self.prepare()
+
+    def begin_run(self):
+        """Note what is there as a run begins; its hook has not run."""
+        super().begin_run()
+        for path in (self.noted, self.report) if self.keys else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def check_end(self, done, now, told, words):
+        """5: the report tells what the exit status does, and each begin at the hook has its end."""
+        super().check_end(done, now, told, words)
+        with open(self.report, encoding='ascii') as stream:
+            report = json.load(stream)
+        self.assertEqual(done.status, report['exit_status'], '5: the report: ' + words)
+        renewed = {vm['name'] for vm in report['vms'] if vm['status'] in ('SUCCESS', 'WARNING')}
+        self.assertEqual(self.renewed(now), renewed, '5: the report: ' + words)
+        with open(self.noted, encoding='utf-8') as stream:
+            phases = [line.split()[0] for line in stream]
+        self.assertEqual(('job-init', 'log-end'), (phases[0], phases[-1]), '5: hooks: ' + words)
+        self.assertEqual(1, phases.count('job-end') + phases.count('job-abort'), '5: ' + words)
+        self.assertEqual(phases.count('backup-start'), phases.count('backup-end') +
+                         phases.count('backup-abort'), '5: hooks: ' + words)
 
     def vm_at_hand(self):
         """The VM whose backup has begun, by the status log; '' between two of them."""

@@ -251,7 +251,7 @@ class Tables(unittest.TestCase):
         documented = [code(row[0])[0] for row in table(section('Status log'))]
         with open(VmBackup.__file__, encoding='utf-8') as stream:
             tokens = set(re.findall("'([A-Z]+(?:-[A-Z]+)+)'", stream.read()))
-        self.assertEqual(sorted(tokens | {'SUCCESS', 'WARNING', 'INTERRUPTED'}),
+        self.assertEqual(sorted(tokens | {'SUCCESS', 'WARNING', 'SKIPPED', 'INTERRUPTED'}),
                          sorted(documented))
 
     def test_every_marker_is_documented(self):
@@ -586,6 +586,26 @@ class Troubles(PoolCase):
 
     def provoke_warning_cannot_write_status_log(self):
         return self.back_up('vm-export=db', status_log=self.backups).output
+
+    def provoke_warning_cannot_write_report_file(self):
+        return self.back_up('vm-export=db', report_file=self.backups).output
+
+    def with_hook(self, text):
+        """What a run prints that has a hook with this text in sh."""
+        path = os.path.join(self.directory, 'hook')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n' + text)
+        os.chmod(path, 0o755)
+        return self.back_up('vm-export=db', 'hook_timeout=0.01', hook=path).output
+
+    def provoke_hook_fail(self):
+        return self.with_hook('[ $1 != backup-start ]\n')
+
+    def provoke_no_end_within(self):
+        return self.with_hook('exec sleep 60\n')
+
+    def provoke_config_hook_is_not_a_program(self):
+        return self.back_up('vm-export=db', hook=self.config('vm-export=db')).output
 
     def provoke_is_not_utf_8_text(self):
         path = self.config('vm-export=db')
