@@ -427,7 +427,7 @@ class Failures(HookCase):
         done = self.back_up('vm-export=db', hook=self.program)
         self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
         self.assertIn('ERROR hook job-init failed: cannot start %s: No such file or directory'
-                      % self.program, done.lines)
+                      % self.program, done.output)
         self.assertIn('***WARNING - hook job-abort failed: cannot start', done.output)
 
     def test_a_hook_that_vanishes_in_mid_run_spoils_no_backup(self):
