@@ -5189,12 +5189,12 @@ GUIDE_DISK = """
 {unpack}VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
 xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
-
+{clean}
 This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
 halted. If that still has a disk there, choose another device; if the VM is gone, vm.json tells
 how it was made.
 """
-UNPACK = {'.gz': 'gzip -dk {}\n', '.zst': 'zstd -dk {}\n'}
+UNPACK = {'.gz': 'gzip -dk {}\n', '.zst': 'zstd -dqk {}\n'}
 
 
 def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, Any],
@@ -5212,7 +5212,9 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
             restore=shlex.quote('restore=' + portable(path if many else backup.path)),
             filename=shlex.quote('filename=' + portable(backup.file(plain))),
             name=shlex.quote('name-label=' + label_part(vm['name'])), form=form[1:],
-            unpack=UNPACK.get(os.path.splitext(path)[1], '').format(shlex.quote(portable(path))))
+            unpack=UNPACK.get(os.path.splitext(path)[1], '').format(shlex.quote(portable(path))),
+            clean='rm {}\n'.format(shlex.quote(portable(backup.file(plain)))) * (
+                plain != part.name))
         if part.kind == 'VDI':
             disk, size = disks[part.disk], part.snapshot.size
             values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
@@ -5241,6 +5243,7 @@ class StatusLog:
         self.console = console
         self.broken = False
         self.lock = threading.Lock()   # its lines are in the order of their times
+        self.begun = False
 
     def write(self, actor: str, *words: str) -> None:
         """Append `time,actor,host,words...`; problems are logged once."""
@@ -5264,11 +5267,14 @@ class StatusLog:
             stream.write(encoded(printable(line)) + b'\n')
 
     def begin(self) -> None:
-        """A run begins."""
-        self.write('vmbackup.py', 'begin')
+        """A run begins; that is told once."""
+        if not self.begun:
+            self.begun = True
+            self.write('vmbackup.py', 'begin')
 
     def end(self, verdict: Verdict, counts: Tally) -> None:
         """A run ends."""
+        self.begin()
         self.write('vmbackup.py', 'end', verdict.token, str(counts))
 
     def vm_begin(self, job: Job) -> None:
@@ -5702,9 +5708,10 @@ class BackupRun:
     def carry_out(self, invocation: Invocation) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
-        if not self.hooks.run('job-init'):
+        if not self.hooks.run('job-init'):             # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
+        self.status_log.begin()
         password = login_word(invocation.password, self.console)
         with Pool.connect(password, self.console, self.signals) as self.pool:
             plan = select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
@@ -6268,7 +6275,6 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
     run_of_tonight = BackupRun(config, console, status_log, signals, invocation.config_file)
     signum = 0
     try:
-        status_log.begin()
         if unreadable:
             raise ConfigError(unreadable)
         refuse_unexpected(config, console)
@@ -7442,7 +7448,8 @@ def pattern_of(rule: Rule) -> str:
 def is_valid(rule: Rule) -> bool:
     """Whether a rule's pattern is one, as long as no VM has just this name."""
     try:
-        matching(pattern_of(rule), ())
+        if not exact(pattern_of(rule))[0] or rule.method == 'exclude-disk':
+            matching(pattern_of(rule), ())
         return True
     except re.error:
         return False
@@ -7452,7 +7459,8 @@ def rule_problems(rules: Sequence[Rule]) -> List[str]:
     """What is wrong with rules, and which can never do anything, whatever VMs there are."""
     problems = [f'***ERROR - invalid regex: {rule.method}={rule.text} ({rule.where})'
                 for rule in rules if not is_valid(rule)]
-    excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text and is_valid(rule)]
+    excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text and is_valid(rule)
+                and not exact(rule.text)[0]]
     seen = {}                  # type: Dict[Tuple[str, str], str]
     for rule in rules:
         first, name, why = seen.setdefault(rule[:2], rule.where), pattern_of(rule), ''

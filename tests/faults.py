@@ -1,6 +1,8 @@
 """Every fault of the matrices: python3 -m tests faults. The tests alone inject a sample of them.
 
 Runs the modules test_faults*.py, each class in a process of its own, as so many faults take long.
+VMBACKUP_TEST_EVERY=N in the environment takes every Nth of them only, VMBACKUP_TEST_SEED=TEXT other
+ones.
 """
 
 import os

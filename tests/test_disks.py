@@ -286,8 +286,8 @@ class Images(DiskCase):
         self.ends(0, 'vdi-export=web', vdi_disks='xvda,xvdc', vdi_compress='zstd')
         with open(os.path.join(self.dated('web')[0], 'RESTORE.txt'), encoding='utf-8') as stream:
             lines = [line for line in stream.read().splitlines()
-                     if line.startswith(('zstd', 'VDI=', 'xe vdi-import'))]
-        self.assertEqual(6, len(lines))
+                     if line.startswith(('zstd', 'VDI=', 'xe vdi-import', 'rm '))]
+        self.assertEqual(8, len(lines))
         place = os.path.join(self.directory, 'bin')
         os.mkdir(place)
         os.symlink(self.sim.xe, os.path.join(place, 'xe'))
@@ -295,6 +295,7 @@ class Images(DiskCase):
             self.environ(), PATH=place + ':' + os.environ['PATH']), stderr=subprocess.STDOUT,
             stdout=subprocess.PIPE)
         self.assertEqual(0, done.returncode, done.stdout)
+        self.assertEqual([], [path for path in self.tree() if path.endswith('.raw')])
         pool = self.sim.pool
         for name, device in (('system', '0'), ('data', '2')):
             digests = {pool.content[ref].sha256() for ref, vdi in pool.tables['VDI'].items()

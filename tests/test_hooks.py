@@ -174,9 +174,10 @@ class Phases(HookCase):
             'one', 'two', 'three', '\ufffd \\x1b[1m', '', 'no end')],
                          [line for line in done.lines if line.startswith(begin)])
 
-    def test_job_init_comes_before_the_login_and_can_mount_backup_dir(self):
+    def test_job_init_comes_before_login_and_status_log_and_can_mount_backup_dir(self):
         os.rmdir(self.backups)
-        done = self.run_hooked(job_init='os.mkdir(os.environ["VMBACKUP_BACKUP_DIR"])')
+        done = self.run_hooked(job_init='os.mkdir(os.environ["VMBACKUP_BACKUP_DIR"]); '
+                                        'sys.exit(os.path.exists(%r))' % self.status_log)
         self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
         os.unlink(self.notes)
         self.sim.pool.journal = []
