@@ -577,5 +577,15 @@ class OfDisksOnly(Walk):
         self.walk()
 
 
+class OfSeveralDisks(Walk):
+    """All disks of a VM are exported, and compressed."""
+
+    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
+    methods_there_are = ('vdi-export', 'vdi-export', 'vm-export')
+
+    def test_a_random_walk_harms_nothing(self):
+        self.walk()
+
+
 if __name__ == '__main__':
     unittest.main()
