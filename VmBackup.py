@@ -1612,15 +1612,21 @@ def disk_free(path: str) -> str:
 DECOMPRESSORS = {'gzip': (('pigz', '-dc'), ('gzip', '-dc')), 'zstd': (('zstd', '-dcq'),)}
 
 
-def decompressor(compression: str) -> List[str]:
-    """The command that decompresses from standard input to standard output; raise CommandFailed
-    if there is none on this host."""
-    for program, options in DECOMPRESSORS[compression]:
+def program_of(programs: Sequence[Tuple[str, str]], hint: str) -> List[str]:
+    """The command of the first of some programs that this host has; raise CommandFailed if there
+    is none."""
+    for program, options in programs:
         path = shutil.which(program)
         if path:
             return [path, options]
-    raise CommandFailed(f'no program {compression} to verify it with (install it, or set '
-                        'verify=no)')
+    raise CommandFailed(f'no program {programs[-1][0]} {hint}')
+
+
+def decompressor(compression: str) -> List[str]:
+    """The command that decompresses from standard input to standard output. Raise
+    CommandFailed."""
+    return program_of(DECOMPRESSORS[compression],
+                      'to verify it with (install it, or set verify=no)')
 
 
 COMPRESSORS = {'.gz': (('pigz', '-c'), ('gzip', '-c')), '.zst': (('zstd', '-qc'),)}
@@ -1628,13 +1634,9 @@ COMPRESSORS = {'.gz': (('pigz', '-c'), ('gzip', '-c')), '.zst': (('zstd', '-qc')
 
 def compressor(ending: str) -> List[str]:
     """The command that compresses standard input to standard output, for the ending of a file's
-    name; raise CommandFailed if there is none on this host."""
-    for program, options in COMPRESSORS[ending]:
-        path = shutil.which(program)
-        if path:
-            return [path, options]
-    raise CommandFailed(f'no program {COMPRESSORS[ending][-1][0]} to compress with (install it, or '
-                        'set vdi_compress=none)')
+    name. Raise CommandFailed."""
+    return program_of(COMPRESSORS[ending],
+                      'to compress with (install it, or set vdi_compress=none)')
 
 
 def run_packed(argv: Sequence[str], packer: Sequence[str], handle: int, signals: Signals,
@@ -3130,11 +3132,13 @@ class BackupStore:
         return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
 
     def history_of(self, job: Job) -> VmHistory:
-        """The backups of a VM; of those that share a name, one that does not own the history that
-        this name has, has another directory. Raise OSError."""
+        """The backups of a VM. Of those that share a name, one that does not own the history that
+        this name has, gets another directory, and keeps it when the others are gone. Raise
+        OSError."""
         history = self.history(job.vm.name)
-        if job.shared and history.owner().uuid != job.vm.uuid:
-            return self.history(f'{job.vm.name}~{job.vm.uuid[:8]}')
+        own = self.history(f'{job.vm.name}~{job.vm.uuid[:8]}')
+        if own.holds_any() or job.shared and history.owner().uuid != job.vm.uuid:
+            return own
         return history
 
     def histories(self) -> List[VmHistory]:

@@ -370,6 +370,16 @@ class Twins(PoolCase):
         self.assertEqual(0, done.status, done.output)
         self.assertIn('total of 2 VMs: 3 good', done.output)
 
+    def test_the_other_one_keeps_its_directory_when_the_first_is_gone(self):
+        """Else its backups would push out those of a VM that cannot be backed up again."""
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.xe('vm-uninstall', 'uuid=' + self.first, 'force=true')
+        self.before = self.contents()
+        for _ in range(3):
+            self.ran(0, 'vm-export=twin:1')
+        self.assertEqual((1, 1), (len(self.dated('twin')),
+                                  len(self.dated('twin~' + self.second[:8]))))
+
     def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
         os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))
         self.ran(0, 'vm-export=uuid:' + self.second)
