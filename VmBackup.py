@@ -1127,6 +1127,8 @@ class Selector:
     def check(self, rule: Rule, pattern: str, names: Sequence[str]) -> Optional[List[str]]:
         """The names that match, or None after noting an invalid regular expression."""
         try:
+            if re.match(r'(tag|uuid):\s*\Z', pattern):
+                raise re.error('nothing follows')
             return matching(pattern, names)
         except re.error:
             self.messages.append(f'***ERROR - invalid regex: {rule.method}={rule.text} '
@@ -1210,8 +1212,9 @@ def gathered(rules: Sequence[Rule], vms: Sequence[Vm]) -> Selector:
 
 
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
-           honour_nobak: bool = False) -> Plan:
-    """Which of the pool's VMs to back up, how, keeping how many. Pure."""
+           honour_nobak: bool = False, twins: bool = False) -> Plan:
+    """Which of the pool's VMs to back up, how, keeping how many. `twins`: a name may stand for
+    several. Pure."""
     state = gathered(rules, vms)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
@@ -1225,8 +1228,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
                     state.messages.append('***NOTE - forcing exclude of: ' + vm.name)
                 continue
             covered.add(ref)
-            if state.ambiguous(vm):
-                covered.update(state.by['name'][vm.name])
+            if not twins and state.ambiguous(vm):
+                covered.update(set(state.by['name'][vm.name]) - state.exact)
                 state.messages.append('ERROR more than one vm with the name ' + vm.name)
                 failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
                                         error='more than one VM with this name'))
@@ -1585,8 +1588,8 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
 
     listener, over = threading.Thread(target=listen, daemon=True), False
-    listener.start()
     try:
+        listener.start()
         with signals.ending(child) if signals else contextlib.ExitStack():
             over = ends(child, timeout, signals)
         if not over:
@@ -1598,7 +1601,8 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
             ends(child, REAP_TIMEOUT)
             end(child, signal.SIGKILL)
         reap(child)
-        listener.join(LAST_WORDS)
+        if listener.is_alive():
+            listener.join(LAST_WORDS)
 
 
 def disk_free(path: str) -> str:
@@ -2315,6 +2319,7 @@ IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
 EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
                    for packed in ('', '.gz', '.zst'))
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
+TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
@@ -2638,8 +2643,11 @@ class BackupDir(NamedTuple):
             return self._replace(damaged=damaged)
 
     def is_protected(self) -> bool:
-        """Whether somebody has said that it is not to be deleted."""
-        return os.path.lexists(self.file(PROTECTED))
+        """Whether somebody has said that it is not to be deleted. Raise OSError."""
+        with contextlib.suppress(FileNotFoundError):   # anything else proves nothing
+            os.lstat(self.file(PROTECTED))
+            return True
+        return False
 
     def protect(self) -> None:
         """Have it never deleted, nor counted. Raise OSError."""
@@ -2691,6 +2699,25 @@ class BackupDir(NamedTuple):
     def archives(self) -> List[str]:
         """The names of the archives and images in it. Raise OSError."""
         return sorted(name for name in os.listdir(self.path) if IMAGE.search(name))
+
+    def check_archives(self, manifest: Dict[str, Any]) -> List[str]:
+        """As `archives`; raise Damaged if there is none, or one is missing of which the manifest
+        tells. Whether one is compressed does not matter."""
+        found = self.archives()
+        here = {re.sub(PACKED_ENDING, '', portable(name)) for name in found}
+        told = [re.sub(PACKED_ENDING, '', name) for name in part(manifest, 'files')
+                if IMAGE.search(name)]
+        if not found:
+            raise Damaged('there is no archive or image in it')
+        for name in told:
+            if name not in here:
+                raise Damaged(f'{printable(name)} is missing')
+        disks = manifest.get('disks')
+        for disk in disks if isinstance(disks, list) else ():
+            file = text_in(disk, 'file') if isinstance(disk, dict) else None
+            if file and re.sub(PACKED_ENDING, '', file) not in here:
+                raise Damaged(f'{printable(file)} is missing')
+        return found
 
     def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
         """The bytes of each archive and image: as its manifest has them, or else as they are. Raise
@@ -2959,20 +2986,27 @@ class VmHistory:
         return name
 
     def owner(self) -> Vm:
-        """The VM that they are of, as the newest tells: by its manifest, or the vm.cfg of 3.25; its
-        name is that of the directory."""
-        dates, uuid, tags = self.dated(), '', []       # type: Any, str, List[str]
-        for name in sorted(dates, key=dates.__getitem__, reverse=True):
-            backup = BackupDir(f'{self.directory}/{name}', 0)
+        """The VM that they are of, as the newest tells: by its manifest, or the vm.cfg of 3.25.
+        Without `tags` in the record they are not known."""
+        dates = self.dated()
+        names = sorted(dates, key=dates.__getitem__, reverse=True) + [
+            name for name in self.names() if name not in dates and not name.startswith('.')]
+        uuid, name, record = '', self.vm_name(), {}        # type: str, str, Dict[str, Any]
+        for directory in names:
+            backup = BackupDir(f'{self.directory}/{directory}', 0)
             told = part(backup.manifest(), 'vm')
             uuid, tags = text_in(told, 'uuid') or '', told.get('tags')
             with contextlib.suppress(OSError, LookupError):
                 uuid = uuid or re.findall(b'^orig_uuid=([-0-9a-f]+)$', read_file(
                     backup.file('vm.cfg'), LONGEST_RECORD), re.MULTILINE)[0].decode('ascii')
             if uuid:
+                if isinstance(tags, list):
+                    record = {'tags': [tag for tag in tags if isinstance(tag, str)]}
+                same = text_in(told, 'name') or ''
+                if path_part(f'{same}~{uuid[:8]}') == os.path.basename(self.directory):
+                    name = same                        # it has a namesake, or had one
                 break
-        return Vm(self.directory, uuid, self.vm_name(), {'tags': [
-            tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []})
+        return Vm(self.directory, uuid, name, record)
 
     def last_seconds(self, method: str) -> float:
         """Seconds that the last backup by a method took, as far as names tell which that is; 0 if
@@ -3134,11 +3168,17 @@ class BackupStore:
     def history_of(self, job: Job) -> VmHistory:
         """The backups of a VM. Of those that share a name, one that does not own the history that
         this name has, gets another directory, and keeps it when the others are gone. Raise
-        OSError."""
-        history = self.history(job.vm.name)
-        own = self.history(f'{job.vm.name}~{job.vm.uuid[:8]}')
-        if own.holds_any() or job.shared and history.owner().uuid != job.vm.uuid:
-            return own
+        TargetError if that is another VM's, which has just this name; OSError."""
+        vm, history = job.vm, self.history(job.vm.name)
+        own = self.history(f'{vm.name}~{vm.uuid[:8]}')
+        if own.holds_any() or job.shared and history.owner().uuid != vm.uuid:
+            history = own
+        elif not TWIN.search(vm.name):
+            return history
+        owner = history.owner()
+        if owner.uuid not in ('', vm.uuid):
+            raise TargetError(f'{history.directory} has backups of another VM, {owner.uuid} '
+                              '(rename this one)')
         return history
 
     def histories(self) -> List[VmHistory]:
@@ -4381,7 +4421,7 @@ class Verifier:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
         digests, proved = {}, []       # type: Dict[str, str], List[str]
         problems, remarks = [], []     # type: List[str], List[str]
-        for name in backup.archives():
+        for name in backup.check_archives(manifest):
             try:
                 proof = self.prove_in(backup, name, manifest)
                 if proof.proved == 'metadata':
@@ -4390,8 +4430,6 @@ class Verifier:
                 raise type(error)(f'{name}: {error}')
             digests[portable(form_of(name)[1])] = proof.digest
             proved.append(proof.proved)
-        if not proved:
-            raise Damaged('there is no archive or image in it')
         least = min(proved, key=list(PROVED).index)
         if least == 'length':
             remarks.append('the size of its disk is not known')
@@ -4578,7 +4616,7 @@ class Exporter:
         finally:
             with tolerating(self.warnings, f'the snapshot {intent.uuid} was {LEFT}'):
                 if not exported:
-                    self.pool.end_exports(self.kind, snapshot.ref)
+                    self.end_exports(intent, snapshot.ref)
                 self.remove(intent)
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     backup.drop_intent()
@@ -4645,13 +4683,20 @@ class Exporter:
         for found in new:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
-                self.pool.end_exports(self.kind, found.ref)
-                self.remove(self.with_disks(intent._replace(uuid=found.uuid), found))
+                ours = self.with_disks(intent._replace(uuid=found.uuid), found)
+                self.end_exports(ours, found.ref)
+                self.remove(ours)
             elif not intent.uuid and (found.label == intent.label or self.is_bare(found)):
                 self.warn_of(found.uuid, found.label)
         if intent.uuid:
             self.check_gone(intent)
             self.check_record_gone(intent)
+
+    def end_exports(self, intent: Intent, ref: str) -> None:
+        """End the exports of a snapshot, and of the disks that came with it. Raise PoolError."""
+        self.pool.end_exports(self.kind, ref)
+        for disk in intent.disks:
+            self.pool.end_exports('VDI', disk)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Whether one of the snapshots since we meant to make one is that one, whose uuid we did
@@ -4734,6 +4779,9 @@ class VmExporter(Exporter):
         self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
         try:
+            if self.choice != DiskChoice() and not all(
+                    self.pool.is_current(disk) for disk in self.pool.disks(vm)):
+                self.pool.forget('VBD', 'VDI')         # the night is long: disks may have moved
             self.disks = self.choose(vm)
             chosen = [disk.vdi_ref for disk in self.disks]
             self.others = [disk for disk in self.pool.disks(vm) if disk.vdi_ref not in chosen]
@@ -4797,15 +4845,16 @@ class VmExporter(Exporter):
                 if found.ref in intent.disks]
         if not intent.disks or any(found.vbds for found in left):
             self.check_record_gone(intent)
-        self.destroy_disks([found.uuid for found in left])
+        self.destroy_disks(left)
 
-    def destroy_disks(self, uuids: Sequence[str]) -> None:
+    def destroy_disks(self, disks: Sequence[Snapshot]) -> None:
         """Destroy disks of a snapshot that is gone; one that fails leaves no other there. Raise
         CommandFailed."""
-        for uuid in uuids:
-            with contextlib.suppress(CommandFailed):   # its words are in the log
-                self.xe.tell('vdi-destroy', uuid=uuid)
-        left = [uuid for uuid in uuids if not self.pool.is_gone('VDI', uuid)]
+        for disk in disks:
+            with contextlib.suppress(CommandFailed, PoolError):    # its words are in the log
+                self.pool.end_exports('VDI', disk.ref)
+                self.xe.tell('vdi-destroy', uuid=disk.uuid)
+        left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
         if left:
             raise CommandFailed('disks of it are still there: ' + ', '.join(left))
 
@@ -4825,7 +4874,7 @@ class VmExporter(Exporter):
         for found in new:
             if not found.vbds and found not in ours:
                 self.warn_of(found.uuid, found.label)
-        self.destroy_disks([found.uuid for found in ours])
+        self.destroy_disks(ours)
 
 
 class VdiExporter(Exporter):
@@ -5317,7 +5366,7 @@ def run_in(lines: Sequence[str]) -> Optional[LastRun]:
             continue
         if actor == 'vmbackup.py' and not result.startswith('ERROR'):
             result = (words or '').replace(',', ' ')
-        if actor in METHODS and token not in ('SUCCESS', 'WARNING'):
+        if actor in METHODS and token not in ('SUCCESS', 'WARNING', 'SKIPPED'):
             failed.append((name, token))
     with contextlib.suppress(ValueError, IndexError):  # no time of any day; no run at all
         begun = datetime.datetime.strptime(entries[begins[-1]][0], '%Y/%m/%d %H:%M:%S')
@@ -5657,6 +5706,9 @@ def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
     return exporter
 
 
+NO_DISK_LEFT = 'all of its disks are left out'
+
+
 def disk_words(disk: Disk, why: str) -> str:
     """A disk that is left out, for a log."""
     return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
@@ -5666,6 +5718,7 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
     """A plan that tells which disks are left out. No call unless there may be any. Raise
     PoolError."""
     left_out, failures, messages = [], [], []
+    empty = False
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
         if exporter.choice._replace(wanted='boot') == DiskChoice():
@@ -5675,7 +5728,11 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             failures.append(Outcome(job.method, job.vm.name, 'NO-BOOT-DISK'))
+        elif exporter.left_out and not disks:
+            messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
+            empty = True
     return plan._replace(left_out=tuple(left_out), failures=plan.failures + tuple(failures),
+                         warnings=plan.warnings or empty,
                          messages=plan.messages + tuple(messages))
 
 
@@ -6030,7 +6087,7 @@ class BackupRun:
         else:
             log('vm is NOT running')
         exporter.aim(vm)
-        self.tell_disks(exporter)
+        self.tell_disks(exporter, warnings)
         self.signals.check()
         with backup.whole(), exporter.snapshot(backup, known) as snapshot:
             self.signals.check()
@@ -6071,8 +6128,10 @@ class BackupRun:
                 Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind))))
             return written(path)
 
-    def tell_disks(self, exporter: Exporter) -> None:
-        """Log which disks are left out, and which might have been."""
+    def tell_disks(self, exporter: Exporter, warnings: List[str]) -> None:
+        """Log which disks are left out, and which might have been; warn if none is left."""
+        if exporter.left_out and not exporter.disks:
+            warnings.append(NO_DISK_LEFT)
         for disk, why in exporter.left_out:
             self.console.log('left out: ' + disk_words(disk, why))
         for disk in exporter.disks:
@@ -6339,11 +6398,14 @@ def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
     found = {history.directory: history for history in histories}
     rules = (selector(selector_text),) if selector_text else config.rules
     by_name = not any(exact(rule.text)[0] for rule in rules)
-    vms = [Vm(directory, '', found[directory].vm_name(), {}) if by_name else
-           found[directory].owner() for directory in sorted(found)]
+    vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
+           Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
+    if selector_text:                                  # it may be such a directory's name
+        rules = tuple(rules[0]._replace(text='uuid:' + vm.uuid) for vm in vms if vm.uuid and
+                      os.path.basename(vm.ref) == native(rules[0].text) != vm.name) or rules
     if not rules:
         return [found[vm.ref] for vm in vms], NO_RULES
-    plan = select(rules, vms, keep)
+    plan = select(rules, vms, keep, twins=True)
     return [found[job.vm.ref] for job in plan.jobs], plan
 
 
@@ -6695,8 +6757,11 @@ class Prune:
         for error in plan.errors if plan.jobs or plan.invalid else ():
             raise ConfigError(f'{error.strip()}: {"; ".join(plan.messages)}')
         wanted = choose(ours, self.config, selector_text)[0] if selector_text else histories
-        chosen = [(job, history) for job, history in zip(plan.jobs, histories) if history in wanted]
-        if not chosen:
+        for failure in plan.failures:
+            self.console.log(f'***NOTE - no backups of {failure.name}')
+        chosen = [(job, history) for job, history in zip(plan.jobs, histories)
+                  if history in wanted and not self.is_unclear(history)]
+        if not chosen and not self.errors:
             raise UsageError('no backups in {} of a VM that the config names{}'.format(
                 self.store.root, f' and {selector_text} chooses' * bool(selector_text)))
         for job, history in chosen:
@@ -6715,6 +6780,19 @@ class Prune:
             'preview ' * self.previewing, verdict.phrase, self.kept, self.deleted,
             'would be deleted' if self.previewing else 'deleted', human_size(self.room)))
         return verdict.status
+
+    def is_unclear(self, history: VmHistory) -> bool:
+        """Whether the config's lines by tag or uuid may be for a VM whose backups do not tell
+        these: then they are not touched, and that is told."""
+        kinds = {exact(split_retention(rule.text)[0])[0] for rule in self.config.rules}
+        owner = history.owner() if kinds & {'tag', 'uuid'} else None
+        for kind, known in (('uuid', owner and owner.uuid),
+                            ('tag', owner and 'tags' in owner.record)):
+            if owner and kind in kinds and not known:
+                self.fail(history.directory, TargetError(
+                    f'its newest backup does not tell the {kind} of the VM: not touched'))
+                return True
+        return False
 
     def prune(self, history: VmHistory, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
@@ -7219,7 +7297,7 @@ class TestRestore:
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
         proved, size = False, 0
         try:
-            for file in backup.archives():
+            for file in backup.check_archives(backup.manifest()):
                 chosen = self.sources.of_file(backup.file(file))
                 name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
                                            binascii.hexlify(os.urandom(4)).decode('ascii'))
@@ -7357,7 +7435,8 @@ class StatusCheck:
             raise ConfigError(problem)
         newest = {failure.name: [] for failure in plan.failures}       # type: Dict[str, Any]
         for history in chosen:
-            newest[history.vm_name()] = [
+            newest[portable(os.path.basename(history.directory)) if TWIN.search(
+                history.directory) else history.vm_name()] = [
                 each for each in listed.get(history.directory) or history.everything()
                 if each.outcome == 'good'][:1]
         ages = {name: self.seconds_since(good[0].when) for name, good in newest.items() if good}
@@ -7452,6 +7531,8 @@ def pattern_of(rule: Rule) -> str:
 def is_valid(rule: Rule) -> bool:
     """Whether a rule's pattern is one, as long as no VM has just this name."""
     try:
+        if re.match(r'(tag|uuid):\s*\Z', pattern_of(rule)):
+            return False
         if not exact(pattern_of(rule))[0] or rule.method == 'exclude-disk':
             matching(pattern_of(rule), ())
         return True
@@ -7468,6 +7549,10 @@ def rule_problems(rules: Sequence[Rule]) -> List[str]:
     seen = {}                  # type: Dict[Tuple[str, str], str]
     for rule in rules:
         first, name, why = seen.setdefault(rule[:2], rule.where), pattern_of(rule), ''
+        kind, word = exact(name)
+        if kind == 'uuid' and not re.match('[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\\Z',
+                                           word):
+            problems.append(f'***ERROR - no uuid: {rule.method}={rule.text} ({rule.where})')
         if first != rule.where:
             why = f'it is in {first} already'
         elif not rule.text and rule.method != 'vm-export':

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 import unittest
 
 from tests.faulting import opened, read_images
@@ -37,6 +38,23 @@ class DiskCase(PoolCase):
         disks = {disk.get('file'): disk['virtual_size'] for disk in self.manifest(vm)['disks']}
         with opened(os.path.join(self.dated(vm)[-1], name)) as stream:
             return [image.sha256() for image in read_images(stream, name, disks.get(name))]
+
+    def hook(self, work):
+        """Have this done when the backup of a VM begins, after the tables were read."""
+        self.path = os.path.join(self.directory, 'hook')
+        done, asked = [os.path.join(self.directory, name) for name in ('done', 'asked')]
+        with open(self.path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n[ $1 = backup-start ] || exit 0\ntouch %s\n'
+                         'until [ -e %s ]; do sleep 0.02; done\n' % (asked, done))
+        os.chmod(self.path, 0o755)
+
+        def wait():
+            self.wait_for(lambda: os.path.exists(asked))
+            work()
+            open(done, 'w', encoding='utf-8').close()
+        thread = threading.Thread(target=wait)
+        thread.start()
+        self.addCleanup(thread.join)
 
     def ends(self, status, *lines, **keys):
         """A run that ends so."""
@@ -98,9 +116,31 @@ class LeftOut(DiskCase):
         self.assertIn('***ERROR - invalid regex: exclude-disk=da(ta', done.output)
         self.assertEqual([], self.xe_calls())
 
-    def test_a_vm_without_a_disk_that_is_left_is_backed_up_without_any(self):
-        self.ends(0, 'vm-export=db', honour_nobak='yes')
+    def test_a_vm_without_a_disk_that_is_left_is_backed_up_with_a_warning(self):
+        done = self.ends(1, 'vm-export=db', honour_nobak='yes')
+        self.assertIn('***WARNING - db: all of its disks are left out', done.lines)
         self.assertEqual([], self.exported('db.xva', 'db'))
+
+    def test_a_disk_that_was_moved_meanwhile_is_left_out_where_it_is_now(self):
+        """The tables are of the beginning of the night."""
+        for version in (OLD, '26.1'):
+            with self.subTest(version):
+                self.pool_description = dict(self.pool_description, xapi_version=version)
+                self.setUp()
+                pool = self.sim.pool
+                old = pool.ref_of('VDI', self.disk_of('web', '1'))
+
+                def move(pool=pool, old=old):
+                    new = pool.make_vdi(pool.record('VDI', old)['SR'], 2 << 20,
+                                        name_label='swap [NOBAK]')
+                    for ref in pool.record('VDI', old)['VBDs']:
+                        pool.put('VBD', ref, VDI=new)
+                    pool.put('VDI', new, VBDs=pool.record('VDI', old)['VBDs'])
+                    pool.put('VDI', old, VBDs=[])
+                self.hook(move)
+                self.ends(0, 'vm-export=web', honour_nobak='yes', hook=self.path)
+                self.assertEqual([1, 3], self.archived())
+                self.before = self.contents()
 
 
 class LeftOutByHand(DiskCase):
@@ -136,16 +176,16 @@ class Tagged(DiskCase):
 
     def test_the_tag_counts_only_where_it_is_honoured(self):
         self.ends(0, 'vm-export=old')
-        done = self.ends(0, 'vm-export=.*', honour_nobak='yes')
+        done = self.ends(0, 'vm-export=.*', 'exclude=db', honour_nobak='yes')
         self.assertIn('***NOTE - vm has the tag xo:no-bak: old (honour_nobak)', done.lines)
         self.assertEqual(1, len(self.dated('old')))
 
     def test_one_that_the_config_names_is_an_error(self):
         for line in ('vm-export=old', 'vm-export=uuid:' + self.uuid_of('old')):
-            done = self.ends(2, line, 'vm-export=db', honour_nobak='yes')
+            done = self.ends(2, line, 'vm-export=web', honour_nobak='yes')
             self.assertIn('***ERROR - vm has the tag xo:no-bak: old (honour_nobak)', done.lines)
             self.assertIn('vm-export,end,NOBAK-TAG old', self.status())
-            self.assertIn('vm-export,end,SUCCESS db', ','.join(self.status()))
+            self.assertIn('vm-export,end,SUCCESS web', ','.join(self.status()))
 
 
 class Preview(DiskCase):
@@ -158,7 +198,8 @@ class Preview(DiskCase):
     def test_it_tells_what_is_left_out_with_a_constant_number_of_calls(self):
         done = self.preview('vm-export=web', 'vm-export=db', 'exclude-disk=web/xvdc',
                             honour_nobak='yes')
-        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('***WARNING - db: all of its disks are left out', done.lines)
         first = done.lines.index('  left out disks (cnt)= 3')
         self.assertEqual(['  left out: web/xvdb (swap [NOBAK]): [NOBAK]',
                           '  left out: web/xvdc (data): exclude-disk=web/xvdc',
@@ -281,6 +322,28 @@ class Images(DiskCase):
         self.assertEqual(0, done.status, done.output)
         self.assertEqual(3, [verb for verb, _ in self.xe_calls()[before:]].count('vdi-import'))
         self.assertNotIn('fault', self.manifest()['test_restore'])
+
+    def test_a_backup_that_lacks_one_of_its_files_is_damaged(self):
+        self.ends(0, 'vdi-export=web', vdi_disks='all', vdi_compress='gzip')
+        path = self.dated('web')[0]
+        subprocess.check_call(['gzip', '-d', os.path.join(path, 'DISK-xvda.raw.gz')])
+        self.assertEqual(0, self.vmbackup('verify', path).status)      # it is there
+        os.unlink(os.path.join(path, 'DISK-xvdb.raw.gz'))
+        for words in (['password', 'test-restore=web', 'from=' + self.backups], ['verify', path]):
+            done = self.vmbackup(*words)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('DISK-xvdb.raw is missing', done.output)
+        self.assertIn('fault', self.manifest()['test_restore'])
+        self.assertIn('damaged', self.vmbackup('list', self.backups).output)
+
+    def test_a_test_restore_without_any_file_proves_nothing(self):
+        self.ends(0, 'vm-export=web')
+        os.unlink(os.path.join(self.dated('web')[0], 'web.xva'))
+        done = self.vmbackup('password', 'test-restore=web', 'from=' + self.backups)
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('there is no archive or image in it', done.output)
+        self.assertNotIn('Traceback', done.output)
+        self.assertIn('fault', self.manifest()['test_restore'])
 
     def test_the_guide_restores_each_disk(self):
         self.ends(0, 'vdi-export=web', vdi_disks='xvda,xvdc', vdi_compress='zstd')

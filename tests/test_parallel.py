@@ -316,7 +316,7 @@ class Room(ParallelCase):
         def begin(name, free):
             found.f_bavail = free
             with unittest.mock.patch('os.statvfs', return_value=found):
-                return run.begin(Order.load(name).job, histories[name], name + '.xva',
+                return run.begin(Order.load(name).job, histories[name], [name + '.xva'],
                                  VmBackup.now())[0]
         first = begin('one', 1)
         with self.assertRaises(VmBackup.BackupFailed) as caught:

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import unittest
+import unittest.mock
 
 import VmBackup
 from tests.support import PoolCase
@@ -253,6 +254,14 @@ class Prune(RetentionCase):
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
 
+    def test_lines_by_tag_are_not_for_backups_that_tell_no_tags(self):
+        self.made('web', 1, 2, 3)
+        for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
+            done = self.ends(2, 'prune', self.config('vm-export=.*:1', line))
+            self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not tell the '
+                             '(tag|uuid) of the VM: not touched')
+        self.assertEqual([1, 2, 3], self.days('web'))
+
     def test_bad_input_deletes_nothing(self):
         self.made('web', 1, 2, 3)
         good = self.config('vm-export=web', max_backups=1)
@@ -312,6 +321,14 @@ class Protected(RetentionCase):
         self.ends(0, 'unprotect', os.path.relpath(paths[0], self.directory))
         self.ends(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
+
+    def test_a_share_in_trouble_does_not_make_it_unprotected(self):
+        path, = self.made('web', 1)
+        backup = VmBackup.BackupDir(path, 0)
+        backup.protect()
+        error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
+        with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
+            backup.is_protected()
 
     def test_twice_is_once(self):
         path, = self.made('web', 1)
@@ -379,6 +396,35 @@ class Twins(PoolCase):
             self.ran(0, 'vm-export=twin:1')
         self.assertEqual((1, 1), (len(self.dated('twin')),
                                   len(self.dated('twin~' + self.second[:8]))))
+
+    def test_prune_takes_the_lines_as_a_run_does(self):
+        both = ['vm-export=uuid:' + uuid for uuid in (self.first, self.second)]
+        for _ in range(3):
+            self.ran(0, *both)
+        other, counts = 'twin~' + self.second[:8], []
+        for lines in (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first],
+                      ['vm-export=.*:1', 'exclude=uuid:' + self.second]):
+            done = self.vmbackup('prune', self.config(*lines))
+            self.assertEqual(0, done.status, done.output)
+            counts.append((len(self.dated('twin')), len(self.dated(other))))
+        self.assertEqual([(4, 3), (1, 3)], counts)
+        done = self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin'))
+        self.assertEqual(2, done.status, done.output)
+        self.assertEqual(3, len(self.dated(other)))
+        done = self.vmbackup('prune', self.config(*both), 'vm=' + other, 'preview')
+        self.assertIn('3 kept, 0 would be deleted', done.output)
+        done = self.vmbackup('status', self.config('vm-export=twin', 'exclude=uuid:' + self.first))
+        self.assertRegex(done.output, '^VMBACKUP OK - 1 of 1 VMs')
+
+    def test_one_that_is_called_like_the_directory_harms_nobody(self):
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        name = 'twin~' + self.second[:8]
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+        for _ in range(2):
+            done = self.ran(2, 'vm-export=%s:1' % name, 'vm-export=uuid:%s:1' % self.second)
+            self.assertIn('has backups of another VM, ' + self.second, done.output)
+            self.assertEqual(1, len(self.dated(name)))
 
     def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
         os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))

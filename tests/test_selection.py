@@ -95,6 +95,11 @@ class Exact(unittest.TestCase):
                          [(failure.name, failure.token) for failure in plan.failures])
         self.assertEqual(['web'], shown(plan, 'vm-export'))
 
+    def test_a_kind_without_a_word_is_an_error(self):
+        for line in ('exclude=tag:', 'vm-export=uuid: ', 'vdi-export=tag:'):
+            plan = self.chosen(pool('web'), 'vm-export=web', line)
+            self.assertTrue(plan.errors, line)
+
     def test_a_uuid_may_be_written_in_capitals(self):
         vms = [VmBackup.Vm('OpaqueRef:1', 'abcdef00-0000-4000-8000-000000000000', 'web', {})]
         self.assertEqual(['web'], shown(self.chosen(
@@ -122,8 +127,12 @@ class Exact(unittest.TestCase):
             plan = self.chosen(vms, *lines)
             self.assertEqual((wanted, ()), (shown(plan, 'vm-export'), plan.failures))
             self.assertTrue(all(job.shared == (job.vm.name == 'twin') for job in plan.jobs))
-        plan = self.chosen(vms, 'vm-export=.*', 'vm-export=uuid:' + UUIDS[0])
-        self.assertEqual(['twin~11111111', 'web'], shown(plan, 'vm-export'))
+        for lines in (['vm-export=.*', 'vm-export=uuid:' + UUIDS[0]],
+                      ['vm-export=uuid:' + UUIDS[0], 'vm-export=.*']):
+            plan = self.chosen(vms, *lines)
+            self.assertEqual(['twin~11111111', 'web'], shown(plan, 'vm-export'))
+        plan = self.chosen(vms, 'vm-export=twin', 'vm-export=uuid:' + UUIDS[2])
+        self.assertEqual(['twin~33333333'], shown(plan, 'vm-export'))
         self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
                          [(failure.name, failure.token) for failure in plan.failures])
 

@@ -11,6 +11,7 @@ from tests.support import LIMIT, PoolCase
 
 EXPORTS = {'vm-export': ('vm-export', 2, 'VM-EXPORT-FAIL'),      # the first is of the metadata
            'vdi-export': ('vdi-export', 1, 'VDI-EXPORT-FAIL')}
+SEVERAL = [('vdi-export', {'vdi_disks': 'all'})]     # of one snapshot of the VM
 SHORT = 0.01                   # minutes without progress after which an export is ended
 SOON = (0.05, 0.05, 0.05)      # seconds between attempts
 
@@ -75,9 +76,14 @@ class Stalls(StallCase):
                 self.assertEqual([], [path for path in self.tree() if 'DATED/web.' in path])
 
     def test_a_stalled_export_that_is_no_longer_connected_is_cancelled(self):
-        self.fault('vm-export', 'slow', nth=2, after=1000000, seconds=2)   # heeds no lost client
-        self.ends(2, 'vm-export=web', stall_timeout=SHORT)
-        self.assertIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
+        for method, keys in [('vm-export', {})] + SEVERAL:
+            with self.subTest(method, **keys):
+                self.setUp()
+                verb, nth, _ = EXPORTS[method]
+                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=2)   # heeds no lost client
+                self.ends(2, method + '=web', stall_timeout=SHORT, **keys)
+                self.assertIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
+                self.assert_clean()
 
     def test_a_stalled_dump_of_the_pool_is_ended_and_the_vms_are_backed_up(self):
         self.fault('pool-dump-database', 'stall', after=100)
@@ -253,11 +259,12 @@ class LeftBehind(StallCase):
         self.assert_left('db')
 
     def test_a_killed_runs_export_is_cancelled_at_the_beginning_of_the_next_run(self):
-        for method, (verb, nth, _) in EXPORTS.items():
-            with self.subTest(method):
+        for method, keys in [(method, {}) for method in EXPORTS] + SEVERAL:
+            with self.subTest(method, **keys):
                 self.setUp()
+                verb, nth, _ = EXPORTS[method]
                 self.fault(verb, 'stall', nth=nth, after=1000000)
-                child = self.exporting(method, method + '=web')
+                child = self.exporting(method, method + '=web', **keys)
                 child.send_signal(signal.SIGKILL)
                 child.wait()
                 self.assert_left('web')
