@@ -3176,7 +3176,7 @@ class BackupStore:
         elif not TWIN.search(vm.name):
             return history
         owner = history.owner()
-        if owner.uuid not in ('', vm.uuid):
+        if owner.uuid not in ('', vm.uuid) and (history is own or owner.name != vm.name):
             raise TargetError(f'{history.directory} has backups of another VM, {owner.uuid} '
                               '(rename this one)')
         return history
