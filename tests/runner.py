@@ -33,6 +33,7 @@ TESTS_PER_UNIT = 12         # a unit costs an interpreter and the module's impor
 LIMIT = 300                 # seconds for one unit
 GRACE = 2                   # seconds in which a unit's last processes may still end
 OUTPUT = 20000              # characters of a failed unit's output that are shown, the last ones
+SHOWN = 200                 # characters of a failure's line in the list at the end
 SLOWEST = 5
 SHORT = 50                  # bytes of a directory's path that leave room for sockets in it
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -388,6 +389,18 @@ def summarize(tally, show):
         show('\nfaults injected, and invariants checked after them')
     for line in figures.table(tally.figures):
         show('    ' + line)
+    if tally.count(FAILED):
+        show('\nwhat failed')
+    for result in tally.results:
+        if result.outcome == FAILED:
+            show('    failed: %s: %s' % (result.name, in_short(result.text)))
+
+
+def in_short(text):
+    """The line of a failure's text that says most: its last exception, else its last line."""
+    lines = [line for line in text.splitlines() if line.strip()] or ['']
+    errors = [line for line in lines if re.match(r'[\w.]+(Error|Exception|Expired)\b', line)]
+    return (errors or lines)[-1][:SHOWN]
 
 
 def parse(argv, prog, **defaults):

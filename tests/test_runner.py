@@ -89,6 +89,12 @@ class Outcomes(SampleCase):
                 pass
         ''')
         self.run_it()
+        self.assertIn('\nwhat failed\n'
+                      "    failed: sample.test_it.It.test_error: KeyError: 'lost'\n"
+                      '    failed: sample.test_it.It.test_fail: AssertionError: Lists differ: '
+                      '[1] != [2]\n'
+                      '    failed: sample.test_it.It.test_unexpected: unexpected success',
+                      self.output)
         self.assert_run('2 passed, 3 failed, 2 skipped', 1,
                         'FAILED sample.test_it.It.test_fail', 'AssertionError: Lists differ',
                         'FAILED sample.test_it.It.test_error', "KeyError: 'lost'",
@@ -100,6 +106,7 @@ class Outcomes(SampleCase):
         self.run_it()
         self.assert_run('1 passed, 0 failed, 0 skipped', 0)
         self.assertNotIn('quiet words', self.output)
+        self.assertNotIn('what failed', self.output)
 
     def test_no_test_is_status_1(self):
         self.run_it()
@@ -420,10 +427,9 @@ class Coverage(SampleCase):
         if self.coverage.version_info < (6, 4):
             self.skipTest('this coverage loses what a signal ends')
         self.assertEqual(self.measure("""
-            print('ready', flush=True)
-            time.sleep(1000)
+            print('ready', flush=True); time.sleep(1000)
             print('never')
-        """, signal.SIGTERM), [6])
+        """, signal.SIGTERM), [5])
 
 
 class Dispatcher(unittest.TestCase):
