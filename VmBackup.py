@@ -38,16 +38,20 @@ Map of this file, in the order in which a run meets its sections; each uses only
      6 Retention     which backups to delete (pure)
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
-     9 Store         dated directories, manifests, markers, locks, rotation
-    10 Metadata      vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
-    11 Verification  reading archives and images, and proving them whole
-    12 Exporters     what vm-export and vdi-export do differently
-    13 Importers     what a restore makes in the pool, and how it is taken back
-    14 Reports       status log, report, mail, hooks
-    15 Runs          a night's backup, its preview
-    16 Commands      what is done with backups: verify, list, prune, restore, test-restore, status;
-                     what is done with a config: check-config, test-mail
-    17 Command line  help texts, main
+     9 Files         names, writing that lasts, removing
+    10 Backups       dated directories, manifests, markers, rotation
+    11 Store         all of backup_dir, and what is in work there
+    12 Metadata      vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
+    13 Formats       archives, images and dumps: read, proved whole, changed for a restore
+    14 Verification  proving backups whole
+    15 Exporters     what vm-export and vdi-export do differently
+    16 Importers     what a restore makes in the pool, and how it is taken back
+    17 Reports       status log, report, mail, hooks
+    18 Runs          a night's backup, its preview
+    19 Commands      verify, list, prune, protect
+    20 Restores      restore, test-restore
+    21 Checks        status, check-config, test-mail
+    22 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
@@ -2298,31 +2302,11 @@ class Pool:
 
 
 # ----------------------------------------------------------------------------------------------
-# 9. Store: dated directories, manifests, markers, locks, rotation
+# 9. Files: names, writing that lasts, removing
 # ----------------------------------------------------------------------------------------------
-# backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
-# it is neither counted nor touched. Nothing is deleted through a symbolic link.
+# Nothing is deleted through a symbolic link.
 
-MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
-MANIFEST = 'backup.json'   # in a dated directory that is complete
-INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
-RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
-GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
-RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
-PARTIAL = '.partial'       # ends the name of a dump while it is written
 NEW = '.new'               # ends the name of such a file while it is written
-OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
-                  r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
-METADATA = 'vm-metadata.xml'
-PACKED_ENDING = r'\.(gz|zst)\Z'
-IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
-EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
-                   for packed in ('', '.gz', '.zst'))
-DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
-TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
-LOCKS = '.locks'           # in backup_dir: a file for each VM
-LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
-WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
 
@@ -2492,6 +2476,38 @@ def moments(when: datetime.datetime) -> Iterator[datetime.datetime]:
         yield when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
 
 
+def process(number: str) -> str:
+    """A process as its number and the time when it began, or '' (Linux: proc(5), stat)."""
+    try:
+        with open(f'/proc/{number}/stat', 'rb') as stream:
+            fields = stream.read().rpartition(b')')[2].split()
+    except OSError:
+        return ''
+    return f'{number} {fields[19].decode("ascii")}'
+
+
+# ----------------------------------------------------------------------------------------------
+# 10. Backups: dated directories, manifests, markers, rotation
+# ----------------------------------------------------------------------------------------------
+# backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
+# it is neither counted nor touched.
+
+MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
+MANIFEST = 'backup.json'   # in a dated directory that is complete
+INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
+GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
+RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
+OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
+                  r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
+METADATA = 'vm-metadata.xml'
+PACKED_ENDING = r'\.(gz|zst)\Z'
+IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
+EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
+                   for packed in ('', '.gz', '.zst'))
+DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
+LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
+
+
 class Intent(NamedTuple):
     """A snapshot of ours, written down before it is made."""
 
@@ -2530,53 +2546,6 @@ class Intent(NamedTuple):
                 for ref in itertools.chain([intent.ref], *lists)):
             return intent
         raise TargetError('damaged')
-
-
-class Restoring(NamedTuple):
-    """A restore, written down before it makes anything in the pool."""
-
-    mark: str                  # a number that nobody can guess: what it makes carries it
-    pool: str                  # uuid
-    name: str                  # that a disk gets in the end
-    since: str                 # UTC, as xapi writes times
-    host: str                  # whose process this is
-    process: str               # see Intent
-    path: str = ''             # of the record; '' where none could be written
-    complete: bool = False     # nothing is to be removed any more
-
-    @classmethod
-    def parse(cls, data: bytes, path: str) -> 'Restoring':
-        """The Restoring that a file holds; raise TargetError if it holds none."""
-        first, _, more = data.partition(b'\n')
-        try:
-            found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
-            if all(isinstance(text, str) for text in found[:-1]) and re.match(
-                    '[0-9a-f]{32}\\Z', found.mark):
-                return found
-        except (ValueError, TypeError, RecursionError) as error:
-            words = str(error)
-        else:
-            words = 'no such record'
-        raise TargetError(f'the record of a restore is damaged: {words} (look for a VM with {MARK} '
-                          'in its other-config, then delete the record)')
-
-
-def process(number: str) -> str:
-    """A process as its number and the time when it began, or '' (Linux: proc(5), stat)."""
-    try:
-        with open(f'/proc/{number}/stat', 'rb') as stream:
-            fields = stream.read().rpartition(b')')[2].split()
-    except OSError:
-        return ''
-    return f'{number} {fields[19].decode("ascii")}'
-
-
-def is_in_work(record: Any) -> bool:
-    """Whether an Intent or a Restoring may be of a process that goes on, for a share that cannot
-    lock."""
-    return record.process != process(str(os.getpid())) and (
-        record.host != os.uname().nodename or
-        process(record.process.partition(' ')[0]) == record.process)
 
 
 def part(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
@@ -3096,6 +3065,54 @@ def kind_of(path: str) -> str:
     return 'history' if history.holds_any() else 'store'
 
 
+# ----------------------------------------------------------------------------------------------
+# 11. Store: all of backup_dir, and what is in work there
+# ----------------------------------------------------------------------------------------------
+
+RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
+PARTIAL = '.partial'       # ends the name of a dump while it is written
+TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
+LOCKS = '.locks'           # in backup_dir: a file for each VM
+WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
+
+
+class Restoring(NamedTuple):
+    """A restore, written down before it makes anything in the pool."""
+
+    mark: str                  # a number that nobody can guess: what it makes carries it
+    pool: str                  # uuid
+    name: str                  # that a disk gets in the end
+    since: str                 # UTC, as xapi writes times
+    host: str                  # whose process this is
+    process: str               # see Intent
+    path: str = ''             # of the record; '' where none could be written
+    complete: bool = False     # nothing is to be removed any more
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> 'Restoring':
+        """The Restoring that a file holds; raise TargetError if it holds none."""
+        first, _, more = data.partition(b'\n')
+        try:
+            found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
+            if all(isinstance(text, str) for text in found[:-1]) and re.match(
+                    '[0-9a-f]{32}\\Z', found.mark):
+                return found
+        except (ValueError, TypeError, RecursionError) as error:
+            words = str(error)
+        else:
+            words = 'no such record'
+        raise TargetError(f'the record of a restore is damaged: {words} (look for a VM with {MARK} '
+                          'in its other-config, then delete the record)')
+
+
+def is_in_work(record: Any) -> bool:
+    """Whether an Intent or a Restoring may be of a process that goes on, for a share that cannot
+    lock."""
+    return record.process != process(str(os.getpid())) and (
+        record.host != os.uname().nodename or
+        process(record.process.partition(' ')[0]) == record.process)
+
+
 class BackupStore:
     """backup_dir: where everything goes."""
 
@@ -3385,7 +3402,7 @@ class BackupStore:
 
 
 # ----------------------------------------------------------------------------------------------
-# 10. Metadata: vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
+# 12. Metadata: vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
 # ----------------------------------------------------------------------------------------------
 # What a person needs to build the VM again where an import alone will not do.
 
@@ -3550,7 +3567,7 @@ def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console)
 
 
 # ----------------------------------------------------------------------------------------------
-# 11. Verification: reading archives and images, and proving them whole
+# 13. Formats: archives, images and dumps: read, proved whole, changed for a restore
 # ----------------------------------------------------------------------------------------------
 # A file is read once, from its beginning to its end, a chunk at a time, whatever its size, as its
 # storage has it. The format of archives: xapi: export.ml, and stream_vdi.ml, which writes and
@@ -4294,6 +4311,11 @@ def image_size(path: str, form: str, known: Optional[int]) -> int:
         return struct.unpack_from('>Q', footer, 48)[0]
 
 
+# ----------------------------------------------------------------------------------------------
+# 14. Verification: proving backups whole
+# ----------------------------------------------------------------------------------------------
+
+
 def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
     """The digests that a manifest tells, by the names of the files, uncompressed."""
     return part(part(manifest, 'verified'), 'digests')
@@ -4469,7 +4491,7 @@ class Verifier:
 
 
 # ----------------------------------------------------------------------------------------------
-# 12. Exporters: what vm-export and vdi-export do differently
+# 15. Exporters: what vm-export and vdi-export do differently
 # ----------------------------------------------------------------------------------------------
 # A snapshot is destroyed when XenAPI says that it is one OF this very VM or disk, and we have
 # its uuid from having made it, or wrote down before that we were about to, and it is new and
@@ -4995,7 +5017,7 @@ class DisksExporter(VmExporter):
 
 
 # ----------------------------------------------------------------------------------------------
-# 13. Importers: what a restore makes in the pool, and how it is taken back
+# 16. Importers: what a restore makes in the pool, and how it is taken back
 # ----------------------------------------------------------------------------------------------
 # What a restore makes carries its mark from the first moment on: a number that nobody can guess,
 # written down before. The mark of the VM, or the name that a disk has meanwhile, goes last; what
@@ -5282,7 +5304,7 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
 
 
 # ----------------------------------------------------------------------------------------------
-# 14. Reports: status log, report, mail, hooks
+# 17. Reports: status log, report, mail, hooks
 # ----------------------------------------------------------------------------------------------
 # The first three cannot harm a backup; a hook can keep one from being made.
 
@@ -5562,7 +5584,7 @@ def mail_verdict(settings: Settings, verdict: Verdict, subject: str, console: Co
 
 
 # ----------------------------------------------------------------------------------------------
-# 15. Runs: a night's backup, its preview
+# 18. Runs: a night's backup, its preview
 # ----------------------------------------------------------------------------------------------
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
@@ -6354,7 +6376,7 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 
 
 # ----------------------------------------------------------------------------------------------
-# 16. Commands: what is done with backups
+# 19. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
 
 
@@ -6854,6 +6876,11 @@ def run_protect(words: Sequence[str], console: Console, protect: bool) -> int:
             raise TargetError(f'cannot {name} {backup.path}: {error.strerror}')
         console.log(f'{name}ed: {backup.path}')
     return SUCCESS.status
+
+
+# ----------------------------------------------------------------------------------------------
+# 20. Restores: restore, test-restore
+# ----------------------------------------------------------------------------------------------
 
 
 class Chosen(NamedTuple):
@@ -7363,6 +7390,10 @@ def run_test_restore(password: str, word: str, words: Sequence[str], console: Co
     return test.end(signum, errors)
 
 
+# ----------------------------------------------------------------------------------------------
+# 21. Checks: status, check-config, test-mail
+# ----------------------------------------------------------------------------------------------
+
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
 LONGEST_ANSWER = 4000      # bytes; Nagios takes 4096
 MOST_NAMES = 10            # of VMs or such in one text
@@ -7618,7 +7649,7 @@ def run_test_mail(words: Sequence[str], console: Console, _: Signals) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 17. Command line: help texts, main
+# 22. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
 
 USAGE = """Usage:

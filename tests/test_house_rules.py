@@ -38,7 +38,8 @@ EFFECTS = (
         socket.socket socket.create_connection http.client urllib.request'''),
     Effect('locks', ('Store',), 'fcntl.flock fcntl.lockf os.lockf'),
     Effect('touches files', (
-        'Settings', 'Store', 'Metadata', 'Verification', 'Exporters', 'Reports'), '''
+        'Settings', 'Files', 'Backups', 'Store', 'Metadata', 'Formats', 'Verification',
+        'Exporters', 'Reports'), '''
         open io.open os.open os.fdopen os.mkdir os.makedirs os.rename os.renames os.replace
         os.unlink os.remove os.rmdir os.removedirs os.link os.symlink os.readlink os.chmod os.chown
         os.utime os.truncate os.mkfifo os.listdir os.scandir os.walk os.stat os.lstat os.statvfs
@@ -60,7 +61,7 @@ FURTHER_EFFECTS = '''print input exec eval __import__ sys.stdout sys.stderr sys.
     os.environ os.getenv os.putenv os.chdir os.umask os._exit logging signal threading
     time.sleep random'''
 
-LINES, FUNCTION_LINES, PARAMETERS, LEVELS, COLUMNS = 8000, 60, 6, 4, 100
+LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS, COLUMNS = 8000, 800, 60, 6, 4, 100
 
 # Not in Python 3.6, or no more in new ones, as identifiers wherever they stand.
 FOREIGN = set('''dataclasses dataclass capture_output nullcontext ThreadingHTTPServer missing_ok
@@ -267,10 +268,15 @@ def order(source):
 
 
 def budgets(source):
-    """Lengths of the file and of functions, parameters, levels."""
+    """Lengths of the file, of its sections and of functions; parameters, levels."""
     complaints = []
     if len(source.lines) > LINES:
         complaints.append(source.complaint(LINES, '%d lines' % len(source.lines)))
+    starts = [start for start, _, _ in source.sections] + [len(source.lines) + 1]
+    for (start, _, title), end in zip(source.sections, starts[1:]):
+        if end - start > SECTION_LINES:
+            complaints.append(source.complaint(start, '%s has %d lines: divide it' % (
+                title, end - start)))
     for function in source.functions():
         last = max(getattr(node, 'end_lineno', None) or getattr(node, 'lineno', 0)
                    for node in ast.walk(function))
@@ -609,6 +615,8 @@ class RulesBroken(unittest.TestCase):
             ''')), 'deep has 5 levels')
         self.assert_complaints(budgets(sample('x = 1\n' * (LINES + 1))),
                                '%d lines' % (LINES + 1))
+        self.assert_complaints(budgets(sample(room(1, 'Small', '') + room(
+            2, 'Large', 'x = 1\n' * SECTION_LINES))), 'Large has %d lines' % (SECTION_LINES + 3))
         self.assert_complaints(wide(sample('x = "%s"\n' % ('y' * 95))), '101 columns')
 
     @unittest.skipUnless(sys.version_info >= (3, 8), 'needs a Python that can parse this')
