@@ -808,6 +808,14 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
             unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
     for name, text in sorted(invocation.overrides.items()):
         take(name, text, 'command line')
+    for name, path in (('the config', invocation.config_file), ('status_log', values['status_log']),
+                       ('hook', values['hook']),
+                       ('mail_smtp_password_file', values['mail_smtp_password_file'])):
+        report = values['report_file']
+        if report and path and os.path.abspath(path) == os.path.abspath(report):
+            values['report_file'] = ''
+            errors.append(f'ERROR: config report_file would replace {name} -> {report} '
+                          f'({origins.get("report_file", "default")})')
     return Config(Settings(**values), tuple(rules) + invocation.rules,
                   tuple(unexpected), tuple(errors), origins, tuple(notes))
 
@@ -942,11 +950,9 @@ def read_password_file(path: str, console: Console) -> str:
 EXPOSED = 'password file {0} can be read by others (chmod 600 {0})'
 
 
-def file_problems(settings: Settings) -> List[str]:
-    """What is wrong with the hook and with the file of the mail password."""
-    problems, console, path = [], Console(None), settings.mail_smtp_password_file
-    if settings.hook and not (os.path.isfile(settings.hook) and os.access(settings.hook, os.X_OK)):
-        problems.append(f'ERROR: config hook -> {settings.hook} is no file that can be executed')
+def password_problems(path: str) -> List[str]:
+    """What is wrong with the file of the mail password; '' for none."""
+    problems, console = [], Console(None)
     if path:
         try:
             read_password_file(path, console)
@@ -1157,7 +1163,7 @@ class Selector:
                       re.match(r'[\s+.-]*\w[\s\w+.-]*\Z', number) and self.is_known(name)):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
-        elif any(exclude == pattern if exact(exclude)[0] else matching(exclude, [pattern])
+        elif any(exclude == pattern if kind or exact(exclude)[0] else matching(exclude, [pattern])
                  for exclude in self.excludes):
             self.messages.append('***NOTE - vm not found, and excluded: ' + text)
         elif kind == 'uuid' or is_literal(pattern):
@@ -1637,13 +1643,12 @@ def decompressor(compression: str) -> List[str]:
                       'to verify it with (install it, or set verify=no)')
 
 
-COMPRESSORS = {'.gz': (('pigz', '-c'), ('gzip', '-c')), '.zst': (('zstd', '-qc'),)}
+COMPRESSORS = {'gzip': (('pigz', '-c'), ('gzip', '-c')), 'zstd': (('zstd', '-qc'),)}
 
 
-def compressor(ending: str) -> List[str]:
-    """The command that compresses standard input to standard output, for the ending of a file's
-    name. Raise CommandFailed."""
-    return program_of(COMPRESSORS[ending],
+def compressor(compression: str) -> List[str]:
+    """The command that compresses from standard input to standard output. Raise CommandFailed."""
+    return program_of(COMPRESSORS[compression],
                       'to compress with (install it, or set vdi_compress=none)')
 
 
@@ -2500,6 +2505,8 @@ RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
+COMPRESSION_OF = {'': 'none', '.gz': 'gzip', '.zst': 'zstd'}      # by the ending of a name
+ENDING_OF = {compression: ending for ending, compression in COMPRESSION_OF.items()}
 PACKED_ENDING = r'\.(gz|zst)\Z'
 IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
 EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
@@ -2657,6 +2664,18 @@ class BackupDir(NamedTuple):
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def vm(self) -> Dict[str, Any]:
+        """What it tells of its VM: name, uuid and tags by its manifest, the first two by vm.cfg,
+        which 3.25 wrote too and a failure's record has; '' is not known."""
+        found = dict(part(self.manifest(), 'vm'))
+        with contextlib.suppress(OSError):
+            lines = [] if found.get('uuid') else read_file(
+                self.file('vm.cfg'), LONGEST_RECORD).decode('utf-8', 'replace').split('\n')
+            for key, _, value in (line.partition('=') for line in lines):
+                if key == 'name_label' or key == 'orig_uuid' and re.match('[-0-9a-f]+\\Z', value):
+                    found.setdefault({'name_label': 'name', 'orig_uuid': 'uuid'}[key], value)
+        return dict(found, **{key: text_in(found, key) or '' for key in ('name', 'uuid')})
 
     def note(self, **results: Dict[str, Any]) -> None:
         """Put the results of a verification or a test restore into its manifest, if it has one.
@@ -2955,26 +2974,28 @@ class VmHistory:
         return name
 
     def owner(self) -> Vm:
-        """The VM that they are of, as the newest tells: by its manifest, or the vm.cfg of 3.25.
-        Without `tags` in the record they are not known."""
+        """The VM that they are of: its uuid as the newest tells that, be it a failure's record or
+        in work, name and tags as its newest backup does. Without `tags` in the record they are not
+        known."""
         dates = self.dated()
         names = sorted(dates, key=dates.__getitem__, reverse=True) + [
             name for name in self.names() if name not in dates and not name.startswith('.')]
         uuid, name, record = '', self.vm_name(), {}        # type: str, str, Dict[str, Any]
         for directory in names:
             backup = BackupDir(f'{self.directory}/{directory}', 0)
-            told = part(backup.manifest(), 'vm')
-            uuid, tags = text_in(told, 'uuid') or '', told.get('tags')
-            with contextlib.suppress(OSError, LookupError):
-                uuid = uuid or re.findall(b'^orig_uuid=([-0-9a-f]+)$', read_file(
-                    backup.file('vm.cfg'), LONGEST_RECORD), re.MULTILINE)[0].decode('ascii')
-            if uuid:
-                if isinstance(tags, list):
-                    record = {'tags': [tag for tag in tags if isinstance(tag, str)]}
-                same = text_in(told, 'name') or ''
-                if path_part(f'{same}~{uuid[:8]}') == os.path.basename(self.directory):
-                    name = same                        # it has a namesake, or had one
-                break
+            told = backup.vm()
+            if not told.get('uuid') or uuid not in ('', told['uuid']):
+                if uuid:
+                    break                              # it was another VM's before
+                continue
+            uuid = told['uuid']
+            if path_part('{name}~{uuid:.8}'.format(**told)) == os.path.basename(self.directory):
+                name = told['name']                    # it has a namesake, or had one
+            if isinstance(told.get('tags'), list):
+                record = {'tags': [tag for tag in told['tags'] if isinstance(tag, str)]}
+            with contextlib.suppress(OSError):
+                if record or backup.is_good():
+                    break
         return Vm(self.directory, uuid, name, record)
 
     def last_seconds(self, method: str) -> float:
@@ -3188,7 +3209,8 @@ class BackupStore:
         TargetError if that is another VM's, which has just this name; OSError."""
         vm, history = job.vm, self.history(job.vm.name)
         own = self.history(f'{vm.name}~{vm.uuid[:8]}')
-        if own.holds_any() or job.shared and history.owner().uuid != vm.uuid:
+        if (own.holds_any() and own.owner().uuid == vm.uuid or
+                job.shared and history.owner().uuid != vm.uuid):
             history = own
         elif not TWIN.search(vm.name):
             return history
@@ -4591,8 +4613,8 @@ class Exporter:
         """Export a disk, compressed if the extension tells so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
         form = self.extension.split('.')[1]
-        packing = self.extension[len('.' + form):]
-        if packing:
+        packing = COMPRESSION_OF[self.extension[len('.' + form):]]
+        if packing != 'none':
             handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 return self.xe.export_packed('vdi-export', watchdog, compressor(packing), handle,
@@ -5619,6 +5641,20 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
         console.log('  {}: {}'.format(name, ', '.join(sorted(lists[name]))))
 
 
+def program_problems(settings: Settings) -> List[str]:
+    """Which programs that the settings need are not here."""
+    problems = list(filter(None, (hook_problem(settings.hook),)))
+    for name, value, find in (
+            ('compress', settings.compress if settings.verify == 'yes' else 'none', decompressor),
+            ('vdi_compress', settings.vdi_compress, compressor)):
+        try:
+            if value != 'none':
+                find(value)
+        except CommandFailed as error:
+            problems.append(f'ERROR: config {name} -> {value}: {error}')
+    return problems
+
+
 def check_plan(config: Config, plan: Plan, store: BackupStore,
                console: Console) -> Sequence[str]:
     """Print settings, lists and what is wrong; return what makes a run impossible."""
@@ -5626,21 +5662,9 @@ def check_plan(config: Config, plan: Plan, store: BackupStore,
         console.log(message)
     show_settings(config, plan, console)
     problem = store.problem(config.settings.require_mount)
-    problems = list(config.errors) + list(
-        filter(None, (problem, hook_problem(config.settings.hook))))
+    problems = list(filter(None, config.errors + (problem,))) + program_problems(config.settings)
     if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
         console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
-    if config.settings.verify == 'yes' and config.settings.compress != 'none':
-        try:
-            decompressor(config.settings.compress)
-        except CommandFailed as error:
-            problems.append(f'ERROR: config compress -> {config.settings.compress}: {error}')
-    packing = config.settings.vdi_compress
-    try:
-        if packing != 'none':
-            compressor(PACKINGS[packing])
-    except CommandFailed as error:
-        problems.append(f'ERROR: config vdi_compress -> {packing}: {error}')
     for error in problems:
         console.log(error)
     if problems or plan.invalid:
@@ -5709,9 +5733,6 @@ def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> 
     return None
 
 
-PACKINGS = {'none': '', 'gzip': '.gz', 'zstd': '.zst'}
-
-
 def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
                 warnings: List[str]) -> Exporter:
     """The exporter of a method, with the settings that it needs."""
@@ -5721,7 +5742,7 @@ def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
     else:
         kind = VdiExporter if settings.vdi_disks == 'boot' else DisksExporter
         exporter = kind(pool, xe, xe.console, warnings, '.{}{}'.format(
-            settings.vdi_export_format, PACKINGS[settings.vdi_compress]))
+            settings.vdi_export_format, ENDING_OF[settings.vdi_compress]))
     exporter.choice = DiskChoice(
         tuple(rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text),
         settings.honour_nobak, settings.vdi_disks if method == 'vdi-export' else 'boot')
@@ -5945,7 +5966,7 @@ class BackupRun:
         """What is known of a backup before it begins. Raise Interrupted."""
         self.signals.check()
         srs, size, seconds = frozenset(), 0, 0.0       # type: FrozenSet[str], int, float
-        with contextlib.suppress(PoolError, OSError, ValueError):      # its own time will tell
+        with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
             disks = self.exporter(job.method, Xe(self.console, self.signals), []).choose(job.vm)
             srs = frozenset(disk.sr_uuid for disk in disks)
             size = sum(int(disk.vdi['virtual_size']) for disk in disks)
@@ -6021,7 +6042,7 @@ class BackupRun:
     def attempt(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
         elapsed, started = stopwatch(), now()
-        size, warnings = None, []      # type: Optional[int], List[str]
+        size, warnings, backup = None, [], None    # type: Optional[int], List[str], Any
         history = self.store.history(job.vm.name)
         self.console.log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
@@ -6029,7 +6050,12 @@ class BackupRun:
         try:
             history = self.store.history_of(job)
             with self.locked(history.directory, self.settings.lock_wait * 60):
-                size = self.back_up_with_hooks(job, history, warnings)
+                self.store.history_of(job)             # another VM's, by now?
+                try:
+                    size = self.back_up_with_hooks(job, history, warnings)
+                finally:
+                    self.due.pop(history.directory, None)
+                    backup = self.made.pop(history.directory, None)
             token, reason = 'SKIPPED' if size is None else good_token(warnings), None
         except Exception as error:
             token, reason = token_of(error), str(error)
@@ -6038,8 +6064,6 @@ class BackupRun:
                 reason = f'a bug in VmBackup.py: {error!r}'
             self.console.log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
         finally:
-            self.due.pop(history.directory, None)
-            backup = self.made.pop(history.directory, None)
             if any(LEFT in warning for warning in warnings):
                 self.again.append(history)
             for warning in warnings:
@@ -6336,7 +6360,8 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
     with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(tuple(store.restores())),
                       keep_of(config.settings), config.settings.honour_nobak)
-        plan = with_left_out(config, plan, pool, Xe(console, signals))
+        if not plan.errors:
+            plan = with_left_out(config, plan, pool, Xe(console, signals))
     return preview(config, plan, store, console, bool(invocation.config_file))
 
 
@@ -6669,8 +6694,7 @@ class Listing:
             'method': text_in(manifest, 'method', 'vm-export', 'vdi-export') or
             by_form[form_of(name)[0]],
             'size': sum(listed.sizes.values()) if name else None,
-            'compression': {'': None, '.gz': 'gzip', '.zst': 'zstd'}.get(
-                os.path.splitext(name)[1], 'none'),
+            'compression': COMPRESSION_OF.get(os.path.splitext(name)[1], 'none') if name else None,
             'verified': {
                 'when': time_in(verified), 'proved': text_in(verified, 'proved', *PROVED),
                 'fault': fault_in(verified)} if verified else None,
@@ -6864,7 +6888,8 @@ def run_protect(words: Sequence[str], console: Console, protect: bool) -> int:
     backups = [BackupDir(os.path.abspath(native(word)), 0) for word in words]
     for backup in backups:
         try:
-            if kind_of(backup.path) != 'backup' or not backup.is_good():
+            if kind_of(backup.path) != 'backup' or not backup.is_good() or os.path.basename(
+                    backup.path).startswith(DELETING):
                 raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
         except OSError as error:
             raise TargetError(f'cannot read {backup.path}: {error.strerror}')
@@ -7614,9 +7639,14 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
     for rule in config.rules:
         console.log(f'  {rule.method}={rule.text}   ({rule.where})')
     problems = (list(config.unexpected + config.errors) + rule_problems(config.rules) +
-                file_problems(config.settings))
+                password_problems(config.settings.mail_smtp_password_file) +
+                program_problems(config.settings))
     for text in config.notes + tuple(problems):
         console.log(text)
+    if config.settings.keep_last == 0 and not any(
+            getattr(config.settings, 'keep_' + name) for name in PERIODS):
+        console.log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM '
+                    'is kept all the same')
     console.log('***NOTE - only a preview tells which VMs these lines choose, and whether password '
                 'and backup_dir are right')
     if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):

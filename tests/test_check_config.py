@@ -154,8 +154,9 @@ class WhatIsWrong(CheckCase):
 
     def test_a_hook_that_cannot_be_executed(self):
         path = os.path.join(self.directory, 'hook')
-        line = ['ERROR: config hook -> hook is no file that can be executed']
-        self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
+        line = ['ERROR: config hook is not a program -> hook']
+        self.assertEqual(['ERROR: config hook does not exist -> hook'],
+                         self.told(2, 'vm-export=db', 'hook=' + path))
         with open(path, 'w', encoding='utf-8') as stream:
             stream.write('#!/bin/sh\ntouch "$0".ran\n')
         self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
@@ -165,6 +166,35 @@ class WhatIsWrong(CheckCase):
         os.unlink(path)
         os.mkdir(path)
         self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
+
+    def test_a_program_to_compress_with_that_is_not_here(self):
+        os.environ['PATH'], path = self.directory, os.environ['PATH']
+        self.addCleanup(os.environ.update, PATH=path)
+        self.assertEqual(
+            ['ERROR: config compress -> zstd: no program zstd to verify it with (install it, or '
+             'set verify=no)'], self.told(2, 'vm-export=db', 'compress=zstd'))
+        self.assertEqual(
+            ['ERROR: config vdi_compress -> gzip: no program gzip to compress with (install it, '
+             'or set vdi_compress=none)'], self.told(2, 'vdi-export=db', 'vdi_compress=gzip'))
+        self.assertEqual([], self.told(0, 'vm-export=db', 'compress=zstd', 'verify=no'))
+
+    def test_a_report_that_would_replace_another_file(self):
+        log = os.path.join(self.directory, 'log')
+        line = 'ERROR: config report_file would replace status_log -> log (own.cfg line 3)'
+        self.assertEqual([line], self.told(
+            2, 'vm-export=db', 'status_log=' + log, 'report_file={}/./log'.format(self.directory)))
+        self.assertEqual([], self.told(
+            0, 'vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'))
+
+    def test_a_retention_of_none_keeps_one(self):
+        note = '***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM ' \
+            'is kept all the same'
+        self.assertEqual([note], self.told(0, 'vm-export=db', 'keep_last=0'))
+        self.assertEqual([], self.told(0, 'vm-export=db', 'keep_last=0', 'keep_weekly=1'))
+        self.assertEqual([], self.told(0, 'vm-export=db', 'keep_last=1'))
+
+    def test_excludes_by_tag_are_not_a_regex(self):
+        self.assertEqual([], self.told(0, 'vm-export=tag:db', 'exclude=tag:d('))
 
     def test_the_file_of_the_mail_password(self):
         path = os.path.join(self.directory, 'pass')

@@ -114,6 +114,11 @@ class LeftOut(DiskCase):
     def test_an_invalid_regex_is_refused(self):
         done = self.ends(2, 'exclude-disk=da(ta', 'vm-export=web')
         self.assertIn('***ERROR - invalid regex: exclude-disk=da(ta', done.output)
+        done = self.vmbackup('password', self.config('exclude-disk=da(ta', 'vm-export=web'),
+                             'preview')
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('***ERROR - invalid regex: exclude-disk=da(ta', done.output)
+        self.assertNotIn('Traceback', done.output)
         self.assertEqual([], self.xe_calls())
 
     def test_a_vm_without_a_disk_that_is_left_is_backed_up_with_a_warning(self):

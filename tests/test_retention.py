@@ -4,6 +4,7 @@ import datetime
 import os
 import random
 import re
+import shutil
 import unittest
 import unittest.mock
 
@@ -322,6 +323,18 @@ class Protected(RetentionCase):
         self.ends(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
+    def test_half_a_backup_is_not_protected(self):
+        """The next run gave it its name again, and it took a good one's place."""
+        self.assertEqual(0, self.back_up('vm-export=web').status)
+        path = self.dated('web')[0]
+        half = os.path.join(os.path.dirname(path), '.deleting-' + os.path.basename(path))
+        os.rename(path, half)
+        os.unlink(os.path.join(half, 'web.xva'))
+        done = self.vmbackup('protect', half)
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('no good backup: ', done.output)
+        self.assertFalse(os.path.exists(os.path.join(half, 'protected')))
+
     def test_a_share_in_trouble_does_not_make_it_unprotected(self):
         path, = self.made('web', 1)
         backup = VmBackup.BackupDir(path, 0)
@@ -355,6 +368,32 @@ class Protected(RetentionCase):
         done = self.vmbackup('password', self.config('vm-export=web'))
         self.assertEqual(0, done.status, done.output)
         self.assertEqual(path, self.dated('web')[0])
+
+
+class Tags(PoolCase):
+    """Lines by tag, where the pool is not asked."""
+
+    pool_description = {'vms': [{'name': name, 'tags': ['prod'], 'disks': ['64 KiB']}
+                                for name in ('db', 'web')]}
+
+    def test_a_vm_whose_last_backup_failed_is_there_still(self):
+        """It vanished from status, which was content, for a failure's record tells no tags."""
+        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assertEqual(2, self.back_up('vm-export=tag:prod').status)
+        config = self.config('vm-export=tag:prod', 'vm-export=.*:1')
+        self.assertIn('2 of 2 VMs have a good backup', self.vmbackup('status', config).output)
+        self.assertIn('total of 2 VMs: 3 good', self.vmbackup('list', config).output)
+        done = self.vmbackup('prune', config, 'preview')
+        self.assertEqual(0, done.status, done.output)
+
+    def test_a_backup_that_is_being_made_hides_no_others(self):
+        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
+        new = os.path.join(self.backups, 'web', 'backup-2030-01-01-(00:00:00)')
+        os.mkdir(new)
+        shutil.copy(os.path.join(self.dated('web')[0], 'vm.cfg'), new)
+        done = self.vmbackup('status', self.config('vm-export=tag:prod'))
+        self.assertRegex(done.output, '^VMBACKUP OK - 2 of 2 VMs')
 
 
 class Twins(PoolCase):
@@ -425,6 +464,66 @@ class Twins(PoolCase):
             done = self.ran(2, 'vm-export=%s:1' % name, 'vm-export=uuid:%s:1' % self.second)
             self.assertIn('has backups of another VM, ' + self.second, done.output)
             self.assertEqual(1, len(self.dated(name)))
+
+    def test_a_failure_that_came_last_does_not_give_a_history_away(self):
+        """Its record has a vm.cfg and no manifest: the VM called like the directory rotated it."""
+        name = 'twin~' + self.second[:8]
+        for good in 0, 2:
+            for _ in range(good):
+                self.ran(0, 'vm-export=uuid:' + self.second)
+            self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+            self.ran(2, 'vm-export=uuid:' + self.second)
+            if not good:
+                self.sim.pool.add_vm(name_label=name)
+            self.before = self.contents()
+            done = self.ran(2, 'vm-export=%s:1' % name)
+            self.assertIn('has backups of another VM, ' + self.second, done.output)
+            self.assertEqual(good, len([path for path in self.dated(name)
+                                        if os.path.exists(path + '/success')]))
+
+    def test_a_directory_that_is_another_ones_by_name_locks_nobody_out(self):
+        self.xe('vm-uninstall', 'uuid=' + self.second, 'force=true')
+        self.sim.pool.add_vm(name_label='twin~' + self.first[:8])
+        self.before = self.contents()
+        for count in 2, 3:
+            self.ran(0, 'vm-export=.*')
+            self.assertEqual(count, len(self.dated('twin')))
+
+    def test_side_by_side_too_only_one_fails(self):
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        name = 'twin~' + self.second[:8]
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+        done = self.back_up('vm-export=%s' % name, 'vm-export=uuid:' + self.first,
+                            'vm-export=uuid:' + self.second, parallel=2)
+        self.assertIn('S:2 W:0 E:1', done.output)
+        self.assertEqual((2, 2), (len(self.dated('twin')), len(self.dated(name))))
+
+    def test_while_the_other_one_is_at_work_it_is_left_alone(self):
+        """A VM that found the directory locked ended the backup that was being made there."""
+        name = 'twin~' + self.second[:8]
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+        xe = self.xe_that('case $1 in */twin~*) sleep 2;; esac')
+        lines = ['vm-export=%s' % each for each in (
+            'uuid:' + self.second, 'uuid:' + self.first, name)]
+        for count, wait in ((1, 1), (2, 0)):
+            done = self.vmbackup('password', self.config(*lines, parallel=2, lock_wait=wait),
+                                 VMBACKUP_XE=xe)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('S:2 W:0 E:1', done.output)
+            self.assertIn('has backups of another VM, ', done.output)
+            self.assertEqual((1 + count, count), (len(self.dated('twin')), len(self.dated(name))))
+
+    def test_a_failure_that_came_last_hides_no_backups(self):
+        lines = 'vm-export=twin:1', 'exclude=uuid:' + self.first
+        self.ran(0, *lines)
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.ran(2, *lines)
+        config = self.config(*lines)
+        self.assertIn('1 of 1 VMs have a good backup', self.vmbackup('status', config).output)
+        self.assertIn('total of 1 VMs: 1 good', self.vmbackup('list', config).output)
+        self.assertIn('1 kept, 0 deleted', self.vmbackup('prune', config).output)
 
     def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
         os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))

@@ -209,6 +209,15 @@ class Verdicts(unittest.TestCase):
             self.assertFalse(plan.warnings)
             self.assertIn('***NOTE - vm not found, and excluded: vm-export=gone', plan.messages)
 
+    def test_an_excluded_name_excludes_no_missing_tag_or_uuid(self):
+        plan = select(['vm-export=uuid:' + UUIDS[0], 'vm-export=tag:devel', 'vm-export=web',
+                       'exclude=.*[0-9]$', 'exclude=.*devel.*'], 'web')
+        self.assertEqual(['uuid:' + UUIDS[0]], [failure.name for failure in plan.failures])
+        self.assertTrue(plan.warnings)
+        self.assertIn('***WARNING - vm not found: vm-export=tag:devel', plan.messages)
+        plan = select(['vm-export=tag:devel', 'vm-export=web', 'exclude=tag:devel'], 'web')
+        self.assertFalse(plan.warnings)
+
     def test_a_regex_without_a_match_is_a_warning(self):
         plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
         self.assertTrue(plan.warnings)
