@@ -3252,6 +3252,11 @@ class BackupStore:
             with contextlib.suppress(TargetError):     # and with it the lock, as in death
                 bounded(lambda: os.close(handle), 'the share')
 
+    def lock_note(self) -> str:
+        """What to tell where the share cannot lock."""
+        return (f'***NOTE - backup_dir {self.root} cannot lock ({self.unlocked}): two runs at once '
+                'would not know of each other')
+
     def lock(self, handle: int) -> bool:
         """Try to lock a file; False if somebody else has locked it."""
         if not self.unlocked:
@@ -6020,9 +6025,7 @@ class BackupRun:
         with self.store.locked(os.path.basename(directory), patience, self.signals.check):
             if self.store.unlocked and not self.told_unlocked:
                 self.told_unlocked = True
-                self.console.log(f'***NOTE - backup_dir {self.store.root} cannot lock '
-                                 f'({self.store.unlocked}): two runs at once would not know of '
-                                 'each other')
+                self.console.log(self.store.lock_note())
             yield
 
     def add_failures(self, plan: Plan) -> None:
@@ -6821,6 +6824,8 @@ class Prune:
                     self.prune(history, policy_of(self.settings, job))
             except (VmBackupError, OSError) as error:
                 self.fail(history.directory, error)
+        if self.store.unlocked:
+            self.console.log(self.store.lock_note())
         verdict = ERROR if self.errors else SUCCESS
         self.console.log('VmBackup prune {}ended - {} - {} kept, {} {} ({})'.format(
             'preview ' * self.previewing, verdict.phrase, self.kept, self.deleted,

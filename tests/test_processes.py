@@ -115,12 +115,11 @@ class Running(unittest.TestCase):
         limit = time.monotonic() + LIMIT / 6
         while time.monotonic() < limit:
             try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
+                with open('/proc/%d/stat' % pid, encoding='utf-8', errors='replace') as stream:
+                    if stream.read().rpartition(')')[2].split()[0] == 'Z':
+                        return                         # nobody reaps orphans here
+            except (FileNotFoundError, ProcessLookupError):
                 return
-            with open('/proc/%d/stat' % pid, encoding='utf-8', errors='replace') as stream:
-                if stream.read().rpartition(')')[2].split()[0] == 'Z':
-                    return                             # nobody reaps orphans here
             time.sleep(0.01)
         self.fail('process %d runs still' % pid)
 
@@ -228,6 +227,19 @@ class Running(unittest.TestCase):
         with self.assertRaises(VmBackup.Interrupted):
             signals.note(signal.SIGTERM, None)
         signals.note(signal.SIGTERM, None)             # a second one lets the way out go on
+
+    def test_a_hook_to_which_nobody_can_listen_is_ended(self):
+        script = 'echo $$ >"$1"; exec sleep 60'
+        thread = mock.Mock(start=mock.Mock(side_effect=self.fail_to_start),
+                           is_alive=mock.Mock(return_value=False))
+        with mock.patch('threading.Thread', return_value=thread), self.assertRaises(RuntimeError):
+            VmBackup.run_hook(['sh', '-c', script, 'sh', self.path('pid')], {}, 60, None, print)
+        self.assert_gone(int(self.wait_for('pid')))
+
+    def fail_to_start(self):
+        """As threading, once the program has begun."""
+        self.wait_for('pid')
+        raise RuntimeError("can't start new thread")
 
     def test_df_that_says_nothing_is_a_failure(self):
         self.assertIn(b'/', VmBackup.disk_free('/').encode())

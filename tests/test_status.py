@@ -260,8 +260,11 @@ class TheRun(StatusCase):
 
     def test_warnings_and_skipped_runs_are_said(self):
         for result in ('WARNING,S:1 W:1 E:0', 'SKIPPED,S:0 W:0 E:0'):
-            self.logged((1, 'vmbackup.py,h,begin'), (1, 'vmbackup.py,h,end,' + result))
-            self.assertIn(': ' + result.replace(',', ' '), self.check('OK', self.run_config).text)
+            self.logged((1, 'vmbackup.py,h,begin'), (1, 'vm-export,h,end,SKIPPED web'),
+                        (1, 'vmbackup.py,h,end,' + result))
+            text = self.check('OK', self.run_config).text
+            self.assertIn(': ' + result.replace(',', ' '), text)
+            self.assertNotIn('failed in it', text)
 
     def test_an_old_run_is_critical(self):
         self.logged((30, 'vmbackup.py,h,begin'), (29, 'vmbackup.py,h,end,ERROR,S:0 W:0 E:1'))

@@ -484,6 +484,8 @@ class NoLocks(StoreCase):
         self.assertEqual(1, len(notes), done.output)
         self.assertIn('***NOTE - backup_dir %s cannot lock (' % self.backups, notes[0])
         self.assertIn('No locks available', notes[0])
+        done = self.vmbackup('prune', self.config('vm-export=web', 'vm-export=db'))
+        self.assertEqual(1, done.output.count(' cannot lock ('), done.output)
 
     def test_an_open_record_of_what_may_be_at_work_is_told_of_and_not_settled(self):
         for host, process in (('elsewhere', '1 1'),
