@@ -7495,11 +7495,10 @@ class StatusCheck:
         for problem in wrong:
             raise ConfigError(problem)
         newest = {failure.name: [] for failure in plan.failures}       # type: Dict[str, Any]
-        for history in chosen:
-            newest[portable(os.path.basename(history.directory)) if TWIN.search(
-                history.directory) else history.vm_name()] = [
-                each for each in listed.get(history.directory) or history.everything()
-                if each.outcome == 'good'][:1]
+        uuids = [job.vm.uuid for job in plan.jobs] or [''] * len(chosen)
+        newest.update(self.newest_of([
+            (uuid or history.directory, history, listed.get(history.directory) or
+             history.everything()) for uuid, history in zip(uuids, chosen)]))
         ages = {name: self.seconds_since(good[0].when) for name, good in newest.items() if good}
         bad = sorted(name for name in newest if not 0 <= ages.get(name, -1) <= self.limit)
         if bad or not newest:
@@ -7514,6 +7513,22 @@ class StatusCheck:
         self.figures += [f'oldest={max(known):.0f}s;;{self.limit}'] if known else []
         self.figures.append('size={}B'.format(sum(
             sum(good[0].sizes.values()) for good in newest.values() if good)))
+
+    @staticmethod
+    def newest_of(backups: Sequence[Tuple[str, VmHistory, Sequence[Listed]]]) -> Dict[str, Any]:
+        """The newest good backup of each VM, none or one in a list, by the VM's name. One that was
+        renamed has two directories: the better one counts."""
+        found = {}             # type: Dict[str, Tuple[str, Any]]
+
+        def begun(each: Tuple[str, Any]) -> float:
+            return seconds_of(each[1][0].when) if each[1] and each[1][0].when else len(each[1]) - 1
+
+        for vm, history, everything in backups:
+            directory = os.path.basename(history.directory)
+            new = (portable(directory) if TWIN.search(directory) else history.vm_name(),
+                   [each for each in everything if each.outcome == 'good'][:1])
+            found[vm] = max(found.get(vm, new), new, key=begun)
+        return dict(found.values())
 
     def seconds_since(self, when: Optional[str]) -> float:
         """How long ago that was; -1 if it is not known, as when it is after tomorrow."""

@@ -179,6 +179,23 @@ class TheBackups(StatusCase):
             os.makedirs(os.path.join(self.backups, name))
         self.assertEqual(2, self.check('OK', config).figures['vms'])
 
+    def test_one_that_is_chosen_by_uuid_may_be_renamed(self):
+        """Its old directory stayed CRITICAL for ever."""
+        uuid = self.uuid_of('web')
+        config = self.config('vm-export=uuid:' + uuid)
+        self.assertEqual(0, self.vmbackup('password', config).status)
+        self.xe('vm-param-set', 'uuid=' + uuid, 'name-label=a new name')
+        self.before = self.contents()
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assertEqual(2, self.vmbackup('password', config).status)
+        self.assertEqual(1, self.check('WARNING', config).figures['good'])
+        self.assertEqual(0, self.vmbackup('password', config).status)
+        self.aged('web', 48)
+        found = self.check('OK', config)
+        self.assertEqual((1, 1), (found.figures['vms'], found.figures['good']))
+        self.aged('a new name', 48)
+        self.assertIn(': a new name (2d)', self.check('CRITICAL', config).text)
+
     def test_backups_of_3_25_have_the_time_of_their_names(self):
         when = datetime.datetime.now() - datetime.timedelta(hours=3)
         self.made('web', VmBackup.filled(VmBackup.DEFAULT_BACKUP_DIR_PATTERN, when), size=77)
