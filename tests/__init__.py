@@ -1,1 +1,7 @@
-"""VmBackup's tests, its simulated pool and its demo: python3 -m tests."""
+"""The tests of VmBackup.py, the simulated pool that they run on, and its demo: see README.md."""
+
+import os
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))      # of the checkout
+SCRIPT = os.path.join(ROOT, 'VmBackup.py')
+DATA = os.path.join(ROOT, 'tests', 'data')

@@ -1,14 +1,23 @@
-"""python3 -m tests [test | faults | bench | demo | coverage] [options]; without a word: test."""
+"""python3 -m tests [test | tools | faults | bench | demo | coverage] [options]; alone: test."""
 
 import importlib
+import os
 import sys
 
+from tests import ROOT
+
+SUITES = {      # of tests: folders, and what else runner.main takes
+    'test': dict(places=('faults', 'runs', 'papers', 'commands', 'rules')),
+    'tools': dict(places=('simpool', 'tools')),
+    'faults': dict(places=('faults',), size=1, limit=900, jobs=2 * (os.cpu_count() or 1)),
+}
 COMMANDS = {
-    'test': ('tests.runner', 'run the tests (what happens without a command)'),
-    'faults': ('tests.faults', 'inject every fault of the matrices, not only a sample'),
-    'coverage': ('tests.coverage_run', 'run the tests and measure what they reach'),
-    'bench': ('tests.bench', 'measure speed and memory'),
-    'demo': ('tests.demo', 'a backup, seen happening on a simulated pool'),
+    'test': ('runner', 'run the tests (what happens without a command)'),
+    'tools': ('runner', 'run the tests of what tests: the simulated pool, this runner'),
+    'faults': ('runner', 'inject every fault of the matrices, not only a sample'),
+    'coverage': ('coverage_run', 'run the tests and measure what they reach'),
+    'bench': ('bench', 'measure speed and memory'),
+    'demo': ('demo', 'a backup, seen happening on a simulated pool'),
 }
 
 
@@ -27,15 +36,14 @@ def main(argv):
     if command not in COMMANDS:
         print('no such command: %s\n\n%s' % (command, usage()), file=sys.stderr)
         return 2
-    module = COMMANDS[command][0]
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        if error.name != module:
-            raise
-        print('%s is not there: no module %s' % (command, module), file=sys.stderr)
-        return 2
-    return found.main(argv)
+    module = importlib.import_module('tests.tools.' + COMMANDS[command][0])
+    if COMMANDS[command][0] not in ('runner', 'coverage_run'):
+        return module.main(argv)
+    if command == 'faults':
+        os.environ['VMBACKUP_TEST_FULL'] = '1'
+    suite = dict(SUITES.get(command, SUITES['test']))
+    suite['places'] = [os.path.join(ROOT, 'tests', place) for place in suite['places']]
+    return module.main(argv, 'python3 -m tests ' + command, **suite)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import uuid
 
+from .. import DATA
 from . import pools
 from .faults import Call, Fault, Faults
 from .model import Down, Pool, XapiError
@@ -21,8 +22,7 @@ from .xe import XeDoor
 
 __all__ = ['Call', 'Down', 'Fault', 'Faults', 'Pool', 'SimPool', 'XapiError', 'pools']
 
-CERTIFICATE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-                           'data', 'selfsigned.pem')
+CERTIFICATE = os.path.join(DATA, 'selfsigned.pem')
 SOCKET_PATH_LIMIT = 90          # bytes; the system allows 108 with the socket's own name
 
 

@@ -1,0 +1,185 @@
+"""Good archives of every kind, and what the tests of verification do with them."""
+
+import collections
+import itertools
+import lzma
+import os
+import random
+import re
+import shutil
+import tempfile
+import unittest
+from typing import NamedTuple
+
+import VmBackup
+from tests import DATA
+from tests.simpool import archive, ova, pools
+
+SAMPLES = os.path.join(DATA, 'samples')
+BLOCK = 512
+MIB = 1 << 20
+SMALL = 70000                  # bytes: a disk of less than a chunk
+WITH_LIBRARY = VmBackup.xxhash_library() is not None
+PACKERS = {program: kind for program, kind in (('gzip', 'gzip'), ('pigz', 'gzip'), ('zstd', 'zstd'))
+           if shutil.which(program)}           # what decompresses, and what it decompresses
+PROGRAMS = dict(VmBackup.DECOMPRESSORS)
+
+
+class Member(NamedTuple):
+    """A member of an archive."""
+
+    name: str
+    data: bytes
+
+    def written(self):
+        """Header, data and what fills the last block up."""
+        return b''.join((archive.tar_header(self.name, len(self.data)), self.data,
+                         bytes(-len(self.data) % BLOCK)))
+
+
+END = bytes(2 * BLOCK)
+
+
+def described(sizes, suspended=False, numbers=None, fill=1):
+    """The ova.xml of a VM with disks of these sizes in bytes and an empty CD drive, and the
+    disks in the order of the archive: (directory, Image) pairs."""
+    pool = pools.load({'vms': [{
+        'name': 'vm', 'disks': [{'size': size, 'fill': fill} for size in sizes], 'cd': None,
+        'memory': SMALL, 'power_state': 'Suspended' if suspended else 'Halted'}]})
+    vm, = [ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'vm']
+    host, = pool.tables['host'].values()
+    text, streamed = ova.build(pool.tables, vm, (numbers or itertools.count(4)).__next__,
+                               ova.version_info(host, '26.1'), preserve_power_state=suspended)
+    return text, sorted((name, pool.content[ref]) for ref, name in streamed.items())
+
+
+def members(data):
+    """The members of a plain archive."""
+    found, at = [], 0
+    while data[at]:
+        size = int(data[at + 124:at + 135], 8)
+        name = data[at:at + 100].rstrip(b'\0').decode()
+        found.append(Member(name, data[at + BLOCK:at + BLOCK + size]))
+        at += BLOCK + size + -size % BLOCK
+    return found
+
+
+def joined(found):
+    """A plain archive of these members."""
+    return b''.join(member.written() for member in found) + END
+
+
+def plain(sizes, checksum='xxhash', keep_alive=False, gaps=(), **how):
+    """The bytes of a good archive; of each disk, the chunks that `gaps` numbers are zeros."""
+    text, disks = described(sizes, **how)
+    for _, image in disks:
+        for index in gaps:
+            image.write(index * MIB, bytes(image.chunk_size(index)))
+    before = [(name, 1) for name, _ in disks] if keep_alive else ()
+    return b''.join(archive.xva(text, disks, checksum, before))
+
+
+def packed(data, kind):
+    """As gzip or zstd compress it."""
+    return b''.join(archive.compressed([data], kind))
+
+
+KINDS = collections.OrderedDict((
+    ('one small disk', lambda: plain([SMALL])),
+    ('an odd last chunk', lambda: plain([MIB + SMALL + 1])),
+    ('SHA-1', lambda: plain([SMALL, SMALL + 512], 'checksum')),
+    ('keep-alive members', lambda: plain([2 * MIB + SMALL], keep_alive=True)),
+    ('several disks', lambda: plain([SMALL, MIB, 512, SMALL])),
+    ('chunks left out', lambda: plain([4 * MIB + SMALL], gaps=(1, 2))),
+    ('a disk of zeros', lambda: plain([2 * MIB + 512], fill=0)),
+    ('no disks', lambda: plain([])),
+    ('a suspend image', lambda: plain([SMALL], suspended=True)),
+))
+
+
+class Watch:
+    """A console, and signals that never come."""
+
+    def show(self, text):
+        """Nobody looks."""
+
+    def log(self, text=''):
+        """Nobody reads."""
+
+    def check(self):
+        """No signal."""
+
+
+class ArchiveCase(unittest.TestCase):
+    """A test with one file, into which archives are put in turn."""
+
+    def setUp(self):
+        place = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
+        if os.environ.get('TMPDIR'):
+            place = None                               # the runner looks for what is left there
+        self.directory = tempfile.mkdtemp(prefix='archives-', dir=place)
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.path = os.path.join(self.directory, 'file')
+        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.addCleanup(os.close, self.handle)
+
+    def put(self, data):
+        """Have the file hold this."""
+        os.ftruncate(self.handle, len(data))
+        os.pwrite(self.handle, data, 0)
+
+    def verdict(self, form='.xva', size=None):
+        """What is made of the file: a Proof, or the Damaged that was raised. Nothing else may
+        come."""
+        os.lseek(self.handle, 0, os.SEEK_SET)
+        source = VmBackup.Source(self.handle)
+        try:
+            return VmBackup.read_form(form, source, size, None)
+        except VmBackup.Damaged as damaged:
+            self.assertTrue(str(damaged))
+            return damaged
+        finally:
+            source.close()
+
+    def only(self, program):
+        """From now on, what this program decompresses is decompressed by no other one."""
+        kind = PACKERS[program]
+        self.addCleanup(VmBackup.DECOMPRESSORS.update, {kind: PROGRAMS[kind]})
+        VmBackup.DECOMPRESSORS[kind] = tuple(
+            each for each in PROGRAMS[kind] if each[0] == program)
+
+    def proof(self, data, form='.xva', size=None):
+        """The Proof of something good."""
+        self.put(data)
+        found = self.verdict(form, size)
+        self.assertIsInstance(found, VmBackup.Proof, found)
+        return found
+
+    def assert_damaged(self, what, form='.xva', size=None, but=None):
+        """What is in the file is found damaged, or at least not what `but` is the Proof of."""
+        found = self.verdict(form, size)
+        if not isinstance(found, VmBackup.Damaged):
+            self.assertIsNotNone(but, '%s passes' % (what,))
+            self.assertNotEqual(but.digest, found.digest, '%s is not noticed' % (what,))
+        return found
+
+
+def sample(name):
+    """The bytes of a file that a real xapi has made."""
+    with open(os.path.join(SAMPLES, name), 'rb') as stream:
+        return lzma.decompress(stream.read()) if name.endswith('.xz') else stream.read()
+
+
+def chances(seed, salt):
+    """Chance, of a test."""
+    return random.Random('%s:%s' % (seed, salt))
+
+
+def noise(chance, size):
+    """So many bytes by chance."""
+    return chance.getrandbits(8 * size).to_bytes(size, 'little') if size else b''
+
+
+def is_chunk(member):
+    """Whether a member is a chunk of a disk."""
+    return re.search(r'/\d+\Z', member.name) is not None

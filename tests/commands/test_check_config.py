@@ -1,0 +1,240 @@
+"""The command `check-config`: the settings in effect, and what is wrong, without the pool."""
+
+import base64
+import os
+import re
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests.tools.support import PoolCase
+
+PLACE = re.compile(r'(.*?) *= ?(.*)   \((.*)\)$')
+
+
+class CheckCase(PoolCase):
+    """What the tests below share."""
+
+    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
+
+    def check(self, status, *words, **environ):
+        """The lines it prints; it has to end with that status, the pool not asked."""
+        self.sim.down()
+        done = self.vmbackup('check-config', *words, **environ)
+        self.assertEqual(status, done.status, done.output)
+        self.assertNotIn('Traceback', done.output)
+        self.assertEqual([], self.sim.calls())
+        self.assertTrue(done.lines[-1].startswith(
+            'ERROR ' if status == 2 else 'SUCCESS check-config: '), done.output)
+        self.assertEqual(status == 1, done.lines[-1].endswith(' - WARNINGS found (see above)'))
+        return done.lines
+
+    def written(self, *lines):
+        """A config of nothing but these lines."""
+        path = os.path.join(self.directory, 'own.cfg')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('\n'.join(lines) + '\n')
+        return path
+
+    def told(self, status, *lines):
+        """What it says of these lines, beside the settings and the rules."""
+        found = self.check(status, self.written(*lines))
+        return [line.replace(self.directory + '/', '') for line in found[1:-2]
+                if not line.startswith('  ')]
+
+
+class WhatItShows(CheckCase):
+    """Every key with its value and where that is from; the rules."""
+
+    def settings(self, lines):
+        """{key: (value, origin)} as printed."""
+        found = [PLACE.match(line[2:]) for line in lines if line.startswith('  ') and ' = ' in line]
+        return {each.group(1): each.group(2, 3) for each in found}
+
+    def test_every_key_has_its_value_and_its_origin(self):
+        path = self.written('max_backups=7', 'mail_to=a@b,c@d', '', '# x', 'compress=TRUE',
+                            'honour_nobak=YES', 'status_log=here/log', 'lock_wait=1.5',
+                            'vm-export=db')
+        found = self.settings(self.check(0, path))
+        wanted = {key.name: (key.text(key.parse(key.default)), 'default') for key in VmBackup.KEYS}
+        self.assertEqual(('false', 'default'), wanted['pre_clean'])
+        wanted.update(max_backups=('7', path + ' line 1'), mail_to=('a@b, c@d', path + ' line 2'),
+                      compress=('gzip', path + ' line 5'), honour_nobak=('yes', path + ' line 6'),
+                      status_log=(self.directory + '/here/log', path + ' line 7'),
+                      lock_wait=('1.5', path + ' line 8'))
+        self.assertEqual(wanted, found)
+
+    def test_what_is_shown_means_the_same_in_a_config(self):
+        found = self.settings(self.check(0, self.written('vm-export=db')))
+        for key in VmBackup.KEYS:
+            with self.subTest(key.name):
+                self.assertEqual(key.parse(key.default), key.parse(found[key.name][0]))
+
+    def test_rules_are_shown_with_their_places(self):
+        path = self.written('exclude=a.*', '', 'vm-export=db:3', 'vdi-export=x')
+        lines = self.check(0, path)
+        for line in ('exclude=a.*   (%s line 1)', 'vm-export=db:3   (%s line 3)',
+                     'vdi-export=x   (%s line 4)'):
+            self.assertIn('  ' + line % path, lines)
+        self.assertIn('only a preview tells', lines[-2])
+
+    def test_nothing_below_backup_dir_is_looked_at_and_nothing_is_made(self):
+        path = self.written('vm-export=db', 'backup_dir=' + self.backups,
+                            'status_log=' + self.status_log)
+        os.mkfifo(self.backups + '/db')
+        real, seen = os.stat, []
+        with unittest.mock.patch('os.stat', lambda path, **more: (
+                seen.append(path), real(path, **more))[1]):
+            status = VmBackup.run_check_config([path], VmBackup.Console(None), None)
+        self.assertEqual(0, status)
+        self.assertFalse([each for each in seen if str(each).startswith(self.backups)])
+        self.assertEqual(['db'], os.listdir(self.backups))
+        self.assertFalse(os.path.exists(os.path.dirname(self.status_log)))
+
+    def test_the_range_of_a_key_is_in_the_help_text(self):
+        ranges = {key.name: key.range for key in VmBackup.KEYS}
+        self.assertEqual('1 to 64', ranges['parallel'])
+        self.assertEqual('0.001 to 525600', ranges['stall_timeout'])
+        self.assertEqual('always, problems, never', ranges['mail_mode'])
+        text = self.vmbackup('config').output
+        self.assertIn('# (default: 1; allowed: 1 to 64)\n#parallel=1\n', text)
+        self.assertIn('# (default: /snapshots/BACKUPS)\n', text)
+
+
+class WhatIsWrong(CheckCase):
+    """Mistakes, one by one."""
+
+    def test_a_config_without_any_says_nothing_more(self):
+        self.assertEqual([], self.told(0, 'vm-export=db', 'exclude=[ab].*'))
+
+    def test_lines_that_are_not_understood(self):
+        self.assertEqual(['***ERROR not a key=value line: rubbish (own.cfg line 2)',
+                          '***ERROR unexpected config key: bogus (own.cfg line 3)'],
+                         self.told(2, 'vm-export=db', 'rubbish', 'bogus=secret'))
+        path = self.written('vm-export=db', 'bogus=1')
+        self.check(0, path, 'ignore_extra_keys=True')
+        self.check(2, path, 'ignore_extra_keys=False')
+
+    def test_values_that_cannot_be_used(self):
+        self.assertEqual(['ERROR: config max_backups out of range -> 0 (own.cfg line 2)',
+                          'ERROR: config mail_mode invalid -> often (own.cfg line 3)'],
+                         self.told(2, 'vm-export=db', 'max_backups=0', 'mail_mode=often'))
+
+    def test_a_key_that_is_there_twice_is_a_note(self):
+        self.assertEqual(['***NOTE - config max_backups is there twice: the one in own.cfg line 3 '
+                          'counts, not the one in own.cfg line 1'],
+                         [line for line in self.told(
+                             0, 'max_backups=2', 'vm-export=db', 'max_backups=3')])
+        self.assertEqual(2, len(self.told(0, 'parallel=2', 'parallel=2', 'parallel=3',
+                                          'vm-export=db')))
+
+    def test_patterns_that_are_none(self):
+        for method in ('vm-export', 'vdi-export', 'exclude'):
+            self.assertIn('***ERROR - invalid regex: %s=d[b (own.cfg line 2)' % method,
+                          self.told(2, 'vm-export=db', method + '=d[b'))
+        self.assertIn('***ERROR - invalid regex: vm-export=(:4 (own.cfg line 1)',
+                      self.told(2, 'vm-export=(:4'))
+
+    def test_lines_that_can_never_do_anything(self):
+        self.assertEqual([
+            '***WARNING - vm-export=db (own.cfg line 2) does nothing: it is in own.cfg line 1 '
+            'already',
+            '***WARNING - vdi-export= (own.cfg line 3) does nothing: it is empty',
+            '***WARNING - exclude= (own.cfg line 4) does nothing: it is empty',
+            '***WARNING - vm-export=TEMP 1:3 (own.cfg line 6) does nothing: own.cfg line 5 '
+            'excludes this VM'],
+            self.told(1, 'vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=',
+                      'exclude=TEMP.*', 'vm-export=TEMP 1:3', 'vdi-export=db',
+                      'vm-export=TEMP.*', 'vm-export='))
+
+    def test_a_config_that_chooses_nothing(self):
+        for lines in ((), ('exclude=a',), ('vdi-export=',)):
+            self.assertIn('ERROR no line vm-export= or vdi-export=: nothing would be backed up',
+                          self.told(2, *lines))
+
+    def test_a_hook_that_cannot_be_executed(self):
+        path = os.path.join(self.directory, 'hook')
+        line = ['ERROR: config hook is not a program -> hook']
+        self.assertEqual(['ERROR: config hook does not exist -> hook'],
+                         self.told(2, 'vm-export=db', 'hook=' + path))
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\ntouch "$0".ran\n')
+        self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
+        os.chmod(path, 0o700)
+        self.assertEqual([], self.told(0, 'vm-export=db', 'hook=' + path))
+        self.assertFalse(os.path.exists(path + '.ran'))
+        os.unlink(path)
+        os.mkdir(path)
+        self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
+
+    def test_a_program_to_compress_with_that_is_not_here(self):
+        os.environ['PATH'], path = self.directory, os.environ['PATH']
+        self.addCleanup(os.environ.update, PATH=path)
+        self.assertEqual(
+            ['ERROR: config compress -> zstd: no program zstd to verify it with (install it, or '
+             'set verify=no)'], self.told(2, 'vm-export=db', 'compress=zstd'))
+        self.assertEqual(
+            ['ERROR: config vdi_compress -> gzip: no program gzip to compress with (install it, '
+             'or set vdi_compress=none)'], self.told(2, 'vdi-export=db', 'vdi_compress=gzip'))
+        self.assertEqual([], self.told(0, 'vm-export=db', 'compress=zstd', 'verify=no'))
+
+    def test_a_report_that_would_replace_another_file(self):
+        log = os.path.join(self.directory, 'log')
+        line = 'ERROR: config report_file would replace status_log -> log (own.cfg line 3)'
+        self.assertEqual([line], self.told(
+            2, 'vm-export=db', 'status_log=' + log, 'report_file={}/./log'.format(self.directory)))
+        self.assertEqual([], self.told(
+            0, 'vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'))
+
+    def test_a_retention_of_none_keeps_one(self):
+        note = '***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM ' \
+            'is kept all the same'
+        self.assertEqual([note], self.told(0, 'vm-export=db', 'keep_last=0'))
+        self.assertEqual([], self.told(0, 'vm-export=db', 'keep_last=0', 'keep_weekly=1'))
+        self.assertEqual([], self.told(0, 'vm-export=db', 'keep_last=1'))
+
+    def test_excludes_by_tag_are_not_a_regex(self):
+        self.assertEqual([], self.told(0, 'vm-export=tag:db', 'exclude=tag:d('))
+
+    def test_the_file_of_the_mail_password(self):
+        path = os.path.join(self.directory, 'pass')
+        lines = ('vm-export=db', 'mail_smtp_password_file=' + path)
+        self.assertEqual(['ERROR: config mail_smtp_password_file: cannot read password file pass: '
+                          'No such file or directory'], self.told(2, *lines))
+        secret = base64.b64encode(b's3cret').decode('ascii')
+        for content, mode, status, text in (
+                ('x', 0o600, 2, 'no password in password file pass'), (secret, 0o600, 0, None),
+                (secret, 0o644, 1, '***WARNING - password file pass can be read by others')):
+            with open(path, 'w', encoding='utf-8') as stream:
+                stream.write(content)
+            os.chmod(path, mode)
+            told = self.told(status, *lines)
+            self.assertEqual(bool(text), len(told) == 1, told)
+            self.assertIn(text or '', ''.join(told))
+            output = '\n'.join(self.check(status, self.written(*lines)))
+            self.assertNotIn('s3cret', output)
+            self.assertNotIn(secret, output)
+
+    def test_files_that_are_no_config(self):
+        for words, text in (((), 'wanted: check-config <config-file>'), (('',), 'wanted: '),
+                            (('/nosuch',), 'cannot read config file /nosuch: No such file'),
+                            ((self.backups,), 'cannot read config file'),
+                            ((self.written('vm-export=db'), 'compress=zstd'), 'unknown option'),
+                            ((self.written('vm-export=db'), 'preview'), 'unknown option')):
+            with self.subTest(text):
+                self.assertIn(text, self.check(2, *words)[-1])
+
+    def test_names_of_all_letters_in_any_locale(self):
+        path = self.written('vm-export=büro', 'vm-export=日本\x07')
+        for locale in ('C', 'C.UTF-8'):
+            lines = self.check(0, path, LC_ALL=locale)
+            self.assertIn('  vm-export=büro   (%s line 1)' % path, lines)
+            self.assertIn('  vm-export=日本\\x07   (%s line 2)' % path, lines)
+
+    def test_the_example_is_without_a_mistake(self):
+        path = os.path.join(os.path.dirname(self.script), 'example.cfg')
+        self.check(0, path)
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,62 @@
+"""Coming from other tools: what the README promises their users."""
+
+import re
+import unittest
+
+import VmBackup
+from tests.tools.smtp_sink import SmtpSink
+from tests.tools.support import PoolCase
+from tests.papers.test_readme import code, section, table
+
+CHAPTER = 'Coming from other tools'
+
+
+class Tables(unittest.TestCase):
+    """The README's tables."""
+
+    def test_every_key_that_is_recommended_exists(self):
+        known = {key.name for key in VmBackup.KEYS} | set(VmBackup.METHODS)
+        for title in re.findall('^### (.*)$', section(CHAPTER), re.MULTILINE):
+            rows = table(section(title))
+            self.assertGreater(len(rows), 3, title)
+            for _, here in rows:
+                for word in code(here):
+                    name, equals, value = word.partition('=')
+                    if re.match('[a-z]+[_-]', name) or equals and name in known:
+                        self.assertIn(name, known | {'job-init', 'log-end', 'create-password-file',
+                                                     'test-restore', 'mail_'}, title)
+                    if name in known and value and value not in ('UUID', 'NAME'):
+                        config = VmBackup.parse_config([word], 'f', VmBackup.Invocation(
+                            '', 'f', (), False, False, {}))
+                        self.assertEqual(((), ()), (config.errors, config.unexpected), word)
+
+
+class Fork(PoolCase):
+    """A config file of the 4.0 fork."""
+
+    pool_description = {'vms': [
+        {'name': 'PROD-web', 'ran': True, 'disks': [
+            '1 MiB', {'size': '1 MiB', 'name': '[NOBAK] scratch'}]},
+        {'name': 'PROD-old', 'disks': ['1 MiB']}]}
+
+    def test_its_keys_and_words_work_as_they_are(self):
+        sink = SmtpSink()
+        self.addCleanup(sink.stop)
+        config = self.config(
+            'compress=zstd', 'vdi_export_format=raw', 'mail_to=backup@example.com',
+            'mail_from=host@example.com', 'mail_smtp_server=127.0.0.1',
+            'mail_smtp_port=%d' % sink.port, 'mail_mode=always', 'exclude=PROD-old',
+            'vm-export=PROD.*:3', max_backups=2, pool_db_backup=0)
+        done = self.vmbackup('local', config, VMBACKUP_XAPI_URL=self.sim.unix_url)
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('PROD-web/DATED/PROD-web.xva.zst', self.tree())
+        self.assertRegex(done.output, r'\*\*\* success: .*/PROD-web.xva.zst : 0G')
+        self.assertRegex(done.output, r'VmBackup ended - Success - S:1 W:0 E:0')
+        self.assertIn('***NOTE - backed up, as honour_nobak=no: xvdb ([NOBAK] scratch): [NOBAK]',
+                      done.lines)
+        mail, = sink.mails
+        self.assertEqual(['backup@example.com'], list(mail.recipients))
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,814 @@
+"""Getting it back: `restore=` and `test-restore=`, on the simulated pool."""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import unittest
+
+import VmBackup
+from tests import DATA
+from tests.simpool import archive, pools
+from tests.tools.smtp_sink import SmtpSink
+from tests.tools.support import LIMIT, PoolCase
+
+MIB = 1 << 20
+FIELDS = ('name_description tags memory_static_max memory_dynamic_max VCPUs_max VCPUs_at_startup'
+          ' HVM_boot_policy HVM_boot_params NVRAM platform is_a_template bios_strings').split()
+
+
+def resized(image, size):
+    """The first bytes of a disk: that of a VHD may be larger than it was."""
+    cut = archive.Image(size)
+    for index, piece in image.chunks():
+        offset = index * archive.CHUNK
+        if offset < size:
+            cut.write(offset, bytes(piece)[:size - offset])
+    return cut
+
+
+class RestoreCase(PoolCase):
+    """A test that restores something, which may stay."""
+
+    leaves_things_behind = True
+
+    def restore(self, word, *options, **environ):
+        """Run `restore=`, from this test's backup_dir unless the word is a path."""
+        origin = [] if '/' in word or [option for option in options if 'from=' in option] else [
+            'from=' + self.backups]
+        return self.vmbackup('password', 'restore=' + word, *(origin + list(options)), **environ)
+
+    def try_out(self, word, *options, **environ):
+        """Run `test-restore=`."""
+        origin = [] if [option for option in options if 'from=' in option] else [
+            'from=' + self.backups]
+        return self.vmbackup('password', 'test-restore=' + word, *(origin + list(options)),
+                             **environ)
+
+    def ok(self, done):
+        """It has to have succeeded."""
+        self.assertEqual(0, done.status, done.output)
+        return done
+
+    def refused(self, words, done):
+        """It ends with status 2 and one ERROR line with these words, and nothing was changed."""
+        self.assertEqual(2, done.status, done.output)
+        errors = [line for line in done.lines if line.startswith('ERROR')]
+        self.assertEqual(1, len(errors), done.output)
+        self.assertIn(words, errors[0])
+        self.assertNotIn('Traceback', done.output)
+        self.assertEqual([], [verb for verb in self.verbs() if verb in (
+            'vm-import', 'vdi-create', 'vdi-import')])
+
+    def vms(self):
+        """{name: record} of the real VMs."""
+        return {vm['name_label']: vm for vm in self.sim.pool.tables['VM'].values()
+                if not (vm['is_a_template'] or vm['is_a_snapshot'] or vm['is_control_domain'])}
+
+    def drives(self, name):
+        """What a VM has, by user device: how, and the bytes of a disk."""
+        tables = self.sim.pool.tables
+        return {vbd['userdevice']: (
+            vbd['type'], vbd['mode'], vbd['bootable'], vbd['empty'],
+            self.sim.pool.content[vbd['VDI']] if vbd['type'] == 'Disk' else vbd['VDI'])
+            for vbd in (tables['VBD'][ref] for ref in self.vms()[name]['VBDs'])}
+
+    def networks(self, name):
+        """The devices of a VM's VIFs and the names of their networks, sorted."""
+        tables = self.sim.pool.tables
+        return sorted((tables['VIF'][ref]['device'],
+                       tables['network'][tables['VIF'][ref]['network']]['name_label'])
+                      for ref in self.vms()[name]['VIFs'])
+
+    def macs(self, name):
+        """The MAC addresses of a VM."""
+        return {self.sim.pool.tables['VIF'][ref]['MAC'] for ref in self.vms()[name]['VIFs']}
+
+    def facts(self, name):
+        """What a restored VM has to have in common with the one that was backed up."""
+        vm = self.vms()[name]
+        other = {key: value for key, value in vm['other_config'].items()
+                 if key not in ('mac_seed', 'auto_poweron')}
+        return [{field: vm[field] for field in FIELDS}, other, self.drives(name),
+                self.networks(name)]
+
+    def assert_restored(self, original, name):
+        """The VM of that name is a whole copy with new addresses, that does not start by itself."""
+        self.assertIn(name, self.vms())
+        self.assertEqual(original, self.facts(name))
+        vm = self.vms()[name]
+        self.assertEqual(('Halted', '', False, False), (
+            vm['power_state'], vm['ha_restart_priority'], vm['ha_always_run'],
+            vm['is_a_template']))
+        self.assertNotIn('auto_poweron', vm['other_config'])
+        self.assert_unmarked()
+
+    def assert_unmarked(self):
+        """Nothing carries the mark of a restore, and no record of one is left."""
+        for cls in ('VM', 'VDI', 'network'):
+            for record in self.sim.pool.tables[cls].values():
+                self.assertNotIn(VmBackup.MARK, record['other_config'])
+                self.assertNotIn(VmBackup.MARK, record['name_label'])
+        self.assertEqual([], glob.glob(os.path.join(self.backups, '.restore-*')))
+
+    def remove(self, name):
+        """Remove a VM with its disks."""
+        vm = self.vms()[name]
+        if vm['power_state'] != 'Halted':
+            self.xe('vm-shutdown', 'uuid=' + vm['uuid'], 'force=true')
+        self.xe('vm-uninstall', 'uuid=' + vm['uuid'], 'force=true')
+
+    def newest(self, vm):
+        """The newest dated directory of a VM."""
+        return self.dated(vm)[-1]
+
+    def archive(self, vm):
+        """The archive or image in it."""
+        path, = [path for path in glob.glob(glob.escape(self.newest(vm)) + '/*')
+                 if re.search(r'\.(xva|raw|vhd)(\.gz|\.zst)?$', path)]
+        return path
+
+    def as_325(self, vm):
+        """Make of the newest backup one as 3.25 would have left it."""
+        for name in ('backup.json', 'vm.json', 'RESTORE.txt'):
+            os.unlink(os.path.join(self.newest(vm), name))
+
+
+class RoundTrips(RestoreCase):
+    """Backed up, restored: the same, byte for byte."""
+
+    pool_description = {'vms': [
+        {'name': 'web', 'power_state': 'Running', 'ha_restart_priority': 'restart',
+         'description': 'the "web" & more', 'tags': ['prod'], 'cd': None,
+         'other_config': {'auto_poweron': 'true', 'note<1>': 'a & b'},
+         'disks': [3 * MIB + 512, {'size': 2 * MIB + 1024, 'fill': 0.3}, 512]},
+        {'name': 'efi', 'firmware': 'uefi', 'disks': ['1 MiB'], 'networks': []},
+        {'name': 'diskless', 'disks': []}],
+        'networks': [pools.NETWORK, 'backend']}
+
+    def test_each_compression_with_several_disks_of_odd_sizes_and_an_empty_drive(self):
+        original = self.facts('web')
+        for compress in ('none', 'gzip', 'zstd'):
+            with self.subTest(compress=compress):
+                self.ok(self.back_up('vm-export=web', compress=compress))
+                done = self.ok(self.restore('web', 'name=web ' + compress))
+                self.assertIn('every checksum is right', done.output)
+                self.assert_restored(original, 'web ' + compress)
+                self.assertEqual(set(), self.macs('web') & self.macs('web ' + compress))
+
+    def test_uefi_with_nvram_and_no_network(self):
+        original = self.facts('efi')
+        self.ok(self.back_up('vm-export=efi'))
+        self.remove('efi')
+        done = self.ok(self.restore('efi'))
+        self.assertIn('  firmware: uefi, with its variables (NVRAM)', done.lines)
+        self.assert_restored(original, 'efi')
+        self.assertEqual({'EFI-variables': 'QUFBQQ=='}, self.vms()['efi']['NVRAM'])
+
+    def test_a_vm_without_disks(self):
+        original = self.facts('diskless')
+        self.ok(self.back_up('vm-export=diskless'))
+        self.remove('diskless')
+        self.ok(self.restore('diskless'))
+        self.assert_restored(original, 'diskless')
+
+    def test_a_backup_of_325_without_a_manifest(self):
+        original = self.facts('web')
+        self.ok(self.back_up('vm-export=web'))
+        self.as_325('web')
+        self.ok(self.restore('web'))
+        name, = set(self.vms()) - {'web', 'efi', 'diskless'}
+        self.assertRegex(name, r'^web-restored-\d{4}-\d\d-\d\d$')
+        self.assert_restored(original, name)
+
+    def test_a_single_file_elsewhere(self):
+        original = self.facts('web')
+        self.ok(self.back_up('vm-export=web', compress='zstd'))
+        path = os.path.join(self.directory, 'usb', 'some archive')
+        os.mkdir(os.path.dirname(path))
+        shutil.copy(self.archive('web'), path)
+        shutil.rmtree(self.newest('web'))
+        self.remove('web')
+        self.ok(self.restore(path))
+        self.assert_restored(original, 'web')
+        self.assertEqual(['some archive'], os.listdir(os.path.dirname(path)))
+
+    def images(self, format, packer=None):
+        """Back up a disk of an odd size, restore it onto another VM, compare."""
+        self.ok(self.back_up('vdi-export=web', vdi_export_format=format))
+        if packer:
+            path = self.archive('web')
+            subprocess.check_call([packer, '-q', path], timeout=LIMIT)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        before = set(self.drives('efi'))
+        self.ok(self.restore('web', 'attach=efi'))
+        device, = set(self.drives('efi')) - before
+        found, disk = self.drives('efi')[device][4], self.drives('web')['0'][4]
+        self.assertEqual(disk, resized(found, disk.virtual_size))
+        self.assertFalse(self.drives('efi')[device][2], 'it must not be bootable')
+        self.assert_unmarked()
+
+    def test_a_raw_image(self):
+        self.images('raw')
+
+    def test_a_raw_image_that_somebody_packed(self):
+        self.images('raw', 'gzip')
+
+    def test_a_raw_image_that_zstd_packed(self):
+        self.images('raw', 'zstd')
+
+    def test_a_vhd_image(self):
+        self.images('vhd')
+
+    def test_a_vhd_image_that_somebody_packed(self):
+        self.images('vhd', 'gzip')
+
+
+class OddNames(RestoreCase):
+    """Hostile names."""
+
+    pool_description = {'vms': pools.odd()['vms'] + [{'name': 'büro', 'disks': ['1 MiB']}]}
+
+    def test_of_vms_that_are_gone_under_any_locale(self):
+        self.ok(self.back_up('vm-export=.*'))
+        originals = {name: self.facts(name) for name in self.vms()}
+        paths = {name: os.path.join(self.backups, VmBackup.path_part(name)) for name in originals}
+        for number, (name, original) in enumerate(sorted(originals.items())):
+            with self.subTest(name=name):
+                self.remove(name)
+                word = name if '/' not in name and name not in '..' else paths[name]
+                self.ok(self.restore(word, LC_ALL='C' if number % 2 else 'C.UTF-8'))
+                self.assert_restored(original, name)
+
+    def test_of_disks(self):
+        self.ok(self.back_up('vdi-export=.*'))
+        for name in ('a,b', 'it\'s "x"', 'x$(id)', 'new\nline', '名前'):
+            with self.subTest(name=name):
+                self.ok(self.restore(name, 'attach=büro'))
+                self.assertEqual(self.drives(name)['0'][4], self.drives('büro')[
+                    max(self.drives('büro'), key=int)][4])
+        self.assert_unmarked()
+
+
+class Choosing(RestoreCase):
+    """Which backup is restored, and what cannot be."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['1 MiB'], 'ran': True}]}
+
+    def setUp(self):
+        super().setUp()
+        self.ok(self.back_up('vm-export=web'))
+        self.older = os.path.join(self.backups, 'web', 'backup-2025-03-01-(02:00:00)')
+        shutil.copytree(self.newest('web'), self.older)
+        path = os.path.join(self.older, 'backup.json')
+        with open(path, encoding='utf-8') as stream:
+            manifest = json.load(stream)
+        manifest.update(started='2025-03-01T02:00:00+01:00', number=0)
+        with open(path, 'w', encoding='utf-8') as stream:
+            json.dump(manifest, stream)
+        self.sim.pool.journal.clear()
+
+    def chosen(self, *options):
+        """The directory that a preview tells of."""
+        done = self.ok(self.restore('web', 'preview', *options))
+        line, = [line for line in done.lines if line.startswith('restore of web as of ')]
+        return os.path.dirname(line.partition(': ')[2])
+
+    def test_the_newest_or_that_of_a_date(self):
+        newest = self.newest('web')
+        self.assertEqual(newest, self.chosen())
+        for date in ('2025-03-01', '2025', '2025-03-01-(02:00:00)', '2025-03-01T02:00'):
+            self.assertEqual(self.older, self.chosen('date=' + date))
+        self.assertEqual(newest, self.chosen('date=20'))
+        self.refused('no good backup of 2024', self.restore('web', 'date=2024', 'preview'))
+        self.refused('no date: date=x', self.restore('web', 'date=x', 'preview'))
+
+    def test_one_that_was_found_damaged_is_passed_over(self):
+        with open(self.archive('web'), 'r+b') as stream:
+            stream.seek(100000)
+            stream.write(b'XXXX')
+        self.assertEqual(2, self.vmbackup('verify', self.newest('web')).status)
+        self.assertEqual(self.older, self.chosen())
+
+    def test_a_damaged_one_is_not_imported(self):
+        with open(self.archive('web'), 'r+b') as stream:
+            stream.seek(100000)
+            stream.write(b'XXXX')
+        self.refused('the checksum is', self.restore('web'))
+
+    def test_a_damaged_one_that_is_imported_all_the_same_leaves_nothing(self):
+        with open(self.archive('web'), 'r+b') as stream:
+            stream.seek(100000)
+            stream.write(b'XXXX')
+        before = self.contents()
+        done = self.restore('web', 'verify=no')
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('checksum', done.output)
+        self.assertEqual(before, self.contents())
+        self.assert_unmarked()
+
+    def test_what_cannot_be_restored(self):
+        failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
+        note = os.path.join(self.directory, 'note.txt')
+        with open(note, 'w', encoding='utf-8') as stream:
+            stream.write('hello')
+        for word, words in (('nobody', 'no backup of a VM called nobody'),
+                            (failed, 'it has no marker'), (self.backups, 'no backup of a VM'),
+                            (note, 'no archive or image'), ('', 'no backup of a VM'),
+                            ('/nowhere/web.xva', 'and no such')):
+            with self.subTest(word=word):
+                self.refused(words, self.restore(word))
+
+    def test_options_that_are_none(self):
+        for option, words in (('colour=red', 'unknown option: colour=red'), ('sr=', 'unknown'),
+                              ('preserve=perhaps', 'unknown option: preserve=perhaps'),
+                              ('sr=elsewhere', 'no SR elsewhere (there are: Local storage)'),
+                              ('name=web', 'a VM called web is there'),
+                              ('name=a\x07b', 'control characters'),
+                              ('attach=web', 'attach= is for the image of a disk'),
+                              ('from=/nowhere', 'no config-file or backup_dir')):
+            with self.subTest(option=option):
+                self.refused(words, self.restore('web', option))
+
+    def test_the_default_sr_is_missing(self):
+        pool, = self.sim.pool.tables['pool'].values()
+        pool['default_SR'] = 'OpaqueRef:NULL'
+        self.refused('the pool has no default SR (choose one with sr=)', self.restore('web'))
+        self.ok(self.restore('web', 'sr=Local storage'))
+
+    def test_a_manifest_that_somebody_wrote(self):
+        self.ok(self.back_up('vdi-export=web'))
+        path = os.path.join(self.newest('web'), 'backup.json')
+        with open(path, encoding='utf-8') as stream:
+            manifest = json.load(stream)
+        for disks in (5, [3], {'a': 1}, [{'virtual_size': 'x'}]):
+            with open(path, 'w', encoding='utf-8') as stream:
+                json.dump(dict(manifest, disks=disks), stream)
+            done = self.ok(self.restore('web', 'preview'))
+            self.assertIn('  new disk: web.raw-restored-', done.output)
+
+    def test_a_dump_of_the_pool_database(self):
+        self.ok(self.back_up('vm-export=web', pool_db_backup=1))
+        dump, = glob.glob(os.path.join(self.backups, 'METADATA_*', '*.dump'))
+        done = self.restore(dump)
+        self.refused('is a dump of the pool database', done)
+        command = "  %s pool-restore-database file-name='%s'" % (self.sim.xe, dump)
+        self.assertIn(command + ' dry-run=true', done.lines)
+        self.assertIn(command, done.lines)
+
+
+class Places(RestoreCase):
+    """Where it goes, and as what."""
+
+    pool_description = {
+        'vms': [{'name': 'web', 'disks': ['2 MiB'], 'networks': ['backend'], 'ran': True}],
+        'networks': [pools.NETWORK, 'backend'],
+        'srs': [{'name': 'Local storage', 'size': '1 GiB'},
+                {'name': 'small', 'type': 'lvm', 'size': '2 MiB'},
+                {'name': 'isos', 'content': 'iso'}]}
+
+    def setUp(self):
+        super().setUp()
+        self.ok(self.back_up('vm-export=web'))
+        self.original = self.facts('web')
+        self.sim.pool.journal.clear()
+
+    def test_the_name_is_that_of_the_vm_if_nobody_has_it(self):
+        date = os.path.basename(self.newest('web'))[7:17]
+        for name in ('web-restored-' + date, 'web-restored-%s-2' % date):
+            self.ok(self.restore('web'))
+            self.assert_restored(self.original, name)
+        self.remove('web')
+        self.ok(self.restore('web'))
+        self.assert_restored(self.original, 'web')
+
+    def test_the_next_backup_does_not_touch_it(self):
+        self.ok(self.restore('web'))
+        name = next(name for name in self.vms() if name != 'web')
+        self.ok(self.back_up('vm-export=.*'))
+        self.assert_restored(self.original, name)
+
+    def test_a_preview_tells_all_and_changes_nothing(self):
+        before = self.contents()
+        done = self.ok(self.restore('web', 'sr=small', 'preview'))
+        self.assertEqual([], self.verbs())
+        self.assertEqual(before, self.contents())
+        text = '\n'.join(done.lines)
+        for line in (r'  new VM:   web-restored-[\d-]+ \(original: web\)',
+                     r'  SR:       small \([-0-9a-f]+\): 2\.0 MiB of 2\.0 MiB free, the disks have '
+                     r'2\.0 MiB', '  disk:     xvda of 2.0 MiB', '  network:  VIF 0 in "backend"',
+                     '  MAC:      new ones', '  firmware: bios',
+                     'SUCCESS preview of restore: nothing was changed'):
+            self.assertRegex(text, '(?m)^%s$' % line)
+
+    def test_preserve_is_refused_while_the_original_is_there(self):
+        self.refused('the VM web (%s) has the same MAC addresses' % self.uuid_of('web'),
+                     self.restore('web', 'preserve=True'))
+        macs = self.macs('web')
+        self.remove('web')
+        self.sim.pool.journal.clear()
+        self.ok(self.restore('web', 'preserve=True'))
+        self.assert_restored(self.original, 'web')
+        self.assertEqual(macs, self.macs('web'))
+
+    def test_start(self):
+        self.ok(self.restore('web', 'name=again', 'start=True'))
+        self.assertEqual('Running', self.vms()['again']['power_state'])
+
+    def test_a_network_that_is_not_here_is_made(self):
+        self.remove('web')
+        network = self.xe('network-list', 'name-label=backend', '--minimal').strip()
+        self.xe('network-destroy', 'uuid=' + network)
+        done = self.ok(self.restore('web'))
+        self.assertIn('  network:  VIF 0 in "backend", which is not here: it will be made',
+                      done.lines)
+        self.assert_restored(self.original, 'web')
+
+    def test_a_full_sr_leaves_nothing(self):
+        small = self.xe('sr-list', 'name-label=small', '--minimal').strip()
+        self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
+        before = self.contents()
+        done = self.restore('web', 'sr=small')
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('that is enough only if the SR is thin-provisioned', done.output)
+        self.assertIn('There is insufficient space', done.output)
+        self.assertIn('(choose another SR with sr=)', done.output)
+        self.assertEqual(before, self.contents())
+        self.assert_unmarked()
+
+    def test_an_sr_for_iso_images(self):
+        self.refused('the SR isos is for ISO images, not for disks',
+                     self.restore('web', 'sr=isos'))
+
+    def test_an_archive_of_a_newer_toolstack(self):
+        version = self.sim.pool.xapi_version
+        self.pool_description = dict(self.pool_description, xapi_version='25.6')
+        self.use_pool()
+        self.refused('exported by xapi %s, this pool has' % version, self.restore('web'))
+
+    def test_a_signal_during_the_import_leaves_nothing(self):
+        before = self.contents()
+        self.sim.pool.faults.add('vm-import', 'slow', rate=200000)
+        child = self.start('password', 'restore=web', 'from=' + self.backups)
+        self.wait_for(lambda: VmBackup.MARK in str(
+            [vm['other_config'] for vm in list(self.sim.pool.tables['VM'].values())]))
+        child.send_signal(signal.SIGTERM)
+        done = self.finish(child)
+        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
+        self.assertEqual({cls: before[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')},
+                         {cls: self.contents()[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')})
+        self.assert_unmarked()
+
+    def test_attach_wants_a_halted_vm(self):
+        self.ok(self.back_up('vdi-export=web', backup_dir=os.path.join(self.directory, 'BACKUPS')))
+        self.sim.pool.journal.clear()
+        self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
+        self.refused('the VM web is Running (shut it down first)',
+                     self.restore('web', 'attach=web'))
+        self.refused('no VM nobody', self.restore('web', 'attach=nobody'))
+        self.refused('start= is for a whole VM', self.restore('web', 'start=True'))
+
+    def test_without_attach_the_next_commands_are_told(self):
+        self.ok(self.back_up('vdi-export=web'))
+        done = self.ok(self.restore('web'))
+        line, = [line for line in done.lines if 'vbd-create' in line]
+        uuid = self.uuid_of('web')
+        subprocess.check_call(shlex.split(line.replace('UUID-OF-THE-VM', uuid).replace(
+            'device=0', 'device=7')), env=self.environ(), timeout=LIMIT)
+        drives = self.drives('web')
+        self.assertEqual(drives['0'][4], drives['7'][4])
+
+
+class Guides(RestoreCase):
+    """RESTORE.txt and vm.json, for the person who has only the disk in their hand."""
+
+    pool_description = {'vms': [
+        {'name': "it's $(id) web", 'disks': ['1 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi'}]}
+    name = "it's $(id) web"
+
+    def commands(self):
+        """The commands in RESTORE.txt: with this program, with xe."""
+        path = os.path.join(self.newest(self.name), 'RESTORE.txt')
+        with open(path, encoding='utf-8') as stream:
+            lines = stream.read().splitlines()
+        self.assertEqual([], [line for line in lines if len(line) > 100 and '=' not in line])
+        own = [line for line in lines if ' local ' in line]
+        xe = [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))]
+        return own, xe
+
+    def run_in_shell(self, lines):
+        """Run commands in a shell that finds the simulated xe."""
+        place = os.path.join(self.directory, 'bin')
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place)
+            os.symlink(self.sim.xe, os.path.join(place, 'xe'))
+        environ = dict(self.environ(), PATH=place + ':' + os.environ['PATH'],
+                       VMBACKUP_XAPI_URL=self.sim.unix_url)
+        done = subprocess.run(['bash', '-euc', '\n'.join(lines)], timeout=LIMIT, env=environ,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.assertEqual(0, done.returncode, done.stdout.decode('utf-8', 'replace'))
+
+    def test_its_commands_restore_a_vm(self):
+        self.ok(self.back_up('vm-export=' + re.escape(self.name)))
+        original = self.facts(self.name)
+        own, xe = self.commands()
+        self.assertEqual(2, len(own))
+        self.remove(self.name)
+        self.run_in_shell(own)
+        self.assert_restored(original, self.name)
+        self.remove(self.name)
+        self.run_in_shell(xe)
+        self.assert_restored(original, self.name)
+
+    def test_its_commands_restore_a_disk(self):
+        for format in ('raw', 'vhd'):
+            with self.subTest(format=format):
+                self.ok(self.back_up('vdi-export=' + re.escape(self.name),
+                                     vdi_export_format=format))
+                own, xe = self.commands()
+                before = set(self.sim.pool.content)
+                self.run_in_shell(own)
+                wanted = self.drives(self.name)['0'][4]
+                new, = set(self.sim.pool.content) - before
+                self.assertEqual(wanted, resized(self.sim.pool.content[new], wanted.virtual_size))
+                self.run_in_shell([line.replace('device=0', 'device=9') for line in xe])
+                drives = self.drives(self.name)
+                self.assertEqual(wanted, resized(drives['9'][4], wanted.virtual_size))
+                self.remove_drive('9')
+
+    def remove_drive(self, device):
+        """Take a disk off the VM."""
+        vbd = self.xe('vbd-list', 'vm-uuid=' + self.uuid_of(self.name), 'userdevice=' + device,
+                      '--minimal').strip()
+        self.xe('vbd-destroy', 'uuid=' + vbd)
+
+    def test_the_records_are_there_with_firmware_and_nvram(self):
+        self.ok(self.back_up('vm-export=' + re.escape(self.name)))
+        with open(os.path.join(self.newest(self.name), 'vm.json'), encoding='utf-8') as stream:
+            found = json.load(stream)
+        self.assertEqual((1, 'uefi', True, False), tuple(
+            found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')))
+        (_, vm), = found['VM'].items()
+        record = self.vms()[self.name]
+        self.assertEqual(record['NVRAM'], vm['NVRAM'])
+        self.assertEqual(set(record), set(vm))
+        tables = self.sim.pool.tables
+        for cls, refs in (('VBD', record['VBDs']), ('VIF', record['VIFs'])):
+            self.assertEqual(sorted(tables[cls][ref]['uuid'] for ref in refs),
+                             sorted(each['uuid'] for each in found[cls].values()))
+        self.assertEqual(2, len(found['VDI']))
+
+
+class Testing(RestoreCase):
+    """`test-restore=`: a restore that is proved and taken back."""
+
+    pool_description = {
+        'vms': [{'name': 'web', 'disks': ['2 MiB', '1 MiB'], 'networks': ['backend'], 'ran': True},
+                {'name': 'db', 'disks': ['1 MiB'], 'ran': True}],
+        'networks': [pools.NETWORK, 'backend']}
+    leaves_things_behind = False
+
+    def setUp(self):
+        super().setUp()
+        self.ok(self.back_up('vm-export=web', 'vdi-export=db'))
+        os.unlink(self.status_log)
+        self.sim.pool.journal.clear()
+
+    def noted(self, vm):
+        """What the manifest tells of the test."""
+        with open(os.path.join(self.newest(vm), 'backup.json'), encoding='utf-8') as stream:
+            return json.load(stream).get('test_restore')
+
+    def test_it_leaves_nothing_and_is_recorded(self):
+        done = self.ok(self.try_out('.*'))
+        self.assertIn('VmBackup test-restore ended - Success - S:2 W:0 E:0', done.lines)
+        for vm in ('web', 'db'):
+            noted = self.noted(vm)
+            self.assertEqual({'when', 'sr', 'seconds'}, set(noted))
+            self.assertEqual('Local storage', noted['sr'])
+            VmBackup.seconds_of(noted['when'])
+        self.assert_unmarked()
+
+    def test_the_network_is_cut_first_and_one_that_was_made_is_removed(self):
+        self.remove('web')
+        network = self.xe('network-list', 'name-label=backend', '--minimal').strip()
+        self.xe('network-destroy', 'uuid=' + network)
+        self.before = self.contents()
+        self.sim.pool.journal.clear()
+        self.ok(self.try_out('web'))
+        self.assertEqual(['vm-import', 'vif-destroy', 'vm-destroy', 'vdi-destroy', 'vdi-destroy',
+                          'network-destroy'], self.verbs())
+        self.assertNotIn('backend', [each['name_label'] for each in
+                                     self.sim.pool.tables['network'].values()])
+
+    def test_status_log_and_mail_tell(self):
+        with SmtpSink() as sink:
+            config = self.config('vm-export=web', mail_to='admin@example.org',
+                                 mail_smtp_server='127.0.0.1', mail_smtp_port=sink.port)
+            self.ok(self.try_out('.*', 'from=' + config))
+        self.assertEqual(['test-restore,begin,db', 'test-restore,end,SUCCESS db,elapse:0 size:0G',
+                          'test-restore,begin,web',
+                          'test-restore,end,SUCCESS web,elapse:0 size:0G'], [
+                              line.replace('SUCCESS db elapse', 'SUCCESS db,elapse').replace(
+                                  'SUCCESS web elapse', 'SUCCESS web,elapse')
+                              for line in self.status()])
+        mail, = sink.mails
+        subject = mail.message['Subject']
+        self.assertRegex(subject, r'^VmBackup \S+ - test-restore SUCCESS - S:2 W:0 E:0$')
+
+    def test_one_that_fails_is_recorded_and_the_others_are_tested(self):
+        with open(self.archive('web'), 'r+b') as stream:
+            stream.seek(100000)
+            stream.write(b'XXXX')
+        done = self.try_out('.*', 'from=' + self.config('vm-export=web'))
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('ERROR test-restore TEST-RESTORE-FAIL web: ', done.output)
+        self.assertIn('checksum', self.noted('web')['fault'])
+        self.assertNotIn('fault', self.noted('db'))
+        self.assertIn('test-restore,end,TEST-RESTORE-FAIL web', self.status())
+        self.assert_unmarked()
+
+    def test_a_disk_that_is_missing_after_the_import(self):
+        path = self.xe_that('')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\ncase $1 in vm-import) uuid=$(%s "$@") || exit\n'
+                         'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
+                         '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n'
+                         % ((self.sim.xe,) * 4))
+        done = self.try_out('web', VMBACKUP_XE=path)
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('disk 1 has 0 bytes, not 1048576', done.output)
+        self.assert_unmarked()
+
+    def test_preview_and_what_is_wrong(self):
+        done = self.ok(self.try_out('web', 'preview'))
+        self.assertRegex(done.output, r'new VM:   web-test-[0-9a-f]{8} \(original: web\)')
+        self.assertEqual([], self.verbs())
+        self.assertIsNone(self.noted('web'))
+        self.assertEqual([], glob.glob(self.status_log))
+        for words, text in ((['nobody'], 'no backup of a VM nobody'),
+                            (['web', 'sr=nowhere'], 'no SR nowhere'),
+                            ([''], 'wanted: test-restore=<vm-selector>'),
+                            (['web', 'date=2026'], 'unknown option: date=2026')):
+            done = self.try_out(*words)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn(text, done.output)
+        self.assertEqual([], self.verbs())
+
+
+class Leftovers(RestoreCase):
+    """What a restore that was killed has left is removed by whoever comes next."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['2 MiB'], 'ran': True}]}
+
+    def setUp(self):
+        super().setUp()
+        self.ok(self.back_up('vm-export=web'))
+        self.before = self.contents()
+        self.sim.pool.faults.add('vm-import', 'down', after=1500000)
+        child = self.start('password', 'restore=web', 'from=' + self.backups)
+        self.wait_for(lambda: self.sim.pool.tables['VM'] and self.sim.pool.is_down)
+        child.kill()
+        self.finish(child)
+        self.sim.restart()
+        self.sim.pool.tables['session'].clear()
+
+    def half(self):
+        """The half restored VMs."""
+        return [vm for vm in self.sim.pool.tables['VM'].values()
+                if VmBackup.MARK in vm['other_config']]
+
+    def test_by_a_backup_run(self):
+        self.assertEqual(1, len(self.half()))
+        done = self.ok(self.back_up('vm-export=web'))
+        self.assertIn('removing what is left of a restore that was killed', done.lines)
+        self.assert_clean()
+        self.assert_unmarked()
+
+    def left_alone(self):
+        """The next run warns of the half restored VM, and does not touch it."""
+        half = self.half()
+        done = self.back_up('vm-export=.*', exclude='web-restored.*')
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('is half restored, but in use: not touched', done.output)
+        self.assertEqual(half, self.half())
+
+    def test_unless_somebody_uses_it(self):
+        half, = self.half()
+        self.xe('vm-start', 'uuid=' + half['uuid'])
+        self.left_alone()
+
+    def test_unless_somebody_has_used_it(self):
+        half, = self.half()
+        self.xe('vm-start', 'uuid=' + half['uuid'])
+        self.xe('vm-shutdown', 'uuid=' + half['uuid'], 'force=true')
+        self.left_alone()
+
+    def test_unless_somebody_has_taken_a_snapshot_of_it(self):
+        half, = self.half()
+        self.xe('vm-snapshot', 'uuid=' + half['uuid'], 'new-name-label=mine')
+        self.left_alone()
+
+    def test_it_is_not_backed_up(self):
+        done = self.ok(self.back_up('vm-export=.*'))
+        self.assertIn('  vm-export: web', done.lines)
+
+    def test_one_that_is_complete_stays_whatever_becomes_of_its_disks(self):
+        half, = self.half()
+        record, = glob.glob(os.path.join(self.backups, '.restore-*'))
+        with open(record, 'a', encoding='utf-8') as stream:
+            stream.write('\ncomplete\n')
+        self.xe('vbd-destroy', 'uuid=' + self.xe('vbd-list', 'vm-uuid=' + half['uuid'], 'type=Disk',
+                                                 '--minimal').strip())
+        disks = len(self.sim.pool.tables['VDI'])
+        self.ok(self.back_up('vm-export=web'))
+        self.assertEqual(disks, len(self.sim.pool.tables['VDI']))
+        self.assertIn(half['uuid'], [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()])
+        self.assert_unmarked()
+
+    def test_a_damaged_record_is_told(self):
+        record, = glob.glob(os.path.join(self.backups, '.restore-*'))
+        with open(record, 'w', encoding='utf-8') as stream:
+            stream.write('{')
+        done = self.back_up('vm-export=web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('%s: the record of a restore is damaged' % record, done.output)
+        self.assertEqual(1, len(self.half()))
+
+    def test_a_test_restore_tells_of_it_too(self):
+        record, = glob.glob(os.path.join(self.backups, '.restore-*'))
+        with open(record, 'w', encoding='utf-8') as stream:
+            stream.write('{')
+        done = self.try_out('web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('***WARNING - %s: the record of a restore is damaged' % record, done.output)
+
+    def test_a_damaged_record_holds_up_no_other(self):
+        with open(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), 'w') as stream:
+            stream.write('[1]')
+        done = self.back_up('vm-export=web')
+        self.assertEqual(1, done.status, done.output)
+        self.assertEqual([], self.half())
+
+
+class OvaXml(unittest.TestCase):
+    """What is changed in an archive on its way in, and what is not."""
+
+    @classmethod
+    def setUpClass(cls):
+        pool = pools.load({'vms': [{'name': 'web', 'disks': ['1 MiB'], 'ran': True,
+                                    'other_config': {'auto_poweron': 'true', 'a&b': '<c>'}}]})
+        ref = next(ref for ref, vm in pool.tables['VM'].items() if vm['name_label'] == 'web')
+        with pool.export_vm(ref) as stream:
+            data = b''.join(stream)
+        size = int(data[124:135], 8)
+        cls.ova = data[512:512 + size]
+
+    def test_only_names_marks_and_what_starts_a_vm(self):
+        changed = VmBackup.restorable(self.ova, 'new <&> "name"\n', '0' * 32)
+        before, after = (VmBackup.exported_objects(ova) for ova in (self.ova, changed))
+        differences = set()
+        for cls, objects in before.items():
+            for ref, fields in objects.items():
+                for field, value in fields.items():
+                    new = VmBackup.value_of(after[cls][ref][field])
+                    if VmBackup.value_of(value) != new:
+                        differences.add((cls, field))
+        self.assertEqual({('VM', 'name_label'), ('VM', 'other_config'), ('VDI', 'other_config'),
+                          ('network', 'other_config')}, differences - {('VM', 'is_a_template')})
+        vm, = after['VM'].values()
+        self.assertEqual('new <&> "name"\n', VmBackup.value_of(vm['name_label']))
+        other = VmBackup.value_of(vm['other_config'])
+        self.assertEqual(('<c>', '0' * 32), (other['a&b'], other[VmBackup.MARK]))
+        self.assertNotIn('auto_poweron', other)
+
+    def test_the_samples_of_a_real_xapi(self):
+        samples = glob.glob(os.path.join(DATA, 'samples', 'sample.*'))
+        self.assertGreater(len(samples), 1)
+        for path in samples:
+            with self.subTest(path=path):
+                ova = VmBackup.ova_of(path)
+                self.assertIn(b'>again</value>', VmBackup.restorable(ova, 'again', '1' * 32))
+
+    def test_values_without_an_end_tag(self):
+        for old, new in ((b'<value></value>', b'<value/>'), (b'<value></value>', b'<value />')):
+            ova = self.ova.replace(old, new)
+            self.assertNotEqual(ova, self.ova)
+            changed = VmBackup.exported_objects(VmBackup.restorable(ova, 'again', '0' * 32))
+            vm, = changed['VM'].values()
+            self.assertEqual('again', VmBackup.value_of(vm['name_label']))
+
+    def test_what_is_no_ova_xml(self):
+        for text in (b'', b'<value>', b'<!DOCTYPE x><value/>'):
+            with self.assertRaises(VmBackup.Damaged):
+                VmBackup.fields_of(text)
+
+
+if __name__ == '__main__':
+    unittest.main()

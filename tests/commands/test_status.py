@@ -1,0 +1,578 @@
+"""The command `status`: a plug-in for Nagios, Icinga and Checkmk. One line, and no lock."""
+
+import contextlib
+import datetime
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests.tools.support import LIMIT
+from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
+
+try:
+    import pynag.Utils as pynag
+except ImportError:
+    pynag = None
+
+STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')
+# Nagios plug-in guidelines, Plugin Output and Performance Data.
+LINE = re.compile(r'VMBACKUP (OK|WARNING|CRITICAL|UNKNOWN) - ([^|\n]+?)(?: \| ([^|\n]+))?\n\Z')
+RANGE = r'@?(?:~|-?[0-9.]+)?:?(?:-?[0-9.]+)?'
+FIGURE = re.compile(r"(?:'((?:[^'=]|'')+)'|([^\s'=]+))=(-?[0-9]+(?:\.[0-9]+)?)"
+                    r'(us|ms|s|%%|B|KB|MB|TB|c)?(?:;(%s)(?:;(%s))?)?(?: +|\Z)' % (RANGE, RANGE))
+UNITS = {'vms': '', 'good': '', 'oldest': 's', 'leftovers': '', 'size': 'B'}
+
+
+class Answer:
+    """What the plug-in says, taken apart."""
+
+    def __init__(self, case, output):
+        found = LINE.match(output)
+        case.assertTrue(found, output)
+        case.assertLess(len(output.encode('utf-8')), 4096)
+        case.assertFalse(re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]', output), output)
+        self.state, self.text, figures = found.groups()
+        self.figures, self.limits, at = {}, {}, 0
+        while at < len(figures or ''):
+            one = FIGURE.match(figures, at)
+            case.assertTrue(one, figures[at:])
+            label = one.group(1) or one.group(2)
+            self.figures[label], self.limits[label] = float(one.group(3)), one.group(5, 6)
+            case.assertEqual(UNITS[label], one.group(4) or '')
+            at = one.end()
+        if pynag:
+            theirs = pynag.PluginOutput(output)
+            case.assertEqual('VMBACKUP %s - %s' % (self.state, self.text), theirs.summary.strip())
+            case.assertFalse(theirs.long_output)
+            case.assertEqual(self.figures, {
+                each.label: float(each.value) for each in theirs.parsed_perfdata.metrics})
+            case.assertEqual([''] * len(self.figures), [
+                each.uom.replace(UNITS[each.label], '', 1)
+                for each in theirs.parsed_perfdata.metrics])
+
+
+class StatusCase(StoreCase):
+    """What the tests below share."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB']},
+                                {'name': 'db', 'disks': ['64 KiB']}]}
+
+    def check(self, state, *words, **environ):
+        """What `status` answers, which has to be in that state."""
+        done = self.vmbackup('status', *words, **environ)
+        found = Answer(self, done.output)
+        self.assertEqual((state, STATES.index(state)), (found.state, done.status), done.output)
+        if state == 'UNKNOWN':
+            self.assertEqual({}, found.figures)
+        return found
+
+    def backed_up(self, *lines, **keys):
+        """A config by which both VMs were backed up."""
+        lines = lines or ('vm-export=web', 'vdi-export=db')
+        self.assertEqual(0, self.back_up(*lines, **keys).status)
+        return self.config(*lines, **keys)
+
+    def aged(self, vm, hours, number=-1):
+        """Let a backup of a VM have begun so many hours ago."""
+        path = self.dated(vm)[number] + '/backup.json'
+        with open(path, encoding='utf-8') as stream:
+            manifest = json.load(stream)
+        manifest['started'] = VmBackup.iso(
+            datetime.datetime.now() - datetime.timedelta(hours=hours))
+        with open(path, 'w', encoding='utf-8') as stream:
+            json.dump(manifest, stream)
+
+    def logged(self, *entries):
+        """Write a status log of (hours ago, words); its path."""
+        os.makedirs(os.path.dirname(self.status_log), exist_ok=True)
+        with open(self.status_log, 'w', encoding='utf-8') as stream:
+            for hours, words in entries:
+                when = datetime.datetime.now() - datetime.timedelta(hours=hours)
+                stream.write('%s,%s\n' % (when.strftime('%Y/%m/%d %H:%M:%S'), words))
+        return self.status_log
+
+
+class TheBackups(StatusCase):
+    """The newest good backup of each VM."""
+
+    def test_all_is_well_after_a_run(self):
+        config = self.backed_up()
+        found = self.check('OK', config)
+        self.assertRegex(found.text, r'^2 of 2 VMs have a good backup within 26h; last run, of '
+                         r'\d{4}-\d\d-\d\d \d\d:\d\d: SUCCESS S:2 W:0 E:0$')
+        sizes = [os.path.getsize(self.dated(vm)[0] + '/' + file)
+                 for vm, file in (('web', 'web.xva'), ('db', 'db.raw'))]
+        self.assertLess(found.figures.pop('oldest'), LIMIT)
+        self.assertEqual({'vms': 2, 'good': 2, 'leftovers': 0, 'size': sum(sizes)}, found.figures)
+        self.assertEqual(('', str(26 * 3600)), found.limits['oldest'])
+
+    def test_one_that_is_too_old_is_critical(self):
+        config = self.backed_up()
+        self.aged('db', 25)
+        self.assertAlmostEqual(25 * 3600, self.check('OK', config).figures['oldest'], delta=LIMIT)
+        self.aged('db', 27)
+        found = self.check('CRITICAL', config)
+        self.assertRegex(found.text, r'^no good backup within 26h: db \(27h\); 1 of 2 VMs ')
+        self.assertEqual((2, 1), (found.figures['vms'], found.figures['good']))
+        self.assertAlmostEqual(27 * 3600, found.figures['oldest'], delta=LIMIT)
+        for max_age, state in (('28h', 'OK'), ('2d', 'OK'), ('1621m', 'OK'), ('1619m', 'CRITICAL'),
+                               ('1d', 'CRITICAL')):
+            found = self.check(state, config, 'max_age=' + max_age)
+            self.assertIn(' within %s' % max_age, found.text)
+
+    def test_it_is_the_newest_that_counts(self):
+        config = self.backed_up()
+        self.assertEqual(0, self.vmbackup('password', config).status)
+        self.aged('web', 100, 0)
+        self.assertEqual(2, self.check('OK', config).figures['good'])
+        self.aged('web', 100)
+        self.assertIn('web (4d)', self.check('CRITICAL', config).text)
+
+    def test_a_vm_without_any_is_critical(self):
+        self.backed_up()
+        found = self.check('CRITICAL', self.config('vm-export=web', 'vdi-export=db',
+                                                   'vm-export=gone', 'vm-export=empty'))
+        self.assertIn('within 26h: empty (none), gone (none); 2 of 4 VMs', found.text)
+        self.assertEqual((4, 2), (found.figures['vms'], found.figures['good']))
+        os.unlink(self.dated('web')[0] + '/success')
+        found = self.check('CRITICAL', self.config('vm-export=web', 'vdi-export=db'))
+        self.assertIn('26h: web (none); 1 of 2', found.text)
+
+    def test_without_a_backup_of_anything_it_is_critical_and_has_no_age(self):
+        found = self.check('CRITICAL', self.config('vm-export=.*x', 'vm-export=gone'))
+        self.assertEqual({'vms': 1, 'good': 0, 'leftovers': 0, 'size': 0}, found.figures)
+        found = self.check('CRITICAL', self.config('vm-export=.*'))
+        self.assertIn('no good backup within 26h: of any VM', found.text)
+
+    def test_one_that_was_found_damaged_later_does_not_count(self):
+        config = self.backed_up()
+        self.assertEqual(0, self.vmbackup('password', config).status)
+        self.aged('web', 50, 0)
+        with open(self.dated('web')[-1] + '/web.xva', 'r+b') as stream:
+            stream.truncate(3000)
+        self.check('OK', config)
+        self.assertEqual(2, self.vmbackup('verify', config).status)
+        self.assertIn('web (2d)', self.check('CRITICAL', config).text)
+
+    def test_vms_are_those_that_the_rules_choose(self):
+        config = self.backed_up()
+        self.aged('db', 99)
+        self.assertIn('db', self.check('CRITICAL', config).text)
+        self.assertEqual(1, self.check('OK', self.config('vm-export=w.*')).figures['vms'])
+        self.assertEqual(1, self.check('OK', self.config(
+            'vm-export=.*', 'exclude=db')).figures['vms'])
+        self.assertEqual(2, self.check('CRITICAL', self.config('vm-export=.*')).figures['vms'])
+        found = self.check('WARNING', self.config('vm-export=web', 'vm-export=nothing.*'))
+        self.assertIn('vm not found: vm-export=nothing.*', found.text)
+
+    def test_a_renamed_backup_counts_and_directories_of_others_do_not(self):
+        config = self.backed_up('vm-export=.*')
+        os.rename(self.dated('web')[0], self.backups + '/web/KEEP')
+        for name in ('logs/old', 'METADATA_host'):
+            os.makedirs(os.path.join(self.backups, name))
+        self.assertEqual(2, self.check('OK', config).figures['vms'])
+
+    def test_one_that_is_chosen_by_uuid_may_be_renamed(self):
+        """Its old directory stayed CRITICAL for ever."""
+        uuid = self.uuid_of('web')
+        config = self.config('vm-export=uuid:' + uuid)
+        self.assertEqual(0, self.vmbackup('password', config).status)
+        self.xe('vm-param-set', 'uuid=' + uuid, 'name-label=a new name')
+        self.before = self.contents()
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assertEqual(2, self.vmbackup('password', config).status)
+        self.assertEqual(1, self.check('WARNING', config).figures['good'])
+        self.assertEqual(0, self.vmbackup('password', config).status)
+        self.aged('web', 48)
+        found = self.check('OK', config)
+        self.assertEqual((1, 1), (found.figures['vms'], found.figures['good']))
+        self.aged('a new name', 48)
+        self.assertIn(': a new name (2d)', self.check('CRITICAL', config).text)
+
+    def test_backups_of_3_25_have_the_time_of_their_names(self):
+        when = datetime.datetime.now() - datetime.timedelta(hours=3)
+        self.made('web', VmBackup.filled(VmBackup.DEFAULT_BACKUP_DIR_PATTERN, when), size=77)
+        self.logged((3, 'vmbackup.py,h,begin'), (2, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'))
+        found = self.check('OK', self.config('vm-export=web'))
+        self.assertAlmostEqual(3 * 3600, found.figures['oldest'], delta=LIMIT)
+        self.assertEqual(77, found.figures['size'])
+
+    def test_one_of_the_future_proves_nothing(self):
+        config = self.backed_up('vm-export=web')
+        self.aged('web', -23)
+        self.assertEqual(0, self.check('OK', config).figures['oldest'])
+        self.aged('web', -30)
+        self.assertIn('web (time unknown)', self.check('CRITICAL', config).text)
+
+    def test_hostile_manifests_cannot_disturb_it(self):
+        self.backed_up('vm-export=web')
+        config = self.config('vm-export=.*')
+        path = self.old_backup('db', DAY % 1, 'success') + '/backup.json'
+        for content in RUBBISH + (b'{"number": 2, "started": "9999-12-31T23:59:59-23:59", '
+                                  b'"files": {"x.xva": 9223372036854775807}}',):
+            with open(path, 'wb') as stream:
+                stream.write(content)
+            self.check('CRITICAL', config)
+        self.check('OK', self.config('vm-export=web'))
+
+
+class TheRun(StatusCase):
+    """What the status log tells of the last run."""
+
+    def setUp(self):
+        super().setUp()
+        self.run_config = self.backed_up('vm-export=web')
+
+    def test_one_that_goes_on_is_said_and_one_that_never_ended_is_critical(self):
+        for hours, state, text in ((1, 'OK', 'running since 20'), (25, 'OK', 'running since'),
+                                   (27, 'CRITICAL', ' did not finish')):
+            self.logged((99, 'vmbackup.py,h,begin'), (98, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'),
+                        (hours, 'vmbackup.py,h,begin'), (hours, 'vm-export,h,begin,web'))
+            self.assertIn(text, self.check(state, self.run_config).text)
+
+    def test_a_run_that_is_at_work_now(self):
+        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        child = self.start('password', self.run_config)
+        self.wait_for(lambda: self.verbs().count('vm-export') == 4)
+        self.assertIn('; running since ', self.check('OK', self.run_config).text)
+        child.terminate()
+        self.assertEqual(143, self.finish(child).status)
+        self.assertRegex(self.check('WARNING', self.run_config).text,
+                         '^last run, of .*: ERROR S:0 W:0 E:1; .*; failed in it: web ')
+
+    def test_a_run_that_was_killed_is_told_by_what_it_left_and_in_the_end_by_the_log(self):
+        self.leaves_things_behind = True
+        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        child = self.start('password', self.run_config)
+        self.wait_for(lambda: self.verbs().count('vm-export') == 4)
+        child.kill()
+        self.finish(child)
+        found = self.check('WARNING', self.run_config)
+        self.assertIn('left over: ' + self.dated('web')[-1] + '/snapshot.json', found.text)
+        self.assertEqual(1, found.figures['leftovers'])
+        time.sleep(1.1)
+        self.logged((2, 'vmbackup.py,h,begin'))
+        self.assertIn(' did not finish', self.check(
+            'CRITICAL', self.run_config, 'max_age=119m').text)
+
+    def test_one_that_ended_with_an_error_is_a_warning_with_its_counts_and_vms(self):
+        self.logged((1, 'vmbackup.py,h,begin'), (1, 'vm-export,h,end,VM-NOT-FOUND gone,away'),
+                    (1, 'vm-export,h,begin,web'), (1, 'vm-export,other,end,VM-LOCKED db'),
+                    (1, 'test-restore,h,end,TEST-RESTORE-FAIL x'),
+                    (1, 'vm-export,h,end,SUCCESS web,elapse:0 size:0G'),
+                    (1, 'vmbackup.py,h,end,ERROR,S:1 W:0 E:1'))
+        text = self.check('WARNING', self.run_config).text
+        self.assertRegex(text, r'^last run, of .{16}: ERROR S:1 W:0 E:1; 1 of 1 .*; '
+                         r'failed in it: gone,away \(VM-NOT-FOUND\)$')
+        config = self.config('vm-export=web', 'vm-export=gone')
+        self.assertEqual(2, self.vmbackup('password', config).status)
+        self.assertRegex(self.check('CRITICAL', config).text, r'last run, of .*: ERROR S:1 W:0 E:1')
+
+    def test_warnings_and_skipped_runs_are_said(self):
+        for result in ('WARNING,S:1 W:1 E:0', 'SKIPPED,S:0 W:0 E:0'):
+            self.logged((1, 'vmbackup.py,h,begin'), (1, 'vm-export,h,end,SKIPPED web'),
+                        (1, 'vmbackup.py,h,end,' + result))
+            text = self.check('OK', self.run_config).text
+            self.assertIn(': ' + result.replace(',', ' '), text)
+            self.assertNotIn('failed in it', text)
+
+    def test_an_old_run_is_critical(self):
+        self.logged((30, 'vmbackup.py,h,begin'), (29, 'vmbackup.py,h,end,ERROR,S:0 W:0 E:1'))
+        self.assertRegex(self.check('CRITICAL', self.run_config).text,
+                         r'^the last run began 20\S+ \S+; 1 of 1')
+
+    def test_runs_side_by_side_hide_no_error(self):
+        self.logged((3, 'vmbackup.py,h,begin'), (2, 'vmbackup.py,h,begin'),
+                    (1, 'vmbackup.py,h,end,ERROR,S:0 W:0 E:1'),
+                    (1, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'),
+                    (1, 'vmbackup.py,other,end,SUCCESS,S:9 W:0 E:0'))
+        self.assertIn('ERROR S:0 W:0 E:1', self.check('WARNING', self.run_config).text)
+
+    def test_without_a_log_or_a_run_in_it_there_is_a_warning(self):
+        self.logged((1, 'vm-export,h,begin,web'), (1, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'))
+        self.assertIn('no run in status_log', self.check('WARNING', self.run_config).text)
+        for content in (b'', b'\0' * 100, b'\xff\n' * 100, b',' * 10000,
+                        b'2026/99/99 99:99:99,vmbackup.py,h,begin'):
+            with open(self.status_log, 'wb') as stream:
+                stream.write(content)
+            self.assertIn('no run in status_log', self.check('WARNING', self.run_config).text)
+        os.unlink(self.status_log)
+        for make in (os.mkdir, os.mkfifo, lambda path: None):
+            make(self.status_log)
+            self.assertIn('cannot read status_log ' + self.status_log,
+                          self.check('WARNING', self.run_config).text)
+            with contextlib.suppress(FileNotFoundError):
+                (os.rmdir if os.path.isdir(self.status_log) else os.unlink)(self.status_log)
+
+    def test_only_the_end_of_a_long_log_is_read(self):
+        self.logged(*[(1, 'vmbackup.py,h,begin'), (1, 'vmbackup.py,h,end,SUCCESS,S:7 W:0 E:0')])
+        with open(self.status_log, 'rb') as stream:
+            end = stream.read()
+        for filler, most in ((b'x' * 99 + b'\n', 1 << 16), (b'', 1 << 20)):
+            with open(self.status_log, 'wb') as stream:
+                stream.truncate(1 << 36)               # 64 GiB, a hole
+                stream.seek(0, os.SEEK_END)
+                stream.write(b'\n' + end + (filler or (b'T,vm-export,h,begin,x\n' * 4000)))
+            read, real = [], io.BufferedReader.read
+
+            class Counting(io.BufferedReader):
+                """Notes how much is read of it."""
+
+                def read(self, size=-1):
+                    """Read."""
+                    read.append(size)
+                    return real(self, size)
+            with unittest.mock.patch('VmBackup.open', create=True, side_effect=lambda handle, _: (
+                    Counting(io.FileIO(handle)))):
+                self.assertEqual('SUCCESS S:7 W:0 E:0', VmBackup.last_run(self.status_log).result)
+            self.assertEqual(most, max(read))
+
+    def test_a_line_that_is_cut_by_the_end_that_is_read_is_none(self):
+        name = '2026/01/01 00:00:00,vmbackup.py,h,begin'
+        line = b'2026/01/01 00:00:00,vm-export,h,begin,' + name.encode('ascii') + b'\n'
+        with open(self.status_log, 'wb') as stream:
+            stream.write(line + b'x' * (65536 - len(name) - 2) + b'\n')
+        self.assertIsNone(VmBackup.last_run(self.status_log))
+
+
+class LeftOver(StatusCase):
+    """Records of snapshots and restores."""
+
+    def setUp(self):
+        super().setUp()
+        self.run_config = self.backed_up('vm-export=web')
+        self.failed = self.old_backup('db', DAY % 1)
+
+    def left(self, state, number):
+        """The text of an answer that counts so many."""
+        found = self.check(state, self.run_config)
+        self.assertEqual(number, found.figures['leftovers'], found.text)
+        return found.text
+
+    def snapshot(self, **fields):
+        """Leave the record of a snapshot."""
+        self.record(self.failed, self.disk_of('db', '0'), **fields)
+
+    def restore(self, **fields):
+        """Leave the record of a restore; its path."""
+        record = dict(dict(mark='a' * 32, pool='x', name='db', since=VmBackup.utc(-60),
+                           host=os.uname().nodename, process='1 1'), **fields)
+        path = self.backups + '/.restore-%s.json' % record['mark']
+        with open(path, 'w', encoding='utf-8') as stream:
+            json.dump(record, stream)
+        return path
+
+    def test_a_process_that_is_gone_left_something_and_one_that_is_there_did_not(self):
+        here = os.uname().nodename
+        own = VmBackup.process(str(os.getpid()))
+        self.snapshot(host=here)
+        path = self.restore()
+        self.assertIn('left over: %s/snapshot.json, %s; ' % (self.failed, path),
+                      self.left('WARNING', 2))
+        self.restore(process=own)
+        self.left('WARNING', 1)
+        self.snapshot(host=here, process=own)
+        self.left('OK', 0)
+
+    def test_of_another_host_the_age_decides(self):
+        for hours, number in ((25, 0), (27, 2)):
+            self.snapshot(host='other', since=VmBackup.utc(-hours * 3600))
+            self.restore(host='other', since=VmBackup.utc(-hours * 3600))
+            self.left('WARNING' if number else 'OK', number)
+        self.snapshot(host='other', since='20010101T00:00:00Z')
+        self.restore(host='other', since='yesterday')
+        self.left('WARNING', 2)
+
+    def test_damaged_records_are_left_and_an_empty_one_of_a_restore_is_not(self):
+        for content in (b'', b'{}', b'\xff', b'[' * 10000):
+            with open(self.failed + '/snapshot.json', 'wb') as stream:
+                stream.write(content)
+            self.left('WARNING', 1)
+        os.unlink(self.failed + '/snapshot.json')
+        os.mkfifo(self.failed + '/snapshot.json')
+        path = self.restore()
+        for content, number in ((b'', 1), (b'{}', 2)):
+            with open(path, 'wb') as stream:
+                stream.write(content)
+            self.left('WARNING', number)
+
+
+class OneLine(StatusCase):
+    """Whatever there is, and whatever goes wrong."""
+
+    def test_hostile_names_break_neither_line_nor_figures(self):
+        names = ["a|b=1s 'x'=2", 'two\nlines', "quo'te\"s", 'bell\x07\x1b[2J', 'c1\x9b2J\x85',
+                 'büro', '日本語サーバー' * 30, '$(reboot)`;&', '\u2028\u202e', '...', '%41', "'", '|',
+                 ' ']
+        config = self.config(*['vm-export=x%d' % number for number in range(5)] + ['vm-export=.*'])
+        self.logged(*[(1, 'vmbackup.py,h,begin')] + [
+            (1, 'vm-export,h,end,VM-LOCKED ' + VmBackup.printable(name)) for name in names])
+        for name in names:
+            os.makedirs(os.path.join(self.backups, VmBackup.path_part(name), DAY % 1))
+        os.makedirs(os.path.join(os.fsencode(self.backups), b'b\xfcro', (DAY % 1).encode('ascii')))
+        for locale in ('C', 'C.UTF-8', 'POSIX'):
+            found = self.check('CRITICAL', config, LANG=locale, LC_ALL=locale)
+            self.assertEqual(len(names) + 6, found.figures['vms'])
+            self.assertIn('and %d more; ' % (len(names) - 4), found.text)
+            self.assertIn('and 4 more', found.text)
+        self.assertIn('büro (none)', self.check('CRITICAL', self.config('vm-export=büro'),
+                                                LC_ALL='C').text)
+        self.assertIn('a\\x7cb=1s', self.check('CRITICAL', self.config('vm-export=a.*')).text)
+
+    def test_the_line_is_bounded(self):
+        deep = os.path.join(self.backups, 'ü' * 100)
+        for number in range(40):
+            path = os.path.join(deep, DAY % 1 + '/' if not number else 'k%02d' % number + 'x' * 200)
+            os.makedirs(path)
+            with open(path + '/snapshot.json', 'w', encoding='utf-8'):
+                pass
+        for text in (self.check('CRITICAL', self.config('vm-export=.*')).text,
+                     VmBackup.answer(0, '語' * 5000, 'vms=1')):
+            self.assertIn(' ...', text)
+        self.assertEqual(3999, len(VmBackup.answer(0, 'x' * 5000).encode('utf-8')) - 2)
+
+    def test_bad_words_are_unknown(self):
+        config = self.backed_up('vm-export=web')
+        for words, text in (
+                ((), 'wanted: status <config-file> [max_age=26h]'), (('',), 'wanted: status'),
+                ((config, 'max_age'), 'unknown option: max_age'),
+                ((config, 'max_age='), 'unknown option: max_age='),
+                ((config, 'age=3h'), 'unknown option: age=3h'),
+                ((config, 'preview'), 'unknown option: preview'),
+                ((config, 'a|b\nc'), 'unknown option: a\\x7cb\\nc'),
+                (('/nosuch',), 'cannot read config file /nosuch: No such file'),
+                ((self.backups,), 'cannot read config file ' + self.backups),
+                ((sys.executable,), 'not a config file')):
+            with self.subTest(text):
+                self.assertIn(text, self.check('UNKNOWN', *words).text)
+        for max_age in ('26', '0h', '1w', '-1h', '1.5h', 'h', '٣h', '26 h', '99999999d', '26h\n'):
+            self.assertIn('max_age invalid (wanted: 90m, 26h or 2d) -> ', self.check(
+                'UNKNOWN', config, 'max_age=' + max_age).text)
+
+    def test_a_config_that_cannot_be_used_is_unknown(self):
+        for keys, text in (
+                (dict(max_backups='many'), 'config max_backups out of range -> many ('),
+                (dict(backup_dir='/nosuch'), 'config backup_dir does not exist -> /nosuch'),
+                (dict(require_mount='yes', backup_dir='/'), 'is on the root file system'),
+                ({'vm-export': 'd[b'}, 'invalid regex: vm-export=d[b'),
+                ({'vm-export': 'web:x'}, 'vm_max_backup is invalid - web:x')):
+            with self.subTest(text):
+                found = self.check('UNKNOWN', self.config(**keys))
+                self.assertIn(text, found.text)
+                self.assertNotRegex(found.text, r'^(\*|ERROR)')
+        config = self.config('vm-export')
+        self.assertIn('not a key=value line: vm-export', self.check('UNKNOWN', config).text)
+        with open(config, 'ab') as stream:
+            stream.write(b'caf\xe9')
+        self.assertIn('is not UTF-8 text', self.check('UNKNOWN', config).text)
+
+    def test_other_keys_do_not_matter(self):
+        self.backed_up('vm-export=web')
+        self.check('OK', self.config('vm-export=web', other='x'))
+
+    def test_a_share_that_is_not_mounted_is_unknown(self):
+        config = self.backed_up('vm-export=web', require_mount='auto')
+        table = os.path.join(self.directory, 'fstab')
+        with open(table, 'w', encoding='utf-8') as stream:
+            stream.write('server:/share %s nfs defaults 0 0\n' % self.backups)
+        self.script = self.changed_script(FSTAB=table)
+        self.assertIn('where nothing is mounted', self.check('UNKNOWN', config).text)
+
+    def test_a_share_that_hangs_is_unknown_in_time(self):
+        config = self.backed_up('vm-export=web')
+        text = open(self.changed_script(STATUS_TIMEOUT=1), encoding='utf-8')
+        with text as stream:
+            source = stream.read()
+        for name in ('def look(self, require_mount: str) -> str:\n',
+                     'def is_good(self) -> bool:\n'):
+            self.script = self.changed_script(STATUS_TIMEOUT=1)
+            with open(self.script, 'w', encoding='utf-8') as stream:
+                stream.write(source.replace(name, name + '        time.sleep(99)\n'))
+            begun = time.monotonic()
+            self.assertEqual('no answer within 1 seconds', self.check('UNKNOWN', config).text)
+            self.assertLess(time.monotonic() - begun, 20)
+
+    def test_what_may_not_be_read_is_unknown(self):
+        config = self.backed_up('vm-export=web')
+        self.first(AS_ANYBODY)
+        os.chmod(self.backups, 0)
+        self.addCleanup(os.chmod, self.backups, 0o700)
+        self.assertIn('backup_dir is not writable', self.check('UNKNOWN', config).text)
+        os.chmod(self.backups, 0o300)
+        self.assertIn('cannot read ' + self.backups, self.check('UNKNOWN', config).text)
+
+    def test_a_bug_and_a_signal_are_unknown(self):
+        config = self.backed_up('vm-export=web')
+        for error, text in ((KeyError('x|\n'), 'a bug in VmBackup.py, please report it: KeyError'),
+                            (ValueError('y'), 'please report it: ValueError'),
+                            (VmBackup.Interrupted(15), 'ended by signal 15')):
+            stream = io.BytesIO()
+            with unittest.mock.patch.object(VmBackup, 'bounded', side_effect=error):
+                status = VmBackup.run_status([config], VmBackup.Console(stream), None)
+            found = Answer(self, stream.getvalue().decode('utf-8'))
+            self.assertEqual((3, 'UNKNOWN'), (status, found.state))
+            self.assertIn(text, found.text)
+
+    def test_a_closed_output_is_no_error(self):
+        config = self.backed_up('vm-export=web')
+        command = 'exec "$0" "$1" status "$2" >&-; exit 9'
+        done = subprocess.run(['sh', '-c', command, sys.executable, self.script, config],
+                              stderr=subprocess.PIPE, env=self.environ(), timeout=LIMIT)
+        self.assertEqual((0, b''), (done.returncode, done.stderr))
+
+
+class WhatItCosts(StatusCase):
+    """It is in nobody's way."""
+
+    def test_a_run_that_begins_meanwhile_finds_nothing_locked(self):
+        config = self.backed_up()
+        files, calls = self.tree(), self.sim.calls()
+        self.sim.down()
+        with unittest.mock.patch('fcntl.flock', side_effect=AssertionError('locked')):
+            stream = io.BytesIO()
+            VmBackup.run_status([config], VmBackup.Console(stream), None)
+        self.assertEqual('OK', Answer(self, stream.getvalue().decode('utf-8')).state)
+        self.check('OK', config)
+        self.assertEqual((files, calls), (self.tree(), self.sim.calls()))
+
+    def test_each_manifest_is_read_once(self):
+        for vm in ('web', 'db', 'kept'):
+            for number in range(1, 9):
+                self.made(vm, DAY % number if vm != 'kept' else 'KEEP-%d' % number, number)
+        os.mkdir(self.backups + '/foreign')
+        read, real = [], VmBackup.read_file
+
+        def reading(path, limit):
+            read.append(path)
+            return real(path, limit)
+        for rule, wanted in (('.*', 24), ('web', 16)):
+            config, stream = self.config('vm-export=' + rule), io.BytesIO()
+            del read[:]
+            with unittest.mock.patch.object(VmBackup, 'read_file', reading):
+                VmBackup.run_status([config], VmBackup.Console(stream), None)
+            manifests = [path for path in read if path.endswith('backup.json')]
+            self.assertEqual((wanted, wanted), (len(manifests), len(set(manifests))))
+
+
+class Parser(unittest.TestCase):
+    """The parser above is as strict as the guidelines."""
+
+    def test_it_refuses_what_is_no_answer(self):
+        for output in ('', 'VMBACKUP OK - x', 'VMBACKUP OK - x\ny\n', 'OK - x\n',
+                       'VMBACKUP OK - a | b | vms=1\n', "VMBACKUP OK - a | vms=1 'x\n",
+                       'VMBACKUP OK - a | vms=\n', 'VMBACKUP OK - a | vms=1;2;3;4;5;6\n',
+                       'VMBACKUP OK - a | oldest=1;;3\n', 'VMBACKUP OK - \x1b | vms=1\n',
+                       'VMBACKUP OK - %s | vms=1\n' % ('x' * 4096)):
+            with self.subTest(output[:40]), self.assertRaises((AssertionError, KeyError)):
+                Answer(self, output)
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,501 @@
+"""Archives and images that are good: none is refused, others read the same, memory is bounded."""
+
+import gzip
+import hashlib
+import io
+import itertools
+import os
+import py_compile
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import textwrap
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests import ROOT
+from tests.commands import archives
+from tests.tools import figures
+from tests.commands.archives import KINDS, MIB, PACKERS, SAMPLES, SMALL, ArchiveCase, Member, sample
+from tests.faults.faulting import full, seed
+from tests.simpool import archive, ova, pools
+from tests.tools.support import LIMIT
+
+try:
+    from dissect.archive.xva import XVA
+except ImportError:
+    XVA = None
+try:
+    import xxhash
+except ImportError:
+    xxhash = None
+
+MEMORY = 40                    # MiB
+# XXH64 of so many bytes of SHAKE128('XXH64'), as the package xxhash 4.1.0 has it.
+VECTORS = {
+    0: 'EF46DB3751D8E999', 1: '27C3F04C2881203A', 3: '149FB22F4E59DFFF', 4: 'D8403E74DA480D8F',
+    7: 'BD9319CC3D5C1582', 8: '7BB52B98C7340471', 12: '6AF2B15B0BF41F4E', 31: '887B62667FE0D266',
+    32: '7EBD8156C1270ED8', 33: '276D2B416AFD4E26', 63: '695DDAD10113F8A5', 64: '4D3FC386F16C2132',
+    100: '294C7D3E8D352FF2', 1000: '1FC4EB058BC4790D', 4096: '422D06345B30A9BA',
+    MIB - 1: '5DE977FBD96E598A', MIB: '736C8357B63A8C08'}
+ZEROS = '87D2A1B6E1163EF1'      # of 1 MiB of zeros
+
+
+def images(data):
+    """{directory: Image} of the disks of an archive, as the simulated importer reads them."""
+    return archive.read_xva(io.BytesIO(data), ova.disk_sizes).disks
+
+
+class Samples(ArchiveCase):
+    """What a real xapi has made."""
+
+    def test_under_any_name_by_the_path(self):
+        """Compression is told by the first bytes, whatever the name; no file stays open."""
+        before = len(os.listdir('/proc/self/fd'))
+        verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
+        for name, form in (('sample.xva.gz', '.xva'), ('sample.xva.zst', '.xva'),
+                           ('no-disks.xva', '.xva'), ('metadata.xva', '.xva'),
+                           ('sample-root.vhd.xz', '.vhd')):
+            if name.endswith('.zst') and 'zstd' not in PACKERS:
+                continue
+            self.put(sample(name))
+            proofs = set()
+            for other in ('x', 'x' + form, 'x.gz', 'x%s.gz' % form, 'x%s.zst' % form):
+                with self.subTest((name, other)):
+                    path = os.path.join(self.directory, other)
+                    os.link(self.path, path)
+                    proofs.add(verifier.prove(path))
+                    os.unlink(path)
+            self.assertEqual(1, len(proofs))
+        self.assertEqual(before, len(os.listdir('/proc/self/fd')))
+
+    def test_the_disks_are_those_that_were_put_in(self):
+        """So what is proved here is proved of the disks that this VM had."""
+        with open(os.path.join(SAMPLES, 'SHA256SUMS.images'), encoding='ascii') as stream:
+            known = {line.split()[0] for line in stream}
+        data = gzip.decompress(sample('sample.xva.gz'))
+        self.assertEqual('checksums', self.proof(data).proved)
+        self.assertEqual(known, {image.sha256() for image in images(data).values()})
+
+    def test_archives(self):
+        for name, proved, size in (('sample.xva.gz', 'checksums', 8446464),
+                                   ('sample.xva.zst', 'checksums', 8446464),
+                                   ('no-disks.xva', 'checksums', 24064),
+                                   ('metadata.xva', 'metadata', 42496)):
+            if name.endswith('.zst') and 'zstd' not in PACKERS:
+                continue
+            with self.subTest(name):
+                found = self.proof(sample(name))
+                self.assertEqual((proved, size), (found.proved, found.size))
+
+    def test_an_image_and_a_dump(self):
+        found = self.proof(sample('sample-root.vhd.xz'), '.vhd', 8 * MIB)
+        self.assertEqual('structure', found.proved)
+        self.assertEqual('structure', self.proof(sample('pool-database.dump.xz'), '.dump').proved)
+
+    def test_one_whose_export_failed(self):
+        self.put(sample('failed-no-disks.xva'))
+        self.assertEqual('it ends at byte 44961, in ova.xml: the export failed: '
+                         'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]',
+                         str(self.verdict()))
+
+    def test_metadata_is_no_failed_export(self):
+        """What tells them apart is that the VM's state was preserved (xapi: export.ml, make_vm)."""
+        member, = archives.members(sample('metadata.xva'))
+        self.assertEqual('metadata', self.proof(archives.joined([member])).proved)
+        changed = member.data.replace(
+            b'<name>suspend_VDI</name><value>Ref:231</value>',
+            b'<name>suspend_VDI</name><value>OpaqueRef:NULL</value>')
+        self.put(archives.joined([Member('ova.xml', changed)]))
+        self.assertRegex(str(self.verdict()), r"a chunk Ref:\d+/00000000 or later was expected, "
+                         "found the end")
+
+    def test_metadata_of_a_running_vm_with_all_that_it_may_have(self):
+        """None of its references is null, so that of its suspend image is not numbered."""
+        pool = pools.load({'vms': [{'name': 'vm', 'disks': [SMALL], 'power_state': 'Running'}]})
+        vm, = [ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'vm']
+        (host, record), = pool.tables['host'].items()
+        for affinity in (ova.NULL, host):
+            pool.tables['VM'][vm]['affinity'] = affinity
+            text, _ = ova.build(pool.tables, vm, itertools.count(1).__next__,
+                                ova.version_info(record, '26.1'), preserve_power_state=True)
+            self.assertEqual('metadata', self.proof(b''.join(archive.xva(text, []))).proved)
+
+
+class Checksums(unittest.TestCase):
+    """XXH64 in Python and by the library are what they are by everybody else."""
+
+    def setUp(self):
+        self.bytes = hashlib.shake_128(b'XXH64').digest(MIB)
+
+    def agree(self, function):
+        """A function's results are the known ones."""
+        for length, known in VECTORS.items():
+            self.assertEqual(known, '%016X' % function(self.bytes[:length]), length)
+        self.assertEqual(ZEROS, '%016X' % function(bytes(MIB)))
+
+    def by_library(self, data):
+        """As libxxhash has it."""
+        return VmBackup.xxhash_library()(data, len(data), 0)
+
+    def test_of_known_bytes_in_python(self):
+        self.agree(VmBackup.xxh64)
+
+    @unittest.skipUnless(archives.WITH_LIBRARY, 'no libxxhash')
+    def test_of_known_bytes_by_the_library(self):
+        self.agree(self.by_library)
+
+    @unittest.skipUnless(archives.WITH_LIBRARY, 'no libxxhash')
+    def test_of_any_length_as_the_library(self):
+        chance = archives.chances(seed(), self.id())
+        for length in list(range(200)) + [chance.randrange(MIB) for _ in range(20)]:
+            data = self.bytes[chance.randrange(100):][:length]
+            self.assertEqual(self.by_library(data), VmBackup.xxh64(data), length)
+
+    @unittest.skipUnless(xxhash, 'no package xxhash')
+    def test_of_any_length_as_the_package(self):
+        self.agree(xxhash.xxh64_intdigest)             # the vectors themselves
+        chance = archives.chances(seed(), self.id())
+        for length in list(range(200)) + [chance.randrange(MIB) for _ in range(20)]:
+            data = self.bytes[chance.randrange(100):][:length]
+            self.assertEqual(xxhash.xxh64_intdigest(data), VmBackup.xxh64(data), length)
+
+    def test_a_reader_of_archives_without_the_library_finds_the_same(self):
+        data = archives.plain([MIB + SMALL])
+        found = []
+        for library in (VmBackup.xxhash_library, lambda: None):
+            with unittest.mock.patch('VmBackup.xxhash_library', library):
+                source = VmBackup.Source.__new__(VmBackup.Source)
+                source.__dict__.update(stream=io.BytesIO(data), packed='', at=0, stopped=False)
+                found.append(VmBackup.ArchiveReader(source, None).read())
+        self.assertEqual('checksums', found[0].proved)
+        self.assertEqual(found[0], found[1])
+
+
+class Good(ArchiveCase):
+    """None of these is refused."""
+
+    def test_every_kind_plain_and_by_each_program_that_decompresses(self):
+        for name, make in KINDS.items():
+            data = make()
+            found = self.proof(data)
+            self.assertEqual('checksums', found.proved)
+            figures.add('good archives', faults=0, checks=1)
+            for program, kind in PACKERS.items():
+                with self.subTest((name, program)):
+                    self.only(program)
+                    self.assertEqual(found, self.proof(archives.packed(data, kind)))
+                    figures.add('good archives', faults=0, checks=1)
+
+    def test_disks_come_in_the_order_of_their_names_as_text(self):
+        found = archives.members(KINDS['several disks']())
+        self.assertEqual(['Ref:12', 'Ref:14', 'Ref:16', 'Ref:9'],
+                         [member.name[:-9] for member in found if archives.is_chunk(member)])
+        text, chunks = found[:1], found[1:]
+        self.proof(archives.joined(text + chunks))
+        self.put(archives.joined(text + chunks[-2:] + chunks[:-2]))    # in that of their numbers
+        self.assertIsInstance(self.verdict(), VmBackup.Damaged)
+
+    def test_keep_alive_members_anywhere_but_at_the_ends(self):
+        text, ((name, image),) = archives.described([3 * MIB + SMALL])
+        for numbers in ((1,), (1, 2, 3), (2,), (1, 3), tuple(range(1, 40))):
+            data = b''.join(archive.xva(text, [(name, image)], 'xxhash',
+                                        {(name, number) for number in numbers}))
+            self.assertLess(9, len(archives.members(data)))
+            self.assertEqual('checksums', self.proof(data).proved)
+
+    def test_any_shape(self):
+        chance = random.Random('shapes:' + seed())
+        packers = [bytes, lambda data: gzip.compress(data, 1)]
+        if 'zstd' in PACKERS:
+            packers.append(lambda data: archives.packed(data, 'zstd'))
+        for number in range((200 if full() else 24) if archives.WITH_LIBRARY else 3):
+            text, disks = archives.described(
+                sorted((chance.choice((512, SMALL, MIB, 3 * MIB - 512, 4 * MIB, 5 * MIB + 1,
+                                       chance.randrange(1, 4 * MIB)))
+                        for _ in range(chance.randrange(5))), reverse=True),
+                numbers=itertools.count(chance.randrange(200)))
+            for _, image in disks:
+                for index in range(image.chunk_count):
+                    if chance.random() < 0.4:
+                        image.write(index * MIB, bytes(image.chunk_size(index)))
+            disks.sort(key=lambda disk: -disk[1].virtual_size)     # the first sets the measure
+            names = sorted(name for name, _ in disks)
+            text, disks = self.renamed(text, disks, names)
+            keep = {(name, chance.randrange(6)) for name in names}
+            data = chance.choice(packers)(b''.join(archive.xva(
+                text, disks, chance.choice(('xxhash', 'checksum')), keep, chance.randrange(2**31))))
+            with self.subTest(number):
+                self.assertEqual('checksums', self.proof(data).proved)
+                figures.add('good archives', faults=0, checks=1)
+
+    @staticmethod
+    def renamed(text, disks, names):
+        """The disks under these names, also in ova.xml, so that the largest comes first."""
+        moves = {old: new for (old, _), new in zip(disks, names)}
+        for old in moves:
+            text = text.replace(b'>%s<' % old.encode(), b'>@%s<' % old.encode())
+        for old, new in moves.items():
+            text = text.replace(b'>@%s<' % old.encode(), b'>%s<' % new.encode())
+        return text, [(moves[name], image) for name, image in disks]
+
+    def test_vhd_images_of_any_size_and_fill(self):
+        chance = random.Random('vhd:' + seed())
+        sizes = [512, MIB, 2 * MIB, 2 * MIB + 512, 127 << 30, 128 << 30, 1 << 40, 2040 << 30]
+        sizes += [512 * chance.randrange(1, 1 << chance.randrange(1, 32)) for _ in range(60)]
+        for size in sizes:
+            with self.subTest(size):
+                image = archive.Image(size)
+                for at in (0, size - 512, chance.randrange(size // 512) * 512):
+                    if chance.random() < 0.7:
+                        image.write(at, b'x' * 512)
+                self.proof(b''.join(archive.vhd_stream(image)), '.vhd', size)
+                figures.add('good images', faults=0, checks=1)
+
+    def test_vhd_images_with_every_block_of_a_rounded_disk(self):
+        image = archive.Image(4 * MIB)
+        data = b''.join(archive.vhd_stream(image, every_block=True))
+        self.proof(data, '.vhd', 4 * MIB)
+        self.proof(data, '.vhd', 3 * MIB + 512)        # a disk that was rounded up to blocks
+
+    def test_blocks_may_be_in_any_order(self):
+        image = archive.Image.sample(8 * MIB, 'x', 1)
+        data = bytearray(b''.join(archive.vhd_stream(image)))
+        table = data.index(b'\0' * 3 + b'\5', 1536)    # of blocks at the sectors 5, 4102, ...
+        data[table:table + 8] = data[table + 4:table + 8] + data[table:table + 4]
+        self.proof(bytes(data), '.vhd', 8 * MIB)
+
+    def test_raw_images(self):
+        for size in (0, 1, 512, MIB, MIB + 1):
+            self.proof(b'x' * size, '.raw', size)
+
+    def test_large_documents_with_large_values(self):
+        """Expat 2.6 looks at a value only when much of it has come."""
+        small = [b'<row name="%s"/>' % (b'y' * 1000)] * 1000
+        for large in (2 * MIB, 5 * MIB):
+            values = [b'<row name="%s"/>' % (b'x' * large)] * 2
+            data = b''.join([b'<database>'] + small * 18 + values + small + [b'</database>'])
+            self.assertEqual('structure', self.proof(data, '.dump').proved)
+
+    def test_the_importer_of_the_simulated_pool_agrees(self):
+        for name, make in KINDS.items():
+            with self.subTest(name):
+                data = make()
+                self.proof(data)
+                chunks = [member.name for member in archives.members(data)
+                          if archives.is_chunk(member)]
+                self.assertEqual({chunk.partition('/')[0] for chunk in chunks}, set(images(data)))
+
+
+class Peers(ArchiveCase):
+    """Others read the same bytes."""
+
+    def for_dissect(self, data):
+        """An archive for dissect.archive 1.8, which leaves the last member of each disk out: it
+        gets one more."""
+        found = archives.members(data)
+        changed = []
+        for number, member in enumerate(found):
+            changed.append(member)
+            after = found[number + 1].name if number + 1 < len(found) else ''
+            directory = member.name.partition('/')[0]
+            if number and directory != after.partition('/')[0]:
+                changed.append(Member(directory + '/99999999', b''))
+        return archives.joined(changed)
+
+    def compare(self, data):
+        """Others read the same of each disk; return the digests of the disks."""
+        self.assertEqual('checksums', self.proof(data).proved)
+        xva, found = XVA(io.BytesIO(self.for_dissect(data))), set()
+        for name, image in images(data).items():
+            digest = hashlib.sha256(xva.open(name).read(image.virtual_size)).hexdigest()
+            self.assertEqual(image.sha256(), digest, name)
+            found.add(digest)
+        return found
+
+    @unittest.skipUnless(XVA, 'no package dissect.archive')
+    def test_dissect_reads_the_same_disks_of_our_archives(self):
+        for checksum in ('xxhash', 'checksum'):
+            self.assertEqual(3, len(self.compare(archives.plain(
+                [2 * MIB, 3 * MIB + SMALL, MIB + 512], checksum))))
+        for name, make in KINDS.items():
+            with self.subTest(name):
+                self.compare(make())
+
+    @unittest.skipUnless(XVA, 'no package dissect.archive')
+    def test_dissect_reads_the_same_disks_of_the_real_sample(self):
+        with open(os.path.join(SAMPLES, 'SHA256SUMS.images'), encoding='ascii') as stream:
+            known = {line.split()[0] for line in stream}
+        self.assertEqual(known, self.compare(gzip.decompress(sample('sample.xva.gz'))))
+
+    def qemu(self, *words):
+        """What qemu-img says of our file, read as a VHD image of the size that it tells."""
+        opened = 'driver=vpc,force_size_calc=current_size,file.filename=' + self.path
+        done = subprocess.run(['qemu-img', words[0], '--image-opts', opened] + list(words[1:]),
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LIMIT)
+        self.assertEqual(0, done.returncode, done.stdout)
+        return done.stdout
+
+    @unittest.skipUnless(shutil.which('qemu-img'), 'no qemu-img')
+    def test_qemu_reads_the_same_disk_of_a_vhd_as_of_a_raw_image(self):
+        for size in (5 * MIB, 9 * MIB + 512):
+            image = archive.Image.sample(size, 'qemu', 0.5)
+            raw = os.path.join(self.directory, 'raw')
+            with open(raw, 'wb') as stream:
+                for piece in archive.raw_stream(image):
+                    stream.write(piece)
+            self.proof(b''.join(archive.vhd_stream(image)), '.vhd', size)
+            self.assertEqual(b'Images are identical.\n', self.qemu(
+                'compare', 'driver=raw,file.filename=' + raw))
+
+    @unittest.skipUnless(shutil.which('qemu-img'), 'no qemu-img')
+    def test_qemu_converts_what_passes_in_any_order_of_blocks(self):
+        size, chance = 12 * MIB + 512, archives.chances(seed(), self.id())
+        image = archive.Image.sample(size, 'order', 0.7)
+        data = bytearray(b''.join(archive.vhd_stream(image)))
+        table, = struct.unpack_from('>Q', data, 512 + 16)
+        form, out = '>%dI' % -(-size // (2 * MIB)), os.path.join(self.directory, 'raw')
+        entries = list(struct.unpack_from(form, data, table))
+        used = [sector for sector in entries if sector != VmBackup.NOWHERE]
+        for _ in range(3):
+            moved = list(used)
+            chance.shuffle(moved)
+            blocks = {sector: data[sector * 512:][:512 + 2 * MIB] for sector in used}
+            changed = bytearray(data)
+            for old, new in zip(used, moved):
+                changed[new * 512:new * 512 + len(blocks[old])] = blocks[old]
+            places = dict(zip(used, moved))
+            struct.pack_into(form, changed, table, *(places.get(each, each) for each in entries))
+            self.proof(bytes(changed), '.vhd', size)
+            self.qemu('convert', '-O', 'raw', out)
+            with open(out, 'rb') as stream:
+                self.assertEqual(image.sha256(), hashlib.sha256(stream.read()).hexdigest())
+
+    @unittest.skipUnless(shutil.which('qemu-img'), 'no qemu-img')
+    def test_images_that_qemu_made_pass(self):
+        for size in (MIB, 5 * MIB, 1 << 34, 1 << 40):
+            subprocess.check_output(['qemu-img', 'create', '-q', '-f', 'vpc', self.path, str(size)],
+                                    timeout=LIMIT)
+            self.assertEqual('structure', self.verdict('.vhd').proved)
+
+
+class Long(VmBackup.Source):
+    """An archive that never was on any disk: so many chunks, all of the same bytes, each followed
+    by so many empty members that keep a connection alive."""
+
+    def __init__(self, count, empty=0):
+        self.at, self.packed, self.stopped = 0, '', False
+        self.chunk = b'x' * MIB
+        text, ((self.name, _),) = archives.described([MIB])
+        self.text = re.sub(b'(<name>virtual_size</name><value>)%d' % MIB,
+                           lambda found: found.group(1) + b'%d' % (count * MIB), text)
+        self.pieces = self.stream(count, empty)
+        self.rest = memoryview(b'')
+
+    def stream(self, count, empty):
+        """The archive, piece by piece."""
+        yield Member('ova.xml', self.text).written()
+        right, none = (b'%016X' % archive.xxh64(data) for data in (self.chunk, b''))
+        for number in range(count * (empty + 1) - empty):
+            part = '%s/%08d' % (self.name, number)
+            full_one = number % (empty + 1) == 0
+            yield archive.tar_header(part, MIB if full_one else 0)
+            if full_one:
+                yield self.chunk
+            yield Member(part + '.xxhash', right if full_one else none).written()
+        yield archives.END
+
+    def fill(self, view):
+        """As of a file."""
+        done = 0
+        while done < len(view):
+            self.rest = self.rest or memoryview(next(self.pieces, b''))
+            if not self.rest:
+                break
+            piece = self.rest[:len(view) - done]
+            view[done:done + len(piece)] = piece
+            self.rest = self.rest[len(piece):]
+            done += len(piece)
+        self.at += done
+        return done
+
+
+MEASURED = '''
+import os, resource, sys
+sys.path.insert(0, sys.argv[1])
+import VmBackup
+handle = os.open(sys.argv[2], os.O_RDONLY)
+source = VmBackup.Source(handle)
+print(VmBackup.read_form(VmBackup.form_of(sys.argv[2])[0], source, None, None).proved)
+source.close()
+with open('/proc/self/status') as status:
+    print([line.split()[1] for line in status if line.startswith('VmHWM')][0])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+'''
+
+
+def resident():
+    """The memory, in KiB, that this process has now."""
+    with open('/proc/self/statm', encoding='ascii') as stream:
+        return int(stream.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') // 1024
+
+
+@unittest.skipUnless(archives.WITH_LIBRARY, 'no libxxhash: it would take minutes')
+class Memory(unittest.TestCase):
+    """It does not grow with the archive."""
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix='memory-')
+        self.addCleanup(shutil.rmtree, self.directory)
+        for name in 'VmBackup.py', 'XenAPI.py':        # compiled: that takes more than it allows
+            py_compile.compile(shutil.copy(os.path.join(ROOT, name), self.directory))
+
+    def peak(self, mib, kind='none'):
+        """The most memory, in MiB, that a process takes which verifies an archive of such a size;
+        a program that decompresses it is another process."""
+        path = os.path.join(self.directory, 'x.xva')
+        with open(path, 'wb') as stream:
+            for piece in archive.compressed(Long(mib).pieces, kind):
+                stream.write(piece)
+        proved, ours, others = subprocess.check_output(        # without coverage in it
+            [sys.executable, '-I', '-c', textwrap.dedent(MEASURED), self.directory,
+             path], env={
+                name: value for name, value in os.environ.items()
+                if not name.startswith('COVERAGE')}, timeout=LIMIT).split()
+        self.assertEqual(b'checksums', proved)
+        self.assertLess(int(others), MEMORY << 10)
+        return int(ours) / 1024
+
+    def test_of_a_process_for_small_and_large_archives(self):
+        small, large = self.peak(1), self.peak(300)
+        self.assertLess(max(small, large), MEMORY)
+        self.assertLess(large - small, 2)
+
+    def test_of_a_process_for_compressed_archives(self):
+        for kind in sorted(set(PACKERS.values())):
+            self.assertLess(self.peak(100, kind), MEMORY, kind)
+
+    def test_nothing_is_kept_of_each_of_100_000_chunks(self):
+        """Most of them are empty, which take no less of what might be kept."""
+        source, marks = Long(1000, 99), []
+        reader = VmBackup.ArchiveReader(source, None)
+        read_chunk = reader.read_chunk
+
+        def marked(name, size):
+            if name.endswith(('/00001000', '/00099000')):
+                marks.append((sys.getallocatedblocks(), resident()))
+            read_chunk(name, size)
+        reader.read_chunk = marked
+        self.assertEqual('checksums', reader.read().proved)
+        (blocks, memory), (blocks_later, memory_later) = marks
+        self.assertLess(blocks_later - blocks, 500)
+        self.assertLess(memory_later - memory, 1024)    # KiB: 10 bytes of each chunk
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,443 @@
+"""Any input ends with a verdict, in bounded memory: never a crash, never a file that hangs.
+
+With the package hypothesis its inputs come on top of those that a seeded chance makes.
+"""
+
+import errno
+import gzip
+import io
+import json
+import os
+import resource
+import shutil
+import struct
+import unittest
+import unittest.mock
+import zlib
+
+import VmBackup
+from tests.commands import archives
+from tests.tools import figures
+from tests.commands.archives import (
+    BLOCK, END, KINDS, PACKERS, ArchiveCase, Member, joined, members, sample)
+from tests.faults.faulting import full, seed
+from tests.simpool import archive
+
+try:
+    import hypothesis
+    from hypothesis import strategies
+except ImportError:
+    hypothesis = None
+
+FORMS = VmBackup.FORMS
+ROOM = 300                     # MiB of address space beyond what is in use: far less is needed
+
+
+class FuzzCase(ArchiveCase):
+    """What the tests below share."""
+
+    def setUp(self):
+        super().setUp()
+        self.chance = archives.chances(seed(), self.id())
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        with open('/proc/self/statm', encoding='ascii') as stream:
+            used = int(stream.read().split()[0]) * os.sysconf('SC_PAGE_SIZE')
+        resource.setrlimit(resource.RLIMIT_AS, (used + (ROOM << 20), limits[1]))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_AS, limits)
+
+    def times(self, count):
+        """How often: more in the full run."""
+        return count * (20 if full() else 1)
+
+    def end(self, data, forms=FORMS):
+        """Each way to read these bytes ends with a verdict."""
+        self.put(data)
+        for form in forms:
+            with self.subTest(form=form, bytes=len(data), begin=data[:60]):
+                found = self.verdict(form, self.chance.choice((None, len(data), 1 << 20)))
+                self.assertIsInstance(found, (VmBackup.Proof, VmBackup.Damaged))
+                self.assertNotIn('out of memory', str(found))
+                figures.add('odd inputs', faults=1, checks=1)
+
+    def noise(self, most=3000):
+        """Random bytes."""
+        return archives.noise(self.chance, self.chance.randrange(most))
+
+
+class Noise(FuzzCase):
+    """Bytes, and bytes behind what looks good."""
+
+    def test_of_any_kind(self):
+        for _ in range(self.times(40)):
+            self.end(self.noise())
+        for data in (b'', b'\0', bytes(BLOCK), bytes(4096), b'\xff' * 4096):
+            self.end(data)
+
+    def test_behind_the_first_bytes_of_something(self):
+        for magic in (b'\x1f\x8b', b'\x1f\x8b\x08\x00', b'\x28\xb5\x2f\xfd', b'conectix',
+                      b'ova.xml\0', b'<?xml version="1.0"?><database>', b'<value>'):
+            for _ in range(self.times(5)):
+                self.end(magic + self.noise())
+
+    def test_compressed(self):
+        for pack in [zlib.compress] + [
+                lambda data, kind=kind: archives.packed(data, kind) for kind in PACKERS.values()]:
+            for _ in range(self.times(3)):
+                self.end(pack(self.noise()))
+
+    def test_behind_what_tells_of_compression(self):
+        for program, kind in PACKERS.items():
+            self.only(program)
+            for head in (b'\x1f\x8b\x08\x00' + bytes(6), b'\x1f\x8b\x08\xff',
+                         b'\x28\xb5\x2f\xfd\xa4', archives.packed(b'x' * 3000, kind)[:9]):
+                for _ in range(self.times(3)):
+                    self.end(head + self.noise(), ['.xva'])
+
+    def test_headers_of_any_name_and_size(self):
+        for _ in range(self.times(60)):
+            name = self.chance.choice(('ova.xml', 'Ref:1/00000000', 'x', '', 'a' * 99, '\n'))
+            size = self.chance.choice((0, 1, 511, 512, 1 << 20, (1 << 20) + 1, 1 << 32,
+                                       0o77777777777))
+            self.end(archive.tar_header(name, size) + self.noise(), ['.xva'])
+
+    def test_fields_of_a_header(self):
+        for field in ((124, 12), (148, 8), (0, 100), (156, 1)):
+            for _ in range(self.times(12)):
+                head = bytearray(archive.tar_header('ova.xml', 100))
+                at, length = field
+                head[at:at + length] = self.chance.choice((
+                    archives.noise(self.chance, length), b'-1'.ljust(length),
+                    b'\x80' + bytes(length - 1), b'9' * length, b' ' * length, bytes(length)))
+                if at != 148 and self.chance.random() < 0.7:
+                    head[148:156] = b' ' * 8
+                    head[148:156] = b'%07o\0' % sum(head)
+                self.end(bytes(head) + bytes(2048), ['.xva'])
+
+
+class Documents(FuzzCase):
+    """ova.xml and the other documents."""
+
+    def ova(self, text):
+        """An archive with that ova.xml and nothing else, and that text as a document."""
+        self.end(joined([Member('ova.xml', text)]), ['.xva'])
+        self.end(text, ['.xml', '.dump'])
+
+    def test_deep_and_wide(self):
+        for text in (b'<a>' * 100000 + b'</a>' * 100000, b'<a>' * 100000,
+                     b'<value>' * 50000 + b'</value>' * 50000,
+                     b'<value><struct>' + b'<member></member>' * 50000 + b'</struct></value>',
+                     b'<value a="' + b'x' * 1000000 + b'"/>'):
+            self.ova(text)
+
+    def test_declarations_are_refused(self):
+        laughs = b'<!DOCTYPE a [<!ENTITY a "ha">' + b''.join(
+            b'<!ENTITY %c "&%c;&%c;&%c;&%c;&%c;&%c;">' % ((97 + n,) + (96 + n,) * 6)
+            for n in range(1, 26)) + b']><value>&z;</value>'
+        for text in (laughs, b'<!DOCTYPE a SYSTEM "/etc/passwd"><value/>',
+                     b'<value><![CDATA[x]]></value>'):
+            self.ova(text)
+        self.put(joined([Member('ova.xml', laughs)]))
+        self.assertEqual('ova.xml: it has a declaration, which xapi does not write',
+                         str(self.verdict()))
+        self.put(laughs)
+        self.assertEqual('it has a declaration, which xapi does not write',
+                         str(self.verdict('.xml')))
+
+    def test_anything_left_out_or_of_another_type(self):
+        data = KINDS['several disks']()
+        text, rest = members(data)[0].data, members(data)[1:]
+        words = (b'virtual_size', b'<struct>', b'</struct>', b'<value>', b'Ref:9', b'userdevice',
+                 b'content_type', b'<name>class</name>', b'VBD', b'VDI', b'power_state', b'<name>')
+        for _ in range(self.times(60)):
+            word, changed = self.chance.choice(words), text
+            places = [at for at in range(len(text)) if text.startswith(word, at)]
+            at = self.chance.choice(places)
+            changed = text[:at] + self.chance.choice((
+                b'', b'x', word * 2, self.noise(20), b'\0', b'-')) + text[at + len(word):]
+            self.end(joined([Member('ova.xml', changed)] + rest), ['.xva'])
+        for size in (b'-1', b'', b'x', b'9' * 5000, b'1.5', b' 7 ', b'1_0', '٣'.encode('utf-8')):
+            self.end(joined([Member('ova.xml', text.replace(b'>70000<', b'>%s<' % size))] + rest),
+                     ['.xva'])
+
+    def test_declarations_in_another_encoding_are_refused_too(self):
+        data = KINDS['one small disk']()
+        text, rest = members(data)[0].data.decode('utf-8'), members(data)[1:]
+        for encoding in ('utf-16', 'utf-16-le', 'utf-16-be', 'utf-8-sig'):
+            changed = ('<!DOCTYPE value [<!ENTITY a "b">]>' + text).encode(encoding)
+            self.put(joined([Member('ova.xml', changed)] + rest))
+            self.assertIsInstance(self.verdict(), VmBackup.Damaged, encoding)
+            self.put(changed)
+            self.assertIsInstance(self.verdict('.xml'), VmBackup.Damaged, encoding)
+
+    def test_encodings_that_nobody_knows(self):
+        for encoding in ('nonsense', 'hex', 'zlib', 'utf-7', 'utf-16', 'idna', 'undefined', 'mbcs',
+                         'punycode', 'shift_jis', 'cp037', 'latin-1', 'rot13', 'x' * 50, '\xe9'):
+            self.ova(b'<?xml version="1.0" encoding="%s"?><value/>' % encoding.encode('utf-8'))
+
+    def test_a_value_without_an_end_takes_no_memory_without_end(self):
+        """Of a file of 100 KB, if it is compressed."""
+        for begin in (b'<value a="', b'<value><!--', b'<value><?x ', b'<value a', b'<value>'):
+            pieces = [begin] + [b'x' * archives.MIB] * 100
+            self.end(b''.join(archive.compressed(pieces, 'gzip')), ['.xml'])
+
+    def test_an_ova_xml_that_claims_to_be_huge(self):
+        self.end(archive.tar_header('ova.xml', 0o77777777777) + bytes(5000), ['.xva'])
+        self.end(archive.tar_header('ova.xml', VmBackup.LARGEST_OVA) + bytes(5000), ['.xva'])
+
+
+class Images(FuzzCase):
+    """VHD images that tell nonsense, with right checksums."""
+
+    def test_any_numbers(self):
+        data = b''.join(archive.vhd_stream(archive.Image.sample(5 << 20, 'x', 0.5)))
+        for _ in range(self.times(60)):
+            changed = bytearray(data[:self.chance.choice((len(data), 4096, 60000))])
+            for start, length, total in ((0, 512, 64), (512, 1024, 36)):
+                for _ in range(self.chance.randrange(3)):
+                    at = start + 4 * self.chance.randrange(2, 20)
+                    struct.pack_into('>I', changed, at, self.chance.choice((
+                        0, 1, 3, 512, 0x10000, 1 << 21, 0xffffffff, self.chance.getrandbits(32))))
+                struct.pack_into('>I', changed, start + total, VmBackup.inverted(
+                    bytes(changed[start:start + length]), total))
+            changed[-BLOCK:] = changed[:BLOCK]
+            self.end(bytes(changed), ['.vhd'])
+
+
+class Splices(FuzzCase):
+    """Good ones, cut into pieces and put together again."""
+
+    def test_of_good_ones(self):
+        goods = [make() for name, make in KINDS.items() if name != 'keep-alive members']
+        goods += [b''.join(archive.vhd_stream(archive.Image.sample(70144, 'x', 1)))]
+        for _ in range(self.times(25)):
+            pieces = []
+            for _ in range(self.chance.randrange(1, 4)):
+                good = self.chance.choice(goods)
+                ends = sorted(self.chance.randrange(len(good)) for _ in range(2))
+                if self.chance.random() < 0.7:
+                    ends = [end - end % BLOCK for end in ends]
+                pieces.append(good[:ends[1]] if not pieces else good[ends[0]:ends[1]])
+            self.end(b''.join(pieces) + self.chance.choice((b'', END)))
+
+    def test_of_what_a_real_pool_made(self):
+        """Cut, mixed up, and cut again."""
+        names = ['sample.xva.gz', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva',
+                 'pool-database.dump.xz', 'sample-root.vhd.xz']
+        goods = [sample(name) for name in names + ['sample.xva.zst'] * ('zstd' in PACKERS)]
+        for good in goods:
+            for _ in range(self.times(6)):
+                self.end(good[:self.chance.randrange(len(good))])
+                other = self.chance.choice(goods)
+                self.end(good[:self.chance.randrange(len(good))] +
+                         other[self.chance.randrange(len(other)):])
+
+
+class Decompressors(FuzzCase):
+    """A program that could not do its work tells nothing of a file."""
+
+    def setUp(self):
+        super().setUp()
+        self.put(gzip.compress(KINDS['one small disk']()))
+
+    def instead(self, *lines):
+        """Have this script decompress; the verdict."""
+        with open(os.path.join(self.directory, 'gzip'), 'w', encoding='utf-8') as stream:
+            stream.write('\n'.join(('#!/bin/sh',) + lines) + '\n')
+        os.chmod(stream.name, 0o755)
+        path = self.directory + os.pathsep + os.environ['PATH']
+        self.only('gzip')
+        with unittest.mock.patch.dict(os.environ, PATH=path):
+            return self.verdict()
+
+    @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
+    def test_one_that_was_killed_is_no_damage(self):
+        """As the kernel does where memory is short."""
+        for signal in ('KILL', 'TERM', 'SEGV'):
+            with self.assertRaises(VmBackup.CommandFailed):
+                self.instead('kill -%s $$' % signal)
+            with self.assertRaises(VmBackup.CommandFailed):
+                self.instead('head -c 30000 | %s -dc 2>/dev/null' % shutil.which('gzip'),
+                             'kill -%s $$' % signal)
+
+    @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
+    def test_one_that_complains_or_ends_early_is_damage(self):
+        self.assertIn('gzip says: no / good', str(self.instead(
+            'echo no >&2', 'echo good >&2', 'exit 1')))
+        for line in ('exit 0', 'head -c 1', 'exit 2', 'yes no | head -c 60000 >&2; exit 1'):
+            self.assertIsInstance(self.instead(line), VmBackup.Damaged)
+
+    def test_none_is_no_damage(self):
+        for data in (gzip.compress(b'x'), b'\x28\xb5\x2f\xfd'):
+            self.put(data)
+            with unittest.mock.patch.dict(os.environ, PATH=self.directory):
+                with self.assertRaises(VmBackup.CommandFailed):
+                    self.verdict()
+
+    def test_none_stays(self):
+        """Neither a process nor an open file, whatever the verdict."""
+        before = len(os.listdir('/proc/self/fd'))
+        for kind in sorted(set(PACKERS.values())):
+            for data in (KINDS['an odd last chunk'](), bytes(1 << 22), b'x' * (1 << 22)):
+                packed = archives.packed(data, kind)
+                for cut in (len(packed), len(packed) - 9):
+                    self.put(packed[:cut])
+                    self.verdict()
+        self.assertEqual(before, len(os.listdir('/proc/self/fd')))
+        with self.assertRaises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+
+class Storage(FuzzCase):
+    """What a file system says of a file that it cannot read."""
+
+    def told(self, number):
+        """Read an archive whose storage fails in the midst, in this way."""
+        stream = io.BytesIO(KINDS['one small disk']()[:30000])
+
+        def readinto(view):
+            got = stream.readinto(view)
+            if not got:
+                raise OSError(number, os.strerror(number))
+            return got
+        self.put(b'x')
+        source = VmBackup.Source(self.handle)
+        self.addCleanup(source.close)
+        fails = unittest.mock.Mock(readinto=readinto)
+        with unittest.mock.patch.object(source, 'stream', fails):
+            return VmBackup.ArchiveReader(source, None).read()
+
+    def test_a_sector_that_cannot_be_read_is_damage(self):
+        with self.assertRaisesRegex(VmBackup.Damaged, 'Input/output error at byte 30000'):
+            self.told(errno.EIO)
+
+    def test_a_share_in_trouble_is_none(self):
+        for number in (errno.ESTALE, errno.ETIMEDOUT, errno.EACCES):
+            with self.assertRaises(OSError):
+                self.told(number)
+
+
+class Backups(FuzzCase):
+    """A backup whose manifest or metadata tell nonsense."""
+
+    def setUp(self):
+        super().setUp()
+        self.backup = VmBackup.BackupDir(os.path.join(self.directory, 'dated'), 0)
+        os.mkdir(self.backup.path)
+        self.data = KINDS['one small disk']()
+        self.text = members(self.data)[0].data
+        self.leave('vm.xva', self.data)
+        self.leave('success', b'')
+
+    def leave(self, name, data):
+        """Have a file hold this."""
+        with open(self.backup.file(name), 'wb') as stream:
+            stream.write(data)
+
+    def check(self):
+        """What is made of the backup: Verified, or the Damaged that was raised."""
+        verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
+        figures.add('odd backups', faults=1, checks=1)
+        try:
+            found = verifier.check(self.backup, self.backup.manifest())
+        except VmBackup.Damaged as damaged:
+            return damaged
+        self.assertIsInstance(found, VmBackup.Verified)
+        for line in found.problems + found[3]:
+            VmBackup.encoded(VmBackup.printable(line))         # it can be told
+        json.dumps(found.record())
+        return found
+
+    def test_manifests(self):
+        odd = [None, 0, -1, 1.5, float('inf'), float('nan'), '', 'x', '\0', '\ud800', 'x' * 5000,
+               'x/' * 3000, '/', '..', [], [1], {}, {'a': 1}, True, 10 ** 400]
+        keys = ('files', 'vm', 'verified', 'disks', 'method', 'schema', 'number', 'snapshot')
+        inner = ('vm.xva', 'uuid', 'digests', 'virtual_size', '\0', '\ud800', '', '/', 'success')
+        for _ in range(self.times(60)):
+            manifest = {}
+            for key in self.chance.sample(keys, 3):
+                value = self.chance.choice(odd)
+                if self.chance.random() < 0.6:
+                    value = {self.chance.choice(inner): value}
+                if self.chance.random() < 0.3:
+                    value = [value]
+                manifest[key] = value
+            for digest in ([{'digests': {'vm.xva': value}} for value in odd[:3]]
+                           if self.chance.random() < 0.1 else []):
+                manifest['verified'] = digest
+            with self.subTest(manifest=manifest):
+                self.leave('backup.json', json.dumps(manifest).encode('ascii'))
+                self.check()
+        for data in (b'', b'\0', b'{', b'[' * 100000, b'{"a":' * 100000, b'\xff', b'null', b'[]',
+                     b'{"disks": [{"virtual_size": 1e999}]}', self.noise()):
+            with self.subTest(begin=data[:30]):
+                self.leave('backup.json', data)
+                self.check()
+
+    def test_metadata(self):
+        words = (b'<name>uuid</name>', b'<value>VM</value>', b'name_label', b'<struct>', b'<value>',
+                 b'</value>', b'export_vsn', b'<name>snapshot</name>', b'<name>class</name>')
+        for _ in range(self.times(60)):
+            word = self.chance.choice(words)
+            at = self.chance.choice([at for at in range(len(self.text))
+                                     if self.text.startswith(word, at)])
+            to = at + len(word)
+            if self.chance.random() < 0.3:             # with the value that follows it
+                to = self.text.find(b'</value>', to) + 8
+            with self.subTest(word=word, at=at, to=to):
+                self.leave('vm-metadata.xml', self.text[:at] + self.chance.choice(
+                    (b'', b'x', word * 2, b'<value/>')) + self.text[to:])
+                self.check()
+        at = self.text.index(b'<name>uuid</name>', self.text.index(b'<value>VM</value>'))
+        without = self.text[:at] + b'<name>uuid</name>' + self.text[self.text.index(
+            b'</member>', at):]
+        for text in (without, b'', self.noise(), b'<a>' * 100000, self.text[:-1], self.text * 2,
+                     b'<?xml version="1.0" encoding="nonsense"?>' + self.text):
+            with self.subTest(begin=text[:60]):
+                self.leave('vm-metadata.xml', text)
+                found = self.check()
+                self.assertTrue(isinstance(found, VmBackup.Damaged) or found.problems, found)
+        self.leave('vm-metadata.xml', self.text)
+        self.assertEqual((), self.check().problems)
+
+
+@unittest.skipUnless(hypothesis, 'no package hypothesis')
+class Hypothesis(FuzzCase):
+    """Inputs that hypothesis thinks of."""
+
+    def ends(self, strategy, build, forms):
+        """Whatever a strategy makes ends with a verdict."""
+        @hypothesis.settings(max_examples=self.times(60), deadline=None, database=None,
+                             suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.seed(seed())
+        @hypothesis.given(strategy)
+        def ends(made):
+            self.end(build(made), forms)
+        ends()
+
+    def test_bytes(self):
+        self.ends(strategies.binary(max_size=4096), bytes, FORMS)
+
+    def test_members_of_any_kind(self):
+        part = strategies.tuples(
+            strategies.sampled_from(('ova.xml', 'Ref:9/00000000', 'Ref:9/00000000.xxhash',
+                                     'Ref:9/00000001', 'Ref:12/00000000', 'x')),
+            strategies.binary(max_size=600))
+        first = members(KINDS['one small disk']())[0]
+        self.ends(strategies.lists(part, max_size=6), lambda made: joined(
+            [first] + [Member(*each) for each in made]), ['.xva'])
+
+    def test_documents(self):
+        self.ends(strategies.recursive(
+            strategies.text(max_size=5), lambda inner: strategies.lists(inner, max_size=4)),
+            lambda made: joined([Member('ova.xml', self.xml(made))]), ['.xva'])
+
+    def xml(self, made):
+        """XML of nested lists."""
+        if isinstance(made, list):
+            name = (b'value', b'struct', b'member', b'array')[len(made) % 4]
+            return b'<%s>%s</%s>' % (name, b''.join(map(self.xml, made)), name)
+        return made.encode('utf-8', 'replace')
+
+
+if __name__ == '__main__':
+    unittest.main()

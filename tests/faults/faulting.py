@@ -1,0 +1,800 @@
+"""What the tests that inject faults share: a pool and a history to hit, and the six invariants.
+
+1. A successful backup is only ever deleted by rotation: oldest first, and after enough newer ones.
+2. Nothing in the pool and nothing on disk that this program did not make is ever touched.
+3. Nothing of ours is left in the pool, nor a record of a snapshot that is no longer there.
+4. A directory that counts as a backup is complete and described by its manifest.
+5. Exit status 0 means a new good backup of every configured VM; every other end is told.
+6. A fault of one VM does not stop the backups of the others.
+
+    class Kills(FaultCase):
+        kind = 'SIGKILL at a pool call'         # a line of the table that the runner prints
+
+        def test_it(self):
+            self.prepare()
+            self.remember()
+            self.injected('call 7')
+            ... a run that meets the fault ...
+            self.check(done, settled=False)
+            self.check(self.backup(), settled=True)
+"""
+
+import contextlib
+import datetime
+import hashlib
+import heapq
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from tests import SCRIPT
+from tests.tools import figures, forked
+from tests.tools.processes import children_of, read_proc
+from tests.simpool import archive
+from tests.tools.support import LIMIT, PoolCase
+
+MIB = 1 << 20
+MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
+MANIFEST = 'backup.json'
+RECORD = 'snapshot.json'
+LOCKS = '.locks'
+DELETING = '.deleting-'
+WRITE_TEST = '00VMbackupWriteTest'
+BACKUP_NAME = re.compile(r'backup-(\d{4})-(\d\d)-(\d\d)-\((\d\d):(\d\d):(\d\d)\)\Z')
+DUMPS = 'METADATA_'
+EXPORTED = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
+MANIFEST_KEYS = set('schema version vm method host pool xapi number started finished files disks'
+                    ' left_out snapshot verified warnings'.split())
+CLASSES = ('VM', 'VBD', 'VDI', 'VIF')
+# What a backup may change in the record of somebody else's object, all of it for a while only.
+PASSING = {'VM': {'snapshots', 'children', 'parent', 'current_operations', 'allowed_operations'},
+           'VDI': {'snapshots', 'VBDs', 'current_operations', 'allowed_operations'},
+           'VBD': {'current_operations', 'allowed_operations'},
+           'VIF': {'current_operations', 'allowed_operations'}}
+
+FAILURES = 5                # of a test, after which it does not look for more
+OUTAGE = 0.15               # seconds in which there is no daemon
+
+SEED = 'VMBACKUP_TEST_SEED'
+FULL = 'VMBACKUP_TEST_FULL'
+EVERY = 'VMBACKUP_TEST_EVERY'
+
+
+def full():
+    """Whether every fault is wanted (python3 -m tests faults), not a sample."""
+    return os.environ.get(FULL, '') not in ('', '0')
+
+
+def seed():
+    """What samples and random tests begin with; the environment may set it."""
+    return os.environ.get(SEED) or '1'
+
+
+def every():
+    """Which part of all faults is wanted in the full run: every so many-th."""
+    return int(os.environ.get(EVERY) or 1)
+
+
+def thinned(points, salt=''):
+    """Every so many-th of the points, from one on that the seed tells; in their order."""
+    points = list(points)
+    first = random.Random('%s/%s' % (seed(), salt)).randrange(every()) if full() else 0
+    return points[first % (len(points) or 1)::every()] if full() else points
+
+
+def sample(points, count, salt=''):
+    """All of the points in the full run, or the part that is wanted, else so many of them, by the
+    seed; in their order."""
+    points = list(points)
+    if full() or len(points) <= count:
+        return thinned(points, salt) if len(points) > count else points
+    chosen = random.Random('%s:%s' % (seed(), salt)).sample(range(len(points)), count)
+    return [points[number] for number in sorted(chosen)]
+
+
+def is_dated(path):
+    """Whether a path is that of a dated directory: of that name, a real date, and no link."""
+    found = BACKUP_NAME.match(os.path.basename(path))
+    if not found or os.path.islink(path) or not os.path.isdir(path):
+        return False
+    try:
+        datetime.datetime(*map(int, found.groups()))
+    except ValueError:
+        return False
+    return True
+
+
+def is_ours(relative, path):
+    """Whether something below backup_dir (relative to that) is this program's to make or remove."""
+    parts = os.path.normpath(relative).split(os.sep)
+    if len(parts) == 1:
+        return parts[0] == LOCKS or parts[0].startswith((WRITE_TEST, DUMPS))
+    return len(parts) == 2 and (is_dated(path) or parts[1].startswith(DELETING))
+
+
+def read(path):
+    """The bytes of a file."""
+    with open(path, 'rb') as stream:
+        return stream.read()
+
+
+def read_backup(path):
+    """The Backup at a path."""
+    files = []
+    for directory, _, names in os.walk(path):
+        for name in names:
+            data = read(os.path.join(directory, name))
+            files.append((os.path.relpath(os.path.join(directory, name), path), len(data),
+                          hashlib.sha1(data).hexdigest()))
+    return Backup(path, manifest_of(path), tuple(sorted(files)))
+
+
+def in_order(backups):
+    """Backups, oldest first: by their manifests' numbers, those of 3.25 among them by time."""
+    ours = [backup for backup in backups if backup.manifest]
+    others = [backup for backup in backups if not backup.manifest]
+    return list(heapq.merge(sorted(ours, key=lambda backup: backup.manifest['number']),
+                            sorted(others), key=began))
+
+
+def began(backup):
+    """When a backup began, as text that sorts: by its manifest, else by its name."""
+    if backup.manifest:
+        return backup.manifest['started'][:19]
+    return '%s-%s-%sT%s:%s:%s' % BACKUP_NAME.match(os.path.basename(backup.path)).groups()
+
+
+def manifest_of(path):
+    """The manifest of a backup, or None."""
+    if not os.path.exists(os.path.join(path, MANIFEST)):
+        return None
+    return json.loads(read(os.path.join(path, MANIFEST)).decode('utf-8'))
+
+
+def number_of(path):
+    """Which of its VM's backups it is by its manifest; 0 where there is none."""
+    return (manifest_of(path) or {'number': 0})['number']
+
+
+@contextlib.contextmanager
+def opened(path):
+    """A file to be read; an image that is compressed is decompressed."""
+    program = {'.gz': 'gzip', '.zst': 'zstd'}.get(os.path.splitext(path)[1])
+    with open(path, 'rb') as stream:
+        if not program or '.xva' in path:
+            yield stream
+            return
+        done = subprocess.run([program, '-dc'], stdin=stream, stdout=subprocess.PIPE, timeout=LIMIT)
+        yield io.BytesIO(done.stdout)
+
+
+def read_images(stream, name, virtual_size):
+    """The disks in an exported file; archive.ArchiveError if it is not whole."""
+    if '.raw' in name:
+        return [archive.read_raw(stream, virtual_size)]
+    if '.vhd' in name:
+        return [archive.read_vhd(stream)]
+    return list(archive.read_xva(stream).disks.values())
+
+
+class Backup(NamedTuple):
+    """A dated directory that carries a marker."""
+    path: str
+    manifest: Optional[Dict[str, Any]]  # None: it has none
+    files: Tuple[Tuple[str, int, str], ...]     # (path in it, size, digest) of every file
+
+    @property
+    def key(self):
+        """What makes it this one: its name may have been another's before."""
+        return self.path, self.manifest['number'] if self.manifest else 0
+
+
+class Memory(NamedTuple):
+    """What was there before a fault."""
+    good: Dict[str, List[Backup]]       # by VM directory, oldest first
+    pool: Dict[str, Dict[str, Dict[str, Any]]]
+    disks: Dict[str, archive.Image]
+    foreign: Dict[str, Any]             # files of others: path -> bytes, a link's target, None
+
+
+class FaultCase(PoolCase):
+    """A test that injects faults into runs and then asks for the six invariants.
+
+    kind         what is injected: the line of the table that faults and checks are counted for
+    rules        the config's lines that select VMs, or disks
+    keys         further keys of the config, beside the usual ones
+    max_backups  of every VM, but for those that `keep` names
+    script       what is run; see changed_script
+    patience     seconds in which the daemon may still notice that a client has ended
+    """
+
+    pool_description = {
+        'vms': [
+            {'name': 'web', 'power_state': 'Running', 'disks': [{'size': '1 MiB', 'fill': 1}]},
+            {'name': 'db', 'disks': [{'size': '1 MiB', 'fill': 1}], 'ran': True},
+            {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB']},
+            {'name': 'RESTORE_web', 'disks': ['1 MiB'], 'ran': True},
+            {'name': 'other', 'disks': ['1 MiB'], 'snapshots': ['RESTORE_other']}]}
+    leaves_things_behind = True         # what may be left is the third invariant's business
+    kind = 'other faults'
+    rules = ('vm-export=web', 'vdi-export=db', 'vm-export=app')
+    keys = {}                           # type: Dict[str, Any]
+    max_backups = 2
+    keep = {}                           # type: Dict[str, int]
+    script = SCRIPT
+    patience = 10
+
+    def setUp(self):
+        super().setUp()
+        self.outside = os.path.join(self.directory, 'elsewhere')
+        self.what = 'nothing yet'
+        self.verified = set()
+        self.begin_run()
+
+    def use_pool(self, **options):
+        """A pool with snapshots that people made and named like ours."""
+        super().use_pool(**options)
+        pool = self.sim.pool
+        refs = {record['name_label']: ref for ref, record in pool.tables['VM'].items()
+                if not record['is_a_snapshot'] and not record['is_a_template']}
+        if 'web' in refs:
+            pool.call('VM.snapshot', refs['web'], 'RESTORE_web')
+        if 'db' in refs:
+            disk = pool.tables['VBD'][pool.tables['VM'][refs['db']]['VBDs'][0]]['VDI']
+            snapshot = pool.call('VDI.snapshot', disk)
+            pool.call('VDI.set_name_label', snapshot, 'SNAP_db_db-0')
+        self.before = self.contents()
+
+    # What the runs find
+
+    def prepare(self):
+        """A history on disk, rotation due: backups of 3.25 and of ours, failures, foreign files."""
+        for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva')):
+            self.old_backup_of_325(vm, 'backup-2019-03-01-(02:00:00)', extension)
+        self.old_backup_of_325('web', 'backup-2019-03-08-(02:00:00)', 'xva')
+        self.old_backup('db', 'backup-2019-03-08-(02:00:00)', 'vm.cfg')         # it failed
+        self.put('web/KEEP-golden/web.xva', b'golden')
+        self.put('web/notes.txt', b'who to call')
+        self.put('db/backup-2019-02-30-(02:00:00)/db.raw', b'no such day')
+        self.put('app/backup-2019-03-02/success', b'somebody else made that')
+        self.put('README', b'mine')
+        self.put('web.old/backup-of-web/disk', b'of another program')
+        self.put(os.path.join(self.outside, 'success'), b'')
+        self.put(os.path.join(self.outside, 'web.xva'), b'far away')
+        for vm in ('web', 'app'):
+            os.symlink(self.outside, os.path.join(
+                self.backups, vm, 'backup-2018-01-01-(00:00:00)'))
+        first = self.backup()
+        self.assertIn(first.status, (0, 1), first.output)   # 1: it tells of people's snapshots
+
+    def put(self, path, data):
+        """Write a file that is not ours, below backup_dir unless the path is absolute."""
+        path = os.path.join(self.backups, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'wb') as stream:
+            stream.write(data)
+
+    def old_backup_of_325(self, vm, name, extension):
+        """A backup as 3.25 left it: files and a marker, no manifest."""
+        path = self.old_backup(vm, name, 'vm.cfg', 'success')
+        self.put(os.path.join(path, '%s.%s' % (vm, extension)), b'made by 3.25')
+        return path
+
+    def save(self):
+        """Keep the tree as it is now, for `rewind`."""
+        self.saved = os.path.join(self.directory, 'saved')
+        shutil.copytree(self.backups, self.saved, symlinks=True)
+
+    def rewind(self):
+        """Have the tree as it was saved, and a pool without faults that has seen no call."""
+        shutil.rmtree(self.backups)
+        shutil.copytree(self.saved, self.backups, symlinks=True)
+        self.sim.pool.faults.clear()
+        self.sim.pool.journal = []
+        self.begin_run()
+
+    # Runs
+
+    def config_path(self):
+        """Write this test's config; return its path."""
+        return self.config(*self.rules, **dict({'max_backups': self.max_backups}, **self.keys))
+
+    def configured(self):
+        """{VM: its method}: what the rules select; they have to be plain names."""
+        words = [rule.partition('=') for rule in self.rules]
+        return {re.sub(r':\d+\Z', '', name): method for method, _, name in words
+                if method in ('vm-export', 'vdi-export')}
+
+    def start(self, *arguments, **environ):
+        """Start a run; return the process. What is there now is what this run is measured by."""
+        self.begin_run()
+        return super().start(*arguments, **environ)
+
+    def begin_run(self):
+        """Note what is there as a run begins."""
+        self.backups_before = self.named()
+        self.told_before = len(self.status_lines())
+
+    def named(self):
+        """(path, number) of each good backup: a name comes again where runs are that quick."""
+        return {(path, number_of(path)) for paths in self.marked().values() for path in paths}
+
+    def start_backup(self, **environ):
+        """Start a run with this test's config."""
+        return self.start('password', self.config_path(), **environ)
+
+    def backup(self, **environ):
+        """A run with this test's config, to its end."""
+        return self.finish(self.start_backup(**environ))
+
+    def until(self, condition, what='it'):
+        """Wait until something holds."""
+        end = time.monotonic() + LIMIT
+        while not condition():
+            self.assertLess(time.monotonic(), end, what + ' never happened')
+            time.sleep(0.005)
+
+    def settle_pool(self):
+        """After a SIGKILL: wait until what the dead run asked for is over, then let its session
+        expire, as xapi does after a day."""
+        self.until(self.is_quiet, 'a quiet pool')
+        self.sim.pool.tables['session'].clear()
+
+    def is_quiet(self):
+        """Whether no command, task or operation is under way in the pool, and no xe is left that
+        has only begun and will ask for one."""
+        if any(os.fsencode(self.sim.xe) in read_proc(name, 'cmdline')
+               for name in os.listdir('/proc') if name.isdigit()):
+            return False
+        pool = self.sim.pool
+        with pool.lock:
+            return not (any(task['status'] == 'pending' for task in pool.tables['task'].values())
+                        or any(vm['current_operations'] for vm in pool.tables['VM'].values())
+                        or self.sim.is_busy)
+
+    # What is there
+
+    def vm_directories(self):
+        """The names below backup_dir that may be a VM's."""
+        with os.scandir(self.backups) as entries:
+            return sorted(entry.name for entry in entries
+                          if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS)
+
+    def marked(self):
+        """{VM directory: paths of the dated directories in it that have a marker}."""
+        found = {}
+        for vm in self.vm_directories():
+            place = os.path.join(self.backups, vm)
+            found[vm] = [os.path.join(place, name) for name in sorted(os.listdir(place))
+                         if is_dated(os.path.join(place, name))
+                         and any(os.path.isfile(os.path.join(place, name, marker))
+                                 for marker in MARKERS)]
+        return found
+
+    def good(self):
+        """{VM directory: its Backups, oldest first}; only those that have any."""
+        found = {vm: in_order([read_backup(path) for path in paths])
+                 for vm, paths in self.marked().items()}
+        return {vm: backups for vm, backups in found.items() if backups}
+
+    def foreign(self):
+        """{path: content} of everything below backup_dir, and outside, that is not ours."""
+        found = {}
+        for top in (self.backups, self.outside):
+            for directory, names, files in os.walk(top):
+                relative = os.path.relpath(directory, top)
+                for name in sorted(names):
+                    path = os.path.join(directory, name)
+                    if top == self.backups and is_ours(os.path.join(relative, name), path):
+                        names.remove(name)
+                    elif os.path.islink(path):
+                        found[path] = os.readlink(path)
+                    elif relative != '.':
+                        found[path] = None
+                for name in files:
+                    path = os.path.join(directory, name)
+                    if not (top == self.backups and is_ours(os.path.join(relative, name), path)):
+                        found[path] = os.readlink(path) if os.path.islink(path) else read(path)
+        return found
+
+    def pool_records(self):
+        """{class: {reference: record}} without what passes."""
+        pool = self.sim.pool
+        with pool.lock:
+            return {cls: {ref: {field: value for field, value in record.items()
+                                if field not in PASSING[cls]}
+                          for ref, record in pool.tables[cls].items()} for cls in CLASSES}
+
+    def status_lines(self):
+        """The lines of the status log, whole."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(self.status_log, encoding='utf-8', errors='surrogateescape') as stream:
+                return stream.read().splitlines()
+        return []
+
+    def remember(self):
+        """Note what must survive: good backups, foreign files, the pool's objects."""
+        self.before = self.contents()
+        disks = {ref: image.clone() for ref, image in self.sim.pool.content.items()}
+        self.memory = Memory(self.good(), self.pool_records(), disks, self.foreign())
+
+    # The invariants
+
+    def injected(self, text):
+        """Count one injected fault; failures of what follows tell it."""
+        self.what = text
+        figures.add(self.kind, faults=1)
+
+    def check(self, done, settled, hit=None, told=True):
+        """Assert the six invariants.
+
+        done     the run that has just ended (None: no run, only what is there is looked at)
+        settled  False right after a SIGKILL, or while the pool refuses: the third is not due
+        hit      the names of the VMs that the fault may have spoilt; None: any of them
+        told     False where the fault spoils the status log too
+        """
+        words = '%s; seed %s\n%s' % (self.what, seed(), done.output if done else '')
+        now = self.good()
+        invariants = [lambda: self.check_history(now, words), lambda: self.check_foreign(words),
+                      lambda: self.check_pool(settled, words),
+                      lambda: self.check_backups(now, words)]
+        if done is not None:
+            invariants.append(lambda: self.check_end(done, now, told, words))
+        if done is not None and hit is not None:
+            invariants.append(lambda: self.check_others(now, hit, words))
+        for invariant in invariants:
+            invariant()
+        figures.add_check(self.kind, len(invariants))
+
+    def check_history(self, now, words):
+        """1: what is gone went by rotation, the oldest first, after enough newer ones."""
+        for vm, backups in self.memory.good.items():
+            there = {backup.key: backup for backup in now.get(vm, [])}
+            gone = [backup for backup in backups if backup.key not in there]
+            self.assertTrue(there, '1: no backup of %s is left: %s' % (vm, words))
+            self.assertEqual(backups[:len(gone)], gone, '1: not the oldest went: ' + words)
+            keep = self.keep.get(vm, self.max_backups)
+            needed = max(1, keep - (str(self.keys.get('pre_clean', '')).lower() == 'true'))
+            if gone:
+                self.assertGreaterEqual(len(there), needed, '1: %s went too early: %s' % (
+                    [backup.path for backup in gone], words))
+            for backup in backups[len(gone):]:
+                self.assertEqual(backup, there[backup.key], '1: a backup changed: ' + words)
+
+    def check_foreign(self, words):
+        """2: what is not ours is as it was, in the pool and on disk."""
+        now = self.pool_records()
+        for cls, records in self.memory.pool.items():
+            for ref, record in records.items():
+                self.assertEqual(record, now[cls].get(ref), '2: %s of the pool: %s' % (cls, words))
+        for ref, image in self.memory.disks.items():
+            self.assertTrue(image == self.sim.pool.content.get(ref), '2: a disk: ' + words)
+        files = self.foreign()
+        for path, content in self.memory.foreign.items():
+            self.assertIn(path, files, '2: a foreign file is gone: ' + words)
+            self.assertEqual(content, files[path], '2: the foreign file %s: %s' % (path, words))
+        extra = sorted(set(files) - set(self.memory.foreign))
+        self.assertEqual([], extra, '2: files that nobody knows: ' + words)
+
+    def check_pool(self, settled, words):
+        """3: nothing of ours is left. Unsettled: what is left was written down before."""
+        records = self.open_records()
+        if not settled:
+            self.assertEqual([], self.unrecorded(records), '3: nothing tells of it: ' + words)
+            return
+        end = time.monotonic() + self.patience
+        while self.extra() and time.monotonic() < end:
+            time.sleep(0.02)
+        self.assertEqual({}, self.extra(), '3: left in the pool: ' + words)
+        stale = [path for path, text in records.items() if not self.tells_of_something(text)]
+        self.assertEqual([], stale, '3: records of nothing: ' + words)
+
+    def extra(self):
+        """What is in the pool and was not at remember(): {class: {reference: name}}."""
+        now = self.contents()
+        extra = {cls: {ref: name for ref, name in now[cls].items() if ref not in objects}
+                 for cls, objects in self.before.items()}
+        return {cls: objects for cls, objects in extra.items() if objects}
+
+    def tells_of_something(self, text):
+        """Whether a snapshot that a record names is in the pool."""
+        tables, record = self.sim.pool.tables, json.loads(text)
+        here = {each['uuid'] for cls in ('VM', 'VDI') for each in tables[cls].values()}
+        return bool(({record['uuid']} | set(record['disks'])) & (here | set(tables['VDI'])))
+
+    def open_records(self):
+        """{path: content} of the records of snapshots below backup_dir."""
+        found = {}
+        for directory, _, files in os.walk(self.backups):
+            if RECORD in files:
+                with open(os.path.join(directory, RECORD), 'rb') as stream:
+                    found[os.path.join(directory, RECORD)] = stream.read().decode('utf-8')
+        return found
+
+    def unrecorded(self, records):
+        """Snapshots in the pool since remember() of which no record tells."""
+        tables, found = self.sim.pool.tables, []
+        told = [json.loads(text) for text in records.values()]
+        origins = {(record['kind'], record['of']) for record in told}
+        known = {uuid for record in told for uuid in record.get('disks', ())}
+        for cls in ('VM', 'VDI'):
+            for ref, record in list(tables[cls].items()):
+                of = tables[cls].get(record['snapshot_of'])
+                if ref in self.memory.pool[cls] or of is None:
+                    continue
+                meant = {(cls, of['uuid'])} | {
+                    ('VM', tables['VM'][vm]['uuid']) for vm in self.holders(record['snapshot_of'])}
+                if not meant & origins and not {ref, record['uuid']} & known:
+                    found.append('%s %s' % (cls, record['uuid']))
+        return found
+
+    def holders(self, disk):
+        """References of the VMs that have this disk."""
+        tables = self.sim.pool.tables
+        return {vbd['VM'] for vbd in tables['VBD'].values()
+                if vbd['VDI'] == disk and vbd['VM'] in tables['VM']}
+
+    def check_backups(self, now, words):
+        """4: what counts as a backup is whole, and its manifest describes it."""
+        old = {backup.path for backups in self.memory.good.values() for backup in backups
+               if backup.manifest is None}
+        for vm, backups in now.items():
+            for backup in backups:
+                key = (backup.path, backup.files)
+                if backup.path in old or key in self.verified:
+                    continue
+                try:
+                    self.verify(backup)
+                except (AssertionError, archive.ArchiveError, LookupError, TypeError,
+                        ValueError, OSError) as error:
+                    self.fail('4: %s: %s %s: %s' % (
+                        backup.path, type(error).__name__, error, words))
+                self.verified.add(key)
+
+    def verify(self, backup):
+        """Assert that the manifest is whole, and the files are what it says."""
+        manifest, files = backup.manifest, dict(file[:2] for file in backup.files)
+        self.assertIsNotNone(manifest, 'no manifest')
+        self.assertEqual(set(), MANIFEST_KEYS - set(manifest), 'missing in the manifest')
+        self.assertEqual(manifest['files'], {
+            name: files.get(name) for name in manifest['files']}, 'sizes')
+        exported = [name for name in manifest['files'] if EXPORTED.search(name)]
+        disks = {disk.get('file'): disk for disk in manifest['disks']}
+        self.assertEqual(sorted(name for name in disks if name) or exported, exported, 'exported')
+        self.assertTrue(exported, 'nothing was exported')
+        refs = {record['uuid']: ref for ref, record in self.sim.pool.tables['VDI'].items()}
+        images = [self.sim.pool.content[refs[disk['uuid']]] for disk in manifest['disks']
+                  if disk['uuid'] in refs]
+        found = []
+        for name in exported:
+            with opened(os.path.join(backup.path, name)) as stream:
+                found += read_images(stream, name, int(disks.get(
+                    name, (manifest['disks'] or [{}])[0]).get('virtual_size', 0)))
+        for image in images:
+            self.assertIn(image, found, 'a disk is missing, or has another content')
+            found.remove(image)
+        if len(images) == len(manifest['disks']) > 0:      # else no metadata, which was told
+            self.assertEqual([], found, 'disks that the VM does not have')
+
+    def check_end(self, done, now, told, words):
+        """5: status 0 (and 1) only with a new backup of every VM; everything else is told."""
+        self.assertNotIn('Traceback', done.output, '5: ' + words)
+        lacking = sorted(set(self.configured()) - self.renewed(now))
+        if done.status in (0, 1):
+            self.assertEqual([], lacking, '5: status %d all the same: %s' % (done.status, words))
+        if done.status == -signal.SIGKILL or not told:
+            return
+        lines = self.run_lines()
+        word = {0: 'SUCCESS', 1: 'WARNING'}.get(done.status, 'ERROR')
+        if lines or done.status in (0, 1):      # else the fault came before the run began
+            self.assertEqual([word], [line.split(',')[1] for line in lines if line[:3] == 'end'],
+                             '5: status %d, but the status log: %s' % (done.status, words))
+
+    def run_lines(self):
+        """What this run's own lines in the status log say: begin, end."""
+        fields = [line.split(',', 3) for line in self.status_lines()[self.told_before:]]
+        return [words[3] for words in fields if len(words) == 4 and words[1] == 'vmbackup.py']
+
+    def check_others(self, now, hit, words):
+        """6: every VM but those that were hit has a new backup."""
+        lacking = set(self.configured()) - self.renewed(now) - set(hit)
+        self.assertEqual(set(), lacking, '6: others were not backed up: ' + words)
+
+    def renewed(self, now):
+        """The VMs that have a good backup which was not there when the run began."""
+        return {vm for vm, backups in now.items()
+                if any(backup.key not in self.backups_before for backup in backups)}
+
+
+class Journal(list):
+    """A pool's journal that tells somebody of each call before the call goes on."""
+
+    def __init__(self, tell):
+        super().__init__()
+        self.tell = tell
+
+    def append(self, call):
+        super().append(call)
+        self.tell(len(self), call)
+
+
+class MatrixCase(FaultCase):
+    """A history, and a run over it that is disturbed at one point after the other."""
+
+    rules = ('vm-export=web', 'vdi-export=db')
+    points_in_a_sample = 3
+
+    def setUp(self):
+        self.script = type(self).script
+        super().setUp()
+        self.prepare()
+        self.prepared = time.time()
+        self.failed_before = self.failed()
+        self.save()
+        self.remember()
+        self.child = None
+
+    def calls(self):
+        """How many calls to the pool an undisturbed run makes."""
+        self.start_over()
+        done = self.undisturbed()
+        self.assertIn(done.status, (0, 1), done.output)
+        return len(self.sim.calls())
+
+    def begin(self):
+        """Start what is disturbed: a run with this test's config, unless a test says otherwise."""
+        return self.start_backup()
+
+    def undisturbed(self):
+        """The same, to its end, whatever it meets."""
+        return self.finish(self.begin())
+
+    def start_over(self):
+        """Have everything as it was before the first run."""
+        self.rewind()
+
+    def each(self, points, work):
+        """Do the work for each point, or for a sample of them."""
+        failures = 0
+        for point in sample(points, self.points_in_a_sample, self.id()):
+            with self.subTest(point=point):
+                good = False
+                try:
+                    self.start_over()
+                    work(point)
+                    good = True
+                finally:
+                    if not good:
+                        failures += 1
+                        self.doCleanups()
+                        self.setUp()
+            if failures >= FAILURES:
+                self.fail('%d points failed: no more are tried' % failures)
+
+    def run_with(self, tell):
+        """A run with this test's config, whose calls to the pool are told and counted."""
+        ready = threading.Event()
+
+        def wait_and_tell(number, call):
+            ready.wait(LIMIT)
+            tell(number, call)
+        self.sim.pool.journal = Journal(wait_and_tell)
+        self.child = self.begin()
+        ready.set()
+        done = self.finish(self.child)
+        self.called = len(self.sim.pool.journal)
+        self.sim.pool.journal = []
+        return done
+
+    def send(self, signum):
+        """Send the run a signal, if it still runs."""
+        self.child.send_signal(signum)
+        if signum == signal.SIGKILL:
+            self.child.wait()
+
+    def kill(self, children):
+        """SIGKILL, to what the run has started, too."""
+        pids = children_of(self.child.pid) if children else []
+        self.send(signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def come_back(self, ended):
+        """Start the daemon again a moment after it died; `ended` tells that the run is over."""
+        while not self.sim.pool.is_down:
+            if ended.wait(0.01):
+                return
+        ended.wait(OUTAGE)
+        self.sim.restart()
+
+    def run_with_an_outage(self):
+        """A run; whenever the daemon dies it is started again."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self.come_back, args=(ended,))
+        thread.start()
+        try:
+            return self.undisturbed()
+        finally:
+            ended.set()
+            thread.join()
+
+    def check_the_next_run(self):
+        """One more run, undisturbed: everything is well after it, and nothing is half done."""
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        self.check(done, settled=True, hit=())
+        half_done = [os.path.join(directory, name)
+                     for directory, names, files in os.walk(self.backups) for name in names + files
+                     if name.startswith(DELETING) or name.endswith(('.new', '.partial'))]
+        self.assertEqual([], half_done, done.output)
+        self.assertEqual(set(), self.failed() - self.failed_before, done.output)
+
+    def failed(self):
+        """The paths of the dated directories without a marker."""
+        found = {os.path.join(self.backups, vm, name) for vm in self.vm_directories()
+                 for name in os.listdir(os.path.join(self.backups, vm))}
+        return {path for path in found
+                if is_dated(path) and not set(MARKERS) & set(os.listdir(path))}
+
+    def check_after_kill(self, done):
+        """The invariants right after a SIGKILL, and after one more run."""
+        self.assertEqual(-signal.SIGKILL, done.status, done.output)
+        self.settle_pool()
+        self.check(done, settled=False)
+        self.check_the_next_run()
+
+    def check_after_signal(self, done, last, signals=(signal.SIGTERM,)):
+        """The invariants at once, and how the run ended; `last`: it had nothing more to do."""
+        expected = [128 + signum for signum in signals] + ([0, 1] if last else [])
+        self.assertIn(done.status, expected, done.output)
+        self.check(done, settled=True)
+
+
+class LaunchedCase(MatrixCase):
+    """A run whose file operations are watched."""
+
+    def launched(self, **spec):
+        """A run that the launcher watches."""
+        script, self.script = self.script, forked.Script(self.script)
+        self.script.constants = getattr(script, 'constants', {})
+        self.script.first = (
+            'import json\nfrom tests.tools import launcher\n'
+            'launcher.watch(**json.loads(%r))' % json.dumps(spec))
+        try:
+            return self.undisturbed()
+        finally:
+            self.script = script
+
+    def operations(self):
+        """The file operations of an undisturbed run: the launcher's dicts."""
+        self.until(lambda: time.time() > self.prepared + 1.5)   # no name is taken any more
+        self.start_over()
+        trace = os.path.join(self.directory, 'trace')
+        done = self.launched(trace=trace, root=os.path.realpath(self.backups))
+        self.assertIn(done.status, (0, 1), done.output)
+        with open(trace, encoding='utf-8') as stream:
+            found = [json.loads(line) for line in stream]
+        os.unlink(trace)
+        return found
+
+    def moments(self):
+        """(number, when, name): before and after each operation, but where nothing is different
+        from the moment before that: nothing on disk, and nobody was talked to."""
+        found, last = [], None
+        for each in self.operations():
+            for when in ('before', 'after'):
+                now = each[when]
+                if now != last or when == 'before' and each['talked'] or (
+                        when == 'after' and each['name'] == 'flock'):
+                    found.append((each['number'], when, '%s in %s' % (each['name'], each['by'])))
+                last = now
+        return found

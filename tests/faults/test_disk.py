@@ -1,0 +1,426 @@
+"""Disk full, read-only, unmounted, gone: on real small file systems, in the midst of runs.
+
+The simulated pool runs in this process; VmBackup.py, and with it xe, runs in a mount namespace of
+its own, where backup_dir is a tmpfs. This process sees into it through /proc/PID/root.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import unittest
+
+from tests.faults.faulting import FaultCase, full, sample, seed
+from tests.simpool.archive import Image
+
+KIB = 1 << 10
+AMPLE = 64 << 20            # bytes: room for everything
+MANY = 4096                 # files: the same
+TOOLS = ('unshare', 'nsenter', 'mount', 'umount', 'sh', 'cat')
+
+
+def unshare():
+    """The words that begin a mount namespace: root needs no user namespace for it."""
+    return ['unshare', '-m'] if os.geteuid() == 0 else ['unshare', '-r', '-m']
+
+
+def missing():
+    """Why there can be no small file system here, or ''."""
+    tools = [tool for tool in TOOLS if not shutil.which(tool)]
+    if tools:
+        return 'small file systems need ' + ', '.join(tools)
+    try:
+        done = subprocess.run(unshare() + ['mount', '-t', 'tmpfs', 'tmpfs', '/tmp'],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except OSError as error:
+        return 'no mount namespace: %s' % error
+    words = done.stdout.decode('utf-8', 'replace').strip()
+    return 'neither root nor a user namespace may mount here: ' + words if done.returncode else ''
+
+
+REASON = missing()
+
+
+class Namespace:
+    """A mount namespace that lasts until it is closed: a process in it waits for the end of its
+    input."""
+
+    def __init__(self):
+        self.holder = subprocess.Popen(unshare() + ['sh', '-c', 'echo ready; exec cat'],
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.holder.stdout.readline()
+
+    def words(self):
+        """What a command begins with that is to run in it."""
+        options = ['-m'] if os.geteuid() == 0 else ['-U', '-m', '--preserve-credentials']
+        return ['nsenter'] + options + ['-t', str(self.holder.pid), '--']
+
+    def do(self, *words):
+        """Run a command in it, which has to succeed."""
+        done = subprocess.run(self.words() + list(words), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise RuntimeError('%s: %s' % (' '.join(words), done.stdout.decode('utf-8')))
+
+    def path(self, path):
+        """The path by which this process sees what has that path in there."""
+        return '/proc/%d/root%s' % (self.holder.pid, path)
+
+    def close(self):
+        """End it, and all that is mounted in it."""
+        self.holder.communicate()
+
+
+class DiskCase(FaultCase):
+    """A test whose backup_dir is a mount of a small file system of its own.
+
+    The file system stays at `disk` when it is unmounted from backup_dir, which is `mounted`.
+    """
+
+    pool_description = dict(FaultCase.pool_description, vms=[
+        dict(vm, disks=[{'size': '1 MiB', 'fill': 0}] * len(vm['disks']))
+        for vm in FaultCase.pool_description['vms']])
+
+    @classmethod
+    def setUpClass(cls):
+        if REASON:
+            raise unittest.SkipTest(REASON)
+
+    def setUp(self):
+        super().setUp()
+        self.namespace = Namespace()
+        self.addCleanup(self.namespace.close)
+        self.mounted, self.disk = self.backups, os.path.join(self.directory, 'disk')
+        os.mkdir(self.disk)
+        self.namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=%d,nr_inodes=%d' % (
+            AMPLE, MANY), 'tmpfs', self.disk)
+        self.mount()
+        self.backups = self.namespace.path(self.mounted)
+        self.keys = dict(self.keys, backup_dir=self.mounted)
+        self.prepare()
+        self.checked()
+
+    def command(self):
+        """The script, started in the namespace."""
+        return self.namespace.words() + super().command()
+
+    def room(self, size=AMPLE, files=MANY):
+        """Give the file system so much room. (With its source and type told, mount does not add
+        options that a user namespace may not set.)"""
+        self.namespace.do('mount', '-n', '-i', '-t', 'tmpfs', '-o',
+                          'remount,size=%d,nr_inodes=%d' % (size, files), 'tmpfs', self.disk)
+
+    def used(self):
+        """(bytes, files) that are in use."""
+        found = os.statvfs(self.namespace.path(self.disk))
+        return ((found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree)
+
+    def mount(self):
+        """Mount the file system at backup_dir."""
+        self.namespace.do('mount', '--bind', self.disk, self.mounted)
+
+    def unmount(self):
+        """Take it away from there; it may be in use."""
+        self.namespace.do('umount', '-l', self.mounted)
+
+    def fill_disks(self, fill):
+        """Let the disks of VMs hold so much data: a backup of zeros is a small one."""
+        with self.sim.pool.lock:
+            for ref, image in list(self.sim.pool.content.items()):
+                if not self.sim.pool.tables['VDI'][ref]['is_a_snapshot']:
+                    self.sim.pool.content[ref] = Image.sample(
+                        image.virtual_size, ref, fill) if fill else Image(image.virtual_size)
+
+    def undisturbed(self):
+        """A run that meets nothing."""
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        return done
+
+    def checked(self):
+        """A run that meets nothing, and the invariants after it."""
+        self.remember()
+        self.check(self.undisturbed(), settled=True, hit=())
+
+    def nothing_of_ours(self, done):
+        """Assert that the pool holds nothing of a run that could do its work there."""
+        self.until(lambda: self.is_quiet() and not self.extra(),
+                   'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
+
+
+class DiskFull(DiskCase):
+    """There is room for a part of a run only."""
+
+    kind = 'disk full'
+    step = 256 * KIB
+
+    def with_room(self, size, files=MANY, fill=1):
+        """A run of disks so full, in so much room; then one with ample room."""
+        self.fill_disks(fill)
+        self.remember()
+        self.injected('room for %d bytes, %d files' % (size, files))
+        used = self.used()
+        self.room(used[0] + size, min(MANY, used[1] + files))
+        done = self.backup()
+        self.room()
+        self.check(done, settled=True)
+        self.fill_disks(0)
+        self.checked()
+        return done
+
+    def needed(self, fill):
+        """What a run takes, deletions aside: room for that is enough."""
+        keep, self.max_backups = self.max_backups, 99
+        self.fill_disks(fill)
+        before = self.used()
+        self.checked()
+        after = self.used()
+        self.max_backups = keep
+        self.fill_disks(0)
+        self.checked()
+        return after[0] - before[0], after[1] - before[1]
+
+    def test_at_every_size_up_to_all_that_is_needed(self):
+        size, _ = self.needed(1)
+        for room in sample(range(0, size + self.step, self.step), 3, 'sizes'):
+            with self.subTest(room):
+                self.with_room(room)
+
+    def test_at_every_page_for_the_small_files(self):
+        for room in sample(range(0, 160 * KIB, self.step // 32), 2, 'pages'):
+            with self.subTest(room):
+                self.with_room(room)
+
+    def test_at_every_number_of_files_up_to_all_that_are_needed(self):
+        _, files = self.needed(1)
+        for room in sample(range(0, files + 1, 2), 2, 'files'):
+            with self.subTest(room):
+                self.with_room(AMPLE // 2, room)
+
+    def test_with_a_little_more_than_it_needs_all_is_well(self):
+        size, files = self.needed(1)
+        done = self.with_room(size + 64 * KIB, files + 4)
+        self.assertIn(done.status, (0, 1), done.output)
+
+    def test_less_than_the_last_backup_took_fails_before_any_snapshot(self):
+        self.fill_disks(1)
+        self.checked()
+        for room in sample(range(64 * KIB, 1 << 20, 64 * KIB), 1, 'known'):
+            self.remember()
+            self.injected('%d bytes less than is known to be needed' % room)
+            self.room(self.used()[0] + room)
+            calls = len(self.xe_calls())
+            done = self.backup()
+            self.room()
+            self.assertEqual([], [verb for verb, _ in self.xe_calls()[calls:]
+                                  if verb in ('vm-snapshot', 'vdi-snapshot')], done.output)
+            self.assertEqual(2, done.status)
+            self.assertEqual(3, '\n'.join(self.status()).count('NO-SPACE '), done.output)
+            self.check(done, settled=True)
+            os.unlink(self.status_log)
+
+
+class FullForEverything(DiskFull):
+    """The status log is on the disk that is full."""
+
+    kind = 'disk full, status log too'
+    step = 512 * KIB
+
+    def setUp(self):
+        super().setUp()
+        self.put('logs/old.log', b'')
+        self.status_log = os.path.join(self.mounted, 'logs', 'status.log')
+
+    def foreign(self):
+        """What is not ours; the log is."""
+        return {path: content for path, content in super().foreign().items()
+                if not path.startswith(os.path.join(self.backups, 'logs'))}
+
+    def check(self, done, settled, **options):
+        """The log cannot tell when there was no room for its line."""
+        super().check(done, settled, told=False, **options)
+
+    test_less_than_the_last_backup_took_fails_before_any_snapshot = None
+    test_with_a_little_more_than_it_needs_all_is_well = None
+    test_at_every_number_of_files_up_to_all_that_are_needed = None
+
+
+class AtACall(DiskCase):
+    """Something happens to the file system when the k-th call reaches the pool."""
+
+    kind = 'file system taken away'
+    keys = {'pool_db_backup': 1, 'require_mount': 'auto'}
+
+    def prepare(self):
+        """A history, and a script for which backup_dir is in fstab."""
+        fstab = os.path.join(self.directory, 'fstab')
+        with open(fstab, 'w', encoding='utf-8') as stream:
+            stream.write('server:/backups %s nfs defaults 0 0\n' % self.mounted)
+        self.script = self.changed_script(FSTAB=fstab)
+        super().prepare()
+
+    def at_call(self, number, happens):
+        """Run until that call, then let it happen, and run to the end; (the run, the k-th call)."""
+        case, failures = self, []
+
+        class Journal(list):
+            def append(self, call):
+                super().append(call)
+                if len(self) == number:
+                    with case.sim.pool.lock:
+                        try:
+                            happens()
+                        except Exception as error:      # for the test, not for the pool
+                            failures.append(error)
+        self.sim.pool.journal = journal = Journal()
+        done = self.backup()
+        self.sim.pool.journal = []
+        self.assertEqual([], failures)
+        self.assertGreaterEqual(len(journal), number, done.output)
+        return done
+
+    def calls(self, salt, step=2):
+        """Numbers of the calls of a run: every second one or such, or one of them."""
+        self.sim.pool.journal = []
+        self.undisturbed()
+        number = len(self.sim.pool.journal)
+        return sample(range(1 + len(salt) % step, number + 1, step), 1, salt)
+
+    def strike(self, number, what, happens, mended, settled=False):
+        """One such event, and a run after it was mended."""
+        self.remember()
+        self.injected('%s at call %d' % (what, number))
+        done = self.at_call(number, happens)
+        self.nothing_of_ours(done)
+        mended()
+        self.check(done, settled)
+        again = self.undisturbed()
+        self.check(again, settled=True, hit=())
+
+    def test_read_only(self):
+        """What is open for writing would not let it be remounted, so the same is mounted over it
+        once more, read-only."""
+        readable = os.path.join(self.directory, 'readable')
+        os.mkdir(readable)
+        self.namespace.do('mount', '--bind', self.disk, readable)
+        self.namespace.do('mount', '-o', 'remount,bind,ro', readable)
+        for number in self.calls('read-only'):
+            with self.subTest(number):
+                self.strike(number, 'read-only', lambda: self.namespace.do(
+                    'mount', '--bind', readable, self.mounted), self.unmount)
+
+    def test_unmounted(self):
+        def mended():
+            below = os.listdir(self.backups)
+            for name in below:
+                shutil.rmtree(os.path.join(self.backups, name))
+            self.mount()
+            self.assertEqual([], below, 'written below the mount: ' + self.what)
+        for number in self.calls('unmounted'):
+            with self.subTest(number):
+                self.strike(number, 'unmounted', self.unmount, mended)
+
+    def test_unmounted_and_mounted_again_before_the_next_vm(self):
+        for number in self.calls('remounted', 4):
+            with self.subTest(number):
+                def flap():
+                    self.unmount()
+                    self.mount()
+                self.strike(number, 'unmounted and mounted', flap, lambda: None)
+
+
+class Vanishing(FaultCase):
+    """A directory vanishes when the k-th call reaches the pool: renamed, or removed."""
+
+    kind = 'a directory vanishes'
+    at_call, calls, nothing_of_ours = AtACall.at_call, AtACall.calls, DiskCase.nothing_of_ours
+
+    def setUp(self):
+        super().setUp()
+        self.prepare()
+        self.away = self.backups + '.away'
+
+    def undisturbed(self):
+        """A run that meets nothing."""
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        return done
+
+    def test_backup_dir_is_renamed(self):
+        for number in self.calls('renamed', 3):
+            with self.subTest(number):
+                self.remember()
+                self.injected('backup_dir renamed at call %d' % number)
+                try:
+                    done = self.at_call(number, lambda: os.rename(self.backups, self.away))
+                    self.nothing_of_ours(done)
+                    self.assertFalse(os.path.exists(self.backups), done.output)
+                finally:
+                    shutil.rmtree(self.backups, ignore_errors=True)
+                    os.rename(self.away, self.backups)
+                self.check(done, settled=False)
+                self.check(self.undisturbed(), settled=True, hit=())
+
+    def test_backup_dir_is_removed(self):
+        for number in self.calls('removed', 3):
+            with self.subTest(number):
+                self.removed_at(number, '', lambda: shutil.rmtree(self.backups))
+                self.check(self.undisturbed(), settled=True, hit=())
+
+    def test_the_directory_of_a_vm_is_removed(self):
+        for number in self.calls('of a VM', 3):
+            with self.subTest(number):
+                self.removed_at(number, 'app', lambda: shutil.rmtree(
+                    os.path.join(self.backups, 'app')))
+                self.check(self.undisturbed(), settled=True, hit=())
+
+    def test_the_new_directory_is_removed(self):
+        for number in self.calls('new', 3):
+            with self.subTest(number):
+                self.removed_at(number, None, self.remove_new)
+                self.check(self.undisturbed(), settled=True, hit=())
+
+    def remove_new(self):
+        """Remove the dated directories that the run has begun."""
+        for vm in ('web', 'db', 'app'):
+            for name in os.listdir(os.path.join(self.backups, vm)):
+                path = os.path.join(self.backups, vm, name)
+                if name.startswith('backup-20') and not os.path.islink(path) and (
+                        os.path.exists(os.path.join(path, 'snapshot.json'))):
+                    shutil.rmtree(path)
+
+    def removed_at(self, number, vm, happens):
+        """Somebody removes something at a call: what is gone by that is not missed.
+
+        A backup that is removed after its run has recorded it is not the run's business.
+        """
+        def event():
+            if not self.renewed(self.good()) >= ({vm} if vm else set(self.configured())):
+                happens()
+                self.backups_before = {key for key in self.backups_before
+                                       if os.path.exists(key[0])}
+        self.remember()
+        self.injected('%s removed at call %d' % (vm or 'backup_dir', number))
+        done = self.at_call(number, event)
+        if vm is not None:
+            good = {name: backups for name, backups in self.memory.good.items()
+                    if vm and name != vm}
+            foreign = {path: content for path, content in self.memory.foreign.items()
+                       if not path.startswith(os.path.join(self.backups, vm))}
+            self.memory = self.memory._replace(good=good, foreign=foreign)
+        self.nothing_of_ours(done)
+        os.makedirs(self.backups, exist_ok=True)
+        self.check(done, settled=True)
+
+
+def load_tests(loader, tests, pattern):
+    """All of it, or one test of each class, chosen by the seed."""
+    chance, chosen = random.Random('disk:' + seed()), unittest.TestSuite()
+    for suite in tests:
+        cases = list(suite)
+        chosen.addTests(cases if full() or not cases else [chance.choice(cases)])
+    return chosen
+
+
+if __name__ == '__main__':
+    unittest.main()

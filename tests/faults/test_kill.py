@@ -1,0 +1,344 @@
+"""The kill matrix: a run is ended at every single call to the pool and file operation, and the
+pool's daemon dies at every call; afterwards the six invariants of faulting.py hold."""
+
+import os
+import signal
+import time
+import unittest
+
+from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
+from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, number_of
+
+FEW = ('vm-export=web', 'vdi-export=db')
+FOUR = FaultCase.rules + ('vm-export=other',)
+
+
+class AtPoolCalls(MatrixCase):
+    """A signal comes when a call comes in at the pool; the call itself goes on there."""
+
+    rules = FaultCase.rules
+    points_in_a_sample = 5
+    ways = ('SIGKILL', 'SIGTERM', 'SIGTERM, and more')
+
+    def test_a_run_ended_at_any_call_harms_nothing(self):
+        calls = range(1, self.calls() + 1)
+        self.each([(way, call) for way in self.ways for call in calls], self.end)
+
+    def end(self, point):
+        """A run that is ended at a call, and all that has to hold then."""
+        way, call = point
+        self.kind = way + ' at a call to the pool'
+        self.injected('%s at call %d' % point)
+        if way.startswith('SIGKILL'):
+            self.check_after_kill(self.run_with(
+                lambda number, _: number == call and self.kill(way != 'SIGKILL')))
+        else:
+            done = self.run_with(
+                lambda number, _: self.terminate(number - call, way != 'SIGTERM'))
+            if call == 1 and way != 'SIGTERM':
+                self.settle_pool()      # a second signal does not wait for the answer to a login
+            signals = [signal.SIGTERM]
+            if way != 'SIGTERM':
+                signals.append(signal.SIGINT)       # if both come before the first is seen
+            self.check_after_signal(done, self.called == call, signals)
+
+    def terminate(self, distance, further):
+        """SIGTERM when the call is there; more signals right then and at the next call."""
+        if not distance or further and distance == 1:
+            self.send(signal.SIGTERM)
+        if not distance and further:
+            time.sleep(0.005)
+            self.send(signal.SIGINT)
+
+
+class AtPoolCallsWithPreClean(AtPoolCalls):
+    """The same where old backups go before the export, and the pool's database is dumped."""
+
+    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
+    rules = FEW
+    points_in_a_sample = 3
+    ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
+
+
+class AtPoolCallsSideBySide(AtPoolCalls):
+    """The same while four VMs are at work."""
+
+    keys = {'parallel': 4}
+    rules = FOUR
+    points_in_a_sample = 3
+
+
+class OverLeftovers(AtPoolCalls):
+    """The same where an earlier run was killed in mid-export."""
+
+    verb = 'vm-export'
+    rules = FEW[:1]
+    points_in_a_sample = 1
+    ways = ('SIGKILL',)
+
+    def start_over(self):
+        """A run is killed while it exports: it leaves a snapshot and half a file."""
+        super().start_over()
+        self.run_with(lambda _, call: call.name == self.verb and call.args[0] != 'metadata=true'
+                      and self.send(signal.SIGKILL))
+        self.settle_pool()
+        self.assertTrue(self.extra(), 'the earlier run left nothing')
+
+
+class OverLeftoversOfDisks(OverLeftovers):
+    """The same with the snapshot of a disk."""
+
+    verb = 'vdi-export'
+    rules = FEW[1:]
+
+
+class AtPoolCallsOfDisks(AtPoolCalls):
+    """The same where all disks but one are exported, and compressed."""
+
+    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
+    rules = ('vdi-export=app', 'exclude-disk=app/xvdc')
+    points_in_a_sample = 3
+    pool_description = {'vms': [
+        {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
+        {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
+
+
+class AtPoolCallsOfOldToolstack(AtPoolCallsOfDisks):
+    """The same where a copy of a disk has to be destroyed before a whole VM is exported."""
+
+    keys = {}
+    rules = ('vm-export=app', 'exclude-disk=app/xvdc')
+    pool_description = dict(AtPoolCallsOfDisks.pool_description, xapi_version='21.3')
+
+
+class AtPoolCallsWithPeriods(AtPoolCalls):
+    """The same where the newest backup of each year is kept besides."""
+
+    keys = {'pre_clean': 'True', 'keep_last': 1, 'keep_yearly': 9}
+    rules = FEW
+    points_in_a_sample = 3
+    ways = ('SIGKILL', 'SIGTERM')
+
+    def check_history(self, now, words):
+        """1: the newest of each year stays, as does what is the newest of all; nothing changes."""
+        for vm, backups in self.memory.good.items():
+            there = {backup.key: backup for backup in now.get(vm, [])}
+            for number, backup in enumerate(backups):
+                if backup.key in there:
+                    self.assertEqual(backup, there[backup.key], '1: a backup changed: ' + words)
+                else:
+                    newer = backups[number + 1:] + [each for each in there.values()
+                                                    if each not in backups]
+                    self.assertIn(began(backup)[:4], [began(each)[:4] for each in newer],
+                                  '1: %s was the newest of its year: %s' % (backup.path, words))
+
+
+class AtFileOperations(LaunchedCase):
+    """SIGKILL comes before or after a file operation."""
+
+    points_in_a_sample = 3
+    ways = ('SIGKILL',)
+
+    def test_a_run_ended_at_any_file_operation_harms_nothing(self):
+        self.operations_made = self.moments()
+        self.each([(way,) + moment for way in self.ways for moment in self.operations_made],
+                  self.end)
+
+    def end(self, point):
+        """A run that ends itself there, and all that has to hold then."""
+        way, number, when, name = point
+        self.kind = way + ' at a file operation'
+        self.injected('%s %s operation %d, %s' % (way, when, number, name))
+        done = self.launched(at=number, when=when, signals=[getattr(signal, way)])
+        if way == 'SIGKILL':
+            self.check_after_kill(done)
+        else:
+            self.check_after_signal(done, last=number == self.operations_made[-1][0])
+
+
+class EndedAtFileOperations(AtFileOperations):
+    """SIGTERM comes there."""
+
+    ways = ('SIGTERM',)
+
+
+class AtFileOperationsSideBySide(AtFileOperations):
+    """A signal comes then while four VMs are at work."""
+
+    rules = FOUR
+    points_in_a_sample = 2
+    ways = ('SIGKILL', 'SIGTERM')
+
+    def moments(self):
+        """Some of those of the same VMs one after another: what is done is the same, but nobody
+        knows the order."""
+        found = super().moments()[::8]
+        self.keys = {'parallel': 4}
+        return found
+
+    def setUp(self):
+        self.keys = {}
+        super().setUp()
+        self.keys = {'parallel': 4} if hasattr(self, 'operations_made') else {}
+
+
+class AtFileOperationsWithPreClean(AtFileOperations):
+    """The same where old backups go before the export, after failures, with a pool dump."""
+
+    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
+    rules = FEW[:1]
+    ways = ('SIGKILL', 'SIGTERM')
+
+    def save(self):
+        """The history has a failure among the backups, and one that is the last."""
+        self.old_backup('web', 'backup-2020-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
+        self.old_backup('web', 'backup-2039-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
+        super().save()
+
+
+class DaemonDies(MatrixCase):
+    """The pool's daemon dies and comes back after a moment, while the run goes on."""
+
+    rules = FaultCase.rules
+    points_in_a_sample = 3
+    ways = {'down': 'the daemon dies at a call to the pool',
+            'down-after': 'the daemon dies before it answers a call'}
+    constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
+
+    def setUp(self):
+        super().setUp()
+        self.script = self.changed_script(**self.constants)
+
+    def die(self, point):
+        """A run in which the daemon dies at a call; the invariants after it and the next run."""
+        way, call = point
+        self.kind = self.ways[way]
+        self.injected('%s at call %d' % point)
+        self.sim.pool.faults.add('*', way, nth=call)
+        done = self.run_with_an_outage()
+        self.sim.pool.faults.clear()
+        self.settle_pool()
+        self.check(done, settled=False, hit=self.hit(call))
+        self.check_the_next_run()
+
+    def hit(self, call):
+        """The VMs that may be without a new backup: any one; all if nobody could log in."""
+        lacking = set(self.configured()) - self.renewed(self.good())
+        return lacking if len(lacking) < 2 or call == 1 else ()
+
+    def test_the_daemon_may_die_at_any_call(self):
+        calls = range(1, self.calls() + 1)
+        self.each([(way, call) for way in self.ways for call in calls], self.die)
+
+
+class DaemonDiesSideBySide(DaemonDies):
+    """The same while four VMs are at work."""
+
+    keys = {'parallel': 4}
+    rules = FOUR
+    points_in_a_sample = 1
+    ways = {'down-after': 'the daemon dies before it answers a call'}
+
+    def hit(self, call):
+        """Any of them: all may be waiting for it."""
+        return set(self.configured())
+
+
+class DaemonStaysAway(DaemonDies):
+    """The daemon dies and does not come back before the run has ended."""
+
+    points_in_a_sample = 1
+    ways = {'down': 'the daemon dies at a call, and stays away'}
+    constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
+
+    def run_with_an_outage(self):
+        """A run, after which the daemon is started again."""
+        done = self.backup()
+        self.sim.restart()
+        return done
+
+    def hit(self, call):
+        """All of them."""
+        return set(self.configured())
+
+
+class OrderOfOperations(LaunchedCase):
+    """What a power failure can leave, told by the order in which things reach the disk."""
+
+    seen = None                 # by all tests of this class: the operations of one run
+
+    def setUp(self):
+        if not OrderOfOperations.seen:
+            super().setUp()
+            OrderOfOperations.seen = self.operations(), {
+                os.path.relpath(path, self.backups): vm for vm, paths in self.marked().items()
+                for path in paths if (path, number_of(path)) not in self.backups_before}
+        self.operations_seen, self.made = OrderOfOperations.seen
+
+    def first(self, holds, what):
+        """The number of the first operation for which something holds."""
+        for each in self.operations_seen:
+            if each['success'] and holds(each):
+                return each['number']
+        return self.fail('never: ' + what)
+
+    def synced(self, path, after=0):
+        """When a file or directory was forced to the disk."""
+        return self.first(lambda each: path in each['synced'] and each['number'] > after,
+                          '%s is forced to the disk after operation %d' % (path, after))
+
+    def test_the_marker_comes_after_everything_else_is_on_the_disk(self):
+        self.assertEqual({'web', 'db'}, set(self.made.values()))
+        for directory, vm in self.made.items():
+            with self.subTest(directory):
+                exported = os.path.join(directory, vm + ('.raw' if vm == 'db' else '.xva'))
+                manifest = os.path.join(directory, MANIFEST)
+                marker = self.first(
+                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
+                renamed = self.first(lambda each: manifest in each['new'], 'a manifest')
+                before = self.first(
+                    lambda each: any(path.startswith(manifest) or path.startswith(
+                        os.path.join(directory, '.' + MANIFEST)) for path in each['synced']),
+                    'the manifest is forced to the disk')
+                steps = [self.synced(exported), before, renamed,
+                         self.synced(directory, after=renamed), marker]
+                self.assertEqual(sorted(steps), steps)
+
+    def test_old_backups_go_after_the_new_one_is_on_the_disk(self):
+        for directory, vm in self.made.items():
+            with self.subTest(directory):
+                marker = self.first(
+                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
+                rotated = self.first(
+                    lambda each: any(path.startswith(os.path.join(vm, DELETING))
+                                     for path in each['new']), 'a rotation')
+                self.assertLess(self.synced(directory, after=marker), rotated)
+                self.assertLess(self.synced(vm), rotated)
+
+    def test_what_is_removed_was_renamed_before(self):
+        removed = 0
+        for each in self.operations_seen:
+            if each['name'] not in ('unlink', 'remove', 'rmdir', 'rename', 'replace'):
+                continue
+            for path in each['gone']:
+                parts = path.split(os.sep)
+                if each['name'] in ('rename', 'replace'):
+                    continue
+                removed += len(parts) > 2
+                self.assertTrue(
+                    len(parts) > 1 and parts[1].startswith(DELETING) or parts[-1] == RECORD
+                    or parts[0].startswith((WRITE_TEST, LOCKS)), each)
+        self.assertGreater(removed, 3)
+
+    def test_a_record_of_a_snapshot_is_on_the_disk_before_the_snapshot_is_made(self):
+        for directory in self.made:
+            record = os.path.join(directory, RECORD)
+            made = self.first(lambda each: record in each['new'], 'a record')
+            written = self.first(lambda each: any(path.startswith(record) or path.startswith(
+                os.path.join(directory, '.' + RECORD)) for path in each['synced']), 'a sync')
+            self.assertLess(written, made)
+            self.synced(directory, after=made)
+
+
+if __name__ == '__main__':
+    unittest.main()

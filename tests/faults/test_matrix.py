@@ -1,0 +1,571 @@
+"""The fault matrix: every xe verb and XenAPI method in use meets whatever can go wrong with it.
+
+Which verbs and methods that are is read from the journal of a run in the same circumstances, so a
+new call of the script is in the matrix as soon as it is made. Each point of it is one run with one
+fault; the invariants are asked for after it and, where the run did not come to a good end, after
+an undisturbed one. (Else the next point's run is that.)
+
+`python3 -m tests faults` goes through the whole matrix, `python3 -m tests` through a sample.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import random
+import threading
+import time
+import unittest
+from typing import Any, Dict, NamedTuple, Tuple
+
+from tests.faults.faulting import FaultCase, full, seed, thinned
+
+DEADLINE = 1.5              # seconds that the script gives xe and XenAPI here
+LATE = DEADLINE + 0.5
+BACK = 0.3                  # seconds until a daemon that died is back
+NOBODY = '00000000-0000-4000-8000-000000000000'
+NO_REF = 'OpaqueRef:' + NOBODY
+LOGIN, LOGOUT = 'session.login_with_password', 'session.logout'
+OF_SESSIONS = (LOGIN, LOGOUT)
+
+# Codes with the parameters that xapi gives them.
+FULL_SR = ['SR_BACKEND_FAILURE_44', '', 'There is insufficient space', '']
+NO_VDI = ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']
+NO_SNAPSHOT = ['SR_BACKEND_FAILURE_82', '', 'Failed to snapshot VDI', '']
+LONG_CHAIN = ['SR_BACKEND_FAILURE_109', '', 'The snapshot chain is too long', '']
+IO_ERROR = ['SR_BACKEND_FAILURE_200', '', 'General IO error', '']
+BUSY_SR = ['SR_BACKEND_FAILURE_201', '', 'Currently unavailable, try again', '']
+BLOCKED = ['OPERATION_BLOCKED', NO_REF, 'not tonight']
+IN_USE = ['VDI_IN_USE', NO_REF, 'destroy']
+DISK_ERROR = ['VDI_IO_ERROR', 'Device I/O errors']
+BUSY = ['OTHER_OPERATION_IN_PROGRESS', 'VM', NO_REF, 'export', NO_REF]
+INTERNAL = ['INTERNAL_ERROR', 'Not_found']
+BOOTING = ['HOST_STILL_BOOTING']
+NO_HANDLE = ['HANDLE_INVALID', 'VM', NO_REF]
+NO_UUID = ['UUID_INVALID', 'VM', NOBODY]
+UNKNOWN = ['MESSAGE_METHOD_UNKNOWN', 'VM.get_this']
+NO_MASTER = ['NO_HOSTS_AVAILABLE']
+REFUSALS = {
+    'vm-snapshot': [FULL_SR, NO_VDI, NO_SNAPSHOT, LONG_CHAIN, BLOCKED, BUSY, NO_MASTER,
+                    ['VM_HAS_VUSBS', NO_REF], ['VDI_IS_SHARABLE', NO_REF]],
+    'vdi-snapshot': [FULL_SR, NO_SNAPSHOT, LONG_CHAIN, BUSY_SR, NO_UUID,
+                     ['SR_OPERATION_NOT_SUPPORTED', NO_REF]],
+    'template-param-set': [NO_UUID, NO_HANDLE, INTERNAL],
+    'vdi-param-set': [NO_UUID, NO_HANDLE, INTERNAL],
+    'vm-export': [BUSY, IN_USE, INTERNAL, ['VM_BAD_POWER_STATE', NO_REF, 'halted', 'running']],
+    'vdi-export': [NO_UUID, IN_USE, INTERNAL],
+    'vm-uninstall': [BUSY, BLOCKED, NO_VDI, NO_HANDLE],
+    'snapshot-uninstall': [BUSY, NO_VDI, NO_UUID],
+    'vdi-destroy': [IN_USE, NO_VDI, IO_ERROR, NO_UUID, BUSY_SR],
+    'pool-dump-database': [INTERNAL, BOOTING],
+}                           # type: Dict[str, Any]
+# In the midst of the work: (code, steps or bytes until then).
+HALF_DONE = {
+    'vm-snapshot': [(FULL_SR, 1), (NO_SNAPSHOT, 1)],
+    'vm-export': [(DISK_ERROR, 500000), (NO_VDI, 900000)],
+    'vdi-export': [(DISK_ERROR, 500000), (IO_ERROR, 1 << 20)],
+    'vm-uninstall': [(NO_VDI, 1), (IO_ERROR, 2)],
+    'snapshot-uninstall': [(NO_VDI, 1), (IO_ERROR, 2)],
+}                           # type: Dict[str, Any]
+OF_ANY_VERB = [INTERNAL, BOOTING]
+OF_ANY_METHOD = [INTERNAL, BOOTING, UNKNOWN, NO_HANDLE]
+OF_GETTERS = {'get_by_uuid': [NO_UUID], 'get_all_records_where': [['INVALID_VALUE', 'field', 'x']]}
+# What xe says although it has done nothing.
+LIES = {
+    'vm-snapshot': ['rubbish\n', NOBODY + '\n'],
+    'vdi-snapshot': ['rubbish\n', NOBODY + '\n'],
+    'vm-export': ['Export succeeded\n'],
+    'vm-uninstall': ['The following items are about to be destroyed\nAll objects destroyed\n'],
+    'snapshot-uninstall': ['All objects destroyed\n'],
+}                           # type: Dict[str, Any]
+WORKERS = {'vm-snapshot': 4, 'vdi-snapshot': 1, 'vm-uninstall': 3, 'snapshot-uninstall': 3,
+           'vdi-destroy': 1}            # verbs with steps, and how many at most
+CUT_SHORT = b'<?xml version="1.0"?><methodResponse><params/>'
+EXPORTS = ('vm-export', 'vdi-export', 'pool-dump-database')
+
+
+class Circumstances(NamedTuple):
+    """What a run finds, besides the fault that it meets."""
+    name: str
+    faults: Tuple[Tuple[str, Dict[str, Any]], ...] = ()     # (call, fault) that it meets as well
+    spoils: Tuple[str, ...] = ()        # VMs that fail by those alone
+    leftovers: bool = False             # an earlier run's snapshots are in the pool
+
+
+NIGHT = Circumstances('an ordinary night')
+REMOVALS = Circumstances('removals that are refused at first', (
+    ('vm-uninstall', {'do': 'refuse', 'error': BUSY}),
+    ('vdi-destroy', {'do': 'refuse', 'error': IN_USE})))
+SNAPSHOTS = Circumstances('snapshots whose client dies', (
+    ('vm-snapshot', {'do': 'die'}), ('vdi-snapshot', {'do': 'die'})), spoils=('web', 'db'))
+LEFTOVERS = Circumstances('snapshots that an earlier run left', leftovers=True)
+STALLS = Circumstances('exports that stall', (
+    ('vm-export', {'do': 'stall', 'after': 500000, 'nth': 3}),
+    ('vdi-export', {'do': 'stall', 'after': 500000})), spoils=('web', 'db'))
+ALL = (NIGHT, REMOVALS, SNAPSHOTS, LEFTOVERS, STALLS)
+
+
+class Point(NamedTuple):
+    """One point of the matrix: the nth call of a name meets a fault."""
+    circumstances: Circumstances
+    name: str
+    nth: int
+    fault: Dict[str, Any]               # as faults.add() takes it; do='expire': see Journal
+    settled: bool = True                # nothing may be left right after it
+
+    def __str__(self):
+        return '%s: call %d of %s: %s' % (self.circumstances.name, self.nth, self.name, self.fault)
+
+
+class Journal(list):
+    """The pool's journal; it notes for which VM each call was made.
+
+    At the nth call of the name `expiry` every session expires.
+    """
+
+    def __init__(self, case, expiry=None):
+        super().__init__()
+        self.case = case
+        self.expiry = expiry
+        self.places = collections.defaultdict(list)     # name -> the VM at hand at each call
+
+    def append(self, call):
+        """A call has arrived."""
+        with self.case.sim.pool.lock:
+            self.places[call.name].append(self.case.vm_at_hand())
+            if self.expiry == (call.name, len(self.places[call.name])):
+                self.case.sim.pool.tables['session'].clear()
+        super().append(call)
+
+
+PLACES = {}                 # type: Dict[str, Dict[str, Any]]
+
+
+HOOK = '#!/bin/sh\nset -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
+
+
+class Matrix(FaultCase):
+    """What the parts of the matrix share: runs with a hook and a report."""
+
+    def setUp(self):
+        super().setUp()
+        self.hook, self.noted, self.report = [
+            os.path.join(self.directory, name) for name in ('hook', 'noted', 'report.json')]
+        with open(self.hook, 'w', encoding='utf-8') as stream:
+            stream.write(HOOK % self.noted)
+        os.chmod(self.hook, 0o755)
+        self.keys = {'pool_db_backup': 1, 'stall_timeout': '0.01', 'hook': self.hook,
+                     'report_file': self.report}
+        self.sim.pool.lock_wait = 0.5
+        self.script = self.changed_script(
+            XE_TIMEOUT=DEADLINE, XAPI_TIMEOUT=DEADLINE, XAPI_PATIENCE=6, DISCARD_PAUSES=(0.1, 0.2),
+            BUSY_PAUSES=(0.3, 0.5), SNAPSHOT_PAUSES=(0.05, 0.2, 0.5, 1.0, 1.5))
+        self.prepare()
+
+    def begin_run(self):
+        """Note what is there as a run begins; its hook has not run."""
+        super().begin_run()
+        for path in (self.noted, self.report) if self.keys else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def check_end(self, done, now, told, words):
+        """5: the report tells what the exit status does, and each begin at the hook has its end."""
+        super().check_end(done, now, told, words)
+        with open(self.report, encoding='ascii') as stream:
+            report = json.load(stream)
+        self.assertEqual(done.status, report['exit_status'], '5: the report: ' + words)
+        renewed = {vm['name'] for vm in report['vms'] if vm['status'] in ('SUCCESS', 'WARNING')}
+        self.assertEqual(self.renewed(now), renewed, '5: the report: ' + words)
+        with open(self.noted, encoding='utf-8') as stream:
+            phases = [line.split()[0] for line in stream]
+        self.assertEqual(('job-init', 'log-end'), (phases[0], phases[-1]), '5: hooks: ' + words)
+        self.assertEqual(1, phases.count('job-end') + phases.count('job-abort'), '5: ' + words)
+        self.assertEqual(phases.count('backup-start'), phases.count('backup-end') +
+                         phases.count('backup-abort'), '5: hooks: ' + words)
+
+    def vm_at_hand(self):
+        """The VM whose backup has begun, by the status log; '' between two of them."""
+        lines = [line.split(',', 4) for line in self.status_lines()[self.told_before:]]
+        words = [line for line in lines if line[1] in ('vm-export', 'vdi-export')][-1:]
+        return words[0][4] if words and words[0][3] == 'begin' else ''
+
+    def meet(self, circumstances, expiry=None):
+        """Arrange the circumstances of the next run; return the journal that it writes."""
+        pool = self.sim.pool
+        if circumstances.leftovers:
+            self.leave_things()
+        pool.faults.clear()
+        for name, fault in circumstances.faults:
+            pool.faults.add(name, **fault)
+        pool.journal = Journal(self, expiry)
+        return pool.journal
+
+    def leave_things(self):
+        """A run that cannot remove its snapshots."""
+        for verb in ('vm-uninstall', 'snapshot-uninstall', 'vdi-destroy'):
+            self.sim.pool.faults.add(verb, 'refuse', error=NO_VDI, times=0)
+        done = self.backup()
+        self.assertNotEqual({}, self.open_records(), done.output)
+
+    def places(self, circumstances):
+        """{name: the VM at hand at each call} of a run in these circumstances."""
+        if circumstances.name not in PLACES:
+            self.remember()
+            journal = self.meet(circumstances)
+            self.backup()
+            PLACES[circumstances.name] = {name: list(vms) for name, vms in journal.places.items()}
+            self.sim.pool.faults.clear()
+            self.check(self.backup(), settled=True)
+        return PLACES[circumstances.name]
+
+    def calls(self, circumstances, door):
+        """{name: numbers of its calls}: each of a door's names, at one of its calls for each VM.
+
+        Where the circumstances are not those of every night, only the calls that they cause.
+        """
+        places = self.places(circumstances)
+        usual = {} if circumstances is NIGHT else self.places(NIGHT)
+        found = collections.OrderedDict()
+        for name in sorted(places):
+            more = len(places[name]) - len(usual.get(name, ()))
+            if ('.' in name) == (door == 'xapi') and more > 0:
+                found[name] = (self.caused(circumstances, places[name], more) if usual else
+                               sorted({vm: nth for nth, vm in reversed(list(enumerate(
+                                   places[name], 1)))}.values()))
+        return found
+
+    @staticmethod
+    def caused(circumstances, vms, more):
+        """Which of the calls of a name, for these VMs, the circumstances may have caused."""
+        spoilt = [nth for nth, vm in enumerate(vms, 1) if vm in ('web', 'db')]
+        if circumstances.leftovers:
+            return sorted({1, more})
+        return spoilt[-more:][:1] or [len(vms)]
+
+    def points(self, circumstances, door, faults):
+        """The points in some circumstances: each name of a door, with all of faults(name, number),
+        which take turns at its calls. Of XenAPI, where something went wrong already, the names
+        take turns at the faults."""
+        found = []
+        for number, (name, calls) in enumerate(self.calls(circumstances, door).items()):
+            chosen = list(faults(name, number))
+            if door == 'xapi' and circumstances is not NIGHT:
+                chosen = turns(chosen, number, min(1, len(chosen)))
+            for turn, (fault, settled) in enumerate(chosen):
+                nth = calls[(number + turn) % len(calls)]
+                found.append(Point(circumstances, name, nth, fault, settled))
+        return found
+
+    def go_through(self, points):
+        """Meet each point."""
+        self.assertTrue(points)
+        for point in thinned(points, self.id()):
+            with self.subTest(str(point)):
+                self.hit(point)
+
+    def hit(self, point):
+        """One fault, and the invariants after it and after the next run."""
+        fault = dict(point.fault)
+        expiry = (point.name, point.nth) if fault['do'] == 'expire' else None
+        self.sim.pool.faults.clear()
+        self.remember()
+        journal = self.meet(point.circumstances, expiry)
+        if not expiry:
+            self.sim.pool.faults.add(point.name, nth=point.nth, **fault)
+        self.injected(str(point))
+        with self.coming_back():
+            done = self.finish(self.start_backup())
+        self.sim.pool.faults.clear()
+        self.assertGreaterEqual(len(journal.places[point.name]), point.nth,
+                                'it met no fault: %s\n%s' % (str(point), done.output))
+        self.until(self.is_quiet, 'a quiet pool')
+        if point.name in OF_SESSIONS or fault['do'] == 'expire':
+            self.sim.pool.tables['session'].clear()     # nobody else can: they expire
+        # Where one thing after the other goes wrong, the next run may have to put it in order.
+        settled = point.settled and point.circumstances is NIGHT
+        self.check(done, settled, self.may_be_spoilt(point, journal))
+        if done.status not in (0, 1) or not settled:
+            self.check(self.backup(), settled=True, hit=())
+
+    def may_be_spoilt(self, point, journal):
+        """The VMs whose backups the fault may spoil; None: any of them."""
+        if point.name == LOGIN or point.name == 'VM.get_all_records' or (
+                point.fault.get('times') == 0):
+            return None
+        vm = journal.places[point.name][point.nth - 1]
+        return {vm}.union(point.circumstances.spoils) - {''}
+
+    @contextlib.contextmanager
+    def coming_back(self):
+        """Meanwhile a daemon that dies is started again soon."""
+        over = threading.Event()
+
+        def watch():
+            while not over.wait(0.02):
+                if self.sim.pool.is_down:
+                    time.sleep(BACK)
+                    self.sim.restart()
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if self.sim.pool.is_down:
+                self.sim.restart()
+
+
+def turns(things, number, count):
+    """So many of some things, others for each number."""
+    return [things[(number * count + turn) % len(things)] for turn in range(count)]
+
+
+# What a verb or a method meets: (fault, whether nothing may be left right after the run).
+
+def refusals_of_xe(name, number):
+    """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
+    for error in REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1):
+        yield {'do': 'refuse', 'error': error}, True
+    for error, after in HALF_DONE.get(name, []):
+        yield {'do': 'refuse', 'error': error, 'after': after}, True
+
+
+def refusals_for_ever(name, number):
+    """A verb that is refused at its every call."""
+    yield {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}, False
+
+
+def words_of_xe(name, number):
+    """Whatever may be said, and nothing done. What is left then, the next run removes."""
+    for text in ['', 'rubbish\n'] + LIES.get(name, []):
+        yield {'do': 'print', 'stdout': text, 'exit': 0}, False
+    yield {'do': 'print', 'exit': 1}, False
+
+
+def deaths_of_xe(name, number):
+    """The connection ends: before the work or in a file, and when all but the answer is done."""
+    yield {'do': 'die'}, True
+    if name in EXPORTS:
+        yield {'do': 'die', 'after': 700000 if number % 2 else 1000}, True
+
+
+def deaths_of_the_daemon(name, number):
+    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
+    yield {'do': 'down-after' if number % 2 else 'down'}, False
+    for after in range(WORKERS.get(name, -1) + 1):
+        yield {'do': 'down', 'after': after}, False
+    if name in EXPORTS:
+        yield {'do': 'down', 'after': 700000}, False
+
+
+def waits_of_xe(name, number):
+    """No answer at all, one that comes too late, and work that is done too late."""
+    yield {'do': 'hang'}, True
+    if name in EXPORTS:
+        yield {'do': 'stall' if number % 2 else 'hang', 'after': 700000}, True
+    elif name not in WORKERS:
+        yield {'do': 'slow', 'seconds': LATE}, False
+    if name in WORKERS:
+        yield {'do': 'slow', 'seconds': LATE, 'after': number % 3}, False
+
+
+def refusals_of_xenapi(name, number):
+    """Refusals with the codes that a method really gives."""
+    errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
+    if name == LOGIN:
+        errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
+    for error in errors:
+        yield {'do': 'refuse', 'error': error}, True
+
+
+def answers_of_xenapi(name, number):
+    """What is no answer, or another one than was asked for."""
+    for answer in turns([{'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
+                         {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2):
+        yield dict(answer, do='print'), False
+
+
+def deaths_of_xenapi(name, number):
+    """The connection ends without an answer, or in the middle of one, or the daemon dies."""
+    yield ({'do': 'die', 'after': 150} if number % 2 else {'do': 'die'}), True
+    yield {'do': 'down' if number % 2 else 'down-after'}, False
+
+
+def waits_of_xenapi(name, number):
+    """No answer, and one that comes too late."""
+    yield ({'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}), True
+
+
+def expiries(name, number):
+    """All sessions have expired when the call comes."""
+    if name not in OF_SESSIONS:
+        yield {'do': 'expire'}, True
+
+
+class RefusedVerbs(Matrix):
+    """An xe verb is refused."""
+
+    kind = 'xe refuses'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xe', refusals_of_xe))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xe', refusals_of_xe))
+
+    def test_for_the_whole_night(self):
+        self.go_through(self.points(NIGHT, 'xe', refusals_for_ever))
+
+
+class WrongWords(Matrix):
+    """xe says something, and has done nothing."""
+
+    kind = 'xe lies'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xe', words_of_xe))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xe', words_of_xe))
+
+
+class BrokenConnections(Matrix):
+    """xe's connection ends half-way."""
+
+    kind = 'xe dies half-way'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xe', deaths_of_xe))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xe', deaths_of_xe))
+
+
+class DyingDaemons(Matrix):
+    """The daemon dies half-way in the work that a verb asks for."""
+
+    kind = 'the daemon dies half-way'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xe', deaths_of_the_daemon))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xe', deaths_of_the_daemon))
+
+
+class NoEnd(Matrix):
+    """xe does not come to an end, or too late."""
+
+    kind = 'xe hangs or is late'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xe', waits_of_xe))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xe', waits_of_xe))
+
+
+class RefusedMethods(Matrix):
+    """A XenAPI method is refused."""
+
+    kind = 'XenAPI refuses'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xapi', refusals_of_xenapi))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in ALL[1:]:
+            self.go_through(self.points(circumstances, 'xapi', refusals_of_xenapi))
+
+
+class WrongAnswers(Matrix):
+    """XenAPI answers something else."""
+
+    kind = 'XenAPI answers wrongly'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xapi', answers_of_xenapi))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xapi', answers_of_xenapi))
+
+
+class BrokenAnswers(Matrix):
+    """XenAPI's connection ends, or its daemon."""
+
+    kind = 'XenAPI breaks off'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xapi', deaths_of_xenapi))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (SNAPSHOTS, LEFTOVERS, STALLS):
+            self.go_through(self.points(circumstances, 'xapi', deaths_of_xenapi))
+
+
+class NoAnswers(Matrix):
+    """XenAPI does not answer, or too late."""
+
+    kind = 'XenAPI hangs or is late'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xapi', waits_of_xenapi))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xapi', waits_of_xenapi))
+
+
+class ExpiredSessions(Matrix):
+    """The session has expired when a call is made."""
+
+    kind = 'the session has expired'
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(self.points(NIGHT, 'xapi', expiries))
+
+    def test_where_something_went_wrong_already(self):
+        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
+            self.go_through(self.points(circumstances, 'xapi', expiries))
+
+
+class Sample(Matrix):
+    """Some points of all of this, chosen by the seed."""
+
+    kind = 'a call meets a fault'
+    count = 8
+
+    def test_some_points_of_the_matrix(self):
+        chance = random.Random('matrix:' + seed())
+        points = []
+        for circumstances in (NIGHT, chance.choice(ALL[1:])):
+            for door, kinds in OF_DOORS.items():
+                for faults in kinds:
+                    points += self.points(circumstances, door, faults)
+        self.go_through(chance.sample(points, self.count))
+
+
+OF_DOORS = {'xe': (refusals_of_xe, refusals_for_ever, words_of_xe, deaths_of_xe,
+                   deaths_of_the_daemon, waits_of_xe),
+            'xapi': (refusals_of_xenapi, answers_of_xenapi, deaths_of_xenapi, waits_of_xenapi,
+                     expiries)}
+
+
+def load_tests(loader, tests, pattern):
+    """The whole matrix, or its sample."""
+    chosen = unittest.TestSuite()
+    for suite in tests:
+        chosen.addTests(test for test in suite if isinstance(test, Sample) != full())
+    return chosen
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,187 @@
+"""Two runs at once, on the same VMs and on different ones: neither spoils the other's work."""
+
+import os
+import random
+import re
+import signal
+import time
+import unittest
+
+from tests.faults.faulting import FaultCase, full, seed
+
+TIMES = 20
+LOCKED = 'VM-LOCKED'
+
+
+class TwoRuns(FaultCase):
+    """What the tests below share: a second config, and what is asked after both runs."""
+
+    def setUp(self):
+        super().setUp()
+        self.chance = random.Random('two runs:' + seed())
+        self.prepare()
+
+    def start_with(self, number, *rules, **keys):
+        """Start a run with a config and a status log of its own; return the process."""
+        self.status_log = self.log_of(number)
+        path = self.config(*(rules or self.rules), **dict(
+            {'max_backups': self.max_backups}, **dict(self.keys, **keys)))
+        own = os.path.join(self.directory, 'run-%d.cfg' % number)
+        os.rename(path, own)
+        with open(self.status_log, 'w', encoding='utf-8'):
+            pass
+        return self.start('password', own)
+
+    def log_of(self, number):
+        """The status log of a run."""
+        os.makedirs(os.path.join(self.directory, 'logs'), exist_ok=True)
+        return os.path.join(self.directory, 'logs', 'status-%d.log' % number)
+
+    def outcomes(self, number):
+        """{VM: the word with which a run's backup of it ended}."""
+        with open(self.log_of(number), encoding='utf-8') as stream:
+            ends = re.findall(',v(?:m|di)-export,[^,]*,end,([A-Z-]+) (\\w+)', stream.read())
+        return {vm: word for word, vm in ends}
+
+    def side_by_side(self, offset, first, second):
+        """Two runs with these rules, the second so many seconds later; both as they ended."""
+        self.remember()
+        before = self.named()
+        children = [self.start_with(1, *first)]
+        time.sleep(offset)
+        children.append(self.start_with(2, *second))
+        self.backups_before = before
+        return [self.finish(child) for child in children]
+
+    def check_both(self, runs):
+        """The invariants after both. Each run's end is told in its own log."""
+        both = '\n'.join('-- run %d\n%s' % pair for pair in enumerate(
+            (done.output for done in runs), 1))
+        for number, done in enumerate(runs, 1):
+            self.assertNotIn('Traceback', done.output)
+            words = self.outcomes(number)
+            good = [vm for vm in words if words[vm] in ('SUCCESS', 'WARNING')]
+            self.assertEqual(done.status in (0, 1), len(good) == len(words), both)
+            self.assertLessEqual(set(words.values()), {'SUCCESS', 'WARNING', LOCKED}, both)
+            with open(self.log_of(number), encoding='utf-8') as stream:
+                self.assertIn(['SUCCESS', 'WARNING', 'ERROR'][done.status],
+                              stream.read().splitlines()[-1], both)
+        self.check(None, settled=True)
+        return both
+
+    def offsets(self):
+        """Seconds after which the second run starts, at most a whole run's time."""
+        began = time.monotonic()
+        self.assertIn(self.backup().status, (0, 1))
+        whole = time.monotonic() - began
+        return [self.chance.uniform(0, whole) for _ in range(TIMES if full() else 2)]
+
+
+class OnTheSameVms(TwoRuns):
+    """Both back up the same VMs."""
+
+    kind = 'two runs, the same VMs'
+
+    def test_each_vm_is_backed_up_by_one_of_them_at_least(self):
+        for offset in self.offsets():
+            with self.subTest(offset):
+                self.injected('a second run %.3f s later' % offset)
+                runs = self.side_by_side(offset, self.rules, self.rules)
+                both = self.check_both(runs)
+                for vm in self.configured():
+                    words = [self.outcomes(number).get(vm) for number in (1, 2)]
+                    self.assertTrue({'SUCCESS', 'WARNING'} & set(words), both)
+                self.assertEqual(set(self.configured()), self.renewed(self.good()), both)
+
+
+class OnDifferentVms(TwoRuns):
+    """Each backs up VMs of its own."""
+
+    kind = 'two runs, different VMs'
+
+    def test_both_succeed(self):
+        for offset in self.offsets():
+            with self.subTest(offset):
+                self.injected('a second run %.3f s later' % offset)
+                runs = self.side_by_side(offset, self.rules[:1], self.rules[1:])
+                both = self.check_both(runs)
+                self.assertEqual([], [done for done in runs if done.status > 1], both)
+                self.assertEqual(set(self.configured()), self.renewed(self.good()), both)
+
+
+class Busy(TwoRuns):
+    """The one run waits in the midst of an export when the other comes."""
+
+    kind = 'a run that finds another'
+
+    def begin_slowly(self):
+        """Start a run that takes its time with the export of web; return it in the midst."""
+        self.remember()
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=5, after=300000)
+        child = self.start_with(1, 'vm-export=web')
+        self.until(lambda: [call.name for call in self.sim.calls('xe')].count('vm-export') > 1
+                   and self.sim.pool.tables['task'])
+        return child
+
+    def test_it_reports_the_lock_and_touches_nothing_of_that_vm(self):
+        self.sim.pool.journal = []
+        self.injected('another run exports the VM')
+        child = self.begin_slowly()
+        before = sorted(os.listdir(os.path.join(self.backups, 'web')))
+        second = self.finish(self.start_with(2, 'vm-export=web', 'vm-export=app'))
+        self.assertIsNone(child.poll(), second.output)
+        self.assertEqual(before, sorted(os.listdir(os.path.join(self.backups, 'web'))))
+        self.assertEqual(2, second.status, second.output)
+        self.assertEqual(LOCKED, self.outcomes(2)['web'])
+        self.assertIn(self.outcomes(2)['app'], ('SUCCESS', 'WARNING'))
+        first = self.finish(child)
+        self.check_both([first, second])
+        self.assertIn(first.status, (0, 1), first.output)
+
+    def test_with_lock_wait_it_waits_and_succeeds(self):
+        self.sim.pool.journal = []
+        self.injected('another run exports the VM, lock_wait=1')
+        child = self.begin_slowly()
+        second = self.finish(self.start_with(2, 'vm-export=web', lock_wait=1))
+        first = self.finish(child)
+        self.check_both([first, second])
+        for done in (first, second):
+            self.assertIn(done.status, (0, 1), done.output)
+
+    def test_a_signal_ends_the_wait(self):
+        self.sim.pool.journal = []
+        self.injected('another run exports the VM, SIGTERM meanwhile')
+        child = self.begin_slowly()
+        second = self.start_with(2, 'vm-export=web', lock_wait=1)
+        self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
+        second.send_signal(signal.SIGTERM)
+        ended = self.finish(second)
+        self.assertEqual(143, ended.status, ended.output)
+        first = self.finish(child)
+        self.assertIn(first.status, (0, 1), first.output)
+        self.check(None, settled=True)
+
+    def test_a_run_that_was_killed_leaves_no_stale_lock(self):
+        for delay in (0.05, 0.15, 0.25) if full() else (0.15,):
+            self.sim.pool.journal = []
+            self.remember()
+            self.injected('the other run was killed after %.2f s' % delay)
+            child = self.start_with(1, *self.rules)
+            time.sleep(delay)
+            child.kill()
+            self.finish(child)
+            self.settle_pool()
+            done = self.finish(self.start_with(2, *self.rules))
+            self.assertNotIn(LOCKED, done.output)
+            self.assertIn(done.status, (0, 1), done.output)
+            self.check(done, settled=True, hit=())
+
+
+def open_text(path):
+    """The text of a file."""
+    with open(path, encoding='utf-8') as stream:
+        return stream.read()
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,1 @@
+"""README, differences from 3.25, transcripts, house rules."""

@@ -1,0 +1,1 @@
+"""Pure parts and single sections of the script."""

@@ -1,0 +1,636 @@
+"""Bad input: whatever stands in the place of a config, a value, a word or a password file.
+
+The answer is one clear line, exit status 2, and nothing touched: no call that changes the pool,
+and the backup directory as it was. test_settings.py and test_login.py have the usual mistakes.
+"""
+
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import unittest
+
+import VmBackup
+from tests import SCRIPT
+from tests.tools import forked
+from tests.runs.test_store import AS_ANYBODY
+from tests.tools.support import LIMIT, Done, PoolCase
+
+READING = re.compile(r'session\.(login_with_password|logout|get_\w+)$|\w+\.get_\w+$')
+# What is no number, number of anything, date, word or path, in any key that wants one.
+RUBBISH = ('', '-1', '+1', '--', '1_000', '1e3', '1e400', '0x10', 'nan', 'inf', '٤', '１０', '1,5',
+           '1 2', '9' * 400, 'true false', 'yes,no', '$(id)', '%', '%%', '%d%%', '\\', '"',
+           "'", '{}', '\x00', '\x1b[31m', '\x7f', '\u2028', '\x85', '\ufeff', '=', '=1', '#',
+           'x' * 70000, '*', '[', '..', '-5G', '101%', '-1%', '5X', 'None none', '50 percent')
+# What Python's own conversions would take for a number, and a person would not.
+NO_NUMBERS = ('-1', '1_000', '1e3', '1e400', '0x10', 'nan', 'inf', '-inf', '٤', '１０', '1,5',
+              '1 2', '9' * 400, 'infinity', '1e-3', '0b1', '1.', '.', '1..5', '1j', 'True')
+
+
+def seed():
+    """What the random cases begin with; the environment may set it."""
+    return os.environ.get('VMBACKUP_TEST_SEED') or '1'
+
+
+class BadInputCase(PoolCase):
+    """A test with a pool of one small VM and an old backup of it."""
+
+    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
+
+    def setUp(self):
+        super().setUp()
+        self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'db.xva')
+        self.found = self.on_disk()
+
+    def path(self, *parts):
+        """A path in this test's directory."""
+        return os.path.join(self.directory, *parts)
+
+    def finish(self, child):
+        """Wait for VmBackup.py; bytes that are no text may come back as they were given."""
+        output, _ = child.communicate(timeout=LIMIT)
+        return Done(child.returncode, output.decode('utf-8', 'surrogateescape'))
+
+    @staticmethod
+    def place(path, start=b''):
+        """`FILE line N` of a config's last line that starts so."""
+        with open(path, 'rb') as stream:
+            lines = stream.read().rstrip(b'\n').split(b'\n')
+        number = max(number for number, line in enumerate(lines, 1) if line.startswith(start))
+        return '%s line %d' % (path, number)
+
+    def on_disk(self):
+        """{path: mode, size} of everything below the backup directory."""
+        found = {}
+        for directory, names, files in os.walk(self.backups):
+            for name in names + files:
+                status = os.lstat(os.path.join(directory, name))
+                found[os.path.join(directory, name)] = (status.st_mode, status.st_size)
+        return found
+
+    def assert_untouched(self, output=''):
+        """Nothing was changed, on disk or in the pool; nothing was even asked of xe."""
+        self.assertEqual(self.found, self.on_disk(), output)
+        self.assertEqual([], self.sim.calls('xe'), output)
+        changing = [call.name for call in self.sim.calls('xapi') if not READING.match(call.name)]
+        self.assertEqual([], changing, output)
+
+    def assert_refused(self, done, *words):
+        """One line says what is wrong, where; exit status 2; nothing touched."""
+        self.assertEqual(2, done.status, done.output)
+        self.assertNotIn('Traceback', done.output)
+        self.assertNotIn('a bug in', done.output)
+        lines = [line for line in done.lines if all(word in line for word in words)]
+        self.assertTrue(lines, '%s: %s' % (words, done.output[-2000:]))
+        self.assert_untouched(done.output)
+        return lines[0]
+
+    def start_without_rights(self, *arguments):
+        """Start VmBackup.py as somebody who may not read and write every file."""
+        script = forked.Script(self.script)
+        script.first = AS_ANYBODY
+        return self.start_with(arguments, script=script)
+
+    def run_script(self, script, *arguments):
+        """Run a script to its end; one that waits for ever fails."""
+        child = self.start_with(arguments, script=script)
+        try:
+            return self.finish(child)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return self.fail('it waits for ever: %r' % (arguments,))
+        finally:
+            child.stdout.close()
+            child.wait()
+
+
+class NoConfigs(BadInputCase):
+    """What is no config file at all."""
+
+    previews = False
+
+    def refuse(self, path, *words):
+        """A run, and the next time a preview, does not take this for a config."""
+        preview = ['preview'] if self.previews else []
+        self.previews = not self.previews
+        with self.subTest(path=path, preview=preview):
+            self.assert_refused(self.vmbackup('password', path, *preview), *words)
+
+    def test_random_bytes(self):
+        chance = random.Random(seed())
+        for number in range(4):
+            path = self.path('rubbish %d' % number)
+            with open(path, 'wb') as stream:
+                stream.write(bytes(chance.randrange(256) for _ in range(4096)))
+            self.refuse(path, 'ERROR', path)
+
+    def test_an_archive_a_program_an_image(self):
+        for name, data in (('a.xva', b'ova.xml\0' + b'\0' * 504), ('b', b'\x7fELF\x02\x01\x01\0'),
+                           ('c.png', b'\x89PNG\r\n\x1a\n\0'), ('d.gz', b'\x1f\x8b\x08\0'),
+                           ('e.txt', 'vm-export=db\n'.encode('utf-16')),
+                           ('f.txt', 'vm-export=db\n'.encode('utf-32-be'))):
+            with open(self.path(name), 'wb') as stream:
+                stream.write(data)
+            self.refuse(self.path(name), 'ERROR', self.path(name))
+
+    def test_a_file_of_100_megabytes_is_not_read_to_its_end(self):
+        for name, head in (('zeros', b''), ('text', b'# comment\n' * 200000)):
+            with open(self.path(name), 'wb') as stream:
+                stream.write(head)
+                stream.truncate(100 << 20)
+            self.refuse(self.path(name), 'ERROR', 'over 1 MiB', self.path(name))
+
+    def test_a_directory(self):
+        os.mkdir(self.path('directory.cfg'))
+        self.refuse(self.path('directory.cfg'), 'a directory, not a config file: '
+                    + self.path('directory.cfg'))
+
+    def test_devices_sockets_and_pipes(self):
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(self.path('socket'))
+        os.mkfifo(self.path('pipe.cfg'))
+        os.symlink('pipe.cfg', self.path('link.cfg'))
+        self.refuse(self.path('socket'), 'ERROR', 'config file', self.path('socket'))
+        for path in (self.path('pipe.cfg'), self.path('link.cfg'), '/dev/zero', '/dev/null',
+                     '/dev/urandom', '/dev/stdin'):
+            self.refuse(path, 'ERROR', 'not a file', path)
+
+    def test_links_that_lead_nowhere_or_round(self):
+        os.symlink('nowhere', self.path('dangling.cfg'))
+        os.symlink('round.cfg', self.path('round.cfg'))
+        for name in ('dangling.cfg', 'round.cfg'):
+            self.refuse(self.path(name), 'no file ' + self.path(name))
+
+    def test_a_file_that_may_not_be_read(self):
+        config = self.config('vm-export=db')
+        os.chmod(config, 0)
+        for preview in ([], ['preview']):
+            done = self.finish(self.start_without_rights('password', config, *preview))
+            self.assert_refused(done, 'ERROR', 'cannot read config file ' + config,
+                                'Permission denied')
+
+    def test_a_file_in_a_directory_that_may_not_be_searched(self):
+        os.mkdir(self.path('closed'))
+        config = shutil.move(self.config('vm-export=db'), self.path('closed'))
+        os.chmod(self.path('closed'), 0)
+        self.addCleanup(os.chmod, self.path('closed'), 0o700)
+        done = self.finish(self.start_without_rights('password', config))
+        self.assert_refused(done, config)
+
+    def test_files_of_the_kernel_end_at_their_end(self):
+        for path in ('/proc/self/status', '/proc/self/environ', '/proc/self/mem'):
+            if os.path.exists(path):
+                self.refuse(path, 'ERROR', path)
+
+    def test_an_empty_config_backs_up_nothing_and_says_so(self):
+        for data in (b'', b'\n', b'\xef\xbb\xbf', b'# nothing\n', b'\r\n\t \r\n'):
+            path = self.path('empty.cfg')
+            with open(path, 'wb') as stream:
+                stream.write(data + b'\nstatus_log=' + os.fsencode(self.status_log) +
+                             b'\nbackup_dir=' + os.fsencode(self.backups) + b'\n')
+            self.refuse(path, 'ERROR no VMs loaded')
+
+
+class Spellings(BadInputCase):
+    """Config files of other systems and editors."""
+
+    def preview_of(self, data, *words):
+        """A preview of a config with these bytes after its head, or in its head's place."""
+        config = self.config()
+        with open(config, 'rb') as stream:
+            head = stream.read()
+        with open(config, 'wb') as stream:
+            stream.write(data(head) if callable(data) else head + data)
+        return self.vmbackup('password', config, 'preview', *words)
+
+    def test_byte_order_mark_dos_lines_tabs_and_blanks_all_at_once(self):
+        done = self.preview_of(lambda head: b'\xef\xbb\xbf' + (
+            head + b'\tvm-export\t =\t db \t\n  max_backups=\t7 ').replace(b'\n', b' \t\r\n'))
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('  vm-export: db', done.lines)
+        self.assertIn('  max_backups       = 7', done.lines)
+
+    def test_a_byte_order_mark_in_the_midst_is_an_error_and_not_part_of_a_key(self):
+        self.assert_refused(self.preview_of(b'\xef\xbb\xbfvm-export=db\n'),
+                            'unexpected config key', self.place(self.path('run.cfg')))
+
+    def test_latin_1_is_told_with_its_line_wherever_it_stands(self):
+        for data in (b'# caf\xe9\nvm-export=db\n', b'vm-export=db\nexclude=caf\xe9\n',
+                     b'caf\xe9=1\n', b'\xa0vm-export=db\n', b'vm-export=db\n\xe9'):
+            done = self.preview_of(data)
+            line, = [line for line in data.split(b'\n') if b'\xe9' in line or b'\xa0' in line]
+            self.assert_refused(done, self.place(self.path('run.cfg'), line) +
+                                ' is not UTF-8 text', 'save it as UTF-8')
+
+    def test_half_letters_and_halves_of_pairs_are_not_utf_8(self):
+        for data in (b'vm-export=\xc3', b'vm-export=\xed\xa0\x80', b'vm-export=\xf5\x80\x80\x80',
+                     b'vm-export=\xc0\xaf'):
+            done = self.preview_of(data)
+            self.assert_refused(done, self.place(self.path('run.cfg')) + ' is not UTF-8 text')
+
+    def test_only_line_ends_end_a_line(self):
+        for letter in ('\x0b', '\x0c', '\x1c', '\x85', '\u2028', '\u2029'):
+            done = self.preview_of(('# comment%svm-export=nothing\nvm-export=db\n' %
+                                    letter).encode('utf-8'))
+            self.assertEqual(0, done.status, done.output)
+            self.assertIn('  vm-export: db', done.lines)
+
+    def test_a_line_that_is_very_long_is_one_line_of_the_log(self):
+        done = self.preview_of(b'x' * 300000 + b'=1\n')
+        self.assert_refused(done, 'unexpected config key', self.place(self.path('run.cfg')))
+        done = self.preview_of(b'vm-export=' + b'(' * 100000 + b'\n')
+        self.assert_refused(done, 'invalid regex', self.place(self.path('run.cfg')))
+
+    def test_control_characters_never_reach_the_terminal(self):
+        for data in (b'\x1b]0;title\x07=1\n', b'max_backups=\x1b[2J\n', b'vm-export=\x1b[2J\n',
+                     b'\x08\x08x\n'):
+            done = self.preview_of(data)
+            self.assertEqual(2, done.status, done.output)
+            self.assertNotRegex(done.output.replace('\n', ''), '[\x00-\x1f\x7f]')
+
+
+class Values(BadInputCase):
+    """Every key, whichever there are, with values that it cannot use."""
+
+    @staticmethod
+    def parsed(name, text):
+        """The Config of one line, read as from a file."""
+        return VmBackup.parse_config(['%s=%s' % (name, text)], 'f', VmBackup.Invocation(
+            'p', 'f', (), False, False, {}))
+
+    def refused(self, key):
+        """The rubbish that a key does not take."""
+        found = []
+        for text in RUBBISH:
+            try:
+                key.parse(text.strip())
+            except ValueError:
+                found.append(text)
+        return found
+
+    def test_no_value_of_any_key_is_anything_but_taken_or_named(self):
+        default = VmBackup.Settings(**VmBackup.default_values())
+        for key in VmBackup.KEYS:
+            for text in RUBBISH:
+                with self.subTest(key=key.name, text=text[:20]):
+                    config = self.parsed(key.name, text)
+                    self.assertEqual((), config.unexpected)
+                    if config.errors:
+                        error, = config.errors
+                        self.assertRegex(error, r'^ERROR: config %s ' % key.name)
+                        self.assertIn('(f line 1)', error)
+                        self.assertEqual(default, config.settings)
+
+    def test_what_only_python_takes_for_a_number_is_none(self):
+        numbers = [key.name for key in VmBackup.KEYS
+                   if re.match(r'[0-9.]+\Z', str(key.default)) or key.name == 'min_free']
+        self.assertIn('max_backups', numbers)
+        for name in numbers:
+            for text in NO_NUMBERS:
+                with self.subTest(name=name, text=text[:20]):
+                    self.assertTrue(self.parsed(name, text).errors)
+
+    def test_every_key_that_can_be_wrong_ends_the_run_before_anything_is_done(self):
+        for key in VmBackup.KEYS:
+            refused = self.refused(key)
+            if not refused:
+                continue                               # it takes any text
+            text = random.Random(seed() + key.name).choice(
+                [text for text in refused if len(text) < 100])
+            with self.subTest(key=key.name, text=text):
+                config = self.config('vm-export=db', '%s=%s' % (key.name, text))
+                encoded = ('%s=%s' % (key.name, text)).encode('utf-8')
+                done = self.vmbackup('password', config)
+                if '\0' in text:
+                    self.assert_refused(done, 'ERROR', config)
+                else:
+                    self.assert_refused(done, 'ERROR: config %s ' % key.name,
+                                        '(%s)' % self.place(config, encoded))
+
+    def test_targets_that_cannot_be_backup_directories(self):
+        with open(self.path('file'), 'wb') as stream:
+            stream.write(b'precious')
+        os.mkfifo(self.path('pipe'))
+        os.symlink('loop', self.path('loop'))
+        for target in (self.path('file'), self.path('file', 'x'), self.path('pipe'),
+                       self.path('loop'), '/dev/null', '/proc', '/proc/self', '/' + 'x' * 300,
+                       '/x' * 3000):
+            with self.subTest(target[:40]):
+                done = self.back_up('vm-export=db', backup_dir=target)
+                self.assert_refused(done, 'ERROR', 'backup_dir', target[:200])
+        with open(self.path('file'), 'rb') as stream:
+            self.assertEqual(b'precious', stream.read())
+
+    def test_a_name_pattern_that_no_directory_can_have_is_refused_before_anything_is_done(self):
+        for pattern in ('x' * 250 + '%Y%m%d%H%M%S', '%Y%m%d%H%M%S' + 'é' * 130,
+                        '.deleting-%Y%m%d%H%M%S', '.deleting-backup-%Y-%m-%d-(%H:%M:%S)'):
+            with self.subTest(pattern[:20]):
+                done = self.back_up('vm-export=db', backup_dir_pattern=pattern)
+                self.assert_refused(done, 'ERROR', 'backup_dir_pattern')
+
+    def test_a_status_log_that_is_a_pipe_makes_nobody_wait(self):
+        os.mkfifo(self.path('pipe'))
+        done = self.run_script(SCRIPT, 'password', self.config('vm-export=db',
+                                                               status_log=self.path('pipe')))
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('cannot write status_log', done.output)
+        self.assertIn('db/DATED/db.xva', self.tree())
+
+    def test_a_text_that_only_the_mail_uses_spoils_only_the_mail(self):
+        script = self.changed_script(MAIL_PAUSE=0)
+        for name, text in (('mail_smtp_server', '\x01 $(id)'), ('mail_smtp_user', 'x' * 5000),
+                           ('mail_smtp_password_file', '/nonexistent'),
+                           ('mail_smtp_password_file', self.backups)):
+            with self.subTest(name):
+                done = self.run_script(script, 'password', self.config(
+                    'vm-export=db', mail_to='a@b', mail_smtp_port='1', **{name: text}))
+                self.assertEqual(1, done.status, done.output)
+                self.assertNotIn('Traceback', done.output)
+                self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
+
+
+class Words(BadInputCase):
+    """Words of the command line."""
+
+    def refused(self, *arguments):
+        """These words are refused; return what was said."""
+        with self.subTest(arguments):
+            done = self.vmbackup(*arguments)
+            self.assert_refused(done, 'ERROR')
+            self.assertLess(len(done.lines), 30, done.output)
+            return done
+
+    def test_further_words_that_mean_nothing(self):
+        config = self.config('vm-export=db')
+        for word in ('=', '=x', ' ', 'preview ', ' preview', 'preview=', 'preview,compress=zstd',
+                     'compress==zstd', 'compress=zstd=', 'compress =zstd', 'pre_clean=True ',
+                     '-n', '--help', '*', '$(id)', '\udcff', 'compress=\udcff', 'compress=٤',
+                     'x' * 100000, '--', 'max_backups=1', 'backup_dir=/', 'vm-export=db',
+                     'exclude=db', 'create-password-file=' + self.path('p')):
+            self.refused('password', config, word)
+        for words in (['preview', '='], ['=', 'preview'], ['compress=zstd', 'preview', '=x']):
+            self.refused('password', config, *words)
+        self.assertEqual([], self.sim.calls())
+        self.assertFalse(os.path.exists(self.path('p')))
+
+    def test_a_newline_in_a_word_is_one_line_of_the_log(self):
+        config = self.config('vm-export=db')
+        done = self.refused('password', config, 'a\nERROR faked\r\x1b[31m')
+        self.assertEqual(1, len(done.lines))
+        self.assertNotRegex(done.output.rstrip('\n'), '[\x00-\x1f\x7f]')
+
+    def test_selectors_that_select_nothing(self):
+        for word in ('[', '*', '(?P<', '(', 'db:x', 'db:-1', 'nope', 'vm-export=nope',
+                     'vdi-export=nope', 'vdi-export=', 'vm-export=[', '\udcff', 'a\nb', ':', '=',
+                     'exclude=db', '-', 'x' * 100000, '(a' * 5000, 'nope{99999}'):
+            self.refused('password', word, 'preview')
+        self.assertEqual([], self.sim.calls('xe'))
+
+    def test_help_with_further_words_does_not_begin_a_run(self):
+        for words in (['help', 'x'], ['config', 'nope'], ['example', self.config('vm-export=db')]):
+            done = self.vmbackup(*words)               # `help` is a password here, a wrong one
+            self.assertEqual(2, done.status, done.output)
+            self.assert_untouched(done.output)
+
+    def test_words_in_any_number_and_order_never_raise(self):
+        chance = random.Random(seed())
+        words = ['', 'password', 'preview', 'help', '=', 'compress=', 'compress=zstd', 'db', '[',
+                 'vm-export=db', 'vdi-export=', 'pre_clean=true', 'ignore_extra_keys=x', '\udcff',
+                 'create-password-file=', 'local', 'a=b', '-', '.', '..', '/', '/dev/null', '*:3']
+        for _ in range(2000):
+            chosen = [chance.choice(words) for _ in range(chance.randrange(2, 6))]
+            try:
+                invocation = VmBackup.parse_arguments(chosen)
+            except VmBackup.UsageError as error:
+                self.assertIn('see VmBackup.py help', str(error))
+            else:
+                self.assertEqual(bool(invocation.config_file), not invocation.rules)
+
+
+class PasswordFiles(BadInputCase):
+    """What is no password file, of root or of the mail account."""
+
+    def bad_files(self):
+        """{path: words of the complaint}"""
+        os.mkdir(self.path('directory'))
+        os.mkfifo(self.path('pipe'))
+        contents = {'empty': b'', 'blank': b' \n', 'plain': b'password', 'zeros': b'\0' * 64,
+                    'binary': bytes(range(256)), 'half': b'cGFzc3dvcmQ', 'lines': b'cGFz\nc3dv',
+                    'not-text': b'/w==', 'huge': b'A' * (2 << 20)}
+        for name, data in contents.items():
+            with open(self.path(name), 'wb') as stream:
+                stream.write(data)
+            os.chmod(self.path(name), 0o600)
+        return sorted(self.path(name) for name in contents)
+
+    def test_each_is_told_in_one_line_and_nobody_is_asked_for_a_login(self):
+        config = self.config('vm-export=db')
+        for number, path in enumerate(self.bad_files()):
+            with self.subTest(path=path):
+                done = self.vmbackup(path, config, *['preview'] * (number % 2))
+                self.assert_refused(done, 'ERROR', 'password file ' + path,
+                                    'create-password-file=')
+        self.assertEqual([], self.sim.calls())
+
+    def test_a_pipe_and_a_directory_are_told_and_not_sent_as_passwords(self):
+        config = self.config('vm-export=db')
+        self.bad_files()
+        for name in ('pipe', 'directory'):
+            with self.subTest(name):
+                done = self.vmbackup(self.path(name), config)
+                self.assert_refused(done, 'ERROR', 'password file ' + self.path(name))
+        self.assertEqual([], self.sim.calls())
+
+    def test_one_that_may_not_be_read(self):
+        path = self.path('p')
+        self.assertEqual(0, self.vmbackup('password', 'create-password-file=p').status)
+        os.chmod(path, 0)
+        done = self.finish(self.start_without_rights(path, self.config('vm-export=db')))
+        self.assert_refused(done, 'ERROR', 'cannot read password file ' + path)
+        self.assertEqual([], self.sim.calls())
+
+    def test_one_of_the_mail_account_costs_the_mail_only_and_makes_nobody_wait(self):
+        script = self.changed_script(MAIL_PAUSE=0)
+        for path in self.bad_files() + [self.path('pipe'), self.path('directory'),
+                                        self.path('missing'), '/dev/zero']:
+            with self.subTest(path):
+                done = self.run_script(script, 'password', self.config(
+                    'vm-export=db', mail_to='a@b', mail_smtp_port='1', mail_smtp_user='me',
+                    mail_smtp_password_file=path))
+                self.assertEqual(1, done.status, done.output)
+                self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
+                self.assertIn('password file ' + path, done.output)
+                self.assertNotIn('Traceback', done.output)
+
+    def test_places_where_none_can_be_made(self):
+        self.bad_files()
+        for path in (self.path('pipe'), self.path('directory'), '/dev/null',
+                     self.path('missing', 'p'), self.path('empty', 'p'), 'x' * 300):
+            with self.subTest(path):
+                done = self.vmbackup('password', 'create-password-file=' + path)
+                self.assert_refused(done, 'ERROR', path)
+        self.assertEqual([], self.sim.calls())
+
+
+class RubbishOnDisk(BadInputCase):
+    """Files of ours in the tree that somebody, or a dying disk, has spoilt."""
+
+    RUBBISH = (b'', b'\0' * 100, b'null', b'[]', b'{}', b'"x"', b'[' * 100000, b'\xff\xfe',
+               b'1e999', b'{"number": -1, "schema": [], "started": 1}') + tuple(
+        b'{"schema": 1, "files": 3, "started": "%s", "number": %s}' % (started, number)
+        for started, number in ((b'2026-03-01T00:10:01+01:00', b'1e400'),
+                                (b'2026-03-01T00:10:01+01:00', b'NaN'),
+                                (b'0001-01-01T00:00:00+23:59', b'-5'),
+                                (b'9999-12-31T23:59:59-23:59', b'true'),
+                                (b'2026-03-01T00:10:01+01:00', b'[1]'), (b'yesterday', b'7')))
+
+    def spoil(self, path, data):
+        """Put bytes, or something that is no file, in the place of a file."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.rmdir(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+        if data is os.mkfifo or data is os.mkdir:
+            data(path)
+        elif data is os.symlink:
+            os.symlink(self.path('nowhere'), path)
+        else:
+            with open(path, 'wb') as stream:
+                stream.write(data)
+
+    def test_spoilt_manifests_and_records_end_no_run_and_make_nobody_wait(self):
+        config = self.config('vm-export=db', max_backups=100)
+        things = self.RUBBISH + (os.mkfifo, os.mkdir, os.symlink)
+        for name in ('backup.json', 'snapshot.json'):
+            for day, thing in enumerate(things, 1):
+                for month, marker in ((2, 'success'), (3, 'vm.cfg')):      # a backup, a failure
+                    path = self.old_backup('db', 'backup-2019-%02d-%02d-(00:00:00)' % (
+                        month, day), marker)
+                    self.spoil(os.path.join(path, name), thing)
+            for _ in range(2):
+                done = self.run_script(SCRIPT, 'password', config)
+                self.assertIn(done.status, (0, 1), done.output)
+                self.assertNotIn('Traceback', done.output)
+                self.assertRegex(self.status()[-1], '^vmbackup.py,end,(SUCCESS|WARNING),')
+            good = [path for path in self.dated('db')
+                    if os.path.exists(os.path.join(path, 'success'))]
+            self.assertEqual(1 + len(things) + 2, len(good), 'whatever stands in them')
+            shutil.rmtree(os.path.join(self.backups, 'db'))
+            self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success')
+
+    def test_directories_of_ours_that_are_something_else_fail_that_vm_only_and_never_hang(self):
+        for name in ('.locks', 'db'):
+            for kind in (os.mkfifo, os.symlink, None):
+                with self.subTest(name=name, kind=kind):
+                    self.setUp()
+                    path = os.path.join(self.backups, name)
+                    shutil.rmtree(path, ignore_errors=True)
+                    self.spoil(path, b'precious' if kind is None else kind)
+                    before = os.lstat(path)
+                    done = self.run_script(SCRIPT, 'password', self.config('vm-export=db'))
+                    self.assertIn(done.status, (0, 1, 2), done.output)
+                    self.assertNotIn('Traceback', done.output)
+                    self.assertEqual(before.st_mode, os.lstat(path).st_mode)
+                    self.assertIn('vmbackup.py,end,', self.status()[-1])
+                    self.assertFalse(os.path.exists(self.path('nowhere')))
+
+
+class Mutations(BadInputCase):
+    """A valid config, with random damage."""
+
+    LINES = ('# nightly', 'max_backups=3', 'pool_db_backup=1', 'compress=zstd', 'pre_clean=False',
+             'vdi_export_format=raw', 'mail_to=', 'mail_mode=never', 'large_backup=60',
+             'backup_dir_pattern=backup-%Y-%m-%d-(%H:%M:%S)', 'exclude=TEMP-.*', 'exclude=gone',
+             'vm-export=db:2', 'vm-export=PROD.*', 'vm-export=.*', 'vdi-export=db', '')
+    PIECES = (b'', b'=', b'\n', b'\r', b'\0', b'\xff', b'\xef\xbb\xbf', b'#', b' ', b'\t', b':',
+              b'%', b'(', b'[', b'\\', b'*', b'{9999}', b'9' * 30, b'-', b'\xc3\xa9', b'x' * 5000)
+    COUNT, PROCESSES = 600, 20
+
+    def damaged(self, chance, data):
+        """The bytes with a few random changes."""
+        for _ in range(chance.randrange(1, 5)):
+            here = chance.randrange(len(data) + 1)
+            there = min(len(data), here + chance.choice((0, 1, 1, 2, 5, 20)))
+            kind = chance.randrange(6)
+            if kind < 3:
+                data = data[:here] + chance.choice(self.PIECES) + data[there:]
+            elif kind == 3:
+                data = data[:here] + bytes([chance.randrange(256)]) + data[here + 1:]
+            elif kind == 4:
+                lines = data.split(b'\n')
+                lines.insert(chance.randrange(len(lines)), chance.choice(lines))
+                data = b'\n'.join(lines)
+            else:
+                data = data[:here] if chance.randrange(4) == 0 else data + data[here:there]
+        return data
+
+    def configs(self, head, salt):
+        """Damaged configs, without end, each with the number that tells which it is."""
+        number = 0
+        while True:
+            number += 1
+            chance = random.Random('%s %s %d' % (seed(), salt, number))
+            yield number, head + self.damaged(chance, '\n'.join(self.LINES).encode('utf-8'))
+
+    def read(self, data):
+        """What VmBackup makes of a config of these bytes: a Config or a ConfigError."""
+        with open(self.path('run.cfg'), 'wb') as stream:
+            stream.write(data)
+        try:
+            return VmBackup.read_config(VmBackup.Invocation('password', self.path('run.cfg'), (),
+                                                            False, False, {}))
+        except VmBackup.ConfigError as error:
+            return error
+
+    def test_reading_one_never_raises_anything_but_a_config_error(self):
+        vms = [VmBackup.Vm(name, name, name, {}) for name in ('db', 'PROD 1', 'TEMP-x', 'é')]
+        refused = 0
+        for number, data in self.configs(b'', 'read'):
+            if number > self.COUNT:
+                break
+            with self.subTest(seed=seed(), number=number, data=data):
+                config = self.read(data)
+                if isinstance(config, VmBackup.ConfigError):
+                    refused += 1
+                    self.assertIn(self.path('run.cfg'), str(config))
+                    continue
+                for line in config.errors + config.unexpected:
+                    self.assertIn('run.cfg line ', line)
+                plan = VmBackup.select(config.rules, vms, config.settings.max_backups)
+                self.assertLessEqual(len(plan.jobs), len(vms))
+                self.assertTrue(all(job.keep > 0 for job in plan.jobs))
+        self.assertLess(refused, self.COUNT)
+
+    def test_a_run_of_one_either_refuses_it_untouched_or_backs_up(self):
+        head = 'backup_dir=%s\nstatus_log=%s\n' % (self.backups, self.status_log)
+        script, done = self.changed_script(MAIL_PAUSE=0), 0
+        for number, data in self.configs(head.encode('utf-8'), 'run'):
+            config = self.read(data)
+            if isinstance(config, VmBackup.Config) and (
+                    config.settings.backup_dir != self.backups or config.settings.mail_to or
+                    config.settings.status_log != self.status_log):
+                continue                               # it would leave this test's directory
+            with self.subTest(seed=seed(), number=number, data=data):
+                self.run_damaged(script, config)
+            done += 1
+            if done == self.PROCESSES:
+                break
+
+    def run_damaged(self, script, config):
+        """Run with a config of which this was read; see that it fits."""
+        self.sim.pool.journal.clear()
+        self.found = self.on_disk()
+        done = self.run_script(script, 'password', self.path('run.cfg'))
+        self.assertNotIn('Traceback', done.output)
+        self.assertIn(done.status, (0, 1, 2), done.output)
+        if isinstance(config, VmBackup.ConfigError) or config.errors or config.unexpected:
+            self.assert_refused(done, 'ERROR')
+        elif done.status < 2:
+            self.assertIn('success', ' '.join(self.tree()))
+
+
+if __name__ == '__main__':
+    unittest.main()

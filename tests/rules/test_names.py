@@ -1,0 +1,106 @@
+"""Names: what VMs may be called, and that no name does harm."""
+
+import os
+import re
+import unittest
+
+import VmBackup
+from tests.simpool import pools
+from tests.tools.support import PoolCase
+
+
+class OddNames(PoolCase):
+    """VMs with the names that scripts stumble over, under LANG=C."""
+
+    pool_description = pools.odd()
+
+    def check(self, method):
+        """Two runs of everything: backed up, rotated, below backup_dir, nothing executed."""
+        names = pools.odd_names()
+        before = set(os.listdir(self.directory)) | {'run.cfg', 'logs'}
+        for _ in range(2):
+            done = self.vmbackup('password', self.config(method + '=.*', max_backups=1),
+                                 LC_ALL='C', LANG='C')
+            self.assertEqual(0, done.status, done.output)
+        self.assertEqual(before, set(os.listdir(self.directory)))
+        directories = os.listdir(os.fsencode(self.backups))
+        directories.remove(b'.locks')
+        self.assertEqual(len(names), len(directories))
+        self.assertEqual({VmBackup.encoded(VmBackup.path_part(name)) for name in names},
+                         set(directories))
+        for directory in directories:
+            path = os.path.join(os.fsencode(self.backups), directory)
+            self.assertEqual(1, len(os.listdir(path)), directory)
+            self.assertIn(b'success', os.listdir(os.path.join(path, os.listdir(path)[0])))
+        lines = [line for line in self.status() if ',end,SUCCESS' in line and method in line]
+        self.assertEqual(2 * len(names), len(lines))
+        for name in names:
+            shown = VmBackup.printable(name)
+            self.assertEqual(2, lines.count(
+                '%s,end,SUCCESS %s,elapse:0 size:0G' % (method, shown)), name)
+        self.assertEqual(2 * (2 * len(names) + 2), len(self.status()))
+        self.assertNotIn('uid=%d(' % os.getuid(), done.output)
+
+    def test_whole_vms_of_any_name_are_backed_up_and_rotated(self):
+        self.check('vm-export')
+
+    def test_disks_of_vms_of_any_name_are_backed_up_and_rotated(self):
+        self.check('vdi-export')
+
+    def test_each_name_can_be_selected_by_itself(self):
+        for name in pools.odd_names():
+            if name.strip() != name or '\n' in name:
+                continue                               # a line of a config file cannot say it
+            with self.subTest(name):
+                if name in ('.', '..'):                # as a regex: one or two characters
+                    pattern = '\\.{%d}$' % len(name)
+                else:
+                    pattern = name
+                done = self.vmbackup('password', self.config('vm-export=' + pattern), 'preview')
+                self.assertEqual(0, done.status, done.output)
+                self.assertIn('  vm-export: ' + pattern if name == pattern else
+                              '  vm-export: ' + name, done.lines)
+
+    def test_the_snapshots_label_of_a_name_with_a_newline_is_one_argument(self):
+        self.back_up('vm-export=new.*')
+        labels = [words.get('new-name-label') for verb, words in self.xe_calls()
+                  if verb == 'vm-snapshot']
+        self.assertEqual(['RESTORE_new%0Aline'], labels)
+
+
+class PathParts(unittest.TestCase):
+    """path_part: a name as one part of a path."""
+
+    def test_ordinary_names_stay_as_they_are(self):
+        for name in ('web', 'DEV mySql', 'a,b', "it's \"x\"", '-dash', ' lead', 'trail ', '100%',
+                     '%zz', 'x$(id)', '...', '~', 'C:'):
+            self.assertEqual(name, VmBackup.path_part(name))
+
+    def test_what_cannot_be_a_path_part_is_percent_encoded(self):
+        self.assertEqual(['%2E', '%2E%2E', 'a%2Fb', 'a%0Ab', '%252F', '%7F', '%00'], [
+            VmBackup.path_part(name) for name in ('.', '..', 'a/b', 'a\nb', '%2F', '\x7f', '')])
+
+    def test_long_names_are_cut_with_room_for_the_extension_and_told_apart(self):
+        for letter in ('n', '名', '/'):
+            one, other = (VmBackup.path_part(letter * 300 + end) for end in 'ab')
+            self.assertNotEqual(one, other)
+            for part in (one, other):
+                self.assertLessEqual(len(VmBackup.encoded(part + '.xva.zst')), 255)
+                self.assertRegex(part, '~[0-9a-f]{8}$')
+
+    def test_the_longest_name_that_fits_is_not_cut(self):
+        self.assertEqual('n' * 247, VmBackup.path_part('n' * 247))
+
+    def test_different_names_give_different_parts(self):
+        names = ['a/b', 'a%2Fb', 'a%252Fb', '.', '%2E', '..', '%2E%2E', '', '%00', 'n\n', 'n%0A',
+                 'n' * 300, 'n' * 301, 'n' * 255, VmBackup.path_part('n' * 300)]
+        self.assertEqual(len(names), len({VmBackup.path_part(name) for name in names}))
+
+    def test_a_line_of_the_log_is_one_line_for_any_name(self):
+        for name in ('a\nb', 'a\rb', 'a\x1b[31mb', 'a\u2028b', 'a\x85b', 'a\x0bb'):
+            self.assertEqual(1, len(VmBackup.printable(name).splitlines()))
+            self.assertFalse(re.search('[\x00-\x1f]', VmBackup.printable(name)))
+
+
+if __name__ == '__main__':
+    unittest.main()

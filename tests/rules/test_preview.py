@@ -1,0 +1,125 @@
+"""Preview: shows what a run would do, and changes nothing, anywhere."""
+
+import copy
+import os
+import unittest
+
+from tests.tools.support import PoolCase
+
+
+class Preview(PoolCase):
+    """The word `preview`."""
+
+    def preview(self, *lines, **keys):
+        """A preview with a config of these lines."""
+        return self.vmbackup('password', self.config(*lines, **keys), 'preview')
+
+    def state_of_disk(self):
+        """Every path below the test's directory: what it is, and when it changed."""
+        found = {}
+        for directory, names, files in os.walk(self.directory):
+            for path in (os.path.join(directory, name) for name in names + files):
+                info = os.lstat(path)
+                found[path] = (info.st_ino, info.st_mode, info.st_size, info.st_mtime,
+                               info.st_ctime)
+        return found
+
+    def state_of_pool(self):
+        """Every record of the pool but the sessions and what they touch."""
+        return copy.deepcopy({cls: dict(records) for cls, records in self.sim.pool.tables.items()
+                              if cls not in ('session', 'task')})
+
+    def test_it_changes_nothing(self):
+        self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'db.xva')
+        config = self.config('vm-export=.*', pool_db_backup=1, max_backups=1, pre_clean=True,
+                             mail_to='admin@localhost', mail_smtp_port=1)
+        disk, pool = self.state_of_disk(), self.state_of_pool()
+        done = self.vmbackup('password', config, 'preview')
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(disk, self.state_of_disk())
+        self.assertEqual([], self.sim.calls('xe'))
+        self.assertEqual(pool, self.state_of_pool())
+        self.assertEqual({'session.login_with_password', 'VM.get_all_records', 'session.logout'},
+                         {call.name for call in self.sim.calls()})
+
+    def test_it_needs_the_same_number_of_calls_for_any_number_of_vms(self):
+        counts = []
+        for count in (1, 60):
+            self.pool_description = {'vms': [{'name': 'vm {n}', 'disks': [], 'count': count}]}
+            self.use_pool()
+            self.assertEqual(0, self.preview('vm-export=.*').status)
+            counts.append(len(self.sim.calls()))
+        self.assertEqual(counts[0], counts[1])
+        self.assertLessEqual(counts[0], 10)
+
+    def test_it_lists_the_vms_that_no_line_covers(self):
+        done = self.preview('vm-export=db')
+        self.assertIn('  not covered by any line (cnt)= 1', done.lines)
+        self.assertIn('  not covered by any line: web', done.lines)
+        self.assertEqual(0, done.status)
+
+    def test_it_ends_with_2_when_a_configured_vm_is_missing(self):
+        done = self.preview('vm-export=gone', 'vm-export=db')
+        self.assertEqual(2, done.status)
+        self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
+                      self.directory, done.lines)
+        self.assertNotIn('SUCCESS preview', done.output)
+
+    def test_it_ends_with_1_when_a_regex_matches_nothing(self):
+        done = self.preview('vm-export=nope.*', 'vm-export=db')
+        self.assertEqual(1, done.status)
+        self.assertIn('SUCCESS preview of parameters  - WARNINGS found (see above)', done.lines)
+
+    def test_an_exclude_that_matches_nothing_leaves_the_exit_status_alone(self):
+        self.assertEqual(0, self.preview('exclude=nope.*', 'vm-export=db').status)
+
+    def test_two_vms_of_one_name_are_shown(self):
+        self.pool_description = {'vms': [{'name': 'twin', 'count': 2}, {'name': 'web'}]}
+        self.use_pool()
+        done = self.preview('vm-export=.*')
+        self.assertEqual(2, done.status)
+        self.assertIn('ERROR more than one vm with the name twin', done.lines)
+        self.assertIn('  vm-export: web', done.lines)
+
+    def test_errors_of_the_config_are_shown_after_the_lists(self):
+        done = self.preview('vm-export=db', max_backups=0)
+        self.assertEqual(2, done.status)
+        self.assertIn('  vm-export: db', done.lines)
+        self.assertRegex(done.output, r'ERROR: config max_backups out of range -> 0 \(.*line 3\)')
+        self.assertEqual('ERROR in configuration settings...', done.lines[-1])
+
+    def test_a_missing_backup_directory_is_shown(self):
+        done = self.preview('vm-export=db', backup_dir='/nonexistent')
+        self.assertEqual(2, done.status)
+        self.assertIn('config backup_dir does not exist -> /nonexistent', done.output)
+
+    @unittest.skipIf(os.getuid() == 0, 'root may write everywhere')
+    def test_a_backup_directory_that_is_not_writable_is_shown(self):
+        os.chmod(self.backups, 0o500)
+        done = self.preview('vm-export=db')
+        self.assertEqual(2, done.status)
+        self.assertIn('config backup_dir is not writable', done.output)
+
+    def test_a_wrong_password_is_shown_in_one_line(self):
+        done = self.vmbackup('wrong', self.config('vm-export=db'), 'preview')
+        self.assertEqual(2, done.status)
+        self.assertIn('SESSION_AUTHENTICATION_FAILED', done.lines[-1])
+        self.assertNotIn('Traceback', done.output)
+        self.assertNotIn('wrong', done.output)
+
+    def test_a_selector_that_looks_like_a_file_is_pointed_out(self):
+        done = self.vmbackup('password', 'weekend.cfg', 'preview')
+        self.assertEqual(2, done.status)
+        self.assertIn('***NOTE - no file weekend.cfg: taken as a VM name or regex', done.lines)
+
+    def test_templates_and_snapshots_are_no_candidates(self):
+        self.pool_description = {'vms': [{'name': 'web', 'snapshots': ['before']},
+                                         {'name': 'web template', 'template': True}]}
+        self.use_pool()
+        done = self.preview('vm-export=.*')
+        self.assertIn('  vm-export: web', done.lines)
+        self.assertIn('  vm-export (cnt)= 1', done.lines)
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,312 @@
+"""Processes: commands as they are logged and as they are run, to their end or before it."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from unittest import mock
+
+import VmBackup
+from tests import ROOT
+from tests.tools.support import LIMIT, TIME_STAMP, PoolCase
+
+HOSTILE = ['', ' ', 'plain', 'two words', ' lead and trail ', 'a,b', "it's", '"quoted"', '"', "'",
+           '$HOME', '$(id)', '`id`', '${IFS}', 'a;b', 'a|b', 'a&b', 'a>b', '*', '?', '[a-z]', '~',
+           '~root', '!', '!!', 'wow!', '#', '# no comment', '\\', 'a\\', '\\n', '\\"', '\\\\', '-n',
+           '--', '-dash', '=', 'a=b', '..', 'a/b', '{a,b}', '%s', '%', '<x>', '(x)', 'a\tb',
+           'two\nlines', '\n', 'end\n', '\r', '\x01', '\x7f', 'ünïcödé', '名前', '\u2028', '\udcff',
+           '"$(id)"', "'; id; '", 'x' * 255]
+KEYS = ('filename', 'file-name', 'new-name-label', 'name-label', 'uuid', 'format')
+
+# Programs for sh.
+TELL = 'for word; do printf "%s\\000" "$word"; done'
+IGNORE_TERM = 'trap "" TERM; echo begun >"$1"; sleep 0.3; echo finished'
+
+
+def told(line):
+    """The words that a shell makes of a command line."""
+    script = 'tell() { %s; }\ntell %s' % (TELL, line)
+    output = subprocess.check_output(['sh', '-c', script.encode('utf-8', 'surrogateescape')])
+    return [word.decode('utf-8', 'surrogateescape') for word in output.split(b'\0')[:-1]]
+
+
+class QuotedCommands(unittest.TestCase):
+    """What the log shows can be pasted."""
+
+    def test_a_shell_makes_the_same_words_of_any_command(self):
+        self.assertEqual(HOSTILE, told(VmBackup.quoted(HOSTILE)))
+        for key in KEYS:
+            words = [key] + ['%s=%s' % (key, text) for text in HOSTILE]
+            self.assertEqual(words, told(VmBackup.quoted(words)))
+
+    def test_words_look_as_in_3_25_where_that_is_safe(self):
+        self.assertEqual(
+            'xe vm-snapshot uuid=1 new-name-label="RESTORE_a b" filename="/x/it\'s (1).xva" '
+            "name-label=\"名前\" file-name='/d/a.dump' format=raw force=true filename=",
+            VmBackup.quoted(['xe', 'vm-snapshot', 'uuid=1', 'new-name-label=RESTORE_a b',
+                             "filename=/x/it's (1).xva", 'name-label=名前', 'file-name=/d/a.dump',
+                             'format=raw', 'force=true', 'filename=']))
+
+    def test_what_a_shell_acts_on_in_double_quotes_gets_single_ones(self):
+        for text in ('$x', '`x`', 'a"b', 'a\\b', 'a!b'):
+            self.assertEqual("'filename=%s'" % text, VmBackup.quoted(['filename=' + text]))
+
+
+class LoggedCommands(PoolCase):
+    """The same, in the log of a run."""
+
+    pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in (
+        'it\'s "x"', 'x$(id)`id`', 'a,b', '-dash', ' lead', '!!', 'a\\', '名前', 'a/b', '..')]}
+
+    def test_every_line_can_be_pasted_and_is_what_xe_was_given(self):
+        done = self.back_up('vm-export=.*', 'vdi-export=a.*')
+        self.assertEqual(0, done.status, done.output)
+        logged = [told(line.split(': ', 1)[1])[1:] for line in done.lines if '.cmd: ' in line]
+        given = [[call.name] + list(call.args) for call in self.sim.calls('xe')
+                 if 'metadata=true' not in call.args]
+        self.assertEqual(4 * len(self.pool_description['vms']), len(logged))
+        self.assertEqual([sorted(words) for words in given], [sorted(words) for words in logged])
+
+
+class Running(unittest.TestCase):
+    """run()."""
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def path(self, name):
+        """A path in this test's directory."""
+        return os.path.join(self.directory, name)
+
+    def script(self, text, mode=0o755):
+        """A new file of this text; its path."""
+        path = self.path('script %d' % len(os.listdir(self.directory)))
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write(text)
+        os.chmod(path, mode)
+        return path
+
+    def refusal(self, *arguments):
+        """What run() says when it raises CommandFailed."""
+        with self.assertRaises(VmBackup.CommandFailed) as caught:
+            VmBackup.run(*arguments)
+        return str(caught.exception)
+
+    def wait_for(self, name):
+        """The text of a file, once there is a line in it."""
+        limit = time.monotonic() + LIMIT
+        while time.monotonic() < limit:
+            if os.path.exists(self.path(name)):
+                with open(self.path(name), encoding='utf-8') as stream:
+                    text = stream.read()
+                if text.endswith('\n'):
+                    return text
+            time.sleep(0.01)
+        return self.fail('no ' + name)
+
+    def assert_gone(self, pid):
+        """That process has ended, or is about to: well before the minute that it would take."""
+        limit = time.monotonic() + LIMIT / 6
+        while time.monotonic() < limit:
+            try:
+                with open('/proc/%d/stat' % pid, encoding='utf-8', errors='replace') as stream:
+                    if stream.read().rpartition(')')[2].split()[0] == 'Z':
+                        return                         # nobody reaps orphans here
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            time.sleep(0.01)
+        self.fail('process %d runs still' % pid)
+
+    def test_arguments_arrive_as_they_are(self):
+        words = [word for word in HOSTILE if word]
+        result = VmBackup.run(['sh', '-c', TELL, 'sh'] + words, 60, None)
+        self.assertEqual(words, [word.decode('utf-8', 'surrogateescape')
+                                 for word in result.output.split(b'\0')[:-1]])
+
+    def test_status_output_and_errors_come_back(self):
+        self.assertEqual((3, b'out\n', b'err\n'),
+                         VmBackup.run(['sh', '-c', 'echo out; echo err >&2; exit 3'], 60, None))
+        self.assertEqual(-9, VmBackup.run(['sh', '-c', 'kill -9 $$'], 60, None).status)
+
+    def test_large_output_on_both_sides_is_taken(self):
+        half = 'head -c 3000000 /dev/zero'
+        result = VmBackup.run(['sh', '-c', '%s >&2 & %s; wait' % (half, half)], 60, None)
+        self.assertEqual((3000000, 3000000), (len(result.output), len(result.errors)))
+
+    def test_our_input_is_not_the_childs(self):
+        code = 'import VmBackup; print(VmBackup.run(["cat"], 60, None).output)'
+        output = subprocess.check_output([sys.executable, '-c', code], input=b'ours', cwd=ROOT)
+        self.assertEqual(b"b''\n", output)
+
+    def test_children_are_out_of_reach_of_the_terminals_ctrl_c(self):
+        code = 'import os; print(os.getsid(0) == os.getpid() == os.getpgid(0))'
+        self.assertEqual(b'True\n', VmBackup.run([sys.executable, '-c', code], 60, None).output)
+
+    def test_the_environment_is_inherited_without_options_for_xe(self):
+        with mock.patch.dict(os.environ, XE_EXTRA_ARGS='server=x', OTHER='é'):
+            output = VmBackup.run(['env'], 60, None).output
+        self.assertNotIn(b'XE_EXTRA_ARGS', output)
+        self.assertIn('OTHER=é'.encode('utf-8'), output.split(b'\n'))
+
+    def test_a_program_that_cannot_be_started_is_told(self):
+        for argv, reason in (([self.path('none')], 'No such file or directory'),
+                             ([self.directory], 'Permission denied'),
+                             ([self.script('#!/bin/sh\n', 0o644)], 'Permission denied'),
+                             ([self.script('#!/nonexistent/sh\n')], 'No such file or directory'),
+                             (['sh', 'nul\0'], 'null byte'),
+                             (['sh', 'x' * (1 << 22)], 'Argument list too long')):
+            with self.subTest(argv[-1][-20:]):
+                message = self.refusal(argv, 60, None)
+                self.assertTrue(message.startswith('cannot start %s: ' % argv[0]), message)
+                self.assertIn(reason, message)
+        self.assertIn('cannot start', self.refusal([self.script('')], 60, None))
+
+    def test_what_takes_too_long_is_killed_with_what_it_started(self):
+        script = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait'
+        message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
+        self.assertTrue(message.startswith('no end within 0.5 seconds: sh -c'), message)
+        for pid in self.wait_for('pids').split():
+            self.assert_gone(int(pid))
+
+    def interrupted(self, script, *signums):
+        """Run a program of sh that says so in a file when it has begun; signals come then."""
+        signals = VmBackup.Signals()
+        failures = []
+
+        def send():
+            try:
+                self.wait_for('begun')
+                for signum in signums:
+                    signals.note(signum, None)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            with self.assertRaises(VmBackup.Interrupted) as caught:
+                VmBackup.run(['sh', '-c', script, 'sh', self.path('begun')], None, signals)
+        finally:
+            thread.join()
+        self.assertEqual([], failures)
+        self.assertFalse(signals.children)
+        return caught.exception.signum
+
+    def test_a_signal_ends_an_export_and_what_it_started(self):
+        script = '(sleep 2; echo too late >"$1.end") & echo begun >"$1"; wait'
+        self.assertEqual(signal.SIGHUP, self.interrupted(script, signal.SIGHUP, signal.SIGTERM))
+        self.assertFalse(os.path.exists(self.path('begun.end')))
+
+    def test_an_export_that_finishes_all_the_same_is_waited_for(self):
+        self.assertEqual(signal.SIGTERM, self.interrupted(
+            IGNORE_TERM + ' >"$1.end"', signal.SIGTERM))
+        self.assertEqual('finished\n', self.wait_for('begun.end'))
+
+    def test_a_signal_from_before_the_start_ends_an_export_too(self):
+        signals = VmBackup.Signals()
+        signals.at_once = False
+        signals.note(signal.SIGINT, None)
+        with self.assertRaises(VmBackup.Interrupted):
+            VmBackup.run(['sleep', '60'], None, signals)
+
+    def test_a_step_without_signals_is_finished(self):
+        signals = VmBackup.Signals()
+        signals.at_once = False
+        signals.note(signal.SIGTERM, None)
+        self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60, None).output)
+        self.assertRaises(VmBackup.Interrupted, signals.check)
+
+    def test_before_anything_is_begun_a_signal_ends_at_once(self):
+        signals = VmBackup.Signals()
+        with self.assertRaises(VmBackup.Interrupted):
+            signals.note(signal.SIGTERM, None)
+        signals.note(signal.SIGTERM, None)             # a second one lets the way out go on
+
+    def test_a_hook_to_which_nobody_can_listen_is_ended(self):
+        script = 'echo $$ >"$1"; exec sleep 60'
+        thread = mock.Mock(start=mock.Mock(side_effect=self.fail_to_start),
+                           is_alive=mock.Mock(return_value=False))
+        with mock.patch('threading.Thread', return_value=thread), self.assertRaises(RuntimeError):
+            VmBackup.run_hook(['sh', '-c', script, 'sh', self.path('pid')], {}, 60, None, print)
+        self.assert_gone(int(self.wait_for('pid')))
+
+    def fail_to_start(self):
+        """As threading, once the program has begun."""
+        self.wait_for('pid')
+        raise RuntimeError("can't start new thread")
+
+    def test_df_that_says_nothing_is_a_failure(self):
+        self.assertIn(b'/', VmBackup.disk_free('/').encode())
+        with self.assertRaises(VmBackup.CommandFailed) as caught:
+            VmBackup.disk_free(self.path('none'))
+        self.assertIn('df failed: df:', str(caught.exception))
+
+
+class XePrograms(unittest.TestCase):
+    """Xe, with programs that are none."""
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.output = io.BytesIO()
+
+    def xe(self, text):
+        """An Xe whose program is a script of sh."""
+        path = os.path.join(self.directory, 'xe')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n' + text)
+        os.chmod(path, 0o755)
+        with mock.patch.dict(os.environ, VMBACKUP_XE=path):
+            return VmBackup.Xe(VmBackup.Console(self.output), VmBackup.Signals())
+
+    def log(self):
+        """The log without its time stamps and the directory."""
+        text = self.output.getvalue().decode('utf-8').replace(self.directory + '/', '')
+        return [TIME_STAMP.sub('', line) for line in text.splitlines()]
+
+    def test_words_are_spelt_as_xe_wants_them(self):
+        xe = self.xe('echo "$@"')
+        self.assertEqual('vm-snapshot uuid=1 new-name-label=RESTORE a force=true x=false',
+                         xe.tell('vm-snapshot', uuid='1', new_name_label='RESTORE a', force=True,
+                                 x=False))
+
+    def test_commands_that_change_something_are_numbered_and_those_that_ask_are_not(self):
+        xe = self.xe('echo said')
+        self.assertEqual(b'said\n', xe.ask('vm-list'))
+        self.assertEqual('said', xe.tell('vm-snapshot', uuid='1'))
+        xe.export('vm-export', filename='/a b')
+        self.assertEqual(['1.cmd: xe vm-snapshot uuid=1', '2.cmd: xe vm-export filename="/a b"',
+                          'said'], [line for line in self.log() if line != 'said'] + ['said'])
+        self.assertIn('said', self.log())
+
+    def test_a_failures_last_words_are_in_the_log_and_in_the_error(self):
+        xe = self.xe('for n in 1 2 3 4 5 6; do echo "word $n" >&2; done; exit 1')
+        for do in (xe.ask, xe.tell, xe.export):
+            with self.assertRaises(VmBackup.CommandFailed) as caught:
+                do('vm-snapshot', uuid='1')
+            self.assertEqual('xe vm-snapshot failed: word 3 / word 4 / word 5 / word 6',
+                             str(caught.exception))
+        self.assertEqual(3, self.log().count('word 1'))
+        self.assertEqual(3, self.log().count('ERROR xe vm-snapshot uuid=1'))
+
+    def test_a_failure_without_words_has_its_exit_status(self):
+        for text, words in (('exit 7', 'exit status 7'), ('kill -9 $$', 'exit status -9')):
+            with self.assertRaises(VmBackup.CommandFailed) as caught:
+                self.xe(text).tell('vm-snapshot')
+            self.assertIn(words, str(caught.exception))
+
+    def test_bytes_that_are_no_text_harm_nothing(self):
+        xe = self.xe("printf '\\377\\001\\n'; printf '\\376\\n' >&2; exit 1")
+        self.assertRaises(VmBackup.CommandFailed, xe.export, 'vm-export')
+        self.assertIn('\ufffd', self.log())
+
+
+if __name__ == '__main__':
+    unittest.main()

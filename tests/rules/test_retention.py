@@ -1,0 +1,553 @@
+"""Retention: which backups are kept, and by which rule; prune, protect."""
+
+import datetime
+import os
+import random
+import re
+import shutil
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests.tools.support import PoolCase
+
+RULES = VmBackup.Policy._fields
+PERIOD = {'hourly': '%Y-%m-%d %H', 'daily': '%Y-%m-%d', 'weekly': '%G-W%V', 'monthly': '%Y-%m',
+          'yearly': '%Y'}
+
+
+def aged(*texts):
+    """Sound backups of these times; one with a ! was found damaged."""
+    return [VmBackup.Aged(datetime.datetime.strptime(text.rstrip('!'), '%Y-%m-%d %H:%M'),
+                          not text.endswith('!')) for text in texts]
+
+
+def policy(**counts):
+    """A Policy of these rules only."""
+    return VmBackup.Policy(**dict({'last': 0}, **counts))
+
+
+class Reasons(unittest.TestCase):
+    """Which rule keeps which backup."""
+
+    def why(self, texts, **counts):
+        """{time: reasons} of the backups that have any."""
+        found = VmBackup.reasons(aged(*texts), policy(**counts))
+        return {text: ' '.join(why) for text, why in zip(texts, found) if why}
+
+    def test_last_keeps_the_newest_ones(self):
+        days = ['2026-03-0%d 01:00' % day for day in range(1, 8)]
+        self.assertEqual({day: 'last' for day in days[-3:]}, self.why(days, last=3))
+
+    def test_a_rule_keeps_the_newest_of_each_of_its_periods_that_has_one(self):
+        self.assertEqual(
+            {'2026-03-01 23:00': 'daily', '2026-03-05 02:00': 'daily'},
+            self.why(['2026-02-27 01:00', '2026-03-01 01:00', '2026-03-01 23:00',
+                      '2026-03-05 01:00', '2026-03-05 02:00'], daily=2))
+
+    def test_rules_count_for_themselves_and_what_any_keeps_stays(self):
+        days = ['2026-03-%02d 01:00' % day for day in range(1, 32)]
+        self.assertEqual({
+            '2026-03-31 01:00': 'last daily weekly monthly', '2026-03-30 01:00': 'daily',
+            '2026-03-29 01:00': 'daily weekly', '2026-03-22 01:00': 'weekly'},
+            self.why(days, last=1, daily=3, weekly=3, monthly=2))
+
+    def test_weeks_begin_on_monday_also_over_the_new_year(self):
+        texts = ['2026-12-27 01:00', '2026-12-28 01:00', '2027-01-03 01:00', '2027-01-04 01:00']
+        self.assertEqual({texts[0]: 'weekly', texts[2]: 'weekly', texts[3]: 'weekly'},
+                         self.why(texts, weekly=9))
+
+    def test_the_newest_stays_whatever_the_rules(self):
+        self.assertEqual({'2026-03-02 01:00': 'newest'},
+                         self.why(['2026-03-01 01:00', '2026-03-02 01:00']))
+
+    def test_damaged_ones_do_not_count(self):
+        texts = ['2026-03-01 01:00', '2026-03-02 01:00', '2026-03-03 01:00!', '2026-03-03 02:00!']
+        self.assertEqual({texts[0]: 'daily', texts[1]: 'daily', texts[2]: 'newest',
+                          texts[3]: 'newest'}, self.why(texts, daily=2))
+        self.assertEqual({texts[1]: 'last', texts[2]: 'last', texts[3]: 'last'},
+                         self.why(texts, last=1))
+
+    def test_nothing_is_kept_of_nothing(self):
+        self.assertEqual([], VmBackup.reasons([], policy(last=3, yearly=3)))
+
+
+class Properties(unittest.TestCase):
+    """What holds of any history and any policy."""
+
+    def setUp(self):
+        self.random = random.Random(7)
+
+    def history(self):
+        """Random times in order, some of them damaged."""
+        start, span = datetime.datetime(2024, 2, 28), self.random.choice((3, 60, 1000, 30000))
+        times = sorted(start + datetime.timedelta(hours=self.random.uniform(0, span))
+                       for _ in range(self.random.randrange(40)))
+        return [VmBackup.Aged(when, self.random.random() < 0.9) for when in times]
+
+    def policy(self):
+        """A random policy, of which most rules keep nothing."""
+        return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
+
+    def test_what_holds_of_all(self):
+        for _ in range(1500):
+            backups, rules = self.history(), self.policy()
+            found = VmBackup.reasons(backups, rules)
+            with self.subTest(backups=backups, rules=rules):
+                sound = [(each, why) for each, why in zip(backups, found) if each.sound]
+                self.check_last(sound, rules.last)
+                for name, form in PERIOD.items():
+                    self.check_period(sound, name, form, getattr(rules, name))
+                for number, (each, why) in enumerate(zip(backups, found)):
+                    newer = sum(later.sound for later in backups[number + 1:])
+                    if not each.sound:
+                        self.assertEqual(newer < max(rules.last, 1), bool(why))
+
+    def check_last(self, sound, count):
+        """The newest ones, and at least one."""
+        kept = [why for _, why in sound if 'last' in why]
+        self.assertEqual(min(count, len(sound)), len(kept))
+        self.assertEqual(kept, [why for _, why in sound][len(sound) - len(kept):])
+        self.assertTrue(not sound or sound[-1][1])
+
+    def check_period(self, sound, name, form, count):
+        """The newest of each of the newest periods."""
+        newest = {}
+        for each, _ in sound:
+            newest[each.when.strftime(form)] = each
+        wanted = sorted(each.when for each in newest.values())
+        self.assertEqual(wanted[max(0, len(wanted) - count):] if count else [],
+                         [each.when for each, why in sound if name in why])
+
+    def test_more_rules_never_keep_less(self):
+        for _ in range(500):
+            backups, rules = self.history(), self.policy()
+            name = self.random.choice(RULES)
+            more = rules._replace(**{name: getattr(rules, name) + self.random.randrange(1, 5)})
+            kept, still = [{number for number, why in enumerate(VmBackup.reasons(backups, each))
+                            if why} for each in (rules, more)]
+            self.assertLessEqual(kept, still, (backups, rules, more))
+
+    def test_pruning_twice_is_pruning_once(self):
+        for _ in range(500):
+            backups, rules = self.history(), self.policy()
+            kept = [each for each, why in zip(backups, VmBackup.reasons(backups, rules)) if why]
+            self.assertTrue(all(VmBackup.reasons(kept, rules)), (backups, rules))
+
+
+class Candidates(unittest.TestCase):
+    """What a run may delete: the history is named by letters, oldest first."""
+
+    def history(self, letters, damaged):
+        """A VmHistory that has these backups, each a day after the one before."""
+        history = VmBackup.VmHistory('/nowhere', [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
+        history.good = lambda: [
+            VmBackup.BackupDir('/nowhere/' + letter, 86400.0 * number, number, letter in damaged)
+            for number, letter in enumerate(letters, 1)]
+        return history
+
+    def names(self, backups):
+        """The letters."""
+        return ''.join(backup.path[-1] for backup in backups)
+
+    def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
+        new = VmBackup.BackupDir('/nowhere/new', 86400.0 * 99, 99)
+        for letters, keep, damaged, gone in (
+                ('abcd', 3, '', 'ab'), ('abcd', 3, 'd', 'a'), ('abcd', 3, 'cd', ''),
+                ('abcd', 3, 'abc', ''), ('abcd', 1, 'b', 'abcd'), ('abcd', 2, 'cd', 'a'),
+                ('abcd', 2, 'd', 'ab'), ('', 3, '', ''), ('ab', 3, '', '')):
+            self.assertEqual(gone, self.names(self.history(letters, damaged).surplus(
+                new, VmBackup.Policy(keep))), (letters, keep, damaged))
+
+    def test_pre_clean_leaves_the_last_sound_one_and_what_is_newer(self):
+        moment = datetime.datetime(2026, 3, 1)
+        for letters, keep, damaged, gone in (
+                ('abcd', 1, 'd', 'ab'), ('abcd', 1, 'abcd', ''), ('abcd', 1, '', 'abc'),
+                ('abcd', 2, '', 'abc'), ('abcd', 3, '', 'ab'), ('a', 1, '', ''), ('', 1, '', '')):
+            self.assertEqual(gone, self.names(self.history(letters, damaged).expendable(
+                VmBackup.Policy(keep), moment)), (letters, keep, damaged))
+
+
+class RetentionCase(PoolCase):
+    """A history of empty backups of web and db, one a day from 2026-01-01 on."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB']},
+                                {'name': 'db', 'disks': ['64 KiB']}]}
+
+    def made(self, vm, *days):
+        """Make a backup of each of these days of January 2026."""
+        return [self.old_backup(vm, 'backup-2026-01-%02d-(03:00:00)' % day, 'success', vm + '.xva')
+                for day in days]
+
+    def days(self, vm):
+        """The days of the backups that are there."""
+        return [int(re.search(r'2026-01-(\d\d)', path).group(1)) for path in self.dated(vm)
+                if '2026-01' in path]
+
+    def ends(self, status, *words):
+        """Run a command that ends so."""
+        done = self.vmbackup(*words)
+        self.assertEqual(status, done.status, done.output)
+        return done
+
+
+class Prune(RetentionCase):
+    """The command `prune`."""
+
+    def test_each_backup_is_told_with_the_rules_that_keep_it(self):
+        self.made('web', *range(1, 15))
+        self.made('db', 1, 2)
+        config = self.config('vm-export=web', keep_last=2, keep_daily=3, keep_weekly=2)
+        before = self.tree()
+        done = self.ends(0, 'prune', config, 'preview')
+        self.assertEqual(before, self.tree())
+        self.assertEqual([os.path.join(self.backups, 'web') +
+                          ': keep_last=2 keep_daily=3 keep_weekly=2'] + [
+            '  delete backup-2026-01-%02d-(03:00:00)' % day for day in range(1, 11)] + [
+            '  keep   backup-2026-01-11-(03:00:00) (weekly)',
+            '  keep   backup-2026-01-12-(03:00:00) (daily)',
+            '  keep   backup-2026-01-13-(03:00:00) (last, daily)',
+            '  keep   backup-2026-01-14-(03:00:00) (last, daily, weekly)',
+            'VmBackup prune preview ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
+            done.lines)
+        done = self.ends(0, 'prune', config)
+        self.assertIn('VmBackup prune ended - Success - 4 kept, 10 deleted (0 bytes)', done.lines)
+        self.assertEqual(([11, 12, 13, 14], [1, 2]), (self.days('web'), self.days('db')))
+        self.assertEqual([], self.sim.calls())
+        self.assertEqual(self.ends(0, 'prune', config).lines[1:-1],
+                         [line for line in done.lines if line.startswith('  keep')])
+
+    def test_the_number_of_a_line_takes_the_place_of_keep_last(self):
+        self.made('web', 1, 2, 3, 4)
+        self.made('db', 1, 2, 3, 4)
+        self.ends(0, 'prune', self.config('vm-export=.*', 'vm-export=web:1', max_backups=3))
+        self.assertEqual(([4], [2, 3, 4]), (self.days('web'), self.days('db')))
+
+    def test_a_selector_chooses_of_the_vms_of_the_config(self):
+        self.made('web', 1, 2, 3)
+        self.made('db', 1, 2, 3)
+        config = self.config('vm-export=web:2', 'vdi-export=db', max_backups=1)
+        self.ends(0, 'prune', config, 'vm=web')
+        self.assertEqual(([2, 3], [1, 2, 3]), (self.days('web'), self.days('db')))
+        done = self.ends(2, 'prune', self.config('vm-export=web'), 'vm=db')
+        self.assertIn('ERROR no backups in %s of a VM that the config names and db chooses' %
+                      self.backups, done.lines)
+
+    def test_the_last_good_one_stays_whatever_is_set(self):
+        self.made('web', 1, 2, 3)
+        self.ends(0, 'prune', self.config('vm-export=web', keep_last=0))
+        self.assertEqual([3], self.days('web'))
+
+    def test_failures_and_what_is_not_ours_stay(self):
+        self.made('web', 1, 2)
+        self.old_backup('web', 'backup-2026-01-09-(03:00:00)', 'vm.cfg')
+        self.old_backup('web', 'KEEP-golden', 'success', 'web.xva')
+        self.ends(0, 'prune', self.config('vm-export=web', max_backups=1))
+        self.assertEqual([2, 9], self.days('web'))
+        self.assertIn('web/KEEP-golden/success', self.tree())
+
+    def test_what_cannot_be_done_is_told_and_the_others_are_pruned(self):
+        first, _ = self.made('web', 1, 2)
+        self.made('db', 1, 2)
+        self.record(first, self.disk_of('web', '0'))
+        done = self.ends(2, 'prune', self.config('vm-export=.*', max_backups=1))
+        self.assertIn('ERROR %s: it tells of a snapshot that is still to be removed' % first,
+                      done.lines)
+        self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
+
+    def test_lines_by_tag_are_not_for_backups_that_tell_no_tags(self):
+        self.made('web', 1, 2, 3)
+        for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
+            done = self.ends(2, 'prune', self.config('vm-export=.*:1', line))
+            self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not tell the '
+                             '(tag|uuid) of the VM: not touched')
+        self.assertEqual([1, 2, 3], self.days('web'))
+
+    def test_bad_input_deletes_nothing(self):
+        self.made('web', 1, 2, 3)
+        good = self.config('vm-export=web', max_backups=1)
+        for words in ([], [good, 'vm='], [good, 'keep=1'], [good, 'preview', 'x'], ['/none'],
+                      [self.backups]):
+            done = self.ends(2, 'prune', *words)
+            self.assertRegex(done.lines[-1], '^ERROR ')
+        for line in ('keep_daily=x', 'nonsense=1', 'vm-export=(', 'exclude=('):
+            self.ends(2, 'prune', self.config('vm-export=web', line, max_backups=1))
+        self.assertEqual([1, 2, 3], self.days('web'))
+
+    def test_one_on_which_a_run_is_at_work_is_left_alone(self):
+        self.made('web', 1, 2)
+        self.made('db', 1, 2)
+        store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store.look('no')
+        with store.locked('web', 0, lambda: None):
+            done = self.ends(2, 'prune', self.config('vm-export=.*', max_backups=1))
+        self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,
+                      done.lines)
+        self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
+
+
+class Runs(RetentionCase):
+    """Retention in a night's run."""
+
+    def test_a_run_keeps_what_the_rules_keep(self):
+        self.made('web', *range(1, 15))
+        done = self.vmbackup('password', self.config('vm-export=web', keep_last=1, keep_weekly=3))
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual([11, 14], self.days('web'))
+        self.assertEqual(3, len(self.dated('web')))
+
+    def test_pre_clean_deletes_before_the_export_what_will_not_be_kept(self):
+        self.made('web', *range(1, 6))
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        done = self.vmbackup('password', self.config('vm-export=web', keep_last=1, keep_daily=3,
+                                                     pre_clean='True'))
+        self.assertEqual(2, done.status, done.output)
+        self.assertEqual([4, 5], self.days('web'))
+
+
+class Protected(RetentionCase):
+    """The commands `protect` and `unprotect`."""
+
+    def test_what_is_protected_is_neither_counted_nor_deleted(self):
+        paths = self.made('web', 1, 2, 3, 4, 5)
+        self.ends(0, 'protect', paths[0], paths[4])
+        self.assertTrue(os.path.exists(os.path.join(paths[0], 'protected')))
+        config = self.config('vm-export=web', max_backups=2)
+        done = self.ends(0, 'prune', config)
+        self.assertIn('  keep   backup-2026-01-01-(03:00:00) (protected)', done.lines)
+        self.assertEqual([1, 3, 4, 5], self.days('web'))
+        self.vmbackup('password', config)
+        self.assertEqual([1, 4, 5], self.days('web'))
+        self.assertIn('yes', self.vmbackup('list', self.backups).output)
+        self.ends(0, 'unprotect', os.path.relpath(paths[0], self.directory))
+        self.ends(0, 'prune', config)
+        self.assertEqual([4, 5], self.days('web'))
+
+    def test_half_a_backup_is_not_protected(self):
+        """The next run gave it its name again, and it took a good one's place."""
+        self.assertEqual(0, self.back_up('vm-export=web').status)
+        path = self.dated('web')[0]
+        half = os.path.join(os.path.dirname(path), '.deleting-' + os.path.basename(path))
+        os.rename(path, half)
+        os.unlink(os.path.join(half, 'web.xva'))
+        done = self.vmbackup('protect', half)
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('no good backup: ', done.output)
+        self.assertFalse(os.path.exists(os.path.join(half, 'protected')))
+
+    def test_a_share_in_trouble_does_not_make_it_unprotected(self):
+        path, = self.made('web', 1)
+        backup = VmBackup.BackupDir(path, 0)
+        backup.protect()
+        error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
+        with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
+            backup.is_protected()
+
+    def test_twice_is_once(self):
+        path, = self.made('web', 1)
+        for word in ('protect', 'protect', 'unprotect', 'unprotect'):
+            self.assertEqual(['%sed: %s' % (word, path)], self.ends(0, word, path).lines)
+
+    def test_what_is_no_good_backup_is_refused_and_nothing_is_changed(self):
+        good, = self.made('web', 1)
+        failed = self.old_backup('web', 'backup-2026-01-02-(03:00:00)', 'vm.cfg')
+        before = self.tree()
+        for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], ['']):
+            done = self.ends(2, 'protect', *words)
+            self.assertRegex(done.lines[-1], '^ERROR ')
+        self.assertEqual(before, self.tree())
+
+    def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
+        path, newer = self.made('web', 1, 2)
+        history = VmBackup.VmHistory(os.path.dirname(path), [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
+        VmBackup.BackupDir(path, 0).protect()
+        with self.assertRaisesRegex(VmBackup.TargetError, 'it is protected'):
+            history.delete(VmBackup.BackupDir(path, 0))
+        self.assertEqual([path, newer], self.dated('web'))
+        os.rename(path, os.path.join(history.directory, '.deleting-' + os.path.basename(path)))
+        done = self.vmbackup('password', self.config('vm-export=web'))
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(path, self.dated('web')[0])
+
+
+class Tags(PoolCase):
+    """Lines by tag, where the pool is not asked."""
+
+    pool_description = {'vms': [{'name': name, 'tags': ['prod'], 'disks': ['64 KiB']}
+                                for name in ('db', 'web')]}
+
+    def test_a_vm_whose_last_backup_failed_is_there_still(self):
+        """It vanished from status, which was content, for a failure's record tells no tags."""
+        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assertEqual(2, self.back_up('vm-export=tag:prod').status)
+        config = self.config('vm-export=tag:prod', 'vm-export=.*:1')
+        self.assertIn('2 of 2 VMs have a good backup', self.vmbackup('status', config).output)
+        self.assertIn('total of 2 VMs: 3 good', self.vmbackup('list', config).output)
+        done = self.vmbackup('prune', config, 'preview')
+        self.assertEqual(0, done.status, done.output)
+
+    def test_a_backup_that_is_being_made_hides_no_others(self):
+        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
+        new = os.path.join(self.backups, 'web', 'backup-2030-01-01-(00:00:00)')
+        os.mkdir(new)
+        shutil.copy(os.path.join(self.dated('web')[0], 'vm.cfg'), new)
+        done = self.vmbackup('status', self.config('vm-export=tag:prod'))
+        self.assertRegex(done.output, '^VMBACKUP OK - 2 of 2 VMs')
+
+
+class Twins(PoolCase):
+    """Two VMs of one name."""
+
+    pool_description = {'vms': [{'name': 'twin', 'disks': ['64 KiB']}]}
+
+    def setUp(self):
+        super().setUp()
+        self.first = self.uuid_of('twin')
+        self.ran(0, 'vm-export=twin')
+        self.sim.pool.add_vm(name_label='twin')
+        self.before = self.contents()
+        self.second, = set(self.uuid_of('twin').split(',')) - {self.first}
+
+    def ran(self, status, *lines):
+        """A run that ends so."""
+        done = self.back_up(*lines)
+        self.assertEqual(status, done.status, done.output)
+        return done
+
+    def test_the_one_that_owns_the_history_keeps_its_directory(self):
+        self.ran(2, 'vm-export=twin')
+        self.ran(0, 'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)
+        other = 'twin~' + self.second[:8]
+        self.assertEqual((2, 1), (len(self.dated('twin')), len(self.dated(other))))
+        self.assertIn(other + '/DATED/%s.xva' % other, self.tree())
+        done = self.vmbackup('list', self.config('vm-export=uuid:' + self.second,
+                                                 'vm-export=uuid:' + self.first))
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('total of 2 VMs: 3 good', done.output)
+
+    def test_the_other_one_keeps_its_directory_when_the_first_is_gone(self):
+        """Else its backups would push out those of a VM that cannot be backed up again."""
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.xe('vm-uninstall', 'uuid=' + self.first, 'force=true')
+        self.before = self.contents()
+        for _ in range(3):
+            self.ran(0, 'vm-export=twin:1')
+        self.assertEqual((1, 1), (len(self.dated('twin')),
+                                  len(self.dated('twin~' + self.second[:8]))))
+
+    def test_prune_takes_the_lines_as_a_run_does(self):
+        both = ['vm-export=uuid:' + uuid for uuid in (self.first, self.second)]
+        for _ in range(3):
+            self.ran(0, *both)
+        other, counts = 'twin~' + self.second[:8], []
+        for lines in (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first],
+                      ['vm-export=.*:1', 'exclude=uuid:' + self.second]):
+            done = self.vmbackup('prune', self.config(*lines))
+            self.assertEqual(0, done.status, done.output)
+            counts.append((len(self.dated('twin')), len(self.dated(other))))
+        self.assertEqual([(4, 3), (1, 3)], counts)
+        done = self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin'))
+        self.assertEqual(2, done.status, done.output)
+        self.assertEqual(3, len(self.dated(other)))
+        done = self.vmbackup('prune', self.config(*both), 'vm=' + other, 'preview')
+        self.assertIn('3 kept, 0 would be deleted', done.output)
+        done = self.vmbackup('status', self.config('vm-export=twin', 'exclude=uuid:' + self.first))
+        self.assertRegex(done.output, '^VMBACKUP OK - 1 of 1 VMs')
+
+    def test_one_that_is_called_like_the_directory_harms_nobody(self):
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        name = 'twin~' + self.second[:8]
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+        for _ in range(2):
+            done = self.ran(2, 'vm-export=%s:1' % name, 'vm-export=uuid:%s:1' % self.second)
+            self.assertIn('has backups of another VM, ' + self.second, done.output)
+            self.assertEqual(1, len(self.dated(name)))
+
+    def test_a_failure_that_came_last_does_not_give_a_history_away(self):
+        """Its record has a vm.cfg and no manifest: the VM called like the directory rotated it."""
+        name = 'twin~' + self.second[:8]
+        for good in 0, 2:
+            for _ in range(good):
+                self.ran(0, 'vm-export=uuid:' + self.second)
+            self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+            self.ran(2, 'vm-export=uuid:' + self.second)
+            if not good:
+                self.sim.pool.add_vm(name_label=name)
+            self.before = self.contents()
+            done = self.ran(2, 'vm-export=%s:1' % name)
+            self.assertIn('has backups of another VM, ' + self.second, done.output)
+            self.assertEqual(good, len([path for path in self.dated(name)
+                                        if os.path.exists(path + '/success')]))
+
+    def test_a_directory_that_is_another_ones_by_name_locks_nobody_out(self):
+        self.xe('vm-uninstall', 'uuid=' + self.second, 'force=true')
+        self.sim.pool.add_vm(name_label='twin~' + self.first[:8])
+        self.before = self.contents()
+        for count in 2, 3:
+            self.ran(0, 'vm-export=.*')
+            self.assertEqual(count, len(self.dated('twin')))
+
+    def test_side_by_side_too_only_one_fails(self):
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        name = 'twin~' + self.second[:8]
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+        done = self.back_up('vm-export=%s' % name, 'vm-export=uuid:' + self.first,
+                            'vm-export=uuid:' + self.second, parallel=2)
+        self.assertIn('S:2 W:0 E:1', done.output)
+        self.assertEqual((2, 2), (len(self.dated('twin')), len(self.dated(name))))
+
+    def test_while_the_other_one_is_at_work_it_is_left_alone(self):
+        """A VM that found the directory locked ended the backup that was being made there."""
+        name = 'twin~' + self.second[:8]
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+        xe = self.xe_that('case $1 in */twin~*) sleep 2;; esac')
+        lines = ['vm-export=%s' % each for each in (
+            'uuid:' + self.second, 'uuid:' + self.first, name)]
+        for count, wait in ((1, 1), (2, 0)):
+            done = self.vmbackup('password', self.config(*lines, parallel=2, lock_wait=wait),
+                                 VMBACKUP_XE=xe)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('S:2 W:0 E:1', done.output)
+            self.assertIn('has backups of another VM, ', done.output)
+            self.assertEqual((1 + count, count), (len(self.dated('twin')), len(self.dated(name))))
+
+    def test_a_failure_that_came_last_hides_no_backups(self):
+        lines = 'vm-export=twin:1', 'exclude=uuid:' + self.first
+        self.ran(0, *lines)
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.ran(2, *lines)
+        config = self.config(*lines)
+        self.assertIn('1 of 1 VMs have a good backup', self.vmbackup('status', config).output)
+        self.assertIn('total of 1 VMs: 1 good', self.vmbackup('list', config).output)
+        self.assertIn('1 kept, 0 deleted', self.vmbackup('prune', config).output)
+
+    def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
+        os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))
+        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.assertEqual(1, len(self.dated('twin~' + self.second[:8])))
+        self.ran(0, 'vm-export=uuid:' + self.first)
+        self.assertEqual(2, len(self.dated('twin')))
+
+    def test_where_nobody_owns_a_history_each_has_its_own(self):
+        self.ran(0, 'vm-export=uuid:%s' % self.second)
+        os.rename(os.path.join(self.backups, 'twin'), os.path.join(self.directory, 'away'))
+        self.ran(0, 'vm-export=uuid:%s' % self.first)
+        self.assertEqual(sorted('twin~' + uuid[:8] for uuid in (self.first, self.second)),
+                         sorted(name for name in os.listdir(self.backups) if name != '.locks'))
+
+    def test_lines_by_tag_choose_backups_without_the_pool(self):
+        ref = self.sim.pool.ref_of('VM', self.second)
+        self.sim.pool.call('VM.add_tags', ref, 'nightly')
+        self.ran(0, 'vm-export=tag:nightly')
+        done = self.vmbackup('list', self.config('vm-export=tag:nightly'))
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('twin~' + self.second[:8], done.output)
+        self.assertIn('total of 1 VMs', done.output)
+
+
+if __name__ == '__main__':
+    unittest.main()

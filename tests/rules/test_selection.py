@@ -1,0 +1,264 @@
+"""Selection: which VMs a config's lines choose, compared with what 3.25 chose."""
+
+import json
+import os
+import unittest
+
+import VmBackup
+from tests import DATA
+
+
+def vms(*names):
+    """VMs of these names."""
+    return [VmBackup.Vm('OpaqueRef:%d' % number, 'uuid-%d' % number, name, {})
+            for number, name in enumerate(names)]
+
+
+def rules(*lines):
+    """The rules of config lines."""
+    invocation = VmBackup.Invocation('', '', (), False, False, {})
+    return VmBackup.parse_config(lines, 'test.cfg', invocation).rules
+
+
+def select(lines, *names):
+    """The plan for config lines and VM names."""
+    return VmBackup.select(rules(*lines), vms(*names), 4)
+
+
+def shown(plan, method):
+    """The VMs of a plan as the lists print them."""
+    return sorted([job.shown for job in plan.jobs if job.method == method] +
+                  [rule.text for rule in plan.invalid if rule.method == method])
+
+
+class RecordedSelections(unittest.TestCase):
+    """42 configurations and what 3.25 selected for them."""
+
+    def test_every_recorded_case_selects_the_same_vms(self):
+        with open(os.path.join(DATA, 'selection-3.25.json'), encoding='utf-8') as stream:
+            recorded = json.load(stream)
+        self.assertEqual(42, len(recorded['cases']))
+        for case in recorded['cases']:
+            with self.subTest(case['name']):
+                invocation = VmBackup.Invocation('', '', (), False, False, {})
+                config = VmBackup.parse_config(case['config'], 'test.cfg', invocation)
+                if case['exclude'] is None:            # 3.25 stopped before it selected
+                    self.assertTrue(config.unexpected)
+                    continue
+                self.assertFalse(config.unexpected)
+                plan = VmBackup.select(config.rules, vms(*recorded['vms']),
+                                       config.settings.max_backups)
+                self.assertEqual(case['exclude'], sorted(plan.excluded))
+                self.assertEqual(case['vdi_export'], shown(plan, 'vdi-export'))
+                self.assertEqual(case['vm_export'], shown(plan, 'vm-export'))
+                stopped = [text for text in case['messages'] if text.startswith('ERROR')]
+                self.assertEqual(bool(stopped), bool(plan.errors or config.errors))
+
+
+UUIDS = ['%08x-0000-4000-8000-000000000000' % (number * 0x11111111) for number in range(1, 5)]
+
+
+def pool(*names, **tags):
+    """VMs of these names, with uuids from UUIDS and tags by name."""
+    return [VmBackup.Vm('OpaqueRef:%d' % number, UUIDS[number], name,
+                        {'tags': tags.get(name, [])}) for number, name in enumerate(names)]
+
+
+class Exact(unittest.TestCase):
+    """tag: and uuid:, which choose VMs by themselves."""
+
+    def chosen(self, vms, *lines, **more):
+        """What a plan for these VMs shows."""
+        return VmBackup.select(rules(*lines), vms, 4, **more)
+
+    def test_a_tag_chooses_all_that_have_it_and_nothing_else(self):
+        vms = pool('web', 'db', 'app', web=['nightly', 'x'], db=['nightly-not'], app=['nightly'])
+        plan = self.chosen(vms, 'vm-export=tag:nightly:3', 'exclude=tag:x')
+        self.assertEqual(['app:3'], shown(plan, 'vm-export'))
+        self.assertEqual((('web',), ('db',)), (plan.excluded, plan.uncovered))
+
+    def test_the_last_number_is_the_retention_where_something_remains(self):
+        for text, parts in (
+                ('tag:2', ('tag:2', None)), ('tag:daily:3', ('tag:daily', 3)),
+                ('tag:a:b:7', ('tag:a:b', 7)), ('tag: a b : 7', ('tag: a b ', 7)),
+                ('uuid:%s:9' % UUIDS[0], ('uuid:' + UUIDS[0], 9)),
+                ('uuid:%s' % UUIDS[0], ('uuid:' + UUIDS[0], None)), ('tags:3', ('tags', 3))):
+            self.assertEqual(parts, VmBackup.split_retention(text), text)
+
+    def test_a_tag_without_a_vm_is_a_warning_and_a_uuid_an_error(self):
+        plan = self.chosen(pool('web'), 'vm-export=web', 'vm-export=tag:gone',
+                           'vdi-export=uuid:' + UUIDS[3])
+        self.assertTrue(plan.warnings)
+        self.assertIn('***WARNING - vm not found: vm-export=tag:gone', plan.messages)
+        self.assertEqual([('uuid:' + UUIDS[3], 'VM-NOT-FOUND')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual(['web'], shown(plan, 'vm-export'))
+
+    def test_a_kind_without_a_word_is_an_error(self):
+        for line in ('exclude=tag:', 'vm-export=uuid: ', 'vdi-export=tag:'):
+            plan = self.chosen(pool('web'), 'vm-export=web', line)
+            self.assertTrue(plan.errors, line)
+
+    def test_a_uuid_may_be_written_in_capitals(self):
+        vms = [VmBackup.Vm('OpaqueRef:1', 'abcdef00-0000-4000-8000-000000000000', 'web', {})]
+        self.assertEqual(['web'], shown(self.chosen(
+            vms, 'vm-export=uuid:ABCDEF00-0000-4000-8000-000000000000'), 'vm-export'))
+
+    def test_names_that_look_like_them_are_still_chosen_by_a_regex(self):
+        vms = pool('tag:x', 'uuid:y')
+        self.assertEqual(['tag:x'], shown(self.chosen(vms, 'vm-export=[t]ag:x'), 'vm-export'))
+
+    def test_hostile_tags_are_only_text(self):
+        for tag in ('.*', '$(id)', "it's", 'a\nb', 'é', '(', 'a:b'):
+            vms = pool('web', 'db', web=[tag])
+            plan = self.chosen(vms, 'vm-export=tag:' + tag)
+            self.assertEqual(['web'], shown(plan, 'vm-export'), tag)
+
+    def test_two_of_one_name_are_told_apart(self):
+        vms = pool('twin', 'web', 'twin', 'twin')
+        for lines, wanted in (
+                (['vm-export=uuid:' + UUIDS[0], 'vm-export=uuid:%s:2' % UUIDS[2]],
+                 ['twin~11111111', 'twin~33333333:2']),
+                (['vm-export=twin', 'exclude=uuid:' + UUIDS[0], 'exclude=uuid:' + UUIDS[3]],
+                 ['twin~33333333']),
+                (['vm-export=.*', 'vdi-export=uuid:' + UUIDS[0], 'exclude=uuid:' + UUIDS[2]],
+                 ['twin~44444444', 'web'])):
+            plan = self.chosen(vms, *lines)
+            self.assertEqual((wanted, ()), (shown(plan, 'vm-export'), plan.failures))
+            self.assertTrue(all(job.shared == (job.vm.name == 'twin') for job in plan.jobs))
+        for lines in (['vm-export=.*', 'vm-export=uuid:' + UUIDS[0]],
+                      ['vm-export=uuid:' + UUIDS[0], 'vm-export=.*']):
+            plan = self.chosen(vms, *lines)
+            self.assertEqual(['twin~11111111', 'web'], shown(plan, 'vm-export'))
+        plan = self.chosen(vms, 'vm-export=twin', 'vm-export=uuid:' + UUIDS[2])
+        self.assertEqual(['twin~33333333'], shown(plan, 'vm-export'))
+        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+
+    def test_tags_of_xen_orchestra_count_where_they_are_honoured(self):
+        vms = pool('web', 'db', 'app', web=['xo:no-bak'], db=['xo:no-bak=why'],
+                   app=['xo:no-bakery'])
+        self.assertEqual(3, len(self.chosen(vms, 'vm-export=.*').jobs))
+        plan = self.chosen(vms, 'vm-export=.*', honour_nobak=True)
+        self.assertEqual((['app'], ()), (shown(plan, 'vm-export'), plan.failures))
+        plan = self.chosen(vms, 'vm-export=app', 'vm-export=web', honour_nobak=True)
+        self.assertEqual(['NOBAK-TAG'], [failure.token for failure in plan.failures])
+
+
+class Patterns(unittest.TestCase):
+    """What a line's text means."""
+
+    def test_a_name_with_regex_characters_also_means_that_very_vm(self):
+        for name in ('a(b', 'x$(id)', 'C++ build [1]', "it's \"x\"", 'a|b', '*'):
+            with self.subTest(name):
+                plan = select(['vm-export=' + name], name, 'other')
+                self.assertEqual([name], [job.vm.name for job in plan.jobs])
+                self.assertEqual((), plan.errors)
+
+    def test_a_name_in_any_alphabet_is_a_plain_name(self):
+        plan = select(['vm-export=名前'], '名前', '名前2')
+        self.assertEqual(['名前'], [job.vm.name for job in plan.jobs])
+
+    def test_retention_follows_the_last_colon(self):
+        plan = select(['vm-export=a:b:3'], 'a:b')
+        self.assertEqual(('a:b', 3), (plan.jobs[0].vm.name, plan.jobs[0].keep))
+
+    def test_a_name_that_ends_like_a_retention_can_be_selected(self):
+        plan = select(['vm-export=web:2'], 'web:2')
+        self.assertEqual(('web:2', 4), (plan.jobs[0].vm.name, plan.jobs[0].keep))
+
+    def test_blanks_around_the_retention_do_not_count(self):
+        self.assertEqual(3, select(['vm-export=web: 3'], 'web').jobs[0].keep)
+
+    def test_retention_zero_means_max_backups(self):
+        self.assertEqual(4, select(['vm-export=web:0'], 'web').jobs[0].keep)
+
+    def test_a_newline_in_a_name_is_not_the_end_of_a_simple_name(self):
+        self.assertEqual((), select(['vm-export=web'], 'web\n').jobs)
+
+    def test_an_empty_exclude_excludes_nothing(self):
+        plan = select(['exclude=', 'vm-export=.*'], 'web', 'db')
+        self.assertEqual(2, len(plan.jobs))
+
+    def test_catastrophic_numbers_in_a_regex_are_an_invalid_regex(self):
+        plan = select(['vm-export=a{99999999999999999999}', 'vm-export=web'], 'web')
+        self.assertIn('***ERROR - invalid regex: vm-export=a{99999999999999999999} '
+                      '(test.cfg line 1)', plan.messages)
+        self.assertTrue(plan.errors)
+
+
+class Verdicts(unittest.TestCase):
+    """What is an error, a warning, a note."""
+
+    def test_a_missing_literal_name_is_an_error_and_others_are_backed_up(self):
+        plan = select(['vm-export=gone', 'vm-export=web'], 'web')
+        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+        self.assertEqual([('gone', 'VM-NOT-FOUND')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual((), plan.errors)
+
+    def test_a_name_missing_from_both_methods_counts_once(self):
+        plan = select(['vm-export=gone', 'vdi-export=gone:2', 'vm-export=web'], 'web')
+        self.assertEqual(1, len(plan.failures))
+
+    def test_a_missing_literal_name_that_is_excluded_is_a_note(self):
+        for exclude in ('exclude=gone', 'exclude=go.*'):
+            plan = select(['vm-export=gone', exclude, 'vm-export=web'], 'web')
+            self.assertEqual((), plan.failures)
+            self.assertFalse(plan.warnings)
+            self.assertIn('***NOTE - vm not found, and excluded: vm-export=gone', plan.messages)
+
+    def test_an_excluded_name_excludes_no_missing_tag_or_uuid(self):
+        plan = select(['vm-export=uuid:' + UUIDS[0], 'vm-export=tag:devel', 'vm-export=web',
+                       'exclude=.*[0-9]$', 'exclude=.*devel.*'], 'web')
+        self.assertEqual(['uuid:' + UUIDS[0]], [failure.name for failure in plan.failures])
+        self.assertTrue(plan.warnings)
+        self.assertIn('***WARNING - vm not found: vm-export=tag:devel', plan.messages)
+        plan = select(['vm-export=tag:devel', 'vm-export=web', 'exclude=tag:devel'], 'web')
+        self.assertFalse(plan.warnings)
+
+    def test_a_regex_without_a_match_is_a_warning(self):
+        plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
+        self.assertTrue(plan.warnings)
+        self.assertEqual((), plan.failures)
+
+    def test_an_exclude_without_a_match_is_printed_and_changes_nothing(self):
+        plan = select(['exclude=gone', 'exclude=go.*', 'vm-export=web'], 'web')
+        self.assertFalse(plan.warnings)
+        self.assertEqual(['***NOTE - vm not found: exclude=gone',
+                          '***NOTE - vm not found: exclude=go.*'], list(plan.messages))
+
+    def test_two_vms_of_one_name_are_an_error_for_that_name_only(self):
+        plan = select(['vm-export=.*'], 'twin', 'web', 'twin')
+        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
+                         [(failure.name, failure.token) for failure in plan.failures])
+
+    def test_a_regex_that_overrides_an_explicit_retention_is_pointed_out(self):
+        plan = select(['vm-export=web:9', 'vm-export=we.*:2'], 'web')
+        self.assertEqual(2, plan.jobs[0].keep)
+        self.assertIn('***NOTE - a later regex overrides the retention of web:9', plan.messages)
+
+    def test_a_retention_that_is_no_number_is_an_error(self):
+        for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:', 'vm-export=web:4.5',
+                     'vm-export=we.*:+3'):
+            plan = select([line, 'vm-export=web'], 'web')
+            self.assertEqual(['ERROR: vm_max_backup is invalid - %s (test.cfg line 1)' %
+                              line[10:]], list(plan.errors))
+
+    def test_vms_that_no_line_covers_are_listed(self):
+        plan = select(['vm-export=web', 'exclude=db'], 'web', 'db', 'new')
+        self.assertEqual(('new',), plan.uncovered)
+
+    def test_the_run_follows_the_order_of_the_lines_with_disks_first(self):
+        plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd')
+        self.assertEqual(['d', 'b', 'a'], [job.vm.name for job in plan.jobs])
+
+    def test_vdi_export_wins_wherever_it_stands(self):
+        plan = select(['vm-export=.*', 'vdi-export=db'], 'web', 'db')
+        self.assertEqual([('vdi-export', 'db'), ('vm-export', 'web')],
+                         [(job.method, job.vm.name) for job in plan.jobs])
+
+
+if __name__ == '__main__':
+    unittest.main()

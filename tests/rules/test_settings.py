@@ -1,0 +1,491 @@
+"""Settings: config files, command lines, texts, and the surroundings of a run."""
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+import unittest
+
+import VmBackup
+from tests import ROOT, SCRIPT
+from tests.tools.support import LIMIT, PoolCase
+
+# Each key: its default, {text: meaning} of what is taken, and what is not.
+KEYS = {
+    'pool_db_backup': (0, {'1': 1, '0': 0}, ['', 'yes', '2', '-1', 'True']),
+    'pool_db_max_backups': (0, {'0': 0, '7': 7, '1000000': 10**6}, ['', '-1', '1000001', 'all']),
+    'max_backups': (4, {'1': 1, '007': 7}, ['', '0', '-1', '1.5', '4 # four', '٤', '9' * 5000]),
+    'keep_last': (None, {'0': 0, '7': 7, '': None}, ['-1', 'all', '1000001']),
+    'keep_hourly': (0, {'24': 24, '0': 0}, ['', '-1', 'all']),
+    'keep_daily': (0, {'7': 7}, ['', '-1', '1.5']),
+    'keep_weekly': (0, {'5': 5}, ['', '-1']),
+    'keep_monthly': (0, {'12': 12}, ['', '-1']),
+    'keep_yearly': (0, {'1000000': 10**6}, ['', '-1', '1000001']),
+    'backup_dir': ('/snapshots/BACKUPS', {
+        '/a b/é=c': '/a b/é=c', '/': '/', './x': os.path.abspath('x')}, ['', '/a\0b']),
+    'backup_dir_pattern': ('backup-%Y-%m-%d-(%H:%M:%S)',
+                           {'%S%M%H%d%m%Y': '%S%M%H%d%m%Y', 'é %Y%m%dT%H%M%S': 'é %Y%m%dT%H%M%S'},
+                           ['', 'backup', '%Y-%m-%d', '%Y%Y%m%d%H%M%S', '%Y/%m/%d/%H%M%S',
+                            '%Y%m%d%H%M%S%', '%Y%m%d%H%M%S%%', '%Y%m%d%H%M%S%y',
+                            '../%Y%m%d%H%M%S']),
+    'status_log': ('/snapshots/NAUbackup/status.log', {'/x/y.log': '/x/y.log'}, ['']),
+    'compress': ('none', {'True': 'gzip', 'false': 'none', 'GZIP': 'gzip', 'zstd': 'zstd',
+                          'None': 'none'}, ['', 'yes', '1', 'lz4', 'true,']),
+    'pre_clean': (False, {'True': True, 'TRUE': True, 'False': False}, ['', '1', 'yes', 'none']),
+    'vdi_export_format': ('raw', {'vhd': 'vhd', 'VHD': 'vhd', 'Raw': 'raw'}, ['', 'qcow2']),
+    'vdi_disks': ('boot', {'All': 'all', 'xvda': 'xvda', 'xvda, XVDC': 'xvda,xvdc',
+                           'hda,sdb': 'hda,sdb'},
+                  ['', 'boot,all', 'all,xvda', 'xvd', '0', 'xvda,', '/dev/xvda']),
+    'vdi_compress': ('none', {'GZIP': 'gzip', 'zstd': 'zstd', 'none': 'none'}, ['', 'True', 'xz']),
+    'honour_nobak': (False, {'yes': True, 'No': False}, ['', 'True', '1']),
+    'large_backup': (60, {'1': 1, '500': 500}, ['', '0', '60G']),
+    'lock_wait': (0.0, {'0': 0.0, '1.5': 1.5, '525600': 525600.0},
+                  ['', '-1', '525601', '1,5', 'nan', 'inf', '1e3', '.5']),
+    'require_mount': ('auto', {'Yes': 'yes', 'no': 'no', 'AUTO': 'auto'}, ['', 'true', '1']),
+    'min_free': ('', {'': '', '10%': '10%', '99%': '99%', '50G': '50G', '500M': '500M'},
+                 ['100%', '50', '50 G', '1.5G', '-1%', '50g', '5P', '%']),
+    'stall_timeout': (30.0, {'30': 30.0, '0.01': 0.01}, ['', '0', '0.0', '-1', '525601', 'no']),
+    'verify': ('yes', {'no': 'no', 'Yes': 'yes'}, ['', 'True', '1']),
+    'parallel': (1, {'4': 4, '64': 64}, ['', '0', '65', '-1', 'four', '1.5']),
+    'parallel_per_sr': (0, {'0': 0, '2': 2}, ['', '65', '-1', 'all']),
+    'hook': ('', {'/a b/hook': '/a b/hook', '': ''}, ['/a\0b']),
+    'hook_timeout': (60.0, {'0.5': 0.5, '60': 60.0}, ['', '0', '-1', 'no']),
+    'report_file': ('', {'/x/report.json': '/x/report.json', '': ''}, ['/a\0b']),
+    'mail_to': ((), {'a@b': ('a@b',), 'a, b@c ,': ('a', 'b@c'), '': ()}, ['a b', 'a@b@c']),
+    'mail_from': ('', {'a@b': 'a@b', '': ''}, ['A <a@b>', 'a@b, c@d']),
+    'mail_smtp_server': ('localhost', {'mail.example.org': 'mail.example.org'}, []),
+    'mail_smtp_port': (25, {'587': 587, '65535': 65535}, ['', '0', '65536', 'smtp']),
+    'mail_smtp_security': ('auto', {'STARTTLS': 'starttls', 'tls': 'tls', 'None': 'none'},
+                           ['', 'ssl', 'true']),
+    'mail_smtp_user': ('', {'a=b c': 'a=b c'}, []),
+    'mail_smtp_password_file': ('', {'': '', '/root/p': '/root/p'}, []),
+    'mail_mode': ('always', {'Problems': 'problems', 'never': 'never'}, ['', 'errors']),
+}
+
+
+def parsed(*lines, **options):
+    """The Config of such lines, in a file called `f`."""
+    invocation = VmBackup.Invocation('p', 'f', (), False, options.pop('ignore', False), options)
+    return VmBackup.parse_config(lines, 'f', invocation)
+
+
+class Keys(unittest.TestCase):
+    """Each key by itself."""
+
+    def test_the_table_here_has_every_key(self):
+        self.assertEqual(list(KEYS), [key.name for key in VmBackup.KEYS])
+        self.assertEqual(list(KEYS), list(VmBackup.Settings._fields))
+
+    def test_defaults_are_those_of_the_first_page(self):
+        settings = parsed().settings
+        for name, (default, _, _) in KEYS.items():
+            self.assertEqual(default, getattr(settings, name), name)
+
+    def test_values_are_taken_with_blanks_around_them_stripped(self):
+        for name, (_, good, _) in KEYS.items():
+            for text, value in good.items():
+                for line in ('%s=%s', ' %s = %s ', '\t%s\t=\t%s\t'):
+                    config = parsed(line % (name, text))
+                    self.assertEqual(((), ()), (config.errors, config.unexpected))
+                    self.assertEqual(value, getattr(config.settings, name), line % (name, text))
+
+    def test_wrong_values_are_named_with_file_and_line_and_the_default_stays(self):
+        for name, (default, _, bad) in KEYS.items():
+            for text in bad:
+                with self.subTest(name=name, text=text):
+                    config = parsed('# first', '%s=%s' % (name, text))
+                    error, = config.errors
+                    self.assertRegex(error, r'^ERROR: config %s (out of range|invalid)' % name)
+                    self.assertTrue(error.endswith('-> %s (f line 2)' % text), error)
+                    self.assertEqual(default, getattr(config.settings, name))
+
+    def test_all_wrong_values_are_named_together(self):
+        config = parsed('max_backups=0', 'compress=x', 'mail_mode=y', 'what', 'nothing=1')
+        self.assertEqual((3, 2), (len(config.errors), len(config.unexpected)))
+
+    def test_the_last_line_of_a_key_wins(self):
+        self.assertEqual(3, parsed('max_backups=2', 'max_backups=3').settings.max_backups)
+
+    def test_the_command_line_wins(self):
+        config = parsed('compress=zstd', 'pre_clean=True', compress='False', pre_clean='false')
+        self.assertEqual(('none', False), (config.settings.compress, config.settings.pre_clean))
+
+
+class Lines(unittest.TestCase):
+    """What a line can be."""
+
+    def test_comments_and_empty_lines_are_passed_over(self):
+        config = parsed('', '   ', '#', '# max_backups=2', '\t# indented', '#max_backups=2')
+        self.assertEqual(parsed(), config)
+
+    def test_a_line_is_split_at_its_first_equals_sign(self):
+        config = parsed('vm-export=a=b.*=', 'exclude==', 'vdi-export=x#y', 'backup_dir=/a=b')
+        self.assertEqual([('vm-export', 'a=b.*='), ('exclude', '='), ('vdi-export', 'x#y')],
+                         [rule[:2] for rule in config.rules])
+        self.assertEqual('/a=b', config.settings.backup_dir)
+
+    def test_blanks_around_a_name_are_dropped_and_those_inside_stay(self):
+        config = parsed('vm-export =\t DEV  mySql ')
+        self.assertEqual('DEV  mySql', config.rules[0].text)
+
+    def test_rules_keep_their_order_and_place(self):
+        rules = parsed('vm-export=b', '', 'exclude=c', 'vdi-export=a').rules
+        self.assertEqual([('vm-export', 'b', 'f line 1'), ('exclude', 'c', 'f line 3'),
+                          ('vdi-export', 'a', 'f line 4')], [tuple(rule) for rule in rules])
+
+    def test_unknown_keys_are_errors_unless_they_are_to_be_ignored(self):
+        lines = ['max_backup=3', 'Max_Backups=3', 'Exclude=x', '=x', 'vm_export=a']
+        self.assertEqual(tuple(
+            '***ERROR unexpected config key: %s (f line %d)' % (line.partition('=')[0], number)
+            for number, line in enumerate(lines, 1)), parsed(*lines).unexpected)
+        self.assertEqual(parsed(), parsed(*lines, ignore=True))
+
+    def test_a_line_without_equals_sign_is_never_ignored(self):
+        for ignore in (False, True):
+            self.assertEqual(('***ERROR not a key=value line: vm-export db (f line 1)',),
+                             parsed('vm-export db', ignore=ignore).unexpected)
+
+
+class Files(PoolCase):
+    """Config files as they come."""
+
+    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']},
+                                {'name': 'café', 'disks': ['64 KiB']}]}
+
+    def raw_config(self, data):
+        """Write a config of these bytes after the usual head; return its path."""
+        path = self.config()
+        with open(path, 'ab') as stream:
+            stream.write(data)
+        return path
+
+    def preview(self, *arguments, **environ):
+        """A preview."""
+        return self.vmbackup('password', *(arguments + ('preview',)), **environ)
+
+    def assert_refused(self, done, *words):
+        """One ERROR line with these words, exit status 2, and nobody was asked anything."""
+        self.assertEqual(2, done.status, done.output)
+        errors = [line for line in done.lines if line.startswith('ERROR')]
+        self.assertEqual(1, len(errors), done.output)
+        error, = errors
+        for word in words:
+            self.assertIn(word, error)
+        self.assertNotIn('Traceback', done.output)
+        self.assertEqual([], self.sim.calls())
+
+    def test_dos_lines_old_mac_lines_a_byte_order_mark_and_no_final_newline(self):
+        text = self.raw_config(b'')
+        with open(text, 'rb') as stream:
+            head = stream.read()
+        for data in (head.replace(b'\n', b'\r\n') + b'vm-export=db\r\n',
+                     head.replace(b'\n', b'\r') + b'vm-export=db',
+                     b'\xef\xbb\xbf' + head + b'vm-export=db', head + b'\tvm-export\t=\tdb\t'):
+            with open(text, 'wb') as stream:
+                stream.write(data)
+            done = self.preview(text)
+            self.assertEqual(0, done.status, done.output)
+            self.assertIn('  vm-export: db', done.lines)
+            self.assertIn('  backup_dir        = ' + self.backups, done.lines)
+
+    def test_names_in_utf_8_under_any_locale_and_in_the_files_name_too(self):
+        path = os.path.join(self.directory, 'wöchentlich.cfg')
+        os.rename(self.raw_config('vm-export=café\n'.encode('utf-8')), path)
+        for locale in ('C', 'C.UTF-8'):
+            done = self.preview(path, LC_ALL=locale)
+            self.assertEqual(0, done.status, done.output)
+            self.assertIn('  vm-export: café', done.lines)
+            self.assertIn('VmBackup config loaded from: ' + path, done.lines)
+
+    def test_other_encodings_are_told_with_the_line(self):
+        self.assert_refused(self.preview(self.raw_config('# x\nvm-export=café'.encode('latin-1'))),
+                            'run.cfg line 6 is not UTF-8 text')
+        self.assert_refused(self.preview(self.raw_config(b'\xff\xfev\0m\0')),
+                            'run.cfg', 'not a config file')
+
+    def test_what_is_no_config_is_refused_in_one_line(self):
+        pipe = os.path.join(self.directory, 'pipe')
+        os.mkfifo(pipe)
+        huge = os.path.join(self.directory, 'huge')
+        with open(huge, 'wb') as stream:
+            stream.write(b'# comment\n' * (1 << 17))
+        for path, words in ((pipe, 'not a file'), ('/dev/zero', 'not a file'),
+                            (huge, 'over 1 MiB'),
+                            (self.raw_config(b'a\0b'), 'binary')):
+            for preview in ([], ['preview']):
+                done = self.vmbackup('password', path, *preview)
+                self.assert_refused(done, words, path)
+        self.assertEqual([], os.listdir(self.backups))
+
+    def test_lines_that_are_not_understood_end_a_run_before_the_login(self):
+        config = self.raw_config(b'vm-export=db\nmax_backup=3\njust words\n')
+        for preview in ([], ['preview']):
+            done = self.vmbackup('password', config, *preview)
+            self.assert_refused(done, 'ERROR in config_load, consider ignore_extra_keys=true')
+            self.assertIn('***ERROR unexpected config key: max_backup (%s line 6)' % config,
+                          done.lines)
+            self.assertIn('***ERROR not a key=value line: just words (%s line 7)' % config,
+                          done.lines)
+
+    def test_ignore_extra_keys_lets_unknown_keys_pass(self):
+        config = self.raw_config(b'vm-export=db\nmax_backup=3\n')
+        done = self.preview(config, 'Ignore_Extra_Keys=TRUE')
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(2, self.preview(config, 'ignore_extra_keys=False').status)
+
+    def test_wrong_values_end_a_run_and_a_preview_shows_the_rest_too(self):
+        config = self.raw_config(b'vm-export=db\nmax_backups=zero\n')
+        for preview in ([], ['preview']):
+            done = self.vmbackup('password', config, *preview)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 6)' % config,
+                          done.lines)
+            self.assertIn('ERROR in configuration settings...', done.lines)
+            self.assertIn('  vm-export: db', done.lines)
+        self.assertEqual([], self.sim.calls('xe'))
+
+    def test_a_relative_name_is_looked_for_in_the_current_directory(self):
+        self.raw_config(b'vm-export=db\n')
+        done = self.preview('run.cfg')
+        self.assertIn('VmBackup config loaded from: run.cfg', done.lines)
+        self.assertEqual(0, done.status, done.output)
+
+    def test_a_missing_file_is_taken_for_a_vm_selector_and_that_is_said(self):
+        missing = os.path.join(self.directory, 'weekend')
+        os.symlink('nowhere', missing)
+        for name in ('weekend.cfg', missing, './weekend', 'VM-list.txt'):
+            with self.subTest(name):
+                for preview in ([], ['preview']):
+                    done = self.vmbackup('password', name, *preview)
+                    self.assertEqual(2, done.status, done.output)
+                    self.assertIn('***NOTE - no file %s: taken as a VM name or regex' %
+                                  name, done.lines)
+        self.assertNotIn('NOTE - no file', self.preview('db').output)
+
+    def test_the_example_is_what_the_command_prints_and_shows_every_key(self):
+        with open(os.path.join(ROOT, 'example.cfg'), encoding='utf-8') as stream:
+            example = stream.read()
+        self.assertIn(example.rstrip('\n'), self.vmbackup('config').output)
+        config = parsed(*example.splitlines())
+        self.assertEqual(((), ()), (config.errors, config.unexpected))
+        self.assertEqual(['exclude', 'vdi-export', 'vm-export'],
+                         sorted({rule.method for rule in config.rules}))
+        config = parsed(*(line[1:] if line[1:].partition('=')[0] in KEYS else line
+                          for line in example.splitlines()))
+        self.assertEqual(((), ()), (config.errors, config.unexpected))
+        for name in KEYS:
+            self.assertRegex(example, r'(?m)^#?%s=' % name)
+
+
+class CommandLines(PoolCase):
+    """What can be asked."""
+
+    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']},
+                                {'name': 'web 1', 'disks': ['64 KiB']},
+                                {'name': 'web 2', 'disks': ['64 KiB']}]}
+
+    def test_too_few_words_give_the_usage_and_status_2(self):
+        for words in ([], ['password'], [''], ['-h'], ['preview']):
+            done = self.vmbackup(*words)
+            self.assertEqual(2, done.status)
+            self.assertIn('<password> <config-file|vm-selector> [preview]', done.output)
+
+    def test_help_config_and_example_give_their_texts_and_status_0(self):
+        for word, text in (('help', 'Usage-help:'), ('HELP', 'Usage-help:'),
+                           ('config', 'Usage-config-file:'), ('Example', 'Usage-examples:')):
+            done = self.vmbackup(word)
+            self.assertEqual(0, done.status)
+            self.assertEqual(text, done.output.split('\n')[1])
+            self.assertNotRegex(done.output, r'[{}]')
+        self.assertEqual([], self.sim.calls())
+
+    def test_help_names_every_option(self):
+        text = self.vmbackup('help').output
+        for name in list(VmBackup.OPTIONS) + ['preview', 'create-password-file', 'local']:
+            self.assertIn(name, text)
+        for value in VmBackup.COMPRESSIONS:
+            self.assertIn(value, text.lower())
+
+    def test_options_are_known_in_any_case_and_the_last_one_wins(self):
+        config = self.config('vm-export=db')
+        for words, compress in ((['COMPRESS=zstd', 'Preview'], 'zstd'),
+                                (['preview', 'compress=True', 'Compress=NONE'], 'False'),
+                                (['PREVIEW', 'Pre_Clean=true', 'compress=gZip'], 'True')):
+            done = self.vmbackup('password', config, *words)
+            self.assertEqual(0, done.status, done.output)
+            self.assertIn('  compress          = ' + compress, done.lines)
+
+    def test_unknown_options_and_values_are_errors_and_nothing_is_done(self):
+        config = self.config('vm-export=db')
+        for word, what in (('previw', 'unknown option'), ('preview=True', 'unknown option'),
+                           ('max_backups=2', 'unknown option'), ('', 'unknown option'),
+                           ('--preview', 'unknown option'), ('web.cfg', 'unknown option'),
+                           ('compress=yes', 'invalid value'), ('compress=', 'invalid value'),
+                           ('pre_clean=1', 'invalid value'), ('compress= zstd', 'invalid value'),
+                           ('ignore_extra_keys=maybe', 'invalid value'), ('compress', 'unknown')):
+            with self.subTest(word):
+                done = self.vmbackup('password', config, word)
+                self.assertEqual(2, done.status, done.output)
+                line, = done.lines
+                self.assertRegex(line, '^ERROR %s.*: %s ' % (what, word))
+        self.assertEqual([], self.sim.calls())
+        self.assertFalse(os.path.exists(self.status_log))
+
+    def test_a_vm_selector_has_many_forms(self):
+        for selector, line in (('db', '  vm-export: db'), ('web 1', '  vm-export: web 1'),
+                               ('web.*', '  vm-export: web 1, web 2'),
+                               ('vm-export=db', '  vm-export: db'), ('db:7', '  vm-export: db:7'),
+                               ('VM-EXPORT=db:2', '  vm-export: db:2'),
+                               ('vdi-export=web.*:3', '  vdi-export: web 1:3, web 2:3'),
+                               ('Vdi-Export=db', '  vdi-export: db'),
+                               ('.*', '  vm-export: db, web 1, web 2')):
+            with self.subTest(selector):
+                done = self.vmbackup('password', selector, 'preview')
+                self.assertIn(line, done.lines)
+
+    def test_a_directory_with_a_vms_name_is_no_config(self):
+        os.mkdir(os.path.join(self.directory, 'db'))
+        self.assertIn('  vm-export: db', self.vmbackup('password', 'db', 'preview').lines)
+
+    def test_an_empty_vm_selector_does_not_mean_every_vm(self):
+        for preview in ([], ['preview']):
+            done = self.vmbackup('password', '', *preview)
+            self.assertEqual((2, ['ERROR config-file or vm-selector is empty (see VmBackup.py '
+                                  'help)']), (done.status, done.lines))
+        self.assertEqual([], self.sim.calls())
+
+
+class Surroundings(PoolCase):
+    """Directories, outputs, umasks: what is around a run."""
+
+    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
+
+    def environ(self, **more):
+        """Outputs are buffered by Python, unless a test says otherwise."""
+        environ = super().environ(**more)
+        if 'PYTHONUNBUFFERED' not in more:
+            environ.pop('PYTHONUNBUFFERED', None)
+        return environ
+
+    def shell(self, line, *arguments, **environ):
+        """Run VmBackup.py as "$@" of a shell's line."""
+        return self.finish(subprocess.Popen(
+            ['sh', '-c', line, 'sh', sys.executable, SCRIPT] + list(arguments),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=self.directory, env=self.environ(**environ)))
+
+    def assert_backed_up(self, done, status=0):
+        """The run ended so, and there is a complete backup of db, told in the status log."""
+        self.assertEqual(status, done.status, done.output)
+        self.assertIn('db/DATED/success', self.tree())
+        if status == 0:
+            self.assertEqual('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status()[-1])
+
+    def test_the_status_logs_directories_are_made(self):
+        self.status_log = os.path.join(self.directory, 'new', 'é', 'status.log')
+        self.assert_backed_up(self.back_up('vm-export=db'))
+
+    def test_a_status_log_that_cannot_be_written_is_one_warning(self):
+        with open(os.path.join(self.directory, 'file'), 'w', encoding='ascii'):
+            pass
+        for path, reason in ((os.path.join(self.directory, 'file', 'status.log'), 'directory'),
+                             (self.directory, 'Is a directory'), ('/dev/full', 'No space left')):
+            with self.subTest(path):
+                done = self.back_up('vm-export=db', status_log=path)
+                self.assert_backed_up(done, 1)
+                warning, = [line for line in done.lines if 'status_log' in line and
+                            'WARNING' in line]
+                self.assertIn('***WARNING - cannot write status_log %s: ' % path, warning)
+                self.assertIn('VmBackup ended - **WARNING(s)** - S:1 W:0 E:0', done.lines)
+
+    def test_an_output_that_is_closed_full_or_read_by_nobody_stops_nothing(self):
+        config = self.config('vm-export=db')
+        for line in ('"$@" >&-', '"$@" >/dev/full', '"$@" >&- 2>&- <&-',
+                     '"$@" >/dev/full 2>/dev/full'):
+            with self.subTest(line):
+                done = self.shell(line, 'password', config)
+                self.assert_backed_up(done)
+                self.assertEqual('', done.output)
+                shutil.rmtree(os.path.join(self.backups, 'db'))
+        reading, writing = os.pipe()
+        os.close(reading)
+        child = subprocess.Popen([sys.executable, SCRIPT, 'password', config], stdout=writing,
+                                 stdin=subprocess.DEVNULL, env=self.environ())
+        os.close(writing)
+        self.assertEqual(0, child.wait(timeout=LIMIT))
+        self.assertIn('db/DATED/success', self.tree())
+
+    def test_the_texts_too(self):
+        for environ in ({}, dict(PYTHONUNBUFFERED='1')):
+            self.assertEqual(0, self.shell('"$@" >&-', 'help', **environ).status)
+            self.assertEqual(2, self.shell('"$@" >/dev/full', **environ).status)
+
+    def test_each_line_is_written_when_it_is_said(self):
+        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        child = self.start('password', self.config('vm-export=db'))
+        limit = time.monotonic() + LIMIT
+        while [call.name for call in self.sim.calls('xe')].count('vm-export') < 2:
+            self.assertLess(time.monotonic(), limit)
+            time.sleep(0.01)
+        said = b''
+        if select.select([child.stdout], [], [], 0)[0]:
+            said = os.read(child.stdout.fileno(), 1 << 16)
+        child.terminate()
+        self.assertEqual(143, self.finish(child).status)
+        self.assertIn(b'3.cmd: ', said.splitlines()[-1])
+
+    def test_any_current_directory_will_do_even_one_that_is_gone(self):
+        config = self.config('vm-export=db')
+        for line in ('cd / && "$@"', 'mkdir x && cd x && rmdir ../x && "$@"'):
+            self.assert_backed_up(self.shell(line, 'password', config))
+
+    def test_any_place_of_the_script_will_do(self):
+        place = os.path.join(self.directory, 'a b é', '%s {x}')
+        os.makedirs(place)
+        for name in ('VmBackup.py', 'XenAPI.py'):
+            shutil.copy(os.path.join(ROOT, name), place)
+        config = self.config('vm-export=db')
+        for locale in ('C', 'C.UTF-8'):
+            done = self.shell('shift; shift; "$0" "$PLACE/VmBackup.py" "$@"'.replace(
+                '$0', sys.executable), 'password', config, PLACE=place, LC_ALL=locale)
+            self.assert_backed_up(done)
+            done = self.shell('"%s" "$PLACE/VmBackup.py" help' % sys.executable, PLACE=place,
+                              LC_ALL=locale)
+            self.assertEqual(0, done.status, done.output)
+            self.assertIn(place, done.output)
+
+    def test_it_can_be_started_by_itself(self):
+        python = os.path.join(self.directory, 'bin')
+        os.mkdir(python)
+        os.symlink(sys.executable, os.path.join(python, 'python3'))
+        done = self.shell('shift; "$@"', 'help', PATH=python + os.pathsep + os.environ['PATH'])
+        self.assertEqual(0, done.status, done.output)
+
+    def test_exports_are_for_their_owner_only_whatever_the_umask(self):
+        for umask in ('000', '077'):
+            done = self.shell('umask %s; "$@"' % umask, 'password',
+                              self.config('vm-export=db', pool_db_backup=1))
+            self.assert_backed_up(done)
+            path = os.path.join(self.dated('db')[-1], 'db.xva')
+            self.assertEqual(0o600, os.stat(path).st_mode & 0o777)
+            dumps = os.path.join(self.backups, 'METADATA_' + os.uname().nodename)
+            for name in os.listdir(dumps):
+                self.assertEqual(0o600, os.stat(os.path.join(dumps, name)).st_mode & 0o777)
+
+    def test_an_unusual_environment_changes_nothing(self):
+        config = self.config('vm-export=db')
+        done = self.shell('env -i "VMBACKUP_XE=$VMBACKUP_XE" '
+                          '"VMBACKUP_XAPI_URL=$VMBACKUP_XAPI_URL" PATH=/usr/bin:/bin "$@"',
+                          'password', config)
+        self.assert_backed_up(done)
+        for environ in (dict(PYTHONIOENCODING='ascii'), dict(PYTHONUNBUFFERED='1'),
+                        dict(PYTHONOPTIMIZE='2'), dict(LC_ALL='xx_XX.nonsense'), dict(TZ='rubbish'),
+                        dict(http_proxy='http://127.0.0.1:1', https_proxy='http://127.0.0.1:1')):
+            with self.subTest(environ):
+                self.assert_backed_up(self.vmbackup('password', config, **environ))
+
+
+if __name__ == '__main__':
+    unittest.main()

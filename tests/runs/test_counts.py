@@ -1,0 +1,131 @@
+"""What a run costs, counted: processes, tables, listings, manifests that are read."""
+
+import contextlib
+import io
+import os
+import subprocess
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests.tools.support import PoolCase
+
+
+class Processes(PoolCase):
+    """What is started."""
+
+    def started(self, *lines):
+        """The programs that a run starts, in this process so that they can be seen."""
+        seen, real = [], subprocess.Popen
+
+        def popen(argv, *rest, **more):
+            seen.append(os.path.basename(os.fsdecode(argv[0])))
+            return real(argv, *rest, **more)
+        stream = io.BytesIO()
+        with unittest.mock.patch.dict(os.environ, self.environ()), (
+                unittest.mock.patch('subprocess.Popen', popen)):
+            status = VmBackup.command(['password', self.config(*lines)], 'VmBackup.py',
+                                      VmBackup.Console(stream), VmBackup.Signals())
+        self.assertEqual(0, status, stream.getvalue().decode('utf-8'))
+        return seen
+
+    def test_five_for_each_vm_and_three_for_the_run(self):
+        for method in ('vm-export', 'vdi-export'):
+            one = self.started(method + '=web')
+            both = self.started(method + '=web', method + '=db')
+            self.assertEqual(['df', 'df', 'ionice'] + ['xe'] * 5, sorted(one))
+            self.assertEqual(['df', 'df', 'ionice'] + ['xe'] * 10, sorted(both))
+
+
+class Tables(PoolCase):
+    """What is kept of the pool."""
+
+    def test_only_fields_in_use_are_kept_and_no_vm_at_all(self):
+        with unittest.mock.patch.dict(os.environ, self.environ()):
+            with VmBackup.Pool.connect('password', VmBackup.Console(None),
+                                       VmBackup.Signals()) as pool:
+                vms = pool.vms()
+                self.assertEqual(2, len(vms))
+                self.assertEqual({}, pool.tables)
+                for vm in vms:
+                    self.assertEqual(set(VmBackup.VM_FIELDS), set(vm.record))
+                    pool.disks(vm)
+                    pool.vifs(vm)
+                    pool.os_version(vm)
+                pool.identity()
+        self.assertLessEqual({'VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'},
+                             set(pool.tables))
+        for name, table in pool.tables.items():
+            kept = set(VmBackup.FIELDS.get(name, ()) + VmBackup.FURTHER_FIELDS.get(name, ()))
+            for record in table.values():
+                self.assertLessEqual(set(record), kept, name)
+
+    def test_a_table_is_read_once(self):
+        self.assertEqual(0, self.back_up('vm-export=.*', parallel=2).status)
+        names = [call.name for call in self.sim.calls('xapi')]
+        whole = [name for name in names if name.endswith('.get_all_records')]
+        self.assertEqual(sorted(set(whole)), sorted(whole))
+
+
+class Store(PoolCase):
+    """What is looked at on disk to rotate and to list."""
+
+    def setUp(self):
+        super().setUp()
+        for vm in ('web', 'db'):
+            for day in range(1, 8):
+                path = self.old_backup(vm, 'backup-2026-01-0%d-(00:00:00)' % day, 'success')
+                with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
+                    stream.write('{"number": %d, "started": "2026-01-0%dT00:00:00+00:00", '
+                                 '"files": {"x.xva": 7}}' % (day, day))
+
+    @contextlib.contextmanager
+    def watched(self):
+        """The paths below backup_dir that are listed, opened and looked at meanwhile."""
+        seen = {name: [] for name in ('scandir', 'listdir', 'open', 'lstat', 'stat')}
+
+        def watching(name, real):
+            def call(path, *rest, **more):
+                path_or_handle = path if isinstance(path, str) else ''
+                if path_or_handle.startswith(self.backups):
+                    seen[name].append(os.path.relpath(path, self.backups))
+                return real(path, *rest, **more)
+            return call
+        with contextlib.ExitStack() as stack:
+            for name in seen:
+                stack.enter_context(unittest.mock.patch(
+                    'os.' + name, watching(name, getattr(os, name))))
+            yield seen
+
+    def test_each_directory_of_a_vm_is_listed_once_and_each_manifest_is_read_once(self):
+        store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        with self.watched() as seen:
+            for history in store.histories():
+                new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
+                self.assertEqual(5, len(history.surplus(new, VmBackup.Policy(3))))
+        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
+        self.assertEqual(14, len(seen['open']))
+        self.assertEqual(14, len(set(seen['open'])))
+
+    def test_to_list_all_is_one_listing_of_a_vm_and_three_looks_at_a_backup(self):
+        config = self.config('vm-export=.*')
+        with self.watched() as seen:
+            self.assertEqual(0, VmBackup.run_list([config], VmBackup.Console(io.BytesIO())))
+        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
+        names = ['%s/backup-2026-01-0%d-(00:00:00)/' % (vm, day)
+                 for vm in ('db', 'web') for day in range(1, 8)]
+        self.assertEqual([name + 'backup.json' for name in names], sorted(seen['open']))
+        self.assertEqual([name + file for name in names for file in ('protected', 'success')],
+                         sorted(seen['lstat']))
+        self.assertEqual([], seen['stat'])
+
+    def test_to_list_one_vm_reads_no_manifest_of_another(self):
+        config = self.config('vm-export=.*')
+        with self.watched() as seen:
+            VmBackup.run_list([config, 'vm=db'], VmBackup.Console(io.BytesIO()))
+        self.assertEqual(7, len(seen['open']))
+        self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['lstat']})
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,601 @@
+"""Hooks: a program that is run at each phase of a run, what it is told, and what it can do."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+import unittest
+
+import VmBackup
+from tests.tools.smtp_sink import SmtpSink
+from tests.tools.support import PoolCase
+from tests.papers.test_readme import blocks
+
+# It notes its phase and the VMBACKUP_ variables, a line each time, then does as it is told.
+HOOK = '''#!{python} -IS
+import fcntl, json, os, shutil, signal, subprocess, sys, time
+phase, = sys.argv[1:]
+known = dict((name[9:], os.fsencode(value).decode('utf-8'))
+             for name, value in os.environ.items() if name[9:] in {variables!r})
+with open({notes!r}, 'a') as stream:
+    stream.write(json.dumps([phase, known]) + '\\n')
+{answers}
+'''
+FAILURES = {'sys.exit(1)': 'exit status 1', 'sys.exit(255)': 'exit status 255',
+            'os.kill(os.getpid(), signal.SIGKILL)': 'ended by signal 9'}
+PHASES = ('job-init', 'job-start', 'backup-start', 'backup-end', 'job-end', 'log-end')
+STUBBORN = ('signal.signal(signal.SIGTERM, signal.SIG_IGN); '
+            'child = subprocess.Popen([sys.executable, "-c", "import signal, time; '
+            'signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"]); '
+            'print("child", child.pid, flush=True); time.sleep(300)')
+
+
+def lives(pid):
+    """Whether a process is there, and no zombie."""
+    with contextlib.suppress(OSError), open('/proc/%d/stat' % pid) as stream:
+        return stream.read().rpartition(')')[2].split()[0] not in ('Z', 'X')
+    return False
+
+
+class HookCase(PoolCase):
+    """A test with a hook, and a pool of two small VMs."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
+                                {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
+
+    def setUp(self):
+        super().setUp()
+        self.program = os.path.join(self.directory, 'my hook')
+        self.notes = os.path.join(self.directory, 'notes')
+
+    def hook(self, **answers):
+        """Write a hook that does something, Python statements, at phases; return its path."""
+        text = ''.join('if phase == %r:\n    %s\n' % (phase.replace('_', '-'), answer)
+                       for phase, answer in answers.items())
+        return self.script_of(HOOK.format(python=sys.executable, notes=self.notes, answers=text,
+                                          variables=VmBackup.VARIABLES))
+
+    def script_of(self, text):
+        """Write a program; return its path."""
+        with open(self.program, 'w', encoding='utf-8') as stream:
+            stream.write(text)
+        os.chmod(self.program, 0o755)
+        return self.program
+
+    def hooked(self, *lines, **answers):
+        """The path of a config with such a hook; of db, unless lines say otherwise."""
+        return self.config(*(lines or ('vm-export=db',)), hook=self.hook(**answers))
+
+    def run_hooked(self, *lines, **answers):
+        """A run with such a hook."""
+        return self.vmbackup('password', self.hooked(*lines, **answers))
+
+    def noted(self):
+        """[(phase, variables)] of what was run."""
+        if not os.path.exists(self.notes):
+            return []
+        with open(self.notes, encoding='utf-8') as stream:
+            return [tuple(json.loads(line)) for line in stream]
+
+    def phases(self):
+        """The phases that were run, of a VM with its name."""
+        return [(phase + ' ' + known['VM']).strip() for phase, known in self.noted()]
+
+    def known_at(self, wanted):
+        """The variables at a phase that was run once, without those that were empty."""
+        known, = [known for phase, known in self.noted() if phase == wanted]
+        return {name: value for name, value in known.items() if value}
+
+    def assert_ended(self, done, status, result):
+        """A run's exit status, and what the status log says of it."""
+        self.assertEqual(status, done.status, done.output)
+        self.assertEqual('vmbackup.py,end,' + result, self.status()[-1])
+        self.assertNotIn('Traceback', done.output)
+
+    def start_until(self, phase, config):
+        """Start a run; return its process once the hook is at a phase."""
+        child = self.start('password', config)
+        self.wait_for(lambda: phase in [noted for noted, _ in self.noted()])
+        return child
+
+
+class Phases(HookCase):
+    """When it is run, and what it is told."""
+
+    def test_each_phase_is_run_in_its_order(self):
+        done = self.run_hooked('vm-export=web', 'vdi-export=db')
+        self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
+        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-end db',
+                          'backup-start web', 'backup-end web', 'job-end', 'log-end'],
+                         self.phases())
+
+    def test_it_is_told_what_is_known_at_the_phase(self):
+        report = os.path.join(self.directory, 'report.json')
+        done = self.back_up('vm-export=db', hook=self.hook(), report_file=report)
+        self.assertEqual(0, done.status, done.output)
+        run = {'BACKUP_DIR': self.backups, 'REPORT': report}
+        vm = dict(run, VM='db', UUID=self.uuid_of('db'), METHOD='vm-export')
+        self.assertEqual(run, self.known_at('job-init'))
+        self.assertEqual(run, self.known_at('job-start'))
+        self.assertEqual(vm, self.known_at('backup-start'))
+        place, = self.dated('db')
+        path = os.path.join(place, 'db.xva')
+        self.assertEqual(dict(vm, TARGET=place, FILE=path, SIZE=str(os.path.getsize(path)),
+                              STATUS='SUCCESS'), self.known_at('backup-end'))
+        self.assertEqual(dict(run, STATUS='SUCCESS'), self.known_at('job-end'))
+        self.assertEqual(dict(run, STATUS='SUCCESS'), self.known_at('log-end'))
+
+    def test_what_failed_is_told_with_its_token(self):
+        self.sim.pool.faults.add('vm-snapshot', 'refuse', error=['SR_FULL', '1', '2'], times=0)
+        done = self.run_hooked()
+        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-abort db',
+                          'job-end', 'log-end'], self.phases())
+        place, = self.dated('db')
+        self.assertEqual({'VM': 'db', 'UUID': self.uuid_of('db'), 'METHOD': 'vm-export',
+                          'TARGET': place, 'BACKUP_DIR': self.backups,
+                          'STATUS': 'SNAPSHOT-FAIL'}, self.known_at('backup-abort'))
+        self.assertEqual('ERROR', self.known_at('job-end')['STATUS'])
+        self.assertEqual('ERROR', self.known_at('log-end')['STATUS'])
+
+    def test_every_variable_is_always_set_and_all_others_are_inherited(self):
+        wanted = ' '.join('$VMBACKUP_' + name for name in VmBackup.VARIABLES)
+        self.script_of('#!/bin/sh\nset -eu\necho "%s" "$OTHER" "$XE_EXTRA_ARGS"\n' % wanted)
+        done = self.vmbackup('password', self.config('vm-export=db', hook=self.program),
+                             OTHER='other', XE_EXTRA_ARGS='debug=1')
+        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        self.assertEqual(6, len([line for line in done.lines if line.startswith('hook ')
+                                 and line.endswith(' other debug=1')]), done.output)
+
+    def test_its_one_argument_is_the_phase_and_its_input_is_empty(self):
+        self.script_of('#!/bin/sh\nread line || echo $# "$1" empty\n')
+        done = self.back_up('vm-export=db', hook=self.program)
+        for phase in PHASES:
+            self.assertIn('hook %s: 1 %s empty' % (phase, phase), done.lines)
+
+    def test_its_output_is_in_the_log_line_by_line_as_it_comes(self):
+        go = os.path.join(self.directory, 'go')
+        child = self.start('password', self.hooked(job_start=(
+            'os.write(1, b"one\\ntwo\\n")\n'
+            '    while not os.path.exists(%r): time.sleep(0.01)' % go)))
+        for line in child.stdout:
+            if b'hook job-start: two' in line:
+                open(go, 'w').close()
+        self.assertTrue(os.path.exists(go))
+        self.assertEqual(0, self.finish(child).status)
+        done = self.run_hooked(job_start=(
+            'os.write(1, b"one\\ntwo\\n"); os.write(2, b"three\\r\\n"); '
+            'os.write(1, b"\\xff \\x1b[1m\\n\\nno end")'))
+        begin = 'hook job-start: '
+        self.assertEqual([begin + text for text in (
+            'one', 'two', 'three', '\ufffd \\x1b[1m', '', 'no end')],
+                         [line for line in done.lines if line.startswith(begin)])
+
+    def test_job_init_comes_before_login_and_status_log_and_can_mount_backup_dir(self):
+        os.rmdir(self.backups)
+        done = self.run_hooked(job_init='os.mkdir(os.environ["VMBACKUP_BACKUP_DIR"]); '
+                                        'sys.exit(os.path.exists(%r))' % self.status_log)
+        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        os.unlink(self.notes)
+        self.sim.pool.journal = []
+        self.run_hooked(job_init='sys.exit(1)')
+        self.assertEqual([], self.sim.calls())
+
+    def test_job_end_is_run_before_and_log_end_after_status_log_report_and_mail(self):
+        sink = SmtpSink()
+        self.addCleanup(sink.stop)
+        report = os.path.join(self.directory, 'report.json')
+        look = ('print("it has ended" if "vmbackup.py,%s,end" in open({!r}).read() else '
+                '"it runs", os.path.exists({!r}))'.format(self.status_log, report)
+                % os.uname().nodename)
+        done = self.back_up(
+            'vm-export=db', hook=self.hook(job_end=look, log_end=look), report_file=report,
+            mail_to='a@example.org', mail_smtp_server='localhost', mail_smtp_port=sink.port)
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('hook job-end: it runs False', done.lines)
+        self.assertEqual(['mail sent to a@example.org', 'hook log-end: it has ended True'],
+                         done.lines[-2:])
+
+    def test_the_vm_is_locked_at_its_phases(self):
+        tell = ('fcntl.flock(open(os.environ["VMBACKUP_BACKUP_DIR"] + "/.locks/db.lock"), '
+                'fcntl.LOCK_EX | fcntl.LOCK_NB)')
+        for answers in ({'backup_start': tell}, {'backup_end': tell},
+                        {'backup_start': 'sys.exit(1)', 'backup_abort': tell}):
+            self.assertIn('BlockingIOError', self.run_hooked(**answers).output)
+
+    def test_at_backup_end_the_backup_counts(self):
+        done = self.run_hooked(
+            'vdi-export=db', backup_end='print(sorted(os.listdir(os.environ["VMBACKUP_TARGET"])))')
+        self.assertIn("'db.raw', 'success'", done.output)
+
+    def test_a_vm_that_another_run_works_on_or_that_is_missing_has_no_phases(self):
+        os.mkdir(os.path.join(self.backups, '.locks'))
+        with open(os.path.join(self.backups, '.locks', 'db.lock'), 'w') as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            done = self.run_hooked('vm-export=db', 'vm-export=nothing')
+        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:2')
+        self.assertEqual(['job-init', 'job-start', 'job-end', 'log-end'], self.phases())
+
+    def test_vms_side_by_side_have_theirs_side_by_side(self):
+        wait = ('open(os.environ["VMBACKUP_BACKUP_DIR"] + "/../at-" + os.environ["VMBACKUP_VM"], '
+                '"w").close()\n    end = time.monotonic() + 30\n'
+                '    while not (os.path.exists({0!r} + "web") and os.path.exists({0!r} + "db")):\n'
+                '        assert time.monotonic() < end\n        time.sleep(0.01)\n'
+                '    print("both")'.format(os.path.join(self.directory, 'at-')))
+        done = self.run_hooked('vm-export=.*', 'parallel=2', backup_start=wait)
+        self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
+        for name in ('web', 'db'):
+            self.assertIn('[%s] hook backup-start: both' % name, done.lines)
+            self.assertLess(self.phases().index('backup-start ' + name),
+                            self.phases().index('backup-end ' + name))
+        self.assertEqual(['job-init', 'job-start'], self.phases()[:2])
+        self.assertEqual(['job-end', 'log-end'], self.phases()[-2:])
+
+    def test_names_of_any_kind_arrive_byte_by_byte_under_any_locale(self):
+        names = ['a\nb', '$(touch pwned)', '"\'`;\\', 'Ünïcode 名前', '-rf *', 'x/../y', '%s{0}',
+                 '~x' * 120]
+        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in names]}
+        for locale in ('C', 'C.UTF-8'):
+            with self.subTest(locale):
+                self.setUp()
+                done = self.vmbackup('password', self.hooked('vm-export=.*'), LC_ALL=locale)
+                self.assert_ended(done, 0, 'SUCCESS,S:%d W:0 E:0' % len(names))
+                ends = [known for phase, known in self.noted() if phase == 'backup-end']
+                self.assertEqual(sorted(names), sorted(known['VM'] for known in ends))
+                for known in ends:
+                    self.assertEqual(int(known['SIZE']), os.path.getsize(os.fsencode(
+                        known['FILE'].encode('utf-8'))))
+                    self.assertEqual(known['TARGET'], os.path.dirname(known['FILE']))
+                self.assertFalse(os.path.exists(os.path.join(self.directory, 'pwned')))
+
+    def test_a_preview_runs_none(self):
+        done = self.vmbackup('password', self.hooked(), 'preview')
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual([], self.noted())
+        self.assertIn('  hook              = ' + self.program, done.lines)
+
+    def test_a_run_without_a_hook_is_as_ever(self):
+        done = self.back_up('vm-export=db')
+        self.assertEqual(0, done.status)
+        self.assertNotIn('hook', done.output)
+
+
+class Skips(HookCase):
+    """Exit status 75: not now."""
+
+    def test_job_init_skips_the_run_quietly(self):
+        sink = SmtpSink()
+        self.addCleanup(sink.stop)
+        done = self.run_hooked(
+            'vm-export=db', 'mail_to=a@b', 'mail_smtp_server=localhost',
+            'mail_smtp_port=%d' % sink.port, job_init='sys.exit(75)')
+        self.assert_ended(done, 0, 'SKIPPED,S:0 W:0 E:0')
+        self.assertIn('hook job-init: exit status 75: skipped', done.lines)
+        self.assertEqual('VmBackup ended - Skipped - S:0 W:0 E:0', done.lines[-1])
+        self.assertEqual(['job-init', 'log-end'], self.phases())
+        self.assertEqual('SKIPPED', self.known_at('log-end')['STATUS'])
+        self.assertEqual(([], [], []), (self.sim.calls(), sink.mails, self.tree()))
+
+    def test_job_start_skips_the_run_and_job_end_ends_what_job_init_began(self):
+        done = self.run_hooked('vm-export=db', 'vm-export=missing', 'vm-export=nothing.*',
+                               job_start='sys.exit(75)')
+        self.assert_ended(done, 0, 'SKIPPED,S:0 W:0 E:0')
+        self.assertEqual(['job-init', 'job-start', 'job-end', 'log-end'], self.phases())
+        self.assertEqual('SKIPPED', self.known_at('job-end')['STATUS'])
+        self.assertEqual(([], []), (self.tree(), self.verbs()))
+
+    def test_backup_start_skips_its_vm_and_no_other(self):
+        done = self.run_hooked('vm-export=.*', backup_start=(
+            'sys.exit(75 if os.environ["VMBACKUP_VM"] == "web" else 0)'))
+        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        self.assertIn('vm-export,end,SKIPPED web', self.status())
+        self.assertEqual(['job-init', 'job-start', 'backup-start web', 'backup-start db',
+                          'backup-end db', 'job-end', 'log-end'], sorted(
+                              self.phases(), key=lambda phase: (
+                                  'job-init', 'job-start', 'backup-start web', 'backup-start db',
+                                  'backup-end db', 'job-end', 'log-end').index(phase)))
+        self.assertNotIn('web', self.tree())
+
+    def test_nowhere_else_is_it_a_success(self):
+        for phase in ('backup-end', 'job-end', 'log-end'):
+            done = self.run_hooked(**{phase.replace('-', '_'): 'sys.exit(75)'})
+            self.assertEqual(1, done.status, done.output)
+            self.assertIn('hook %s failed: exit status 75' % phase, done.output)
+
+    def test_a_failure_beside_it_is_told(self):
+        done = self.run_hooked(job_start='sys.exit(75)', job_end='sys.exit(3)')
+        self.assert_ended(done, 1, 'WARNING,S:0 W:0 E:0')
+        done = self.run_hooked(job_init='sys.exit(75)', log_end='sys.exit(3)')
+        self.assert_ended(done, 1, 'SKIPPED,S:0 W:0 E:0')
+
+
+class Failures(HookCase):
+    """A hook fails, or the run does."""
+
+    def test_job_init_ends_the_run(self):
+        for answer, words in FAILURES.items():
+            with self.subTest(words):
+                self.setUp()
+                done = self.run_hooked(job_init=answer)
+                self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+                self.assertIn('ERROR hook job-init failed: ' + words, done.lines)
+                self.assertEqual(['job-init', 'job-abort', 'log-end'], self.phases())
+                self.assertEqual('ERROR', self.known_at('job-abort')['STATUS'])
+                self.assertEqual(([], []), (self.sim.calls(), self.tree()))
+
+    def test_job_start_ends_the_run(self):
+        for answer, words in FAILURES.items():
+            with self.subTest(words):
+                self.setUp()
+                done = self.run_hooked(job_start=answer)
+                self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+                self.assertIn('ERROR hook job-start failed: ' + words, done.lines)
+                self.assertEqual(['job-init', 'job-start', 'job-abort', 'log-end'], self.phases())
+                self.assertEqual(([], []), (self.verbs(), self.tree()))
+                self.assert_clean()
+
+    def test_backup_start_fails_its_vm_and_no_other(self):
+        for answer, words in FAILURES.items():
+            with self.subTest(words):
+                self.setUp()
+                done = self.run_hooked('vdi-export=web', 'vm-export=db', backup_start=(
+                    'if os.environ["VMBACKUP_VM"] == "web": ' + answer))
+                self.assert_ended(done, 2, 'ERROR,S:1 W:0 E:1')
+                self.assertIn('ERROR vdi-export HOOK-FAIL web: hook backup-start failed: ' + words,
+                              done.lines)
+                self.assertIn('vdi-export,end,HOOK-FAIL web', self.status())
+                self.assertEqual(['job-init', 'job-start', 'backup-start web', 'backup-abort web',
+                                  'backup-start db', 'backup-end db', 'job-end', 'log-end'],
+                                 self.phases())
+                self.assertEqual('HOOK-FAIL', self.known_at('backup-abort')['STATUS'])
+                self.assertNotIn('TARGET', self.known_at('backup-abort'))
+                self.assertNotIn('vdi-snapshot', self.verbs())
+
+    def test_backup_end_is_a_warning_of_its_vm(self):
+        done = self.run_hooked('vm-export=web', 'vm-export=db', backup_end=(
+            'sys.exit(os.environ["VMBACKUP_VM"] == "db")'))
+        self.assert_ended(done, 1, 'WARNING,S:1 W:1 E:0')
+        self.assertIn('***WARNING - db: hook backup-end failed: exit status 1', done.lines)
+        self.assertEqual('WARNING', self.known_at('job-end')['STATUS'])
+        self.assertTrue(os.path.exists(os.path.join(self.dated('db')[0], 'success')))
+        self.assertNotIn('backup-abort db', self.phases())
+
+    def test_backup_abort_is_a_warning_beside_the_error(self):
+        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'], nth=2)
+        done = self.run_hooked(backup_abort='sys.exit(1)')
+        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        self.assertIn('***WARNING - db: hook backup-abort failed: exit status 1', done.lines)
+        self.assertIn('vm-export,end,VM-EXPORT-FAIL db', self.status())
+
+    def test_job_end_is_a_warning(self):
+        done = self.run_hooked(job_end='sys.exit(1)')
+        self.assert_ended(done, 1, 'WARNING,S:1 W:0 E:0')
+        self.assertIn('***WARNING - hook job-end failed: exit status 1', done.lines)
+        self.assertEqual('WARNING', self.known_at('log-end')['STATUS'])
+
+    def test_job_abort_and_log_end_leave_a_worse_status_as_it_is(self):
+        done = self.run_hooked(job_init='sys.exit(1)', job_abort='sys.exit(3)',
+                               log_end='sys.exit(4)')
+        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        for words in ('job-abort failed: exit status 3', 'log-end failed: exit status 4'):
+            self.assertIn('***WARNING - hook ' + words, done.lines)
+
+    def test_log_end_is_told_in_log_and_exit_status(self):
+        done = self.run_hooked(log_end='sys.exit(1)')
+        self.assert_ended(done, 1, 'SUCCESS,S:1 W:0 E:0')
+        self.assertEqual('***WARNING - hook log-end failed: exit status 1', done.lines[-1])
+
+    def test_a_login_that_fails_and_a_wrong_config_abort_the_job(self):
+        done = self.vmbackup('wrong', self.hooked())
+        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        self.assertEqual(['job-init', 'job-abort', 'log-end'], self.phases())
+        for line in ('max_backups=x', 'vm-export=missing', 'backup_dir=/nosuch'):
+            os.unlink(self.notes)
+            done = self.run_hooked(line)
+            self.assertEqual(2, done.status, done.output)
+            self.assertEqual(['job-init', 'job-abort', 'log-end'], self.phases())
+
+    def test_a_config_that_is_not_understood_runs_none(self):
+        for line in ('maxbackups=3', 'nonsense'):
+            done = self.run_hooked('vm-export=db', line)
+            self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        self.assertEqual([], self.noted())
+
+    def test_a_share_that_cannot_be_written_aborts_the_job(self):
+        os.mkdir(os.path.join(self.backups, VmBackup.WRITE_TEST))
+        done = self.run_hooked()
+        self.assertEqual(2, done.status, done.output)
+        self.assertEqual(['job-init', 'job-start', 'job-abort', 'log-end'], self.phases())
+
+    def test_a_hook_that_is_missing_or_no_program_is_an_error_and_nothing_is_changed(self):
+        plain = os.path.join(self.directory, 'plain')
+        with open(plain, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n')
+        for path, words in (('/nosuch/hook', 'does not exist'), (plain, 'is not a program'),
+                            (self.directory, 'is not a program')):
+            for more in ((), ('preview',)):
+                with self.subTest((words, more)):
+                    done = self.vmbackup('password', self.config('vm-export=db', hook=path), *more)
+                    self.assertEqual(2, done.status, done.output)
+                    self.assertIn('ERROR: config hook %s -> %s' % (words, path), done.lines)
+                    self.assertEqual(([], []), (self.tree(), self.verbs()))
+
+    def test_a_hook_that_cannot_be_started_is_told_with_the_reason(self):
+        self.script_of('#!/nosuch/interpreter\n')
+        done = self.back_up('vm-export=db', hook=self.program)
+        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        self.assertIn('ERROR hook job-init failed: cannot start %s: No such file or directory'
+                      % self.program, done.output)
+        self.assertIn('***WARNING - hook job-abort failed: cannot start', done.output)
+
+    def test_a_hook_that_vanishes_in_mid_run_spoils_no_backup(self):
+        done = self.run_hooked(backup_start='os.unlink(sys.argv[0])')
+        self.assert_ended(done, 1, 'WARNING,S:0 W:1 E:0')
+        self.assertIn('***WARNING - db: hook backup-end failed: cannot start', done.output)
+
+    def test_a_hook_that_deletes_the_backup_spoils_nothing_else(self):
+        done = self.run_hooked('vm-export=web', 'vm-export=db', backup_end=(
+            'shutil.rmtree(os.environ["VMBACKUP_TARGET"])'))
+        self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
+
+    def test_whatever_it_does_at_any_phase_no_snapshot_stays(self):
+        for method, answer in (('vm-export=db', 'sys.exit(1)'),
+                               ('vdi-export=db', 'os.kill(os.getpid(), signal.SIGKILL)')):
+            for phase in PHASES + ('backup-abort', 'job-abort'):
+                with self.subTest((method, phase)):
+                    answers = {phase.replace('-', '_'): answer}
+                    if 'abort' in phase:
+                        answers['job_start' if 'job' in phase else 'backup_start'] = answer
+                    done = self.run_hooked(method, **answers)
+                    self.assertIn(done.status, (1, 2), done.output)
+                    self.assertNotIn('Traceback', done.output)
+                    self.assert_clean()
+
+    def test_a_hook_that_fails_after_a_failed_export_does_not_keep_its_snapshot(self):
+        for method, nth in (('vm-export', 2), ('vdi-export', 1)):
+            self.sim.pool.faults.add(method, 'refuse', error=['INTERNAL_ERROR', 'x'], nth=nth)
+            done = self.run_hooked(method + '=db', backup_abort='sys.exit(1)')
+            self.assertEqual(2, done.status, done.output)
+            self.assert_clean()
+
+
+class Timeouts(HookCase):
+    """A hook that does not end, and what it leaves."""
+
+    def child_in(self, done):
+        """The number of the child that a stubborn hook tells of."""
+        return int([line for line in done.lines if ': child ' in line][0].split()[-1])
+
+    def test_one_that_does_not_end_is_ended_with_all_that_it_started(self):
+        for phase, status, result in (('job_init', 2, 'ERROR,S:0 W:0 E:1'),
+                                      ('backup_end', 1, 'WARNING,S:0 W:1 E:0')):
+            with self.subTest(phase):
+                done = self.run_hooked('vm-export=db', 'hook_timeout=0.01', **{phase: STUBBORN})
+                self.assert_ended(done, status, result)
+                self.assertIn('hook %s failed: no end within 0.01 minutes (hook_timeout)'
+                              % phase.replace('_', '-'), done.output)
+                self.assertFalse(lives(self.child_in(done)))
+
+    def test_what_it_leaves_in_the_background_is_neither_waited_for_nor_ended(self):
+        begun = time.monotonic()
+        done = self.run_hooked(job_init='print("child", subprocess.Popen(["sleep", "300"]).pid)')
+        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        self.assertLess(time.monotonic() - begun, 60)
+        self.assertTrue(lives(self.child_in(done)))
+        os.kill(self.child_in(done), signal.SIGKILL)
+
+
+class Interruptions(HookCase):
+    """A signal while a hook is at work, or that aborts what it began."""
+
+    def test_a_signal_ends_a_hook_that_begins_something(self):
+        aborts = {'job-init': [], 'job-start': ['job-start'],
+                  'backup-start': ['job-start', 'backup-start db', 'backup-abort db']}
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            for phase, more in aborts.items():
+                with self.subTest((phase, signum)):
+                    self.setUp()
+                    child = self.start_until(phase, self.hooked(
+                        **{phase.replace('-', '_'): 'time.sleep(300)'}))
+                    child.send_signal(signum)
+                    done = self.finish(child)
+                    self.assert_ended(done, 128 + signum, 'ERROR,S:0 W:0 E:%d' % (
+                        phase == 'backup-start'))
+                    self.assertEqual(['job-init'] + more + ['job-abort', 'log-end'], self.phases())
+                    self.assertEqual([], self.verbs())
+                    self.assert_clean()
+                    if phase == 'backup-start':
+                        self.assertEqual('INTERRUPTED', self.known_at('backup-abort')['STATUS'])
+
+    def test_a_hook_that_ignores_the_signal_is_ended_too_with_all_that_it_started(self):
+        child = self.start_until('job-start', self.hooked(job_start=STUBBORN))
+        time.sleep(1)
+        child.send_signal(signal.SIGTERM)
+        done = self.finish(child)
+        self.assert_ended(done, 143, 'ERROR,S:0 W:0 E:0')
+        self.assertFalse(lives(int([line for line in done.lines if ': child ' in line][0]
+                                   .split()[-1])))
+
+    def test_a_signal_in_mid_export_is_followed_by_the_aborts_which_it_does_not_end(self):
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=5000)
+        slow = 'time.sleep(1); print("to the end")'
+        child = self.start('password', self.hooked(
+            'vm-export=db', 'vm-export=web', backup_abort=slow, job_abort=slow, log_end=slow))
+        self.wait_for(lambda: self.verbs().count('vm-export') >= 2)
+        child.send_signal(signal.SIGTERM)
+        for phase in ('backup-abort', 'job-abort', 'log-end'):
+            self.wait_for(lambda: phase in [noted for noted, _ in self.noted()])
+            child.send_signal(signal.SIGTERM)
+        done = self.finish(child)
+        self.assert_ended(done, 143, 'ERROR,S:0 W:0 E:1')
+        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-abort db',
+                          'job-abort', 'log-end'], self.phases())
+        self.assertEqual('INTERRUPTED', self.known_at('backup-abort')['STATUS'])
+        self.assertEqual('ERROR', self.known_at('job-abort')['STATUS'])
+        for phase in ('backup-abort', 'job-abort', 'log-end'):
+            self.assertIn('hook %s: to the end' % phase, done.lines)
+        self.wait_for(lambda: not self.contents()['task'])
+        self.assert_clean()
+
+    def test_a_signal_during_backup_end_lets_it_end_and_the_backup_counts(self):
+        child = self.start_until('backup-end', self.hooked(
+            'vm-export=db', 'vm-export=web', backup_end='time.sleep(1); print("to the end")'))
+        child.send_signal(signal.SIGTERM)
+        done = self.finish(child)
+        self.assert_ended(done, 143, 'ERROR,S:1 W:0 E:0')
+        self.assertIn('hook backup-end: to the end', done.lines)
+        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-end db',
+                          'job-abort', 'log-end'], self.phases())
+
+
+class Examples(HookCase):
+    """The hooks that the README shows."""
+
+    def example(self, number, **paths):
+        """One of them, with other words in the place of some."""
+        found = [block.lines for block in blocks('sh') if block.section == 'Hooks']
+        text = '\n'.join(found[number])
+        for word, path in paths.items():
+            text = text.replace(word, path)
+        return self.script_of(text + '\n')
+
+    def programs(self, **texts):
+        """A directory with programs in sh, for PATH."""
+        place = os.path.join(self.directory, 'bin')
+        os.makedirs(place, exist_ok=True)
+        for name, text in texts.items():
+            with open(os.path.join(place, name), 'w', encoding='utf-8') as stream:
+                stream.write('#!/bin/sh\n' + text)
+            os.chmod(os.path.join(place, name), 0o755)
+        return place + os.pathsep + os.environ['PATH']
+
+    def test_the_one_that_mounts_backs_up_onto_the_share_or_not_at_all(self):
+        config = self.config('vm-export=db', hook=self.example(0))
+        mark = os.path.join(self.directory, 'mounted')
+        path = self.programs(mountpoint='exec test -e %s\n' % mark, umount='rm %s\n' % mark,
+                             mount='echo server is away >&2\nexit 32\n')
+        done = self.vmbackup('password', config, PATH=path)
+        self.assert_ended(done, 0, 'SKIPPED,S:0 W:0 E:0')
+        self.assertIn('hook job-init: server is away', done.lines)
+        self.programs(mount='echo mounting "$1"\n: > %s\n' % mark)
+        done = self.vmbackup('password', config, PATH=path)
+        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        self.assertIn('hook job-init: mounting ' + self.backups, done.lines)
+        self.assertFalse(os.path.exists(mark))
+
+    def test_the_one_that_copies_keeps_the_newest_backup(self):
+        copies = os.path.join(self.directory, 'copies')
+        config = self.config('vm-export=db', hook=self.example(1, **{'/mnt/copies': copies}))
+        for _ in range(2):
+            done = self.vmbackup('password', config)
+            self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+            self.assertEqual([self.uuid_of('db')], os.listdir(copies))
+            copy = os.path.join(copies, self.uuid_of('db'))
+            self.assertEqual(sorted(os.listdir(self.dated('db')[-1])), sorted(os.listdir(copy)))
+
+
+if __name__ == '__main__':
+    unittest.main()

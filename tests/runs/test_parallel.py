@@ -1,0 +1,471 @@
+"""VMs that are backed up side by side: what runs at once, what does not, and what is told of it."""
+
+import collections
+import contextlib
+import io
+import os
+import pty
+import re
+import signal
+import sys
+import threading
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests.tools.support import PoolCase
+
+NAMES = ('one', 'two', 'three', 'four')
+PREFIX = re.compile(r'\[([^]]*)\] ')
+# An xe that notes when it begins and ends in a file, a line each. An export into a file first
+# waits until as many as are wanted have begun, at most half a minute, then fails.
+NOTING_XE = '''#!{python}
+import os, subprocess, sys, time
+notes, wanted = {notes!r}, {wanted!r}
+words = dict(word.partition('=')[::2] for word in sys.argv[2:])
+verb = sys.argv[1] if words.get('filename', 'x') else 'metadata'
+def note(moment):
+    with open(notes, 'a') as stream:
+        stream.write('%s %s %s\\n' % (moment, verb, os.path.basename(words.get('filename', ''))))
+def begun():
+    with open(notes) as stream:
+        return sum(line.startswith('begin ' + verb + ' ') for line in stream)
+note('begin')
+if verb in ('vm-export', 'vdi-export'):
+    end = time.monotonic() + 30
+    while begun() < wanted:
+        if time.monotonic() > end:
+            sys.exit('no other export began')
+        time.sleep(0.01)
+elif verb.endswith('snapshot'):
+    time.sleep(0.05)
+status = subprocess.call([{xe!r}] + sys.argv[1:])
+note('end')
+sys.exit(status)
+'''
+
+
+class ParallelCase(PoolCase):
+    """A pool of four VMs, and an xe that notes what runs at once."""
+
+    pool_description = {
+        'srs': [{'name': 'a'}, {'name': 'b'}],
+        'vms': [{'name': name, 'ran': True, 'disks': [{'size': '1 MiB', 'sr': sr}]}
+                for name, sr in zip(NAMES, 'aabb')]}
+
+    def noting_xe(self, wanted=1):
+        """Its path; an export waits for so many to have begun."""
+        self.notes = os.path.join(self.directory, 'notes')
+        path = os.path.join(self.directory, 'noting-xe')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write(NOTING_XE.format(python=sys.executable, notes=self.notes, wanted=wanted,
+                                          xe=self.sim.xe))
+        os.chmod(path, 0o755)
+        return path
+
+    def noted(self):
+        """The notes: (moment, verb, file)."""
+        with open(self.notes, encoding='utf-8') as stream:
+            return [line.rstrip('\n').split(' ', 2) for line in stream]
+
+    def most(self, *verbs, of=None):
+        """The largest number of such commands that ran at once; of these VMs only."""
+        now = most = 0
+        for moment, verb, file in self.noted():
+            if verb in verbs and (of is None or os.path.splitext(file)[0] in of):
+                now += 1 if moment == 'begin' else -1
+                most = max(most, now)
+        return most
+
+    def side_by_side(self, *lines, wanted=1, **keys):
+        """A run of all four VMs, unless the lines say others."""
+        return self.vmbackup('password', self.config(
+            *(lines or ['vm-export=' + name for name in NAMES]), **dict({'parallel': 4}, **keys)),
+                             VMBACKUP_XE=self.noting_xe(wanted))
+
+
+class AtOnce(ParallelCase):
+    """What runs at once, and what does not."""
+
+    def test_as_many_exports_run_at_once_as_are_wanted(self):
+        done = self.side_by_side(wanted=4)
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('VmBackup ended - Success - S:4 W:0 E:0', done.lines)
+        self.assertEqual(4, self.most('vm-export'))
+
+    def test_no_more_than_that(self):
+        done = self.side_by_side(wanted=2, parallel=2)
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(2, self.most('vm-export'))
+
+    def test_one_at_a_time_unless_asked(self):
+        done = self.side_by_side(parallel=1)
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(1, self.most('vm-export'))
+        self.assertFalse([line for line in done.lines if PREFIX.match(line)])
+
+    def test_the_command_line_may_ask(self):
+        config = self.config('vm-export=.*')
+        done = self.vmbackup('password', config, 'parallel=4', 'parallel_per_sr=2',
+                             VMBACKUP_XE=self.noting_xe(4))
+        self.assertEqual(0, done.status, done.output)
+        self.assertIn('  parallel          = 4', done.lines)
+        for word, reason in (('parallel=0', 'out of range'), ('parallel_per_sr=x', 'out of range')):
+            done = self.vmbackup('password', config, word)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('ERROR: config {} {} -> {} (command line)'.format(
+                word.split('=')[0], reason, word.split('=')[1]), done.lines)
+
+    def test_snapshots_are_taken_one_after_another(self):
+        for lines in ((), ['vdi-export=' + name for name in NAMES]):
+            done = self.side_by_side(*lines, wanted=4)
+            self.assertEqual(0, done.status, done.output)
+        self.assertEqual(1, self.most('vm-snapshot', 'vdi-snapshot'))
+
+    def test_an_sr_is_read_by_no_more_than_are_allowed(self):
+        done = self.side_by_side(wanted=2, parallel_per_sr=1)
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual(2, self.most('vm-export'))
+        self.assertEqual([1, 1], [self.most('vm-export', of=NAMES[:2]),
+                                  self.most('vm-export', of=NAMES[2:])])
+
+    def test_it_needs_no_more_calls_than_one_after_another(self):
+        counts = []
+        for parallel in (1, 4):
+            before = len(self.sim.calls('xapi'))
+            self.assertEqual(0, self.side_by_side(parallel=parallel).status)
+            counts.append(len(self.sim.calls('xapi')) - before)
+        self.assertLessEqual(counts[1] - counts[0], 1)      # the SRs
+
+
+class Told(ParallelCase):
+    """Log, status log, exit status."""
+
+    def test_each_line_of_a_vm_has_its_name_and_they_are_those_of_a_run_for_it_alone(self):
+        alone = {}
+        for name in NAMES:
+            alone[name] = self.blank(self.side_by_side('vm-export=' + name, parallel=1), name)
+        together = self.side_by_side(wanted=4)
+        found = collections.defaultdict(list)
+        for line in together.lines:
+            match = PREFIX.match(line)
+            if match:
+                found[match.group(1)].append(line[match.end():])
+        for name in NAMES:
+            self.assertEqual(alone[name], self.blank(together, name, found[name]), name)
+
+    def blank(self, done, name, lines=None):
+        """The lines of one VM, what differs each time blanked."""
+        self.assertEqual(0, done.status, done.output)
+        if lines is None:
+            first = done.lines.index('*** vm-export begin %s max_backups:4' % name) if (
+                '*** vm-export begin %s max_backups:4' % name) in done.lines else next(
+                    number for number, line in enumerate(done.lines)
+                    if line.startswith('*** vm-export begin ' + name))
+            lines = done.lines[first:]
+            last = next(number for number, line in enumerate(lines)
+                        if line.startswith('VmBackup vm-export %s - ' % name))
+            lines = lines[:last + 1]
+        text = re.sub(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|OpaqueRef:[0-9a-f-]+|'
+                      r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)|\(\d+ s\)', '#', '\n'.join(lines))
+        return text.split('\n')
+
+    def test_the_status_log_has_a_begin_and_an_end_of_each_vm_between_those_of_the_run(self):
+        self.assertEqual(0, self.side_by_side(wanted=4).status)
+        lines = self.status()
+        self.assertEqual(('vmbackup.py,begin', 'vmbackup.py,end,SUCCESS,S:4 W:0 E:0'),
+                         (lines[0], lines[-1]))
+        for name in NAMES:
+            begin = lines.index('vm-export,begin,' + name)
+            self.assertLess(begin, lines.index(
+                'vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
+        self.assertEqual(10, len(lines))
+
+    def test_a_failure_of_one_does_not_stop_the_others(self):
+        self.sim.pool.faults.add('vm-snapshot', 'refuse', nth=2, error=['SR_FULL'])
+        done = self.side_by_side()
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:3 W:0 E:1', done.lines)
+        self.assertEqual(3, sum(bool(os.listdir(self.dated(name)[0])) and os.path.exists(
+            os.path.join(self.dated(name)[0], 'success')) for name in NAMES))
+
+    def test_a_bug_in_one_does_not_stop_the_others(self):
+        def broken(run, job, *rest):
+            if job.vm.name == 'two':
+                raise KeyError('x', 'y')
+            return real(run, job, *rest)
+        real, stream = VmBackup.BackupRun.back_up, io.BytesIO()
+        with unittest.mock.patch.object(VmBackup.BackupRun, 'back_up', broken), (
+                unittest.mock.patch.dict(os.environ, self.environ())):
+            status = VmBackup.command(
+                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
+                VmBackup.Console(stream), VmBackup.Signals())
+        text = stream.getvalue().decode('utf-8')
+        self.assertEqual(2, status, text)
+        self.assertIn("[two] ERROR vm-export INTERNAL-ERROR two: a bug in VmBackup.py: "
+                      "KeyError('x', 'y')", text)
+        self.assertIn('S:3 W:0 E:1', text)
+
+    def test_a_vm_whose_attempt_does_not_even_begin_is_an_error_and_no_thread_need_start(self):
+        def broken(log, job):
+            if job.vm.name == 'two':
+                raise ValueError('x', 'y')
+            return real(log, job)
+        real, stream = VmBackup.StatusLog.vm_begin, io.BytesIO()
+        start, started = threading.Thread.start, []
+
+        def scarce(thread):
+            if thread.name.startswith('Thread') and 'work' in repr(thread._target) and (
+                    'side_by_side' in repr(thread._target)):
+                started.append(thread)
+                if len(started) == 3:
+                    raise RuntimeError("can't start new thread")
+            start(thread)
+        with unittest.mock.patch.object(VmBackup.StatusLog, 'vm_begin', broken), (
+                unittest.mock.patch.object(threading.Thread, 'start', scarce)), (
+                unittest.mock.patch.dict(os.environ, self.environ())):
+            status = VmBackup.command(
+                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
+                VmBackup.Console(stream), VmBackup.Signals())
+        text = stream.getvalue().decode('utf-8')
+        self.assertEqual((2, 4), (status, len(started)), text)
+        self.assertIn("a bug in VmBackup.py, please report it: ValueError('x', 'y')", text)
+        self.assertIn('S:3 W:0 E:1', text)
+        self.assertLess(text.index('[four] VmBackup vm-export four'), text.index('Space status'))
+
+    def test_a_signal_ends_all_exports_and_begins_no_more(self):
+        child = self.start('password', self.config(
+            *['vm-export=' + name for name in NAMES], parallel=3), VMBACKUP_XE=self.noting_xe(99))
+        self.wait_for(lambda: os.path.exists(self.notes) and self.most('vm-export') == 3)
+        child.send_signal(signal.SIGTERM)
+        done = self.finish(child)
+        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
+        ended = [line for line in self.status() if ',end,INTERRUPTED' in line]
+        self.assertEqual(3, len(ended), self.status())
+        self.assertEqual('vmbackup.py,end,ERROR,S:0 W:0 E:3', self.status()[-1])
+
+
+class Order(ParallelCase):
+    """Which VM begins first."""
+
+    @staticmethod
+    def load(name, size=0, seconds=0.0, srs=()):
+        """A Load of a VM."""
+        return VmBackup.Load(VmBackup.Job(
+            'vm-export', VmBackup.Vm(name, name, name, {}), 1, name), frozenset(srs), size, seconds)
+
+    def begun(self, loads):
+        """Their names in the order in which they begin."""
+        return [load.job.vm.name for load in VmBackup.longest_first(loads)]
+
+    def test_the_longest_by_its_last_duration(self):
+        self.assertEqual(['b', 'c', 'a'], self.begun([
+            self.load('a', 9, 10), self.load('b', 1, 30), self.load('c', 5, 20)]))
+
+    def test_the_largest_where_no_duration_is_known(self):
+        self.assertEqual(['b', 'c', 'a', 'd'], self.begun([
+            self.load('a', 1), self.load('b', 9), self.load('c', 5), self.load('d', 1)]))
+
+    def test_a_size_stands_for_the_time_that_others_took_for_theirs(self):
+        self.assertEqual(['a', 'new', 'b'], self.begun([
+            self.load('b', 10, 10), self.load('new', 14), self.load('a', 10, 30)]))
+
+    def test_none_and_nothing_known(self):
+        self.assertEqual([], self.begun([]))
+        self.assertEqual(['a', 'b'], self.begun([self.load('a'), self.load('b')]))
+
+    def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
+        waiting = [self.load('a', srs='x'), self.load('b', srs='xy'), self.load('c', srs='y')]
+        running = [self.load('d', srs='x')]
+        self.assertEqual('c', VmBackup.next_load(waiting, running, 1).job.vm.name)
+        self.assertEqual('a', VmBackup.next_load(waiting, running, 2).job.vm.name)
+        self.assertIsNone(VmBackup.next_load(waiting[:2], running, 1))
+        self.assertEqual('a', VmBackup.next_load(waiting, [], 1).job.vm.name)
+
+    def test_a_run_begins_with_what_took_longest(self):
+        for name, minutes in zip(NAMES, (10, 40, 20, 30)):
+            path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
+            with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
+                stream.write('{"schema": 1, "number": 1, "method": "vm-export", '
+                             '"started": "2026-01-01T00:00:00+00:00", '
+                             '"finished": "2026-01-01T00:%d:00+00:00"}' % minutes)
+        done = self.side_by_side(parallel=2)
+        self.assertEqual(0, done.status, done.output)
+        begun = [line.split(',')[-1] for line in self.status() if ',begin,' in line]
+        self.assertEqual(['two', 'four'], sorted(begun[:2], key='two four'.index))
+        self.assertEqual('three', begun[2])
+
+
+class Room(ParallelCase):
+    """What is being written counts as written."""
+
+    def test_room_that_another_vm_needs_is_not_free(self):
+        run = VmBackup.BackupRun(VmBackup.parse_config(
+            ['backup_dir=' + self.backups], 'test', VmBackup.Invocation(
+                '', '', (), False, False, {})), VmBackup.Console(None), None, VmBackup.Signals())
+        histories = {}
+        for name in NAMES[:2]:
+            path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
+            with open(os.path.join(path, name + '.xva'), 'wb') as stream:
+                stream.write(bytes(1 << 20))
+            histories[name] = run.store.history(name)
+        run.store.problem('no')
+        found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0)
+
+        def begin(name, free):
+            found.f_bavail = free
+            with unittest.mock.patch('os.statvfs', return_value=found):
+                return run.begin(Order.load(name).job, histories[name], [name + '.xva'],
+                                 VmBackup.now())[0]
+        first = begin('one', 1)
+        with self.assertRaises(VmBackup.BackupFailed) as caught:
+            begin('two', 1)
+        self.assertEqual('NO-SPACE', caught.exception.token)
+        with open(first.file('one.xva'), 'wb') as stream:
+            stream.write(bytes(1 << 20))
+        self.assertTrue(begin('two', 1).path)
+
+
+class Gentle(ParallelCase):
+    """What dom0 does for its VMs comes first."""
+
+    def test_what_a_run_starts_lets_others_go_first(self):
+        place = os.path.join(self.directory, 'priorities')
+        xe = self.xe_that('{ ps -o ni= -p $$; ionice -p $$; } >%s' % place)
+        done = self.vmbackup('password', self.config('vm-export=one'), VMBACKUP_XE=xe)
+        self.assertEqual(0, done.status, done.output)
+        with open(place, encoding='utf-8') as stream:
+            nice, disks = stream.read().split('\n')[:2]
+        self.assertGreaterEqual(int(nice), min(19, os.nice(0) + 10))
+        self.assertEqual('best-effort: prio 7', disks)
+
+
+class Terminal(io.BytesIO):
+    """A stream that says that it is one."""
+
+    def isatty(self):
+        """It is."""
+        return True
+
+
+def screen(data):
+    """The lines that a terminal shows which got this."""
+    lines, row = [''], 0
+    for piece in re.findall('\x1b\\[K|\x1b\\[A|\r|\n|[^\x1b\r\n]+', data):
+        if piece == '\x1b[K':
+            lines[row] = ''
+        elif piece == '\x1b[A':
+            row -= 1
+        elif piece == '\n':
+            row += 1
+            lines += [''] * (row == len(lines))
+        elif piece != '\r':
+            lines[row] += piece
+    return lines
+
+
+class Live(PoolCase):
+    """Progress on a terminal and in a log."""
+
+    def test_a_line_for_each_vm_that_runs_below_the_log_and_nothing_in_the_end(self):
+        stream = Terminal()
+        console = VmBackup.Console(stream)
+        barrier = threading.Barrier(2)
+
+        def work(name):
+            with console.about(name):
+                console.show('exported 1 of ' + name)
+                barrier.wait()
+                console.log('done ' + name)
+        threads = [threading.Thread(target=work, args=(name,)) for name in 'ab']
+        threads[0].start()
+        while barrier.n_waiting < 1:
+            pass
+        console.log('main')
+        shown = screen(stream.getvalue().decode())
+        self.assertRegex(shown[0], ' - main$')
+        self.assertEqual(['exported 1 of a'], shown[1:])
+        threads[1].start()
+        for thread in threads:
+            thread.join()
+        lines = screen(stream.getvalue().decode())
+        self.assertEqual(['', '[a] done a', '[b] done b', 'main'],
+                         sorted(line.partition(' - ')[2] for line in lines))
+
+    def test_letters_of_two_columns_count_as_two(self):
+        self.assertEqual(('日本', '日本', 'ab日', 'ab'), tuple(
+            VmBackup.cut(*words) for words in (('日本語', 5), ('日本語', 4), ('ab日', 4), ('ab日', 3))))
+
+    def test_no_more_lines_than_the_terminal_has(self):
+        stream = Terminal()
+        console = VmBackup.Console(stream)
+        for number in range(100):
+            console.passing[number] = 'x' * 500
+        with unittest.mock.patch('shutil.get_terminal_size', return_value=(80, 24)):
+            console.draw('')
+        shown = screen(stream.getvalue().decode())
+        self.assertEqual((23, {79}), (len(shown), {len(line) for line in shown}))
+
+    def test_lines_of_many_threads_are_whole(self):
+        reader, writer = os.pipe()
+        with open(reader, 'rb') as stream, open(writer, 'wb', buffering=0) as out:
+            console = VmBackup.Console(out)
+
+            def work(name):
+                with console.about(name):
+                    for number in range(50):
+                        console.log('%s %d ' % (name, number) + name * 200)
+            threads = [threading.Thread(target=work, args=(name,)) for name in 'abcd']
+            for thread in threads:
+                thread.start()
+            lines = [stream.readline().decode() for _ in range(200)]
+            for thread in threads:
+                thread.join()
+        for line in lines:
+            self.assertRegex(line, r'^\S+ - \[(.)\] \1 \d+ \1{200}\n$')
+
+    def test_an_export_is_seen_on_a_terminal_and_leaves_no_trace_there(self):
+        self.assertEqual(0, self.back_up('vm-export=web').status)      # its size is known then
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=1 << 19)
+        main, terminal = pty.openpty()
+        pieces = []
+        child = self.start_with(['password', self.config('vm-export=web')], stdout=terminal)
+        os.close(terminal)
+        with contextlib.suppress(OSError):             # the end of a terminal
+            while True:
+                pieces.append(os.read(main, 65536))
+        os.close(main)
+        self.assertEqual(0, child.wait(), pieces)
+        text = b''.join(pieces).decode('utf-8').replace('\r\n', '\n')
+        self.assertRegex(text, r'exported \d.* \(\d+ %, 0:0\d h left\), .*/s: web\.xva')
+        self.assertFalse([line for line in screen(text) if 'exported' in line], screen(text))
+
+    def test_a_log_gets_a_line_now_and_then_of_an_export_that_takes_long(self):
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=1 << 19)
+        self.script = self.changed_script(TELL_EVERY=0.3, LOOK_EVERY=0.1)
+        done = self.vmbackup('password', self.config('vm-export=web'))
+        self.assertEqual(0, done.status, done.output)
+        told = [line for line in done.lines if line.startswith('exported ')]
+        self.assertGreater(len(told), 2, done.output)
+        self.assertNotIn('\r', done.output)
+
+    def test_what_is_told(self):
+        for done, share, expected, seconds, told in (
+                (0, 0, 0, 0, 'exported 0 bytes, 0 bytes/s: x'),
+                (3 << 20, 0, 12 << 20, 30,
+                 'exported 3.0 MiB of 12.0 MiB (25 %, 0:01 h left), 102.4 KiB/s: x'),
+                (3 << 20, 0.5, 12 << 20, 7200,
+                 'exported 3.0 MiB of 12.0 MiB (50 %, 2:00 h left), 437 bytes/s: x'),
+                (3 << 20, 0.5, 0, 60, 'exported 3.0 MiB (50 %, 0:01 h left), 51.2 KiB/s: x'),
+                (3 << 20, -1.0, 1 << 20, 60,
+                 'exported 3.0 MiB of 1.0 MiB (100 %, 0:00 h left), 51.2 KiB/s: x')):
+            stream = Terminal()
+            meter = VmBackup.Meter(VmBackup.Console(stream), 'exported', 'x', expected)
+            meter.seconds = lambda seconds=seconds: seconds
+            meter.told = seconds
+            meter.tell(done, share)
+            self.assertEqual(told, screen(stream.getvalue().decode())[-1])
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,326 @@
+"""The report of a run: what is in it, when it is written, and what a bad place for it can do."""
+
+import json
+import os
+import re
+import signal
+import stat
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests import DATA
+from tests.tools.support import PoolCase
+from tests.papers.test_readme import code, section, table
+
+try:
+    import jsonschema
+except ImportError:
+    jsonschema = None
+
+HOST = os.uname().nodename
+TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d\Z')
+
+
+def schema():
+    """The JSON Schema of a report."""
+    with open(os.path.join(DATA, 'report-schema.json'), encoding='utf-8') as stream:
+        return json.load(stream)
+
+
+class ReportCase(PoolCase):
+    """A test whose runs write a report, and a pool of two small VMs."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
+                                {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
+
+    def setUp(self):
+        super().setUp()
+        self.path = os.path.join(self.directory, 'made', 'for it', 'report.json')
+
+    def reporting(self, *lines, **keys):
+        """The path of a config with a report; of db, unless lines say otherwise."""
+        return self.config(*(lines or ('vm-export=db',)),
+                           **dict({'report_file': self.path}, **keys))
+
+    def run_reporting(self, *lines, **keys):
+        """A run with a report."""
+        return self.vmbackup('password', self.reporting(*lines, **keys))
+
+    def hook(self, text):
+        """The path of a hook with this text in sh."""
+        path = os.path.join(self.directory, 'hook')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n' + text)
+        os.chmod(path, 0o755)
+        return path
+
+    def report(self, done):
+        """The report of a run that has just ended. It fits the schema, where that can be asked,
+        and what can be known from the run's end."""
+        with open(self.path, encoding='ascii') as stream:
+            found = json.load(stream)
+        if jsonschema:
+            jsonschema.Draft7Validator(schema()).validate(found)
+        self.assertEqual(0o600, stat.S_IMODE(os.stat(self.path).st_mode))
+        self.assertEqual(['report.json'], os.listdir(os.path.dirname(self.path)))
+        self.assertEqual(done.status, found['exit_status'], done.output)
+        self.assertEqual((1, VmBackup.VERSION, HOST, self.backups), (
+            found['schema'], found['version'], found['host'], found['backup_dir']))
+        self.assertEqual(os.path.join(self.directory, 'run.cfg'), found['config'])
+        self.assertRegex(found['started'], TIME)
+        self.assertRegex(found['finished'], TIME)
+        counts = found['counts']
+        self.assertEqual('vmbackup.py,end,%s,S:%d W:%d E:%d' % (
+            found['status'], counts['successes'], counts['warnings'], counts['errors']),
+                         self.status()[-1])
+        ends = [line.split(',')[2] for line in self.status() if ',end,' in line][:-1]
+        self.assertEqual(ends[len(ends) - len(found['vms']):],
+                         ['%(status)s %(name)s' % vm for vm in found['vms']])
+        return found
+
+
+class Reports(ReportCase):
+    """What is in it."""
+
+    def test_a_good_run(self):
+        done = self.run_reporting('vdi-export=web', 'vm-export=db')
+        found = self.report(done)
+        pool, = self.sim.pool.tables['pool'].values()
+        self.assertEqual({'name': pool['name_label'], 'uuid': pool['uuid']}, found['pool'])
+        self.assertTrue(found['xapi'])
+        self.assertEqual(('SUCCESS', 0, None, [], []), (
+            found['status'], found['exit_status'], found['signal'], found['warnings'],
+            found['errors']))
+        self.assertEqual({'successes': 2, 'warnings': 0, 'errors': 0, 'skipped': 0},
+                         found['counts'])
+        web, db = found['vms']
+        place, = self.dated('db')
+        with open(os.path.join(place, 'backup.json'), encoding='utf-8') as stream:
+            manifest = json.load(stream)
+        self.assertEqual(
+            ('db', self.uuid_of('db'), 'vm-export', 'SUCCESS', place, manifest['files'],
+             os.path.getsize(os.path.join(place, 'db.xva')), [], None),
+            tuple(db[key] for key in ('name', 'uuid', 'method', 'status', 'path', 'files', 'size',
+                                      'warnings', 'error')))
+        self.assertRegex(db['started'], TIME)
+        self.assertEqual(web['size'], web['files']['web.raw'])
+
+    def test_vms_that_fail_are_missing_or_have_twins(self):
+        for _ in range(2):
+            self.sim.pool.add_vm(name_label='twin')
+        self.before = self.contents()
+        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'], nth=2)
+        done = self.run_reporting('vm-export=db', 'vm-export=web', 'vm-export=gone',
+                                  'vm-export=twin')
+        found = self.report(done)
+        self.assertEqual({'successes': 1, 'warnings': 0, 'errors': 3, 'skipped': 0},
+                         found['counts'])
+        vms = {vm['name']: vm for vm in found['vms']}
+        self.assertEqual('SUCCESS', vms['web']['status'])
+        self.assertEqual(('VM-EXPORT-FAIL', self.dated('db')[0], 0, {}), tuple(
+            vms['db'][key] for key in ('status', 'path', 'size', 'files')))
+        self.assertIn('xe vm-export failed: ', vms['db']['error'])
+        for name, token, error in (
+                ('gone', 'VM-NOT-FOUND', 'not in the pool'),
+                ('twin', 'VM-NAME-DUPLICATE', 'more than one VM with this name')):
+            self.assertEqual((None, token, None, None, error), tuple(
+                vms[name][key] for key in ('uuid', 'status', 'started', 'path', 'error')))
+        self.assertEqual([], found['errors'])
+
+    def test_warnings_are_told_of_vm_and_run(self):
+        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
+        done = self.run_reporting('vm-export=db', 'vm-export=nothing.*')
+        found = self.report(done)
+        self.assertEqual(('WARNING', 1), (found['status'], found['exit_status']))
+        self.assertEqual(['vm not found: vm-export=nothing.*'], found['warnings'])
+        warning, = found['vms'][0]['warnings']
+        self.assertIn('vm-metadata.xml is missing', warning)
+        self.assertEqual('WARNING', found['vms'][0]['status'])
+        self.assertTrue(found['vms'][0]['files'])
+
+    def test_a_run_that_is_skipped_and_a_vm_that_is(self):
+        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-init ] || exit 75\n')))
+        self.assertEqual(('SKIPPED', 0, [], [], []), tuple(
+            found[key] for key in ('status', 'exit_status', 'vms', 'warnings', 'errors')))
+        found = self.report(self.run_reporting('vm-export=.*', hook=self.hook(
+            '[ "$1 $VMBACKUP_VM" != "backup-start web" ] || exit 75\n')))
+        self.assertEqual({'successes': 1, 'warnings': 0, 'errors': 0, 'skipped': 1},
+                         found['counts'])
+        web, = [vm for vm in found['vms'] if vm['name'] == 'web']
+        self.assertEqual(('SKIPPED', None, 0, None), tuple(
+            web[key] for key in ('status', 'path', 'size', 'error')))
+
+    def test_a_failed_login_and_a_wrong_config_are_told(self):
+        for password, line, words in (
+                ('wrong', 'max_backups=1', 'SESSION_AUTHENTICATION_FAILED'),
+                ('password', 'max_backups=x', 'ERROR: config max_backups out of range'),
+                ('password', 'vm-export=d[b', 'ERROR regex errors found'),
+                ('password', 'hook=/nosuch', 'ERROR: config hook does not exist -> /nosuch'),
+                ('password', 'unexpected=x', 'in config_load')):
+            with self.subTest(line):
+                done = self.vmbackup(password, self.reporting('vm-export=db', line))
+                self.assertEqual(2, done.status)
+                found = self.report(done)
+                self.assertIn(words, '\n'.join(found['errors']))
+                self.assertEqual(('ERROR', [], {'name': '', 'uuid': ''}), (
+                    found['status'], found['vms'], found['pool']))
+
+    def test_a_pool_database_that_is_not_dumped_is_an_error_of_the_run(self):
+        self.sim.pool.faults.add('pool-dump-database', 'refuse', error=['INTERNAL_ERROR', 'x'])
+        found = self.report(self.run_reporting('vm-export=db', 'pool_db_backup=1'))
+        self.assertEqual((1, 1), (found['counts']['successes'], found['counts']['errors']))
+        self.assertIn('pool database not backed up', found['errors'][0])
+
+    def test_a_run_that_a_signal_ends(self):
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=5000)
+        child = self.start('password', self.reporting('vm-export=db', 'vm-export=web'))
+        self.wait_for(lambda: self.verbs().count('vm-export') >= 2)
+        child.send_signal(signal.SIGTERM)
+        found = self.report(self.finish(child))
+        self.assertEqual(('ERROR', 143, 15, ['ended by signal 15']), (
+            found['status'], found['exit_status'], found['signal'], found['errors']))
+        vm, = found['vms']
+        self.assertEqual(('db', 'INTERRUPTED', 'ended by a signal'),
+                         (vm['name'], vm['status'], vm['error']))
+        self.wait_for(lambda: not self.contents()['task'])
+
+    def test_a_hook_that_fails_is_told(self):
+        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-start ]\n')))
+        self.assertEqual(['hook job-start failed: exit status 1'], found['errors'])
+        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-end ]\n')))
+        self.assertEqual(['hook job-end failed: exit status 1'], found['warnings'])
+        self.assertEqual('WARNING', found['status'])
+
+    def test_names_of_any_kind_are_in_it_whole_under_any_locale(self):
+        names = ['a\nb', '"\\', 'Ünï 名前', '</script>', 'x/../y']
+        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in names]}
+        for locale in ('C', 'C.UTF-8'):
+            with self.subTest(locale):
+                self.setUp()
+                done = self.vmbackup('password', self.reporting('vm-export=.*'), LC_ALL=locale)
+                self.assertEqual(0, done.status, done.output)
+                with open(self.path, encoding='ascii') as stream:
+                    vms = json.load(stream)['vms']
+                self.assertEqual(sorted(names), sorted(vm['name'] for vm in vms))
+                for vm in vms:
+                    for name, size in vm['files'].items():
+                        self.assertEqual(size, os.path.getsize(os.path.join(
+                            vm['path'], name).encode('utf-8')))
+
+    def test_vms_side_by_side_are_all_in_it(self):
+        found = self.report(self.run_reporting('vm-export=.*', 'parallel=2'))
+        self.assertEqual(['db', 'web'], sorted(vm['name'] for vm in found['vms']))
+
+    def test_a_status_log_that_cannot_be_written_is_a_warning_in_it(self):
+        done = self.run_reporting(status_log=self.backups)
+        with open(self.path, encoding='ascii') as stream:
+            found = json.load(stream)
+        self.assertEqual(1, done.status)
+        self.assertEqual(('WARNING', 1, ['cannot write status_log ' + self.backups]), (
+            found['status'], found['exit_status'], found['warnings']))
+
+
+class Documented(unittest.TestCase):
+    """README and schema tell of each key."""
+
+    def test_every_key_is_in_the_table_and_in_the_schema(self):
+        document = schema()
+        rows = [code(row[0])[0] for row in table(section('Report'))]
+        wanted = set(document['required'])
+        self.assertEqual(wanted, set(document['properties']))
+        vm = document['definitions']['vm']
+        self.assertEqual(set(vm['required']), set(vm['properties']))
+        self.assertEqual(sorted(wanted | {'vms[].' + key for key in vm['required']}), sorted(rows))
+
+    def test_it_has_those_keys_and_no_others(self):
+        settings = VmBackup.parse_config([], 'test', VmBackup.Invocation(
+            '', '', (), False, False, {})).settings._replace(report_file='/x')
+        report = VmBackup.Report(settings, '/run.cfg')
+        with unittest.mock.patch.object(report, 'put') as put:
+            report.write([VmBackup.Outcome('vm-export', 'db', 'SKIPPED')],
+                         VmBackup.Tally(0, 0, 0), status='SKIPPED', signal=None, exit_status=0,
+                         warnings=[], errors=[], pool={'name': '', 'uuid': ''}, xapi='')
+        (found,), _ = put.call_args
+        self.assertEqual(sorted(schema()['required']), sorted(found))
+        self.assertEqual(sorted(schema()['definitions']['vm']['required']),
+                         sorted(found['vms'][0]))
+
+    @unittest.skipUnless(jsonschema, 'needs jsonschema')
+    def test_the_schema_is_one_and_refuses_what_is_no_report(self):
+        validator = jsonschema.Draft7Validator(schema())
+        validator.check_schema(schema())
+        for wrong in ({}, [], {'schema': 1}):
+            self.assertFalse(validator.is_valid(wrong))
+
+
+class Places(ReportCase):
+    """Where it is written, and where it cannot be."""
+
+    def test_it_takes_the_place_of_the_last_one(self):
+        for _ in range(2):
+            done = self.run_reporting()
+            first = self.report(done)
+        self.assertEqual(self.dated('db')[-1], first['vms'][0]['path'])
+
+    def test_a_bad_place_is_one_warning_and_spoils_no_backup(self):
+        file = os.path.join(self.directory, 'file')
+        fifo = os.path.join(self.directory, 'fifo')
+        link = os.path.join(self.directory, 'link')
+        with open(file, 'w', encoding='utf-8'):
+            os.mkfifo(fifo)
+        os.symlink(file, link)
+        for path in (self.backups, file + '/report.json', fifo, link, '/dev/null',
+                     '/proc/report.json'):
+            with self.subTest(path):
+                done = self.run_reporting(report_file=path)
+                self.assertEqual(1, done.status, done.output)
+                self.assertEqual('vmbackup.py,end,WARNING,S:1 W:0 E:0', self.status()[-1])
+                self.assertEqual(1, len([line for line in done.lines if line.startswith(
+                    '***WARNING - cannot write report_file ' + path)]), done.output)
+                self.assertEqual('VmBackup ended - **WARNING(s)** - S:1 W:0 E:0', done.lines[-1])
+        self.assertTrue(stat.S_ISCHR(os.stat('/dev/null').st_mode))
+        self.assertTrue(os.path.islink(link))
+
+    def test_a_place_that_hangs_is_given_up(self):
+        script = os.path.join(self.directory, 'hanging.py')
+        with open(script, 'w', encoding='utf-8') as stream:
+            stream.write('import sys, time\nsys.path.insert(0, %r)\nimport VmBackup\n'
+                         'VmBackup.SHARE_TIMEOUT = 1\n'
+                         'VmBackup.Report.put = lambda self, document: time.sleep(300)\n'
+                         'sys.exit(VmBackup.main(sys.argv))\n' % os.path.dirname(VmBackup.__file__))
+        self.script = script
+        done = self.run_reporting()
+        self.assertEqual(1, done.status, done.output)
+        self.assertIn('the file system does not answer within 1 seconds', done.output)
+
+    def test_what_cannot_be_written_leaves_the_last_one_as_it_was(self):
+        self.run_reporting()
+        with open(self.path, 'rb') as stream:
+            before = stream.read()
+        with unittest.mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
+            with self.assertRaises(OSError):
+                report = VmBackup.Report.__new__(VmBackup.Report)
+                report.path = self.path
+                report.put({'schema': 1})
+        with open(self.path, 'rb') as stream:
+            self.assertEqual(before, stream.read())
+        self.assertEqual(['report.json'], os.listdir(os.path.dirname(self.path)))
+
+    def test_a_preview_and_a_run_without_a_config_file_write_none(self):
+        self.assertEqual(0, self.vmbackup('password', self.reporting(), 'preview').status)
+        self.script = self.changed_script(
+            DEFAULT_REPORT_FILE=self.path, DEFAULT_BACKUP_DIR=self.backups,
+            DEFAULT_REQUIRE_MOUNT='no')
+        self.assertEqual(0, self.vmbackup('password', 'db').status)
+        self.assertFalse(os.path.exists(self.path))
+
+    def test_a_path_in_any_alphabet_is_that_path_under_any_locale(self):
+        self.path = os.path.join(self.directory, 'Bericht ü', 'report.json')
+        done = self.vmbackup('password', self.reporting(), LC_ALL='C')
+        self.assertEqual(0, done.status, done.output)
+        self.assertTrue(os.path.exists(self.path.encode('utf-8')))
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,342 @@
+"""Secrets: no password where others can see it, nothing that we write for others to read.
+
+test_login.py and test_mail.py look at the login and at the mail server's account; here is what
+goes on around a whole run: the children's command lines as the system shows them, every file that
+is left, every word that is said, also when something breaks.
+"""
+
+import base64
+import os
+import signal
+import stat
+import time
+import unittest
+
+from tests.tools.smtp_sink import SmtpSink
+from tests.tools.support import LIMIT, PoolCase
+
+ROOTS, MAILS = 'R00t-pa$s wörd', 'Ma1l:s3cret'
+UMASKS = (0o000, 0o022, 0o027, 0o077)
+
+
+class SecretCase(PoolCase):
+    """A test whose passwords can be told from everything else."""
+
+    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB'], 'ran': True},
+                                {'name': 'web', 'disks': ['64 KiB'], 'ran': True}]}
+
+    def use_pool(self, **options):
+        """A pool with a password of its own."""
+        super().use_pool(**options)
+        self.sim.pool.password = ROOTS
+
+    def path(self, *parts):
+        """A path in this test's directory."""
+        return os.path.join(self.directory, *parts)
+
+    def password_file(self, password, name):
+        """A password file as the program makes it."""
+        done = self.vmbackup(password, 'create-password-file=' + name)
+        self.assertEqual(0, done.status, done.output)
+        return self.path(name)
+
+    def secrets(self):
+        """The bytes that must be nowhere."""
+        words = [word.encode('utf-8') for word in (ROOTS, MAILS)]
+        plain = base64.b64encode(b'\0me\0' + words[1])         # as AUTH PLAIN has it
+        return words + [base64.b64encode(word) for word in words] + [plain]
+
+    def assert_no_secret(self, data, where):
+        """No password in it, in any of the forms that we have of them."""
+        for secret in self.secrets():
+            self.assertNotIn(secret, data, where)
+
+    def mailing(self, *lines, **keys):
+        """A config that mails through an account."""
+        sink = SmtpSink(user='me', password=MAILS)
+        self.addCleanup(sink.stop)
+        self.sink = sink
+        head = dict(mail_to='a@b', mail_smtp_port=sink.port, mail_smtp_user='me',
+                    mail_smtp_password_file=self.password_file(MAILS, 'mail-password'))
+        return self.config(*lines, **dict(head, **keys))
+
+    def files(self, *kept):
+        """The bytes of every file in this test's directory, but for those that hold passwords."""
+        found = {}
+        for directory, _, names in os.walk(self.directory):
+            for name in names:
+                path = os.path.join(directory, name)
+                if name not in kept and stat.S_ISREG(os.lstat(path).st_mode):
+                    with open(path, 'rb') as stream:
+                        found[path] = stream.read()
+        return found
+
+
+class Children(SecretCase):
+    """What /proc shows to every user of the host."""
+
+    def watched(self, *arguments):
+        """Run VmBackup.py, looking at its children all the time: (what it did, {pid: bytes})."""
+        child, seen, end = self.start(*arguments), {}, time.monotonic() + LIMIT
+        mark = b'VMBACKUP_XE=' + os.fsencode(self.sim.xe)
+        while child.poll() is None:
+            self.assertLess(time.monotonic(), end)
+            for pid in filter(str.isdigit, os.listdir('/proc')):
+                if int(pid) in (os.getpid(), child.pid):
+                    continue
+                environ, words = self.proc(pid, 'environ'), self.proc(pid, 'cmdline')
+                if words == self.proc(str(child.pid), 'cmdline'):
+                    continue                           # our twin, about to become xe
+                if mark in environ.split(b'\0') and words:
+                    seen[pid] = seen.get(pid, b'') + words + b'\n' + environ + b'\n'
+        return self.finish(child), seen
+
+    @staticmethod
+    def proc(pid, name):
+        """The bytes of /proc/PID/NAME; none where the process is gone."""
+        try:
+            with open(os.path.join('/proc', pid, name), 'rb') as stream:
+                return stream.read()
+        except OSError:
+            return b''
+
+    def start(self, *arguments, **environ):
+        """Start VmBackup.py; nothing in its environment is a password."""
+        environ.setdefault('LC_ALL', 'C')
+        return super().start(*arguments, **environ)
+
+    @unittest.skipUnless(os.path.isdir('/proc/self'), 'children are seen through /proc')
+    def test_no_child_has_a_password_in_its_command_line_or_environment(self):
+        self.sim.pool.faults.latency = 0.04
+        config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1, max_backups=1)
+        for word in (ROOTS, self.password_file(ROOTS, 'password')):
+            done, seen = self.watched(word, config)
+            self.assertEqual(0, done.status, done.output)
+            words = b'\n'.join(seen.values())
+            for verb in ('vm-snapshot', 'template-param-set', 'vm-export', 'vm-uninstall',
+                         'vdi-snapshot', 'vdi-param-set', 'vdi-export', 'vdi-destroy',
+                         'pool-dump-database'):
+                self.assertIn(b'\0' + verb.encode('ascii') + b'\0', words, 'it was not seen')
+            self.assert_no_secret(words, 'a child')
+
+    def test_no_word_of_any_xe_command_is_a_password(self):
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
+        self.vmbackup(ROOTS, self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1))
+        self.assertGreater(len(self.sim.calls('xe')), 8)
+        for call in self.sim.calls('xe'):
+            self.assert_no_secret(' '.join(call.args).encode('utf-8'), call.name)
+        for call in self.sim.calls('xapi'):
+            if call.name != 'session.login_with_password':
+                self.assert_no_secret(repr(call.args).encode('utf-8'), call.name)
+
+
+class Words(SecretCase):
+    """What is said and kept, when all goes well and when something breaks."""
+
+    def assert_silent(self, done):
+        """Neither the output nor any file or mail tells a password."""
+        self.assert_no_secret(done.output.encode('utf-8', 'surrogateescape'), 'output')
+        files = self.files('mail-password', 'password')
+        self.assertTrue(any(path.endswith('status.log') for path in files))
+        for path, data in files.items():
+            self.assert_no_secret(data, path)
+        for mail in self.sink.mails:
+            self.assert_no_secret(mail.data, 'mail')
+            self.assert_no_secret(mail.text.encode('utf-8'), 'mail')
+
+    def test_a_good_night_leaves_no_password_in_log_mail_or_tree(self):
+        config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1)
+        for word in (ROOTS, self.password_file(ROOTS, 'password')):
+            done = self.vmbackup(word, config, TMPDIR=self.directory)
+            self.assertEqual(0, done.status, done.output)
+            self.assert_silent(done)
+        self.assertEqual(2, len(self.sink.mails))
+
+    def test_internal_errors_show_where_and_no_password(self):
+        config = self.mailing('vm-export=db', 'vdi-export=web')
+        for name, value in (('XAPI_TIMEOUT', 'soon'), ('DISCARD_PAUSES', 5)):
+            with self.subTest(name):
+                done = self.finish(self.start_with(
+                    [ROOTS, config], script=self.changed_script(**{name: value})))
+                self.assertEqual(2, done.status, done.output)
+                self.assertIn('Traceback', done.output)
+                self.assertIn('Traceback', self.sink.mails[-1].text)
+                self.assert_silent(done)
+        self.leaves_things_behind = True               # snapshots: nothing could remove them
+
+    def test_logins_that_fail_in_any_way_show_no_password(self):
+        config = self.mailing('vm-export=db')
+        self.leaves_things_behind = True               # sessions that nobody was told of
+        faults = [dict(do='refuse', error=['SESSION_AUTHENTICATION_FAILED', 'root', 'no']),
+                  dict(do='refuse', error=['INTERNAL_ERROR', 'Db_exn']),
+                  dict(do='die', after=0), dict(do='die', after=60)]
+        faults += [dict(do='print', value=value) for value in (
+            '', 5, [], {}, {'Status': 'Success'}, {'Status': 'Failure'}, True)]
+        faults += [dict(do='print', body=body) for body in (
+            b'', b'<html>', b'<?xml version="1.0"?><methodResponse><fault><value/></fault>')]
+        for fault in faults:
+            with self.subTest(fault):
+                self.sim.pool.faults.clear()
+                self.sim.pool.faults.add('session.login_with_password', times=0, **fault)
+                done = self.vmbackup(ROOTS, config)
+                self.assertEqual(2, done.status, done.output)
+                self.assert_silent(done)
+
+    def test_a_password_that_cannot_be_sent_is_not_shown_in_part(self):
+        config = self.mailing('vm-export=db')
+        for word in ('R00t\udcff', 'R00t\n\x01', 'R00t' * 20000, 'R00t%s{0}%(x)s'):
+            for preview in ([], ['preview']):
+                done = self.finish_any(self.start(word, config, *preview))
+                self.assertEqual(2, done[0])
+                self.assertNotIn(b'R00t', done[1])
+
+    def finish_any(self, child):
+        """(exit status, output) of a child, whatever bytes it prints."""
+        output, _ = child.communicate(timeout=LIMIT)
+        return child.returncode, output
+
+    def test_a_signal_in_the_midst_of_the_login_shows_no_password(self):
+        self.sim.pool.faults.add('session.login_with_password', 'hang', times=0)
+        child = self.start(ROOTS, self.mailing('vm-export=db'))
+        end = time.monotonic() + LIMIT
+        while not self.sim.calls():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        done = self.finish(child)
+        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
+        self.assert_silent(done)
+
+    def test_words_in_the_wrong_place_are_shown_but_never_the_first(self):
+        config = self.config('vm-export=db')
+        for words in ([ROOTS], [ROOTS, ''], [ROOTS, config, 'prevew'], [ROOTS, 'missing.cfg'],
+                      [ROOTS, config, 'compress=x'], [ROOTS, 'create-password-file='],
+                      [ROOTS, 'create-password-file=/nonexistent/p'], [ROOTS, 'vm-export=['],
+                      [ROOTS, config, ROOTS[:3]], [ROOTS, 'create-password-file=p', 'x']):
+            with self.subTest(words[1:]):
+                done = self.vmbackup(*words)
+                self.assertEqual(2, done.status, done.output)
+                self.assert_no_secret(done.output.encode('utf-8'), 'output')
+
+
+class Modes(SecretCase):
+    """Who can read what we write: its owner, whatever the caller's umask is."""
+
+    def run_under(self, umask, *arguments):
+        """Run VmBackup.py with that umask to its end."""
+        return self.finish(self.start_with(arguments, umask=umask))
+
+    def modes(self, top):
+        """{path: permissions} of all that is below a directory."""
+        return {os.path.join(directory, name): stat.S_IMODE(
+            os.lstat(os.path.join(directory, name)).st_mode)
+            for directory, names, files in os.walk(top) for name in names + files}
+
+    def assert_private(self, *but):
+        """Directories are 0700, files 0600."""
+        for path, mode in self.modes(self.backups).items():
+            if path not in but:
+                wanted = 0o700 if os.path.isdir(path) else 0o600
+                self.assertEqual('%o' % wanted, '%o' % mode, path)
+
+    def test_the_backup_tree_is_for_its_owner_only(self):
+        for umask in UMASKS:
+            for compress in ('none', 'zstd'):
+                with self.subTest(umask='%o' % umask, compress=compress):
+                    done = self.run_under(umask, ROOTS, self.config(
+                        'vm-export=db', 'vdi-export=web', compress=compress, pool_db_backup=1,
+                        max_backups=1))
+                    self.assertEqual(0, done.status, done.output)
+                    self.assertGreater(len(self.modes(self.backups)), 20)
+                    self.assert_private()
+
+    def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
+        for verb, number in (('vm-export', 3), ('vdi-export', 1), ('vm-snapshot', 1),
+                             ('pool-dump-database', 1)):
+            self.sim.pool.faults.add(verb, 'refuse', nth=number, error=['VDI_IO_ERROR', 'x'])
+            done = self.run_under(0o000, ROOTS, self.config(
+                'vm-export=db', 'vdi-export=web', pool_db_backup=1))
+            self.assertEqual(2, done.status, done.output)
+            self.assert_private()
+
+    def test_a_file_that_is_being_written_is_for_its_owner_only_from_its_first_byte(self):
+        for method, number, ending in (('vm-export', 2, '.xva'), ('vdi-export', 1, '.raw'),
+                                       ('pool-dump-database', 1, '.partial')):
+            with self.subTest(method):
+                self.setUp()
+                self.sim.pool.faults.add(method, 'hang', nth=number, after=512)
+                child = self.start(ROOTS, self.config(
+                    (method if method[0] == 'v' else 'vm-export') + '=db', pool_db_backup=1))
+                end = time.monotonic() + LIMIT
+                while not any(path.endswith(ending) for path in self.tree()):
+                    self.assertLess(time.monotonic(), end)
+                    time.sleep(0.01)
+                self.assert_private()
+                child.terminate()
+                self.assertEqual(143, self.finish(child).status)
+                self.assert_private()
+
+    def start(self, *arguments, **environ):
+        """Start VmBackup.py with no umask at all."""
+        umask = os.umask(0)
+        try:
+            return super().start(*arguments, **environ)
+        finally:
+            os.umask(umask)
+
+    def test_directories_that_were_there_keep_their_modes(self):
+        old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'db.xva')
+        os.chmod(self.backups, 0o755)
+        os.chmod(os.path.dirname(old), 0o750)
+        os.chmod(old, 0o705)
+        before = self.modes(self.backups)
+        done = self.run_under(0o000, ROOTS, self.config('vm-export=db'))
+        self.assertEqual(0, done.status, done.output)
+        after = self.modes(self.backups)
+        self.assertEqual(before, {path: after[path] for path in before})
+        self.assertEqual(0o755, stat.S_IMODE(os.stat(self.backups).st_mode))
+        self.assert_private(*before)
+
+    def test_the_status_log_is_as_its_callers_umask_says(self):
+        for umask in UMASKS:
+            with self.subTest(umask='%o' % umask):
+                self.status_log = self.path('logs %o' % umask, 'new', 'status.log')
+                done = self.run_under(umask, ROOTS, self.config('vm-export=db'))
+                self.assertEqual(0, done.status, done.output)
+                self.assertEqual('%o' % (0o666 & ~umask), '%o' % stat.S_IMODE(
+                    os.stat(self.status_log).st_mode))
+                self.assertEqual('%o' % (0o777 & ~umask), '%o' % stat.S_IMODE(
+                    os.stat(os.path.dirname(self.status_log)).st_mode))
+
+    def test_a_status_log_that_is_rotated_away_in_mid_run_is_made_again_with_the_same_mode(self):
+        self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=0.5)
+        child = self.start(ROOTS, self.config('vm-export=db'))
+        end = time.monotonic() + LIMIT
+        while [call.name for call in self.sim.calls('xe')].count('vm-export') < 2:
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+        os.rename(self.status_log, self.status_log + '.1')
+        done = self.finish(child)
+        self.assertEqual(0, done.status, done.output)
+        self.assertEqual('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status()[-1])
+        self.assertEqual('666', '%o' % stat.S_IMODE(os.stat(self.status_log).st_mode))
+
+    def test_password_files_are_0600_and_nothing_else_is_left_beside_them(self):
+        for umask in UMASKS:
+            os.makedirs(self.path('%o' % umask))
+            done = self.run_under(umask, ROOTS, 'create-password-file=%o/p' % umask)
+            self.assertEqual(0, done.status, done.output)
+            self.assertEqual({self.path('%o' % umask, 'p'): 0o600},
+                             self.modes(self.path('%o' % umask)))
+
+    def test_a_password_file_that_cannot_be_written_leaves_no_part_of_it(self):
+        os.mkdir(self.path('p'))
+        before = sorted(os.listdir(self.directory))
+        for name in ('p', 'p/q/r', 'x' * 300):
+            self.assertEqual(2, self.run_under(0, ROOTS, 'create-password-file=' + name).status)
+        self.assertEqual(before, sorted(os.listdir(self.directory)))
+        self.assertEqual([], os.listdir(self.path('p')))
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,387 @@
+"""Time: nothing waits for ever, neither for an export that stands still nor for an xapi that is
+gone; and what had to be left in the pool is removed by the next run."""
+
+import os
+import signal
+import time
+import unittest
+
+import VmBackup
+from tests.tools.support import LIMIT, PoolCase
+
+EXPORTS = {'vm-export': ('vm-export', 2, 'VM-EXPORT-FAIL'),      # the first is of the metadata
+           'vdi-export': ('vdi-export', 1, 'VDI-EXPORT-FAIL')}
+SEVERAL = [('vdi-export', {'vdi_disks': 'all'})]     # of one snapshot of the VM
+SHORT = 0.01                   # minutes without progress after which an export is ended
+SOON = (0.05, 0.05, 0.05)      # seconds between attempts
+
+# In the place of xe: an export that writes a little, then stands, and heeds no SIGTERM.
+DEAF = '''#!/bin/sh
+case "$*" in vm-export*metadata=true*|[!v]*|vm-[!e]*) exec %(xe)s "$@";; esac
+trap "" TERM
+for word; do case $word in filename=*) echo begun >"${word#filename=}";; esac; done
+echo $$ >%(pid)s
+while :; do sleep 0.1; done
+'''
+
+
+class StallCase(PoolCase):
+    """What the tests below share."""
+
+    pool_description = {'vms': [
+        {'name': 'web', 'power_state': 'Running', 'disks': [{'size': '3 MiB', 'fill': 1}]},
+        {'name': 'db', 'disks': ['1 MiB', {'size': '1 MiB', 'fill': 0}], 'ran': True}]}
+
+    def setUp(self):
+        super().setUp()
+        self.sim.pool.progress_interval = 0.05
+        self.fault = self.sim.pool.faults.add
+
+    def ends(self, status, *lines, **keys):
+        """A run that ends with that exit status."""
+        done = self.back_up(*lines, **keys)
+        self.assertEqual(status, done.status, done.output)
+        self.assertNotIn('Traceback', done.output)
+        return done
+
+    def exporting(self, method, *lines, **keys):
+        """Start a run; return it once the export itself is under way."""
+        verb, nth, _ = EXPORTS[method]
+        child = self.start('password', self.config(*lines, **keys))
+        self.addCleanup(child.stdout.close)
+        self.addCleanup(child.kill)
+        self.wait_for(lambda: self.verbs().count(verb) == nth)
+        return child
+
+    def records(self):
+        """The open records below backup_dir."""
+        return [path for path in self.tree() if path.endswith('snapshot.json')]
+
+
+class Stalls(StallCase):
+    """An export that does not move is ended, and only that one."""
+
+    def test_a_stalled_export_is_ended_and_the_other_vms_are_backed_up(self):
+        for method, (verb, nth, token) in EXPORTS.items():
+            with self.subTest(method):
+                self.setUp()
+                self.fault(verb, 'stall', nth=nth, after=1500000)
+                done = self.ends(2, method + '=web', method + '=db', stall_timeout=SHORT)
+                self.assertIn('ERROR %s %s web: no progress for 0.01 minutes (stall_timeout), '
+                              'with 1.4 MiB written' % (method, token), done.lines)
+                self.assertIn('%s,end,%s web' % (method, token), self.status())
+                self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
+                self.wait_for(lambda: not self.sim.is_busy)        # xe is gone
+                self.assert_clean()
+                self.assertEqual([], [path for path in self.tree() if 'DATED/web.' in path])
+
+    def test_a_stalled_export_that_is_no_longer_connected_is_cancelled(self):
+        for method, keys in [('vm-export', {})] + SEVERAL:
+            with self.subTest(method, **keys):
+                self.setUp()
+                verb, nth, _ = EXPORTS[method]
+                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=2)   # heeds no lost client
+                self.ends(2, method + '=web', stall_timeout=SHORT, **keys)
+                self.assertIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
+                self.assert_clean()
+
+    def test_a_stalled_dump_of_the_pool_is_ended_and_the_vms_are_backed_up(self):
+        self.fault('pool-dump-database', 'stall', after=100)
+        done = self.ends(2, 'vm-export=db', pool_db_backup=1, stall_timeout=SHORT)
+        self.assertIn('ERROR pool database not backed up: no progress for 0.01 minutes '
+                      '(stall_timeout), with 100 bytes written', done.lines)
+        self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
+        self.wait_for(lambda: not self.sim.is_busy)
+        self.assertEqual([], [path for path in self.tree() if 'pool_db' in path])
+
+    def test_an_export_that_is_slow_but_moves_is_not_ended(self):
+        self.fault('vdi-export', 'slow', rate=1500000)
+        self.ends(0, 'vdi-export=web', stall_timeout=0.015)
+
+    def test_an_export_whose_file_stands_still_while_its_task_moves_is_not_ended(self):
+        for method, (verb, nth, _) in EXPORTS.items():
+            with self.subTest(method):
+                self.setUp()
+                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=1.8)
+                child = self.exporting(method, method + '=web', stall_timeout=0.015)
+                moves = 0
+                while child.poll() is None:
+                    moves += 1
+                    self.move_tasks(moves / 1000)
+                    time.sleep(0.1)
+                done = self.finish(child)
+                self.assertEqual(0, done.status, done.output)
+                self.assertGreater(moves, 10)
+
+    def move_tasks(self, progress):
+        """Let the tasks of exports tell so much progress."""
+        pool = self.sim.pool
+        with pool.lock:
+            for ref, task in list(pool.tables['task'].items()):
+                if task['status'] == 'pending':
+                    pool.put('task', ref, progress=progress)
+
+    def test_an_xe_that_heeds_no_sigterm_is_killed(self):
+        self.script = self.changed_script(REAP_TIMEOUT=0.3)
+        wrapper, pid = [os.path.join(self.directory, name) for name in ('xe', 'pid')]
+        with open(wrapper, 'w', encoding='utf-8') as stream:
+            stream.write(DEAF % {'xe': self.sim.xe, 'pid': pid})
+        os.chmod(wrapper, 0o755)
+        done = self.vmbackup('password', self.config('vm-export=web', stall_timeout=SHORT),
+                             VMBACKUP_XE=wrapper)
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('ERROR vm-export VM-EXPORT-FAIL web: no progress for 0.01 minutes '
+                      '(stall_timeout), with 6 bytes written', done.lines)
+        with open(pid, encoding='utf-8') as stream:
+            self.assertRaises(ProcessLookupError, os.kill, int(stream.read()), 0)
+
+
+class Watch(unittest.TestCase):
+    """The watchdog, with a clock of its own."""
+
+    def setUp(self):
+        self.now = self.size = 0
+        self.meter = VmBackup.Meter(VmBackup.Console(None), 'exported', 'web.xva')
+        self.progress = ()
+        self.asked = 0
+        self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.ask, self.meter)
+        self.after(1)
+
+    def ask(self):
+        """What the task tells."""
+        self.asked += 1
+        return self.progress
+
+    def after(self, seconds):
+        """So many seconds after it last saw something move, the watchdog looks."""
+        self.watchdog.standing = lambda: seconds
+        self.watchdog.look()
+        return self.watchdog.standing()
+
+    def assert_stalled(self):
+        """It has seen enough."""
+        with self.assertRaises(VmBackup.CommandFailed) as caught:
+            self.after(61)
+        self.assertIn('no progress for 1 minutes (stall_timeout)', str(caught.exception))
+
+    def test_nothing_moves(self):
+        self.assertEqual(60, self.after(60))
+        self.assert_stalled()
+
+    def test_a_file_that_grows_starts_the_time_anew_and_the_task_is_not_asked(self):
+        for size in (1, 2, 1 << 40):
+            self.size = size
+            self.assertLess(self.after(61), 60)
+        self.assertEqual(0, self.asked)
+        self.assert_stalled()
+
+    def test_a_task_that_moves_starts_the_time_anew(self):
+        for progress in ([0.1], [0.2], [], [0.2, 0.0]):
+            self.progress = progress
+            self.assertLess(self.after(61), 60)
+        self.assert_stalled()
+
+    def test_the_number_is_that_of_the_settings(self):
+        self.size = 3 << 30
+        self.watchdog = VmBackup.Watchdog(90, lambda: self.size, self.ask, self.meter)
+        self.after(1)
+        with self.assertRaises(VmBackup.CommandFailed) as caught:
+            self.after(91)
+        self.assertEqual('no progress for 1.5 minutes (stall_timeout), with 3.0 GiB written',
+                         str(caught.exception))
+
+
+class LeftBehind(StallCase):
+    """What cannot be removed tonight is recorded, and is removed by the next run."""
+
+    leaves_things_behind = True
+
+    def setUp(self):
+        super().setUp()
+        self.script = self.changed_script(SNAPSHOT_PAUSES=SOON + (0.5,), DISCARD_PAUSES=SOON[:2],
+                                          BUSY_PAUSES=SOON)
+
+    def assert_left(self, vm):
+        """A snapshot is in the pool, and a record of it is on disk."""
+        self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
+        self.assertEqual([vm + '/DATED/snapshot.json'], self.records())
+
+    def assert_settled(self):
+        """Neither is left."""
+        self.assert_clean()
+        self.assertEqual([], self.records())
+
+    def test_the_snapshot_of_a_task_that_does_not_end_although_it_is_cancelled(self):
+        for method, (verb, nth, token) in EXPORTS.items():
+            with self.subTest(method):
+                self.setUp()
+                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=LIMIT)
+                done = self.ends(2, method + '=web', 'vm-export=db', stall_timeout=SHORT)
+                self.assertIn('%s,end,%s web' % (method, token), self.status())
+                self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+                self.assertRegex(done.output, r'\*\*\*WARNING - web: the snapshot \S+ was left in '
+                                 'the pool: it is still being exported')
+                self.assert_left('web')
+                self.sim.restart()                     # this ends the task
+                done = self.ends(0, 'vm-export=db')
+                self.assertIn('removing the snapshot of an unfinished backup', done.output)
+                self.assert_settled()
+
+    def refuse(self, error, times):
+        """Let xapi refuse to destroy disks; how often that is tried after the VM's export."""
+        self.fault('vdi-destroy', 'refuse', times=times, error=error)
+        done = self.ends(1, 'vdi-export=db')
+        self.assertIn('vdi-export,end,WARNING db,elapse:0 size:0G', self.status())
+        return done.output.partition('VmBackup vdi-export db')[0].count(
+            '.cmd: %s vdi-destroy' % self.sim.xe)
+
+    def test_a_disk_that_is_in_use_is_tried_longer_than_after_other_refusals(self):
+        in_use, other = ['VDI_IN_USE', 'x', 'destroy'], ['SR_BACKEND_FAILURE_46', '', 'x', '']
+        self.assertEqual(6, self.refuse(in_use, 5))
+        self.assert_settled()
+        self.setUp()
+        self.assertEqual(3, self.refuse(other, 0))
+        self.assert_left('db')
+        self.setUp()
+        self.assertEqual(6, self.refuse(in_use, 0))
+        self.assert_left('db')
+        self.sim.pool.faults.clear()
+        self.ends(0, 'vm-export=web')
+        self.assert_settled()
+
+    def test_the_record_of_another_pool_on_the_same_share_is_left_to_that(self):
+        failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
+        self.record(failed, self.disk_of('db', '0'), pool='another')
+        self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0'))
+        done = self.ends(0, 'vm-export=web')
+        self.assertIn('***NOTE - %s tells of a snapshot in another pool, another: not touched'
+                      % failed, done.lines)
+        self.assert_left('db')
+
+    def test_a_killed_runs_export_is_cancelled_at_the_beginning_of_the_next_run(self):
+        for method, keys in [(method, {}) for method in EXPORTS] + SEVERAL:
+            with self.subTest(method, **keys):
+                self.setUp()
+                verb, nth, _ = EXPORTS[method]
+                self.fault(verb, 'stall', nth=nth, after=1000000)
+                child = self.exporting(method, method + '=web', **keys)
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+                self.assert_left('web')
+                self.sim.pool.tables['session'].clear()        # xapi's own time-out: a day
+                done = self.ends(0, 'vm-export=db')            # web is not selected any more
+                self.assertIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
+                self.assertLess(done.output.index('removing the snapshot of an unfinished backup'),
+                                done.output.index('*** vm-export begin db'))
+                self.assert_settled()
+
+
+class Restarts(StallCase):
+    """xapi dies in mid-run and comes back."""
+
+    def setUp(self):
+        super().setUp()
+        self.script = self.changed_script(SNAPSHOT_PAUSES=SOON, DISCARD_PAUSES=SOON,
+                                          BUSY_PAUSES=SOON)
+
+    def survived(self, outcome, at, **details):
+        """A run of two VMs, in which xapi dies at a call and is started again once that is noted.
+
+        web's backup ends so, db's well, and there is no other note.
+        """
+        self.fault(at, 'down', **details)
+        child = self.start('password', self.config('vm-export=web', 'vm-export=db'))
+        self.addCleanup(child.stdout.close)
+        self.addCleanup(child.kill)
+        lines, notes = [], []
+        for line in child.stdout:
+            lines.append(line.decode('utf-8'))
+            if '***NOTE' in lines[-1]:
+                notes.append((self.sim.pool.is_down, lines[-1]))
+                self.sim.restart()
+        child.wait()
+        (was_down, note), = notes
+        self.assertTrue(was_down)
+        self.assertRegex(note, r'NOTE - XenAPI \S+ failed: .*: trying again$')
+        done = ''.join(lines)
+        self.assertNotIn('Traceback', done)
+        self.assertIn('vm-export,end,%s web' % outcome, '\n'.join(self.status()), done)
+        self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        self.assertEqual([], self.records())
+        self.assert_clean()
+
+    def test_between_two_vms(self):
+        self.survived('SUCCESS', 'VM.get_record', nth=2)
+
+    def test_in_mid_export(self):
+        self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=1000000)
+
+    def test_while_the_snapshot_is_made(self):
+        for after in (0, 1, 2):
+            with self.subTest(after):
+                self.setUp()
+                self.survived('SNAPSHOT-FAIL', 'vm-snapshot', after=after)
+
+    def test_while_the_snapshot_is_removed(self):
+        for after in (0, 1, 2):
+            with self.subTest(after):
+                self.setUp()
+                self.survived('WARNING', 'vm-uninstall', after=after)
+
+    def test_a_session_that_expired_is_renewed(self):
+        case = self
+
+        class Journal(list):
+            """The calls; with the last command for the first VM all sessions end."""
+
+            def append(self, call):
+                """Note a call."""
+                super().append(call)
+                if [each.name for each in self].count('vm-uninstall') == 1 == (
+                        call.name == 'vm-uninstall'):
+                    case.sim.pool.tables['session'].clear()
+        self.sim.pool.journal = Journal()
+        self.ends(0, 'vm-export=web', 'vm-export=db')
+        self.assertEqual(2, [call.name for call in self.sim.calls('xapi')].count(
+            'session.login_with_password'))
+
+    def test_one_that_never_comes_back_is_waited_for_once_in_the_whole_run(self):
+        self.script = self.changed_script(XAPI_PATIENCE=2, DISCARD_PAUSES=SOON)
+        self.fault('VM.get_record', 'down')
+        done = self.ends(2, 'vm-export=web', 'vm-export=db')
+        notes = [line for line in done.lines if line.startswith('***NOTE')]
+        self.assertEqual(1, len(notes), done.output)
+        self.assertIn('vm-export,end,BACKUP-FAIL web', self.status())
+        self.assertIn('vm-export,end,BACKUP-FAIL db', self.status())
+        self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:2', self.status())
+        self.sim.restart()
+
+
+class Logins(StallCase):
+    """A signal while somebody logs in."""
+
+    def terminated(self, **details):
+        """A run that is asked to end while its login is under way, and ends."""
+        self.fault('session.login_with_password', **details)
+        child = self.start('password', self.config('vm-export=web'))
+        self.addCleanup(child.kill)
+        self.wait_for(lambda: self.sim.calls('xapi'))
+        child.terminate()
+        done = self.finish(child)
+        self.assertEqual(143, done.status, done.output)
+        self.assertIn('ERROR ended by signal 15', done.lines)
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'],
+                         self.status())
+
+    def test_one_that_hangs_is_ended(self):
+        self.script = self.changed_script(LOGIN_GRACE=1)
+        self.terminated(do='hang')
+        self.assertEqual(1, len(self.sim.calls()))
+
+    def test_one_that_ends_late_leaves_no_session(self):
+        self.terminated(do='slow', seconds=1)
+        self.assertIn('session.logout', [call.name for call in self.sim.calls('xapi')])
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,776 @@
+"""The store: manifests, the order of backups, deletion, locks, and the share that all lies on."""
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import VmBackup
+from tests import ROOT
+from tests.faults import test_disk as test_faults_disk
+from tests.tools import forked
+from tests.tools.support import PoolCase
+
+DAY = 'backup-2019-01-%02d-(00:00:00)'
+NAME = 'backup-%Y-%m-%d-(%H:%M:%S)'
+RUBBISH = (b'', b'[]', b'{}', b'null', b'7', b'\xff', b'[' * 100000, b'{"number": 1}',
+           b'{"number": "x", "started": "2030-01-01T00:00:00+00:00"}',
+           b'{"number": 9, "started": "the day before yesterday"}',
+           b'{"number": 1e400, "started": "2030-01-01T00:00:00+00:00"}')
+FLOCK = {'x86_64': 73, 'aarch64': 32}      # the number of that system call
+
+# What a program does before it becomes the script.
+AS_NO_MORE_THAN_THE_OWNER = (
+    'from tests.tools.processes import drop_rights\ndrop_rights(1)\n')
+AS_ANYBODY = AS_NO_MORE_THAN_THE_OWNER.replace('(1)', '(1, 2)')
+WITHOUT_LOCKS = '''
+# flock() fails with ENOLCK, as on NFS without a lock daemon: a filter of system calls (seccomp)
+import ctypes, struct
+libc = ctypes.CDLL(None)
+program = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in (
+    (0x20, 0, 0, 0),                  # load the number of the call
+    (0x15, 0, 1, %d),                 # if it is flock
+    (0x06, 0, 0, 0x00050000 | 37),    # fail with ENOLCK
+    (0x06, 0, 0, 0x7fff0000))))       # else go on
+head = ctypes.create_string_buffer(struct.pack('HP', 4, ctypes.addressof(program)))
+libc.prctl(38, 1, 0, 0, 0)            # PR_SET_NO_NEW_PRIVS
+libc.prctl(22, 2, head, 0, 0)         # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+'''
+BESIDE_A_MOUNT = '''
+# a file system of its own is mounted in one place; what lies in it has to live on
+import os, sys
+os.execvp(%r, %r + ['sh', '-c', 'mount -t tmpfs tmpfs "$0" && mkdir "$0/BACKUPS" && '
+                    '"$@"; status=$?; test -d "$0/BACKUPS" && exit $status', %r,
+                    sys.executable, %r] + sys.argv[1:])
+'''
+
+IN_A_NAMESPACE = '''
+import os, sys
+words = %r + [sys.executable, %r] + sys.argv[1:]
+os.execvp(words[0], words)
+'''
+
+
+class StoreCase(PoolCase):
+    """What the tests below share."""
+
+    pool_description = {'name': 'the pool', 'vms': [
+        {'name': 'web', 'power_state': 'Running', 'disks': ['1 MiB', '512 KiB']},
+        {'name': 'db', 'disks': ['1 MiB', {'size': '1 MiB', 'fill': 0}], 'ran': True}]}
+
+    def ends(self, status, *lines, **keys):
+        """A run that ends with that exit status."""
+        done = self.back_up(*lines, **keys)
+        self.assertEqual(status, done.status, done.output)
+        self.assertNotIn('Traceback', done.output)
+        return done
+
+    def made(self, vm, name, number=0, started='2019-01-01T00:00:00+00:00', size=0):
+        """A good backup of earlier, with a manifest if it has a number; its path."""
+        path = self.old_backup(vm, name, 'success', vm + '.xva')
+        os.truncate(os.path.join(path, vm + '.xva'), size)
+        if number:
+            with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
+                json.dump({'number': number, 'started': started}, stream)
+        return path
+
+    def numbers(self, vm):
+        """The number of each backup of a VM, by the name of its directory; 0 for 3.25's."""
+        return {os.path.basename(backup.path): backup.number for backup in self.history(vm).good()}
+
+    def history(self, vm):
+        """A VM's backups as the script sees them."""
+        return VmBackup.BackupStore(self.backups, NAME).history(vm)
+
+    def through(self, text):
+        """From now on the script is started by a program that ends with `start`."""
+        path = os.path.join(self.directory, 'through.py')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write(text)
+        self.script = path
+
+    def first(self, text):
+        """From now on the script's process runs this text first."""
+        self.script = forked.Script(self.script)
+        self.script.first = text
+
+    def mount(self, place):
+        """From now on a small file system, which nobody else sees, is mounted in a place."""
+        if test_faults_disk.REASON:
+            self.skipTest(test_faults_disk.REASON)
+        words = test_faults_disk.unshare()
+        self.through(BESIDE_A_MOUNT % (words[0], words, place, self.script))
+
+
+class Manifests(StoreCase):
+    """backup.json: what a backup tells of itself."""
+
+    zone = datetime.timezone(datetime.timedelta(hours=5, minutes=30))
+
+    def manifest(self, vm):
+        """That of the newest backup of a VM."""
+        with open(os.path.join(self.dated(vm)[-1], 'backup.json'), encoding='utf-8') as stream:
+            return json.load(stream)
+
+    def disk(self, vm, device):
+        """What a manifest tells of a VM's disk, as xe knows it."""
+        uuid = self.disk_of(vm, device)
+        words = [self.xe('vdi-param-get', 'uuid=' + uuid, 'param-name=' + name).strip()
+                 for name in ('name-label', 'virtual-size')]
+        return {'device': 'xvd' + 'ab'[int(device)], 'uuid': uuid, 'name': words[0],
+                'virtual_size': int(words[1])}
+
+    def times(self, manifest):
+        """Take the times out of a manifest; they have the offset of our zone."""
+        times = []
+        for key in ('started', 'finished'):
+            text = manifest.pop(key)
+            self.assertRegex(text, r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+05:30$')
+            times.append(datetime.datetime.strptime(text[:-6], '%Y-%m-%dT%H:%M:%S').replace(
+                tzinfo=self.zone).timestamp())
+        return times
+
+    def check_manifest(self, method, vm, *devices):
+        """Back up a VM and compare every key with what the pool and the disk tell."""
+        begun = int(time.time())
+        done = self.vmbackup('password', self.config('%s=%s' % (method, vm)), TZ='XST-5:30')
+        self.assertEqual(0, done.status, done.output)
+        manifest, path = self.manifest(vm), self.dated(vm)[0]
+        times = [begun] + self.times(manifest) + [time.time()]
+        self.assertEqual(sorted(times), times)
+        files = {os.path.relpath(os.path.join(directory, name), path):
+                 os.stat(os.path.join(directory, name)).st_size
+                 for directory, _, names in os.walk(path) for name in names}
+        self.assertEqual((True, 0), (files.pop('backup.json') > 0, files.pop('success')))
+        host, = self.sim.pool.tables['host'].values()
+        self.check_verified(manifest.pop('verified'), method, path, vm)
+        made = {'vm-export': 'vm-snapshot', 'vdi-export': 'vdi-snapshot'}[method]
+        file = {'file': vm + '.raw'} if method == 'vdi-export' else {}
+        self.assertIn('snap-uuid: ' + manifest.pop('snapshot'), done.lines, made)
+        self.assertEqual({
+            'schema': 1, 'version': VmBackup.VERSION, 'method': method, 'number': 1,
+            'vm': {'name': vm, 'uuid': self.uuid_of(vm), 'tags': []}, 'left_out': [],
+            'host': os.uname().nodename,
+            'pool': {'name': 'the pool', 'uuid': self.xe('pool-list', '--minimal').strip()},
+            'xapi': host['software_version']['xapi'], 'files': files, 'warnings': [],
+            'disks': [dict(self.disk(vm, device), **file) for device in devices]}, manifest)
+        return files
+
+    def check_verified(self, verified, method, path, vm):
+        """What a manifest tells of the verification: digests that sha256sum would tell too, but for
+        an archive, of which they leave out the disks' data."""
+        self.assertRegex(verified.pop('when'), r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+05:30$')
+        name = vm + ('.xva' if method == 'vm-export' else '.raw')
+        digests = verified['digests']
+        for each in {'vm-metadata.xml', name} - {vm + '.xva'}:
+            with open(os.path.join(path, each), 'rb') as stream:
+                self.assertEqual(hashlib.sha256(stream.read()).hexdigest(), digests[each])
+        self.assertRegex(digests[name], '^[0-9a-f]{64}$')
+        proved = 'checksums' if method == 'vm-export' else 'structure'
+        self.assertEqual((proved, {name, 'vm-metadata.xml'}), (verified['proved'], set(digests)))
+
+    def test_every_key_of_a_vm_export_is_right(self):
+        files = self.check_manifest('vm-export', 'web', '0', '1')
+        self.assertGreater(files['web.xva'], 1 << 20)
+        self.assertIn('DISK-xvdb/vdi.cfg', files)
+
+    def test_every_key_of_a_vdi_export_is_right(self):
+        self.assertEqual(1 << 20, self.check_manifest('vdi-export', 'db', '0')['db.raw'])
+
+    def test_backups_are_numbered(self):
+        for number in (1, 2, 3):
+            self.ends(0, 'vm-export=db:2')
+            self.assertEqual(number, self.manifest('db')['number'])
+
+    def test_warnings_are_listed(self):
+        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'Not_found'])
+        self.ends(1, 'vm-export=db')
+        warning, = self.manifest('db')['warnings']
+        self.assertIn('vm-metadata.xml is missing', warning)
+
+    def test_a_failed_backup_has_none(self):
+        self.sim.pool.faults.add('vdi-export', 'refuse', error=['VDI_IO_ERROR', 'x'])
+        self.ends(2, 'vdi-export=db')
+        self.assertEqual([], [path for path in self.tree() if 'backup.json' in path])
+
+
+class Order(StoreCase):
+    """Which backups are the oldest."""
+
+    def rotated(self, keep):
+        """The names of db's backups after a run that keeps so many, but for the new one."""
+        before = set(self.numbers('db'))
+        self.ends(0, 'vm-export=db:%d' % keep)
+        now = set(self.numbers('db'))
+        self.assertEqual((keep, 1), (len(now), len(now - before)), now)
+        return sorted(now & before)
+
+    def test_numbers_decide_where_the_names_go_backwards(self):
+        for number in (1, 2, 3):
+            self.made('db', DAY % (4 - number), number)
+        self.assertEqual([DAY % 1], self.rotated(2))
+        self.assertEqual(4, max(self.numbers('db').values()))
+
+    def test_numbers_decide_where_the_times_go_backwards(self):
+        for number in (1, 2, 3):
+            self.made('db', DAY % number, number, '20%d-01-01T00:00:00+00:00' % (40 - number))
+        self.assertEqual([DAY % 2, DAY % 3], self.rotated(3))
+
+    def test_the_repeated_hour_at_the_end_of_summer_time_is_in_order(self):
+        self.made('db', 'backup-2019-10-27-(02:50:00)', 1, '2019-10-27T02:50:00+02:00')
+        self.made('db', 'backup-2019-10-27-(02:10:00)', 2, '2019-10-27T02:10:00+01:00')
+        self.assertEqual(['backup-2019-10-27-(02:10:00)'], self.rotated(2))
+
+    def test_backups_of_3_25_stand_among_ours_by_their_names(self):
+        for year, number in ((2018, 0), (2019, 1), (2020, 0), (2021, 2)):
+            self.made('db', 'backup-%d-06-01-(00:00:00)' % year, number,
+                      '%d-06-01T00:00:00+00:00' % year)
+        self.assertEqual([0, 1, 0, 2], [each.number for each in self.history('db').good()])
+        self.assertEqual(['backup-2020-06-01-(00:00:00)', 'backup-2021-06-01-(00:00:00)'],
+                         self.rotated(3))
+
+    def test_a_backup_with_a_spoilt_manifest_counts_as_one_of_3_25(self):
+        manifest = os.path.join(self.made('db', DAY % 1), 'backup.json')
+        self.made('db', DAY % 2, 1, '2019-01-02T00:00:00+00:00')
+        huge = b'{"number": 9, %s "started": "2030-01-01T00:00:00+00:00"}' % (
+            b' ' * VmBackup.LONGEST_RECORD)
+        for content in RUBBISH + (huge,):
+            with self.subTest(content[:60]):
+                with open(manifest, 'wb') as stream:
+                    stream.write(content)
+                self.assertEqual([(DAY % 1, 0), (DAY % 2, 1)], list(self.numbers('db').items()))
+
+    def test_a_backup_with_a_pipe_or_directory_as_manifest_counts_as_one_of_3_25(self):
+        for number, make in ((1, os.mkfifo), (2, os.mkdir)):
+            make(os.path.join(self.made('db', DAY % number), 'backup.json'))
+        self.made('db', DAY % 3, 1, '2019-01-03T00:00:00+00:00')
+        self.assertEqual([DAY % 2, DAY % 3], self.rotated(3))
+
+    def test_a_copy_of_a_backup_harms_nothing(self):
+        self.ends(0, 'vm-export=db')
+        shutil.copytree(self.dated('db')[0], os.path.join(self.backups, 'db', DAY % 1))
+        shutil.copytree(self.dated('db')[0], os.path.join(
+            self.backups, 'db', 'backup-2038-01-01-(00:00:00)'))
+        self.rotated(3)
+        self.assertEqual([1, 1, 2], sorted(self.numbers('db').values()))
+        self.rotated(1)
+        self.assertEqual([3], list(self.numbers('db').values()))
+
+    def test_the_new_backup_is_kept_where_names_of_the_next_seconds_are_taken(self):
+        now = datetime.datetime.now()
+        for number in range(1, 31):
+            when = now + datetime.timedelta(seconds=number)
+            self.made('db', when.strftime(NAME), number, VmBackup.iso(now))
+        self.rotated(1)
+        self.assertEqual([31], list(self.numbers('db').values()))
+
+    def test_two_runs_in_a_row_that_keep_one_backup_keep_the_second(self):
+        for number in (1, 2):
+            self.ends(0, 'vm-export=db:1')
+            self.assertEqual([number], list(self.numbers('db').values()))
+
+
+class Deletion(StoreCase):
+    """What is deleted, and what never is."""
+
+    def precious(self, *parts):
+        """Somebody's directory with a file in it; the directory's path."""
+        path = os.path.join(self.directory, *parts)
+        os.makedirs(path)
+        with open(os.path.join(path, 'notes.txt'), 'w', encoding='utf-8') as stream:
+            stream.write('precious')
+        self.addCleanup(self.assert_precious, path)
+        return path
+
+    def assert_precious(self, path):
+        """It lives still."""
+        with open(os.path.join(path, 'notes.txt'), encoding='utf-8') as stream:
+            self.assertEqual('precious', stream.read())
+
+    def needs_heeded_modes(self):
+        """Have the script, also as root, heed the modes of directories; else skip the test."""
+        held = tempfile.mkdtemp(dir=self.directory)
+        os.chmod(held, 0o500)
+        probe = AS_NO_MORE_THAN_THE_OWNER + 'import os\nos.mkdir(%r)'
+        if not subprocess.call([sys.executable, '-c', probe % os.path.join(held, 'x')],
+                               cwd=ROOT, stderr=subprocess.DEVNULL):
+            self.skipTest('this root may not drop a capability')
+        self.first(AS_NO_MORE_THAN_THE_OWNER)
+
+    def test_one_that_fails_is_a_warning_and_is_finished_by_the_next_run_of_any_vm(self):
+        self.needs_heeded_modes()
+        held = os.path.join(self.made('db', DAY % 1), 'DISK-xvda')
+        os.makedirs(os.path.join(held, 'x'))
+        os.chmod(held, 0o500)
+        done = self.ends(1, 'vm-export=db:1')
+        self.assertIn('cannot delete %s: ' % os.path.dirname(held), done.output)
+        self.assertIn('vm-export,end,WARNING db,elapse:0 size:0G', self.status())
+        self.assertEqual([1], list(self.numbers('db').values()))
+        held = os.path.join(self.backups, 'db', '.deleting-' + DAY % 1, 'DISK-xvda')
+        done = self.ends(1, 'vm-export=web')
+        self.assertIn('cannot delete ' + os.path.dirname(held), done.output)
+        os.chmod(held, 0o700)
+        self.ends(0, 'vm-export=web')
+        self.assertFalse(os.path.lexists(os.path.dirname(held)))
+
+    def test_what_a_run_began_to_delete_is_finished_and_what_looks_like_it_stays(self):
+        half = self.made('old', '.deleting-' + DAY % 1)
+        os.symlink(self.precious('elsewhere'), os.path.join(half, 'DISK-xvda'))
+        self.precious('BACKUPS', 'old', '.deleting-notes')
+        self.precious('BACKUPS', 'old', '.deleting-backup-2019-02-30-(00:00:00)')
+        os.symlink(self.precious('linked'),
+                   os.path.join(self.backups, 'old', '.deleting-' + DAY % 2))
+        self.ends(0, 'vm-export=db')
+        self.assertFalse(os.path.lexists(half))
+        self.assertEqual(3, len(os.listdir(os.path.join(self.backups, 'old'))))
+
+    def test_nothing_is_deleted_through_a_link_to_a_vms_directory(self):
+        elsewhere = [self.made('elsewhere', name) for name in (
+            DAY % 1, DAY % 2, '.deleting-' + DAY % 3)]
+        elsewhere.append(self.old_backup('elsewhere', DAY % 4, 'vm.cfg'))
+        os.rename(os.path.join(self.backups, 'elsewhere'), os.path.join(self.directory, 'db'))
+        os.symlink(os.path.join(self.directory, 'db'), os.path.join(self.backups, 'db'))
+        done = self.ends(1, 'vm-export=db:1')
+        self.assertIn('is a symbolic link', done.output)
+        left = os.listdir(os.path.join(self.directory, 'db'))
+        self.assertEqual([], [path for path in elsewhere if os.path.basename(path) not in left])
+        self.assertEqual(len(elsewhere) + 1, len(left))
+
+    def test_links_in_a_backup_are_deleted_and_not_what_they_lead_to(self):
+        old = self.made('db', DAY % 1)
+        os.symlink(self.precious('elsewhere'), os.path.join(old, 'DISK-xvda'))
+        os.symlink(os.path.join(self.directory, 'elsewhere', 'notes.txt'),
+                   os.path.join(old, 'vm.cfg'))
+        self.ends(0, 'vm-export=db:1')
+        self.assertFalse(os.path.lexists(old))
+
+    def test_a_failed_backup_that_holds_somebodys_file_stays_with_a_warning(self):
+        failed = self.precious('BACKUPS', 'db', DAY % 1)
+        done = self.ends(1, 'vm-export=db')
+        self.assertIn('cannot delete %s: it holds notes.txt, which this program did not make'
+                      % failed, done.output)
+        self.assertIn('vmbackup.py,end,WARNING,S:0 W:1 E:0', self.status())
+        self.assertEqual([1], list(self.numbers('db').values()))
+
+    def test_a_file_system_that_is_mounted_in_a_backup_is_not_entered(self):
+        place = os.path.join(self.made('db', DAY % 1), 'DISK-xvda')
+        os.mkdir(place)
+        self.mount(place)
+        done = self.ends(1, 'vm-export=db:1')
+        self.assertIn('another file system is mounted at ' + place, done.output)
+        self.assertEqual([0, 1], sorted(self.numbers('db').values()))
+
+    def test_a_file_system_that_is_mounted_in_half_a_backup_is_not_entered(self):
+        place = os.path.join(self.made('old', '.deleting-' + DAY % 1), 'DISK-xvda')
+        os.mkdir(place)
+        self.mount(place)
+        done = self.ends(1, 'vm-export=db')
+        self.assertIn('another file system is mounted at ' + place, done.output)
+        self.assertTrue(os.path.isdir(place))
+
+
+class Locks(StoreCase):
+    """Two runs never work on one VM."""
+
+    def hold(self, name):
+        """Lock a directory of backup_dir as another run would."""
+        os.makedirs(os.path.join(self.backups, '.locks'), exist_ok=True)
+        stream = open(os.path.join(self.backups, '.locks', name + '.lock'), 'w', encoding='ascii')
+        self.addCleanup(stream.close)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        return stream
+
+    def exporting(self, vm):
+        """A run that hangs in the midst of the export of a VM."""
+        self.sim.pool.faults.add('vm-export', 'stall', nth=2, after=1000)
+        child = self.start('password', self.config('vm-export=' + vm))
+        self.addCleanup(child.stdout.close)
+        self.addCleanup(child.kill)
+        self.wait_for(lambda: self.verbs().count('vm-export') == 2)
+        return child
+
+    def interrupt(self, child):
+        """End such a run; it cleans up."""
+        child.terminate()
+        self.assertEqual(143, self.finish(child).status)
+
+    def test_a_second_run_leaves_the_vm_of_the_first_alone_and_does_the_others(self):
+        first = self.exporting('web')
+        done = self.ends(2, 'vm-export=web', 'vm-export=db')
+        self.assertIn('ERROR vm-export VM-LOCKED web: another run is at work on it (see lock_wait)',
+                      done.lines)
+        self.assertIn('vm-export,end,VM-LOCKED web', self.status())
+        self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        self.assertIsNone(first.poll())
+        self.interrupt(first)
+
+    def test_runs_of_different_vms_go_side_by_side(self):
+        first = self.exporting('web')
+        self.ends(0, 'vm-export=db')
+        self.assertIsNone(first.poll())
+        self.interrupt(first)
+
+    def test_a_run_that_was_killed_leaves_no_lock(self):
+        first = self.exporting('web')
+        first.kill()
+        first.wait()
+        self.ends(0, 'vm-export=web')
+        self.sim.pool.tables['session'].clear()        # that of the killed run: xapi's time-out
+        self.assert_clean()
+
+    def test_a_run_waits_for_a_lock_for_lock_wait_minutes(self):
+        stream = self.hold('db')
+        child = self.start('password', self.config('vm-export=db', lock_wait=2))
+        self.wait_for(lambda: os.path.exists(self.status_log) and
+                      'vm-export,begin,db' in self.status())
+        stream.close()
+        done = self.finish(child)
+        self.assertEqual(0, done.status, done.output)
+
+    def test_a_run_that_waits_can_be_ended(self):
+        self.hold('db')
+        child = self.start('password', self.config('vm-export=db', lock_wait=10))
+        self.wait_for(lambda: os.path.exists(self.status_log) and
+                      'vm-export,begin,db' in self.status())
+        self.interrupt(child)
+
+    def test_the_dump_of_the_pool_is_locked_too(self):
+        self.hold('METADATA_' + os.uname().nodename)
+        done = self.ends(2, 'vm-export=db', pool_db_backup=1)
+        self.assertIn('ERROR pool database not backed up: another run is at work on it '
+                      '(see lock_wait)', done.lines)
+        self.assertNotIn('pool-dump-database', self.verbs())
+        self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
+
+    def test_leftovers_that_another_run_is_at_work_on_are_left_to_it(self):
+        half = self.made('old', '.deleting-' + DAY % 1)
+        self.hold('old')
+        done = self.ends(0, 'vm-export=db')
+        self.assertIn('***NOTE - %s: another run is at work on it (see lock_wait)'
+                      % os.path.dirname(half), done.lines)
+        self.assertTrue(os.path.exists(half))
+
+
+class NoLocks(StoreCase):
+    """A share that cannot lock."""
+
+    def setUp(self):
+        super().setUp()
+        if platform.machine() not in FLOCK:
+            self.skipTest('the number of flock() on %s is not known here' % platform.machine())
+        without = WITHOUT_LOCKS % FLOCK[platform.machine()]
+        probe = without + 'import fcntl\nfcntl.flock(0, fcntl.LOCK_SH)\n'
+        if not subprocess.call([sys.executable, '-c', probe], stdin=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL):
+            self.skipTest('no filter of system calls can be set here')
+        self.first(without)
+
+    def left_behind(self, host, process):
+        """A disk's snapshot, and its open record by such a run."""
+        failed = self.old_backup('db', DAY % 1)
+        disk = self.disk_of('db', '0')
+        self.record(failed, disk, host=host, process=process)
+        uuid = self.xe('vdi-snapshot', 'uuid=' + disk).strip()
+        return failed, uuid
+
+    def test_it_is_told_once_and_the_run_goes_on(self):
+        done = self.ends(0, 'vm-export=web', 'vm-export=db', pool_db_backup=1)
+        notes = [line for line in done.lines if 'cannot lock' in line]
+        self.assertEqual(1, len(notes), done.output)
+        self.assertIn('***NOTE - backup_dir %s cannot lock (' % self.backups, notes[0])
+        self.assertIn('No locks available', notes[0])
+        done = self.vmbackup('prune', self.config('vm-export=web', 'vm-export=db'))
+        self.assertEqual(1, done.output.count(' cannot lock ('), done.output)
+
+    def test_an_open_record_of_what_may_be_at_work_is_told_of_and_not_settled(self):
+        for host, process in (('elsewhere', '1 1'),
+                              (os.uname().nodename, VmBackup.process(str(os.getpid())))):
+            with self.subTest(host):
+                self.setUp()
+                failed, _ = self.left_behind(host, process)
+                self.before = self.contents()
+                done = self.ends(1, 'vm-export=web')
+                self.assertIn('a snapshot of %s may be left in the pool: its run on %s may be at '
+                              'work still, and backup_dir cannot lock' % (failed, host),
+                              done.output)
+                self.assert_clean()
+                self.assertTrue(os.path.exists(os.path.join(failed, 'snapshot.json')))
+
+    def test_an_open_record_of_a_run_of_this_host_that_died_is_settled(self):
+        child = subprocess.Popen(['true'])
+        child.wait()
+        for process in ('%d 1' % child.pid, '%d 1' % os.getpid()):
+            with self.subTest(process):
+                self.setUp()
+                failed, uuid = self.left_behind(os.uname().nodename, process)
+                done = self.ends(0, 'vm-export=web')
+                self.assertIn('removing the snapshot of an unfinished backup: ' + uuid, done.lines)
+                self.assert_clean()
+                self.assertFalse(os.path.exists(os.path.join(failed, 'snapshot.json')))
+
+
+class Target(StoreCase):
+    """backup_dir is what it should be."""
+
+    def needs_root_file_system(self):
+        """Skip a test where temporary files are not on the root file system."""
+        if VmBackup.deepest(VmBackup.mount_points(), os.path.realpath(self.backups)) != '/':
+            self.skipTest('temporary files are not on the root file system')
+
+    def fstab(self, *lines):
+        """Use a copy of the script with an fstab of its own."""
+        path = os.path.join(self.directory, 'fstab')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('\n'.join(lines) + '\n')
+        self.script = self.changed_script(FSTAB=path)
+
+    def refused(self, words, **keys):
+        """A run and a preview are refused in these words, and change nothing."""
+        line = 'ERROR: config backup_dir -> %s %s' % (keys.get('backup_dir', self.backups), words)
+        before = self.tree()
+        for more in ([], ['preview']):
+            done = self.vmbackup('password', self.config('vm-export=db', **keys), *more)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn(line, done.lines)
+        self.assertEqual([], self.verbs())
+        self.assertEqual(before, self.tree())
+        self.assertFalse(os.path.exists(os.path.join(self.backups, '.locks')))
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'],
+                         self.status())
+
+    def refused_below(self, point, **keys):
+        """It is refused as nothing is mounted there."""
+        self.refused('lies below %s, where nothing is mounted (mount it, see /etc/fstab)' % point,
+                     **dict({'require_mount': 'auto'}, **keys))
+
+    def test_a_share_that_does_not_answer_ends_the_run_in_one_line(self):
+        os.mkfifo(os.path.join(self.backups, VmBackup.WRITE_TEST))
+        self.script = self.changed_script(SHARE_TIMEOUT=1)
+        done = self.ends(2, 'vm-export=db')
+        self.assertEqual(['ERROR backup_dir %s does not answer within 1 seconds' % self.backups],
+                         [line for line in done.lines if line.startswith('ERROR')])
+        self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:1', self.status())
+        self.assertEqual([], self.verbs())
+
+    def test_the_root_file_system_is_refused_where_a_mount_is_required(self):
+        self.needs_root_file_system()
+        self.refused('is on the root file system (require_mount=yes: is the share mounted?)',
+                     require_mount='yes')
+
+    def test_the_root_file_system_is_noted_by_default(self):
+        self.needs_root_file_system()
+        self.fstab()
+        note = '***NOTE - backup_dir %s is on the root file system of this host' % self.backups
+        self.assertIn(note, self.ends(0, 'vm-export=db', require_mount='auto').lines)
+        self.assertNotIn(note, self.ends(0, 'vm-export=db', require_mount='no').lines)
+
+    def test_a_mounted_share_passes(self):
+        share = os.path.join(self.directory, 'share')
+        os.mkdir(share)
+        self.fstab('server:/x %s nfs defaults 0 0' % share)
+        self.mount(share)
+        for require in ('yes', 'auto'):
+            done = self.ends(0, 'vm-export=db', require_mount=require,
+                             backup_dir=os.path.join(share, 'BACKUPS'))
+            self.assertNotIn('NOTE', done.output)
+
+    def test_a_share_of_fstab_that_is_not_mounted_is_refused(self):
+        self.fstab('# comment', 'server:/x\t%s\tnfs defaults 0 0' % self.directory)
+        self.refused_below(self.directory)
+
+    def test_one_that_is_not_mounted_by_itself_is_refused_too(self):
+        self.fstab('server:/x %s nfs noauto,user' % self.backups)
+        self.refused_below(self.backups)
+
+    def test_blanks_in_fstab_are_understood(self):
+        target = os.path.join(self.directory, 'my share')
+        os.mkdir(target)
+        self.fstab('//server/my\\040share %s cifs' % target.replace(' ', '\\040'))
+        self.refused_below(target, backup_dir=target)
+
+    def test_a_link_to_a_share_that_is_not_mounted_is_refused(self):
+        share, link = [os.path.join(self.directory, name) for name in ('share', 'link')]
+        os.mkdir(share)
+        os.symlink(share, link)
+        self.fstab('server:/x %s nfs' % share)
+        self.refused_below(share, backup_dir=link)
+
+    def test_a_backup_dir_that_is_a_link_works(self):
+        link = os.path.join(self.directory, 'link')
+        os.symlink(self.backups, link)
+        self.ends(0, 'vm-export=db', backup_dir=link, pool_db_backup=1)
+        self.assertEqual([1], list(self.numbers('db').values()))
+
+    def test_lines_of_fstab_that_are_about_something_else_do_not_count(self):
+        self.fstab('#server:/x %s nfs' % self.backups, '  # server:/x %s nfs' % self.backups,
+                   '/swap none swap sw 0 0', '/swap swap swap sw 0 0', '', 'rubbish',
+                   'server:/x %s nfs' % self.backups[:-1], 'server:/y %s/db nfs' % self.backups,
+                   'LABEL=root / ext4 defaults 1 1', '\xff\\777 \\000 \\9')
+        self.ends(0, 'vm-export=db', require_mount='auto')
+        self.fstab('server:/x %s nfs' % self.backups)
+        self.ends(0, 'vm-export=db', require_mount='no')
+
+    def test_the_deepest_mount_point_decides(self):
+        self.fstab('server:/y %s nfs' % self.backups, 'LABEL=root / ext4 defaults 1 1',
+                   'server:/x %s nfs' % self.directory)
+        self.refused_below(self.backups)
+
+    def test_a_mounted_share_below_one_that_is_not_passes(self):
+        share = os.path.join(self.directory, 'share')
+        os.mkdir(share)
+        self.fstab('server:/y %s nfs' % share, 'server:/x %s nfs' % self.directory)
+        self.mount(share)
+        self.ends(0, 'vm-export=db', require_mount='auto',
+                  backup_dir=os.path.join(share, 'BACKUPS'))
+
+    def test_a_share_that_was_unmounted_since_is_noticed(self):
+        store = VmBackup.BackupStore(self.backups, NAME)
+        self.assertEqual('', store.problem('no'))
+        store.check_mounted()
+        store.mounted = self.backups                   # where the test found it a moment ago
+        with self.assertRaises(VmBackup.TargetError) as caught:
+            store.check_mounted()
+        self.assertEqual('backup_dir {0} is no longer mounted at {0}'.format(self.backups),
+                         str(caught.exception))
+
+
+class RoomCase(StoreCase):
+    """Too little room is noticed before a snapshot is made."""
+
+    def refused(self, wanted, *lines, **keys):
+        """The VM of that line, or both, fail for want of room, with the numbers, and nothing has
+        been begun."""
+        done = self.ends(2, *(lines or ('vm-export=web', 'vm-export=db')), **keys)
+        self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:%d' % (len(lines) or 2), self.status())
+        for vm in ['db'] if lines else ['web', 'db']:
+            self.assertRegex(done.output, r'ERROR vm-export NO-SPACE %s: [0-9.]+ \w+ free of '
+                             r'[0-9.]+ \w+ in \S+/BACKUPS, wanted are %s\n' % (vm, wanted))
+            self.assertIn('vm-export,end,NO-SPACE ' + vm, self.status())
+        self.assertEqual([], self.verbs())
+
+
+class MinFree(RoomCase):
+    """What min_free asks for."""
+
+    def test_less_than_a_size_fails_every_vm(self):
+        self.refused('min_free=9999T', min_free='9999T')
+        self.assertEqual([], self.tree())
+
+    def test_less_than_a_percentage_fails_every_vm(self):
+        found = os.statvfs(self.backups)
+        if found.f_bavail > 0.98 * found.f_blocks:
+            self.skipTest('almost all of the file system is free here')
+        self.refused('min_free=99%', min_free='99%')
+
+    def test_enough_is_enough(self):
+        for least in ('1K', '0%', '0T'):
+            self.ends(0, 'vm-export=db:1', min_free=least)
+
+
+class RoomOfTheLastBackup(RoomCase):
+    """What the last comparable backup took, on a share of 16 MiB."""
+
+    def setUp(self):
+        super().setUp()
+        if test_faults_disk.REASON:
+            self.skipTest(test_faults_disk.REASON)
+        namespace = test_faults_disk.Namespace()
+        self.addCleanup(namespace.close)
+        namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=16m', 'tmpfs', self.backups)
+        self.share, self.backups = self.backups, namespace.path(self.backups)
+        self.through(IN_A_NAMESPACE % (namespace.words(), self.script))
+
+    def config(self, *lines, **keys):
+        """The script sees the share where it is mounted, and this process elsewhere."""
+        return super().config(*lines, **dict(keys, backup_dir=self.share))
+
+    def took(self, day, mebibytes):
+        """A backup of db, of that day, has taken so much."""
+        path = self.made('db', DAY % day)
+        with open(os.path.join(path, 'db.xva'), 'wb') as stream:
+            stream.write(bytes(mebibytes << 20))
+
+    def test_less_than_that_fails_that_vm(self):
+        self.took(1, 9)
+        self.refused('9.0 MiB as the last backup took', 'vm-export=db')
+        self.ends(0, 'vm-export=web')
+        self.assertEqual([0], list(self.numbers('db').values()))
+
+    def test_both_limits_are_told(self):
+        self.took(1, 9)
+        self.refused('min_free=1K and 9.0 MiB as the last backup took', 'vm-export=db',
+                     min_free='1K')
+
+    def test_a_backup_of_another_kind_tells_nothing(self):
+        self.took(1, 9)
+        self.ends(0, 'vdi-export=db')
+        self.ends(0, 'vm-export=db', compress='gzip')
+
+    def test_only_the_last_good_backup_of_that_kind_counts(self):
+        self.took(1, 9)
+        self.took(2, 1)
+        failed = self.old_backup('db', DAY % 3)
+        os.link(os.path.join(self.backups, 'db', DAY % 1, 'db.xva'),
+                os.path.join(failed, 'db.xva'))
+        self.ends(0, 'vm-export=db')
+
+    def test_a_sparse_file_counts_with_what_it_takes(self):
+        self.made('db', DAY % 1, size=1 << 40)
+        self.ends(0, 'vm-export=db')
+
+    def test_what_pre_clean_will_delete_counts_as_free(self):
+        for day in (1, 2):
+            self.took(day, 6)
+        self.refused('6.0 MiB as the last backup took', 'vm-export=db', max_backups=1)
+        self.ends(0, 'vm-export=db', max_backups=1, pre_clean='True')
+        self.assertEqual([1], list(self.numbers('db').values()))
+
+
+class RoomForASnapshot(StoreCase):
+    """A snapshot that finds no room in its SR."""
+
+    pool_description = {
+        'srs': [{'name': 'small', 'type': 'ext', 'size': '3 MiB'},
+                {'name': 'other', 'type': 'ext', 'size': '9 MiB'}],
+        'vms': [{'name': 'db', 'disks': [{'size': '2 MiB', 'fill': 1}], 'ran': True}]}
+
+    def test_the_sr_is_named_with_its_size_and_what_is_used(self):
+        uuid = self.xe('sr-list', 'name-label=small', '--minimal').strip()
+        for method, token in (('vm-export', 'SNAPSHOT-FAIL'), ('vdi-export', 'VDI-SNAPSHOT-FAIL')):
+            self.sim.pool.faults.add(method[:-6] + 'snapshot', 'refuse', error=[
+                'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
+            done = self.ends(2, method + '=db')
+            self.assertIn('ERROR %s %s db: ' % (method, token), done.output)
+            self.assertIn('(SR small (%s): 2.0 MiB of 3.0 MiB used)\n' % uuid, done.output)
+            self.assert_clean()
+
+
+class Modes(StoreCase):
+    """Backups are for their owner only; the log is for whom the caller wants."""
+
+    def test_whatever_the_umask_is(self):
+        for umask in (0, 0o022):
+            with self.subTest('%o' % umask):
+                self.setUp()
+                previous = os.umask(umask)
+                try:
+                    self.ends(0, 'vm-export=web', 'vdi-export=db', pool_db_backup=1)
+                finally:
+                    os.umask(previous)
+                modes = {(os.path.isdir(path), os.stat(path).st_mode & 0o7777)
+                         for directory, names, files in os.walk(self.backups)
+                         for path in [os.path.join(directory, name) for name in names + files]}
+                self.assertEqual({(True, 0o700), (False, 0o600)}, modes)
+                self.assertEqual(0o666 & ~umask, os.stat(self.status_log).st_mode & 0o7777)
+
+
+if __name__ == '__main__':
+    unittest.main()

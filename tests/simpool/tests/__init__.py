@@ -1,0 +1,1 @@
+"""The simulated pool, compared with recordings of a real one."""

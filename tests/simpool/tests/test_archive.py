@@ -1,0 +1,961 @@
+"""The pool's archives and images: against a real xapi's (25.6.0), tar and qemu-img.
+
+data/samples/ holds exports of that daemon: `sample.xva` (a VM with three disks and an empty CD
+drive, SHA-256 of the disks in SHA256SUMS.images), an archive of a VM without disks, a metadata
+archive, one that failed and ends in an error page, a VHD image; and records of the same objects,
+read over XML-RPC.
+"""
+import contextlib
+import copy
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import unittest
+import xmlrpc.client
+
+import VmBackup
+from tests import DATA, ROOT
+from tests.simpool import archive, ova, pools
+from tests.simpool.archive import ArchiveError, Image
+
+SAMPLES = os.path.join(DATA, 'samples')
+MIB = 1 << 20
+
+
+class AnyText:
+    """Equal to every text."""
+
+    def __eq__(self, other):
+        return isinstance(other, str)
+
+
+ANY_TEXT = AnyText()
+
+
+def sample(name):
+    with open(os.path.join(SAMPLES, name), 'rb') as file:
+        return file.read()
+
+
+def sample_xva():
+    return gzip.decompress(sample('sample.xva.gz'))
+
+
+def sample_vhd():
+    return lzma.decompress(sample('sample-root.vhd.xz'))
+
+
+def sample_sums():
+    """{name: SHA-256} of the disks in the sample, by their VDIs' names."""
+    lines = sample('SHA256SUMS.images').decode().splitlines()
+    return {name.replace('-', ' ').replace('.img', ''): digest
+            for digest, name in (line.split() for line in lines)}
+
+
+def read(data, **options):
+    return archive.read_xva(io.BytesIO(data), **options)
+
+
+def disks():
+    """Three disks: data with holes, an empty one, and one with a short last chunk."""
+    holes = Image(6 * MIB)
+    holes.write(2 * MIB + 5, b'in the third chunk')
+    holes.write(4 * MIB - 2, b'over')
+    odd = Image.sample(3 * MIB + 1536, 'odd', 1)
+    return {'Ref:9': holes, 'Ref:10': Image(3 * MIB), 'Ref:101': odd}
+
+
+def written(images=None, **options):
+    images = disks() if images is None else images
+    return b''.join(archive.xva(b'<value>some text</value>', images.items(), **options))
+
+
+def names(data):
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return tar.getnames()
+
+
+def run(*argv, **options):
+    """(exit code, stdout) of a program; the test is skipped where there is none."""
+    if not shutil.which(argv[0]):
+        raise unittest.SkipTest('no program %s' % argv[0])
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    return done.returncode, done.stdout
+
+
+@contextlib.contextmanager
+def file_of(pieces):
+    """The path of a temporary file with these bytes in it."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, 'file')
+        with open(path, 'wb') as file:
+            for piece in pieces:
+                file.write(piece)
+        yield path
+
+
+class TestCase(unittest.TestCase):
+
+    def assert_same_disks(self, found, expected):
+        self.assertEqual(list(found), sorted(expected))
+        for directory, image in expected.items():
+            self.assertEqual(found[directory].sha256(), image.sha256(), directory)
+            self.assertEqual(found[directory].virtual_size, image.virtual_size, directory)
+
+    @contextlib.contextmanager
+    def refusal(self, *details, note=''):
+        with self.assertRaises(ArchiveError) as caught:
+            yield
+        self.assertEqual(caught.exception.details, list(details))
+        self.assertIn(note, str(caught.exception))
+
+
+class Images(TestCase):
+
+    def test_unwritten_image_is_zero(self):
+        image = Image(3 * MIB + 7)
+        self.assertEqual(image.read(0, 4 * MIB), bytes(3 * MIB + 7))
+        self.assertEqual(list(image.chunks()), [])
+
+    def test_what_is_written_is_read_across_chunks(self):
+        image, model = Image(2 * MIB + 100), bytearray(2 * MIB + 100)
+        for offset, data in ((0, b'start'), (MIB - 3, b'across'), (2 * MIB + 90, b'0123456789'),
+                             (100, os.urandom(MIB + 50)), (2, b'')):
+            image.write(offset, data)
+            model[offset:offset + len(data)] = data
+        self.assertEqual(image.read(0, 3 * MIB), bytes(model))
+        self.assertEqual(image.read(MIB - 10, 20), bytes(model[MIB - 10:MIB + 10]))
+        self.assertEqual(image.read(2 * MIB + 95, 50), b'56789')
+        self.assertEqual(image.read(5 * MIB, 50), b'')
+        self.assertEqual(image.sha256(), hashlib.sha256(model).hexdigest())
+
+    def test_writing_beyond_the_end_is_refused(self):
+        with self.assertRaises(ValueError):
+            Image(MIB).write(MIB - 3, b'four')
+
+    def test_clones_share_nothing_that_is_written_later(self):
+        original = Image.sample(4 * MIB, 'clone', 1)
+        before, clone = original.sha256(), original.clone()
+        clone.write(MIB, b'clone only')
+        self.assertEqual(original.sha256(), before)
+        self.assertNotEqual(clone, original)
+        original.write(2 * MIB, b'original only')
+        self.assertNotEqual(clone.read(2 * MIB, 13), b'original only')
+
+    def test_clones_take_no_memory(self):
+        original = Image.sample(2 * MIB, 'memory', 1)
+        for (_, chunk), (_, cloned) in zip(original.chunks(), original.clone().chunks()):
+            self.assertIs(chunk, cloned)
+
+    def test_zeros_that_are_written_take_no_memory(self):
+        image = Image.sample(2 * MIB, 'zeros', 1)
+        image.write(0, bytes(MIB))
+        self.assertEqual([index for index, _ in image.chunks()], [1])
+
+    def test_sample_is_reproducible_sparse_and_noise(self):
+        image = Image.sample(8 * MIB + 100, 'seed', 0.5)
+        self.assertEqual(image, Image.sample(8 * MIB + 100, 'seed', 0.5))
+        self.assertNotEqual(image, Image.sample(8 * MIB + 100, 'other', 0.5))
+        chunks = [data for _, data in image.chunks()]
+        self.assertEqual(len(chunks), 4)
+        self.assertGreater(len(gzip.compress(chunks[0])), len(chunks[0]))
+
+    def test_image_of_two_tebibytes_is_cheap(self):
+        image = Image(2 << 40)
+        image.write((2 << 40) - 4, b'last')
+        self.assertEqual([index for index, _ in image.clone().chunks()], [(2 << 20) - 1])
+
+
+class Checksums(TestCase):
+    PRIME = 2654435761
+
+    def sanity_buffer(self, length):
+        """The input of xxHash's own self-test (xxhash: cli/xsum_sanity_check.c)."""
+        state, data = self.PRIME, bytearray()
+        for _ in range(length):
+            data.append(state >> 56)
+            state = state * 11400714785074694797 & (1 << 64) - 1
+        return bytes(data)
+
+    def test_vectors_of_the_reference_implementation(self):
+        for length, expected in ((0, 0xEF46DB3751D8E999), (1, 0xE934A84ADB052768),
+                                 (4, 0x9136A0DCA57457EE), (14, 0x8282DCC4994E35C8),
+                                 (222, 0xB641AE8CB691C174)):
+            for function in (VmBackup.xxh64, archive.xxh64):
+                self.assertEqual(function(self.sanity_buffer(length)), expected, length)
+
+    def test_checksums_of_the_real_sample(self):
+        with tarfile.open(fileobj=io.BytesIO(sample_xva())) as tar:
+            pairs = [(tar.extractfile(name).read(), tar.extractfile(name + '.xxhash').read())
+                     for name in tar.getnames() if name[-8:].isdigit()]
+        self.assertEqual(len(pairs), 8)     # chunks in the sample
+        for data, expected in pairs:
+            self.assertEqual('%016X' % VmBackup.xxh64(data), expected.decode())
+            self.assertEqual('%016X' % archive.xxh64(data), expected.decode())
+
+    def test_module_and_python_agree(self):
+        try:
+            import xxhash
+        except ImportError:
+            raise unittest.SkipTest('no module xxhash')
+        for length in list(range(100)) + [65536, MIB + 31]:
+            data = os.urandom(length)
+            self.assertEqual(VmBackup.xxh64(data), xxhash.xxh64_intdigest(data))
+
+    def test_remembered_checksum_is_of_that_data(self):
+        first, second = bytes(MIB), b'\1' + bytes(MIB - 1)
+        for data in (first, second, first):
+            self.assertEqual(archive.xxh64(data), VmBackup.xxh64(data))
+
+
+class WritingXva(TestCase):
+
+    def test_real_sample_is_rewritten_byte_for_byte(self):
+        original = sample_xva()
+        xva = read(original)
+        again = archive.xva(xva.ova_xml, xva.disks.items(), mtime=xva.mtime)
+        self.assertEqual(b''.join(again), original)
+
+    def test_real_archives_without_disks_are_rewritten_byte_for_byte(self):
+        for name in ('no-disks.xva', 'metadata.xva'):
+            xva = read(sample(name))
+            self.assertEqual(xva.disks, {})
+            self.assertEqual(b''.join(archive.xva(xva.ova_xml, [], mtime=xva.mtime)), sample(name))
+
+    def test_disks_are_in_string_order_with_first_and_last_chunk(self):
+        chunks = [name for name in names(written()) if name[-1].isdigit()]
+        self.assertEqual(chunks, ['Ref:10/00000000', 'Ref:10/00000002',
+                                  'Ref:101/00000000', 'Ref:101/00000001', 'Ref:101/00000002',
+                                  'Ref:101/00000003',
+                                  'Ref:9/00000000', 'Ref:9/00000002', 'Ref:9/00000003',
+                                  'Ref:9/00000004', 'Ref:9/00000005'])
+
+    def test_disk_within_one_chunk_has_one_member(self):
+        small = written({'Ref:1': Image(512)})
+        self.assertEqual(names(small)[1:], ['Ref:1/00000000', 'Ref:1/00000000.xxhash'])
+        self.assert_same_disks(read(small).disks, {'Ref:1': Image(512)})
+
+    def test_every_chunk_is_followed_by_its_checksum(self):
+        for kind, empty in (('xxhash', 'EF46DB3751D8E999'),
+                            ('checksum', 'da39a3ee5e6b4b0d3255bfef95601890afd80709')):
+            data = written(checksum=kind, keep_alive_before={('Ref:9', 1)})
+            members = names(data)[1:]
+            self.assertEqual(members[1::2], [name + '.' + kind for name in members[::2]])
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                checksum = tar.extractfile('Ref:9/00000001.' + kind).read().decode()
+            self.assertEqual(checksum, empty)
+
+    def test_archive_ends_with_two_zero_blocks_and_nothing_more(self):
+        last = b''.join(archive._member('Ref:9/00000005.xxhash',
+                                        archive.CHECKSUMS['.xxhash'](bytes(MIB)).encode()))
+        self.assertTrue(written().endswith(last + bytes(1024)))
+
+    def test_keep_alive_takes_a_number_of_its_own(self):
+        data = written({'Ref:4': disks()['Ref:9']}, keep_alive_before={
+            ('Ref:4', 2), ('Ref:4', 3), ('Ref:5', 1), ('Ref:4', 0), ('Ref:4', 7)})
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            sizes = {member.name[-8:]: member.size for member in tar if member.name[-1].isdigit()}
+        self.assertEqual(sizes, {'00000000': MIB, '00000002': 0, '00000003': 0, '00000004': MIB,
+                                 '00000005': MIB, '00000006': MIB, '00000007': MIB})
+
+    def test_tar_reads_it(self):
+        with file_of([written()]) as path:
+            code, listing = run('tar', 'tvf', path)
+        self.assertEqual(code, 0, listing)
+        lines = listing.decode().splitlines()
+        self.assertRegex(lines[0], r'^-r-------- 0/0 +24 19(70-01-01|69-12-31) .*ova.xml')
+        self.assertEqual([line.split()[-1] for line in lines], names(written()))
+
+    def test_streams_are_made_of_small_pieces(self):
+        image = Image(64 * MIB)
+        image.write(20 * MIB, os.urandom(MIB))
+        for stream in (archive.xva(b'', [('Ref:1', image)]), archive.vhd_stream(image),
+                       archive.compressed(archive.raw_stream(image), 'gzip')):
+            self.assertLessEqual(max(map(len, stream)), archive.VHD_BLOCK)
+
+
+class ReadingXva(TestCase):
+
+    def test_real_samples_are_read(self):
+        for name, compression in (('sample.xva.gz', 'gzip'), ('sample.xva.zst', 'zstd')):
+            if compression == 'zstd' and not shutil.which('zstd'):
+                continue
+            xva = read(sample(name), expected=ova.disk_sizes)
+            self.assertEqual(xva.compression, compression)
+            described = ova.parse(xva.ova_xml)
+            found = {described.record(directory)['name_label']: image.sha256()
+                     for directory, image in xva.disks.items()}
+            self.assertEqual(found, sample_sums())
+
+    def test_what_was_written_is_read_back(self):
+        for options in ({}, {'checksum': 'checksum'},
+                        {'keep_alive_before': {('Ref:9', 1), ('Ref:9', 4), ('Ref:10', 1)}}):
+            xva = read(written(**options))
+            self.assert_same_disks(xva.disks, disks())
+            self.assertEqual(xva.ova_xml, b'<value>some text</value>')
+
+    def test_number_times_chunk_is_not_the_offset(self):
+        data = written({'Ref:1': disks()['Ref:9']}, keep_alive_before={('Ref:1', 1)})
+        self.assertIn('Ref:1/00000006', names(data))    # of a disk of six chunks
+        self.assert_same_disks(read(data).disks, {'Ref:1': disks()['Ref:9']})
+
+    def test_unit_of_gaps_is_the_length_of_the_first_chunk(self):
+        members = [('Ref:1/00000000', b'a' * 512), ('Ref:1/00000003', b'b' * 512)]
+        xva = read(self.made_of(members))
+        self.assertEqual(xva.disks['Ref:1'].read(0, 4096), b'a' * 512 + bytes(1024) + b'b' * 512)
+
+    def test_truncated_archive_is_a_premature_end(self):
+        data = written()
+        for length in (0, 6, 511, 600, 1024, 5000, MIB, 3 * MIB, len(data) - 513, len(data) - 1):
+            with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+                read(data[:length])
+
+    def test_junk_is_a_premature_end(self):
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            read(b'hello\n')
+
+    def test_truncated_compressed_archive_is_a_premature_end(self):
+        data = sample('sample.xva.gz')
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            read(data[:len(data) // 2])
+        if shutil.which('zstd'):
+            data = sample('sample.xva.zst')
+            with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+                read(data[:len(data) // 2])
+
+    def test_damaged_gzip_is_a_premature_end(self):
+        data = bytearray(sample('sample.xva.gz'))
+        data[10] = 7        # the first block: of a type that there is not
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            read(bytes(data))
+
+    def test_wrong_checksum_is_the_recorded_error(self):
+        data = bytearray(sample_xva())
+        data[200000:200004] = b'XXXX'
+        chunk = read(sample_xva()).disks['Ref:193'].chunk(0)
+        at = sample_xva().index(chunk)
+        changed = bytes(data[at:at + MIB])
+        text = ('INTERNAL_ERROR: [ Stream_vdi.Invalid_checksum("Block Ref:193/00000000 checksum'
+                ' failed: original = %016X; recomputed = %016X") ]')
+        with self.refusal('IMPORT_ERROR', text % (archive.xxh64(chunk), archive.xxh64(changed))):
+            read(bytes(data))
+        forced = read(bytes(data), force=True)
+        self.assertEqual(forced.disks['Ref:193'].chunk(0), changed)
+
+    def made_of(self, members):
+        pieces = list(archive._member('ova.xml', b''))
+        for name, data in members:
+            pieces += archive._member(name, data)
+            pieces += archive._member(name + '.xxhash', archive.CHECKSUMS['.xxhash'](data).encode())
+        return b''.join(pieces) + bytes(1024)
+
+    def test_numbers_must_grow(self):
+        for numbers in ((0, 1, 1), (0, 2, 1)):
+            data = self.made_of([('Ref:1/%08d' % number, b'x' * 512) for number in numbers])
+            with self.refusal('IMPORT_ERROR',
+                              'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]',
+                              note='Ref:1/00000001 comes after'):
+                read(data)
+
+    def test_disk_out_of_order_is_refused(self):
+        data = self.made_of([('Ref:9/00000000', b'x' * 512), ('Ref:10/00000000', b'x' * 512)])
+        with self.refusal('IMPORT_ERROR',
+                          'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]'):
+            read(data)
+
+    def test_foreign_member_is_refused(self):
+        data = b''.join(itertools.chain(archive._member('ova.xml', b''),
+                                        archive._member('Ref:1/00000000', b'x'),
+                                        archive._member('README', b'y'), [bytes(1024)]))
+        with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Stream_vdi.Failure('
+                          '"Found unsupported checksum file: README") ]'):
+            read(data)
+
+    def test_checksum_of_another_chunk_is_refused(self):
+        members = ('Ref:1/00000000', b'x'), ('Ref:1/00000001.xxhash', b'5C80C09683041123')
+        data = b''.join(itertools.chain(archive._member('ova.xml', b''),
+                                        *(archive._member(*member) for member in members)))
+        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='Ref:1/00000001.xxhash follows'):
+            read(data + bytes(1024))
+
+    def test_archive_of_something_else_is_refused(self):
+        other = b''.join(archive._member('README', b'text')) + bytes(1024)
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            read(other)     # xapi tries gzip next
+        with self.refusal('IMPORT_ERROR_UNEXPECTED_FILE', 'ova.xml', 'README'):
+            read(gzip.compress(other))
+
+    def test_damaged_header_is_refused(self):
+        data = bytearray(written())
+        data[130] ^= 1
+        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='wrong checksum'):
+            read(bytes(data))
+
+    def test_expected_disks_must_be_there_in_full(self):
+        images = disks()
+        sizes = {directory: image.virtual_size for directory, image in images.items()}
+        data = written(images)
+        self.assert_same_disks(read(data, expected=lambda _: sizes).disks, images)
+        for change in ({'Ref:9': 7 * MIB}, {'Ref:99': MIB}):
+            with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+                read(data, expected=lambda _, change=change: dict(sizes, **change))
+        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='reaches beyond'):
+            read(data, expected=lambda _: dict(sizes, **{'Ref:9': 5 * MIB + 1}))
+
+    def test_importer_does_not_look_behind_the_last_disk(self):
+        data = written()[:-1024]
+        sizes = {directory: image.virtual_size for directory, image in disks().items()}
+        self.assert_same_disks(read(data, expected=lambda _: sizes).disks, disks())
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            read(data)
+
+    def test_error_page_of_the_real_failure_is_noticed(self):
+        note = 'HTTP 500 answer: SR_BACKEND_FAILURE_46: [ ; The VDI is not available;  ]'
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF', note=note):
+            read(sample('failed-no-disks.xva'), expected=ova.disk_sizes)
+
+    def test_error_page_within_a_disk_is_noticed(self):
+        page = sample('failed-no-disks.xva').partition(b'HTTP/1.0 500')
+        page = page[1] + page[2]
+        data = written()
+        for length in (2 * MIB + 77, data.index(b'Ref:9/')):
+            for long_page in (page, page + b' ' * 3000):
+                with self.assertRaises(ArchiveError) as caught:
+                    read(data[:length] + long_page)
+                self.assertIn('HTTP 500 answer: SR_BACKEND_FAILURE_46', str(caught.exception))
+
+
+class Compression(TestCase):
+
+    def blocks(self):
+        return [os.urandom(70000), bytes(700000), b'', b'x' * 131072, b'end']
+
+    def test_gzip_accepts_it(self):
+        blocks = self.blocks()
+        with file_of(archive.compressed(iter(blocks), 'gzip')) as path:
+            with open(path, 'rb') as file:
+                self.assertEqual(run('gzip', '-d', stdin=file), (0, b''.join(blocks)))
+
+    def test_zstd_accepts_what_the_program_made(self):
+        if not shutil.which('zstd'):
+            raise unittest.SkipTest('no program zstd')
+        self.assert_zstd_accepts(lambda blocks: archive.compressed(blocks, 'zstd'))
+
+    def test_zstd_accepts_the_frame_made_without_the_program(self):
+        self.assert_zstd_accepts(archive.zstd_frame)
+
+    def assert_zstd_accepts(self, compress):
+        for blocks in (self.blocks(), [], [b'x'], [bytes(131072)], [os.urandom(131073)]):
+            with file_of(compress(iter(blocks))) as path:
+                self.assertEqual(run('zstd', '-q', '-t', path), (0, b''))
+                code, content = run('zstd', '-q', '-d', '-c', path)
+            self.assertEqual((code, content), (0, b''.join(blocks)))
+
+    def test_frame_is_read_without_the_program(self):
+        blocks = self.blocks()
+        frame = b''.join(archive.zstd_frame(iter(blocks)))
+        self.assertLess(len(frame), 4 * 131072)     # of 900 kB
+        self.assertEqual(b''.join(archive.zstd_unframe([frame])), b''.join(blocks))
+        with self.assertRaises(EOFError):
+            b''.join(archive.zstd_unframe([frame[:-4]]))
+
+    def test_compressed_blocks_need_the_program(self):
+        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='zstd, which is not installed'):
+            b''.join(archive.zstd_unframe([sample('sample.xva.zst')]))
+
+    def test_compressed_archives_are_read_back(self):
+        for kind in ('none', 'gzip', 'zstd'):
+            data = b''.join(archive.compressed(iter([written()]), kind))
+            xva = read(data)
+            self.assertEqual(xva.compression, kind)
+            self.assert_same_disks(xva.disks, disks())
+
+    def test_unknown_compression_is_refused_at_once(self):
+        with self.assertRaises(KeyError):
+            archive.compressed(iter([]), 'lzma')
+
+    def test_what_came_before_a_failure_is_delivered_whole(self):
+        def failing():
+            yield b'before'
+            raise ConnectionError('storage')
+        for kind, expand in (('none', bytes), ('gzip', gzip.decompress), ('zstd', unzstd)):
+            delivered = []
+            with self.assertRaisesRegex(ConnectionError, 'storage'):
+                for block in archive.compressed(failing(), kind):
+                    delivered.append(block)
+            self.assertEqual(expand(b''.join(delivered)), b'before', kind)
+
+    def test_abandoned_stream_leaves_no_process(self):
+        script = ('import itertools, os\n'
+                  'from tests.simpool import archive\n'
+                  'stream = archive.compressed(itertools.repeat(os.urandom(1 << 20)), "zstd")\n'
+                  'next(stream)\n'
+                  'stream.close()\n'
+                  'try:\n'
+                  '    os.waitpid(-1, os.WNOHANG)\n'
+                  'except ChildProcessError:\n'
+                  '    print("none left")\n')
+        self.assertEqual(run(sys.executable, '-c', script, cwd=ROOT), (0, b'none left\n'))
+
+
+def unzstd(data):
+    return b''.join(archive._unzstd(iter([data])))
+
+
+class RawImages(TestCase):
+
+    def test_whole_disk_is_streamed_and_read_back(self):
+        image = disks()['Ref:101']
+        data = b''.join(archive.raw_stream(image))
+        self.assertEqual(hashlib.sha256(data).hexdigest(), image.sha256())
+        self.assertEqual(len(data), image.virtual_size)
+        self.assertEqual(archive.read_raw(io.BytesIO(data), image.virtual_size), image)
+
+    def test_a_long_and_a_short_image_are_refused(self):
+        for data in (bytes(2 * MIB) + b'x', bytes(5 * MIB), bytes(MIB + 513), bytes(MIB + 511)):
+            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
+                archive.read_raw(io.BytesIO(data), MIB + 512)
+
+
+class VhdImages(TestCase):
+
+    def read(self, data):
+        return archive.read_vhd(io.BytesIO(data))
+
+    def test_real_sample_is_read(self):
+        image = self.read(sample_vhd())
+        self.assertEqual(image.sha256(), sample_sums()['sample root'])
+
+    def test_real_sample_is_rewritten_byte_for_byte(self):
+        original = sample_vhd()
+        again = archive.vhd_stream(self.read(original), uuid=original[68:84], every_block=True)
+        self.assertEqual(b''.join(again), original)
+
+    def images(self):
+        yield from disks().values()
+        yield Image(512)
+        for size in (5 * (1 << 30), 127 * (1 << 30) + 512, 2040 << 30):
+            image = Image(size)
+            image.write(0, b'first')
+            image.write(size // 2 - 3, b'in two')
+            image.write(size - 4, b'last')
+            yield image
+
+    def test_what_was_written_is_read_back(self):
+        for image in self.images():
+            self.assertEqual(self.read(b''.join(archive.vhd_stream(image))), image)
+
+    def test_zero_blocks_are_left_out(self):
+        image = Image(64 * MIB)
+        image.write(33 * MIB, b'data')
+        sizes = [len(b''.join(archive.vhd_stream(image, every_block=every)))
+                 for every in (False, True)]
+        self.assertEqual(sizes[1] - sizes[0], 31 * (2 * MIB + 512))
+
+    def test_uuid_may_be_text_and_is_new_by_default(self):
+        uuid = '12345678-9abc-def0-1234-56789abcdef0'
+        footers = [next(archive.vhd_stream(Image(512), uuid=given)) for given in (uuid, None, None)]
+        self.assertEqual(footers[0][68:84].hex(), uuid.replace('-', ''))
+        self.assertEqual(len(set(footers)), 3)
+
+    def test_half_a_sector_is_refused(self):
+        with self.assertRaises(ValueError):
+            next(archive.vhd_stream(Image(700)))
+
+    def test_geometry_is_that_of_the_specification(self):
+        self.assertEqual(archive.vhd_geometry(8 * MIB), (240, 4, 17))       # as in the sample
+        self.assertEqual(archive.vhd_geometry(127 * 1024 * MIB), (65278, 16, 255))
+        self.assertEqual(archive.vhd_geometry(2040 << 30), (65535, 16, 255))
+
+    def qemu(self, path, *command):
+        """Run qemu-img on an image whose size is to be taken from its footer."""
+        options = 'driver=vpc,force_size_calc=current_size,file.filename=' + path
+        code, output = run('qemu-img', command[0], '--image-opts', options, *command[1:])
+        self.assertEqual(code, 0, output)
+        return output
+
+    def test_qemu_img_knows_it_and_its_exact_size(self):
+        for image in self.images():
+            with file_of(archive.vhd_stream(image)) as path:
+                code, output = run('qemu-img', 'info', '--output=json', path)
+                self.assertEqual((code, json.loads(output.decode())['format']), (0, 'vpc'))
+                info = json.loads(self.qemu(path, 'info', '--output=json').decode())
+            self.assertEqual(info['virtual-size'], image.virtual_size)
+
+    def test_qemu_img_finds_nothing_to_complain_of(self):
+        with file_of(archive.vhd_stream(disks()['Ref:9'])) as path:
+            code, output = run('qemu-img', 'check', '-f', 'vpc', path)
+        if code == 63:      # the exit status where a format has no checks
+            self.assertIn(b'does not support checks', output)
+        else:
+            self.assertEqual(code, 0, output)
+
+    def test_qemu_img_converts_it_to_the_same_bytes(self):
+        for image in (disks()['Ref:9'], Image.sample(9 * MIB + 512, 'vhd', 0.3)):
+            with file_of(archive.vhd_stream(image)) as path:
+                self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
+                with open(path + '.raw', 'rb') as raw:
+                    self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
+                    self.assertEqual(os.path.getsize(raw.name), image.virtual_size)
+
+    def test_image_made_by_qemu_img_is_read(self):
+        image = Image.sample(10 * MIB, 'qemu', 0.4)
+        with file_of(archive.raw_stream(image)) as path:
+            code, output = run('qemu-img', 'convert', '-f', 'raw', '-O', 'vpc',
+                               '-o', 'force_size=on', path, path + '.vhd')
+            self.assertEqual(code, 0, output)
+            with open(path + '.vhd', 'rb') as file:
+                self.assertEqual(archive.read_vhd(file).sha256(), image.sha256())
+
+    def test_sectors_outside_the_bitmap_are_zero(self):
+        data = bytearray(b''.join(archive.vhd_stream(Image.sample(2 * MIB, 'bits', 1))))
+        data[2560] = 0b10111111     # the first sector's bit is the highest
+        image = Image.sample(2 * MIB, 'bits', 1)
+        image.write(512, bytes(512))
+        self.assertEqual(self.read(bytes(data)), image)
+
+    def test_damage_is_refused(self):
+        whole = b''.join(archive.vhd_stream(disks()['Ref:9']))
+        for offset, note in ((60, 'no VHD footer'), (512 + 20, 'no dynamic disk header'),
+                             (len(whole) - 500, 'too early')):
+            data = bytearray(whole)
+            data[offset] ^= 1
+            with self.refusal('VDI_IO_ERROR', 'Device I/O errors', note=note):
+                self.read(bytes(data))
+
+    def test_truncated_and_foreign_images_are_refused(self):
+        whole = b''.join(archive.vhd_stream(disks()['Ref:9']))
+        for data in (b'', whole[:300], whole[:1000], whole[:100000], whole[:-512], whole[:-1],
+                     b''.join(archive.raw_stream(disks()['Ref:9']))):
+            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
+                self.read(data)
+
+    def test_differencing_image_is_refused(self):
+        footer = bytearray(next(archive.vhd_stream(Image(MIB))))
+        footer[63] = 4
+        footer = archive._summed(bytes(footer), 64)
+        with self.refusal('VDI_IO_ERROR', 'Device I/O errors', note='type 4'):
+            self.read(footer + bytes(4096))
+
+
+# -------------------------------------------------------------------------------------------------
+# ova.xml
+# -------------------------------------------------------------------------------------------------
+
+def revived(value):
+    """A value of xapi-records.json as it comes over XML-RPC."""
+    if isinstance(value, dict):
+        if list(value) == ['dateTime.iso8601']:
+            return xmlrpc.client.DateTime(value['dateTime.iso8601'])
+        return {key: revived(member) for key, member in value.items()}
+    return [revived(item) for item in value] if isinstance(value, list) else value
+
+
+def ova_xml(name):
+    data = sample_xva() if name == 'sample.xva' else sample(name)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return tar.extractfile('ova.xml').read()
+
+
+VM = 'OpaqueRef:478c7762-52b8-e7aa-af3a-0c8621c5d580'           # 'sample vm'
+SNAPSHOT = 'OpaqueRef:42018dcc-95cf-1455-bb02-aaa7525a324c'     # its snapshot, RESTORE_sample vm
+RUNNING = 'OpaqueRef:3e3dbd52-4c2a-5e4a-1ab8-e80b56e35616'      # 'mail server'
+HOST = 'OpaqueRef:009da11e-599a-326f-bc7c-93fd346c9038'
+
+
+def real_tables():
+    """The real daemon's records; the two VMs' metrics, missing there, are from its archives."""
+    tables = revived(json.loads(sample('xapi-records.json').decode())['records'])
+    for ref, name in ((VM, 'metadata.xva'), (SNAPSHOT, 'sample.xva')):
+        metrics = ova.parse(ova_xml(name)).of('VM_metrics')[0].record
+        tables['VM_metrics'][tables['VM'][ref]['metrics']] = metrics
+    return tables
+
+
+def built(vm, tables=None, first=7, **options):
+    """(Ova, {VDI ref: id}) of an export from the real daemon's records."""
+    tables = tables or real_tables()
+    version = ova.version_info(tables['host'][HOST], '25.6')
+    text, streamed = ova.build(tables, vm, itertools.count(first).__next__, version, **options)
+    return ova.parse(text), streamed
+
+
+def plain(value):
+    """Comparable, dates as well."""
+    return json.loads(json.dumps(value, default=str))
+
+
+class BuildingOva(TestCase):
+
+    def test_spelling_is_that_of_all_real_archives(self):
+        for name in ('sample.xva', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva'):
+            original = ova_xml(name)
+            parsed = ova.parse(original)
+            objects = [{'class': cls, 'id': identity, 'snapshot': record}
+                       for cls, identity, record in parsed.objects]
+            again = ova.to_xml({'version': parsed.version, 'objects': objects})
+            self.assertEqual(again.encode(), original)
+
+    def test_fields_and_classes_are_in_the_order_of_the_real_archive(self):
+        parsed = ova.parse(ova_xml('sample.xva'))
+        classes = list(dict.fromkeys(thing.cls for thing in parsed.objects))
+        self.assertEqual(classes, [cls for cls in ova.FIELDS if cls in classes])
+        for thing in parsed.objects:
+            self.assertEqual(list(thing.record), ova.FIELDS[thing.cls])
+
+    def test_fields_are_those_of_the_real_records(self):
+        for cls, records in real_tables().items():
+            for record in records.values() if cls in ova.FIELDS else ():
+                self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
+
+    def test_metadata_of_the_real_records_is_the_real_metadata(self):
+        real = ova.parse(ova_xml('metadata.xva'))
+        first = min(int(thing.id[4:]) for thing in real.objects)
+        mine, _ = built(VM, first=first, preserve_power_state=True)
+        self.assertEqual(mine.version, real.version)
+        self.assertEqual([thing[:2] for thing in mine.objects],
+                         [thing[:2] for thing in real.objects])
+        # the records were read later, when another snapshot had been taken and disks had gone
+        changed = {'VDI': {'snapshots'}, 'SR': {'VDIs'}}
+        for ours, theirs in zip(mine.objects, real.objects):
+            self.assertEqual(list(ours.record), list(theirs.record))
+            differing = {field for field in theirs.record
+                         if plain(ours.record[field]) != plain(theirs.record[field])}
+            self.assertEqual(differing, changed.get(theirs.cls, set()), theirs.cls)
+
+    def test_export_of_a_snapshot_differs_from_a_real_one_only_in_what_is_its_own(self):
+        real = ova.parse(ova_xml('sample.xva'))
+        first = min(int(thing.id[4:]) for thing in real.objects)
+        mine, streamed = built(SNAPSHOT, first=first)
+        self.assertEqual(len(mine.objects), len(real.objects))
+        own = {'VM': {'is_a_template', 'snapshot_metadata', 'generation_id', 'VIFs'}}
+        elsewhere = {'uuid', 'location', 'snapshot_time', 'VBDs', 'VDIs'}
+        for ours in mine.objects:
+            theirs = self.counterpart(ours, real)
+            differing = {field for field in set(theirs) - elsewhere if
+                         self.without_refs(ours.record[field]) != self.without_refs(theirs[field])}
+            self.assertLessEqual(differing, own.get(ours.cls, set()), ours.cls)
+        sizes = sorted(mine.disks.values())
+        self.assertEqual(sizes, sorted(real.disks.values()))
+        self.assertEqual(set(streamed.values()), set(mine.disks))
+
+    def without_refs(self, value):
+        """Comparable between archives, where numbers differ."""
+        return re.sub('Ref:[0-9]+', 'Ref:n', json.dumps(plain(value), sort_keys=True))
+
+    def counterpart(self, thing, real):
+        """The record of the same device, disk, ... in the other archive."""
+        for key in ('userdevice', 'MAC', 'name_label'):
+            if key in thing.record:
+                return next(other.record for other in real.of(thing.cls)
+                            if other.record[key] == thing.record[key])
+        return real.of(thing.cls)[0].record
+
+    def test_exported_snapshot_is_no_snapshot_but_stays_a_template(self):
+        tables = real_tables()
+        before = copy.deepcopy(plain(tables))
+        for template in (True, False):
+            tables['VM'][SNAPSHOT]['is_a_template'] = template
+            vm = built(SNAPSHOT, tables)[0].of('VM')[0].record
+            self.assertEqual((vm['is_a_template'], vm['is_a_snapshot'], vm['snapshot_of'],
+                              vm['snapshots'], vm['parent'], vm['snapshot_time'].value),
+                             (template, False, ova.NULL, [], ova.NULL, ova.NEVER))
+        tables['VM'][SNAPSHOT]['is_a_template'] = True
+        self.assertEqual(plain(tables), before)     # building changes nothing
+
+    def test_every_reference_resolves_or_is_null(self):
+        tables = real_tables()
+        for vm in (VM, SNAPSHOT, RUNNING):
+            exported, _ = built(vm, tables, preserve_power_state=True)
+            ids = {thing.id for thing in exported.objects}
+            for thing in exported.objects:
+                for field in ova._REFERENCES.get(thing.cls, []):
+                    value = thing.record[field]
+                    for ref in value if isinstance(value, list) else [value]:
+                        # a number that no object has stands for the null reference
+                        self.assertTrue(ref in ids or ref == ova.NULL
+                                        or self.was_null(tables, thing, field), (thing.cls, field))
+
+    def was_null(self, tables, thing, field):
+        originals = [record for record in tables[thing.cls].values()
+                     if record['uuid'] == thing.record['uuid']]
+        return originals[0][field] == ova.NULL
+
+    def test_running_vm_keeps_its_state_in_metadata_alone(self):
+        kept, _ = built(RUNNING, preserve_power_state=True)
+        lost, _ = built(RUNNING)
+        for exported, power_state, attached in ((kept, 'Running', True), (lost, 'Halted', False)):
+            vm = exported.of('VM')[0].record
+            self.assertEqual(vm['power_state'], power_state)
+            self.assertEqual(vm['resident_on'], exported.of('host')[0].id)
+            self.assertEqual(vm['guest_metrics'], exported.of('VM_guest_metrics')[0].id)
+            self.assertEqual({vbd.record['currently_attached'] for vbd in exported.of('VBD')},
+                             {attached})
+
+    def test_snapshots_go_with_the_metadata_when_asked(self):
+        exported, _ = built(VM, preserve_power_state=True, include_snapshots=True)
+        by_name = {thing.record['name_label']: thing for thing in exported.of('VM')}
+        snapshot = by_name['RESTORE_sample vm'].record
+        self.assertTrue(snapshot['is_a_snapshot'])
+        self.assertEqual(snapshot['snapshot_of'], by_name['sample vm'].id)
+        self.assertEqual(by_name['sample vm'].record['parent'], by_name['RESTORE_sample vm'].id)
+        self.assertEqual(len(exported.of('VDI')), 6)
+        self.assertEqual(len(built(VM, preserve_power_state=True)[0].of('VM')), 1)
+
+    def test_parent_goes_with_the_metadata_and_its_snapshots(self):
+        tables = real_tables()
+        tables['VM'][VM]['parent'] = RUNNING
+        exported, _ = built(VM, tables, preserve_power_state=True, include_snapshots=True)
+        self.assertEqual({thing.record['name_label'] for thing in exported.of('VM')},
+                         {'sample vm', 'RESTORE_sample vm', 'mail server'})
+        self.assertEqual(exported.record('Ref:7')['parent'],
+                         next(vm.id for vm in exported.of('VM')
+                              if vm.record['name_label'] == 'mail server'))
+
+    def test_cd_and_iso_are_not_streamed_and_a_suspend_image_is(self):
+        tables = real_tables()
+        vbds = [tables['VBD'][ref] for ref in tables['VM'][VM]['VBDs']]
+        drive = next(vbd for vbd in vbds if vbd['type'] == 'CD')
+        iso_sr, iso, memory = 'OpaqueRef:iso-sr', 'OpaqueRef:iso', 'OpaqueRef:memory'
+        sr = next(iter(tables['SR'].values()))
+        vdi = next(iter(tables['VDI'].values()))
+        tables['SR'][iso_sr] = dict(sr, content_type='iso', VDIs=[iso])
+        tables['VDI'][iso] = dict(vdi, SR=iso_sr, VBDs=[])
+        tables['VDI'][memory] = dict(vdi, type='suspend', VBDs=[])
+        drive.update(VDI=iso, empty=False)
+        tables['VM'][VM].update(power_state='Suspended', suspend_VDI=memory)
+        exported, streamed = built(VM, tables)
+        self.assertEqual(len(streamed), 3)
+        self.assertEqual(set(exported.disks), set(streamed.values()))
+        exported, streamed = built(VM, tables, preserve_power_state=True)
+        self.assertEqual(streamed[memory], exported.of('VM')[0].record['suspend_VDI'])
+        self.assertEqual(set(exported.disks), set(streamed.values()))
+        drive.update(type='Disk')
+        self.assertNotIn(iso, built(VM, tables)[1])
+        drive.update(type='CD')
+        tables['SR'][iso_sr].update(content_type='user')
+        self.assertNotIn(iso, built(VM, tables)[1])
+
+    def test_numbers_run_on_from_one_export_to_the_next(self):
+        tables, numbers = real_tables(), itertools.count(100)
+        version = ova.version_info(tables['host'][HOST], '25.6')
+        first, second = (ova.parse(ova.build(tables, VM, numbers.__next__, version)[0])
+                         for _ in range(2))
+        self.assertEqual(first.of('VM')[0].id, 'Ref:100')
+        highest = max(int(thing.id[4:]) for thing in first.objects)
+        self.assertGreater(int(second.of('VM')[0].id[4:]), highest)
+
+    def test_text_is_escaped_and_control_characters_are_dropped(self):
+        self.assertEqual(ova.to_xml('a<b>&"c"\'é\x01\x1f\t\n'),
+                         '<value>a&lt;b&gt;&amp;&quot;c&quot;\'é\t\n</value>')
+        self.assertEqual(ova.to_xml({'<': [True, 0.5, -1.0, 1.0]}),
+                         '<value><struct><member><name>&lt;</name><value><array><data>'
+                         '<value><boolean>1</boolean></value><value><double>0.5</double></value>'
+                         '<value><double>-1</double></value><value><double>1</double></value>'
+                         '</data></array></value></member></struct></value>')
+
+    def test_strange_names_survive(self):
+        tables = real_tables()
+        for name in ('a,b', 'x$(id)', 'it\'s "x"', ' lead', '名前', 'two\nlines', '<value>&amp;'):
+            tables['VM'][VM]['name_label'] = name
+            self.assertEqual(built(VM, tables)[0].of('VM')[0].record['name_label'], name)
+
+
+class ParsingOva(TestCase):
+
+    def changed(self, change):
+        parsed = ova.parse(ova_xml('sample.xva'))
+        objects = [{'class': cls, 'id': identity, 'snapshot': record}
+                   for cls, identity, record in parsed.objects]
+        change(objects)
+        return ova.to_xml({'version': parsed.version, 'objects': objects}).encode()
+
+    def test_disks_of_the_real_sample(self):
+        self.assertEqual(ova.disk_sizes(ova_xml('sample.xva')),
+                         {'Ref:198': 2 * MIB, 'Ref:196': 3 * MIB, 'Ref:193': 8 * MIB})
+        self.assertEqual(ova.disk_sizes(ova_xml('no-disks.xva')), {})
+
+    def test_any_missing_field_is_refused(self):
+        for index, thing in enumerate(ova.parse(ova_xml('sample.xva')).objects):
+            field = list(thing.record)[len(thing.record) // 2]
+            text = self.changed(lambda objects, index=index, field=field:
+                                objects[index]['snapshot'].pop(field))
+            with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Failure("Field %s not present in'
+                              ' rpc") ]' % field):
+                ova.parse(text)
+
+    def test_missing_objects_are_refused(self):
+        for cls, number in (('network', 'Ref:190'), ('SR', 'Ref:194'), ('VM', 'Ref:188')):
+            def without(objects, cls=cls):
+                objects[:] = [thing for thing in objects if thing['class'] != cls]
+            with self.refusal('IMPORT_ERROR_FAILED_TO_FIND_OBJECT', number):
+                ova.parse(self.changed(without))
+
+    def test_broken_xml_is_refused(self):
+        for text in (b'', b'<value><struct>', b'hello'):
+            with self.refusal('IMPORT_ERROR', ANY_TEXT):
+                ova.parse(text)
+
+    def test_newer_exports_are_incompatible(self):
+        version = {'xapi_major': '25', 'xapi_minor': '6'}
+        for xapi, verdict in (('25.6', True), ('26.1', True), ('25.5', False), ('24.40', False)):
+            self.assertEqual(ova.compatible(version, xapi), verdict, xapi)
+        old = {'xapi_major': '0', 'xapi_minor': '2'}
+        self.assertEqual([ova.compatible(old, '1.249'), ova.compatible(old, '26.1')], [False, True])
+
+
+class SimulatedPool(TestCase):
+    POOL = {'vms': [{'name': 'web', 'cd': None, 'disks': [
+        {'size': '8 MiB', 'fill': 0.3}, '3 MiB', {'size': str(5 * MIB + 512), 'fill': 1}]}]}
+
+    def pool(self, **more):
+        pool = pools.load(dict(self.POOL, **more))
+        vm, = (ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'web')
+        return pool, vm
+
+    def contents(self, pool, vm):
+        """SHA-256 of a VM's disks by their devices."""
+        vbds = [pool.tables['VBD'][ref] for ref in pool.tables['VM'][vm]['VBDs']]
+        return {vbd['userdevice']: pool.content[vbd['VDI']].sha256()
+                for vbd in vbds if vbd['type'] == 'Disk'}
+
+    def test_its_records_have_every_field(self):
+        for cls, records in self.pool()[0].tables.items():
+            for record in records.values() if cls in ova.FIELDS else ():
+                self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
+
+    def test_exported_snapshot_is_imported_with_the_same_bytes(self):
+        for version, kind in (('26.1', 'none'), ('26.1', 'gzip'), ('26.1', 'zstd'),
+                              ('1.160', 'none')):
+            pool, vm = self.pool(xapi_version=version)
+            snapshot = pool.call('VM.snapshot', vm, 'RESTORE_web')
+            with pool.export_vm(snapshot, compress=kind) as stream:
+                data = b''.join(stream)
+            xva = read(data, expected=ova.disk_sizes)
+            self.assertEqual(xva.compression, kind)
+            self.assertEqual(xva.members[2].split('.')[1],
+                             'checksum' if version == '1.160' else 'xxhash')
+            restored, = pool.import_vm(io.BytesIO(data))
+            self.assertEqual(self.contents(pool, restored), self.contents(pool, vm))
+            self.assertEqual(len(self.contents(pool, vm)), 3)
+
+    def test_real_sample_is_imported(self):
+        pool, _ = self.pool()
+        vm, = pool.import_vm(io.BytesIO(sample('sample.xva.gz')))
+        sums = sample_sums()
+        self.assertEqual(self.contents(pool, vm), {
+            '0': sums['sample root'], '1': sums['sample data'], '2': sums['sample empty']})
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,125 @@
+"""Watches a run's file operations: `watch` is called in its process before it begins.
+
+at, when    signal ourselves `before` or `after` operation number `at` (from 1) ...
+signals     ... with each of these
+trace       append each operation to that file as a JSON line: what was new, gone, or forced to the
+            disk by it below `root`, words that tell whether anything is different `before` and
+            `after` it, and whether other processes were talked to since the last one
+
+Nothing of the program is replaced: the interpreter tells a profiling function of every call of a C
+function. It does not tell the arguments, so that a trace finds out what has changed by looking.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+
+OPERATIONS = {function.__name__: function for function in (
+    os.rename, os.replace, os.unlink, os.remove, os.rmdir, os.mkdir, os.link, os.symlink,
+    os.chmod, os.fsync, os.fdatasync, os.truncate, os.open, io.open, fcntl.flock, fcntl.lockf)}
+OPERATIONS['open'] = None       # there are two of that name
+OPENS = (os.open, io.open)
+TALKS = ('fork_exec', 'sendall', 'send')        # other processes may have done something since
+BY = {'VmBackup.py', 'shutil.py', 'os.py', 'tempfile.py'}      # as callers: ours, or for us
+
+
+class Watcher:
+    """The profiling function: counts operations, strikes at one, writes the trace."""
+
+    def __init__(self, at=0, when='before', signals=(), trace=None, root=None):
+        self.at = at
+        self.when = when
+        self.signals = signals
+        self.trace = trace
+        self.root = root
+        self.number = 0
+        self.counting = threading.Lock()
+        self.here = threading.local()       # open: numbers of this thread's operations
+        self.seen = None
+        self.talked = False
+
+    def __call__(self, frame, event, function):
+        if event not in ('c_call', 'c_return', 'c_exception'):
+            return
+        if not is_operation(function):
+            self.talked = self.talked or getattr(function, '__name__', None) in TALKS
+            return
+        if os.path.basename(frame.f_code.co_filename) not in BY:
+            return
+        if event == 'c_call':
+            with self.counting:
+                self.number += 1
+                number = self.number
+            self.here.open = getattr(self.here, 'open', []) + [number]
+            if self.trace:
+                self.seen = look(self.root)
+                self.synced = opened(self.root) if function is os.fsync else []
+        else:
+            number = self.here.open.pop()
+            if self.trace:
+                self.note(number, frame, function.__name__, event == 'c_return')
+        if number == self.at and (event == 'c_call') == (self.when == 'before'):
+            self.at = 0
+            for signum in self.signals:
+                os.kill(os.getpid(), signum)
+
+    def note(self, number, frame, name, success):
+        """Write down what an operation has changed."""
+        now = look(self.root)
+        line = json.dumps({
+            'number': number, 'name': name, 'by': frame.f_code.co_name, 'success': success,
+            'gone': sorted(path for path in self.seen if path not in now),
+            'new': sorted(path for path in now if path not in self.seen),
+            'synced': self.synced, 'talked': self.talked,
+            'before': digest(self.seen), 'after': digest(now)}) + '\n'
+        self.talked = False
+        handle = os.open(self.trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(handle, line.encode('utf-8'))
+        os.close(handle)
+
+
+def is_operation(function):
+    """Whether a C function is one that we count."""
+    name = getattr(function, '__name__', None)
+    if name == 'open':
+        return any(function is each for each in OPENS)
+    return name in OPERATIONS and OPERATIONS[name] is function
+
+
+def look(root):
+    """{path: what tells of a change} of all below root."""
+    found = {}
+    for directory, names, files in os.walk(root):
+        for name in names + files:
+            path = os.path.join(directory, name)
+            state = os.lstat(path)
+            found[os.path.relpath(path, root)] = (state.st_ino, state.st_size, state.st_mtime_ns)
+    return found
+
+
+def digest(found):
+    """A word for what `look` has found."""
+    return hashlib.sha1(repr(sorted(found.items())).encode('utf-8')).hexdigest()
+
+
+def opened(root):
+    """The files and directories below root that we have open."""
+    found = []
+    for number in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(FileNotFoundError):    # the one that listed them
+            path = os.readlink('/proc/self/fd/' + number)
+            if path.startswith(root + os.sep):
+                found.append(os.path.relpath(path, root))
+    return sorted(found)
+
+
+def watch(**spec):
+    """Watch all that this process does from now on."""
+    watcher = Watcher(**spec)
+    threading.setprofile(watcher)
+    sys.setprofile(watcher)

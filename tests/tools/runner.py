@@ -1,0 +1,427 @@
+"""Runs the tests: all are imported once, then units of them run side by side, each in a forked
+process with a session, an empty TMPDIR and a mark in its environment of its own.
+
+A unit (some classes, of about thirty tests) fails when a test of it fails, and also when it
+crashes, takes longer than the limit, or leaves a process or a file behind.
+"""
+
+import argparse
+import collections
+import contextlib
+import faulthandler
+import json
+import locale
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import time
+import traceback
+import unittest
+import warnings
+from typing import NamedTuple
+
+from tests import ROOT
+from tests.tools import figures, forked
+from tests.tools.processes import end_all, living
+
+MARK = 'VMBACKUP_TESTS_UNIT'
+TESTS_PER_UNIT = 30
+LIMIT = 300                 # seconds for one unit
+GRACE = 2                   # seconds in which a unit's last processes may still end
+OUTPUT = 20000              # characters of a failed unit's output that are shown, the last ones
+SHOWN = 200                 # characters of a failure's line in the list at the end
+SHORT = 50                  # bytes of a directory's path that leave room for sockets in it
+PASSED, FAILED, SKIPPED = OUTCOMES = ('passed', 'failed', 'skipped')
+NOT_OURS = '/snapshots/NAUbackup/status.log'    # where a config names none
+
+
+class Interrupted(Exception):
+    """A signal asks us to stop."""
+
+
+class Result(NamedTuple):
+    """How one test, or a fixture, or a unit as a whole ended."""
+    name: str
+    outcome: str
+    text: str = ''
+    seconds: float = 0.0
+
+
+class Recorder(unittest.TestResult):
+    """Writes each test's one outcome: failed if any part of it failed (subtests, cleanups) or if
+    it passed where failure was expected; else skipped if any part of it was."""
+
+    def __init__(self, report):
+        super().__init__()
+        self._report = report
+        self._test = None
+
+    def write(self, *fields):
+        """Add a line to the report."""
+        self._report.write(json.dumps(fields) + '\n')
+        self._report.flush()
+
+    def startTest(self, test):
+        super().startTest(test)
+        self._test, self._parts, self._began = test, [], time.perf_counter()
+        self.write('start', test.id())
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        outcomes = [outcome for outcome, _ in self._parts]
+        self.write('end', test.id(), FAILED if FAILED in outcomes else (outcomes or [PASSED])[0],
+                   '\n'.join(text for outcome, text in self._parts
+                             if outcome == FAILED or FAILED not in outcomes),
+                   time.perf_counter() - self._began)
+        self._test = None
+
+    def _part(self, test, outcome, text):
+        if self._test is None:              # setUpClass, setUpModule
+            self.write('end', test.id(), outcome, text, 0)
+        else:
+            self._parts.append((outcome, text))
+
+    def addError(self, test, err):
+        self._part(test, FAILED, self._exc_info_to_string(err, test))
+
+    addFailure = addError
+
+    def addSubTest(self, test, subtest, err):
+        if err is not None:
+            self._part(test, FAILED, '%s\n%s' % (subtest, self._exc_info_to_string(err, test)))
+
+    def addSkip(self, test, reason):
+        self._part(test, SKIPPED, reason)
+
+    def addExpectedFailure(self, test, err):
+        self._part(test, PASSED, '')
+
+    def addUnexpectedSuccess(self, test):
+        self._part(test, FAILED, 'unexpected success: it is marked as an expected failure')
+
+
+def cases(suite):
+    """Every single test in a suite, in order."""
+    for test in suite:
+        yield from cases(test) if isinstance(test, unittest.BaseTestSuite) else [test]
+
+
+def find_units(options):
+    """Lists of chosen tests, the classes of each together: those that are to run in one process."""
+    units, last = [], None
+    for place in options.places:
+        suite = unittest.TestLoader().discover(place, top_level_dir=options.top)
+        for test in cases(suite):
+            if options.patterns and not any(part in test.id() for part in options.patterns):
+                continue
+            if type(test) is not last and (not units or len(units[-1]) >= options.size or
+                                           type(test).__module__ != last.__module__):
+                units.append([])
+            last = type(test)
+            units[-1].append(test)
+    return units
+
+
+def remove_tree(path):
+    """Remove a directory, also where a test has taken the permission to do so away."""
+    for directory, names, _ in os.walk(path):
+        for name in (os.path.join(directory, name) for name in names):
+            if not os.path.islink(name):
+                os.chmod(name, stat.S_IRWXU)
+    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def fresh_directory():
+    """A new directory below TMPDIR, removed afterwards; by a link in /tmp where its path is long
+    (a socket's whole path has 107 bytes at most) or has odd letters (some tests write shell)."""
+    path = name = tempfile.mkdtemp(prefix='vbt')
+    try:
+        if len(path) > SHORT or not re.match('[A-Za-z0-9/._-]+$', path):
+            name = os.path.join('/tmp', os.path.basename(path))
+            os.symlink(path, name)
+        yield name
+    finally:
+        if name != path:
+            os.unlink(name)
+        remove_tree(path)
+
+
+def state_of(path):
+    """Words that change when a file does."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+class Worker:
+    """A unit at work: started by its making; `done` polls it, then `results` tells."""
+
+    def __init__(self, tests, number, base, options):
+        self.tests = tests
+        self.name = '%s/%d' % (type(tests[0]).__module__.rpartition('tests.')[2], number)
+        self.limit = options.limit
+        self.token = '%s-%d' % (os.path.basename(base), number)
+        self.tmp = os.path.join(base, str(number))
+        self.report, self.output = self.tmp + '.report', self.tmp + '.output'
+        os.mkdir(self.tmp)
+        self.began = time.monotonic()
+        self.overdue, self.status = False, None
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self.work(os.path.join(base, 'figures'))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+
+    def work(self, counts):
+        """In the process of its own: run the tests."""
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGHUP):     # also where nohup has us ignore them
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with open(os.devnull) as null, open(self.output, 'wb') as output:
+            for number, stream in enumerate((null, output, output)):
+                os.dup2(stream.fileno(), number)
+        os.environ.update({'TMPDIR': self.tmp, 'TMP': self.tmp, 'TEMP': self.tmp,
+                           figures.FILE: counts, MARK: '%s:%s' % (
+                               os.environ.get(MARK, ''), self.token)})
+        tempfile.tempdir = None
+        random.seed()
+        os.chdir(ROOT)
+        forked.begin()
+        faulthandler.enable()
+        faulthandler.dump_traceback_later(self.limit)
+        with open(self.report, 'w', encoding='utf-8') as report, warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter('default')
+            recorder = Recorder(report)
+            unittest.TestSuite(self.tests).run(recorder)
+            recorder.write('finished')
+        forked.end()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    def done(self):
+        """Whether it has ended; ends it where it is over its limit."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        # Half a second for the stacks that the unit writes when its limit is reached.
+        self.overdue = not pid and time.monotonic() - self.began > self.limit + 0.5
+        if self.overdue:
+            self.kill()
+        elif pid:
+            self.status = status
+        return self.overdue or bool(pid)
+
+    def kill(self):
+        """End it at once, and all that it has started."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)         # all that we can do without /proc
+            self.status = os.waitpid(self.pid, 0)[1]
+        end_all(MARK, self.token, self.pid)
+
+    def results(self):
+        """Results of its tests, and of the unit itself where that did not end properly."""
+        found, running, finished = self.read_report()
+        left = {} if self.overdue else self.left_processes()
+        self.kill()
+        files = sorted(os.listdir(self.tmp))
+        if self.overdue or self.status or not finished:
+            how = 'still running after %g s: ended' % self.limit if self.overdue else (
+                'exit status %d' % (self.status >> 8) if self.status & 127 == 0 else
+                'signal %d' % (self.status & 127))
+            found.append(self.failed('unit', 'the process of %s ended with %s' % (self.name, how),
+                                     running))
+        elif files:
+            found.append(self.failed(
+                'files', 'left behind in TMPDIR: %s' % ', '.join(map(ascii, files))))
+        if left:
+            found.append(self.failed('processes', '\n'.join(
+                'left running: %d %s' % item for item in sorted(left.items()))))
+        return found
+
+    def failed(self, what, text, test=None):
+        """A failure of the unit itself, or of the test that is to blame for it."""
+        return Result(test or '%s (%s)' % (self.name, what), FAILED, text)
+
+    def read_report(self):
+        """(results so far, id of the test that had no end, whether all was run)."""
+        found, running, finished = [], None, False
+        with contextlib.suppress(FileNotFoundError), open(self.report, encoding='utf-8') as report:
+            for line in report:
+                if line.endswith('\n'):             # else it was killed while it wrote that
+                    word, *fields = json.loads(line)
+                    finished = finished or word == 'finished'
+                    running = fields[0] if word == 'start' else None
+                    if word == 'end':
+                        found.append(Result(*fields))
+        return found, running, finished
+
+    def left_processes(self):
+        """{pid: command} of what outlives the unit, its last children's end awaited."""
+        deadline = time.monotonic() + GRACE
+        left = living(MARK, self.token, self.pid)
+        while left and time.monotonic() < deadline:
+            time.sleep(0.02)
+            left = living(MARK, self.token, self.pid)
+        return left
+
+    def last_words(self):
+        """The end of what it wrote to stdout and stderr."""
+        with open(self.output, 'rb') as output:
+            text = output.read().decode('utf-8', 'replace')
+        return text if len(text) <= OUTPUT else '[...]\n' + text[-OUTPUT:]
+
+
+def tally(results):
+    """'N passed, N failed, N skipped'"""
+    count = collections.Counter(result.outcome for result in results)
+    return ', '.join('%d %s' % (count[outcome], outcome) for outcome in OUTCOMES)
+
+
+def run(options):
+    """(results of all units, {kind of fault: (injected, checked)}), as many at a time as options
+    say. Shows each unit as it ends."""
+    waiting = collections.deque(find_units(options))
+    number, total, running, results = 0, len(waiting), [], []
+    untouched = state_of(NOT_OURS)
+    with fresh_directory() as base:
+        try:
+            while waiting or running:
+                while waiting and len(running) < options.jobs:
+                    number += 1
+                    running.append(Worker(waiting.popleft(), number, base, options))
+                for worker in [worker for worker in running if worker.done()]:
+                    found = worker.results()
+                    running.remove(worker)
+                    show_unit(worker, found, options)
+                    results += found
+                    if sys.stdout.isatty():
+                        print('%d of %d\r' % (number - len(running), total), end='', flush=True)
+                time.sleep(0.01)
+            if state_of(NOT_OURS) != untouched:
+                results.append(Result('the runner', FAILED, '%s was written' % NOT_OURS))
+        finally:
+            for worker in running:
+                worker.kill()
+        return results, figures.read(os.path.join(base, 'figures'))
+
+
+def show_unit(worker, found, options):
+    """A line for a unit, one for each test where asked for, and what it wrote if it failed."""
+    failed = any(result.outcome == FAILED for result in found)
+    write_line('%-6s  %-36s  %6.1f s  %s' % ('FAILED' if failed else 'ok', worker.name,
+                                             time.monotonic() - worker.began, tally(found)))
+    for result in found if options.verbose else ():
+        write_line('        %-7s  %6.2f s  %s' % (result.outcome, result.seconds, result.name))
+    words = worker.last_words() if failed or options.verbose else ''
+    if words:
+        write_line('--- output of %s\n%s\n---' % (worker.name, words.rstrip('\n')))
+
+
+def summarize(results, counted):
+    """Print failures in full, skipped tests by reason, the slowest tests, and what was counted."""
+    failures = [result for result in results if result.outcome == FAILED]
+    for result in failures:
+        write_line('\n%s\nFAILED %s\n\n%s' % ('=' * 70, result.name, result.text.rstrip('\n')))
+    reasons = collections.OrderedDict()
+    for result in results:
+        if result.outcome == SKIPPED:
+            reasons.setdefault(result.text, []).append(result.name)
+    for reason, names in reasons.items():
+        write_line('\nskipped %d: %s\n    %s' % (len(names), reason, '\n    '.join(names)))
+    write_line('\nslowest' if results else '\nno test was selected')
+    for result in sorted(results, key=lambda result: -result.seconds)[:5]:
+        write_line('    %6.2f s  %s' % (result.seconds, result.name))
+    runs = [(kind, counted.pop(kind)[0]) for kind in (figures.FORKED, figures.STARTED)
+            if kind in counted]
+    for line in figures.table(counted) + ['%d %s' % (number, kind) for kind, number in runs]:
+        write_line('    ' + line)
+    write_line('\nwhat failed' if failures else '')
+    for result in failures:
+        write_line('    failed: %s: %s' % (result.name, in_short(result.text)))
+
+
+def in_short(text):
+    """The line of a failure's text that says most: its last exception, else its last line."""
+    lines = [line for line in text.splitlines() if line.strip()] or ['']
+    errors = [line for line in lines if re.match(r'[\w.]+(Error|Exception|Expired)\b', line)]
+    return (errors or lines)[-1][:SHOWN]
+
+
+def parse(argv, prog, **defaults):
+    """The options, as argparse gives them; exits with 2 where they are wrong. `defaults` of
+    options, and of three that the command line does not have: `places`, the folders whose tests
+    are run, `top`, from where they are imported, and `size`, the number of tests in a unit."""
+    def positive(text):
+        value = float(text)
+        if value <= 0:
+            raise ValueError(text)
+        return value
+    parser = argparse.ArgumentParser(prog=prog, description='Runs the tests.')
+    parser.add_argument('-k', dest='patterns', metavar='NAME', action='append', default=[],
+                        help='only tests whose id contains NAME (several: any of them)')
+    parser.add_argument('-v', dest='verbose', action='store_true',
+                        help='a line for every test, and what units write')
+    parser.add_argument('-j', dest='jobs', metavar='N', type=positive, default=os.cpu_count() or 1,
+                        help='so many processes at a time (default: one per CPU)')
+    parser.add_argument('--limit', metavar='SECONDS', type=positive, default=LIMIT,
+                        help='time for one unit of tests (default: %(default)s)')
+    parser.set_defaults(**dict({'top': ROOT, 'size': TESTS_PER_UNIT}, **defaults))
+    return parser.parse_args(argv)
+
+
+def write_line(text):
+    """Print text and a newline, whatever the locale can show."""
+    encoding = sys.stdout.encoding or 'ascii'
+    print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+
+
+def in_a_locale_for_tests():
+    """Start again in a UTF-8 locale where a Python of 3.6 takes one of ASCII at its word: tests
+    name all kinds of files."""
+    if sys.getfilesystemencoding() == 'utf-8' or 'VMBACKUP_TESTS_LOCALE' in os.environ:
+        return
+    for name in ('C.UTF-8', 'en_US.UTF-8'):
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, name)
+            os.environ.update(LC_ALL=name, VMBACKUP_TESTS_LOCALE=name)
+            os.execv(sys.executable, [sys.executable, '-m', 'tests'] + sys.argv[1:])
+
+
+def main(argv, prog='python3 -m tests', afterwards=None, **defaults):
+    """Exit status of a whole run: 0 when nothing failed and something ran. Signals end it, and all
+    that it has started. `afterwards` is called before the closing line is printed."""
+    options = parse(argv, prog, **defaults)
+    in_a_locale_for_tests()
+    forked.deferred = True
+
+    def stop(number, _):
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)    # the first one is enough: let us clean up
+        raise Interrupted(number)
+    before = {number: signal.signal(number, stop)
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        results, counted = run(options)
+    except Interrupted as interrupted:
+        write_line('interrupted')
+        return 128 + interrupted.args[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    summarize(results, counted)
+    if afterwards:
+        afterwards()
+    write_line('\n' + tally(results))
+    return int(not results or any(result.outcome == FAILED for result in results))

@@ -1,0 +1,229 @@
+"""What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import unittest
+from typing import List, NamedTuple
+
+import VmBackup
+from tests import ROOT, SCRIPT
+from tests.simpool import SimPool
+from tests.tools import forked
+
+if not forked.deferred:
+    forked.begin()
+
+DATED = re.compile(r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)')
+TIME_STAMP = re.compile(r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
+LIMIT = 120                    # seconds: far beyond what any of these children needs
+
+
+class Done(NamedTuple):
+    """A run of VmBackup.py that has ended."""
+
+    status: int
+    output: str                # standard output and error
+
+    @property
+    def lines(self) -> List[str]:
+        """Its log lines without their time stamps."""
+        return [TIME_STAMP.sub('', line) for line in self.output.splitlines()]
+
+
+class PoolCase(unittest.TestCase):
+    """A test with a simulated pool of its own; it ends with nothing of ours left in the pool."""
+
+    pool_description = {'vms': [
+        {'name': 'web', 'power_state': 'Running', 'disks': ['3 MiB', '2 MiB']},
+        {'name': 'db', 'disks': ['2 MiB', {'size': '3 MiB', 'fill': 0}], 'ran': True}]}
+    leaves_things_behind = False       # a test that means to sets it
+    script = SCRIPT
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.backups = os.path.join(self.directory, 'BACKUPS')
+        self.status_log = os.path.join(self.directory, 'logs', 'status.log')
+        os.mkdir(self.backups)
+        self.use_pool()
+
+    def use_pool(self, **options):
+        """Start this test's pool; with options of SimPool, in the place of the one it had."""
+        self.sim = SimPool(self.pool_description, **options)
+        self.addCleanup(self.sim.stop)
+        self.before = self.contents()
+
+    def doCleanups(self):
+        """A test ends by looking at what is left, before the pool is taken down."""
+        if getattr(self, 'before', None) is not None and not self.leaves_things_behind:
+            self.leaves_things_behind = True
+            with self._outcome.testPartExecutor(self):
+                self.assert_clean()
+        return super().doCleanups()
+
+    def contents(self):
+        """What is in the pool, by class: references and names; of the tasks those under way."""
+        return {cls: {ref: record.get('name_label', '')
+                      for ref, record in self.sim.pool.tables[cls].items()
+                      if record.get('status', 'pending') == 'pending'}
+                for cls in ('VM', 'VBD', 'VDI', 'VIF', 'session', 'task')}
+
+    def assert_clean(self):
+        """No snapshot, disk, VBD, session or task that was not there at the beginning.
+
+        The daemon takes a moment to notice that a client was killed.
+        """
+        end = time.monotonic() + 10
+        while self.contents() != self.before and time.monotonic() < end:
+            time.sleep(0.02)
+        now = self.contents()
+        for cls, objects in self.before.items():
+            extra = {ref: name for ref, name in now[cls].items() if ref not in objects}
+            lost = {ref: name for ref, name in objects.items() if ref not in now[cls]}
+            self.assertEqual(({}, {}), (extra, lost), 'left in or lost from the pool: ' + cls)
+
+    def config(self, *lines, **keys):
+        """Write a config file for this test's directories; return its path."""
+        path = os.path.join(self.directory, 'run.cfg')
+        head = dict(dict(backup_dir=self.backups, status_log=self.status_log), **keys)
+        with open(path, 'w', encoding='utf-8') as stream:
+            for item in head.items():
+                stream.write('%s=%s\n' % item)
+            stream.write('\n'.join(lines) + '\n')
+            if 'require_mount' not in keys:
+                stream.write('require_mount=no\n')    # temporary files are anywhere
+        return path
+
+    def changed_script(self, **constants):
+        """The script with other values of these first-page constants."""
+        place = tempfile.mkdtemp(dir=self.directory, prefix='script-')
+        shutil.copy(os.path.join(ROOT, 'XenAPI.py'), place)
+        with open(SCRIPT, encoding='utf-8') as stream:
+            text = stream.read()
+        for name, value in constants.items():
+            text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
+                                  flags=re.MULTILINE)
+            self.assertEqual(1, count, '%s is no constant of the script' % name)
+        script = forked.Script(os.path.join(place, 'VmBackup.py'))
+        script.constants = constants
+        with open(script, 'w', encoding='utf-8') as stream:
+            stream.write(text)
+        return script
+
+    def environ(self, **more):
+        """The environment of a child; HOME is this test's."""
+        environ = self.sim.environ(HOME=self.directory)
+        environ.update(more)
+        return environ
+
+    def xe_that(self, change):
+        """The path of an xe after whose exports into a file this shell command is run, $1 being
+        the file."""
+        path = os.path.join(self.directory, 'odd-xe')
+        with open(path, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in '
+                         'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
+                         % (self.sim.xe, change))
+        os.chmod(path, 0o755)
+        return path
+
+    def start(self, *arguments, **environ):
+        """Start VmBackup.py; return the process, as forked.start does."""
+        return self.start_with(arguments, environ)
+
+    def start_with(self, arguments, environ=(), **options):
+        """The same, with further options of forked.start."""
+        return forked.start(arguments, self.environ(**dict(environ)), self.directory,
+                            **dict(dict(script=self.script), **options))
+
+    def finish(self, child):
+        """Wait for VmBackup.py; return what it did."""
+        output, _ = child.communicate(timeout=LIMIT)
+        return Done(child.returncode, output.decode('utf-8'))
+
+    def vmbackup(self, *arguments, **environ):
+        """Run VmBackup.py to its end."""
+        return self.finish(self.start(*arguments, **environ))
+
+    def back_up(self, *lines, **keys):
+        """Run VmBackup.py with a config of these lines."""
+        return self.vmbackup('password', self.config(*lines, **keys))
+
+    def xe(self, *words):
+        """What a command of the simulated xe prints; it has to succeed."""
+        done = subprocess.run([self.sim.xe] + list(words), timeout=LIMIT, env=self.environ(),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual((0, b''), (done.returncode, done.stderr), words)
+        return done.stdout.decode('utf-8')
+
+    def uuid_of(self, name):
+        """The uuid of a VM."""
+        return self.xe('vm-list', 'name-label=' + name, 'params=uuid', '--minimal').strip()
+
+    def disk_of(self, name, device):
+        """The uuid of a VM's disk."""
+        return self.xe('vbd-list', 'vm-name-label=' + name, 'userdevice=' + device,
+                       'params=vdi-uuid', '--minimal').strip()
+
+    def xe_calls(self):
+        """The xe commands so far, as (verb, {parameter: value})."""
+        return [(call.name, dict(word.partition('=')[::2] for word in call.args))
+                for call in self.sim.calls('xe')]
+
+    def verbs(self):
+        """The xe commands so far."""
+        return [verb for verb, _ in self.xe_calls()]
+
+    def wait_for(self, condition):
+        """Wait until something has happened."""
+        end = time.monotonic() + LIMIT
+        while not condition():
+            self.assertLess(time.monotonic(), end, 'it never happened')
+            time.sleep(0.01)
+
+    def tree(self):
+        """The files and directories below the backup directory, dates blanked, sorted; locks
+        left out."""
+        found = []
+        for directory, names, files in os.walk(os.fsencode(self.backups)):
+            names[:] = [name for name in names if name != b'.locks']
+            for name in names + files:
+                path = os.path.join(directory, name)[len(os.fsencode(self.backups)) + 1:]
+                found.append(DATED.sub('DATED', path.decode('utf-8')))
+        return sorted(found)
+
+    def dated(self, vm):
+        """The dated directories of a VM, oldest first."""
+        directory = os.path.join(self.backups, vm)
+        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+
+    def status(self):
+        """The lines of the status log without times and the host's name."""
+        with open(self.status_log, encoding='utf-8') as stream:
+            text = stream.read()
+        return [line.split(',', 3)[1] + ',' + line.split(',', 3)[3]
+                for line in text.splitlines()]
+
+    def record(self, failed, disk, **fields):
+        """Leave in a dated directory what a run that was killed wrote of a disk's snapshot."""
+        pool, = self.sim.pool.tables['pool'].values()
+        intent = VmBackup.Intent(
+            pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',
+            VmBackup.utc(-60), VmBackup.utc(900), VmBackup.utc(900), 'host', '1 1', (),
+            ())._replace(**fields)
+        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
+            json.dump(intent._asdict(), stream)
+
+    def old_backup(self, vm, name, *files):
+        """Make a dated directory as an earlier run would have; return its path."""
+        path = os.path.join(self.backups, vm, name)
+        os.makedirs(path)
+        for file in files:
+            with open(os.path.join(path, file), 'w', encoding='utf-8'):
+                pass
+        return path

@@ -1,0 +1,1 @@
+"""The runner, the fork server and the machinery of faults."""
