@@ -342,7 +342,7 @@ class Robust(ListCase):
         self.backup('web', 1)
         locked = self.backup('db', 1), self.backup('db', 2) and self.backups + '/other'
         os.mkdir(locked[1])
-        self.first(AS_ANYBODY)
+        self.prelude = AS_ANYBODY
         for path in locked:
             os.chmod(path, 0)
             self.addCleanup(os.chmod, path, 0o700)

@@ -487,21 +487,17 @@ class OneLine(StatusCase):
 
     def test_a_share_that_hangs_is_unknown_in_time(self):
         config = self.backed_up('vm-export=web')
-        text = open(self.changed_script(STATUS_TIMEOUT=1), encoding='utf-8')
-        with text as stream:
-            source = stream.read()
-        for name in ('def look(self, require_mount: str) -> str:\n',
-                     'def is_good(self) -> bool:\n'):
-            self.script = self.changed_script(STATUS_TIMEOUT=1)
-            with open(self.script, 'w', encoding='utf-8') as stream:
-                stream.write(source.replace(name, name + '        time.sleep(99)\n'))
+        self.script = self.changed_script(STATUS_TIMEOUT=1)
+        for name in ('BackupStore.look', 'BackupDir.is_good'):
+            self.prelude = ('import time, VmBackup\n'
+                            'VmBackup.%s = lambda *_: time.sleep(99)\n' % name)
             begun = time.monotonic()
             self.assertEqual('no answer within 1 seconds', self.check('UNKNOWN', config).text)
             self.assertLess(time.monotonic() - begun, 20)
 
     def test_what_may_not_be_read_is_unknown(self):
         config = self.backed_up('vm-export=web')
-        self.first(AS_ANYBODY)
+        self.prelude = AS_ANYBODY
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
         self.assertIn('backup_dir is not writable', self.check('UNKNOWN', config).text)

@@ -365,7 +365,7 @@ class TheCommand(VerifyCase):
 
     def test_a_manifest_that_cannot_be_written_is_a_warning(self):
         path = self.made('vm-export=web')
-        self.first(AS_NO_MORE_THAN_THE_OWNER)
+        self.prelude = AS_NO_MORE_THAN_THE_OWNER
         os.chmod(path, 0o500)
         self.addCleanup(os.chmod, path, 0o700)
         self.assertEqual(['good %s: every checksum is right' % path,

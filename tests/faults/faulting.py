@@ -36,7 +36,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import SCRIPT
-from tests.tools import figures, forked
+from tests.tools import figures
 from tests.tools.processes import children_of, read_proc
 from tests.simpool import archive
 from tests.tools.support import LIMIT, PoolCase
@@ -710,11 +710,11 @@ class MatrixCase(FaultCase):
 
     def come_back(self, ended):
         """Start the daemon again a moment after it died; `ended` tells that the run is over."""
-        while not self.sim.pool.is_down:
-            if ended.wait(0.01):
-                return
-        ended.wait(OUTAGE)
-        self.sim.restart()
+        while not self.sim.pool.is_down and not ended.wait(0.01):
+            pass
+        if self.sim.pool.is_down:       # also where the run's last call was the deadly one
+            ended.wait(OUTAGE)
+            self.sim.restart()
 
     def run_with_an_outage(self):
         """A run; whenever the daemon dies it is started again."""
@@ -764,15 +764,13 @@ class LaunchedCase(MatrixCase):
 
     def launched(self, **spec):
         """A run that the launcher watches."""
-        script, self.script = self.script, forked.Script(self.script)
-        self.script.constants = getattr(script, 'constants', {})
-        self.script.first = (
-            'import json\nfrom tests.tools import launcher\n'
-            'launcher.watch(**json.loads(%r))' % json.dumps(spec))
+        before = self.prelude
+        self.prelude += ('import json\nfrom tests.tools import launcher\n'
+                         'launcher.watch(**json.loads(%r))\n' % json.dumps(spec))
         try:
             return self.undisturbed()
         finally:
-            self.script = script
+            self.prelude = before
 
     def operations(self):
         """The file operations of an undisturbed run: the launcher's dicts."""

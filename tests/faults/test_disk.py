@@ -55,6 +55,10 @@ class Namespace:
         options = ['-m'] if os.geteuid() == 0 else ['-U', '-m', '--preserve-credentials']
         return ['nsenter'] + options + ['-t', str(self.holder.pid), '--']
 
+    def prelude(self):
+        """A text with which a process goes there."""
+        return 'from tests.tools.processes import enter\nenter(%d)\n' % self.holder.pid
+
     def do(self, *words):
         """Run a command in it, which has to succeed."""
         done = subprocess.run(self.words() + list(words), stdout=subprocess.PIPE,
@@ -90,6 +94,7 @@ class DiskCase(FaultCase):
         super().setUp()
         self.namespace = Namespace()
         self.addCleanup(self.namespace.close)
+        self.prelude = self.namespace.prelude()
         self.mounted, self.disk = self.backups, os.path.join(self.directory, 'disk')
         os.mkdir(self.disk)
         self.namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=%d,nr_inodes=%d' % (
@@ -99,10 +104,6 @@ class DiskCase(FaultCase):
         self.keys = dict(self.keys, backup_dir=self.mounted)
         self.prepare()
         self.checked()
-
-    def command(self):
-        """The script, started in the namespace."""
-        return self.namespace.words() + super().command()
 
     def room(self, size=AMPLE, files=MANY):
         """Give the file system so much room. (With its source and type told, mount does not add

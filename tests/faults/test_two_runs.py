@@ -21,7 +21,7 @@ class TwoRuns(FaultCase):
         self.chance = random.Random('two runs:' + seed())
         self.prepare()
 
-    def start_with(self, number, *rules, **keys):
+    def start_one(self, number, *rules, **keys):
         """Start a run with a config and a status log of its own; return the process."""
         self.status_log = self.log_of(number)
         path = self.config(*(rules or self.rules), **dict(
@@ -47,9 +47,9 @@ class TwoRuns(FaultCase):
         """Two runs with these rules, the second so many seconds later; both as they ended."""
         self.remember()
         before = self.named()
-        children = [self.start_with(1, *first)]
+        children = [self.start_one(1, *first)]
         time.sleep(offset)
-        children.append(self.start_with(2, *second))
+        children.append(self.start_one(2, *second))
         self.backups_before = before
         return [self.finish(child) for child in children]
 
@@ -118,7 +118,7 @@ class Busy(TwoRuns):
         """Start a run that takes its time with the export of web; return it in the midst."""
         self.remember()
         self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=5, after=300000)
-        child = self.start_with(1, 'vm-export=web')
+        child = self.start_one(1, 'vm-export=web')
         self.until(lambda: [call.name for call in self.sim.calls('xe')].count('vm-export') > 1
                    and self.sim.pool.tables['task'])
         return child
@@ -128,7 +128,7 @@ class Busy(TwoRuns):
         self.injected('another run exports the VM')
         child = self.begin_slowly()
         before = sorted(os.listdir(os.path.join(self.backups, 'web')))
-        second = self.finish(self.start_with(2, 'vm-export=web', 'vm-export=app'))
+        second = self.finish(self.start_one(2, 'vm-export=web', 'vm-export=app'))
         self.assertIsNone(child.poll(), second.output)
         self.assertEqual(before, sorted(os.listdir(os.path.join(self.backups, 'web'))))
         self.assertEqual(2, second.status, second.output)
@@ -142,7 +142,7 @@ class Busy(TwoRuns):
         self.sim.pool.journal = []
         self.injected('another run exports the VM, lock_wait=1')
         child = self.begin_slowly()
-        second = self.finish(self.start_with(2, 'vm-export=web', lock_wait=1))
+        second = self.finish(self.start_one(2, 'vm-export=web', lock_wait=1))
         first = self.finish(child)
         self.check_both([first, second])
         for done in (first, second):
@@ -152,7 +152,7 @@ class Busy(TwoRuns):
         self.sim.pool.journal = []
         self.injected('another run exports the VM, SIGTERM meanwhile')
         child = self.begin_slowly()
-        second = self.start_with(2, 'vm-export=web', lock_wait=1)
+        second = self.start_one(2, 'vm-export=web', lock_wait=1)
         self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
         second.send_signal(signal.SIGTERM)
         ended = self.finish(second)
@@ -166,12 +166,12 @@ class Busy(TwoRuns):
             self.sim.pool.journal = []
             self.remember()
             self.injected('the other run was killed after %.2f s' % delay)
-            child = self.start_with(1, *self.rules)
+            child = self.start_one(1, *self.rules)
             time.sleep(delay)
             child.kill()
             self.finish(child)
             self.settle_pool()
-            done = self.finish(self.start_with(2, *self.rules))
+            done = self.finish(self.start_one(2, *self.rules))
             self.assertNotIn(LOCKED, done.output)
             self.assertIn(done.status, (0, 1), done.output)
             self.check(done, settled=True, hit=())

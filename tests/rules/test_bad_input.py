@@ -14,7 +14,6 @@ import unittest
 
 import VmBackup
 from tests import SCRIPT
-from tests.tools import forked
 from tests.runs.test_store import AS_ANYBODY
 from tests.tools.support import LIMIT, Done, PoolCase
 
@@ -89,9 +88,7 @@ class BadInputCase(PoolCase):
 
     def start_without_rights(self, *arguments):
         """Start VmBackup.py as somebody who may not read and write every file."""
-        script = forked.Script(self.script)
-        script.first = AS_ANYBODY
-        return self.start_with(arguments, script=script)
+        return self.start_with(arguments, prelude=AS_ANYBODY)
 
     def run_script(self, script, *arguments):
         """Run a script to its end; one that waits for ever fails."""

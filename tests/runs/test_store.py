@@ -16,7 +16,6 @@ import unittest
 import VmBackup
 from tests import ROOT
 from tests.faults import test_disk as test_faults_disk
-from tests.tools import forked
 from tests.tools.support import PoolCase
 
 DAY = 'backup-2019-01-%02d-(00:00:00)'
@@ -50,12 +49,6 @@ import os, sys
 os.execvp(%r, %r + ['sh', '-c', 'mount -t tmpfs tmpfs "$0" && mkdir "$0/BACKUPS" && '
                     '"$@"; status=$?; test -d "$0/BACKUPS" && exit $status', %r,
                     sys.executable, %r] + sys.argv[1:])
-'''
-
-IN_A_NAMESPACE = '''
-import os, sys
-words = %r + [sys.executable, %r] + sys.argv[1:]
-os.execvp(words[0], words)
 '''
 
 
@@ -96,11 +89,6 @@ class StoreCase(PoolCase):
         with open(path, 'w', encoding='utf-8') as stream:
             stream.write(text)
         self.script = path
-
-    def first(self, text):
-        """From now on the script's process runs this text first."""
-        self.script = forked.Script(self.script)
-        self.script.first = text
 
     def mount(self, place):
         """From now on a small file system, which nobody else sees, is mounted in a place."""
@@ -303,7 +291,7 @@ class Deletion(StoreCase):
         if not subprocess.call([sys.executable, '-c', probe % os.path.join(held, 'x')],
                                cwd=ROOT, stderr=subprocess.DEVNULL):
             self.skipTest('this root may not drop a capability')
-        self.first(AS_NO_MORE_THAN_THE_OWNER)
+        self.prelude = AS_NO_MORE_THAN_THE_OWNER
 
     def test_one_that_fails_is_a_warning_and_is_finished_by_the_next_run_of_any_vm(self):
         self.needs_heeded_modes()
@@ -471,7 +459,7 @@ class NoLocks(StoreCase):
         if not subprocess.call([sys.executable, '-c', probe], stdin=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL):
             self.skipTest('no filter of system calls can be set here')
-        self.first(without)
+        self.prelude = without
 
     def left_behind(self, host, process):
         """A disk's snapshot, and its open record by such a run."""
@@ -686,7 +674,7 @@ class RoomOfTheLastBackup(RoomCase):
         self.addCleanup(namespace.close)
         namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=16m', 'tmpfs', self.backups)
         self.share, self.backups = self.backups, namespace.path(self.backups)
-        self.through(IN_A_NAMESPACE % (namespace.words(), self.script))
+        self.prelude = namespace.prelude()
 
     def config(self, *lines, **keys):
         """The script sees the share where it is mounted, and this process elsewhere."""

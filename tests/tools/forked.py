@@ -46,11 +46,9 @@ starts = collections.Counter()  # of this process, by figures.FORKED and figures
 
 
 class Script(str):
-    """A script's path, with what is different in it: values of its first-page constants, and a
-    program's text that is run first in its process."""
+    """The path of a copy of the script, with what is different in it: {constant: value}."""
 
     constants = {}
-    first = ''
 
 
 def environ_at_start(environ):
@@ -80,18 +78,19 @@ def can_fork(script, environ):
             not names_read_at_import().intersection(constants))
 
 
-def start(words, environ, cwd, script=SCRIPT, umask=-1, **streams):
+def start(words, environ, cwd, script=SCRIPT, umask=-1, prelude='', **streams):
     """Start the script with these words; return what can be used as a subprocess.Popen.
 
-    streams: stdin, stdout, stderr, as there; by default nothing, and one pipe for both.
+    prelude: a text that its process runs first. streams: stdin, stdout, stderr, as there; by
+    default nothing, and one pipe for both.
     """
     streams = dict(dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT), **streams)
     if can_fork(script, environ):
         starts[figures.FORKED] += 1
-        return Forked(server, script, words, environ, cwd, umask, **streams)
-    if getattr(script, 'first', ''):
-        raise ValueError('a text that is run first needs an environment like ours')
+        return Forked(server, script, words, environ, cwd, umask, prelude, **streams)
+    if prelude:
+        raise ValueError('a prelude needs an environment like ours')
     starts[figures.STARTED] += 1
     return subprocess.Popen(
         [sys.executable, script] + [os.fsencode(word) for word in words], cwd=cwd, env=environ,
@@ -102,7 +101,8 @@ class Forked:
     """A run that was forked: the part of subprocess.Popen that tests use, and `usage`, its
     resources (resource.struct_rusage's user and system time in seconds, peak memory in KiB)."""
 
-    def __init__(self, server, script, words, environ, cwd, umask, stdin, stdout, stderr):
+    def __init__(self, server, script, words, environ, cwd, umask, prelude, stdin, stdout,
+                 stderr):
         self.args = [script] + list(words)
         self.stdin = self.stdout = self.stderr = self.returncode = self.usage = None
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class Forked:
             server.ask(dict(script=str(script), words=list(words), environ=dict(environ),
                             cwd=os.fspath(cwd), umask=umask,
                             constants=getattr(script, 'constants', {}),
-                            first=getattr(script, 'first', ''), **inherited()),
+                            prelude=prelude, **inherited()),
                        [reading, writing, errors, answering.fileno()])
         self.pid = int(self._line())
 
@@ -261,6 +261,9 @@ class Server:
 
 def serve(control):
     """Fork for each request, tell of each child's end, until nobody asks any more."""
+    for each in vars(VmBackup).values():
+        if hasattr(each, 'cache_clear'):        # what tests ask as they are imported
+            each.cache_clear()
     waking, woken = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(waking, False)
@@ -306,8 +309,8 @@ def become(request, handles):
     status = 1
     try:
         prepare(request, handles)
-        if request['first']:
-            exec(request['first'], {'__name__': 'first'})
+        if request['prelude']:
+            exec(request['prelude'], {'__name__': 'prelude'})
         status = VmBackup.main(sys.argv)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

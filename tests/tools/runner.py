@@ -54,7 +54,8 @@ class Result(NamedTuple):
 
 class Recorder(unittest.TestResult):
     """Writes each test's one outcome: failed if any part of it failed (subtests, cleanups) or if
-    it passed where failure was expected; else skipped if any part of it was."""
+    it passed where failure was expected, or if an administrator's log was written; else skipped
+    if any part of it was."""
 
     def __init__(self, report):
         super().__init__()
@@ -69,10 +70,13 @@ class Recorder(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self._test, self._parts, self._began = test, [], time.perf_counter()
+        self._untouched = state_of(NOT_OURS)
         self.write('start', test.id())
 
     def stopTest(self, test):
         super().stopTest(test)
+        if state_of(NOT_OURS) != self._untouched:
+            self._part(test, FAILED, '%s was written, by this test or beside it' % NOT_OURS)
         outcomes = [outcome for outcome, _ in self._parts]
         self.write('end', test.id(), FAILED if FAILED in outcomes else (outcomes or [PASSED])[0],
                    '\n'.join(text for outcome, text in self._parts
@@ -293,7 +297,6 @@ def run(options):
     say. Shows each unit as it ends."""
     waiting = collections.deque(find_units(options))
     number, total, running, results = 0, len(waiting), [], []
-    untouched = state_of(NOT_OURS)
     with fresh_directory() as base:
         try:
             while waiting or running:
@@ -308,8 +311,6 @@ def run(options):
                     if sys.stdout.isatty():
                         print('%d of %d\r' % (number - len(running), total), end='', flush=True)
                 time.sleep(0.01)
-            if state_of(NOT_OURS) != untouched:
-                results.append(Result('the runner', FAILED, '%s was written' % NOT_OURS))
         finally:
             for worker in running:
                 worker.kill()

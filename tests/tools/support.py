@@ -43,6 +43,7 @@ class PoolCase(unittest.TestCase):
         {'name': 'db', 'disks': ['2 MiB', {'size': '3 MiB', 'fill': 0}], 'ran': True}]}
     leaves_things_behind = False       # a test that means to sets it
     script = SCRIPT
+    prelude = ''                       # what the script's process runs first
 
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
@@ -139,7 +140,8 @@ class PoolCase(unittest.TestCase):
     def start_with(self, arguments, environ=(), **options):
         """The same, with further options of forked.start."""
         return forked.start(arguments, self.environ(**dict(environ)), self.directory,
-                            **dict(dict(script=self.script), **options))
+                            **dict(dict(script=self.script, prelude=self.prelude),
+                                   **options))
 
     def finish(self, child):
         """Wait for VmBackup.py; return what it did."""
