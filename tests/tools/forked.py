@@ -314,6 +314,8 @@ def become(request, handles):
         status = VmBackup.main(sys.argv)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if not isinstance(end.code, (int, type(None))):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     try:
@@ -368,9 +370,11 @@ def prepare(request, handles):
 def text_stream(number, old):
     """One of sys.stdin, stdout and stderr, as the interpreter makes them (pylifecycle.c)."""
     raw = io.FileIO(number, 'r' if number == 0 else 'w', closefd=False)
-    buffer = io.BufferedReader(raw) if number == 0 else io.BufferedWriter(raw)
+    unbuffered = number > 0 and isinstance(old.buffer, io.RawIOBase)       # python3 -u
+    buffer = raw if unbuffered else (io.BufferedWriter if number else io.BufferedReader)(raw)
     return io.TextIOWrapper(buffer, old.encoding, old.errors, '\n' if number else None,
-                            line_buffering=number == 2 or raw.isatty())
+                            raw.isatty() or old.line_buffering and (number != 1 or unbuffered),
+                            write_through=unbuffered)
 
 
 server = None

@@ -19,6 +19,7 @@ import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import unittest
@@ -211,6 +212,7 @@ class Worker:
             unittest.TestSuite(self.tests).run(recorder)
             recorder.write('finished')
         forked.end()
+        threading._shutdown()               # awaits threads, as an interpreter's end does
         sys.stdout.flush()
         sys.stderr.flush()
 

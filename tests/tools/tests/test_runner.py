@@ -1,6 +1,7 @@
-"""The test runner itself: on little packages of tests that pass, fail, crash, hang and litter."""
+"""The runner: on little packages of tests that pass, fail, crash, hang and litter."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -9,17 +10,18 @@ import textwrap
 import time
 import unittest
 
-from tests.faults import faulting
-from tests.tools import coverage_run, figures, runner
+from tests import ROOT
+from tests.tools import figures, runner
+from tests.tools.processes import living, read_proc
 
-TOP = os.path.dirname(runner.HERE)
 HEADER = 'import os, subprocess, sys, tempfile, time, unittest\n\n'
+PROGRAM = ('import os, sys\nfrom tests.tools import runner\n'
+           'place = sys.argv.pop(1)\n'
+           'sys.exit(runner.main(sys.argv[1:], places=[place], top=os.path.dirname(place)))\n')
 
 
 class SampleCase(unittest.TestCase):
     """Gives each test a package of its own, `sample`, and a way to run it."""
-
-    command = 'test'
 
     def setUp(self):
         place = tempfile.TemporaryDirectory()
@@ -41,17 +43,16 @@ class SampleCase(unittest.TestCase):
         self.write(name, 'class It(unittest.TestCase):\n%s' % textwrap.indent(
             textwrap.dedent(body), '    '))
 
-    def start(self, *options, **environ):
+    def start(self, *options, stdout=subprocess.PIPE, **environ):
         """Start the runner on the package."""
-        command = [sys.executable, '-m', 'tests', self.command, '--directory', self.package]
         return subprocess.Popen(
-            command + list(options), cwd=TOP, env=dict(os.environ, TMPDIR=self.tmp, **environ),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            [sys.executable, '-c', PROGRAM, self.package] + list(options), cwd=ROOT,
+            env=dict(os.environ, TMPDIR=self.tmp, **environ),
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.STDOUT)
 
     def run_it(self, *options, **environ):
         """Run the package: sets output, closing (its last line) and status."""
-        process = self.start(*options, **environ)
-        with process:
+        with self.start(*options, **environ) as process:
             self.output = process.communicate()[0].decode('utf-8', 'replace')
         self.closing = self.output.splitlines()[-1]
         self.status = process.returncode
@@ -62,6 +63,13 @@ class SampleCase(unittest.TestCase):
         for text in texts:
             self.assertIn(text, self.output)
         self.assertEqual(os.listdir(self.tmp), [])
+
+    def assert_none_living(self):
+        """No process has our runner's TMPDIR any more."""
+        left = [command for pid, command in living(
+            runner.MARK, os.environ.get(runner.MARK, '-')).items()
+            if self.tmp.encode() in read_proc(pid, 'environ')]
+        self.assertEqual(left, [])
 
 
 class Outcomes(SampleCase):
@@ -77,44 +85,14 @@ class Outcomes(SampleCase):
             def test_error(self):
                 raise KeyError('lost')
             @unittest.skip('no moon')
-            def test_skip_one(self):
-                pass
+            def test_skip_one(self): pass
             @unittest.skip('no moon')
-            def test_skip_two(self):
-                pass
+            def test_skip_two(self): pass
             @unittest.expectedFailure
             def test_expected(self):
                 self.fail()
             @unittest.expectedFailure
-            def test_unexpected(self):
-                pass
-        ''')
-        self.run_it()
-        self.assertIn('\nwhat failed\n'
-                      "    failed: sample.test_it.It.test_error: KeyError: 'lost'\n"
-                      '    failed: sample.test_it.It.test_fail: AssertionError: Lists differ: '
-                      '[1] != [2]\n'
-                      '    failed: sample.test_it.It.test_unexpected: unexpected success',
-                      self.output)
-        self.assert_run('2 passed, 3 failed, 2 skipped', 1,
-                        'FAILED sample.test_it.It.test_fail', 'AssertionError: Lists differ',
-                        'FAILED sample.test_it.It.test_error', "KeyError: 'lost'",
-                        'FAILED sample.test_it.It.test_unexpected', 'unexpected success',
-                        'skipped 2: no moon', 'last words', 'slowest')
-
-    def test_all_passed_is_status_0(self):
-        self.write_tests('def test_pass(self): print("quiet words")')
-        self.run_it()
-        self.assert_run('1 passed, 0 failed, 0 skipped', 0)
-        self.assertNotIn('quiet words', self.output)
-        self.assertNotIn('what failed', self.output)
-
-    def test_no_test_is_status_1(self):
-        self.run_it()
-        self.assert_run('0 passed, 0 failed, 0 skipped', 1)
-
-    def test_parts_decide_for_the_whole_test(self):
-        self.write_tests('''
+            def test_unexpected(self): pass
             def test_failing_part(self):
                 for number in range(3):
                     with self.subTest(number=number):
@@ -125,12 +103,7 @@ class Outcomes(SampleCase):
             def test_cleanup(self):
                 self.addCleanup(lambda: 1 / 0)
         ''')
-        self.run_it()
-        self.assert_run('0 passed, 2 failed, 1 skipped', 1, 'number=0', 'number=2',
-                        'ZeroDivisionError', 'skipped 1: half a moon')
-
-    def test_fixtures_that_fail_or_skip_count_once(self):
-        self.write('test_it.py', '''
+        self.write('test_fixtures.py', '''
             class Broken(unittest.TestCase):
                 @classmethod
                 def setUpClass(cls):
@@ -143,26 +116,63 @@ class Outcomes(SampleCase):
                     raise unittest.SkipTest('no qemu')
                 def test_one(self): pass
         ''')
-        self.run_it()
-        self.assert_run('0 passed, 1 failed, 1 skipped', 1, 'OSError: no server',
-                        'skipped 1: no qemu')
-
-    def test_module_that_cannot_be_imported_is_one_failure(self):
-        many = ''.join('def test_%d(self): pass\n' % number for number in range(40))
-        self.write_tests(many + 'import nowhere_at_all\n', 'test_absent.py')
-        with open(os.path.join(self.package, 'test_absent.py'), 'a', encoding='utf-8') as file:
-            file.write('class Second(It): pass\n')
         self.write('test_syntax.py', 'def (:\n')
-        self.write('test_exit.py', 'sys.exit(0)\n')
+        self.write('test_absent.py', 'import nowhere_at_all\n')
         self.write('test_skip.py', 'raise unittest.SkipTest("not here")\n')
         self.run_it()
-        self.assert_run('0 passed, 3 failed, 1 skipped', 1, 'nowhere_at_all', 'SyntaxError',
-                        'FAILED sample.test_exit (import)', 'skipped 1: not here')
+        self.assert_run('2 passed, 8 failed, 5 skipped', 1,
+                        'FAILED sample.test_it.It.test_fail', 'AssertionError: Lists differ',
+                        'FAILED sample.test_it.It.test_error', "KeyError: 'lost'",
+                        'FAILED sample.test_it.It.test_unexpected', 'unexpected success',
+                        'skipped 2: no moon', 'last words', 'slowest', 'number=0', 'number=2',
+                        'ZeroDivisionError', 'skipped 1: half a moon', 'OSError: no server',
+                        'skipped 1: no qemu', 'nowhere_at_all', 'SyntaxError',
+                        'skipped 1: not here',
+                        "    failed: sample.test_it.It.test_error: KeyError: 'lost'\n")
+
+    def test_status_0_only_if_something_ran_and_all_passed(self):
+        self.run_it()
+        self.assert_run('0 passed, 0 failed, 0 skipped', 1, 'no test was selected')
+        self.write_tests('def test_pass(self): print("quiet words")')
+        self.run_it()
+        self.assert_run('1 passed, 0 failed, 0 skipped', 0)
+        for text in ('quiet words', 'what failed', 'faults'):
+            self.assertNotIn(text, self.output)
 
     def test_words_that_the_locale_cannot_show_are_escaped(self):
         self.write_tests("def test_it(self): self.fail('\u540d\\udc80')")
-        self.run_it(LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
+        self.run_it(LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0', VMBACKUP_TESTS_LOCALE='')
         self.assert_run('0 passed, 1 failed, 0 skipped', 1, '\\u540d\\udc80')
+
+    def test_a_log_of_the_administrators_that_is_written_fails_the_test(self):
+        self.write_tests('''
+            def test_it(self):
+                from tests.tools import runner
+                with open(runner.NOT_OURS, 'w'):
+                    pass
+        ''')
+        path = os.path.join(self.place, 'status.log')
+        self.write('test_a.py', 'from tests.tools import runner\nrunner.NOT_OURS = %r\n' % path)
+        self.run_it()
+        self.assert_run('0 passed, 1 failed, 0 skipped', 1, path + ' was written')
+
+    def test_what_is_counted_is_added_up(self):
+        for name, number in (('test_it.py', 2), ('test_other.py', 3)):
+            self.write_tests('''
+                def test_lost(self):
+                    from tests.tools import figures
+                    figures.add('a lost disk', faults=%d)
+                    figures.add_check('a lost disk', 12)
+                    figures.add('a dead daemon', faults=1, checks=6)
+            ''' % number, name)
+        self.run_it()
+        self.assert_run('2 passed, 0 failed, 0 skipped', 0, '\n'.join((
+            '    kind of fault  injected   checked',
+            '    a dead daemon         2        12',
+            '    a lost disk           5        24',
+            '    in all                7        36')))
+        self.assertEqual({}, figures.read(os.path.join(self.place, 'nothing')))
+        self.assertEqual([], figures.table({}))
 
 
 class Accidents(SampleCase):
@@ -174,15 +184,11 @@ class Accidents(SampleCase):
             def test_b(self): os._exit(0)
             def test_c(self): pass
         ''')
-        self.write('test_other.py', '''
-            class Other(unittest.TestCase):
-                def test_segfault(self):
-                    os.kill(os.getpid(), 11)
-        ''')
+        self.write_tests('def test_segfault(self): os.kill(os.getpid(), 11)', 'test_other.py')
         self.run_it()
         self.assert_run('1 passed, 2 failed, 0 skipped', 1,
                         'FAILED sample.test_it.It.test_b', 'ended with exit status 0',
-                        'FAILED sample.test_other.Other.test_segfault', 'ended with signal 11')
+                        'FAILED sample.test_other.It.test_segfault', 'ended with signal 11')
 
     def test_hang_is_ended_and_shows_where(self):
         self.write_tests('''
@@ -192,23 +198,19 @@ class Accidents(SampleCase):
                 self.sleep_well()
             def sleep_well(self): time.sleep(1000)
         ''')
-        self.run_it('--limit', '2')
-        self.assert_run('1 passed, 1 failed, 0 skipped', 1,
-                        'FAILED sample.test_it.It.test_for_ever', 'still running after 2 s',
-                        'in sleep_well')
-        self.assert_none_living()
-
-    def test_thread_that_does_not_end_is_a_failure(self):
         self.write_tests('''
             def test_thread(self):
                 import threading
                 threading.Thread(target=time.sleep, args=(1000,)).start()
-        ''')
+        ''', 'test_thread.py')
         self.run_it('--limit', '2')
-        self.assert_run('1 passed, 1 failed, 0 skipped', 1, 'FAILED sample.test_it (exit)')
+        self.assert_run('2 passed, 2 failed, 0 skipped', 1,
+                        'FAILED sample.test_it.It.test_for_ever', 'still running after 2 s',
+                        'in sleep_well', 'FAILED sample.test_thread/2 (unit)')
+        self.assert_none_living()
 
     @unittest.skipUnless(os.path.isdir('/proc/self'), 'children are found through /proc')
-    def test_process_left_running_is_a_failure(self):
+    def test_what_is_left_is_a_failure(self):
         self.write_tests('''
             def test_child(self):
                 subprocess.Popen(['sleep', '1001'])
@@ -216,20 +218,14 @@ class Accidents(SampleCase):
                 subprocess.Popen(['sleep', '1002'], start_new_session=True)
             def test_child_without_environment(self):
                 subprocess.Popen(['/bin/sleep', '1003'], env={})
-        ''')
-        self.run_it()
-        self.assert_run('3 passed, 1 failed, 0 skipped', 1, 'FAILED sample.test_it (processes)',
-                        'sleep 1001', 'sleep 1002', 'sleep 1003')
-        self.assert_none_living()
-
-    def test_file_left_in_tmpdir_is_a_failure(self):
-        self.write_tests('''
             def test_file(self):
                 os.mkdir(os.path.join(tempfile.gettempdir(), 'litter'), 0)
         ''')
         self.run_it()
-        self.assert_run('1 passed, 1 failed, 0 skipped', 1, 'FAILED sample.test_it (files)',
-                        "left behind in TMPDIR: 'litter'")
+        self.assert_run('4 passed, 2 failed, 0 skipped', 1, 'FAILED sample.test_it/1 (processes)',
+                        'sleep 1001', 'sleep 1002', 'sleep 1003',
+                        'FAILED sample.test_it/1 (files)', "left behind in TMPDIR: 'litter'")
+        self.assert_none_living()
 
     def test_long_tmpdir_has_room_for_sockets(self):
         self.write_tests('''
@@ -256,8 +252,7 @@ class Accidents(SampleCase):
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(number=number):
                 started = os.path.join(self.place, 'started-%d' % number)
-                process = self.start(STARTED=started)
-                with process:
+                with self.start(STARTED=started) as process:
                     while not os.path.exists(started) and process.poll() is None:
                         time.sleep(0.02)
                     process.send_signal(number)
@@ -266,43 +261,29 @@ class Accidents(SampleCase):
                 self.assertEqual(os.listdir(self.tmp), [])
                 self.assert_none_living()
 
-    def assert_none_living(self):
-        """No process has our runner's TMPDIR any more."""
-        left = [command for pid, command in runner.living(os.environ.get(runner.MARK, '-')).items()
-                if self.tmp.encode() in runner.read_proc(pid, 'environ')]
-        self.assertEqual(left, [])
-
 
 class Choices(SampleCase):
     """What is run, and how."""
 
-    MANY = 30
-
     def setUp(self):
         super().setUp()
-        body = '''
+        self.write('test_many.py', ''.join(textwrap.dedent('''
             class Case%d(unittest.TestCase):
                 def test_one(self): pass
                 def test_two(self): pass
-        '''
-        self.write('test_many.py', ''.join(
-            textwrap.dedent(body) % number for number in range(self.MANY)) + textwrap.dedent('''
-                Made = type('Made', (unittest.TestCase,), {'test_made': lambda self: None})
-            '''))
+        ''') % number for number in range(30)) +
+            "Made = type('Made', (unittest.TestCase,), {'test_made': lambda self: None})\n")
 
-    def test_divided_module_runs_every_test_once(self):
+    def test_a_divided_module_runs_every_test_once(self):
         self.run_it('-v')
-        self.assert_run('61 passed, 0 failed, 0 skipped', 0, 'sample.test_many/2',
+        self.assert_run('61 passed, 0 failed, 0 skipped', 0, 'test_many/2',
                         'sample.test_many.Case29.test_two', 'sample.test_many.Made.test_made')
         self.assertEqual(self.output.count('sample.test_many.Case7.test_one\n'), 1)
 
-    def test_k_selects_by_substring(self):
+    def test_k_selects_by_substring_before_anything_is_started(self):
         self.run_it('-k', 'Case2.test_one', '-k', 'e3.', '-j', '1')
         self.assert_run('3 passed, 0 failed, 0 skipped', 0)
-
-    def test_k_that_selects_nothing_is_status_1(self):
-        self.run_it('-k', 'nothing like it')
-        self.assert_run('0 passed, 0 failed, 0 skipped', 1, 'no test was selected')
+        self.assertEqual(1, self.output.count('\nok ') + self.output.startswith('ok '))
 
     def test_nonsense_is_status_2(self):
         for arguments in (['-j', '0'], ['--limit', 'x'], ['--what']):
@@ -310,140 +291,27 @@ class Choices(SampleCase):
                 self.run_it(*arguments)
                 self.assertEqual(self.status, 2)
 
-
-class Figures(SampleCase):
-    """What the tests count is added up, and printed before the closing line."""
-
-    BODY = '''
-        def test_lost(self):
-            from tests.tools import figures
-            figures.add('a lost disk', faults=%d)
-            figures.add_check('a lost disk', 12)
-            figures.add('a dead daemon', faults=1, checks=6)
-    '''
-    TABLE = [
-        'faults injected, and invariants checked after them',
-        '    kind of fault  injected   checked',
-        '    a dead daemon         2        12',
-        '    a lost disk           5        24',
-        '    in all                7        36']
-
-    def test_they_are_the_sums_of_all_units(self):
-        self.write_tests(self.BODY % 2)
-        self.write_tests(self.BODY % 3, 'test_other.py')
-        self.run_it()
-        self.assert_run('2 passed, 0 failed, 0 skipped', 0, '\n'.join(self.TABLE))
-
-    def test_there_is_no_table_of_nothing(self):
-        self.write_tests('def test_pass(self): pass')
-        self.run_it()
-        self.assert_run('1 passed, 0 failed, 0 skipped', 0)
-        self.assertNotIn('faults', self.output)
-
-    def test_outside_of_a_run_nothing_is_counted(self):
-        file = os.environ.pop(figures.FILE, None)
-        try:
-            figures.add('a lost disk', faults=1)
-        finally:
-            if file:
-                os.environ[figures.FILE] = file
-        self.assertEqual({}, figures.read(os.path.join(self.place, 'nothing')))
-        self.assertEqual([], figures.table({}))
-
-
-class AllFaults(SampleCase):
-    """python3 -m tests faults."""
-
-    command = 'faults'
-
-    def test_it_runs_the_modules_of_faults_in_full_each_class_on_its_own(self):
-        self.write('test_other.py', 'sys.exit("not to be run")\n')
-        self.write('test_faults_of_disks.py', '''
-            from tests.faults import faulting
-            class Some(unittest.TestCase):
-                def test_full(self):
-                    self.assertTrue(faulting.full())
-                    self.assertEqual([1, 2, 3], faulting.sample([1, 2, 3], 1))
-            class Heir(Some): pass
-        ''')
-        self.run_it(**{faulting.FULL: ''})
-        self.assert_run('2 passed, 0 failed, 0 skipped', 0, 'sample.test_faults_of_disks/1',
-                        'sample.test_faults_of_disks/2')
-
-    def test_without_it_a_sample_by_the_seed_is_taken(self):
-        self.command = 'test'
-        self.write('test_faults_of_disks.py', '''
-            from tests.faults import faulting
-            class Some(unittest.TestCase):
-                def test_sample(self):
-                    self.assertFalse(faulting.full())
-                    print(faulting.sample(range(1000), 5), faulting.sample([1], 5))
-                    self.fail('show it')
-        ''')
-        shown = []
-        for seed in '1', '1', '2':
-            self.run_it(**{faulting.FULL: '', faulting.SEED: seed})
-            shown.append([line for line in self.output.splitlines() if line.endswith('] [1]')])
-        self.assertEqual(1, len(shown[0]))
-        self.assertEqual(shown[0], shown[1])
-        self.assertNotEqual(shown[0], shown[2])
-
-
-class Coverage(SampleCase):
-    """Measuring, in children and in those that are ended by a signal."""
-
-    def setUp(self):
-        super().setUp()
-        try:
-            import coverage
-        except ImportError:
-            self.skipTest('no package coverage')
-        self.coverage = coverage
-        self.environ = coverage_run.prepare(self.tmp, coverage.version_info, self.package)
-
-    def measure(self, body, number=None):
-        """Numbers of the missing lines of a program that is run, and ended by a signal."""
-        self.write('program.py', body)
-        program = os.path.join(self.package, 'program.py')
-        process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE,
-                                   env=dict(os.environ, **self.environ))
-        with process:
-            self.assertEqual(process.stdout.readline(), b'ready\n')
-            if number:
-                process.send_signal(number)
-        measured = self.coverage.Coverage(
-            config_file=self.environ['COVERAGE_PROCESS_START'])
-        measured.combine()
-        return measured.analysis2(program)[3]
-
-    def test_children_are_measured(self):
-        self.assertEqual(self.measure("""
-            if len(sys.argv) == 1:
-                print('ready', flush=True)
-            else:
-                print('never')
-        """), [7])
-
-    def test_children_ended_by_a_signal_are_measured(self):
-        if self.coverage.version_info < (6, 4):
-            self.skipTest('this coverage loses what a signal ends')
-        self.assertEqual(self.measure("""
-            print('ready', flush=True); time.sleep(1000)
-            print('never')
-        """, signal.SIGTERM), [5])
+    def test_a_terminal_sees_how_far_it_is(self):
+        main, terminal = pty.openpty()
+        with self.start('-j', '1', stdout=terminal) as process:
+            os.close(terminal)
+            shown = b''
+            while b'61 passed' not in shown:
+                shown += os.read(main, 65536)
+        os.close(main)
+        self.assertEqual(0, process.returncode)
+        self.assertIn(b'2 of 3\r', shown)
 
 
 class Dispatcher(unittest.TestCase):
     """python3 -m tests COMMAND."""
 
     def test_unknown_command_is_status_2(self):
-        process = subprocess.Popen([sys.executable, '-m', 'tests', 'dance'], cwd=TOP,
-                                   stderr=subprocess.PIPE)
-        with process:
-            words = process.communicate()[1].decode()
-        self.assertEqual(process.returncode, 2)
-        self.assertIn('no such command: dance', words)
-        self.assertIn('coverage', words)
+        done = subprocess.run([sys.executable, '-m', 'tests', 'dance'], cwd=ROOT,
+                              stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, 2)
+        for word in ('no such command: dance', 'coverage'):
+            self.assertIn(word, done.stderr.decode())
 
 
 if __name__ == '__main__':

@@ -1,0 +1,209 @@
+"""Forked runs: they have what a process has of its own, and none sees anything of another."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import warnings
+
+from tests import SCRIPT
+from tests.tools import figures, forked, support
+from tests.tools.processes import read_proc
+
+# All that a process may find as it begins, told in a line.
+TELL = '''
+import os, resource, signal, sys
+print(sys.argv[1:], os.getcwd(), sorted(os.environ.items()), os.getpgrp(), os.getsid(0),
+      [resource.getrlimit(getattr(resource, name)) for name in dir(resource)
+       if name[:7] == 'RLIMIT_'],
+      [int(number) for number in range(1, 65) if number not in (32, 33)
+       and signal.getsignal(number) == signal.SIG_IGN],
+      signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+      signal.pthread_sigmask(signal.SIG_BLOCK, ()), os.umask(0), os.getpriority(os.PRIO_PROCESS, 0),
+      [(stream.encoding, stream.errors, stream.newlines, stream.line_buffering,
+        type(stream.buffer).__name__, stream.isatty())
+       for stream in (sys.stdin, sys.stdout, sys.stderr)],
+      sorted(os.listdir('/proc/self/fd'))[:3], sys.stdin.read())
+os._exit(sys.stdout.flush() or 0)
+'''
+
+
+class ForkedCase(unittest.TestCase):
+    """A way to have a text run first in a run's process, forked and for real."""
+
+    maxDiff = None
+
+    def setUp(self):
+        if not forked.can_fork(SCRIPT, os.environ):
+            self.skipTest('nothing is forked here')
+        place = tempfile.TemporaryDirectory()
+        self.addCleanup(place.cleanup)
+        self.place = place.name
+        self.environ = dict(os.environ, HOME=self.place, ODD='\udcff é\n')
+
+    def start(self, text, *words, **options):
+        """A forked process that does this."""
+        child = forked.start(words, self.environ, self.place, prelude=text, **options)
+        self.assertIsInstance(child, forked.Forked)
+        return child
+
+    def end_of(self, text, *words, **options):
+        """(exit status, output) of such a process."""
+        child = self.start(text, *words, **options)
+        output = child.communicate(support.LIMIT)[0]
+        return child.returncode, output
+
+    def real_end_of(self, text, *words, **options):
+        """The same of an interpreter of its own."""
+        done = subprocess.run(
+            [sys.executable, '-c', text] + [os.fsencode(word) for word in words], cwd=self.place,
+            env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            **dict(dict(stdin=subprocess.DEVNULL), **options))
+        return done.returncode, done.stdout
+
+
+class TheSame(ForkedCase):
+    """As a real start."""
+
+    def test_what_a_process_finds(self):
+        words = ('a b', '', "'$(id)", 'büro', '\udcfe')
+        self.assertEqual(self.real_end_of(TELL, *words), self.end_of(TELL, *words))
+
+    def test_what_its_parent_hands_on(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        umask, handler = os.umask(0o027), signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        try:
+            found = self.end_of(TELL)
+            self.assertEqual(self.real_end_of(TELL), found)
+            self.assertIn(b' %d ' % 0o027, found[1])
+        finally:
+            os.umask(umask)
+            signal.signal(signal.SIGUSR1, handler)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+
+    def test_streams(self):
+        path = os.path.join(self.place, 'input')
+        with open(path, 'w') as stream:
+            stream.write('words')
+        for start in (self.end_of, self.real_end_of):
+            with open(path) as stream:
+                self.assertIn(b"words", start(TELL, stdin=stream)[1])
+        child = self.start('import sys\nsys.stderr.write(sys.stdin.read().upper())\nsys.exit()',
+                           stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        child.stdin.write(b'words')
+        child.stdin.close()
+        self.assertEqual((b'', b'WORDS'), child.communicate(support.LIMIT))
+
+    def test_ends(self):
+        for text in ('sys.exit()', 'sys.exit(7)', 'sys.exit("words")', '1 / 0', 'os._exit(9)',
+                     'os.kill(os.getpid(), 9)', 'os.kill(os.getpid(), 15)',
+                     'print("kept"); sys.exit(0)', 'os.close(1); print("lost"); sys.exit(0)',
+                     'threading.Thread(target=lambda: print("later")).start(); sys.exit(3)'):
+            with self.subTest(text):
+                text = 'import os, sys, threading\n' + text
+                real, ours = self.real_end_of(text), self.end_of(text)
+                self.assertEqual(real[0], ours[0], ours)
+                if 'lost' not in text:      # an interpreter says more at its very end
+                    self.assertEqual(real[1].splitlines()[-1:], ours[1].splitlines()[-1:])
+
+    def test_it_is_the_script(self):
+        status, output = self.end_of('', 'help')
+        real = subprocess.run([sys.executable, SCRIPT, 'help'], stdout=subprocess.PIPE)
+        self.assertEqual((real.returncode, real.stdout), (status, output))
+
+
+class OfItsOwn(ForkedCase):
+    """Nothing of one is seen by another, and each can be handled."""
+
+    def test_what_one_changes_no_other_sees(self):
+        change = ('import os, random, signal, sys, VmBackup\nVmBackup.VERSION = "0"\n'
+                  'signal.signal(15, signal.SIG_IGN)\nos.umask(0)\nos.chdir("/")\n'
+                  'os.environ["NEW"] = "1"\nsys.exit(random.getrandbits(7))\n')
+        look = 'import sys, VmBackup\nprint(VmBackup.VERSION)\n' + TELL
+        before = self.end_of(look)
+        self.assertGreater(len({self.end_of(change)[0] for _ in range(9)}), 1)     # seeds
+        self.assertEqual(before, self.end_of(look))
+
+    def test_constants_are_its_own(self):
+        script = forked.Script(SCRIPT)
+        script.constants = {'XXHASH': (), 'MAIL_PAUSE': 0}
+        look = 'import sys, VmBackup\nprint(VmBackup.XXHASH, VmBackup.MAIL_PAUSE)\nsys.exit()'
+        ours = self.end_of(look)[1]
+        self.assertNotEqual(ours, b'() 0\n')
+        self.assertEqual(ours, self.end_of(look)[1])
+        child = forked.start(['help'], self.environ, self.place, script=script)
+        self.assertEqual(0, child.communicate(support.LIMIT) and child.returncode)
+        script.constants = {'NO_SUCH': 0}
+        self.assertNotEqual(0, forked.start(
+            ['help'], self.environ, self.place, script=script).communicate() and 1)
+
+    def test_it_can_be_stopped_killed_and_waited_for(self):
+        child = self.start('print("here", flush=True)\nimport time\ntime.sleep(1000)')
+        self.assertEqual(b'here\n', child.stdout.readline())
+        self.assertIsNone(child.poll())
+        with self.assertRaises(subprocess.TimeoutExpired):
+            child.wait(0.05)
+        with self.assertRaises(subprocess.TimeoutExpired):
+            child.communicate(0.05)
+        child.send_signal(signal.SIGSTOP)
+        while read_proc(child.pid, 'stat').rpartition(b')')[2].split()[0] != b'T':
+            time.sleep(0.01)
+        child.kill()
+        with child:
+            self.assertEqual(-signal.SIGKILL, child.wait(support.LIMIT))
+        self.assertEqual((-signal.SIGKILL, b''), (child.poll(), read_proc(child.pid, 'stat')))
+        child.terminate()                               # does nothing any more
+
+    def test_it_is_measured(self):
+        child = self.start('import sys, time\nkept = bytearray(64 << 20)\n'
+                           'while time.process_time() < 0.3:\n    pass\nsys.exit()')
+        child.communicate(support.LIMIT)
+        self.assertGreater(child.usage[0] + child.usage[1], 0.25)
+        self.assertGreater(child.usage[2], 64 << 10)
+
+
+class ForReal(ForkedCase):
+    """What cannot be forked is started."""
+
+    def test_what_an_interpreter_decides_at_its_start(self):
+        for change in ({'LC_ALL': 'C'}, {'LANG': 'xx'}, {'PYTHONHASHSEED': '1'},
+                       {'PYTHONPATH': self.place}, {'LD_PRELOAD': ''}):
+            with self.subTest(change):
+                before = forked.starts[figures.STARTED]
+                child = forked.start(['help'], dict(self.environ, **change), self.place)
+                self.assertIsInstance(child, subprocess.Popen)
+                child.communicate(timeout=support.LIMIT)
+                self.assertEqual((0, before + 1), (
+                    child.returncode, forked.starts[figures.STARTED]))
+        with self.assertRaises(ValueError):
+            forked.start([], dict(self.environ, LC_ALL='C'), self.place, prelude='x')
+
+    def test_another_script_and_what_the_script_reads_while_it_is_loaded(self):
+        script = forked.Script(SCRIPT)
+        self.assertTrue(forked.can_fork(script, self.environ))
+        self.assertFalse(forked.can_fork('/some/other.py', self.environ))
+        script.constants = {'DEFAULT_STATUS_LOG': '/nowhere'}
+        self.assertFalse(forked.can_fork(script, self.environ))
+
+    def test_a_server_that_died_is_no_silence(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # threads of other tests
+            server = forked.Server()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server.pid, signal.SIGKILL)
+        with self.assertRaises((EOFError, OSError)):
+            forked.Forked(server, SCRIPT, ['help'], self.environ, self.place, -1, '',
+                          *[subprocess.DEVNULL] * 3)
+        server.stop()
+
+
+if __name__ == '__main__':
+    unittest.main()
