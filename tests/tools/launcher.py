@@ -58,7 +58,7 @@ class Watcher:
             self.here.open = getattr(self.here, 'open', []) + [number]
             if self.trace:
                 self.seen = look(self.root)
-                self.synced = opened(self.root) if function is os.fsync else []
+                self.synced = forced(frame, self.root) if function is os.fsync else []
         else:
             number = self.here.open.pop()
             if self.trace:
@@ -107,15 +107,17 @@ def digest(found):
     return hashlib.sha1(repr(sorted(found.items())).encode('utf-8')).hexdigest()
 
 
-def opened(root):
-    """The files and directories below root that we have open."""
+def forced(frame, root):
+    """The file or directory below root that a call of os.fsync in this frame is about: its
+    descriptor is a variable there, or that of a stream which is one."""
     found = []
-    for number in os.listdir('/proc/self/fd'):
-        with contextlib.suppress(FileNotFoundError):    # the one that listed them
-            path = os.readlink('/proc/self/fd/' + number)
+    for value in frame.f_locals.values():
+        handle = value if type(value) is int else getattr(value, 'fileno', lambda: -1)()
+        with contextlib.suppress(OSError):
+            path = os.readlink('/proc/self/fd/%d' % handle)
             if path.startswith(root + os.sep):
                 found.append(os.path.relpath(path, root))
-    return sorted(found)
+    return found
 
 
 def watch(**spec):
