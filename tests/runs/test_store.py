@@ -452,6 +452,10 @@ class NoLocks(StoreCase):
 
     def setUp(self):
         super().setUp()
+        self.forbid_locks()
+
+    def forbid_locks(self):
+        """From now on the script cannot lock; skip a test where that cannot be had."""
         if platform.machine() not in FLOCK:
             self.skipTest('the number of flock() on %s is not known here' % platform.machine())
         without = WITHOUT_LOCKS % FLOCK[platform.machine()]
