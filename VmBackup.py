@@ -808,8 +808,9 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
             unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
     for name, text in sorted(invocation.overrides.items()):
         take(name, text, 'command line')
-    for name, path in (('the config', invocation.config_file), ('status_log', values['status_log']),
-                       ('hook', values['hook']),
+    for name, path in (('the config', invocation.config_file),
+                       ('the password file', native(invocation.password)),
+                       ('status_log', values['status_log']), ('hook', values['hook']),
                        ('mail_smtp_password_file', values['mail_smtp_password_file'])):
         report = values['report_file']
         if report and path and os.path.abspath(path) == os.path.abspath(report):

@@ -52,6 +52,17 @@ class Report(StoreCase):
                     self.assertTrue(stream.read().startswith(b'#!/bin/sh\n'))
                 os.unlink(path)
 
+    def test_nor_does_it_replace_the_file_of_the_password(self):
+        path = os.path.join(self.directory, 'password file')
+        self.assertEqual(0, self.vmbackup('password', 'create-password-file=' + path).status)
+        for word in (path, os.path.basename(path)):
+            done = self.vmbackup(word, self.config('vm-export=db', report_file=path))
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('ERROR: config report_file would replace the password file -> %s (' % path,
+                          done.output)
+            with open(path, 'rb') as stream:
+                self.assertEqual(b'cGFzc3dvcmQ=', stream.read())
+
 
 class Images(unittest.TestCase):
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
