@@ -32,9 +32,9 @@ from tests.tools.processes import end_all, living
 
 MARK = 'VMBACKUP_TESTS_UNIT'
 TESTS_PER_UNIT = 30
-LIMIT = 300                 # seconds for one unit
-GRACE = 2                   # seconds in which a unit's last processes may still end
-OUTPUT = 20000              # characters of a failed unit's output that are shown, the last ones
+LIMIT = 600                 # seconds for one unit
+GRACE = 10                  # seconds in which a unit's last processes may still end
+OUTPUT = 20000              # bytes of a failed unit's output that are shown, the last ones
 SHOWN = 200                 # characters of a failure's line in the list at the end
 SHORT = 50                  # bytes of a directory's path that leave room for sockets in it
 PASSED, FAILED, SKIPPED = OUTCOMES = ('passed', 'failed', 'skipped')
@@ -58,9 +58,10 @@ class Recorder(unittest.TestResult):
     it passed where failure was expected, or if an administrator's log was written; else skipped
     if any part of it was."""
 
-    def __init__(self, report):
+    def __init__(self, report, failfast=False):
         super().__init__()
         self._report = report
+        self._stops = failfast
         self._test = None
 
     def write(self, *fields):
@@ -86,6 +87,7 @@ class Recorder(unittest.TestResult):
         self._test = None
 
     def _part(self, test, outcome, text):
+        self.shouldStop = self.shouldStop or self._stops and outcome == FAILED
         if self._test is None:              # setUpClass, setUpModule
             self.write('end', test.id(), outcome, text, 0)
         else:
@@ -172,7 +174,7 @@ class Worker:
     def __init__(self, tests, number, base, options):
         self.tests = tests
         self.name = '%s/%d' % (type(tests[0]).__module__.rpartition('tests.')[2], number)
-        self.limit = options.limit
+        self.limit, self.failfast = options.limit, options.failfast
         self.token = '%s-%d' % (os.path.basename(base), number)
         self.tmp = os.path.join(base, str(number))
         self.report, self.output = self.tmp + '.report', self.tmp + '.output'
@@ -181,12 +183,13 @@ class Worker:
         self.overdue, self.status = False, None
         self.pid = os.fork()
         if not self.pid:
+            status = 1
             try:
                 self.work(os.path.join(base, 'figures'))
+                status = 0
             except BaseException:
                 traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
+            os._exit(status)
 
     def work(self, counts):
         """In the process of its own: run the tests."""
@@ -209,7 +212,7 @@ class Worker:
         with open(self.report, 'w', encoding='utf-8') as report, warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter('default')
-            recorder = Recorder(report)
+            recorder = Recorder(report, self.failfast)
             unittest.TestSuite(self.tests).run(recorder)
             recorder.write('finished')
         forked.end()
@@ -220,13 +223,13 @@ class Worker:
     def done(self):
         """Whether it has ended; ends it where it is over its limit."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
-        # Half a second for the stacks that the unit writes when its limit is reached.
-        self.overdue = not pid and time.monotonic() - self.began > self.limit + 0.5
-        if self.overdue:
-            self.kill()
-        elif pid:
+        if pid:
             self.status = status
-        return self.overdue or bool(pid)
+        # Half a second for the stacks that the unit writes when its limit is reached.
+        elif time.monotonic() - self.began > self.limit + 0.5:
+            self.overdue = True
+            self.kill()
+        return self.status is not None
 
     def kill(self):
         """End it at once, and all that it has started."""
@@ -239,26 +242,26 @@ class Worker:
     def results(self):
         """Results of its tests, and of the unit itself where that did not end properly."""
         found, running, finished = self.read_report()
-        left = {} if self.overdue else self.left_processes()
+        deadline = time.monotonic() + GRACE * (not self.overdue)
+        left = living(MARK, self.token, self.pid)
+        while left and time.monotonic() < deadline:         # its last children are ending
+            time.sleep(0.02)
+            left = living(MARK, self.token, self.pid)
         self.kill()
-        files = sorted(os.listdir(self.tmp))
-        if self.overdue or self.status or not finished:
-            how = 'still running after %g s: ended' % self.limit if self.overdue else (
-                'exit status %d' % (self.status >> 8) if self.status & 127 == 0 else
-                'signal %d' % (self.status & 127))
-            found.append(self.failed('unit', 'the process of %s ended with %s' % (self.name, how),
-                                     running))
-        elif files:
-            found.append(self.failed(
-                'files', 'left behind in TMPDIR: %s' % ', '.join(map(ascii, files))))
-        if left:
-            found.append(self.failed('processes', '\n'.join(
-                'left running: %d %s' % item for item in sorted(left.items()))))
-        return found
-
-    def failed(self, what, text, test=None):
-        """A failure of the unit itself, or of the test that is to blame for it."""
-        return Result(test or '%s (%s)' % (self.name, what), FAILED, text)
+        problems = {}
+        if left and not self.overdue:
+            problems['processes'] = 'left running: ' + ', '.join(
+                '%d %s' % item for item in sorted(left.items()))
+        if self.overdue:
+            problems['unit'] = 'still running after %g s: ended' % self.limit
+        elif self.status or not finished:
+            problems['unit'] = 'its process ended with ' + (
+                'signal %d' % (self.status & 127) if self.status & 127 else
+                'exit status %d' % (self.status >> 8))
+        elif os.listdir(self.tmp):
+            problems['files'] = 'left behind in TMPDIR: %s' % ascii(sorted(os.listdir(self.tmp)))
+        return found + [Result(running or '%s (%s)' % (self.name, what), FAILED, text)
+                        for what, text in problems.items()]
 
     def read_report(self):
         """(results so far, id of the test that had no end, whether all was run)."""
@@ -273,20 +276,10 @@ class Worker:
                         found.append(Result(*fields))
         return found, running, finished
 
-    def left_processes(self):
-        """{pid: command} of what outlives the unit, its last children's end awaited."""
-        deadline = time.monotonic() + GRACE
-        left = living(MARK, self.token, self.pid)
-        while left and time.monotonic() < deadline:
-            time.sleep(0.02)
-            left = living(MARK, self.token, self.pid)
-        return left
-
     def last_words(self):
         """The end of what it wrote to stdout and stderr."""
         with open(self.output, 'rb') as output:
-            text = output.read().decode('utf-8', 'replace')
-        return text if len(text) <= OUTPUT else '[...]\n' + text[-OUTPUT:]
+            return output.read()[-OUTPUT:].decode('utf-8', 'replace').rstrip('\n')
 
 
 def tally(results):
@@ -311,6 +304,8 @@ def run(options):
                     running.remove(worker)
                     show_unit(worker, found, options)
                     results += found
+                    if options.failfast and any(result.outcome == FAILED for result in found):
+                        return results, {}
                     if sys.stdout.isatty():
                         print('%d of %d\r' % (number - len(running), total), end='', flush=True)
                 time.sleep(0.01)
@@ -329,7 +324,7 @@ def show_unit(worker, found, options):
         write_line('        %-7s  %6.2f s  %s' % (result.outcome, result.seconds, result.name))
     words = worker.last_words() if failed or options.verbose else ''
     if words:
-        write_line('--- output of %s\n%s\n---' % (worker.name, words.rstrip('\n')))
+        write_line('--- output of %s\n%s\n---' % (worker.name, words))
 
 
 def summarize(results, counted):
@@ -376,6 +371,8 @@ def parse(argv, prog, **defaults):
                         help='only tests whose id contains NAME (several: any of them)')
     parser.add_argument('-v', dest='verbose', action='store_true',
                         help='a line for every test, and what units write')
+    parser.add_argument('-f', dest='failfast', action='store_true',
+                        help='stop at the first failure')
     parser.add_argument('-j', dest='jobs', metavar='N', type=positive, default=os.cpu_count() or 1,
                         help='so many processes at a time (default: one per CPU)')
     parser.add_argument('--limit', metavar='SECONDS', type=positive, default=LIMIT,

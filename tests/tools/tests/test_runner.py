@@ -224,7 +224,7 @@ class Accidents(SampleCase):
         self.run_it()
         self.assert_run('4 passed, 2 failed, 0 skipped', 1, 'FAILED sample.test_it/1 (processes)',
                         'sleep 1001', 'sleep 1002', 'sleep 1003',
-                        'FAILED sample.test_it/1 (files)', "left behind in TMPDIR: 'litter'")
+                        'FAILED sample.test_it/1 (files)', "left behind in TMPDIR: ['litter']")
         self.assert_none_living()
 
     def test_long_tmpdir_has_room_for_sockets(self):
@@ -284,6 +284,15 @@ class Choices(SampleCase):
         self.run_it('-k', 'Case2.test_one', '-k', 'e3.', '-j', '1')
         self.assert_run('3 passed, 0 failed, 0 skipped', 0)
         self.assertEqual(1, self.output.count('\nok ') + self.output.startswith('ok '))
+
+    def test_f_stops_at_the_first_failure(self):
+        self.write_tests('''
+            def test_a(self): pass
+            def test_b(self): self.fail()
+            def test_c(self): self.fail()
+        ''', 'test_first.py')
+        self.run_it('-f', '-j', '1')
+        self.assert_run('1 passed, 1 failed, 0 skipped', 1)
 
     def test_nonsense_is_status_2(self):
         for arguments in (['-j', '0'], ['--limit', 'x'], ['--what']):
