@@ -33,12 +33,12 @@ import time
 import unittest
 from uuid import uuid4
 
-from .simpool import SimPool, XapiError, pools
-from .simpool.archive import Image
+from tests.simpool import SimPool, XapiError, pools
+from tests.simpool.archive import Image
 
 from tests import DATA
 
-RECORDED = os.path.join(DATA, 'xe')
+RECORDINGS = os.path.join(DATA, 'xe')
 UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 MIB = 1 << 20
 
@@ -176,7 +176,7 @@ def sparse_image(text):
 
 def recorded_pool():
     """The pool of the recordings, with its uuids, no default templates, sparse disks."""
-    pool = pools.load(os.path.join(RECORDED, 'pool.json'))
+    pool = pools.load(os.path.join(RECORDINGS, 'pool.json'))
     pool.progress_interval = 0.05
     for ref, vm in list(pool.tables['VM'].items()):
         if vm['is_default_template']:
@@ -356,7 +356,7 @@ class Replay:
 def chapters():
     """{name: chapter} of tests/data/xe."""
     found = {}
-    for path in sorted(glob.glob(os.path.join(RECORDED, '*.json'))):
+    for path in sorted(glob.glob(os.path.join(RECORDINGS, '*.json'))):
         name = os.path.basename(path)[:-5]
         if name != 'pool':
             with open(path, encoding='utf-8') as file:

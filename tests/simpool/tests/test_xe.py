@@ -17,8 +17,8 @@ import time
 import unittest
 from unittest import mock
 
-from .simpool import SimPool, xe
-from .simpool.database import TEMPLATES
+from tests.simpool import SimPool, xe
+from tests.simpool.database import TEMPLATES
 
 NOBODY = '00000000-0000-4000-8000-000000000000'
 POOL = {
