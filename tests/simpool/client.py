@@ -18,7 +18,7 @@ import errno
 import posix
 import sys
 
-SOCKET = b''
+SOCKET = b''                    # of the pool: the program that XeDoor installs sets it
 BLOCK = 1 << 20
 
 OPTIONS = {b'-s': b'server', b'-h': b'server', b'-p': b'port', b'-u': b'username',
@@ -347,6 +347,3 @@ def main():
         complain(end.text)
         posix._exit(end.status)
 
-
-if __name__ == '__main__':
-    main()

@@ -130,7 +130,6 @@ class Handler(BaseHTTPRequestHandler):
 class _Listener(socketserver.TCPServer):
     """A listening socket with a thread for each connection; all end when it stops."""
 
-    allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(self, address, door, tls=None):
@@ -150,6 +149,12 @@ class _Listener(socketserver.TCPServer):
         self.socket.setblocking(False)
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
+
+    def server_bind(self):
+        """Bind to a port that another socket of ours keeps for us, or to a path."""
+        if self.address_family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     def _accept(self):
         while self._wake not in select.select([self.socket, self._wake], [], [])[0]:
@@ -219,7 +224,6 @@ class _UnixListener(_Listener):
     """The same on a unix socket."""
 
     address_family = socket.AF_UNIX
-    allow_reuse_address = False
 
     def stop(self):
         super().stop()
@@ -230,7 +234,7 @@ class _UnixListener(_Listener):
 class XapiDoor:
     """One way in. `trusted`: the unix socket, where everybody is root and a member forwards.
 
-    `address` is a path, or a port (0: any) on loopback; `certificate` (a file with certificate and
+    `address` is a path, or a port of ours on loopback; `certificate` (a file with certificate and
     key) makes it TLS. `master_address`: this host is a member of that master's pool.
     """
 
@@ -246,7 +250,6 @@ class XapiDoor:
             self._listener = _UnixListener(address, self)
         else:
             self._listener = _Listener(('127.0.0.1', address), self, tls)
-            self.port = self._listener.server_address[1]
 
     @property
     def is_busy(self):

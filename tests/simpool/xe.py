@@ -6,6 +6,7 @@ cli_operations.ml, cli_printer.ml, cli_util.ml, xapi_cli.ml), and where it diffe
 from xapi 25.6.0. Help texts are our own.
 """
 import contextlib
+import functools
 import itertools
 import marshal
 import os
@@ -37,6 +38,8 @@ UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled 
 PROGRAM = '''"""The xe of a simulated pool: tests/simpool/client.py, compiled."""
 import marshal
 exec(marshal.loads(open(%r, 'rb').read()))
+SOCKET = %r
+main()
 '''
 ERROR_PAGE = (
     '<html><body><h1>HTTP 500 internal server error</h1>An unexpected error occurred; please wait '
@@ -90,18 +93,21 @@ def install(path, address):
     Compiling the client at each start would take as long as the interpreter itself. One that starts
     meanwhile meets the old program or the new one, whole.
     """
-    with open(client.__file__, encoding='utf-8') as file:
-        source = file.read().replace("SOCKET = b''", 'SOCKET = %r' % os.fsencode(address))
     shebang = '#!%s -IS\n' % sys.executable
     if len(shebang) > 126 or ' ' in sys.executable:
         shebang = "#!/bin/sh\n'''exec' %s -IS \"$0\" \"$@\"\n' '''\n" % shlex.quote(sys.executable)
-    program = shebang + PROGRAM % os.fsencode(path + '.code')
-    for name, data in ((path + '.code', marshal.dumps(compile(source, client.__file__, 'exec'))),
-                       (path, program.encode('utf-8'))):
+    program = shebang + PROGRAM % (os.fsencode(path + '.code'), os.fsencode(address))
+    for name, data in ((path + '.code', compiled_client()), (path, program.encode('utf-8'))):
         with open(name + '.new', 'wb') as file:
             file.write(data)
         os.chmod(name + '.new', 0o755)
         os.rename(name + '.new', name)
+
+
+@functools.lru_cache(maxsize=None)
+def compiled_client():
+    with open(client.__file__, encoding='utf-8') as file:
+        return marshal.dumps(compile(file.read(), client.__file__, 'exec'))
 
 
 def size_in_bytes(field, text):
