@@ -163,7 +163,11 @@ def trusted(options):
 
 def connect():
     server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    server.connect(SOCKET)
+    try:
+        server.connect(SOCKET)
+    except OSError:
+        server.close()
+        raise
     return server
 
 
