@@ -107,7 +107,10 @@ class SimPool:
             thread.join()
 
     def _shut_soon(self):
-        """Shut the doors from a thread of their own: the caller may be one of a door's threads."""
+        """Have the doors refuse at once, before the client whose call it was notices, and shut them
+        from a thread of their own: the caller may be one of a door's threads."""
+        for door in list(self._doors):
+            door.refuse()
         thread = threading.Thread(target=self._shut, daemon=True)
         with self._naming:
             thread.start()

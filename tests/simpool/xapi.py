@@ -6,6 +6,7 @@ Sources: xapi: ocaml/xapi/api_server.ml, api_server_common.ml, session_check.ml,
 ocaml/libs/http-lib/http_svr.ml; ocaml-rpc: src/lib/xmlrpc.ml.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -197,6 +198,12 @@ class _Listener(socketserver.TCPServer):
         """Whether a client is connected."""
         return bool(self._connections)
 
+    def refuse(self):
+        """Refuse connections from now on."""
+        with contextlib.suppress(OSError):      # it has stopped already
+            self._waker.send(b'.')
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def stop(self):
         """Close the socket and every connection, and wait for their threads (but for our own)."""
         self._waker.send(b'.')
@@ -255,6 +262,10 @@ class XapiDoor:
     def is_busy(self):
         """Whether a client is connected."""
         return self._listener.is_busy
+
+    def refuse(self):
+        """Refuse connections from now on."""
+        self._listener.refuse()
 
     def stop(self):
         """Close it, and all connections through it."""

@@ -1187,6 +1187,11 @@ class XeDoor:
         """Whether a client is connected."""
         return bool(self._connections)
 
+    def refuse(self):
+        """Refuse connections from now on."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+
     def stop(self):
         """Close everything, and wait until no thread of this door runs any more."""
         self._close()
@@ -1244,6 +1249,7 @@ class XeDoor:
         lines = [line[:-1] if line.endswith('\r') else line for line in text_of(body).split('\n')]
         words, credentials = lines[:-2], [line.partition('=')[2] for line in lines[-2:]]
         verb = words[0]
+        self.pool.check_up()
         fault = self.pool.arrive('xe', verb, tuple(words[1:]))
         if self._struck(talk, verb, fault):
             return

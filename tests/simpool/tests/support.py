@@ -13,7 +13,7 @@ from unittest import mock
 
 from tests.simpool import SimPool, XapiError, client
 
-PATIENCE = 60       # seconds after which a test that waits gives up
+PATIENCE = 30       # seconds after which a test that waits gives up
 MIB = 1 << 20
 NOBODY = '00000000-0000-4000-8000-000000000000'
 
