@@ -336,7 +336,7 @@ def _until_failure(stream, failures):
 
 
 def _gzip(stream):
-    squeeze = zlib.compressobj(1, zlib.DEFLATED, 31)
+    squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)
     for block in stream:
         yield squeeze.compress(block)
     yield squeeze.flush()
