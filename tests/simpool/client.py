@@ -350,4 +350,3 @@ def main():
     except Quit as end:
         complain(end.text)
         posix._exit(end.status)
-

@@ -41,7 +41,7 @@ def run_client(sim, words, home, **environ):
                 each.close()
 
 
-def text(data):
+def decoded(data):
     return data.decode('utf-8', 'backslashreplace')
 
 
@@ -93,7 +93,7 @@ class Case(unittest.TestCase):
     def xe(self, *words, **environ):
         """(exit status, stdout, stderr) of the client, as texts."""
         status, out, err = run_client(self.sim, words, self.work, **environ)
-        return status, text(out), text(err)
+        return status, decoded(out), decoded(err)
 
     def ask(self, *words):
         """stdout of a command that must succeed, without its last newline."""

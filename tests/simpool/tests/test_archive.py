@@ -19,14 +19,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import unittest
 import xmlrpc.client
 from unittest import mock
 
-from tests import DATA, ROOT
+from tests import DATA
 from tests.simpool import archive, ova
 from tests.simpool.archive import ArchiveError, Image
 from tests.simpool.tests.support import MIB

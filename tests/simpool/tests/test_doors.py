@@ -501,7 +501,7 @@ class FaultsOfImports(Case):
                    'vms': [{'name': 'box', 'disks': ['3 MiB']}]}
 
     def setUp(self):
-        """The lines that import a VM, and a disk from raw and from VHD; and what there is before."""
+        """Lines that import a VM, and a disk from raw and from VHD; and what there is before."""
         super().setUp()
         vm, disk = self.vm(), self.disks(self.vm())['0']
         sr = self.pool.call('SR.get_by_name_label', 'disks')[0]

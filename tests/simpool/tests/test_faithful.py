@@ -36,7 +36,7 @@ from uuid import uuid4
 from tests import DATA
 from tests.simpool import SimPool, XapiError, pools
 from tests.simpool.archive import Image
-from tests.simpool.tests.support import MIB, run_client, text
+from tests.simpool.tests.support import MIB, decoded, run_client
 
 RECORDINGS = os.path.join(DATA, 'xe')
 UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
@@ -333,7 +333,7 @@ class Replay:
                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE)
             status, out, err = done.returncode, done.stdout, done.stderr
-        return status, text(out), text(err)
+        return status, decoded(out), decoded(err)
 
     def show_disks(self, command):
         """The recorder could look into the files behind the disks; write those that it names."""
@@ -392,4 +392,3 @@ def _chapter_test(chapter):
 
 for _name, _chapter in chapters().items():
     setattr(RecordingsTest, 'test_replay_of_' + _name, _chapter_test(_chapter))
-

@@ -12,7 +12,7 @@ from unittest import mock
 
 from tests.simpool import xe
 from tests.simpool.database import TEMPLATES
-from tests.simpool.tests.support import MIB, NOBODY, Case, end, text, wait_until
+from tests.simpool.tests.support import MIB, NOBODY, Case, decoded, end, wait_until
 from tests.simpool.tests.test_doors import BROKEN
 
 POOL = {
@@ -422,7 +422,7 @@ class Files(XeCase):
             self.ask('task-cancel', 'uuid=' + self.get('task', task))
             out, err = process.communicate()
             self.assertEqual((1, b''), (process.returncode, out))
-            self.assertRegex(text(err), '^(Export cancelled|The request was asynchronously '
+            self.assertRegex(decoded(err), '^(Export cancelled|The request was asynchronously '
                              'canceled.\ntask: OpaqueRef:[-0-9a-f]+)\n$')
             self.assertEqual([], self.held())
 
