@@ -480,10 +480,6 @@ class Command:
             raise XapiError('Missing parameter', name)
         return kind.fields[name]
 
-    def param_list(self, word):
-        kind, _, record = self._one(word)
-        self.out.records([self.shown(kind, record, listing=False)])
-
     def param_get(self, word):
         kind, _, record = self._one(word)
         field = self._field(kind, self.need('param-name'))
@@ -548,23 +544,6 @@ class Command:
                 raise CliFailure('Parameter %s must be a floating-point number' % field.name)
         return text
 
-    def param_add(self, word):
-        kind, ref, _ = self._one(word)
-        field = self._field(kind, self.need('param-name'))
-        if field.access == 'SRW':
-            if self.get('param-key') is None:
-                raise CliFailure('When adding a key to a set, use the syntax: *-param-add '
-                                 'param-name=<name> param-key=<key>')
-            self.api('%s.add_%s' % (kind.cls, api_name(field)), ref, self.get('param-key'))
-        elif field.access == 'MRW':
-            for key, value in self.parameters:
-                if key not in ['uuid', 'param-name', 'param-key'] + STANDARD:
-                    self.api('%s.add_to_%s' % (kind.cls, api_name(field)), ref, key, value)
-        elif len(field.access) == 3:
-            raise CliFailure('Parameter is read-only')
-        else:
-            raise CliFailure('Can only add to parameters of type Set or Map')
-
     def param_remove(self, word):
         kind, ref, record = self._one(word)
         field = self._field(kind, self.need('param-name'))
@@ -578,18 +557,6 @@ class Command:
                               else 'Key %s is not in map') % key)
         self.api('%s.%s_%s' % (kind.cls, 'remove' if field.is_set() else 'remove_from',
                                api_name(field)), ref, key)
-
-    def param_clear(self, word):
-        kind, ref, record = self._one(word)
-        field = self._field(kind, self.need('param-name'))
-        name = api_name(field)
-        if not field.access.endswith('RW'):
-            raise CliFailure('Can only clear RW parameters')
-        if len(field.access) == 2:
-            self.api('%s.set_%s' % (kind.cls, name), ref, self._parsed(field, record[name], ''))
-        for key in list(record[name]) if len(field.access) == 3 else []:
-            self.api('%s.%s_%s' % (kind.cls, 'remove' if field.is_set() else 'remove_from', name),
-                     ref, key)
 
     # Selecting VMs
 
@@ -703,12 +670,6 @@ class Command:
     def snapshot_uninstall(self):
         self.uninstall([self.snapshot()])
 
-    def snapshot_destroy(self):
-        ref = self.snapshot()
-        if self.api('VM.get_power_state', ref) != 'Halted':
-            self.api('VM.hard_shutdown', ref)
-        self.api('VM.destroy', ref)
-
     def template_uninstall(self):
         ref = self.ref('VM', 'template-uuid')
         if not self.api('VM.get_is_a_template', ref):
@@ -757,20 +718,18 @@ class Command:
         self.talk.print("Aborted (you typed: '%s')" % typed)
         return False
 
-    def vm_disk_list(self, of_type):
+    def vm_disk_list(self):
         def show(vm):
             with self.pool.lock:
                 tables = self.pool.tables
                 vbds = [tables['VBD'][ref] for ref in tables['VM'][vm]['VBDs']
-                        if tables['VBD'][ref]['type'] == of_type]
-                word = 'Disk %d' if of_type == 'Disk' else 'CD %d'
-                default = ['uuid', 'vm-name-label', 'userdevice'] + ['empty'] * (of_type == 'CD')
+                        if tables['VBD'][ref]['type'] == 'Disk']
                 for number, vbd in enumerate(vbds):
-                    self.out.message(word % number + ' VBD:')
+                    self.out.message('Disk %d VBD:' % number)
                     self.out.records([self.shown(KINDS['vbd'], vbd, self.columns(
-                        default, 'vbd-params'), listing=False)])
+                        ['uuid', 'vm-name-label', 'userdevice'], 'vbd-params'), listing=False)])
                     if vbd['VDI'] in tables['VDI']:
-                        self.out.message(word % number + ' VDI:')
+                        self.out.message('Disk %d VDI:' % number)
                         self.out.records([self.shown(
                             KINDS['vdi'], tables['VDI'][vbd['VDI']], self.columns(
                                 ['uuid', 'name-label', 'virtual-size', 'sr-name-label'],
@@ -1108,7 +1067,6 @@ def has_closed(connection):
 KINDS = xe_records.kinds()
 COMMANDS = {
     'vm-snapshot': (['new-name-label'], Command.vm_copying, ['VM.snapshot']),
-    'vm-checkpoint': (['new-name-label'], Command.vm_copying, ['VM.checkpoint']),
     'vm-clone': (['new-name-label'], Command.vm_copying, ['VM.clone']),
     'vm-snapshot-with-quiesce': (['new-name-label'], Command.no_longer, []),
     'vm-start': ([], Command.vm_start, []),
@@ -1116,10 +1074,8 @@ COMMANDS = {
     'vm-destroy': (['uuid'], Command.vm_destroy, []),
     'vm-uninstall': ([], Command.vm_uninstall, []),
     'snapshot-uninstall': ([], Command.snapshot_uninstall, []),
-    'snapshot-destroy': ([], Command.snapshot_destroy, []),
     'template-uninstall': (['template-uuid'], Command.template_uninstall, []),
-    'vm-disk-list': ([], Command.vm_disk_list, ['Disk']),
-    'vm-cd-list': ([], Command.vm_disk_list, ['CD']),
+    'vm-disk-list': ([], Command.vm_disk_list, []),
     'vm-export': (['filename'], Command.vm_export, []),
     'template-export': (['filename', 'template-uuid'], Command.export_as, ['template']),
     'snapshot-export-to-template': (['filename', 'snapshot-uuid'], Command.export_as,
@@ -1136,20 +1092,16 @@ COMMANDS = {
     'vbd-unplug': (['uuid'], Command.simple, ['VBD.unplug']),
     'vif-destroy': (['uuid'], Command.simple, ['VIF.destroy']),
     'network-destroy': (['uuid'], Command.simple, ['network.destroy']),
-    'sr-scan': (['uuid'], Command.simple, ['SR.scan']),
     'task-cancel': (['uuid'], Command.simple, ['task.cancel']),
     'pool-dump-database': (['file-name'], Command.pool_dump_database, []),
 }
 for _word in KINDS:
     COMMANDS.update({
         _word + '-list': ([], Command.list, [_word]),
-        _word + '-param-list': (['uuid'], Command.param_list, [_word]),
         _word + '-param-get': (['uuid', 'param-name'], Command.param_get, [_word]),
         _word + '-param-set': (['uuid'], Command.param_set, [_word]),
-        _word + '-param-add': (['uuid', 'param-name'], Command.param_add, [_word]),
         _word + '-param-remove': (['uuid', 'param-name', 'param-key'], Command.param_remove,
                                   [_word]),
-        _word + '-param-clear': (['uuid', 'param-name'], Command.param_clear, [_word]),
     })
 
 

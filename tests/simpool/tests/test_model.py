@@ -212,16 +212,13 @@ class Snapshots(ModelCase):
         self.assertEqual(before, self.pool.content[copy].sha256())
         self.assertNotEqual(before, self.pool.content[disk].sha256())
 
-    def test_a_clone_has_addresses_of_its_own_and_a_checkpoint_its_memory(self):
+    def test_a_clone_has_addresses_of_its_own(self):
         original = self.pool.record('VM', self.box)
         record = self.pool.record('VM', self.value('VM.clone', self.box, 'twin'))
         self.assertEqual((False, False, NULL), (record['is_a_template'], record['is_a_snapshot'],
                                                 record['snapshot_of']))
         self.assertNotEqual(original['other_config']['mac_seed'],
                             record['other_config']['mac_seed'])
-        record = self.pool.record('VM', self.value('VM.checkpoint', self.busy, 'x'))
-        self.assertEqual(('Suspended', 'suspend'), (
-            record['power_state'], self.get('VDI', record['suspend_VDI'], 'type')))
 
     def test_no_room_leaves_nothing(self):
         pool = pools.load({'vms': [{'name': 'box', 'disks': ['4 MiB', '4 MiB']}],
@@ -263,8 +260,6 @@ class LifeAndDeath(ModelCase):
                  'destroy a control domain via the CLI', 'vm-destroy', dom0),
                 (['VM_BAD_POWER_STATE', busy, 'halted, suspended', 'running'], 'VM.destroy', [busy],
                  'expected: halted, suspended\nactual: running', 'vm-destroy', busy),
-                (['VM_BAD_POWER_STATE', box, 'paused, suspended, running', 'halted'],
-                 'VM.checkpoint', [box, 'x'], ''),
                 (['VM_BAD_POWER_STATE', busy, 'halted', 'running'], 'VM.set_is_a_template',
                  [busy, True], ''),
                 (['VM_IS_SNAPSHOT', snapshot, 'start'], 'VM.start', [snapshot, False, False],
@@ -431,17 +426,6 @@ class LifeAndDeath(ModelCase):
         self.assertFalse(any(self.get('VBD', each, 'currently_attached')
                              for each in self.get('VM', self.box, 'VBDs')))
 
-    def test_drives_open_and_close(self):
-        (drive, _), = self.vbds(self.busy, 'CD')
-        self.assert_refused(['VBD_IS_EMPTY', drive], 'VBD.eject', drive)
-        self.value('VBD.insert', drive, self.iso)
-        self.assert_refused(['VBD_NOT_EMPTY', drive], 'VBD.insert', drive, self.iso)
-        self.assertIn(drive, self.value('VDI.get_VBDs', self.iso))
-        self.value('VBD.eject', drive)
-        self.assertEqual((NULL, True), (self.value('VBD.get_VDI', drive),
-                                        self.value('VBD.get_empty', drive)))
-        self.assertNotIn(drive, self.value('VDI.get_VBDs', self.iso))
-
     def test_networks_and_vifs(self):
         network = self.value('network.create', {'name_label': 'lab', 'MTU': 9000})
         vif = self.value('VIF.create', {'VM': self.box, 'network': network, 'device': '5',
@@ -577,7 +561,7 @@ class Transfers(ModelCase):
         networks = set(self.pool.tables['network'])
         with self.refusal('VM_TO_IMPORT_IS_NOT_NEWER_VERSION', self.box):
             self.imported(data, preserve=True)
-        twin = self.value('VM.copy', self.box, 'twin', NULL)
+        twin = self.value('VM.clone', self.box, 'twin')
         self.value('VM.destroy', self.box)
         self.pool.put('VM', twin, other_config=old['other_config'])
         with self.refusal('DUPLICATE_MAC_SEED', old['other_config']['mac_seed']):
