@@ -877,7 +877,7 @@ def _read_vhd_block(source, image, offset, block_size):
     bitmap = source.take(-(-bits // 8 // SECTOR) * SECTOR)[:-(-bits // 8)]
     data = source.take(block_size)
     if bitmap != b'\xff' * len(bitmap):
-        data = b''.join(data[at * SECTOR:][:SECTOR] if bitmap[at // 8] << at % 8 & 0x80
+        data = b''.join(data[at * SECTOR:(at + 1) * SECTOR] if bitmap[at // 8] << at % 8 & 0x80
                         else bytes(SECTOR) for at in range(bits))
     image.write(offset, data[:image.virtual_size - offset])
 

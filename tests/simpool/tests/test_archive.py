@@ -26,21 +26,11 @@ import xmlrpc.client
 from unittest import mock
 
 from tests import DATA
-from tests.simpool import archive, ova
+from tests.simpool import archive, ova, pools
 from tests.simpool.archive import ArchiveError, Image
 from tests.simpool.tests.support import MIB
 
 SAMPLES = os.path.join(DATA, 'samples')
-
-
-class AnyText:
-    """Equal to every text."""
-
-    def __eq__(self, other):
-        return isinstance(other, str)
-
-
-ANY_TEXT = AnyText()
 
 
 @functools.lru_cache(maxsize=None)
@@ -352,8 +342,8 @@ class ReadingXva(TestCase):
                 (bare(('Ref:1/00000000', b'x'), ('README', b'y')), 'INTERNAL_ERROR: [ Stream_vdi.'
                  'Failure("Found unsupported checksum file: README") ]', ''),
                 (bare(('Ref:1/00000000', b'x'), ('Ref:1/00000001.xxhash', b'5C80C09683041123')),
-                 ANY_TEXT, 'Ref:1/00000001.xxhash follows'),
-                (bytes(damaged), ANY_TEXT, 'wrong checksum')):
+                 mock.ANY, 'Ref:1/00000001.xxhash follows'),
+                (bytes(damaged), mock.ANY, 'wrong checksum')):
             with self.refusal('IMPORT_ERROR', failure, note=note):
                 read(data)
 
@@ -372,7 +362,7 @@ class ReadingXva(TestCase):
         for change in ({'Ref:9': 7 * MIB}, {'Ref:99': MIB}):
             with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
                 read(data, expected=lambda _, change=change: dict(sizes, **change))
-        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='reaches beyond'):
+        with self.refusal('IMPORT_ERROR', mock.ANY, note='reaches beyond'):
             read(data, expected=lambda _: dict(sizes, **{'Ref:9': 5 * MIB + 1}))
         endless = data[:-1024]      # the importer does not look behind the last disk
         self.assert_same_disks(read(endless, expected=lambda _: sizes).disks, images)
@@ -420,7 +410,7 @@ class Compression(TestCase):
             b''.join(archive.zstd_unframe([frame[:-4]]))
 
     def test_compressed_blocks_need_the_program(self):
-        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='zstd, which is not installed'):
+        with self.refusal('IMPORT_ERROR', mock.ANY, note='zstd, which is not installed'):
             b''.join(archive.zstd_unframe([sample('sample.xva.zst')]))
 
     def test_unknown_compression_is_refused_at_once(self):
@@ -523,29 +513,17 @@ class VhdImages(TestCase):
         self.assertEqual(code, 0, output)
         return output
 
-    def test_qemu_img_knows_it_and_its_exact_size(self):
+    def test_qemu_img_knows_it_and_reads_the_same_bytes(self):
         for image in self.images():
             with file_of(archive.vhd_stream(image)) as path:
                 code, output = run('qemu-img', 'info', '--output=json', path)
                 self.assertEqual((code, json.loads(output.decode())['format']), (0, 'vpc'))
                 info = json.loads(self.qemu(path, 'info', '--output=json').decode())
-            self.assertEqual(info['virtual-size'], image.virtual_size)
-
-    def test_qemu_img_finds_nothing_to_complain_of(self):
-        with file_of(archive.vhd_stream(disks()['Ref:9'])) as path:
-            code, output = run('qemu-img', 'check', '-f', 'vpc', path)
-        if code == 63:      # the exit status where a format has no checks
-            self.assertIn(b'does not support checks', output)
-        else:
-            self.assertEqual(code, 0, output)
-
-    def test_qemu_img_converts_it_to_the_same_bytes(self):
-        for image in (disks()['Ref:9'], Image.sample(9 * MIB + 512, 'vhd', 0.3)):
-            with file_of(archive.vhd_stream(image)) as path:
-                self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
-                with open(path + '.raw', 'rb') as raw:
-                    self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
-                    self.assertEqual(os.path.getsize(raw.name), image.virtual_size)
+                self.assertEqual(info['virtual-size'], image.virtual_size)
+                if image.virtual_size < 16 * MIB:
+                    self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
+                    with open(path + '.raw', 'rb') as raw:
+                        self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
 
     def test_image_made_by_qemu_img_is_read(self):
         image = Image.sample(10 * MIB, 'qemu', 0.4)
@@ -644,11 +622,11 @@ class BuildingOva(TestCase):
         self.assertEqual(classes, [cls for cls in ova.FIELDS if cls in classes])
         for thing in parsed.objects:
             self.assertEqual(list(thing.record), ova.FIELDS[thing.cls])
-
-    def test_fields_are_those_of_the_real_records(self):
-        for cls, records in real_tables().items():
-            for record in records.values() if cls in ova.FIELDS else ():
-                self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
+        pool = pools.load({'vms': [{'name': 'web', 'cd': None, 'disks': ['1 MiB']}]})
+        for tables in (real_tables(), pool.tables):
+            for cls, records in tables.items():
+                for record in records.values() if cls in ova.FIELDS else ():
+                    self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
 
     def test_metadata_of_the_real_records_is_the_real_metadata(self):
         real = ova.parse(ova_xml('metadata.xva'))
@@ -734,7 +712,7 @@ class BuildingOva(TestCase):
             self.assertEqual({vbd.record['currently_attached'] for vbd in exported.of('VBD')},
                              {attached})
 
-    def test_snapshots_go_with_the_metadata_when_asked(self):
+    def test_snapshots_and_parents_go_with_the_metadata_when_asked(self):
         exported, _ = built(VM, preserve_power_state=True, include_snapshots=True)
         by_name = {thing.record['name_label']: thing for thing in exported.of('VM')}
         snapshot = by_name['RESTORE_sample vm'].record
@@ -743,16 +721,12 @@ class BuildingOva(TestCase):
         self.assertEqual(by_name['sample vm'].record['parent'], by_name['RESTORE_sample vm'].id)
         self.assertEqual(len(exported.of('VDI')), 6)
         self.assertEqual(len(built(VM, preserve_power_state=True)[0].of('VM')), 1)
-
-    def test_parent_goes_with_the_metadata_and_its_snapshots(self):
         tables = real_tables()
         tables['VM'][VM]['parent'] = RUNNING
         exported, _ = built(VM, tables, preserve_power_state=True, include_snapshots=True)
-        self.assertEqual({thing.record['name_label'] for thing in exported.of('VM')},
-                         {'sample vm', 'RESTORE_sample vm', 'mail server'})
-        self.assertEqual(exported.record('Ref:7')['parent'],
-                         next(vm.id for vm in exported.of('VM')
-                              if vm.record['name_label'] == 'mail server'))
+        by_name = {thing.record['name_label']: thing.id for thing in exported.of('VM')}
+        self.assertEqual({'sample vm', 'RESTORE_sample vm', 'mail server'}, set(by_name))
+        self.assertEqual(exported.record('Ref:7')['parent'], by_name['mail server'])
 
     def test_cd_and_iso_are_not_streamed_and_a_suspend_image_is(self):
         tables = real_tables()
@@ -795,8 +769,6 @@ class BuildingOva(TestCase):
                          '<value><boolean>1</boolean></value><value><double>0.5</double></value>'
                          '<value><double>-1</double></value><value><double>1</double></value>'
                          '</data></array></value></member></struct></value>')
-
-    def test_strange_names_survive(self):
         tables = real_tables()
         for name in ('a,b', 'x$(id)', 'it\'s "x"', ' lead', '名前', 'two\nlines', '<value>&amp;'):
             tables['VM'][VM]['name_label'] = name
@@ -835,7 +807,7 @@ class ParsingOva(TestCase):
 
     def test_broken_xml_is_refused(self):
         for text in (b'', b'<value><struct>', b'hello'):
-            with self.refusal('IMPORT_ERROR', ANY_TEXT):
+            with self.refusal('IMPORT_ERROR', mock.ANY):
                 ova.parse(text)
 
     def test_newer_exports_are_incompatible(self):

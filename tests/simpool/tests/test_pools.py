@@ -158,6 +158,21 @@ class Descriptions(unittest.TestCase):
         self.assertEqual(*[sorted(image.sha256() for image in pools.load(
             TWO_DISKS).content.values()) for _ in range(2)])
 
+    def test_a_described_fault_meets_its_call(self):
+        pool = pools.load({'latency': 0.25, 'faults': [
+            {'at': 'vm-list', 'nth': 2, 'do': 'print', 'stdout': 'no', 'exit': 1}]})
+        self.assertEqual(0.25, pool.faults.latency)
+        self.assertEqual([None, ('print', 'no', 1), None], [
+            fault and (fault.do, fault.stdout, fault.exit)
+            for fault in (pool.faults.take('vm-list') for _ in range(3))])
+
+    def test_impossible_faults_are_refused_with_their_place(self):
+        for fault in ({'at': 'vm-list', 'do': 'explode'}, {'at': 'vm-list', 'do': 'refuse'},
+                      {'do': 'hang'}, {'at': 'vm-list', 'do': 'die', 'how': 'x'},
+                      {'at': 'vm-list', 'do': 'slow', 'rate': 0}, 'vm-list'):
+            with self.assertRaisesRegex(pools.DescriptionError, r'^faults\[0\]'):
+                pools.load({'faults': [fault]})
+
 
 class Wrapper(unittest.TestCase):
     """python3 -m tests.simpool [--pool FILE] COMMAND..."""
