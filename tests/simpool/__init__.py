@@ -42,8 +42,10 @@ class SimPool:
         self.directory = directory or _short_directory()
         self._master_address = master_address
         self._doors = []
-        self._ports = {}
-        self._held = {}
+        self._holders = {name: _reserved() for name in ('http', 'https')}
+        self._ports = {name: each.getsockname()[1] for name, each in self._holders.items()}
+        self.url = 'http://127.0.0.1:%d' % self._ports['http']
+        self.https_url = 'https://127.0.0.1:%d' % self._ports['https']      # the master's
         self._guard = threading.Lock()      # of the doors
         self._naming = threading.Lock()     # of the threads that shut them
         if self.pool.is_down:
@@ -63,36 +65,18 @@ class SimPool:
         self.stop()
 
     def _open(self):
-        """Start the doors, on the ports that they had before."""
-        https = self._door('https', self._ports.get('https', 0), certificate=CERTIFICATE)
+        """Start the doors, always on the same ports."""
         master = None
         if self.role == 'slave':
-            master = self._master_address or '127.0.0.1:%d' % https.port
-        self._door('http', self._ports.get('http', 0), master_address=master)
-        self._door('unix', os.path.join(self.directory, 'xapi.sock'))
+            master = self._master_address or self.https_url[len('https://'):]
+        for address, options in ((self._ports['https'], {'certificate': CERTIFICATE}),
+                                 (self._ports['http'], {'master_address': master}),
+                                 (os.path.join(self.directory, 'xapi.sock'), {})):
+            self._doors.append(XapiDoor(self.pool, address, **options))
         xe = XeDoor(self.pool, self.directory, master)
         xe.start()
         self._doors.append(xe)
         self.xe = xe.xe_path
-
-    def _door(self, name, address, **options):
-        if name in self._held:
-            self._held.pop(name).close()
-        door = XapiDoor(self.pool, address, **options)
-        self._doors.append(door)
-        if name != 'unix':
-            self._ports[name] = door.port
-        return door
-
-    @property
-    def url(self):
-        """http://127.0.0.1:PORT"""
-        return 'http://127.0.0.1:%d' % self._ports['http']
-
-    @property
-    def https_url(self):
-        """The master's TLS port, with a self-signed certificate."""
-        return 'https://127.0.0.1:%d' % self._ports['https']
 
     @property
     def unix_url(self):
@@ -123,7 +107,10 @@ class SimPool:
             thread.join()
 
     def _shut_soon(self):
-        """Shut the doors from a thread of their own: the caller may be one of a door's threads."""
+        """Have the doors refuse at once, before the client whose call it was notices, and shut them
+        from a thread of their own: the caller may be one of a door's threads."""
+        for door in list(self._doors):
+            door.refuse()
         thread = threading.Thread(target=self._shut, daemon=True)
         with self._naming:
             thread.start()
@@ -134,8 +121,6 @@ class SimPool:
             doors, self._doors = self._doors, []
             for door in doors:
                 door.stop()
-            for name in set(self._ports) - set(self._held):
-                self._held[name] = _reserved(self._ports[name])
 
     def restart(self):
         """Start the daemon again (after a fault, or while it runs): state kept, sessions gone."""
@@ -149,17 +134,17 @@ class SimPool:
         self.down()
         if self._shut_soon in self.pool.when_down:
             self.pool.when_down.remove(self._shut_soon)
-        while self._held:
-            self._held.popitem()[1].close()
+        for holder in self._holders.values():
+            holder.close()
         if self._own_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def _reserved(port):
-    """A socket that refuses connections to a port, and keeps it from others, until it is closed."""
+def _reserved():
+    """A socket that keeps a port from others until it is closed, but not from doors of ours."""
     holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(('127.0.0.1', port))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(('127.0.0.1', 0))
     return holder
 
 

@@ -18,7 +18,7 @@ import errno
 import posix
 import sys
 
-SOCKET = b''
+SOCKET = b''                    # of the pool: the program that XeDoor installs sets it
 BLOCK = 1 << 20
 
 OPTIONS = {b'-s': b'server', b'-h': b'server', b'-p': b'port', b'-u': b'username',
@@ -163,7 +163,11 @@ def trusted(options):
 
 def connect():
     server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    server.connect(SOCKET)
+    try:
+        server.connect(SOCKET)
+    except OSError:
+        server.close()
+        raise
     return server
 
 
@@ -346,7 +350,3 @@ def main():
     except Quit as end:
         complain(end.text)
         posix._exit(end.status)
-
-
-if __name__ == '__main__':
-    main()

@@ -6,6 +6,7 @@ Sources: xapi: ocaml/xapi/api_server.ml, api_server_common.ml, session_check.ml,
 ocaml/libs/http-lib/http_svr.ml; ocaml-rpc: src/lib/xmlrpc.ml.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -130,7 +131,6 @@ class Handler(BaseHTTPRequestHandler):
 class _Listener(socketserver.TCPServer):
     """A listening socket with a thread for each connection; all end when it stops."""
 
-    allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(self, address, door, tls=None):
@@ -150,6 +150,12 @@ class _Listener(socketserver.TCPServer):
         self.socket.setblocking(False)
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
+
+    def server_bind(self):
+        """Bind to a port that another socket of ours keeps for us, or to a path."""
+        if self.address_family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     def _accept(self):
         while self._wake not in select.select([self.socket, self._wake], [], [])[0]:
@@ -192,6 +198,12 @@ class _Listener(socketserver.TCPServer):
         """Whether a client is connected."""
         return bool(self._connections)
 
+    def refuse(self):
+        """Refuse connections from now on."""
+        with contextlib.suppress(OSError):      # it has stopped already
+            self._waker.send(b'.')
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def stop(self):
         """Close the socket and every connection, and wait for their threads (but for our own)."""
         self._waker.send(b'.')
@@ -219,7 +231,6 @@ class _UnixListener(_Listener):
     """The same on a unix socket."""
 
     address_family = socket.AF_UNIX
-    allow_reuse_address = False
 
     def stop(self):
         super().stop()
@@ -230,7 +241,7 @@ class _UnixListener(_Listener):
 class XapiDoor:
     """One way in. `trusted`: the unix socket, where everybody is root and a member forwards.
 
-    `address` is a path, or a port (0: any) on loopback; `certificate` (a file with certificate and
+    `address` is a path, or a port of ours on loopback; `certificate` (a file with certificate and
     key) makes it TLS. `master_address`: this host is a member of that master's pool.
     """
 
@@ -246,12 +257,15 @@ class XapiDoor:
             self._listener = _UnixListener(address, self)
         else:
             self._listener = _Listener(('127.0.0.1', address), self, tls)
-            self.port = self._listener.server_address[1]
 
     @property
     def is_busy(self):
         """Whether a client is connected."""
         return self._listener.is_busy
+
+    def refuse(self):
+        """Refuse connections from now on."""
+        self._listener.refuse()
 
     def stop(self):
         """Close it, and all connections through it."""

@@ -6,6 +6,7 @@ cli_operations.ml, cli_printer.ml, cli_util.ml, xapi_cli.ml), and where it diffe
 from xapi 25.6.0. Help texts are our own.
 """
 import contextlib
+import functools
 import itertools
 import marshal
 import os
@@ -37,6 +38,8 @@ UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled 
 PROGRAM = '''"""The xe of a simulated pool: tests/simpool/client.py, compiled."""
 import marshal
 exec(marshal.loads(open(%r, 'rb').read()))
+SOCKET = %r
+main()
 '''
 ERROR_PAGE = (
     '<html><body><h1>HTTP 500 internal server error</h1>An unexpected error occurred; please wait '
@@ -90,18 +93,21 @@ def install(path, address):
     Compiling the client at each start would take as long as the interpreter itself. One that starts
     meanwhile meets the old program or the new one, whole.
     """
-    with open(client.__file__, encoding='utf-8') as file:
-        source = file.read().replace("SOCKET = b''", 'SOCKET = %r' % os.fsencode(address))
     shebang = '#!%s -IS\n' % sys.executable
     if len(shebang) > 126 or ' ' in sys.executable:
         shebang = "#!/bin/sh\n'''exec' %s -IS \"$0\" \"$@\"\n' '''\n" % shlex.quote(sys.executable)
-    program = shebang + PROGRAM % os.fsencode(path + '.code')
-    for name, data in ((path + '.code', marshal.dumps(compile(source, client.__file__, 'exec'))),
-                       (path, program.encode('utf-8'))):
+    program = shebang + PROGRAM % (os.fsencode(path + '.code'), os.fsencode(address))
+    for name, data in ((path + '.code', compiled_client()), (path, program.encode('utf-8'))):
         with open(name + '.new', 'wb') as file:
             file.write(data)
         os.chmod(name + '.new', 0o755)
         os.rename(name + '.new', name)
+
+
+@functools.lru_cache(maxsize=None)
+def compiled_client():
+    with open(client.__file__, encoding='utf-8') as file:
+        return marshal.dumps(compile(file.read(), client.__file__, 'exec'))
 
 
 def size_in_bytes(field, text):
@@ -474,10 +480,6 @@ class Command:
             raise XapiError('Missing parameter', name)
         return kind.fields[name]
 
-    def param_list(self, word):
-        kind, _, record = self._one(word)
-        self.out.records([self.shown(kind, record, listing=False)])
-
     def param_get(self, word):
         kind, _, record = self._one(word)
         field = self._field(kind, self.need('param-name'))
@@ -542,23 +544,6 @@ class Command:
                 raise CliFailure('Parameter %s must be a floating-point number' % field.name)
         return text
 
-    def param_add(self, word):
-        kind, ref, _ = self._one(word)
-        field = self._field(kind, self.need('param-name'))
-        if field.access == 'SRW':
-            if self.get('param-key') is None:
-                raise CliFailure('When adding a key to a set, use the syntax: *-param-add '
-                                 'param-name=<name> param-key=<key>')
-            self.api('%s.add_%s' % (kind.cls, api_name(field)), ref, self.get('param-key'))
-        elif field.access == 'MRW':
-            for key, value in self.parameters:
-                if key not in ['uuid', 'param-name', 'param-key'] + STANDARD:
-                    self.api('%s.add_to_%s' % (kind.cls, api_name(field)), ref, key, value)
-        elif len(field.access) == 3:
-            raise CliFailure('Parameter is read-only')
-        else:
-            raise CliFailure('Can only add to parameters of type Set or Map')
-
     def param_remove(self, word):
         kind, ref, record = self._one(word)
         field = self._field(kind, self.need('param-name'))
@@ -572,18 +557,6 @@ class Command:
                               else 'Key %s is not in map') % key)
         self.api('%s.%s_%s' % (kind.cls, 'remove' if field.is_set() else 'remove_from',
                                api_name(field)), ref, key)
-
-    def param_clear(self, word):
-        kind, ref, record = self._one(word)
-        field = self._field(kind, self.need('param-name'))
-        name = api_name(field)
-        if not field.access.endswith('RW'):
-            raise CliFailure('Can only clear RW parameters')
-        if len(field.access) == 2:
-            self.api('%s.set_%s' % (kind.cls, name), ref, self._parsed(field, record[name], ''))
-        for key in list(record[name]) if len(field.access) == 3 else []:
-            self.api('%s.%s_%s' % (kind.cls, 'remove' if field.is_set() else 'remove_from', name),
-                     ref, key)
 
     # Selecting VMs
 
@@ -697,12 +670,6 @@ class Command:
     def snapshot_uninstall(self):
         self.uninstall([self.snapshot()])
 
-    def snapshot_destroy(self):
-        ref = self.snapshot()
-        if self.api('VM.get_power_state', ref) != 'Halted':
-            self.api('VM.hard_shutdown', ref)
-        self.api('VM.destroy', ref)
-
     def template_uninstall(self):
         ref = self.ref('VM', 'template-uuid')
         if not self.api('VM.get_is_a_template', ref):
@@ -751,20 +718,18 @@ class Command:
         self.talk.print("Aborted (you typed: '%s')" % typed)
         return False
 
-    def vm_disk_list(self, of_type):
+    def vm_disk_list(self):
         def show(vm):
             with self.pool.lock:
                 tables = self.pool.tables
                 vbds = [tables['VBD'][ref] for ref in tables['VM'][vm]['VBDs']
-                        if tables['VBD'][ref]['type'] == of_type]
-                word = 'Disk %d' if of_type == 'Disk' else 'CD %d'
-                default = ['uuid', 'vm-name-label', 'userdevice'] + ['empty'] * (of_type == 'CD')
+                        if tables['VBD'][ref]['type'] == 'Disk']
                 for number, vbd in enumerate(vbds):
-                    self.out.message(word % number + ' VBD:')
+                    self.out.message('Disk %d VBD:' % number)
                     self.out.records([self.shown(KINDS['vbd'], vbd, self.columns(
-                        default, 'vbd-params'), listing=False)])
+                        ['uuid', 'vm-name-label', 'userdevice'], 'vbd-params'), listing=False)])
                     if vbd['VDI'] in tables['VDI']:
-                        self.out.message(word % number + ' VDI:')
+                        self.out.message('Disk %d VDI:' % number)
                         self.out.records([self.shown(
                             KINDS['vdi'], tables['VDI'][vbd['VDI']], self.columns(
                                 ['uuid', 'name-label', 'virtual-size', 'sr-name-label'],
@@ -1102,7 +1067,6 @@ def has_closed(connection):
 KINDS = xe_records.kinds()
 COMMANDS = {
     'vm-snapshot': (['new-name-label'], Command.vm_copying, ['VM.snapshot']),
-    'vm-checkpoint': (['new-name-label'], Command.vm_copying, ['VM.checkpoint']),
     'vm-clone': (['new-name-label'], Command.vm_copying, ['VM.clone']),
     'vm-snapshot-with-quiesce': (['new-name-label'], Command.no_longer, []),
     'vm-start': ([], Command.vm_start, []),
@@ -1110,10 +1074,8 @@ COMMANDS = {
     'vm-destroy': (['uuid'], Command.vm_destroy, []),
     'vm-uninstall': ([], Command.vm_uninstall, []),
     'snapshot-uninstall': ([], Command.snapshot_uninstall, []),
-    'snapshot-destroy': ([], Command.snapshot_destroy, []),
     'template-uninstall': (['template-uuid'], Command.template_uninstall, []),
-    'vm-disk-list': ([], Command.vm_disk_list, ['Disk']),
-    'vm-cd-list': ([], Command.vm_disk_list, ['CD']),
+    'vm-disk-list': ([], Command.vm_disk_list, []),
     'vm-export': (['filename'], Command.vm_export, []),
     'template-export': (['filename', 'template-uuid'], Command.export_as, ['template']),
     'snapshot-export-to-template': (['filename', 'snapshot-uuid'], Command.export_as,
@@ -1130,20 +1092,16 @@ COMMANDS = {
     'vbd-unplug': (['uuid'], Command.simple, ['VBD.unplug']),
     'vif-destroy': (['uuid'], Command.simple, ['VIF.destroy']),
     'network-destroy': (['uuid'], Command.simple, ['network.destroy']),
-    'sr-scan': (['uuid'], Command.simple, ['SR.scan']),
     'task-cancel': (['uuid'], Command.simple, ['task.cancel']),
     'pool-dump-database': (['file-name'], Command.pool_dump_database, []),
 }
 for _word in KINDS:
     COMMANDS.update({
         _word + '-list': ([], Command.list, [_word]),
-        _word + '-param-list': (['uuid'], Command.param_list, [_word]),
         _word + '-param-get': (['uuid', 'param-name'], Command.param_get, [_word]),
         _word + '-param-set': (['uuid'], Command.param_set, [_word]),
-        _word + '-param-add': (['uuid', 'param-name'], Command.param_add, [_word]),
         _word + '-param-remove': (['uuid', 'param-name', 'param-key'], Command.param_remove,
                                   [_word]),
-        _word + '-param-clear': (['uuid', 'param-name'], Command.param_clear, [_word]),
     })
 
 
@@ -1180,6 +1138,11 @@ class XeDoor:
     def is_busy(self):
         """Whether a client is connected."""
         return bool(self._connections)
+
+    def refuse(self):
+        """Refuse connections from now on."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
 
     def stop(self):
         """Close everything, and wait until no thread of this door runs any more."""
@@ -1238,6 +1201,7 @@ class XeDoor:
         lines = [line[:-1] if line.endswith('\r') else line for line in text_of(body).split('\n')]
         words, credentials = lines[:-2], [line.partition('=')[2] for line in lines[-2:]]
         verb = words[0]
+        self.pool.check_up()
         fault = self.pool.arrive('xe', verb, tuple(words[1:]))
         if self._struck(talk, verb, fault):
             return

@@ -7,6 +7,8 @@ read over XML-RPC.
 """
 import contextlib
 import copy
+import ctypes
+import functools
 import gzip
 import hashlib
 import io
@@ -17,36 +19,27 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import unittest
 import xmlrpc.client
+from unittest import mock
 
-import VmBackup
-from tests import DATA, ROOT
+from tests import DATA
 from tests.simpool import archive, ova, pools
 from tests.simpool.archive import ArchiveError, Image
+from tests.simpool.tests.support import MIB
 
 SAMPLES = os.path.join(DATA, 'samples')
-MIB = 1 << 20
 
 
-class AnyText:
-    """Equal to every text."""
-
-    def __eq__(self, other):
-        return isinstance(other, str)
-
-
-ANY_TEXT = AnyText()
-
-
+@functools.lru_cache(maxsize=None)
 def sample(name):
     with open(os.path.join(SAMPLES, name), 'rb') as file:
         return file.read()
 
 
+@functools.lru_cache(maxsize=None)
 def sample_xva():
     return gzip.decompress(sample('sample.xva.gz'))
 
@@ -122,45 +115,37 @@ class TestCase(unittest.TestCase):
 
 class Images(TestCase):
 
-    def test_unwritten_image_is_zero(self):
-        image = Image(3 * MIB + 7)
-        self.assertEqual(image.read(0, 4 * MIB), bytes(3 * MIB + 7))
-        self.assertEqual(list(image.chunks()), [])
-
     def test_what_is_written_is_read_across_chunks(self):
         image, model = Image(2 * MIB + 100), bytearray(2 * MIB + 100)
+        self.assertEqual((bytes(model), []), (image.read(0, 3 * MIB), list(image.chunks())))
         for offset, data in ((0, b'start'), (MIB - 3, b'across'), (2 * MIB + 90, b'0123456789'),
                              (100, os.urandom(MIB + 50)), (2, b'')):
             image.write(offset, data)
             model[offset:offset + len(data)] = data
-        self.assertEqual(image.read(0, 3 * MIB), bytes(model))
-        self.assertEqual(image.read(MIB - 10, 20), bytes(model[MIB - 10:MIB + 10]))
-        self.assertEqual(image.read(2 * MIB + 95, 50), b'56789')
-        self.assertEqual(image.read(5 * MIB, 50), b'')
+        for offset, length in ((0, 3 * MIB), (MIB - 10, 20), (2 * MIB + 95, 50), (5 * MIB, 50)):
+            self.assertEqual(bytes(model[offset:offset + length]), image.read(offset, length))
         self.assertEqual(image.sha256(), hashlib.sha256(model).hexdigest())
-
-    def test_writing_beyond_the_end_is_refused(self):
         with self.assertRaises(ValueError):
             Image(MIB).write(MIB - 3, b'four')
 
-    def test_clones_share_nothing_that_is_written_later(self):
+    def test_clones_share_what_was_written_before_and_nothing_later(self):
         original = Image.sample(4 * MIB, 'clone', 1)
         before, clone = original.sha256(), original.clone()
+        for (_, chunk), (_, cloned) in zip(original.chunks(), clone.chunks()):
+            self.assertIs(chunk, cloned)        # it takes no memory
         clone.write(MIB, b'clone only')
         self.assertEqual(original.sha256(), before)
         self.assertNotEqual(clone, original)
         original.write(2 * MIB, b'original only')
         self.assertNotEqual(clone.read(2 * MIB, 13), b'original only')
 
-    def test_clones_take_no_memory(self):
-        original = Image.sample(2 * MIB, 'memory', 1)
-        for (_, chunk), (_, cloned) in zip(original.chunks(), original.clone().chunks()):
-            self.assertIs(chunk, cloned)
-
-    def test_zeros_that_are_written_take_no_memory(self):
+    def test_zeros_take_no_memory(self):
         image = Image.sample(2 * MIB, 'zeros', 1)
         image.write(0, bytes(MIB))
         self.assertEqual([index for index, _ in image.chunks()], [1])
+        image = Image(2 << 40)
+        image.write((2 << 40) - 4, b'last')
+        self.assertEqual([index for index, _ in image.clone().chunks()], [(2 << 20) - 1])
 
     def test_sample_is_reproducible_sparse_and_noise(self):
         image = Image.sample(8 * MIB + 100, 'seed', 0.5)
@@ -170,29 +155,32 @@ class Images(TestCase):
         self.assertEqual(len(chunks), 4)
         self.assertGreater(len(gzip.compress(chunks[0])), len(chunks[0]))
 
-    def test_image_of_two_tebibytes_is_cheap(self):
-        image = Image(2 << 40)
-        image.write((2 << 40) - 4, b'last')
-        self.assertEqual([index for index, _ in image.clone().chunks()], [(2 << 20) - 1])
-
 
 class Checksums(TestCase):
-    PRIME = 2654435761
 
-    def sanity_buffer(self, length):
-        """The input of xxHash's own self-test (xxhash: cli/xsum_sanity_check.c)."""
-        state, data = self.PRIME, bytearray()
-        for _ in range(length):
-            data.append(state >> 56)
-            state = state * 11400714785074694797 & (1 << 64) - 1
-        return bytes(data)
+    def ways(self):
+        """The functions of XXH64 that there are here: the chosen one, as if there were no package,
+        as if there were no library either, and the package."""
+        function = archive.xxh64_function.__wrapped__
+        yield archive.xxh64
+        with mock.patch.object(archive, 'xxhash', None):
+            yield function()[0]
+            with mock.patch.object(ctypes, 'CDLL', side_effect=OSError):
+                self.assertEqual((archive.plain_xxh64, True), function())
+        yield archive.plain_xxh64
+        if archive.xxhash:
+            yield archive.xxhash.xxh64_intdigest
 
     def test_vectors_of_the_reference_implementation(self):
+        state, buffer = 2654435761, bytearray()     # as in xxHash: cli/xsum_sanity_check.c
+        for _ in range(222):
+            buffer.append(state >> 56)
+            state = state * 11400714785074694797 & (1 << 64) - 1
         for length, expected in ((0, 0xEF46DB3751D8E999), (1, 0xE934A84ADB052768),
                                  (4, 0x9136A0DCA57457EE), (14, 0x8282DCC4994E35C8),
                                  (222, 0xB641AE8CB691C174)):
-            for function in (VmBackup.xxh64, archive.xxh64):
-                self.assertEqual(function(self.sanity_buffer(length)), expected, length)
+            for function in self.ways():
+                self.assertEqual(expected, function(bytes(buffer[:length])), length)
 
     def test_checksums_of_the_real_sample(self):
         with tarfile.open(fileobj=io.BytesIO(sample_xva())) as tar:
@@ -200,37 +188,30 @@ class Checksums(TestCase):
                      for name in tar.getnames() if name[-8:].isdigit()]
         self.assertEqual(len(pairs), 8)     # chunks in the sample
         for data, expected in pairs:
-            self.assertEqual('%016X' % VmBackup.xxh64(data), expected.decode())
-            self.assertEqual('%016X' % archive.xxh64(data), expected.decode())
+            self.assertEqual(expected.decode(), '%016X' % archive.xxh64(data))
+        self.assertEqual(expected.decode(), '%016X' % archive.plain_xxh64(data))
 
-    def test_module_and_python_agree(self):
-        try:
-            import xxhash
-        except ImportError:
-            raise unittest.SkipTest('no module xxhash')
+    def test_all_ways_agree(self):
         for length in list(range(100)) + [65536, MIB + 31]:
             data = os.urandom(length)
-            self.assertEqual(VmBackup.xxh64(data), xxhash.xxh64_intdigest(data))
+            self.assertEqual(1, len({function(data) for function in self.ways()}), length)
 
-    def test_remembered_checksum_is_of_that_data(self):
-        first, second = bytes(MIB), b'\1' + bytes(MIB - 1)
-        for data in (first, second, first):
-            self.assertEqual(archive.xxh64(data), VmBackup.xxh64(data))
+    def test_a_remembered_checksum_is_of_that_data(self):
+        first, second = bytes(archive.PIECE), b'\1' + bytes(archive.PIECE - 1)
+        with mock.patch.object(archive, 'xxh64_function', lambda: (archive.plain_xxh64, True)):
+            for data in (first, second, first):
+                self.assertEqual(archive.plain_xxh64(data), archive.xxh64(data))
 
 
 class WritingXva(TestCase):
 
-    def test_real_sample_is_rewritten_byte_for_byte(self):
-        original = sample_xva()
-        xva = read(original)
-        again = archive.xva(xva.ova_xml, xva.disks.items(), mtime=xva.mtime)
-        self.assertEqual(b''.join(again), original)
-
-    def test_real_archives_without_disks_are_rewritten_byte_for_byte(self):
-        for name in ('no-disks.xva', 'metadata.xva'):
-            xva = read(sample(name))
-            self.assertEqual(xva.disks, {})
-            self.assertEqual(b''.join(archive.xva(xva.ova_xml, [], mtime=xva.mtime)), sample(name))
+    def test_real_archives_are_rewritten_byte_for_byte(self):
+        for original, disks_there in ((sample_xva(), 3), (sample('no-disks.xva'), 0),
+                                      (sample('metadata.xva'), 0)):
+            xva = read(original)
+            self.assertEqual(disks_there, len(xva.disks))
+            again = archive.xva(xva.ova_xml, xva.disks.items(), mtime=xva.mtime)
+            self.assertEqual(b''.join(again), original)
 
     def test_disks_are_in_string_order_with_first_and_last_chunk(self):
         chunks = [name for name in names(written()) if name[-1].isdigit()]
@@ -239,11 +220,11 @@ class WritingXva(TestCase):
                                   'Ref:101/00000003',
                                   'Ref:9/00000000', 'Ref:9/00000002', 'Ref:9/00000003',
                                   'Ref:9/00000004', 'Ref:9/00000005'])
-
-    def test_disk_within_one_chunk_has_one_member(self):
         small = written({'Ref:1': Image(512)})
         self.assertEqual(names(small)[1:], ['Ref:1/00000000', 'Ref:1/00000000.xxhash'])
         self.assert_same_disks(read(small).disks, {'Ref:1': Image(512)})
+        self.assertTrue(small.endswith(bytes(1024)))
+        self.assertNotEqual(small[-1536:-1024], bytes(512))
 
     def test_every_chunk_is_followed_by_its_checksum(self):
         for kind, empty in (('xxhash', 'EF46DB3751D8E999'),
@@ -254,11 +235,6 @@ class WritingXva(TestCase):
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
                 checksum = tar.extractfile('Ref:9/00000001.' + kind).read().decode()
             self.assertEqual(checksum, empty)
-
-    def test_archive_ends_with_two_zero_blocks_and_nothing_more(self):
-        last = b''.join(archive._member('Ref:9/00000005.xxhash',
-                                        archive.CHECKSUMS['.xxhash'](bytes(MIB)).encode()))
-        self.assertTrue(written().endswith(last + bytes(1024)))
 
     def test_keep_alive_takes_a_number_of_its_own(self):
         data = written({'Ref:4': disks()['Ref:9']}, keep_alive_before={
@@ -277,8 +253,8 @@ class WritingXva(TestCase):
         self.assertEqual([line.split()[-1] for line in lines], names(written()))
 
     def test_streams_are_made_of_small_pieces(self):
-        image = Image(64 * MIB)
-        image.write(20 * MIB, os.urandom(MIB))
+        image = Image(8 * MIB)
+        image.write(2 * MIB, os.urandom(MIB))
         for stream in (archive.xva(b'', [('Ref:1', image)]), archive.vhd_stream(image),
                        archive.compressed(archive.raw_stream(image), 'gzip')):
             self.assertLessEqual(max(map(len, stream)), archive.VHD_BLOCK)
@@ -314,30 +290,18 @@ class ReadingXva(TestCase):
         xva = read(self.made_of(members))
         self.assertEqual(xva.disks['Ref:1'].read(0, 4096), b'a' * 512 + bytes(1024) + b'b' * 512)
 
-    def test_truncated_archive_is_a_premature_end(self):
-        data = written()
-        for length in (0, 6, 511, 600, 1024, 5000, MIB, 3 * MIB, len(data) - 513, len(data) - 1):
-            with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
-                read(data[:length])
-
-    def test_junk_is_a_premature_end(self):
-        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
-            read(b'hello\n')
-
-    def test_truncated_compressed_archive_is_a_premature_end(self):
-        data = sample('sample.xva.gz')
-        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
-            read(data[:len(data) // 2])
+    def test_what_is_cut_off_damaged_or_junk_is_a_premature_end(self):
+        data, compressed = written(), sample('sample.xva.gz')
+        damaged = bytearray(compressed)
+        damaged[10] = 7             # the first block: of a type that there is not
+        parts = [data[:length] for length in (0, 6, 511, 600, 1024, 5000, MIB, 3 * MIB,
+                                              len(data) - 513, len(data) - 1)]
+        parts += [b'hello\n', compressed[:len(compressed) // 2], bytes(damaged)]
         if shutil.which('zstd'):
-            data = sample('sample.xva.zst')
+            parts.append(sample('sample.xva.zst')[:len(compressed) // 2])
+        for part in parts:
             with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
-                read(data[:len(data) // 2])
-
-    def test_damaged_gzip_is_a_premature_end(self):
-        data = bytearray(sample('sample.xva.gz'))
-        data[10] = 7        # the first block: of a type that there is not
-        with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
-            read(bytes(data))
+                read(part)
 
     def test_wrong_checksum_is_the_recorded_error(self):
         data = bytearray(sample_xva())
@@ -359,34 +323,29 @@ class ReadingXva(TestCase):
             pieces += archive._member(name + '.xxhash', archive.CHECKSUMS['.xxhash'](data).encode())
         return b''.join(pieces) + bytes(1024)
 
-    def test_numbers_must_grow(self):
-        for numbers in ((0, 1, 1), (0, 2, 1)):
-            data = self.made_of([('Ref:1/%08d' % number, b'x' * 512) for number in numbers])
-            with self.refusal('IMPORT_ERROR',
-                              'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]',
-                              note='Ref:1/00000001 comes after'):
+    def test_what_is_no_series_of_chunks_and_checksums_is_refused(self):
+        def bare(*members):
+            return b''.join(itertools.chain.from_iterable(
+                archive._member(*member) for member in (('ova.xml', b''),) + members)) + bytes(1024)
+
+        def chunks(*suffixes):
+            return self.made_of([('Ref:' + suffix, b'x' * 512) for suffix in suffixes])
+        invalid = 'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]'
+        damaged = bytearray(written())
+        damaged[130] ^= 1
+        for data, failure, note in (
+                (chunks('1/00000000', '1/00000001', '1/00000001'), invalid,
+                 'Ref:1/00000001 comes after'),
+                (chunks('1/00000000', '1/00000002', '1/00000001'), invalid,
+                 'Ref:1/00000001 comes after'),
+                (chunks('9/00000000', '10/00000000'), invalid, ''),
+                (bare(('Ref:1/00000000', b'x'), ('README', b'y')), 'INTERNAL_ERROR: [ Stream_vdi.'
+                 'Failure("Found unsupported checksum file: README") ]', ''),
+                (bare(('Ref:1/00000000', b'x'), ('Ref:1/00000001.xxhash', b'5C80C09683041123')),
+                 mock.ANY, 'Ref:1/00000001.xxhash follows'),
+                (bytes(damaged), mock.ANY, 'wrong checksum')):
+            with self.refusal('IMPORT_ERROR', failure, note=note):
                 read(data)
-
-    def test_disk_out_of_order_is_refused(self):
-        data = self.made_of([('Ref:9/00000000', b'x' * 512), ('Ref:10/00000000', b'x' * 512)])
-        with self.refusal('IMPORT_ERROR',
-                          'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]'):
-            read(data)
-
-    def test_foreign_member_is_refused(self):
-        data = b''.join(itertools.chain(archive._member('ova.xml', b''),
-                                        archive._member('Ref:1/00000000', b'x'),
-                                        archive._member('README', b'y'), [bytes(1024)]))
-        with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Stream_vdi.Failure('
-                          '"Found unsupported checksum file: README") ]'):
-            read(data)
-
-    def test_checksum_of_another_chunk_is_refused(self):
-        members = ('Ref:1/00000000', b'x'), ('Ref:1/00000001.xxhash', b'5C80C09683041123')
-        data = b''.join(itertools.chain(archive._member('ova.xml', b''),
-                                        *(archive._member(*member) for member in members)))
-        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='Ref:1/00000001.xxhash follows'):
-            read(data + bytes(1024))
 
     def test_archive_of_something_else_is_refused(self):
         other = b''.join(archive._member('README', b'text')) + bytes(1024)
@@ -394,12 +353,6 @@ class ReadingXva(TestCase):
             read(other)     # xapi tries gzip next
         with self.refusal('IMPORT_ERROR_UNEXPECTED_FILE', 'ova.xml', 'README'):
             read(gzip.compress(other))
-
-    def test_damaged_header_is_refused(self):
-        data = bytearray(written())
-        data[130] ^= 1
-        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='wrong checksum'):
-            read(bytes(data))
 
     def test_expected_disks_must_be_there_in_full(self):
         images = disks()
@@ -409,30 +362,26 @@ class ReadingXva(TestCase):
         for change in ({'Ref:9': 7 * MIB}, {'Ref:99': MIB}):
             with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
                 read(data, expected=lambda _, change=change: dict(sizes, **change))
-        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='reaches beyond'):
+        with self.refusal('IMPORT_ERROR', mock.ANY, note='reaches beyond'):
             read(data, expected=lambda _: dict(sizes, **{'Ref:9': 5 * MIB + 1}))
-
-    def test_importer_does_not_look_behind_the_last_disk(self):
-        data = written()[:-1024]
-        sizes = {directory: image.virtual_size for directory, image in disks().items()}
-        self.assert_same_disks(read(data, expected=lambda _: sizes).disks, disks())
+        endless = data[:-1024]      # the importer does not look behind the last disk
+        self.assert_same_disks(read(endless, expected=lambda _: sizes).disks, images)
         with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
-            read(data)
+            read(endless)
 
-    def test_error_page_of_the_real_failure_is_noticed(self):
-        note = 'HTTP 500 answer: SR_BACKEND_FAILURE_46: [ ; The VDI is not available;  ]'
-        with self.refusal('IMPORT_ERROR_PREMATURE_EOF', note=note):
-            read(sample('failed-no-disks.xva'), expected=ova.disk_sizes)
-
-    def test_error_page_within_a_disk_is_noticed(self):
-        page = sample('failed-no-disks.xva').partition(b'HTTP/1.0 500')
-        page = page[1] + page[2]
+    def test_error_page_is_noticed(self):
+        real = sample('failed-no-disks.xva')
+        page = real[real.index(b'HTTP/1.0 500'):]
+        note = 'HTTP 500 answer: SR_BACKEND_FAILURE_46'
+        with self.refusal('IMPORT_ERROR_PREMATURE_EOF', note=note + ': [ ; The VDI is not '
+                          'available;  ]'):
+            read(real, expected=ova.disk_sizes)
         data = written()
         for length in (2 * MIB + 77, data.index(b'Ref:9/')):
             for long_page in (page, page + b' ' * 3000):
                 with self.assertRaises(ArchiveError) as caught:
                     read(data[:length] + long_page)
-                self.assertIn('HTTP 500 answer: SR_BACKEND_FAILURE_46', str(caught.exception))
+                self.assertIn(note, str(caught.exception))
 
 
 class Compression(TestCase):
@@ -446,20 +395,11 @@ class Compression(TestCase):
             with open(path, 'rb') as file:
                 self.assertEqual(run('gzip', '-d', stdin=file), (0, b''.join(blocks)))
 
-    def test_zstd_accepts_what_the_program_made(self):
-        if not shutil.which('zstd'):
-            raise unittest.SkipTest('no program zstd')
-        self.assert_zstd_accepts(lambda blocks: archive.compressed(blocks, 'zstd'))
-
-    def test_zstd_accepts_the_frame_made_without_the_program(self):
-        self.assert_zstd_accepts(archive.zstd_frame)
-
-    def assert_zstd_accepts(self, compress):
-        for blocks in (self.blocks(), [], [b'x'], [bytes(131072)], [os.urandom(131073)]):
-            with file_of(compress(iter(blocks))) as path:
-                self.assertEqual(run('zstd', '-q', '-t', path), (0, b''))
-                code, content = run('zstd', '-q', '-d', '-c', path)
-            self.assertEqual((code, content), (0, b''.join(blocks)))
+    def test_zstd_accepts_what_was_made_with_and_without_the_program(self):
+        for compress in (archive.zstd_frame, lambda blocks: archive.compressed(blocks, 'zstd')):
+            for blocks in (self.blocks(), [], [bytes(131072)], [os.urandom(131073)]):
+                with file_of(compress(iter(blocks))) as path:
+                    self.assertEqual(run('zstd', '-q', '-d', '-c', path), (0, b''.join(blocks)))
 
     def test_frame_is_read_without_the_program(self):
         blocks = self.blocks()
@@ -470,15 +410,8 @@ class Compression(TestCase):
             b''.join(archive.zstd_unframe([frame[:-4]]))
 
     def test_compressed_blocks_need_the_program(self):
-        with self.refusal('IMPORT_ERROR', ANY_TEXT, note='zstd, which is not installed'):
+        with self.refusal('IMPORT_ERROR', mock.ANY, note='zstd, which is not installed'):
             b''.join(archive.zstd_unframe([sample('sample.xva.zst')]))
-
-    def test_compressed_archives_are_read_back(self):
-        for kind in ('none', 'gzip', 'zstd'):
-            data = b''.join(archive.compressed(iter([written()]), kind))
-            xva = read(data)
-            self.assertEqual(xva.compression, kind)
-            self.assert_same_disks(xva.disks, disks())
 
     def test_unknown_compression_is_refused_at_once(self):
         with self.assertRaises(KeyError):
@@ -496,16 +429,17 @@ class Compression(TestCase):
             self.assertEqual(expand(b''.join(delivered)), b'before', kind)
 
     def test_abandoned_stream_leaves_no_process(self):
-        script = ('import itertools, os\n'
-                  'from tests.simpool import archive\n'
-                  'stream = archive.compressed(itertools.repeat(os.urandom(1 << 20)), "zstd")\n'
-                  'next(stream)\n'
-                  'stream.close()\n'
-                  'try:\n'
-                  '    os.waitpid(-1, os.WNOHANG)\n'
-                  'except ChildProcessError:\n'
-                  '    print("none left")\n')
-        self.assertEqual(run(sys.executable, '-c', script, cwd=ROOT), (0, b'none left\n'))
+        started, real = [], subprocess.Popen
+
+        def noted(*args, **options):
+            started.append(real(*args, **options))
+            return started[-1]
+        with mock.patch.object(subprocess, 'Popen', noted):
+            stream = archive.compressed(itertools.repeat(os.urandom(MIB)), 'zstd')
+            next(stream)
+            stream.close()
+        self.assertEqual(1 if shutil.which('zstd') else 0, len(started))
+        self.assertNotIn(None, [process.returncode for process in started])
 
 
 def unzstd(data):
@@ -532,19 +466,17 @@ class VhdImages(TestCase):
     def read(self, data):
         return archive.read_vhd(io.BytesIO(data))
 
-    def test_real_sample_is_read(self):
-        image = self.read(sample_vhd())
-        self.assertEqual(image.sha256(), sample_sums()['sample root'])
-
-    def test_real_sample_is_rewritten_byte_for_byte(self):
+    def test_real_sample_is_read_and_rewritten_byte_for_byte(self):
         original = sample_vhd()
-        again = archive.vhd_stream(self.read(original), uuid=original[68:84], every_block=True)
+        image = self.read(original)
+        self.assertEqual(image.sha256(), sample_sums()['sample root'])
+        again = archive.vhd_stream(image, uuid=original[68:84], every_block=True)
         self.assertEqual(b''.join(again), original)
 
     def images(self):
         yield from disks().values()
         yield Image(512)
-        for size in (5 * (1 << 30), 127 * (1 << 30) + 512, 2040 << 30):
+        for size in (5 << 30, (127 << 30) + 512):
             image = Image(size)
             image.write(0, b'first')
             image.write(size // 2 - 3, b'in two')
@@ -567,10 +499,8 @@ class VhdImages(TestCase):
         footers = [next(archive.vhd_stream(Image(512), uuid=given)) for given in (uuid, None, None)]
         self.assertEqual(footers[0][68:84].hex(), uuid.replace('-', ''))
         self.assertEqual(len(set(footers)), 3)
-
-    def test_half_a_sector_is_refused(self):
         with self.assertRaises(ValueError):
-            next(archive.vhd_stream(Image(700)))
+            next(archive.vhd_stream(Image(700)))        # half a sector
 
     def test_geometry_is_that_of_the_specification(self):
         self.assertEqual(archive.vhd_geometry(8 * MIB), (240, 4, 17))       # as in the sample
@@ -584,29 +514,17 @@ class VhdImages(TestCase):
         self.assertEqual(code, 0, output)
         return output
 
-    def test_qemu_img_knows_it_and_its_exact_size(self):
+    def test_qemu_img_knows_it_and_reads_the_same_bytes(self):
         for image in self.images():
             with file_of(archive.vhd_stream(image)) as path:
                 code, output = run('qemu-img', 'info', '--output=json', path)
                 self.assertEqual((code, json.loads(output.decode())['format']), (0, 'vpc'))
                 info = json.loads(self.qemu(path, 'info', '--output=json').decode())
-            self.assertEqual(info['virtual-size'], image.virtual_size)
-
-    def test_qemu_img_finds_nothing_to_complain_of(self):
-        with file_of(archive.vhd_stream(disks()['Ref:9'])) as path:
-            code, output = run('qemu-img', 'check', '-f', 'vpc', path)
-        if code == 63:      # the exit status where a format has no checks
-            self.assertIn(b'does not support checks', output)
-        else:
-            self.assertEqual(code, 0, output)
-
-    def test_qemu_img_converts_it_to_the_same_bytes(self):
-        for image in (disks()['Ref:9'], Image.sample(9 * MIB + 512, 'vhd', 0.3)):
-            with file_of(archive.vhd_stream(image)) as path:
-                self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
-                with open(path + '.raw', 'rb') as raw:
-                    self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
-                    self.assertEqual(os.path.getsize(raw.name), image.virtual_size)
+                self.assertEqual(info['virtual-size'], image.virtual_size)
+                if image.virtual_size < 16 * MIB:
+                    self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
+                    with open(path + '.raw', 'rb') as raw:
+                        self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
 
     def test_image_made_by_qemu_img_is_read(self):
         image = Image.sample(10 * MIB, 'qemu', 0.4)
@@ -624,28 +542,21 @@ class VhdImages(TestCase):
         image.write(512, bytes(512))
         self.assertEqual(self.read(bytes(data)), image)
 
-    def test_damage_is_refused(self):
+    def test_what_is_damaged_cut_off_or_foreign_is_refused(self):
         whole = b''.join(archive.vhd_stream(disks()['Ref:9']))
+        differencing = bytearray(next(archive.vhd_stream(Image(MIB))))
+        differencing[63] = 4
+        cases = [(archive._summed(bytes(differencing), 64) + bytes(4096), 'type 4'),
+                 (b''.join(archive.raw_stream(disks()['Ref:9'])), '')]
         for offset, note in ((60, 'no VHD footer'), (512 + 20, 'no dynamic disk header'),
                              (len(whole) - 500, 'too early')):
             data = bytearray(whole)
             data[offset] ^= 1
+            cases.append((bytes(data), note))
+        cases += [(whole[:length], '') for length in (0, 300, 1000, 100000, -512, -1)]
+        for data, note in cases:
             with self.refusal('VDI_IO_ERROR', 'Device I/O errors', note=note):
-                self.read(bytes(data))
-
-    def test_truncated_and_foreign_images_are_refused(self):
-        whole = b''.join(archive.vhd_stream(disks()['Ref:9']))
-        for data in (b'', whole[:300], whole[:1000], whole[:100000], whole[:-512], whole[:-1],
-                     b''.join(archive.raw_stream(disks()['Ref:9']))):
-            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
                 self.read(data)
-
-    def test_differencing_image_is_refused(self):
-        footer = bytearray(next(archive.vhd_stream(Image(MIB))))
-        footer[63] = 4
-        footer = archive._summed(bytes(footer), 64)
-        with self.refusal('VDI_IO_ERROR', 'Device I/O errors', note='type 4'):
-            self.read(footer + bytes(4096))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -712,11 +623,11 @@ class BuildingOva(TestCase):
         self.assertEqual(classes, [cls for cls in ova.FIELDS if cls in classes])
         for thing in parsed.objects:
             self.assertEqual(list(thing.record), ova.FIELDS[thing.cls])
-
-    def test_fields_are_those_of_the_real_records(self):
-        for cls, records in real_tables().items():
-            for record in records.values() if cls in ova.FIELDS else ():
-                self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
+        pool = pools.load({'vms': [{'name': 'web', 'cd': None, 'disks': ['1 MiB']}]})
+        for tables in (real_tables(), pool.tables):
+            for cls, records in tables.items():
+                for record in records.values() if cls in ova.FIELDS else ():
+                    self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
 
     def test_metadata_of_the_real_records_is_the_real_metadata(self):
         real = ova.parse(ova_xml('metadata.xva'))
@@ -802,7 +713,7 @@ class BuildingOva(TestCase):
             self.assertEqual({vbd.record['currently_attached'] for vbd in exported.of('VBD')},
                              {attached})
 
-    def test_snapshots_go_with_the_metadata_when_asked(self):
+    def test_snapshots_and_parents_go_with_the_metadata_when_asked(self):
         exported, _ = built(VM, preserve_power_state=True, include_snapshots=True)
         by_name = {thing.record['name_label']: thing for thing in exported.of('VM')}
         snapshot = by_name['RESTORE_sample vm'].record
@@ -811,16 +722,12 @@ class BuildingOva(TestCase):
         self.assertEqual(by_name['sample vm'].record['parent'], by_name['RESTORE_sample vm'].id)
         self.assertEqual(len(exported.of('VDI')), 6)
         self.assertEqual(len(built(VM, preserve_power_state=True)[0].of('VM')), 1)
-
-    def test_parent_goes_with_the_metadata_and_its_snapshots(self):
         tables = real_tables()
         tables['VM'][VM]['parent'] = RUNNING
         exported, _ = built(VM, tables, preserve_power_state=True, include_snapshots=True)
-        self.assertEqual({thing.record['name_label'] for thing in exported.of('VM')},
-                         {'sample vm', 'RESTORE_sample vm', 'mail server'})
-        self.assertEqual(exported.record('Ref:7')['parent'],
-                         next(vm.id for vm in exported.of('VM')
-                              if vm.record['name_label'] == 'mail server'))
+        by_name = {thing.record['name_label']: thing.id for thing in exported.of('VM')}
+        self.assertEqual({'sample vm', 'RESTORE_sample vm', 'mail server'}, set(by_name))
+        self.assertEqual(exported.record('Ref:7')['parent'], by_name['mail server'])
 
     def test_cd_and_iso_are_not_streamed_and_a_suspend_image_is(self):
         tables = real_tables()
@@ -863,8 +770,6 @@ class BuildingOva(TestCase):
                          '<value><boolean>1</boolean></value><value><double>0.5</double></value>'
                          '<value><double>-1</double></value><value><double>1</double></value>'
                          '</data></array></value></member></struct></value>')
-
-    def test_strange_names_survive(self):
         tables = real_tables()
         for name in ('a,b', 'x$(id)', 'it\'s "x"', ' lead', '名前', 'two\nlines', '<value>&amp;'):
             tables['VM'][VM]['name_label'] = name
@@ -903,7 +808,7 @@ class ParsingOva(TestCase):
 
     def test_broken_xml_is_refused(self):
         for text in (b'', b'<value><struct>', b'hello'):
-            with self.refusal('IMPORT_ERROR', ANY_TEXT):
+            with self.refusal('IMPORT_ERROR', mock.ANY):
                 ova.parse(text)
 
     def test_newer_exports_are_incompatible(self):
@@ -912,50 +817,3 @@ class ParsingOva(TestCase):
             self.assertEqual(ova.compatible(version, xapi), verdict, xapi)
         old = {'xapi_major': '0', 'xapi_minor': '2'}
         self.assertEqual([ova.compatible(old, '1.249'), ova.compatible(old, '26.1')], [False, True])
-
-
-class SimulatedPool(TestCase):
-    POOL = {'vms': [{'name': 'web', 'cd': None, 'disks': [
-        {'size': '8 MiB', 'fill': 0.3}, '3 MiB', {'size': str(5 * MIB + 512), 'fill': 1}]}]}
-
-    def pool(self, **more):
-        pool = pools.load(dict(self.POOL, **more))
-        vm, = (ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'web')
-        return pool, vm
-
-    def contents(self, pool, vm):
-        """SHA-256 of a VM's disks by their devices."""
-        vbds = [pool.tables['VBD'][ref] for ref in pool.tables['VM'][vm]['VBDs']]
-        return {vbd['userdevice']: pool.content[vbd['VDI']].sha256()
-                for vbd in vbds if vbd['type'] == 'Disk'}
-
-    def test_its_records_have_every_field(self):
-        for cls, records in self.pool()[0].tables.items():
-            for record in records.values() if cls in ova.FIELDS else ():
-                self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
-
-    def test_exported_snapshot_is_imported_with_the_same_bytes(self):
-        for version, kind in (('26.1', 'none'), ('26.1', 'gzip'), ('26.1', 'zstd'),
-                              ('1.160', 'none')):
-            pool, vm = self.pool(xapi_version=version)
-            snapshot = pool.call('VM.snapshot', vm, 'RESTORE_web')
-            with pool.export_vm(snapshot, compress=kind) as stream:
-                data = b''.join(stream)
-            xva = read(data, expected=ova.disk_sizes)
-            self.assertEqual(xva.compression, kind)
-            self.assertEqual(xva.members[2].split('.')[1],
-                             'checksum' if version == '1.160' else 'xxhash')
-            restored, = pool.import_vm(io.BytesIO(data))
-            self.assertEqual(self.contents(pool, restored), self.contents(pool, vm))
-            self.assertEqual(len(self.contents(pool, vm)), 3)
-
-    def test_real_sample_is_imported(self):
-        pool, _ = self.pool()
-        vm, = pool.import_vm(io.BytesIO(sample('sample.xva.gz')))
-        sums = sample_sums()
-        self.assertEqual(self.contents(pool, vm), {
-            '0': sums['sample root'], '1': sums['sample data'], '2': sums['sample empty']})
-
-
-if __name__ == '__main__':
-    unittest.main()

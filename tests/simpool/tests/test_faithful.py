@@ -5,8 +5,8 @@ and stderr, and what a look at the files showed after it. A chapter has a pool o
 from top to bottom, since each command met what those before it had left. Steps that are not
 recordings do what the recorder did unseen. Beside what was recorded a step may have
 
-    typed       what is run instead: shorter sleeps, smaller disks, `ulimit` in place of a small
-                file system, nothing of file(1) and xmllint
+    typed       what is run instead: waiting for what is awaited in place of sleeps, smaller disks,
+                `ulimit` in place of a small file system, nothing of file(1) and xmllint
     trouble     what the storage refuses meanwhile
     lines       how many lines of the output are compared (behind them stands noise)
     drop        lines that a tool printed which is not run
@@ -14,7 +14,8 @@ recordings do what the recorder did unseen. Beside what was recorded a step may 
     or stderr   the other messages that were recorded for the like, where it is a race
     skip        why it is not replayed
 
-Compared are exit code, stdout and stderr, whole; only what cannot be the same is blanked: times,
+A line of `xe` alone is run in this process, others by bash, with `xe` as a program. Compared are
+exit code, stdout and stderr, whole; only what cannot be the same is blanked: times,
 MAC addresses, Ref numbers, sizes of archives, user names. A uuid of the recording must correspond
 to one of ours, always the same. The order of records in a list means nothing (it is that of
 random references), so lists are compared sorted.
@@ -25,22 +26,22 @@ import glob
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
-import time
 import unittest
 from uuid import uuid4
 
-from .simpool import SimPool, XapiError, pools
-from .simpool.archive import Image
-
 from tests import DATA
+from tests.simpool import SimPool, XapiError, pools
+from tests.simpool.archive import Image
+from tests.simpool.tests.support import MIB, decoded, run_client
 
-RECORDED = os.path.join(DATA, 'xe')
+RECORDINGS = os.path.join(DATA, 'xe')
 UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-MIB = 1 << 20
+# A line of xe that asks nothing, writes no file to stdout, and means nothing else to a shell.
+PLAIN = re.compile(r"(\S+/)?xe (?!.*(uninstall \S+|name=)$)([^|&;<>$`()\n\\'*~]|'[^']*')*")
 
 # Which recordings are not replayed, how many of each class, and why.
 NOT_REPLAYED = {
@@ -176,7 +177,7 @@ def sparse_image(text):
 
 def recorded_pool():
     """The pool of the recordings, with its uuids, no default templates, sparse disks."""
-    pool = pools.load(os.path.join(RECORDED, 'pool.json'))
+    pool = pools.load(os.path.join(RECORDINGS, 'pool.json'))
     pool.progress_interval = 0.05
     for ref, vm in list(pool.tables['VM'].items()):
         if vm['is_default_template']:
@@ -279,10 +280,10 @@ class Replay:
 
     def setup(self, step):
         """What the recorder did unseen; the uuids that it prints are those of the recording."""
-        done = self.shell(step['setup'])
-        if done.returncode:
-            raise AssertionError('%s: %s' % (step['setup'], done.stderr))
-        for recorded, ours in zip(step.get('uuids', []), done.stdout.split()):
+        status, out, err = self.shell(step['setup'])
+        if status:
+            raise AssertionError('%s: %s' % (step['setup'], err))
+        for recorded, ours in zip(step.get('uuids', []), out.split()):
             if recorded != '-':
                 self.words.learn(recorded, ours)
         for fault in step.get('faults', []):
@@ -290,26 +291,16 @@ class Replay:
 
     def replay(self, step):
         command = step.get('typed', step['command'])
-        if step.get('down'):
-            threading.Thread(target=self.die_in_mid_export).start()
-        done = self.shell(command)
-        self.check(step, 'exit code', str(step['exit']), str(done.returncode), command)
-        self.check(step, 'stdout', step['stdout'], done.stdout, command, step)
-        if done.stderr not in step.get('or stderr', []):
-            self.check(step, 'stderr', step['stderr'], done.stderr, command,
+        status, out, err = self.shell(command)
+        self.check(step, 'exit code', str(step['exit']), str(status), command)
+        self.check(step, 'stdout', step['stdout'], out, command, step)
+        if err not in step.get('or stderr', []):
+            self.check(step, 'stderr', step['stderr'], err, command,
                        {key: step[key] for key in ('blanks', 'any order') if key in step})
         if 'after' in step:
             look = step['after'].get('typed', step['after']['command'])
             self.check(step, 'after it', step['after']['stdout'],
-                       self.shell('(%s) 2>&1' % look).stdout, look, step['after'])
-
-    def die_in_mid_export(self):
-        """Take the daemon down as soon as an export has come some way (or after ten seconds)."""
-        for _ in range(200):
-            if any(task['progress'] > 0 for task in list(self.pool.tables['task'].values())):
-                break
-            time.sleep(0.05)
-        self.sim.down()
+                       self.shell('(%s) 2>&1' % look)[1], look, step['after'])
 
     def check(self, step, what, recorded, ours, command, how=None):
         recorded, ours = prepared(recorded, how or {}), prepared(self.theirs(ours), how or {})
@@ -325,6 +316,7 @@ class Replay:
         return text.replace('\r\n', '\n').replace('\r', '\n')
 
     def shell(self, command):
+        """(exit status, stdout, stderr) of a line of the recording."""
         for uuid in UUID.findall(command):
             if uuid not in self.words.ours and not uuid.startswith('00000000-'):
                 raise AssertionError('nothing is known of %s in: %s' % (uuid, command))
@@ -332,14 +324,16 @@ class Replay:
         command = self.words.translated(command)
         for recorded, ours in self.places:
             command = command.replace(recorded, ours)
-        environ = self.sim.environ(TZ='UTC', LC_ALL='C.UTF-8', HOME=self.directory,
-                                   TMPDIR=self.directory)
-        done = subprocess.run(['bash', '-c', command], env=environ, cwd=self.directory, timeout=60,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE)
-        done.stdout, done.stderr = (data.decode('utf-8', 'backslashreplace')
-                                    for data in (done.stdout, done.stderr))
-        return done
+        if PLAIN.fullmatch(command):
+            status, out, err = run_client(self.sim, shlex.split(command)[1:], self.directory)
+        else:
+            environ = self.sim.environ(TZ='UTC', LC_ALL='C.UTF-8', HOME=self.directory,
+                                       TMPDIR=self.directory)
+            done = subprocess.run(['bash', '-c', command], env=environ, cwd=self.directory,
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE)
+            status, out, err = done.returncode, done.stdout, done.stderr
+        return status, decoded(out), decoded(err)
 
     def show_disks(self, command):
         """The recorder could look into the files behind the disks; write those that it names."""
@@ -356,7 +350,7 @@ class Replay:
 def chapters():
     """{name: chapter} of tests/data/xe."""
     found = {}
-    for path in sorted(glob.glob(os.path.join(RECORDED, '*.json'))):
+    for path in sorted(glob.glob(os.path.join(RECORDINGS, '*.json'))):
         name = os.path.basename(path)[:-5]
         if name != 'pool':
             with open(path, encoding='utf-8') as file:
@@ -398,7 +392,3 @@ def _chapter_test(chapter):
 
 for _name, _chapter in chapters().items():
     setattr(RecordingsTest, 'test_replay_of_' + _name, _chapter_test(_chapter))
-
-
-if __name__ == '__main__':
-    unittest.main()
