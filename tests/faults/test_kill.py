@@ -7,7 +7,7 @@ import time
 import unittest
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, number_of
+from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, number_of, sampled
 
 FEW = ('vm-export=web', 'vdi-export=db')
 FOUR = FaultCase.rules + ('vm-export=other',)
@@ -17,12 +17,11 @@ class AtPoolCalls(MatrixCase):
     """A signal comes when a call comes in at the pool; the call itself goes on there."""
 
     rules = FaultCase.rules
-    points_in_a_sample = 5
     ways = ('SIGKILL', 'SIGTERM', 'SIGTERM, and more')
 
     def test_a_run_ended_at_any_call_harms_nothing(self):
-        calls = range(1, self.calls() + 1)
-        self.each([(way, call) for way in self.ways for call in calls], self.end)
+        calls = self.once(self.named_calls)
+        self.each([(way, number) for way in self.ways for number, _ in calls], self.end)
 
     def end(self, point):
         """A run that is ended at a call, and all that has to hold then."""
@@ -56,7 +55,6 @@ class AtPoolCallsWithPreClean(AtPoolCalls):
 
     keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
     rules = FEW
-    points_in_a_sample = 3
     ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
 
 
@@ -65,7 +63,6 @@ class AtPoolCallsSideBySide(AtPoolCalls):
 
     keys = {'parallel': 4}
     rules = FOUR
-    points_in_a_sample = 3
 
 
 class OverLeftovers(AtPoolCalls):
@@ -73,7 +70,6 @@ class OverLeftovers(AtPoolCalls):
 
     verb = 'vm-export'
     rules = FEW[:1]
-    points_in_a_sample = 1
     ways = ('SIGKILL',)
 
     def start_over(self):
@@ -97,7 +93,6 @@ class AtPoolCallsOfDisks(AtPoolCalls):
 
     keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
     rules = ('vdi-export=app', 'exclude-disk=app/xvdc')
-    points_in_a_sample = 3
     pool_description = {'vms': [
         {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
         {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
@@ -116,7 +111,6 @@ class AtPoolCallsWithPeriods(AtPoolCalls):
 
     keys = {'pre_clean': 'True', 'keep_last': 1, 'keep_yearly': 9}
     rules = FEW
-    points_in_a_sample = 3
     ways = ('SIGKILL', 'SIGTERM')
 
     def check_history(self, now, words):
@@ -136,7 +130,6 @@ class AtPoolCallsWithPeriods(AtPoolCalls):
 class AtFileOperations(LaunchedCase):
     """SIGKILL comes before or after a file operation."""
 
-    points_in_a_sample = 3
     ways = ('SIGKILL',)
 
     def test_a_run_ended_at_any_file_operation_harms_nothing(self):
@@ -166,7 +159,6 @@ class AtFileOperationsSideBySide(AtFileOperations):
     """A signal comes then while four VMs are at work."""
 
     rules = FOUR
-    points_in_a_sample = 2
     ways = ('SIGKILL', 'SIGTERM')
 
     def moments(self):
@@ -200,14 +192,9 @@ class DaemonDies(MatrixCase):
     """The pool's daemon dies and comes back after a moment, while the run goes on."""
 
     rules = FaultCase.rules
-    points_in_a_sample = 3
     ways = {'down': 'the daemon dies at a call to the pool',
             'down-after': 'the daemon dies before it answers a call'}
     constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
-
-    def setUp(self):
-        super().setUp()
-        self.script = self.changed_script(**self.constants)
 
     def die(self, point):
         """A run in which the daemon dies at a call; the invariants after it and the next run."""
@@ -221,14 +208,19 @@ class DaemonDies(MatrixCase):
         self.check(done, settled=False, hit=self.hit(call))
         self.check_the_next_run()
 
+    def run_with_an_outage(self):
+        """A run, while whose daemon is away for a moment."""
+        with self.reviving():
+            return self.backup()
+
     def hit(self, call):
         """The VMs that may be without a new backup: any one; all if nobody could log in."""
         lacking = set(self.configured()) - self.renewed(self.good())
         return lacking if len(lacking) < 2 or call == 1 else ()
 
     def test_the_daemon_may_die_at_any_call(self):
-        calls = range(1, self.calls() + 1)
-        self.each([(way, call) for way in self.ways for call in calls], self.die)
+        calls = self.once(self.named_calls)
+        self.each([(way, number) for way in self.ways for number, _ in calls], self.die)
 
 
 class DaemonDiesSideBySide(DaemonDies):
@@ -236,7 +228,6 @@ class DaemonDiesSideBySide(DaemonDies):
 
     keys = {'parallel': 4}
     rules = FOUR
-    points_in_a_sample = 1
     ways = {'down-after': 'the daemon dies before it answers a call'}
 
     def hit(self, call):
@@ -247,7 +238,6 @@ class DaemonDiesSideBySide(DaemonDies):
 class DaemonStaysAway(DaemonDies):
     """The daemon dies and does not come back before the run has ended."""
 
-    points_in_a_sample = 1
     ways = {'down': 'the daemon dies at a call, and stays away'}
     constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
 
@@ -270,6 +260,7 @@ class OrderOfOperations(LaunchedCase):
     def setUp(self):
         if not OrderOfOperations.seen:
             super().setUp()
+            self.start_over()
             OrderOfOperations.seen = self.operations(), {
                 os.path.relpath(path, self.backups): vm for vm, paths in self.marked().items()
                 for path in paths if (path, number_of(path)) not in self.backups_before}
@@ -338,6 +329,10 @@ class OrderOfOperations(LaunchedCase):
                 os.path.join(directory, '.' + RECORD)) for path in each['synced']), 'a sync')
             self.assertLess(written, made)
             self.synced(directory, after=made)
+
+
+load_tests = sampled('.AtPoolCalls.', 'AtFileOperations.', '.OrderOfOperations.', '.DaemonDies.',
+                     others=2)
 
 
 if __name__ == '__main__':
