@@ -195,6 +195,12 @@ def packed(place):
     return stream.getvalue()
 
 
+def files_in(data):
+    """{name: bytes} of the files in such an archive."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+
+
 def unpack(data, place):
     """Have that content, and no other, in a directory."""
     if os.listdir(place):
@@ -243,6 +249,7 @@ class State(NamedTuple):
     tree: bytes                         # an archive of backup_dir
     tables: Dict[str, Dict[str, Any]]   # of the pool
     content: Dict[str, archive.Image]   # of the pool's disks
+    notes: Any                          # see FaultCase
 
 
 class Memory(NamedTuple):
@@ -262,6 +269,7 @@ class FaultCase(PoolCase):
     max_backups  of every VM, but for those that `keep` names
     script       what is run; see changed_script
     patience     seconds in which the daemon may still notice that a client has ended
+    notes        what make_history has to tell
     linked       VMs in whose directories there is a link, named like a backup, to files elsewhere
     """
 
@@ -280,6 +288,7 @@ class FaultCase(PoolCase):
     keep = {}                           # type: Dict[str, int]
     script = SCRIPT
     patience = 10
+    notes = None
     linked = ('web', 'app')             # type: Tuple[str, ...]
 
     def setUp(self):
@@ -366,14 +375,15 @@ class FaultCase(PoolCase):
         """Keep all as it is now, for `rewind`."""
         pool = self.sim.pool
         with pool.lock:
-            self.saved = State(packed(self.backups), *copy.deepcopy((pool.tables, pool.content)))
+            self.saved = State(packed(self.backups), *copy.deepcopy(
+                (pool.tables, pool.content, self.notes)))
 
     def rewind(self):
         """Have all as it was saved, and a pool without faults that has seen no call."""
         unpack(self.saved.tree, self.backups)
         pool = self.sim.pool
         with pool.lock:
-            tables, content = copy.deepcopy(self.saved[1:])
+            tables, content, self.notes = copy.deepcopy(self.saved[1:])
             for cls, records in tables.items():
                 pool.tables[cls].clear()
                 pool.tables[cls].update(records)
@@ -480,13 +490,13 @@ class FaultCase(PoolCase):
     def is_quiet(self):
         """Whether no command, task or operation is under way in the pool, and no xe is left that
         has only begun and will ask for one."""
+        if any(os.fsencode(self.sim.xe) in read_proc(pid, 'cmdline') for pid in pids()):
+            return False                # asked first: one that has ended since has been served
         pool = self.sim.pool
         with pool.lock:
-            busy = (any(task['status'] == 'pending' for task in pool.tables['task'].values())
-                    or any(vm['current_operations'] for vm in pool.tables['VM'].values())
-                    or self.sim.is_busy)
-        return not busy and not any(os.fsencode(self.sim.xe) in read_proc(pid, 'cmdline')
-                                    for pid in pids())
+            return not (any(task['status'] == 'pending' for task in pool.tables['task'].values())
+                        or any(vm['current_operations'] for vm in pool.tables['VM'].values())
+                        or self.sim.is_busy)
 
     # What is there
 
@@ -556,9 +566,9 @@ class FaultCase(PoolCase):
 
     # The invariants
 
-    def injected(self, text):
-        """Count one injected fault; failures of what follows tell it."""
-        self.what = text
+    def injected(self, text, kind=None):
+        """Count one injected fault, of this kind from now on; failures of what follows tell it."""
+        self.what, self.kind = text, kind or self.kind
         figures.add(self.kind, faults=1)
 
     def check(self, done, settled, hit=None, told=True):
@@ -758,9 +768,11 @@ class MatrixCase(FaultCase):
     """A history, and a run over it that is disturbed at one point after the other.
 
     constants   of the script, whose pauses and patience would only be waited for
+    words       of the command line, where what is disturbed is no run
     """
 
     rules = ('vm-export=web', 'vdi-export=db')
+    words = ()                          # type: Tuple[str, ...]
     constants = {}                      # type: Dict[str, Any]
 
     def setUp(self):
@@ -781,7 +793,7 @@ class MatrixCase(FaultCase):
     def once(self, function):
         """What a function returns, called for the first test only of those that it is the same
         for."""
-        key = (function.__func__, type(self).start_over) + self.circumstances()
+        key = (function.__func__, type(self).start_over, self.words) + self.circumstances()
         if key not in COUNTS:
             self.start_over()
             COUNTS[key] = function()
@@ -814,6 +826,11 @@ class MatrixCase(FaultCase):
                         self.setUp()
             if failures >= FAILURES:
                 self.fail('%d points failed: no more are tried' % failures)
+
+    def run_with_an_outage(self):
+        """A run, while whose daemon is away for a moment."""
+        with self.reviving():
+            return self.finish(self.begin())
 
     def kill(self, children):
         """SIGKILL, to what the run has started, too."""

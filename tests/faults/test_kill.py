@@ -7,7 +7,7 @@ import time
 import unittest
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, number_of, sampled
+from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled
 
 FEW = ('vm-export=web', 'vdi-export=db')
 FOUR = FaultCase.rules + ('vm-export=other',)
@@ -26,8 +26,7 @@ class AtPoolCalls(MatrixCase):
     def end(self, point):
         """A run that is ended at a call, and all that has to hold then."""
         way, call = point
-        self.kind = way + ' at a call to the pool'
-        self.injected('%s at call %d' % point)
+        self.injected('%s at call %d' % point, way + ' at a call to the pool')
         if way.startswith('SIGKILL'):
             self.check_after_kill(self.run_with(
                 lambda number, _: number == call and self.kill(way != 'SIGKILL')))
@@ -140,8 +139,8 @@ class AtFileOperations(LaunchedCase):
     def end(self, point):
         """A run that ends itself there, and all that has to hold then."""
         way, number, when, name = point
-        self.kind = way + ' at a file operation'
-        self.injected('%s %s operation %d, %s' % (way, when, number, name))
+        self.injected('%s %s operation %d, %s' % (way, when, number, name),
+                      way + ' at a file operation')
         done = self.launched(at=number, when=when, signals=[getattr(signal, way)])
         if way == 'SIGKILL':
             self.check_after_kill(done)
@@ -158,20 +157,17 @@ class EndedAtFileOperations(AtFileOperations):
 class AtFileOperationsSideBySide(AtFileOperations):
     """A signal comes then while four VMs are at work."""
 
+    keys = {'parallel': 4}
     rules = FOUR
     ways = ('SIGKILL', 'SIGTERM')
 
     def moments(self):
         """Some of those of the same VMs one after another: what is done is the same, but nobody
         knows the order."""
-        found = super().moments()[::8]
-        self.keys = {'parallel': 4}
-        return found
-
-    def setUp(self):
         self.keys = {}
-        super().setUp()
-        self.keys = {'parallel': 4} if hasattr(self, 'operations_made') else {}
+        found = super().moments()[::8]
+        self.keys = type(self).keys
+        return found
 
 
 class AtFileOperationsWithPreClean(AtFileOperations):
@@ -199,19 +195,13 @@ class DaemonDies(MatrixCase):
     def die(self, point):
         """A run in which the daemon dies at a call; the invariants after it and the next run."""
         way, call = point
-        self.kind = self.ways[way]
-        self.injected('%s at call %d' % point)
+        self.injected('%s at call %d' % point, self.ways[way])
         self.sim.pool.faults.add('*', way, nth=call)
         done = self.run_with_an_outage()
         self.sim.pool.faults.clear()
         self.settle_pool()
         self.check(done, settled=False, hit=self.hit(call))
         self.check_the_next_run()
-
-    def run_with_an_outage(self):
-        """A run, while whose daemon is away for a moment."""
-        with self.reviving():
-            return self.backup()
 
     def hit(self, call):
         """The VMs that may be without a new backup: any one; all if nobody could log in."""
@@ -255,51 +245,50 @@ class DaemonStaysAway(DaemonDies):
 class OrderOfOperations(LaunchedCase):
     """What a power failure can leave, told by the order in which things reach the disk."""
 
-    seen = None                 # by all tests of this class: the operations of one run
-
     def setUp(self):
-        if not OrderOfOperations.seen:
-            super().setUp()
-            self.start_over()
-            OrderOfOperations.seen = self.operations(), {
-                os.path.relpath(path, self.backups): vm for vm, paths in self.marked().items()
-                for path in paths if (path, number_of(path)) not in self.backups_before}
-        self.operations_seen, self.made = OrderOfOperations.seen
+        super().setUp()
+        self.seen = self.once(self.operations)
+        self.made = {os.path.dirname(path): path.split(os.sep)[0] for each in self.seen
+                     for path in each['new'] if os.path.basename(path) == MARKERS[0]
+                     and DELETING not in path}
+        self.assertEqual({'web', 'db'}, set(self.made.values()))
 
     def first(self, holds, what):
         """The number of the first operation for which something holds."""
-        for each in self.operations_seen:
+        for each in self.seen:
             if each['success'] and holds(each):
                 return each['number']
         return self.fail('never: ' + what)
+
+    def appears(self, path):
+        """When something has a name."""
+        return self.first(lambda each: path in each['new'], path + ' is there')
 
     def synced(self, path, after=0):
         """When a file or directory was forced to the disk."""
         return self.first(lambda each: path in each['synced'] and each['number'] > after,
                           '%s is forced to the disk after operation %d' % (path, after))
 
+    def written(self, directory, name):
+        """When a file that is renamed when it is whole was forced to the disk before that."""
+        begins = tuple(os.path.join(directory, each) for each in (name, '.' + name))
+        return self.first(lambda each: any(path.startswith(begins) for path in each['synced']),
+                          name + ' is forced to the disk')
+
     def test_the_marker_comes_after_everything_else_is_on_the_disk(self):
-        self.assertEqual({'web', 'db'}, set(self.made.values()))
         for directory, vm in self.made.items():
             with self.subTest(directory):
                 exported = os.path.join(directory, vm + ('.raw' if vm == 'db' else '.xva'))
-                manifest = os.path.join(directory, MANIFEST)
-                marker = self.first(
-                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
-                renamed = self.first(lambda each: manifest in each['new'], 'a manifest')
-                before = self.first(
-                    lambda each: any(path.startswith(manifest) or path.startswith(
-                        os.path.join(directory, '.' + MANIFEST)) for path in each['synced']),
-                    'the manifest is forced to the disk')
-                steps = [self.synced(exported), before, renamed,
-                         self.synced(directory, after=renamed), marker]
+                renamed = self.appears(os.path.join(directory, MANIFEST))
+                steps = [self.synced(exported), self.written(directory, MANIFEST), renamed,
+                         self.synced(directory, after=renamed),
+                         self.appears(os.path.join(directory, MARKERS[0]))]
                 self.assertEqual(sorted(steps), steps)
 
     def test_old_backups_go_after_the_new_one_is_on_the_disk(self):
         for directory, vm in self.made.items():
             with self.subTest(directory):
-                marker = self.first(
-                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
+                marker = self.appears(os.path.join(directory, MARKERS[0]))
                 rotated = self.first(
                     lambda each: any(path.startswith(os.path.join(vm, DELETING))
                                      for path in each['new']), 'a rotation')
@@ -307,27 +296,18 @@ class OrderOfOperations(LaunchedCase):
                 self.assertLess(self.synced(vm), rotated)
 
     def test_what_is_removed_was_renamed_before(self):
-        removed = 0
-        for each in self.operations_seen:
-            if each['name'] not in ('unlink', 'remove', 'rmdir', 'rename', 'replace'):
-                continue
-            for path in each['gone']:
-                parts = path.split(os.sep)
-                if each['name'] in ('rename', 'replace'):
-                    continue
-                removed += len(parts) > 2
-                self.assertTrue(
-                    len(parts) > 1 and parts[1].startswith(DELETING) or parts[-1] == RECORD
-                    or parts[0].startswith((WRITE_TEST, LOCKS)), each)
-        self.assertGreater(removed, 3)
+        gone = [path.split(os.sep) for each in self.seen for path in each['gone']
+                if each['name'] in ('unlink', 'remove', 'rmdir')]
+        for parts in gone:
+            self.assertTrue(len(parts) > 1 and parts[1].startswith(DELETING)
+                            or parts[-1] == RECORD
+                            or parts[0].startswith((WRITE_TEST, LOCKS)), parts)
+        self.assertGreater(sum(len(parts) > 2 for parts in gone), 3)
 
     def test_a_record_of_a_snapshot_is_on_the_disk_before_the_snapshot_is_made(self):
         for directory in self.made:
-            record = os.path.join(directory, RECORD)
-            made = self.first(lambda each: record in each['new'], 'a record')
-            written = self.first(lambda each: any(path.startswith(record) or path.startswith(
-                os.path.join(directory, '.' + RECORD)) for path in each['synced']), 'a sync')
-            self.assertLess(written, made)
+            made = self.appears(os.path.join(directory, RECORD))
+            self.assertLess(self.written(directory, RECORD), made)
             self.synced(directory, after=made)
 
 

@@ -13,12 +13,10 @@ import contextlib
 import json
 import os
 import random
-import threading
-import time
 import unittest
 from typing import Any, Dict, NamedTuple, Tuple
 
-from tests.faults.faulting import FaultCase, full, seed, thinned
+from tests.faults.faulting import FaultCase, full, sample, seed
 
 DEADLINE = 1.5              # seconds that the script gives xe and XenAPI here
 LATE = DEADLINE + 0.5
@@ -257,13 +255,6 @@ class Matrix(FaultCase):
                 found.append(Point(circumstances, name, nth, fault, settled))
         return found
 
-    def go_through(self, points):
-        """Meet each point."""
-        self.assertTrue(points)
-        for point in thinned(points, self.id()):
-            with self.subTest(str(point)):
-                self.hit(point)
-
     def hit(self, point):
         """One fault, and the invariants after it and after the next run."""
         fault = dict(point.fault)
@@ -274,7 +265,7 @@ class Matrix(FaultCase):
         if not expiry:
             self.sim.pool.faults.add(point.name, nth=point.nth, **fault)
         self.injected(str(point))
-        with self.coming_back():
+        with self.reviving(BACK):
             done = self.finish(self.start_backup())
         self.sim.pool.faults.clear()
         self.assertGreaterEqual(len(journal.places[point.name]), point.nth,
@@ -295,26 +286,6 @@ class Matrix(FaultCase):
             return None
         vm = journal.places[point.name][point.nth - 1]
         return {vm}.union(point.circumstances.spoils) - {''}
-
-    @contextlib.contextmanager
-    def coming_back(self):
-        """Meanwhile a daemon that dies is started again soon."""
-        over = threading.Event()
-
-        def watch():
-            while not over.wait(0.02):
-                if self.sim.pool.is_down:
-                    time.sleep(BACK)
-                    self.sim.restart()
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            if self.sim.pool.is_down:
-                self.sim.restart()
 
 
 def turns(things, number, count):
@@ -404,166 +375,147 @@ def expiries(name, number):
         yield {'do': 'expire'}, True
 
 
-class RefusedVerbs(Matrix):
+class All(Matrix):
+    """All points of a part of the matrix.
+
+    door    whose calls meet faults
+    faults  the function that yields them
+    after   circumstances in which something went wrong already
+    """
+
+    door = 'xe'
+    after = (REMOVALS, SNAPSHOTS, LEFTOVERS)
+
+    def go_through(self, *several):
+        """Meet all that there is in these circumstances."""
+        for circumstances in several:
+            points = self.points(circumstances, self.door, self.faults)
+            self.assertTrue(points)
+            for point in sample(points, 0, self.id()):
+                with self.subTest(str(point)):
+                    self.hit(point)
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(NIGHT)
+
+    def test_where_something_went_wrong_already(self):
+        self.go_through(*self.after)
+
+
+class RefusedVerbs(All):
     """An xe verb is refused."""
 
     kind = 'xe refuses'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', refusals_of_xe))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', refusals_of_xe))
-
-    def test_for_the_whole_night(self):
-        self.go_through(self.points(NIGHT, 'xe', refusals_for_ever))
+    faults = staticmethod(refusals_of_xe)
 
 
-class WrongWords(Matrix):
+class RefusedVerbsForEver(All):
+    """An xe verb is refused the whole night."""
+
+    kind = 'xe refuses'
+    faults = staticmethod(refusals_for_ever)
+    test_where_something_went_wrong_already = None
+
+
+class WrongWords(All):
     """xe says something, and has done nothing."""
 
     kind = 'xe lies'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', words_of_xe))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', words_of_xe))
+    faults = staticmethod(words_of_xe)
 
 
-class BrokenConnections(Matrix):
+class BrokenConnections(All):
     """xe's connection ends half-way."""
 
     kind = 'xe dies half-way'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', deaths_of_xe))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', deaths_of_xe))
+    faults = staticmethod(deaths_of_xe)
 
 
-class DyingDaemons(Matrix):
+class DyingDaemons(All):
     """The daemon dies half-way in the work that a verb asks for."""
 
     kind = 'the daemon dies half-way'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', deaths_of_the_daemon))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', deaths_of_the_daemon))
+    faults = staticmethod(deaths_of_the_daemon)
 
 
-class NoEnd(Matrix):
+class NoEnd(All):
     """xe does not come to an end, or too late."""
 
     kind = 'xe hangs or is late'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', waits_of_xe))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', waits_of_xe))
+    faults = staticmethod(waits_of_xe)
 
 
-class RefusedMethods(Matrix):
+class RefusedMethods(All):
     """A XenAPI method is refused."""
 
     kind = 'XenAPI refuses'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', refusals_of_xenapi))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in ALL[1:]:
-            self.go_through(self.points(circumstances, 'xapi', refusals_of_xenapi))
+    door = 'xapi'
+    faults = staticmethod(refusals_of_xenapi)
+    after = ALL[1:]
 
 
-class WrongAnswers(Matrix):
+class WrongAnswers(All):
     """XenAPI answers something else."""
 
     kind = 'XenAPI answers wrongly'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', answers_of_xenapi))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xapi', answers_of_xenapi))
+    door = 'xapi'
+    faults = staticmethod(answers_of_xenapi)
 
 
-class BrokenAnswers(Matrix):
+class BrokenAnswers(All):
     """XenAPI's connection ends, or its daemon."""
 
     kind = 'XenAPI breaks off'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', deaths_of_xenapi))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (SNAPSHOTS, LEFTOVERS, STALLS):
-            self.go_through(self.points(circumstances, 'xapi', deaths_of_xenapi))
+    door = 'xapi'
+    faults = staticmethod(deaths_of_xenapi)
+    after = (SNAPSHOTS, LEFTOVERS, STALLS)
 
 
-class NoAnswers(Matrix):
+class NoAnswers(All):
     """XenAPI does not answer, or too late."""
 
     kind = 'XenAPI hangs or is late'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', waits_of_xenapi))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xapi', waits_of_xenapi))
+    door = 'xapi'
+    faults = staticmethod(waits_of_xenapi)
+    after = (SNAPSHOTS, LEFTOVERS)
 
 
-class ExpiredSessions(Matrix):
+class ExpiredSessions(All):
     """The session has expired when a call is made."""
 
     kind = 'the session has expired'
-
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', expiries))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xapi', expiries))
+    door = 'xapi'
+    faults = staticmethod(expiries)
 
 
 class Sample(Matrix):
-    """Some points of all of this, chosen by the seed."""
+    """Some points of all of this, each by xe or XenAPI: a refusal, a wrong answer, a broken
+    connection, and anything else where something went wrong already."""
 
     kind = 'a call meets a fault'
-    count = 8
 
     def test_some_points_of_the_matrix(self):
         chance = random.Random('matrix:' + seed())
-        points = []
-        for circumstances in (NIGHT, chance.choice(ALL[1:])):
-            for door, kinds in OF_DOORS.items():
-                for faults in kinds:
-                    points += self.points(circumstances, door, faults)
-        self.go_through(chance.sample(points, self.count))
-
-
-OF_DOORS = {'xe': (refusals_of_xe, refusals_for_ever, words_of_xe, deaths_of_xe,
-                   deaths_of_the_daemon, waits_of_xe),
-            'xapi': (refusals_of_xenapi, answers_of_xenapi, deaths_of_xenapi, waits_of_xenapi,
-                     expiries)}
+        for parts, circumstances in (
+                ((RefusedVerbs, RefusedMethods), NIGHT), ((WrongWords, WrongAnswers), NIGHT),
+                ((BrokenConnections, BrokenAnswers), NIGHT),
+                ((RefusedVerbsForEver, DyingDaemons, NoEnd, NoAnswers, ExpiredSessions),
+                 chance.choice(ALL[1:]))):
+            part = chance.choice(parts)
+            points = self.points(circumstances, part.door, part.faults) or self.points(
+                NIGHT, part.door, part.faults)
+            point = chance.choice(points)
+            with self.subTest(str(point)):
+                self.kind = part.kind
+                self.hit(point)
 
 
 def load_tests(loader, tests, pattern):
     """The whole matrix, or its sample."""
     chosen = unittest.TestSuite()
     for suite in tests:
-        chosen.addTests(test for test in suite if isinstance(test, Sample) != full())
+        chosen.addTests(test for test in suite
+                        if type(test) is not All and isinstance(test, Sample) != full())
     return chosen
 
 
