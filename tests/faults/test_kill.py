@@ -177,11 +177,11 @@ class AtFileOperationsWithPreClean(AtFileOperations):
     rules = FEW[:1]
     ways = ('SIGKILL', 'SIGTERM')
 
-    def save(self):
-        """The history has a failure among the backups, and one that is the last."""
+    def make_history(self):
+        """It has a failure among the backups, and one that is the last."""
+        super().make_history()
         self.old_backup('web', 'backup-2020-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
         self.old_backup('web', 'backup-2039-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
-        super().save()
 
 
 class DaemonDies(MatrixCase):
