@@ -506,15 +506,18 @@ class FaultCase(PoolCase):
             return sorted(entry.name for entry in entries
                           if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS)
 
+    def dated_paths(self):
+        """The paths of all dated directories, sorted."""
+        found = [os.path.join(self.backups, vm, name) for vm in self.vm_directories()
+                 for name in sorted(os.listdir(os.path.join(self.backups, vm)))]
+        return [path for path in found if is_dated(path)]
+
     def marked(self):
         """{VM directory: paths of the dated directories in it that have a marker}."""
-        found = {}
-        for vm in self.vm_directories():
-            place = os.path.join(self.backups, vm)
-            found[vm] = [os.path.join(place, name) for name in sorted(os.listdir(place))
-                         if is_dated(os.path.join(place, name))
-                         and any(os.path.isfile(os.path.join(place, name, marker))
-                                 for marker in MARKERS)]
+        found = {vm: [] for vm in self.vm_directories()}
+        for path in self.dated_paths():
+            if any(os.path.isfile(os.path.join(path, marker)) for marker in MARKERS):
+                found[os.path.basename(os.path.dirname(path))].append(path)
         return found
 
     def good(self):
@@ -852,10 +855,7 @@ class MatrixCase(FaultCase):
 
     def failed(self):
         """The paths of the dated directories without a marker."""
-        found = {os.path.join(self.backups, vm, name) for vm in self.vm_directories()
-                 for name in os.listdir(os.path.join(self.backups, vm))}
-        return {path for path in found
-                if is_dated(path) and not set(MARKERS) & set(os.listdir(path))}
+        return {path for path in self.dated_paths() if not set(MARKERS) & set(os.listdir(path))}
 
     def check_after_kill(self, done):
         """The invariants right after a SIGKILL, and after one more run."""

@@ -108,37 +108,14 @@ class Point(NamedTuple):
     circumstances: Circumstances
     name: str
     nth: int
-    fault: Dict[str, Any]               # as faults.add() takes it; do='expire': see Journal
+    fault: Dict[str, Any]               # as faults.add() takes it; do='expire': all sessions do
     settled: bool = True                # nothing may be left right after it
 
     def __str__(self):
         return '%s: call %d of %s: %s' % (self.circumstances.name, self.nth, self.name, self.fault)
 
 
-class Journal(list):
-    """The pool's journal; it notes for which VM each call was made.
-
-    At the nth call of the name `expiry` every session expires.
-    """
-
-    def __init__(self, case, expiry=None):
-        super().__init__()
-        self.case = case
-        self.expiry = expiry
-        self.places = collections.defaultdict(list)     # name -> the VM at hand at each call
-
-    def append(self, call):
-        """A call has arrived."""
-        with self.case.sim.pool.lock:
-            self.places[call.name].append(self.case.vm_at_hand())
-            if self.expiry == (call.name, len(self.places[call.name])):
-                self.case.sim.pool.tables['session'].clear()
-        super().append(call)
-
-
 PLACES = {}                 # type: Dict[str, Dict[str, Any]]
-
-
 HOOK = '#!/bin/sh\nset -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
 
 
@@ -188,16 +165,25 @@ class Matrix(FaultCase):
         words = [line for line in lines if line[1] in ('vm-export', 'vdi-export')][-1:]
         return words[0][4] if words and words[0][3] == 'begin' else ''
 
+    def note(self, _, call):
+        """Note for which VM a call is made; at one of them, every session expires."""
+        with self.sim.pool.lock:
+            self.seen[call.name].append(self.vm_at_hand())
+            if (call.name, len(self.seen[call.name])) == self.expiry:
+                self.sim.pool.tables['session'].clear()
+
     def meet(self, circumstances, expiry=None):
-        """Arrange the circumstances of the next run; return the journal that it writes."""
+        """Arrange the circumstances of the next run, to whose calls `note` listens.
+
+        expiry: (name, number) of the call at which every session expires.
+        """
         pool = self.sim.pool
+        self.seen, self.expiry = collections.defaultdict(list), expiry
         if circumstances.leftovers:
             self.leave_things()
         pool.faults.clear()
         for name, fault in circumstances.faults:
             pool.faults.add(name, **fault)
-        pool.journal = Journal(self, expiry)
-        return pool.journal
 
     def leave_things(self):
         """A run that cannot remove its snapshots."""
@@ -210,9 +196,9 @@ class Matrix(FaultCase):
         """{name: the VM at hand at each call} of a run in these circumstances."""
         if circumstances.name not in PLACES:
             self.remember()
-            journal = self.meet(circumstances)
-            self.backup()
-            PLACES[circumstances.name] = {name: list(vms) for name, vms in journal.places.items()}
+            self.meet(circumstances)
+            self.run_with(self.note, BACK)
+            PLACES[circumstances.name] = dict(self.seen)
             self.sim.pool.faults.clear()
             self.check(self.backup(), settled=True)
         return PLACES[circumstances.name]
@@ -261,30 +247,29 @@ class Matrix(FaultCase):
         expiry = (point.name, point.nth) if fault['do'] == 'expire' else None
         self.sim.pool.faults.clear()
         self.remember()
-        journal = self.meet(point.circumstances, expiry)
+        self.meet(point.circumstances, expiry)
         if not expiry:
             self.sim.pool.faults.add(point.name, nth=point.nth, **fault)
         self.injected(str(point))
-        with self.reviving(BACK):
-            done = self.finish(self.start_backup())
+        done = self.run_with(self.note, BACK)
         self.sim.pool.faults.clear()
-        self.assertGreaterEqual(len(journal.places[point.name]), point.nth,
+        self.assertGreaterEqual(len(self.seen[point.name]), point.nth,
                                 'it met no fault: %s\n%s' % (str(point), done.output))
         self.until(self.is_quiet, 'a quiet pool')
         if point.name in OF_SESSIONS or fault['do'] == 'expire':
             self.sim.pool.tables['session'].clear()     # nobody else can: they expire
         # Where one thing after the other goes wrong, the next run may have to put it in order.
         settled = point.settled and point.circumstances is NIGHT
-        self.check(done, settled, self.may_be_spoilt(point, journal))
+        self.check(done, settled, self.may_be_spoilt(point))
         if done.status not in (0, 1) or not settled:
             self.check(self.backup(), settled=True, hit=())
 
-    def may_be_spoilt(self, point, journal):
+    def may_be_spoilt(self, point):
         """The VMs whose backups the fault may spoil; None: any of them."""
         if point.name == LOGIN or point.name == 'VM.get_all_records' or (
                 point.fault.get('times') == 0):
             return None
-        vm = journal.places[point.name][point.nth - 1]
+        vm = self.seen[point.name][point.nth - 1]
         return {vm}.union(point.circumstances.spoils) - {''}
 
 
@@ -293,93 +278,11 @@ def turns(things, number, count):
     return [things[(number * count + turn) % len(things)] for turn in range(count)]
 
 
-# What a verb or a method meets: (fault, whether nothing may be left right after the run).
-
-def refusals_of_xe(name, number):
-    """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
-    for error in REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1):
-        yield {'do': 'refuse', 'error': error}, True
-    for error, after in HALF_DONE.get(name, []):
-        yield {'do': 'refuse', 'error': error, 'after': after}, True
-
-
-def refusals_for_ever(name, number):
-    """A verb that is refused at its every call."""
-    yield {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}, False
-
-
-def words_of_xe(name, number):
-    """Whatever may be said, and nothing done. What is left then, the next run removes."""
-    for text in ['', 'rubbish\n'] + LIES.get(name, []):
-        yield {'do': 'print', 'stdout': text, 'exit': 0}, False
-    yield {'do': 'print', 'exit': 1}, False
-
-
-def deaths_of_xe(name, number):
-    """The connection ends: before the work or in a file, and when all but the answer is done."""
-    yield {'do': 'die'}, True
-    if name in EXPORTS:
-        yield {'do': 'die', 'after': 700000 if number % 2 else 1000}, True
-
-
-def deaths_of_the_daemon(name, number):
-    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
-    yield {'do': 'down-after' if number % 2 else 'down'}, False
-    for after in range(WORKERS.get(name, -1) + 1):
-        yield {'do': 'down', 'after': after}, False
-    if name in EXPORTS:
-        yield {'do': 'down', 'after': 700000}, False
-
-
-def waits_of_xe(name, number):
-    """No answer at all, one that comes too late, and work that is done too late."""
-    yield {'do': 'hang'}, True
-    if name in EXPORTS:
-        yield {'do': 'stall' if number % 2 else 'hang', 'after': 700000}, True
-    elif name not in WORKERS:
-        yield {'do': 'slow', 'seconds': LATE}, False
-    if name in WORKERS:
-        yield {'do': 'slow', 'seconds': LATE, 'after': number % 3}, False
-
-
-def refusals_of_xenapi(name, number):
-    """Refusals with the codes that a method really gives."""
-    errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
-    if name == LOGIN:
-        errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
-    for error in errors:
-        yield {'do': 'refuse', 'error': error}, True
-
-
-def answers_of_xenapi(name, number):
-    """What is no answer, or another one than was asked for."""
-    for answer in turns([{'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
-                         {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2):
-        yield dict(answer, do='print'), False
-
-
-def deaths_of_xenapi(name, number):
-    """The connection ends without an answer, or in the middle of one, or the daemon dies."""
-    yield ({'do': 'die', 'after': 150} if number % 2 else {'do': 'die'}), True
-    yield {'do': 'down' if number % 2 else 'down-after'}, False
-
-
-def waits_of_xenapi(name, number):
-    """No answer, and one that comes too late."""
-    yield ({'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}), True
-
-
-def expiries(name, number):
-    """All sessions have expired when the call comes."""
-    if name not in OF_SESSIONS:
-        yield {'do': 'expire'}, True
-
-
 class All(Matrix):
     """All points of a part of the matrix.
 
     door    whose calls meet faults
-    faults  the function that yields them
+    faults  what a verb or method meets: yields (fault, whether nothing may be left after the run)
     after   circumstances in which something went wrong already
     """
 
@@ -403,89 +306,147 @@ class All(Matrix):
 
 
 class RefusedVerbs(All):
-    """An xe verb is refused."""
+    """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
 
     kind = 'xe refuses'
-    faults = staticmethod(refusals_of_xe)
+
+    @staticmethod
+    def faults(name, number):
+        for error in REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1):
+            yield {'do': 'refuse', 'error': error}, True
+        for error, after in HALF_DONE.get(name, []):
+            yield {'do': 'refuse', 'error': error, 'after': after}, True
 
 
 class RefusedVerbsForEver(All):
-    """An xe verb is refused the whole night."""
+    """A verb that is refused at its every call."""
 
     kind = 'xe refuses'
-    faults = staticmethod(refusals_for_ever)
     test_where_something_went_wrong_already = None
+
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}, False
 
 
 class WrongWords(All):
-    """xe says something, and has done nothing."""
+    """Whatever may be said, and nothing done. What is left then, the next run removes."""
 
     kind = 'xe lies'
-    faults = staticmethod(words_of_xe)
+
+    @staticmethod
+    def faults(name, number):
+        for text in ['', 'rubbish\n'] + LIES.get(name, []):
+            yield {'do': 'print', 'stdout': text, 'exit': 0}, False
+        yield {'do': 'print', 'exit': 1}, False
 
 
 class BrokenConnections(All):
-    """xe's connection ends half-way."""
+    """The connection ends: before the work or in a file, and when all but the answer is done."""
 
     kind = 'xe dies half-way'
-    faults = staticmethod(deaths_of_xe)
+
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'die'}, True
+        if name in EXPORTS:
+            yield {'do': 'die', 'after': 700000 if number % 2 else 1000}, True
 
 
 class DyingDaemons(All):
-    """The daemon dies half-way in the work that a verb asks for."""
+    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
 
     kind = 'the daemon dies half-way'
-    faults = staticmethod(deaths_of_the_daemon)
+
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'down-after' if number % 2 else 'down'}, False
+        for after in range(WORKERS.get(name, -1) + 1):
+            yield {'do': 'down', 'after': after}, False
+        if name in EXPORTS:
+            yield {'do': 'down', 'after': 700000}, False
 
 
 class NoEnd(All):
-    """xe does not come to an end, or too late."""
+    """No answer at all, one that comes too late, and work that is done too late."""
 
     kind = 'xe hangs or is late'
-    faults = staticmethod(waits_of_xe)
+
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'hang'}, True
+        if name in EXPORTS:
+            yield {'do': 'stall' if number % 2 else 'hang', 'after': 700000}, True
+        elif name not in WORKERS:
+            yield {'do': 'slow', 'seconds': LATE}, False
+        if name in WORKERS:
+            yield {'do': 'slow', 'seconds': LATE, 'after': number % 3}, False
 
 
 class RefusedMethods(All):
-    """A XenAPI method is refused."""
+    """Refusals with the codes that a method really gives."""
 
     kind = 'XenAPI refuses'
     door = 'xapi'
-    faults = staticmethod(refusals_of_xenapi)
     after = ALL[1:]
+
+    @staticmethod
+    def faults(name, number):
+        errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
+        if name == LOGIN:
+            errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
+        for error in errors:
+            yield {'do': 'refuse', 'error': error}, True
 
 
 class WrongAnswers(All):
-    """XenAPI answers something else."""
+    """What is no answer, or another one than was asked for."""
 
     kind = 'XenAPI answers wrongly'
     door = 'xapi'
-    faults = staticmethod(answers_of_xenapi)
+
+    @staticmethod
+    def faults(name, number):
+        for answer in turns([{'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
+                             {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2):
+            yield dict(answer, do='print'), False
 
 
 class BrokenAnswers(All):
-    """XenAPI's connection ends, or its daemon."""
+    """The connection ends without an answer, or in the middle of one, or the daemon dies."""
 
     kind = 'XenAPI breaks off'
     door = 'xapi'
-    faults = staticmethod(deaths_of_xenapi)
     after = (SNAPSHOTS, LEFTOVERS, STALLS)
+
+    @staticmethod
+    def faults(name, number):
+        yield ({'do': 'die', 'after': 150} if number % 2 else {'do': 'die'}), True
+        yield {'do': 'down' if number % 2 else 'down-after'}, False
 
 
 class NoAnswers(All):
-    """XenAPI does not answer, or too late."""
+    """No answer, and one that comes too late."""
 
     kind = 'XenAPI hangs or is late'
     door = 'xapi'
-    faults = staticmethod(waits_of_xenapi)
     after = (SNAPSHOTS, LEFTOVERS)
+
+    @staticmethod
+    def faults(name, number):
+        yield ({'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}), True
 
 
 class ExpiredSessions(All):
-    """The session has expired when a call is made."""
+    """All sessions have expired when the call comes."""
 
     kind = 'the session has expired'
     door = 'xapi'
-    faults = staticmethod(expiries)
+
+    @staticmethod
+    def faults(name, number):
+        if name not in OF_SESSIONS:
+            yield {'do': 'expire'}, True
 
 
 class Sample(Matrix):

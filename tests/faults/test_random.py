@@ -10,15 +10,13 @@ so far, which the same seed takes again: VMBACKUP_TEST_SEED=<seed> python3 -m un
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import time
 import unittest
 import unittest.mock
 
-from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, is_dated, phase, sampled
-from tests.faults.faulting import seed
+from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, phase, sampled, seed
 from tests.simpool import model
 
 STEPS_FULL, STEPS_SAMPLE = 250, 6
@@ -37,7 +35,12 @@ OF_ONE_VM = ('vm-snapshot', 'vdi-snapshot', 'template-param-set', 'vdi-param-set
              'vdi-export', 'vm-uninstall', 'snapshot-uninstall', 'vdi-destroy')
 CONSTANTS = dict(XE_TIMEOUT=2, XAPI_TIMEOUT=2, XAPI_PATIENCE=4, DISCARD_PAUSES=(0.05, 0.1, 0.2),
                  BUSY_PAUSES=(0.3, 0.6, 1.2), SNAPSHOT_PAUSES=(0.05, 0.1, 0.3, 0.6, 1.2))
-CLOCK = 'VMBACKUP_TEST_CLOCK'  # in a child's environment: seconds that its clock is off
+AT_ANOTHER_TIME = """
+import datetime
+import VmBackup
+now = VmBackup.now
+VmBackup.now = lambda: now() + datetime.timedelta(seconds=%d)
+"""
 DAY = 86400
 
 
@@ -59,7 +62,7 @@ class Walk(FaultCase):
     def setUp(self):
         self.people = {cls: set() for cls in CLASSES}
         super().setUp()
-        self.script = self.script_with_a_clock()
+        self.script = self.changed_script(**CONSTANTS)
         self.chance = random.Random(' '.join(
             (seed(), type(self).__name__) + (() if phase() is None else (str(phase()),))))
         self.told_steps, self.clock, self.links = [], 0, 0
@@ -77,26 +80,14 @@ class Walk(FaultCase):
         """A pool as described; snapshots come with the steps."""
         super(FaultCase, self).use_pool(**options)
 
-    def script_with_a_clock(self):
-        """A copy of the script that is quick to give up, and whose clock can be set."""
-        path = self.changed_script(**CONSTANTS)
-        with open(path, encoding='utf-8') as stream:
-            text, count = re.subn(
-                r'return datetime\.datetime\.now\(\)\n',
-                'return datetime.datetime.now() + datetime.timedelta(\n'
-                '        seconds=float(os.environ.get(%r, 0)))\n' % CLOCK, stream.read())
-        self.assertEqual(1, count, 'its one clock')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write(text)
-        return path
+    @property
+    def prelude(self):
+        """A text by which a run's clock is set."""
+        return AT_ANOTHER_TIME % self.clock
 
     def stamp(self, seconds=None, original=model.stamp):
         """The pool's time, by the same clock."""
         return original((time.time() if seconds is None else seconds) + self.clock)
-
-    def environ(self, **more):
-        """The environment of a child, with the clock."""
-        return super().environ(**dict({CLOCK: str(self.clock)}, **more))
 
     # What belongs to people
 
@@ -224,12 +215,6 @@ class Walk(FaultCase):
         self.put(path, b'mine')
         self.kept.add(path)
         return path
-
-    def dated_paths(self):
-        """The paths of all dated directories."""
-        places = [os.path.join(self.backups, vm, name) for vm in self.vm_directories()
-                  for name in sorted(os.listdir(os.path.join(self.backups, vm)))]
-        return [path for path in places if is_dated(path)]
 
     def good_paths(self):
         """Those that carry a marker."""

@@ -327,17 +327,10 @@ class EndedOfCompressed(Ended):
     ways = ('SIGKILL of it and xe',)
 
 
-class KilledInTest(Ended):
-    """The same with a test of both: it is killed."""
+class EndedInTest(Ended):
+    """The same with a test of both."""
 
     words = OF_TEST
-    ways = ('SIGKILL',)
-
-
-class EndedInTest(KilledInTest):
-    """The same with a test of both: it and xe are killed, or it is asked to end."""
-
-    ways = ('SIGKILL of it and xe', 'SIGTERM')
 
 
 class InterruptedTest(RestoreFaults):
@@ -490,16 +483,9 @@ class RefusedOfDisk(Refused):
 
 
 class RefusedInTest(Refused):
-    """A test of both, where a call is refused or its connection ends."""
+    """The same with a test of both."""
 
     words = OF_TEST
-    ways = ('refuse', 'die')
-
-
-class DaemonDiesInTest(RefusedInTest):
-    """A test of both, where the daemon dies."""
-
-    ways = ('down', 'down-after')
 
 
 load_tests = sampled('.Ended.', '.EndedInTest.', '.InterruptedTest.', '.AtFileOperations.',
