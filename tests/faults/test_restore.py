@@ -483,9 +483,16 @@ class RefusedOfDisk(Refused):
 
 
 class RefusedInTest(Refused):
-    """The same with a test of both."""
+    """The same with a test of both; the daemon stays."""
 
     words = OF_TEST
+    ways = ('refuse', 'die')
+
+
+class DaemonDiesInTest(RefusedInTest):
+    """A test of both, where the daemon dies."""
+
+    ways = ('down', 'down-after')
 
 
 load_tests = sampled('.Ended.', '.EndedInTest.', '.InterruptedTest.', '.AtFileOperations.',
