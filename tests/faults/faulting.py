@@ -7,19 +7,17 @@
 5. Exit status 0 means a new good backup of every configured VM; every other end is told.
 6. A fault of one VM does not stop the backups of the others.
 
-    class Kills(FaultCase):
-        kind = 'SIGKILL at a pool call'         # a line of the table that the runner prints
+Which faults are injected, the environment tells:
 
-        def test_it(self):
-            self.prepare()
-            self.remember()
-            self.injected('call 7')
-            ... a run that meets the fault ...
-            self.check(done, settled=False)
-            self.check(self.backup(), settled=True)
+VMBACKUP_TEST_FULL=1    all of them (python3 -m tests faults sets it), else a small sample
+VMBACKUP_TEST_SEED=S    which ones are in the sample, and what is random otherwise
+VMBACKUP_TEST_EVERY=N   of all of them every Nth; the seed tells with which one it begins
+VMBACKUP_TEST_PHASE=K   exactly those whose number modulo N is that of K: after N successive K's
+                        all of them have been injected
 """
 
 import contextlib
+import copy
 import datetime
 import hashlib
 import heapq
@@ -31,13 +29,15 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 import threading
 import time
+import unittest
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import SCRIPT
 from tests.tools import figures
-from tests.tools.processes import children_of, read_proc
+from tests.tools.processes import children_of, pids, read_proc
 from tests.simpool import archive
 from tests.tools.support import LIMIT, PoolCase
 
@@ -66,6 +66,10 @@ OUTAGE = 0.15               # seconds in which there is no daemon
 SEED = 'VMBACKUP_TEST_SEED'
 FULL = 'VMBACKUP_TEST_FULL'
 EVERY = 'VMBACKUP_TEST_EVERY'
+PHASE = 'VMBACKUP_TEST_PHASE'
+
+HISTORIES = {}              # type: Dict[Any, State]
+COUNTS = {}                 # type: Dict[Any, Any]
 
 
 def full():
@@ -83,21 +87,39 @@ def every():
     return int(os.environ.get(EVERY) or 1)
 
 
-def thinned(points, salt=''):
-    """Every so many-th of the points, from one on that the seed tells; in their order."""
-    points = list(points)
-    first = random.Random('%s/%s' % (seed(), salt)).randrange(every()) if full() else 0
-    return points[first % (len(points) or 1)::every()] if full() else points
+def phase():
+    """The number modulo every() of those, or None where the seed tells."""
+    return int(os.environ[PHASE]) % every() if os.environ.get(PHASE) else None
 
 
 def sample(points, count, salt=''):
     """All of the points in the full run, or the part that is wanted, else so many of them, by the
     seed; in their order."""
     points = list(points)
-    if full() or len(points) <= count:
-        return thinned(points, salt) if len(points) > count else points
-    chosen = random.Random('%s:%s' % (seed(), salt)).sample(range(len(points)), count)
-    return [points[number] for number in sorted(chosen)]
+    if not full():
+        chosen = random.Random('%s:%s' % (seed(), salt)).sample(
+            range(len(points)), min(count, len(points)))
+        return [points[number] for number in sorted(chosen)]
+    first = phase()
+    if first is None:
+        first = random.Random('%s/%s' % (seed(), salt)).randrange(every()) % (len(points) or 1)
+    return points[first::every()]
+
+
+def sampled(*always, others=0):
+    """A module's load_tests: all tests in the full run; else those whose ids contain such a text,
+    and one of each of so many other classes, by the seed."""
+    def load_tests(loader, tests, pattern):
+        chosen, rest = unittest.TestSuite(), []
+        for cases in map(list, tests):
+            wanted = [case for case in cases if full() or any(text in case.id() for text in always)]
+            chosen.addTests(wanted)
+            rest += [cases] if cases and not wanted else []
+        chance = random.Random('classes:' + seed())
+        chosen.addTests(chance.choice(cases)
+                        for cases in chance.sample(rest, min(others, len(rest))))
+        return chosen
+    return load_tests
 
 
 def is_dated(path):
@@ -164,6 +186,31 @@ def number_of(path):
     return (manifest_of(path) or {'number': 0})['number']
 
 
+def packed(place):
+    """The bytes of an archive of a directory's content."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode='w') as tar:
+        for name in sorted(os.listdir(place)):
+            tar.add(os.path.join(place, name), name)
+    return stream.getvalue()
+
+
+def files_in(data):
+    """{name: bytes} of the files in such an archive."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+
+
+def unpack(data, place):
+    """Have that content, and no other, in a directory."""
+    if os.listdir(place):
+        shutil.rmtree(place)
+        os.mkdir(place)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        tar.extraction_filter = lambda member, _: member        # links to anywhere are meant
+        tar.extractall(place)
+
+
 @contextlib.contextmanager
 def opened(path):
     """A file to be read; an image that is compressed is decompressed."""
@@ -197,6 +244,14 @@ class Backup(NamedTuple):
         return self.path, self.manifest['number'] if self.manifest else 0
 
 
+class State(NamedTuple):
+    """All that a run finds."""
+    tree: bytes                         # an archive of backup_dir
+    tables: Dict[str, Dict[str, Any]]   # of the pool
+    content: Dict[str, archive.Image]   # of the pool's disks
+    notes: Any                          # see FaultCase
+
+
 class Memory(NamedTuple):
     """What was there before a fault."""
     good: Dict[str, List[Backup]]       # by VM directory, oldest first
@@ -214,6 +269,8 @@ class FaultCase(PoolCase):
     max_backups  of every VM, but for those that `keep` names
     script       what is run; see changed_script
     patience     seconds in which the daemon may still notice that a client has ended
+    notes        what make_history has to tell
+    linked       VMs in whose directories there is a link, named like a backup, to files elsewhere
     """
 
     pool_description = {
@@ -231,12 +288,15 @@ class FaultCase(PoolCase):
     keep = {}                           # type: Dict[str, int]
     script = SCRIPT
     patience = 10
+    notes = None
+    linked = ('web', 'app')             # type: Tuple[str, ...]
 
     def setUp(self):
         super().setUp()
         self.outside = os.path.join(self.directory, 'elsewhere')
         self.what = 'nothing yet'
         self.verified = set()
+        self.child = None
         self.begin_run()
 
     def use_pool(self, **options):
@@ -256,7 +316,30 @@ class FaultCase(PoolCase):
     # What the runs find
 
     def prepare(self):
-        """A history on disk, rotation due: backups of 3.25 and of ours, failures, foreign files."""
+        """Have a history; where another test made it in the same circumstances, a copy of that."""
+        key = self.circumstances()
+        if key in HISTORIES:
+            self.saved = HISTORIES[key]
+            self.rewind()
+        else:
+            self.make_history()
+            self.save()
+            HISTORIES[key] = self.saved
+        self.put(os.path.join(self.outside, 'success'), b'')
+        self.put(os.path.join(self.outside, 'web.xva'), b'far away')
+        for vm in self.linked:
+            os.symlink(self.outside, os.path.join(
+                self.backups, vm, 'backup-2018-01-01-(00:00:00)'))
+
+    def circumstances(self):
+        """What a history depends on; keys that name this test's files are no matter of it."""
+        keys = sorted((key, str(value)) for key, value in self.keys.items()
+                      if self.directory not in str(value))
+        return (type(self).make_history, str(self.pool_description), self.rules, self.max_backups,
+                str(keys))
+
+    def make_history(self):
+        """Rotation is due: backups of 3.25 and of ours, failures, foreign files."""
         for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva')):
             self.old_backup_of_325(vm, 'backup-2019-03-01-(02:00:00)', extension)
         self.old_backup_of_325('web', 'backup-2019-03-08-(02:00:00)', 'xva')
@@ -267,13 +350,13 @@ class FaultCase(PoolCase):
         self.put('app/backup-2019-03-02/success', b'somebody else made that')
         self.put('README', b'mine')
         self.put('web.old/backup-of-web/disk', b'of another program')
-        self.put(os.path.join(self.outside, 'success'), b'')
-        self.put(os.path.join(self.outside, 'web.xva'), b'far away')
-        for vm in ('web', 'app'):
-            os.symlink(self.outside, os.path.join(
-                self.backups, vm, 'backup-2018-01-01-(00:00:00)'))
-        first = self.backup()
-        self.assertIn(first.status, (0, 1), first.output)   # 1: it tells of people's snapshots
+        self.undisturbed()
+
+    def undisturbed(self):
+        """A run that meets nothing; it tells of people's snapshots, so that its status may be 1."""
+        done = self.backup()
+        self.assertIn(done.status, (0, 1), done.output)
+        return done
 
     def put(self, path, data):
         """Write a file that is not ours, below backup_dir unless the path is absolute."""
@@ -289,16 +372,26 @@ class FaultCase(PoolCase):
         return path
 
     def save(self):
-        """Keep the tree as it is now, for `rewind`."""
-        self.saved = os.path.join(self.directory, 'saved')
-        shutil.copytree(self.backups, self.saved, symlinks=True)
+        """Keep all as it is now, for `rewind`."""
+        pool = self.sim.pool
+        with pool.lock:
+            self.saved = State(packed(self.backups), *copy.deepcopy(
+                (pool.tables, pool.content, self.notes)))
 
     def rewind(self):
-        """Have the tree as it was saved, and a pool without faults that has seen no call."""
-        shutil.rmtree(self.backups)
-        shutil.copytree(self.saved, self.backups, symlinks=True)
-        self.sim.pool.faults.clear()
-        self.sim.pool.journal = []
+        """Have all as it was saved, and a pool without faults that has seen no call."""
+        unpack(self.saved.tree, self.backups)
+        pool = self.sim.pool
+        with pool.lock:
+            tables, content, self.notes = copy.deepcopy(self.saved[1:])
+            for cls, records in tables.items():
+                pool.tables[cls].clear()
+                pool.tables[cls].update(records)
+            pool.content.clear()
+            pool.content.update(content)
+        pool.faults.clear()
+        pool.journal = []
+        self.before = self.contents()
         self.begin_run()
 
     # Runs
@@ -335,6 +428,52 @@ class FaultCase(PoolCase):
         """A run with this test's config, to its end."""
         return self.finish(self.start_backup(**environ))
 
+    def run_with(self, tell, pause=OUTAGE):
+        """A run, of whose calls to the pool `tell` is told as they come in: number and call."""
+        ready = threading.Event()
+
+        def wait_and_tell(number, call):
+            ready.wait(LIMIT)
+            tell(number, call)
+        self.sim.pool.journal = Journal(wait_and_tell)
+        self.child = self.begin()
+        ready.set()
+        with self.reviving(pause):
+            done = self.finish(self.child)
+        self.called = len(self.sim.pool.journal)
+        self.sim.pool.journal = []
+        return done
+
+    def begin(self):
+        """Start what is disturbed: a run with this test's config, unless a test says otherwise."""
+        return self.start_backup()
+
+    def send(self, signum):
+        """Send the run a signal, if it still runs."""
+        self.child.send_signal(signum)
+        if signum == signal.SIGKILL:
+            self.child.wait()
+
+    @contextlib.contextmanager
+    def reviving(self, pause=OUTAGE):
+        """Meanwhile the daemon is started again a moment after it died, and at the end, too."""
+        over = threading.Event()
+
+        def watch():
+            while not over.wait(0.01):
+                if self.sim.pool.is_down:
+                    over.wait(pause)
+                    self.sim.restart()
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if self.sim.pool.is_down:       # where the run's last call was the deadly one
+                self.sim.restart()
+
     def until(self, condition, what='it'):
         """Wait until something holds."""
         end = time.monotonic() + LIMIT
@@ -351,9 +490,8 @@ class FaultCase(PoolCase):
     def is_quiet(self):
         """Whether no command, task or operation is under way in the pool, and no xe is left that
         has only begun and will ask for one."""
-        if any(os.fsencode(self.sim.xe) in read_proc(name, 'cmdline')
-               for name in os.listdir('/proc') if name.isdigit()):
-            return False
+        if any(os.fsencode(self.sim.xe) in read_proc(pid, 'cmdline') for pid in pids()):
+            return False                # asked first: one that has ended since has been served
         pool = self.sim.pool
         with pool.lock:
             return not (any(task['status'] == 'pending' for task in pool.tables['task'].values())
@@ -368,15 +506,18 @@ class FaultCase(PoolCase):
             return sorted(entry.name for entry in entries
                           if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS)
 
+    def dated_paths(self):
+        """The paths of all dated directories, sorted."""
+        found = [os.path.join(self.backups, vm, name) for vm in self.vm_directories()
+                 for name in sorted(os.listdir(os.path.join(self.backups, vm)))]
+        return [path for path in found if is_dated(path)]
+
     def marked(self):
         """{VM directory: paths of the dated directories in it that have a marker}."""
-        found = {}
-        for vm in self.vm_directories():
-            place = os.path.join(self.backups, vm)
-            found[vm] = [os.path.join(place, name) for name in sorted(os.listdir(place))
-                         if is_dated(os.path.join(place, name))
-                         and any(os.path.isfile(os.path.join(place, name, marker))
-                                 for marker in MARKERS)]
+        found = {vm: [] for vm in self.vm_directories()}
+        for path in self.dated_paths():
+            if any(os.path.isfile(os.path.join(path, marker)) for marker in MARKERS):
+                found[os.path.basename(os.path.dirname(path))].append(path)
         return found
 
     def good(self):
@@ -428,9 +569,9 @@ class FaultCase(PoolCase):
 
     # The invariants
 
-    def injected(self, text):
-        """Count one injected fault; failures of what follows tell it."""
-        self.what = text
+    def injected(self, text, kind=None):
+        """Count one injected fault, of this kind from now on; failures of what follows tell it."""
+        self.what, self.kind = text, kind or self.kind
         figures.add(self.kind, faults=1)
 
     def check(self, done, settled, hit=None, told=True):
@@ -515,8 +656,8 @@ class FaultCase(PoolCase):
         found = {}
         for directory, _, files in os.walk(self.backups):
             if RECORD in files:
-                with open(os.path.join(directory, RECORD), 'rb') as stream:
-                    found[os.path.join(directory, RECORD)] = stream.read().decode('utf-8')
+                path = os.path.join(directory, RECORD)
+                found[path] = read(path).decode('utf-8')
         return found
 
     def unrecorded(self, records):
@@ -627,10 +768,15 @@ class Journal(list):
 
 
 class MatrixCase(FaultCase):
-    """A history, and a run over it that is disturbed at one point after the other."""
+    """A history, and a run over it that is disturbed at one point after the other.
+
+    constants   of the script, whose pauses and patience would only be waited for
+    words       of the command line, where what is disturbed is no run
+    """
 
     rules = ('vm-export=web', 'vdi-export=db')
-    points_in_a_sample = 3
+    words = ()                          # type: Tuple[str, ...]
+    constants = {}                      # type: Dict[str, Any]
 
     def setUp(self):
         self.script = type(self).script
@@ -640,31 +786,36 @@ class MatrixCase(FaultCase):
         self.failed_before = self.failed()
         self.save()
         self.remember()
-        self.child = None
-
-    def calls(self):
-        """How many calls to the pool an undisturbed run makes."""
-        self.start_over()
-        done = self.undisturbed()
-        self.assertIn(done.status, (0, 1), done.output)
-        return len(self.sim.calls())
-
-    def begin(self):
-        """Start what is disturbed: a run with this test's config, unless a test says otherwise."""
-        return self.start_backup()
-
-    def undisturbed(self):
-        """The same, to its end, whatever it meets."""
-        return self.finish(self.begin())
+        if self.constants:
+            self.script = self.changed_script(**self.constants)
 
     def start_over(self):
         """Have everything as it was before the first run."""
         self.rewind()
 
+    def once(self, function):
+        """What a function returns, called for the first test only of those that it is the same
+        for."""
+        key = (function.__func__, type(self).start_over, self.words) + self.circumstances()
+        if key not in COUNTS:
+            self.start_over()
+            COUNTS[key] = function()
+        return COUNTS[key]
+
+    def named_calls(self):
+        """(number, name) of the calls to the pool that an undisturbed run makes."""
+        done = self.finish(self.begin())
+        self.assertIn(done.status, (0, 1), done.output)
+        return [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
+
     def each(self, points, work):
-        """Do the work for each point, or for a sample of them."""
+        """Do the work for each point, or for one of each way, which a point begins with."""
+        ways = sorted({point[0] for point in points})
+        chosen = sample(points, 0, self.id()) if full() else [
+            point for way in ways for point in sample(
+                [point for point in points if point[0] == way], 1, self.id() + way)]
         failures = 0
-        for point in sample(points, self.points_in_a_sample, self.id()):
+        for point in chosen:
             with self.subTest(point=point):
                 good = False
                 try:
@@ -679,58 +830,22 @@ class MatrixCase(FaultCase):
             if failures >= FAILURES:
                 self.fail('%d points failed: no more are tried' % failures)
 
-    def run_with(self, tell):
-        """A run with this test's config, whose calls to the pool are told and counted."""
-        ready = threading.Event()
-
-        def wait_and_tell(number, call):
-            ready.wait(LIMIT)
-            tell(number, call)
-        self.sim.pool.journal = Journal(wait_and_tell)
-        self.child = self.begin()
-        ready.set()
-        done = self.finish(self.child)
-        self.called = len(self.sim.pool.journal)
-        self.sim.pool.journal = []
-        return done
-
-    def send(self, signum):
-        """Send the run a signal, if it still runs."""
-        self.child.send_signal(signum)
-        if signum == signal.SIGKILL:
-            self.child.wait()
+    def run_with_an_outage(self):
+        """A run, while whose daemon is away for a moment."""
+        with self.reviving():
+            return self.finish(self.begin())
 
     def kill(self, children):
         """SIGKILL, to what the run has started, too."""
-        pids = children_of(self.child.pid) if children else []
+        started = children_of(self.child.pid) if children else []
         self.send(signal.SIGKILL)
-        for pid in pids:
+        for pid in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def come_back(self, ended):
-        """Start the daemon again a moment after it died; `ended` tells that the run is over."""
-        while not self.sim.pool.is_down and not ended.wait(0.01):
-            pass
-        if self.sim.pool.is_down:       # also where the run's last call was the deadly one
-            ended.wait(OUTAGE)
-            self.sim.restart()
-
-    def run_with_an_outage(self):
-        """A run; whenever the daemon dies it is started again."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self.come_back, args=(ended,))
-        thread.start()
-        try:
-            return self.undisturbed()
-        finally:
-            ended.set()
-            thread.join()
-
     def check_the_next_run(self):
         """One more run, undisturbed: everything is well after it, and nothing is half done."""
-        done = self.backup()
-        self.assertIn(done.status, (0, 1), done.output)
+        done = self.undisturbed()
         self.check(done, settled=True, hit=())
         half_done = [os.path.join(directory, name)
                      for directory, names, files in os.walk(self.backups) for name in names + files
@@ -740,10 +855,7 @@ class MatrixCase(FaultCase):
 
     def failed(self):
         """The paths of the dated directories without a marker."""
-        found = {os.path.join(self.backups, vm, name) for vm in self.vm_directories()
-                 for name in os.listdir(os.path.join(self.backups, vm))}
-        return {path for path in found
-                if is_dated(path) and not set(MARKERS) & set(os.listdir(path))}
+        return {path for path in self.dated_paths() if not set(MARKERS) & set(os.listdir(path))}
 
     def check_after_kill(self, done):
         """The invariants right after a SIGKILL, and after one more run."""
@@ -762,20 +874,23 @@ class MatrixCase(FaultCase):
 class LaunchedCase(MatrixCase):
     """A run whose file operations are watched."""
 
+    def start_over(self):
+        """The same, when no run takes a name any more that a backup of the history has."""
+        self.until(lambda: time.time() > self.prepared + 1.5)
+        super().start_over()
+
     def launched(self, **spec):
         """A run that the launcher watches."""
         before = self.prelude
         self.prelude += ('import json\nfrom tests.tools import launcher\n'
                          'launcher.watch(**json.loads(%r))\n' % json.dumps(spec))
         try:
-            return self.undisturbed()
+            return self.finish(self.begin())
         finally:
             self.prelude = before
 
     def operations(self):
         """The file operations of an undisturbed run: the launcher's dicts."""
-        self.until(lambda: time.time() > self.prepared + 1.5)   # no name is taken any more
-        self.start_over()
         trace = os.path.join(self.directory, 'trace')
         done = self.launched(trace=trace, root=os.path.realpath(self.backups))
         self.assertIn(done.status, (0, 1), done.output)
@@ -788,7 +903,7 @@ class LaunchedCase(MatrixCase):
         """(number, when, name): before and after each operation, but where nothing is different
         from the moment before that: nothing on disk, and nobody was talked to."""
         found, last = [], None
-        for each in self.operations():
+        for each in self.once(self.operations):
             for when in ('before', 'after'):
                 now = each[when]
                 if now != last or when == 'before' and each['talked'] or (

@@ -3,7 +3,7 @@
 import os
 import random
 
-from tests.faults.faulting import FaultCase, every, full, seed
+from tests.faults.faulting import FaultCase, sample, seed
 
 # What becomes of an exported file, $1. Bytes that an export may hold already change nothing.
 CHANGES = {
@@ -23,12 +23,15 @@ class DamagedExports(FaultCase):
 
     kind = 'storage damages an export'
 
-    def test_no_damaged_export_becomes_a_backup(self):
+    def setUp(self):
+        super().setUp()
         self.prepare()
         self.remember()
+
+    def test_no_damaged_export_becomes_a_backup(self):
         self.save()
-        chance = random.Random('damage:' + seed())
-        for number in range(60 // every() if full() else 6):
+        for number in sample(range(60), 3, 'damage'):
+            chance = random.Random('damage %d:%s' % (number, seed()))
             names = [name for name in sorted(CHANGES) if number % 2 or name not in IMAGES]
             vm = 'web' if number % 2 else 'db'
             name = names[number // 2 % len(names)]
@@ -47,8 +50,6 @@ class DamagedExports(FaultCase):
                                   if line.endswith('SUCCESS ' + vm) or 'WARNING ' + vm in line])
 
     def test_the_next_run_mends_it(self):
-        self.prepare()
-        self.remember()
         self.injected('web is cut, and then not')
         self.backup(VMBACKUP_XE=self.xe_that('truncate -s 700000 "$1"'))
         done = self.backup()

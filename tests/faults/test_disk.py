@@ -5,12 +5,11 @@ its own, where backup_dir is a tmpfs. This process sees into it through /proc/PI
 """
 
 import os
-import random
 import shutil
 import subprocess
 import unittest
 
-from tests.faults.faulting import FaultCase, full, sample, seed
+from tests.faults.faulting import RECORD, FaultCase, sample, sampled
 from tests.simpool.archive import Image
 
 KIB = 1 << 10
@@ -103,7 +102,13 @@ class DiskCase(FaultCase):
         self.backups = self.namespace.path(self.mounted)
         self.keys = dict(self.keys, backup_dir=self.mounted)
         self.prepare()
-        self.checked()
+        self.remember()
+        self.check(None, settled=True)
+
+    def make_history(self):
+        """The same, and one run more."""
+        super().make_history()
+        self.undisturbed()
 
     def room(self, size=AMPLE, files=MANY):
         """Give the file system so much room. (With its source and type told, mount does not add
@@ -132,21 +137,10 @@ class DiskCase(FaultCase):
                     self.sim.pool.content[ref] = Image.sample(
                         image.virtual_size, ref, fill) if fill else Image(image.virtual_size)
 
-    def undisturbed(self):
-        """A run that meets nothing."""
-        done = self.backup()
-        self.assertIn(done.status, (0, 1), done.output)
-        return done
-
     def checked(self):
         """A run that meets nothing, and the invariants after it."""
         self.remember()
         self.check(self.undisturbed(), settled=True, hit=())
-
-    def nothing_of_ours(self, done):
-        """Assert that the pool holds nothing of a run that could do its work there."""
-        self.until(lambda: self.is_quiet() and not self.extra(),
-                   'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
 
 
 class DiskFull(DiskCase):
@@ -183,18 +177,18 @@ class DiskFull(DiskCase):
 
     def test_at_every_size_up_to_all_that_is_needed(self):
         size, _ = self.needed(1)
-        for room in sample(range(0, size + self.step, self.step), 3, 'sizes'):
+        for room in sample(range(0, size + self.step, self.step), 1, 'sizes'):
             with self.subTest(room):
                 self.with_room(room)
 
     def test_at_every_page_for_the_small_files(self):
-        for room in sample(range(0, 160 * KIB, self.step // 32), 2, 'pages'):
+        for room in sample(range(0, 160 * KIB, self.step // 32), 1, 'pages'):
             with self.subTest(room):
                 self.with_room(room)
 
     def test_at_every_number_of_files_up_to_all_that_are_needed(self):
         _, files = self.needed(1)
-        for room in sample(range(0, files + 1, 2), 2, 'files'):
+        for room in sample(range(0, files + 1, 2), 1, 'files'):
             with self.subTest(room):
                 self.with_room(AMPLE // 2, room)
 
@@ -246,8 +240,39 @@ class FullForEverything(DiskFull):
     test_at_every_number_of_files_up_to_all_that_are_needed = None
 
 
-class AtACall(DiskCase):
-    """Something happens to the file system when the k-th call reaches the pool."""
+class AtCalls(FaultCase):
+    """Something happens to backup_dir when the k-th call reaches the pool."""
+
+    def numbers(self, first, step):
+        """Numbers of the calls of a run: every second one or such, or one of them."""
+        self.sim.pool.journal = []
+        self.undisturbed()
+        return sample(range(first, len(self.sim.pool.journal) + 1, step), 1, self.id())
+
+    def strike(self, number, what, happens, mended, settled=True):
+        """One such event, and a run after it was mended. (The run, at its k-th call.)"""
+        self.injected('%s at call %d' % (what, number))
+        failures = []
+
+        def strike(count, _):
+            if count == number:
+                with self.sim.pool.lock:
+                    try:
+                        happens()
+                    except Exception as error:      # for the test, not for the pool
+                        failures.append(error)
+        done = self.run_with(strike)
+        self.assertEqual([], failures)
+        self.assertGreaterEqual(self.called, number, done.output)
+        self.until(lambda: self.is_quiet() and not self.extra(),
+                   'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
+        mended()
+        self.check(done, settled)
+        self.check(self.undisturbed(), settled=True, hit=())
+
+
+class AtACall(DiskCase, AtCalls):
+    """The file system is taken away, or cannot be written any more."""
 
     kind = 'file system taken away'
     keys = {'pool_db_backup': 1, 'require_mount': 'auto'}
@@ -260,43 +285,12 @@ class AtACall(DiskCase):
         self.script = self.changed_script(FSTAB=fstab)
         super().prepare()
 
-    def at_call(self, number, happens):
-        """Run until that call, then let it happen, and run to the end; (the run, the k-th call)."""
-        case, failures = self, []
-
-        class Journal(list):
-            def append(self, call):
-                super().append(call)
-                if len(self) == number:
-                    with case.sim.pool.lock:
-                        try:
-                            happens()
-                        except Exception as error:      # for the test, not for the pool
-                            failures.append(error)
-        self.sim.pool.journal = journal = Journal()
-        done = self.backup()
-        self.sim.pool.journal = []
-        self.assertEqual([], failures)
-        self.assertGreaterEqual(len(journal), number, done.output)
-        return done
-
-    def calls(self, salt, step=2):
-        """Numbers of the calls of a run: every second one or such, or one of them."""
-        self.sim.pool.journal = []
-        self.undisturbed()
-        number = len(self.sim.pool.journal)
-        return sample(range(1 + len(salt) % step, number + 1, step), 1, salt)
-
-    def strike(self, number, what, happens, mended, settled=False):
-        """One such event, and a run after it was mended."""
-        self.remember()
-        self.injected('%s at call %d' % (what, number))
-        done = self.at_call(number, happens)
-        self.nothing_of_ours(done)
-        mended()
-        self.check(done, settled)
-        again = self.undisturbed()
-        self.check(again, settled=True, hit=())
+    def at_each(self, first, step, *event):
+        """Let it happen at each of these calls."""
+        for number in self.numbers(first, step):
+            with self.subTest(number):
+                self.remember()
+                self.strike(number, *event, settled=False)
 
     def test_read_only(self):
         """What is open for writing would not let it be remounted, so the same is mounted over it
@@ -305,10 +299,8 @@ class AtACall(DiskCase):
         os.mkdir(readable)
         self.namespace.do('mount', '--bind', self.disk, readable)
         self.namespace.do('mount', '-o', 'remount,bind,ro', readable)
-        for number in self.calls('read-only'):
-            with self.subTest(number):
-                self.strike(number, 'read-only', lambda: self.namespace.do(
-                    'mount', '--bind', readable, self.mounted), self.unmount)
+        self.at_each(2, 2, 'read-only', lambda: self.namespace.do(
+            'mount', '--bind', readable, self.mounted), self.unmount)
 
     def test_unmounted(self):
         def mended():
@@ -317,81 +309,60 @@ class AtACall(DiskCase):
                 shutil.rmtree(os.path.join(self.backups, name))
             self.mount()
             self.assertEqual([], below, 'written below the mount: ' + self.what)
-        for number in self.calls('unmounted'):
-            with self.subTest(number):
-                self.strike(number, 'unmounted', self.unmount, mended)
+        self.at_each(1, 2, 'unmounted', self.unmount, mended)
 
     def test_unmounted_and_mounted_again_before_the_next_vm(self):
-        for number in self.calls('remounted', 4):
-            with self.subTest(number):
-                def flap():
-                    self.unmount()
-                    self.mount()
-                self.strike(number, 'unmounted and mounted', flap, lambda: None)
+        def flap():
+            self.unmount()
+            self.mount()
+        self.at_each(2, 4, 'unmounted and mounted', flap, lambda: None)
 
 
-class Vanishing(FaultCase):
-    """A directory vanishes when the k-th call reaches the pool: renamed, or removed."""
+class Vanishing(AtCalls):
+    """A directory vanishes: it is renamed, or removed."""
 
     kind = 'a directory vanishes'
-    at_call, calls, nothing_of_ours = AtACall.at_call, AtACall.calls, DiskCase.nothing_of_ours
 
     def setUp(self):
         super().setUp()
         self.prepare()
-        self.away = self.backups + '.away'
-
-    def undisturbed(self):
-        """A run that meets nothing."""
-        done = self.backup()
-        self.assertIn(done.status, (0, 1), done.output)
-        return done
 
     def test_backup_dir_is_renamed(self):
-        for number in self.calls('renamed', 3):
+        away = self.backups + '.away'
+
+        def mended():
+            self.assertFalse(os.path.exists(self.backups), self.what)
+            os.rename(away, self.backups)
+        for number in self.numbers(2, 3):
             with self.subTest(number):
                 self.remember()
-                self.injected('backup_dir renamed at call %d' % number)
                 try:
-                    done = self.at_call(number, lambda: os.rename(self.backups, self.away))
-                    self.nothing_of_ours(done)
-                    self.assertFalse(os.path.exists(self.backups), done.output)
+                    self.strike(number, 'backup_dir renamed', lambda: os.rename(
+                        self.backups, away), mended, settled=False)
                 finally:
-                    shutil.rmtree(self.backups, ignore_errors=True)
-                    os.rename(self.away, self.backups)
-                self.check(done, settled=False)
-                self.check(self.undisturbed(), settled=True, hit=())
+                    if os.path.exists(away):
+                        shutil.rmtree(self.backups, ignore_errors=True)
+                        os.rename(away, self.backups)
 
     def test_backup_dir_is_removed(self):
-        for number in self.calls('removed', 3):
-            with self.subTest(number):
-                self.removed_at(number, '', lambda: shutil.rmtree(self.backups))
-                self.check(self.undisturbed(), settled=True, hit=())
+        self.removed(2, '', lambda: shutil.rmtree(self.backups))
 
     def test_the_directory_of_a_vm_is_removed(self):
-        for number in self.calls('of a VM', 3):
-            with self.subTest(number):
-                self.removed_at(number, 'app', lambda: shutil.rmtree(
-                    os.path.join(self.backups, 'app')))
-                self.check(self.undisturbed(), settled=True, hit=())
+        self.removed(3, 'app', lambda: shutil.rmtree(os.path.join(self.backups, 'app')))
 
     def test_the_new_directory_is_removed(self):
-        for number in self.calls('new', 3):
-            with self.subTest(number):
-                self.removed_at(number, None, self.remove_new)
-                self.check(self.undisturbed(), settled=True, hit=())
+        def remove_new():
+            for vm in ('web', 'db', 'app'):
+                for name in os.listdir(os.path.join(self.backups, vm)):
+                    path = os.path.join(self.backups, vm, name)
+                    if name.startswith('backup-20') and not os.path.islink(path) and (
+                            os.path.exists(os.path.join(path, RECORD))):
+                        shutil.rmtree(path)
+        self.removed(1, None, remove_new)
 
-    def remove_new(self):
-        """Remove the dated directories that the run has begun."""
-        for vm in ('web', 'db', 'app'):
-            for name in os.listdir(os.path.join(self.backups, vm)):
-                path = os.path.join(self.backups, vm, name)
-                if name.startswith('backup-20') and not os.path.islink(path) and (
-                        os.path.exists(os.path.join(path, 'snapshot.json'))):
-                    shutil.rmtree(path)
-
-    def removed_at(self, number, vm, happens):
-        """Somebody removes something at a call: what is gone by that is not missed.
+    def removed(self, first, vm, happens):
+        """Somebody removes something at each call: the directory of a VM, all (''), or what the
+        run has begun (None). What is gone by that is not missed.
 
         A backup that is removed after its run has recorded it is not the run's business.
         """
@@ -400,27 +371,22 @@ class Vanishing(FaultCase):
                 happens()
                 self.backups_before = {key for key in self.backups_before
                                        if os.path.exists(key[0])}
-        self.remember()
-        self.injected('%s removed at call %d' % (vm or 'backup_dir', number))
-        done = self.at_call(number, event)
-        if vm is not None:
-            good = {name: backups for name, backups in self.memory.good.items()
-                    if vm and name != vm}
-            foreign = {path: content for path, content in self.memory.foreign.items()
-                       if not path.startswith(os.path.join(self.backups, vm))}
-            self.memory = self.memory._replace(good=good, foreign=foreign)
-        self.nothing_of_ours(done)
-        os.makedirs(self.backups, exist_ok=True)
-        self.check(done, settled=True)
+
+        def mended():
+            os.makedirs(self.backups, exist_ok=True)
+        for number in self.numbers(first, 3):
+            with self.subTest(number):
+                self.remember()
+                if vm is not None:
+                    self.memory = self.memory._replace(
+                        good={name: backups for name, backups in self.memory.good.items()
+                              if vm and name != vm},
+                        foreign={path: content for path, content in self.memory.foreign.items()
+                                 if not path.startswith(os.path.join(self.backups, vm))})
+                self.strike(number, '%s removed' % (vm or 'backup_dir'), event, mended)
 
 
-def load_tests(loader, tests, pattern):
-    """All of it, or one test of each class, chosen by the seed."""
-    chance, chosen = random.Random('disk:' + seed()), unittest.TestSuite()
-    for suite in tests:
-        cases = list(suite)
-        chosen.addTests(cases if full() or not cases else [chance.choice(cases)])
-    return chosen
+load_tests = sampled('.DiskFull.test_at_every_size', others=2)
 
 
 if __name__ == '__main__':

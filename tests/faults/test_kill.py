@@ -7,7 +7,7 @@ import time
 import unittest
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, number_of
+from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled
 
 FEW = ('vm-export=web', 'vdi-export=db')
 FOUR = FaultCase.rules + ('vm-export=other',)
@@ -17,18 +17,16 @@ class AtPoolCalls(MatrixCase):
     """A signal comes when a call comes in at the pool; the call itself goes on there."""
 
     rules = FaultCase.rules
-    points_in_a_sample = 5
     ways = ('SIGKILL', 'SIGTERM', 'SIGTERM, and more')
 
     def test_a_run_ended_at_any_call_harms_nothing(self):
-        calls = range(1, self.calls() + 1)
-        self.each([(way, call) for way in self.ways for call in calls], self.end)
+        calls = self.once(self.named_calls)
+        self.each([(way, number) for way in self.ways for number, _ in calls], self.end)
 
     def end(self, point):
         """A run that is ended at a call, and all that has to hold then."""
         way, call = point
-        self.kind = way + ' at a call to the pool'
-        self.injected('%s at call %d' % point)
+        self.injected('%s at call %d' % point, way + ' at a call to the pool')
         if way.startswith('SIGKILL'):
             self.check_after_kill(self.run_with(
                 lambda number, _: number == call and self.kill(way != 'SIGKILL')))
@@ -56,7 +54,6 @@ class AtPoolCallsWithPreClean(AtPoolCalls):
 
     keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
     rules = FEW
-    points_in_a_sample = 3
     ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
 
 
@@ -65,7 +62,6 @@ class AtPoolCallsSideBySide(AtPoolCalls):
 
     keys = {'parallel': 4}
     rules = FOUR
-    points_in_a_sample = 3
 
 
 class OverLeftovers(AtPoolCalls):
@@ -73,7 +69,6 @@ class OverLeftovers(AtPoolCalls):
 
     verb = 'vm-export'
     rules = FEW[:1]
-    points_in_a_sample = 1
     ways = ('SIGKILL',)
 
     def start_over(self):
@@ -97,7 +92,6 @@ class AtPoolCallsOfDisks(AtPoolCalls):
 
     keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
     rules = ('vdi-export=app', 'exclude-disk=app/xvdc')
-    points_in_a_sample = 3
     pool_description = {'vms': [
         {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
         {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
@@ -116,7 +110,6 @@ class AtPoolCallsWithPeriods(AtPoolCalls):
 
     keys = {'pre_clean': 'True', 'keep_last': 1, 'keep_yearly': 9}
     rules = FEW
-    points_in_a_sample = 3
     ways = ('SIGKILL', 'SIGTERM')
 
     def check_history(self, now, words):
@@ -136,7 +129,6 @@ class AtPoolCallsWithPeriods(AtPoolCalls):
 class AtFileOperations(LaunchedCase):
     """SIGKILL comes before or after a file operation."""
 
-    points_in_a_sample = 3
     ways = ('SIGKILL',)
 
     def test_a_run_ended_at_any_file_operation_harms_nothing(self):
@@ -147,8 +139,8 @@ class AtFileOperations(LaunchedCase):
     def end(self, point):
         """A run that ends itself there, and all that has to hold then."""
         way, number, when, name = point
-        self.kind = way + ' at a file operation'
-        self.injected('%s %s operation %d, %s' % (way, when, number, name))
+        self.injected('%s %s operation %d, %s' % (way, when, number, name),
+                      way + ' at a file operation')
         done = self.launched(at=number, when=when, signals=[getattr(signal, way)])
         if way == 'SIGKILL':
             self.check_after_kill(done)
@@ -165,21 +157,17 @@ class EndedAtFileOperations(AtFileOperations):
 class AtFileOperationsSideBySide(AtFileOperations):
     """A signal comes then while four VMs are at work."""
 
+    keys = {'parallel': 4}
     rules = FOUR
-    points_in_a_sample = 2
     ways = ('SIGKILL', 'SIGTERM')
 
     def moments(self):
         """Some of those of the same VMs one after another: what is done is the same, but nobody
         knows the order."""
-        found = super().moments()[::8]
-        self.keys = {'parallel': 4}
-        return found
-
-    def setUp(self):
         self.keys = {}
-        super().setUp()
-        self.keys = {'parallel': 4} if hasattr(self, 'operations_made') else {}
+        found = super().moments()[::8]
+        self.keys = type(self).keys
+        return found
 
 
 class AtFileOperationsWithPreClean(AtFileOperations):
@@ -189,31 +177,25 @@ class AtFileOperationsWithPreClean(AtFileOperations):
     rules = FEW[:1]
     ways = ('SIGKILL', 'SIGTERM')
 
-    def save(self):
-        """The history has a failure among the backups, and one that is the last."""
+    def make_history(self):
+        """It has a failure among the backups, and one that is the last."""
+        super().make_history()
         self.old_backup('web', 'backup-2020-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
         self.old_backup('web', 'backup-2039-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
-        super().save()
 
 
 class DaemonDies(MatrixCase):
     """The pool's daemon dies and comes back after a moment, while the run goes on."""
 
     rules = FaultCase.rules
-    points_in_a_sample = 3
     ways = {'down': 'the daemon dies at a call to the pool',
             'down-after': 'the daemon dies before it answers a call'}
     constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
 
-    def setUp(self):
-        super().setUp()
-        self.script = self.changed_script(**self.constants)
-
     def die(self, point):
         """A run in which the daemon dies at a call; the invariants after it and the next run."""
         way, call = point
-        self.kind = self.ways[way]
-        self.injected('%s at call %d' % point)
+        self.injected('%s at call %d' % point, self.ways[way])
         self.sim.pool.faults.add('*', way, nth=call)
         done = self.run_with_an_outage()
         self.sim.pool.faults.clear()
@@ -227,8 +209,8 @@ class DaemonDies(MatrixCase):
         return lacking if len(lacking) < 2 or call == 1 else ()
 
     def test_the_daemon_may_die_at_any_call(self):
-        calls = range(1, self.calls() + 1)
-        self.each([(way, call) for way in self.ways for call in calls], self.die)
+        calls = self.once(self.named_calls)
+        self.each([(way, number) for way in self.ways for number, _ in calls], self.die)
 
 
 class DaemonDiesSideBySide(DaemonDies):
@@ -236,7 +218,6 @@ class DaemonDiesSideBySide(DaemonDies):
 
     keys = {'parallel': 4}
     rules = FOUR
-    points_in_a_sample = 1
     ways = {'down-after': 'the daemon dies before it answers a call'}
 
     def hit(self, call):
@@ -247,7 +228,6 @@ class DaemonDiesSideBySide(DaemonDies):
 class DaemonStaysAway(DaemonDies):
     """The daemon dies and does not come back before the run has ended."""
 
-    points_in_a_sample = 1
     ways = {'down': 'the daemon dies at a call, and stays away'}
     constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
 
@@ -265,50 +245,50 @@ class DaemonStaysAway(DaemonDies):
 class OrderOfOperations(LaunchedCase):
     """What a power failure can leave, told by the order in which things reach the disk."""
 
-    seen = None                 # by all tests of this class: the operations of one run
-
     def setUp(self):
-        if not OrderOfOperations.seen:
-            super().setUp()
-            OrderOfOperations.seen = self.operations(), {
-                os.path.relpath(path, self.backups): vm for vm, paths in self.marked().items()
-                for path in paths if (path, number_of(path)) not in self.backups_before}
-        self.operations_seen, self.made = OrderOfOperations.seen
+        super().setUp()
+        self.seen = self.once(self.operations)
+        self.made = {os.path.dirname(path): path.split(os.sep)[0] for each in self.seen
+                     for path in each['new'] if os.path.basename(path) == MARKERS[0]
+                     and DELETING not in path}
+        self.assertEqual({'web', 'db'}, set(self.made.values()))
 
     def first(self, holds, what):
         """The number of the first operation for which something holds."""
-        for each in self.operations_seen:
+        for each in self.seen:
             if each['success'] and holds(each):
                 return each['number']
         return self.fail('never: ' + what)
+
+    def appears(self, path):
+        """When something has a name."""
+        return self.first(lambda each: path in each['new'], path + ' is there')
 
     def synced(self, path, after=0):
         """When a file or directory was forced to the disk."""
         return self.first(lambda each: path in each['synced'] and each['number'] > after,
                           '%s is forced to the disk after operation %d' % (path, after))
 
+    def written(self, directory, name):
+        """When a file that is renamed when it is whole was forced to the disk before that."""
+        begins = tuple(os.path.join(directory, each) for each in (name, '.' + name))
+        return self.first(lambda each: any(path.startswith(begins) for path in each['synced']),
+                          name + ' is forced to the disk')
+
     def test_the_marker_comes_after_everything_else_is_on_the_disk(self):
-        self.assertEqual({'web', 'db'}, set(self.made.values()))
         for directory, vm in self.made.items():
             with self.subTest(directory):
                 exported = os.path.join(directory, vm + ('.raw' if vm == 'db' else '.xva'))
-                manifest = os.path.join(directory, MANIFEST)
-                marker = self.first(
-                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
-                renamed = self.first(lambda each: manifest in each['new'], 'a manifest')
-                before = self.first(
-                    lambda each: any(path.startswith(manifest) or path.startswith(
-                        os.path.join(directory, '.' + MANIFEST)) for path in each['synced']),
-                    'the manifest is forced to the disk')
-                steps = [self.synced(exported), before, renamed,
-                         self.synced(directory, after=renamed), marker]
+                renamed = self.appears(os.path.join(directory, MANIFEST))
+                steps = [self.synced(exported), self.written(directory, MANIFEST), renamed,
+                         self.synced(directory, after=renamed),
+                         self.appears(os.path.join(directory, MARKERS[0]))]
                 self.assertEqual(sorted(steps), steps)
 
     def test_old_backups_go_after_the_new_one_is_on_the_disk(self):
         for directory, vm in self.made.items():
             with self.subTest(directory):
-                marker = self.first(
-                    lambda each: os.path.join(directory, MARKERS[0]) in each['new'], 'a marker')
+                marker = self.appears(os.path.join(directory, MARKERS[0]))
                 rotated = self.first(
                     lambda each: any(path.startswith(os.path.join(vm, DELETING))
                                      for path in each['new']), 'a rotation')
@@ -316,28 +296,23 @@ class OrderOfOperations(LaunchedCase):
                 self.assertLess(self.synced(vm), rotated)
 
     def test_what_is_removed_was_renamed_before(self):
-        removed = 0
-        for each in self.operations_seen:
-            if each['name'] not in ('unlink', 'remove', 'rmdir', 'rename', 'replace'):
-                continue
-            for path in each['gone']:
-                parts = path.split(os.sep)
-                if each['name'] in ('rename', 'replace'):
-                    continue
-                removed += len(parts) > 2
-                self.assertTrue(
-                    len(parts) > 1 and parts[1].startswith(DELETING) or parts[-1] == RECORD
-                    or parts[0].startswith((WRITE_TEST, LOCKS)), each)
-        self.assertGreater(removed, 3)
+        gone = [path.split(os.sep) for each in self.seen for path in each['gone']
+                if each['name'] in ('unlink', 'remove', 'rmdir')]
+        for parts in gone:
+            self.assertTrue(len(parts) > 1 and parts[1].startswith(DELETING)
+                            or parts[-1] == RECORD
+                            or parts[0].startswith((WRITE_TEST, LOCKS)), parts)
+        self.assertGreater(sum(len(parts) > 2 for parts in gone), 3)
 
     def test_a_record_of_a_snapshot_is_on_the_disk_before_the_snapshot_is_made(self):
         for directory in self.made:
-            record = os.path.join(directory, RECORD)
-            made = self.first(lambda each: record in each['new'], 'a record')
-            written = self.first(lambda each: any(path.startswith(record) or path.startswith(
-                os.path.join(directory, '.' + RECORD)) for path in each['synced']), 'a sync')
-            self.assertLess(written, made)
+            made = self.appears(os.path.join(directory, RECORD))
+            self.assertLess(self.written(directory, RECORD), made)
             self.synced(directory, after=made)
+
+
+load_tests = sampled('.AtPoolCalls.', 'AtFileOperations.', '.OrderOfOperations.', '.DaemonDies.',
+                     others=2)
 
 
 if __name__ == '__main__':

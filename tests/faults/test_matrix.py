@@ -13,12 +13,10 @@ import contextlib
 import json
 import os
 import random
-import threading
-import time
 import unittest
 from typing import Any, Dict, NamedTuple, Tuple
 
-from tests.faults.faulting import FaultCase, full, seed, thinned
+from tests.faults.faulting import FaultCase, full, sample, seed
 
 DEADLINE = 1.5              # seconds that the script gives xe and XenAPI here
 LATE = DEADLINE + 0.5
@@ -110,37 +108,14 @@ class Point(NamedTuple):
     circumstances: Circumstances
     name: str
     nth: int
-    fault: Dict[str, Any]               # as faults.add() takes it; do='expire': see Journal
+    fault: Dict[str, Any]               # as faults.add() takes it; do='expire': all sessions do
     settled: bool = True                # nothing may be left right after it
 
     def __str__(self):
         return '%s: call %d of %s: %s' % (self.circumstances.name, self.nth, self.name, self.fault)
 
 
-class Journal(list):
-    """The pool's journal; it notes for which VM each call was made.
-
-    At the nth call of the name `expiry` every session expires.
-    """
-
-    def __init__(self, case, expiry=None):
-        super().__init__()
-        self.case = case
-        self.expiry = expiry
-        self.places = collections.defaultdict(list)     # name -> the VM at hand at each call
-
-    def append(self, call):
-        """A call has arrived."""
-        with self.case.sim.pool.lock:
-            self.places[call.name].append(self.case.vm_at_hand())
-            if self.expiry == (call.name, len(self.places[call.name])):
-                self.case.sim.pool.tables['session'].clear()
-        super().append(call)
-
-
 PLACES = {}                 # type: Dict[str, Dict[str, Any]]
-
-
 HOOK = '#!/bin/sh\nset -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
 
 
@@ -190,16 +165,25 @@ class Matrix(FaultCase):
         words = [line for line in lines if line[1] in ('vm-export', 'vdi-export')][-1:]
         return words[0][4] if words and words[0][3] == 'begin' else ''
 
+    def note(self, _, call):
+        """Note for which VM a call is made; at one of them, every session expires."""
+        with self.sim.pool.lock:
+            self.seen[call.name].append(self.vm_at_hand())
+            if (call.name, len(self.seen[call.name])) == self.expiry:
+                self.sim.pool.tables['session'].clear()
+
     def meet(self, circumstances, expiry=None):
-        """Arrange the circumstances of the next run; return the journal that it writes."""
+        """Arrange the circumstances of the next run, to whose calls `note` listens.
+
+        expiry: (name, number) of the call at which every session expires.
+        """
         pool = self.sim.pool
+        self.seen, self.expiry = collections.defaultdict(list), expiry
         if circumstances.leftovers:
             self.leave_things()
         pool.faults.clear()
         for name, fault in circumstances.faults:
             pool.faults.add(name, **fault)
-        pool.journal = Journal(self, expiry)
-        return pool.journal
 
     def leave_things(self):
         """A run that cannot remove its snapshots."""
@@ -212,9 +196,9 @@ class Matrix(FaultCase):
         """{name: the VM at hand at each call} of a run in these circumstances."""
         if circumstances.name not in PLACES:
             self.remember()
-            journal = self.meet(circumstances)
-            self.backup()
-            PLACES[circumstances.name] = {name: list(vms) for name, vms in journal.places.items()}
+            self.meet(circumstances)
+            self.run_with(self.note, BACK)
+            PLACES[circumstances.name] = dict(self.seen)
             self.sim.pool.faults.clear()
             self.check(self.backup(), settled=True)
         return PLACES[circumstances.name]
@@ -257,64 +241,36 @@ class Matrix(FaultCase):
                 found.append(Point(circumstances, name, nth, fault, settled))
         return found
 
-    def go_through(self, points):
-        """Meet each point."""
-        self.assertTrue(points)
-        for point in thinned(points, self.id()):
-            with self.subTest(str(point)):
-                self.hit(point)
-
     def hit(self, point):
         """One fault, and the invariants after it and after the next run."""
         fault = dict(point.fault)
         expiry = (point.name, point.nth) if fault['do'] == 'expire' else None
         self.sim.pool.faults.clear()
         self.remember()
-        journal = self.meet(point.circumstances, expiry)
+        self.meet(point.circumstances, expiry)
         if not expiry:
             self.sim.pool.faults.add(point.name, nth=point.nth, **fault)
         self.injected(str(point))
-        with self.coming_back():
-            done = self.finish(self.start_backup())
+        done = self.run_with(self.note, BACK)
         self.sim.pool.faults.clear()
-        self.assertGreaterEqual(len(journal.places[point.name]), point.nth,
+        self.assertGreaterEqual(len(self.seen[point.name]), point.nth,
                                 'it met no fault: %s\n%s' % (str(point), done.output))
         self.until(self.is_quiet, 'a quiet pool')
         if point.name in OF_SESSIONS or fault['do'] == 'expire':
             self.sim.pool.tables['session'].clear()     # nobody else can: they expire
         # Where one thing after the other goes wrong, the next run may have to put it in order.
         settled = point.settled and point.circumstances is NIGHT
-        self.check(done, settled, self.may_be_spoilt(point, journal))
+        self.check(done, settled, self.may_be_spoilt(point))
         if done.status not in (0, 1) or not settled:
             self.check(self.backup(), settled=True, hit=())
 
-    def may_be_spoilt(self, point, journal):
+    def may_be_spoilt(self, point):
         """The VMs whose backups the fault may spoil; None: any of them."""
         if point.name == LOGIN or point.name == 'VM.get_all_records' or (
                 point.fault.get('times') == 0):
             return None
-        vm = journal.places[point.name][point.nth - 1]
+        vm = self.seen[point.name][point.nth - 1]
         return {vm}.union(point.circumstances.spoils) - {''}
-
-    @contextlib.contextmanager
-    def coming_back(self):
-        """Meanwhile a daemon that dies is started again soon."""
-        over = threading.Event()
-
-        def watch():
-            while not over.wait(0.02):
-                if self.sim.pool.is_down:
-                    time.sleep(BACK)
-                    self.sim.restart()
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            if self.sim.pool.is_down:
-                self.sim.restart()
 
 
 def turns(things, number, count):
@@ -322,248 +278,205 @@ def turns(things, number, count):
     return [things[(number * count + turn) % len(things)] for turn in range(count)]
 
 
-# What a verb or a method meets: (fault, whether nothing may be left right after the run).
+class All(Matrix):
+    """All points of a part of the matrix.
 
-def refusals_of_xe(name, number):
+    door    whose calls meet faults
+    faults  what a verb or method meets: yields (fault, whether nothing may be left after the run)
+    after   circumstances in which something went wrong already
+    """
+
+    door = 'xe'
+    after = (REMOVALS, SNAPSHOTS, LEFTOVERS)
+
+    def go_through(self, *several):
+        """Meet all that there is in these circumstances."""
+        for circumstances in several:
+            points = self.points(circumstances, self.door, self.faults)
+            self.assertTrue(points)
+            for point in sample(points, 0, self.id()):
+                with self.subTest(str(point)):
+                    self.hit(point)
+
+    def test_on_an_ordinary_night(self):
+        self.go_through(NIGHT)
+
+    def test_where_something_went_wrong_already(self):
+        self.go_through(*self.after)
+
+
+class RefusedVerbs(All):
     """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
-    for error in REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1):
-        yield {'do': 'refuse', 'error': error}, True
-    for error, after in HALF_DONE.get(name, []):
-        yield {'do': 'refuse', 'error': error, 'after': after}, True
-
-
-def refusals_for_ever(name, number):
-    """A verb that is refused at its every call."""
-    yield {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}, False
-
-
-def words_of_xe(name, number):
-    """Whatever may be said, and nothing done. What is left then, the next run removes."""
-    for text in ['', 'rubbish\n'] + LIES.get(name, []):
-        yield {'do': 'print', 'stdout': text, 'exit': 0}, False
-    yield {'do': 'print', 'exit': 1}, False
-
-
-def deaths_of_xe(name, number):
-    """The connection ends: before the work or in a file, and when all but the answer is done."""
-    yield {'do': 'die'}, True
-    if name in EXPORTS:
-        yield {'do': 'die', 'after': 700000 if number % 2 else 1000}, True
-
-
-def deaths_of_the_daemon(name, number):
-    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
-    yield {'do': 'down-after' if number % 2 else 'down'}, False
-    for after in range(WORKERS.get(name, -1) + 1):
-        yield {'do': 'down', 'after': after}, False
-    if name in EXPORTS:
-        yield {'do': 'down', 'after': 700000}, False
-
-
-def waits_of_xe(name, number):
-    """No answer at all, one that comes too late, and work that is done too late."""
-    yield {'do': 'hang'}, True
-    if name in EXPORTS:
-        yield {'do': 'stall' if number % 2 else 'hang', 'after': 700000}, True
-    elif name not in WORKERS:
-        yield {'do': 'slow', 'seconds': LATE}, False
-    if name in WORKERS:
-        yield {'do': 'slow', 'seconds': LATE, 'after': number % 3}, False
-
-
-def refusals_of_xenapi(name, number):
-    """Refusals with the codes that a method really gives."""
-    errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
-    if name == LOGIN:
-        errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
-    for error in errors:
-        yield {'do': 'refuse', 'error': error}, True
-
-
-def answers_of_xenapi(name, number):
-    """What is no answer, or another one than was asked for."""
-    for answer in turns([{'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
-                         {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2):
-        yield dict(answer, do='print'), False
-
-
-def deaths_of_xenapi(name, number):
-    """The connection ends without an answer, or in the middle of one, or the daemon dies."""
-    yield ({'do': 'die', 'after': 150} if number % 2 else {'do': 'die'}), True
-    yield {'do': 'down' if number % 2 else 'down-after'}, False
-
-
-def waits_of_xenapi(name, number):
-    """No answer, and one that comes too late."""
-    yield ({'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}), True
-
-
-def expiries(name, number):
-    """All sessions have expired when the call comes."""
-    if name not in OF_SESSIONS:
-        yield {'do': 'expire'}, True
-
-
-class RefusedVerbs(Matrix):
-    """An xe verb is refused."""
 
     kind = 'xe refuses'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', refusals_of_xe))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', refusals_of_xe))
-
-    def test_for_the_whole_night(self):
-        self.go_through(self.points(NIGHT, 'xe', refusals_for_ever))
+    @staticmethod
+    def faults(name, number):
+        for error in REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1):
+            yield {'do': 'refuse', 'error': error}, True
+        for error, after in HALF_DONE.get(name, []):
+            yield {'do': 'refuse', 'error': error, 'after': after}, True
 
 
-class WrongWords(Matrix):
-    """xe says something, and has done nothing."""
+class RefusedVerbsForEver(All):
+    """A verb that is refused at its every call."""
+
+    kind = 'xe refuses'
+    test_where_something_went_wrong_already = None
+
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}, False
+
+
+class WrongWords(All):
+    """Whatever may be said, and nothing done. What is left then, the next run removes."""
 
     kind = 'xe lies'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', words_of_xe))
+    @staticmethod
+    def faults(name, number):
+        for text in ['', 'rubbish\n'] + LIES.get(name, []):
+            yield {'do': 'print', 'stdout': text, 'exit': 0}, False
+        yield {'do': 'print', 'exit': 1}, False
 
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', words_of_xe))
 
-
-class BrokenConnections(Matrix):
-    """xe's connection ends half-way."""
+class BrokenConnections(All):
+    """The connection ends: before the work or in a file, and when all but the answer is done."""
 
     kind = 'xe dies half-way'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', deaths_of_xe))
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'die'}, True
+        if name in EXPORTS:
+            yield {'do': 'die', 'after': 700000 if number % 2 else 1000}, True
 
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', deaths_of_xe))
 
-
-class DyingDaemons(Matrix):
-    """The daemon dies half-way in the work that a verb asks for."""
+class DyingDaemons(All):
+    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
 
     kind = 'the daemon dies half-way'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', deaths_of_the_daemon))
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'down-after' if number % 2 else 'down'}, False
+        for after in range(WORKERS.get(name, -1) + 1):
+            yield {'do': 'down', 'after': after}, False
+        if name in EXPORTS:
+            yield {'do': 'down', 'after': 700000}, False
 
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', deaths_of_the_daemon))
 
-
-class NoEnd(Matrix):
-    """xe does not come to an end, or too late."""
+class NoEnd(All):
+    """No answer at all, one that comes too late, and work that is done too late."""
 
     kind = 'xe hangs or is late'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xe', waits_of_xe))
+    @staticmethod
+    def faults(name, number):
+        yield {'do': 'hang'}, True
+        if name in EXPORTS:
+            yield {'do': 'stall' if number % 2 else 'hang', 'after': 700000}, True
+        elif name not in WORKERS:
+            yield {'do': 'slow', 'seconds': LATE}, False
+        if name in WORKERS:
+            yield {'do': 'slow', 'seconds': LATE, 'after': number % 3}, False
 
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xe', waits_of_xe))
 
-
-class RefusedMethods(Matrix):
-    """A XenAPI method is refused."""
+class RefusedMethods(All):
+    """Refusals with the codes that a method really gives."""
 
     kind = 'XenAPI refuses'
+    door = 'xapi'
+    after = ALL[1:]
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', refusals_of_xenapi))
+    @staticmethod
+    def faults(name, number):
+        errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
+        if name == LOGIN:
+            errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
+        for error in errors:
+            yield {'do': 'refuse', 'error': error}, True
 
-    def test_where_something_went_wrong_already(self):
-        for circumstances in ALL[1:]:
-            self.go_through(self.points(circumstances, 'xapi', refusals_of_xenapi))
 
-
-class WrongAnswers(Matrix):
-    """XenAPI answers something else."""
+class WrongAnswers(All):
+    """What is no answer, or another one than was asked for."""
 
     kind = 'XenAPI answers wrongly'
+    door = 'xapi'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', answers_of_xenapi))
+    @staticmethod
+    def faults(name, number):
+        for answer in turns([{'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
+                             {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2):
+            yield dict(answer, do='print'), False
 
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xapi', answers_of_xenapi))
 
-
-class BrokenAnswers(Matrix):
-    """XenAPI's connection ends, or its daemon."""
+class BrokenAnswers(All):
+    """The connection ends without an answer, or in the middle of one, or the daemon dies."""
 
     kind = 'XenAPI breaks off'
+    door = 'xapi'
+    after = (SNAPSHOTS, LEFTOVERS, STALLS)
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', deaths_of_xenapi))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (SNAPSHOTS, LEFTOVERS, STALLS):
-            self.go_through(self.points(circumstances, 'xapi', deaths_of_xenapi))
+    @staticmethod
+    def faults(name, number):
+        yield ({'do': 'die', 'after': 150} if number % 2 else {'do': 'die'}), True
+        yield {'do': 'down' if number % 2 else 'down-after'}, False
 
 
-class NoAnswers(Matrix):
-    """XenAPI does not answer, or too late."""
+class NoAnswers(All):
+    """No answer, and one that comes too late."""
 
     kind = 'XenAPI hangs or is late'
+    door = 'xapi'
+    after = (SNAPSHOTS, LEFTOVERS)
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', waits_of_xenapi))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xapi', waits_of_xenapi))
+    @staticmethod
+    def faults(name, number):
+        yield ({'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}), True
 
 
-class ExpiredSessions(Matrix):
-    """The session has expired when a call is made."""
+class ExpiredSessions(All):
+    """All sessions have expired when the call comes."""
 
     kind = 'the session has expired'
+    door = 'xapi'
 
-    def test_on_an_ordinary_night(self):
-        self.go_through(self.points(NIGHT, 'xapi', expiries))
-
-    def test_where_something_went_wrong_already(self):
-        for circumstances in (REMOVALS, SNAPSHOTS, LEFTOVERS):
-            self.go_through(self.points(circumstances, 'xapi', expiries))
+    @staticmethod
+    def faults(name, number):
+        if name not in OF_SESSIONS:
+            yield {'do': 'expire'}, True
 
 
 class Sample(Matrix):
-    """Some points of all of this, chosen by the seed."""
+    """Some points of all of this, each by xe or XenAPI: a refusal, a wrong answer, a broken
+    connection, and anything else where something went wrong already."""
 
     kind = 'a call meets a fault'
-    count = 8
 
     def test_some_points_of_the_matrix(self):
         chance = random.Random('matrix:' + seed())
-        points = []
-        for circumstances in (NIGHT, chance.choice(ALL[1:])):
-            for door, kinds in OF_DOORS.items():
-                for faults in kinds:
-                    points += self.points(circumstances, door, faults)
-        self.go_through(chance.sample(points, self.count))
-
-
-OF_DOORS = {'xe': (refusals_of_xe, refusals_for_ever, words_of_xe, deaths_of_xe,
-                   deaths_of_the_daemon, waits_of_xe),
-            'xapi': (refusals_of_xenapi, answers_of_xenapi, deaths_of_xenapi, waits_of_xenapi,
-                     expiries)}
+        for parts, circumstances in (
+                ((RefusedVerbs, RefusedMethods), NIGHT), ((WrongWords, WrongAnswers), NIGHT),
+                ((BrokenConnections, BrokenAnswers), NIGHT),
+                ((RefusedVerbsForEver, DyingDaemons, NoEnd, NoAnswers, ExpiredSessions),
+                 chance.choice(ALL[1:]))):
+            part = chance.choice(parts)
+            points = self.points(circumstances, part.door, part.faults) or self.points(
+                NIGHT, part.door, part.faults)
+            point = chance.choice(points)
+            with self.subTest(str(point)):
+                self.kind = part.kind
+                self.hit(point)
 
 
 def load_tests(loader, tests, pattern):
     """The whole matrix, or its sample."""
     chosen = unittest.TestSuite()
     for suite in tests:
-        chosen.addTests(test for test in suite if isinstance(test, Sample) != full())
+        chosen.addTests(test for test in suite
+                        if type(test) is not All and isinstance(test, Sample) != full())
     return chosen
 
 

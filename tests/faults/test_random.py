@@ -10,19 +10,16 @@ so far, which the same seed takes again: VMBACKUP_TEST_SEED=<seed> python3 -m un
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
-import threading
 import time
 import unittest
 import unittest.mock
 
-from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, is_dated, seed
+from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, phase, sampled, seed
 from tests.simpool import model
-from tests.tools.support import LIMIT
 
-STEPS_FULL, STEPS_SAMPLE = 250, 5
+STEPS_FULL, STEPS_SAMPLE = 250, 6
 BACK = (0.02, 0.2, 0.6)        # seconds until a daemon that died is back
 NAMES = ('web', 'db', 'app', 'web 2', 'RESTORE_web', 'RESTORE_RESTORE_web', 'SNAP_db_db-0',
          'METADATA_x', 'büro', 'backup')
@@ -38,26 +35,17 @@ OF_ONE_VM = ('vm-snapshot', 'vdi-snapshot', 'template-param-set', 'vdi-param-set
              'vdi-export', 'vm-uninstall', 'snapshot-uninstall', 'vdi-destroy')
 CONSTANTS = dict(XE_TIMEOUT=2, XAPI_TIMEOUT=2, XAPI_PATIENCE=4, DISCARD_PAUSES=(0.05, 0.1, 0.2),
                  BUSY_PAUSES=(0.3, 0.6, 1.2), SNAPSHOT_PAUSES=(0.05, 0.1, 0.3, 0.6, 1.2))
-CLOCK = 'VMBACKUP_TEST_CLOCK'  # in a child's environment: seconds that its clock is off
+AT_ANOTHER_TIME = """
+import datetime
+import VmBackup
+now = VmBackup.now
+VmBackup.now = lambda: now() + datetime.timedelta(seconds=%d)
+"""
 DAY = 86400
 
 
-class Journal(list):
-    """A pool's journal that acts when the nth call comes in."""
-
-    def __init__(self, number, act):
-        super().__init__()
-        self.number, self.act = number, act
-
-    def append(self, call):
-        """Note a call."""
-        super().append(call)
-        if len(self) == self.number:
-            self.act()
-
-
 class Walk(FaultCase):
-    """A walk of which the seed and the test's class decide everything but the timing.
+    """A walk of which the seed, the phase, and the test's class decide all but the timing.
 
     first   the steps with which it begins
     runs    {what a run meets: how often, by comparison}
@@ -74,8 +62,9 @@ class Walk(FaultCase):
     def setUp(self):
         self.people = {cls: set() for cls in CLASSES}
         super().setUp()
-        self.script = self.script_with_a_clock()
-        self.chance = random.Random('%s %s' % (seed(), type(self).__name__))
+        self.script = self.changed_script(**CONSTANTS)
+        self.chance = random.Random(' '.join(
+            (seed(), type(self).__name__) + (() if phase() is None else (str(phase()),))))
         self.told_steps, self.clock, self.links = [], 0, 0
         self.kept = set()              # what looks like ours and is not
         self.seen = ['vm-snapshot', 'vm-export', 'VM.get_record']
@@ -91,26 +80,14 @@ class Walk(FaultCase):
         """A pool as described; snapshots come with the steps."""
         super(FaultCase, self).use_pool(**options)
 
-    def script_with_a_clock(self):
-        """A copy of the script that is quick to give up, and whose clock can be set."""
-        path = self.changed_script(**CONSTANTS)
-        with open(path, encoding='utf-8') as stream:
-            text, count = re.subn(
-                r'return datetime\.datetime\.now\(\)\n',
-                'return datetime.datetime.now() + datetime.timedelta(\n'
-                '        seconds=float(os.environ.get(%r, 0)))\n' % CLOCK, stream.read())
-        self.assertEqual(1, count, 'its one clock')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write(text)
-        return path
+    @property
+    def prelude(self):
+        """A text by which a run's clock is set."""
+        return AT_ANOTHER_TIME % self.clock
 
     def stamp(self, seconds=None, original=model.stamp):
         """The pool's time, by the same clock."""
         return original((time.time() if seconds is None else seconds) + self.clock)
-
-    def environ(self, **more):
-        """The environment of a child, with the clock."""
-        return super().environ(**dict({CLOCK: str(self.clock)}, **more))
 
     # What belongs to people
 
@@ -239,12 +216,6 @@ class Walk(FaultCase):
         self.kept.add(path)
         return path
 
-    def dated_paths(self):
-        """The paths of all dated directories."""
-        places = [os.path.join(self.backups, vm, name) for vm in self.vm_directories()
-                  for name in sorted(os.listdir(os.path.join(self.backups, vm)))]
-        return [path for path in places if is_dated(path)]
-
     def good_paths(self):
         """Those that carry a marker."""
         return {path for paths in self.marked().values() for path in paths}
@@ -321,24 +292,6 @@ class Walk(FaultCase):
             self.methods.setdefault(name, self.chance.choice(self.methods_there_are))
         self.rules = tuple('%s=%s' % (self.methods[name], name) for name in chosen)
 
-    def watched(self, child):
-        """Wait for a run; the daemon that dies meanwhile comes back after a moment."""
-        pause = self.chance.choice(BACK)
-        ended = threading.Event()
-
-        def restart():
-            while not ended.wait(0.01):
-                if self.sim.pool.is_down:
-                    time.sleep(pause)
-                    self.sim.restart()
-        thread = threading.Thread(target=restart)
-        thread.start()
-        try:
-            return self.finish(child)
-        finally:
-            ended.set()
-            thread.join()
-
     def come_to_rest(self):
         """After a run: no fault waits any more, and the daemon is there and has nothing to do.
 
@@ -347,13 +300,11 @@ class Walk(FaultCase):
         self.seen = sorted(set(self.seen) | {call.name for call in self.sim.calls()})
         self.sim.pool.faults.clear()
         self.sim.pool.journal = []
-        if self.sim.pool.is_down:
-            self.sim.restart()
         self.until(self.is_quiet, 'a quiet pool')
 
     def undisturbed_run(self):
         """Everything that is configured is backed up, and nothing of ours is left."""
-        done = self.watched(self.start_backup())
+        done = self.finish(self.start_backup())
         self.come_to_rest()
         self.check(done, settled=True, hit=())
         self.assertIn(done.status, (0, 1), done.output)
@@ -366,7 +317,8 @@ class Walk(FaultCase):
         nth, times = self.chance.choice((1, 1, 2, 3)), self.chance.choice((1, 1, 1, 2, 4))
         self.tell('%s, call %d, %d times: %s' % (name, nth, times, fault))
         self.sim.pool.faults.add(name, nth=nth, times=times, **fault)
-        done = self.watched(self.start_backup())
+        with self.reviving(self.chance.choice(BACK)):
+            done = self.finish(self.start_backup())
         self.come_to_rest()
         self.check(done, settled=False)
         self.sim.pool.tables['session'].clear()
@@ -397,23 +349,11 @@ class Walk(FaultCase):
         """A run that is acted on as its nth call to the pool comes in; what it did."""
         number = self.chance.randrange(1, 8 + 12 * len(self.rules))
         self.tell('at call %d' % number)
-        ready = threading.Event()
-
-        def act_when_ready():
-            ready.wait(LIMIT)
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):   # it has ended
-                act(child)
-        self.sim.pool.journal = Journal(number, act_when_ready)
-        child = self.start_backup()
-        ready.set()
-        return self.watched(child)
+        return self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
 
     def run_that_is_killed(self):
         """SIGKILL: the next run removes what is left."""
-        def kill(child):
-            os.kill(child.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        done = self.disturbed(kill)
+        done = self.disturbed(lambda: self.send(signal.SIGKILL))
         self.come_to_rest()
         self.settle_pool()
         self.check(done, settled=False)
@@ -424,9 +364,9 @@ class Walk(FaultCase):
         signals = self.chance.choice(((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGHUP,),
                                       (signal.SIGTERM, signal.SIGINT)))
 
-        def send(child):
+        def send():
             for signum in signals:
-                os.kill(child.pid, signum)
+                self.send(signum)
                 time.sleep(0.02)
         settled = self.is_settled()        # else it may end before it has come to that
         done = self.disturbed(send)
@@ -437,7 +377,7 @@ class Walk(FaultCase):
 
     def run_without_a_pool_for_a_while(self):
         """The daemon goes away at a random call and comes back."""
-        done = self.disturbed(lambda _: self.sim.pool.go_down())
+        done = self.disturbed(self.sim.pool.go_down)
         self.come_to_rest()
         self.check(done, settled=False)
         self.sim.pool.tables['session'].clear()
@@ -476,7 +416,7 @@ class Walk(FaultCase):
         for path in self.kept:
             self.assertTrue(os.path.exists(path), '2: a foreign file is gone: ' + path)
 
-    def walk(self):
+    def test_a_random_walk_harms_nothing(self):
         """Some steps; a third of them are runs, and the last one is undisturbed."""
         steps = list(self.first)
         while len(steps) < (STEPS_FULL // every() if full() else STEPS_SAMPLE):
@@ -491,20 +431,10 @@ class Walk(FaultCase):
                 type(error).__name__, error, seed(), self.id(), '\n'.join(self.told_steps)))
 
 
-class AfterGoodNights(Walk):
-    """It begins with a history of good backups."""
-
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
-
-
 class FromNothing(Walk):
     """It begins with a fault."""
 
     first = ('run_with_a_fault',)
-
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
 
 
 class WithOneBackupEach(Walk):
@@ -513,18 +443,12 @@ class WithOneBackupEach(Walk):
     keys = {'pre_clean': 'True'}
     max_backups = 1
 
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
-
 
 class OfKills(Walk):
     """Most runs are killed."""
 
     first = ('undisturbed_run', 'run_that_is_killed')
     runs = dict(undisturbed_run=3, run_that_is_killed=9, run_with_a_fault=1)
-
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
 
 
 class OfSignals(Walk):
@@ -533,18 +457,12 @@ class OfSignals(Walk):
     first = ('run_that_gets_signals',)
     runs = dict(undisturbed_run=2, run_that_gets_signals=9, run_that_is_killed=1)
 
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
-
 
 class OfOutages(Walk):
     """The daemon often is away."""
 
     first = ('run_without_a_pool_for_a_while',)
     runs = dict(undisturbed_run=2, run_without_a_pool_for_a_while=6, run_that_is_killed=2)
-
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
 
 
 class OfFaults(Walk):
@@ -553,18 +471,12 @@ class OfFaults(Walk):
     first = ('people_bring_backups_of_325', 'run_with_a_fault')
     runs = dict(undisturbed_run=2, run_with_a_fault=12)
 
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
-
 
 class SideBySide(Walk):
     """Four VMs are at work at once."""
 
     keys = {'parallel': '4'}
     first = ('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')
-
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
 
 
 class OfDisksOnly(Walk):
@@ -573,9 +485,6 @@ class OfDisksOnly(Walk):
     keys = {'vdi_export_format': 'vhd', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}
     methods_there_are = ('vdi-export',)
 
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
-
 
 class OfSeveralDisks(Walk):
     """All disks of a VM are exported, and compressed."""
@@ -583,8 +492,8 @@ class OfSeveralDisks(Walk):
     keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
     methods_there_are = ('vdi-export', 'vdi-export', 'vm-export')
 
-    def test_a_random_walk_harms_nothing(self):
-        self.walk()
+
+load_tests = sampled('.OfKills.', '.OfFaults.', others=2)
 
 
 if __name__ == '__main__':

@@ -11,28 +11,22 @@ import json
 import os
 import re
 import signal
-import time
 import unittest
 from typing import Any, Dict, NamedTuple
 
 from tests.tools import figures
-from tests.faults.faulting import MANIFEST, LaunchedCase, MatrixCase, full, seed
+from tests.faults.faulting import MANIFEST, PASSING, LaunchedCase, MatrixCase, files_in, packed
+from tests.faults.faulting import sampled, seed
 
 MARK = 'vmbackup_restore'
 SHARE = '.restore-'
 INTERNAL = ['INTERNAL_ERROR', 'Not_found']
 TRANSFERS = ('vm-import', 'vdi-import')
-PASSES = {                  # beside what FaultCase lets pass: what a new VM changes in others
-    'VM': {'VBDs', 'snapshots', 'children', 'parent', 'current_operations', 'allowed_operations'},
-    'VDI': {'VBDs', 'snapshots', 'current_operations', 'allowed_operations'},
-    'VBD': {'current_operations', 'allowed_operations'},
-    'VIF': {'current_operations', 'allowed_operations'},
-    'network': {'VIFs'},
-    'SR': {'VDIs', 'physical_utilisation', 'virtual_allocation'},
-}                           # type: Dict[str, Any]
-# What is run where not every fault is wanted, with a sample of its points.
-SAMPLED = ('Ended.test_ended', 'EndedInTest.test_ended', 'EndedOfSuspended.test_a_vm',
-           'InterruptedTest.test', 'AtFileOperations.test', 'RefusedOfDisk.test', 'Refused.test')
+OF_DISK = ('restore=db', 'attach=db')       # the words of a command
+OF_TEST = ('test-restore=.*',)
+# Beside what FaultCase lets pass: what a new VM changes in others.
+PASSES = dict(PASSING, VM=PASSING['VM'] | {'VBDs'}, network={'VIFs'},
+              SR={'VDIs', 'physical_utilisation', 'virtual_allocation'})
 
 
 class Restored(NamedTuple):
@@ -45,8 +39,7 @@ class Restored(NamedTuple):
 class RestoreFaults(MatrixCase):
     """A pool that has lost a VM and a network, whose backups are restored with faults.
 
-    words    what is disturbed: the words of its command line
-    of_test  it is a test, so that nothing may be left of it
+    `notes` are what has to be restored: a VM and a disk.
     """
 
     pool_description = {
@@ -60,24 +53,33 @@ class RestoreFaults(MatrixCase):
     constants = dict(DISCARD_PAUSES=(0.1, 0.2), BUSY_PAUSES=(0.3, 0.5), XAPI_PATIENCE=6,
                      SNAPSHOT_PAUSES=(0.05, 0.2, 0.5, 1.0))
     max_backups = 9
-    keys = {}                           # type: Dict[str, Any]
     words = ('restore=gone',)
-    nightly = ('vdi-export=db',)
-    of_test = False
-    subject = 'restore'
+    rules = ('vdi-export=db',)
+    linked = ()
 
-    def setUp(self):
-        super().setUp()
-        self.script = self.changed_script(**self.constants)
+    @property
+    def subject(self):
+        """What is disturbed: restore, test-restore."""
+        return self.words[0].partition('=')[0]
+
+    @property
+    def of_test(self):
+        """Whether that is a test, so that nothing may be left of it."""
+        return self.subject == 'test-restore'
 
     # What there is
 
     def prepare(self):
+        """A history, and a config."""
+        super().prepare()
+        self.configuration = self.config_path()
+
+    def make_history(self):
         """Backups of a VM, which then is lost with its network, and of a disk."""
         self.rules = ('vm-export=gone', 'vdi-export=db')
-        self.assertIn(self.backup().status, (0, 1))     # 1: it tells of people's snapshots
-        self.wanted = [self.as_restored('gone(-restored-[-0-9]+)?', 'gone', True),
-                       self.as_restored('db 0-restored-[-0-9]+', 'db', False)]
+        self.undisturbed()
+        self.notes = [self.as_restored('gone(-restored-[-0-9]+)?', 'gone', True),
+                      self.as_restored('db 0-restored-[-0-9]+', 'db', False)]
         pool = self.sim.pool
         ref = pool.ref_of('VM', self.uuid_of('gone'))
         pool.call('VM.hard_shutdown', ref)
@@ -88,8 +90,7 @@ class RestoreFaults(MatrixCase):
         lab, = [ref for ref, network in pool.tables['network'].items()
                 if network['name_label'] == 'lab']
         pool.call('network.destroy', lab)
-        self.rules = self.nightly
-        self.configuration = self.config_path()
+        self.rules = type(self).rules
 
     def as_restored(self, name, vm, whole):
         """What a restore of a VM, or of its only disk, has to make."""
@@ -101,24 +102,9 @@ class RestoreFaults(MatrixCase):
             tables['network'][tables['VIF'][vif]['network']]['name_label']
             for vif in record['VIFs']) if whole else None)
 
-    def save(self):
-        """Keep the pool as it is now, too."""
-        super().save()
-        pool = self.sim.pool
-        with pool.lock:
-            self.kept = copy.deepcopy((pool.tables, pool.content))
-
     def rewind(self):
-        """Have that again, too."""
+        """Have an empty status log, too."""
         super().rewind()
-        pool = self.sim.pool
-        with pool.lock:
-            tables, content = copy.deepcopy(self.kept)
-            for cls, records in tables.items():
-                pool.tables[cls].clear()
-                pool.tables[cls].update(records)
-            pool.content.clear()
-            pool.content.update(content)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.status_log)
 
@@ -127,17 +113,12 @@ class RestoreFaults(MatrixCase):
         return self.start('password', *(self.words + (
             'from=' + (self.configuration if self.of_test else self.backups),)))
 
-    def named_calls(self):
-        """The numbers and names of the calls that an undisturbed one makes."""
-        self.calls()
-        return [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
-
     def another(self, number):
         """The next invocation: the same again, a test, or a night's backup, as the number tells;
         it has to do well. Return it, and whether it has restored one more thing."""
         kind = number % 3
         if kind == 0:
-            done = self.undisturbed()
+            done = self.finish(self.begin())
         elif kind == 1:
             done = self.vmbackup('password', 'test-restore=db', 'from=' + self.backups)
         else:
@@ -155,7 +136,7 @@ class RestoreFaults(MatrixCase):
         with self.sim.pool.lock:
             now = copy.deepcopy(tables)
         self.look_at_old(now, words)
-        extra = {cls: set(records) - set(self.kept[0][cls]) for cls, records in now.items()
+        extra = {cls: set(records) - set(self.saved.tables[cls]) for cls, records in now.items()
                  if cls not in ('session', 'task', 'message')}
         found = [self.look_at_vm(now, ref, extra, words) for ref in sorted(extra['VM'])]
         found += [self.look_at_disk(now, ref, extra, words) for ref in sorted(extra['VDI'])]
@@ -165,7 +146,7 @@ class RestoreFaults(MatrixCase):
 
     def look_at_old(self, now, words):
         """Assert that what was there is there, and as it was."""
-        before, images = self.kept
+        before, images = self.saved.tables, self.saved.content
         for cls, passing in PASSES.items():
             for ref, record in before[cls].items():
                 self.assertIn(ref, now[cls], '%s is gone: %s' % (cls, words))
@@ -186,7 +167,7 @@ class RestoreFaults(MatrixCase):
 
     def look_at_vm(self, now, ref, extra, words):
         """Assert that a new VM is complete; what is its own is extra no more."""
-        vm, wanted = now['VM'][ref], self.wanted[0]
+        vm, wanted = now['VM'][ref], self.notes[0]
         self.assertRegex(vm['name_label'], '^(%s)$' % wanted.name, words)
         self.assertEqual(
             (False, False, '', 'Halted', {}),
@@ -209,7 +190,7 @@ class RestoreFaults(MatrixCase):
 
     def look_at_disk(self, now, ref, extra, words):
         """Assert that a new disk is complete, and attached; it is extra no more."""
-        vdi, wanted = now['VDI'][ref], self.wanted[1]
+        vdi, wanted = now['VDI'][ref], self.notes[1]
         self.assertRegex(vdi['name_label'], '^(%s)$' % wanted.name, words)
         self.assertTrue(wanted.disks['0'] == self.sim.pool.content[ref], words)
         holders = [now['VM'][now['VBD'][vbd]['VM']]['name_label'] for vbd in vdi['VBDs']]
@@ -230,7 +211,7 @@ class RestoreFaults(MatrixCase):
         """Assert all that has to hold when nothing is to be settled any more; `most`: how many
         things may have been restored."""
         words = '%s; seed %s\n%s' % (self.what, seed(), done.output)
-        self.settle()
+        self.until(self.is_quiet, 'a quiet pool')
         self.assertEqual([], self.marks(), words)
         found = self.made(words)
         self.assertLessEqual(len(found), most, words)
@@ -238,33 +219,20 @@ class RestoreFaults(MatrixCase):
         figures.add_check(self.kind, 4)
         return len(found)
 
-    def settle(self):
-        """Wait until the daemon has noticed that its clients are gone."""
-        end = time.monotonic() + self.patience
-        while self.extra() and time.monotonic() < end and not self.is_quiet():
-            time.sleep(0.02)
-        self.until(self.is_quiet, 'a quiet pool')
-
     def check_backups_on_disk(self, words):
         """Assert that each backup of before is there, with nothing new but a test's result."""
-        for top, _, names in os.walk(self.saved):
-            place = os.path.join(self.backups, os.path.relpath(top, self.saved))
-            if 'gone' not in top and '/db/' not in top:
-                continue
-            self.assertEqual(sorted(names), sorted(os.listdir(place) if not [
-                each for each in os.listdir(place) if os.path.isdir(os.path.join(place, each))]
-                else names), words)
-            for name in names:
-                old, new = [self.without_test(os.path.join(each, name))
-                            for each in (top, place)]
-                self.assertEqual(old, new, '%s changed: %s' % (name, words))
+        old, new = [{name: self.without_test(name, data) for name, data in files_in(each).items()
+                     if name.startswith(('gone/', 'db/'))}
+                    for each in (self.saved.tree, packed(self.backups))]
+        places = {os.path.dirname(name) for name in old}
+        changed = [name for name in sorted(set(old) | set(new))
+                   if os.path.dirname(name) in places and old.get(name) != new.get(name)]
+        self.assertEqual([], changed, words)
 
     @staticmethod
-    def without_test(path):
-        """The content of a file; that of a manifest without the result of a test restore."""
-        with open(path, 'rb') as stream:
-            data = stream.read()
-        if os.path.basename(path) != MANIFEST:
+    def without_test(name, data):
+        """What a file holds; a manifest without the result of a test restore."""
+        if os.path.basename(name) != MANIFEST:
             return data
         return {key: value for key, value in json.loads(data.decode('utf-8')).items()
                 if key != 'test_restore'}
@@ -323,11 +291,10 @@ class RestoreFaults(MatrixCase):
 class Ended(RestoreFaults):
     """The program is ended when a call comes in at the pool."""
 
-    points_in_a_sample = 1
     ways = ('SIGKILL', 'SIGKILL of it and xe', 'SIGTERM')
 
     def test_ended_at_any_call_it_leaves_all_or_nothing(self):
-        self.each(self.points(self.named_calls()), self.end)
+        self.each(self.points(self.once(self.named_calls)), self.end)
 
     def points(self, names):
         """The ends at the calls of these numbers and names; there is an xe only in its own."""
@@ -337,8 +304,8 @@ class Ended(RestoreFaults):
     def end(self, point):
         """One such end."""
         way, call, name = point
-        self.kind = '%s: %s at a call to the pool' % (self.subject, way)
-        self.injected('%s at call %d, %s' % point)
+        self.injected('%s at call %d, %s' % point,
+                      '%s: %s at a call to the pool' % (self.subject, way))
         if way == 'SIGTERM':
             self.check_after_signal(self.run_with(
                 lambda number, _: number == call and self.send(signal.SIGTERM)))
@@ -350,38 +317,26 @@ class Ended(RestoreFaults):
 class EndedOfDisk(Ended):
     """The same with the restore of a disk that is attached."""
 
-    words = ('restore=db', 'attach=db')
+    words = OF_DISK
 
 
 class EndedOfCompressed(Ended):
     """The same with a compressed archive."""
 
     keys = {'compress': 'True'}
-    points_in_a_sample = 1
     ways = ('SIGKILL of it and xe',)
 
 
-class KilledInTest(Ended):
-    """The same with a test of both: it is killed."""
+class EndedInTest(Ended):
+    """The same with a test of both."""
 
-    words = ('test-restore=.*',)
-    of_test = True
-    subject = 'test-restore'
-    ways = ('SIGKILL',)
-
-
-class EndedInTest(KilledInTest):
-    """The same with a test of both: it and xe are killed, or it is asked to end."""
-
-    ways = ('SIGKILL of it and xe', 'SIGTERM')
-    points_in_a_sample = 1
+    words = OF_TEST
 
 
 class InterruptedTest(RestoreFaults):
     """A test that does not come to its end."""
 
-    words = ('test-restore=.*',)
-    of_test = True
+    words = OF_TEST
     kind = 'test-restore: SIGTERM at a call to the pool'
 
     def test_an_interrupted_test_of_a_backup_is_no_result_in_its_manifest(self):
@@ -399,7 +354,6 @@ class InterruptedTest(RestoreFaults):
 class EndedOfSuspended(Ended):
     """The same with an archive of a suspended VM, which brings its memory along as a disk."""
 
-    points_in_a_sample = 2
     ways = ('SIGKILL',)
 
     def prepare(self):
@@ -409,7 +363,7 @@ class EndedOfSuspended(Ended):
         ref = pool.ref_of('VM', self.uuid_of('other'))
         pool.call('VM.start', ref)
         pool.call('VM.suspend', ref)
-        self.wanted[0] = self.as_restored('other-restored-[-0-9]+', 'other', True)
+        self.notes[0] = self.as_restored('other-restored-[-0-9]+', 'other', True)
         path = os.path.join(self.directory, 'sleeper.xva')
         self.xe('vm-export', 'vm=other', 'preserve-power-state=true', 'filename=' + path)
         self.words = ('restore=' + path,)
@@ -417,8 +371,7 @@ class EndedOfSuspended(Ended):
 
     def test_a_vm_that_is_complete_keeps_its_memory_when_the_restore_is_killed(self):
         self.start_over()
-        self.kind = 'restore: SIGKILL at a call to the pool'
-        self.injected('SIGKILL at vm-param-remove')
+        self.injected('SIGKILL at vm-param-remove', 'restore: SIGKILL at a call to the pool')
         done = self.run_with(lambda _, call: call.name == 'vm-param-remove'
                              and self.send(signal.SIGKILL))
         self.check_after_kill(done, 2)
@@ -442,7 +395,6 @@ class EndedOfSuspended(Ended):
 class AtFileOperations(LaunchedCase, RestoreFaults):
     """The program is ended before or after a file operation."""
 
-    points_in_a_sample = 1
     ways = ('SIGKILL', 'SIGTERM')
 
     def test_ended_at_any_file_operation_it_leaves_all_or_nothing(self):
@@ -452,8 +404,8 @@ class AtFileOperations(LaunchedCase, RestoreFaults):
     def end(self, point):
         """One such end."""
         way, number, when, name = point
-        self.kind = '%s: %s at a file operation' % (self.subject, way)
-        self.injected('%s %s operation %d, %s' % (way, when, number, name))
+        self.injected('%s %s operation %d, %s' % (way, when, number, name),
+                      '%s: %s at a file operation' % (self.subject, way))
         done = self.launched(at=number, when=when, signals=[getattr(signal, way)])
         if way == 'SIGKILL':
             self.check_after_kill(done, number)
@@ -464,29 +416,25 @@ class AtFileOperations(LaunchedCase, RestoreFaults):
 class AtFileOperationsOfDisk(AtFileOperations):
     """The same with the restore of a disk that is attached."""
 
-    words = ('restore=db', 'attach=db')
-    points_in_a_sample = 1
+    words = OF_DISK
 
 
 class AtFileOperationsInTest(AtFileOperations):
     """The same with a test of both."""
 
-    words = ('test-restore=.*',)
-    of_test = True
-    subject = 'test-restore'
+    words = OF_TEST
 
 
 class Refused(RestoreFaults):
     """A call is refused, its connection ends, or the daemon dies."""
 
-    points_in_a_sample = 2
     kinds = {'refuse': 'a call is refused', 'die': 'a connection ends',
              'down': 'the daemon dies at a call',
              'down-after': 'the daemon dies before it answers'}
     ways = ('refuse', 'die', 'down', 'down-after')
 
     def test_with_a_fault_at_any_call_it_leaves_all_or_nothing(self):
-        self.each(self.points(self.named_calls()), self.meet)
+        self.each(self.points(self.once(self.named_calls)), self.meet)
 
     def points(self, names):
         """The faults at the calls of these numbers and names; the two deaths of the daemon take
@@ -510,8 +458,8 @@ class Refused(RestoreFaults):
     def meet(self, point):
         """One such fault."""
         way, number, name, details = point
-        self.kind = '%s: %s' % (self.subject, self.kinds[way])
-        self.injected('%s at call %d, %s %s' % point)
+        self.injected('%s at call %d, %s %s' % point,
+                      '%s: %s' % (self.subject, self.kinds[way]))
         if way == 'refuse':
             details = dict(details, error=INTERNAL)
         self.sim.pool.faults.add('*', way, nth=number, **details)
@@ -531,18 +479,14 @@ class Refused(RestoreFaults):
 class RefusedOfDisk(Refused):
     """The same with the restore of a disk that is attached."""
 
-    words = ('restore=db', 'attach=db')
-    points_in_a_sample = 1
+    words = OF_DISK
 
 
 class RefusedInTest(Refused):
-    """A test of both, where a call is refused or its connection ends."""
+    """The same with a test of both; the daemon stays."""
 
-    words = ('test-restore=.*',)
-    of_test = True
-    subject = 'test-restore'
+    words = OF_TEST
     ways = ('refuse', 'die')
-    points_in_a_sample = 2
 
 
 class DaemonDiesInTest(RefusedInTest):
@@ -551,13 +495,8 @@ class DaemonDiesInTest(RefusedInTest):
     ways = ('down', 'down-after')
 
 
-def load_tests(loader, tests, pattern):
-    """All of them, or a sample."""
-    chosen = unittest.TestSuite()
-    for suite in tests:
-        chosen.addTests(test for test in suite
-                        if full() or any('.' + word in test.id() for word in SAMPLED))
-    return chosen
+load_tests = sampled('.Ended.', '.EndedInTest.', '.InterruptedTest.', '.AtFileOperations.',
+                     '.Refused.', others=1)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,17 @@
 """Two runs at once, on the same VMs and on different ones: neither spoils the other's work."""
 
+import contextlib
 import os
 import random
 import re
 import signal
+import threading
 import time
 import unittest
 
-from tests.faults.faulting import FaultCase, full, seed
+from tests.faults.faulting import FaultCase, Journal, sample, seed
+from tests.tools.support import LIMIT
 
-TIMES = 20
 LOCKED = 'VM-LOCKED'
 
 
@@ -74,7 +76,7 @@ class TwoRuns(FaultCase):
         began = time.monotonic()
         self.assertIn(self.backup().status, (0, 1))
         whole = time.monotonic() - began
-        return [self.chance.uniform(0, whole) for _ in range(TIMES if full() else 2)]
+        return sample([self.chance.uniform(0, whole) for _ in range(20)], 1)
 
 
 class OnTheSameVms(TwoRuns):
@@ -114,22 +116,31 @@ class Busy(TwoRuns):
 
     kind = 'a run that finds another'
 
-    def begin_slowly(self):
-        """Start a run that takes its time with the export of web; return it in the midst."""
+    @contextlib.contextmanager
+    def exporting(self):
+        """A run whose export of web comes to its end when this one does."""
         self.remember()
-        self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=5, after=300000)
+        come, go = threading.Event(), threading.Event()
+
+        def wait(_, call):
+            if call.name == 'vm-export' and not call.args[0].startswith('metadata') and (
+                    not come.is_set()):
+                come.set()
+                go.wait(LIMIT)
+        self.sim.pool.journal = Journal(wait)
         child = self.start_one(1, 'vm-export=web')
-        self.until(lambda: [call.name for call in self.sim.calls('xe')].count('vm-export') > 1
-                   and self.sim.pool.tables['task'])
-        return child
+        try:
+            self.until(come.is_set, 'an export')
+            yield child
+        finally:
+            go.set()
 
     def test_it_reports_the_lock_and_touches_nothing_of_that_vm(self):
-        self.sim.pool.journal = []
         self.injected('another run exports the VM')
-        child = self.begin_slowly()
-        before = sorted(os.listdir(os.path.join(self.backups, 'web')))
-        second = self.finish(self.start_one(2, 'vm-export=web', 'vm-export=app'))
-        self.assertIsNone(child.poll(), second.output)
+        with self.exporting() as child:
+            before = sorted(os.listdir(os.path.join(self.backups, 'web')))
+            second = self.finish(self.start_one(2, 'vm-export=web', 'vm-export=app'))
+            self.assertIsNone(child.poll(), second.output)
         self.assertEqual(before, sorted(os.listdir(os.path.join(self.backups, 'web'))))
         self.assertEqual(2, second.status, second.output)
         self.assertEqual(LOCKED, self.outcomes(2)['web'])
@@ -139,31 +150,29 @@ class Busy(TwoRuns):
         self.assertIn(first.status, (0, 1), first.output)
 
     def test_with_lock_wait_it_waits_and_succeeds(self):
-        self.sim.pool.journal = []
         self.injected('another run exports the VM, lock_wait=1')
-        child = self.begin_slowly()
-        second = self.finish(self.start_one(2, 'vm-export=web', lock_wait=1))
-        first = self.finish(child)
-        self.check_both([first, second])
-        for done in (first, second):
+        with self.exporting() as child:
+            waiting = self.start_one(2, 'vm-export=web', lock_wait=1)
+            self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
+        runs = [self.finish(child), self.finish(waiting)]
+        self.check_both(runs)
+        for done in runs:
             self.assertIn(done.status, (0, 1), done.output)
 
     def test_a_signal_ends_the_wait(self):
-        self.sim.pool.journal = []
         self.injected('another run exports the VM, SIGTERM meanwhile')
-        child = self.begin_slowly()
-        second = self.start_one(2, 'vm-export=web', lock_wait=1)
-        self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
-        second.send_signal(signal.SIGTERM)
-        ended = self.finish(second)
+        with self.exporting() as child:
+            second = self.start_one(2, 'vm-export=web', lock_wait=1)
+            self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
+            second.send_signal(signal.SIGTERM)
+            ended = self.finish(second)
         self.assertEqual(143, ended.status, ended.output)
         first = self.finish(child)
         self.assertIn(first.status, (0, 1), first.output)
         self.check(None, settled=True)
 
     def test_a_run_that_was_killed_leaves_no_stale_lock(self):
-        for delay in (0.05, 0.15, 0.25) if full() else (0.15,):
-            self.sim.pool.journal = []
+        for delay in sample((0.05, 0.15, 0.25), 1):
             self.remember()
             self.injected('the other run was killed after %.2f s' % delay)
             child = self.start_one(1, *self.rules)

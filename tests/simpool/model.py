@@ -254,8 +254,8 @@ class Pool(Transfers):
             self._life += not self._down
             self._down = True
             self.lock.notify_all()
-        for shut in list(self.when_down):
-            shut()
+            for shut in list(self.when_down):       # within: who sees it down may start it again
+                shut()
 
     def come_up(self):
         """The daemon starts again over the same state.

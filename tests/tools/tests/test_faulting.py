@@ -5,9 +5,28 @@ import json
 import os
 import shutil
 import unittest
+import unittest.mock
 
-from tests.faults.faulting import MANIFEST, RECORD, FaultCase
+from tests.faults.faulting import EVERY, FULL, MANIFEST, PHASE, RECORD, SEED, FaultCase, sample
 from tests.tools.support import Done
+
+
+class Samples(unittest.TestCase):
+    """Which of all faults are injected."""
+
+    def chosen(self, **environ):
+        """The points out of ten that are."""
+        with unittest.mock.patch.dict(os.environ, environ):
+            return sample(range(10), 2)
+
+    def test_successive_phases_inject_each_fault_once(self):
+        parts = [self.chosen(**{FULL: '1', EVERY: '3', PHASE: str(phase)}) for phase in (7, 8, 9)]
+        self.assertEqual([[1, 4, 7], [2, 5, 8], [0, 3, 6, 9]], parts)
+
+    def test_without_a_phase_the_seed_tells_which(self):
+        parts = {tuple(self.chosen(**{FULL: '1', EVERY: '3', PHASE: '', SEED: str(number)}))
+                 for number in range(20)}
+        self.assertEqual({(0, 3, 6, 9), (1, 4, 7), (2, 5, 8)}, parts)
 
 
 class Invariants(FaultCase):
@@ -59,34 +78,30 @@ class Invariants(FaultCase):
         self.assert_found(2)
         os.unlink(os.path.join(self.outside, 'web.xva'))
         self.assert_found(2)
+        self.put(os.path.join(self.outside, 'web.xva'), b'far away')
         link = os.path.join(self.backups, 'app', 'backup-2018-01-01-(00:00:00)')
         os.unlink(link)
         os.mkdir(link)
         self.assert_found(2)
-        self.put(os.path.join(self.outside, 'web.xva'), b'far away')
         self.put('web.tmp', b'whose is this?')
         self.assert_found(2)
         pool, vm = self.sim.pool, self.ref('VM', 'other')
         pool.put('VM', vm, name_label='another')
         self.assert_found(2)
-        pool.put('VM', vm, name_label='other')
         pool.content[self.ref('VDI', 'other 0')].write(0, b'new')
         self.assert_found(2)
-
-    def test_the_second_finds_a_destroyed_vm_or_snapshot(self):
-        pool = self.sim.pool
-        snapshot = next(ref for ref, record in pool.tables['VDI'].items()
-                        if record['name_label'] == 'SNAP_db_db-0')
-        pool.drop_vdi(snapshot)
+        pool.drop_vdi(next(ref for ref, record in pool.tables['VDI'].items()
+                           if record['name_label'] == 'SNAP_db_db-0'))
         self.assert_found(2)
 
     def test_the_third_finds_what_is_left(self):
         pool, disk = self.sim.pool, self.ref('VDI', 'db 0')
+        for settled in (True, False):
+            pool.call('VDI.snapshot', disk)
+            self.assert_found(3, settled)
         left = pool.call('VDI.snapshot', disk)
-        self.assert_found(3)
-        self.assert_found(3, settled=False)
-        uuid = pool.tables['VDI'][left]['uuid']
-        record = dict(kind='VDI', of=pool.tables['VDI'][disk]['uuid'], uuid=uuid, disks=[])
+        record = dict(kind='VDI', of=pool.tables['VDI'][disk]['uuid'],
+                      uuid=pool.tables['VDI'][left]['uuid'], disks=[])
         self.put(self.newest('db', RECORD), json.dumps(record).encode())
         self.remember_less()
         self.check(None, settled=False)
