@@ -89,7 +89,7 @@ DEFECTS = (
         test_login.PasswordFiles.
             test_only_its_owner_can_read_it_whatever_the_umask_and_whatever_was_there
         test_login.Members.test_the_password_never_goes_to_another_machine_in_the_clear
-        test_login.Passwords.test_no_child_and_no_log_ever_sees_the_password
+        test_secrets.Children.test_no_child_has_a_password_in_its_command_line_or_environment
         test_login.Addresses.test_a_pool_that_is_down_is_one_clear_line'''),
     (21, 'an exclude with a dot left other VMs without backups, unseen', '''
         test_defects_of_325.Reports.test_all_that_an_exclude_with_a_dot_catches_is_shown
