@@ -257,10 +257,8 @@ class Modes(SecretCase):
         self.assert_private(*before)
 
     def test_a_status_log_that_is_rotated_away_in_mid_run_is_made_again_with_the_same_mode(self):
-        self.fault('vm-uninstall', 'slow', seconds=0.3)
-        child = self.start_until('vm-uninstall', 1, ROOTS, self.config('vm-export=db'))
-        os.rename(self.status_log, self.status_log + '.1')
-        self.assert_ends(0, self.finish(child))
+        self.at_call('vm-uninstall', lambda: os.rename(self.status_log, self.status_log + '.1'))
+        self.assert_ends(0, self.run_under(0o000, ROOTS, self.config('vm-export=db')))
         self.assertEqual(['vm-export,end,SUCCESS db,elapse:0 size:0G',
                           'vmbackup.py,end,SUCCESS,S:1 W:0 E:0'], self.status())
         self.assertEqual('666', '%o' % stat.S_IMODE(os.stat(self.status_log).st_mode))

@@ -39,6 +39,22 @@ class Done(NamedTuple):
         return [TIME_STAMP.sub('', line) for line in self.output.splitlines()]
 
 
+class Journal(list):
+    """A pool's journal in which the nth call of a name has something done before it goes on."""
+
+    def __init__(self, name, work, nth):
+        super().__init__()
+        self.name, self.work, self.left = name, work, nth
+
+    def append(self, call):
+        """Note a call."""
+        super().append(call)
+        if call.name == self.name:
+            self.left -= 1
+            if not self.left:
+                self.work()
+
+
 class PoolCase(unittest.TestCase):
     """A test with a simulated pool of its own; it ends with nothing of ours left in the pool."""
 
@@ -159,6 +175,10 @@ class PoolCase(unittest.TestCase):
     def fault(self, name, do, **details):
         """Have a call of the pool meet a fault, as Faults.add has it."""
         self.sim.pool.faults.add(name, do, **details)
+
+    def at_call(self, name, work, nth=1):
+        """Have something done when the nth call of that name comes, before the pool acts."""
+        self.sim.pool.journal = Journal(name, work, nth)
 
     def start(self, *arguments, **environ):
         """Start VmBackup.py; return the process, as forked.start does."""
