@@ -50,7 +50,7 @@ DEFECTS = (
         test_runs.Markers.test_the_limit_can_be_set'''),
     (9, 'a failed export left its snapshot', '''
         test_failures.FailingSteps.test_a_refused_step_has_its_token_and_leaves_nothing
-        test_failures.FailingSteps.test_a_storage_error_in_mid_export_fails_the_vm
+        test_failures.FailingSteps.test_a_storage_error_in_mid_export_fails_the_vm_and_leaves_no_partial_file
         test_leftovers.Records.test_an_unlabelled_disk_snapshot_of_that_moment_is_ours'''),
     (10, 'a killed run left its snapshot, several left all but one', '''
         test_defects_of_325.InThePool.test_of_several_leftovers_all_are_removed_not_only_the_last

@@ -40,18 +40,19 @@ class Done(NamedTuple):
 
 
 class Journal(list):
-    """A pool's journal in which the nth call of a name has something done before it goes on."""
+    """A pool's journal in which the nth call of a name, or each with 0, has something done before
+    it goes on."""
 
     def __init__(self, name, work, nth):
         super().__init__()
-        self.name, self.work, self.left = name, work, nth
+        self.name, self.work, self.nth, self.seen = name, work, nth, 0
 
     def append(self, call):
         """Note a call."""
         super().append(call)
         if call.name == self.name:
-            self.left -= 1
-            if not self.left:
+            self.seen += 1
+            if self.nth in (0, self.seen):
                 self.work()
 
 
@@ -177,7 +178,8 @@ class PoolCase(unittest.TestCase):
         self.sim.pool.faults.add(name, do, **details)
 
     def at_call(self, name, work, nth=1):
-        """Have something done when the nth call of that name comes, before the pool acts."""
+        """Have something done when the nth call of that name comes, or each with 0, before the
+        pool acts."""
         self.sim.pool.journal = Journal(name, work, nth)
 
     def start(self, *arguments, **environ):
