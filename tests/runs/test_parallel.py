@@ -217,25 +217,17 @@ class Order(ParallelCase):
         return VmBackup.Load(VmBackup.Job(
             'vm-export', VmBackup.Vm(name, name, name, {}), 1, name), frozenset(srs), size, seconds)
 
-    def begun(self, loads):
-        """Their names in the order in which they begin."""
-        return [load.job.vm.name for load in VmBackup.longest_first(loads)]
-
-    def test_the_longest_by_its_last_duration(self):
-        self.assertEqual(['b', 'c', 'a'], self.begun([
-            self.load('a', 9, 10), self.load('b', 1, 30), self.load('c', 5, 20)]))
-
-    def test_the_largest_where_no_duration_is_known(self):
-        self.assertEqual(['b', 'c', 'a', 'd'], self.begun([
-            self.load('a', 1), self.load('b', 9), self.load('c', 5), self.load('d', 1)]))
-
-    def test_a_size_stands_for_the_time_that_others_took_for_theirs(self):
-        self.assertEqual(['a', 'new', 'b'], self.begun([
-            self.load('b', 10, 10), self.load('new', 14), self.load('a', 10, 30)]))
-
-    def test_none_and_nothing_known(self):
-        self.assertEqual([], self.begun([]))
-        self.assertEqual(['a', 'b'], self.begun([self.load('a'), self.load('b')]))
+    def test_the_longest_begins_first_as_far_as_durations_and_sizes_tell(self):
+        for what, begun, *loads in (
+                ('by the last duration', 'bca', ('a', 9, 10), ('b', 1, 30), ('c', 5, 20)),
+                ('by size where no duration is known', 'bcad', ('a', 1), ('b', 9), ('c', 5),
+                 ('d', 1)),
+                ('a size stands for the time that others took for theirs', 'anb', ('b', 10, 10),
+                 ('n', 14), ('a', 10, 30)),
+                ('none', ''), ('nothing known', 'ab', ('a',), ('b',))):
+            with self.subTest(what):
+                found = VmBackup.longest_first([self.load(*words) for words in loads])
+                self.assertEqual(list(begun), [load.job.vm.name for load in found])
 
     def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
         waiting = [self.load('a', srs='x'), self.load('b', srs='xy'), self.load('c', srs='y')]

@@ -181,29 +181,28 @@ class Order(StoreCase):
         self.assertEqual((keep, 1), (len(now), len(now - before)), now)
         return sorted(now & before)
 
-    def test_numbers_decide_where_the_names_go_backwards(self):
-        for number in (1, 2, 3):
-            self.made('db', DAY % (4 - number), number)
-        self.assertEqual([DAY % 1], self.rotated(2))
-        self.assertEqual(4, max(self.numbers('db').values()))
-
-    def test_numbers_decide_where_the_times_go_backwards(self):
-        for number in (1, 2, 3):
-            self.made('db', DAY % number, number, '20%d-01-01T00:00:00+00:00' % (40 - number))
-        self.assertEqual([DAY % 2, DAY % 3], self.rotated(3))
-
-    def test_the_repeated_hour_at_the_end_of_summer_time_is_in_order(self):
-        self.made('db', 'backup-2019-10-27-(02:50:00)', 1, '2019-10-27T02:50:00+02:00')
-        self.made('db', 'backup-2019-10-27-(02:10:00)', 2, '2019-10-27T02:10:00+01:00')
-        self.assertEqual(['backup-2019-10-27-(02:10:00)'], self.rotated(2))
-
-    def test_backups_of_3_25_stand_among_ours_by_their_names(self):
-        for year, number in ((2018, 0), (2019, 1), (2020, 0), (2021, 2)):
-            self.made('db', 'backup-%d-06-01-(00:00:00)' % year, number,
-                      '%d-06-01T00:00:00+00:00' % year)
-        self.assertEqual([0, 1, 0, 2], [each.number for each in self.history('db').good()])
-        self.assertEqual(['backup-2020-06-01-(00:00:00)', 'backup-2021-06-01-(00:00:00)'],
-                         self.rotated(3))
+    def test_numbers_decide_and_names_where_there_are_none(self):
+        year = 'backup-%d-06-01-(00:00:00)'
+        for what, backups, keep, kept in (
+                ('names go backwards', [(DAY % 3, 1), (DAY % 2, 2), (DAY % 1, 3)], 2, [DAY % 1]),
+                ('times go backwards', [
+                    (DAY % number, number, '20%d-01-01T00:00:00+00:00' % (40 - number))
+                    for number in (1, 2, 3)], 3, [DAY % 2, DAY % 3]),
+                ('the repeated hour at the end of summer time', [
+                    ('backup-2019-10-27-(02:50:00)', 1, '2019-10-27T02:50:00+02:00'),
+                    ('backup-2019-10-27-(02:10:00)', 2, '2019-10-27T02:10:00+01:00')], 2,
+                 ['backup-2019-10-27-(02:10:00)']),
+                ('those of 3.25 stand among ours', [
+                    (year % 2018, 0), (year % 2019, 1, '2019-06-01T00:00:00+00:00'),
+                    (year % 2020, 0), (year % 2021, 2, '2021-06-01T00:00:00+00:00')], 3,
+                 [year % 2020, year % 2021])):
+            with self.subTest(what):
+                for backup in backups:
+                    self.made('db', *backup)
+                self.assertEqual([backup[1] for backup in backups],
+                                 [each.number for each in self.history('db').good()])
+                self.assertEqual(kept, self.rotated(keep))
+                shutil.rmtree(os.path.join(self.backups, 'db'))
 
     def test_a_backup_with_a_spoilt_manifest_counts_as_one_of_3_25(self):
         manifest = os.path.join(self.made('db', DAY % 1), 'backup.json')
