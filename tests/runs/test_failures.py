@@ -9,15 +9,15 @@ from tests.tools.support import PoolCase
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
 BEGUN = 150000                     # bytes of web's archive or image: in mid-export
-# xe's vm-export is called for the metadata first, so the export itself is its second call
-STEPS = {
-    'vm-export': [('vm-snapshot', 1, 'SNAPSHOT-FAIL'),
-                  ('template-param-set', 1, 'TEMPLATE-PARAM-SET-FAIL'),
-                  ('vm-export', 2, 'VM-EXPORT-FAIL')],
-    'vdi-export': [('vdi-snapshot', 1, 'VDI-SNAPSHOT-FAIL'),
-                   ('vdi-param-set', 1, 'VDI-PARAM-SET-FAIL'),
-                   ('vdi-export', 1, 'VDI-EXPORT-FAIL')],
-}
+# (verb, its nth call, token): in the run below xe's vm-export is called for the metadata of db and
+# of web first, so the export itself is its third call
+STEPS = ({'vm-export': ('vm-snapshot', 1, 'SNAPSHOT-FAIL'),
+          'vdi-export': ('vdi-snapshot', 1, 'VDI-SNAPSHOT-FAIL')},
+         {'vm-export': ('template-param-set', 1, 'TEMPLATE-PARAM-SET-FAIL'),
+          'vdi-export': ('vdi-param-set', 1, 'VDI-PARAM-SET-FAIL')},
+         {'vm-export': ('vm-export', 3, 'VM-EXPORT-FAIL'),
+          'vdi-export': ('vdi-export', 1, 'VDI-EXPORT-FAIL')})
+SNAPSHOT, _, EXPORT = range(len(STEPS))
 DISCARD = {'vm-export': 'vm-uninstall', 'vdi-export': 'vdi-destroy'}
 
 
@@ -27,7 +27,8 @@ class FailureCase(PoolCase):
     pool_description = {'vms': [
         {'name': 'web', 'power_state': 'Running', 'disks': [
             {'size': '256 KiB', 'fill': 1}, '64 KiB']},
-        {'name': 'db', 'disks': ['128 KiB', {'size': '64 KiB', 'fill': 0}], 'ran': True}]}
+        {'name': 'db', 'disks': [{'size': '256 KiB', 'fill': 1}, '64 KiB'], 'ran': True},
+        {'name': 'third', 'disks': ['64 KiB']}]}
 
     def setUp(self):
         super().setUp()
@@ -37,73 +38,63 @@ class FailureCase(PoolCase):
 class FailingSteps(FailureCase):
     """Each of the four xe commands of each method fails: nothing is left, the others go on."""
 
-    def fail_step(self, method, verb, nth, token, **fault):
-        """Make one command of web's backup fail; check token, exit status and the other VM."""
-        self.fault(verb, nth=nth, **fault)
-        done = self.ends(2, method + '=web', method + '=db')
-        self.assertEqual(['vmbackup.py,begin', method + ',begin,web',
-                          '%s,end,%s web' % (method, token), method + ',begin,db',
-                          method + ',end,SUCCESS db,elapse:0 size:0G',
-                          'vmbackup.py,end,ERROR,S:1 W:0 E:1'], self.status())
+    def fail_step(self, step, stdout=(), **fault):
+        """Make a step of each method fail, web's and db's; check tokens, exit status and the third
+        VM. stdout: what the steps print, by method."""
+        tokens = {}
+        for method, (verb, nth, tokens[method]) in STEPS[step].items():
+            self.fault(verb, nth=nth, **dict(fault, **{'stdout': stdout[method]} if stdout else {}))
+        done = self.ends(2, 'vdi-export=db', 'vm-export=web', 'vm-export=third')
+        self.assertEqual(['vmbackup.py,begin', 'vdi-export,begin,db',
+                          'vdi-export,end,%s db' % tokens['vdi-export'], 'vm-export,begin,web',
+                          'vm-export,end,%s web' % tokens['vm-export'], 'vm-export,begin,third',
+                          'vm-export,end,SUCCESS third,elapse:0 size:0G',
+                          'vmbackup.py,end,ERROR,S:1 W:0 E:2'], self.status())
         self.assert_clean()
-        self.assertFalse(any(name.startswith('success') for path in self.dated('web')
-                             for name in os.listdir(path)))
-        self.assertTrue(os.path.exists(self.newest('db', 'success')))
+        self.assertEqual(['third/DATED/success'],
+                         [path for path in self.tree() if '/success' in path])
         return done
 
-    def fail_steps(self, number, **fault):
-        """Make a step of each method fail, all of them if no number is given: what the runs
-        did."""
-        for method, steps in STEPS.items():
-            for verb, nth, token in steps if number is None else steps[number:number + 1]:
-                with self.subTest(verb, **fault):
-                    self.setUp()
-                    yield self.fail_step(method, verb, nth, token, **fault)
-
     def test_a_refused_step_has_its_token_and_leaves_nothing(self):
-        for done in self.fail_steps(None, **REFUSED):
-            self.assertIn('Error code: SR_BACKEND_FAILURE_46', done.lines)
-            self.assertIn('The VDI is not available', done.output)
+        for step in range(len(STEPS)):
+            with self.subTest(STEPS[step]):
+                self.setUp()
+                done = self.fail_step(step, **REFUSED)
+                self.assertEqual(2, done.lines.count('Error code: SR_BACKEND_FAILURE_46'))
+                self.assertIn('The VDI is not available', done.output)
 
     def test_a_step_that_dies_half_way_has_its_token_and_leaves_nothing(self):
-        list(self.fail_steps(None, do='die', after=BEGUN))
+        for step in range(len(STEPS)):
+            with self.subTest(STEPS[step]):
+                self.setUp()
+                self.fail_step(step, do='die', after=BEGUN)
 
     def test_a_snapshot_command_that_prints_rubbish_fails_the_vm(self):
         for words in ('', 'rubbish\n', '00000000-0000-0000-0000-000000000000\n'):
-            list(self.fail_steps(0, do='print', stdout=words, exit=0))
+            with self.subTest(words):
+                self.setUp()
+                self.fail_step(SNAPSHOT, dict.fromkeys(DISCARD, words), do='print')
 
     def test_the_uuid_of_a_real_vm_or_disk_in_place_of_a_snapshots_destroys_nothing(self):
-        for method in STEPS:
-            with self.subTest(method):
-                self.setUp()
-                table, verb = (('VM', 'vm-snapshot') if method == 'vm-export' else
-                               ('VDI', 'vdi-snapshot'))
-                uuid = next(record['uuid'] for record in self.sim.pool.tables[table].values()
-                            if record['name_label'].startswith('db'))
-                self.fail_step(method, verb, 1, STEPS[method][0][2], do='print',
-                               stdout=uuid + '\n', exit=0)
+        self.fail_step(SNAPSHOT, {'vm-export': self.uuid_of('third') + '\n',
+                                  'vdi-export': self.disk_of('third', '0') + '\n'}, do='print')
 
     def test_the_uuid_of_an_older_snapshot_in_place_of_a_new_one_destroys_nothing(self):
-        for method, words in (('vm-export', ('vm-snapshot', 'vm=web', 'new-name-label=mine')),
-                              ('vdi-export', ('vdi-snapshot', 'uuid=%s'))):
-            with self.subTest(method):
-                self.setUp()
-                uuid = self.xe(*[word.replace('%s', self.disk_of('web', '0'))
-                                 for word in words]).strip()
-                self.before = self.contents()
-                self.fail_step(method, words[0], 1, STEPS[method][0][2], do='print',
-                               stdout=uuid + '\n', exit=0)
+        older = {'vm-export': self.xe('vm-snapshot', 'vm=web', 'new-name-label=mine'),
+                 'vdi-export': self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0'))}
+        self.before = self.contents()
+        self.sim.pool.journal.clear()
+        self.fail_step(SNAPSHOT, older, do='print')
 
     def test_a_storage_error_in_mid_export_fails_the_vm_and_leaves_no_partial_file(self):
-        for _ in self.fail_steps(2, after=BEGUN, **REFUSED):
-            self.assertEqual([], [path for path in self.tree()
-                                  if path.startswith('web/') and 'DATED/web.' in path])
+        self.fail_step(EXPORT, after=BEGUN, **REFUSED)
+        self.assertEqual([], [path for path in self.tree() if '/DATED/web.' in path or
+                              '/DATED/db.' in path])
 
     def test_an_export_that_says_nothing_or_writes_nothing_fails(self):
-        for step, words in (('vm-export', ''), ('vm-export', 'Export succeeded\n'),
-                            ('vdi-export', '')):
+        for words in ('', 'Export succeeded\n'):
             self.setUp()
-            self.fail_step(step, *STEPS[step][2], do='print', stdout=words, exit=0)
+            self.fail_step(EXPORT, {'vm-export': words, 'vdi-export': ''}, do='print')
 
     def test_a_refused_removal_of_the_snapshot_is_tried_again_and_a_warning(self):
         for method, verb in DISCARD.items():
@@ -119,7 +110,7 @@ class FailingSteps(FailureCase):
         done = self.vmbackup('password', self.config('vdi-export=db'),
                              VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"'))
         self.assert_ends(2, done)
-        self.assertIn('the image has 65536 bytes, the disk 131072', done.output)
+        self.assertIn('the image has 65536 bytes, the disk 262144', done.output)
         self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
 
     def test_a_removal_that_was_done_but_not_confirmed_is_recognised(self):
