@@ -50,7 +50,7 @@ DEFECTS = (
         test_runs.Markers.test_the_limit_can_be_set'''),
     (9, 'a failed export left its snapshot', '''
         test_failures.FailingSteps.test_a_refused_step_has_its_token_and_leaves_nothing
-        test_failures.FailingSteps.test_a_storage_error_in_mid_export_fails_the_vm
+        test_failures.FailingSteps.test_a_storage_error_in_mid_export_fails_the_vm_and_leaves_no_partial_file
         test_leftovers.Records.test_an_unlabelled_disk_snapshot_of_that_moment_is_ours'''),
     (10, 'a killed run left its snapshot, several left all but one', '''
         test_defects_of_325.InThePool.test_of_several_leftovers_all_are_removed_not_only_the_last
@@ -89,7 +89,7 @@ DEFECTS = (
         test_login.PasswordFiles.
             test_only_its_owner_can_read_it_whatever_the_umask_and_whatever_was_there
         test_login.Members.test_the_password_never_goes_to_another_machine_in_the_clear
-        test_login.Passwords.test_no_child_and_no_log_ever_sees_the_password
+        test_secrets.Children.test_no_child_has_a_password_in_its_command_line_or_environment
         test_login.Addresses.test_a_pool_that_is_down_is_one_clear_line'''),
     (21, 'an exclude with a dot left other VMs without backups, unseen', '''
         test_defects_of_325.Reports.test_all_that_an_exclude_with_a_dot_catches_is_shown

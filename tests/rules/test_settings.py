@@ -1,16 +1,11 @@
-"""Settings: config files, command lines, texts, and the surroundings of a run."""
+"""Settings: config files, command lines, and texts."""
 
 import os
-import select
-import shutil
-import subprocess
-import sys
-import time
 import unittest
 
 import VmBackup
-from tests import ROOT, SCRIPT
-from tests.tools.support import LIMIT, PoolCase
+from tests import ROOT
+from tests.tools.support import PoolCase
 
 # Each key: its default, {text: meaning} of what is taken, and what is not.
 KEYS = {
@@ -355,136 +350,6 @@ class CommandLines(PoolCase):
             self.assertEqual((2, ['ERROR config-file or vm-selector is empty (see VmBackup.py '
                                   'help)']), (done.status, done.lines))
         self.assertEqual([], self.sim.calls())
-
-
-class Surroundings(PoolCase):
-    """Directories, outputs, umasks: what is around a run."""
-
-    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
-
-    def environ(self, **more):
-        """Outputs are buffered by Python, unless a test says otherwise."""
-        environ = super().environ(**more)
-        if 'PYTHONUNBUFFERED' not in more:
-            environ.pop('PYTHONUNBUFFERED', None)
-        return environ
-
-    def shell(self, line, *arguments, **environ):
-        """Run VmBackup.py as "$@" of a shell's line."""
-        return self.finish(subprocess.Popen(
-            ['sh', '-c', line, 'sh', sys.executable, SCRIPT] + list(arguments),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=self.directory, env=self.environ(**environ)))
-
-    def assert_backed_up(self, done, status=0):
-        """The run ended so, and there is a complete backup of db, told in the status log."""
-        self.assertEqual(status, done.status, done.output)
-        self.assertIn('db/DATED/success', self.tree())
-        if status == 0:
-            self.assertEqual('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status()[-1])
-
-    def test_the_status_logs_directories_are_made(self):
-        self.status_log = os.path.join(self.directory, 'new', 'é', 'status.log')
-        self.assert_backed_up(self.back_up('vm-export=db'))
-
-    def test_a_status_log_that_cannot_be_written_is_one_warning(self):
-        with open(os.path.join(self.directory, 'file'), 'w', encoding='ascii'):
-            pass
-        for path, reason in ((os.path.join(self.directory, 'file', 'status.log'), 'directory'),
-                             (self.directory, 'Is a directory'), ('/dev/full', 'No space left')):
-            with self.subTest(path):
-                done = self.back_up('vm-export=db', status_log=path)
-                self.assert_backed_up(done, 1)
-                warning, = [line for line in done.lines if 'status_log' in line and
-                            'WARNING' in line]
-                self.assertIn('***WARNING - cannot write status_log %s: ' % path, warning)
-                self.assertIn('VmBackup ended - **WARNING(s)** - S:1 W:0 E:0', done.lines)
-
-    def test_an_output_that_is_closed_full_or_read_by_nobody_stops_nothing(self):
-        config = self.config('vm-export=db')
-        for line in ('"$@" >&-', '"$@" >/dev/full', '"$@" >&- 2>&- <&-',
-                     '"$@" >/dev/full 2>/dev/full'):
-            with self.subTest(line):
-                done = self.shell(line, 'password', config)
-                self.assert_backed_up(done)
-                self.assertEqual('', done.output)
-                shutil.rmtree(os.path.join(self.backups, 'db'))
-        reading, writing = os.pipe()
-        os.close(reading)
-        child = subprocess.Popen([sys.executable, SCRIPT, 'password', config], stdout=writing,
-                                 stdin=subprocess.DEVNULL, env=self.environ())
-        os.close(writing)
-        self.assertEqual(0, child.wait(timeout=LIMIT))
-        self.assertIn('db/DATED/success', self.tree())
-
-    def test_the_texts_too(self):
-        for environ in ({}, dict(PYTHONUNBUFFERED='1')):
-            self.assertEqual(0, self.shell('"$@" >&-', 'help', **environ).status)
-            self.assertEqual(2, self.shell('"$@" >/dev/full', **environ).status)
-
-    def test_each_line_is_written_when_it_is_said(self):
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
-        child = self.start('password', self.config('vm-export=db'))
-        limit = time.monotonic() + LIMIT
-        while [call.name for call in self.sim.calls('xe')].count('vm-export') < 2:
-            self.assertLess(time.monotonic(), limit)
-            time.sleep(0.01)
-        said = b''
-        if select.select([child.stdout], [], [], 0)[0]:
-            said = os.read(child.stdout.fileno(), 1 << 16)
-        child.terminate()
-        self.assertEqual(143, self.finish(child).status)
-        self.assertIn(b'3.cmd: ', said.splitlines()[-1])
-
-    def test_any_current_directory_will_do_even_one_that_is_gone(self):
-        config = self.config('vm-export=db')
-        for line in ('cd / && "$@"', 'mkdir x && cd x && rmdir ../x && "$@"'):
-            self.assert_backed_up(self.shell(line, 'password', config))
-
-    def test_any_place_of_the_script_will_do(self):
-        place = os.path.join(self.directory, 'a b é', '%s {x}')
-        os.makedirs(place)
-        for name in ('VmBackup.py', 'XenAPI.py'):
-            shutil.copy(os.path.join(ROOT, name), place)
-        config = self.config('vm-export=db')
-        for locale in ('C', 'C.UTF-8'):
-            done = self.shell('shift; shift; "$0" "$PLACE/VmBackup.py" "$@"'.replace(
-                '$0', sys.executable), 'password', config, PLACE=place, LC_ALL=locale)
-            self.assert_backed_up(done)
-            done = self.shell('"%s" "$PLACE/VmBackup.py" help' % sys.executable, PLACE=place,
-                              LC_ALL=locale)
-            self.assertEqual(0, done.status, done.output)
-            self.assertIn(place, done.output)
-
-    def test_it_can_be_started_by_itself(self):
-        python = os.path.join(self.directory, 'bin')
-        os.mkdir(python)
-        os.symlink(sys.executable, os.path.join(python, 'python3'))
-        done = self.shell('shift; "$@"', 'help', PATH=python + os.pathsep + os.environ['PATH'])
-        self.assertEqual(0, done.status, done.output)
-
-    def test_exports_are_for_their_owner_only_whatever_the_umask(self):
-        for umask in ('000', '077'):
-            done = self.shell('umask %s; "$@"' % umask, 'password',
-                              self.config('vm-export=db', pool_db_backup=1))
-            self.assert_backed_up(done)
-            path = os.path.join(self.dated('db')[-1], 'db.xva')
-            self.assertEqual(0o600, os.stat(path).st_mode & 0o777)
-            dumps = os.path.join(self.backups, 'METADATA_' + os.uname().nodename)
-            for name in os.listdir(dumps):
-                self.assertEqual(0o600, os.stat(os.path.join(dumps, name)).st_mode & 0o777)
-
-    def test_an_unusual_environment_changes_nothing(self):
-        config = self.config('vm-export=db')
-        done = self.shell('env -i "VMBACKUP_XE=$VMBACKUP_XE" '
-                          '"VMBACKUP_XAPI_URL=$VMBACKUP_XAPI_URL" PATH=/usr/bin:/bin "$@"',
-                          'password', config)
-        self.assert_backed_up(done)
-        for environ in (dict(PYTHONIOENCODING='ascii'), dict(PYTHONUNBUFFERED='1'),
-                        dict(PYTHONOPTIMIZE='2'), dict(LC_ALL='xx_XX.nonsense'), dict(TZ='rubbish'),
-                        dict(http_proxy='http://127.0.0.1:1', https_proxy='http://127.0.0.1:1')):
-            with self.subTest(environ):
-                self.assert_backed_up(self.vmbackup('password', config, **environ))
 
 
 if __name__ == '__main__':

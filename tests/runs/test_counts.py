@@ -8,11 +8,13 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import PoolCase
+from tests.tools.support import SMALL, PoolCase
 
 
 class Processes(PoolCase):
     """What is started."""
+
+    pool_description = SMALL
 
     def started(self, *lines):
         """The programs that a run starts, in this process so that they can be seen."""
@@ -40,6 +42,8 @@ class Processes(PoolCase):
 class Tables(PoolCase):
     """What is kept of the pool."""
 
+    pool_description = SMALL
+
     def test_only_fields_in_use_are_kept_and_no_vm_at_all(self):
         with unittest.mock.patch.dict(os.environ, self.environ()):
             with VmBackup.Pool.connect('password', VmBackup.Console(None),
@@ -61,7 +65,7 @@ class Tables(PoolCase):
                 self.assertLessEqual(set(record), kept, name)
 
     def test_a_table_is_read_once(self):
-        self.assertEqual(0, self.back_up('vm-export=.*', parallel=2).status)
+        self.ends(0, 'vm-export=.*', parallel=2)
         names = [call.name for call in self.sim.calls('xapi')]
         whole = [name for name in names if name.endswith('.get_all_records')]
         self.assertEqual(sorted(set(whole)), sorted(whole))

@@ -6,42 +6,29 @@ import io
 import os
 import pty
 import re
-import signal
-import sys
 import threading
 import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import PoolCase
+from tests.tools.support import SMALL, PoolCase
 
 NAMES = ('one', 'two', 'three', 'four')
 PREFIX = re.compile(r'\[([^]]*)\] ')
 # An xe that notes when it begins and ends in a file, a line each. An export into a file first
 # waits until as many as are wanted have begun, at most half a minute, then fails.
-NOTING_XE = '''#!{python}
-import os, subprocess, sys, time
-notes, wanted = {notes!r}, {wanted!r}
-words = dict(word.partition('=')[::2] for word in sys.argv[2:])
-verb = sys.argv[1] if words.get('filename', 'x') else 'metadata'
-def note(moment):
-    with open(notes, 'a') as stream:
-        stream.write('%s %s %s\\n' % (moment, verb, os.path.basename(words.get('filename', ''))))
-def begun():
-    with open(notes) as stream:
-        return sum(line.startswith('begin ' + verb + ' ') for line in stream)
-note('begin')
-if verb in ('vm-export', 'vdi-export'):
-    end = time.monotonic() + 30
-    while begun() < wanted:
-        if time.monotonic() > end:
-            sys.exit('no other export began')
-        time.sleep(0.01)
-elif verb.endswith('snapshot'):
-    time.sleep(0.05)
-status = subprocess.call([{xe!r}] + sys.argv[1:])
-note('end')
-sys.exit(status)
+NOTING_XE = '''verb=$1 file= tries=0
+for word; do case $word in filename=) verb=metadata;; filename=*) file=${word##*/};; esac; done
+echo "begin $verb $file" >>%(notes)s
+case $verb in
+v*-export) until [ $(grep -c "^begin $verb " %(notes)s) -ge %(wanted)d ]; do
+    tries=$((tries + 1)); [ $tries -lt 1000 ] || exit 9; sleep 0.03; done;;
+*snapshot) sleep 0.05;;
+esac
+%(xe)s "$@"
+status=$?
+echo "end $verb $file" >>%(notes)s
+exit $status
 '''
 
 
@@ -50,18 +37,14 @@ class ParallelCase(PoolCase):
 
     pool_description = {
         'srs': [{'name': 'a'}, {'name': 'b'}],
-        'vms': [{'name': name, 'ran': True, 'disks': [{'size': '1 MiB', 'sr': sr}]}
+        'vms': [{'name': name, 'ran': True, 'disks': [{'size': '64 KiB', 'sr': sr}]}
                 for name, sr in zip(NAMES, 'aabb')]}
 
     def noting_xe(self, wanted=1):
         """Its path; an export waits for so many to have begun."""
-        self.notes = os.path.join(self.directory, 'notes')
-        path = os.path.join(self.directory, 'noting-xe')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write(NOTING_XE.format(python=sys.executable, notes=self.notes, wanted=wanted,
-                                          xe=self.sim.xe))
-        os.chmod(path, 0o755)
-        return path
+        self.notes = self.at('notes')
+        return self.program('noting-xe', NOTING_XE % dict(notes=self.notes, wanted=wanted,
+                                                          xe=self.sim.xe))
 
     def noted(self):
         """The notes: (moment, verb, file)."""
@@ -77,54 +60,44 @@ class ParallelCase(PoolCase):
                 most = max(most, now)
         return most
 
-    def side_by_side(self, *lines, wanted=1, **keys):
-        """A run of all four VMs, unless the lines say others."""
-        return self.vmbackup('password', self.config(
-            *(lines or ['vm-export=' + name for name in NAMES]), **dict({'parallel': 4}, **keys)),
-                             VMBACKUP_XE=self.noting_xe(wanted))
+    def side_by_side(self, *lines, status=0, wanted=1, **keys):
+        """A run of all four VMs, unless the lines say others; it ends so."""
+        return self.assert_ends(status, self.vmbackup('password', self.config(
+            *(lines or ['vm-export=.*']), **dict({'parallel': 4}, **keys)),
+            VMBACKUP_XE=self.noting_xe(wanted)))
 
 
 class AtOnce(ParallelCase):
     """What runs at once, and what does not."""
 
-    def test_as_many_exports_run_at_once_as_are_wanted(self):
-        done = self.side_by_side(wanted=4)
-        self.assertEqual(0, done.status, done.output)
-        self.assertIn('VmBackup ended - Success - S:4 W:0 E:0', done.lines)
-        self.assertEqual(4, self.most('vm-export'))
+    def test_as_many_exports_run_at_once_as_are_wanted_and_snapshots_never(self):
+        for method in ('vdi', 'vm'):
+            done = self.side_by_side(method + '-export=.*', wanted=4)
+            self.assertIn('VmBackup ended - Success - S:4 W:0 E:0', done.lines)
+            self.assertEqual(4, self.most(method + '-export'))
+        self.assertEqual(1, self.most('vm-snapshot', 'vdi-snapshot'))
 
     def test_no_more_than_that(self):
-        done = self.side_by_side(wanted=2, parallel=2)
-        self.assertEqual(0, done.status, done.output)
+        self.side_by_side(wanted=2, parallel=2)
         self.assertEqual(2, self.most('vm-export'))
 
     def test_one_at_a_time_unless_asked(self):
         done = self.side_by_side(parallel=1)
-        self.assertEqual(0, done.status, done.output)
         self.assertEqual(1, self.most('vm-export'))
         self.assertFalse([line for line in done.lines if PREFIX.match(line)])
 
     def test_the_command_line_may_ask(self):
         config = self.config('vm-export=.*')
-        done = self.vmbackup('password', config, 'parallel=4', 'parallel_per_sr=2',
-                             VMBACKUP_XE=self.noting_xe(4))
-        self.assertEqual(0, done.status, done.output)
+        done = self.assert_ends(0, self.vmbackup(
+            'password', config, 'parallel=4', 'parallel_per_sr=2', VMBACKUP_XE=self.noting_xe(4)))
         self.assertIn('  parallel          = 4', done.lines)
         for word, reason in (('parallel=0', 'out of range'), ('parallel_per_sr=x', 'out of range')):
-            done = self.vmbackup('password', config, word)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.vmbackup('password', config, word))
             self.assertIn('ERROR: config {} {} -> {} (command line)'.format(
                 word.split('=')[0], reason, word.split('=')[1]), done.lines)
 
-    def test_snapshots_are_taken_one_after_another(self):
-        for lines in ((), ['vdi-export=' + name for name in NAMES]):
-            done = self.side_by_side(*lines, wanted=4)
-            self.assertEqual(0, done.status, done.output)
-        self.assertEqual(1, self.most('vm-snapshot', 'vdi-snapshot'))
-
     def test_an_sr_is_read_by_no_more_than_are_allowed(self):
-        done = self.side_by_side(wanted=2, parallel_per_sr=1)
-        self.assertEqual(0, done.status, done.output)
+        self.side_by_side(wanted=2, parallel_per_sr=1)
         self.assertEqual(2, self.most('vm-export'))
         self.assertEqual([1, 1], [self.most('vm-export', of=NAMES[:2]),
                                   self.most('vm-export', of=NAMES[2:])])
@@ -133,7 +106,7 @@ class AtOnce(ParallelCase):
         counts = []
         for parallel in (1, 4):
             before = len(self.sim.calls('xapi'))
-            self.assertEqual(0, self.side_by_side(parallel=parallel).status)
+            self.ends(0, 'vm-export=.*', parallel=parallel)
             counts.append(len(self.sim.calls('xapi')) - before)
         self.assertLessEqual(counts[1] - counts[0], 1)      # the SRs
 
@@ -142,9 +115,7 @@ class Told(ParallelCase):
     """Log, status log, exit status."""
 
     def test_each_line_of_a_vm_has_its_name_and_they_are_those_of_a_run_for_it_alone(self):
-        alone = {}
-        for name in NAMES:
-            alone[name] = self.blank(self.side_by_side('vm-export=' + name, parallel=1), name)
+        alone = self.side_by_side(parallel=1)
         together = self.side_by_side(wanted=4)
         found = collections.defaultdict(list)
         for line in together.lines:
@@ -152,26 +123,21 @@ class Told(ParallelCase):
             if match:
                 found[match.group(1)].append(line[match.end():])
         for name in NAMES:
-            self.assertEqual(alone[name], self.blank(together, name, found[name]), name)
+            first, last = (next(number for number, line in enumerate(alone.lines)
+                                if line.startswith(words % name))
+                           for words in ('*** vm-export begin %s', 'VmBackup vm-export %s - '))
+            self.assertEqual(self.blank(alone.lines[first:last + 1]), self.blank(found[name]), name)
 
-    def blank(self, done, name, lines=None):
-        """The lines of one VM, what differs each time blanked."""
-        self.assertEqual(0, done.status, done.output)
-        if lines is None:
-            first = done.lines.index('*** vm-export begin %s max_backups:4' % name) if (
-                '*** vm-export begin %s max_backups:4' % name) in done.lines else next(
-                    number for number, line in enumerate(done.lines)
-                    if line.startswith('*** vm-export begin ' + name))
-            lines = done.lines[first:]
-            last = next(number for number, line in enumerate(lines)
-                        if line.startswith('VmBackup vm-export %s - ' % name))
-            lines = lines[:last + 1]
-        text = re.sub(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|OpaqueRef:[0-9a-f-]+|'
-                      r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)|\(\d+ s\)', '#', '\n'.join(lines))
-        return text.split('\n')
+    @staticmethod
+    def blank(lines):
+        """Lines, what differs each time blanked."""
+        return [re.sub(
+            r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|OpaqueRef:[0-9a-f-]+|'
+            r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)|\(\d+ s\)', '#', line)
+                for line in lines]
 
     def test_the_status_log_has_a_begin_and_an_end_of_each_vm_between_those_of_the_run(self):
-        self.assertEqual(0, self.side_by_side(wanted=4).status)
+        self.ends(0, 'vm-export=.*', parallel=4)
         lines = self.status()
         self.assertEqual(('vmbackup.py,begin', 'vmbackup.py,end,SUCCESS,S:4 W:0 E:0'),
                          (lines[0], lines[-1]))
@@ -182,25 +148,28 @@ class Told(ParallelCase):
         self.assertEqual(10, len(lines))
 
     def test_a_failure_of_one_does_not_stop_the_others(self):
-        self.sim.pool.faults.add('vm-snapshot', 'refuse', nth=2, error=['SR_FULL'])
-        done = self.side_by_side()
-        self.assertEqual(2, done.status, done.output)
+        self.fault('vm-snapshot', 'refuse', nth=2, error=['SR_FULL'])
+        done = self.ends(2, 'vm-export=.*', parallel=4)
         self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:3 W:0 E:1', done.lines)
-        self.assertEqual(3, sum(bool(os.listdir(self.dated(name)[0])) and os.path.exists(
-            os.path.join(self.dated(name)[0], 'success')) for name in NAMES))
+        self.assertEqual(3, sum(os.path.exists(self.newest(name, 'success')) for name in NAMES))
+
+    def run_here(self):
+        """(exit status, output) of a run in this process, where parts of it can be broken."""
+        stream = io.BytesIO()
+        with unittest.mock.patch.dict(os.environ, self.environ()):
+            status = VmBackup.command(
+                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
+                VmBackup.Console(stream), VmBackup.Signals())
+        return status, stream.getvalue().decode('utf-8')
 
     def test_a_bug_in_one_does_not_stop_the_others(self):
         def broken(run, job, *rest):
             if job.vm.name == 'two':
                 raise KeyError('x', 'y')
             return real(run, job, *rest)
-        real, stream = VmBackup.BackupRun.back_up, io.BytesIO()
-        with unittest.mock.patch.object(VmBackup.BackupRun, 'back_up', broken), (
-                unittest.mock.patch.dict(os.environ, self.environ())):
-            status = VmBackup.command(
-                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
-                VmBackup.Console(stream), VmBackup.Signals())
-        text = stream.getvalue().decode('utf-8')
+        real = VmBackup.BackupRun.back_up
+        with unittest.mock.patch.object(VmBackup.BackupRun, 'back_up', broken):
+            status, text = self.run_here()
         self.assertEqual(2, status, text)
         self.assertIn("[two] ERROR vm-export INTERNAL-ERROR two: a bug in VmBackup.py: "
                       "KeyError('x', 'y')", text)
@@ -211,7 +180,7 @@ class Told(ParallelCase):
             if job.vm.name == 'two':
                 raise ValueError('x', 'y')
             return real(log, job)
-        real, stream = VmBackup.StatusLog.vm_begin, io.BytesIO()
+        real = VmBackup.StatusLog.vm_begin
         start, started = threading.Thread.start, []
 
         def scarce(thread):
@@ -222,12 +191,8 @@ class Told(ParallelCase):
                     raise RuntimeError("can't start new thread")
             start(thread)
         with unittest.mock.patch.object(VmBackup.StatusLog, 'vm_begin', broken), (
-                unittest.mock.patch.object(threading.Thread, 'start', scarce)), (
-                unittest.mock.patch.dict(os.environ, self.environ())):
-            status = VmBackup.command(
-                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
-                VmBackup.Console(stream), VmBackup.Signals())
-        text = stream.getvalue().decode('utf-8')
+                unittest.mock.patch.object(threading.Thread, 'start', scarce)):
+            status, text = self.run_here()
         self.assertEqual((2, 4), (status, len(started)), text)
         self.assertIn("a bug in VmBackup.py, please report it: ValueError('x', 'y')", text)
         self.assertIn('S:3 W:0 E:1', text)
@@ -235,11 +200,9 @@ class Told(ParallelCase):
 
     def test_a_signal_ends_all_exports_and_begins_no_more(self):
         child = self.start('password', self.config(
-            *['vm-export=' + name for name in NAMES], parallel=3), VMBACKUP_XE=self.noting_xe(99))
+            'vm-export=.*', parallel=3), VMBACKUP_XE=self.noting_xe(99))
         self.wait_for(lambda: os.path.exists(self.notes) and self.most('vm-export') == 3)
-        child.send_signal(signal.SIGTERM)
-        done = self.finish(child)
-        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
+        self.signalled(child)
         ended = [line for line in self.status() if ',end,INTERRUPTED' in line]
         self.assertEqual(3, len(ended), self.status())
         self.assertEqual('vmbackup.py,end,ERROR,S:0 W:0 E:3', self.status()[-1])
@@ -254,25 +217,17 @@ class Order(ParallelCase):
         return VmBackup.Load(VmBackup.Job(
             'vm-export', VmBackup.Vm(name, name, name, {}), 1, name), frozenset(srs), size, seconds)
 
-    def begun(self, loads):
-        """Their names in the order in which they begin."""
-        return [load.job.vm.name for load in VmBackup.longest_first(loads)]
-
-    def test_the_longest_by_its_last_duration(self):
-        self.assertEqual(['b', 'c', 'a'], self.begun([
-            self.load('a', 9, 10), self.load('b', 1, 30), self.load('c', 5, 20)]))
-
-    def test_the_largest_where_no_duration_is_known(self):
-        self.assertEqual(['b', 'c', 'a', 'd'], self.begun([
-            self.load('a', 1), self.load('b', 9), self.load('c', 5), self.load('d', 1)]))
-
-    def test_a_size_stands_for_the_time_that_others_took_for_theirs(self):
-        self.assertEqual(['a', 'new', 'b'], self.begun([
-            self.load('b', 10, 10), self.load('new', 14), self.load('a', 10, 30)]))
-
-    def test_none_and_nothing_known(self):
-        self.assertEqual([], self.begun([]))
-        self.assertEqual(['a', 'b'], self.begun([self.load('a'), self.load('b')]))
+    def test_the_longest_begins_first_as_far_as_durations_and_sizes_tell(self):
+        for what, begun, *loads in (
+                ('by the last duration', 'bca', ('a', 9, 10), ('b', 1, 30), ('c', 5, 20)),
+                ('by size where no duration is known', 'bcad', ('a', 1), ('b', 9), ('c', 5),
+                 ('d', 1)),
+                ('a size stands for the time that others took for theirs', 'anb', ('b', 10, 10),
+                 ('n', 14), ('a', 10, 30)),
+                ('none', ''), ('nothing known', 'ab', ('a',), ('b',))):
+            with self.subTest(what):
+                found = VmBackup.longest_first([self.load(*words) for words in loads])
+                self.assertEqual(list(begun), [load.job.vm.name for load in found])
 
     def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
         waiting = [self.load('a', srs='x'), self.load('b', srs='xy'), self.load('c', srs='y')]
@@ -289,8 +244,7 @@ class Order(ParallelCase):
                 stream.write('{"schema": 1, "number": 1, "method": "vm-export", '
                              '"started": "2026-01-01T00:00:00+00:00", '
                              '"finished": "2026-01-01T00:%d:00+00:00"}' % minutes)
-        done = self.side_by_side(parallel=2)
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, 'vm-export=.*', parallel=2)
         begun = [line.split(',')[-1] for line in self.status() if ',begin,' in line]
         self.assertEqual(['two', 'four'], sorted(begun[:2], key='two four'.index))
         self.assertEqual('three', begun[2])
@@ -330,10 +284,10 @@ class Gentle(ParallelCase):
     """What dom0 does for its VMs comes first."""
 
     def test_what_a_run_starts_lets_others_go_first(self):
-        place = os.path.join(self.directory, 'priorities')
+        place = self.at('priorities')
         xe = self.xe_that('{ ps -o ni= -p $$; ionice -p $$; } >%s' % place)
-        done = self.vmbackup('password', self.config('vm-export=one'), VMBACKUP_XE=xe)
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=one'),
+                                          VMBACKUP_XE=xe))
         with open(place, encoding='utf-8') as stream:
             nice, disks = stream.read().split('\n')[:2]
         self.assertGreaterEqual(int(nice), min(19, os.nice(0) + 10))
@@ -366,6 +320,8 @@ def screen(data):
 
 class Live(PoolCase):
     """Progress on a terminal and in a log."""
+
+    pool_description = SMALL
 
     def test_a_line_for_each_vm_that_runs_below_the_log_and_nothing_in_the_end(self):
         stream = Terminal()
@@ -425,11 +381,12 @@ class Live(PoolCase):
             self.assertRegex(line, r'^\S+ - \[(.)\] \1 \d+ \1{200}\n$')
 
     def test_an_export_is_seen_on_a_terminal_and_leaves_no_trace_there(self):
-        self.assertEqual(0, self.back_up('vm-export=web').status)      # its size is known then
-        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=1 << 19)
+        self.ends(0, 'vm-export=web')                          # its size is known then
+        self.fault('vm-export', 'slow', nth=2, rate=40000)
         main, terminal = pty.openpty()
         pieces = []
-        child = self.start_with(['password', self.config('vm-export=web')], stdout=terminal)
+        child = self.start_with(['password', self.config('vm-export=web', stall_timeout=0.04)],
+                                stdout=terminal)
         os.close(terminal)
         with contextlib.suppress(OSError):             # the end of a terminal
             while True:
@@ -441,10 +398,9 @@ class Live(PoolCase):
         self.assertFalse([line for line in screen(text) if 'exported' in line], screen(text))
 
     def test_a_log_gets_a_line_now_and_then_of_an_export_that_takes_long(self):
-        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=1 << 19)
-        self.script = self.changed_script(TELL_EVERY=0.3, LOOK_EVERY=0.1)
-        done = self.vmbackup('password', self.config('vm-export=web'))
-        self.assertEqual(0, done.status, done.output)
+        self.fault('vm-export', 'slow', nth=2, rate=60000)
+        self.script = self.changed_script(TELL_EVERY=0.2, LOOK_EVERY=0.05)
+        done = self.ends(0, 'vm-export=web')
         told = [line for line in done.lines if line.startswith('exported ')]
         self.assertGreater(len(told), 2, done.output)
         self.assertNotIn('\r', done.output)

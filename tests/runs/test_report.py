@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import signal
 import stat
 import unittest
 import unittest.mock
 
 import VmBackup
 from tests import DATA
-from tests.tools.support import PoolCase
+from tests.tools.support import HOST, SMALL, PoolCase
 from tests.papers.test_readme import code, section, table
 
 try:
@@ -18,7 +17,6 @@ try:
 except ImportError:
     jsonschema = None
 
-HOST = os.uname().nodename
 TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d\Z')
 
 
@@ -31,12 +29,11 @@ def schema():
 class ReportCase(PoolCase):
     """A test whose runs write a report, and a pool of two small VMs."""
 
-    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
-                                {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
+    pool_description = SMALL
 
     def setUp(self):
         super().setUp()
-        self.path = os.path.join(self.directory, 'made', 'for it', 'report.json')
+        self.path = self.at('made', 'for it', 'report.json')
 
     def reporting(self, *lines, **keys):
         """The path of a config with a report; of db, unless lines say otherwise."""
@@ -49,11 +46,7 @@ class ReportCase(PoolCase):
 
     def hook(self, text):
         """The path of a hook with this text in sh."""
-        path = os.path.join(self.directory, 'hook')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n' + text)
-        os.chmod(path, 0o755)
-        return path
+        return self.program('hook', text)
 
     def report(self, done):
         """The report of a run that has just ended. It fits the schema, where that can be asked,
@@ -110,7 +103,7 @@ class Reports(ReportCase):
         for _ in range(2):
             self.sim.pool.add_vm(name_label='twin')
         self.before = self.contents()
-        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'], nth=2)
+        self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'], nth=2)
         done = self.run_reporting('vm-export=db', 'vm-export=web', 'vm-export=gone',
                                   'vm-export=twin')
         found = self.report(done)
@@ -129,7 +122,7 @@ class Reports(ReportCase):
         self.assertEqual([], found['errors'])
 
     def test_warnings_are_told_of_vm_and_run(self):
-        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
         done = self.run_reporting('vm-export=db', 'vm-export=nothing.*')
         found = self.report(done)
         self.assertEqual(('WARNING', 1), (found['status'], found['exit_status']))
@@ -167,23 +160,21 @@ class Reports(ReportCase):
                     found['status'], found['vms'], found['pool']))
 
     def test_a_pool_database_that_is_not_dumped_is_an_error_of_the_run(self):
-        self.sim.pool.faults.add('pool-dump-database', 'refuse', error=['INTERNAL_ERROR', 'x'])
+        self.fault('pool-dump-database', 'refuse', error=['INTERNAL_ERROR', 'x'])
         found = self.report(self.run_reporting('vm-export=db', 'pool_db_backup=1'))
         self.assertEqual((1, 1), (found['counts']['successes'], found['counts']['errors']))
         self.assertIn('pool database not backed up', found['errors'][0])
 
     def test_a_run_that_a_signal_ends(self):
-        self.sim.pool.faults.add('vm-export', 'slow', nth=2, rate=5000)
-        child = self.start('password', self.reporting('vm-export=db', 'vm-export=web'))
-        self.wait_for(lambda: self.verbs().count('vm-export') >= 2)
-        child.send_signal(signal.SIGTERM)
-        found = self.report(self.finish(child))
+        self.fault('vm-export', 'stall', nth=2)
+        child = self.start_until('vm-export', 2, 'password',
+                                 self.reporting('vm-export=db', 'vm-export=web'))
+        found = self.report(self.signalled(child))
         self.assertEqual(('ERROR', 143, 15, ['ended by signal 15']), (
             found['status'], found['exit_status'], found['signal'], found['errors']))
         vm, = found['vms']
         self.assertEqual(('db', 'INTERRUPTED', 'ended by a signal'),
                          (vm['name'], vm['status'], vm['error']))
-        self.wait_for(lambda: not self.contents()['task'])
 
     def test_a_hook_that_fails_is_told(self):
         found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-start ]\n')))
@@ -193,13 +184,13 @@ class Reports(ReportCase):
         self.assertEqual('WARNING', found['status'])
 
     def test_names_of_any_kind_are_in_it_whole_under_any_locale(self):
-        names = ['a\nb', '"\\', 'Ünï 名前', '</script>', 'x/../y']
+        names = ['a\nb"\\', 'Ünï 名前', '</script>x/../y']
         self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in names]}
-        for locale in ('C', 'C.UTF-8'):
-            with self.subTest(locale):
+        for environ in ({'LC_ALL': 'C'}, {}):
+            with self.subTest(environ):
                 self.setUp()
-                done = self.vmbackup('password', self.reporting('vm-export=.*'), LC_ALL=locale)
-                self.assertEqual(0, done.status, done.output)
+                self.assert_ends(0, self.vmbackup('password', self.reporting('vm-export=.*'),
+                                                  **environ))
                 with open(self.path, encoding='ascii') as stream:
                     vms = json.load(stream)['vms']
                 self.assertEqual(sorted(names), sorted(vm['name'] for vm in vms))
@@ -264,17 +255,13 @@ class Places(ReportCase):
         self.assertEqual(self.dated('db')[-1], first['vms'][0]['path'])
 
     def test_a_bad_place_is_one_warning_and_spoils_no_backup(self):
-        file = os.path.join(self.directory, 'file')
-        fifo = os.path.join(self.directory, 'fifo')
-        link = os.path.join(self.directory, 'link')
-        with open(file, 'w', encoding='utf-8'):
-            os.mkfifo(fifo)
+        file, fifo, link = self.put_file('file'), self.at('fifo'), self.at('link')
+        os.mkfifo(fifo)
         os.symlink(file, link)
         for path in (self.backups, file + '/report.json', fifo, link, '/dev/null',
                      '/proc/report.json'):
             with self.subTest(path):
-                done = self.run_reporting(report_file=path)
-                self.assertEqual(1, done.status, done.output)
+                done = self.assert_ends(1, self.run_reporting(report_file=path))
                 self.assertEqual('vmbackup.py,end,WARNING,S:1 W:0 E:0', self.status()[-1])
                 self.assertEqual(1, len([line for line in done.lines if line.startswith(
                     '***WARNING - cannot write report_file ' + path)]), done.output)
@@ -283,16 +270,11 @@ class Places(ReportCase):
         self.assertTrue(os.path.islink(link))
 
     def test_a_place_that_hangs_is_given_up(self):
-        script = os.path.join(self.directory, 'hanging.py')
-        with open(script, 'w', encoding='utf-8') as stream:
-            stream.write('import sys, time\nsys.path.insert(0, %r)\nimport VmBackup\n'
-                         'VmBackup.SHARE_TIMEOUT = 1\n'
-                         'VmBackup.Report.put = lambda self, document: time.sleep(300)\n'
-                         'sys.exit(VmBackup.main(sys.argv))\n' % os.path.dirname(VmBackup.__file__))
-        self.script = script
-        done = self.run_reporting()
-        self.assertEqual(1, done.status, done.output)
-        self.assertIn('the file system does not answer within 1 seconds', done.output)
+        self.script = self.changed_script(SHARE_TIMEOUT=0.3)
+        self.prelude = ('import time, VmBackup\n'
+                        'VmBackup.Report.put = lambda self, document: time.sleep(300)\n')
+        done = self.assert_ends(1, self.run_reporting())
+        self.assertIn('the file system does not answer within 0.3 seconds', done.output)
 
     def test_what_cannot_be_written_leaves_the_last_one_as_it_was(self):
         self.run_reporting()

@@ -8,37 +8,33 @@ import xml.etree.ElementTree
 
 import VmBackup
 from tests.simpool import archive
-from tests.tools.support import PoolCase
+from tests.tools.support import HOST, PoolCase
 
 
-class ANight(PoolCase):
+class RunCase(PoolCase):
+    """A test with a pool of two small VMs."""
+
+    pool_description = {'vms': [
+        {'name': 'web', 'power_state': 'Running', 'disks': ['64 KiB', '128 KiB']},
+        {'name': 'db', 'disks': ['128 KiB', {'size': '64 KiB', 'fill': 0}], 'ran': True}]}
+
+
+class ANight(RunCase):
     """What a run with both methods does."""
 
     def test_vm_export_writes_an_archive_with_the_bytes_of_the_disks(self):
-        done = self.back_up('vm-export=web')
-        self.assertEqual(0, done.status, done.output)
-        path = os.path.join(self.dated('web')[0], 'web.xva')
-        with open(path, 'rb') as stream:
+        self.ends(0, 'vm-export=web')
+        with open(self.newest('web', 'web.xva'), 'rb') as stream:
             found = sorted(image.sha256() for image in archive.read_xva(stream).disks.values())
-        pool = self.sim.pool
-        disks = [vdi for vdi, record in pool.tables['VDI'].items()
-                 if record['name_label'].startswith('web')]
-        self.assertEqual(sorted(pool.content[vdi].sha256() for vdi in disks), found)
-        self.assertEqual(2, len(found))
+        self.assertEqual(sorted(self.digest('web', device) for device in '01'), found)
 
     def test_vdi_export_writes_the_boot_disk_only(self):
-        done = self.back_up('vdi-export=db')
-        self.assertEqual(0, done.status, done.output)
-        with open(os.path.join(self.dated('db')[0], 'db.raw'), 'rb') as stream:
-            digest = hashlib.sha256(stream.read()).hexdigest()
-        pool = self.sim.pool
-        wanted = [pool.content[record['VDI']].sha256() for record in pool.tables['VBD'].values()
-                  if pool.tables['VM'][record['VM']]['name_label'] == 'db' and
-                  record['userdevice'] == '0']
-        self.assertEqual(wanted, [digest])
+        self.ends(0, 'vdi-export=db')
+        with open(self.newest('db', 'db.raw'), 'rb') as stream:
+            self.assertEqual(self.digest('db'), hashlib.sha256(stream.read()).hexdigest())
 
     def test_the_directory_holds_what_3_25_wrote(self):
-        self.assertEqual(0, self.back_up('vm-export=web', 'vdi-export=db').status)
+        self.ends(0, 'vm-export=web', 'vdi-export=db')
         common = ['', '/DATED', '/DATED/DISK-xvda', '/DATED/DISK-xvda/vbd.cfg',
                   '/DATED/DISK-xvda/vdi.cfg', '/DATED/DISK-xvdb', '/DATED/DISK-xvdb/vbd.cfg',
                   '/DATED/DISK-xvdb/vdi.cfg', '/DATED/VIFs', '/DATED/VIFs/vif-0.cfg',
@@ -71,21 +67,15 @@ class ANight(PoolCase):
     def test_the_archive_restores_as_a_vm_with_the_same_disks(self):
         self.leaves_things_behind = True
         self.back_up('vm-export=web')
-        path = os.path.join(self.dated('web')[0], 'web.xva')
-        uuid = self.xe('vm-import', 'filename=' + path).strip()
+        uuid = self.xe('vm-import', 'filename=' + self.newest('web', 'web.xva')).strip()
         pool = self.sim.pool
-        vm = pool.ref_of('VM', uuid)
-        self.assertFalse(pool.tables['VM'][vm]['is_a_template'])
-        self.assertFalse(pool.tables['VM'][vm]['is_a_snapshot'])
+        vm = pool.tables['VM'][pool.ref_of('VM', uuid)]
+        self.assertEqual((False, False), (vm['is_a_template'], vm['is_a_snapshot']))
         restored = sorted(pool.content[pool.tables['VBD'][vbd]['VDI']].sha256()
-                          for vbd in pool.tables['VM'][vm]['VBDs'])
-        original = sorted(pool.content[vdi].sha256() for vdi in self.before['VDI']
-                          if self.before['VDI'][vdi].startswith('web'))
+                          for vbd in vm['VBDs'])
+        original = sorted(pool.content[vdi].sha256() for vdi, name in self.before['VDI'].items()
+                          if name.startswith('web'))
         self.assertEqual(original, restored)
-
-    def test_sessions_end_with_the_run(self):
-        self.back_up('vm-export=web')
-        self.assertEqual({}, self.sim.pool.tables['session'])
 
     def test_compression_names_the_file_and_is_asked_of_xe(self):
         for word, extension, parameter, magic in (
@@ -93,9 +83,9 @@ class ANight(PoolCase):
                 ('zstd', '.xva.zst', 'zstd', b'\x28\xb5\x2f\xfd'), ('none', '.xva', None, b'ova'),
                 ('FALSE', '.xva', None, b'ova')):
             with self.subTest(word):
-                done = self.vmbackup('password', self.config('vm-export=db'), 'Compress=' + word)
-                self.assertEqual(0, done.status, done.output)
-                with open(os.path.join(self.dated('db')[-1], 'db' + extension), 'rb') as stream:
+                self.assert_ends(0, self.vmbackup('password', self.config('vm-export=db'),
+                                                  'Compress=' + word))
+                with open(self.newest('db', 'db' + extension), 'rb') as stream:
                     self.assertEqual(magic, stream.read(len(magic)))
                 exports = [call for call in self.xe_calls()
                            if call[0] == 'vm-export' and 'metadata' not in call[1]]
@@ -109,14 +99,13 @@ class ANight(PoolCase):
         self.assertIn('db/DATED/db.xva', self.tree())
 
     def test_vhd_is_written_as_vhd(self):
-        self.assertEqual(0, self.back_up('vdi-export=db', vdi_export_format='vhd').status)
-        with open(os.path.join(self.dated('db')[0], 'db.vhd'), 'rb') as stream:
+        self.ends(0, 'vdi-export=db', vdi_export_format='vhd')
+        with open(self.newest('db', 'db.vhd'), 'rb') as stream:
             image = archive.read_vhd(stream)
-        self.assertEqual(2 << 20, image.virtual_size)
+        self.assertEqual(128 << 10, image.virtual_size)
 
     def test_relative_paths_are_taken_from_the_current_directory(self):
-        self.assertEqual(0, self.back_up('vm-export=db', backup_dir='BACKUPS',
-                                         status_log='logs/status.log').status)
+        self.ends(0, 'vm-export=db', backup_dir='BACKUPS', status_log='logs/status.log')
         self.assertIn('db/DATED/success', self.tree())
         self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
 
@@ -132,13 +121,14 @@ class ANight(PoolCase):
         self.assertFalse(os.path.exists(self.status_log))
 
 
-class Rotation(PoolCase):
+class Rotation(RunCase):
     """How many backups stay."""
 
-    def test_the_oldest_goes_when_a_new_one_is_complete(self):
-        for _ in range(4):
-            self.assertEqual(0, self.back_up('vm-export=db', max_backups=2).status)
-        self.assertEqual(2, len(self.dated('db')))
+    def test_backups_are_numbered_and_the_oldest_goes_when_a_new_one_is_complete(self):
+        for number in (1, 2, 3):
+            self.ends(0, 'vm-export=db', max_backups=2)
+            self.assertEqual(number, self.manifest('db')['number'])
+            self.assertEqual(min(number, 2), len(self.dated('db')))
 
     def test_two_backups_of_one_second_get_directories_of_their_own(self):
         history = VmBackup.BackupStore(self.backups, 'b-%Y%m%d%H%M%S').history('db')
@@ -150,7 +140,7 @@ class Rotation(PoolCase):
         for number, marker in enumerate(('success', 'success_compress', 'success_restore',
                                          'success_compressing')):
             self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % (number + 1), marker)
-        self.assertEqual(0, self.back_up('vm-export=db:2').status)
+        self.ends(0, 'vm-export=db:2')
         self.assertEqual(['backup-2019-01-04-(00:00:00)'],
                          [os.path.basename(path) for path in self.dated('db')][:-1])
 
@@ -161,10 +151,9 @@ class Rotation(PoolCase):
             self.old_backup('db', name, 'success')
         target = self.old_backup('elsewhere', 'precious', 'success')
         os.symlink(target, os.path.join(self.backups, 'db', 'backup-2018-01-01-(00:00:00)'))
-        with open(os.path.join(self.backups, 'db', 'notes.txt'), 'w', encoding='utf-8'):
-            pass
+        self.put_file('BACKUPS/db/notes.txt')
         for _ in range(2):
-            self.assertEqual(0, self.back_up('vm-export=db:1').status)
+            self.ends(0, 'vm-export=db:1')
         names = os.listdir(os.path.join(self.backups, 'db'))
         self.assertEqual(set(kept) | {'notes.txt', 'backup-2018-01-01-(00:00:00)'},
                          set(names) - {os.path.basename(path) for path in self.dated('db')
@@ -184,89 +173,81 @@ class Rotation(PoolCase):
         for day in (1, 2):
             self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'db.xva')
         kept = self.old_backup('db', 'backup-2019-01-03-(00:00:00)', 'success')
-        self.assertEqual(0, self.back_up('vm-export=db:2').status)
+        self.ends(0, 'vm-export=db:2')
         self.assertEqual(kept, self.dated('db')[0])
         self.assertEqual(2, len(self.dated('db')))
 
     def test_failed_backups_never_push_out_good_ones(self):
         good = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success')
         for _ in range(3):
-            self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
-            self.assertEqual(2, self.back_up('vm-export=db:1').status)
+            self.fault('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
+            self.ends(2, 'vm-export=db:1')
         self.assertTrue(os.path.exists(good))
 
     def test_another_name_pattern_and_the_default_one_are_both_known(self):
         self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success')
         pattern = 'backup-%Y-%m-%d-%H%M%S'
         for _ in range(2):
-            self.assertEqual(0, self.back_up('vm-export=db:2', backup_dir_pattern=pattern).status)
+            self.ends(0, 'vm-export=db:2', backup_dir_pattern=pattern)
         for path in self.dated('db'):
             self.assertRegex(os.path.basename(path), r'^backup-\d{4}-\d\d-\d\d-\d{6}$')
         self.assertEqual(2, len(self.dated('db')))
 
     def test_a_name_pattern_of_any_alphabet_works_under_any_locale(self):
         pattern = 'sauvegardé-%Y%m%d%H%M%S'
-        for _ in range(2):
-            done = self.vmbackup('password', self.config('vm-export=db:1',
-                                                         backup_dir_pattern=pattern), LC_ALL='C')
-            self.assertEqual(0, done.status, done.output)
+        for environ in ({'LC_ALL': 'C'}, {}):
+            self.assert_ends(0, self.vmbackup('password', self.config(
+                'vm-export=db:1', backup_dir_pattern=pattern), **environ))
         name, = os.listdir(os.fsencode(os.path.join(self.backups, 'db')))
         self.assertRegex(name.decode('utf-8'), r'^sauvegardé-\d{14}$')
 
     def test_half_a_deleted_backup_is_none(self):
         old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'success_compress')
         os.rename(old, os.path.join(os.path.dirname(old), '.deleting-' + os.path.basename(old)))
-        self.assertEqual(0, self.back_up('vm-export=db').status)
+        self.ends(0, 'vm-export=db')
         self.assertEqual(1, len(self.dated('db')))
 
     def test_the_new_backup_stays_when_older_ones_carry_later_dates(self):
         for year in (2098, 2099):
             self.old_backup('db', 'backup-%d-01-01-(00:00:00)' % year, 'success')
-        self.assertEqual(0, self.back_up('vm-export=db:1').status)
+        self.ends(0, 'vm-export=db:1')
         self.assertEqual(1, len(self.dated('db')))
         self.assertTrue(os.path.exists(os.path.join(self.dated('db')[0], 'db.xva')))
 
     def test_pre_clean_deletes_before_the_export_but_after_the_snapshot(self):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2, 3)]
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
-        self.assertEqual(2, self.back_up('vm-export=db:3', pre_clean=True).status)
+        self.fault('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
+        self.ends(2, 'vm-export=db:3', pre_clean=True)
         self.assertEqual([False, True, True], [os.path.exists(path) for path in old])
 
     def test_pre_clean_deletes_nothing_when_the_snapshot_fails(self):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2, 3)]
-        self.sim.pool.faults.add('vm-snapshot', 'refuse',
-                                 error=['SR_BACKEND_FAILURE_44', '', '', ''])
-        self.assertEqual(2, self.back_up('vm-export=db:1', pre_clean=True).status)
+        self.fault('vm-snapshot', 'refuse',
+                   error=['SR_BACKEND_FAILURE_44', '', '', ''])
+        self.ends(2, 'vm-export=db:1', pre_clean=True)
         self.assertEqual([True] * 3, [os.path.exists(path) for path in old])
 
     def test_pre_clean_never_deletes_the_last_good_backup(self):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2)]
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
         done = self.vmbackup('password', self.config('vm-export=db:1'), 'PRE_CLEAN=True')
         self.assertEqual(2, done.status)
         self.assertEqual([False, True], [os.path.exists(path) for path in old])
 
 
-class Markers(PoolCase):
+class Markers(RunCase):
     """The file that makes a directory count."""
 
     def marker_of(self, gib, **keys):
         """The marker of a vdi-export whose file is of that size, sparse."""
-        wrapper = os.path.join(self.directory, 'xe')
-        with open(wrapper, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n[ "$1" = vdi-export ] || exec %s "$@"\n'
-                         'for word; do case $word in filename=*) '
-                         'exec truncate -s %dG "${word#filename=}";; esac; done\n'
-                         % (self.sim.xe, gib))
-        os.chmod(wrapper, 0o755)
-        done = self.vmbackup('password', self.config(
-            'vdi-export=db', vdi_export_format='vhd', verify='no', **keys), VMBACKUP_XE=wrapper)
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.config(
+            'vdi-export=db', vdi_export_format='vhd', verify='no', **keys),
+            VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s %dG "$1"' % gib)))
         self.assertIn('vdi-export,end,SUCCESS db,elapse:0 size:%dG' % gib, self.status())
-        return [name for name in os.listdir(self.dated('db')[-1]) if name.startswith('success')]
+        return [name for name in os.listdir(self.newest('db')) if name.startswith('success')]
 
     def test_more_than_60_gib_are_marked_success_compress(self):
         self.assertEqual(['success'], self.marker_of(60))
@@ -277,26 +258,26 @@ class Markers(PoolCase):
         self.assertEqual(['success'], self.marker_of(61, large_backup=100))
 
 
-class Calls(PoolCase):
+class Calls(RunCase):
     """What a run asks of the pool."""
 
     def test_the_number_of_calls_does_not_grow_with_disks_and_interfaces(self):
         counts = []
         for number in (1, 12):
             self.pool_description = {'networks': ['net'], 'vms': [
-                {'name': 'web', 'disks': ['1 MiB'] * number, 'networks': ['net'] * number}]}
+                {'name': 'web', 'disks': ['64 KiB'] * number, 'networks': ['net'] * number}]}
             self.use_pool()
-            self.assertEqual(0, self.back_up('vm-export=web').status)
+            self.ends(0, 'vm-export=web')
             counts.append(len(self.sim.calls('xapi')))
         self.assertEqual(counts[0], counts[1])
 
     def test_a_vm_costs_at_most_four_calls_and_five_commands(self):
         counts = []
         for number in (1, 4):
-            self.pool_description = {'vms': [{'name': 'vm{n}', 'disks': ['1 MiB'],
+            self.pool_description = {'vms': [{'name': 'vm{n}', 'disks': ['64 KiB'],
                                               'count': number}]}
             self.use_pool()
-            self.assertEqual(0, self.back_up('vm-export=.*').status)
+            self.ends(0, 'vm-export=.*')
             counts.append((len(self.sim.calls('xapi')), len(self.sim.calls('xe'))))
         self.assertEqual((12, 15), tuple(b - a for a, b in zip(*counts)))
 
@@ -306,18 +287,17 @@ class Metadata(PoolCase):
 
     pool_description = {'vms': [
         {'name': 'dépôt', 'description': 'größer\nals gedacht', 'power_state': 'Running',
-         'disks': [{'size': '1 MiB', 'name': 'système', 'description': 'disk of "dépôt"'}],
+         'disks': [{'size': '64 KiB', 'name': 'système', 'description': 'disk of "dépôt"'}],
          'cd': None}]}
 
     def read(self, *parts):
         """A file of the newest backup."""
-        with open(os.path.join(self.dated('dépôt')[-1], *parts), encoding='utf-8') as stream:
+        with open(self.newest('dépôt', *parts), encoding='utf-8') as stream:
             return stream.read()
 
     def test_cfg_files_have_the_keys_of_3_25_in_utf_8_under_any_locale(self):
-        for locale in ('C', 'POSIX', 'C.UTF-8'):
-            done = self.vmbackup('password', self.config('vm-export=.*'), LC_ALL=locale)
-            self.assertEqual(0, done.status, done.output)
+        for environ in ({'LC_ALL': 'C'}, {}):
+            self.assert_ends(0, self.vmbackup('password', self.config('vm-export=.*'), **environ))
             self.assertEqual(
                 ['name_label=dépôt', 'name_description=größer\\nals gedacht',
                  'memory_dynamic_max=268435456', 'VCPUs_max=1', 'VCPUs_at_startup=1'],
@@ -328,7 +308,7 @@ class Metadata(PoolCase):
                 ['userdevice=0', 'bootable=True', 'mode=RW', 'type=Disk', 'unpluggable=True',
                  'empty=False'], self.read('DISK-xvda', 'vbd.cfg').splitlines()[:6])
             self.assertEqual(
-                ['name_label=système', 'name_description=disk of "dépôt"', 'virtual_size=1048576',
+                ['name_label=système', 'name_description=disk of "dépôt"', 'virtual_size=65536',
                  'type=user', 'sharable=False', 'read_only=False'],
                 self.read('DISK-xvda', 'vdi.cfg').splitlines()[:6])
             vif = self.read('VIFs', 'vif-0.cfg').splitlines()
@@ -337,7 +317,7 @@ class Metadata(PoolCase):
             self.assertIn('other_config={}', vif)
 
     def test_vm_metadata_is_indented_xml_of_this_vm(self):
-        self.assertEqual(0, self.back_up('vm-export=.*').status)
+        self.ends(0, 'vm-export=.*')
         text = self.read('vm-metadata.xml')
         root = xml.etree.ElementTree.fromstring(text)
         self.assertIn('dépôt', [element.text for element in root.iter('value')])
@@ -345,49 +325,44 @@ class Metadata(PoolCase):
         self.assertIn('\n  <struct>\n    <member>', text)
 
     def test_a_failing_metadata_export_is_a_warning_and_the_backup_stands(self):
-        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'Not_found'])
-        done = self.back_up('vm-export=.*')
-        self.assertEqual(1, done.status, done.output)
+        self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'Not_found'])
+        self.ends(1, 'vm-export=.*')
         self.assertIn('vm-export,end,WARNING dépôt,elapse:0 size:0G', self.status())
-        self.assertFalse(os.path.exists(os.path.join(self.dated('dépôt')[0], 'vm-metadata.xml')))
-        self.assertTrue(os.path.exists(os.path.join(self.dated('dépôt')[0], 'success')))
+        self.assertFalse(os.path.exists(self.newest('dépôt', 'vm-metadata.xml')))
+        self.assertTrue(os.path.exists(self.newest('dépôt', 'success')))
 
     def test_a_metadata_export_that_is_cut_off_or_empty_is_noticed(self):
-        self.sim.pool.faults.add('vm-export', 'print', stdout='', exit=0)
-        self.assertEqual(1, self.back_up('vm-export=.*').status)
-        self.sim.pool.faults.add('vm-export', 'print', stdout='ova.xml\0rubbish', exit=0)
-        self.assertEqual(1, self.back_up('vm-export=.*').status)
+        self.fault('vm-export', 'print', stdout='', exit=0)
+        self.ends(1, 'vm-export=.*')
+        self.fault('vm-export', 'print', stdout='ova.xml\0rubbish', exit=0)
+        self.ends(1, 'vm-export=.*')
 
 
-class PoolDatabase(PoolCase):
+class PoolDatabase(RunCase):
     """pool_db_backup=1."""
 
     def dumps(self):
         """The dumps, oldest first."""
-        directory = os.path.join(self.backups, 'METADATA_' + os.uname().nodename)
+        directory = os.path.join(self.backups, 'METADATA_' + HOST)
         return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
 
     def test_a_dump_is_made_for_its_owner_only(self):
-        done = self.back_up('vm-export=db', pool_db_backup=1)
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, 'vm-export=db', pool_db_backup=1)
         self.assertEqual(1, len(self.dumps()))
         self.assertRegex(os.path.basename(self.dumps()[0]), r'^pool_db_\d{8}-\d{6}\.dump$')
         self.assertEqual(0o600, os.stat(self.dumps()[0]).st_mode & 0o777)
 
     def test_a_failing_dump_is_an_error_and_the_vms_are_backed_up(self):
-        self.sim.pool.faults.add('pool-dump-database', 'refuse', error=['INTERNAL_ERROR', 'full'])
-        done = self.back_up('vm-export=db', pool_db_backup=1)
-        self.assertEqual(2, done.status)
+        self.fault('pool-dump-database', 'refuse', error=['INTERNAL_ERROR', 'full'])
+        self.ends(2, 'vm-export=db', pool_db_backup=1)
         self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
 
     def test_dumps_are_all_kept_unless_a_number_is_given(self):
-        for _ in range(3):
+        for _ in range(2):
             self.back_up('vm-export=db', pool_db_backup=1)
-        self.assertEqual(3, len(self.dumps()))
+        self.assertEqual(2, len(self.dumps()))
         newest = self.dumps()[-1]
-        foreign = os.path.join(os.path.dirname(newest), 'pool_db_keep.dump')
-        with open(foreign, 'w', encoding='utf-8'):
-            pass
+        foreign = self.put_file(os.path.join(os.path.dirname(newest), 'pool_db_keep.dump'))
         self.back_up('vm-export=db', pool_db_backup=1, pool_db_max_backups=2)
         self.assertIn(newest, self.dumps())
         self.assertEqual(2, len(self.dumps()) - 1)
@@ -397,8 +372,7 @@ class PoolDatabase(PoolCase):
         self.back_up('vm-export=db', pool_db_backup=1)
         old = os.path.join(os.path.dirname(self.dumps()[0]), 'pool_db_20190101-000000.dump')
         os.mkdir(old)                          # not even root can unlink a directory
-        done = self.back_up('vm-export=db', pool_db_backup=1, pool_db_max_backups=2)
-        self.assertEqual(1, done.status, done.output)
+        done = self.ends(1, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=2)
         self.assertIn('***WARNING - cannot delete old dumps', done.output)
         self.assertEqual(3, len(self.dumps()))
         self.assertIn('vmbackup.py,end,WARNING,S:1 W:0 E:0', self.status())
@@ -406,7 +380,7 @@ class PoolDatabase(PoolCase):
     def test_no_dump_is_deleted_through_a_link(self):
         elsewhere = os.path.join(self.directory, 'elsewhere')
         os.mkdir(elsewhere)
-        os.symlink(elsewhere, os.path.join(self.backups, 'METADATA_' + os.uname().nodename))
+        os.symlink(elsewhere, os.path.join(self.backups, 'METADATA_' + HOST))
         for status in (0, 1):
             done = self.back_up('vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
             self.assertEqual(status, done.status, done.output)
@@ -416,16 +390,14 @@ class PoolDatabase(PoolCase):
         self.back_up('vm-export=db', pool_db_backup=1)
         partial = os.path.join(os.path.dirname(self.dumps()[0]),
                                'pool_db_20190101-000000.dump.partial')
-        with open(partial, 'w', encoding='utf-8'):
-            pass
+        self.put_file(partial)
         self.back_up('vm-export=db', pool_db_backup=1)
         self.assertFalse(os.path.exists(partial))
         self.assertEqual(2, len(self.dumps()))
 
     def test_a_slave_makes_no_dump(self):
         self.use_pool(role='slave')
-        done = self.back_up('vm-export=db', pool_db_backup=1)
-        self.assertEqual(0, done.status, done.output)
+        done = self.ends(0, 'vm-export=db', pool_db_backup=1)
         self.assertNotIn('pool-dump-database', [verb for verb, _ in self.xe_calls()])
         self.assertIn('NOTE not the pool master: no backup of the pool database here', done.lines)
 

@@ -7,13 +7,12 @@ is left, every word that is said, also when something breaks.
 
 import base64
 import os
-import signal
+import shutil
 import stat
-import time
 import unittest
 
 from tests.tools.smtp_sink import SmtpSink
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import LIMIT, SMALL, PoolCase
 
 ROOTS, MAILS = 'R00t-pa$s wörd', 'Ma1l:s3cret'
 UMASKS = (0o000, 0o022, 0o027, 0o077)
@@ -22,23 +21,18 @@ UMASKS = (0o000, 0o022, 0o027, 0o077)
 class SecretCase(PoolCase):
     """A test whose passwords can be told from everything else."""
 
-    pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB'], 'ran': True},
-                                {'name': 'web', 'disks': ['64 KiB'], 'ran': True}]}
+    pool_description = SMALL
 
     def use_pool(self, **options):
         """A pool with a password of its own."""
         super().use_pool(**options)
         self.sim.pool.password = ROOTS
 
-    def path(self, *parts):
-        """A path in this test's directory."""
-        return os.path.join(self.directory, *parts)
-
     def password_file(self, password, name):
         """A password file as the program makes it."""
         done = self.vmbackup(password, 'create-password-file=' + name)
         self.assertEqual(0, done.status, done.output)
-        return self.path(name)
+        return self.at(name)
 
     def secrets(self):
         """The bytes that must be nowhere."""
@@ -73,54 +67,36 @@ class SecretCase(PoolCase):
 
 
 class Children(SecretCase):
-    """What /proc shows to every user of the host."""
+    """What the system shows to every user of the host."""
 
-    def watched(self, *arguments):
-        """Run VmBackup.py, looking at its children all the time: (what it did, {pid: bytes})."""
-        child, seen, end = self.start(*arguments), {}, time.monotonic() + LIMIT
-        mark = b'VMBACKUP_XE=' + os.fsencode(self.sim.xe)
-        while child.poll() is None:
-            self.assertLess(time.monotonic(), end)
-            for pid in filter(str.isdigit, os.listdir('/proc')):
-                if int(pid) in (os.getpid(), child.pid):
-                    continue
-                environ, words = self.proc(pid, 'environ'), self.proc(pid, 'cmdline')
-                if words == self.proc(str(child.pid), 'cmdline'):
-                    continue                           # our twin, about to become xe
-                if mark in environ.split(b'\0') and words:
-                    seen[pid] = seen.get(pid, b'') + words + b'\n' + environ + b'\n'
-        return self.finish(child), seen
+    def watched(self):
+        """A PATH on which no program is but some that note what /proc shows of them."""
+        os.mkdir(self.at('tools'))
+        for name in ('xe', 'df', 'ionice', 'gzip', 'zstd'):
+            real = self.sim.xe if name == 'xe' else shutil.which(name)
+            if real:
+                self.program('tools/' + name, '{ %s /proc/$$/cmdline /proc/$$/environ; echo; } '
+                             '>>%s\nexec %s "$@"\n' % (shutil.which('cat'), self.at('seen'), real))
+        return self.at('tools')
 
-    @staticmethod
-    def proc(pid, name):
-        """The bytes of /proc/PID/NAME; none where the process is gone."""
-        try:
-            with open(os.path.join('/proc', pid, name), 'rb') as stream:
-                return stream.read()
-        except OSError:
-            return b''
-
-    def start(self, *arguments, **environ):
-        """Start VmBackup.py; nothing in its environment is a password."""
-        environ.setdefault('LC_ALL', 'C')
-        return super().start(*arguments, **environ)
-
-    @unittest.skipUnless(os.path.isdir('/proc/self'), 'children are seen through /proc')
     def test_no_child_has_a_password_in_its_command_line_or_environment(self):
-        self.sim.pool.faults.latency = 0.04
-        config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1, max_backups=1)
+        path = self.watched()
+        config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1, max_backups=1,
+                              compress='gzip')
         for word in (ROOTS, self.password_file(ROOTS, 'password')):
-            done, seen = self.watched(word, config)
-            self.assertEqual(0, done.status, done.output)
-            words = b'\n'.join(seen.values())
-            for verb in ('vm-snapshot', 'template-param-set', 'vm-export', 'vm-uninstall',
-                         'vdi-snapshot', 'vdi-param-set', 'vdi-export', 'vdi-destroy',
-                         'pool-dump-database'):
-                self.assertIn(b'\0' + verb.encode('ascii') + b'\0', words, 'it was not seen')
-            self.assert_no_secret(words, 'a child')
+            self.assert_ends(0, self.vmbackup(
+                word, config, PATH=path, VMBACKUP_XE=os.path.join(path, 'xe')))
+            with open(self.at('seen'), 'rb') as stream:
+                seen = stream.read()
+            for each in ('/df', '/gzip', 'vm-snapshot', 'template-param-set', 'vm-export',
+                         'vm-uninstall', 'vdi-snapshot', 'vdi-param-set', 'vdi-export',
+                         'vdi-destroy', 'pool-dump-database'):
+                self.assertIn(b'%s\0' % each.encode('ascii'), seen)
+            self.assert_no_secret(seen, 'a child')
+            os.unlink(self.at('seen'))
 
     def test_no_word_of_any_xe_command_is_a_password(self):
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
         self.vmbackup(ROOTS, self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1))
         self.assertGreater(len(self.sim.calls('xe')), 8)
         for call in self.sim.calls('xe'):
@@ -147,9 +123,8 @@ class Words(SecretCase):
     def test_a_good_night_leaves_no_password_in_log_mail_or_tree(self):
         config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1)
         for word in (ROOTS, self.password_file(ROOTS, 'password')):
-            done = self.vmbackup(word, config, TMPDIR=self.directory)
-            self.assertEqual(0, done.status, done.output)
-            self.assert_silent(done)
+            self.assert_silent(self.assert_ends(0, self.vmbackup(
+                word, config, TMPDIR=self.directory)))
         self.assertEqual(2, len(self.sink.mails))
 
     def test_internal_errors_show_where_and_no_password(self):
@@ -177,35 +152,24 @@ class Words(SecretCase):
         for fault in faults:
             with self.subTest(fault):
                 self.sim.pool.faults.clear()
-                self.sim.pool.faults.add('session.login_with_password', times=0, **fault)
-                done = self.vmbackup(ROOTS, config)
-                self.assertEqual(2, done.status, done.output)
-                self.assert_silent(done)
+                self.fault('session.login_with_password', times=0, **fault)
+                self.assert_silent(self.assert_ends(2, self.vmbackup(ROOTS, config)))
 
     def test_a_password_that_cannot_be_sent_is_not_shown_in_part(self):
         config = self.mailing('vm-export=db')
         for word in ('R00t\udcff', 'R00t\n\x01', 'R00t' * 20000, 'R00t%s{0}%(x)s'):
             for preview in ([], ['preview']):
-                done = self.finish_any(self.start(word, config, *preview))
-                self.assertEqual(2, done[0])
-                self.assertNotIn(b'R00t', done[1])
-
-    def finish_any(self, child):
-        """(exit status, output) of a child, whatever bytes it prints."""
-        output, _ = child.communicate(timeout=LIMIT)
-        return child.returncode, output
+                child = self.start(word, config, *preview)
+                output, _ = child.communicate(timeout=LIMIT)       # of any bytes
+                self.assertEqual(2, child.returncode)
+                self.assertNotIn(b'R00t', output)
 
     def test_a_signal_in_the_midst_of_the_login_shows_no_password(self):
-        self.sim.pool.faults.add('session.login_with_password', 'hang', times=0)
-        child = self.start(ROOTS, self.mailing('vm-export=db'))
-        end = time.monotonic() + LIMIT
-        while not self.sim.calls():
-            self.assertLess(time.monotonic(), end)
-            time.sleep(0.01)
-        child.send_signal(signal.SIGTERM)
-        done = self.finish(child)
-        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
-        self.assert_silent(done)
+        self.script = self.changed_script(LOGIN_GRACE=1)
+        self.fault('session.login_with_password', 'hang', times=0)
+        child = self.start_until('session.login_with_password', 1, ROOTS,
+                                 self.mailing('vm-export=db'))
+        self.assert_silent(self.signalled(child))
 
     def test_words_in_the_wrong_place_are_shown_but_never_the_first(self):
         config = self.config('vm-export=db')
@@ -214,8 +178,7 @@ class Words(SecretCase):
                       [ROOTS, 'create-password-file=/nonexistent/p'], [ROOTS, 'vm-export=['],
                       [ROOTS, config, ROOTS[:3]], [ROOTS, 'create-password-file=p', 'x']):
             with self.subTest(words[1:]):
-                done = self.vmbackup(*words)
-                self.assertEqual(2, done.status, done.output)
+                done = self.assert_ends(2, self.vmbackup(*words))
                 self.assert_no_secret(done.output.encode('utf-8'), 'output')
 
 
@@ -239,24 +202,25 @@ class Modes(SecretCase):
                 wanted = 0o700 if os.path.isdir(path) else 0o600
                 self.assertEqual('%o' % wanted, '%o' % mode, path)
 
-    def test_the_backup_tree_is_for_its_owner_only(self):
-        for umask in UMASKS:
-            for compress in ('none', 'zstd'):
-                with self.subTest(umask='%o' % umask, compress=compress):
-                    done = self.run_under(umask, ROOTS, self.config(
-                        'vm-export=db', 'vdi-export=web', compress=compress, pool_db_backup=1,
-                        max_backups=1))
-                    self.assertEqual(0, done.status, done.output)
-                    self.assertGreater(len(self.modes(self.backups)), 20)
-                    self.assert_private()
+    def test_the_backup_tree_is_for_its_owner_only_and_the_log_as_the_umask_says(self):
+        for umask, compress in zip(UMASKS, ('none', 'zstd', 'gzip', 'none')):
+            with self.subTest(umask='%o' % umask, compress=compress):
+                self.status_log = self.at('logs %o' % umask, 'new', 'status.log')
+                self.assert_ends(0, self.run_under(umask, ROOTS, self.config(
+                    'vm-export=db', 'vdi-export=web', compress=compress, pool_db_backup=1,
+                    max_backups=1)))
+                self.assertGreater(len(self.modes(self.backups)), 20)
+                self.assert_private()
+                modes = self.modes(self.at('logs %o' % umask))
+                self.assertEqual({os.path.dirname(self.status_log): 0o777 & ~umask,
+                                  self.status_log: 0o666 & ~umask}, modes)
 
     def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
         for verb, number in (('vm-export', 3), ('vdi-export', 1), ('vm-snapshot', 1),
                              ('pool-dump-database', 1)):
-            self.sim.pool.faults.add(verb, 'refuse', nth=number, error=['VDI_IO_ERROR', 'x'])
-            done = self.run_under(0o000, ROOTS, self.config(
-                'vm-export=db', 'vdi-export=web', pool_db_backup=1))
-            self.assertEqual(2, done.status, done.output)
+            self.fault(verb, 'refuse', nth=number, error=['VDI_IO_ERROR', 'x'])
+            self.assert_ends(2, self.run_under(0o000, ROOTS, self.config(
+                'vm-export=db', 'vdi-export=web', pool_db_backup=1)))
             self.assert_private()
 
     def test_a_file_that_is_being_written_is_for_its_owner_only_from_its_first_byte(self):
@@ -264,16 +228,12 @@ class Modes(SecretCase):
                                        ('pool-dump-database', 1, '.partial')):
             with self.subTest(method):
                 self.setUp()
-                self.sim.pool.faults.add(method, 'hang', nth=number, after=512)
+                self.fault(method, 'hang', nth=number, after=512)
                 child = self.start(ROOTS, self.config(
                     (method if method[0] == 'v' else 'vm-export') + '=db', pool_db_backup=1))
-                end = time.monotonic() + LIMIT
-                while not any(path.endswith(ending) for path in self.tree()):
-                    self.assertLess(time.monotonic(), end)
-                    time.sleep(0.01)
+                self.wait_for(lambda: any(path.endswith(ending) for path in self.tree()))
                 self.assert_private()
-                child.terminate()
-                self.assertEqual(143, self.finish(child).status)
+                self.signalled(child)
                 self.assert_private()
 
     def start(self, *arguments, **environ):
@@ -290,52 +250,18 @@ class Modes(SecretCase):
         os.chmod(os.path.dirname(old), 0o750)
         os.chmod(old, 0o705)
         before = self.modes(self.backups)
-        done = self.run_under(0o000, ROOTS, self.config('vm-export=db'))
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.run_under(0o000, ROOTS, self.config('vm-export=db')))
         after = self.modes(self.backups)
         self.assertEqual(before, {path: after[path] for path in before})
         self.assertEqual(0o755, stat.S_IMODE(os.stat(self.backups).st_mode))
         self.assert_private(*before)
 
-    def test_the_status_log_is_as_its_callers_umask_says(self):
-        for umask in UMASKS:
-            with self.subTest(umask='%o' % umask):
-                self.status_log = self.path('logs %o' % umask, 'new', 'status.log')
-                done = self.run_under(umask, ROOTS, self.config('vm-export=db'))
-                self.assertEqual(0, done.status, done.output)
-                self.assertEqual('%o' % (0o666 & ~umask), '%o' % stat.S_IMODE(
-                    os.stat(self.status_log).st_mode))
-                self.assertEqual('%o' % (0o777 & ~umask), '%o' % stat.S_IMODE(
-                    os.stat(os.path.dirname(self.status_log)).st_mode))
-
     def test_a_status_log_that_is_rotated_away_in_mid_run_is_made_again_with_the_same_mode(self):
-        self.sim.pool.faults.add('vm-export', 'slow', nth=2, seconds=0.5)
-        child = self.start(ROOTS, self.config('vm-export=db'))
-        end = time.monotonic() + LIMIT
-        while [call.name for call in self.sim.calls('xe')].count('vm-export') < 2:
-            self.assertLess(time.monotonic(), end)
-            time.sleep(0.01)
-        os.rename(self.status_log, self.status_log + '.1')
-        done = self.finish(child)
-        self.assertEqual(0, done.status, done.output)
-        self.assertEqual('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status()[-1])
+        self.at_call('vm-uninstall', lambda: os.rename(self.status_log, self.status_log + '.1'))
+        self.assert_ends(0, self.run_under(0o000, ROOTS, self.config('vm-export=db')))
+        self.assertEqual(['vm-export,end,SUCCESS db,elapse:0 size:0G',
+                          'vmbackup.py,end,SUCCESS,S:1 W:0 E:0'], self.status())
         self.assertEqual('666', '%o' % stat.S_IMODE(os.stat(self.status_log).st_mode))
-
-    def test_password_files_are_0600_and_nothing_else_is_left_beside_them(self):
-        for umask in UMASKS:
-            os.makedirs(self.path('%o' % umask))
-            done = self.run_under(umask, ROOTS, 'create-password-file=%o/p' % umask)
-            self.assertEqual(0, done.status, done.output)
-            self.assertEqual({self.path('%o' % umask, 'p'): 0o600},
-                             self.modes(self.path('%o' % umask)))
-
-    def test_a_password_file_that_cannot_be_written_leaves_no_part_of_it(self):
-        os.mkdir(self.path('p'))
-        before = sorted(os.listdir(self.directory))
-        for name in ('p', 'p/q/r', 'x' * 300):
-            self.assertEqual(2, self.run_under(0, ROOTS, 'create-password-file=' + name).status)
-        self.assertEqual(before, sorted(os.listdir(self.directory)))
-        self.assertEqual([], os.listdir(self.path('p')))
 
 
 if __name__ == '__main__':

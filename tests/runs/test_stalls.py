@@ -2,12 +2,10 @@
 gone; and what had to be left in the pool is removed by the next run."""
 
 import os
-import signal
-import time
 import unittest
 
 import VmBackup
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import LIMIT, SMALL, PoolCase
 
 EXPORTS = {'vm-export': ('vm-export', 2, 'VM-EXPORT-FAIL'),      # the first is of the metadata
            'vdi-export': ('vdi-export', 1, 'VDI-EXPORT-FAIL')}
@@ -15,43 +13,26 @@ SEVERAL = [('vdi-export', {'vdi_disks': 'all'})]     # of one snapshot of the VM
 SHORT = 0.01                   # minutes without progress after which an export is ended
 SOON = (0.05, 0.05, 0.05)      # seconds between attempts
 
-# In the place of xe: an export that writes a little, then stands, and heeds no SIGTERM.
-DEAF = '''#!/bin/sh
-case "$*" in vm-export*metadata=true*|[!v]*|vm-[!e]*) exec %(xe)s "$@";; esac
-trap "" TERM
-for word; do case $word in filename=*) echo begun >"${word#filename=}";; esac; done
-echo $$ >%(pid)s
-while :; do sleep 0.1; done
-'''
+BEGUN = 150000                 # bytes of web's archive or image: in mid-export
+# In the place of an export: it writes a little, then stands, and heeds no SIGTERM.
+DEAF = 'trap "" TERM; echo begun >"$1"; echo $$ >%s; while :; do sleep 0.05; done'
 
 
 class StallCase(PoolCase):
     """What the tests below share."""
 
     pool_description = {'vms': [
-        {'name': 'web', 'power_state': 'Running', 'disks': [{'size': '3 MiB', 'fill': 1}]},
-        {'name': 'db', 'disks': ['1 MiB', {'size': '1 MiB', 'fill': 0}], 'ran': True}]}
+        {'name': 'web', 'power_state': 'Running', 'disks': [{'size': '256 KiB', 'fill': 1}]},
+        SMALL['vms'][1]]}
 
     def setUp(self):
         super().setUp()
         self.sim.pool.progress_interval = 0.05
-        self.fault = self.sim.pool.faults.add
-
-    def ends(self, status, *lines, **keys):
-        """A run that ends with that exit status."""
-        done = self.back_up(*lines, **keys)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
-        return done
 
     def exporting(self, method, *lines, **keys):
         """Start a run; return it once the export itself is under way."""
         verb, nth, _ = EXPORTS[method]
-        child = self.start('password', self.config(*lines, **keys))
-        self.addCleanup(child.stdout.close)
-        self.addCleanup(child.kill)
-        self.wait_for(lambda: self.verbs().count(verb) == nth)
-        return child
+        return self.start_until(verb, nth, 'password', self.config(*lines, **keys))
 
     def records(self):
         """The open records below backup_dir."""
@@ -65,10 +46,10 @@ class Stalls(StallCase):
         for method, (verb, nth, token) in EXPORTS.items():
             with self.subTest(method):
                 self.setUp()
-                self.fault(verb, 'stall', nth=nth, after=1500000)
+                self.fault(verb, 'stall', nth=nth, after=BEGUN)
                 done = self.ends(2, method + '=web', method + '=db', stall_timeout=SHORT)
                 self.assertIn('ERROR %s %s web: no progress for 0.01 minutes (stall_timeout), '
-                              'with 1.4 MiB written' % (method, token), done.lines)
+                              'with 146.5 KiB written' % (method, token), done.lines)
                 self.assertIn('%s,end,%s web' % (method, token), self.status())
                 self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
                 self.wait_for(lambda: not self.sim.is_busy)        # xe is gone
@@ -80,7 +61,7 @@ class Stalls(StallCase):
             with self.subTest(method, **keys):
                 self.setUp()
                 verb, nth, _ = EXPORTS[method]
-                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=2)   # heeds no lost client
+                self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=1)   # heeds no lost client
                 self.ends(2, method + '=web', stall_timeout=SHORT, **keys)
                 self.assertIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
                 self.assert_clean()
@@ -95,42 +76,33 @@ class Stalls(StallCase):
         self.assertEqual([], [path for path in self.tree() if 'pool_db' in path])
 
     def test_an_export_that_is_slow_but_moves_is_not_ended(self):
-        self.fault('vdi-export', 'slow', rate=1500000)
+        self.fault('vdi-export', 'slow', rate=180000)
         self.ends(0, 'vdi-export=web', stall_timeout=0.015)
 
     def test_an_export_whose_file_stands_still_while_its_task_moves_is_not_ended(self):
         for method, (verb, nth, _) in EXPORTS.items():
             with self.subTest(method):
                 self.setUp()
-                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=1.8)
-                child = self.exporting(method, method + '=web', stall_timeout=0.015)
-                moves = 0
-                while child.poll() is None:
-                    moves += 1
-                    self.move_tasks(moves / 1000)
-                    time.sleep(0.1)
-                done = self.finish(child)
-                self.assertEqual(0, done.status, done.output)
-                self.assertGreater(moves, 10)
+                self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=1.2)
+                self.at_call('task.get_progress', self.move_tasks, nth=0)
+                self.ends(0, method + '=web', stall_timeout=SHORT)
+                self.assertGreater(self.sim.pool.journal.seen, 3)
 
-    def move_tasks(self, progress):
-        """Let the tasks of exports tell so much progress."""
+    def move_tasks(self):
+        """Let the tasks of exports tell a progress that they never told."""
         pool = self.sim.pool
         with pool.lock:
             for ref, task in list(pool.tables['task'].items()):
                 if task['status'] == 'pending':
-                    pool.put('task', ref, progress=progress)
+                    pool.put('task', ref, progress=len(pool.journal) / 1000)
 
     def test_an_xe_that_heeds_no_sigterm_is_killed(self):
         self.script = self.changed_script(REAP_TIMEOUT=0.3)
-        wrapper, pid = [os.path.join(self.directory, name) for name in ('xe', 'pid')]
-        with open(wrapper, 'w', encoding='utf-8') as stream:
-            stream.write(DEAF % {'xe': self.sim.xe, 'pid': pid})
-        os.chmod(wrapper, 0o755)
-        done = self.vmbackup('password', self.config('vm-export=web', stall_timeout=SHORT),
-                             VMBACKUP_XE=wrapper)
-        self.assertEqual(2, done.status, done.output)
-        self.assertIn('ERROR vm-export VM-EXPORT-FAIL web: no progress for 0.01 minutes '
+        pid = self.at('pid')
+        done = self.assert_ends(2, self.vmbackup(
+            'password', self.config('vdi-export=web', stall_timeout=SHORT),
+            VMBACKUP_XE=self.xe_whose('vdi-export', DEAF % pid)))
+        self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
                       '(stall_timeout), with 6 bytes written', done.lines)
         with open(pid, encoding='utf-8') as stream:
             self.assertRaises(ProcessLookupError, os.kill, int(stream.read()), 0)
@@ -198,7 +170,7 @@ class LeftBehind(StallCase):
 
     def setUp(self):
         super().setUp()
-        self.script = self.changed_script(SNAPSHOT_PAUSES=SOON + (0.5,), DISCARD_PAUSES=SOON[:2],
+        self.script = self.changed_script(SNAPSHOT_PAUSES=SOON + (0.2,), DISCARD_PAUSES=SOON[:2],
                                           BUSY_PAUSES=SOON)
 
     def assert_left(self, vm):
@@ -215,7 +187,7 @@ class LeftBehind(StallCase):
         for method, (verb, nth, token) in EXPORTS.items():
             with self.subTest(method):
                 self.setUp()
-                self.fault(verb, 'slow', nth=nth, after=1000000, seconds=LIMIT)
+                self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=LIMIT)
                 done = self.ends(2, method + '=web', 'vm-export=db', stall_timeout=SHORT)
                 self.assertIn('%s,end,%s web' % (method, token), self.status())
                 self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
@@ -263,9 +235,9 @@ class LeftBehind(StallCase):
             with self.subTest(method, **keys):
                 self.setUp()
                 verb, nth, _ = EXPORTS[method]
-                self.fault(verb, 'stall', nth=nth, after=1000000)
+                self.fault(verb, 'stall', nth=nth, after=BEGUN)
                 child = self.exporting(method, method + '=web', **keys)
-                child.send_signal(signal.SIGKILL)
+                child.kill()
                 child.wait()
                 self.assert_left('web')
                 self.sim.pool.tables['session'].clear()        # xapi's own time-out: a day
@@ -314,7 +286,7 @@ class Restarts(StallCase):
         self.survived('SUCCESS', 'VM.get_record', nth=2)
 
     def test_in_mid_export(self):
-        self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=1000000)
+        self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=BEGUN)
 
     def test_while_the_snapshot_is_made(self):
         for after in (0, 1, 2):
@@ -329,24 +301,13 @@ class Restarts(StallCase):
                 self.survived('WARNING', 'vm-uninstall', after=after)
 
     def test_a_session_that_expired_is_renewed(self):
-        case = self
-
-        class Journal(list):
-            """The calls; with the last command for the first VM all sessions end."""
-
-            def append(self, call):
-                """Note a call."""
-                super().append(call)
-                if [each.name for each in self].count('vm-uninstall') == 1 == (
-                        call.name == 'vm-uninstall'):
-                    case.sim.pool.tables['session'].clear()
-        self.sim.pool.journal = Journal()
+        self.at_call('vm-uninstall', self.sim.pool.tables['session'].clear)
         self.ends(0, 'vm-export=web', 'vm-export=db')
         self.assertEqual(2, [call.name for call in self.sim.calls('xapi')].count(
             'session.login_with_password'))
 
     def test_one_that_never_comes_back_is_waited_for_once_in_the_whole_run(self):
-        self.script = self.changed_script(XAPI_PATIENCE=2, DISCARD_PAUSES=SOON)
+        self.script = self.changed_script(XAPI_PATIENCE=0.5, DISCARD_PAUSES=SOON)
         self.fault('VM.get_record', 'down')
         done = self.ends(2, 'vm-export=web', 'vm-export=db')
         notes = [line for line in done.lines if line.startswith('***NOTE')]
@@ -360,26 +321,22 @@ class Restarts(StallCase):
 class Logins(StallCase):
     """A signal while somebody logs in."""
 
-    def terminated(self, **details):
+    def terminated(self, do, **details):
         """A run that is asked to end while its login is under way, and ends."""
-        self.fault('session.login_with_password', **details)
-        child = self.start('password', self.config('vm-export=web'))
-        self.addCleanup(child.kill)
-        self.wait_for(lambda: self.sim.calls('xapi'))
-        child.terminate()
-        done = self.finish(child)
-        self.assertEqual(143, done.status, done.output)
+        self.fault('session.login_with_password', do, **details)
+        done = self.signalled(self.start_until('session.login_with_password', 1, 'password',
+                                               self.config('vm-export=web')))
         self.assertIn('ERROR ended by signal 15', done.lines)
         self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'],
                          self.status())
 
     def test_one_that_hangs_is_ended(self):
         self.script = self.changed_script(LOGIN_GRACE=1)
-        self.terminated(do='hang')
+        self.terminated('hang')
         self.assertEqual(1, len(self.sim.calls()))
 
     def test_one_that_ends_late_leaves_no_session(self):
-        self.terminated(do='slow', seconds=1)
+        self.terminated('slow', seconds=0.5)
         self.assertIn('session.logout', [call.name for call in self.sim.calls('xapi')])
 
 

@@ -16,7 +16,7 @@ import unittest
 import VmBackup
 from tests import ROOT
 from tests.faults import test_disk as test_faults_disk
-from tests.tools.support import PoolCase
+from tests.tools.support import HOST, PoolCase
 
 DAY = 'backup-2019-01-%02d-(00:00:00)'
 NAME = 'backup-%Y-%m-%d-(%H:%M:%S)'
@@ -56,15 +56,8 @@ class StoreCase(PoolCase):
     """What the tests below share."""
 
     pool_description = {'name': 'the pool', 'vms': [
-        {'name': 'web', 'power_state': 'Running', 'disks': ['1 MiB', '512 KiB']},
-        {'name': 'db', 'disks': ['1 MiB', {'size': '1 MiB', 'fill': 0}], 'ran': True}]}
-
-    def ends(self, status, *lines, **keys):
-        """A run that ends with that exit status."""
-        done = self.back_up(*lines, **keys)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
-        return done
+        {'name': 'web', 'power_state': 'Running', 'disks': ['128 KiB', '64 KiB']},
+        {'name': 'db', 'disks': ['128 KiB', {'size': '64 KiB', 'fill': 0}], 'ran': True}]}
 
     def made(self, vm, name, number=0, started='2019-01-01T00:00:00+00:00', size=0):
         """A good backup of earlier, with a manifest if it has a number; its path."""
@@ -85,10 +78,7 @@ class StoreCase(PoolCase):
 
     def through(self, text):
         """From now on the script is started by a program that ends with `start`."""
-        path = os.path.join(self.directory, 'through.py')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write(text)
-        self.script = path
+        self.script = self.put_file('through.py', text)
 
     def mount(self, place):
         """From now on a small file system, which nobody else sees, is mounted in a place."""
@@ -102,11 +92,6 @@ class Manifests(StoreCase):
     """backup.json: what a backup tells of itself."""
 
     zone = datetime.timezone(datetime.timedelta(hours=5, minutes=30))
-
-    def manifest(self, vm):
-        """That of the newest backup of a VM."""
-        with open(os.path.join(self.dated(vm)[-1], 'backup.json'), encoding='utf-8') as stream:
-            return json.load(stream)
 
     def disk(self, vm, device):
         """What a manifest tells of a VM's disk, as xe knows it."""
@@ -129,8 +114,8 @@ class Manifests(StoreCase):
     def check_manifest(self, method, vm, *devices):
         """Back up a VM and compare every key with what the pool and the disk tell."""
         begun = int(time.time())
-        done = self.vmbackup('password', self.config('%s=%s' % (method, vm)), TZ='XST-5:30')
-        self.assertEqual(0, done.status, done.output)
+        done = self.assert_ends(0, self.vmbackup(
+            'password', self.config('%s=%s' % (method, vm)), TZ='XST-5:30'))
         manifest, path = self.manifest(vm), self.dated(vm)[0]
         times = [begun] + self.times(manifest) + [time.time()]
         self.assertEqual(sorted(times), times)
@@ -146,7 +131,7 @@ class Manifests(StoreCase):
         self.assertEqual({
             'schema': 1, 'version': VmBackup.VERSION, 'method': method, 'number': 1,
             'vm': {'name': vm, 'uuid': self.uuid_of(vm), 'tags': []}, 'left_out': [],
-            'host': os.uname().nodename,
+            'host': HOST,
             'pool': {'name': 'the pool', 'uuid': self.xe('pool-list', '--minimal').strip()},
             'xapi': host['software_version']['xapi'], 'files': files, 'warnings': [],
             'disks': [dict(self.disk(vm, device), **file) for device in devices]}, manifest)
@@ -167,25 +152,20 @@ class Manifests(StoreCase):
 
     def test_every_key_of_a_vm_export_is_right(self):
         files = self.check_manifest('vm-export', 'web', '0', '1')
-        self.assertGreater(files['web.xva'], 1 << 20)
+        self.assertGreater(files['web.xva'], 128 << 10)
         self.assertIn('DISK-xvdb/vdi.cfg', files)
 
     def test_every_key_of_a_vdi_export_is_right(self):
-        self.assertEqual(1 << 20, self.check_manifest('vdi-export', 'db', '0')['db.raw'])
-
-    def test_backups_are_numbered(self):
-        for number in (1, 2, 3):
-            self.ends(0, 'vm-export=db:2')
-            self.assertEqual(number, self.manifest('db')['number'])
+        self.assertEqual(128 << 10, self.check_manifest('vdi-export', 'db', '0')['db.raw'])
 
     def test_warnings_are_listed(self):
-        self.sim.pool.faults.add('vm-export', 'refuse', error=['INTERNAL_ERROR', 'Not_found'])
+        self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'Not_found'])
         self.ends(1, 'vm-export=db')
         warning, = self.manifest('db')['warnings']
         self.assertIn('vm-metadata.xml is missing', warning)
 
     def test_a_failed_backup_has_none(self):
-        self.sim.pool.faults.add('vdi-export', 'refuse', error=['VDI_IO_ERROR', 'x'])
+        self.fault('vdi-export', 'refuse', error=['VDI_IO_ERROR', 'x'])
         self.ends(2, 'vdi-export=db')
         self.assertEqual([], [path for path in self.tree() if 'backup.json' in path])
 
@@ -201,29 +181,28 @@ class Order(StoreCase):
         self.assertEqual((keep, 1), (len(now), len(now - before)), now)
         return sorted(now & before)
 
-    def test_numbers_decide_where_the_names_go_backwards(self):
-        for number in (1, 2, 3):
-            self.made('db', DAY % (4 - number), number)
-        self.assertEqual([DAY % 1], self.rotated(2))
-        self.assertEqual(4, max(self.numbers('db').values()))
-
-    def test_numbers_decide_where_the_times_go_backwards(self):
-        for number in (1, 2, 3):
-            self.made('db', DAY % number, number, '20%d-01-01T00:00:00+00:00' % (40 - number))
-        self.assertEqual([DAY % 2, DAY % 3], self.rotated(3))
-
-    def test_the_repeated_hour_at_the_end_of_summer_time_is_in_order(self):
-        self.made('db', 'backup-2019-10-27-(02:50:00)', 1, '2019-10-27T02:50:00+02:00')
-        self.made('db', 'backup-2019-10-27-(02:10:00)', 2, '2019-10-27T02:10:00+01:00')
-        self.assertEqual(['backup-2019-10-27-(02:10:00)'], self.rotated(2))
-
-    def test_backups_of_3_25_stand_among_ours_by_their_names(self):
-        for year, number in ((2018, 0), (2019, 1), (2020, 0), (2021, 2)):
-            self.made('db', 'backup-%d-06-01-(00:00:00)' % year, number,
-                      '%d-06-01T00:00:00+00:00' % year)
-        self.assertEqual([0, 1, 0, 2], [each.number for each in self.history('db').good()])
-        self.assertEqual(['backup-2020-06-01-(00:00:00)', 'backup-2021-06-01-(00:00:00)'],
-                         self.rotated(3))
+    def test_numbers_decide_and_names_where_there_are_none(self):
+        year = 'backup-%d-06-01-(00:00:00)'
+        for what, backups, keep, kept in (
+                ('names go backwards', [(DAY % 3, 1), (DAY % 2, 2), (DAY % 1, 3)], 2, [DAY % 1]),
+                ('times go backwards', [
+                    (DAY % number, number, '20%d-01-01T00:00:00+00:00' % (40 - number))
+                    for number in (1, 2, 3)], 3, [DAY % 2, DAY % 3]),
+                ('the repeated hour at the end of summer time', [
+                    ('backup-2019-10-27-(02:50:00)', 1, '2019-10-27T02:50:00+02:00'),
+                    ('backup-2019-10-27-(02:10:00)', 2, '2019-10-27T02:10:00+01:00')], 2,
+                 ['backup-2019-10-27-(02:10:00)']),
+                ('those of 3.25 stand among ours', [
+                    (year % 2018, 0), (year % 2019, 1, '2019-06-01T00:00:00+00:00'),
+                    (year % 2020, 0), (year % 2021, 2, '2021-06-01T00:00:00+00:00')], 3,
+                 [year % 2020, year % 2021])):
+            with self.subTest(what):
+                for backup in backups:
+                    self.made('db', *backup)
+                self.assertEqual([backup[1] for backup in backups],
+                                 [each.number for each in self.history('db').good()])
+                self.assertEqual(kept, self.rotated(keep))
+                shutil.rmtree(os.path.join(self.backups, 'db'))
 
     def test_a_backup_with_a_spoilt_manifest_counts_as_one_of_3_25(self):
         manifest = os.path.join(self.made('db', DAY % 1), 'backup.json')
@@ -259,11 +238,6 @@ class Order(StoreCase):
             self.made('db', when.strftime(NAME), number, VmBackup.iso(now))
         self.rotated(1)
         self.assertEqual([31], list(self.numbers('db').values()))
-
-    def test_two_runs_in_a_row_that_keep_one_backup_keep_the_second(self):
-        for number in (1, 2):
-            self.ends(0, 'vm-export=db:1')
-            self.assertEqual([number], list(self.numbers('db').values()))
 
 
 class Deletion(StoreCase):
@@ -324,18 +298,18 @@ class Deletion(StoreCase):
         elsewhere = [self.made('elsewhere', name) for name in (
             DAY % 1, DAY % 2, '.deleting-' + DAY % 3)]
         elsewhere.append(self.old_backup('elsewhere', DAY % 4, 'vm.cfg'))
-        os.rename(os.path.join(self.backups, 'elsewhere'), os.path.join(self.directory, 'db'))
-        os.symlink(os.path.join(self.directory, 'db'), os.path.join(self.backups, 'db'))
+        os.rename(os.path.join(self.backups, 'elsewhere'), self.at('db'))
+        os.symlink(self.at('db'), os.path.join(self.backups, 'db'))
         done = self.ends(1, 'vm-export=db:1')
         self.assertIn('is a symbolic link', done.output)
-        left = os.listdir(os.path.join(self.directory, 'db'))
+        left = os.listdir(self.at('db'))
         self.assertEqual([], [path for path in elsewhere if os.path.basename(path) not in left])
         self.assertEqual(len(elsewhere) + 1, len(left))
 
     def test_links_in_a_backup_are_deleted_and_not_what_they_lead_to(self):
         old = self.made('db', DAY % 1)
         os.symlink(self.precious('elsewhere'), os.path.join(old, 'DISK-xvda'))
-        os.symlink(os.path.join(self.directory, 'elsewhere', 'notes.txt'),
+        os.symlink(self.at('elsewhere', 'notes.txt'),
                    os.path.join(old, 'vm.cfg'))
         self.ends(0, 'vm-export=db:1')
         self.assertFalse(os.path.lexists(old))
@@ -378,17 +352,15 @@ class Locks(StoreCase):
 
     def exporting(self, vm):
         """A run that hangs in the midst of the export of a VM."""
-        self.sim.pool.faults.add('vm-export', 'stall', nth=2, after=1000)
-        child = self.start('password', self.config('vm-export=' + vm))
-        self.addCleanup(child.stdout.close)
-        self.addCleanup(child.kill)
-        self.wait_for(lambda: self.verbs().count('vm-export') == 2)
-        return child
+        self.fault('vm-export', 'stall', nth=2, after=1000)
+        return self.start_until('vm-export', 2, 'password', self.config('vm-export=' + vm))
 
-    def interrupt(self, child):
-        """End such a run; it cleans up."""
-        child.terminate()
-        self.assertEqual(143, self.finish(child).status)
+    def waiting(self):
+        """A run that waits for the lock of db."""
+        child = self.start('password', self.config('vm-export=db', lock_wait=2))
+        self.wait_for(lambda: os.path.exists(self.status_log) and
+                      'vm-export,begin,db' in self.status())
+        return child
 
     def test_a_second_run_leaves_the_vm_of_the_first_alone_and_does_the_others(self):
         first = self.exporting('web')
@@ -398,13 +370,13 @@ class Locks(StoreCase):
         self.assertIn('vm-export,end,VM-LOCKED web', self.status())
         self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
         self.assertIsNone(first.poll())
-        self.interrupt(first)
+        self.signalled(first)
 
     def test_runs_of_different_vms_go_side_by_side(self):
         first = self.exporting('web')
         self.ends(0, 'vm-export=db')
         self.assertIsNone(first.poll())
-        self.interrupt(first)
+        self.signalled(first)
 
     def test_a_run_that_was_killed_leaves_no_lock(self):
         first = self.exporting('web')
@@ -416,22 +388,16 @@ class Locks(StoreCase):
 
     def test_a_run_waits_for_a_lock_for_lock_wait_minutes(self):
         stream = self.hold('db')
-        child = self.start('password', self.config('vm-export=db', lock_wait=2))
-        self.wait_for(lambda: os.path.exists(self.status_log) and
-                      'vm-export,begin,db' in self.status())
+        child = self.waiting()
         stream.close()
-        done = self.finish(child)
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.finish(child))
 
     def test_a_run_that_waits_can_be_ended(self):
         self.hold('db')
-        child = self.start('password', self.config('vm-export=db', lock_wait=10))
-        self.wait_for(lambda: os.path.exists(self.status_log) and
-                      'vm-export,begin,db' in self.status())
-        self.interrupt(child)
+        self.signalled(self.waiting())
 
     def test_the_dump_of_the_pool_is_locked_too(self):
-        self.hold('METADATA_' + os.uname().nodename)
+        self.hold('METADATA_' + HOST)
         done = self.ends(2, 'vm-export=db', pool_db_backup=1)
         self.assertIn('ERROR pool database not backed up: another run is at work on it '
                       '(see lock_wait)', done.lines)
@@ -484,7 +450,7 @@ class NoLocks(StoreCase):
 
     def test_an_open_record_of_what_may_be_at_work_is_told_of_and_not_settled(self):
         for host, process in (('elsewhere', '1 1'),
-                              (os.uname().nodename, VmBackup.process(str(os.getpid())))):
+                              (HOST, VmBackup.process(str(os.getpid())))):
             with self.subTest(host):
                 self.setUp()
                 failed, _ = self.left_behind(host, process)
@@ -502,7 +468,7 @@ class NoLocks(StoreCase):
         for process in ('%d 1' % child.pid, '%d 1' % os.getpid()):
             with self.subTest(process):
                 self.setUp()
-                failed, uuid = self.left_behind(os.uname().nodename, process)
+                failed, uuid = self.left_behind(HOST, process)
                 done = self.ends(0, 'vm-export=web')
                 self.assertIn('removing the snapshot of an unfinished backup: ' + uuid, done.lines)
                 self.assert_clean()
@@ -519,10 +485,7 @@ class Target(StoreCase):
 
     def fstab(self, *lines):
         """Use a copy of the script with an fstab of its own."""
-        path = os.path.join(self.directory, 'fstab')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('\n'.join(lines) + '\n')
-        self.script = self.changed_script(FSTAB=path)
+        self.script = self.changed_script(FSTAB=self.put_file('fstab', '\n'.join(lines) + '\n'))
 
     def refused(self, words, **keys):
         """A run and a preview are refused in these words, and change nothing."""
@@ -530,8 +493,7 @@ class Target(StoreCase):
         before = self.tree()
         for more in ([], ['preview']):
             done = self.vmbackup('password', self.config('vm-export=db', **keys), *more)
-            self.assertEqual(2, done.status, done.output)
-            self.assertIn(line, done.lines)
+            self.assertIn(line, self.assert_ends(2, done).lines)
         self.assertEqual([], self.verbs())
         self.assertEqual(before, self.tree())
         self.assertFalse(os.path.exists(os.path.join(self.backups, '.locks')))
@@ -545,9 +507,9 @@ class Target(StoreCase):
 
     def test_a_share_that_does_not_answer_ends_the_run_in_one_line(self):
         os.mkfifo(os.path.join(self.backups, VmBackup.WRITE_TEST))
-        self.script = self.changed_script(SHARE_TIMEOUT=1)
+        self.script = self.changed_script(SHARE_TIMEOUT=0.3)
         done = self.ends(2, 'vm-export=db')
-        self.assertEqual(['ERROR backup_dir %s does not answer within 1 seconds' % self.backups],
+        self.assertEqual(['ERROR backup_dir %s does not answer within 0.3 seconds' % self.backups],
                          [line for line in done.lines if line.startswith('ERROR')])
         self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:1', self.status())
         self.assertEqual([], self.verbs())
@@ -565,7 +527,7 @@ class Target(StoreCase):
         self.assertNotIn(note, self.ends(0, 'vm-export=db', require_mount='no').lines)
 
     def test_a_mounted_share_passes(self):
-        share = os.path.join(self.directory, 'share')
+        share = self.at('share')
         os.mkdir(share)
         self.fstab('server:/x %s nfs defaults 0 0' % share)
         self.mount(share)
@@ -575,28 +537,30 @@ class Target(StoreCase):
             self.assertNotIn('NOTE', done.output)
 
     def test_a_share_of_fstab_that_is_not_mounted_is_refused(self):
-        self.fstab('# comment', 'server:/x\t%s\tnfs defaults 0 0' % self.directory)
-        self.refused_below(self.directory)
-
-    def test_one_that_is_not_mounted_by_itself_is_refused_too(self):
-        self.fstab('server:/x %s nfs noauto,user' % self.backups)
-        self.refused_below(self.backups)
-
-    def test_blanks_in_fstab_are_understood(self):
-        target = os.path.join(self.directory, 'my share')
+        target = self.at('my share')
         os.mkdir(target)
-        self.fstab('//server/my\\040share %s cifs' % target.replace(' ', '\\040'))
-        self.refused_below(target, backup_dir=target)
+        for lines, point, keys in (
+                (['# comment', 'server:/x\t%s\tnfs defaults 0 0' % self.directory],
+                 self.directory, {}),
+                (['server:/x %s nfs noauto,user' % self.backups], self.backups, {}),
+                (['//server/my\\040share %s cifs' % target.replace(' ', '\\040')],
+                 target, {'backup_dir': target}),
+                (['server:/y %s nfs' % self.backups, 'LABEL=root / ext4 defaults 1 1',
+                  'server:/x %s nfs' % self.directory], self.backups, {})):      # the deepest
+            with self.subTest(lines):
+                self.fstab(*lines)
+                self.refused_below(point, **keys)
+                os.unlink(self.status_log)
 
     def test_a_link_to_a_share_that_is_not_mounted_is_refused(self):
-        share, link = [os.path.join(self.directory, name) for name in ('share', 'link')]
+        share, link = self.at('share'), self.at('link')
         os.mkdir(share)
         os.symlink(share, link)
         self.fstab('server:/x %s nfs' % share)
         self.refused_below(share, backup_dir=link)
 
     def test_a_backup_dir_that_is_a_link_works(self):
-        link = os.path.join(self.directory, 'link')
+        link = self.at('link')
         os.symlink(self.backups, link)
         self.ends(0, 'vm-export=db', backup_dir=link, pool_db_backup=1)
         self.assertEqual([1], list(self.numbers('db').values()))
@@ -610,13 +574,8 @@ class Target(StoreCase):
         self.fstab('server:/x %s nfs' % self.backups)
         self.ends(0, 'vm-export=db', require_mount='no')
 
-    def test_the_deepest_mount_point_decides(self):
-        self.fstab('server:/y %s nfs' % self.backups, 'LABEL=root / ext4 defaults 1 1',
-                   'server:/x %s nfs' % self.directory)
-        self.refused_below(self.backups)
-
     def test_a_mounted_share_below_one_that_is_not_passes(self):
-        share = os.path.join(self.directory, 'share')
+        share = self.at('share')
         os.mkdir(share)
         self.fstab('server:/y %s nfs' % share, 'server:/x %s nfs' % self.directory)
         self.mount(share)
@@ -663,7 +622,7 @@ class MinFree(RoomCase):
         self.refused('min_free=99%', min_free='99%')
 
     def test_enough_is_enough(self):
-        for least in ('1K', '0%', '0T'):
+        for least in ('1K', '0%'):
             self.ends(0, 'vm-export=db:1', min_free=least)
 
 
@@ -737,31 +696,12 @@ class RoomForASnapshot(StoreCase):
     def test_the_sr_is_named_with_its_size_and_what_is_used(self):
         uuid = self.xe('sr-list', 'name-label=small', '--minimal').strip()
         for method, token in (('vm-export', 'SNAPSHOT-FAIL'), ('vdi-export', 'VDI-SNAPSHOT-FAIL')):
-            self.sim.pool.faults.add(method[:-6] + 'snapshot', 'refuse', error=[
+            self.fault(method[:-6] + 'snapshot', 'refuse', error=[
                 'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
             done = self.ends(2, method + '=db')
             self.assertIn('ERROR %s %s db: ' % (method, token), done.output)
             self.assertIn('(SR small (%s): 2.0 MiB of 3.0 MiB used)\n' % uuid, done.output)
             self.assert_clean()
-
-
-class Modes(StoreCase):
-    """Backups are for their owner only; the log is for whom the caller wants."""
-
-    def test_whatever_the_umask_is(self):
-        for umask in (0, 0o022):
-            with self.subTest('%o' % umask):
-                self.setUp()
-                previous = os.umask(umask)
-                try:
-                    self.ends(0, 'vm-export=web', 'vdi-export=db', pool_db_backup=1)
-                finally:
-                    os.umask(previous)
-                modes = {(os.path.isdir(path), os.stat(path).st_mode & 0o7777)
-                         for directory, names, files in os.walk(self.backups)
-                         for path in [os.path.join(directory, name) for name in names + files]}
-                self.assertEqual({(True, 0o700), (False, 0o600)}, modes)
-                self.assertEqual(0o666 & ~umask, os.stat(self.status_log).st_mode & 0o7777)
 
 
 if __name__ == '__main__':

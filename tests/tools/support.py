@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,9 @@ if not forked.deferred:
 DATED = re.compile(r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)')
 TIME_STAMP = re.compile(r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
 LIMIT = 120                    # seconds: far beyond what any of these children needs
+HOST = os.uname().nodename
+SMALL = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
+                 {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
 
 
 class Done(NamedTuple):
@@ -33,6 +37,23 @@ class Done(NamedTuple):
     def lines(self) -> List[str]:
         """Its log lines without their time stamps."""
         return [TIME_STAMP.sub('', line) for line in self.output.splitlines()]
+
+
+class Journal(list):
+    """A pool's journal in which the nth call of a name, or each with 0, has something done before
+    it goes on."""
+
+    def __init__(self, name, work, nth):
+        super().__init__()
+        self.name, self.work, self.nth, self.seen = name, work, nth, 0
+
+    def append(self, call):
+        """Note a call."""
+        super().append(call)
+        if call.name == self.name:
+            self.seen += 1
+            if self.nth in (0, self.seen):
+                self.work()
 
 
 class PoolCase(unittest.TestCase):
@@ -122,16 +143,44 @@ class PoolCase(unittest.TestCase):
         environ.update(more)
         return environ
 
+    def at(self, *parts):
+        """A path in this test's directory."""
+        return os.path.join(self.directory, *parts)
+
+    def put_file(self, name, text=''):
+        """Write a file in this test's directory; return its path."""
+        with open(self.at(name), 'w', encoding='utf-8') as stream:
+            stream.write(text)
+        return stream.name
+
+    def program(self, name, text):
+        """Write a program in sh, or another with its own first line; return its path."""
+        path = self.put_file(name, text if text.startswith('#!') else '#!/bin/sh\n' + text)
+        os.chmod(path, 0o755)
+        return path
+
     def xe_that(self, change):
         """The path of an xe after whose exports into a file this shell command is run, $1 being
         the file."""
-        path = os.path.join(self.directory, 'odd-xe')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in '
-                         'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                         % (self.sim.xe, change))
-        os.chmod(path, 0o755)
-        return path
+        return self.program('odd-xe', '%s "$@" || exit\nfor word; do case $word in '
+                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
+                            % (self.sim.xe, change))
+
+    def xe_whose(self, verb, change):
+        """The path of an xe in the place of whose exports by this verb into a file this shell
+        command is run, $1 being the file."""
+        return self.program('odd-xe', '[ "$1" = %s ] || exec %s "$@"\nfor word; do case $word in '
+                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
+                            % (verb, self.sim.xe, change))
+
+    def fault(self, name, do, **details):
+        """Have a call of the pool meet a fault, as Faults.add has it."""
+        self.sim.pool.faults.add(name, do, **details)
+
+    def at_call(self, name, work, nth=1):
+        """Have something done when the nth call of that name comes, or each with 0, before the
+        pool acts."""
+        self.sim.pool.journal = Journal(name, work, nth)
 
     def start(self, *arguments, **environ):
         """Start VmBackup.py; return the process, as forked.start does."""
@@ -155,6 +204,16 @@ class PoolCase(unittest.TestCase):
     def back_up(self, *lines, **keys):
         """Run VmBackup.py with a config of these lines."""
         return self.vmbackup('password', self.config(*lines, **keys))
+
+    def ends(self, status, *lines, **keys):
+        """The same; it has to end with that status, and without a crash."""
+        return self.assert_ends(status, self.back_up(*lines, **keys))
+
+    def assert_ends(self, status, done):
+        """A run has ended with that status, and without a crash; return it."""
+        self.assertEqual(status, done.status, done.output)
+        self.assertNotIn('Traceback', done.output)
+        return done
 
     def xe(self, *words):
         """What a command of the simulated xe prints; it has to succeed."""
@@ -188,6 +247,23 @@ class PoolCase(unittest.TestCase):
             self.assertLess(time.monotonic(), end, 'it never happened')
             time.sleep(0.01)
 
+    def wait_for_call(self, name, nth=1):
+        """Wait until the pool has got so many calls of that name, by either door."""
+        self.wait_for(lambda: [call.name for call in self.sim.calls()].count(name) >= nth)
+
+    def start_until(self, name, nth, *words):
+        """Start VmBackup.py; return the process once the nth call of that name is under way."""
+        child = self.start(*words)
+        self.addCleanup(child.stdout.close)
+        self.addCleanup(child.kill)
+        self.wait_for_call(name, nth)
+        return child
+
+    def signalled(self, child, signum=signal.SIGTERM):
+        """Send a signal to a run; it has to end so. Return what it did."""
+        child.send_signal(signum)
+        return self.assert_ends(128 + signum, self.finish(child))
+
     def tree(self):
         """The files and directories below the backup directory, dates blanked, sorted; locks
         left out."""
@@ -203,6 +279,20 @@ class PoolCase(unittest.TestCase):
         """The dated directories of a VM, oldest first."""
         directory = os.path.join(self.backups, vm)
         return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+
+    def newest(self, vm, *parts):
+        """A path in the newest backup of a VM."""
+        return os.path.join(self.dated(vm)[-1], *parts)
+
+    def manifest(self, vm):
+        """That of the newest backup of a VM."""
+        with open(self.newest(vm, 'backup.json'), encoding='utf-8') as stream:
+            return json.load(stream)
+
+    def digest(self, vm, device='0'):
+        """The SHA-256 of a VM's disk in the pool."""
+        pool = self.sim.pool
+        return pool.content[pool.ref_of('VDI', self.disk_of(vm, device))].sha256()
 
     def status(self):
         """The lines of the status log without times and the host's name."""
