@@ -1,6 +1,5 @@
 """README.md and example.cfg say what is so: their commands are run, their tables compared."""
 
-import ast
 import difflib
 import errno
 import fcntl
@@ -621,37 +620,6 @@ class Troubles(PoolCase):
             self.assertIsNone(child.poll())
         child.terminate()
         return self.finish(child).output
-
-
-class Differences(unittest.TestCase):
-    """Every difference from 3.25 is held by a test."""
-
-    def rows(self):
-        """(the row's text, the names of its tests)."""
-        found = []
-        for row in table(section('Differences from 3.25')):
-            names = re.findall('<!-- (.*?) -->', row[-1])
-            found.append((row, ' '.join(names).split()))
-        return found
-
-    def test_every_row_names_tests_that_exist(self):
-        rows = self.rows()
-        self.assertGreater(len(rows), 40)
-        for row, names in rows:
-            with self.subTest(row[0]):
-                self.assertEqual(3, len(row))
-                self.assertTrue(names, 'no test')
-                for name in names:
-                    module, group, test = name.split('.')
-                    self.assertIn(test, methods(module).get(group, ()), name)
-
-
-def methods(module):
-    """{class: names of its methods} of a test module."""
-    with open(os.path.join(ROOT, 'tests', module + '.py'), encoding='utf-8') as stream:
-        tree = ast.parse(stream.read())
-    return {node.name: [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
-            for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 if __name__ == '__main__':
