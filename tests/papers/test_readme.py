@@ -1,25 +1,31 @@
 """README.md and example.cfg say what is so: their commands are run, their tables compared."""
 
+import array
+import contextlib
 import difflib
 import errno
 import fcntl
 import glob
 import io
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 import unittest.mock
 from typing import List, NamedTuple
 
 import VmBackup
 from tests import ROOT, SCRIPT
-from tests.tools.demo import make_python3
 from tests.simpool import SimPool, pools
+from tests.tools import forked
+from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
 from tests.tools.support import LIMIT, PoolCase
 
@@ -29,6 +35,15 @@ PLAYGROUND = '$ python3 -m tests.simpool bash'
 # Directories of a host that are below a directory of the test instead.
 MOVED = ('/snapshots', '/opt/VmBackup', '/root/VmBackup', '/tmp/try')
 PYTHON_2 = ('SyntaxError: invalid syntax',)      # what it says of our grammar
+# In the place of the script: has Machine fork it with these words, streams and surroundings.
+LAUNCHER = '''#!/usr/bin/env python3
+import array, json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+    door.connect(%r)
+    door.sendmsg([json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()],
+                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0, 1, 2]))])
+    sys.exit(int(door.recv(9)))
+'''
 DATED = '2026-03-01-(00:10:01)'
 UNIFORM = (
     (r'\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)', DATED),
@@ -149,8 +164,15 @@ class Machine:
         self.home = self.path('/opt/VmBackup')
         for name in ('/opt/VmBackup', '/snapshots/BACKUPS', '/root', '/tmp', '/bin'):
             os.makedirs(self.path(name))
-        for name in ('VmBackup.py', 'XenAPI.py'):
-            shutil.copy(os.path.join(ROOT, name), self.home)
+        self.door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.door.bind(self.path('/door'))
+        self.door.listen(1)
+        case.addCleanup(self.door.close)
+        case.addCleanup(self.door.shutdown, socket.SHUT_RDWR)
+        threading.Thread(target=self.serve, daemon=True).start()
+        with open(self.home + '/VmBackup.py', 'w', encoding='utf-8') as stream:
+            stream.write(LAUNCHER % self.path('/door'))
+        os.chmod(stream.name, 0o755)
         make_python3(self.path('/bin'))
 
     def path(self, path):
@@ -163,7 +185,24 @@ class Machine:
             text = re.sub(r'(?<![\w/])' + prefix, self.path(prefix), text)
         return text
 
-    def run(self, wanted, wrapper, cwd, environ):
+    def serve(self):
+        """Fork the script for one LAUNCHER after the other, until the door is shut."""
+        with contextlib.suppress(OSError):
+            while True:
+                with self.door.accept()[0] as asking:
+                    data, ancillary, _, _ = asking.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+                    streams = array.array('i', ancillary[0][2])
+                    words, cwd, environ = json.loads(data.decode())
+                    environ = {name: value for name, value in environ.items()
+                               if not forked.DECIDED_AT_START.match(name)}
+                    child = forked.start(
+                        words[1:], dict(environ, **forked.environ_at_start(os.environ)), cwd,
+                        forked.Script(words[0]), **dict(zip(('stdin', 'stdout', 'stderr'), streams)))
+                    for handle in streams:
+                        os.close(handle)
+                    asking.sendall(b'%d' % child.wait())
+
+    def run(self, wanted, cwd, environ):
         """Run commands in one sh; return the lines that each of them prints."""
         script = self.path('/script')
         with open(script, 'w', encoding='utf-8') as stream:
@@ -172,7 +211,7 @@ class Machine:
                     self.moved(command.text), MARK))
         environ = dict(environ, PATH=self.path('/bin') + os.pathsep + environ['PATH'],
                        LC_ALL='C')
-        done = subprocess.run(wrapper + ['sh', script], cwd=cwd, env=environ, timeout=LIMIT,
+        done = subprocess.run(['sh', script], cwd=cwd, env=environ, timeout=LIMIT,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
         text = done.stdout.decode('utf-8').replace(self.directory, '')
@@ -200,8 +239,8 @@ class Shown(unittest.TestCase):
         wanted = [command for block in blocks('console') if block.section == 'Quick start'
                   for command in commands(block)]
         self.assertEqual([PLAYGROUND[2:], 'exit'], [wanted[0].text, wanted[-1].text])
-        outputs = machine.run(wanted[1:-1], [sys.executable, '-m', 'tests.simpool'], ROOT,
-                              dict(os.environ))
+        with SimPool(pools.DEMO) as sim:        # as tests.simpool does, which has tests
+            outputs = machine.run(wanted[1:-1], machine.home, sim.environ())
         self.compare(wanted[1:-1], outputs)
 
     def test_what_is_shown_of_a_host_is_what_it_prints(self):
@@ -215,7 +254,7 @@ class Shown(unittest.TestCase):
                     self.prepare_restore(machine, sim)
                 wanted = commands(block)
                 with self.subTest(block.section):
-                    self.compare(wanted, machine.run(wanted, [], machine.home, environ))
+                    self.compare(wanted, machine.run(wanted, machine.home, environ))
 
     def test_what_is_shown_of_a_test_mail_is_what_it_prints(self):
         machine, sink = Machine(self), SmtpSink()
@@ -223,7 +262,7 @@ class Shown(unittest.TestCase):
         with open(machine.home + '/mail.cfg', 'w', encoding='utf-8') as stream:
             stream.write('mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
         block, = [block for block in blocks('text') if block.section == 'Mail']
-        output, = machine.run(commands(block), [], machine.home, dict(os.environ))
+        output, = machine.run(commands(block), machine.home, dict(os.environ))
         self.compare(commands(block), [[line.replace('port %d' % sink.port, 'port 25')
                                         for line in output]])
         self.assertEqual(1, len(sink.mails))
