@@ -1,0 +1,214 @@
+"""What 3.25 did to its users in the pool and on disk, and what a run does now."""
+
+import io
+import os
+import shlex
+import shutil
+import signal
+import time
+import types
+import unittest
+import unittest.mock
+
+import VmBackup
+from tests.tools.support import PoolCase
+
+REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
+EXPORTS = {'vm-export': 2, 'vdi-export': 1}         # the first vm-export is for the metadata
+OLD = 'backup-2019-01-01-(00:00:00)'
+
+
+class SmallCase(PoolCase):
+    """A test with two small VMs."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
+                                {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
+
+    def succeeds(self, *lines, **keys):
+        """A run with a config of these lines succeeds; return what it did."""
+        done = self.back_up(*lines, **keys)
+        self.assertEqual(0, done.status, done.output)
+        return done
+
+
+class InThePool(SmallCase):
+    """What was destroyed there, and what was left."""
+
+    pool_description = {'vms': [
+        {'name': 'web', 'disks': ['512 KiB'], 'ran': True},
+        {'name': 'RESTORE_web', 'disks': ['64 KiB', '64 KiB'], 'ran': True,
+         'snapshots': ['before the upgrade']},
+        {'name': 'RESTORE_web', 'disks': ['64 KiB'], 'template': True},
+        {'name': 'db', 'ran': True,
+         'disks': ['64 KiB', {'size': '64 KiB', 'name': 'SNAP_web_web-0'}]}]}
+
+    def killed_in(self, method):
+        """Kill a run in its export of web with -9; the pool then comes to rest."""
+        wanted = self.verbs().count(method) + EXPORTS[method]
+        self.sim.pool.faults.add(method, 'slow', nth=EXPORTS[method], rate=4000000)
+        child = self.start('password', self.config(method + '=web'))
+        self.wait_for(lambda: self.verbs().count(method) >= wanted)
+        os.kill(child.pid, signal.SIGKILL)
+        self.assertEqual(-signal.SIGKILL, self.finish(child).status)
+        self.wait_for(lambda: not self.contents()['task'])
+        self.sim.pool.tables['session'].clear()        # xapi's own time-out: a day
+
+    def vms_and_their_disks(self):
+        """Of each VM of the pool: name, uuid, its disks' bytes, its snapshots' names."""
+        tables = self.sim.pool.tables
+        return sorted((vm['name_label'], vm['uuid'],
+                       [self.sim.pool.content[tables['VBD'][vbd]['VDI']].sha256()
+                        for vbd in vm['VBDs']],
+                       [tables['VM'][ref]['name_label'] for ref in vm['snapshots']])
+                      for vm in tables['VM'].values() if not vm['is_control_domain'])
+
+    def test_vms_and_disks_that_are_called_like_our_snapshots_survive(self):
+        sr = self.sim.pool.tables['pool'][self.sim.pool.pool_ref]['default_SR']
+        for name in ('SNAP_web_web-0', 'web 0'):
+            self.sim.pool.make_vdi(sr, 1 << 16, name_label=name)
+        self.before, before = self.contents(), self.vms_and_their_disks()
+        self.assertEqual(2, [vm[0] for vm in before].count('RESTORE_web'))
+        for method, nth in EXPORTS.items():
+            self.killed_in(method)
+            self.sim.pool.faults.add(method, nth=nth, **REFUSED)
+            self.assertEqual(2, self.back_up(method + '=web').status)
+            self.succeeds(method + '=web', 'vdi-export=RESTORE_web')
+        self.assertEqual(before, self.vms_and_their_disks())
+        self.assert_clean()
+
+    def test_of_several_leftovers_all_are_removed_not_only_the_last(self):
+        self.script = self.changed_script(DISCARD_PAUSES=(0,))
+        for number in range(1, 3):                     # what the one before left cannot be removed
+            for verb in ('vm-uninstall', 'snapshot-uninstall', 'vdi-destroy'):
+                self.sim.pool.faults.add(verb, times=0, **REFUSED)
+            self.killed_in('vm-export')
+            self.sim.pool.faults.clear()
+            self.assertEqual(len(self.before['VDI']) + number, len(self.contents()['VDI']))
+        self.succeeds('vm-export=web')
+        self.assert_clean()
+
+
+class OnDisk(SmallCase):
+    """Backups that were lost, names that were paths or commands."""
+
+    def test_a_loose_file_among_the_backups_does_not_end_the_night(self):
+        self.old_backup('web', OLD, 'success')
+        names = ('0-notes.txt', 'zz', OLD.replace('2019', '2018'), '.nfs000001')
+        for name in names:
+            with open(os.path.join(self.backups, 'web', name), 'w', encoding='utf-8') as stream:
+                stream.write('mine')
+        self.succeeds('vm-export=web:1', 'vm-export=db')
+        new, = [path for path in self.dated('web') if os.path.isdir(path)]
+        self.assertNotEqual(OLD, os.path.basename(new))
+        for name in names:
+            with open(os.path.join(self.backups, 'web', name), encoding='utf-8') as stream:
+                self.assertEqual('mine', stream.read())
+
+    def test_a_vm_called_dot_dot_deletes_nobodys_backups(self):
+        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in (
+            '..', '.', '../elsewhere', '/', 'web')]}
+        self.use_pool()
+        kept = [self.old_backup(vm, 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
+                for vm in ('web', '../elsewhere', '../BACKUPS2/web') for day in (1, 2)]
+        self.succeeds('vm-export=[./].*:1')
+        self.assertEqual([True] * 6, [os.path.exists(os.path.join(path, 'success'))
+                                      for path in kept])
+        self.assertEqual(['%2E', '%2E%2E', '%2F', '..%2Felsewhere', 'web'],
+                         sorted(name for name in os.listdir(self.backups) if name[:2] != '.l'))
+
+    def test_a_vm_called_as_the_pool_dumps_directory_harms_no_dump(self):
+        name = 'METADATA_' + os.uname().nodename
+        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']}]}
+        self.use_pool()
+        dump = os.path.join(os.path.dirname(self.old_backup(name, OLD, 'success')),
+                            'pool_db_20190101-000000.dump')
+        with open(dump, 'w', encoding='utf-8'):
+            pass
+        self.succeeds('vm-export=%s:1' % name, pool_db_backup=1, pool_db_max_backups=1)
+        left = sorted(os.listdir(os.path.dirname(dump)))
+        self.assertEqual(['backup-', 'pool_db'], [each[:7] for each in left])
+        self.assertEqual([], [each for each in left if '2019' in each])
+
+    def test_no_name_in_the_pool_is_ever_run_as_a_command(self):
+        evil = 'x$(touch PWNED)`touch PWNED`"; touch PWNED; \'|touch PWNED&&touch PWNED #'
+        self.pool_description = {'name': evil, 'hosts': [evil], 'networks': [evil], 'vms': [
+            {'name': kind + evil, 'description': evil, 'networks': [evil], 'ran': True,
+             'other_config': {evil: evil}, 'snapshots': [evil],
+             'disks': [{'size': '64 KiB', 'name': evil, 'description': evil}]}
+            for kind in ('whole', 'disk')]}
+        self.use_pool()
+        before = set(os.listdir(self.directory)) | {'run.cfg', 'logs'}
+        self.succeeds('vm-export=whole.*:1', 'vdi-export=disk.*:1', pool_db_backup=1)
+        self.assertEqual(before, set(os.listdir(self.directory)))
+        self.assertNotIn('PWNED', [os.path.basename(path) for path in self.tree()])
+
+    def test_a_dump_gets_its_name_when_it_is_complete(self):
+        self.sim.pool.faults.add('pool-dump-database', 'die', after=1000)
+        self.assertEqual(2, self.back_up('vm-export=db', pool_db_backup=1).status)
+        self.assertEqual([], os.listdir(os.path.join(self.backups,
+                                                     'METADATA_' + os.uname().nodename)))
+
+
+class Run(SmallCase):
+    """What a run starts, waits for and tells."""
+
+    def test_a_backup_of_more_than_a_day_takes_more_than_a_day(self):
+        def later():
+            return time.monotonic() + (30 * 3600 if self.verbs().count('vm-export') > 1 else 0)
+        stream = io.BytesIO()
+        clock = types.SimpleNamespace(monotonic=later, sleep=time.sleep)
+        with unittest.mock.patch.dict(os.environ, self.environ()), (
+                unittest.mock.patch.object(VmBackup, 'time', clock)):
+            status = VmBackup.command(('password', self.config('vm-export=db')), 'VmBackup.py',
+                                      VmBackup.Console(stream), VmBackup.Signals())
+        output = stream.getvalue().decode('utf-8')
+        self.assertEqual(0, status, output)
+        self.assertIn('VmBackup vm-export db - ***Success*** t:1800', output)
+        self.assertIn('vm-export,end,SUCCESS db,elapse:1800 size:0G', self.status())
+
+    def test_an_xe_that_hangs_is_ended(self):
+        self.sim.pool.faults.add('template-param-set', 'hang')
+        self.script = self.changed_script(XE_TIMEOUT=0.5)
+        done = self.back_up('vm-export=db')
+        self.assertEqual(2, done.status, done.output)
+        self.assertIn('vm-export,end,TEMPLATE-PARAM-SET-FAIL db', self.status())
+
+    def test_words_of_xe_are_lines_of_the_log_and_what_failed_leaves_its_directory(self):
+        self.sim.pool.faults.add('vm-export', nth=2, after=1000, **REFUSED)
+        done = self.back_up('vm-export=db')
+        self.assertEqual(2, done.status, done.output)
+        for line in done.output.splitlines():
+            self.assertRegex(line, r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
+        self.assertIn('Error code: SR_BACKEND_FAILURE_46', done.lines)
+        self.assertRegex(done.output, 'ERROR vm-export VM-EXPORT-FAIL db: .*SR_BACKEND_FAILURE_46')
+        self.assertIn('db/DATED/vm.cfg', self.tree())
+        self.assertNotIn('db/DATED/success', self.tree())
+
+    def test_no_program_is_started_but_xe_and_df(self):
+        tools = os.path.join(self.directory, 'bin')
+        os.mkdir(tools)
+        os.symlink(shutil.which('df'), os.path.join(tools, 'df'))
+        tattler = os.path.join(tools, 'touch')
+        with open(tattler, 'w', encoding='utf-8') as stream:
+            stream.write('#!/bin/sh\n: > %s\n' % shlex.quote(self.directory + '/started'))
+        os.chmod(tattler, 0o755)
+        for name in ('xmllint', 'rm', 'ls', 'hostname', 'sh', 'mkdir'):
+            os.symlink('touch', os.path.join(tools, name))
+        done = self.vmbackup('password', self.config('vm-export=db', pool_db_backup=1), PATH=tools)
+        self.assertEqual(0, done.status, done.output)
+        self.assertFalse(os.path.exists(os.path.join(self.directory, 'started')))
+        self.assertIn('Success: backup directory area is writable', done.lines)
+        self.assertEqual([], [line for line in done.lines if 'touch' in line])
+        self.assertNotIn(VmBackup.WRITE_TEST, os.listdir(self.backups))
+
+    def test_a_very_long_night_keeps_a_bounded_part_of_its_log(self):
+        console = VmBackup.Console(io.BytesIO())
+        for number in range(25000):
+            console.log('line %d' % number)
+        self.assertLess(len(console.lines), 25000)
+        self.assertIn('line 24999', console.lines[-1])
+        self.assertEqual(25000, console.stream.getvalue().count(b'\n'))
+
+
+if __name__ == '__main__':
+    unittest.main()
