@@ -112,13 +112,14 @@ class ScriptedServer:
             while True:
                 self._connections.append(self._listener.accept()[0])
                 with contextlib.suppress(OSError):  # the client does not like our certificate
-                    self._serve()
+                    if self._tls:
+                        self._connections[-1] = self._tls.wrap_socket(
+                            self._connections[-1], server_side=True)
+                    self._serve(self._connections[-1])
 
-    def _serve(self):
-        if self._tls:
-            self._connections[-1] = self._tls.wrap_socket(self._connections[-1], server_side=True)
+    def _serve(self, connection):
         then = 'keep'
-        with self._connections[-1].makefile('rb') as incoming:
+        with connection.makefile('rb') as incoming:
             while then == 'keep':
                 line = incoming.readline().decode('ascii').rstrip('\r\n')
                 if not line:
@@ -127,9 +128,9 @@ class ScriptedServer:
                 body = incoming.read(int(headers['Content-Length']))
                 raw, then = next(self._script, http('', '599 Not in the script'))
                 self.requests.append(Request(len(self._connections), line, headers.items(), body))
-                self._connections[-1].sendall(raw)
+                connection.sendall(raw)
         if then == 'close':
-            self._connections[-1].shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 # What it answers
@@ -137,8 +138,8 @@ class ScriptedServer:
 def http(body, status='200 OK', headers=(), then='keep'):
     """An HTTP response, with headers as xapi sends them."""
     lines = ['HTTP/1.1 ' + status, 'Connection: keep-alive', 'Cache-Control: no-cache, no-store',
-             'Content-Type: text/xml', 'Content-Length: %d' % len(body.encode())]
-    return Answer('\r\n'.join(lines + list(headers) + ['', body]).encode(), then)
+             'Content-Type: text/xml', 'Content-Length: %d' % len(body.encode()), *headers]
+    return Answer('\r\n'.join(lines + ['', body]).encode(), then)
 
 
 def answer(value, **options):
@@ -178,7 +179,7 @@ def login(result, reply):
 def odd(missing, value, more='', sdk=None):
     """A step of a call whose answer makes no sense."""
     ours = 'Fault: <Fault 500: %r>' % ('Missing %s in response from server%s' % (missing, more))
-    return call(Fixed(ours, sdk) if sdk else ours, answer(value), ask='a.b -')
+    return call(Fixed(ours, sdk) if sdk else ours, answer(value))
 
 
 IN, OUT, KNOWN = ('session.login_with_password root pw', 'session.logout A',
@@ -188,7 +189,7 @@ CUT, SILENT = Answer(b'', 'close'), Answer(b'', 'silence')
 LOGIN, LOGOUT = login('None', IS_A), ('s.xenapi.session.logout()', 'None', (OUT, success('')))
 NOBODY, SOMEBODY = ((KNOWN, "(None, None, None, '1.1')"), (
     KNOWN, "('OpaqueRef:A', 'login_with_password', ('root', 'pw'), None)"))
-SLAVE, DENIED = ('HOST_IS_SLAVE', '192.0.2.1'), ('SESSION_AUTHENTICATION_FAILED', 'root', 'no')
+SLAVE, REFUSED = refusal('HOST_IS_SLAVE', '192.0.2.1'), "Failure: ['HOST_IS_SLAVE', '192.0.2.1']"
 MUST, BREAKS = "Fault: <Fault 401: 'You must log in'>", Fixed('None', 'AttributeError: ...')
 MAGIC = "NotImplementedError: ('XMLRPC proxies do not support python magic methods', "
 
@@ -203,15 +204,13 @@ SCRIPTS = {
         ('s.xenapi.session.login_with_password()', "Failure: ['ODD']",
          ('session.login_with_password B', refusal('ODD')))],
     'a login that fails changes nothing': [
-        login('Failure: %s' % list(DENIED), refusal(*DENIED)),
-        login('Failure: %s' % list(SLAVE), refusal(*SLAVE)), NOBODY,
+        login(REFUSED, SLAVE), NOBODY,
         login("Fault: <Fault 500: 'Received SESSION_INVALID when logging in'>", EXPIRED), LOGIN,
         ("s.login('x')", "Fault: <Fault 500: 'Missing Value in response from server'>",
          ('session.login x', answer({'Status': 'Success'}))), SOMEBODY],
     'an expired session is renewed, and the call repeated': [
         LOGIN, call("'v'", EXPIRED, (IN, IS_B), ('a.b B', success('v'))),
-        call('Failure: %s' % list(SLAVE), EXPIRED, (IN, refusal(*SLAVE)), ask='a.b B'),
-        ('s.handle', "'OpaqueRef:B'")],
+        call(REFUSED, EXPIRED, (IN, SLAVE), ask='a.b B'), ('s.handle', "'OpaqueRef:B'")],
     'a session that expires again and again is a fault after the third time': [
         LOGIN, call("'v'", EXPIRED, (IN, IS_A), ('a.b A', EXPIRED), (IN, IS_A),
                     ('a.b A', success('v'))),
@@ -243,34 +242,32 @@ SCRIPTS = {
          ('host.get_API_version_minor A M', success('21'))), ('s.API_version', "'2.21'")],
 
     'a refusal is a failure with its details': [
-        call("Failure: ['HANDLE_INVALID', 'VM', 'r']", refusal('HANDLE_INVALID', 'VM', 'r'),
-             ask='a.b -'),
-        call('Failure: X', answer({'Status': 'Failure', 'ErrorDescription': 'X'}), ask='a.b -'),
-        call("Failure: ['ODD', 7, None]", answer({
-            'Status': None, 'ErrorDescription': ['ODD', 7, None], 'Value': 'v'}), ask='a.b -')],
+        LOGIN, call(REFUSED, SLAVE),
+        call('Failure: X', answer({'Status': 'Failure', 'ErrorDescription': 'X'})),
+        call("Failure: ['ODD', 7, None]", answer({'ErrorDescription': ['ODD', 7, None],
+                                                  'Status': None, 'Value': 'v'}))],
     'an answer that makes no sense is a fault': [
-        odd('Value', {'Status': 'Success'}), odd('ErrorDescription', {'Status': 'Failure'}),
-        odd('ErrorDescription', {'Status': 'success', 'Value': 'v'})] + [
-        odd('Status', value, value) for value in ('no Status', '', 'Größe')] + [
+        LOGIN, odd('Value', {'Status': 'Success'}), odd('ErrorDescription', {'Status': 'Failure'}),
+        odd('ErrorDescription', {'Status': 'success', 'Value': 'v'}),
+        odd('Status', 'no Status', 'no Status'), odd('Status', 'Größe', 'Größe')] + [
         odd('Status', value, value, sdk='TypeError: ...')
         for value in (None, 7, {}, {'Value': 'v'}, ['Status'])] + [
-        odd('ErrorDescription', {'Status': 'Failure', 'ErrorDescription': value}, sdk=kind + ': ...')
+        odd('ErrorDescription', {'Status': 'x', 'ErrorDescription': value}, sdk=kind + ': ...')
         for value, kind in (([], 'IndexError'), ('', 'IndexError'), (None, 'TypeError'),
                             (5, 'TypeError'), ({'code': 'X'}, 'KeyError'))],
     'HTTP errors, broken XML and faults are those of the standard library': [
-        call(*pair, ask='a.b -') for pair in (
-            ('ProtocolError: <ProtocolError for ADDRESS/RPC2: 500 Bad>', http('?', '500 Bad')),
-            ('ProtocolError: <ProtocolError for ADDRESS/RPC2: 302 Found>',
+        LOGIN, call('ProtocolError: <ProtocolError for ADDRESS/RPC2: 500 X>', http('', '500 X')),
+        call('ProtocolError: <ProtocolError for ADDRESS/RPC2: 302 Found>',
              http('', '302 Found', ['Location: http://192.0.2.1/'])),
-            ('ExpatError: ...', http('<methodResponse>')), ('ExpatError: ...', http('')),
-            ("Fault: <Fault 3: 'fie'>", http(xmlrpc.client.dumps(xmlrpc.client.Fault(3, 'fie')))),
-            ('ExpatError: ...', Answer(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<x', 'close')),
-            ('BadStatusLine: ...', Answer(b'garbage\r\n\r\n', 'close')), ("'v'", success('v')))],
-    'values are taken as xapi spells them': [
+        call('ExpatError: ...', http('<methodResponse>')), call('ExpatError: ...', http('')),
+        call("Fault: <Fault 3: 'fie'>", http(xmlrpc.client.dumps(xmlrpc.client.Fault(3, 'fie')))),
+        call('ExpatError: ...', Answer(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<x', 'close')),
+        call('BadStatusLine: ...', Answer(b'garbage\r\n\r\n', 'close')), call("'v'", success('v'))],
+    'values are taken as xapi spells them': [LOGIN] + [
         call(value, http('<methodResponse><params><param><value><struct><member><name>Status</name>'
                          '<value>Success</value></member><member><name>Value</name><value>%s'
                          '</value></member></struct></value></param></params></methodResponse>'
-                         % text), ask='a.b -')
+                         % text))
         for value, text in (
             ("''", ''), ("'8589934592'", '8589934592'), ('True', '<boolean>1</boolean>'),
             ('-1.0', '<double>-1</double>'), ("'a <&> b'", 'a &lt;&amp;&gt; b'), ('None', '<nil/>'),
@@ -290,9 +287,7 @@ SCRIPTS = {
     'any name can be dispatched': [
         ("getattr(s.xenapi.event, 'from')([], 'x')", "'1'", ('event.from - [] x', success('1'))),
         ('s.xenapi.Async.VM.__len__()', "'2'", ('Async.VM.__len__ -', success('2'))),
-        ("s.xenapi_request('host.x', ('y',))", "'3'", ('host.x - y', success('3'))),
-        ('s.xenapi.VM.logout()', "'4'", ('VM.logout -', success('4'))),
-        ('s.xenapi()', 'AttributeError: ...')],
+        ("s.xenapi_request('VM.logout', ('y',))", "'3'", ('VM.logout - y', success('3')))],
     "methods named like the session's own attributes are requests": [
         ('s.xenapi.%s()' % name, Fixed("'v'", error + ': ...', False), (name + ' -', success('v')))
         for name, error in (('handle', 'TypeError'), ('transport', 'TypeError'),
@@ -306,9 +301,7 @@ SCRIPTS = {
         LOGIN, ("s('close')()", 'None'), ('copy.deepcopy(s)', MAGIC + "'__deepcopy__', ({},), {})"),
         ('copy.copy(s)', Fixed(MAGIC + "'__getstate__', (), {})", 'NotImplementedError: ...'))],
     'dispatchers and sessions show their name': [
-        ('s.xenapi', '<XenAPI._Dispatcher>'),
-        ('s.xenapi.VM.get_all', '<XenAPI._Dispatcher for VM.get_all>'),
-        ('s.logout', '<XenAPI._Dispatcher for logout>'),
+        ('s.xenapi', '<XenAPI._Dispatcher>'), ('s.xenapi.VM', '<XenAPI._Dispatcher for VM>'),
         ("X.Session('https://host:8443')", '<Session for host:8443/RPC2>')],
     'a failure is its details, and can be printed, copied and pickled': [
         ("X.Failure(['CODE', 'é']).details", "['CODE', 'é']"), ('str(X.Failure(None))', "'None'"),
@@ -317,20 +310,11 @@ SCRIPTS = {
         ("pickle.loads(pickle.dumps(X.Failure(['A']))).details", "['A']"),
         ("X.Failure(details=['A']).args", Fixed("(['A'],)", '()'))],
     'nothing but http and https is spoken': [
-        ("X.Session('%s')" % uri, 'OSError: unsupported XML-RPC protocol')
-        for uri in ('ftp://host/', 'unix:/path', 'host')],
+        ("X.Session('unix:/path')", 'OSError: unsupported XML-RPC protocol')],
 }
 
 
-class XenApiCase(unittest.TestCase):
-    """A test with a directory."""
-
-    def setUp(self):
-        self.directory = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, self.directory)
-
-
-class Scripts(XenApiCase):
+class Scripts(unittest.TestCase):
     """Ours does what a script says; so does the SDK's, and nothing can tell the two apart."""
 
     def play(self, what, steps, session='X.Session(uri)', door='tcp', environ=CALM):
@@ -401,8 +385,6 @@ class Scripts(XenApiCase):
         self.assertEqual('POST /a HTTP/1.1', request.line)
         self.assertEqual(['Host', 'Authorization', 'Accept-Encoding', 'Content-Type',
                           'Content-Length'], [name for name, _ in request.headers])
-        self.play("a caller's transport", [LOGIN], session='X.Session(uri, ignore_ssl=True, '
-                  'transport=xmlrpc.client.Transport(use_builtin_types=True))')
 
     def test_certificates_are_verified_unless_that_is_not_wanted(self):
         self.play('unknown', [('s.xenapi.a.b()', 'SSLError: ...' if sys.version_info < (3, 7) else
@@ -412,31 +394,33 @@ class Scripts(XenApiCase):
         self.play('trusted', [LOGIN], door='tls', environ=dict(CALM, SSL_CERT_FILE=CERTIFICATE))
 
     def test_unix_sockets_have_what_the_environment_says(self):
-        directory = os.open(self.directory, os.O_RDONLY)
-        self.addCleanup(os.close, directory)    # the SDK can spell no path with a _ in it
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        handle = os.open(directory.name, os.O_RDONLY)
+        self.addCleanup(os.close, handle)       # the SDK can spell no path with a _ in it
         requests = self.play('unix', [
             LOGIN, ("os.environ.update(TRACEPARENT='00-1-2-01')", 'None'),
             call("'1'", CUT, ('a.b A', success('1')))],
-            door='/proc/self/fd/%d/sock' % directory, session='X.Session(uri, X.UDSTransport())',
+            door='/proc/self/fd/%d/sock' % handle, session='X.Session(uri, X.UDSTransport())',
             environ=dict(CALM, ORIGINATOR='VmBackup', BAGGAGE='k=v'))
         for request in requests:
             name = [name for name, _ in request.headers if name.islower()]
             self.assertEqual(['traceparent'] * (request is not requests[0]) +
                              ['baggage', 'originator'], name)
-        self.play('no server', [('s.xenapi.a.b()', 'FileNotFoundError: ...')],
-                  session="X.Session('http://_nowhere_x', transport=X.UDSTransport())")
 
     @unittest.skipUnless(SDK, 'NOTHING WAS COMPARED WITH THE SDK: pip install XenAPI')
     def test_module_has_every_public_name_of_the_sdks(self):
-        for name in dir(SDK):
-            if not name.startswith('__'):
-                self.assertIs(type(getattr(XenAPI, name)), type(getattr(SDK, name)), name)
-        for name in ('API_VERSION_1_1', 'API_VERSION_1_2', 'otel', 'httplib', 'xmlrpclib'):
-            self.assertEqual(getattr(XenAPI, name), getattr(SDK, name))
+        names = [name for name in dir(SDK) if not name.startswith('__')]
+        self.assertEqual([type(getattr(SDK, name)) for name in names],
+                         [type(getattr(XenAPI, name)) for name in names])
 
 
-class WhatTheSdkHasNot(XenApiCase):
+class WhatTheSdkHasNot(unittest.TestCase):
     """Timeouts, sockets of any path, and no secrets."""
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.directory)
 
     def test_silent_server_is_given_up_and_the_session_can_be_used_after_that(self):
         half = Answer(success('v').raw[:-20], 'silence')
