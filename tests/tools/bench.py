@@ -14,14 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple
 
 import VmBackup
 from tests import ROOT
-from tests.tools.bench_pool import bench_pool
 from tests.simpool import archive, ova, pools
+from tests.tools.bench_pool import MIB, bench_pool
 
-MIB = 1 << 20
 TEXT = b'The quick brown fox jumps over the lazy dog. ' * 12000
 MEMORY = 40                    # MiB that a verification may take
 MANY = 100000                  # chunks
@@ -40,55 +39,38 @@ with open('/proc/self/status') as status:
     most = [line.split()[1] for line in status if line.startswith('VmHWM')][0]
 print(time.perf_counter() - begun, most)
 '''
-OURS = HEAD + '''
+OURS = '''
 form = VmBackup.form_of(sys.argv[2])[0]
 source = VmBackup.Source(handle)
 size = os.fstat(handle).st_size if form == '.raw' else None
 VmBackup.read_form(form, source, size, None)
 source.close()
-''' + TAIL
-COMMAND = HEAD + "VmBackup.main(['VmBackup.py', 'verify', sys.argv[2]])" + TAIL
-IN_PYTHON = HEAD + 'VmBackup.XXHASH = ()\n' + OURS[len(HEAD):]
-LIMIT = HEAD + '''
+'''
+COMMAND = "VmBackup.main(['VmBackup.py', 'verify', sys.argv[2]])"
+LIMIT = '''
 import ctypes, hashlib
 buffer = bytearray(1 << 20)
 address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-if sys.argv[3] == 'xxh64':
-    library = VmBackup.xxhash_library()
-    digest = lambda: library(address, len(buffer), 0)
-elif sys.argv[3] == 'nothing':
-    digest = lambda: None
-elif sys.argv[3] == 'sha1':
-    digest = lambda: hashlib.sha1(buffer).digest()
-else:
-    digest = hashlib.sha256().update
-    digest = lambda update=digest: update(buffer)
+library, sha256 = VmBackup.xxhash_library(), hashlib.sha256()
+digest = {'xxh64': lambda: library(address, len(buffer), 0),
+          'sha256': lambda: sha256.update(buffer),
+          'sha1': lambda: hashlib.sha1(buffer).digest()}[sys.argv[3]]
 stream = open(handle, 'rb', buffering=0)
 while stream.readinto(buffer):
     digest()
-''' + TAIL
+'''
 
 
 class Figure(NamedTuple):
     """One measurement."""
 
     seconds: float
-    memory: float              # MiB
-
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    what: str
-    mib: float                 # of content
-    limit: Optional[Callable[[], Figure]]
-    ours: Callable[[], Figure]
-    target: Optional[float]    # of limit / ours, in time
+    memory: float = 0          # MiB
 
 
 def child(text, *words):
     """Run a piece of Python on a file, in a process of its own."""
-    output = subprocess.check_output([sys.executable, '-c', text, ROOT] + list(words))
+    output = subprocess.check_output([sys.executable, '-c', HEAD + text + TAIL, ROOT, *words])
     seconds, kib = output.split()[-2:]
     return Figure(float(seconds), int(kib) / 1024)
 
@@ -101,49 +83,28 @@ def through_wc(*argv):
         program.stdout.close()
         if counter.wait() or program.wait():
             raise RuntimeError('%s failed' % argv[0])
-    return Figure(os.times().elapsed - begun, 0)
+    return Figure(os.times().elapsed - begun)
 
 
 class Disk:
-    """A virtual disk, each chunk of which is half noise and half text."""
+    """A virtual disk, each chunk of which is half noise and half text, or what is given."""
 
-    def __init__(self, mib):
+    def __init__(self, mib, content=None):
         self.virtual_size = mib * MIB
         self.chunk_count = mib
+        self.content = content
 
     def chunks(self):
         """The numbers of the chunks that are not zero: all."""
         return ((number, b'') for number in range(self.chunk_count))
 
-    @staticmethod
-    def chunk(_number):
-        """The content of a chunk."""
-        return (os.urandom(MIB // 2) + TEXT)[:MIB]
-
-
-class Zeros(Disk):
-    """One that is all zeros, each chunk of which is written all the same."""
-
-    content = bytes(MIB)
-
     def chunk(self, _number):
         """The content of a chunk."""
-        return self.content
+        return self.content or (os.urandom(MIB // 2) + TEXT)[:MIB]
 
-
-def write(path, pieces, program=None):
-    """Write a file, through a program if it is to be compressed."""
-    with open(path, 'wb') as stream:
-        if program is None:
-            for piece in pieces:
-                stream.write(piece)
-            return
-        packer = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=stream)
-        for piece in pieces:
-            packer.stdin.write(piece)
-        packer.stdin.close()
-        if packer.wait():
-            raise RuntimeError('%s failed' % program[0])
+    def read(self, offset, length):
+        """Some of it, as vhd_stream wants it."""
+        return b''.join(self.chunk(offset // MIB + number) for number in range(length // MIB))
 
 
 def xva(disk, checksum='xxhash'):
@@ -157,87 +118,65 @@ def xva(disk, checksum='xxhash'):
     return archive.xva(text, [(name, disk) for name in disks.values()], checksum)
 
 
-def raw(disk):
-    """The bytes of a raw image."""
-    return (disk.chunk(number) for number in range(disk.chunk_count))
-
-
-class Vhd(Disk):
-    """A disk as vhd_stream wants it."""
-
-    def read(self, offset, length):
-        """Some of it."""
-        return b''.join(self.chunk(offset // MIB + number) for number in range(length // MIB))
-
-
-def in_cache(path):
-    """Read a file, so that its content is in memory."""
+def write(path, pieces, program):
+    """Write a file through a program, and read it, so that its content is in memory."""
+    with open(path, 'wb') as stream:
+        packer = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=stream)
+        for piece in pieces:
+            packer.stdin.write(piece)
+        packer.stdin.close()
+        if packer.wait():
+            raise RuntimeError('%s failed' % program[0])
     with open(path, 'rb') as stream:
         while stream.read(MIB):
             pass
-    return path
 
 
-def verify_rows(place, size):
-    """What is measured of verification: a generator, so that each file is made when it is due."""
-    def path(name):
-        return os.path.join(place, name)
+def verify_rows(size):
+    """What is measured of verification: name of a file, MiB, its bytes, a program that packs them;
+    what that is, what any program needs for it, what we do, the target of limit over ours."""
+    many, small = MANY * size // 2048, min(size, 64)
+    raw = (Disk(1).chunk(number) for number in range(size))
 
-    def file(name, *arguments):
-        write(path(name), *arguments)
-        return in_cache(path(name))
+    def hashed(what):
+        return lambda path: child(LIMIT, path, what)
 
-    plain = file('xxh64.xva', xva(Disk(size)))
-    yield Row('plain XVA, XXH64', size, lambda: child(LIMIT, plain, 'xxh64'),
-              lambda: child(OURS, plain), 0.85)
-    yield Row('the same, only a part of it', size // 8, None,
-              lambda: child(OURS, file('part.xva', xva(Disk(size // 8)))), None)
-    yield Row('the same, as a command, from storage', size, None,
-              lambda: child(COMMAND, plain), None)
-    os.unlink(plain)
-    old = file('sha1.xva', xva(Disk(size), 'checksum'))
-    yield Row('plain XVA, SHA-1', size, lambda: child(LIMIT, old, 'sha1'),
-              lambda: child(OURS, old), 0.85)
-    os.unlink(old)
-    zstd = file('zstd.xva.zst', xva(Disk(size)), ['zstd', '-qc'])
-    yield Row('XVA, zstd', size, lambda: through_wc('zstd', '-dc', zstd),
-              lambda: child(OURS, zstd), 0.9)
-    os.unlink(zstd)
-    gzip = file('gzip.xva.gz', xva(Disk(size // 4)), ['gzip', '-1c'])
-    yield Row('XVA, gzip', size // 4, lambda: through_wc('gzip', '-dc', gzip),
-              lambda: child(OURS, gzip), 0.9)
-    image = file('image.raw', raw(Disk(size)))
-    yield Row('raw image, SHA-256', size, lambda: child(LIMIT, image, 'sha256'),
-              lambda: child(OURS, image), None)
-    os.unlink(image)
-    vhd = file('image.vhd', archive.vhd_stream(Vhd(size)))
-    yield Row('VHD image, SHA-256', size, lambda: child(LIMIT, vhd, 'sha256'),
-              lambda: child(OURS, vhd), None)
-    os.unlink(vhd)
-    many = file('many.xva.zst', xva(Zeros(MANY * size // 2048)), ['zstd', '-qc'])
-    yield Row('XVA of %d chunks of zeros, zstd' % (MANY * size // 2048), MANY * size // 2048,
-              None, lambda: child(OURS, many), None)
-    small = file('python.xva', xva(Disk(min(size, 64))))
-    yield Row('plain XVA, XXH64 in Python', min(size, 64), None,
-              lambda: child(IN_PYTHON, small), None)
+    def unpacked(program):
+        return lambda path: through_wc(program, '-dc', path)
+    return [
+        ('xxh64.xva', size, xva(Disk(size)), None,
+         'plain XVA, XXH64', hashed('xxh64'), OURS, 0.85),
+        ('part.xva', size // 8, xva(Disk(size // 8)), None,
+         'the same, only a part of it', None, OURS, None),
+        ('whole.xva', size, xva(Disk(size)), None,
+         'the same, as a command, from storage', None, COMMAND, None),
+        ('sha1.xva', size, xva(Disk(size), 'checksum'), None,
+         'plain XVA, SHA-1', hashed('sha1'), OURS, 0.85),
+        ('zstd.xva.zst', size, xva(Disk(size)), ['zstd', '-qc'],
+         'XVA, zstd', unpacked('zstd'), OURS, 0.9),
+        ('gzip.xva.gz', size // 4, xva(Disk(size // 4)), ['gzip', '-1c'],
+         'XVA, gzip', unpacked('gzip'), OURS, 0.9),
+        ('image.raw', size, raw, None, 'raw image, SHA-256', hashed('sha256'), OURS, None),
+        ('image.vhd', size, archive.vhd_stream(Disk(size)), None,
+         'VHD image, SHA-256', hashed('sha256'), OURS, None),
+        ('many.xva.zst', many, xva(Disk(many, bytes(MIB))), ['zstd', '-qc'],
+         'XVA of %d chunks of zeros, zstd' % many, None, OURS, None),
+        ('python.xva', small, xva(Disk(small)), None,
+         'plain XVA, XXH64 in Python', None, 'VmBackup.XXHASH = ()\n' + OURS, None)]
 
 
-def measured(row, runs):
+def measured(path, mib, runs, what, limit, ours, target):
     """A row's cells, and whether it missed a target."""
-    pairs = [(row.limit() if row.limit else None, row.ours()) for _ in range(runs)]
-    ours = [figure for _, figure in pairs]
-    memory = max(figure.memory for figure in ours)
-    cells = [row.what, '', '%.0f' % (row.mib / statistics.median(
-        figure.seconds for figure in ours)), '', '', '%.1f' % memory]
-    missed = memory > MEMORY
-    if row.limit:
-        cells[1] = '%.0f' % (row.mib / statistics.median(limit.seconds for limit, _ in pairs))
-        ratio = statistics.median(limit.seconds / figure.seconds for limit, figure in pairs)
-        cells[3] = '%.2f' % ratio
-        if row.target:
-            cells[4] = '%.2f' % row.target
-            missed = missed or ratio < row.target
-    return cells, missed
+    pairs = [(limit(path) if limit else None, child(ours, path)) for _ in range(runs)]
+    memory = max(figure.memory for _, figure in pairs)
+    speed = mib / statistics.median(figure.seconds for _, figure in pairs)
+    if not limit:
+        return (what, '', '%.0f' % speed, '', '', '%.1f' % memory), memory > MEMORY
+    ratio = statistics.median(bare.seconds / figure.seconds for bare, figure in pairs)
+    fastest = mib / statistics.median(bare.seconds for bare, _ in pairs)
+    return (what, '%.0f' % fastest, '%.0f' % speed, '%.2f' % ratio,
+            '%.2f' % target if target else '', '%.1f' % memory), (
+                memory > MEMORY or ratio < (target or 0))
 
 
 def machine():
@@ -245,35 +184,34 @@ def machine():
     with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as stream:
         names = [line.split(':', 1)[1].strip() for line in stream if line.startswith('model name')]
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30)
-    lines = ['%d x %s, %.0f GiB of memory, Linux %s, Python %s' % (
-        os.cpu_count(), names[0] if names else platform.machine(), memory, platform.release(),
-        platform.python_version())]
-    for program in ('gzip', 'pigz', 'zstd'):
-        if shutil.which(program):
-            output = subprocess.run([program, '--version'], stdout=subprocess.PIPE,
-                                    stderr=subprocess.STDOUT).stdout.decode('utf-8', 'replace')
-            lines.append(output.splitlines()[0].strip('* '))
-    return lines
+    yield '%d x %s, %.0f GiB of memory, Linux %s, Python %s' % (
+        os.cpu_count(), (names + [platform.machine()])[0], memory, platform.release(),
+        platform.python_version())
+    for program in filter(shutil.which, ('gzip', 'pigz', 'zstd')):
+        output = subprocess.run([program, '--version'], stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT).stdout.decode('utf-8', 'replace')
+        yield output.splitlines()[0].strip('* ')
 
 
 def bench_verify(place, size, runs):
-    """Verification of archives and images; how many targets were missed."""
+    """Verification of archives and images; the exit status."""
     if not VmBackup.xxhash_library() or not shutil.which('zstd'):
         print('libxxhash and zstd are needed (Debian: libxxhash0, zstd)')
         return 1
-    free = shutil.disk_usage(place).free
-    if free < 3 * size * MIB:
+    if shutil.disk_usage(place).free < 3 * size * MIB:
         print('there is no room for %d MiB in %s' % (3 * size, place))
         return 1
-    head = ('what', 'limit MiB/s', 'ours MiB/s', 'ratio', 'target', 'memory MiB')
     form = '%-40s %11s %11s %6s %6s %11s'
     print('%d MiB of content, median of %d runs; memory: target %d MiB\n' % (size, runs, MEMORY))
-    print(form % head)
+    print(form % ('what', 'limit MiB/s', 'ours MiB/s', 'ratio', 'target', 'memory MiB'))
     missed = []
-    for row in verify_rows(place, size):
-        cells, is_missed = measured(row, runs)
-        print((form % tuple(cells)).rstrip(), flush=True)
-        missed += [row.what] * is_missed
+    for name, mib, pieces, program, *row in verify_rows(size):
+        path = os.path.join(place, name)
+        write(path, pieces, program or ['cat'])
+        cells, is_missed = measured(path, mib, runs, *row)
+        print((form % cells).rstrip(), flush=True)
+        missed += [row[0]] * is_missed
+        os.unlink(path)
     print('\nmissed: ' + ', '.join(missed) if missed else '\nall targets met')
     return 0
 

@@ -4,12 +4,13 @@
         ...                                     # hand it a mail at sink.port
     assert sink.mails[0].recipients == ['ops@example.org']
 
-SMTP as in RFC 5321, STARTTLS as in RFC 3207, AUTH PLAIN and LOGIN as in RFC 4954.
+SMTP as in RFC 5321, STARTTLS as in RFC 3207, AUTH PLAIN as in RFC 4954 and 4616.
 """
 
 import base64
 import contextlib
 import os
+import re
 import socket
 import ssl
 import threading
@@ -22,6 +23,9 @@ CERTIFICATE = os.path.join(DATA, 'selfsigned.pem')
 
 DROP = 'DROP'                  # as a reply: end the connection without one
 SILENCE = 'SILENCE'            # as a reply: none, for as long as the client has patience
+USUAL = {'HELO': '250 sink.invalid', 'QUIT': '221 bye'}
+ADDRESS = re.compile('<(.*?)>')
+VERBS = ('EHLO', 'STARTTLS', 'AUTH', 'MAIL', 'RCPT', 'DATA', 'RSET')
 
 
 class Mail(NamedTuple):
@@ -44,7 +48,7 @@ class Mail(NamedTuple):
         return self.message.get_content()
 
 
-class SmtpSink:
+class SmtpSink(contextlib.AbstractContextManager):
     """A running server, for `with`; it ends with all its connections.
 
     security    'none', 'starttls' (offered) or 'tls' (from the first byte)
@@ -62,31 +66,21 @@ class SmtpSink:
         self.refused = refused or {}
         self.replies = {verb: iter(given) for verb, given in (replies or {}).items()}
         self.mails = []
-        self.lines = []        # all that clients said, but for the mails' data
+        self.verbs = []        # of all that clients said, but for the mails' data
         self.connections = 0
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(CERTIFICATE)
         self._guard = threading.Lock()
-        self._open = set()
-        self._threads = []
+        self._dialogues = []
         self._listener = socket.socket()
         self._listener.bind(('127.0.0.1', 0))
         self._listener.listen(16)
         self.port = self._listener.getsockname()[1]
-        self._stopping = False
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *exc):
         self.stop()
-
-    @property
-    def verbs(self):
-        """The verbs of all lines, in order."""
-        return [line.split(' ')[0].upper() for line in self.lines]
 
     def ordered(self, verb):
         """The reply that was ordered for this use of a verb, or None."""
@@ -95,106 +89,69 @@ class SmtpSink:
 
     def stop(self):
         """End all connections and the server. Doing it twice does no harm."""
-        with self._guard:
-            if self._stopping:
-                return
-            self._stopping = True
-        with contextlib.suppress(OSError):  # wakes the acceptor
-            socket.create_connection(('127.0.0.1', self.port), timeout=5).close()
+        if self._listener.fileno() < 0:
+            return
+        self._listener.shutdown(socket.SHUT_RDWR)       # wakes the acceptor
         self._acceptor.join()
         self._listener.close()
-        with self._guard:
-            for connection in self._open:
-                with contextlib.suppress(OSError):  # the client was quicker
-                    connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+        for dialogue in self._dialogues:
+            dialogue.stop()
 
     def _accept(self):
-        while True:
-            connection, _ = self._listener.accept()
-            if self._stopping:
-                connection.close()
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            with self._guard:
+        with contextlib.suppress(OSError):              # stopped
+            while True:
+                connection, _ = self._listener.accept()
                 self.connections += 1
-                self._open.add(connection)
-            thread.start()
-
-    def _serve(self, connection):
-        dialogue = Dialogue(self, connection)
-        with contextlib.suppress(OSError, EOFError):    # the client is gone, or does not trust us
-            dialogue.hold()
-        with self._guard:
-            self._open.discard(connection)
-            self._open.discard(dialogue.connection)
-        dialogue.close()
-
-    def encrypt(self, connection):
-        """The connection with TLS around it, before the handshake."""
-        with self._guard:
-            self._open.discard(connection)
-            encrypted = self.tls.wrap_socket(connection, server_side=True,
-                                             do_handshake_on_connect=False)
-            self._open.add(encrypted)
-        return encrypted
+                self._dialogues.append(Dialogue(self, connection))
+                self._dialogues[-1].start()
 
 
-class Dialogue:
-    """One connection. Its methods named after verbs return the usual answer, or None: none."""
-
-    VERBS = ('EHLO', 'HELO', 'STARTTLS', 'AUTH', 'MAIL', 'RCPT', 'DATA', 'RSET', 'NOOP', 'QUIT')
+class Dialogue(threading.Thread):
+    """One connection. Its methods that are named after VERBS return the usual answer."""
 
     def __init__(self, sink, connection):
+        super().__init__(daemon=True)
         self.sink = sink
         self.connection = connection
-        self.stream = None
+        self.handle = connection.dup()      # of the same connection, whatever is around it by then
+        self.stream = connection.makefile('rb')
         self.encrypted = False
         self.user = ''
-        self.ended = False
-        self.forget()
+        self.rset('')
 
-    def forget(self):
-        """No mail is under way."""
-        self.sender = None
-        self.recipients = []
+    def stop(self):
+        """End it, from another thread."""
+        with contextlib.suppress(OSError):              # the client was quicker
+            self.handle.shutdown(socket.SHUT_RDWR)
+        self.join()
 
-    def close(self):
-        """End the connection."""
-        if self.stream:
-            self.stream.close()
+    def run(self):
+        with self.handle, contextlib.suppress(OSError, EOFError):   # it is gone, or distrusts us
+            self.hold()
+        self.stream.close()
         self.connection.close()
 
     def hold(self):
         """Talk until one side ends it. Raises OSError, EOFError."""
         if self.sink.security == 'tls':
             self.encrypt()
-        self.stream = self.connection.makefile('rb')
         self.say(self.sink.ordered('CONNECT') or '220 sink.invalid ESMTP')
-        while not self.ended:
-            line = self.hear()
-            verb = line.split(' ')[0].upper()
+        verb = None
+        while verb != 'QUIT':
+            line = self.stream.readline(4096).decode('utf-8', 'replace')
+            if not line.endswith('\n'):
+                raise EOFError
+            verb = line.rstrip().partition(' ')[0].upper()
+            self.sink.verbs.append(verb)
             reply = self.sink.ordered(verb)
             if reply is None:
-                known = verb in self.VERBS
-                reply = getattr(self, verb.lower())(line) if known else '500 what?'
+                reply = (getattr(self, verb.lower())(line) if verb in VERBS else
+                         USUAL.get(verb, '500 what?'))
             self.say(reply)
             if verb == 'DATA' and reply.startswith('354'):
                 self.say(self.body())
             if verb == 'STARTTLS' and reply.startswith('220'):
                 self.encrypt()
-                self.stream = self.connection.makefile('rb')
-
-    def hear(self):
-        """The client's next line. Raises EOFError at the end of the connection."""
-        line = self.stream.readline(4096)
-        if not line.endswith(b'\n'):
-            raise EOFError
-        text = line.decode('utf-8', 'replace').rstrip('\r\n')
-        self.sink.lines.append(text)
-        return text
 
     def say(self, reply):
         """Send a reply. Raises EOFError where it is to be none."""
@@ -206,102 +163,62 @@ class Dialogue:
 
     def encrypt(self):
         """Go on with TLS."""
-        self.connection = self.sink.encrypt(self.connection)
-        self.connection.do_handshake()
+        self.connection = self.sink.tls.wrap_socket(self.connection, server_side=True)
+        self.stream = self.connection.makefile('rb')
         self.encrypted = True
 
     def ehlo(self, _line):
         words = ['sink.invalid', '8BITMIME', 'SMTPUTF8']
-        if self.sink.security == 'starttls' and not self.encrypted:
-            words.append('STARTTLS')
-        if self.sink.user:
-            words.append('AUTH PLAIN LOGIN')
-        return '\r\n'.join('250%s%s' % ('-' if word != words[-1] else ' ', word)
-                           for word in words)
-
-    def helo(self, _line):
-        return '250 sink.invalid'
+        words += ['STARTTLS'] * (self.sink.security == 'starttls' and not self.encrypted)
+        words += ['AUTH PLAIN'] * bool(self.sink.user)
+        return '\r\n'.join(['250-' + word for word in words[:-1]] + ['250 ' + words[-1]])
 
     def starttls(self, _line):
         offered = self.sink.security == 'starttls' and not self.encrypted
         return '220 go ahead' if offered else '502 not offered'
 
     def auth(self, line):
-        words = line.split(' ')
-        try:
-            if words[1].upper() == 'PLAIN':
-                answer = words[2] if len(words) > 2 else self.challenge('')
-                _, user, password = decoded(answer).split('\0')
-            else:
-                user = decoded(words[2] if len(words) > 2 else self.challenge('Username:'))
-                password = decoded(self.challenge('Password:'))
-        except (IndexError, ValueError):
-            return '501 what?'
-        if (user, password) != (self.sink.user, self.sink.password):
+        account = base64.b64decode(line.split()[2], validate=True).decode('utf-8')
+        if account != '\0%s\0%s' % (self.sink.user, self.sink.password):
             return '535 5.7.8 authentication failed'
-        self.user = user
+        self.user = self.sink.user
         return '235 welcome'
-
-    def challenge(self, text):
-        """The client's answer to a question."""
-        self.say('334 ' + base64.b64encode(text.encode()).decode())
-        return self.hear()
 
     def mail(self, line):
         if self.sink.user and not self.user:
             return '530 5.7.0 authentication required'
-        self.sender = address(line)
+        self.sender = ADDRESS.search(line).group(1)
         return '250 ok'
 
     def rcpt(self, line):
         if self.sender is None:
             return '503 MAIL first'
-        recipient = address(line)
-        if recipient in self.sink.refused:
-            return self.sink.refused[recipient]
-        self.recipients.append(recipient)
-        return '250 ok'
+        recipient = ADDRESS.search(line).group(1)
+        refusal = self.sink.refused.get(recipient)
+        self.recipients += [recipient] * (not refusal)
+        return refusal or '250 ok'
 
     def data(self, _line):
         return '354 end with a dot' if self.recipients else '503 RCPT first'
+
+    def rset(self, _line):
+        self.sender, self.recipients = None, []
+        return '250 ok'
 
     def body(self):
         """Take a mail's data; the answer to it. Raises EOFError."""
         lines = []
         while lines[-1:] != [b'.\r\n']:
-            line = self.stream.readline()
-            if not line:
+            lines.append(self.stream.readline())
+            if not lines[-1]:
                 raise EOFError
-            lines.append(line)
         data = b''.join(line[1:] if line.startswith(b'.') else line for line in lines[:-1])
+        mail = Mail(self.sender, self.recipients, data, self.user, self.encrypted)
         reply = self.sink.ordered('BODY')
         if reply is None:
-            reply = '250 accepted'
-            self.sink.mails.append(Mail(self.sender, self.recipients, data, self.user,
-                                        self.encrypted))
-        self.forget()
-        return reply
-
-    def rset(self, _line):
-        self.forget()
-        return '250 ok'
-
-    def noop(self, _line):
-        return '250 ok'
-
-    def quit(self, _line):
-        self.ended = True
-        return '221 bye'
-
-
-def address(line):
-    """What a line has between its angle brackets."""
-    return line.partition('<')[2].partition('>')[0]
-
-
-def decoded(word):
-    """Base64 as text. Raises ValueError."""
-    return base64.b64decode(word, validate=True).decode('utf-8')
+            self.sink.mails.append(mail)
+        self.rset('')
+        return reply or '250 accepted'
 
 
 @contextlib.contextmanager
