@@ -233,7 +233,8 @@ class TheBackups(StatusCase):
                                   b'"files": {"x.xva": 9223372036854775807}}',):
             with open(path, 'wb') as stream:
                 stream.write(content)
-            self.check('CRITICAL', config)
+            self.assertEqual('CRITICAL', self.here(config)[0].state, content)
+        self.check('CRITICAL', config)
         self.check('OK', self.config('vm-export=web'))
 
 

@@ -34,7 +34,7 @@ class Mutations(ArchiveCase):
 
     def times(self, count):
         """How often: more of everything in the full run, less where XXH64 takes long."""
-        return count * (10 if full() else 1) // (1 if archives.WITH_LIBRARY else 8) + 1
+        return count * (40 if full() else 1) // (4 if archives.WITH_LIBRARY else 32) + 1
 
     def each_kind(self):
         """(chance, the bytes of a good archive, its Proof) of each kind."""
@@ -83,7 +83,8 @@ class Bits(Mutations):
         tail = len(data) - 4 * BLOCK                   # checksum header, checksum, end
         bits = [(at, bit) for at in list(range(BLOCK)) + list(range(head, head + BLOCK)) +
                 list(range(tail, len(data))) for bit in range(8)]
-        for at, bit in bits if full() else bits[::13 if archives.WITH_LIBRARY else 99]:
+        chance = archives.chances(seed(), self.id())
+        for at, bit in archives.some(bits, chance, 300 if archives.WITH_LIBRARY else 50):
             self.flip(at, bit)
 
     def test_of_ova_xml_by_the_digest(self):
@@ -131,15 +132,14 @@ class Structure(Mutations):
 
     kind = 'changed members of archives'
 
-    def check_each(self, change, **how):
+    def check_each(self, change):
         """A change of each single member, by its place, is found."""
-        for _, data, proof in self.each_kind():
+        for chance, data, _ in self.each_kind():
             found = members(data)
-            for number, member in enumerate(found):
-                for changed in change(found, number):
-                    if changed != found:
-                        self.assert_found((member.name, number), joined(changed), **dict(
-                            how, **({'but': proof} if 'but' in how else {})))
+            changes = [(number, changed) for number in range(len(found))
+                       for changed in change(found, number) if changed != found]
+            for number, changed in archives.some(changes, chance, 8):
+                self.assert_found((found[number].name, number), joined(changed))
 
     def test_dropped(self):
         self.check_each(lambda found, at: [found[:at] + found[at + 1:]])
@@ -157,16 +157,13 @@ class Structure(Mutations):
 
     def test_of_two_archives(self):
         """What begins as one goes on as another."""
-        datas = [make() for make in KINDS.values()]
-        for mine in datas:
-            for others in datas:
-                if others is not mine:
-                    mine_all, others_all = members(mine), members(others)
-                    self.assert_found('the disks of another', joined(
-                        mine_all[:1] + others_all[1:]), but=self.proof(mine))
-                    half = len(mine) // 2 // BLOCK * BLOCK
-                    self.assert_found('the end of another', mine[:half] + others[half:],
-                                      but=self.proof(mine))
+        for chance, mine, proof in self.each_kind():
+            others = [make() for make in KINDS.values()]
+            for other in archives.some([each for each in others if each != mine], chance, 3):
+                self.assert_found('the disks of another', joined(
+                    members(mine)[:1] + members(other)[1:]), but=proof)
+                half = len(mine) // 2 // BLOCK * BLOCK
+                self.assert_found('the end of another', mine[:half] + other[half:], but=proof)
 
     def test_repeated(self):
         self.check_each(lambda found, at: [
@@ -218,26 +215,26 @@ class Structure(Mutations):
 
     def test_replaced_by_another_with_its_checksum(self):
         """With their names they are out of order; only their contents are known by the digest."""
-        for _, data, proof in self.each_kind():
+        for chance, data, proof in self.each_kind():
             found = members(data)
-            for at in range(1, len(found), 2):
-                for other in range(1, len(found), 2):
-                    if found[at].data == found[other].data:
-                        continue
-                    self.assert_found((at, other), joined(
-                        found[:at] + found[other:other + 2] + found[at + 2:]))
-                    contents = [mine._replace(data=others.data) for mine, others in zip(
-                        found[at:at + 2], found[other:other + 2])]
-                    self.assert_found((at, other, 'contents'), joined(
-                        found[:at] + contents + found[at + 2:]), but=proof)
+            places = range(1, len(found), 2)
+            for at, other in archives.some([
+                    (at, other) for at in places for other in places
+                    if found[at].data != found[other].data], chance, 4):
+                self.assert_found((at, other), joined(
+                    found[:at] + found[other:other + 2] + found[at + 2:]))
+                contents = [mine._replace(data=others.data) for mine, others in zip(
+                    found[at:at + 2], found[other:other + 2])]
+                self.assert_found((at, other, 'contents'), joined(
+                    found[:at] + contents + found[at + 2:]), but=proof)
 
     def test_another_virtual_size(self):
         for chance, data, _ in self.each_kind():
             text, rest = members(data)[0].data, members(data)[1:]
             for number in range(len(SIZE.findall(text))):
                 size = int(SIZE.findall(text)[number][1])
-                for new in (size - 1, size + 1, size * 2, size // 2, 0, -1, size + MIB,
-                            chance.randrange(1 << 40)):
+                for new in archives.some((size - 1, size + 1, size * 2, size // 2, 0, -1,
+                                          size + MIB, chance.randrange(1 << 40)), chance, 4):
                     seen = []
 
                     def change(match, number=number, new=new, seen=seen):
@@ -300,7 +297,9 @@ class Compressed(Mutations):
     def each_packed(self):
         """(chance, a good archive, compressed, its Proof, how it was compressed)."""
         for program, kind in PACKERS.items():
-            for what in ('several disks', 'no disks', 'SHA-1', 'chunks left out'):
+            begin = archives.chances(seed(), self.id() + program)
+            for what in archives.some(('several disks', 'no disks', 'SHA-1', 'chunks left out'),
+                                      begin, 2):
                 data = KINDS[what]()
                 packed = archives.packed(data, kind)
                 self.only(program)
@@ -310,18 +309,18 @@ class Compressed(Mutations):
 
     def test_changed_before_compression(self):
         for chance, data, _, proof, kind in self.each_packed():
-            for _ in range(self.times(6)):
+            for _ in range(self.times(8)):
                 at, bit = chance.randrange(len(data)), chance.randrange(8)
                 self.assert_found((at, bit), archives.packed(
                     data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:], kind), but=proof)
                 self.assert_found(at, archives.packed(data[:at], kind))
-            for more in (b'\0', bytes(BLOCK), PAGE, data):
+            for more in archives.some((b'\0', bytes(BLOCK), PAGE, data), chance, 2):
                 self.assert_found('more', archives.packed(data + more, kind))
 
     def test_members_dropped_and_repeated_before_compression(self):
-        for _, data, _, proof, kind in self.each_packed():
+        for chance, data, _, _, kind in self.each_packed():
             found = members(data)
-            for at in range(len(found)):
+            for at in archives.some(range(len(found)), chance, 4):
                 self.assert_found(at, archives.packed(joined(found[:at] + found[at + 1:]), kind))
                 self.assert_found(at, archives.packed(joined(found[:at] + found[at:at + 1] +
                                                              found[at:]), kind))
@@ -331,7 +330,8 @@ class Compressed(Mutations):
         the bits that fill up the last byte of a block."""
         for chance, _, packed, proof, _ in self.each_packed():
             self.put(packed)
-            places = list(range(20)) + list(range(len(packed) - 12, len(packed)))
+            places = archives.some(list(range(20)) + list(range(len(packed) - 12, len(packed))),
+                                   chance, 16)
             places += [chance.randrange(len(packed)) for _ in range(self.times(20))]
             passing = 0
             for at in places:
@@ -347,11 +347,12 @@ class Compressed(Mutations):
 
     def test_cut_or_longer(self):
         for chance, _, packed, _, _ in self.each_packed():
-            for cut in [0, 1, 2, 3, 5, len(packed) - 1, len(packed) - 4, len(packed) - 8] + [
+            for cut in archives.some([0, 1, 2, 3, 5, len(packed) - 1, len(packed) - 4,
+                                      len(packed) - 8], chance, 4) + [
                     chance.randrange(4, len(packed)) for _ in range(self.times(6))]:
                 self.assert_found('a cut at %d' % cut, packed[:cut])
-            for more in (b'\0', bytes(4), bytes(7), bytes(8), bytes(5000), b'x',
-                         noise(chance, 300), packed, PAGE):
+            for more in archives.some((b'\0', bytes(4), bytes(7), bytes(8), bytes(5000), b'x',
+                                       noise(chance, 300), packed), chance, 4) + [PAGE]:
                 damaged = self.assert_found(more[:9], packed + more)
             self.assertIn('the export failed: SR_BACKEND_FAILURE_46', str(damaged))
 
@@ -373,7 +374,8 @@ class Vhd(Mutations):
 
     def test_bits_of_footers_and_header(self):
         last = len(self.data) - BLOCK
-        for at in list(range(0, BLOCK + 1024, 1 if full() else 3)) + list(range(last, last + 100)):
+        for at in archives.some(list(range(BLOCK + 1024)) + list(range(last, last + 100)),
+                                self.chance, 200):
             self.flip(at, self.chance.randrange(8), **self.how)
 
     def test_bits_of_table_and_data_by_the_digest(self):
