@@ -577,7 +577,3 @@ class Parser(unittest.TestCase):
                        'VMBACKUP OK - %s | vms=1\n' % ('x' * 4096)):
             with self.subTest(output[:40]), self.assertRaises((AssertionError, KeyError)):
                 Answer(self, output)
-
-
-if __name__ == '__main__':
-    unittest.main()

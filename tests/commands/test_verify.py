@@ -161,8 +161,8 @@ class InARun(VerifyCase):
         self.program('%s "$@" || exit; for word; do case $word in file-name=*) truncate -s -1 '
                      '"${word#file-name=}";; esac; done' % self.sim.xe, 'xe')
         for verify, status in (('yes', 2), ('no', 0)):
-            done = self.vmbackup('password', self.config(
-                'vm-export=db', pool_db_backup=1, verify=verify), VMBACKUP_XE=self.directory + '/bin/xe')
+            config = self.config('vm-export=db', pool_db_backup=1, verify=verify)
+            done = self.vmbackup('password', config, VMBACKUP_XE=self.directory + '/bin/xe')
             self.assertEqual(status, done.status, done.output)
             found = [path for path in self.tree() if path.endswith(('.dump', '.partial'))]
             self.assertEqual(verify == 'no', bool(found), found)
@@ -574,8 +574,7 @@ class CommandWords(PoolCase):
                 path = os.path.join(self.directory, 'pass-' + word)
                 done = self.vmbackup(word, 'create-password-file=' + path)
                 self.assertEqual(0, done.status, done.output)
-                with open(path, 'rb') as stream:
-                    self.assertEqual(word, VmBackup.base64.b64decode(stream.read()).decode())
+                self.assertEqual(word, VmBackup.read_password_file(path, VmBackup.Console(None)))
 
     def test_a_helping_word_with_more_is_an_error(self):
         """It may be root's password in an old cron line, and nothing would be backed up."""

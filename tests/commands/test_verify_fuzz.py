@@ -438,7 +438,3 @@ class Hypothesis(FuzzCase):
             name = (b'value', b'struct', b'member', b'array')[len(made) % 4]
             return b'<%s>%s</%s>' % (name, b''.join(map(self.xml, made)), name)
         return made.encode('utf-8', 'replace')
-
-
-if __name__ == '__main__':
-    unittest.main()

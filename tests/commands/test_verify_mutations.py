@@ -11,7 +11,6 @@ import json
 import os
 import re
 import struct
-import unittest
 import zlib
 
 import VmBackup
@@ -539,98 +538,80 @@ class Messages(ArchiveCase):
     def says(self, text, data):
         """What is said of it, the names of the disk and its chunks being as they are."""
         self.put(data)
-        self.assertEqual(text.replace('DISK', 'disk xvda (vm 0, Ref:9)'), str(self.verdict()))
+        with self.subTest(text):
+            self.assertEqual(text.replace('DISK', 'disk xvda (vm 0, Ref:9)'), str(self.verdict()))
 
     def replaced(self, at, *new):
         """The archive with other members in the place of one."""
         return joined(self.members[:at] + list(new) + self.members[at + 1:])
 
-    def test_another_bit_in_a_chunk(self):
-        at = self.heads[3] + BLOCK + 1000
-        data = self.data[:at] + bytes([self.data[at] ^ 4]) + self.data[at + 1:]
-        chunk = bytearray(self.members[3].data)
-        chunk[1000] ^= 4
-        self.says('DISK, chunk Ref:9/00000001, byte %d: the checksum is %s, that of the data here '
-                  'is %016X' % (self.heads[3] + BLOCK, self.members[4].data.decode(),
-                                VmBackup.xxh64(bytes(chunk))), data)
+    def with_data(self, at, data):
+        """The archive with other data in one member."""
+        return self.replaced(at, self.members[at]._replace(data=data))
 
-    def test_a_chunk_that_is_missing(self):
-        self.says('DISK at 0 of %d, byte %d: its first chunk, Ref:9/00000000, was expected, found '
-                  'Ref:9/00000001 of 70000 bytes' % (MIB + 70000, self.heads[1]),
-                  joined(self.members[:1] + self.members[3:]))
-        self.says('DISK at 1048576 of %d, byte %d: a chunk Ref:9/00000001 or later was expected, '
-                  'found the end' % (MIB + 70000, self.heads[3]), joined(self.members[:3]))
+    def with_byte(self, at, byte=b'x'):
+        """The archive with another byte in one place."""
+        return self.data[:at] + byte + self.data[at + 1:]
 
-    def test_a_checksum_that_is_missing(self):
-        self.says('DISK, chunk Ref:9/00000000, byte %d: its checksum was expected, found '
-                  'Ref:9/00000001' % self.heads[2], self.replaced(2))
+    def test_of_chunks_and_checksums(self):
+        heads, found, size = self.heads, self.members, MIB + archives.SMALL
+        at = heads[3] + BLOCK + 1000
+        changed = bytearray(found[3].data)
+        changed[1000] ^= 4
+        right = '%016X' % VmBackup.xxh64(found[1].data)
+        wrong = ('DISK, chunk Ref:9/0000000%d, byte %d: the checksum is %s, that of the data here '
+                 'is %s')
+        for text, data in (
+                (wrong % (1, heads[3] + BLOCK, found[4].data.decode(), '%016X' % VmBackup.xxh64(
+                    bytes(changed))), self.with_byte(at, changed[1000:1001])),
+                (wrong % (0, heads[1] + BLOCK, '0' * 16, right), self.with_data(2, b'0' * 16)),
+                (wrong % (0, heads[1] + BLOCK, right.lower(), right),
+                 self.with_data(2, right.lower().encode())),
+                ('DISK at 0 of %d, byte %d: its first chunk, Ref:9/00000000, was expected, found '
+                 'Ref:9/00000001 of 70000 bytes' % (size, heads[1]), joined(found[:1] + found[3:])),
+                ('DISK at 1048576 of %d, byte %d: a chunk Ref:9/00000001 or later was expected, '
+                 'found the end' % (size, heads[3]), joined(found[:3])),
+                ('DISK, chunk Ref:9/00000000, byte %d: its checksum was expected, found '
+                 'Ref:9/00000001' % heads[2], self.replaced(2)),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 69999 bytes for offset '
+                 '1048576, where 70000 were expected' % (size, heads[3]),
+                 self.with_data(3, found[3].data[:-1])),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000000 comes after number 0' % (
+                    size, heads[3]), joined(found[:3] + found[1:])),
+                ('the end, byte %d: notes belongs to no disk' % heads[5],
+                 joined(found + [Member('notes', b'x')]))):
+            self.says(text, data)
 
-    def test_a_chunk_of_another_size(self):
-        self.says('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 69999 bytes for offset '
-                  '1048576, where 70000 were expected' % (MIB + 70000, self.heads[3]),
-                  self.replaced(3, self.members[3]._replace(data=self.members[3].data[:-1])))
+    def test_of_ends_headers_and_what_is_between(self):
+        heads, data = self.heads, self.data
+        for text, changed in (
+                ('it ends at byte %d, in DISK, chunk Ref:9/00000000' % (heads[1] + 1000),
+                 data[:heads[1] + 1000]),
+                ('it ends at byte 600, in ova.xml', data[:600]),
+                ('DISK at 1048576 of %d, byte %d: a header was expected, or one with another '
+                 'checksum' % (MIB + 70000, heads[3]), self.with_byte(heads[3])),
+                ('ova.xml, byte %d: something between its end and the next header' % (
+                    BLOCK + len(self.members[0].data)), self.with_byte(heads[1] - 1)),
+                ('the end, byte %d: something follows the end: the export failed: '
+                 'SR_BACKEND_FAILURE_46' % len(data), data + PAGE),
+                ('the end, byte %d: something follows the end' % len(data), data + data)):
+            self.says(text, changed)
 
-    def test_a_chunk_that_comes_twice(self):
-        self.says('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000000 comes after number '
-                  '0' % (MIB + 70000, self.heads[3]),
-                  joined(self.members[:3] + self.members[1:]))
-
-    def test_a_member_that_is_not_known(self):
-        self.says('the end, byte %d: notes belongs to no disk' % self.heads[5],
-                  joined(self.members + [Member('notes', b'x')]))
-
-    def test_a_cut(self):
-        self.says('it ends at byte %d, in DISK, chunk Ref:9/00000000' % (self.heads[1] + 1000),
-                  self.data[:self.heads[1] + 1000])
-        self.says('it ends at byte 600, in ova.xml', self.data[:600])
-
-    def test_a_header_that_is_none(self):
-        at = self.heads[3]
-        self.says('DISK at 1048576 of %d, byte %d: a header was expected, or one with another '
-                  'checksum' % (MIB + 70000, at), self.data[:at] + b'x' + self.data[at + 1:])
-
-    def test_text_behind_the_end(self):
-        self.says('the end, byte %d: something follows the end: the export failed: '
-                  'SR_BACKEND_FAILURE_46' % len(self.data), self.data + PAGE)
-
-    def test_a_virtual_size_that_is_another(self):
-        text = self.members[0].data
-        for new, words in (
-                (MIB + 69999, 'DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 70000 bytes '
-                              'for offset 1048576, where 69999 were expected' %
-                              (MIB + 69999, self.heads[3])),
-                (MIB, 'the end, byte %d: Ref:9/00000001 belongs to no disk' % self.heads[3]),
-                (2 * MIB + 70000, 'DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 70000 '
-                                  'bytes for offset 1048576, where 1048576 were expected' %
-                                  (2 * MIB + 70000, self.heads[3]))):
-            self.says(words, self.replaced(0, Member('ova.xml', text.replace(
-                b'>%d<' % (MIB + 70000), b'>%d<' % new))))
-
-    def test_a_second_archive(self):
-        self.says('the end, byte %d: something follows the end' % len(self.data),
-                  self.data + self.data)
-
-    def test_another_checksum(self):
-        right = '%016X' % VmBackup.xxh64(self.members[1].data)
-        for wrong in ('0' * 16, right.lower()):
-            self.says('DISK, chunk Ref:9/00000000, byte %d: the checksum is %s, that of the data '
-                      'here is %s' % (self.heads[1] + BLOCK, wrong, right), self.replaced(
-                          2, self.members[2]._replace(data=wrong.encode())))
-
-    def test_something_between_members(self):
-        at = self.heads[1] - 1                         # the last byte that fills ova.xml up
-        self.says('ova.xml, byte %d: something between its end and the next header' % (
-            BLOCK + len(self.members[0].data)), self.data[:at] + b'x' + self.data[at + 1:])
-
-    def test_an_ova_xml_that_says_too_little(self):
-        text = self.members[0].data
+    def test_of_ova_xml(self):
+        text, head = self.members[0].data, self.heads[3]
+        chunk = ('DISK at 1048576 of {0}, byte %d: chunk Ref:9/00000001 of 70000 bytes for offset '
+                 '1048576, where {1} were expected' % head)
         for old, new, words in (
-                (b'virtual_size', b'virtual_sizE', "'virtual_size' is missing"),
+                (b'>1118576<', b'>1118575<', chunk.format(MIB + 69999, 69999)),
+                (b'>1118576<', b'>2167152<', chunk.format(2 * MIB + 70000, MIB)),
+                (b'>1118576<', b'>1048576<',
+                 'the end, byte %d: Ref:9/00000001 belongs to no disk' % head),
+                (b'virtual_size', b'virtual_sizE', "ova.xml: 'virtual_size' is missing"),
                 (b'export_vsn</name><value>2', b'export_vsn</name><value>3',
-                 'unknown version of the format: 3'),
-                (b'<name>objects</name>', b'<name>object</name>', "'objects' is missing")):
-            self.says('ova.xml: ' + words, self.replaced(
-                0, Member('ova.xml', text.replace(old, new))))
+                 'ova.xml: unknown version of the format: 3'),
+                (b'<name>objects</name>', b'<name>object</name>',
+                 "ova.xml: 'objects' is missing")):
+            self.says(words, self.with_data(0, text.replace(old, new)))
 
 
 class Odd(ArchiveCase):
@@ -659,7 +640,3 @@ class Odd(ArchiveCase):
     def test_zlib_is_no_gzip(self):
         self.put(zlib.compress(archives.plain([])))
         self.assertIsInstance(self.verdict(), VmBackup.Damaged)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -10,10 +10,10 @@ import re
 import shutil
 import socket
 import subprocess
-import unittest
 
 import VmBackup
 from tests import SCRIPT
+from tests.commands.archives import some
 from tests.faults.faulting import full, seed
 from tests.runs.test_store import AS_ANYBODY
 from tests.tools.support import LIMIT, Done, PoolCase
@@ -131,6 +131,7 @@ class NoConfigs(BadInputCase):
                 stream.write(head)
                 stream.truncate(100 << 20)
             self.refuse(self.path(name), 'ERROR', 'over 1 MiB', self.path(name))
+        self.assertEqual([], self.sim.calls())
 
     def test_a_directory(self):
         os.mkdir(self.path('directory.cfg'))
@@ -147,6 +148,7 @@ class NoConfigs(BadInputCase):
         for path in (self.path('pipe.cfg'), self.path('link.cfg'), '/dev/zero', '/dev/null',
                      '/dev/urandom', '/dev/stdin'):
             self.refuse(path, 'ERROR', 'not a file', path)
+        self.assertEqual([], self.sim.calls())
 
     def test_links_that_lead_nowhere_or_round(self):
         os.symlink('nowhere', self.path('dangling.cfg'))
@@ -195,13 +197,6 @@ class Spellings(BadInputCase):
         with open(config, 'wb') as stream:
             stream.write(data(head) if callable(data) else head + data)
         return self.vmbackup('password', config, 'preview', *words)
-
-    def test_byte_order_mark_dos_lines_tabs_and_blanks_all_at_once(self):
-        done = self.preview_of(lambda head: b'\xef\xbb\xbf' + (
-            head + b'\tvm-export\t =\t db \t\n  max_backups=\t7 ').replace(b'\n', b' \t\r\n'))
-        self.assertEqual(0, done.status, done.output)
-        self.assertIn('  vm-export: db', done.lines)
-        self.assertIn('  max_backups       = 7', done.lines)
 
     def test_a_byte_order_mark_in_the_midst_is_an_error_and_not_part_of_a_key(self):
         self.assert_refused(self.preview_of(b'\xef\xbb\xbfvm-export=db\n'),
@@ -283,13 +278,11 @@ class Values(BadInputCase):
                 with self.subTest(name=name, text=text[:20]):
                     self.assertTrue(self.parsed(name, text).errors)
 
-    def test_every_key_that_can_be_wrong_ends_the_run_before_anything_is_done(self):
-        for key in VmBackup.KEYS:
-            refused = self.refused(key)
-            if not refused:
-                continue                               # it takes any text
+    def test_a_key_that_is_wrong_ends_the_run_before_anything_is_done(self):
+        keys = [key for key in VmBackup.KEYS if self.refused(key)]     # others take any text
+        for key in some(keys, random.Random(seed()), 12):
             text = random.Random(seed() + key.name).choice(
-                [text for text in refused if len(text) < 100])
+                [text for text in self.refused(key) if len(text) < 100])
             with self.subTest(key=key.name, text=text):
                 config = self.config('vm-export=db', '%s=%s' % (key.name, text))
                 encoded = ('%s=%s' % (key.name, text)).encode('utf-8')
@@ -331,9 +324,7 @@ class Values(BadInputCase):
 
     def test_a_text_that_only_the_mail_uses_spoils_only_the_mail(self):
         script = self.changed_script(MAIL_PAUSE=0)
-        for name, text in (('mail_smtp_server', '\x01 $(id)'), ('mail_smtp_user', 'x' * 5000),
-                           ('mail_smtp_password_file', '/nonexistent'),
-                           ('mail_smtp_password_file', self.backups)):
+        for name, text in (('mail_smtp_server', '\x01 $(id)'), ('mail_smtp_user', 'x' * 5000)):
             with self.subTest(name):
                 done = self.run_script(script, 'password', self.config(
                     'vm-export=db', mail_to='a@b', mail_smtp_port='1', **{name: text}))
@@ -623,7 +614,3 @@ class Mutations(BadInputCase):
             self.assert_refused(done, 'ERROR')
         elif done.status < 2:
             self.assertIn('success', ' '.join(self.tree()))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -100,7 +100,3 @@ class PathParts(unittest.TestCase):
         for name in ('a\nb', 'a\rb', 'a\x1b[31mb', 'a\u2028b', 'a\x85b', 'a\x0bb'):
             self.assertEqual(1, len(VmBackup.printable(name).splitlines()))
             self.assertFalse(re.search('[\x00-\x1f]', VmBackup.printable(name)))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -81,13 +81,6 @@ class Preview(PoolCase):
         self.assertIn('ERROR more than one vm with the name twin', done.lines)
         self.assertIn('  vm-export: web', done.lines)
 
-    def test_errors_of_the_config_are_shown_after_the_lists(self):
-        done = self.preview('vm-export=db', max_backups=0)
-        self.assertEqual(2, done.status)
-        self.assertIn('  vm-export: db', done.lines)
-        self.assertRegex(done.output, r'ERROR: config max_backups out of range -> 0 \(.*line 3\)')
-        self.assertEqual('ERROR in configuration settings...', done.lines[-1])
-
     def test_a_missing_backup_directory_is_shown(self):
         done = self.preview('vm-export=db', backup_dir='/nonexistent')
         self.assertEqual(2, done.status)
@@ -107,11 +100,6 @@ class Preview(PoolCase):
         self.assertNotIn('Traceback', done.output)
         self.assertNotIn('wrong', done.output)
 
-    def test_a_selector_that_looks_like_a_file_is_pointed_out(self):
-        done = self.vmbackup('password', 'weekend.cfg', 'preview')
-        self.assertEqual(2, done.status)
-        self.assertIn('***NOTE - no file weekend.cfg: taken as a VM name or regex', done.lines)
-
     def test_templates_and_snapshots_are_no_candidates(self):
         self.pool_description = {'vms': [{'name': 'web', 'snapshots': ['before']},
                                          {'name': 'web template', 'template': True}]}
@@ -119,7 +107,3 @@ class Preview(PoolCase):
         done = self.preview('vm-export=.*')
         self.assertIn('  vm-export: web', done.lines)
         self.assertIn('  vm-export (cnt)= 1', done.lines)
-
-
-if __name__ == '__main__':
-    unittest.main()

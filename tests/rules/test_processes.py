@@ -313,7 +313,3 @@ class XePrograms(unittest.TestCase):
         xe = self.xe("printf '\\377\\001\\n'; printf '\\376\\n' >&2; exit 1")
         self.assertRaises(VmBackup.CommandFailed, xe.export, 'vm-export')
         self.assertIn('\ufffd', self.log())
-
-
-if __name__ == '__main__':
-    unittest.main()

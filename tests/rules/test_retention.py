@@ -563,7 +563,3 @@ class Twins(SavedCase):
         self.assertEqual(0, done.status, done.output)
         self.assertIn(self.other, done.output)
         self.assertIn('total of 1 VMs', done.output)
-
-
-if __name__ == '__main__':
-    unittest.main()
