@@ -2,8 +2,8 @@
 
 import copy
 import os
-import unittest
 
+from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER
 from tests.tools.support import PoolCase
 
 
@@ -86,9 +86,10 @@ class Preview(PoolCase):
         self.assertEqual(2, done.status)
         self.assertIn('config backup_dir does not exist -> /nonexistent', done.output)
 
-    @unittest.skipIf(os.getuid() == 0, 'root may write everywhere')
     def test_a_backup_directory_that_is_not_writable_is_shown(self):
+        self.prelude = AS_NO_MORE_THAN_THE_OWNER
         os.chmod(self.backups, 0o500)
+        self.addCleanup(os.chmod, self.backups, 0o700)
         done = self.preview('vm-export=db')
         self.assertEqual(2, done.status)
         self.assertIn('config backup_dir is not writable', done.output)
