@@ -1,6 +1,7 @@
 """Good archives of every kind, and what the tests of verification do with them."""
 
 import collections
+import functools
 import itertools
 import lzma
 import os
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import VmBackup
 from tests import DATA
+from tests.faults.faulting import full
 from tests.simpool import archive, ova, pools
 
 SAMPLES = os.path.join(DATA, 'samples')
@@ -84,7 +86,7 @@ def packed(data, kind):
     return b''.join(archive.compressed([data], kind))
 
 
-KINDS = collections.OrderedDict((
+KINDS = collections.OrderedDict((name, functools.lru_cache(None)(make)) for name, make in (
     ('one small disk', lambda: plain([SMALL])),
     ('an odd last chunk', lambda: plain([MIB + SMALL + 1])),
     ('SHA-1', lambda: plain([SMALL, SMALL + 512], 'checksum')),
@@ -173,6 +175,14 @@ def sample(name):
 def chances(seed, salt):
     """Chance, of a test."""
     return random.Random('%s:%s' % (seed, salt))
+
+
+def some(things, chance, count):
+    """Things of a list in their order: all in the full run, else so many, chosen by chance."""
+    things = list(things)
+    if full() or count >= len(things):
+        return things
+    return [things[number] for number in sorted(chance.sample(range(len(things)), count))]
 
 
 def noise(chance, size):

@@ -321,8 +321,7 @@ class Robust(ListCase):
             with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
                 json.dump(dict(told, number=1, started='2019-01-01T00:00:00+00:00'), stream)
         os.makedirs(os.path.join(self.backups, 'büro', os.fsdecode(b'\xff\n')))
-        for locale in ('C', 'C.UTF-8'):
-            environ = {'LANG': locale, 'LC_ALL': locale}
+        for environ in ({}, {'LANG': 'C', 'LC_ALL': 'C'}):
             document = self.document(0, self.backups, **environ)
             self.assertEqual(sorted(names[:-1] + ['b\ufffdro']),
                              sorted(vm['name'] for vm in document['vms']))
@@ -377,7 +376,3 @@ class Robust(ListCase):
             document = self.document(0, self.backups, TZ=zone)
             self.assertEqual(4, len(document['vms'][0]['backups']))
             self.table(0, self.backups, TZ=zone)
-
-
-if __name__ == '__main__':
-    unittest.main()

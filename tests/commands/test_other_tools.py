@@ -56,7 +56,3 @@ class Fork(PoolCase):
                       done.lines)
         mail, = sink.mails
         self.assertEqual(['backup@example.com'], list(mail.recipients))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -13,6 +13,7 @@ import unittest
 
 import VmBackup
 from tests import DATA
+from tests.commands.saved import SavedCase
 from tests.tools.support import LIMIT, PoolCase
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
 
@@ -42,14 +43,50 @@ class VerifyCase(StoreCase):
         with open(os.path.join(path, 'backup.json'), encoding='utf-8') as stream:
             return json.load(stream)
 
-    def change(self, path, offset, data=None):
-        """Flip a bit of a file, or put other bytes there; a negative offset is from its end."""
+    def change(self, path, offset):
+        """Flip a bit of a file."""
         with open(path, 'r+b') as stream:
-            stream.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
-            at = stream.tell()
+            stream.seek(offset)
             old = stream.read(1)
-            stream.seek(at)
-            stream.write(data or bytes([old[0] ^ 1]))
+            stream.seek(offset)
+            stream.write(bytes([old[0] ^ 1]))
+
+    def program(self, text, *names):
+        """From now on these programs are this script of sh; return what a child's PATH is."""
+        place = os.path.join(self.directory, 'bin')
+        os.mkdir(place)
+        for name in names:
+            with open(os.path.join(place, name), 'w', encoding='utf-8') as stream:
+                stream.write('#!/bin/sh\n%s\n' % text)
+            os.chmod(stream.name, 0o755)
+        return place + os.pathsep + os.environ['PATH']
+
+    def pack(self, path):
+        """Compress a file, under its name."""
+        with open(path, 'rb') as stream:
+            data = gzip.compress(stream.read(), 1)
+        with open(path, 'wb') as stream:
+            stream.write(data)
+
+
+class MadeCase(SavedCase, VerifyCase):
+    """A test of backups that are there: of web as a whole, `web`, and of a disk of db, `db`."""
+
+    def prepare(self):
+        self.made('vdi-export=db', 'vm-export=web')
+
+    def setUp(self):
+        super().setUp()
+        self.web, self.db = self.dated('web')[0], self.dated('db')[0]
+
+    def older(self, day):
+        """One more backup of web, from before: a copy of the newest one; its path."""
+        path = os.path.join(self.backups, 'web', 'backup-2026-01-0%d-(00:00:00)' % day)
+        shutil.copytree(self.web, path)
+        told = dict(self.manifest(path), number=0, started='2026-01-0%dT00:00:00+00:00' % day)
+        with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
+            json.dump(told, stream)
+        return path
 
 
 class InARun(VerifyCase):
@@ -63,6 +100,7 @@ class InARun(VerifyCase):
         return done
 
     def test_a_damaged_archive_is_an_error_and_no_backup(self):
+        """The snapshot is gone before the verification begins."""
         done = self.broken('printf x | dd of="$1" bs=1 seek=700000 conv=notrunc 2>/dev/null',
                            'vm-export=web', 'vm-export=db')
         for name in ('web', 'db'):
@@ -72,23 +110,21 @@ class InARun(VerifyCase):
                          name, name))]
             self.assertRegex(line, r'chunk Ref:\d+/00000000, byte \d+: the checksum is [0-9A-F]{16}'
                                    ', that of the data here is [0-9A-F]{16}$')
+        lines = [line for line in done.lines if 'VERIFY-FAIL' in line or 'All objects' in line]
+        self.assertEqual('All objects destroyed', lines[0])
+        self.assertIn('VERIFY-FAIL', lines[1])
         self.assertFalse(any('success' in path for path in self.tree()))
         self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:2', self.status())
 
     def test_a_damaged_backup_pushes_out_no_good_one(self):
-        old = [self.made('vm-export=web', max_backups=2) for _ in range(2)]
+        old = [self.old_backup('web', 'backup-2026-01-0%d-(00:00:00)' % day, 'success', 'web.xva')
+               for day in (1, 2)]
         self.broken('truncate -s -1 "$1"', 'vm-export=web', max_backups=2)
         self.assertEqual(old, self.dated('web')[:2])
         self.assertEqual(3, len(self.dated('web')))
         self.made('vm-export=web', max_backups=2)      # and the failure goes then
         self.assertEqual(old[1:], self.dated('web')[:1])
         self.assertEqual(2, len(self.dated('web')))
-
-    def test_the_snapshot_is_gone_before_it_begins(self):
-        done = self.broken('truncate -s -1 "$1"', 'vm-export=web')
-        lines = [line for line in done.lines if 'VERIFY-FAIL' in line or 'All objects' in line]
-        self.assertEqual('All objects destroyed', lines[0])
-        self.assertIn('VERIFY-FAIL', lines[1])
 
     def test_an_image_that_is_too_short_or_too_long_is_an_error(self):
         for method, token in (('raw', 'VDI-EXPORT-FAIL'), ('vhd', 'VERIFY-FAIL')):
@@ -111,26 +147,22 @@ class InARun(VerifyCase):
         self.assertNotIn('verified', self.manifest(self.dated('web')[0]))
 
     def test_every_compression_and_format_verifies(self):
-        for key, value, proved in (
-                ('compress', 'gzip', 'checksums'), ('compress', 'zstd', 'checksums'),
-                ('vdi_export_format', 'raw', 'structure'),
-                ('vdi_export_format', 'vhd', 'structure')):
-            if key == 'compress' and not shutil.which(value):
-                continue
-            with self.subTest(value):
-                line = ('vm' if key == 'compress' else 'vdi') + '-export=db'
-                verified = self.manifest(self.made(line, **{key: value}))['verified']
-                self.assertEqual(proved, verified['proved'])
+        for line, key, value, proved in (
+                ('vm-export=db', 'compress', 'gzip', 'checksums'),
+                ('vm-export=db', 'compress', 'zstd', 'checksums'),
+                ('vdi-export=db', 'vdi_export_format', 'raw', 'structure'),
+                ('vdi-export=db', 'vdi_export_format', 'vhd', 'structure')):
+            if value != 'zstd' or shutil.which(value):
+                with self.subTest(value):
+                    path = self.made(line, **{key: value})
+                    self.assertEqual(proved, self.manifest(path)['verified']['proved'])
 
     def test_a_damaged_dump_of_the_pool_database_is_an_error_and_no_dump(self):
-        wrapper = os.path.join(self.directory, 'cutting-xe')
-        with open(wrapper, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n%s "$@" || exit\nfor word; do case $word in file-name=*) '
-                         'truncate -s -1 "${word#file-name=}";; esac; done\n' % self.sim.xe)
-        os.chmod(wrapper, 0o755)
+        self.program('%s "$@" || exit; for word; do case $word in file-name=*) truncate -s -1 '
+                     '"${word#file-name=}";; esac; done' % self.sim.xe, 'xe')
         for verify, status in (('yes', 2), ('no', 0)):
-            done = self.vmbackup('password', self.config(
-                'vm-export=db', pool_db_backup=1, verify=verify), VMBACKUP_XE=wrapper)
+            config = self.config('vm-export=db', pool_db_backup=1, verify=verify)
+            done = self.vmbackup('password', config, VMBACKUP_XE=self.directory + '/bin/xe')
             self.assertEqual(status, done.status, done.output)
             found = [path for path in self.tree() if path.endswith(('.dump', '.partial'))]
             self.assertEqual(verify == 'no', bool(found), found)
@@ -173,64 +205,57 @@ class InARun(VerifyCase):
         self.assertEqual(0, done.status, done.output)
 
     def test_a_disk_that_grew_since_the_run_began_is_no_fault(self):
-        wrapper = os.path.join(self.directory, 'growing-xe')
-        with open(wrapper, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s '
-                         'disk-size=4194304\nexec %s "$@"\n'
-                         % (self.sim.xe, self.disk_of('db', '0'), self.sim.xe))
-        os.chmod(wrapper, 0o755)
-        done = self.vmbackup('password', self.config('vdi-export=db'), VMBACKUP_XE=wrapper)
+        self.program('[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s disk-size=4194304\n'
+                     'exec %s "$@"' % (self.sim.xe, self.disk_of('db', '0'), self.sim.xe), 'xe')
+        done = self.vmbackup('password', self.config('vdi-export=db'),
+                             VMBACKUP_XE=self.directory + '/bin/xe')
         self.assertEqual(0, done.status, done.output)
         disk, = self.manifest(self.dated('db')[0])['disks']
         with open(os.path.join(self.dated('db')[0], 'db.raw'), 'rb') as stream:
             self.assertEqual(disk['virtual_size'], len(stream.read()))
 
 
-class TheCommand(VerifyCase):
+class TheCommand(MadeCase):
     """./VmBackup.py verify ..."""
 
     def test_what_may_be_named(self):
-        path = self.made('vdi-export=db', 'vm-export=web')
-        config = os.path.join(self.directory, 'run.cfg')
+        config = self.config('vdi-export=db', 'vm-export=web')
         good = 'good %s: every checksum is right'
-        both = [good % self.dated('db')[0], good % path,
-                'VmBackup verify ended - Success - S:2 W:0 E:0']
+        both = [good % self.db, good % self.web, 'VmBackup verify ended - Success - S:2 W:0 E:0']
         one = both[1:2] + ['VmBackup verify ended - Success - S:1 W:0 E:0']
         self.assertEqual(both, self.verify(0, config)[1:])
         self.assertEqual(both, self.verify(0, self.backups))
-        self.assertEqual(one, self.verify(0, os.path.join(self.backups, 'web')))
-        self.assertEqual(one, self.verify(0, path))
-        self.assertEqual(one, self.verify(0, path + '/web.xva'))
+        for path in (os.path.join(self.backups, 'web'), self.web, self.web + '/web.xva'):
+            self.assertEqual(one, self.verify(0, path))
         copy = os.path.join(self.directory, 'copy.xva')
-        shutil.copy(path + '/web.xva', copy)
+        shutil.copy(self.web + '/web.xva', copy)
         self.assertEqual('good %s: every checksum is right, %s' % (
             copy, VmBackup.human_size(os.path.getsize(copy))), self.verify(0, copy)[0])
 
     def test_the_pool_is_not_asked(self):
-        path = self.made('vm-export=web')
-        self.sim.stop()
-        self.before = None
-        self.verify(0, path)
+        self.sim.down()
+        self.verify(0, self.web)
+        self.assertEqual([], self.sim.calls())
 
-    def test_the_newest_or_all(self):
-        paths = [self.made('vm-export=web') for _ in range(3)]
-        newest = self.verify(0, self.backups)
-        self.assertEqual(['good %s: every checksum is right' % paths[-1]], newest[:-1])
-        every = self.verify(0, self.backups, 'backups=all')
-        self.assertEqual(['good %s: every checksum is right' % path for path in paths[::-1]],
-                         every[:-1])
+    def test_the_newest_or_all_renamed_ones_too(self):
+        kept = os.path.join(self.backups, 'web', 'KEEP-golden')
+        os.rename(self.older(1), kept)
+        paths, good = [self.web, self.older(2), kept], 'good %s: every checksum is right'
+        shutil.rmtree(self.backups + '/db')
+        self.assertEqual([good % self.web], self.verify(0, self.backups)[:-1])
+        self.assertEqual([good % path for path in paths],
+                         self.verify(0, self.backups, 'backups=all')[:-1])
 
     def test_a_selector_chooses_vms(self):
-        self.made('vm-export=web', 'vm-export=db')
         for word, names in (('vm=web', ['web']), ('vm=.*', ['db', 'web']), ('vm=d.*', ['db'])):
             with self.subTest(word):
-                found = [line.split('/')[-2] for line in self.verify(0, self.backups, word)[:-1]]
+                found = [line.split(':')[0].split('/')[-2]
+                         for line in self.verify(0, self.backups, word)[:-1]]
                 self.assertEqual(names, sorted(found))
         lines = self.verify(2, self.backups, 'vm=nobody')
         self.assertIn('***ERROR - vm not found: vm-export=nobody (command line)', lines)
 
     def test_a_config_chooses_vms_and_misses_those_without_a_backup(self):
-        self.made('vm-export=web', 'vm-export=db')
         config = self.config('vm-export=web', 'vm-export=absent', 'exclude=db')
         lines = self.verify(2, config)
         self.assertIn('***ERROR - vm not found: vm-export=absent (%s line 4)' % config, lines)
@@ -238,10 +263,8 @@ class TheCommand(VerifyCase):
         self.assertEqual('VmBackup verify ended - **ERRORS DETECTED** - S:1 W:0 E:1', lines[-1])
 
     def test_damage_is_found_later_and_recorded(self):
-        for line, name in (('vm-export=web', 'web.xva'), ('vdi-export=db', 'db.raw')):
+        for path, name in ((self.web, 'web.xva'), (self.db, 'db.raw')):
             with self.subTest(name):
-                path = self.made(line)
-                self.verify(0, path)
                 digests = self.manifest(path)['verified']['digests']
                 self.change(os.path.join(path, name), 700000)
                 line = self.verify(2, path)[0]
@@ -254,39 +277,32 @@ class TheCommand(VerifyCase):
                 self.assertNotIn('fault', self.manifest(path)['verified'])
 
     def test_an_archive_of_another_snapshot_is_found(self):
-        first, second = [self.made('vm-export=web') for _ in range(2)]
-        shutil.copy(first + '/web.xva', second + '/web.xva')
+        other = self.made('vm-export=web')
+        shutil.copy(self.web + '/web.xva', other + '/web.xva')
         self.assertEqual('ERROR %s: web.xva: it is of another snapshot: %s, not %s' % (
-            second, self.manifest(first)['snapshot'], self.manifest(second)['snapshot']),
-            self.verify(2, second)[0])
+            other, self.manifest(self.web)['snapshot'], self.manifest(other)['snapshot']),
+            self.verify(2, other)[0])
 
     def test_another_word_in_ova_xml_is_found_by_the_digest(self):
-        path = self.made('vm-export=web')
-        with open(path + '/web.xva', 'r+b') as stream:
+        with open(self.web + '/web.xva', 'rb') as stream:
             at = stream.read(100000).index(b'RESTORE_web')
-        self.change(path + '/web.xva', at)
+        self.change(self.web + '/web.xva', at)
         self.assertEqual('ERROR %s: web.xva: it is whole, but not what it was when it was verified '
-                         'first' % path, self.verify(2, path)[0])
+                         'first' % self.web, self.verify(2, self.web)[0])
 
     def test_a_backup_that_was_compressed_later_is_still_known(self):
-        for line, name in (('vm-export=web', 'web.xva'), ('vdi-export=db', 'db.raw')):
-            path = self.made(line)
-            with open(os.path.join(path, name), 'rb') as stream, gzip.open(
-                    os.path.join(path, name + '.gz'), 'wb', 1) as packed:
-                shutil.copyfileobj(stream, packed)
-            os.unlink(os.path.join(path, name))
+        for path, name in ((self.web, '/web.xva'), (self.db, '/db.raw')):
+            self.pack(path + name)
+            os.rename(path + name, path + name + '.gz')
             self.assertEqual('good %s: every checksum is right' % path, self.verify(0, path)[0])
 
     def test_backups_of_3_25_verify_and_stay_as_they_are(self):
-        path = self.old_backup('web', 'backup-2019-01-01-(00:00:00)', 'success')
-        made = self.made('vm-export=web', 'vdi-export=db')
-        self.made('vm-export=web')
-        web = self.dated('web')[-1]
+        path, image = [self.old_backup(vm, 'backup-2019-01-01-(00:00:00)', 'success')
+                       for vm in ('web', 'db')]
         for name in ('web.xva', 'vm-metadata.xml'):
-            shutil.copy(os.path.join(web, name), path)
-        image = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success')
-        shutil.copy(made + '/db.raw', image)
-        shutil.copytree(made + '/DISK-xvda', image + '/DISK-xvda')
+            shutil.copy(os.path.join(self.web, name), path)
+        shutil.copy(self.db + '/db.raw', image)
+        shutil.copytree(self.db + '/DISK-xvda', image + '/DISK-xvda')
         self.assertEqual('good %s: every checksum is right' % path, self.verify(0, path)[0])
         self.assertEqual('***WARNING - %s: the structure is whole; vm-metadata.xml is missing'
                          % image, self.verify(1, image)[0])
@@ -296,12 +312,11 @@ class TheCommand(VerifyCase):
         self.assertIn('it has 4096 bytes, its disk ', self.verify(2, image)[0])
 
     def test_metadata_has_to_be_whole_and_of_this_vm(self):
-        path = self.made('vm-export=web')
-        plain, other = [self.made('vm-export=' + vm, verify='no') for vm in ('web', 'db')]
-        name = 'vm-metadata.xml'
+        path, name = self.web, 'vm-metadata.xml'
+        plain = self.made('vm-export=web', verify='no')
         with open(os.path.join(path, name), 'rb') as stream:
             text = stream.read()
-        with open(os.path.join(other, name), 'rb') as stream:
+        with open(os.path.join(self.db, name), 'rb') as stream:
             of_another = stream.read()
         for place, content, words in (
                 (path, text[:-20], 'it is no whole XML'), (path, b'', 'it is no whole XML'),
@@ -315,56 +330,47 @@ class TheCommand(VerifyCase):
         self.assertIn('vm-metadata.xml has 0 bytes, not %d' % len(text), self.verify(1, path)[0])
 
     def test_a_file_that_is_not_as_the_manifest_tells_is_found(self):
-        path = self.made('vm-export=web')
-        os.truncate(path + '/vm.cfg', 3)
-        self.assertRegex(self.verify(1, path)[0],
+        os.truncate(self.web + '/vm.cfg', 3)
+        self.assertRegex(self.verify(1, self.web)[0],
                          r'WARNING - .*every checksum is right; vm\.cfg has 3 bytes, not \d+$')
-        self.assertNotIn('fault', self.manifest(path)['verified'])
+        self.assertNotIn('fault', self.manifest(self.web)['verified'])
 
     def test_a_damaged_manifest_is_told_and_kept(self):
-        path = self.made('vm-export=web')
-        with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
+        with open(self.web + '/backup.json', 'w', encoding='utf-8') as stream:
             stream.write('{')
-        self.assertEqual('ERROR %s: backup.json is damaged' % path, self.verify(2, path)[0])
-        self.assertEqual(1, os.path.getsize(path + '/backup.json'))
+        self.assertEqual('ERROR %s: backup.json is damaged' % self.web, self.verify(2, self.web)[0])
+        self.assertEqual(1, os.path.getsize(self.web + '/backup.json'))
 
     def test_without_a_marker_it_is_no_backup(self):
-        path = self.made('vm-export=web')
-        os.unlink(path + '/success')
-        self.assertEqual('ERROR %s: it has no marker: the record of a failure, not a backup' % path,
-                         self.verify(2, path)[0])
-        self.assertEqual('ERROR %s/web: no good backup of this VM' % self.backups,
-                         self.verify(2, self.backups)[0])
-
-    def test_renamed_backups_are_verified_with_all(self):
-        path = self.made('vm-export=web')
-        kept = os.path.join(self.backups, 'web', 'KEEP-golden')
-        os.rename(path, kept)
-        new = self.made('vm-export=web')
-        self.assertIn('good %s: ' % new, self.verify(0, self.backups)[0])
-        self.assertEqual(['good %s: every checksum is right' % each for each in (new, kept)],
-                         self.verify(0, self.backups, 'backups=all')[:-1])
+        os.unlink(self.web + '/success')
+        self.assertEqual('ERROR %s: it has no marker: the record of a failure, not a backup' %
+                         self.web, self.verify(2, self.web)[0])
+        self.assertIn('ERROR %s/web: no good backup of this VM' % self.backups,
+                      self.verify(2, self.backups))
 
     def test_another_name_pattern_needs_no_config(self):
-        path = self.made('vm-export=web', backup_dir_pattern='%Y%m%d-%H%M%S')
+        shutil.rmtree(self.backups + '/db')
+        path = self.backups + '/web/20260301-020000'
+        os.rename(self.web, path)
         for target in (self.backups, os.path.join(self.backups, 'web')):
             self.assertEqual('good %s: every checksum is right' % path, self.verify(0, target)[0])
 
     def test_dumps_of_the_pool_database_are_verified(self):
-        self.made('vm-export=web', pool_db_backup=1)
         directory = os.path.join(self.backups, 'METADATA_' + os.uname().nodename)
-        dump = os.path.join(directory, os.listdir(directory)[0])
-        self.assertIn('good %s: ' % dump, self.verify(0, self.backups)[1])
-        os.truncate(dump, os.path.getsize(dump) - 1)
-        self.assertIn('ERROR %s: it is no whole XML' % dump, self.verify(2, self.backups)[1])
-        with open(dump, 'w', encoding='utf-8') as stream:
-            stream.write('<html><h1>HTTP 500</h1></html>')
-        self.assertIn('ERROR %s: its outermost element is html, not database' % dump,
-                      self.verify(2, self.backups)[1])
+        dump = os.path.join(directory, 'pool_db_20260301-020000.dump')
+        os.mkdir(directory)
+        for content, status, told in (
+                (b'<database/>\n', 0, 'good %s: ' % dump),
+                (b'<database/', 2, 'ERROR %s: it is no whole XML' % dump),
+                (b'<html><h1>HTTP 500</h1></html>', 2,
+                 'ERROR %s: its outermost element is html, not database' % dump)):
+            with open(dump, 'wb') as stream:
+                stream.write(content)
+            self.assertIn(told, self.verify(status, self.backups)[2])
         self.assertEqual(2, len(self.verify(0, self.backups, 'vm=web')))
 
     def test_a_manifest_that_cannot_be_written_is_a_warning(self):
-        path = self.made('vm-export=web')
+        path = self.web
         self.prelude = AS_NO_MORE_THAN_THE_OWNER
         os.chmod(path, 0o500)
         self.addCleanup(os.chmod, path, 0o700)
@@ -375,11 +381,13 @@ class TheCommand(VerifyCase):
 
     def test_names_of_any_kind(self):
         names = ['a/b', '..', 'x$(id)', 'büro', 'n\nl', 'z' * 255]
-        self.pool_description = {'vms': [{'name': name, 'disks': ['1 MiB']} for name in names]}
+        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in names]}
         self.use_pool()
+        shutil.rmtree(self.backups)
+        os.mkdir(self.backups)
         self.assertEqual(0, self.back_up('vm-export=').status)
-        for locale in ('C', 'C.UTF-8'):
-            done = self.vmbackup('verify', self.backups, LANG=locale, LC_ALL=locale)
+        for environ in ({}, dict(LANG='C', LC_ALL='C')):
+            done = self.vmbackup('verify', self.backups, **environ)
             self.assertEqual((0, 'VmBackup verify ended - Success - S:6 W:0 E:0'),
                              (done.status, done.lines[-1]), done.output)
         for name in names[:1] + names[2:4]:
@@ -387,33 +395,24 @@ class TheCommand(VerifyCase):
             self.assertEqual(2, len(lines), (name, lines))
 
     def test_progress_is_shown_on_a_terminal_only(self):
-        path = self.made('vm-export=web')
         main, terminal = pty.openpty()
         try:
-            self.assertEqual(0, self.start_with(['verify', path], stdout=terminal).wait(LIMIT))
+            child = self.start_with(['verify', self.web], stdout=terminal)
+            self.assertEqual(0, child.wait(LIMIT))
             shown = os.read(main, 65536).decode('utf-8')
         finally:
             os.close(main)
             os.close(terminal)
         self.assertRegex(shown, r'(^|\x1b\[K)verified \d.*, .*/s: web\.xva\r\x1b\[K')
         self.assertRegex(shown, r'\r\x1b\[K\d{4}-.* - good ')
-        self.assertFalse([line for line in self.verify(0, path) if '%' in line])
+        self.assertFalse([line for line in self.verify(0, self.web) if '%' in line])
 
     def test_a_signal_ends_it(self):
-        path = self.made('vm-export=web')
-        fifo = os.path.join(self.directory, 'slow')
-        os.mkdir(fifo)
-        program = os.path.join(fifo, 'gzip')
-        with open(program, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n: > %s/began\nexec sleep 100\n' % fifo)
-        os.chmod(program, 0o755)
-        os.symlink('gzip', os.path.join(fifo, 'pigz'))
-        with open(path + '/web.xva', 'rb') as stream:
-            data = gzip.compress(stream.read(1 << 20), 1)
-        with open(path + '/web.xva', 'wb') as stream:
-            stream.write(data)
-        child = self.start('verify', path, PATH=fifo + ':' + os.environ['PATH'])
-        self.wait_for(lambda: os.path.exists(fifo + '/began'))
+        began = os.path.join(self.directory, 'began')
+        path = self.program(': > %s; exec sleep 100' % began, 'gzip', 'pigz')
+        self.pack(self.web + '/web.xva')
+        child = self.start('verify', self.web, PATH=path)
+        self.wait_for(lambda: os.path.exists(began))
         child.send_signal(signal.SIGTERM)
         self.assertEqual(143, self.finish(child).status)
 
@@ -429,8 +428,8 @@ class TheCommand(VerifyCase):
                 ((empty,), 'no backups in ' + empty), ((empty, 'vms=x'), 'unknown option: vms=x'),
                 ((empty, 'backups=some'), 'unknown option: backups=some'),
                 ((rubbish + '.xva', 'vm=x'), 'no such file'),
-                ((self.made('vm-export=web'), 'vm=x'), 'there is nothing to choose from in'),
-                ((self.dated('web')[0], 'backups=all'), 'there is nothing to choose from in'),
+                ((self.web, 'vm=x'), 'there is nothing to choose from in'),
+                ((self.web, 'backups=all'), 'there is nothing to choose from in'),
                 ((rubbish,), 'not a config file (binary'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
@@ -467,61 +466,49 @@ class TheCommand(VerifyCase):
                                       'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]'))
 
 
-class Rotation(VerifyCase):
+class Rotation(MadeCase):
     """A backup that was found damaged does not count."""
 
-    def test_damaged_backups_push_out_no_sound_one(self):
-        paths = [self.made('vm-export=web', max_backups=3) for _ in range(3)]
-        for path in paths[1:]:
+    def damaged(self, *numbers):
+        """Older backups that were found damaged; their paths."""
+        paths = [self.older(number) for number in numbers]
+        for path in paths:
             self.change(path + '/web.xva', 700000)
             self.verify(2, path)
-        paths.append(self.made('vm-export=web', max_backups=3))
-        self.assertEqual(paths, self.dated('web'))
+        return paths
+
+    def test_damaged_backups_push_out_no_sound_one(self):
+        paths = [self.older(1)] + self.damaged(2, 3) + [self.web]
         paths.append(self.made('vm-export=web', max_backups=3))
         self.assertEqual(paths, self.dated('web'))
         paths.append(self.made('vm-export=web', max_backups=3))
         self.assertEqual(paths[3:], self.dated('web'))
 
     def test_pre_clean_leaves_the_last_sound_one(self):
-        paths = [self.made('vm-export=web') for _ in range(2)]
-        self.change(paths[1] + '/web.xva', 700000)
-        self.verify(2, paths[1])
-        self.broken_export('vm-export=web', max_backups=1, pre_clean='True')
+        self.web = self.older(1)
+        shutil.rmtree(self.dated('web')[-1])
+        paths = [self.web] + self.damaged(2)
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assertEqual(2, self.back_up('vm-export=web', max_backups=1, pre_clean='True').status)
         self.assertEqual(paths, self.dated('web')[:2])
 
-    def broken_export(self, *lines, **keys):
-        """A run whose export fails."""
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assertEqual(2, self.back_up(*lines, **keys).status)
 
-
-class Robust(VerifyCase):
+class Robust(MadeCase):
     """What is no damage is not taken for it, and one backup's trouble stops no other."""
 
-    def test_a_missing_program_is_an_error_and_not_recorded(self):
-        path = self.made('vm-export=web', compress='gzip')
-        before = self.manifest(path)
-        done = self.vmbackup('verify', path, PATH='/nosuch')
-        self.assertEqual(2, done.status, done.output)
-        self.assertIn('no program gzip to verify it with', done.output)
-        self.assertEqual(before, self.manifest(path))
-
-    def test_a_decompressor_that_is_killed_is_no_damage(self):
-        path = self.made('vm-export=web', compress='gzip')
-        before = self.manifest(path)
-        for name in ('gzip', 'pigz'):
-            program = os.path.join(self.directory, name)
-            with open(program, 'w', encoding='utf-8') as stream:
-                stream.write('#!/bin/sh\nkill -9 $$\n')
-            os.chmod(program, 0o755)
-        done = self.vmbackup('verify', path, PATH=self.directory + ':' + os.environ['PATH'])
-        self.assertEqual(2, done.status, done.output)
-        self.assertIn('was ended by signal 9', done.output)
-        self.assertEqual(before, self.manifest(path))
+    def test_a_decompressor_that_is_missing_or_killed_is_an_error_and_not_recorded(self):
+        self.pack(self.web + '/web.xva')
+        before = self.manifest(self.web)
+        for path, words in (('/nosuch', 'no program gzip to verify it with'),
+                            (self.program('kill -9 $$', 'gzip', 'pigz'),
+                             'was ended by signal 9')):
+            done = self.vmbackup('verify', self.web, PATH=path)
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn(words, done.output)
+            self.assertEqual(before, self.manifest(self.web))
 
     def test_hostile_manifests_stop_no_other_backup(self):
-        good = self.made('vm-export=web', 'vdi-export=db') and self.dated('web')[0]
-        path = self.dated('db')[0]
+        good, path = self.web, self.db
         manifest = self.manifest(path)
         for key, value in (('verified', []), ('verified', {'digests': 'x'}), ('files', []),
                            ('files', {'\ud800': 1, 'a\0b': 2, '../../x': None}), ('disks', {}),
@@ -536,16 +523,13 @@ class Robust(VerifyCase):
                 self.assertTrue(done.lines[-1].startswith('VmBackup verify ended'), done.output)
 
     def test_odd_things_in_backup_dir_stop_nothing(self):
-        path = self.made('vm-export=web')
-        shutil.copy(path + '/web.xva', self.backups)
-        for name in ('METADATA_notes', 'success.txt'):
+        shutil.copy(self.web + '/web.xva', self.backups)
+        os.makedirs(self.backups + '/project/build')
+        for name in ('METADATA_notes', 'success.txt', 'project/build/success'):
             with open(os.path.join(self.backups, name), 'w', encoding='utf-8'):
                 pass
-        os.makedirs(self.backups + '/project/build')
-        with open(self.backups + '/project/build/success', 'w', encoding='utf-8'):
-            pass
-        self.assertEqual(['good %s: every checksum is right' % path],
-                         self.verify(0, self.backups)[:-1])
+        self.assertEqual(['good %s: every checksum is right' % path
+                          for path in (self.db, self.web)], self.verify(0, self.backups)[:-1])
 
     def test_an_image_that_looks_compressed_is_an_image(self):
         disk = self.sim.pool.ref_of('VDI', self.disk_of('db', '0'))
@@ -553,44 +537,31 @@ class Robust(VerifyCase):
         self.verify(0, self.made('vdi-export=db'))
 
     def test_an_archive_without_the_disks_of_the_snapshot_is_no_backup(self):
-        good = self.made('vm-export=web', max_backups=1)
         other = os.path.join(SAMPLES, 'no-disks.xva')
         done = self.vmbackup('password', self.config('vm-export=web', max_backups=1),
                              VMBACKUP_XE=self.xe_that('cat %s > "$1"' % other))
         self.assertEqual(2, done.status, done.output)
         self.assertIn('web.xva: it is of another snapshot: ', done.output)
-        self.assertEqual(good, self.dated('web')[0])
+        self.assertEqual(self.web, self.dated('web')[0])
 
     def test_a_backup_that_is_deleted_meanwhile_is_a_note(self):
-        path = self.made('vm-export=web')
-        program = os.path.join(self.directory, 'gzip')
-        with open(program, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\nrm -r "%s"\n' % path)
-        os.chmod(program, 0o755)
-        os.symlink('gzip', os.path.join(self.directory, 'pigz'))
-        other = self.made('vdi-export=db')
-        with open(path + '/web.xva', 'rb') as stream:
-            data = gzip.compress(stream.read(), 1)
-        with open(path + '/web.xva', 'wb') as stream:
-            stream.write(data)
-        done = self.vmbackup('verify', self.backups,
-                             PATH=self.directory + ':' + os.environ['PATH'])
+        self.pack(self.web + '/web.xva')
+        done = self.vmbackup('verify', self.backups, PATH=self.program(
+            'rm -r "%s"' % self.web, 'gzip', 'pigz'))
         self.assertEqual(0, done.status, done.output)
-        self.assertEqual(['good %s: every checksum is right' % other,
-                          '***NOTE - %s: it was deleted meanwhile' % path], done.lines[:2])
+        self.assertEqual(['good %s: every checksum is right' % self.db,
+                          '***NOTE - %s: it was deleted meanwhile' % self.web], done.lines[:2])
 
-    def test_two_at_once_leave_a_whole_manifest(self):
-        path = self.made('vm-export=web')
-        children = [self.start('verify', path) for _ in range(4)]
+    def test_four_at_once_leave_a_whole_manifest(self):
+        children = [self.start('verify', self.web) for _ in range(4)]
         self.assertEqual([0] * 4, [self.finish(child).status for child in children])
-        self.assertEqual('checksums', self.manifest(path)['verified']['proved'])
-        self.assertEqual([], [name for name in os.listdir(path) if name.endswith('.new')])
+        self.assertEqual('checksums', self.manifest(self.web)['verified']['proved'])
+        self.assertEqual([], [name for name in os.listdir(self.web) if name.endswith('.new')])
 
     def test_a_pipe_in_the_place_of_the_archive_holds_nothing_up(self):
-        path = self.made('vm-export=web')
-        os.unlink(path + '/web.xva')
-        os.mkfifo(path + '/web.xva')                   # opening it does not wait: O_NONBLOCK
-        self.assertIn('web.xva: it is no file', self.verify(2, path)[0])
+        os.unlink(self.web + '/web.xva')
+        os.mkfifo(self.web + '/web.xva')               # opening it does not wait: O_NONBLOCK
+        self.assertIn('web.xva: it is no file', self.verify(2, self.web)[0])
 
 
 class CommandWords(PoolCase):
@@ -603,8 +574,7 @@ class CommandWords(PoolCase):
                 path = os.path.join(self.directory, 'pass-' + word)
                 done = self.vmbackup(word, 'create-password-file=' + path)
                 self.assertEqual(0, done.status, done.output)
-                with open(path, 'rb') as stream:
-                    self.assertEqual(word, VmBackup.base64.b64decode(stream.read()).decode())
+                self.assertEqual(word, VmBackup.read_password_file(path, VmBackup.Console(None)))
 
     def test_a_helping_word_with_more_is_an_error(self):
         """It may be root's password in an old cron line, and nothing would be backed up."""

@@ -54,13 +54,15 @@ def images(data):
 class Samples(ArchiveCase):
     """What a real xapi has made."""
 
-    def test_under_any_name_by_the_path(self):
+    def test_each_is_proved_under_any_name(self):
         """Compression is told by the first bytes, whatever the name; no file stays open."""
         before = len(os.listdir('/proc/self/fd'))
         verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
-        for name, form in (('sample.xva.gz', '.xva'), ('sample.xva.zst', '.xva'),
-                           ('no-disks.xva', '.xva'), ('metadata.xva', '.xva'),
-                           ('sample-root.vhd.xz', '.vhd')):
+        for name, form, proved, size in (('sample.xva.gz', '.xva', 'checksums', 8446464),
+                                         ('sample.xva.zst', '.xva', 'checksums', 8446464),
+                                         ('no-disks.xva', '.xva', 'checksums', 24064),
+                                         ('metadata.xva', '.xva', 'metadata', 42496),
+                                         ('sample-root.vhd.xz', '.vhd', 'structure', None)):
             if name.endswith('.zst') and 'zstd' not in PACKERS:
                 continue
             self.put(sample(name))
@@ -71,7 +73,8 @@ class Samples(ArchiveCase):
                     os.link(self.path, path)
                     proofs.add(verifier.prove(path))
                     os.unlink(path)
-            self.assertEqual(1, len(proofs))
+            found, = proofs
+            self.assertEqual((proved, size or found.size), (found.proved, found.size))
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))
 
     def test_the_disks_are_those_that_were_put_in(self):
@@ -82,27 +85,10 @@ class Samples(ArchiveCase):
         self.assertEqual('checksums', self.proof(data).proved)
         self.assertEqual(known, {image.sha256() for image in images(data).values()})
 
-    def test_archives(self):
-        for name, proved, size in (('sample.xva.gz', 'checksums', 8446464),
-                                   ('sample.xva.zst', 'checksums', 8446464),
-                                   ('no-disks.xva', 'checksums', 24064),
-                                   ('metadata.xva', 'metadata', 42496)):
-            if name.endswith('.zst') and 'zstd' not in PACKERS:
-                continue
-            with self.subTest(name):
-                found = self.proof(sample(name))
-                self.assertEqual((proved, size), (found.proved, found.size))
-
     def test_an_image_and_a_dump(self):
         found = self.proof(sample('sample-root.vhd.xz'), '.vhd', 8 * MIB)
         self.assertEqual('structure', found.proved)
         self.assertEqual('structure', self.proof(sample('pool-database.dump.xz'), '.dump').proved)
-
-    def test_one_whose_export_failed(self):
-        self.put(sample('failed-no-disks.xva'))
-        self.assertEqual('it ends at byte 44961, in ova.xml: the export failed: '
-                         'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]',
-                         str(self.verdict()))
 
     def test_metadata_is_no_failed_export(self):
         """What tells them apart is that the VM's state was preserved (xapi: export.ml, make_vm)."""
@@ -150,20 +136,22 @@ class Checksums(unittest.TestCase):
     def test_of_known_bytes_by_the_library(self):
         self.agree(self.by_library)
 
+    def compare(self, function):
+        """Ours is as another one, for any length."""
+        chance = archives.chances(seed(), self.id())
+        for length in list(range(200)) + [
+                chance.randrange(MIB) for _ in range(20 if full() else 4)]:
+            data = self.bytes[chance.randrange(100):][:length]
+            self.assertEqual(function(data), VmBackup.xxh64(data), length)
+
     @unittest.skipUnless(archives.WITH_LIBRARY, 'no libxxhash')
     def test_of_any_length_as_the_library(self):
-        chance = archives.chances(seed(), self.id())
-        for length in list(range(200)) + [chance.randrange(MIB) for _ in range(20)]:
-            data = self.bytes[chance.randrange(100):][:length]
-            self.assertEqual(self.by_library(data), VmBackup.xxh64(data), length)
+        self.compare(self.by_library)
 
     @unittest.skipUnless(xxhash, 'no package xxhash')
     def test_of_any_length_as_the_package(self):
         self.agree(xxhash.xxh64_intdigest)             # the vectors themselves
-        chance = archives.chances(seed(), self.id())
-        for length in list(range(200)) + [chance.randrange(MIB) for _ in range(20)]:
-            data = self.bytes[chance.randrange(100):][:length]
-            self.assertEqual(xxhash.xxh64_intdigest(data), VmBackup.xxh64(data), length)
+        self.compare(xxhash.xxh64_intdigest)
 
     def test_a_reader_of_archives_without_the_library_finds_the_same(self):
         data = archives.plain([MIB + SMALL])
@@ -214,7 +202,7 @@ class Good(ArchiveCase):
         packers = [bytes, lambda data: gzip.compress(data, 1)]
         if 'zstd' in PACKERS:
             packers.append(lambda data: archives.packed(data, 'zstd'))
-        for number in range((200 if full() else 24) if archives.WITH_LIBRARY else 3):
+        for number in range((200 if full() else 8) if archives.WITH_LIBRARY else 3):
             text, disks = archives.described(
                 sorted((chance.choice((512, SMALL, MIB, 3 * MIB - 512, 4 * MIB, 5 * MIB + 1,
                                        chance.randrange(1, 4 * MIB)))
@@ -247,7 +235,8 @@ class Good(ArchiveCase):
     def test_vhd_images_of_any_size_and_fill(self):
         chance = random.Random('vhd:' + seed())
         sizes = [512, MIB, 2 * MIB, 2 * MIB + 512, 127 << 30, 128 << 30, 1 << 40, 2040 << 30]
-        sizes += [512 * chance.randrange(1, 1 << chance.randrange(1, 32)) for _ in range(60)]
+        sizes += [512 * chance.randrange(1, 1 << chance.randrange(1, 32))
+                  for _ in range(60 if full() else 12)]
         for size in sizes:
             with self.subTest(size):
                 image = archive.Image(size)
@@ -472,30 +461,27 @@ class Memory(unittest.TestCase):
         return int(ours) / 1024
 
     def test_of_a_process_for_small_and_large_archives(self):
-        small, large = self.peak(1), self.peak(300)
+        small, large = self.peak(1), self.peak(300 if full() else 100)
         self.assertLess(max(small, large), MEMORY)
         self.assertLess(large - small, 2)
 
     def test_of_a_process_for_compressed_archives(self):
         for kind in sorted(set(PACKERS.values())):
-            self.assertLess(self.peak(100, kind), MEMORY, kind)
+            self.assertLess(self.peak(100 if full() else 60, kind), MEMORY, kind)
 
-    def test_nothing_is_kept_of_each_of_100_000_chunks(self):
+    def test_nothing_is_kept_of_each_of_many_chunks(self):
         """Most of them are empty, which take no less of what might be kept."""
-        source, marks = Long(1000, 99), []
+        count, marks = 1000 if full() else 200, []
+        source = Long(count, 99)
         reader = VmBackup.ArchiveReader(source, None)
         read_chunk = reader.read_chunk
 
         def marked(name, size):
-            if name.endswith(('/00001000', '/00099000')):
+            if name.endswith(('/00001000', '/%08d' % ((count - 10) * 100))):
                 marks.append((sys.getallocatedblocks(), resident()))
             read_chunk(name, size)
         reader.read_chunk = marked
         self.assertEqual('checksums', reader.read().proved)
         (blocks, memory), (blocks_later, memory_later) = marks
         self.assertLess(blocks_later - blocks, 500)
-        self.assertLess(memory_later - memory, 1024)    # KiB: 10 bytes of each chunk
-
-
-if __name__ == '__main__':
-    unittest.main()
+        self.assertLess(memory_later - memory, 1024)    # KiB: 10 bytes of each of 100,000 chunks

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import struct
-import unittest
 import zlib
 
 import VmBackup
@@ -34,7 +33,7 @@ class Mutations(ArchiveCase):
 
     def times(self, count):
         """How often: more of everything in the full run, less where XXH64 takes long."""
-        return count * (10 if full() else 1) // (1 if archives.WITH_LIBRARY else 8) + 1
+        return count * (40 if full() else 1) // (4 if archives.WITH_LIBRARY else 32) + 1
 
     def each_kind(self):
         """(chance, the bytes of a good archive, its Proof) of each kind."""
@@ -83,7 +82,8 @@ class Bits(Mutations):
         tail = len(data) - 4 * BLOCK                   # checksum header, checksum, end
         bits = [(at, bit) for at in list(range(BLOCK)) + list(range(head, head + BLOCK)) +
                 list(range(tail, len(data))) for bit in range(8)]
-        for at, bit in bits if full() else bits[::13 if archives.WITH_LIBRARY else 99]:
+        chance = archives.chances(seed(), self.id())
+        for at, bit in archives.some(bits, chance, 300 if archives.WITH_LIBRARY else 50):
             self.flip(at, bit)
 
     def test_of_ova_xml_by_the_digest(self):
@@ -131,15 +131,14 @@ class Structure(Mutations):
 
     kind = 'changed members of archives'
 
-    def check_each(self, change, **how):
+    def check_each(self, change):
         """A change of each single member, by its place, is found."""
-        for _, data, proof in self.each_kind():
+        for chance, data, _ in self.each_kind():
             found = members(data)
-            for number, member in enumerate(found):
-                for changed in change(found, number):
-                    if changed != found:
-                        self.assert_found((member.name, number), joined(changed), **dict(
-                            how, **({'but': proof} if 'but' in how else {})))
+            changes = [(number, changed) for number in range(len(found))
+                       for changed in change(found, number) if changed != found]
+            for number, changed in archives.some(changes, chance, 8):
+                self.assert_found((found[number].name, number), joined(changed))
 
     def test_dropped(self):
         self.check_each(lambda found, at: [found[:at] + found[at + 1:]])
@@ -157,16 +156,13 @@ class Structure(Mutations):
 
     def test_of_two_archives(self):
         """What begins as one goes on as another."""
-        datas = [make() for make in KINDS.values()]
-        for mine in datas:
-            for others in datas:
-                if others is not mine:
-                    mine_all, others_all = members(mine), members(others)
-                    self.assert_found('the disks of another', joined(
-                        mine_all[:1] + others_all[1:]), but=self.proof(mine))
-                    half = len(mine) // 2 // BLOCK * BLOCK
-                    self.assert_found('the end of another', mine[:half] + others[half:],
-                                      but=self.proof(mine))
+        for chance, mine, proof in self.each_kind():
+            others = [make() for make in KINDS.values()]
+            for other in archives.some([each for each in others if each != mine], chance, 3):
+                self.assert_found('the disks of another', joined(
+                    members(mine)[:1] + members(other)[1:]), but=proof)
+                half = len(mine) // 2 // BLOCK * BLOCK
+                self.assert_found('the end of another', mine[:half] + other[half:], but=proof)
 
     def test_repeated(self):
         self.check_each(lambda found, at: [
@@ -218,26 +214,26 @@ class Structure(Mutations):
 
     def test_replaced_by_another_with_its_checksum(self):
         """With their names they are out of order; only their contents are known by the digest."""
-        for _, data, proof in self.each_kind():
+        for chance, data, proof in self.each_kind():
             found = members(data)
-            for at in range(1, len(found), 2):
-                for other in range(1, len(found), 2):
-                    if found[at].data == found[other].data:
-                        continue
-                    self.assert_found((at, other), joined(
-                        found[:at] + found[other:other + 2] + found[at + 2:]))
-                    contents = [mine._replace(data=others.data) for mine, others in zip(
-                        found[at:at + 2], found[other:other + 2])]
-                    self.assert_found((at, other, 'contents'), joined(
-                        found[:at] + contents + found[at + 2:]), but=proof)
+            places = range(1, len(found), 2)
+            for at, other in archives.some([
+                    (at, other) for at in places for other in places
+                    if found[at].data != found[other].data], chance, 4):
+                self.assert_found((at, other), joined(
+                    found[:at] + found[other:other + 2] + found[at + 2:]))
+                contents = [mine._replace(data=others.data) for mine, others in zip(
+                    found[at:at + 2], found[other:other + 2])]
+                self.assert_found((at, other, 'contents'), joined(
+                    found[:at] + contents + found[at + 2:]), but=proof)
 
     def test_another_virtual_size(self):
         for chance, data, _ in self.each_kind():
             text, rest = members(data)[0].data, members(data)[1:]
             for number in range(len(SIZE.findall(text))):
                 size = int(SIZE.findall(text)[number][1])
-                for new in (size - 1, size + 1, size * 2, size // 2, 0, -1, size + MIB,
-                            chance.randrange(1 << 40)):
+                for new in archives.some((size - 1, size + 1, size * 2, size // 2, 0, -1,
+                                          size + MIB, chance.randrange(1 << 40)), chance, 4):
                     seen = []
 
                     def change(match, number=number, new=new, seen=seen):
@@ -300,7 +296,9 @@ class Compressed(Mutations):
     def each_packed(self):
         """(chance, a good archive, compressed, its Proof, how it was compressed)."""
         for program, kind in PACKERS.items():
-            for what in ('several disks', 'no disks', 'SHA-1', 'chunks left out'):
+            begin = archives.chances(seed(), self.id() + program)
+            for what in archives.some(('several disks', 'no disks', 'SHA-1', 'chunks left out'),
+                                      begin, 2):
                 data = KINDS[what]()
                 packed = archives.packed(data, kind)
                 self.only(program)
@@ -310,18 +308,18 @@ class Compressed(Mutations):
 
     def test_changed_before_compression(self):
         for chance, data, _, proof, kind in self.each_packed():
-            for _ in range(self.times(6)):
+            for _ in range(self.times(8)):
                 at, bit = chance.randrange(len(data)), chance.randrange(8)
                 self.assert_found((at, bit), archives.packed(
                     data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:], kind), but=proof)
                 self.assert_found(at, archives.packed(data[:at], kind))
-            for more in (b'\0', bytes(BLOCK), PAGE, data):
+            for more in archives.some((b'\0', bytes(BLOCK), PAGE, data), chance, 2):
                 self.assert_found('more', archives.packed(data + more, kind))
 
     def test_members_dropped_and_repeated_before_compression(self):
-        for _, data, _, proof, kind in self.each_packed():
+        for chance, data, _, _, kind in self.each_packed():
             found = members(data)
-            for at in range(len(found)):
+            for at in archives.some(range(len(found)), chance, 4):
                 self.assert_found(at, archives.packed(joined(found[:at] + found[at + 1:]), kind))
                 self.assert_found(at, archives.packed(joined(found[:at] + found[at:at + 1] +
                                                              found[at:]), kind))
@@ -331,7 +329,8 @@ class Compressed(Mutations):
         the bits that fill up the last byte of a block."""
         for chance, _, packed, proof, _ in self.each_packed():
             self.put(packed)
-            places = list(range(20)) + list(range(len(packed) - 12, len(packed)))
+            places = archives.some(list(range(20)) + list(range(len(packed) - 12, len(packed))),
+                                   chance, 16)
             places += [chance.randrange(len(packed)) for _ in range(self.times(20))]
             passing = 0
             for at in places:
@@ -347,11 +346,12 @@ class Compressed(Mutations):
 
     def test_cut_or_longer(self):
         for chance, _, packed, _, _ in self.each_packed():
-            for cut in [0, 1, 2, 3, 5, len(packed) - 1, len(packed) - 4, len(packed) - 8] + [
+            for cut in archives.some([0, 1, 2, 3, 5, len(packed) - 1, len(packed) - 4,
+                                      len(packed) - 8], chance, 4) + [
                     chance.randrange(4, len(packed)) for _ in range(self.times(6))]:
                 self.assert_found('a cut at %d' % cut, packed[:cut])
-            for more in (b'\0', bytes(4), bytes(7), bytes(8), bytes(5000), b'x',
-                         noise(chance, 300), packed, PAGE):
+            for more in archives.some((b'\0', bytes(4), bytes(7), bytes(8), bytes(5000), b'x',
+                                       noise(chance, 300), packed), chance, 4) + [PAGE]:
                 damaged = self.assert_found(more[:9], packed + more)
             self.assertIn('the export failed: SR_BACKEND_FAILURE_46', str(damaged))
 
@@ -373,7 +373,8 @@ class Vhd(Mutations):
 
     def test_bits_of_footers_and_header(self):
         last = len(self.data) - BLOCK
-        for at in list(range(0, BLOCK + 1024, 1 if full() else 3)) + list(range(last, last + 100)):
+        for at in archives.some(list(range(BLOCK + 1024)) + list(range(last, last + 100)),
+                                self.chance, 200):
             self.flip(at, self.chance.randrange(8), **self.how)
 
     def test_bits_of_table_and_data_by_the_digest(self):
@@ -537,98 +538,80 @@ class Messages(ArchiveCase):
     def says(self, text, data):
         """What is said of it, the names of the disk and its chunks being as they are."""
         self.put(data)
-        self.assertEqual(text.replace('DISK', 'disk xvda (vm 0, Ref:9)'), str(self.verdict()))
+        with self.subTest(text):
+            self.assertEqual(text.replace('DISK', 'disk xvda (vm 0, Ref:9)'), str(self.verdict()))
 
     def replaced(self, at, *new):
         """The archive with other members in the place of one."""
         return joined(self.members[:at] + list(new) + self.members[at + 1:])
 
-    def test_another_bit_in_a_chunk(self):
-        at = self.heads[3] + BLOCK + 1000
-        data = self.data[:at] + bytes([self.data[at] ^ 4]) + self.data[at + 1:]
-        chunk = bytearray(self.members[3].data)
-        chunk[1000] ^= 4
-        self.says('DISK, chunk Ref:9/00000001, byte %d: the checksum is %s, that of the data here '
-                  'is %016X' % (self.heads[3] + BLOCK, self.members[4].data.decode(),
-                                VmBackup.xxh64(bytes(chunk))), data)
+    def with_data(self, at, data):
+        """The archive with other data in one member."""
+        return self.replaced(at, self.members[at]._replace(data=data))
 
-    def test_a_chunk_that_is_missing(self):
-        self.says('DISK at 0 of %d, byte %d: its first chunk, Ref:9/00000000, was expected, found '
-                  'Ref:9/00000001 of 70000 bytes' % (MIB + 70000, self.heads[1]),
-                  joined(self.members[:1] + self.members[3:]))
-        self.says('DISK at 1048576 of %d, byte %d: a chunk Ref:9/00000001 or later was expected, '
-                  'found the end' % (MIB + 70000, self.heads[3]), joined(self.members[:3]))
+    def with_byte(self, at, byte=b'x'):
+        """The archive with another byte in one place."""
+        return self.data[:at] + byte + self.data[at + 1:]
 
-    def test_a_checksum_that_is_missing(self):
-        self.says('DISK, chunk Ref:9/00000000, byte %d: its checksum was expected, found '
-                  'Ref:9/00000001' % self.heads[2], self.replaced(2))
+    def test_of_chunks_and_checksums(self):
+        heads, found, size = self.heads, self.members, MIB + archives.SMALL
+        at = heads[3] + BLOCK + 1000
+        changed = bytearray(found[3].data)
+        changed[1000] ^= 4
+        right = '%016X' % VmBackup.xxh64(found[1].data)
+        wrong = ('DISK, chunk Ref:9/0000000%d, byte %d: the checksum is %s, that of the data here '
+                 'is %s')
+        for text, data in (
+                (wrong % (1, heads[3] + BLOCK, found[4].data.decode(), '%016X' % VmBackup.xxh64(
+                    bytes(changed))), self.with_byte(at, changed[1000:1001])),
+                (wrong % (0, heads[1] + BLOCK, '0' * 16, right), self.with_data(2, b'0' * 16)),
+                (wrong % (0, heads[1] + BLOCK, right.lower(), right),
+                 self.with_data(2, right.lower().encode())),
+                ('DISK at 0 of %d, byte %d: its first chunk, Ref:9/00000000, was expected, found '
+                 'Ref:9/00000001 of 70000 bytes' % (size, heads[1]), joined(found[:1] + found[3:])),
+                ('DISK at 1048576 of %d, byte %d: a chunk Ref:9/00000001 or later was expected, '
+                 'found the end' % (size, heads[3]), joined(found[:3])),
+                ('DISK, chunk Ref:9/00000000, byte %d: its checksum was expected, found '
+                 'Ref:9/00000001' % heads[2], self.replaced(2)),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 69999 bytes for offset '
+                 '1048576, where 70000 were expected' % (size, heads[3]),
+                 self.with_data(3, found[3].data[:-1])),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000000 comes after number 0' % (
+                    size, heads[3]), joined(found[:3] + found[1:])),
+                ('the end, byte %d: notes belongs to no disk' % heads[5],
+                 joined(found + [Member('notes', b'x')]))):
+            self.says(text, data)
 
-    def test_a_chunk_of_another_size(self):
-        self.says('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 69999 bytes for offset '
-                  '1048576, where 70000 were expected' % (MIB + 70000, self.heads[3]),
-                  self.replaced(3, self.members[3]._replace(data=self.members[3].data[:-1])))
+    def test_of_ends_headers_and_what_is_between(self):
+        heads, data = self.heads, self.data
+        for text, changed in (
+                ('it ends at byte %d, in DISK, chunk Ref:9/00000000' % (heads[1] + 1000),
+                 data[:heads[1] + 1000]),
+                ('it ends at byte 600, in ova.xml', data[:600]),
+                ('DISK at 1048576 of %d, byte %d: a header was expected, or one with another '
+                 'checksum' % (MIB + 70000, heads[3]), self.with_byte(heads[3])),
+                ('ova.xml, byte %d: something between its end and the next header' % (
+                    BLOCK + len(self.members[0].data)), self.with_byte(heads[1] - 1)),
+                ('the end, byte %d: something follows the end: the export failed: '
+                 'SR_BACKEND_FAILURE_46' % len(data), data + PAGE),
+                ('the end, byte %d: something follows the end' % len(data), data + data)):
+            self.says(text, changed)
 
-    def test_a_chunk_that_comes_twice(self):
-        self.says('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000000 comes after number '
-                  '0' % (MIB + 70000, self.heads[3]),
-                  joined(self.members[:3] + self.members[1:]))
-
-    def test_a_member_that_is_not_known(self):
-        self.says('the end, byte %d: notes belongs to no disk' % self.heads[5],
-                  joined(self.members + [Member('notes', b'x')]))
-
-    def test_a_cut(self):
-        self.says('it ends at byte %d, in DISK, chunk Ref:9/00000000' % (self.heads[1] + 1000),
-                  self.data[:self.heads[1] + 1000])
-        self.says('it ends at byte 600, in ova.xml', self.data[:600])
-
-    def test_a_header_that_is_none(self):
-        at = self.heads[3]
-        self.says('DISK at 1048576 of %d, byte %d: a header was expected, or one with another '
-                  'checksum' % (MIB + 70000, at), self.data[:at] + b'x' + self.data[at + 1:])
-
-    def test_text_behind_the_end(self):
-        self.says('the end, byte %d: something follows the end: the export failed: '
-                  'SR_BACKEND_FAILURE_46' % len(self.data), self.data + PAGE)
-
-    def test_a_virtual_size_that_is_another(self):
-        text = self.members[0].data
-        for new, words in (
-                (MIB + 69999, 'DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 70000 bytes '
-                              'for offset 1048576, where 69999 were expected' %
-                              (MIB + 69999, self.heads[3])),
-                (MIB, 'the end, byte %d: Ref:9/00000001 belongs to no disk' % self.heads[3]),
-                (2 * MIB + 70000, 'DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 70000 '
-                                  'bytes for offset 1048576, where 1048576 were expected' %
-                                  (2 * MIB + 70000, self.heads[3]))):
-            self.says(words, self.replaced(0, Member('ova.xml', text.replace(
-                b'>%d<' % (MIB + 70000), b'>%d<' % new))))
-
-    def test_a_second_archive(self):
-        self.says('the end, byte %d: something follows the end' % len(self.data),
-                  self.data + self.data)
-
-    def test_another_checksum(self):
-        right = '%016X' % VmBackup.xxh64(self.members[1].data)
-        for wrong in ('0' * 16, right.lower()):
-            self.says('DISK, chunk Ref:9/00000000, byte %d: the checksum is %s, that of the data '
-                      'here is %s' % (self.heads[1] + BLOCK, wrong, right), self.replaced(
-                          2, self.members[2]._replace(data=wrong.encode())))
-
-    def test_something_between_members(self):
-        at = self.heads[1] - 1                         # the last byte that fills ova.xml up
-        self.says('ova.xml, byte %d: something between its end and the next header' % (
-            BLOCK + len(self.members[0].data)), self.data[:at] + b'x' + self.data[at + 1:])
-
-    def test_an_ova_xml_that_says_too_little(self):
-        text = self.members[0].data
+    def test_of_ova_xml(self):
+        text, head = self.members[0].data, self.heads[3]
+        chunk = ('DISK at 1048576 of {0}, byte %d: chunk Ref:9/00000001 of 70000 bytes for offset '
+                 '1048576, where {1} were expected' % head)
         for old, new, words in (
-                (b'virtual_size', b'virtual_sizE', "'virtual_size' is missing"),
+                (b'>1118576<', b'>1118575<', chunk.format(MIB + 69999, 69999)),
+                (b'>1118576<', b'>2167152<', chunk.format(2 * MIB + 70000, MIB)),
+                (b'>1118576<', b'>1048576<',
+                 'the end, byte %d: Ref:9/00000001 belongs to no disk' % head),
+                (b'virtual_size', b'virtual_sizE', "ova.xml: 'virtual_size' is missing"),
                 (b'export_vsn</name><value>2', b'export_vsn</name><value>3',
-                 'unknown version of the format: 3'),
-                (b'<name>objects</name>', b'<name>object</name>', "'objects' is missing")):
-            self.says('ova.xml: ' + words, self.replaced(
-                0, Member('ova.xml', text.replace(old, new))))
+                 'ova.xml: unknown version of the format: 3'),
+                (b'<name>objects</name>', b'<name>object</name>',
+                 "ova.xml: 'objects' is missing")):
+            self.says(words, self.with_data(0, text.replace(old, new)))
 
 
 class Odd(ArchiveCase):
@@ -657,7 +640,3 @@ class Odd(ArchiveCase):
     def test_zlib_is_no_gzip(self):
         self.put(zlib.compress(archives.plain([])))
         self.assertIsInstance(self.verdict(), VmBackup.Damaged)
-
-
-if __name__ == '__main__':
-    unittest.main()

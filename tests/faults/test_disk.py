@@ -387,7 +387,3 @@ class Vanishing(AtCalls):
 
 
 load_tests = sampled('.DiskFull.test_at_every_size', others=2)
-
-
-if __name__ == '__main__':
-    unittest.main()

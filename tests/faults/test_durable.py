@@ -26,7 +26,3 @@ class BeforeTheMarker(LaunchedCase):
                     forced = [each['number'] for each in operations if path in each['synced']]
                     self.assertTrue([number for number in forced
                                      if max(made, default=0) < number < marker], (made, forced))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -313,7 +313,3 @@ class OrderOfOperations(LaunchedCase):
 
 load_tests = sampled('.AtPoolCalls.', 'AtFileOperations.', '.OrderOfOperations.', '.DaemonDies.',
                      others=2)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -478,7 +478,3 @@ def load_tests(loader, tests, pattern):
         chosen.addTests(test for test in suite
                         if type(test) is not All and isinstance(test, Sample) != full())
     return chosen
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -494,7 +494,3 @@ class OfSeveralDisks(Walk):
 
 
 load_tests = sampled('.OfKills.', '.OfFaults.', others=2)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -497,7 +497,3 @@ class DaemonDiesInTest(RefusedInTest):
 
 load_tests = sampled('.Ended.', '.EndedInTest.', '.InterruptedTest.', '.AtFileOperations.',
                      '.Refused.', others=1)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -190,7 +190,3 @@ def open_text(path):
     """The text of a file."""
     with open(path, encoding='utf-8') as stream:
         return stream.read()
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -175,7 +175,3 @@ class Options(DemoCase):
         self.assertEqual(0, status)
         for verb in FAILURES:
             self.assertIn(verb, output)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -46,7 +46,3 @@ class Differences(unittest.TestCase):
                     case = getattr(importlib.import_module('tests.' + module), group)
                     self.assertTrue(issubclass(case, unittest.TestCase))
                     self.assertTrue(test.startswith('test_') and hasattr(case, test))
-
-
-if __name__ == '__main__':
-    unittest.main()

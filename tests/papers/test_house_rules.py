@@ -593,7 +593,3 @@ class RulesBroken(unittest.TestCase):
                 self.assertEqual(len(words), len(complaints), complaints)
                 for word, complaint in zip(words, complaints):
                     self.assertIn(word, complaint)
-
-
-if __name__ == '__main__':
-    unittest.main()

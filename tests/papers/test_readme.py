@@ -650,7 +650,3 @@ class Troubles(PoolCase):
     def the_pool_is_down(self):
         self.sim.down()
         return self.previews('db')
-
-
-if __name__ == '__main__':
-    unittest.main()

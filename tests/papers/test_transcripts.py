@@ -179,7 +179,3 @@ class Transcripts(PoolCase):
 
     def test_preview(self):
         self.play('09-preview', 'preview')
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -24,7 +24,3 @@ class Excludes(unittest.TestCase):
                                (r'exclude=db1\.example\.com$', names[:1])):
             plan = select(['vm-export=.*', line], 'web', *names)
             self.assertEqual(excluded, tuple(sorted(plan.excluded)))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -10,10 +10,12 @@ import tempfile
 import threading
 import time
 import unittest
+from subprocess import Popen
 from unittest import mock
 
 import VmBackup
 from tests import ROOT
+from tests.tools.processes import read_proc
 from tests.tools.support import LIMIT, TIME_STAMP, PoolCase
 
 HOSTILE = ['', ' ', 'plain', 'two words', ' lead and trail ', 'a,b', "it's", '"quoted"', '"', "'",
@@ -26,7 +28,8 @@ KEYS = ('filename', 'file-name', 'new-name-label', 'name-label', 'uuid', 'format
 
 # Programs for sh.
 TELL = 'for word; do printf "%s\\000" "$word"; done'
-IGNORE_TERM = 'trap "" TERM; echo begun >"$1"; sleep 0.3; echo finished'
+IGNORE_TERM = ('trap "" TERM; echo begun >"$1"; until [ -e "$1.go" ]; do sleep 0.05; done; '
+               'echo finished >"$1.end"')
 
 
 def told(line):
@@ -115,12 +118,8 @@ class Running(unittest.TestCase):
         """That process has ended, or is about to: well before the minute that it would take."""
         limit = time.monotonic() + LIMIT / 6
         while time.monotonic() < limit:
-            try:
-                with open('/proc/%d/stat' % pid, encoding='utf-8', errors='replace') as stream:
-                    if stream.read().rpartition(')')[2].split()[0] == 'Z':
-                        return                         # nobody reaps orphans here
-            except (FileNotFoundError, ProcessLookupError):
-                return
+            if read_proc(pid, 'stat').rpartition(b')')[2].split()[:1] in ([], [b'Z']):
+                return                                 # nobody reaps orphans here
             time.sleep(0.01)
         self.fail('process %d runs still' % pid)
 
@@ -169,8 +168,13 @@ class Running(unittest.TestCase):
         self.assertIn('cannot start', self.refusal([self.script('')], 60, None))
 
     def test_what_takes_too_long_is_killed_with_what_it_started(self):
-        script = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait'
-        message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
+        script, real = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait', Popen.communicate
+
+        def once_begun(child, timeout):
+            self.wait_for('pids')
+            return real(child, timeout=timeout)
+        with mock.patch.object(Popen, 'communicate', once_begun):
+            message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
         self.assertTrue(message.startswith('no end within 0.5 seconds: sh -c'), message)
         for pid in self.wait_for('pids').split():
             self.assert_gone(int(pid))
@@ -178,6 +182,7 @@ class Running(unittest.TestCase):
     def interrupted(self, script, *signums):
         """Run a program of sh that says so in a file when it has begun; signals come then."""
         signals = VmBackup.Signals()
+        signals.at_once = False        # as something is begun: a signal may come before `ending`
         failures = []
 
         def send():
@@ -185,6 +190,7 @@ class Running(unittest.TestCase):
                 self.wait_for('begun')
                 for signum in signums:
                     signals.note(signum, None)
+                open(self.path('begun.go'), 'w').close()
             except BaseException as error:
                 failures.append(error)
 
@@ -200,13 +206,14 @@ class Running(unittest.TestCase):
         return caught.exception.signum
 
     def test_a_signal_ends_an_export_and_what_it_started(self):
-        script = '(sleep 2; echo too late >"$1.end") & echo begun >"$1"; wait'
+        script = ('(until [ -e "$1.go" ]; do sleep 0.05; done; sleep 2; echo too late >"$1.end") & '
+                  'echo begun >"$1"; wait')
         self.assertEqual(signal.SIGHUP, self.interrupted(script, signal.SIGHUP, signal.SIGTERM))
         self.assertFalse(os.path.exists(self.path('begun.end')))
 
     def test_an_export_that_finishes_all_the_same_is_waited_for(self):
-        self.assertEqual(signal.SIGTERM, self.interrupted(
-            IGNORE_TERM + ' >"$1.end"', signal.SIGTERM))
+        with mock.patch('VmBackup.REAP_TIMEOUT', LIMIT):
+            self.assertEqual(signal.SIGTERM, self.interrupted(IGNORE_TERM, signal.SIGTERM))
         self.assertEqual('finished\n', self.wait_for('begun.end'))
 
     def test_a_signal_from_before_the_start_ends_an_export_too(self):
@@ -306,7 +313,3 @@ class XePrograms(unittest.TestCase):
         xe = self.xe("printf '\\377\\001\\n'; printf '\\376\\n' >&2; exit 1")
         self.assertRaises(VmBackup.CommandFailed, xe.export, 'vm-export')
         self.assertIn('\ufffd', self.log())
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -9,6 +9,8 @@ import unittest
 import unittest.mock
 
 import VmBackup
+from tests.commands.saved import SavedCase
+from tests.faults.faulting import full
 from tests.tools.support import PoolCase
 
 RULES = VmBackup.Policy._fields
@@ -89,8 +91,12 @@ class Properties(unittest.TestCase):
         """A random policy, of which most rules keep nothing."""
         return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
 
+    def times(self, count):
+        """How often: more in the full run."""
+        return count * (10 if full() else 1)
+
     def test_what_holds_of_all(self):
-        for _ in range(1500):
+        for _ in range(self.times(300)):
             backups, rules = self.history(), self.policy()
             found = VmBackup.reasons(backups, rules)
             with self.subTest(backups=backups, rules=rules):
@@ -120,7 +126,7 @@ class Properties(unittest.TestCase):
                          [each.when for each, why in sound if name in why])
 
     def test_more_rules_never_keep_less(self):
-        for _ in range(500):
+        for _ in range(self.times(100)):
             backups, rules = self.history(), self.policy()
             name = self.random.choice(RULES)
             more = rules._replace(**{name: getattr(rules, name) + self.random.randrange(1, 5)})
@@ -129,7 +135,7 @@ class Properties(unittest.TestCase):
             self.assertLessEqual(kept, still, (backups, rules, more))
 
     def test_pruning_twice_is_pruning_once(self):
-        for _ in range(500):
+        for _ in range(self.times(100)):
             backups, rules = self.history(), self.policy()
             kept = [each for each, why in zip(backups, VmBackup.reasons(backups, rules)) if why]
             self.assertTrue(all(VmBackup.reasons(kept, rules)), (backups, rules))
@@ -370,15 +376,17 @@ class Protected(RetentionCase):
         self.assertEqual(path, self.dated('web')[0])
 
 
-class Tags(PoolCase):
+class Tags(SavedCase):
     """Lines by tag, where the pool is not asked."""
 
     pool_description = {'vms': [{'name': name, 'tags': ['prod'], 'disks': ['64 KiB']}
                                 for name in ('db', 'web')]}
 
+    def prepare(self):
+        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
+
     def test_a_vm_whose_last_backup_failed_is_there_still(self):
         """It vanished from status, which was content, for a failure's record tells no tags."""
-        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
         self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.assertEqual(2, self.back_up('vm-export=tag:prod').status)
         config = self.config('vm-export=tag:prod', 'vm-export=.*:1')
@@ -388,7 +396,6 @@ class Tags(PoolCase):
         self.assertEqual(0, done.status, done.output)
 
     def test_a_backup_that_is_being_made_hides_no_others(self):
-        self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
         new = os.path.join(self.backups, 'web', 'backup-2030-01-01-(00:00:00)')
         os.mkdir(new)
         shutil.copy(os.path.join(self.dated('web')[0], 'vm.cfg'), new)
@@ -396,18 +403,37 @@ class Tags(PoolCase):
         self.assertRegex(done.output, '^VMBACKUP OK - 2 of 2 VMs')
 
 
-class Twins(PoolCase):
+class Twins(SavedCase):
     """Two VMs of one name."""
 
     pool_description = {'vms': [{'name': 'twin', 'disks': ['64 KiB']}]}
 
-    def setUp(self):
-        super().setUp()
+    def prepare(self):
         self.first = self.uuid_of('twin')
         self.ran(0, 'vm-export=twin')
         self.sim.pool.add_vm(name_label='twin')
-        self.before = self.contents()
         self.second, = set(self.uuid_of('twin').split(',')) - {self.first}
+        self.other = 'twin~' + self.second[:8]         # the name of its directory
+
+    def setUp(self):
+        super().setUp()
+        self.first, self.second, self.other = (
+            self.saved.first, self.saved.second, self.saved.other)
+
+    def add_vm(self, name):
+        """Have one more VM, of that name."""
+        self.sim.pool.add_vm(name_label=name)
+        self.before = self.contents()
+
+    def counts(self, good=False):
+        """How many dated directories both have, or good ones."""
+        return tuple(len([path for path in self.dated(name)
+                          if not good or os.path.exists(path + '/success')])
+                     for name in ('twin', self.other))
+
+    def fail_next(self):
+        """Have the next export fail."""
+        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
 
     def ran(self, status, *lines):
         """A run that ends so."""
@@ -418,9 +444,8 @@ class Twins(PoolCase):
     def test_the_one_that_owns_the_history_keeps_its_directory(self):
         self.ran(2, 'vm-export=twin')
         self.ran(0, 'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)
-        other = 'twin~' + self.second[:8]
-        self.assertEqual((2, 1), (len(self.dated('twin')), len(self.dated(other))))
-        self.assertIn(other + '/DATED/%s.xva' % other, self.tree())
+        self.assertEqual((2, 1), self.counts())
+        self.assertIn(self.other + '/DATED/%s.xva' % self.other, self.tree())
         done = self.vmbackup('list', self.config('vm-export=uuid:' + self.second,
                                                  'vm-export=uuid:' + self.first))
         self.assertEqual(0, done.status, done.output)
@@ -431,94 +456,85 @@ class Twins(PoolCase):
         self.ran(0, 'vm-export=uuid:' + self.second)
         self.xe('vm-uninstall', 'uuid=' + self.first, 'force=true')
         self.before = self.contents()
-        for _ in range(3):
+        for _ in range(2):
             self.ran(0, 'vm-export=twin:1')
-        self.assertEqual((1, 1), (len(self.dated('twin')),
-                                  len(self.dated('twin~' + self.second[:8]))))
+        self.assertEqual((1, 1), self.counts())
 
     def test_prune_takes_the_lines_as_a_run_does(self):
         both = ['vm-export=uuid:' + uuid for uuid in (self.first, self.second)]
-        for _ in range(3):
-            self.ran(0, *both)
-        other, counts = 'twin~' + self.second[:8], []
-        for lines in (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first],
-                      ['vm-export=.*:1', 'exclude=uuid:' + self.second]):
+        self.ran(0, *both)
+        for name, count in (('twin', 2), (self.other, 2)):
+            for day in range(1, 1 + count):
+                shutil.copytree(self.dated(name)[-1], os.path.join(
+                    self.backups, name, 'backup-2026-01-%02d-(03:00:00)' % day))
+        self.assertEqual((4, 3), self.counts())
+        for lines, counts in (
+                (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first], (4, 3)),
+                (['vm-export=.*:1', 'exclude=uuid:' + self.second], (1, 3))):
             done = self.vmbackup('prune', self.config(*lines))
             self.assertEqual(0, done.status, done.output)
-            counts.append((len(self.dated('twin')), len(self.dated(other))))
-        self.assertEqual([(4, 3), (1, 3)], counts)
+            self.assertEqual(counts, self.counts())
         done = self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin'))
         self.assertEqual(2, done.status, done.output)
-        self.assertEqual(3, len(self.dated(other)))
-        done = self.vmbackup('prune', self.config(*both), 'vm=' + other, 'preview')
+        self.assertEqual((1, 3), self.counts())
+        done = self.vmbackup('prune', self.config(*both), 'vm=' + self.other, 'preview')
         self.assertIn('3 kept, 0 would be deleted', done.output)
         done = self.vmbackup('status', self.config('vm-export=twin', 'exclude=uuid:' + self.first))
         self.assertRegex(done.output, '^VMBACKUP OK - 1 of 1 VMs')
 
     def test_one_that_is_called_like_the_directory_harms_nobody(self):
         self.ran(0, 'vm-export=uuid:' + self.second)
-        name = 'twin~' + self.second[:8]
-        self.sim.pool.add_vm(name_label=name)
-        self.before = self.contents()
-        for _ in range(2):
-            done = self.ran(2, 'vm-export=%s:1' % name, 'vm-export=uuid:%s:1' % self.second)
-            self.assertIn('has backups of another VM, ' + self.second, done.output)
-            self.assertEqual(1, len(self.dated(name)))
+        self.add_vm(self.other)
+        done = self.ran(2, 'vm-export=%s:1' % self.other, 'vm-export=uuid:%s:1' % self.second)
+        self.assertIn('has backups of another VM, ' + self.second, done.output)
+        self.assertEqual((1, 1), self.counts())
 
     def test_a_failure_that_came_last_does_not_give_a_history_away(self):
         """Its record has a vm.cfg and no manifest: the VM called like the directory rotated it."""
-        name = 'twin~' + self.second[:8]
         for good in 0, 2:
             for _ in range(good):
                 self.ran(0, 'vm-export=uuid:' + self.second)
-            self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+            self.fail_next()
             self.ran(2, 'vm-export=uuid:' + self.second)
             if not good:
-                self.sim.pool.add_vm(name_label=name)
-            self.before = self.contents()
-            done = self.ran(2, 'vm-export=%s:1' % name)
+                self.add_vm(self.other)
+            done = self.ran(2, 'vm-export=%s:1' % self.other)
             self.assertIn('has backups of another VM, ' + self.second, done.output)
-            self.assertEqual(good, len([path for path in self.dated(name)
-                                        if os.path.exists(path + '/success')]))
+            self.assertEqual((1, good), self.counts(good=True))
 
     def test_a_directory_that_is_another_ones_by_name_locks_nobody_out(self):
         self.xe('vm-uninstall', 'uuid=' + self.second, 'force=true')
-        self.sim.pool.add_vm(name_label='twin~' + self.first[:8])
-        self.before = self.contents()
+        self.add_vm('twin~' + self.first[:8])
         for count in 2, 3:
             self.ran(0, 'vm-export=.*')
             self.assertEqual(count, len(self.dated('twin')))
 
     def test_side_by_side_too_only_one_fails(self):
         self.ran(0, 'vm-export=uuid:' + self.second)
-        name = 'twin~' + self.second[:8]
-        self.sim.pool.add_vm(name_label=name)
-        self.before = self.contents()
-        done = self.back_up('vm-export=%s' % name, 'vm-export=uuid:' + self.first,
+        self.add_vm(self.other)
+        done = self.back_up('vm-export=%s' % self.other, 'vm-export=uuid:' + self.first,
                             'vm-export=uuid:' + self.second, parallel=2)
         self.assertIn('S:2 W:0 E:1', done.output)
-        self.assertEqual((2, 2), (len(self.dated('twin')), len(self.dated(name))))
+        self.assertEqual((2, 2), self.counts())
 
     def test_while_the_other_one_is_at_work_it_is_left_alone(self):
         """A VM that found the directory locked ended the backup that was being made there."""
-        name = 'twin~' + self.second[:8]
-        self.sim.pool.add_vm(name_label=name)
-        self.before = self.contents()
-        xe = self.xe_that('case $1 in */twin~*) sleep 2;; esac')
+        self.add_vm(self.other)
+        xe = self.xe_that('case $1 in */twin~*) sleep 0.7;; esac')
         lines = ['vm-export=%s' % each for each in (
-            'uuid:' + self.second, 'uuid:' + self.first, name)]
+            'uuid:' + self.second, 'uuid:' + self.first, self.other)]
         for count, wait in ((1, 1), (2, 0)):
             done = self.vmbackup('password', self.config(*lines, parallel=2, lock_wait=wait),
                                  VMBACKUP_XE=xe)
             self.assertEqual(2, done.status, done.output)
             self.assertIn('S:2 W:0 E:1', done.output)
             self.assertIn('has backups of another VM, ', done.output)
-            self.assertEqual((1 + count, count), (len(self.dated('twin')), len(self.dated(name))))
+            self.assertEqual((1 + count, count), self.counts())
 
     def test_a_failure_that_came_last_hides_no_backups(self):
         lines = 'vm-export=twin:1', 'exclude=uuid:' + self.first
         self.ran(0, *lines)
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.fail_next()
         self.ran(2, *lines)
         config = self.config(*lines)
         self.assertIn('1 of 1 VMs have a good backup', self.vmbackup('status', config).output)
@@ -528,9 +544,9 @@ class Twins(PoolCase):
     def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
         os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))
         self.ran(0, 'vm-export=uuid:' + self.second)
-        self.assertEqual(1, len(self.dated('twin~' + self.second[:8])))
+        self.assertEqual((1, 1), self.counts())
         self.ran(0, 'vm-export=uuid:' + self.first)
-        self.assertEqual(2, len(self.dated('twin')))
+        self.assertEqual((2, 1), self.counts())
 
     def test_where_nobody_owns_a_history_each_has_its_own(self):
         self.ran(0, 'vm-export=uuid:%s' % self.second)
@@ -545,9 +561,5 @@ class Twins(PoolCase):
         self.ran(0, 'vm-export=tag:nightly')
         done = self.vmbackup('list', self.config('vm-export=tag:nightly'))
         self.assertEqual(0, done.status, done.output)
-        self.assertIn('twin~' + self.second[:8], done.output)
+        self.assertIn(self.other, done.output)
         self.assertIn('total of 1 VMs', done.output)
-
-
-if __name__ == '__main__':
-    unittest.main()

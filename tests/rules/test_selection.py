@@ -258,7 +258,3 @@ class Verdicts(unittest.TestCase):
         plan = select(['vm-export=.*', 'vdi-export=db'], 'web', 'db')
         self.assertEqual([('vdi-export', 'db'), ('vm-export', 'web')],
                          [(job.method, job.vm.name) for job in plan.jobs])
-
-
-if __name__ == '__main__':
-    unittest.main()

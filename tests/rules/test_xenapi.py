@@ -496,7 +496,3 @@ class WhatTheSdkHasNot(unittest.TestCase):
         with mock.patch('sys.stderr') as stderr:
             self.assertEqual('Xen-API failure: unprintable', str(XenAPI.Failure([garbled])))
         stderr.write.assert_called_once_with('Xen-API failure: unprintable')
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -129,7 +129,3 @@ class Store(PoolCase):
             VmBackup.run_list([config, 'vm=db'], VmBackup.Console(io.BytesIO()))
         self.assertEqual(7, len(seen['open']))
         self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['lstat']})
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -344,7 +344,3 @@ class Images(DiskCase):
             self.assertEqual(2, len([vdi for vdi in pool.tables['VDI'].values()
                                      if vdi['name_label'] == name]))
         self.before = self.contents()
-
-
-if __name__ == '__main__':
-    unittest.main()

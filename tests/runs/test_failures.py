@@ -351,7 +351,3 @@ class FailuresOfTheRun(FailureCase):
         self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
         self.ends(0, 'vm-export=db')
         self.assert_clean()
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -542,7 +542,3 @@ class Examples(HookCase):
             self.assertEqual([self.uuid_of('db')], os.listdir(copies))
             copy = os.path.join(copies, self.uuid_of('db'))
             self.assertEqual(sorted(os.listdir(self.dated('db')[-1])), sorted(os.listdir(copy)))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -220,7 +220,3 @@ class ChangesInTheNight(LeftoverCase):
         self.fault('VM.get_all_records', 'print', value=[])
         done = self.ends(2, 'vm-export=db')
         self.assertIn('ERROR XenAPI VM.get_all_records gave no sensible answer', done.lines)
-
-
-if __name__ == '__main__':
-    unittest.main()

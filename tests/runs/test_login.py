@@ -352,7 +352,3 @@ class Sessions(LoginCase):
         self.back_up('vm-export=db')
         self.assertEqual(self.before['VM'], self.contents()['VM'])
         self.assertEqual(1, len(self.dated('db')))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -551,7 +551,3 @@ class AThirdPartyServer(MailCase):
         """A port that was free a moment ago: aiosmtpd for Python 3.6 cannot choose one."""
         with deaf_port() as port:
             return port
-
-
-if __name__ == '__main__':
-    unittest.main()

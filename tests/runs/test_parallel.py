@@ -421,7 +421,3 @@ class Live(PoolCase):
             meter.told = seconds
             meter.tell(done, share)
             self.assertEqual(told, screen(stream.getvalue().decode())[-1])
-
-
-if __name__ == '__main__':
-    unittest.main()

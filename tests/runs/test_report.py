@@ -302,7 +302,3 @@ class Places(ReportCase):
         done = self.vmbackup('password', self.reporting(), LC_ALL='C')
         self.assertEqual(0, done.status, done.output)
         self.assertTrue(os.path.exists(self.path.encode('utf-8')))
-
-
-if __name__ == '__main__':
-    unittest.main()

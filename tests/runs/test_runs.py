@@ -400,7 +400,3 @@ class PoolDatabase(RunCase):
         done = self.ends(0, 'vm-export=db', pool_db_backup=1)
         self.assertNotIn('pool-dump-database', [verb for verb, _ in self.xe_calls()])
         self.assertIn('NOTE not the pool master: no backup of the pool database here', done.lines)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -262,7 +262,3 @@ class Modes(SecretCase):
         self.assertEqual(['vm-export,end,SUCCESS db,elapse:0 size:0G',
                           'vmbackup.py,end,SUCCESS,S:1 W:0 E:0'], self.status())
         self.assertEqual('666', '%o' % stat.S_IMODE(os.stat(self.status_log).st_mode))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -99,7 +99,3 @@ class Signals(PoolCase):
                 self.assertIn('removing the snapshot of an unfinished backup', done.output)
                 self.assert_clean()
                 self.assertEqual(1, len(self.dated('web')))
-
-
-if __name__ == '__main__':
-    unittest.main()

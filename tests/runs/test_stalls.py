@@ -338,7 +338,3 @@ class Logins(StallCase):
     def test_one_that_ends_late_leaves_no_session(self):
         self.terminated('slow', seconds=0.5)
         self.assertIn('session.logout', [call.name for call in self.sim.calls('xapi')])
-
-
-if __name__ == '__main__':
-    unittest.main()

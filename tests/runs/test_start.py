@@ -230,7 +230,3 @@ class OtherXenApis(StartCase):
     def test_an_isolated_interpreter_does_not_see_ours_which_is_one_clear_line(self):
         with open(os.path.join(ROOT, 'XenAPI.py'), encoding='utf-8') as stream:
             self.assert_refused(self.run_beside(stream.read(), '-I', '-S'), 'XenAPI.py is missing')
-
-
-if __name__ == '__main__':
-    unittest.main()

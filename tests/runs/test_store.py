@@ -702,7 +702,3 @@ class RoomForASnapshot(StoreCase):
             self.assertIn('ERROR %s %s db: ' % (method, token), done.output)
             self.assertIn('(SR small (%s): 2.0 MiB of 3.0 MiB used)\n' % uuid, done.output)
             self.assert_clean()
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -112,7 +112,3 @@ class Records(RestoreCase):
         path = self.half_restored(host='elsewhere')
         test_store.NoLocks.forbid_locks(self)
         self.assert_left_alone(path)
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -208,7 +208,3 @@ class Run(SmallCase):
         self.assertLess(len(console.lines), 25000)
         self.assertIn('line 24999', console.lines[-1])
         self.assertEqual(25000, console.stream.getvalue().count(b'\n'))
-
-
-if __name__ == '__main__':
-    unittest.main()

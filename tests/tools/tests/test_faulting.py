@@ -169,7 +169,3 @@ class Invariants(FaultCase):
         self.remember_less()
         self.assert_found(6, done=done, hit=('nobody',))
         self.assertEqual([], glob.glob(os.path.join(self.backups, 'nobody')))
-
-
-if __name__ == '__main__':
-    unittest.main()

@@ -203,7 +203,3 @@ class ForReal(ForkedCase):
             forked.Forked(server, SCRIPT, ['help'], self.environ, self.place, -1, '',
                           *[subprocess.DEVNULL] * 3)
         server.stop()
-
-
-if __name__ == '__main__':
-    unittest.main()

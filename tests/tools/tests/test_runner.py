@@ -321,7 +321,3 @@ class Dispatcher(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         for word in ('no such command: dance', 'coverage'):
             self.assertIn(word, done.stderr.decode())
-
-
-if __name__ == '__main__':
-    unittest.main()
