@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import gzip
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import unittest
 import VmBackup
 from tests import DATA
 from tests.commands.saved import SavedCase
+from tests.runs import test_store
 from tests.simpool import archive, pools
 from tests.tools.smtp_sink import SmtpSink
 from tests.tools.support import LIMIT
@@ -229,6 +231,14 @@ class RoundTrips(RestoreCase):
 
     def test_a_vhd_image(self):
         self.images('vhd', 'gzip')
+
+    def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
+        path = os.path.join(self.directory, 'disk.raw.gz')
+        with gzip.open(path, 'wb') as stream:
+            stream.write(b'x' * 3000)
+        self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
+                         b''.join(VmBackup.image_pieces(path, 3000, 4 << 20)))
+
 
 
 class OddNames(RestoreCase):
@@ -733,6 +743,32 @@ class Leftovers(RestoreCase):
         done = self.back_up('vm-export=web')
         self.assertEqual(1, done.status, done.output)
         self.assertEqual([], self.half())
+
+    def change_record(self, **fields):
+        """Give the record these fields."""
+        with open(self.record_file, encoding='utf-8') as stream:
+            record = json.load(stream)
+        with open(self.record_file, 'w', encoding='utf-8') as stream:
+            json.dump(dict(record, **fields), stream)
+
+    def assert_left_alone(self, *lines):
+        """The next run has these lines, and touches neither the record nor the VM."""
+        done = self.back_up('vdi-export=web')
+        for line in lines:
+            self.assertIn(line, done.lines)
+        self.assertTrue(os.path.exists(self.record_file), done.output)
+        self.assertEqual([self.made], self.half())
+
+    def test_one_of_another_pool_is_not_acted_upon(self):
+        self.change_record(pool='another')
+        self.assert_left_alone('***NOTE - %s tells of a restore in another pool, another: '
+                               'not touched' % self.record_file)
+
+    def test_one_that_may_go_on_elsewhere_is_left_alone_where_nothing_can_be_locked(self):
+        self.change_record(host='elsewhere')
+        test_store.NoLocks.forbid_locks(self)
+        self.assert_left_alone()
+
 
 
 class OvaXml(unittest.TestCase):

@@ -4,7 +4,6 @@ pool's daemon dies at every call; afterwards the six invariants of faulting.py h
 import os
 import signal
 import time
-import unittest
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
 from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled
@@ -284,6 +283,21 @@ class OrderOfOperations(LaunchedCase):
                          self.synced(directory, after=renamed),
                          self.appears(os.path.join(directory, MARKERS[0]))]
                 self.assertEqual(sorted(steps), steps)
+
+    def test_every_file_is_on_the_disk_before_the_marker(self):
+        for directory in self.made:
+            marker = self.appears(os.path.join(directory, MARKERS[0]))
+            before = [each for each in self.seen if each['number'] < marker]
+            gone = {path for each in before for path in each['gone']}
+            there = {path: each['number'] for each in before for path in each['new']
+                     if path.startswith(directory + os.sep) and path not in gone}
+            self.assertGreater(len(there), 4)
+            for path, made in there.items():
+                with self.subTest(path):
+                    # Of the manifest, it is what had another name until it was on the disk.
+                    forced = self.written(directory, MANIFEST) if path.endswith(MANIFEST) else \
+                        self.synced(path, after=made)
+                    self.assertLess(forced, marker)
 
     def test_old_backups_go_after_the_new_one_is_on_the_disk(self):
         for directory, vm in self.made.items():

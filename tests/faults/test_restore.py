@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import unittest
 from typing import Any, Dict, NamedTuple
 
 from tests.tools import figures

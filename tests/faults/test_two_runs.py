@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-import unittest
 
 from tests.faults.faulting import FaultCase, Journal, sample, seed
 from tests.tools.support import LIMIT

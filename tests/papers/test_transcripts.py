@@ -7,7 +7,6 @@ differs must be one of the differences listed here, each of which has a row in t
 import difflib
 import os
 import re
-import unittest
 
 from tests import DATA
 from tests.tools.support import PoolCase

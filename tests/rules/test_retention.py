@@ -291,6 +291,16 @@ class Prune(RetentionCase):
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
 
+    def test_a_preview_finishes_no_deletion(self):
+        self.made('db', 1)
+        half = self.old_backup('db', '.deleting-backup-2026-01-02-(03:00:00)', 'success')
+        before = self.tree()
+        self.ends(0, 'prune', self.config('vm-export=db'), 'preview')
+        self.assertEqual(before, self.tree())
+        self.ends(0, 'prune', self.config('vm-export=db'))
+        self.assertFalse(os.path.exists(half))
+
+
 
 class Runs(RetentionCase):
     """Retention in a night's run."""

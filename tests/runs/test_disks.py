@@ -3,7 +3,6 @@
 import os
 import subprocess
 import threading
-import unittest
 
 from tests.faults.faulting import opened, read_images
 from tests.simpool import archive

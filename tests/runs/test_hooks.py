@@ -5,7 +5,6 @@ import fcntl
 import os
 import signal
 import sys
-import unittest
 
 import VmBackup
 from tests.papers.test_readme import blocks

@@ -2,7 +2,6 @@
 
 import os
 import re
-import unittest
 
 import VmBackup
 from tests.simpool import XapiError
@@ -220,3 +219,14 @@ class ChangesInTheNight(LeftoverCase):
         self.fault('VM.get_all_records', 'print', value=[])
         done = self.ends(2, 'vm-export=db')
         self.assertIn('ERROR XenAPI VM.get_all_records gave no sensible answer', done.lines)
+
+    def test_what_the_pool_does_not_tell_is_not_gone(self):
+        for rule, verb, method in (('vm-export=db', 'vm-uninstall', 'VM.get_by_uuid'),
+                                   ('vdi-export=db', 'vdi-destroy', 'VDI.get_by_uuid')):
+            with self.subTest(verb):
+                self.sim.pool.faults.add(verb, 'refuse', error=FAILURE)
+                self.sim.pool.faults.add(method, 'refuse', error=['INTERNAL_ERROR', 'no'], times=0)
+                self.before = self.contents()
+                self.ends(1, rule)
+                self.sim.pool.faults.clear()
+                self.assert_clean()

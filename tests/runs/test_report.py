@@ -302,3 +302,25 @@ class Places(ReportCase):
         done = self.vmbackup('password', self.reporting(), LC_ALL='C')
         self.assertEqual(0, done.status, done.output)
         self.assertTrue(os.path.exists(self.path.encode('utf-8')))
+
+    def test_it_replaces_no_other_file_of_the_config(self):
+        for key in ('status_log', 'hook', 'mail_smtp_password_file'):
+            with self.subTest(key):
+                path = self.program('precious', ':')
+                done = self.back_up('vm-export=db', report_file=path, **{key: path})
+                self.assertEqual(2, done.status, done.output)
+                self.assertIn('ERROR: config report_file would replace %s -> %s (' % (key, path),
+                              done.output)
+                with open(path, encoding='utf-8') as stream:
+                    self.assertTrue(stream.read().startswith('#!/bin/sh\n'))
+
+    def test_it_does_not_replace_the_file_of_the_password(self):
+        path = os.path.join(self.directory, 'password file')
+        self.assertEqual(0, self.vmbackup('password', 'create-password-file=' + path).status)
+        for word in (path, os.path.basename(path)):
+            done = self.vmbackup(word, self.config('vm-export=db', report_file=path))
+            self.assertEqual(2, done.status, done.output)
+            self.assertIn('ERROR: config report_file would replace the password file -> %s ('
+                          % path, done.output)
+            with open(path, 'rb') as stream:
+                self.assertEqual(b'cGFzc3dvcmQ=', stream.read())

@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import os
-import unittest
 import xml.etree.ElementTree
 
 import VmBackup

@@ -9,7 +9,6 @@ import base64
 import os
 import shutil
 import stat
-import unittest
 
 from tests.tools.smtp_sink import SmtpSink
 from tests.tools.support import LIMIT, SMALL, PoolCase

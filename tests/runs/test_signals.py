@@ -1,7 +1,6 @@
 """Signals: SIGTERM, SIGINT and SIGHUP end a run, and nothing is left in the pool."""
 
 import signal
-import unittest
 
 from tests.tools.support import SMALL, PoolCase
 

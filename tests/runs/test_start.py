@@ -8,7 +8,6 @@ import select
 import shutil
 import subprocess
 import sys
-import unittest
 
 from tests import ROOT, SCRIPT
 from tests.runs.test_login import LoginCase
