@@ -240,7 +240,6 @@ class RoundTrips(RestoreCase):
                          b''.join(VmBackup.image_pieces(path, 3000, 4 << 20)))
 
 
-
 class OddNames(RestoreCase):
     """Hostile names."""
 
@@ -768,7 +767,6 @@ class Leftovers(RestoreCase):
         self.change_record(host='elsewhere')
         test_store.NoLocks.forbid_locks(self)
         self.assert_left_alone()
-
 
 
 class OvaXml(unittest.TestCase):

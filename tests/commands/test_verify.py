@@ -51,7 +51,7 @@ class VerifyCase(StoreCase):
             stream.seek(offset)
             stream.write(bytes([old[0] ^ 1]))
 
-    def program(self, text, *names):
+    def in_path(self, text, *names):
         """From now on these programs are this script of sh; return what a child's PATH is."""
         place = os.path.join(self.directory, 'bin')
         os.mkdir(place)
@@ -158,7 +158,7 @@ class InARun(VerifyCase):
                     self.assertEqual(proved, self.manifest(path)['verified']['proved'])
 
     def test_a_damaged_dump_of_the_pool_database_is_an_error_and_no_dump(self):
-        self.program('%s "$@" || exit; for word; do case $word in file-name=*) truncate -s -1 '
+        self.in_path('%s "$@" || exit; for word; do case $word in file-name=*) truncate -s -1 '
                      '"${word#file-name=}";; esac; done' % self.sim.xe, 'xe')
         for verify, status in (('yes', 2), ('no', 0)):
             config = self.config('vm-export=db', pool_db_backup=1, verify=verify)
@@ -205,7 +205,7 @@ class InARun(VerifyCase):
         self.assertEqual(0, done.status, done.output)
 
     def test_a_disk_that_grew_since_the_run_began_is_no_fault(self):
-        self.program('[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s disk-size=4194304\n'
+        self.in_path('[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s disk-size=4194304\n'
                      'exec %s "$@"' % (self.sim.xe, self.disk_of('db', '0'), self.sim.xe), 'xe')
         done = self.vmbackup('password', self.config('vdi-export=db'),
                              VMBACKUP_XE=self.directory + '/bin/xe')
@@ -409,7 +409,7 @@ class TheCommand(MadeCase):
 
     def test_a_signal_ends_it(self):
         began = os.path.join(self.directory, 'began')
-        path = self.program(': > %s; exec sleep 100' % began, 'gzip', 'pigz')
+        path = self.in_path(': > %s; exec sleep 100' % began, 'gzip', 'pigz')
         self.pack(self.web + '/web.xva')
         child = self.start('verify', self.web, PATH=path)
         self.wait_for(lambda: os.path.exists(began))
@@ -500,7 +500,7 @@ class Robust(MadeCase):
         self.pack(self.web + '/web.xva')
         before = self.manifest(self.web)
         for path, words in (('/nosuch', 'no program gzip to verify it with'),
-                            (self.program('kill -9 $$', 'gzip', 'pigz'),
+                            (self.in_path('kill -9 $$', 'gzip', 'pigz'),
                              'was ended by signal 9')):
             done = self.vmbackup('verify', self.web, PATH=path)
             self.assertEqual(2, done.status, done.output)
@@ -546,7 +546,7 @@ class Robust(MadeCase):
 
     def test_a_backup_that_is_deleted_meanwhile_is_a_note(self):
         self.pack(self.web + '/web.xva')
-        done = self.vmbackup('verify', self.backups, PATH=self.program(
+        done = self.vmbackup('verify', self.backups, PATH=self.in_path(
             'rm -r "%s"' % self.web, 'gzip', 'pigz'))
         self.assertEqual(0, done.status, done.output)
         self.assertEqual(['good %s: every checksum is right' % self.db,

@@ -301,7 +301,6 @@ class Prune(RetentionCase):
         self.assertFalse(os.path.exists(half))
 
 
-
 class Runs(RetentionCase):
     """Retention in a night's run."""
 
