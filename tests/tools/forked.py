@@ -75,7 +75,7 @@ def can_fork(script, environ):
     constants = getattr(script, 'constants', {})
     return (server is not None and (script == SCRIPT or isinstance(script, Script)) and
             environ_at_start(environ) == server.environ and
-            not names_read_at_import().intersection(constants))
+            not (constants and names_read_at_import().intersection(constants)))
 
 
 def start(words, environ, cwd, script=SCRIPT, umask=-1, prelude='', **streams):

@@ -343,8 +343,10 @@ def summarize(results, counted):
         write_line('    %6.2f s  %s' % (result.seconds, result.name))
     runs = [(kind, counted.pop(kind)[0]) for kind in (figures.FORKED, figures.STARTED)
             if kind in counted]
-    for line in figures.table(counted) + ['%d %s' % (number, kind) for kind, number in runs]:
-        write_line('    ' + line)
+    if counted:
+        write_line('\nfaults injected, and invariants checked after them')
+    for line in figures.table(counted) + [''] + ['%d %s' % run[::-1] for run in runs]:
+        write_line(line and '    ' + line)
     write_line('\nwhat failed' if failures else '')
     for result in failures:
         write_line('    failed: %s: %s' % (result.name, in_short(result.text)))

@@ -167,6 +167,7 @@ class Outcomes(SampleCase):
             ''' % number, name)
         self.run_it()
         self.assert_run('2 passed, 0 failed, 0 skipped', 0, '\n'.join((
+            'faults injected, and invariants checked after them',
             '    kind of fault  injected   checked',
             '    a dead daemon         2        12',
             '    a lost disk           5        24',
