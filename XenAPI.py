@@ -14,8 +14,8 @@
 
 It takes the place of the SDK's module of the same name: same names, same requests on the wire, same
 results and errors. Its behaviour is that of the PyPI package XenAPI 26.21.1, found by running it;
-tests/rules/test_xenapi.py compares the two call by call, and names each bug of the SDK's that is not
-repeated. New here: a timeout for every transport, and unix sockets of any path.
+tests/rules/test_xenapi.py compares the two call by call, and names each bug of the SDK's that is
+not repeated. New here: a timeout for every transport, and unix sockets of any path.
 
 What Python gets: strings, enums and references as str, 64-bit integers as str too (send them so),
 bool, float, list, dict, and xmlrpc.client.DateTime (xapi: the XML-RPC codec of ocaml-rpc).
