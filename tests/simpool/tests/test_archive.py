@@ -182,15 +182,6 @@ class Checksums(TestCase):
             for function in self.ways():
                 self.assertEqual(expected, function(bytes(buffer[:length])), length)
 
-    def test_checksums_of_the_real_sample(self):
-        with tarfile.open(fileobj=io.BytesIO(sample_xva())) as tar:
-            pairs = [(tar.extractfile(name).read(), tar.extractfile(name + '.xxhash').read())
-                     for name in tar.getnames() if name[-8:].isdigit()]
-        self.assertEqual(len(pairs), 8)     # chunks in the sample
-        for data, expected in pairs:
-            self.assertEqual(expected.decode(), '%016X' % archive.xxh64(data))
-        self.assertEqual(expected.decode(), '%016X' % archive.plain_xxh64(data))
-
     def test_all_ways_agree(self):
         for length in list(range(100)) + [65536, MIB + 31]:
             data = os.urandom(length)
@@ -244,14 +235,6 @@ class WritingXva(TestCase):
         self.assertEqual(sizes, {'00000000': MIB, '00000002': 0, '00000003': 0, '00000004': MIB,
                                  '00000005': MIB, '00000006': MIB, '00000007': MIB})
 
-    def test_tar_reads_it(self):
-        with file_of([written()]) as path:
-            code, listing = run('tar', 'tvf', path)
-        self.assertEqual(code, 0, listing)
-        lines = listing.decode().splitlines()
-        self.assertRegex(lines[0], r'^-r-------- 0/0 +24 19(70-01-01|69-12-31) .*ova.xml')
-        self.assertEqual([line.split()[-1] for line in lines], names(written()))
-
     def test_streams_are_made_of_small_pieces(self):
         image = Image(8 * MIB)
         image.write(2 * MIB, os.urandom(MIB))
@@ -279,11 +262,6 @@ class ReadingXva(TestCase):
             xva = read(written(**options))
             self.assert_same_disks(xva.disks, disks())
             self.assertEqual(xva.ova_xml, b'<value>some text</value>')
-
-    def test_number_times_chunk_is_not_the_offset(self):
-        data = written({'Ref:1': disks()['Ref:9']}, keep_alive_before={('Ref:1', 1)})
-        self.assertIn('Ref:1/00000006', names(data))    # of a disk of six chunks
-        self.assert_same_disks(read(data).disks, {'Ref:1': disks()['Ref:9']})
 
     def test_unit_of_gaps_is_the_length_of_the_first_chunk(self):
         members = [('Ref:1/00000000', b'a' * 512), ('Ref:1/00000003', b'b' * 512)]
@@ -388,12 +366,6 @@ class Compression(TestCase):
 
     def blocks(self):
         return [os.urandom(70000), bytes(700000), b'', b'x' * 131072, b'end']
-
-    def test_gzip_accepts_it(self):
-        blocks = self.blocks()
-        with file_of(archive.compressed(iter(blocks), 'gzip')) as path:
-            with open(path, 'rb') as file:
-                self.assertEqual(run('gzip', '-d', stdin=file), (0, b''.join(blocks)))
 
     def test_zstd_accepts_what_was_made_with_and_without_the_program(self):
         for compress in (archive.zstd_frame, lambda blocks: archive.compressed(blocks, 'zstd')):
@@ -502,11 +474,6 @@ class VhdImages(TestCase):
         with self.assertRaises(ValueError):
             next(archive.vhd_stream(Image(700)))        # half a sector
 
-    def test_geometry_is_that_of_the_specification(self):
-        self.assertEqual(archive.vhd_geometry(8 * MIB), (240, 4, 17))       # as in the sample
-        self.assertEqual(archive.vhd_geometry(127 * 1024 * MIB), (65278, 16, 255))
-        self.assertEqual(archive.vhd_geometry(2040 << 30), (65535, 16, 255))
-
     def qemu(self, path, *command):
         """Run qemu-img on an image whose size is to be taken from its footer."""
         options = 'driver=vpc,force_size_calc=current_size,file.filename=' + path
@@ -525,15 +492,6 @@ class VhdImages(TestCase):
                     self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
                     with open(path + '.raw', 'rb') as raw:
                         self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
-
-    def test_image_made_by_qemu_img_is_read(self):
-        image = Image.sample(10 * MIB, 'qemu', 0.4)
-        with file_of(archive.raw_stream(image)) as path:
-            code, output = run('qemu-img', 'convert', '-f', 'raw', '-O', 'vpc',
-                               '-o', 'force_size=on', path, path + '.vhd')
-            self.assertEqual(code, 0, output)
-            with open(path + '.vhd', 'rb') as file:
-                self.assertEqual(archive.read_vhd(file).sha256(), image.sha256())
 
     def test_sectors_outside_the_bitmap_are_zero(self):
         data = bytearray(b''.join(archive.vhd_stream(Image.sample(2 * MIB, 'bits', 1))))
@@ -647,8 +605,13 @@ class BuildingOva(TestCase):
     def test_export_of_a_snapshot_differs_from_a_real_one_only_in_what_is_its_own(self):
         real = ova.parse(ova_xml('sample.xva'))
         first = min(int(thing.id[4:]) for thing in real.objects)
-        mine, streamed = built(SNAPSHOT, first=first)
+        tables = real_tables()
+        before = copy.deepcopy(plain(tables))
+        mine, streamed = built(SNAPSHOT, tables, first)
+        self.assertEqual(plain(tables), before)     # building changes nothing
         self.assertEqual(len(mine.objects), len(real.objects))
+        vm = mine.of('VM')[0].record
+        self.assertEqual((True, ova.NEVER), (vm['is_a_template'], vm['snapshot_time'].value))
         own = {'VM': {'is_a_template', 'snapshot_metadata', 'generation_id', 'VIFs'}}
         elsewhere = {'uuid', 'location', 'snapshot_time', 'VBDs', 'VDIs'}
         for ours in mine.objects:
@@ -671,36 +634,6 @@ class BuildingOva(TestCase):
                 return next(other.record for other in real.of(thing.cls)
                             if other.record[key] == thing.record[key])
         return real.of(thing.cls)[0].record
-
-    def test_exported_snapshot_is_no_snapshot_but_stays_a_template(self):
-        tables = real_tables()
-        before = copy.deepcopy(plain(tables))
-        for template in (True, False):
-            tables['VM'][SNAPSHOT]['is_a_template'] = template
-            vm = built(SNAPSHOT, tables)[0].of('VM')[0].record
-            self.assertEqual((vm['is_a_template'], vm['is_a_snapshot'], vm['snapshot_of'],
-                              vm['snapshots'], vm['parent'], vm['snapshot_time'].value),
-                             (template, False, ova.NULL, [], ova.NULL, ova.NEVER))
-        tables['VM'][SNAPSHOT]['is_a_template'] = True
-        self.assertEqual(plain(tables), before)     # building changes nothing
-
-    def test_every_reference_resolves_or_is_null(self):
-        tables = real_tables()
-        for vm in (VM, SNAPSHOT, RUNNING):
-            exported, _ = built(vm, tables, preserve_power_state=True)
-            ids = {thing.id for thing in exported.objects}
-            for thing in exported.objects:
-                for field in ova._REFERENCES.get(thing.cls, []):
-                    value = thing.record[field]
-                    for ref in value if isinstance(value, list) else [value]:
-                        # a number that no object has stands for the null reference
-                        self.assertTrue(ref in ids or ref == ova.NULL
-                                        or self.was_null(tables, thing, field), (thing.cls, field))
-
-    def was_null(self, tables, thing, field):
-        originals = [record for record in tables[thing.cls].values()
-                     if record['uuid'] == thing.record['uuid']]
-        return originals[0][field] == ova.NULL
 
     def test_running_vm_keeps_its_state_in_metadata_alone(self):
         kept, _ = built(RUNNING, preserve_power_state=True)
@@ -753,15 +686,6 @@ class BuildingOva(TestCase):
         tables['SR'][iso_sr].update(content_type='user')
         self.assertNotIn(iso, built(VM, tables)[1])
 
-    def test_numbers_run_on_from_one_export_to_the_next(self):
-        tables, numbers = real_tables(), itertools.count(100)
-        version = ova.version_info(tables['host'][HOST], '25.6')
-        first, second = (ova.parse(ova.build(tables, VM, numbers.__next__, version)[0])
-                         for _ in range(2))
-        self.assertEqual(first.of('VM')[0].id, 'Ref:100')
-        highest = max(int(thing.id[4:]) for thing in first.objects)
-        self.assertGreater(int(second.of('VM')[0].id[4:]), highest)
-
     def test_text_is_escaped_and_control_characters_are_dropped(self):
         self.assertEqual(ova.to_xml('a<b>&"c"\'é\x01\x1f\t\n'),
                          '<value>a&lt;b&gt;&amp;&quot;c&quot;\'é\t\n</value>')
@@ -784,11 +708,6 @@ class ParsingOva(TestCase):
                    for cls, identity, record in parsed.objects]
         change(objects)
         return ova.to_xml({'version': parsed.version, 'objects': objects}).encode()
-
-    def test_disks_of_the_real_sample(self):
-        self.assertEqual(ova.disk_sizes(ova_xml('sample.xva')),
-                         {'Ref:198': 2 * MIB, 'Ref:196': 3 * MIB, 'Ref:193': 8 * MIB})
-        self.assertEqual(ova.disk_sizes(ova_xml('no-disks.xva')), {})
 
     def test_any_missing_field_is_refused(self):
         for index, thing in enumerate(ova.parse(ova_xml('sample.xva')).objects):

@@ -3,21 +3,18 @@
 Expected texts are from recordings of xapi 25.6.0, or from its source as xapi.py names it.
 """
 
-import importlib.util
 import os
 import socket
 import ssl
-import sys
 import tempfile
 import threading
 import unittest
-import uuid
 import xmlrpc.client
 from unittest import mock
 
 from tests.simpool import Down, SimPool
 from tests.simpool.tests.support import MIB, PATIENCE, Case, end, wait_until
-from tests.simpool.tests.test_model import TWO_DISKS, ModelCase
+from tests.simpool.tests.test_model import ModelCase
 
 VALUE = ('<?xml version="1.0"?><methodResponse><params><param><value><struct><member>'
          '<name>Status</name><value>Success</value></member><member><name>Value</name>%s'
@@ -26,21 +23,6 @@ FULL = ['SR_BACKEND_FAILURE_44', '', 'There is insufficient space', '']
 LOST = 'Lost connection to the server.\n'
 REFUSED = 'Error: Connection refused (calling connect )\n'
 BROKEN = 'Error: Broken pipe (calling single_write )\n'
-
-
-def load_sdk():
-    """The SDK's module from its PyPI package, under a name of its own; None if not installed."""
-    for directory in sys.path:
-        path = os.path.join(directory, 'XenAPI', 'XenAPI.py')
-        if os.path.isfile(path):
-            spec = importlib.util.spec_from_file_location('sdk_of_simpool', path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    return None
-
-
-SDK = load_sdk()
 
 
 def request(method, *params):
@@ -352,18 +334,6 @@ class Faults(ModelCase):
             self.sim.restart()
             self.assertEqual(made, len(self.pool.call('VM.get_by_name_label', 'y')))
 
-    def test_going_down_ends_waiting_and_exporting(self):
-        with self.assertRaises(Down), self.pool.export_vm(self.box) as stream:
-            next(stream)
-            outcome = self.background(self.pool.call, 'VM.snapshot', self.box, 'x')
-            wait_until(lambda: len(self.pool.tables['task']) == 2)
-            self.sim.down()
-            b''.join(stream)
-        wait_until(lambda: outcome)
-        self.assertIsInstance(outcome[0], Down)
-        self.sim.restart()
-        self.assertEqual({}, self.get('VM', self.box, 'current_operations'))
-
     def test_faults_strike_the_nth_call_and_so_many(self):
         faults = self.pool.faults
         faults.add('VM.get_all', 'refuse', nth=2, times=2, error=['X'])
@@ -652,73 +622,3 @@ class Lifetimes(unittest.TestCase):
                 environ['VMBACKUP_XE'], environ['VMBACKUP_XAPI_URL'], environ['MORE']))
             self.assertEqual(os.path.dirname(sim.xe), environ['PATH'].split(os.pathsep)[0])
             self.assertTrue(os.access(sim.xe, os.X_OK))
-
-
-@unittest.skipIf(SDK is None, "the SDK's XenAPI package is not installed")
-class DrivenByTheSdk(Case):
-    """The SDK's own XenAPI package, as it comes from PyPI, against the pool."""
-
-    description = TWO_DISKS
-
-    def setUp(self):
-        super().setUp()
-        self.session = self.opened(self.sim.url)
-
-    def opened(self, *args, **options):
-        session = SDK.Session(*args, **options)
-        self.addCleanup(session('close'))
-        return session
-
-    def test_a_session_from_login_to_logout(self):
-        session, api = self.session, self.session.xenapi
-        api.login_with_password('root', 'password', '1.0', 'tests')
-        self.assertEqual('2.21', session.API_version)
-        vm, = api.VM.get_by_name_label('box')
-        snapshot = api.VM.snapshot(vm, 'api snap')
-        record = api.VM.get_record(snapshot)
-        self.assertEqual((True, True, vm, 'Halted'), (
-            record['is_a_template'], record['is_a_snapshot'], record['snapshot_of'],
-            record['power_state']))
-        self.assertIsInstance(record['snapshot_time'], xmlrpc.client.DateTime)
-        self.assertEqual('', api.VM.set_is_a_template(snapshot, False))
-        self.assertEqual('', api.VM.destroy(snapshot))
-        before = session.handle
-        self.pool.logout(before)
-        self.assertTrue(api.VM.get_all())           # it logs in again
-        self.assertNotEqual(before, session.handle)
-        api.session.logout()
-        self.assertEqual({}, self.pool.tables['session'])
-
-    def test_failures(self):
-        api = self.session.xenapi
-        with self.assertRaises(SDK.Failure) as caught:
-            api.login_with_password('root', 'wrong')
-        self.assertEqual(['SESSION_AUTHENTICATION_FAILED', 'root', 'Authentication failure'],
-                         caught.exception.details)
-        api.login_with_password('root', 'password')
-        for call, details in (
-                (lambda: api.VM.get_record('OpaqueRef:nonsense'),
-                 ['HANDLE_INVALID', 'VM', 'OpaqueRef:nonsense']),
-                (lambda: api.nosuch.call(), ['MESSAGE_METHOD_UNKNOWN', 'nosuch.call']),
-                (lambda: api.VM.snapshot('vm'),
-                 ['MESSAGE_PARAMETER_COUNT_MISMATCH', 'VM.snapshot', '2', '1'])):
-            with self.assertRaises(SDK.Failure) as caught:
-                call()
-            self.assertEqual(details, caught.exception.details)
-
-    def test_over_tls_and_over_the_unix_socket(self):
-        session = self.opened(self.sim.https_url, ignore_ssl=True)
-        session.xenapi.login_with_password('root', 'password')
-        self.assertTrue(session.xenapi.pool.get_all())
-        directory = '/tmp/simpool-' + uuid.uuid4().hex      # the transport takes `_` for `/`
-        os.mkdir(directory, 0o700)
-        link = os.path.join(directory, 'sock')
-        os.symlink(self.sim.unix_url[len('unix:'):], link)
-        try:
-            local = self.opened('http://%s/' % link.replace('/', '_'),
-                                transport=SDK.UDSTransport())
-            local.xenapi.login_with_password('root', '')
-            self.assertTrue(local.xenapi.VM.get_all_records())
-        finally:
-            os.unlink(link)
-            os.rmdir(directory)

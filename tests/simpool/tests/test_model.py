@@ -179,12 +179,6 @@ class Snapshots(ModelCase):
         self.value('message.destroy', message[0])
         self.assertEqual({}, self.value('message.get_all_records'))
 
-    def test_the_original_knows_its_snapshots(self):
-        first, second = [self.value('VM.snapshot', self.box, 'x') for _ in range(2)]
-        original = self.pool.record('VM', self.box)
-        self.assertEqual({first, second}, set(original['snapshots']))
-        self.assertEqual([second, first], [original['parent'], self.get('VM', second, 'parent')])
-
     def test_disks_are_snapshots_of_their_disks_and_a_cd_stays_the_same_iso(self):
         originals = self.disks(self.box)
         made = self.value('VM.snapshot', self.box, 'x')
@@ -203,22 +197,11 @@ class Snapshots(ModelCase):
                                        for _, vbd in self.vbds(vm, 'CD')])
         left_out = self.value('VM.snapshot', self.box, 'z', [originals['1']])
         self.assertEqual(['0'], list(self.disks(left_out)))
-
-    def test_what_is_written_later_is_not_in_the_snapshot(self):
-        disk = self.disks(self.box)['0']
-        copy = self.value('VDI.snapshot', disk)
-        before = self.pool.content[copy].sha256()
-        self.pool.content[disk].write(0, b'changed')
-        self.assertEqual(before, self.pool.content[copy].sha256())
-        self.assertNotEqual(before, self.pool.content[disk].sha256())
-
-    def test_a_clone_has_addresses_of_its_own(self):
-        original = self.pool.record('VM', self.box)
-        record = self.pool.record('VM', self.value('VM.clone', self.box, 'twin'))
-        self.assertEqual((False, False, NULL), (record['is_a_template'], record['is_a_snapshot'],
-                                                record['snapshot_of']))
-        self.assertNotEqual(original['other_config']['mac_seed'],
-                            record['other_config']['mac_seed'])
+        self.assertEqual([left_out, {made, left_out}], [
+            self.get('VM', self.box, 'parent'), set(self.get('VM', self.box, 'snapshots'))])
+        self.assertEqual(made, self.get('VM', left_out, 'parent'))
+        self.pool.content[originals['0']].write(0, b'later')
+        self.assertNotEqual(self.sums(self.box)['0'], self.sums(made)['0'])
 
     def test_no_room_leaves_nothing(self):
         pool = pools.load({'vms': [{'name': 'box', 'disks': ['4 MiB', '4 MiB']}],
@@ -284,6 +267,8 @@ class LifeAndDeath(ModelCase):
                 (None, '', [], 'type: VDI\nuuid: ' + NOBODY, 'vdi-snapshot', 'uuid=' + NOBODY),
                 (None, '', [], 'is not a VM snapshot.', 'snapshot-export-to-template',
                  'snapshot-' + names[box], 'filename=x'),
+                (None, '', [], 'is not a VM snapshot.', 'snapshot-uninstall',
+                 'snapshot-' + names[box]),
                 (None, '', [], 'is not a VM template.', 'template-uninstall',
                  'template-' + names[box])):
             if details:
@@ -310,34 +295,9 @@ class LifeAndDeath(ModelCase):
         for disk in disks:
             self.value('VDI.destroy', disk)
             self.assertNotIn(disk, self.pool.content)
-
-    def test_snapshots_outlive_their_vm(self):
-        snapshot = self.value('VM.snapshot', self.box, 'x')
+        snapshot = self.value('VM.snapshot', self.box, 'outlives its VM')
         self.value('VM.destroy', self.box)
         self.assertEqual(self.box, self.value('VM.get_snapshot_of', snapshot))
-
-    def test_a_template_flag_comes_and_goes(self):
-        snapshot = self.value('VM.snapshot', self.box, 'x')
-        self.value('VM.set_is_a_template', snapshot, False)
-        record = self.pool.record('VM', snapshot)
-        self.assertEqual((False, True), (record['is_a_template'], record['is_a_snapshot']))
-        self.assertNotEqual('19700101T00:00:00Z', self.get(
-            'VM_metrics', record['metrics'], 'install_time').value)
-
-    def test_a_disk_goes_with_its_vbds_once_it_is_detached(self):
-        disk = self.disks(self.busy)['0']
-        self.assertEqual(['snapshot', 'clone'], self.value('VDI.get_allowed_operations', disk))
-        self.value('VM.hard_shutdown', self.busy)
-        self.value('VDI.destroy', disk)
-        self.assertEqual({}, self.disks(self.busy))
-
-    def test_a_vbd_goes_once_it_is_unplugged(self):
-        (vbd, record), = self.vbds(self.busy)
-        self.value('VBD.unplug', vbd)
-        self.assert_refused(['DEVICE_ALREADY_DETACHED', vbd], 'VBD.unplug', vbd)
-        self.assertIn('destroy', self.value('VDI.get_allowed_operations', record['VDI']))
-        self.value('VBD.destroy', vbd)
-        self.assertEqual([], self.vbds(self.busy))
 
     def test_power_moves(self):
         for method, state in (('VM.suspend', 'Suspended'), ('VM.resume', 'Running'),
@@ -361,7 +321,7 @@ class LifeAndDeath(ModelCase):
         return {'VM': vm or self.busy, 'userdevice': device, 'mode': 'RW', 'type': kind,
                 'VDI': self.pool.call('VDI.create', {'SR': self.sr, 'virtual_size': '512'})}
 
-    def test_a_new_disk_and_its_vbd(self):
+    def test_disks_and_vbds_come_and_go(self):
         disk = self.value('VDI.create', {'SR': self.sr, 'virtual_size': str(5 * MIB),
                                          'name_label': 'more', 'type': 'user', 'sharable': False})
         vbd = {'VM': self.box, 'VDI': disk, 'userdevice': '7', 'mode': 'RW', 'type': 'Disk'}
@@ -371,11 +331,21 @@ class LifeAndDeath(ModelCase):
         self.assertEqual(5 * MIB, self.pool.content[disk].virtual_size)
         self.value('VBD.destroy', ref)
         self.assert_refused(['HANDLE_INVALID', 'SR', NULL], 'VDI.create', {'virtual_size': '1'})
+        (vbd, record), = self.vbds(self.busy)
+        self.value('VBD.unplug', vbd)
+        self.assert_refused(['DEVICE_ALREADY_DETACHED', vbd], 'VBD.unplug', vbd)
+        self.value('VDI.destroy', record['VDI'])
+        self.assertEqual([], self.vbds(self.busy))
+        vbd = self.value('VBD.create', self.new_vbd('7'))
+        self.value('VBD.set_userdevice', vbd, 'zz')
+        self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, 'zz'], 'VBD.plug', vbd)
 
     def test_devices_have_the_names_of_linux_once_a_vm_runs(self):
         def names(vm):
             return sorted(self.get('VBD', vbd, 'device') for vbd in self.get('VM', vm, 'VBDs'))
         never = self.value('VM.clone', self.box, 'never')
+        seeds = [self.get('VM', vm, 'other_config')['mac_seed'] for vm in (self.box, never)]
+        self.assertNotEqual(*seeds)
         self.assertEqual((['xvda', 'xvdb', 'xvdd'], ['', '', '']), (names(self.box), names(never)))
         self.value('VM.start', never, False, False)
         self.assertEqual(['xvda', 'xvdb', 'xvdd'], names(never))
@@ -391,8 +361,7 @@ class LifeAndDeath(ModelCase):
         def refused(code, device, kind='Disk'):
             with self.refusal(code, device):
                 self.pool.call('VBD.create', self.new_vbd(device, kind=kind))
-        for device in ('', 'zz', 'xvd', 'xvdq', 'xvdaa', 'XVDA', 'hdz', 'sdab', 'fdc', '1.5', '1 ',
-                       '1\n', 'xvda1\n', '\u0661', 'sdap1', 'd1', '9' * 5000):
+        for device in ('', 'zz', 'xvdq', 'XVDA', 'hdz', 'sdab', 'fdc', '1.5', '1\n', '\u0661'):
             refused('INVALID_DEVICE', device)
         refused('INVALID_DEVICE', '5', 'Floppy')
         for device in ('0', 'xvda', 'hda'):         # names of one device
@@ -410,19 +379,6 @@ class LifeAndDeath(ModelCase):
             self.assertEqual(devices, [self.get('VBD', vbd, 'userdevice') for vbd in made])
             with self.refusal('INVALID_DEVICE', 'autodetect'):
                 self.pool.call('VBD.create', self.new_vbd('autodetect', kind=kind))
-
-    def test_an_impossible_device_is_refused_when_it_is_attached(self):
-        for device in ('-1', '1048576', 'zz', '', 'sda-1'):
-            vbd = self.value('VBD.create', self.new_vbd('7'))
-            self.value('VBD.set_userdevice', vbd, device)
-            self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, device], 'VBD.plug', vbd)
-            self.assertFalse(self.get('VBD', vbd, 'currently_attached'))
-            self.value('VBD.destroy', vbd)
-        vbd = self.value('VBD.create', self.new_vbd('-1', self.box))
-        self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, '-1'], 'VM.start', self.box, False, False)
-        self.assertEqual('Halted', self.get('VM', self.box, 'power_state'))
-        self.assertFalse(any(self.get('VBD', each, 'currently_attached')
-                             for each in self.get('VM', self.box, 'VBDs')))
 
     def test_networks_and_vifs(self):
         network = self.value('network.create', {'name_label': 'lab', 'MTU': 9000})
@@ -499,14 +455,6 @@ class Conflicts(ModelCase):
                     self.fail('was let in')
             self.assertEqual(len(b''.join(one)), len(b''.join(two)))
         self.assertEqual({}, self.get('VM', self.box, 'current_operations'))
-
-    def test_a_disk_that_is_being_exported_cannot_be_destroyed_at_once_nor_later(self):
-        disk = self.disks(self.box)['0']
-        with self.pool.export_vdi(disk) as stream:
-            next(stream)
-            self.assert_refused(['VDI_IN_USE', disk, 'destroy'], 'VDI.destroy', disk)
-            b''.join(stream)
-        self.value('VDI.destroy', disk)
 
 
 class Transfers(ModelCase):
@@ -639,12 +587,6 @@ class Transfers(ModelCase):
                   if vbd['VM'] == vm and vbd['type'] == 'CD']
         self.assertEqual((NULL, True), (drive['VDI'], drive['empty']))
 
-    def test_a_running_vm_is_refused_before_any_byte(self):
-        with self.refusal('VM_BAD_POWER_STATE', self.busy, 'halted, suspended', 'running'):
-            with self.pool.export_vm(self.busy):
-                self.fail('was let in')
-        self.assertEqual({}, self.pool.tables['task'])
-
     def test_a_disk_in_use_fails_after_the_description(self):
         disk = self.disks(self.box)['0']
         vbd = self.value('VBD.create', {'VM': self.dom0(), 'VDI': disk, 'userdevice': '0',
@@ -703,36 +645,6 @@ class Transfers(ModelCase):
             self.assertEqual('pending', self.value('task.get_status', task))
             b''.join(stream)
         self.assert_refused(['HANDLE_INVALID', 'task', task], 'task.get_status', task)
-
-    def test_a_cancelled_export_ends(self):
-        self.pool.progress_interval = 0
-        task = self.pool.make_task('Export of VM')
-        with self.refusal('TASK_CANCELLED', task):
-            with self.pool.export_vm(self.box, task=task) as stream:
-                next(stream)
-                self.value('task.cancel', task)
-                b''.join(stream)
-        self.assertEqual('cancelled', self.value('task.get_status', task))
-        self.assert_released()
-
-    def test_a_client_that_leaves_makes_the_task_fail(self):
-        def break_off():
-            raise ConnectionResetError('gone')
-        for leave in (lambda: None, break_off):
-            task = self.pool.make_task('Export of VM')
-            with self.assertRaises(OSError), self.pool.export_vm(self.box, task=task) as stream:
-                next(stream)
-                next(stream)
-                self.assertEqual(2, sum(vbd['other_config'] == {'task_id': task}
-                                        for vbd in self.pool.tables['VBD'].values()))
-                leave()
-            self.assertEqual(('failure', 'CLIENT_ERROR'), (
-                self.value('task.get_status', task), self.value('task.get_error_info', task)[0]))
-            self.assert_released()
-
-    def assert_released(self):
-        self.assertEqual(([], {}), (self.get('VM', self.dom0(), 'VBDs'),
-                                    self.get('VM', self.box, 'current_operations')))
 
     def test_the_database_dump_has_every_table_and_value(self):
         root = ElementTree.fromstring(self.pool.dump_database())
