@@ -146,14 +146,9 @@ class Images(TestCase):
         image = Image(2 << 40)
         image.write((2 << 40) - 4, b'last')
         self.assertEqual([index for index, _ in image.clone().chunks()], [(2 << 20) - 1])
-
-    def test_sample_is_reproducible_sparse_and_noise(self):
-        image = Image.sample(8 * MIB + 100, 'seed', 0.5)
-        self.assertEqual(image, Image.sample(8 * MIB + 100, 'seed', 0.5))
-        self.assertNotEqual(image, Image.sample(8 * MIB + 100, 'other', 0.5))
-        chunks = [data for _, data in image.chunks()]
-        self.assertEqual(len(chunks), 4)
-        self.assertGreater(len(gzip.compress(chunks[0])), len(chunks[0]))
+        image, other = (Image.sample(8 * MIB + 100, seed, 0.5) for seed in ('seed', 'other'))
+        self.assertNotEqual(image, other)
+        self.assertEqual(len(list(image.chunks())), 4)
 
 
 class Checksums(TestCase):
@@ -171,21 +166,14 @@ class Checksums(TestCase):
         if archive.xxhash:
             yield archive.xxhash.xxh64_intdigest
 
-    def test_vectors_of_the_reference_implementation(self):
-        state, buffer = 2654435761, bytearray()     # as in xxHash: cli/xsum_sanity_check.c
-        for _ in range(222):
-            buffer.append(state >> 56)
-            state = state * 11400714785074694797 & (1 << 64) - 1
-        for length, expected in ((0, 0xEF46DB3751D8E999), (1, 0xE934A84ADB052768),
-                                 (4, 0x9136A0DCA57457EE), (14, 0x8282DCC4994E35C8),
-                                 (222, 0xB641AE8CB691C174)):
-            for function in self.ways():
-                self.assertEqual(expected, function(bytes(buffer[:length])), length)
-
-    def test_all_ways_agree(self):
+    def test_all_ways_agree_also_with_the_vectors_of_the_reference_implementation(self):
         for length in list(range(100)) + [65536, MIB + 31]:
             data = os.urandom(length)
             self.assertEqual(1, len({function(data) for function in self.ways()}), length)
+        buffer = bytes.fromhex('0052929bb732a3242d00af950eec')
+        for length, expected in ((0, 0xEF46DB3751D8E999), (1, 0xE934A84ADB052768),
+                                 (4, 0x9136A0DCA57457EE), (14, 0x8282DCC4994E35C8)):
+            self.assertEqual({expected}, {function(buffer[:length]) for function in self.ways()})
 
     def test_a_remembered_checksum_is_of_that_data(self):
         first, second = bytes(archive.PIECE), b'\1' + bytes(archive.PIECE - 1)
@@ -234,13 +222,6 @@ class WritingXva(TestCase):
             sizes = {member.name[-8:]: member.size for member in tar if member.name[-1].isdigit()}
         self.assertEqual(sizes, {'00000000': MIB, '00000002': 0, '00000003': 0, '00000004': MIB,
                                  '00000005': MIB, '00000006': MIB, '00000007': MIB})
-
-    def test_streams_are_made_of_small_pieces(self):
-        image = Image(8 * MIB)
-        image.write(2 * MIB, os.urandom(MIB))
-        for stream in (archive.xva(b'', [('Ref:1', image)]), archive.vhd_stream(image),
-                       archive.compressed(archive.raw_stream(image), 'gzip')):
-            self.assertLessEqual(max(map(len, stream)), archive.VHD_BLOCK)
 
 
 class ReadingXva(TestCase):
@@ -385,10 +366,6 @@ class Compression(TestCase):
         with self.refusal('IMPORT_ERROR', mock.ANY, note='zstd, which is not installed'):
             b''.join(archive.zstd_unframe([sample('sample.xva.zst')]))
 
-    def test_unknown_compression_is_refused_at_once(self):
-        with self.assertRaises(KeyError):
-            archive.compressed(iter([]), 'lzma')
-
     def test_what_came_before_a_failure_is_delivered_whole(self):
         def failing():
             yield b'before'
@@ -418,25 +395,15 @@ def unzstd(data):
     return b''.join(archive._unzstd(iter([data])))
 
 
-class RawImages(TestCase):
-
-    def test_whole_disk_is_streamed_and_read_back(self):
-        image = disks()['Ref:101']
-        data = b''.join(archive.raw_stream(image))
-        self.assertEqual(hashlib.sha256(data).hexdigest(), image.sha256())
-        self.assertEqual(len(data), image.virtual_size)
-        self.assertEqual(archive.read_raw(io.BytesIO(data), image.virtual_size), image)
-
-    def test_a_long_and_a_short_image_are_refused(self):
-        for data in (bytes(2 * MIB) + b'x', bytes(5 * MIB), bytes(MIB + 513), bytes(MIB + 511)):
-            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
-                archive.read_raw(io.BytesIO(data), MIB + 512)
-
-
-class VhdImages(TestCase):
+class DiskImages(TestCase):
 
     def read(self, data):
         return archive.read_vhd(io.BytesIO(data))
+
+    def test_an_image_of_another_length_than_the_disk_is_refused(self):
+        for data in (bytes(2 * MIB) + b'x', bytes(5 * MIB), bytes(MIB + 513), bytes(MIB + 511)):
+            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
+                archive.read_raw(io.BytesIO(data), MIB + 512)
 
     def test_real_sample_is_read_and_rewritten_byte_for_byte(self):
         original = sample_vhd()
@@ -458,6 +425,8 @@ class VhdImages(TestCase):
     def test_what_was_written_is_read_back(self):
         for image in self.images():
             self.assertEqual(self.read(b''.join(archive.vhd_stream(image))), image)
+        raw = b''.join(archive.raw_stream(disks()['Ref:101']))
+        self.assertEqual(archive.read_raw(io.BytesIO(raw), len(raw)), disks()['Ref:101'])
 
     def test_zero_blocks_are_left_out(self):
         image = Image(64 * MIB)
@@ -465,14 +434,6 @@ class VhdImages(TestCase):
         sizes = [len(b''.join(archive.vhd_stream(image, every_block=every)))
                  for every in (False, True)]
         self.assertEqual(sizes[1] - sizes[0], 31 * (2 * MIB + 512))
-
-    def test_uuid_may_be_text_and_is_new_by_default(self):
-        uuid = '12345678-9abc-def0-1234-56789abcdef0'
-        footers = [next(archive.vhd_stream(Image(512), uuid=given)) for given in (uuid, None, None)]
-        self.assertEqual(footers[0][68:84].hex(), uuid.replace('-', ''))
-        self.assertEqual(len(set(footers)), 3)
-        with self.assertRaises(ValueError):
-            next(archive.vhd_stream(Image(700)))        # half a sector
 
     def qemu(self, path, *command):
         """Run qemu-img on an image whose size is to be taken from its footer."""
@@ -709,7 +670,7 @@ class ParsingOva(TestCase):
         change(objects)
         return ova.to_xml({'version': parsed.version, 'objects': objects}).encode()
 
-    def test_any_missing_field_is_refused(self):
+    def test_what_lacks_fields_or_objects_or_is_no_xml_is_refused(self):
         for index, thing in enumerate(ova.parse(ova_xml('sample.xva')).objects):
             field = list(thing.record)[len(thing.record) // 2]
             text = self.changed(lambda objects, index=index, field=field:
@@ -717,15 +678,11 @@ class ParsingOva(TestCase):
             with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Failure("Field %s not present in'
                               ' rpc") ]' % field):
                 ova.parse(text)
-
-    def test_missing_objects_are_refused(self):
         for cls, number in (('network', 'Ref:190'), ('SR', 'Ref:194'), ('VM', 'Ref:188')):
             def without(objects, cls=cls):
                 objects[:] = [thing for thing in objects if thing['class'] != cls]
             with self.refusal('IMPORT_ERROR_FAILED_TO_FIND_OBJECT', number):
                 ova.parse(self.changed(without))
-
-    def test_broken_xml_is_refused(self):
         for text in (b'', b'<value><struct>', b'hello'):
             with self.refusal('IMPORT_ERROR', mock.ANY):
                 ova.parse(text)
