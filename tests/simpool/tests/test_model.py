@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 
 from tests import DATA
 from tests.simpool import Down, archive, pools
-from tests.simpool.database import NULL, TEMPLATES, Query, QueryError, column
+from tests.simpool.database import NULL, TEMPLATES, Query, column
 from tests.simpool.tests.support import MIB, NOBODY, Case, wait_until
 
 TWO_DISKS = {'vms': [
@@ -98,24 +98,20 @@ class Queries(ModelCase):
         self.assertEqual('value', self.value('VM.get_other_config', self.box)['key'])
         self.assertNotIn('key', self.value('VM.get_other_config', self.busy))
         self.assertEqual(before, TEMPLATES['VM']['other_config'])
-        for _ in range(2):
-            self.value('VM.remove_from_other_config', self.box, 'key')
-        self.assertNotIn('key', self.value('VM.get_other_config', self.box))
-        self.value('VM.add_tags', self.box, 'new')
-        self.value('VM.remove_tags', self.box, 'prod')
-        self.value('VM.set_VCPUs_max', self.box, 4)
-        self.assertEqual([['new'], '4'], [self.value('VM.get_tags', self.box),
-                                          self.value('VM.get_VCPUs_max', self.box)])
-        self.assertTrue(self.value('VM.get_ha_always_run', self.box))
-        self.value('VM.set_ha_always_run', self.box, False)
-        self.assertEqual('', self.value('VM.get_ha_restart_priority', self.box))
+        for method, *values in (('remove_from_other_config', 'key'),
+                                ('remove_from_other_config', 'key'), ('add_tags', 'new'),
+                                ('remove_tags', 'prod'), ('set_VCPUs_max', 4),
+                                ('set_ha_always_run', False)):
+            self.value('VM.' + method, self.box, *values)
+        record = self.pool.record('VM', self.box)
+        self.assertNotIn('key', record['other_config'])
+        self.assertEqual([['new'], '4', ''], [record[field] for field in (
+            'tags', 'VCPUs_max', 'ha_restart_priority')])
 
     def test_where_knows_columns_refs_and_texts_of_all_kinds(self):
-        both = {self.box, self.busy}
         for query, found in (
                 ('field "is_a_template"="false" and (not field "is_control_domain" = "true")',
-                 both),
-                ('field "name__label" = "box"', {self.box}),
+                 {self.box, self.busy}),
                 ('field "_ref"="%s"' % self.box, {self.box}),
                 ('field "tags"="(\'prod\')" and true', {self.box}),
                 ('"box"=field "name__label"', {self.box}),
@@ -126,20 +122,12 @@ class Queries(ModelCase):
         vdis = list(self.disks(self.box).values())
         made = {self.pool.call('VDI.snapshot', vdi) for vdi in vdis + vdis[:1]}
         self.pool.call('VM.snapshot', self.busy, 'of another')
-        of_these = ' or '.join('field "snapshot_of" = "%s"' % vdi for vdi in vdis)
-        for query in (of_these, '(%s) and field "is_a_snapshot" = "true"' % of_these,
-                      'field "is_a_snapshot"="true" and (%s)' % of_these):
-            self.assertEqual(made, set(self.value('VDI.get_all_records_where', query)), query)
-        self.assertEqual(len(made) + 1, len(self.value(
-            'VDI.get_all_records_where', 'field "is_a_snapshot" = "true"')))
-
-    def test_where_joins_from_the_left_and_not_takes_the_rest(self):
+        self.assertEqual(made, set(self.value('VDI.get_all_records_where', ' or '.join(
+            'field "snapshot_of" = "%s"' % vdi for vdi in vdis))))
         for query, expected in (('true or true and false', False), ('false and true or true', True),
                                 ('not false and false', True), ('not (false) or true', False),
                                 ('(not true) or true', True), ('not not true', True)):
             self.assertEqual(expected, Query('VM', query).matches('ref', {}), query)
-        with self.assertRaises(QueryError):
-            Query('VM', 'and')
         for query in ('', 'field "uuid"', 'true and', '(true', 'TRUE', 'true true', '"a" = "b'):
             answer = self.x('VM.get_all_records_where', query)['ErrorDescription']
             self.assertEqual(['INVALID_VALUE', query], answer[:2])
@@ -344,41 +332,32 @@ class LifeAndDeath(ModelCase):
         def names(vm):
             return sorted(self.get('VBD', vbd, 'device') for vbd in self.get('VM', vm, 'VBDs'))
         never = self.value('VM.clone', self.box, 'never')
-        seeds = [self.get('VM', vm, 'other_config')['mac_seed'] for vm in (self.box, never)]
-        self.assertNotEqual(*seeds)
+        self.assertNotEqual(*[self.get('VM', vm, 'other_config')['mac_seed']
+                              for vm in (self.box, never)])
         self.assertEqual((['xvda', 'xvdb', 'xvdd'], ['', '', '']), (names(self.box), names(never)))
         self.value('VM.start', never, False, False)
         self.assertEqual(['xvda', 'xvdb', 'xvdd'], names(never))
         self.assertIn(never, self.get('host', self.pool.master, 'resident_VMs'))
+
+    def test_a_device_is_one_that_there_can_be_and_is_taken_once(self):
         for device, name in (('autodetect', 'xvdb'), ('xvdc', 'xvdc'), ('hde', 'xvde'),
                              ('sda1', 'sda1'), ('fda', 'fda'), ('15', 'xvdp'), ('26', 'xvdaa'),
                              ('701', 'xvdzz'), ('702', 'xvdaaa')):
             vbd = self.pool.call('VBD.create', self.new_vbd(device))
             self.pool.call('VBD.plug', vbd)
             self.assertEqual(name, self.get('VBD', vbd, 'device'), device)
-
-    def test_a_device_that_there_cannot_be_or_is_taken_is_refused(self):
-        def refused(code, device, kind='Disk'):
-            with self.refusal(code, device):
-                self.pool.call('VBD.create', self.new_vbd(device, kind=kind))
-        for device in ('', 'zz', 'xvdq', 'XVDA', 'hdz', 'sdab', 'fdc', '1.5', '1\n', '\u0661'):
-            refused('INVALID_DEVICE', device)
-        refused('INVALID_DEVICE', '5', 'Floppy')
-        for device in ('0', 'xvda', 'hda'):         # names of one device
-            refused('DEVICE_ALREADY_EXISTS', device)
-        for device in ('sda', 'xvdb', 'hdb'):
-            self.pool.call('VBD.create', self.new_vbd(device))
-        refused('DEVICE_ALREADY_EXISTS', '1')
-
-    def test_autodetect_takes_what_is_free_until_nothing_is(self):
-        self.pool.call('VBD.create', self.new_vbd('xvdb'))
-        for kind, devices in (('Disk', ['2'] + [str(number) for number in range(4, 255)]),
-                              ('Floppy', ['fda', 'fdb'])):
-            made = [self.pool.call('VBD.create', self.new_vbd('autodetect', kind=kind))
-                    for _ in devices]
-            self.assertEqual(devices, [self.get('VBD', vbd, 'userdevice') for vbd in made])
-            with self.refusal('INVALID_DEVICE', 'autodetect'):
-                self.pool.call('VBD.create', self.new_vbd('autodetect', kind=kind))
+        taken = ['0', 'xvda', 'hda', 'xvdb', '4']       # the first three are one device
+        for code, devices, kind in (
+                ('INVALID_DEVICE', ['', 'zz', 'xvdq', 'hdz', '1.5', '1\n', '\u0661'], 'Disk'),
+                ('INVALID_DEVICE', ['5'], 'Floppy'), ('DEVICE_ALREADY_EXISTS', taken, 'Disk')):
+            for device in devices:
+                with self.refusal(code, device):
+                    self.pool.call('VBD.create', self.new_vbd(device, kind=kind))
+        made = [self.pool.call('VBD.create', self.new_vbd('autodetect', vm=self.box, kind='Floppy'))
+                for _ in range(2)]
+        self.assertEqual(['fda', 'fdb'], [self.get('VBD', vbd, 'userdevice') for vbd in made])
+        with self.refusal('INVALID_DEVICE', 'autodetect'):
+            self.pool.call('VBD.create', self.new_vbd('autodetect', vm=self.box, kind='Floppy'))
 
     def test_networks_and_vifs(self):
         network = self.value('network.create', {'name_label': 'lab', 'MTU': 9000})
@@ -604,11 +583,9 @@ class Transfers(ModelCase):
         with self.pool.export_vdi(disk, format) as stream:
             return b''.join(stream)
 
-    def test_a_disk_goes_out_and_comes_in_as_raw_and_vhd(self):
+    def test_disks_of_odd_sizes_go_out_and_come_in(self):
         large, small = (self.disks(self.box)[device] for device in '01')
         content = self.pool.content
-        self.assertEqual(1500 * 512, len(self.image(small, 'RAW')))
-        self.assertEqual(content[small], archive.read_vhd(io.BytesIO(self.image(small, 'vhd'))))
         for format in ('raw', 'vhd'):
             copy = self.value('VDI.create', {'SR': self.sr, 'virtual_size': str(1500 * 512)})
             self.pool.import_vdi(copy, io.BytesIO(self.image(small, format)), format)
@@ -617,8 +594,6 @@ class Transfers(ModelCase):
             with self.refusal('VDI_IO_ERROR'):
                 self.pool.import_vdi(small, io.BytesIO(self.image(large, format)), format)
             self.assertEqual(before, content[small].sha256())
-        with self.refusal('INTERNAL_ERROR', 'Unknown format tgz'):
-            self.image(small, 'tgz')
         self.pool.import_vdi(large, io.BytesIO(self.image(small, 'vhd')), 'vhd')
         self.assertEqual(content[small].read(0, 1500 * 512), content[large].read(0, 1500 * 512))
         self.assertEqual(3 * MIB, content[large].virtual_size)
