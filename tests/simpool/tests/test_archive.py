@@ -59,7 +59,6 @@ def read(data, **options):
 
 
 def disks():
-    """Three disks: data with holes, an empty one, and one with a short last chunk."""
     holes = Image(6 * MIB)
     holes.write(2 * MIB + 5, b'in the third chunk')
     holes.write(4 * MIB - 2, b'over')
@@ -78,7 +77,6 @@ def names(data):
 
 
 def run(*argv, **options):
-    """(exit code, stdout) of a program; the test is skipped where there is none."""
     if not shutil.which(argv[0]):
         raise unittest.SkipTest('no program %s' % argv[0])
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
@@ -87,7 +85,6 @@ def run(*argv, **options):
 
 @contextlib.contextmanager
 def file_of(pieces):
-    """The path of a temporary file with these bytes in it."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, 'file')
         with open(path, 'wb') as file:

@@ -26,12 +26,10 @@ BROKEN = 'Error: Broken pipe (calling single_write )\n'
 
 
 def request(method, *params):
-    """The body of a call."""
     return xmlrpc.client.dumps(params, method, allow_none=True).encode()
 
 
 def connect(url):
-    """A raw connection to an address of a pool."""
     if url.startswith('unix:'):
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(PATIENCE)
@@ -58,13 +56,11 @@ def exchange(url, data, times=1):
 
 
 def post(body, path='/', version='1.1'):
-    """The bytes of a request."""
     return ('POST %s HTTP/%s\r\nHost: x\r\nContent-Length: %d\r\n\r\n' % (
         path, version, len(body))).encode() + body
 
 
 class WireForms(ModelCase):
-    """What goes over the wire, compared as bytes."""
 
     def test_each_kind_of_value_has_its_form(self):
         session = self.pool.login('root', 'password')
@@ -130,12 +126,10 @@ class WireForms(ModelCase):
 
 
 def over_unix(sim, method, *params):
-    """The answer's struct of a call through the unix socket."""
     return xmlrpc.client.loads(exchange(sim.unix_url, post(request(method, *params)))[1])[0][0]
 
 
 class Sessions(Case):
-    """Who may call, from where, and what the others are told."""
 
     def test_sessions_begin_with_a_password_and_end_with_their_logout(self):
         for more in ((), ('1.0',), ('1.0', 'VmBackup')):
@@ -206,13 +200,11 @@ class Members(Case):
 
 
 class Faults(ModelCase):
-    """Everything that can be made to go wrong in a call or a command."""
 
     def fault(self, do, name='VM.get_all', **details):
         self.pool.faults.add(name, do, **details)
 
     def cut_off(self, method='VM.snapshot', *params):
-        """A call after which the connection ends without an answer."""
         with self.assertRaises((OSError, xmlrpc.client.Error)):
             self.x(method, *(params or (self.box, 'x')))
 
@@ -365,10 +357,8 @@ class Faults(ModelCase):
 
 
 class HalfWay(ModelCase):
-    """The daemon dies, or is slow, in the midst of a call's work."""
 
     def die_in(self, method, *params, after):
-        """Have the daemon die in the midst of a call, and start it again."""
         self.x('VM.get_all')
         self.pool.faults.add(method, 'down', after=after)
         with self.assertRaises((OSError, xmlrpc.client.Error)):
@@ -471,7 +461,6 @@ class HalfWay(ModelCase):
 
 
 class FaultsOfImports(Case):
-    """The same while files come in through xe."""
 
     description = {'srs': [{'name': 'disks', 'type': 'ext'}],
                    'vms': [{'name': 'box', 'disks': ['3 MiB']}]}
@@ -508,7 +497,6 @@ class FaultsOfImports(Case):
         wait_until(lambda: self.remains() == self.before)
 
     def receiving(self):
-        """Whether a VM or a disk is being filled."""
         with self.pool.lock:
             return any('import' in vm['current_operations'].values()
                        for vm in self.pool.tables['VM'].values()) or any(
@@ -571,7 +559,6 @@ class FaultsOfImports(Case):
 
 
 class Lifetimes(unittest.TestCase):
-    """A pool comes and goes without a trace."""
 
     def test_nothing_is_left_when_it_stops(self):
         def files():

@@ -40,7 +40,6 @@ class ModelCase(Case):
 
 
 class Queries(ModelCase):
-    """The getters, setters and queries that every class has."""
 
     def test_a_record_has_the_fields_that_were_recorded(self):
         internal = {'_ref', 'reserved', 'reserved_pci', 'recommended_guidances', 'wlb_password',
@@ -136,7 +135,6 @@ class Queries(ModelCase):
 
 
 class Snapshots(ModelCase):
-    """VM.snapshot, VM.clone, VM.checkpoint and VDI.snapshot."""
 
     def snapshot(self, vm=None):
         return self.pool.record('VM', self.value('VM.snapshot', vm or self.box, 'RESTORE_box'))
@@ -203,7 +201,6 @@ class Snapshots(ModelCase):
 
 
 class LifeAndDeath(ModelCase):
-    """Making, starting and destroying things."""
 
     def test_illegal_moves_are_refused_at_both_doors(self):
         box, busy, dom0 = self.box, self.busy, self.dom0()
@@ -305,7 +302,6 @@ class LifeAndDeath(ModelCase):
         self.assertEqual('Halted', self.value('VM.get_power_state', self.box))
 
     def new_vbd(self, device, vm=None, kind='Disk'):
-        """The record of a VBD with a new disk for a VM."""
         return {'VM': vm or self.busy, 'userdevice': device, 'mode': 'RW', 'type': kind,
                 'VDI': self.pool.call('VDI.create', {'SR': self.sr, 'virtual_size': '512'})}
 
@@ -382,7 +378,6 @@ class LifeAndDeath(ModelCase):
 
 
 class Conflicts(ModelCase):
-    """Who waits for whom, and for how long."""
 
     def test_a_snapshot_waits_until_the_export_has_ended(self):
         with self.pool.export_vm(self.box) as stream:
@@ -437,7 +432,6 @@ class Conflicts(ModelCase):
 
 
 class Transfers(ModelCase):
-    """Exports and imports: what they take, what they leave."""
 
     def imported(self, data, **options):
         return self.pool.import_vm(io.BytesIO(data), **options)

@@ -23,7 +23,6 @@ ISOS = {'name': 'ISOs', 'content': 'iso', 'isos': ['x.iso']}
 
 
 class Descriptions(unittest.TestCase):
-    """Pools from dicts and files."""
 
     def assert_bad(self, description, *words):
         with self.assertRaises(pools.DescriptionError) as caught:
@@ -166,7 +165,6 @@ class Descriptions(unittest.TestCase):
 
 
 class Wrapper(unittest.TestCase):
-    """python3 -m tests.simpool [--pool FILE] COMMAND..."""
 
     def setUp(self):
         place = tempfile.TemporaryDirectory()
@@ -183,7 +181,6 @@ class Wrapper(unittest.TestCase):
         return path
 
     def run_it(self, *arguments):
-        """(exit status, stderr)"""
         with contextlib.redirect_stderr(io.StringIO()) as err:
             status = wrapper.main(list(arguments))
         return status, err.getvalue()

@@ -24,7 +24,6 @@ HINT = "\nFor usage run: 'xe help'\n"
 
 
 class XeCase(Case):
-    """A pool of four VMs, and `xe` run in a directory of its own."""
 
     description = POOL
 
@@ -44,7 +43,6 @@ class XeCase(Case):
         return made
 
     def vdi(self):
-        """The uuid of web's only disk."""
         return self.ask('vbd-list', 'vm-name-label=web', 'type=Disk', 'params=vdi-uuid',
                         '--minimal')
 
@@ -341,7 +339,6 @@ class Files(XeCase):
                 os.unlink(self.path('x'))
 
     def held(self):
-        """What a transfer has attached."""
         return [vbd['other_config'] for vbd in self.pool.tables['VBD'].values()
                 if 'task_id' in vbd['other_config']]
 
