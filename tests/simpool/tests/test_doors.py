@@ -153,20 +153,6 @@ class Sessions(Case):
             answer = self.raw(method, *params)['ErrorDescription']
             self.assertEqual(details, answer if details[1:] else answer[:1])
 
-    def test_sessions_do_not_survive_a_restart_but_state_and_address_do(self):
-        self.value('VM.set_name_label', self.vm(), 'renamed')
-        url = self.sim.url
-        self.sim.restart()
-        self.assertEqual(url, self.sim.url)
-        self.assert_refused(['SESSION_INVALID', self._session], 'VM.get_all')
-        self._session = None
-        self.assertEqual(1, len(self.value('VM.get_by_name_label', 'renamed')))
-
-    def test_the_unix_socket_needs_no_password(self):
-        session = over_unix(self.sim, 'session.login_with_password', 'whoever', '')['Value']
-        self.assertIn(self.vm(), over_unix(self.sim, 'VM.get_all', session)['Value'])
-        self.assertTrue(self.pool.tables['session'][session]['is_local_superuser'])
-
 
 class Members(Case):
     """A member of a pool, whose master is reached by TLS, by its unix socket and by its xe."""
@@ -185,8 +171,9 @@ class Members(Case):
                                  server.VM.get_all('x')['ErrorDescription'])
 
     def test_its_unix_socket_and_its_xe_reach_the_master(self):
-        session = over_unix(self.sim, 'session.login_with_password', 'root', '')['Value']
+        session = over_unix(self.sim, 'session.login_with_password', 'whoever', '')['Value']
         self.assertIn(self.vm(), over_unix(self.sim, 'VM.get_all', session)['Value'])
+        self.assertTrue(self.pool.tables['session'][session]['is_local_superuser'])
         self.assertEqual(36, len(self.ask('vm-list', 'name-label=box', '--minimal')))
 
     def test_the_master_answers_by_tls_at_that_address_with_a_certificate_of_its_own(self):
@@ -314,8 +301,9 @@ class Faults(ModelCase):
             with self.assertRaises(Down):
                 self.pool.call('VM.get_all')
             self.assertEqual(REFUSED, self.refused('vm-list'))
+            url = self.sim.url
             self.sim.restart()
-            self.assertEqual({}, self.pool.tables['session'])
+            self.assertEqual(({}, url), (self.pool.tables['session'], self.sim.url))
             self._session = None
             self.assertEqual(made, len(self.pool.call('VM.get_by_name_label', 'x')))
             self.fault(do, 'vm-snapshot')
@@ -342,18 +330,6 @@ class Faults(ModelCase):
                 faults.add(*order)
         with self.assertRaises(ValueError):
             faults.add('x', 'die', afterwards=3)
-
-    def test_the_journal_has_every_call_in_order(self):
-        self.value('VM.get_name_label', self.box)
-        self.fault('refuse', error=['X'])
-        self.x('VM.get_all')
-        self.x('no.such', 1)
-        self.xe('nonsense', 'x=y', '--minimal')
-        self.assertEqual([('xapi', 'session.login_with_password', ('root', 'password')),
-                          ('xapi', 'VM.get_name_label', (self.box,)), ('xapi', 'VM.get_all', ()),
-                          ('xapi', 'no.such', (1,)), ('xe', 'nonsense', ('x=y', '--minimal'))],
-                         [(call.door, call.name, tuple(call.args)) for call in self.sim.calls()])
-        self.assertEqual(['nonsense'], [call.name for call in self.sim.calls('xe')])
 
 
 class HalfWay(ModelCase):
@@ -523,27 +499,6 @@ class FaultsOfImports(Case):
                 self.assertEqual('', self.ask('vm-list', 'name-label=x'))   # nobody has to wait
                 end(process)
                 self.assert_nothing_remains()
-
-    def test_an_import_that_hangs_after_all_was_sent_ends_with_its_client(self):
-        line = self.lines[2]
-        with open(self.path('x.raw'), 'r+b') as file:
-            file.truncate(40000)
-        hanging = threading.Event()
-        sleep = self.pool.sleep
-
-        def noted(seconds, *gone):
-            if seconds is None:
-                hanging.set()
-            sleep(seconds, *gone)
-        self.pool.sleep = noted
-        self.pool.faults.add('vdi-import', 'hang', after=30000)
-        process = self.start(*line)
-        self.assertTrue(hanging.wait(PATIENCE))
-        self.assertTrue(self.receiving())
-        self.assertIsNone(process.poll())
-        self.ask('vm-list')
-        end(process)
-        self.assert_nothing_remains()
 
     def test_an_import_that_is_slow_or_whose_fault_comes_too_late_is_done(self):
         for fault in ({'do': 'slow', 'rate': 64 * MIB},
