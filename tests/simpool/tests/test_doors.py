@@ -210,8 +210,6 @@ class Faults(ModelCase):
         for error, words in (
                 (['VM_IS_TEMPLATE', self.box], 'The operation attempted is not valid for a template'
                                                ' VM\nvm: %s\n' % named),
-                (['UUID_INVALID', 'VM'], 'The uuid you supplied was invalid.\ntype: VM\n'
-                                         'uuid: <unknown>\n'),
                 (['TASK_CANCELLED', 'a', 'b'], 'The request was asynchronously canceled.\n'
                                                'task: a\n<extra>: b\n'),
                 (['SR_BACKEND_FAILURE_47', '', self.box, ''],
