@@ -94,7 +94,6 @@ class SimPool:
 
     @property
     def is_busy(self):
-        """Whether a client is connected to any door."""
         with self._guard:
             return any(door.is_busy for door in self._doors)
 

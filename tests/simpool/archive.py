@@ -98,7 +98,6 @@ class Image:
         return -(-self.virtual_size // CHUNK)
 
     def chunk_size(self, index):
-        """Bytes in this chunk: 1 MiB, or what remains for the last one."""
         return min(CHUNK, self.virtual_size - index * CHUNK)
 
     def chunk(self, index):
@@ -106,7 +105,6 @@ class Image:
         return self._chunks.get(index) or bytes(self.chunk_size(index))
 
     def chunks(self):
-        """(index, bytes) of each chunk that is not all zero, in order."""
         for index in sorted(self._chunks):
             yield index, self._chunks[index]
 
@@ -118,7 +116,6 @@ class Image:
         return b''.join(pieces)[skip:skip + length]
 
     def write(self, offset, data):
-        """Put `data` at `offset`; ValueError where it would reach beyond the end."""
         if offset < 0 or offset + len(data) > self.virtual_size:
             raise ValueError('%d bytes at %d in a disk of %d'
                              % (len(data), offset, self.virtual_size))
@@ -138,13 +135,11 @@ class Image:
             self._chunks[index] = data
 
     def clone(self):
-        """A copy that costs little; what is written to one does not show in the other."""
         image = Image(self.virtual_size)
         image._chunks = dict(self._chunks)
         return image
 
     def sha256(self):
-        """Hex digest of the whole disk, zeros as well."""
         digest = hashlib.sha256()
         for piece in raw_stream(self):
             digest.update(piece)
@@ -420,7 +415,6 @@ def _regrouped(stream, size):
 # -------------------------------------------------------------------------------------------------
 
 class Xva(NamedTuple):
-    """An archive that was read to its end."""
     ova_xml: bytes
     disks: Dict[str, Image]         # by directory, in the archive's order
     members: List[str]              # all names, in order
@@ -453,7 +447,6 @@ def read_xva(fileobj, expected=None, force=False):
 
 
 class _XvaReader:
-    """One reading of one archive."""
 
     def __init__(self, blocks, expected, force):
         self.expected = expected
@@ -595,7 +588,6 @@ class _Source:
         self.position = 0
 
     def take_up_to(self, size):
-        """`size` bytes, or fewer at the end."""
         pieces = []
         while size:
             while not self._rest:
@@ -610,7 +602,6 @@ class _Source:
         return b''.join(pieces)
 
     def take(self, size):
-        """`size` bytes, or EOFError."""
         data = self.take_up_to(size)
         if len(data) < size:
             raise EOFError
@@ -715,7 +706,6 @@ def zstd_unframe(blocks):
 # -------------------------------------------------------------------------------------------------
 
 def raw_stream(image):
-    """Every byte of the disk, as vdi-export gives it."""
     for index in range(image.chunk_count):
         yield image.chunk(index)
 

@@ -41,14 +41,12 @@ TEMPLATES = _templates()    # class -> a record with every field, its values neu
 
 
 def column(cls, field):
-    """The database's name of a field: `name_label` is `name__label`."""
     if cls in _FLAT or not _NESTED.match(field):
         return field
     return _NESTED.sub(r'\1__', field, 1)
 
 
 def text(value):
-    """A value as the database stores it."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -90,7 +88,6 @@ def _protected(string):
 
 
 def dump(tables, generation):
-    """The XML dump of a database, as bytes."""
     parts = ['<?xml version="1.0" encoding="UTF-8"?>\n<database><manifest>']
     for key, value in (('schema_major_vsn', 5), ('schema_minor_vsn', 786),
                        ('generation_count', generation)):

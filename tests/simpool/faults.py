@@ -55,7 +55,6 @@ class Fault(NamedTuple):
     rate: Optional[float] = None
 
     def is_amid(self):
-        """Whether it waits for the midst of the work."""
         return self.do in ('refuse', 'slow', 'down') and (
             self.after is not None or self.made is not None)
 
@@ -111,7 +110,6 @@ class Faults:
         return met
 
     def clear(self):
-        """Forget all faults and the latency."""
         with self._lock:
             self._orders = []
         self.latency = 0.0

@@ -133,7 +133,6 @@ MESSAGES = {}
 
 
 def message(name):
-    """Register the decorated method of Pool as an API message."""
     def register(function):
         parameters = list(inspect.signature(function).parameters.values())[1:]
         least = sum(1 for parameter in parameters if parameter.default is parameter.empty)
@@ -143,12 +142,10 @@ def message(name):
 
 
 def stamp(seconds=None):
-    """A time (default: now) as XenAPI writes it, in UTC."""
     return DateTime(time.strftime('%Y%m%dT%H:%M:%SZ', time.gmtime(seconds)))
 
 
 def new_mac():
-    """A random local unicast MAC address."""
     octets = [random.getrandbits(8) for _ in range(6)]
     octets[0] = octets[0] & 0xfc | 0x02
     return ':'.join('%02x' % octet for octet in octets)
@@ -230,12 +227,10 @@ class Pool(Transfers):
 
     @property
     def version(self):
-        """The daemon's version as numbers: (26, 1)."""
         return tuple(int(part) for part in self.xapi_version.split('.')[:2])
 
     @property
     def is_down(self):
-        """Whether the daemon is dead."""
         return self._down
 
     @property
@@ -345,7 +340,6 @@ class Pool(Transfers):
         return ref
 
     def put(self, table, ref, **fields):
-        """Set fields of a record, and the other ends of their relations."""
         with self.lock:
             record = self.record(table, ref)
             relations = RELATIONS.get(table, {})
@@ -382,14 +376,12 @@ class Pool(Transfers):
         self.lock.notify_all()
 
     def record(self, cls, ref):
-        """The live record of a ref; XapiError HANDLE_INVALID."""
         record = self.tables[cls].get(ref) if isinstance(ref, str) else None
         if record is None:
             raise XapiError('HANDLE_INVALID', cls, ref)
         return record
 
     def ref_of(self, cls, wanted):
-        """The ref of a uuid; XapiError UUID_INVALID."""
         with self.lock:
             ref = self._refs.get((cls, wanted))
             if ref in self.tables[cls] and self.tables[cls][ref]['uuid'] == wanted:
@@ -401,12 +393,10 @@ class Pool(Transfers):
 
     @property
     def pool_ref(self):
-        """The ref of the one pool record."""
         return next(iter(self.tables['pool']))
 
     @property
     def master(self):
-        """The ref of the master."""
         return self.tables['pool'][self.pool_ref]['master']
 
     # Messages
@@ -422,7 +412,6 @@ class Pool(Transfers):
             return self._methods[method].function(self, *args)
 
     def check_message(self, method, count):
-        """Raise XapiError unless there is such a message that takes so many arguments."""
         found = self._methods.get(method)
         if found is None:
             found = MESSAGES.get(method) or self._generic(method)
@@ -433,7 +422,6 @@ class Pool(Transfers):
             raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, found.least, count)
 
     def messages(self):
-        """The names of all messages, sorted."""
         names = set(MESSAGES)
         for cls, template in TEMPLATES.items():
             for verb in ('get_all', 'get_all_records', 'get_all_records_where', 'get_record',
@@ -559,13 +547,11 @@ class Pool(Transfers):
                             auth_user_name='' if trusted else uname)
 
     def logout(self, session):
-        """Close a session; XapiError SESSION_INVALID."""
         with self.lock:
             self.check_session(session)
             self.delete('session', session)
 
     def check_session(self, session):
-        """Raise XapiError SESSION_INVALID unless there is this session."""
         if not isinstance(session, str) or session not in self.tables['session']:
             raise XapiError('SESSION_INVALID', '' if session is None else session)
 
@@ -594,7 +580,6 @@ class Pool(Transfers):
                          current_operations={})
 
     def is_cancelling(self, task):
-        """Whether somebody asked for this task to be cancelled."""
         record = self.tables['task'].get(task)
         return bool(record) and 'cancel' in record['current_operations'].values()
 
@@ -1007,7 +992,6 @@ class Pool(Transfers):
                  virtual_allocation=str(int(record['virtual_allocation']) + size))
 
     def drop_vdi(self, vdi):
-        """Remove a disk, its bytes, and the VBDs that are left of it."""
         record = self.record('VDI', vdi)
         for vbd in record['VBDs']:
             self.delete('VBD', vbd)
@@ -1133,7 +1117,6 @@ class Pool(Transfers):
             raise XapiError('ILLEGAL_VBD_DEVICE', vbd, name)
 
     def assert_attachable(self, vdi, mode):
-        """Raise XapiError VDI_IN_USE if this disk is attached already and either side writes."""
         record = self.record('VDI', vdi)
         modes = [self.tables['VBD'][vbd]['mode'] for vbd in record['VBDs']
                  if self.tables['VBD'][vbd]['currently_attached']]

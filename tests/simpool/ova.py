@@ -136,7 +136,6 @@ _REFERENCES = {
 # -------------------------------------------------------------------------------------------------
 
 def version_info(host, xapi_version):
-    """The exporter's version: from the record of the exporting host and xapi's 'major.minor'."""
     software = host['software_version']
     info = {key: software.get(key, '') for key in
             ('hostname', 'date', 'product_version', 'product_brand', 'build_number')}
@@ -253,16 +252,13 @@ class Object(NamedTuple):
 
 
 class Ova(NamedTuple):
-    """A parsed ova.xml."""
     version: Dict[str, str]
     objects: List[Object]
 
     def of(self, cls):
-        """The objects of a class, in the archive's order."""
         return [thing for thing in self.objects if thing.cls == cls]
 
     def record(self, identity):
-        """The record of an object; ArchiveError if there is none, as the importer."""
         for thing in self.objects:
             if thing.id == identity:
                 return thing.record

@@ -97,7 +97,6 @@ def odd_names():
 
 
 def odd():
-    """The description of a pool of VMs with odd names, each with a small disk."""
     return {'vms': [{'name': name, 'disks': ['1 MiB'], 'ran': True} for name in odd_names()]}
 
 
@@ -106,7 +105,6 @@ class DescriptionError(ValueError):
 
 
 def load(source=None):
-    """A Pool from a dict, a JSON file or nothing (an empty pool). Raises DescriptionError."""
     if source is None or isinstance(source, dict):
         return from_description(source or {})
     path = os.fspath(source)
@@ -126,7 +124,6 @@ def load(source=None):
 
 
 def from_description(description):
-    """A Pool as described (see above). Raises DescriptionError."""
     _check(description, 'pool', '')
     vms = description.get('vms', [])
     _check_uuids(vms)
@@ -146,7 +143,6 @@ def from_description(description):
 
 
 def size_of(value, where='size'):
-    """Bytes of 8388608 or '8 MiB'. Raises DescriptionError."""
     match = re.match(r'(\d+) *(\w*)$', str(value))
     if isinstance(value, bool) or not match or match.group(2) not in UNITS:
         raise DescriptionError('%s: not a size: %r' % (where, value))
@@ -221,7 +217,6 @@ def _need(holds, where, words, value):
 
 
 def _check_thing(thing, kind, where):
-    """Refuse what is no object, keys that mean nothing, and values of a wrong kind."""
     thing, keys = _whole(thing, kind), KEYS[kind]
     _need(isinstance(thing, dict), where or 'the description', 'an object', thing)
     unknown = sorted(set(thing) - set(keys), key=str)
@@ -245,7 +240,6 @@ def _whole(thing, kind):
 
 
 def _check_uuids(vms):
-    """Refuse a uuid that two VMs would have."""
     owners = {}
     for number, vm in enumerate(vms):
         count = vm.get('count', 1)
@@ -259,7 +253,6 @@ def _check_uuids(vms):
 
 
 def _check_devices(disks, where):
-    """Refuse two disks in one place."""
     taken = set()
     for number, disk in enumerate(_whole(disk, 'disk') for disk in disks):
         name = str(disk.get('device', number))
@@ -399,7 +392,6 @@ class _Builder:
 
     @staticmethod
     def vm_fields(vm, name):
-        """The fields of a VM's record."""
         memory = str(size_of(vm.get('memory', '256 MiB')))
         uefi = vm.get('firmware', 'bios') == 'uefi'
         fields = dict(
@@ -434,7 +426,6 @@ class _Builder:
                  other_config={'owner': ''} if disk.get('owner', True) else {})
 
     def sr_of(self, disk, where):
-        """The SR that a disk goes to. Raises DescriptionError where there is none for disks."""
         tables = self.pool.tables
         if 'sr' not in disk:
             sr = tables['pool'][self.pool.pool_ref]['default_SR']

@@ -34,15 +34,12 @@ class Stream:
             raise
 
     def close(self):
-        """End it early, with whatever it holds."""
         self._pieces.close()
 
 
 class Transfers:
-    """The part of a Pool that moves data in and out."""
 
     def next_number(self):
-        """The next number of an exported object: the counter of the whole daemon."""
         with self.lock:
             self._numbers += 1
             return self._numbers
@@ -205,7 +202,6 @@ class Transfers:
             raise self.error('VDI_IO_ERROR', 'Device I/O errors: %s' % error)
 
     def dump_database(self):
-        """The database as XML, in bytes."""
         with self.lock:
             self.check_up()
             return dump(self.tables, self.generation)
@@ -290,7 +286,6 @@ class _Import:
         self.vms = []
 
     def begin(self, text):
-        """Make all records; returns {directory: size} of the disks that must follow."""
         contents = ova.parse(text)
         pool = self.pool
         if not ova.compatible(contents.version, pool.xapi_version):
@@ -340,7 +335,6 @@ class _Import:
                     pool.delete(cls, ref)
 
     def note(self, cls, ref):
-        """Something is made."""
         self.made.append((cls, ref))
         self.pool.step()
 

@@ -28,23 +28,19 @@ PAGE = '<html><body><h1>HTTP %d %s</h1></body></html>'
 
 
 def response(value):
-    """The XML of a method's response, as bytes."""
     return ('<?xml version="1.0"?><methodResponse><params><param>%s</param></params>'
             '</methodResponse>' % to_xml(value)).encode('utf-8')
 
 
 def success(value):
-    """The struct of a call that went well."""
     return {'Status': 'Success', 'Value': value}
 
 
 def failure(details):
-    """The struct of a call that did not: its code and parameters."""
     return {'Status': 'Failure', 'ErrorDescription': list(details)}
 
 
 def mismatch(method, expected, received):
-    """The error of a call with too many or too few parameters (its session does not count)."""
     return XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, expected, received)
 
 
@@ -89,7 +85,6 @@ class Handler(BaseHTTPRequestHandler):
     do_PUT = do_HEAD = do_GET
 
     def refuse(self, status, reason):
-        """An HTTP failure, after which the connection ends."""
         self.close_connection = True
         self.transmit(status, reason, 'text/html', (PAGE % (status, reason)).encode())
 
@@ -119,7 +114,6 @@ class Handler(BaseHTTPRequestHandler):
             self.server.door.pool.sleep(PIECE)
 
     def is_gone(self):
-        """Whether the client closed its side."""
         if not select.select([self.request], [], [], 0)[0]:
             return False
         try:
@@ -195,17 +189,14 @@ class _Listener(socketserver.TCPServer):
 
     @property
     def is_busy(self):
-        """Whether a client is connected."""
         return bool(self._connections)
 
     def refuse(self):
-        """Refuse connections from now on."""
         with contextlib.suppress(OSError):      # it has stopped already
             self._waker.send(b'.')
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def stop(self):
-        """Close the socket and every connection, and wait for their threads (but for our own)."""
         self._waker.send(b'.')
         self._acceptor.join()
         with self._guard:
@@ -228,7 +219,6 @@ class _Listener(socketserver.TCPServer):
 
 
 class _UnixListener(_Listener):
-    """The same on a unix socket."""
 
     address_family = socket.AF_UNIX
 
@@ -260,15 +250,12 @@ class XapiDoor:
 
     @property
     def is_busy(self):
-        """Whether a client is connected."""
         return self._listener.is_busy
 
     def refuse(self):
-        """Refuse connections from now on."""
         self._listener.refuse()
 
     def stop(self):
-        """Close it, and all connections through it."""
         self._listener.stop()
 
     def answer(self, method, params, handler):

@@ -166,7 +166,6 @@ class Talk:
         return self.line().decode()
 
     def ask(self):
-        """A line of the client's stdin."""
         self.send(b'Q', b'')
         length = int(self.line().split()[1])
         return text_of(self.reader.read(length))
@@ -197,7 +196,6 @@ def shut(connection):
 
 
 class Printer:
-    """Records and lists as they come; with --minimal one line of first fields, at the end."""
 
     def __init__(self, talk, minimal):
         self.talk = talk
@@ -414,13 +412,11 @@ class Command:
     # Records
 
     def every(self, cls, expression='true'):
-        """[(ref, record)] of a class."""
         if expression == 'true':
             return list(self.pool.tables[cls].items())
         return list(self.api(cls + '.get_all_records_where', expression).items())
 
     def filtered(self, kind, records, filters):
-        """The records that pass every (key, value)."""
         for key, wanted in filters:
             if not records:
                 return []
@@ -958,12 +954,10 @@ def as_map(value):
 
 
 def api_name(field):
-    """The name of the API's field behind one of xe's."""
     return field.source.split('@')[0].split('~')[0].rstrip(',').replace('()', '')
 
 
 def parse(words):
-    """[(key, value)] of the words behind the verb. Raises UsageFailure."""
     parameters = []
     queue = list(words)
     while queue:
@@ -1053,7 +1047,6 @@ def receiver(work):
 
 
 def has_closed(connection):
-    """Whether the other end of a connection is closed."""
     if not select.select([connection], [], [], 0)[0]:
         return False
     try:
@@ -1136,7 +1129,6 @@ class XeDoor:
 
     @property
     def is_busy(self):
-        """Whether a client is connected."""
         return bool(self._connections)
 
     def refuse(self):

@@ -433,7 +433,6 @@ class Field(NamedTuple):
         return self.access[0] == 'M'
 
     def text(self, tables, record):
-        """The value as a listing shows it."""
         value = self.value(tables, record)
         if isinstance(value, list):
             return (', ' if self.comma else '; ').join(value)
@@ -456,7 +455,6 @@ def plain(value):
 
 
 def find(tables, ref):
-    """The record that a reference of any class points at, or None."""
     if ref == NULL:
         return None
     return next((table[ref] for table in tables.values() if ref in table), None)
@@ -516,7 +514,6 @@ def reader(source, default=None):
 
 
 def fields(table):
-    """The Fields of a table, {name: Field}, in its order."""
     found = {}
     for line in table.split('\n'):
         if not line:

@@ -137,12 +137,10 @@ class Case(unittest.TestCase):
         return self.pool.record(cls, ref)[field]
 
     def vbds(self, vm, kind='Disk'):
-        """[(ref, record)] of a VM's VBDs of a kind."""
         found = [(ref, self.pool.record('VBD', ref)) for ref in self.get('VM', vm, 'VBDs')]
         return [(ref, vbd) for ref, vbd in found if vbd['type'] == kind]
 
     def disks(self, vm):
-        """{userdevice: VDI ref} of a VM's disks."""
         return {vbd['userdevice']: vbd['VDI'] for _, vbd in self.vbds(vm)}
 
     def sums(self, vm):

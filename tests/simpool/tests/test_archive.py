@@ -1,9 +1,7 @@
-"""The pool's archives and images: against a real xapi's (25.6.0), tar and qemu-img.
+"""The pool's archives and images: against a real xapi's (25.6.0).
 
-data/samples/ holds exports of that daemon: `sample.xva` (a VM with three disks and an empty CD
-drive, SHA-256 of the disks in SHA256SUMS.images), an archive of a VM without disks, a metadata
-archive, one that failed and ends in an error page, a VHD image; and records of the same objects,
-read over XML-RPC.
+data/samples/ holds exports of that daemon (`sample.xva` has three disks and an empty CD drive; one
+export failed and ends in an error page), and records of the same objects, read over XML-RPC.
 """
 import contextlib
 import copy
@@ -26,7 +24,7 @@ import xmlrpc.client
 from unittest import mock
 
 from tests import DATA
-from tests.simpool import archive, ova, pools
+from tests.simpool import archive, ova
 from tests.simpool.archive import ArchiveError, Image
 from tests.simpool.tests.support import MIB
 
@@ -49,7 +47,6 @@ def sample_vhd():
 
 
 def sample_sums():
-    """{name: SHA-256} of the disks in the sample, by their VDIs' names."""
     lines = sample('SHA256SUMS.images').decode().splitlines()
     return {name.replace('-', ' ').replace('.img', ''): digest
             for digest, name in (line.split() for line in lines)}
@@ -60,7 +57,6 @@ def read(data, **options):
 
 
 def disks():
-    """Three disks: data with holes, an empty one, and one with a short last chunk."""
     holes = Image(6 * MIB)
     holes.write(2 * MIB + 5, b'in the third chunk')
     holes.write(4 * MIB - 2, b'over')
@@ -79,7 +75,6 @@ def names(data):
 
 
 def run(*argv, **options):
-    """(exit code, stdout) of a program; the test is skipped where there is none."""
     if not shutil.which(argv[0]):
         raise unittest.SkipTest('no program %s' % argv[0])
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
@@ -88,7 +83,6 @@ def run(*argv, **options):
 
 @contextlib.contextmanager
 def file_of(pieces):
-    """The path of a temporary file with these bytes in it."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, 'file')
         with open(path, 'wb') as file:
@@ -140,20 +134,14 @@ class Images(TestCase):
         self.assertNotEqual(clone.read(2 * MIB, 13), b'original only')
 
     def test_zeros_take_no_memory(self):
-        image = Image.sample(2 * MIB, 'zeros', 1)
-        image.write(0, bytes(MIB))
-        self.assertEqual([index for index, _ in image.chunks()], [1])
         image = Image(2 << 40)
+        image.write(MIB, b'x')
+        image.write(MIB, bytes(MIB))
         image.write((2 << 40) - 4, b'last')
         self.assertEqual([index for index, _ in image.clone().chunks()], [(2 << 20) - 1])
-
-    def test_sample_is_reproducible_sparse_and_noise(self):
-        image = Image.sample(8 * MIB + 100, 'seed', 0.5)
-        self.assertEqual(image, Image.sample(8 * MIB + 100, 'seed', 0.5))
-        self.assertNotEqual(image, Image.sample(8 * MIB + 100, 'other', 0.5))
-        chunks = [data for _, data in image.chunks()]
-        self.assertEqual(len(chunks), 4)
-        self.assertGreater(len(gzip.compress(chunks[0])), len(chunks[0]))
+        image, other = (Image.sample(8 * MIB + 100, seed, 0.5) for seed in ('seed', 'other'))
+        self.assertNotEqual(image, other)
+        self.assertEqual(len(list(image.chunks())), 4)
 
 
 class Checksums(TestCase):
@@ -171,30 +159,14 @@ class Checksums(TestCase):
         if archive.xxhash:
             yield archive.xxhash.xxh64_intdigest
 
-    def test_vectors_of_the_reference_implementation(self):
-        state, buffer = 2654435761, bytearray()     # as in xxHash: cli/xsum_sanity_check.c
-        for _ in range(222):
-            buffer.append(state >> 56)
-            state = state * 11400714785074694797 & (1 << 64) - 1
-        for length, expected in ((0, 0xEF46DB3751D8E999), (1, 0xE934A84ADB052768),
-                                 (4, 0x9136A0DCA57457EE), (14, 0x8282DCC4994E35C8),
-                                 (222, 0xB641AE8CB691C174)):
-            for function in self.ways():
-                self.assertEqual(expected, function(bytes(buffer[:length])), length)
-
-    def test_checksums_of_the_real_sample(self):
-        with tarfile.open(fileobj=io.BytesIO(sample_xva())) as tar:
-            pairs = [(tar.extractfile(name).read(), tar.extractfile(name + '.xxhash').read())
-                     for name in tar.getnames() if name[-8:].isdigit()]
-        self.assertEqual(len(pairs), 8)     # chunks in the sample
-        for data, expected in pairs:
-            self.assertEqual(expected.decode(), '%016X' % archive.xxh64(data))
-        self.assertEqual(expected.decode(), '%016X' % archive.plain_xxh64(data))
-
-    def test_all_ways_agree(self):
+    def test_all_ways_agree_also_with_the_vectors_of_the_reference_implementation(self):
         for length in list(range(100)) + [65536, MIB + 31]:
             data = os.urandom(length)
             self.assertEqual(1, len({function(data) for function in self.ways()}), length)
+        buffer = bytes.fromhex('0052929bb732a3242d00af950eec')
+        for length, expected in ((0, 0xEF46DB3751D8E999), (1, 0xE934A84ADB052768),
+                                 (4, 0x9136A0DCA57457EE), (14, 0x8282DCC4994E35C8)):
+            self.assertEqual({expected}, {function(buffer[:length]) for function in self.ways()})
 
     def test_a_remembered_checksum_is_of_that_data(self):
         first, second = bytes(archive.PIECE), b'\1' + bytes(archive.PIECE - 1)
@@ -213,19 +185,6 @@ class WritingXva(TestCase):
             again = archive.xva(xva.ova_xml, xva.disks.items(), mtime=xva.mtime)
             self.assertEqual(b''.join(again), original)
 
-    def test_disks_are_in_string_order_with_first_and_last_chunk(self):
-        chunks = [name for name in names(written()) if name[-1].isdigit()]
-        self.assertEqual(chunks, ['Ref:10/00000000', 'Ref:10/00000002',
-                                  'Ref:101/00000000', 'Ref:101/00000001', 'Ref:101/00000002',
-                                  'Ref:101/00000003',
-                                  'Ref:9/00000000', 'Ref:9/00000002', 'Ref:9/00000003',
-                                  'Ref:9/00000004', 'Ref:9/00000005'])
-        small = written({'Ref:1': Image(512)})
-        self.assertEqual(names(small)[1:], ['Ref:1/00000000', 'Ref:1/00000000.xxhash'])
-        self.assert_same_disks(read(small).disks, {'Ref:1': Image(512)})
-        self.assertTrue(small.endswith(bytes(1024)))
-        self.assertNotEqual(small[-1536:-1024], bytes(512))
-
     def test_every_chunk_is_followed_by_its_checksum(self):
         for kind, empty in (('xxhash', 'EF46DB3751D8E999'),
                             ('checksum', 'da39a3ee5e6b4b0d3255bfef95601890afd80709')):
@@ -243,21 +202,6 @@ class WritingXva(TestCase):
             sizes = {member.name[-8:]: member.size for member in tar if member.name[-1].isdigit()}
         self.assertEqual(sizes, {'00000000': MIB, '00000002': 0, '00000003': 0, '00000004': MIB,
                                  '00000005': MIB, '00000006': MIB, '00000007': MIB})
-
-    def test_tar_reads_it(self):
-        with file_of([written()]) as path:
-            code, listing = run('tar', 'tvf', path)
-        self.assertEqual(code, 0, listing)
-        lines = listing.decode().splitlines()
-        self.assertRegex(lines[0], r'^-r-------- 0/0 +24 19(70-01-01|69-12-31) .*ova.xml')
-        self.assertEqual([line.split()[-1] for line in lines], names(written()))
-
-    def test_streams_are_made_of_small_pieces(self):
-        image = Image(8 * MIB)
-        image.write(2 * MIB, os.urandom(MIB))
-        for stream in (archive.xva(b'', [('Ref:1', image)]), archive.vhd_stream(image),
-                       archive.compressed(archive.raw_stream(image), 'gzip')):
-            self.assertLessEqual(max(map(len, stream)), archive.VHD_BLOCK)
 
 
 class ReadingXva(TestCase):
@@ -279,11 +223,6 @@ class ReadingXva(TestCase):
             xva = read(written(**options))
             self.assert_same_disks(xva.disks, disks())
             self.assertEqual(xva.ova_xml, b'<value>some text</value>')
-
-    def test_number_times_chunk_is_not_the_offset(self):
-        data = written({'Ref:1': disks()['Ref:9']}, keep_alive_before={('Ref:1', 1)})
-        self.assertIn('Ref:1/00000006', names(data))    # of a disk of six chunks
-        self.assert_same_disks(read(data).disks, {'Ref:1': disks()['Ref:9']})
 
     def test_unit_of_gaps_is_the_length_of_the_first_chunk(self):
         members = [('Ref:1/00000000', b'a' * 512), ('Ref:1/00000003', b'b' * 512)]
@@ -346,8 +285,6 @@ class ReadingXva(TestCase):
                 (bytes(damaged), mock.ANY, 'wrong checksum')):
             with self.refusal('IMPORT_ERROR', failure, note=note):
                 read(data)
-
-    def test_archive_of_something_else_is_refused(self):
         other = b''.join(archive._member('README', b'text')) + bytes(1024)
         with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
             read(other)     # xapi tries gzip next
@@ -370,30 +307,21 @@ class ReadingXva(TestCase):
             read(endless)
 
     def test_error_page_is_noticed(self):
-        real = sample('failed-no-disks.xva')
+        real, data = sample('failed-no-disks.xva'), written()
         page = real[real.index(b'HTTP/1.0 500'):]
         note = 'HTTP 500 answer: SR_BACKEND_FAILURE_46'
         with self.refusal('IMPORT_ERROR_PREMATURE_EOF', note=note + ': [ ; The VDI is not '
                           'available;  ]'):
             read(real, expected=ova.disk_sizes)
-        data = written()
         for length in (2 * MIB + 77, data.index(b'Ref:9/')):
-            for long_page in (page, page + b' ' * 3000):
-                with self.assertRaises(ArchiveError) as caught:
-                    read(data[:length] + long_page)
-                self.assertIn(note, str(caught.exception))
+            with self.assertRaisesRegex(ArchiveError, note):
+                read(data[:length] + page + b' ' * 3000)
 
 
 class Compression(TestCase):
 
     def blocks(self):
         return [os.urandom(70000), bytes(700000), b'', b'x' * 131072, b'end']
-
-    def test_gzip_accepts_it(self):
-        blocks = self.blocks()
-        with file_of(archive.compressed(iter(blocks), 'gzip')) as path:
-            with open(path, 'rb') as file:
-                self.assertEqual(run('gzip', '-d', stdin=file), (0, b''.join(blocks)))
 
     def test_zstd_accepts_what_was_made_with_and_without_the_program(self):
         for compress in (archive.zstd_frame, lambda blocks: archive.compressed(blocks, 'zstd')):
@@ -412,10 +340,6 @@ class Compression(TestCase):
     def test_compressed_blocks_need_the_program(self):
         with self.refusal('IMPORT_ERROR', mock.ANY, note='zstd, which is not installed'):
             b''.join(archive.zstd_unframe([sample('sample.xva.zst')]))
-
-    def test_unknown_compression_is_refused_at_once(self):
-        with self.assertRaises(KeyError):
-            archive.compressed(iter([]), 'lzma')
 
     def test_what_came_before_a_failure_is_delivered_whole(self):
         def failing():
@@ -446,25 +370,15 @@ def unzstd(data):
     return b''.join(archive._unzstd(iter([data])))
 
 
-class RawImages(TestCase):
-
-    def test_whole_disk_is_streamed_and_read_back(self):
-        image = disks()['Ref:101']
-        data = b''.join(archive.raw_stream(image))
-        self.assertEqual(hashlib.sha256(data).hexdigest(), image.sha256())
-        self.assertEqual(len(data), image.virtual_size)
-        self.assertEqual(archive.read_raw(io.BytesIO(data), image.virtual_size), image)
-
-    def test_a_long_and_a_short_image_are_refused(self):
-        for data in (bytes(2 * MIB) + b'x', bytes(5 * MIB), bytes(MIB + 513), bytes(MIB + 511)):
-            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
-                archive.read_raw(io.BytesIO(data), MIB + 512)
-
-
-class VhdImages(TestCase):
+class DiskImages(TestCase):
 
     def read(self, data):
         return archive.read_vhd(io.BytesIO(data))
+
+    def test_an_image_of_another_length_than_the_disk_is_refused(self):
+        for data in (bytes(2 * MIB) + b'x', bytes(5 * MIB), bytes(MIB + 513), bytes(MIB + 511)):
+            with self.refusal('VDI_IO_ERROR', 'Device I/O errors'):
+                archive.read_raw(io.BytesIO(data), MIB + 512)
 
     def test_real_sample_is_read_and_rewritten_byte_for_byte(self):
         original = sample_vhd()
@@ -486,54 +400,8 @@ class VhdImages(TestCase):
     def test_what_was_written_is_read_back(self):
         for image in self.images():
             self.assertEqual(self.read(b''.join(archive.vhd_stream(image))), image)
-
-    def test_zero_blocks_are_left_out(self):
-        image = Image(64 * MIB)
-        image.write(33 * MIB, b'data')
-        sizes = [len(b''.join(archive.vhd_stream(image, every_block=every)))
-                 for every in (False, True)]
-        self.assertEqual(sizes[1] - sizes[0], 31 * (2 * MIB + 512))
-
-    def test_uuid_may_be_text_and_is_new_by_default(self):
-        uuid = '12345678-9abc-def0-1234-56789abcdef0'
-        footers = [next(archive.vhd_stream(Image(512), uuid=given)) for given in (uuid, None, None)]
-        self.assertEqual(footers[0][68:84].hex(), uuid.replace('-', ''))
-        self.assertEqual(len(set(footers)), 3)
-        with self.assertRaises(ValueError):
-            next(archive.vhd_stream(Image(700)))        # half a sector
-
-    def test_geometry_is_that_of_the_specification(self):
-        self.assertEqual(archive.vhd_geometry(8 * MIB), (240, 4, 17))       # as in the sample
-        self.assertEqual(archive.vhd_geometry(127 * 1024 * MIB), (65278, 16, 255))
-        self.assertEqual(archive.vhd_geometry(2040 << 30), (65535, 16, 255))
-
-    def qemu(self, path, *command):
-        """Run qemu-img on an image whose size is to be taken from its footer."""
-        options = 'driver=vpc,force_size_calc=current_size,file.filename=' + path
-        code, output = run('qemu-img', command[0], '--image-opts', options, *command[1:])
-        self.assertEqual(code, 0, output)
-        return output
-
-    def test_qemu_img_knows_it_and_reads_the_same_bytes(self):
-        for image in self.images():
-            with file_of(archive.vhd_stream(image)) as path:
-                code, output = run('qemu-img', 'info', '--output=json', path)
-                self.assertEqual((code, json.loads(output.decode())['format']), (0, 'vpc'))
-                info = json.loads(self.qemu(path, 'info', '--output=json').decode())
-                self.assertEqual(info['virtual-size'], image.virtual_size)
-                if image.virtual_size < 16 * MIB:
-                    self.qemu(path, 'convert', '-O', 'raw', path + '.raw')
-                    with open(path + '.raw', 'rb') as raw:
-                        self.assertEqual(archive.read_raw(raw, image.virtual_size), image)
-
-    def test_image_made_by_qemu_img_is_read(self):
-        image = Image.sample(10 * MIB, 'qemu', 0.4)
-        with file_of(archive.raw_stream(image)) as path:
-            code, output = run('qemu-img', 'convert', '-f', 'raw', '-O', 'vpc',
-                               '-o', 'force_size=on', path, path + '.vhd')
-            self.assertEqual(code, 0, output)
-            with open(path + '.vhd', 'rb') as file:
-                self.assertEqual(archive.read_vhd(file).sha256(), image.sha256())
+        raw = b''.join(archive.raw_stream(disks()['Ref:101']))
+        self.assertEqual(archive.read_raw(io.BytesIO(raw), len(raw)), disks()['Ref:101'])
 
     def test_sectors_outside_the_bitmap_are_zero(self):
         data = bytearray(b''.join(archive.vhd_stream(Image.sample(2 * MIB, 'bits', 1))))
@@ -558,10 +426,6 @@ class VhdImages(TestCase):
             with self.refusal('VDI_IO_ERROR', 'Device I/O errors', note=note):
                 self.read(data)
 
-
-# -------------------------------------------------------------------------------------------------
-# ova.xml
-# -------------------------------------------------------------------------------------------------
 
 def revived(value):
     """A value of xapi-records.json as it comes over XML-RPC."""
@@ -602,7 +466,6 @@ def built(vm, tables=None, first=7, **options):
 
 
 def plain(value):
-    """Comparable, dates as well."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -616,18 +479,6 @@ class BuildingOva(TestCase):
                        for cls, identity, record in parsed.objects]
             again = ova.to_xml({'version': parsed.version, 'objects': objects})
             self.assertEqual(again.encode(), original)
-
-    def test_fields_and_classes_are_in_the_order_of_the_real_archive(self):
-        parsed = ova.parse(ova_xml('sample.xva'))
-        classes = list(dict.fromkeys(thing.cls for thing in parsed.objects))
-        self.assertEqual(classes, [cls for cls in ova.FIELDS if cls in classes])
-        for thing in parsed.objects:
-            self.assertEqual(list(thing.record), ova.FIELDS[thing.cls])
-        pool = pools.load({'vms': [{'name': 'web', 'cd': None, 'disks': ['1 MiB']}]})
-        for tables in (real_tables(), pool.tables):
-            for cls, records in tables.items():
-                for record in records.values() if cls in ova.FIELDS else ():
-                    self.assertEqual(set(record), set(ova.FIELDS[cls]), cls)
 
     def test_metadata_of_the_real_records_is_the_real_metadata(self):
         real = ova.parse(ova_xml('metadata.xva'))
@@ -647,8 +498,13 @@ class BuildingOva(TestCase):
     def test_export_of_a_snapshot_differs_from_a_real_one_only_in_what_is_its_own(self):
         real = ova.parse(ova_xml('sample.xva'))
         first = min(int(thing.id[4:]) for thing in real.objects)
-        mine, streamed = built(SNAPSHOT, first=first)
+        tables = real_tables()
+        before = copy.deepcopy(plain(tables))
+        mine, streamed = built(SNAPSHOT, tables, first)
+        self.assertEqual(plain(tables), before)     # building changes nothing
         self.assertEqual(len(mine.objects), len(real.objects))
+        vm = mine.of('VM')[0].record
+        self.assertEqual((True, ova.NEVER), (vm['is_a_template'], vm['snapshot_time'].value))
         own = {'VM': {'is_a_template', 'snapshot_metadata', 'generation_id', 'VIFs'}}
         elsewhere = {'uuid', 'location', 'snapshot_time', 'VBDs', 'VDIs'}
         for ours in mine.objects:
@@ -661,7 +517,6 @@ class BuildingOva(TestCase):
         self.assertEqual(set(streamed.values()), set(mine.disks))
 
     def without_refs(self, value):
-        """Comparable between archives, where numbers differ."""
         return re.sub('Ref:[0-9]+', 'Ref:n', json.dumps(plain(value), sort_keys=True))
 
     def counterpart(self, thing, real):
@@ -671,36 +526,6 @@ class BuildingOva(TestCase):
                 return next(other.record for other in real.of(thing.cls)
                             if other.record[key] == thing.record[key])
         return real.of(thing.cls)[0].record
-
-    def test_exported_snapshot_is_no_snapshot_but_stays_a_template(self):
-        tables = real_tables()
-        before = copy.deepcopy(plain(tables))
-        for template in (True, False):
-            tables['VM'][SNAPSHOT]['is_a_template'] = template
-            vm = built(SNAPSHOT, tables)[0].of('VM')[0].record
-            self.assertEqual((vm['is_a_template'], vm['is_a_snapshot'], vm['snapshot_of'],
-                              vm['snapshots'], vm['parent'], vm['snapshot_time'].value),
-                             (template, False, ova.NULL, [], ova.NULL, ova.NEVER))
-        tables['VM'][SNAPSHOT]['is_a_template'] = True
-        self.assertEqual(plain(tables), before)     # building changes nothing
-
-    def test_every_reference_resolves_or_is_null(self):
-        tables = real_tables()
-        for vm in (VM, SNAPSHOT, RUNNING):
-            exported, _ = built(vm, tables, preserve_power_state=True)
-            ids = {thing.id for thing in exported.objects}
-            for thing in exported.objects:
-                for field in ova._REFERENCES.get(thing.cls, []):
-                    value = thing.record[field]
-                    for ref in value if isinstance(value, list) else [value]:
-                        # a number that no object has stands for the null reference
-                        self.assertTrue(ref in ids or ref == ova.NULL
-                                        or self.was_null(tables, thing, field), (thing.cls, field))
-
-    def was_null(self, tables, thing, field):
-        originals = [record for record in tables[thing.cls].values()
-                     if record['uuid'] == thing.record['uuid']]
-        return originals[0][field] == ova.NULL
 
     def test_running_vm_keeps_its_state_in_metadata_alone(self):
         kept, _ = built(RUNNING, preserve_power_state=True)
@@ -716,12 +541,10 @@ class BuildingOva(TestCase):
     def test_snapshots_and_parents_go_with_the_metadata_when_asked(self):
         exported, _ = built(VM, preserve_power_state=True, include_snapshots=True)
         by_name = {thing.record['name_label']: thing for thing in exported.of('VM')}
-        snapshot = by_name['RESTORE_sample vm'].record
-        self.assertTrue(snapshot['is_a_snapshot'])
-        self.assertEqual(snapshot['snapshot_of'], by_name['sample vm'].id)
-        self.assertEqual(by_name['sample vm'].record['parent'], by_name['RESTORE_sample vm'].id)
+        vm, snapshot = by_name['sample vm'], by_name['RESTORE_sample vm']
+        self.assertEqual((True, vm.id, snapshot.id), (
+            snapshot.record['is_a_snapshot'], snapshot.record['snapshot_of'], vm.record['parent']))
         self.assertEqual(len(exported.of('VDI')), 6)
-        self.assertEqual(len(built(VM, preserve_power_state=True)[0].of('VM')), 1)
         tables = real_tables()
         tables['VM'][VM]['parent'] = RUNNING
         exported, _ = built(VM, tables, preserve_power_state=True, include_snapshots=True)
@@ -739,28 +562,16 @@ class BuildingOva(TestCase):
         tables['SR'][iso_sr] = dict(sr, content_type='iso', VDIs=[iso])
         tables['VDI'][iso] = dict(vdi, SR=iso_sr, VBDs=[])
         tables['VDI'][memory] = dict(vdi, type='suspend', VBDs=[])
-        drive.update(VDI=iso, empty=False)
         tables['VM'][VM].update(power_state='Suspended', suspend_VDI=memory)
-        exported, streamed = built(VM, tables)
-        self.assertEqual(len(streamed), 3)
-        self.assertEqual(set(exported.disks), set(streamed.values()))
+        for kind, content in (('CD', 'iso'), ('Disk', 'iso'), ('CD', 'user')):
+            drive.update(VDI=iso, empty=False, type=kind)
+            tables['SR'][iso_sr].update(content_type=content)
+            exported, streamed = built(VM, tables)
+            self.assertEqual((3, False), (len(streamed), iso in streamed))
+            self.assertEqual(set(exported.disks), set(streamed.values()))
         exported, streamed = built(VM, tables, preserve_power_state=True)
         self.assertEqual(streamed[memory], exported.of('VM')[0].record['suspend_VDI'])
         self.assertEqual(set(exported.disks), set(streamed.values()))
-        drive.update(type='Disk')
-        self.assertNotIn(iso, built(VM, tables)[1])
-        drive.update(type='CD')
-        tables['SR'][iso_sr].update(content_type='user')
-        self.assertNotIn(iso, built(VM, tables)[1])
-
-    def test_numbers_run_on_from_one_export_to_the_next(self):
-        tables, numbers = real_tables(), itertools.count(100)
-        version = ova.version_info(tables['host'][HOST], '25.6')
-        first, second = (ova.parse(ova.build(tables, VM, numbers.__next__, version)[0])
-                         for _ in range(2))
-        self.assertEqual(first.of('VM')[0].id, 'Ref:100')
-        highest = max(int(thing.id[4:]) for thing in first.objects)
-        self.assertGreater(int(second.of('VM')[0].id[4:]), highest)
 
     def test_text_is_escaped_and_control_characters_are_dropped(self):
         self.assertEqual(ova.to_xml('a<b>&"c"\'é\x01\x1f\t\n'),
@@ -771,9 +582,8 @@ class BuildingOva(TestCase):
                          '<value><double>-1</double></value><value><double>1</double></value>'
                          '</data></array></value></member></struct></value>')
         tables = real_tables()
-        for name in ('a,b', 'x$(id)', 'it\'s "x"', ' lead', '名前', 'two\nlines', '<value>&amp;'):
-            tables['VM'][VM]['name_label'] = name
-            self.assertEqual(built(VM, tables)[0].of('VM')[0].record['name_label'], name)
+        tables['VM'][VM]['name_label'] = name = ' a,b $(id) it\'s "x" 名前\n<value>&amp;'
+        self.assertEqual(built(VM, tables)[0].of('VM')[0].record['name_label'], name)
 
 
 class ParsingOva(TestCase):
@@ -785,12 +595,7 @@ class ParsingOva(TestCase):
         change(objects)
         return ova.to_xml({'version': parsed.version, 'objects': objects}).encode()
 
-    def test_disks_of_the_real_sample(self):
-        self.assertEqual(ova.disk_sizes(ova_xml('sample.xva')),
-                         {'Ref:198': 2 * MIB, 'Ref:196': 3 * MIB, 'Ref:193': 8 * MIB})
-        self.assertEqual(ova.disk_sizes(ova_xml('no-disks.xva')), {})
-
-    def test_any_missing_field_is_refused(self):
+    def test_what_lacks_fields_or_objects_or_is_no_xml_is_refused(self):
         for index, thing in enumerate(ova.parse(ova_xml('sample.xva')).objects):
             field = list(thing.record)[len(thing.record) // 2]
             text = self.changed(lambda objects, index=index, field=field:
@@ -798,15 +603,11 @@ class ParsingOva(TestCase):
             with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Failure("Field %s not present in'
                               ' rpc") ]' % field):
                 ova.parse(text)
-
-    def test_missing_objects_are_refused(self):
         for cls, number in (('network', 'Ref:190'), ('SR', 'Ref:194'), ('VM', 'Ref:188')):
             def without(objects, cls=cls):
                 objects[:] = [thing for thing in objects if thing['class'] != cls]
             with self.refusal('IMPORT_ERROR_FAILED_TO_FIND_OBJECT', number):
                 ova.parse(self.changed(without))
-
-    def test_broken_xml_is_refused(self):
         for text in (b'', b'<value><struct>', b'hello'):
             with self.refusal('IMPORT_ERROR', mock.ANY):
                 ova.parse(text)

@@ -88,7 +88,6 @@ def blanked(text):
 
 
 def prepared(text, step):
-    """A text as far as a step compares it."""
     lines = text.split('\n')
     if 'drop' in step:
         lines = [line for line in lines if step['drop'] not in line]
@@ -272,7 +271,6 @@ class Replay:
             self.replay(step)
 
     def fill(self, name, size):
-        """Give the disk of that name so many MiB of noise (the recorder's big one had 900)."""
         for ref, vdi in self.pool.tables['VDI'].items():
             if vdi['name_label'] == name:
                 self.pool.put('VDI', ref, virtual_size=str(size * MIB))
@@ -348,7 +346,6 @@ class Replay:
 
 
 def chapters():
-    """{name: chapter} of tests/data/xe."""
     found = {}
     for path in sorted(glob.glob(os.path.join(RECORDINGS, '*.json'))):
         name = os.path.basename(path)[:-5]

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 
 from tests import DATA
 from tests.simpool import Down, archive, pools
-from tests.simpool.database import NULL, TEMPLATES, Query, QueryError, column
+from tests.simpool.database import NULL, TEMPLATES, Query, column
 from tests.simpool.tests.support import MIB, NOBODY, Case, wait_until
 
 TWO_DISKS = {'vms': [
@@ -40,7 +40,6 @@ class ModelCase(Case):
 
 
 class Queries(ModelCase):
-    """The getters, setters and queries that every class has."""
 
     def test_a_record_has_the_fields_that_were_recorded(self):
         internal = {'_ref', 'reserved', 'reserved_pci', 'recommended_guidances', 'wlb_password',
@@ -98,24 +97,20 @@ class Queries(ModelCase):
         self.assertEqual('value', self.value('VM.get_other_config', self.box)['key'])
         self.assertNotIn('key', self.value('VM.get_other_config', self.busy))
         self.assertEqual(before, TEMPLATES['VM']['other_config'])
-        for _ in range(2):
-            self.value('VM.remove_from_other_config', self.box, 'key')
-        self.assertNotIn('key', self.value('VM.get_other_config', self.box))
-        self.value('VM.add_tags', self.box, 'new')
-        self.value('VM.remove_tags', self.box, 'prod')
-        self.value('VM.set_VCPUs_max', self.box, 4)
-        self.assertEqual([['new'], '4'], [self.value('VM.get_tags', self.box),
-                                          self.value('VM.get_VCPUs_max', self.box)])
-        self.assertTrue(self.value('VM.get_ha_always_run', self.box))
-        self.value('VM.set_ha_always_run', self.box, False)
-        self.assertEqual('', self.value('VM.get_ha_restart_priority', self.box))
+        for method, *values in (('remove_from_other_config', 'key'),
+                                ('remove_from_other_config', 'key'), ('add_tags', 'new'),
+                                ('remove_tags', 'prod'), ('set_VCPUs_max', 4),
+                                ('set_ha_always_run', False)):
+            self.value('VM.' + method, self.box, *values)
+        record = self.pool.record('VM', self.box)
+        self.assertNotIn('key', record['other_config'])
+        self.assertEqual([['new'], '4', ''], [record[field] for field in (
+            'tags', 'VCPUs_max', 'ha_restart_priority')])
 
     def test_where_knows_columns_refs_and_texts_of_all_kinds(self):
-        both = {self.box, self.busy}
         for query, found in (
                 ('field "is_a_template"="false" and (not field "is_control_domain" = "true")',
-                 both),
-                ('field "name__label" = "box"', {self.box}),
+                 {self.box, self.busy}),
                 ('field "_ref"="%s"' % self.box, {self.box}),
                 ('field "tags"="(\'prod\')" and true', {self.box}),
                 ('"box"=field "name__label"', {self.box}),
@@ -126,20 +121,12 @@ class Queries(ModelCase):
         vdis = list(self.disks(self.box).values())
         made = {self.pool.call('VDI.snapshot', vdi) for vdi in vdis + vdis[:1]}
         self.pool.call('VM.snapshot', self.busy, 'of another')
-        of_these = ' or '.join('field "snapshot_of" = "%s"' % vdi for vdi in vdis)
-        for query in (of_these, '(%s) and field "is_a_snapshot" = "true"' % of_these,
-                      'field "is_a_snapshot"="true" and (%s)' % of_these):
-            self.assertEqual(made, set(self.value('VDI.get_all_records_where', query)), query)
-        self.assertEqual(len(made) + 1, len(self.value(
-            'VDI.get_all_records_where', 'field "is_a_snapshot" = "true"')))
-
-    def test_where_joins_from_the_left_and_not_takes_the_rest(self):
+        self.assertEqual(made, set(self.value('VDI.get_all_records_where', ' or '.join(
+            'field "snapshot_of" = "%s"' % vdi for vdi in vdis))))
         for query, expected in (('true or true and false', False), ('false and true or true', True),
                                 ('not false and false', True), ('not (false) or true', False),
                                 ('(not true) or true', True), ('not not true', True)):
             self.assertEqual(expected, Query('VM', query).matches('ref', {}), query)
-        with self.assertRaises(QueryError):
-            Query('VM', 'and')
         for query in ('', 'field "uuid"', 'true and', '(true', 'TRUE', 'true true', '"a" = "b'):
             answer = self.x('VM.get_all_records_where', query)['ErrorDescription']
             self.assertEqual(['INVALID_VALUE', query], answer[:2])
@@ -148,7 +135,6 @@ class Queries(ModelCase):
 
 
 class Snapshots(ModelCase):
-    """VM.snapshot, VM.clone, VM.checkpoint and VDI.snapshot."""
 
     def snapshot(self, vm=None):
         return self.pool.record('VM', self.value('VM.snapshot', vm or self.box, 'RESTORE_box'))
@@ -179,12 +165,6 @@ class Snapshots(ModelCase):
         self.value('message.destroy', message[0])
         self.assertEqual({}, self.value('message.get_all_records'))
 
-    def test_the_original_knows_its_snapshots(self):
-        first, second = [self.value('VM.snapshot', self.box, 'x') for _ in range(2)]
-        original = self.pool.record('VM', self.box)
-        self.assertEqual({first, second}, set(original['snapshots']))
-        self.assertEqual([second, first], [original['parent'], self.get('VM', second, 'parent')])
-
     def test_disks_are_snapshots_of_their_disks_and_a_cd_stays_the_same_iso(self):
         originals = self.disks(self.box)
         made = self.value('VM.snapshot', self.box, 'x')
@@ -203,22 +183,11 @@ class Snapshots(ModelCase):
                                        for _, vbd in self.vbds(vm, 'CD')])
         left_out = self.value('VM.snapshot', self.box, 'z', [originals['1']])
         self.assertEqual(['0'], list(self.disks(left_out)))
-
-    def test_what_is_written_later_is_not_in_the_snapshot(self):
-        disk = self.disks(self.box)['0']
-        copy = self.value('VDI.snapshot', disk)
-        before = self.pool.content[copy].sha256()
-        self.pool.content[disk].write(0, b'changed')
-        self.assertEqual(before, self.pool.content[copy].sha256())
-        self.assertNotEqual(before, self.pool.content[disk].sha256())
-
-    def test_a_clone_has_addresses_of_its_own(self):
-        original = self.pool.record('VM', self.box)
-        record = self.pool.record('VM', self.value('VM.clone', self.box, 'twin'))
-        self.assertEqual((False, False, NULL), (record['is_a_template'], record['is_a_snapshot'],
-                                                record['snapshot_of']))
-        self.assertNotEqual(original['other_config']['mac_seed'],
-                            record['other_config']['mac_seed'])
+        self.assertEqual([left_out, {made, left_out}], [
+            self.get('VM', self.box, 'parent'), set(self.get('VM', self.box, 'snapshots'))])
+        self.assertEqual(made, self.get('VM', left_out, 'parent'))
+        self.pool.content[originals['0']].write(0, b'later')
+        self.assertNotEqual(self.sums(self.box)['0'], self.sums(made)['0'])
 
     def test_no_room_leaves_nothing(self):
         pool = pools.load({'vms': [{'name': 'box', 'disks': ['4 MiB', '4 MiB']}],
@@ -232,7 +201,6 @@ class Snapshots(ModelCase):
 
 
 class LifeAndDeath(ModelCase):
-    """Making, starting and destroying things."""
 
     def test_illegal_moves_are_refused_at_both_doors(self):
         box, busy, dom0 = self.box, self.busy, self.dom0()
@@ -284,6 +252,8 @@ class LifeAndDeath(ModelCase):
                 (None, '', [], 'type: VDI\nuuid: ' + NOBODY, 'vdi-snapshot', 'uuid=' + NOBODY),
                 (None, '', [], 'is not a VM snapshot.', 'snapshot-export-to-template',
                  'snapshot-' + names[box], 'filename=x'),
+                (None, '', [], 'is not a VM snapshot.', 'snapshot-uninstall',
+                 'snapshot-' + names[box]),
                 (None, '', [], 'is not a VM template.', 'template-uninstall',
                  'template-' + names[box])):
             if details:
@@ -310,34 +280,9 @@ class LifeAndDeath(ModelCase):
         for disk in disks:
             self.value('VDI.destroy', disk)
             self.assertNotIn(disk, self.pool.content)
-
-    def test_snapshots_outlive_their_vm(self):
-        snapshot = self.value('VM.snapshot', self.box, 'x')
+        snapshot = self.value('VM.snapshot', self.box, 'outlives its VM')
         self.value('VM.destroy', self.box)
         self.assertEqual(self.box, self.value('VM.get_snapshot_of', snapshot))
-
-    def test_a_template_flag_comes_and_goes(self):
-        snapshot = self.value('VM.snapshot', self.box, 'x')
-        self.value('VM.set_is_a_template', snapshot, False)
-        record = self.pool.record('VM', snapshot)
-        self.assertEqual((False, True), (record['is_a_template'], record['is_a_snapshot']))
-        self.assertNotEqual('19700101T00:00:00Z', self.get(
-            'VM_metrics', record['metrics'], 'install_time').value)
-
-    def test_a_disk_goes_with_its_vbds_once_it_is_detached(self):
-        disk = self.disks(self.busy)['0']
-        self.assertEqual(['snapshot', 'clone'], self.value('VDI.get_allowed_operations', disk))
-        self.value('VM.hard_shutdown', self.busy)
-        self.value('VDI.destroy', disk)
-        self.assertEqual({}, self.disks(self.busy))
-
-    def test_a_vbd_goes_once_it_is_unplugged(self):
-        (vbd, record), = self.vbds(self.busy)
-        self.value('VBD.unplug', vbd)
-        self.assert_refused(['DEVICE_ALREADY_DETACHED', vbd], 'VBD.unplug', vbd)
-        self.assertIn('destroy', self.value('VDI.get_allowed_operations', record['VDI']))
-        self.value('VBD.destroy', vbd)
-        self.assertEqual([], self.vbds(self.busy))
 
     def test_power_moves(self):
         for method, state in (('VM.suspend', 'Suspended'), ('VM.resume', 'Running'),
@@ -357,11 +302,10 @@ class LifeAndDeath(ModelCase):
         self.assertEqual('Halted', self.value('VM.get_power_state', self.box))
 
     def new_vbd(self, device, vm=None, kind='Disk'):
-        """The record of a VBD with a new disk for a VM."""
         return {'VM': vm or self.busy, 'userdevice': device, 'mode': 'RW', 'type': kind,
                 'VDI': self.pool.call('VDI.create', {'SR': self.sr, 'virtual_size': '512'})}
 
-    def test_a_new_disk_and_its_vbd(self):
+    def test_disks_and_vbds_come_and_go(self):
         disk = self.value('VDI.create', {'SR': self.sr, 'virtual_size': str(5 * MIB),
                                          'name_label': 'more', 'type': 'user', 'sharable': False})
         vbd = {'VM': self.box, 'VDI': disk, 'userdevice': '7', 'mode': 'RW', 'type': 'Disk'}
@@ -371,58 +315,45 @@ class LifeAndDeath(ModelCase):
         self.assertEqual(5 * MIB, self.pool.content[disk].virtual_size)
         self.value('VBD.destroy', ref)
         self.assert_refused(['HANDLE_INVALID', 'SR', NULL], 'VDI.create', {'virtual_size': '1'})
+        (vbd, record), = self.vbds(self.busy)
+        self.value('VBD.unplug', vbd)
+        self.assert_refused(['DEVICE_ALREADY_DETACHED', vbd], 'VBD.unplug', vbd)
+        self.value('VDI.destroy', record['VDI'])
+        self.assertEqual([], self.vbds(self.busy))
+        vbd = self.value('VBD.create', self.new_vbd('7'))
+        self.value('VBD.set_userdevice', vbd, 'zz')
+        self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, 'zz'], 'VBD.plug', vbd)
 
     def test_devices_have_the_names_of_linux_once_a_vm_runs(self):
         def names(vm):
             return sorted(self.get('VBD', vbd, 'device') for vbd in self.get('VM', vm, 'VBDs'))
         never = self.value('VM.clone', self.box, 'never')
+        self.assertNotEqual(*[self.get('VM', vm, 'other_config')['mac_seed']
+                              for vm in (self.box, never)])
         self.assertEqual((['xvda', 'xvdb', 'xvdd'], ['', '', '']), (names(self.box), names(never)))
         self.value('VM.start', never, False, False)
         self.assertEqual(['xvda', 'xvdb', 'xvdd'], names(never))
         self.assertIn(never, self.get('host', self.pool.master, 'resident_VMs'))
+
+    def test_a_device_is_one_that_there_can_be_and_is_taken_once(self):
         for device, name in (('autodetect', 'xvdb'), ('xvdc', 'xvdc'), ('hde', 'xvde'),
                              ('sda1', 'sda1'), ('fda', 'fda'), ('15', 'xvdp'), ('26', 'xvdaa'),
                              ('701', 'xvdzz'), ('702', 'xvdaaa')):
             vbd = self.pool.call('VBD.create', self.new_vbd(device))
             self.pool.call('VBD.plug', vbd)
             self.assertEqual(name, self.get('VBD', vbd, 'device'), device)
-
-    def test_a_device_that_there_cannot_be_or_is_taken_is_refused(self):
-        def refused(code, device, kind='Disk'):
-            with self.refusal(code, device):
-                self.pool.call('VBD.create', self.new_vbd(device, kind=kind))
-        for device in ('', 'zz', 'xvd', 'xvdq', 'xvdaa', 'XVDA', 'hdz', 'sdab', 'fdc', '1.5', '1 ',
-                       '1\n', 'xvda1\n', '\u0661', 'sdap1', 'd1', '9' * 5000):
-            refused('INVALID_DEVICE', device)
-        refused('INVALID_DEVICE', '5', 'Floppy')
-        for device in ('0', 'xvda', 'hda'):         # names of one device
-            refused('DEVICE_ALREADY_EXISTS', device)
-        for device in ('sda', 'xvdb', 'hdb'):
-            self.pool.call('VBD.create', self.new_vbd(device))
-        refused('DEVICE_ALREADY_EXISTS', '1')
-
-    def test_autodetect_takes_what_is_free_until_nothing_is(self):
-        self.pool.call('VBD.create', self.new_vbd('xvdb'))
-        for kind, devices in (('Disk', ['2'] + [str(number) for number in range(4, 255)]),
-                              ('Floppy', ['fda', 'fdb'])):
-            made = [self.pool.call('VBD.create', self.new_vbd('autodetect', kind=kind))
-                    for _ in devices]
-            self.assertEqual(devices, [self.get('VBD', vbd, 'userdevice') for vbd in made])
-            with self.refusal('INVALID_DEVICE', 'autodetect'):
-                self.pool.call('VBD.create', self.new_vbd('autodetect', kind=kind))
-
-    def test_an_impossible_device_is_refused_when_it_is_attached(self):
-        for device in ('-1', '1048576', 'zz', '', 'sda-1'):
-            vbd = self.value('VBD.create', self.new_vbd('7'))
-            self.value('VBD.set_userdevice', vbd, device)
-            self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, device], 'VBD.plug', vbd)
-            self.assertFalse(self.get('VBD', vbd, 'currently_attached'))
-            self.value('VBD.destroy', vbd)
-        vbd = self.value('VBD.create', self.new_vbd('-1', self.box))
-        self.assert_refused(['ILLEGAL_VBD_DEVICE', vbd, '-1'], 'VM.start', self.box, False, False)
-        self.assertEqual('Halted', self.get('VM', self.box, 'power_state'))
-        self.assertFalse(any(self.get('VBD', each, 'currently_attached')
-                             for each in self.get('VM', self.box, 'VBDs')))
+        taken = ['0', 'xvda', 'hda', 'xvdb', '4']       # the first three are one device
+        for code, devices, kind in (
+                ('INVALID_DEVICE', ['', 'zz', 'xvdq', 'hdz', '1.5', '1\n', '\u0661'], 'Disk'),
+                ('INVALID_DEVICE', ['5'], 'Floppy'), ('DEVICE_ALREADY_EXISTS', taken, 'Disk')):
+            for device in devices:
+                with self.refusal(code, device):
+                    self.pool.call('VBD.create', self.new_vbd(device, kind=kind))
+        made = [self.pool.call('VBD.create', self.new_vbd('autodetect', vm=self.box, kind='Floppy'))
+                for _ in range(2)]
+        self.assertEqual(['fda', 'fdb'], [self.get('VBD', vbd, 'userdevice') for vbd in made])
+        with self.refusal('INVALID_DEVICE', 'autodetect'):
+            self.pool.call('VBD.create', self.new_vbd('autodetect', vm=self.box, kind='Floppy'))
 
     def test_networks_and_vifs(self):
         network = self.value('network.create', {'name_label': 'lab', 'MTU': 9000})
@@ -447,7 +378,6 @@ class LifeAndDeath(ModelCase):
 
 
 class Conflicts(ModelCase):
-    """Who waits for whom, and for how long."""
 
     def test_a_snapshot_waits_until_the_export_has_ended(self):
         with self.pool.export_vm(self.box) as stream:
@@ -490,27 +420,17 @@ class Conflicts(ModelCase):
         with self.pool.export_vm(self.box) as one, self.pool.export_vm(self.box) as two:
             next(one)
             next(two)
-            self.assertEqual(['export', 'export'], list(
-                self.get('VM', self.box, 'current_operations').values()))
-            self.assertEqual(['export', 'copy', 'clone'],
-                             self.value('VM.get_allowed_operations', self.box))
+            vm = self.pool.record('VM', self.box)
+            self.assertEqual([['export'] * 2, ['export', 'copy', 'clone']], [
+                list(vm['current_operations'].values()), vm['allowed_operations']])
             with self.refusal('OTHER_OPERATION_IN_PROGRESS'):
                 with self.pool.export_vm(self.box, metadata=True):
                     self.fail('was let in')
             self.assertEqual(len(b''.join(one)), len(b''.join(two)))
         self.assertEqual({}, self.get('VM', self.box, 'current_operations'))
 
-    def test_a_disk_that_is_being_exported_cannot_be_destroyed_at_once_nor_later(self):
-        disk = self.disks(self.box)['0']
-        with self.pool.export_vdi(disk) as stream:
-            next(stream)
-            self.assert_refused(['VDI_IN_USE', disk, 'destroy'], 'VDI.destroy', disk)
-            b''.join(stream)
-        self.value('VDI.destroy', disk)
-
 
 class Transfers(ModelCase):
-    """Exports and imports: what they take, what they leave."""
 
     def imported(self, data, **options):
         return self.pool.import_vm(io.BytesIO(data), **options)
@@ -545,9 +465,9 @@ class Transfers(ModelCase):
         vm, = self.imported(self.exported(self.box))
         old, new = self.pool.record('VM', self.box), self.pool.record('VM', vm)
         vifs = [self.pool.record('VIF', vif) for vif in old['VIFs'] + new['VIFs']]
-        for differing in ((old['uuid'], new['uuid']), [vif['MAC'] for vif in vifs],
-                          (old['other_config']['mac_seed'], new['other_config']['mac_seed'])):
-            self.assertEqual(2, len(set(differing)))
+        self.assertNotEqual(old['uuid'], new['uuid'])
+        self.assertNotEqual(old['other_config']['mac_seed'], new['other_config']['mac_seed'])
+        self.assertNotEqual(*[vif['MAC'] for vif in vifs])
         for field in ('name_label', 'name_description', 'tags', 'memory_static_max', 'platform'):
             self.assertEqual(old[field], new[field])
         self.assertEqual(({}, 'Halted'), (new['current_operations'], new['power_state']))
@@ -639,34 +559,25 @@ class Transfers(ModelCase):
                   if vbd['VM'] == vm and vbd['type'] == 'CD']
         self.assertEqual((NULL, True), (drive['VDI'], drive['empty']))
 
-    def test_a_running_vm_is_refused_before_any_byte(self):
-        with self.refusal('VM_BAD_POWER_STATE', self.busy, 'halted, suspended', 'running'):
-            with self.pool.export_vm(self.busy):
-                self.fail('was let in')
-        self.assertEqual({}, self.pool.tables['task'])
-
     def test_a_disk_in_use_fails_after_the_description(self):
         disk = self.disks(self.box)['0']
         vbd = self.value('VBD.create', {'VM': self.dom0(), 'VDI': disk, 'userdevice': '0',
                                         'mode': 'RW', 'type': 'Disk'})
         self.value('VBD.plug', vbd)
-        pieces = []
-        with self.refusal('VDI_IN_USE', disk):
-            with self.pool.export_vm(self.box) as stream:
+        for exporting, least in ((self.pool.export_vm(self.box), 1),
+                                 (self.pool.export_vdi(disk), 0)):
+            pieces = []
+            with self.refusal('VDI_IN_USE', disk), exporting as stream:
                 pieces.extend(stream)
-        self.assertEqual([], pieces[1:])
-        with self.refusal('VDI_IN_USE', disk), self.pool.export_vdi(disk) as stream:
-            next(stream)
+            self.assertEqual(least, len(pieces))
 
     def image(self, disk, format):
         with self.pool.export_vdi(disk, format) as stream:
             return b''.join(stream)
 
-    def test_a_disk_goes_out_and_comes_in_as_raw_and_vhd(self):
+    def test_disks_of_odd_sizes_go_out_and_come_in(self):
         large, small = (self.disks(self.box)[device] for device in '01')
         content = self.pool.content
-        self.assertEqual(1500 * 512, len(self.image(small, 'RAW')))
-        self.assertEqual(content[small], archive.read_vhd(io.BytesIO(self.image(small, 'vhd'))))
         for format in ('raw', 'vhd'):
             copy = self.value('VDI.create', {'SR': self.sr, 'virtual_size': str(1500 * 512)})
             self.pool.import_vdi(copy, io.BytesIO(self.image(small, format)), format)
@@ -675,8 +586,6 @@ class Transfers(ModelCase):
             with self.refusal('VDI_IO_ERROR'):
                 self.pool.import_vdi(small, io.BytesIO(self.image(large, format)), format)
             self.assertEqual(before, content[small].sha256())
-        with self.refusal('INTERNAL_ERROR', 'Unknown format tgz'):
-            self.image(small, 'tgz')
         self.pool.import_vdi(large, io.BytesIO(self.image(small, 'vhd')), 'vhd')
         self.assertEqual(content[small].read(0, 1500 * 512), content[large].read(0, 1500 * 512))
         self.assertEqual(3 * MIB, content[large].virtual_size)
@@ -703,36 +612,6 @@ class Transfers(ModelCase):
             self.assertEqual('pending', self.value('task.get_status', task))
             b''.join(stream)
         self.assert_refused(['HANDLE_INVALID', 'task', task], 'task.get_status', task)
-
-    def test_a_cancelled_export_ends(self):
-        self.pool.progress_interval = 0
-        task = self.pool.make_task('Export of VM')
-        with self.refusal('TASK_CANCELLED', task):
-            with self.pool.export_vm(self.box, task=task) as stream:
-                next(stream)
-                self.value('task.cancel', task)
-                b''.join(stream)
-        self.assertEqual('cancelled', self.value('task.get_status', task))
-        self.assert_released()
-
-    def test_a_client_that_leaves_makes_the_task_fail(self):
-        def break_off():
-            raise ConnectionResetError('gone')
-        for leave in (lambda: None, break_off):
-            task = self.pool.make_task('Export of VM')
-            with self.assertRaises(OSError), self.pool.export_vm(self.box, task=task) as stream:
-                next(stream)
-                next(stream)
-                self.assertEqual(2, sum(vbd['other_config'] == {'task_id': task}
-                                        for vbd in self.pool.tables['VBD'].values()))
-                leave()
-            self.assertEqual(('failure', 'CLIENT_ERROR'), (
-                self.value('task.get_status', task), self.value('task.get_error_info', task)[0]))
-            self.assert_released()
-
-    def assert_released(self):
-        self.assertEqual(([], {}), (self.get('VM', self.dom0(), 'VBDs'),
-                                    self.get('VM', self.box, 'current_operations')))
 
     def test_the_database_dump_has_every_table_and_value(self):
         root = ElementTree.fromstring(self.pool.dump_database())
