@@ -19,6 +19,7 @@ from typing import Any, Dict, NamedTuple
 
 from tests import ROOT
 from tests.simpool import SimPool, pools
+from tests.tools.processes import children_of
 
 CONFIG = """\
 backup_dir={directory}/BACKUPS
@@ -302,3 +303,8 @@ def main(argv):
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        for pid in children_of(os.getpid()):       # a signal came just as one was started
+            for send in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    send(pid, signal.SIGTERM)
