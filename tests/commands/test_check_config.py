@@ -13,16 +13,12 @@ PLACE = re.compile(r'(.*?) *= ?(.*)   \((.*)\)$')
 
 
 class CheckCase(PoolCase):
-    """What the tests below share."""
-
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
 
     def check(self, status, *words, **environ):
         """The lines it prints; it has to end with that status, the pool not asked."""
         self.sim.down()
-        done = self.vmbackup('check-config', *words, **environ)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
+        done = self.assert_ends(status, self.vmbackup('check-config', *words, **environ))
         self.assertEqual([], self.sim.calls())
         self.assertTrue(done.lines[-1].startswith(
             'ERROR ' if status == 2 else 'SUCCESS check-config: '), done.output)
@@ -30,10 +26,8 @@ class CheckCase(PoolCase):
         return done.lines
 
     def written(self, *lines):
-        """A config of nothing but these lines."""
         path = os.path.join(self.directory, 'own.cfg')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('\n'.join(lines) + '\n')
+        self.put_file(path, '\n'.join(lines) + '\n')
         return path
 
     def told(self, status, *lines):
@@ -44,8 +38,6 @@ class CheckCase(PoolCase):
 
 
 class WhatItShows(CheckCase):
-    """Every key with its value and where that is from; the rules."""
-
     def settings(self, lines):
         """{key: (value, origin)} as printed."""
         found = [PLACE.match(line[2:]) for line in lines if line.startswith('  ') and ' = ' in line]
@@ -102,8 +94,6 @@ class WhatItShows(CheckCase):
 
 
 class WhatIsWrong(CheckCase):
-    """Mistakes, one by one."""
-
     def test_a_config_without_any_says_nothing_more(self):
         self.assertEqual([], self.told(0, 'vm-export=db', 'exclude=[ab].*'))
 
@@ -157,8 +147,7 @@ class WhatIsWrong(CheckCase):
         line = ['ERROR: config hook is not a program -> hook']
         self.assertEqual(['ERROR: config hook does not exist -> hook'],
                          self.told(2, 'vm-export=db', 'hook=' + path))
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\ntouch "$0".ran\n')
+        self.put_file(path, '#!/bin/sh\ntouch "$0".ran\n')
         self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
         os.chmod(path, 0o700)
         self.assertEqual([], self.told(0, 'vm-export=db', 'hook=' + path))
@@ -205,8 +194,7 @@ class WhatIsWrong(CheckCase):
         for content, mode, status, text in (
                 ('x', 0o600, 2, 'no password in password file pass'), (secret, 0o600, 0, None),
                 (secret, 0o644, 1, '***WARNING - password file pass can be read by others')):
-            with open(path, 'w', encoding='utf-8') as stream:
-                stream.write(content)
+            self.put_file(path, content)
             os.chmod(path, mode)
             told = self.told(status, *lines)
             self.assertEqual(bool(text), len(told) == 1, told)

@@ -16,15 +16,11 @@ LATIN = os.fsdecode(b'b\xfcro')            # no UTF-8
 
 
 class ListCase(StoreCase):
-    """What the tests below share."""
-
     pool_description = PoolCase.pool_description
 
     def table(self, status, *words, **environ):
         """The lines of the table; the command has to end with that status."""
-        done = self.vmbackup('list', *words, **environ)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
+        done = self.assert_ends(status, self.vmbackup('list', *words, **environ))
         self.assertNotIn('a bug in', done.output)
         return done.output.splitlines()
 
@@ -33,7 +29,6 @@ class ListCase(StoreCase):
         return json.loads('\n'.join(self.table(status, *(words + ('format=json',)), **environ)))
 
     def refused(self, *words):
-        """The one line of an error."""
         line, = self.table(2, *words)
         self.assertIn(' - ERROR ', line)
         return line
@@ -43,25 +38,20 @@ class ListCase(StoreCase):
         path = self.made(vm, DAY % day, size=100)
         told = dict({'number': day, 'started': '2019-01-%02dT00:00:00+01:00' % day,
                      'files': {vm + '.xva': 5 << 30, 'vm.cfg': 7}}, **manifest)
-        with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
-            json.dump(told, stream)
+        self.put_file(os.path.join(path, 'backup.json'), json.dumps(told))
         return path
 
     def only(self, document):
-        """The one backup of a document."""
         vm, = document['vms']
         found, = vm['backups']
         return found
 
     def outcomes(self, document):
-        """The outcomes of a document by the names of the directories, in its order."""
         return [(os.path.basename(backup['path']), backup['outcome'])
                 for vm in document['vms'] for backup in vm['backups']]
 
 
 class WhatIsTold(ListCase):
-    """Of each backup, of each VM, of all."""
-
     def test_every_key_of_a_backup_of_this_night_is_right(self):
         self.assertEqual(0, self.back_up('vm-export=web', 'vdi-export=db', compress='gzip').status)
         for vm, method, packed, proved in (('web', 'vm-export', 'gzip', 'checksums'),
@@ -187,10 +177,7 @@ class WhatIsTold(ListCase):
 
 
 class WhichOnes(ListCase):
-    """A config file, a backup_dir, a VM's directory, a selector; the exit status."""
-
     def names(self, document):
-        """The VMs of a document and how many good backups they have."""
         return {vm['name']: vm['good'] for vm in document['vms']}
 
     def test_a_configured_vm_without_a_good_backup_is_status_2(self):
@@ -232,7 +219,6 @@ class WhichOnes(ListCase):
         self.table(0, self.backups)
 
     def only_vm(self, document):
-        """The one VM of a document."""
         vm, = document['vms']
         return vm
 
@@ -276,8 +262,6 @@ class WhichOnes(ListCase):
 
 
 class Robust(ListCase):
-    """What cannot disturb it."""
-
     def test_hostile_manifests_are_no_more_than_unknown(self):
         good, when = self.backup('web', 1), '2019-01-01T00:00:00+00:00'
         odd = [[], {}, None, 7, 'x', True, 1e999, -1, '\ud800', {'when': []}, {'fault': {}},
@@ -316,8 +300,7 @@ class Robust(ListCase):
             path = os.path.join(self.backups, directory, DAY % 1)
             os.makedirs(path)
             for file in ('success', 'protected'):
-                with open(os.path.join(path, file), 'w', encoding='utf-8'):
-                    pass
+                self.put_file(os.path.join(path, file))
             with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
                 json.dump(dict(told, number=1, started='2019-01-01T00:00:00+00:00'), stream)
         os.makedirs(os.path.join(self.backups, 'büro', os.fsdecode(b'\xff\n')))

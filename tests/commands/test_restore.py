@@ -47,11 +47,9 @@ class RestoreCase(SavedCase):
         return self.vmbackup('password', '%s=%s' % (command, word), *options, **environ)
 
     def try_out(self, word, *options, **environ):
-        """Run `test-restore=`."""
         return self.restore(word, *options, command='test-restore', **environ)
 
     def ok(self, done):
-        """It has to have succeeded."""
         self.assertEqual(0, done.status, done.output)
         return done
 
@@ -79,14 +77,12 @@ class RestoreCase(SavedCase):
             for vbd in (tables['VBD'][ref] for ref in self.vms()[name]['VBDs'])}
 
     def networks(self, name):
-        """The devices of a VM's VIFs and the names of their networks, sorted."""
         tables = self.sim.pool.tables
         return sorted((tables['VIF'][ref]['device'],
                        tables['network'][tables['VIF'][ref]['network']]['name_label'])
                       for ref in self.vms()[name]['VIFs'])
 
     def macs(self, name):
-        """The MAC addresses of a VM."""
         return {self.sim.pool.tables['VIF'][ref]['MAC'] for ref in self.vms()[name]['VIFs']}
 
     def facts(self, name):
@@ -117,37 +113,30 @@ class RestoreCase(SavedCase):
         self.assertEqual([], glob.glob(os.path.join(self.backups, '.restore-*')))
 
     def remove(self, name):
-        """Remove a VM with its disks."""
         vm = self.vms()[name]
         if vm['power_state'] != 'Halted':
             self.xe('vm-shutdown', 'uuid=' + vm['uuid'], 'force=true')
         self.xe('vm-uninstall', 'uuid=' + vm['uuid'], 'force=true')
 
     def newest(self, vm):
-        """The newest dated directory of a VM."""
         return self.dated(vm)[-1]
 
     def archive(self, vm):
-        """The archive or image in it."""
         path, = [path for path in glob.glob(glob.escape(self.newest(vm)) + '/*')
                  if re.search(r'\.(xva|raw|vhd)(\.gz|\.zst)?$', path)]
         return path
 
     def damage(self, vm):
-        """Put other bytes into the newest archive of a VM."""
         with open(self.archive(vm), 'r+b') as stream:
             stream.seek(100000)
             stream.write(b'XXXX')
 
     def manifest(self, vm):
-        """The manifest of the newest backup of a VM."""
         with open(os.path.join(self.newest(vm), 'backup.json'), encoding='utf-8') as stream:
             return json.load(stream)
 
 
 class RoundTrips(RestoreCase):
-    """Backed up, restored: the same, byte for byte."""
-
     pool_description = {'vms': [
         {'name': 'web', 'power_state': 'Running', 'ha_restart_priority': 'restart',
          'description': 'the "web" & more', 'tags': ['prod'], 'cd': None,
@@ -241,8 +230,6 @@ class RoundTrips(RestoreCase):
 
 
 class OddNames(RestoreCase):
-    """Hostile names."""
-
     pool_description = {'vms': [
         dict(vm, disks=['64 KiB']) for vm in pools.odd()['vms'] + [{'name': 'büro'}]]}
 
@@ -270,8 +257,6 @@ class OddNames(RestoreCase):
 
 
 class Choosing(RestoreCase):
-    """Which backup is restored, and what cannot be."""
-
     pool_description = {'vms': [{'name': 'web', 'disks': ['1 MiB'], 'ran': True}]}
 
     def prepare(self):
@@ -279,16 +264,13 @@ class Choosing(RestoreCase):
         manifest = self.manifest('web')
         shutil.copytree(self.newest('web'), self.older)
         manifest.update(started='2025-03-01T02:00:00+01:00', number=0)
-        with open(os.path.join(self.older, 'backup.json'), 'w', encoding='utf-8') as stream:
-            json.dump(manifest, stream)
+        self.put_file(os.path.join(self.older, 'backup.json'), json.dumps(manifest))
 
     @property
     def older(self):
-        """The older one of the two backups of web."""
         return os.path.join(self.backups, 'web', 'backup-2025-03-01-(02:00:00)')
 
     def chosen(self, *options):
-        """The directory that a preview tells of."""
         done = self.ok(self.restore('web', 'preview', *options))
         line, = [line for line in done.lines if line.startswith('restore of web as of ')]
         return os.path.dirname(line.partition(': ')[2])
@@ -311,8 +293,7 @@ class Choosing(RestoreCase):
         self.damage('web')
         self.refused('the checksum is', self.restore('web'))
         before = self.contents()
-        done = self.restore('web', 'verify=no')
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.restore('web', 'verify=no'))
         self.assertIn('checksum', done.output)
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
@@ -320,8 +301,7 @@ class Choosing(RestoreCase):
     def test_what_cannot_be_restored(self):
         failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
         note = os.path.join(self.directory, 'note.txt')
-        with open(note, 'w', encoding='utf-8') as stream:
-            stream.write('hello')
+        self.put_file(note, 'hello')
         for word, words in (('nobody', 'no backup of a VM called nobody'),
                             (failed, 'it has no marker'), (self.backups, 'no backup of a VM'),
                             (note, 'no archive or image'), ('', 'no backup of a VM'),
@@ -350,8 +330,7 @@ class Choosing(RestoreCase):
         self.ok(self.back_up('vdi-export=web'))
         path, manifest = os.path.join(self.newest('web'), 'backup.json'), self.manifest('web')
         for disks in (5, [3], {'a': 1}, [{'virtual_size': 'x'}]):
-            with open(path, 'w', encoding='utf-8') as stream:
-                json.dump(dict(manifest, disks=disks), stream)
+            self.put_file(path, json.dumps(dict(manifest, disks=disks)))
             done = self.ok(self.restore('web', 'preview'))
             self.assertIn('  new disk: web.raw-restored-', done.output)
 
@@ -365,8 +344,6 @@ class Choosing(RestoreCase):
 
 
 class Places(RestoreCase):
-    """Where it goes, and as what."""
-
     pool_description = {
         'vms': [{'name': 'web', 'disks': ['2 MiB'], 'networks': ['backend'], 'ran': True}],
         'networks': [pools.NETWORK, 'backend'],
@@ -437,8 +414,7 @@ class Places(RestoreCase):
         small = self.xe('sr-list', 'name-label=small', '--minimal').strip()
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()
-        done = self.restore('web', 'sr=small')
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.restore('web', 'sr=small'))
         self.assertIn('that is enough only if the SR is thin-provisioned', done.output)
         self.assertIn('There is insufficient space', done.output)
         self.assertIn('(choose another SR with sr=)', done.output)
@@ -457,13 +433,12 @@ class Places(RestoreCase):
 
     def test_a_signal_during_the_import_leaves_nothing(self):
         before = self.contents()
-        self.sim.pool.faults.add('vm-import', 'slow', rate=200000)
+        self.fault('vm-import', 'slow', rate=200000)
         child = self.start('password', 'restore=web', 'from=' + self.backups)
         self.wait_for(lambda: VmBackup.MARK in str(
             [vm['other_config'] for vm in list(self.sim.pool.tables['VM'].values())]))
         child.send_signal(signal.SIGTERM)
-        done = self.finish(child)
-        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
+        self.assert_ends(128 + signal.SIGTERM, self.finish(child))
         self.assertEqual({cls: before[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')},
                          {cls: self.contents()[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')})
         self.assert_unmarked()
@@ -552,7 +527,6 @@ class Guides(RestoreCase):
                 self.remove_drive('9')
 
     def remove_drive(self, device):
-        """Take a disk off the VM."""
         vbd = self.xe('vbd-list', 'vm-uuid=' + self.uuid_of(self.name), 'userdevice=' + device,
                       '--minimal').strip()
         self.xe('vbd-destroy', 'uuid=' + vbd)
@@ -588,7 +562,6 @@ class Testing(RestoreCase):
         os.unlink(self.status_log)
 
     def noted(self, vm):
-        """What the manifest tells of the test."""
         return self.manifest(vm).get('test_restore')
 
     def test_it_leaves_nothing_and_is_recorded(self):
@@ -627,8 +600,7 @@ class Testing(RestoreCase):
 
     def test_one_that_fails_is_recorded_and_the_others_are_tested(self):
         self.damage('web')
-        done = self.try_out('.*', 'from=' + self.config('vm-export=web'))
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.try_out('.*', 'from=' + self.config('vm-export=web')))
         self.assertIn('ERROR test-restore TEST-RESTORE-FAIL web: ', done.output)
         self.assertIn('checksum', self.noted('web')['fault'])
         self.assertNotIn('fault', self.noted('db'))
@@ -637,13 +609,11 @@ class Testing(RestoreCase):
 
     def test_a_disk_that_is_missing_after_the_import(self):
         path = self.xe_that('')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\ncase $1 in vm-import) uuid=$(%s "$@") || exit\n'
-                         'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
-                         '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n'
-                         % ((self.sim.xe,) * 4))
-        done = self.try_out('web', VMBACKUP_XE=path)
-        self.assertEqual(2, done.status, done.output)
+        self.put_file(path, '#!/bin/sh\ncase $1 in vm-import) uuid=$(%s "$@") || exit\n'
+                      'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
+                      '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n' %
+                      ((self.sim.xe,) * 4))
+        done = self.assert_ends(2, self.try_out('web', VMBACKUP_XE=path))
         self.assertIn('disk 1 has 0 bytes, not 1048576', done.output)
         self.assert_unmarked()
 
@@ -657,8 +627,7 @@ class Testing(RestoreCase):
                             (['web', 'sr=nowhere'], 'no SR nowhere'),
                             ([''], 'wanted: test-restore=<vm-selector>'),
                             (['web', 'date=2026'], 'unknown option: date=2026')):
-            done = self.try_out(*words)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.try_out(*words))
             self.assertIn(text, done.output)
         self.assertEqual([], self.verbs())
 
@@ -671,7 +640,7 @@ class Leftovers(RestoreCase):
     def prepare(self):
         self.ok(self.back_up('vm-export=web'))
         self.before = self.contents()
-        self.sim.pool.faults.add('vm-import', 'down', after=1500000)
+        self.fault('vm-import', 'down', after=1500000)
         child = self.start('password', 'restore=web', 'from=' + self.backups)
         self.wait_for(lambda: self.sim.pool.tables['VM'] and self.sim.pool.is_down)
         child.kill()
@@ -685,7 +654,6 @@ class Leftovers(RestoreCase):
         self.record_file, = glob.glob(os.path.join(self.backups, '.restore-*'))
 
     def half(self):
-        """The half restored VMs."""
         return [vm for vm in self.sim.pool.tables['VM'].values()
                 if VmBackup.MARK in vm['other_config']]
 
@@ -699,8 +667,7 @@ class Leftovers(RestoreCase):
     def left_alone(self):
         """The next run warns of the half restored VM, and does not touch it."""
         half = self.half()
-        done = self.back_up('vm-export=.*', exclude='web-restored.*')
-        self.assertEqual(1, done.status, done.output)
+        done = self.ends(1, 'vm-export=.*', exclude='web-restored.*')
         self.assertIn('is half restored, but in use: not touched', done.output)
         self.assertEqual(half, self.half())
 
@@ -727,28 +694,22 @@ class Leftovers(RestoreCase):
         self.assert_unmarked()
 
     def test_a_damaged_record_is_told_by_a_run_and_a_test_restore(self):
-        with open(self.record_file, 'w', encoding='utf-8') as stream:
-            stream.write('{')
+        self.put_file(self.record_file, '{')
         for run in (lambda: self.back_up('vm-export=web'), lambda: self.try_out('web')):
-            done = run()
-            self.assertEqual(1, done.status, done.output)
+            done = self.assert_ends(1, run())
             self.assertIn('***WARNING - %s: the record of a restore is damaged' % self.record_file,
                           done.output)
             self.assertEqual(1, len(self.half()))
 
     def test_a_damaged_record_holds_up_no_other(self):
-        with open(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), 'w') as stream:
-            stream.write('[1]')
-        done = self.back_up('vm-export=web')
-        self.assertEqual(1, done.status, done.output)
+        self.put_file(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), '[1]')
+        self.ends(1, 'vm-export=web')
         self.assertEqual([], self.half())
 
     def change_record(self, **fields):
-        """Give the record these fields."""
         with open(self.record_file, encoding='utf-8') as stream:
             record = json.load(stream)
-        with open(self.record_file, 'w', encoding='utf-8') as stream:
-            json.dump(dict(record, **fields), stream)
+        self.put_file(self.record_file, json.dumps(dict(record, **fields)))
 
     def assert_left_alone(self, *lines):
         """The next run has these lines, and touches neither the record nor the VM."""

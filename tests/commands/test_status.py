@@ -60,8 +60,6 @@ class Answer:
 
 
 class StatusCase(SavedCase, StoreCase):
-    """What the tests below share: a run backed up web as a whole and a disk of db."""
-
     pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB']},
                                 {'name': 'db', 'disks': ['64 KiB']}]}
     both = ('vm-export=web', 'vdi-export=db')
@@ -83,7 +81,6 @@ class StatusCase(SavedCase, StoreCase):
         return found
 
     def here(self, *words):
-        """What it answers in this process, and its exit status."""
         stream = io.BytesIO()
         status = VmBackup.run_status(words, VmBackup.Console(stream), None)
         return Answer(self, stream.getvalue().decode('utf-8')), status
@@ -95,11 +92,9 @@ class StatusCase(SavedCase, StoreCase):
             manifest = json.load(stream)
         manifest.update(told, started=VmBackup.iso(
             datetime.datetime.now() - datetime.timedelta(hours=hours)))
-        with open(path, 'w', encoding='utf-8') as stream:
-            json.dump(manifest, stream)
+        self.put_file(path, json.dumps(manifest))
 
     def older_web(self, hours):
-        """Have one more backup of web, an older one."""
         shutil.copytree(self.dated('web')[0], os.path.join(self.backups, 'web', DAY % 1))
         self.aged('web', hours, 0)
         self.aged('web', 0, told={'number': 2})
@@ -115,8 +110,6 @@ class StatusCase(SavedCase, StoreCase):
 
 
 class TheBackups(StatusCase):
-    """The newest good backup of each VM."""
-
     def test_all_is_well_after_a_run(self):
         config = self.run_config
         found = self.check('OK', config)
@@ -194,12 +187,11 @@ class TheBackups(StatusCase):
         self.assertEqual(2, self.check('OK', config).figures['vms'])
 
     def test_one_that_is_chosen_by_uuid_may_be_renamed(self):
-        """Its old directory stayed CRITICAL for ever."""
         uuid = self.uuid_of('web')
         config = self.config('vm-export=uuid:' + uuid)
         self.xe('vm-param-set', 'uuid=' + uuid, 'name-label=a new name')
         self.before = self.contents()
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.assertEqual(2, self.vmbackup('password', config).status)
         self.assertEqual(1, self.check('WARNING', config).figures['good'])
         self.assertEqual(0, self.vmbackup('password', config).status)
@@ -239,8 +231,6 @@ class TheBackups(StatusCase):
 
 
 class TheRun(StatusCase):
-    """What the status log tells of the last run."""
-
     both = ('vm-export=web',)
 
     def test_one_that_goes_on_is_said_and_one_that_never_ended_is_critical(self):
@@ -251,7 +241,7 @@ class TheRun(StatusCase):
             self.assertIn(text, self.check(state, self.run_config).text)
 
     def test_a_run_that_is_at_work_now(self):
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        self.fault('vm-export', 'hang', nth=2)
         child = self.start('password', self.run_config)
         self.wait_for(lambda: self.verbs().count('vm-export') == 2)
         self.assertIn('; running since ', self.check('OK', self.run_config).text)
@@ -262,7 +252,7 @@ class TheRun(StatusCase):
 
     def test_a_run_that_was_killed_is_told_by_what_it_left_and_in_the_end_by_the_log(self):
         self.leaves_things_behind = True
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        self.fault('vm-export', 'hang', nth=2)
         child = self.start('password', self.run_config)
         self.wait_for(lambda: self.verbs().count('vm-export') == 2)
         child.kill()
@@ -335,10 +325,7 @@ class TheRun(StatusCase):
             read, real = [], io.BufferedReader.read
 
             class Counting(io.BufferedReader):
-                """Notes how much is read of it."""
-
                 def read(self, size=-1):
-                    """Read."""
                     read.append(size)
                     return real(self, size)
             with unittest.mock.patch('VmBackup.open', create=True, side_effect=lambda handle, _: (
@@ -355,8 +342,6 @@ class TheRun(StatusCase):
 
 
 class LeftOver(StatusCase):
-    """Records of snapshots and restores."""
-
     both = ('vm-export=web',)
 
     def setUp(self):
@@ -364,13 +349,11 @@ class LeftOver(StatusCase):
         self.failed = self.old_backup('db', DAY % 1)
 
     def left(self, state, number):
-        """The text of an answer that counts so many."""
         found = self.check(state, self.run_config)
         self.assertEqual(number, found.figures['leftovers'], found.text)
         return found.text
 
     def snapshot(self, **fields):
-        """Leave the record of a snapshot."""
         self.record(self.failed, self.disk_of('db', '0'), **fields)
 
     def restore(self, **fields):
@@ -378,8 +361,7 @@ class LeftOver(StatusCase):
         record = dict(dict(mark='a' * 32, pool='x', name='db', since=VmBackup.utc(-60),
                            host=os.uname().nodename, process='1 1'), **fields)
         path = self.backups + '/.restore-%s.json' % record['mark']
-        with open(path, 'w', encoding='utf-8') as stream:
-            json.dump(record, stream)
+        self.put_file(path, json.dumps(record))
         return path
 
     def test_a_process_that_is_gone_left_something_and_one_that_is_there_did_not(self):
@@ -418,8 +400,6 @@ class LeftOver(StatusCase):
 
 
 class OneLine(StatusCase):
-    """Whatever there is, and whatever goes wrong."""
-
     both = ('vm-export=web',)
 
     def test_hostile_names_break_neither_line_nor_figures(self):
@@ -446,8 +426,7 @@ class OneLine(StatusCase):
         for number in range(40):
             path = os.path.join(deep, DAY % 1 + '/' if not number else 'k%02d' % number + 'x' * 200)
             os.makedirs(path)
-            with open(path + '/snapshot.json', 'w', encoding='utf-8'):
-                pass
+            self.put_file(path + '/snapshot.json')
         for text in (self.check('CRITICAL', self.config('vm-export=.*')).text,
                      VmBackup.answer(0, '語' * 5000, 'vms=1')):
             self.assertIn(' ...', text)
@@ -495,8 +474,7 @@ class OneLine(StatusCase):
     def test_a_share_that_is_not_mounted_is_unknown(self):
         config = self.config('vm-export=web', require_mount='auto')
         table = os.path.join(self.directory, 'fstab')
-        with open(table, 'w', encoding='utf-8') as stream:
-            stream.write('server:/share %s nfs defaults 0 0\n' % self.backups)
+        self.put_file(table, 'server:/share %s nfs defaults 0 0\n' % self.backups)
         self.script = self.changed_script(FSTAB=table)
         self.assertIn('where nothing is mounted', self.check('UNKNOWN', config).text)
 
@@ -536,8 +514,6 @@ class OneLine(StatusCase):
 
 
 class WhatItCosts(StatusCase):
-    """It is in nobody's way."""
-
     def test_a_run_that_begins_meanwhile_finds_nothing_locked(self):
         config = self.run_config
         files, calls = self.tree(), self.sim.calls()

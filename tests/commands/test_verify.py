@@ -21,30 +21,23 @@ SAMPLES = os.path.join(DATA, 'samples')
 
 
 class VerifyCase(StoreCase):
-    """What the tests below share."""
-
     pool_description = PoolCase.pool_description
 
     def made(self, *lines, **keys):
         """Run to a good end; the dated directory of the last line's VM."""
-        done = self.back_up(*lines, **keys)
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, *lines, **keys)
         return self.dated(lines[-1].partition('=')[2])[-1]
 
     def verify(self, status, *words):
         """The lines of the command, which has to end with that status."""
-        done = self.vmbackup('verify', *words)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
+        done = self.assert_ends(status, self.vmbackup('verify', *words))
         return done.lines
 
     def manifest(self, path):
-        """The manifest of a backup."""
         with open(os.path.join(path, 'backup.json'), encoding='utf-8') as stream:
             return json.load(stream)
 
     def change(self, path, offset):
-        """Flip a bit of a file."""
         with open(path, 'r+b') as stream:
             stream.seek(offset)
             old = stream.read(1)
@@ -62,7 +55,6 @@ class VerifyCase(StoreCase):
         return place + os.pathsep + os.environ['PATH']
 
     def pack(self, path):
-        """Compress a file, under its name."""
         with open(path, 'rb') as stream:
             data = gzip.compress(stream.read(), 1)
         with open(path, 'wb') as stream:
@@ -84,19 +76,15 @@ class MadeCase(SavedCase, VerifyCase):
         path = os.path.join(self.backups, 'web', 'backup-2026-01-0%d-(00:00:00)' % day)
         shutil.copytree(self.web, path)
         told = dict(self.manifest(path), number=0, started='2026-01-0%dT00:00:00+00:00' % day)
-        with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
-            json.dump(told, stream)
+        self.put_file(path + '/backup.json', json.dumps(told))
         return path
 
 
 class InARun(VerifyCase):
-    """The step between the export and the marker."""
-
     def broken(self, text, *lines, **keys):
         """A run whose files are damaged behind xe's back, and which ends with an error."""
-        done = self.vmbackup('password', self.config(*lines, **keys),
-                             VMBACKUP_XE=self.xe_that(text))
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.vmbackup('password', self.config(*lines, **keys),
+                                                 VMBACKUP_XE=self.xe_that(text)))
         return done
 
     def test_a_damaged_archive_is_an_error_and_no_backup(self):
@@ -182,8 +170,7 @@ class InARun(VerifyCase):
 
     def test_without_the_library_of_a_large_archive_the_structure_is_proved_and_that_is_said(self):
         self.script = self.changed_script(XXHASH=(), SLOW_BYTES=1 << 20)
-        done = self.back_up('vm-export=web')
-        self.assertEqual(0, done.status, done.output)
+        done = self.ends(0, 'vm-export=web')
         path = self.dated('web')[0]
         self.assertEqual('structure', self.manifest(path)['verified']['proved'])
         self.assertTrue(any(line.startswith('***NOTE - this host has no libxxhash')
@@ -196,28 +183,23 @@ class InARun(VerifyCase):
         os.mkdir(tools)
         os.symlink(shutil.which('df'), os.path.join(tools, 'df'))
         config = self.config('vm-export=web', compress='zstd')
-        done = self.vmbackup('password', config, 'preview', PATH=tools)
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.vmbackup('password', config, 'preview', PATH=tools))
         self.assertIn('ERROR: config compress -> zstd: no program zstd to verify it with '
                       '(install it, or set verify=no)', done.lines)
         config = self.config('vm-export=web', compress='zstd', verify='no')
-        done = self.vmbackup('password', config, 'preview', PATH=tools)
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', config, 'preview', PATH=tools))
 
     def test_a_disk_that_grew_since_the_run_began_is_no_fault(self):
         self.in_path('[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s disk-size=4194304\n'
                      'exec %s "$@"' % (self.sim.xe, self.disk_of('db', '0'), self.sim.xe), 'xe')
-        done = self.vmbackup('password', self.config('vdi-export=db'),
-                             VMBACKUP_XE=self.directory + '/bin/xe')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.config('vdi-export=db'),
+                                          VMBACKUP_XE=self.directory + '/bin/xe'))
         disk, = self.manifest(self.dated('db')[0])['disks']
         with open(os.path.join(self.dated('db')[0], 'db.raw'), 'rb') as stream:
             self.assertEqual(disk['virtual_size'], len(stream.read()))
 
 
 class TheCommand(MadeCase):
-    """./VmBackup.py verify ..."""
-
     def test_what_may_be_named(self):
         config = self.config('vdi-export=db', 'vm-export=web')
         good = 'good %s: every checksum is right'
@@ -336,8 +318,7 @@ class TheCommand(MadeCase):
         self.assertNotIn('fault', self.manifest(self.web)['verified'])
 
     def test_a_damaged_manifest_is_told_and_kept(self):
-        with open(self.web + '/backup.json', 'w', encoding='utf-8') as stream:
-            stream.write('{')
+        self.put_file(self.web + '/backup.json', '{')
         self.assertEqual('ERROR %s: backup.json is damaged' % self.web, self.verify(2, self.web)[0])
         self.assertEqual(1, os.path.getsize(self.web + '/backup.json'))
 
@@ -467,10 +448,7 @@ class TheCommand(MadeCase):
 
 
 class Rotation(MadeCase):
-    """A backup that was found damaged does not count."""
-
     def damaged(self, *numbers):
-        """Older backups that were found damaged; their paths."""
         paths = [self.older(number) for number in numbers]
         for path in paths:
             self.change(path + '/web.xva', 700000)
@@ -488,7 +466,7 @@ class Rotation(MadeCase):
         self.web = self.older(1)
         shutil.rmtree(self.dated('web')[-1])
         paths = [self.web] + self.damaged(2)
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.assertEqual(2, self.back_up('vm-export=web', max_backups=1, pre_clean='True').status)
         self.assertEqual(paths, self.dated('web')[:2])
 
@@ -502,8 +480,7 @@ class Robust(MadeCase):
         for path, words in (('/nosuch', 'no program gzip to verify it with'),
                             (self.in_path('kill -9 $$', 'gzip', 'pigz'),
                              'was ended by signal 9')):
-            done = self.vmbackup('verify', self.web, PATH=path)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.vmbackup('verify', self.web, PATH=path))
             self.assertIn(words, done.output)
             self.assertEqual(before, self.manifest(self.web))
 
@@ -514,8 +491,7 @@ class Robust(MadeCase):
                            ('files', {'\ud800': 1, 'a\0b': 2, '../../x': None}), ('disks', {}),
                            ('disks', [{'virtual_size': 1e999}]), ('vm', 7), ('snapshot', [])):
             with self.subTest(key):
-                with open(path + '/backup.json', 'w', encoding='ascii') as stream:
-                    json.dump(dict(manifest, **{key: value}), stream)
+                self.put_file(path + '/backup.json', json.dumps(dict(manifest, **{key: value})))
                 done = self.vmbackup('verify', self.backups)
                 self.assertIn(done.status, (0, 1, 2))
                 self.assertNotIn('a bug in', done.output)
@@ -526,8 +502,7 @@ class Robust(MadeCase):
         shutil.copy(self.web + '/web.xva', self.backups)
         os.makedirs(self.backups + '/project/build')
         for name in ('METADATA_notes', 'success.txt', 'project/build/success'):
-            with open(os.path.join(self.backups, name), 'w', encoding='utf-8'):
-                pass
+            self.put_file(os.path.join(self.backups, name))
         self.assertEqual(['good %s: every checksum is right' % path
                           for path in (self.db, self.web)], self.verify(0, self.backups)[:-1])
 
@@ -565,28 +540,22 @@ class Robust(MadeCase):
 
 
 class CommandWords(PoolCase):
-    """A command's name in the first place is a command."""
-
     def test_a_password_that_is_a_commands_name_comes_from_a_file(self):
         for word in ('list', 'verify', 'prune', 'status', 'protect', 'unprotect', 'check-config',
                      'test-mail', 'help', 'config', 'example'):
             with self.subTest(word):
                 path = os.path.join(self.directory, 'pass-' + word)
-                done = self.vmbackup(word, 'create-password-file=' + path)
-                self.assertEqual(0, done.status, done.output)
+                self.assert_ends(0, self.vmbackup(word, 'create-password-file=' + path))
                 self.assertEqual(word, VmBackup.read_password_file(path, VmBackup.Console(None)))
 
     def test_a_helping_word_with_more_is_an_error(self):
         """It may be root's password in an old cron line, and nothing would be backed up."""
         for word in ('help', 'config', 'example'):
-            done = self.vmbackup(word, self.config('vm-export=web'))
-            self.assertEqual(2, done.status)
+            done = self.assert_ends(2, self.vmbackup(word, self.config('vm-export=web')))
             self.assertIn('ERROR %s is a command (a password' % word, done.output)
 
 
 class Digests(unittest.TestCase):
-    """What is recorded of an archive."""
-
     def test_an_archives_digest_is_that_of_all_but_the_disks_data(self):
         path = os.path.join(SAMPLES, 'sample.xva.gz')
         verifier = VmBackup.Verifier(VmBackup.Console(None), VmBackup.Signals(), 60)

@@ -52,10 +52,7 @@ def images(data):
 
 
 class Samples(ArchiveCase):
-    """What a real xapi has made."""
-
     def test_each_is_proved_under_any_name(self):
-        """Compression is told by the first bytes, whatever the name; no file stays open."""
         before = len(os.listdir('/proc/self/fd'))
         verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
         for name, form, proved, size in (('sample.xva.gz', '.xva', 'checksums', 8446464),
@@ -78,7 +75,6 @@ class Samples(ArchiveCase):
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))
 
     def test_the_disks_are_those_that_were_put_in(self):
-        """So what is proved here is proved of the disks that this VM had."""
         with open(os.path.join(SAMPLES, 'SHA256SUMS.images'), encoding='ascii') as stream:
             known = {line.split()[0] for line in stream}
         data = gzip.decompress(sample('sample.xva.gz'))
@@ -120,13 +116,11 @@ class Checksums(unittest.TestCase):
         self.bytes = hashlib.shake_128(b'XXH64').digest(MIB)
 
     def agree(self, function):
-        """A function's results are the known ones."""
         for length, known in VECTORS.items():
             self.assertEqual(known, '%016X' % function(self.bytes[:length]), length)
         self.assertEqual(ZEROS, '%016X' % function(bytes(MIB)))
 
     def by_library(self, data):
-        """As libxxhash has it."""
         return VmBackup.xxhash_library()(data, len(data), 0)
 
     def test_of_known_bytes_in_python(self):
@@ -166,8 +160,6 @@ class Checksums(unittest.TestCase):
 
 
 class Good(ArchiveCase):
-    """None of these is refused."""
-
     def test_every_kind_plain_and_by_each_program_that_decompresses(self):
         for name, make in KINDS.items():
             data = make()
@@ -282,8 +274,6 @@ class Good(ArchiveCase):
 
 
 class Peers(ArchiveCase):
-    """Others read the same bytes."""
-
     def for_dissect(self, data):
         """An archive for dissect.archive 1.8, which leaves the last member of each disk out: it
         gets one more."""
@@ -387,7 +377,6 @@ class Long(VmBackup.Source):
         self.rest = memoryview(b'')
 
     def stream(self, count, empty):
-        """The archive, piece by piece."""
         yield Member('ova.xml', self.text).written()
         right, none = (b'%016X' % archive.xxh64(data) for data in (self.chunk, b''))
         for number in range(count * (empty + 1) - empty):
@@ -400,7 +389,6 @@ class Long(VmBackup.Source):
         yield archives.END
 
     def fill(self, view):
-        """As of a file."""
         done = 0
         while done < len(view):
             self.rest = self.rest or memoryview(next(self.pieces, b''))
@@ -436,8 +424,6 @@ def resident():
 
 @unittest.skipUnless(archives.WITH_LIBRARY, 'no libxxhash: it would take minutes')
 class Memory(unittest.TestCase):
-    """It does not grow with the archive."""
-
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='memory-')
         self.addCleanup(shutil.rmtree, self.directory)

@@ -40,7 +40,6 @@ class BadInputCase(PoolCase):
         self.found = self.on_disk()
 
     def path(self, *parts):
-        """A path in this test's directory."""
         return os.path.join(self.directory, *parts)
 
     def finish(self, child):
@@ -100,8 +99,6 @@ class BadInputCase(PoolCase):
 
 
 class NoConfigs(BadInputCase):
-    """What is no config file at all."""
-
     def refuse(self, path, *words, only_preview=False):
         """Neither a run nor a preview takes this for a config."""
         for preview in [['preview'], []][:1 if only_preview else 2]:
@@ -187,8 +184,6 @@ class NoConfigs(BadInputCase):
 
 
 class Spellings(BadInputCase):
-    """Config files of other systems and editors."""
-
     def preview_of(self, data, *words):
         """A preview of a config with these bytes after its head, or in its head's place."""
         config = self.config()
@@ -232,14 +227,11 @@ class Spellings(BadInputCase):
     def test_control_characters_never_reach_the_terminal(self):
         for data in (b'\x1b]0;title\x07=1\n', b'max_backups=\x1b[2J\n', b'vm-export=\x1b[2J\n',
                      b'\x08\x08x\n'):
-            done = self.preview_of(data)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.preview_of(data))
             self.assertNotRegex(done.output.replace('\n', ''), '[\x00-\x1f\x7f]')
 
 
 class Values(BadInputCase):
-    """Every key, whichever there are, with values that it cannot use."""
-
     @staticmethod
     def parsed(name, text):
         """The Config of one line, read as from a file."""
@@ -247,7 +239,6 @@ class Values(BadInputCase):
             'p', 'f', (), False, False, {}))
 
     def refused(self, key):
-        """The rubbish that a key does not take."""
         found = []
         for text in RUBBISH:
             try:
@@ -334,10 +325,7 @@ class Values(BadInputCase):
 
 
 class Words(BadInputCase):
-    """Words of the command line."""
-
     def refused(self, *arguments):
-        """These words are refused; return what was said."""
         with self.subTest(arguments):
             done = self.vmbackup(*arguments)
             self.assert_refused(done, 'ERROR')
@@ -372,8 +360,7 @@ class Words(BadInputCase):
 
     def test_help_with_further_words_does_not_begin_a_run(self):
         for words in (['help', 'x'], ['config', 'nope'], ['example', self.config('vm-export=db')]):
-            done = self.vmbackup(*words)               # `help` is a password here, a wrong one
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.vmbackup(*words))
             self.assert_untouched(done.output)
 
     def test_words_in_any_number_and_order_never_raise(self):
@@ -392,10 +379,7 @@ class Words(BadInputCase):
 
 
 class PasswordFiles(BadInputCase):
-    """What is no password file, of root or of the mail account."""
-
     def bad_files(self):
-        """{path: words of the complaint}"""
         os.mkdir(self.path('directory'))
         os.mkfifo(self.path('pipe'))
         contents = {'empty': b'', 'blank': b' \n', 'plain': b'password', 'zeros': b'\0' * 64,
@@ -460,8 +444,6 @@ class PasswordFiles(BadInputCase):
 
 
 class RubbishOnDisk(BadInputCase):
-    """Files of ours in the tree that somebody, or a dying disk, has spoilt."""
-
     RUBBISH = (b'', b'\0' * 100, b'null', b'[]', b'{}', b'"x"', b'[' * 100000, b'\xff\xfe',
                b'1e999', b'{"number": -1, "schema": [], "started": 1}') + tuple(
         b'{"schema": 1, "files": 3, "started": "%s", "number": %s}' % (started, number)
@@ -523,8 +505,6 @@ class RubbishOnDisk(BadInputCase):
 
 
 class Mutations(BadInputCase):
-    """A valid config, with random damage."""
-
     LINES = ('# nightly', 'max_backups=3', 'pool_db_backup=1', 'compress=zstd', 'pre_clean=False',
              'vdi_export_format=raw', 'mail_to=', 'mail_mode=never', 'large_backup=60',
              'backup_dir_pattern=backup-%Y-%m-%d-(%H:%M:%S)', 'exclude=TEMP-.*', 'exclude=gone',
@@ -534,7 +514,6 @@ class Mutations(BadInputCase):
     COUNT, PROCESSES = (6000, 200) if full() else (200, 8)
 
     def damaged(self, chance, data):
-        """The bytes with a few random changes."""
         for _ in range(chance.randrange(1, 5)):
             here = chance.randrange(len(data) + 1)
             there = min(len(data), here + chance.choice((0, 1, 1, 2, 5, 20)))
@@ -560,7 +539,6 @@ class Mutations(BadInputCase):
             yield number, head + self.damaged(chance, '\n'.join(self.LINES).encode('utf-8'))
 
     def read(self, data):
-        """What VmBackup makes of a config of these bytes: a Config or a ConfigError."""
         with open(self.path('run.cfg'), 'wb') as stream:
             stream.write(data)
         try:

@@ -25,13 +25,10 @@ def aged(*texts):
 
 
 def policy(**counts):
-    """A Policy of these rules only."""
     return VmBackup.Policy(**dict({'last': 0}, **counts))
 
 
 class Reasons(unittest.TestCase):
-    """Which rule keeps which backup."""
-
     def why(self, texts, **counts):
         """{time: reasons} of the backups that have any."""
         found = VmBackup.reasons(aged(*texts), policy(**counts))
@@ -75,8 +72,6 @@ class Reasons(unittest.TestCase):
 
 
 class Properties(unittest.TestCase):
-    """What holds of any history and any policy."""
-
     def setUp(self):
         self.random = random.Random(7)
 
@@ -88,11 +83,9 @@ class Properties(unittest.TestCase):
         return [VmBackup.Aged(when, self.random.random() < 0.9) for when in times]
 
     def policy(self):
-        """A random policy, of which most rules keep nothing."""
         return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
 
     def times(self, count):
-        """How often: more in the full run."""
         return count * (10 if full() else 1)
 
     def test_what_holds_of_all(self):
@@ -110,14 +103,12 @@ class Properties(unittest.TestCase):
                         self.assertEqual(newer < max(rules.last, 1), bool(why))
 
     def check_last(self, sound, count):
-        """The newest ones, and at least one."""
         kept = [why for _, why in sound if 'last' in why]
         self.assertEqual(min(count, len(sound)), len(kept))
         self.assertEqual(kept, [why for _, why in sound][len(sound) - len(kept):])
         self.assertTrue(not sound or sound[-1][1])
 
     def check_period(self, sound, name, form, count):
-        """The newest of each of the newest periods."""
         newest = {}
         for each, _ in sound:
             newest[each.when.strftime(form)] = each
@@ -153,7 +144,6 @@ class Candidates(unittest.TestCase):
         return history
 
     def names(self, backups):
-        """The letters."""
         return ''.join(backup.path[-1] for backup in backups)
 
     def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
@@ -181,25 +171,20 @@ class RetentionCase(PoolCase):
                                 {'name': 'db', 'disks': ['64 KiB']}]}
 
     def made(self, vm, *days):
-        """Make a backup of each of these days of January 2026."""
         return [self.old_backup(vm, 'backup-2026-01-%02d-(03:00:00)' % day, 'success', vm + '.xva')
                 for day in days]
 
     def days(self, vm):
-        """The days of the backups that are there."""
         return [int(re.search(r'2026-01-(\d\d)', path).group(1)) for path in self.dated(vm)
                 if '2026-01' in path]
 
     def ends(self, status, *words):
-        """Run a command that ends so."""
         done = self.vmbackup(*words)
         self.assertEqual(status, done.status, done.output)
         return done
 
 
 class Prune(RetentionCase):
-    """The command `prune`."""
-
     def test_each_backup_is_told_with_the_rules_that_keep_it(self):
         self.made('web', *range(1, 15))
         self.made('db', 1, 2)
@@ -302,8 +287,6 @@ class Prune(RetentionCase):
 
 
 class Runs(RetentionCase):
-    """Retention in a night's run."""
-
     def test_a_run_keeps_what_the_rules_keep(self):
         self.made('web', *range(1, 15))
         done = self.vmbackup('password', self.config('vm-export=web', keep_last=1, keep_weekly=3))
@@ -313,16 +296,13 @@ class Runs(RetentionCase):
 
     def test_pre_clean_deletes_before_the_export_what_will_not_be_kept(self):
         self.made('web', *range(1, 6))
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        done = self.vmbackup('password', self.config('vm-export=web', keep_last=1, keep_daily=3,
-                                                     pre_clean='True'))
-        self.assertEqual(2, done.status, done.output)
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assert_ends(2, self.vmbackup('password', self.config('vm-export=web', keep_last=1,
+                                                                  keep_daily=3, pre_clean='True')))
         self.assertEqual([4, 5], self.days('web'))
 
 
 class Protected(RetentionCase):
-    """The commands `protect` and `unprotect`."""
-
     def test_what_is_protected_is_neither_counted_nor_deleted(self):
         paths = self.made('web', 1, 2, 3, 4, 5)
         self.ends(0, 'protect', paths[0], paths[4])
@@ -339,14 +319,12 @@ class Protected(RetentionCase):
         self.assertEqual([4, 5], self.days('web'))
 
     def test_half_a_backup_is_not_protected(self):
-        """The next run gave it its name again, and it took a good one's place."""
         self.assertEqual(0, self.back_up('vm-export=web').status)
         path = self.dated('web')[0]
         half = os.path.join(os.path.dirname(path), '.deleting-' + os.path.basename(path))
         os.rename(path, half)
         os.unlink(os.path.join(half, 'web.xva'))
-        done = self.vmbackup('protect', half)
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.vmbackup('protect', half))
         self.assertIn('no good backup: ', done.output)
         self.assertFalse(os.path.exists(os.path.join(half, 'protected')))
 
@@ -380,14 +358,11 @@ class Protected(RetentionCase):
             history.delete(VmBackup.BackupDir(path, 0))
         self.assertEqual([path, newer], self.dated('web'))
         os.rename(path, os.path.join(history.directory, '.deleting-' + os.path.basename(path)))
-        done = self.vmbackup('password', self.config('vm-export=web'))
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=web')))
         self.assertEqual(path, self.dated('web')[0])
 
 
 class Tags(SavedCase):
-    """Lines by tag, where the pool is not asked."""
-
     pool_description = {'vms': [{'name': name, 'tags': ['prod'], 'disks': ['64 KiB']}
                                 for name in ('db', 'web')]}
 
@@ -395,14 +370,12 @@ class Tags(SavedCase):
         self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
 
     def test_a_vm_whose_last_backup_failed_is_there_still(self):
-        """It vanished from status, which was content, for a failure's record tells no tags."""
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.assertEqual(2, self.back_up('vm-export=tag:prod').status)
         config = self.config('vm-export=tag:prod', 'vm-export=.*:1')
         self.assertIn('2 of 2 VMs have a good backup', self.vmbackup('status', config).output)
         self.assertIn('total of 2 VMs: 3 good', self.vmbackup('list', config).output)
-        done = self.vmbackup('prune', config, 'preview')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('prune', config, 'preview'))
 
     def test_a_backup_that_is_being_made_hides_no_others(self):
         new = os.path.join(self.backups, 'web', 'backup-2030-01-01-(00:00:00)')
@@ -413,8 +386,6 @@ class Tags(SavedCase):
 
 
 class Twins(SavedCase):
-    """Two VMs of one name."""
-
     pool_description = {'vms': [{'name': 'twin', 'disks': ['64 KiB']}]}
 
     def prepare(self):
@@ -430,24 +401,19 @@ class Twins(SavedCase):
             self.saved.first, self.saved.second, self.saved.other)
 
     def add_vm(self, name):
-        """Have one more VM, of that name."""
         self.sim.pool.add_vm(name_label=name)
         self.before = self.contents()
 
     def counts(self, good=False):
-        """How many dated directories both have, or good ones."""
         return tuple(len([path for path in self.dated(name)
                           if not good or os.path.exists(path + '/success')])
                      for name in ('twin', self.other))
 
     def fail_next(self):
-        """Have the next export fail."""
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
 
     def ran(self, status, *lines):
-        """A run that ends so."""
-        done = self.back_up(*lines)
-        self.assertEqual(status, done.status, done.output)
+        done = self.ends(status, *lines)
         return done
 
     def test_the_one_that_owns_the_history_keeps_its_directory(self):
@@ -480,11 +446,9 @@ class Twins(SavedCase):
         for lines, counts in (
                 (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first], (4, 3)),
                 (['vm-export=.*:1', 'exclude=uuid:' + self.second], (1, 3))):
-            done = self.vmbackup('prune', self.config(*lines))
-            self.assertEqual(0, done.status, done.output)
+            self.assert_ends(0, self.vmbackup('prune', self.config(*lines)))
             self.assertEqual(counts, self.counts())
-        done = self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin'))
-        self.assertEqual(2, done.status, done.output)
+        self.assert_ends(2, self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin')))
         self.assertEqual((1, 3), self.counts())
         done = self.vmbackup('prune', self.config(*both), 'vm=' + self.other, 'preview')
         self.assertIn('3 kept, 0 would be deleted', done.output)
@@ -568,7 +532,6 @@ class Twins(SavedCase):
         ref = self.sim.pool.ref_of('VM', self.second)
         self.sim.pool.call('VM.add_tags', ref, 'nightly')
         self.ran(0, 'vm-export=tag:nightly')
-        done = self.vmbackup('list', self.config('vm-export=tag:nightly'))
-        self.assertEqual(0, done.status, done.output)
+        done = self.assert_ends(0, self.vmbackup('list', self.config('vm-export=tag:nightly')))
         self.assertIn(self.other, done.output)
         self.assertIn('total of 1 VMs', done.output)

@@ -67,8 +67,6 @@ def parsed(*lines, **options):
 
 
 class Keys(unittest.TestCase):
-    """Each key by itself."""
-
     def test_the_table_here_has_every_key(self):
         self.assertEqual(list(KEYS), [key.name for key in VmBackup.KEYS])
         self.assertEqual(list(KEYS), list(VmBackup.Settings._fields))
@@ -109,8 +107,6 @@ class Keys(unittest.TestCase):
 
 
 class Lines(unittest.TestCase):
-    """What a line can be."""
-
     def test_comments_and_empty_lines_are_passed_over(self):
         config = parsed('', '   ', '#', '# max_backups=2', '\t# indented', '#max_backups=2')
         self.assertEqual(parsed(), config)
@@ -144,8 +140,6 @@ class Lines(unittest.TestCase):
 
 
 class Files(PoolCase):
-    """Config files as they come."""
-
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']},
                                 {'name': 'café', 'disks': ['64 KiB']}]}
 
@@ -157,7 +151,6 @@ class Files(PoolCase):
         return path
 
     def preview(self, *arguments, **environ):
-        """A preview."""
         return self.vmbackup('password', *(arguments + ('preview',)), **environ)
 
     def assert_refused(self, done, *words):
@@ -182,8 +175,7 @@ class Files(PoolCase):
                          b'\n', b' \t\r\n')):
             with open(text, 'wb') as stream:
                 stream.write(data)
-            done = self.preview(text)
-            self.assertEqual(0, done.status, done.output)
+            done = self.assert_ends(0, self.preview(text))
             self.assertIn('  vm-export: db', done.lines)
             self.assertIn('  backup_dir        = ' + self.backups, done.lines)
 
@@ -191,8 +183,7 @@ class Files(PoolCase):
         path = os.path.join(self.directory, 'wöchentlich.cfg')
         os.rename(self.raw_config('vm-export=café\n'.encode('utf-8')), path)
         for environ in ({}, {'LC_ALL': 'C'}):
-            done = self.preview(path, **environ)
-            self.assertEqual(0, done.status, done.output)
+            done = self.assert_ends(0, self.preview(path, **environ))
             self.assertIn('  vm-export: café', done.lines)
             self.assertIn('VmBackup config loaded from: ' + path, done.lines)
 
@@ -208,15 +199,13 @@ class Files(PoolCase):
 
     def test_ignore_extra_keys_lets_unknown_keys_pass(self):
         config = self.raw_config(b'vm-export=db\nmax_backup=3\n')
-        done = self.preview(config, 'Ignore_Extra_Keys=TRUE')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.preview(config, 'Ignore_Extra_Keys=TRUE'))
         self.assertEqual(2, self.preview(config, 'ignore_extra_keys=False').status)
 
     def test_wrong_values_end_a_run_and_a_preview_shows_the_rest_too(self):
         config = self.raw_config(b'vm-export=db\nmax_backups=zero\n')
         for preview in ([], ['preview']):
-            done = self.vmbackup('password', config, *preview)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.vmbackup('password', config, *preview))
             self.assertIn('ERROR: config max_backups out of range -> zero (%s line 6)' % config,
                           done.lines)
             self.assertIn('  vm-export: db', done.lines)
@@ -236,8 +225,7 @@ class Files(PoolCase):
         for name in ('weekend.cfg', missing, './weekend', 'VM-list.txt'):
             with self.subTest(name):
                 for preview in ([], ['preview']):
-                    done = self.vmbackup('password', name, *preview)
-                    self.assertEqual(2, done.status, done.output)
+                    done = self.assert_ends(2, self.vmbackup('password', name, *preview))
                     self.assertIn('***NOTE - no file %s: taken as a VM name or regex' %
                                   name, done.lines)
         self.assertNotIn('NOTE - no file', self.preview('db').output)
@@ -258,23 +246,19 @@ class Files(PoolCase):
 
 
 class CommandLines(PoolCase):
-    """What can be asked."""
-
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']},
                                 {'name': 'web 1', 'disks': ['64 KiB']},
                                 {'name': 'web 2', 'disks': ['64 KiB']}]}
 
     def test_too_few_words_give_the_usage_and_status_2(self):
         for words in ([], ['password'], [''], ['-h'], ['preview']):
-            done = self.vmbackup(*words)
-            self.assertEqual(2, done.status)
+            done = self.assert_ends(2, self.vmbackup(*words))
             self.assertIn('<password> <config-file|vm-selector> [preview]', done.output)
 
     def test_help_config_and_example_give_their_texts_and_status_0(self):
         for word, text in (('help', 'Usage-help:'), ('HELP', 'Usage-help:'),
                            ('config', 'Usage-config-file:'), ('Example', 'Usage-examples:')):
-            done = self.vmbackup(word)
-            self.assertEqual(0, done.status)
+            done = self.assert_ends(0, self.vmbackup(word))
             self.assertEqual(text, done.output.split('\n')[1])
             self.assertNotRegex(done.output, r'[{}]')
         self.assertEqual([], self.sim.calls())
@@ -291,8 +275,7 @@ class CommandLines(PoolCase):
         for words, compress in ((['COMPRESS=zstd', 'Preview'], 'zstd'),
                                 (['preview', 'compress=True', 'Compress=NONE'], 'False'),
                                 (['PREVIEW', 'Pre_Clean=true', 'compress=gZip'], 'True')):
-            done = self.vmbackup('password', config, *words)
-            self.assertEqual(0, done.status, done.output)
+            done = self.assert_ends(0, self.vmbackup('password', config, *words))
             self.assertIn('  compress          = ' + compress, done.lines)
 
     def test_unknown_options_and_values_are_errors_and_nothing_is_done(self):
@@ -304,8 +287,7 @@ class CommandLines(PoolCase):
                            ('pre_clean=1', 'invalid value'), ('compress= zstd', 'invalid value'),
                            ('ignore_extra_keys=maybe', 'invalid value'), ('compress', 'unknown')):
             with self.subTest(word):
-                done = self.vmbackup('password', config, word)
-                self.assertEqual(2, done.status, done.output)
+                done = self.assert_ends(2, self.vmbackup('password', config, word))
                 line, = done.lines
                 self.assertRegex(line, '^ERROR %s.*: %s ' % (what, word))
         self.assertEqual([], self.sim.calls())
