@@ -17,8 +17,7 @@ class Preview(PoolCase):
         for directory, names, files in os.walk(self.directory):
             for path in (os.path.join(directory, name) for name in names + files):
                 info = os.lstat(path)
-                found[path] = (info.st_ino, info.st_mode, info.st_size, info.st_mtime,
-                               info.st_ctime)
+                found[path] = info.st_ino, info.st_mode, info.st_size, info.st_mtime, info.st_ctime
         return found
 
     def state_of_pool(self):
@@ -49,10 +48,9 @@ class Preview(PoolCase):
         self.assertLessEqual(counts[0], 10)
 
     def test_it_lists_the_vms_that_no_line_covers(self):
-        done = self.preview('vm-export=db')
+        done = self.assert_ends(0, self.preview('vm-export=db'))
         self.assertIn('  not covered by any line (cnt)= 1', done.lines)
         self.assertIn('  not covered by any line: web', done.lines)
-        self.assertEqual(0, done.status)
 
     def test_it_ends_with_2_when_a_configured_vm_is_missing(self):
         done = self.assert_ends(2, self.preview('vm-export=gone', 'vm-export=db'))
@@ -74,11 +72,9 @@ class Preview(PoolCase):
         self.assertIn('ERROR more than one vm with the name twin', done.lines)
         self.assertIn('  vm-export: web', done.lines)
 
-    def test_a_missing_backup_directory_is_shown(self):
+    def test_a_backup_directory_that_is_missing_or_not_writable_is_shown(self):
         done = self.assert_ends(2, self.preview('vm-export=db', backup_dir='/nonexistent'))
         self.assertIn('config backup_dir does not exist -> /nonexistent', done.output)
-
-    def test_a_backup_directory_that_is_not_writable_is_shown(self):
         self.prelude = AS_NO_MORE_THAN_THE_OWNER
         os.chmod(self.backups, 0o500)
         self.addCleanup(os.chmod, self.backups, 0o700)
@@ -88,7 +84,6 @@ class Preview(PoolCase):
     def test_a_wrong_password_is_shown_in_one_line(self):
         done = self.assert_ends(2, self.vmbackup('wrong', self.config('vm-export=db'), 'preview'))
         self.assertIn('SESSION_AUTHENTICATION_FAILED', done.lines[-1])
-        self.assertNotIn('Traceback', done.output)
         self.assertNotIn('wrong', done.output)
 
     def test_templates_and_snapshots_are_no_candidates(self):
