@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import unittest
 
@@ -50,18 +49,14 @@ class RestoreCase(SavedCase):
         return self.restore(word, *options, command='test-restore', **environ)
 
     def ok(self, done):
-        self.assertEqual(0, done.status, done.output)
-        return done
+        return self.assert_ends(0, done)
 
     def refused(self, words, done):
         """It ends with status 2 and one ERROR line with these words, and nothing was changed."""
-        self.assertEqual(2, done.status, done.output)
-        errors = [line for line in done.lines if line.startswith('ERROR')]
-        self.assertEqual(1, len(errors), done.output)
-        self.assertIn(words, errors[0])
-        self.assertNotIn('Traceback', done.output)
-        self.assertEqual([], [verb for verb in self.verbs() if verb in (
-            'vm-import', 'vdi-create', 'vdi-import')])
+        self.assert_ends(2, done)
+        error, = [line for line in done.lines if line.startswith('ERROR')]
+        self.assertIn(words, error)
+        self.assertFalse({'vm-import', 'vdi-create', 'vdi-import'} & set(self.verbs()))
 
     def vms(self):
         """{name: record} of the real VMs."""
@@ -98,9 +93,8 @@ class RestoreCase(SavedCase):
         self.assertIn(name, self.vms())
         self.assertEqual(original, self.facts(name))
         vm = self.vms()[name]
-        self.assertEqual(('Halted', '', False, False), (
-            vm['power_state'], vm['ha_restart_priority'], vm['ha_always_run'],
-            vm['is_a_template']))
+        self.assertEqual(['Halted', '', False, False], [vm[key] for key in (
+            'power_state', 'ha_restart_priority', 'ha_always_run', 'is_a_template')])
         self.assertNotIn('auto_poweron', vm['other_config'])
         self.assert_unmarked()
 
@@ -118,8 +112,10 @@ class RestoreCase(SavedCase):
             self.xe('vm-shutdown', 'uuid=' + vm['uuid'], 'force=true')
         self.xe('vm-uninstall', 'uuid=' + vm['uuid'], 'force=true')
 
-    def newest(self, vm):
-        return self.dated(vm)[-1]
+    def remove_with_network(self, name, network):
+        self.remove(name)
+        uuid = self.xe('network-list', 'name-label=' + network, '--minimal').strip()
+        self.xe('network-destroy', 'uuid=' + uuid)
 
     def archive(self, vm):
         path, = [path for path in glob.glob(glob.escape(self.newest(vm)) + '/*')
@@ -130,10 +126,6 @@ class RestoreCase(SavedCase):
         with open(self.archive(vm), 'r+b') as stream:
             stream.seek(100000)
             stream.write(b'XXXX')
-
-    def manifest(self, vm):
-        with open(os.path.join(self.newest(vm), 'backup.json'), encoding='utf-8') as stream:
-            return json.load(stream)
 
 
 class RoundTrips(RestoreCase):
@@ -160,24 +152,19 @@ class RoundTrips(RestoreCase):
                 self.assert_restored(original, 'web ' + compress)
                 self.assertEqual(set(), self.macs('web') & self.macs('web ' + compress))
 
-    def test_uefi_with_nvram_and_no_network(self):
-        original = self.facts('efi')
-        self.remove('efi')
-        done = self.ok(self.restore('efi'))
+    def test_uefi_with_nvram_and_no_network_and_a_vm_without_disks(self):
+        for name in ('diskless', 'efi'):
+            original = self.facts(name)
+            self.remove(name)
+            done = self.ok(self.restore(name))
+            self.assert_restored(original, name)
         self.assertIn('  firmware: uefi, with its variables (NVRAM)', done.lines)
-        self.assert_restored(original, 'efi')
         self.assertEqual({'EFI-variables': 'QUFBQQ=='}, self.vms()['efi']['NVRAM'])
-
-    def test_a_vm_without_disks(self):
-        original = self.facts('diskless')
-        self.remove('diskless')
-        self.ok(self.restore('diskless'))
-        self.assert_restored(original, 'diskless')
 
     def test_a_backup_of_325_without_a_manifest(self):
         original = self.facts('web')
         for name in ('backup.json', 'vm.json', 'RESTORE.txt'):
-            os.unlink(os.path.join(self.newest('web'), name))
+            os.unlink(self.newest('web', name))
         self.ok(self.restore('web'))
         name, = set(self.vms()) - {'web', 'efi', 'diskless'}
         self.assertRegex(name, r'^web-restored-\d{4}-\d\d-\d\d$')
@@ -185,7 +172,7 @@ class RoundTrips(RestoreCase):
 
     def test_a_single_file_elsewhere(self):
         original = self.facts('web')
-        path = os.path.join(self.directory, 'usb', 'some archive')
+        path = self.at('usb', 'some archive')
         os.mkdir(os.path.dirname(path))
         subprocess.check_call(['zstd', '-q', self.archive('web'), '-o', path], timeout=LIMIT)
         shutil.rmtree(self.newest('web'))
@@ -195,10 +182,9 @@ class RoundTrips(RestoreCase):
         self.assertEqual(['some archive'], os.listdir(os.path.dirname(path)))
 
     def images(self, format, *packers):
-        """Back up a disk of an odd size, restore it onto another VM, as it is and packed by each
-        of these programs, and compare."""
+        """Restore a disk of an odd size onto another VM, as it is and packed by each program."""
         self.ok(self.back_up('vdi-export=web', vdi_export_format=format))
-        path, aside = self.archive('web'), os.path.join(self.directory, 'aside')
+        path, aside = self.archive('web'), self.at('aside')
         for packer in (None,) + packers:
             with self.subTest(packer=packer):
                 if packer:
@@ -222,7 +208,7 @@ class RoundTrips(RestoreCase):
         self.images('vhd', 'gzip')
 
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
-        path = os.path.join(self.directory, 'disk.raw.gz')
+        path = self.at('disk.raw.gz')
         with gzip.open(path, 'wb') as stream:
             stream.write(b'x' * 3000)
         self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
@@ -241,8 +227,8 @@ class OddNames(RestoreCase):
             with self.subTest(name=name):
                 self.remove(name)
                 word = name if '/' not in name and name not in '..' else paths[name]
-                odd_here = {'LC_ALL': 'C'} if not name.isprintable() or max(name) > '~' else {}
-                self.ok(self.restore(word, **odd_here))
+                odd = not name.isprintable() or max(name) > '~'
+                self.ok(self.restore(word, **{'LC_ALL': 'C'} if odd else {}))
                 self.assert_restored(original, name)
 
     def test_of_disks(self):
@@ -251,8 +237,8 @@ class OddNames(RestoreCase):
         for name in names:
             with self.subTest(name=name):
                 self.ok(self.restore(name, 'attach=büro'))
-                self.assertEqual(self.drives(name)['0'][4], self.drives('büro')[
-                    max(self.drives('büro'), key=int)][4])
+                drives = self.drives('büro')
+                self.assertEqual(self.drives(name)['0'][4], drives[max(drives, key=int)][4])
         self.assert_unmarked()
 
 
@@ -293,15 +279,13 @@ class Choosing(RestoreCase):
         self.damage('web')
         self.refused('the checksum is', self.restore('web'))
         before = self.contents()
-        done = self.assert_ends(2, self.restore('web', 'verify=no'))
-        self.assertIn('checksum', done.output)
+        self.assertIn('checksum', self.assert_ends(2, self.restore('web', 'verify=no')).output)
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
 
     def test_what_cannot_be_restored(self):
         failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
-        note = os.path.join(self.directory, 'note.txt')
-        self.put_file(note, 'hello')
+        note = self.put_file('note.txt', 'hello')
         for word, words in (('nobody', 'no backup of a VM called nobody'),
                             (failed, 'it has no marker'), (self.backups, 'no backup of a VM'),
                             (note, 'no archive or image'), ('', 'no backup of a VM'),
@@ -328,9 +312,10 @@ class Choosing(RestoreCase):
 
     def test_a_manifest_that_somebody_wrote(self):
         self.ok(self.back_up('vdi-export=web'))
-        path, manifest = os.path.join(self.newest('web'), 'backup.json'), self.manifest('web')
+        manifest = self.manifest('web')
         for disks in (5, [3], {'a': 1}, [{'virtual_size': 'x'}]):
-            self.put_file(path, json.dumps(dict(manifest, disks=disks)))
+            self.put_file(self.newest('web', 'backup.json'),
+                          json.dumps(dict(manifest, disks=disks)))
             done = self.ok(self.restore('web', 'preview'))
             self.assertIn('  new disk: web.raw-restored-', done.output)
 
@@ -339,8 +324,7 @@ class Choosing(RestoreCase):
         done = self.restore(dump)
         self.refused('is a dump of the pool database', done)
         command = "  %s pool-restore-database file-name='%s'" % (self.sim.xe, dump)
-        self.assertIn(command + ' dry-run=true', done.lines)
-        self.assertIn(command, done.lines)
+        self.assertLess({command + ' dry-run=true', command}, set(done.lines))
 
 
 class Places(RestoreCase):
@@ -402,9 +386,7 @@ class Places(RestoreCase):
         self.assertEqual('Running', self.vms()['again']['power_state'])
 
     def test_a_network_that_is_not_here_is_made(self):
-        self.remove('web')
-        network = self.xe('network-list', 'name-label=backend', '--minimal').strip()
-        self.xe('network-destroy', 'uuid=' + network)
+        self.remove_with_network('web', 'backend')
         done = self.ok(self.restore('web'))
         self.assertIn('  network:  VIF 0 in "backend", which is not here: it will be made',
                       done.lines)
@@ -415,9 +397,9 @@ class Places(RestoreCase):
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()
         done = self.assert_ends(2, self.restore('web', 'sr=small'))
-        self.assertIn('that is enough only if the SR is thin-provisioned', done.output)
-        self.assertIn('There is insufficient space', done.output)
-        self.assertIn('(choose another SR with sr=)', done.output)
+        for words in ('that is enough only if the SR is thin-provisioned',
+                      'There is insufficient space', '(choose another SR with sr=)'):
+            self.assertIn(words, done.output)
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
 
@@ -437,10 +419,10 @@ class Places(RestoreCase):
         child = self.start('password', 'restore=web', 'from=' + self.backups)
         self.wait_for(lambda: VmBackup.MARK in str(
             [vm['other_config'] for vm in list(self.sim.pool.tables['VM'].values())]))
-        child.send_signal(signal.SIGTERM)
-        self.assert_ends(128 + signal.SIGTERM, self.finish(child))
-        self.assertEqual({cls: before[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')},
-                         {cls: self.contents()[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')})
+        self.signalled(child)
+        now = self.contents()
+        for cls in ('VM', 'VBD', 'VDI', 'VIF'):
+            self.assertEqual(before[cls], now[cls])
         self.assert_unmarked()
 
     def test_attach_wants_a_halted_vm(self):
@@ -471,22 +453,20 @@ class Guides(RestoreCase):
 
     def commands(self):
         """The commands in RESTORE.txt: with this program, with xe."""
-        path = os.path.join(self.newest(self.name), 'RESTORE.txt')
-        with open(path, encoding='utf-8') as stream:
+        with open(self.newest(self.name, 'RESTORE.txt'), encoding='utf-8') as stream:
             lines = stream.read().splitlines()
         self.assertEqual([], [line for line in lines if len(line) > 100 and '=' not in line])
-        own = [line for line in lines if ' local ' in line]
-        xe = [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))]
-        return own, xe
+        return ([line for line in lines if ' local ' in line],
+                [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))])
 
     def run_in_shell(self, lines):
         """Run commands in a shell that finds the simulated xe."""
-        place = os.path.join(self.directory, 'bin')
+        place = self.at('bin')
         with contextlib.suppress(FileExistsError):
             os.mkdir(place)
             os.symlink(self.sim.xe, os.path.join(place, 'xe'))
-        environ = dict(self.environ(), PATH=place + ':' + os.environ['PATH'],
-                       VMBACKUP_XAPI_URL=self.sim.unix_url)
+        environ = self.environ(PATH=place + ':' + os.environ['PATH'],
+                               VMBACKUP_XAPI_URL=self.sim.unix_url)
         done = subprocess.run(['bash', '-euc', '\n'.join(lines)], timeout=LIMIT, env=environ,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.assertEqual(0, done.returncode, done.stdout.decode('utf-8', 'replace'))
@@ -503,12 +483,10 @@ class Guides(RestoreCase):
         original = self.facts(self.name)
         own, xe = self.commands()
         self.assertEqual(2, len(own))
-        self.remove(self.name)
-        self.run_in_shell(own)
-        self.assert_restored(original, self.name)
-        self.remove(self.name)
-        self.run_in_shell(xe)
-        self.assert_restored(original, self.name)
+        for lines in (own, xe):
+            self.remove(self.name)
+            self.run_in_shell(lines)
+            self.assert_restored(original, self.name)
 
     def test_its_commands_restore_a_disk(self):
         for format in ('raw', 'vhd'):
@@ -533,10 +511,10 @@ class Guides(RestoreCase):
 
     def test_the_records_are_there_with_firmware_and_nvram(self):
         self.ok(self.back_up('vm-export=' + re.escape(self.name)))
-        with open(os.path.join(self.newest(self.name), 'vm.json'), encoding='utf-8') as stream:
+        with open(self.newest(self.name, 'vm.json'), encoding='utf-8') as stream:
             found = json.load(stream)
-        self.assertEqual((1, 'uefi', True, False), tuple(
-            found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')))
+        self.assertEqual([1, 'uefi', True, False], [
+            found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')])
         (_, vm), = found['VM'].items()
         record = self.vms()[self.name]
         self.assertEqual(record['NVRAM'], vm['NVRAM'])
@@ -575,9 +553,7 @@ class Testing(RestoreCase):
         self.assert_unmarked()
 
     def test_the_network_is_cut_first_and_one_that_was_made_is_removed(self):
-        self.remove('web')
-        network = self.xe('network-list', 'name-label=backend', '--minimal').strip()
-        self.xe('network-destroy', 'uuid=' + network)
+        self.remove_with_network('web', 'backend')
         self.before = self.contents()
         self.sim.pool.journal.clear()
         self.ok(self.try_out('web'))
@@ -595,8 +571,8 @@ class Testing(RestoreCase):
                           'test-restore,begin,web',
                           'test-restore,end,SUCCESS web,elapse:0 size:0G'], self.status())
         mail, = sink.mails
-        subject = mail.message['Subject']
-        self.assertRegex(subject, r'^VmBackup \S+ - test-restore SUCCESS - S:2 W:0 E:0$')
+        self.assertRegex(mail.message['Subject'],
+                         r'^VmBackup \S+ - test-restore SUCCESS - S:2 W:0 E:0$')
 
     def test_one_that_fails_is_recorded_and_the_others_are_tested(self):
         self.damage('web')
@@ -608,11 +584,11 @@ class Testing(RestoreCase):
         self.assert_unmarked()
 
     def test_a_disk_that_is_missing_after_the_import(self):
-        path = self.xe_that('')
-        self.put_file(path, '#!/bin/sh\ncase $1 in vm-import) uuid=$(%s "$@") || exit\n'
-                      'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
-                      '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n' %
-                      ((self.sim.xe,) * 4))
+        path = self.program('odd-xe', (
+            'case $1 in vm-import) uuid=$(%s "$@") || exit\n'
+            'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
+            '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n'
+        ) % ((self.sim.xe,) * 4))
         done = self.assert_ends(2, self.try_out('web', VMBACKUP_XE=path))
         self.assertIn('disk 1 has 0 bytes, not 1048576', done.output)
         self.assert_unmarked()
@@ -627,8 +603,7 @@ class Testing(RestoreCase):
                             (['web', 'sr=nowhere'], 'no SR nowhere'),
                             ([''], 'wanted: test-restore=<vm-selector>'),
                             (['web', 'date=2026'], 'unknown option: date=2026')):
-            done = self.assert_ends(2, self.try_out(*words))
-            self.assertIn(text, done.output)
+            self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())
 
 
@@ -695,10 +670,9 @@ class Leftovers(RestoreCase):
 
     def test_a_damaged_record_is_told_by_a_run_and_a_test_restore(self):
         self.put_file(self.record_file, '{')
+        words = '***WARNING - %s: the record of a restore is damaged' % self.record_file
         for run in (lambda: self.back_up('vm-export=web'), lambda: self.try_out('web')):
-            done = self.assert_ends(1, run())
-            self.assertIn('***WARNING - %s: the record of a restore is damaged' % self.record_file,
-                          done.output)
+            self.assertIn(words, self.assert_ends(1, run()).output)
             self.assertEqual(1, len(self.half()))
 
     def test_a_damaged_record_holds_up_no_other(self):
@@ -711,18 +685,18 @@ class Leftovers(RestoreCase):
             record = json.load(stream)
         self.put_file(self.record_file, json.dumps(dict(record, **fields)))
 
-    def assert_left_alone(self, *lines):
-        """The next run has these lines, and touches neither the record nor the VM."""
+    def assert_left_alone(self):
+        """The next run, which it returns, touches neither the record nor the VM."""
         done = self.back_up('vdi-export=web')
-        for line in lines:
-            self.assertIn(line, done.lines)
         self.assertTrue(os.path.exists(self.record_file), done.output)
         self.assertEqual([self.made], self.half())
+        return done
 
     def test_one_of_another_pool_is_not_acted_upon(self):
         self.change_record(pool='another')
-        self.assert_left_alone('***NOTE - %s tells of a restore in another pool, another: '
-                               'not touched' % self.record_file)
+        done = self.assert_left_alone()
+        self.assertIn('***NOTE - %s tells of a restore in another pool, another: not touched' %
+                      self.record_file, done.lines)
 
     def test_one_that_may_go_on_elsewhere_is_left_alone_where_nothing_can_be_locked(self):
         self.change_record(host='elsewhere')
@@ -749,10 +723,9 @@ class OvaXml(unittest.TestCase):
         differences = set()
         for cls, objects in before.items():
             for ref, fields in objects.items():
-                for field, value in fields.items():
-                    new = VmBackup.value_of(after[cls][ref][field])
-                    if VmBackup.value_of(value) != new:
-                        differences.add((cls, field))
+                differences.update(
+                    (cls, field) for field, value in fields.items()
+                    if VmBackup.value_of(value) != VmBackup.value_of(after[cls][ref][field]))
         self.assertEqual({('VM', 'name_label'), ('VM', 'other_config'), ('VDI', 'other_config'),
                           ('network', 'other_config')}, differences - {('VM', 'is_a_template')})
         vm, = after['VM'].values()

@@ -14,7 +14,7 @@ import unittest.mock
 
 import VmBackup
 from tests.commands.saved import SavedCase
-from tests.tools.support import LIMIT
+from tests.tools.support import HOST, LIMIT
 from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
 
 try:
@@ -111,8 +111,7 @@ class StatusCase(SavedCase, StoreCase):
 
 class TheBackups(StatusCase):
     def test_all_is_well_after_a_run(self):
-        config = self.run_config
-        found = self.check('OK', config)
+        found = self.check('OK', self.run_config)
         self.assertRegex(found.text, r'^2 of 2 VMs have a good backup within 26h; last run, of '
                          r'\d{4}-\d\d-\d\d \d\d:\d\d: SUCCESS S:2 W:0 E:0$')
         sizes = [os.path.getsize(self.dated(vm)[0] + '/' + file)
@@ -122,25 +121,24 @@ class TheBackups(StatusCase):
         self.assertEqual(('', str(26 * 3600)), found.limits['oldest'])
 
     def test_one_that_is_too_old_is_critical(self):
-        config = self.run_config
         self.aged('db', 25)
-        self.assertAlmostEqual(25 * 3600, self.check('OK', config).figures['oldest'], delta=LIMIT)
+        found = self.check('OK', self.run_config)
+        self.assertAlmostEqual(25 * 3600, found.figures['oldest'], delta=LIMIT)
         self.aged('db', 27)
-        found = self.check('CRITICAL', config)
+        found = self.check('CRITICAL', self.run_config)
         self.assertRegex(found.text, r'^no good backup within 26h: db \(27h\); 1 of 2 VMs ')
         self.assertEqual((2, 1), (found.figures['vms'], found.figures['good']))
         self.assertAlmostEqual(27 * 3600, found.figures['oldest'], delta=LIMIT)
         for max_age, state in (('28h', 'OK'), ('2d', 'OK'), ('1621m', 'OK'), ('1619m', 'CRITICAL'),
                                ('1d', 'CRITICAL')):
-            found = self.check(state, config, 'max_age=' + max_age)
+            found = self.check(state, self.run_config, 'max_age=' + max_age)
             self.assertIn(' within %s' % max_age, found.text)
 
     def test_it_is_the_newest_that_counts(self):
-        config = self.run_config
         self.older_web(100)
-        self.assertEqual(2, self.check('OK', config).figures['good'])
+        self.assertEqual(2, self.check('OK', self.run_config).figures['good'])
         self.aged('web', 100)
-        self.assertIn('web (4d)', self.check('CRITICAL', config).text)
+        self.assertIn('web (4d)', self.check('CRITICAL', self.run_config).text)
 
     def test_a_vm_without_any_is_critical(self):
         found = self.check('CRITICAL', self.config('vm-export=web', 'vdi-export=db',
@@ -160,18 +158,16 @@ class TheBackups(StatusCase):
         self.assertIn('no good backup within 26h: of any VM', found.text)
 
     def test_one_that_was_found_damaged_later_does_not_count(self):
-        config = self.run_config
         self.older_web(50)
         with open(self.dated('web')[-1] + '/web.xva', 'r+b') as stream:
             stream.truncate(3000)
-        self.check('OK', config)
-        self.assertEqual(2, self.vmbackup('verify', config).status)
-        self.assertIn('web (2d)', self.check('CRITICAL', config).text)
+        self.check('OK', self.run_config)
+        self.assertEqual(2, self.vmbackup('verify', self.run_config).status)
+        self.assertIn('web (2d)', self.check('CRITICAL', self.run_config).text)
 
     def test_vms_are_those_that_the_rules_choose(self):
-        config = self.run_config
         self.aged('db', 99)
-        self.assertIn('db', self.check('CRITICAL', config).text)
+        self.assertIn('db', self.check('CRITICAL', self.run_config).text)
         self.assertEqual(1, self.check('OK', self.config('vm-export=w.*')).figures['vms'])
         self.assertEqual(1, self.check('OK', self.config(
             'vm-export=.*', 'exclude=db')).figures['vms'])
@@ -192,7 +188,7 @@ class TheBackups(StatusCase):
         self.xe('vm-param-set', 'uuid=' + uuid, 'name-label=a new name')
         self.before = self.contents()
         self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assertEqual(2, self.vmbackup('password', config).status)
+        self.assert_ends(2, self.vmbackup('password', config))
         self.assertEqual(1, self.check('WARNING', config).figures['good'])
         self.assertEqual(0, self.vmbackup('password', config).status)
         self.aged('web', 48)
@@ -242,19 +238,16 @@ class TheRun(StatusCase):
 
     def test_a_run_that_is_at_work_now(self):
         self.fault('vm-export', 'hang', nth=2)
-        child = self.start('password', self.run_config)
-        self.wait_for(lambda: self.verbs().count('vm-export') == 2)
+        child = self.start_until('vm-export', 2, 'password', self.run_config)
         self.assertIn('; running since ', self.check('OK', self.run_config).text)
-        child.terminate()
-        self.assertEqual(143, self.finish(child).status)
+        self.signalled(child)
         self.assertRegex(self.check('WARNING', self.run_config).text,
                          '^last run, of .*: ERROR S:0 W:0 E:1; .*; failed in it: web ')
 
     def test_a_run_that_was_killed_is_told_by_what_it_left_and_in_the_end_by_the_log(self):
         self.leaves_things_behind = True
         self.fault('vm-export', 'hang', nth=2)
-        child = self.start('password', self.run_config)
-        self.wait_for(lambda: self.verbs().count('vm-export') == 2)
+        child = self.start_until('vm-export', 2, 'password', self.run_config)
         child.kill()
         self.finish(child)
         found = self.check('WARNING', self.run_config)
@@ -322,12 +315,12 @@ class TheRun(StatusCase):
                 stream.truncate(1 << 36)               # 64 GiB, a hole
                 stream.seek(0, os.SEEK_END)
                 stream.write(b'\n' + end + (filler or (b'T,vm-export,h,begin,x\n' * 4000)))
-            read, real = [], io.BufferedReader.read
+            read = []
 
             class Counting(io.BufferedReader):
                 def read(self, size=-1):
                     read.append(size)
-                    return real(self, size)
+                    return super().read(size)
             with unittest.mock.patch('VmBackup.open', create=True, side_effect=lambda handle, _: (
                     Counting(io.FileIO(handle)))):
                 self.assertEqual('SUCCESS S:7 W:0 E:0', VmBackup.last_run(self.status_log).result)
@@ -359,21 +352,20 @@ class LeftOver(StatusCase):
     def restore(self, **fields):
         """Leave the record of a restore; its path."""
         record = dict(dict(mark='a' * 32, pool='x', name='db', since=VmBackup.utc(-60),
-                           host=os.uname().nodename, process='1 1'), **fields)
+                           host=HOST, process='1 1'), **fields)
         path = self.backups + '/.restore-%s.json' % record['mark']
         self.put_file(path, json.dumps(record))
         return path
 
     def test_a_process_that_is_gone_left_something_and_one_that_is_there_did_not(self):
-        here = os.uname().nodename
         own = VmBackup.process(str(os.getpid()))
-        self.snapshot(host=here)
+        self.snapshot(host=HOST)
         path = self.restore()
         self.assertIn('left over: %s/snapshot.json, %s; ' % (self.failed, path),
                       self.left('WARNING', 2))
         self.restore(process=own)
         self.left('WARNING', 1)
-        self.snapshot(host=here, process=own)
+        self.snapshot(host=HOST, process=own)
         self.left('OK', 0)
 
     def test_of_another_host_the_age_decides(self):
@@ -433,25 +425,24 @@ class OneLine(StatusCase):
         self.assertEqual(3999, len(VmBackup.answer(0, 'x' * 5000).encode('utf-8')) - 2)
 
     def test_bad_words_are_unknown(self):
-        config = self.run_config
         for words, text in (
                 ((), 'wanted: status <config-file> [max_age=26h]'), (('',), 'wanted: status'),
-                ((config, 'max_age'), 'unknown option: max_age'),
-                ((config, 'max_age='), 'unknown option: max_age='),
-                ((config, 'age=3h'), 'unknown option: age=3h'),
-                ((config, 'preview'), 'unknown option: preview'),
-                ((config, 'a|b\nc'), 'unknown option: a\\x7cb\\nc'),
+                ((self.run_config, 'max_age'), 'unknown option: max_age'),
+                ((self.run_config, 'max_age='), 'unknown option: max_age='),
+                ((self.run_config, 'age=3h'), 'unknown option: age=3h'),
+                ((self.run_config, 'preview'), 'unknown option: preview'),
+                ((self.run_config, 'a|b\nc'), 'unknown option: a\\x7cb\\nc'),
                 (('/nosuch',), 'cannot read config file /nosuch: No such file'),
                 ((self.backups,), 'cannot read config file ' + self.backups),
                 ((sys.executable,), 'not a config file')):
             with self.subTest(text):
                 self.assertIn(text, self.check('UNKNOWN', *words).text)
         for max_age in ('26', '0h', '1w', '-1h', '1.5h', 'h', '٣h', '26 h', '99999999d', '26h\n'):
-            found, status = self.here(config, 'max_age=' + max_age)
+            found, status = self.here(self.run_config, 'max_age=' + max_age)
             self.assertEqual((3, 'UNKNOWN'), (status, found.state))
             self.assertIn('max_age invalid (wanted: 90m, 26h or 2d) -> ', found.text)
 
-    def test_a_config_that_cannot_be_used_is_unknown(self):
+    def test_a_config_that_cannot_be_used_is_unknown_and_other_keys_do_not_matter(self):
         for keys, text in (
                 (dict(max_backups='many'), 'config max_backups out of range -> many ('),
                 (dict(backup_dir='/nosuch'), 'config backup_dir does not exist -> /nosuch'),
@@ -467,14 +458,11 @@ class OneLine(StatusCase):
         with open(config, 'ab') as stream:
             stream.write(b'caf\xe9')
         self.assertIn('is not UTF-8 text', self.check('UNKNOWN', config).text)
-
-    def test_other_keys_do_not_matter(self):
         self.check('OK', self.config('vm-export=web', other='x'))
 
     def test_a_share_that_is_not_mounted_is_unknown(self):
         config = self.config('vm-export=web', require_mount='auto')
-        table = os.path.join(self.directory, 'fstab')
-        self.put_file(table, 'server:/share %s nfs defaults 0 0\n' % self.backups)
+        table = self.put_file('fstab', 'server:/share %s nfs defaults 0 0\n' % self.backups)
         self.script = self.changed_script(FSTAB=table)
         self.assertIn('where nothing is mounted', self.check('UNKNOWN', config).text)
 
@@ -487,40 +475,36 @@ class OneLine(StatusCase):
                              self.check('UNKNOWN', self.run_config).text)
 
     def test_what_may_not_be_read_is_unknown(self):
-        config = self.run_config
         self.prelude = AS_ANYBODY
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
-        self.assertIn('backup_dir is not writable', self.check('UNKNOWN', config).text)
+        self.assertIn('backup_dir is not writable', self.check('UNKNOWN', self.run_config).text)
         os.chmod(self.backups, 0o300)
-        self.assertIn('cannot read ' + self.backups, self.check('UNKNOWN', config).text)
+        self.assertIn('cannot read ' + self.backups, self.check('UNKNOWN', self.run_config).text)
 
     def test_a_bug_and_a_signal_are_unknown(self):
-        config = self.run_config
         for error, text in ((KeyError('x|\n'), 'a bug in VmBackup.py, please report it: KeyError'),
                             (ValueError('y'), 'please report it: ValueError'),
                             (VmBackup.Interrupted(15), 'ended by signal 15')):
             with unittest.mock.patch.object(VmBackup, 'bounded', side_effect=error):
-                found, status = self.here(config)
+                found, status = self.here(self.run_config)
             self.assertEqual((3, 'UNKNOWN'), (status, found.state))
             self.assertIn(text, found.text)
 
     def test_a_closed_output_is_no_error(self):
-        config = self.run_config
         command = 'exec "$0" "$1" status "$2" >&-; exit 9'
-        done = subprocess.run(['sh', '-c', command, sys.executable, self.script, config],
+        done = subprocess.run(['sh', '-c', command, sys.executable, self.script, self.run_config],
                               stderr=subprocess.PIPE, env=self.environ(), timeout=LIMIT)
         self.assertEqual((0, b''), (done.returncode, done.stderr))
 
 
 class WhatItCosts(StatusCase):
     def test_a_run_that_begins_meanwhile_finds_nothing_locked(self):
-        config = self.run_config
         files, calls = self.tree(), self.sim.calls()
         self.sim.down()
         with unittest.mock.patch('fcntl.flock', side_effect=AssertionError('locked')):
-            self.assertEqual('OK', self.here(config)[0].state)
-        self.check('OK', config)
+            self.assertEqual('OK', self.here(self.run_config)[0].state)
+        self.check('OK', self.run_config)
         self.assertEqual((files, calls), (self.tree(), self.sim.calls()))
 
     def test_each_manifest_is_read_once(self):

@@ -3,21 +3,17 @@
 import gzip
 import hashlib
 import json
-import lzma
 import os
 import pty
 import re
 import shutil
-import signal
 import unittest
 
 import VmBackup
-from tests import DATA
+from tests.commands.archives import SAMPLES, sample
 from tests.commands.saved import SavedCase
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import HOST, LIMIT, PoolCase
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
-
-SAMPLES = os.path.join(DATA, 'samples')
 
 
 class VerifyCase(StoreCase):
@@ -37,27 +33,27 @@ class VerifyCase(StoreCase):
         with open(os.path.join(path, 'backup.json'), encoding='utf-8') as stream:
             return json.load(stream)
 
+    def proved(self, path):
+        return self.manifest(path)['verified']['proved']
+
     def change(self, path, offset):
+        """Flip a bit."""
         with open(path, 'r+b') as stream:
-            stream.seek(offset)
-            old = stream.read(1)
-            stream.seek(offset)
-            stream.write(bytes([old[0] ^ 1]))
+            old = os.pread(stream.fileno(), 1, offset)
+            os.pwrite(stream.fileno(), bytes([old[0] ^ 1]), offset)
 
     def in_path(self, text, *names):
         """From now on these programs are this script of sh; return what a child's PATH is."""
-        place = os.path.join(self.directory, 'bin')
-        os.mkdir(place)
+        os.mkdir(self.at('bin'))
         for name in names:
-            with open(os.path.join(place, name), 'w', encoding='utf-8') as stream:
-                stream.write('#!/bin/sh\n%s\n' % text)
-            os.chmod(stream.name, 0o755)
-        return place + os.pathsep + os.environ['PATH']
+            self.program(self.at('bin', name), text + '\n')
+        return self.at('bin') + os.pathsep + os.environ['PATH']
 
     def pack(self, path):
-        with open(path, 'rb') as stream:
+        with open(path, 'r+b') as stream:
             data = gzip.compress(stream.read(), 1)
-        with open(path, 'wb') as stream:
+            stream.seek(0)
+            stream.truncate()
             stream.write(data)
 
 
@@ -81,11 +77,13 @@ class MadeCase(SavedCase, VerifyCase):
 
 
 class InARun(VerifyCase):
+    def ends_with_xe(self, status, text, *lines, **keys):
+        """A run whose files are changed behind xe's back."""
+        return self.assert_ends(status, self.vmbackup(
+            'password', self.config(*lines, **keys), VMBACKUP_XE=self.xe_that(text)))
+
     def broken(self, text, *lines, **keys):
-        """A run whose files are damaged behind xe's back, and which ends with an error."""
-        done = self.assert_ends(2, self.vmbackup('password', self.config(*lines, **keys),
-                                                 VMBACKUP_XE=self.xe_that(text)))
-        return done
+        return self.ends_with_xe(2, text, *lines, **keys)
 
     def test_a_damaged_archive_is_an_error_and_no_backup(self):
         """The snapshot is gone before the verification begins."""
@@ -93,9 +91,8 @@ class InARun(VerifyCase):
                            'vm-export=web', 'vm-export=db')
         for name in ('web', 'db'):
             self.assertIn('vm-export,end,VERIFY-FAIL ' + name, self.status())
-            line, = [line for line in done.lines
-                     if line.startswith('ERROR vm-export VERIFY-FAIL %s: %s.xva: disk xvda' % (
-                         name, name))]
+            line, = [line for line in done.lines if line.startswith(
+                'ERROR vm-export VERIFY-FAIL {0}: {0}.xva: disk xvda'.format(name))]
             self.assertRegex(line, r'chunk Ref:\d+/00000000, byte \d+: the checksum is [0-9A-F]{16}'
                                    ', that of the data here is [0-9A-F]{16}$')
         lines = [line for line in done.lines if 'VERIFY-FAIL' in line or 'All objects' in line]
@@ -128,22 +125,18 @@ class InARun(VerifyCase):
                       done.output)
 
     def test_verify_no_reads_nothing(self):
-        done = self.vmbackup('password', self.config('vm-export=web', verify='no'),
-                             VMBACKUP_XE=self.xe_that('truncate -s -1 "$1"'))
-        self.assertEqual(0, done.status, done.output)
+        done = self.ends_with_xe(0, 'truncate -s -1 "$1"', 'vm-export=web', verify='no')
         self.assertIn('  verify            = no', done.lines)
         self.assertNotIn('verified', self.manifest(self.dated('web')[0]))
 
     def test_every_compression_and_format_verifies(self):
-        for line, key, value, proved in (
-                ('vm-export=db', 'compress', 'gzip', 'checksums'),
-                ('vm-export=db', 'compress', 'zstd', 'checksums'),
-                ('vdi-export=db', 'vdi_export_format', 'raw', 'structure'),
-                ('vdi-export=db', 'vdi_export_format', 'vhd', 'structure')):
-            if value != 'zstd' or shutil.which(value):
-                with self.subTest(value):
-                    path = self.made(line, **{key: value})
-                    self.assertEqual(proved, self.manifest(path)['verified']['proved'])
+        for line, key, values, proved in (
+                ('vm-export=db', 'compress', ('gzip', 'zstd'), 'checksums'),
+                ('vdi-export=db', 'vdi_export_format', ('raw', 'vhd'), 'structure')):
+            for value in values:
+                if value != 'zstd' or shutil.which(value):
+                    with self.subTest(value):
+                        self.assertEqual(proved, self.proved(self.made(line, **{key: value})))
 
     def test_a_damaged_dump_of_the_pool_database_is_an_error_and_no_dump(self):
         self.in_path('%s "$@" || exit; for word; do case $word in file-name=*) truncate -s -1 '
@@ -158,30 +151,27 @@ class InARun(VerifyCase):
                 'ERROR pool database not backed up: it is no whole XML') for line in done.lines))
 
     def test_a_signal_during_verification_ends_the_run(self):
-        done = self.vmbackup('password', self.config('vm-export=web', 'vm-export=db'),
-                             VMBACKUP_XE=self.xe_that('rm "$1"; mkfifo "$1"; kill -TERM $PPID'))
-        self.assertEqual(143, done.status, done.output)
+        self.ends_with_xe(143, 'rm "$1"; mkfifo "$1"; kill -TERM $PPID', 'vm-export=web',
+                          'vm-export=db')
         self.assertIn('vm-export,end,INTERRUPTED web', self.status())
 
     def test_without_the_library_a_small_archive_is_hashed_in_python(self):
         self.script = self.changed_script(XXHASH=())
-        self.assertEqual('checksums', self.manifest(self.made('vm-export=web'))[
-            'verified']['proved'])
+        self.assertEqual('checksums', self.proved(self.made('vm-export=web')))
 
     def test_without_the_library_of_a_large_archive_the_structure_is_proved_and_that_is_said(self):
         self.script = self.changed_script(XXHASH=(), SLOW_BYTES=1 << 20)
         done = self.ends(0, 'vm-export=web')
         path = self.dated('web')[0]
-        self.assertEqual('structure', self.manifest(path)['verified']['proved'])
-        self.assertTrue(any(line.startswith('***NOTE - this host has no libxxhash')
-                            for line in done.lines))
+        self.assertEqual('structure', self.proved(path))
+        self.assertIn('\n***NOTE - this host has no libxxhash', '\n'.join(done.lines))
         self.verify(0, path)
-        self.assertEqual('checksums', self.manifest(path)['verified']['proved'])
+        self.assertEqual('checksums', self.proved(path))
 
     def test_a_compression_that_cannot_be_read_back_is_an_error_of_the_config(self):
-        tools = os.path.join(self.directory, 'bin')
+        tools = self.at('bin')
         os.mkdir(tools)
-        os.symlink(shutil.which('df'), os.path.join(tools, 'df'))
+        os.symlink(shutil.which('df'), self.at('bin', 'df'))
         config = self.config('vm-export=web', compress='zstd')
         done = self.assert_ends(2, self.vmbackup('password', config, 'preview', PATH=tools))
         self.assertIn('ERROR: config compress -> zstd: no program zstd to verify it with '
@@ -209,8 +199,7 @@ class TheCommand(MadeCase):
         self.assertEqual(both, self.verify(0, self.backups))
         for path in (os.path.join(self.backups, 'web'), self.web, self.web + '/web.xva'):
             self.assertEqual(one, self.verify(0, path))
-        copy = os.path.join(self.directory, 'copy.xva')
-        shutil.copy(self.web + '/web.xva', copy)
+        copy = shutil.copy(self.web + '/web.xva', self.at('copy.xva'))
         self.assertEqual('good %s: every checksum is right, %s' % (
             copy, VmBackup.human_size(os.path.getsize(copy))), self.verify(0, copy)[0])
 
@@ -337,7 +326,7 @@ class TheCommand(MadeCase):
             self.assertEqual('good %s: every checksum is right' % path, self.verify(0, target)[0])
 
     def test_dumps_of_the_pool_database_are_verified(self):
-        directory = os.path.join(self.backups, 'METADATA_' + os.uname().nodename)
+        directory = os.path.join(self.backups, 'METADATA_' + HOST)
         dump = os.path.join(directory, 'pool_db_20260301-020000.dump')
         os.mkdir(directory)
         for content, status, told in (
@@ -366,7 +355,7 @@ class TheCommand(MadeCase):
         self.use_pool()
         shutil.rmtree(self.backups)
         os.mkdir(self.backups)
-        self.assertEqual(0, self.back_up('vm-export=').status)
+        self.ends(0, 'vm-export=')
         for environ in ({}, dict(LANG='C', LC_ALL='C')):
             done = self.vmbackup('verify', self.backups, **environ)
             self.assertEqual((0, 'VmBackup verify ended - Success - S:6 W:0 E:0'),
@@ -389,20 +378,16 @@ class TheCommand(MadeCase):
         self.assertFalse([line for line in self.verify(0, self.web) if '%' in line])
 
     def test_a_signal_ends_it(self):
-        began = os.path.join(self.directory, 'began')
+        began = self.at('began')
         path = self.in_path(': > %s; exec sleep 100' % began, 'gzip', 'pigz')
         self.pack(self.web + '/web.xva')
         child = self.start('verify', self.web, PATH=path)
         self.wait_for(lambda: os.path.exists(began))
-        child.send_signal(signal.SIGTERM)
-        self.assertEqual(143, self.finish(child).status)
+        self.signalled(child)
 
     def test_wrong_words_are_one_line_and_status_2(self):
-        empty = os.path.join(self.directory, 'empty')
+        empty, rubbish = self.at('empty'), self.put_file('rubbish', '\0\1\2')
         os.mkdir(empty)
-        rubbish = os.path.join(self.directory, 'rubbish')
-        with open(rubbish, 'wb') as stream:
-            stream.write(b'\0\1\2')
         for words, text in (
                 ((), 'wanted: verify <config-file|backup_dir|backup|file>'),
                 (('/does/not/exist',), 'no such file or directory: /does/not/exist'),
@@ -414,26 +399,21 @@ class TheCommand(MadeCase):
                 ((rubbish,), 'not a config file (binary'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
-                lines = self.verify(2, *words)
-                self.assertIn('ERROR ' + text, lines[-1])
+                self.assertIn('ERROR ' + text, self.verify(2, *words)[-1])
 
     def test_a_backup_dir_that_is_not_there_is_named(self):
-        lines = self.verify(2, self.config('vm-export=x', backup_dir='/nosuch'))
         self.assertEqual('ERROR backup_dir does not exist: /nosuch (is the share mounted?)',
-                         lines[-1])
+                         self.verify(2, self.config('vm-export=x', backup_dir='/nosuch'))[-1])
 
     def test_a_raw_image_that_nothing_is_known_of_proves_nothing(self):
-        path = os.path.join(self.directory, 'some.raw')
-        with open(path, 'wb') as stream:
-            stream.write(bytes(4096))
+        path = self.put_file('some.raw', '\0' * 4096)
         self.assertEqual('***WARNING - %s: it can be read, but nothing tells how long it should '
                          'be, 4.0 KiB' % path, self.verify(1, path)[0])
 
     def test_samples_of_a_real_pool(self):
-        vhd = os.path.join(self.directory, 'root.vhd')
-        with lzma.open(os.path.join(SAMPLES, 'sample-root.vhd.xz')) as stream, open(
-                vhd, 'wb') as image:
-            shutil.copyfileobj(stream, image)
+        vhd = self.at('root.vhd')
+        with open(vhd, 'wb') as image:
+            image.write(sample('sample-root.vhd.xz'))
         self.assertIn(': the structure is whole, 8.0 MiB', self.verify(0, vhd)[0])
         for name, text in (('sample.xva.gz', 'every checksum is right, 8.1 MiB'),
                            ('sample.xva.zst', 'every checksum is right, 8.1 MiB'),
@@ -467,7 +447,7 @@ class Rotation(MadeCase):
         shutil.rmtree(self.dated('web')[-1])
         paths = [self.web] + self.damaged(2)
         self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assertEqual(2, self.back_up('vm-export=web', max_backups=1, pre_clean='True').status)
+        self.ends(2, 'vm-export=web', max_backups=1, pre_clean='True')
         self.assertEqual(paths, self.dated('web')[:2])
 
 
@@ -513,9 +493,9 @@ class Robust(MadeCase):
 
     def test_an_archive_without_the_disks_of_the_snapshot_is_no_backup(self):
         other = os.path.join(SAMPLES, 'no-disks.xva')
-        done = self.vmbackup('password', self.config('vm-export=web', max_backups=1),
-                             VMBACKUP_XE=self.xe_that('cat %s > "$1"' % other))
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.vmbackup(
+            'password', self.config('vm-export=web', max_backups=1),
+            VMBACKUP_XE=self.xe_that('cat %s > "$1"' % other)))
         self.assertIn('web.xva: it is of another snapshot: ', done.output)
         self.assertEqual(self.web, self.dated('web')[0])
 
@@ -530,7 +510,7 @@ class Robust(MadeCase):
     def test_four_at_once_leave_a_whole_manifest(self):
         children = [self.start('verify', self.web) for _ in range(4)]
         self.assertEqual([0] * 4, [self.finish(child).status for child in children])
-        self.assertEqual('checksums', self.manifest(self.web)['verified']['proved'])
+        self.assertEqual('checksums', self.proved(self.web))
         self.assertEqual([], [name for name in os.listdir(self.web) if name.endswith('.new')])
 
     def test_a_pipe_in_the_place_of_the_archive_holds_nothing_up(self):
