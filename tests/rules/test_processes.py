@@ -72,7 +72,9 @@ class LoggedCommands(PoolCase):
         self.assertEqual([sorted(words) for words in given], [sorted(words) for words in logged])
 
 
-class Running(unittest.TestCase):
+class ProgramCase(unittest.TestCase):
+    """A test with programs in a directory of its own."""
+
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
         self.addCleanup(shutil.rmtree, self.directory)
@@ -80,12 +82,17 @@ class Running(unittest.TestCase):
     def path(self, name):
         return os.path.join(self.directory, name)
 
-    def script(self, text, mode=0o755):
-        path = self.path('script %d' % len(os.listdir(self.directory)))
-        with open(path, 'w', encoding='utf-8') as stream:
+    def program(self, name, text, mode=0o755):
+        """Write a program; return its path."""
+        with open(self.path(name), 'w', encoding='utf-8') as stream:
             stream.write(text)
-        os.chmod(path, mode)
-        return path
+        os.chmod(stream.name, mode)
+        return stream.name
+
+
+class Running(ProgramCase):
+    def script(self, text, mode=0o755):
+        return self.program('script %d' % len(os.listdir(self.directory)), text, mode)
 
     def refusal(self, *arguments):
         with self.assertRaises(VmBackup.CommandFailed) as caught:
@@ -240,22 +247,17 @@ class Running(unittest.TestCase):
 
     def test_df_that_says_nothing_is_a_failure(self):
         self.assertIn(b'/', VmBackup.disk_free('/').encode())
-        with self.assertRaises(VmBackup.CommandFailed) as caught:
+        with self.assertRaisesRegex(VmBackup.CommandFailed, 'df failed: df:'):
             VmBackup.disk_free(self.path('none'))
-        self.assertIn('df failed: df:', str(caught.exception))
 
 
-class XePrograms(unittest.TestCase):
+class XePrograms(ProgramCase):
     def setUp(self):
-        self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
-        self.addCleanup(shutil.rmtree, self.directory)
+        super().setUp()
         self.output = io.BytesIO()
 
     def xe(self, text):
-        path = os.path.join(self.directory, 'xe')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n' + text)
-        os.chmod(path, 0o755)
+        path = self.program('xe', '#!/bin/sh\n' + text)
         with mock.patch.dict(os.environ, VMBACKUP_XE=path):
             return VmBackup.Xe(VmBackup.Console(self.output), VmBackup.Signals())
 
@@ -290,9 +292,8 @@ class XePrograms(unittest.TestCase):
 
     def test_a_failure_without_words_has_its_exit_status(self):
         for text, words in (('exit 7', 'exit status 7'), ('kill -9 $$', 'exit status -9')):
-            with self.assertRaises(VmBackup.CommandFailed) as caught:
+            with self.assertRaisesRegex(VmBackup.CommandFailed, words):
                 self.xe(text).tell('vm-snapshot')
-            self.assertIn(words, str(caught.exception))
 
     def test_bytes_that_are_no_text_harm_nothing(self):
         xe = self.xe("printf '\\377\\001\\n'; printf '\\376\\n' >&2; exit 1")
