@@ -28,13 +28,10 @@ PROGRAMS = dict(VmBackup.DECOMPRESSORS)
 
 
 class Member(NamedTuple):
-    """A member of an archive."""
-
     name: str
     data: bytes
 
     def written(self):
-        """Header, data and what fills the last block up."""
         return b''.join((archive.tar_header(self.name, len(self.data)), self.data,
                          bytes(-len(self.data) % BLOCK)))
 
@@ -56,7 +53,6 @@ def described(sizes, suspended=False, numbers=None, fill=1):
 
 
 def members(data):
-    """The members of a plain archive."""
     found, at = [], 0
     while data[at]:
         size = int(data[at + 124:at + 135], 8)
@@ -67,7 +63,6 @@ def members(data):
 
 
 def joined(found):
-    """A plain archive of these members."""
     return b''.join(member.written() for member in found) + END
 
 
@@ -82,7 +77,6 @@ def plain(sizes, checksum='xxhash', keep_alive=False, gaps=(), **how):
 
 
 def packed(data, kind):
-    """As gzip or zstd compress it."""
     return b''.join(archive.compressed([data], kind))
 
 
@@ -100,16 +94,12 @@ KINDS = collections.OrderedDict((name, functools.lru_cache(None)(make)) for name
 
 
 class Watch:
-    """A console, and signals that never come."""
+    """A console at which nobody looks, and signals that never come."""
 
-    def show(self, text):
-        """Nobody looks."""
+    def ignore(self, text=''):
+        """Do nothing."""
 
-    def log(self, text=''):
-        """Nobody reads."""
-
-    def check(self):
-        """No signal."""
+    show = log = check = ignore
 
 
 class ArchiveCase(unittest.TestCase):
@@ -126,7 +116,6 @@ class ArchiveCase(unittest.TestCase):
         self.addCleanup(os.close, self.handle)
 
     def put(self, data):
-        """Have the file hold this."""
         os.ftruncate(self.handle, len(data))
         os.pwrite(self.handle, data, 0)
 
@@ -151,7 +140,6 @@ class ArchiveCase(unittest.TestCase):
             each for each in PROGRAMS[kind] if each[0] == program)
 
     def proof(self, data, form='.xva', size=None):
-        """The Proof of something good."""
         self.put(data)
         found = self.verdict(form, size)
         self.assertIsInstance(found, VmBackup.Proof, found)
@@ -173,7 +161,6 @@ def sample(name):
 
 
 def chances(seed, salt):
-    """Chance, of a test."""
     return random.Random('%s:%s' % (seed, salt))
 
 
@@ -186,10 +173,8 @@ def some(things, chance, count):
 
 
 def noise(chance, size):
-    """So many bytes by chance."""
     return chance.getrandbits(8 * size).to_bytes(size, 'little') if size else b''
 
 
 def is_chunk(member):
-    """Whether a member is a chunk of a disk."""
     return re.search(r'/\d+\Z', member.name) is not None

@@ -13,16 +13,12 @@ PLACE = re.compile(r'(.*?) *= ?(.*)   \((.*)\)$')
 
 
 class CheckCase(PoolCase):
-    """What the tests below share."""
-
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
 
     def check(self, status, *words, **environ):
         """The lines it prints; it has to end with that status, the pool not asked."""
         self.sim.down()
-        done = self.vmbackup('check-config', *words, **environ)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
+        done = self.assert_ends(status, self.vmbackup('check-config', *words, **environ))
         self.assertEqual([], self.sim.calls())
         self.assertTrue(done.lines[-1].startswith(
             'ERROR ' if status == 2 else 'SUCCESS check-config: '), done.output)
@@ -30,11 +26,7 @@ class CheckCase(PoolCase):
         return done.lines
 
     def written(self, *lines):
-        """A config of nothing but these lines."""
-        path = os.path.join(self.directory, 'own.cfg')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('\n'.join(lines) + '\n')
-        return path
+        return self.put_file('own.cfg', '\n'.join(lines) + '\n')
 
     def told(self, status, *lines):
         """What it says of these lines, beside the settings and the rules."""
@@ -44,8 +36,6 @@ class CheckCase(PoolCase):
 
 
 class WhatItShows(CheckCase):
-    """Every key with its value and where that is from; the rules."""
-
     def settings(self, lines):
         """{key: (value, origin)} as printed."""
         found = [PLACE.match(line[2:]) for line in lines if line.startswith('  ') and ' = ' in line]
@@ -102,31 +92,47 @@ class WhatItShows(CheckCase):
 
 
 class WhatIsWrong(CheckCase):
-    """Mistakes, one by one."""
+    def test_what_is_said_of_the_lines_of_a_config(self):
+        log, none = self.at('log'), '***NOTE - keep_last=0 and no other keep_ key: the newest ' \
+            'good backup of a VM is kept all the same'
+        replaced = 'ERROR: config report_file would replace status_log -> log (own.cfg line 3)'
+        for status, lines, said in (
+                (0, ('vm-export=db', 'exclude=[ab].*'), []),
+                (2, ('vm-export=db', 'rubbish', 'bogus=secret'), [
+                    '***ERROR not a key=value line: rubbish (own.cfg line 2)',
+                    '***ERROR unexpected config key: bogus (own.cfg line 3)']),
+                (2, ('vm-export=db', 'max_backups=0', 'mail_mode=often'), [
+                    'ERROR: config max_backups out of range -> 0 (own.cfg line 2)',
+                    'ERROR: config mail_mode invalid -> often (own.cfg line 3)']),
+                (0, ('max_backups=2', 'vm-export=db', 'max_backups=3'), [
+                    '***NOTE - config max_backups is there twice: the one in own.cfg line 3 '
+                    'counts, not the one in own.cfg line 1']),
+                (1, ('vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=', 'exclude=TEMP.*',
+                     'vm-export=TEMP 1:3', 'vdi-export=db', 'vm-export=TEMP.*', 'vm-export='), [
+                    '***WARNING - vm-export=db (own.cfg line 2) does nothing: it is in own.cfg '
+                    'line 1 already',
+                    '***WARNING - vdi-export= (own.cfg line 3) does nothing: it is empty',
+                    '***WARNING - exclude= (own.cfg line 4) does nothing: it is empty',
+                    '***WARNING - vm-export=TEMP 1:3 (own.cfg line 6) does nothing: own.cfg '
+                    'line 5 excludes this VM']),
+                (2, ('vm-export=db', 'status_log=' + log,
+                     'report_file={}/./log'.format(self.directory)), [replaced]),
+                (0, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'), []),
+                (0, ('vm-export=db', 'keep_last=0'), [none]),
+                (0, ('vm-export=db', 'keep_last=0', 'keep_weekly=1'), []),
+                (0, ('vm-export=db', 'keep_last=1'), []),
+                (0, ('vm-export=tag:db', 'exclude=tag:d('), [])):
+            with self.subTest(lines):
+                self.assertEqual(said, self.told(status, *lines))
 
-    def test_a_config_without_any_says_nothing_more(self):
-        self.assertEqual([], self.told(0, 'vm-export=db', 'exclude=[ab].*'))
+    def test_of_a_key_that_is_there_again_and_again_each_is_a_note(self):
+        self.assertEqual(2, len(self.told(0, 'parallel=2', 'parallel=2', 'parallel=3',
+                                          'vm-export=db')))
 
-    def test_lines_that_are_not_understood(self):
-        self.assertEqual(['***ERROR not a key=value line: rubbish (own.cfg line 2)',
-                          '***ERROR unexpected config key: bogus (own.cfg line 3)'],
-                         self.told(2, 'vm-export=db', 'rubbish', 'bogus=secret'))
+    def test_unknown_keys_may_be_ignored(self):
         path = self.written('vm-export=db', 'bogus=1')
         self.check(0, path, 'ignore_extra_keys=True')
         self.check(2, path, 'ignore_extra_keys=False')
-
-    def test_values_that_cannot_be_used(self):
-        self.assertEqual(['ERROR: config max_backups out of range -> 0 (own.cfg line 2)',
-                          'ERROR: config mail_mode invalid -> often (own.cfg line 3)'],
-                         self.told(2, 'vm-export=db', 'max_backups=0', 'mail_mode=often'))
-
-    def test_a_key_that_is_there_twice_is_a_note(self):
-        self.assertEqual(['***NOTE - config max_backups is there twice: the one in own.cfg line 3 '
-                          'counts, not the one in own.cfg line 1'],
-                         [line for line in self.told(
-                             0, 'max_backups=2', 'vm-export=db', 'max_backups=3')])
-        self.assertEqual(2, len(self.told(0, 'parallel=2', 'parallel=2', 'parallel=3',
-                                          'vm-export=db')))
 
     def test_patterns_that_are_none(self):
         for method in ('vm-export', 'vdi-export', 'exclude'):
@@ -135,30 +141,17 @@ class WhatIsWrong(CheckCase):
         self.assertIn('***ERROR - invalid regex: vm-export=(:4 (own.cfg line 1)',
                       self.told(2, 'vm-export=(:4'))
 
-    def test_lines_that_can_never_do_anything(self):
-        self.assertEqual([
-            '***WARNING - vm-export=db (own.cfg line 2) does nothing: it is in own.cfg line 1 '
-            'already',
-            '***WARNING - vdi-export= (own.cfg line 3) does nothing: it is empty',
-            '***WARNING - exclude= (own.cfg line 4) does nothing: it is empty',
-            '***WARNING - vm-export=TEMP 1:3 (own.cfg line 6) does nothing: own.cfg line 5 '
-            'excludes this VM'],
-            self.told(1, 'vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=',
-                      'exclude=TEMP.*', 'vm-export=TEMP 1:3', 'vdi-export=db',
-                      'vm-export=TEMP.*', 'vm-export='))
-
     def test_a_config_that_chooses_nothing(self):
         for lines in ((), ('exclude=a',), ('vdi-export=',)):
             self.assertIn('ERROR no line vm-export= or vdi-export=: nothing would be backed up',
                           self.told(2, *lines))
 
     def test_a_hook_that_cannot_be_executed(self):
-        path = os.path.join(self.directory, 'hook')
+        path = self.at('hook')
         line = ['ERROR: config hook is not a program -> hook']
         self.assertEqual(['ERROR: config hook does not exist -> hook'],
                          self.told(2, 'vm-export=db', 'hook=' + path))
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\ntouch "$0".ran\n')
+        self.put_file(path, '#!/bin/sh\ntouch "$0".ran\n')
         self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
         os.chmod(path, 0o700)
         self.assertEqual([], self.told(0, 'vm-export=db', 'hook=' + path))
@@ -178,26 +171,8 @@ class WhatIsWrong(CheckCase):
              'or set vdi_compress=none)'], self.told(2, 'vdi-export=db', 'vdi_compress=gzip'))
         self.assertEqual([], self.told(0, 'vm-export=db', 'compress=zstd', 'verify=no'))
 
-    def test_a_report_that_would_replace_another_file(self):
-        log = os.path.join(self.directory, 'log')
-        line = 'ERROR: config report_file would replace status_log -> log (own.cfg line 3)'
-        self.assertEqual([line], self.told(
-            2, 'vm-export=db', 'status_log=' + log, 'report_file={}/./log'.format(self.directory)))
-        self.assertEqual([], self.told(
-            0, 'vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'))
-
-    def test_a_retention_of_none_keeps_one(self):
-        note = '***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM ' \
-            'is kept all the same'
-        self.assertEqual([note], self.told(0, 'vm-export=db', 'keep_last=0'))
-        self.assertEqual([], self.told(0, 'vm-export=db', 'keep_last=0', 'keep_weekly=1'))
-        self.assertEqual([], self.told(0, 'vm-export=db', 'keep_last=1'))
-
-    def test_excludes_by_tag_are_not_a_regex(self):
-        self.assertEqual([], self.told(0, 'vm-export=tag:db', 'exclude=tag:d('))
-
     def test_the_file_of_the_mail_password(self):
-        path = os.path.join(self.directory, 'pass')
+        path = self.at('pass')
         lines = ('vm-export=db', 'mail_smtp_password_file=' + path)
         self.assertEqual(['ERROR: config mail_smtp_password_file: cannot read password file pass: '
                           'No such file or directory'], self.told(2, *lines))
@@ -205,8 +180,7 @@ class WhatIsWrong(CheckCase):
         for content, mode, status, text in (
                 ('x', 0o600, 2, 'no password in password file pass'), (secret, 0o600, 0, None),
                 (secret, 0o644, 1, '***WARNING - password file pass can be read by others')):
-            with open(path, 'w', encoding='utf-8') as stream:
-                stream.write(content)
+            self.put_file(path, content)
             os.chmod(path, mode)
             told = self.told(status, *lines)
             self.assertEqual(bool(text), len(told) == 1, told)
@@ -232,5 +206,4 @@ class WhatIsWrong(CheckCase):
             self.assertIn('  vm-export=日本\\x07   (%s line 2)' % path, lines)
 
     def test_the_example_is_without_a_mistake(self):
-        path = os.path.join(os.path.dirname(self.script), 'example.cfg')
-        self.check(0, path)
+        self.check(0, os.path.join(os.path.dirname(self.script), 'example.cfg'))

@@ -9,22 +9,18 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import PoolCase
+from tests.tools.support import HOST, PoolCase
 from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
 
 LATIN = os.fsdecode(b'b\xfcro')            # no UTF-8
 
 
 class ListCase(StoreCase):
-    """What the tests below share."""
-
     pool_description = PoolCase.pool_description
 
     def table(self, status, *words, **environ):
         """The lines of the table; the command has to end with that status."""
-        done = self.vmbackup('list', *words, **environ)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
+        done = self.assert_ends(status, self.vmbackup('list', *words, **environ))
         self.assertNotIn('a bug in', done.output)
         return done.output.splitlines()
 
@@ -33,7 +29,6 @@ class ListCase(StoreCase):
         return json.loads('\n'.join(self.table(status, *(words + ('format=json',)), **environ)))
 
     def refused(self, *words):
-        """The one line of an error."""
         line, = self.table(2, *words)
         self.assertIn(' - ERROR ', line)
         return line
@@ -43,32 +38,26 @@ class ListCase(StoreCase):
         path = self.made(vm, DAY % day, size=100)
         told = dict({'number': day, 'started': '2019-01-%02dT00:00:00+01:00' % day,
                      'files': {vm + '.xva': 5 << 30, 'vm.cfg': 7}}, **manifest)
-        with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
-            json.dump(told, stream)
+        self.put_file(os.path.join(path, 'backup.json'), json.dumps(told))
         return path
 
     def only(self, document):
-        """The one backup of a document."""
         vm, = document['vms']
         found, = vm['backups']
         return found
 
     def outcomes(self, document):
-        """The outcomes of a document by the names of the directories, in its order."""
         return [(os.path.basename(backup['path']), backup['outcome'])
                 for vm in document['vms'] for backup in vm['backups']]
 
 
 class WhatIsTold(ListCase):
-    """Of each backup, of each VM, of all."""
-
     def test_every_key_of_a_backup_of_this_night_is_right(self):
-        self.assertEqual(0, self.back_up('vm-export=web', 'vdi-export=db', compress='gzip').status)
+        self.ends(0, 'vm-export=web', 'vdi-export=db', compress='gzip')
         for vm, method, packed, proved in (('web', 'vm-export', 'gzip', 'checksums'),
                                            ('db', 'vdi-export', 'none', 'structure')):
             path, = self.dated(vm)
-            with open(path + '/backup.json', encoding='utf-8') as stream:
-                manifest = json.load(stream)
+            manifest = self.manifest(vm)
             file, = [name for name in os.listdir(path) if name.startswith(vm)]
             self.assertEqual({
                 'path': path, 'when': manifest['started'], 'outcome': 'good', 'method': method,
@@ -112,11 +101,10 @@ class WhatIsTold(ListCase):
         self.assertIn('    foreign: notes', lines)
 
     def test_backups_of_3_25_are_told_by_their_names(self):
-        for day, vm, method, packed in ((1, 'a.xva', 'vm-export', 'none'),
-                                        (2, 'b.xva.gz', 'vm-export', 'gzip'),
-                                        (3, 'c.xva.zst', 'vm-export', 'zstd'),
-                                        (4, 'd.raw', 'vdi-export', 'none'),
-                                        (5, 'e.vhd', 'vdi-export', 'none')):
+        for day, (vm, method, packed) in enumerate((
+                ('a.xva', 'vm-export', 'none'), ('b.xva.gz', 'vm-export', 'gzip'),
+                ('c.xva.zst', 'vm-export', 'zstd'), ('d.raw', 'vdi-export', 'none'),
+                ('e.vhd', 'vdi-export', 'none')), 1):
             path = self.old_backup(vm[0], DAY % day, 'success_compress', vm)
             os.truncate(os.path.join(path, vm), 1000 + day)
             found = self.only(self.document(0, self.backups, 'vm=' + vm[0]))
@@ -146,13 +134,13 @@ class WhatIsTold(ListCase):
         self.assertEqual('    test restore: it did not boot', lines[3])
 
     def test_dumps_and_directories_without_backups_have_their_own_lines(self):
-        self.assertEqual(0, self.back_up('vm-export=web', pool_db_backup=1).status)
+        self.ends(0, 'vm-export=web', pool_db_backup=1)
         for name in ('logs', 'METADATA_empty', 'project/build'):
             os.makedirs(os.path.join(self.backups, name))
         os.symlink(self.directory, self.backups + '/METADATA_link')
         document = self.document(0, self.backups)
         dumps, = document['pool_dumps']
-        self.assertEqual((self.backups + '/METADATA_' + os.uname().nodename, 1),
+        self.assertEqual((self.backups + '/METADATA_' + HOST, 1),
                          (dumps['path'], dumps['dumps']))
         self.assertRegex(dumps['newest'], r'^pool_db_\d{8}-\d{6}\.dump$')
         self.assertEqual([self.backups + '/' + name for name in (
@@ -187,10 +175,7 @@ class WhatIsTold(ListCase):
 
 
 class WhichOnes(ListCase):
-    """A config file, a backup_dir, a VM's directory, a selector; the exit status."""
-
     def names(self, document):
-        """The VMs of a document and how many good backups they have."""
         return {vm['name']: vm['good'] for vm in document['vms']}
 
     def test_a_configured_vm_without_a_good_backup_is_status_2(self):
@@ -223,18 +208,13 @@ class WhichOnes(ListCase):
         self.table(0, self.backups)
         bad = self.old_backup('web', DAY % 2, 'vm.cfg')
         self.table(1, self.backups)
-        self.assertEqual(1, self.only_vm(self.document(1, self.backups))['good'])
+        self.assertEqual({'web': 1}, self.names(self.document(1, self.backups)))
         os.rename(bad, bad + '.txt')
         self.table(0, self.backups)
         self.backup('web', 3, verified={'fault': 'x'})
         self.table(1, self.backups)
         self.backup('web', 4)
         self.table(0, self.backups)
-
-    def only_vm(self, document):
-        """The one VM of a document."""
-        vm, = document['vms']
-        return vm
 
     def test_a_pattern_without_a_match_is_told_and_status_1(self):
         self.backup('web', 1)
@@ -276,8 +256,6 @@ class WhichOnes(ListCase):
 
 
 class Robust(ListCase):
-    """What cannot disturb it."""
-
     def test_hostile_manifests_are_no_more_than_unknown(self):
         good, when = self.backup('web', 1), '2019-01-01T00:00:00+00:00'
         odd = [[], {}, None, 7, 'x', True, 1e999, -1, '\ud800', {'when': []}, {'fault': {}},
@@ -316,8 +294,7 @@ class Robust(ListCase):
             path = os.path.join(self.backups, directory, DAY % 1)
             os.makedirs(path)
             for file in ('success', 'protected'):
-                with open(os.path.join(path, file), 'w', encoding='utf-8'):
-                    pass
+                self.put_file(os.path.join(path, file))
             with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
                 json.dump(dict(told, number=1, started='2019-01-01T00:00:00+00:00'), stream)
         os.makedirs(os.path.join(self.backups, 'büro', os.fsdecode(b'\xff\n')))

@@ -12,8 +12,6 @@ CHAPTER = 'Coming from other tools'
 
 
 class Tables(unittest.TestCase):
-    """The README's tables."""
-
     def test_every_key_that_is_recommended_exists(self):
         known = {key.name for key in VmBackup.KEYS} | set(VmBackup.METHODS)
         for title in re.findall('^### (.*)$', section(CHAPTER), re.MULTILINE):

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import unittest
 
@@ -47,23 +46,17 @@ class RestoreCase(SavedCase):
         return self.vmbackup('password', '%s=%s' % (command, word), *options, **environ)
 
     def try_out(self, word, *options, **environ):
-        """Run `test-restore=`."""
         return self.restore(word, *options, command='test-restore', **environ)
 
     def ok(self, done):
-        """It has to have succeeded."""
-        self.assertEqual(0, done.status, done.output)
-        return done
+        return self.assert_ends(0, done)
 
     def refused(self, words, done):
         """It ends with status 2 and one ERROR line with these words, and nothing was changed."""
-        self.assertEqual(2, done.status, done.output)
-        errors = [line for line in done.lines if line.startswith('ERROR')]
-        self.assertEqual(1, len(errors), done.output)
-        self.assertIn(words, errors[0])
-        self.assertNotIn('Traceback', done.output)
-        self.assertEqual([], [verb for verb in self.verbs() if verb in (
-            'vm-import', 'vdi-create', 'vdi-import')])
+        self.assert_ends(2, done)
+        error, = [line for line in done.lines if line.startswith('ERROR')]
+        self.assertIn(words, error)
+        self.assertFalse({'vm-import', 'vdi-create', 'vdi-import'} & set(self.verbs()))
 
     def vms(self):
         """{name: record} of the real VMs."""
@@ -79,14 +72,12 @@ class RestoreCase(SavedCase):
             for vbd in (tables['VBD'][ref] for ref in self.vms()[name]['VBDs'])}
 
     def networks(self, name):
-        """The devices of a VM's VIFs and the names of their networks, sorted."""
         tables = self.sim.pool.tables
         return sorted((tables['VIF'][ref]['device'],
                        tables['network'][tables['VIF'][ref]['network']]['name_label'])
                       for ref in self.vms()[name]['VIFs'])
 
     def macs(self, name):
-        """The MAC addresses of a VM."""
         return {self.sim.pool.tables['VIF'][ref]['MAC'] for ref in self.vms()[name]['VIFs']}
 
     def facts(self, name):
@@ -102,9 +93,8 @@ class RestoreCase(SavedCase):
         self.assertIn(name, self.vms())
         self.assertEqual(original, self.facts(name))
         vm = self.vms()[name]
-        self.assertEqual(('Halted', '', False, False), (
-            vm['power_state'], vm['ha_restart_priority'], vm['ha_always_run'],
-            vm['is_a_template']))
+        self.assertEqual(['Halted', '', False, False], [vm[key] for key in (
+            'power_state', 'ha_restart_priority', 'ha_always_run', 'is_a_template')])
         self.assertNotIn('auto_poweron', vm['other_config'])
         self.assert_unmarked()
 
@@ -117,37 +107,28 @@ class RestoreCase(SavedCase):
         self.assertEqual([], glob.glob(os.path.join(self.backups, '.restore-*')))
 
     def remove(self, name):
-        """Remove a VM with its disks."""
         vm = self.vms()[name]
         if vm['power_state'] != 'Halted':
             self.xe('vm-shutdown', 'uuid=' + vm['uuid'], 'force=true')
         self.xe('vm-uninstall', 'uuid=' + vm['uuid'], 'force=true')
 
-    def newest(self, vm):
-        """The newest dated directory of a VM."""
-        return self.dated(vm)[-1]
+    def remove_with_network(self, name, network):
+        self.remove(name)
+        uuid = self.xe('network-list', 'name-label=' + network, '--minimal').strip()
+        self.xe('network-destroy', 'uuid=' + uuid)
 
     def archive(self, vm):
-        """The archive or image in it."""
         path, = [path for path in glob.glob(glob.escape(self.newest(vm)) + '/*')
                  if re.search(r'\.(xva|raw|vhd)(\.gz|\.zst)?$', path)]
         return path
 
     def damage(self, vm):
-        """Put other bytes into the newest archive of a VM."""
         with open(self.archive(vm), 'r+b') as stream:
             stream.seek(100000)
             stream.write(b'XXXX')
 
-    def manifest(self, vm):
-        """The manifest of the newest backup of a VM."""
-        with open(os.path.join(self.newest(vm), 'backup.json'), encoding='utf-8') as stream:
-            return json.load(stream)
-
 
 class RoundTrips(RestoreCase):
-    """Backed up, restored: the same, byte for byte."""
-
     pool_description = {'vms': [
         {'name': 'web', 'power_state': 'Running', 'ha_restart_priority': 'restart',
          'description': 'the "web" & more', 'tags': ['prod'], 'cd': None,
@@ -171,24 +152,19 @@ class RoundTrips(RestoreCase):
                 self.assert_restored(original, 'web ' + compress)
                 self.assertEqual(set(), self.macs('web') & self.macs('web ' + compress))
 
-    def test_uefi_with_nvram_and_no_network(self):
-        original = self.facts('efi')
-        self.remove('efi')
-        done = self.ok(self.restore('efi'))
+    def test_uefi_with_nvram_and_no_network_and_a_vm_without_disks(self):
+        for name in ('diskless', 'efi'):
+            original = self.facts(name)
+            self.remove(name)
+            done = self.ok(self.restore(name))
+            self.assert_restored(original, name)
         self.assertIn('  firmware: uefi, with its variables (NVRAM)', done.lines)
-        self.assert_restored(original, 'efi')
         self.assertEqual({'EFI-variables': 'QUFBQQ=='}, self.vms()['efi']['NVRAM'])
-
-    def test_a_vm_without_disks(self):
-        original = self.facts('diskless')
-        self.remove('diskless')
-        self.ok(self.restore('diskless'))
-        self.assert_restored(original, 'diskless')
 
     def test_a_backup_of_325_without_a_manifest(self):
         original = self.facts('web')
         for name in ('backup.json', 'vm.json', 'RESTORE.txt'):
-            os.unlink(os.path.join(self.newest('web'), name))
+            os.unlink(self.newest('web', name))
         self.ok(self.restore('web'))
         name, = set(self.vms()) - {'web', 'efi', 'diskless'}
         self.assertRegex(name, r'^web-restored-\d{4}-\d\d-\d\d$')
@@ -196,7 +172,7 @@ class RoundTrips(RestoreCase):
 
     def test_a_single_file_elsewhere(self):
         original = self.facts('web')
-        path = os.path.join(self.directory, 'usb', 'some archive')
+        path = self.at('usb', 'some archive')
         os.mkdir(os.path.dirname(path))
         subprocess.check_call(['zstd', '-q', self.archive('web'), '-o', path], timeout=LIMIT)
         shutil.rmtree(self.newest('web'))
@@ -206,10 +182,9 @@ class RoundTrips(RestoreCase):
         self.assertEqual(['some archive'], os.listdir(os.path.dirname(path)))
 
     def images(self, format, *packers):
-        """Back up a disk of an odd size, restore it onto another VM, as it is and packed by each
-        of these programs, and compare."""
+        """Restore a disk of an odd size onto another VM, as it is and packed by each program."""
         self.ok(self.back_up('vdi-export=web', vdi_export_format=format))
-        path, aside = self.archive('web'), os.path.join(self.directory, 'aside')
+        path, aside = self.archive('web'), self.at('aside')
         for packer in (None,) + packers:
             with self.subTest(packer=packer):
                 if packer:
@@ -233,7 +208,7 @@ class RoundTrips(RestoreCase):
         self.images('vhd', 'gzip')
 
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
-        path = os.path.join(self.directory, 'disk.raw.gz')
+        path = self.at('disk.raw.gz')
         with gzip.open(path, 'wb') as stream:
             stream.write(b'x' * 3000)
         self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
@@ -241,8 +216,6 @@ class RoundTrips(RestoreCase):
 
 
 class OddNames(RestoreCase):
-    """Hostile names."""
-
     pool_description = {'vms': [
         dict(vm, disks=['64 KiB']) for vm in pools.odd()['vms'] + [{'name': 'büro'}]]}
 
@@ -254,8 +227,8 @@ class OddNames(RestoreCase):
             with self.subTest(name=name):
                 self.remove(name)
                 word = name if '/' not in name and name not in '..' else paths[name]
-                odd_here = {'LC_ALL': 'C'} if not name.isprintable() or max(name) > '~' else {}
-                self.ok(self.restore(word, **odd_here))
+                odd = not name.isprintable() or max(name) > '~'
+                self.ok(self.restore(word, **{'LC_ALL': 'C'} if odd else {}))
                 self.assert_restored(original, name)
 
     def test_of_disks(self):
@@ -264,14 +237,12 @@ class OddNames(RestoreCase):
         for name in names:
             with self.subTest(name=name):
                 self.ok(self.restore(name, 'attach=büro'))
-                self.assertEqual(self.drives(name)['0'][4], self.drives('büro')[
-                    max(self.drives('büro'), key=int)][4])
+                drives = self.drives('büro')
+                self.assertEqual(self.drives(name)['0'][4], drives[max(drives, key=int)][4])
         self.assert_unmarked()
 
 
 class Choosing(RestoreCase):
-    """Which backup is restored, and what cannot be."""
-
     pool_description = {'vms': [{'name': 'web', 'disks': ['1 MiB'], 'ran': True}]}
 
     def prepare(self):
@@ -279,16 +250,13 @@ class Choosing(RestoreCase):
         manifest = self.manifest('web')
         shutil.copytree(self.newest('web'), self.older)
         manifest.update(started='2025-03-01T02:00:00+01:00', number=0)
-        with open(os.path.join(self.older, 'backup.json'), 'w', encoding='utf-8') as stream:
-            json.dump(manifest, stream)
+        self.put_file(os.path.join(self.older, 'backup.json'), json.dumps(manifest))
 
     @property
     def older(self):
-        """The older one of the two backups of web."""
         return os.path.join(self.backups, 'web', 'backup-2025-03-01-(02:00:00)')
 
     def chosen(self, *options):
-        """The directory that a preview tells of."""
         done = self.ok(self.restore('web', 'preview', *options))
         line, = [line for line in done.lines if line.startswith('restore of web as of ')]
         return os.path.dirname(line.partition(': ')[2])
@@ -311,17 +279,13 @@ class Choosing(RestoreCase):
         self.damage('web')
         self.refused('the checksum is', self.restore('web'))
         before = self.contents()
-        done = self.restore('web', 'verify=no')
-        self.assertEqual(2, done.status, done.output)
-        self.assertIn('checksum', done.output)
+        self.assertIn('checksum', self.assert_ends(2, self.restore('web', 'verify=no')).output)
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
 
     def test_what_cannot_be_restored(self):
         failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
-        note = os.path.join(self.directory, 'note.txt')
-        with open(note, 'w', encoding='utf-8') as stream:
-            stream.write('hello')
+        note = self.put_file('note.txt', 'hello')
         for word, words in (('nobody', 'no backup of a VM called nobody'),
                             (failed, 'it has no marker'), (self.backups, 'no backup of a VM'),
                             (note, 'no archive or image'), ('', 'no backup of a VM'),
@@ -348,10 +312,10 @@ class Choosing(RestoreCase):
 
     def test_a_manifest_that_somebody_wrote(self):
         self.ok(self.back_up('vdi-export=web'))
-        path, manifest = os.path.join(self.newest('web'), 'backup.json'), self.manifest('web')
+        manifest = self.manifest('web')
         for disks in (5, [3], {'a': 1}, [{'virtual_size': 'x'}]):
-            with open(path, 'w', encoding='utf-8') as stream:
-                json.dump(dict(manifest, disks=disks), stream)
+            self.put_file(self.newest('web', 'backup.json'),
+                          json.dumps(dict(manifest, disks=disks)))
             done = self.ok(self.restore('web', 'preview'))
             self.assertIn('  new disk: web.raw-restored-', done.output)
 
@@ -360,13 +324,10 @@ class Choosing(RestoreCase):
         done = self.restore(dump)
         self.refused('is a dump of the pool database', done)
         command = "  %s pool-restore-database file-name='%s'" % (self.sim.xe, dump)
-        self.assertIn(command + ' dry-run=true', done.lines)
-        self.assertIn(command, done.lines)
+        self.assertLess({command + ' dry-run=true', command}, set(done.lines))
 
 
 class Places(RestoreCase):
-    """Where it goes, and as what."""
-
     pool_description = {
         'vms': [{'name': 'web', 'disks': ['2 MiB'], 'networks': ['backend'], 'ran': True}],
         'networks': [pools.NETWORK, 'backend'],
@@ -425,9 +386,7 @@ class Places(RestoreCase):
         self.assertEqual('Running', self.vms()['again']['power_state'])
 
     def test_a_network_that_is_not_here_is_made(self):
-        self.remove('web')
-        network = self.xe('network-list', 'name-label=backend', '--minimal').strip()
-        self.xe('network-destroy', 'uuid=' + network)
+        self.remove_with_network('web', 'backend')
         done = self.ok(self.restore('web'))
         self.assertIn('  network:  VIF 0 in "backend", which is not here: it will be made',
                       done.lines)
@@ -437,11 +396,10 @@ class Places(RestoreCase):
         small = self.xe('sr-list', 'name-label=small', '--minimal').strip()
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()
-        done = self.restore('web', 'sr=small')
-        self.assertEqual(2, done.status, done.output)
-        self.assertIn('that is enough only if the SR is thin-provisioned', done.output)
-        self.assertIn('There is insufficient space', done.output)
-        self.assertIn('(choose another SR with sr=)', done.output)
+        done = self.assert_ends(2, self.restore('web', 'sr=small'))
+        for words in ('that is enough only if the SR is thin-provisioned',
+                      'There is insufficient space', '(choose another SR with sr=)'):
+            self.assertIn(words, done.output)
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
 
@@ -457,15 +415,14 @@ class Places(RestoreCase):
 
     def test_a_signal_during_the_import_leaves_nothing(self):
         before = self.contents()
-        self.sim.pool.faults.add('vm-import', 'slow', rate=200000)
+        self.fault('vm-import', 'slow', rate=200000)
         child = self.start('password', 'restore=web', 'from=' + self.backups)
         self.wait_for(lambda: VmBackup.MARK in str(
             [vm['other_config'] for vm in list(self.sim.pool.tables['VM'].values())]))
-        child.send_signal(signal.SIGTERM)
-        done = self.finish(child)
-        self.assertEqual(128 + signal.SIGTERM, done.status, done.output)
-        self.assertEqual({cls: before[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')},
-                         {cls: self.contents()[cls] for cls in ('VM', 'VBD', 'VDI', 'VIF')})
+        self.signalled(child)
+        now = self.contents()
+        for cls in ('VM', 'VBD', 'VDI', 'VIF'):
+            self.assertEqual(before[cls], now[cls])
         self.assert_unmarked()
 
     def test_attach_wants_a_halted_vm(self):
@@ -496,22 +453,20 @@ class Guides(RestoreCase):
 
     def commands(self):
         """The commands in RESTORE.txt: with this program, with xe."""
-        path = os.path.join(self.newest(self.name), 'RESTORE.txt')
-        with open(path, encoding='utf-8') as stream:
+        with open(self.newest(self.name, 'RESTORE.txt'), encoding='utf-8') as stream:
             lines = stream.read().splitlines()
         self.assertEqual([], [line for line in lines if len(line) > 100 and '=' not in line])
-        own = [line for line in lines if ' local ' in line]
-        xe = [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))]
-        return own, xe
+        return ([line for line in lines if ' local ' in line],
+                [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))])
 
     def run_in_shell(self, lines):
         """Run commands in a shell that finds the simulated xe."""
-        place = os.path.join(self.directory, 'bin')
+        place = self.at('bin')
         with contextlib.suppress(FileExistsError):
             os.mkdir(place)
             os.symlink(self.sim.xe, os.path.join(place, 'xe'))
-        environ = dict(self.environ(), PATH=place + ':' + os.environ['PATH'],
-                       VMBACKUP_XAPI_URL=self.sim.unix_url)
+        environ = self.environ(PATH=place + ':' + os.environ['PATH'],
+                               VMBACKUP_XAPI_URL=self.sim.unix_url)
         done = subprocess.run(['bash', '-euc', '\n'.join(lines)], timeout=LIMIT, env=environ,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.assertEqual(0, done.returncode, done.stdout.decode('utf-8', 'replace'))
@@ -528,12 +483,10 @@ class Guides(RestoreCase):
         original = self.facts(self.name)
         own, xe = self.commands()
         self.assertEqual(2, len(own))
-        self.remove(self.name)
-        self.run_in_shell(own)
-        self.assert_restored(original, self.name)
-        self.remove(self.name)
-        self.run_in_shell(xe)
-        self.assert_restored(original, self.name)
+        for lines in (own, xe):
+            self.remove(self.name)
+            self.run_in_shell(lines)
+            self.assert_restored(original, self.name)
 
     def test_its_commands_restore_a_disk(self):
         for format in ('raw', 'vhd'):
@@ -552,17 +505,16 @@ class Guides(RestoreCase):
                 self.remove_drive('9')
 
     def remove_drive(self, device):
-        """Take a disk off the VM."""
         vbd = self.xe('vbd-list', 'vm-uuid=' + self.uuid_of(self.name), 'userdevice=' + device,
                       '--minimal').strip()
         self.xe('vbd-destroy', 'uuid=' + vbd)
 
     def test_the_records_are_there_with_firmware_and_nvram(self):
         self.ok(self.back_up('vm-export=' + re.escape(self.name)))
-        with open(os.path.join(self.newest(self.name), 'vm.json'), encoding='utf-8') as stream:
+        with open(self.newest(self.name, 'vm.json'), encoding='utf-8') as stream:
             found = json.load(stream)
-        self.assertEqual((1, 'uefi', True, False), tuple(
-            found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')))
+        self.assertEqual([1, 'uefi', True, False], [
+            found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')])
         (_, vm), = found['VM'].items()
         record = self.vms()[self.name]
         self.assertEqual(record['NVRAM'], vm['NVRAM'])
@@ -588,7 +540,6 @@ class Testing(RestoreCase):
         os.unlink(self.status_log)
 
     def noted(self, vm):
-        """What the manifest tells of the test."""
         return self.manifest(vm).get('test_restore')
 
     def test_it_leaves_nothing_and_is_recorded(self):
@@ -602,9 +553,7 @@ class Testing(RestoreCase):
         self.assert_unmarked()
 
     def test_the_network_is_cut_first_and_one_that_was_made_is_removed(self):
-        self.remove('web')
-        network = self.xe('network-list', 'name-label=backend', '--minimal').strip()
-        self.xe('network-destroy', 'uuid=' + network)
+        self.remove_with_network('web', 'backend')
         self.before = self.contents()
         self.sim.pool.journal.clear()
         self.ok(self.try_out('web'))
@@ -622,13 +571,12 @@ class Testing(RestoreCase):
                           'test-restore,begin,web',
                           'test-restore,end,SUCCESS web,elapse:0 size:0G'], self.status())
         mail, = sink.mails
-        subject = mail.message['Subject']
-        self.assertRegex(subject, r'^VmBackup \S+ - test-restore SUCCESS - S:2 W:0 E:0$')
+        self.assertRegex(mail.message['Subject'],
+                         r'^VmBackup \S+ - test-restore SUCCESS - S:2 W:0 E:0$')
 
     def test_one_that_fails_is_recorded_and_the_others_are_tested(self):
         self.damage('web')
-        done = self.try_out('.*', 'from=' + self.config('vm-export=web'))
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.try_out('.*', 'from=' + self.config('vm-export=web')))
         self.assertIn('ERROR test-restore TEST-RESTORE-FAIL web: ', done.output)
         self.assertIn('checksum', self.noted('web')['fault'])
         self.assertNotIn('fault', self.noted('db'))
@@ -636,14 +584,12 @@ class Testing(RestoreCase):
         self.assert_unmarked()
 
     def test_a_disk_that_is_missing_after_the_import(self):
-        path = self.xe_that('')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\ncase $1 in vm-import) uuid=$(%s "$@") || exit\n'
-                         'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
-                         '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n'
-                         % ((self.sim.xe,) * 4))
-        done = self.try_out('web', VMBACKUP_XE=path)
-        self.assertEqual(2, done.status, done.output)
+        path = self.program('odd-xe', (
+            'case $1 in vm-import) uuid=$(%s "$@") || exit\n'
+            'vdi=$(%s vbd-list vm-uuid=$uuid userdevice=1 params=vdi-uuid --minimal)\n'
+            '%s vdi-destroy uuid=$vdi; echo $uuid;; *) exec %s "$@";; esac\n'
+        ) % ((self.sim.xe,) * 4))
+        done = self.assert_ends(2, self.try_out('web', VMBACKUP_XE=path))
         self.assertIn('disk 1 has 0 bytes, not 1048576', done.output)
         self.assert_unmarked()
 
@@ -657,9 +603,7 @@ class Testing(RestoreCase):
                             (['web', 'sr=nowhere'], 'no SR nowhere'),
                             ([''], 'wanted: test-restore=<vm-selector>'),
                             (['web', 'date=2026'], 'unknown option: date=2026')):
-            done = self.try_out(*words)
-            self.assertEqual(2, done.status, done.output)
-            self.assertIn(text, done.output)
+            self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())
 
 
@@ -671,7 +615,7 @@ class Leftovers(RestoreCase):
     def prepare(self):
         self.ok(self.back_up('vm-export=web'))
         self.before = self.contents()
-        self.sim.pool.faults.add('vm-import', 'down', after=1500000)
+        self.fault('vm-import', 'down', after=1500000)
         child = self.start('password', 'restore=web', 'from=' + self.backups)
         self.wait_for(lambda: self.sim.pool.tables['VM'] and self.sim.pool.is_down)
         child.kill()
@@ -685,7 +629,6 @@ class Leftovers(RestoreCase):
         self.record_file, = glob.glob(os.path.join(self.backups, '.restore-*'))
 
     def half(self):
-        """The half restored VMs."""
         return [vm for vm in self.sim.pool.tables['VM'].values()
                 if VmBackup.MARK in vm['other_config']]
 
@@ -699,8 +642,7 @@ class Leftovers(RestoreCase):
     def left_alone(self):
         """The next run warns of the half restored VM, and does not touch it."""
         half = self.half()
-        done = self.back_up('vm-export=.*', exclude='web-restored.*')
-        self.assertEqual(1, done.status, done.output)
+        done = self.ends(1, 'vm-export=.*', exclude='web-restored.*')
         self.assertIn('is half restored, but in use: not touched', done.output)
         self.assertEqual(half, self.half())
 
@@ -727,41 +669,34 @@ class Leftovers(RestoreCase):
         self.assert_unmarked()
 
     def test_a_damaged_record_is_told_by_a_run_and_a_test_restore(self):
-        with open(self.record_file, 'w', encoding='utf-8') as stream:
-            stream.write('{')
+        self.put_file(self.record_file, '{')
+        words = '***WARNING - %s: the record of a restore is damaged' % self.record_file
         for run in (lambda: self.back_up('vm-export=web'), lambda: self.try_out('web')):
-            done = run()
-            self.assertEqual(1, done.status, done.output)
-            self.assertIn('***WARNING - %s: the record of a restore is damaged' % self.record_file,
-                          done.output)
+            self.assertIn(words, self.assert_ends(1, run()).output)
             self.assertEqual(1, len(self.half()))
 
     def test_a_damaged_record_holds_up_no_other(self):
-        with open(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), 'w') as stream:
-            stream.write('[1]')
-        done = self.back_up('vm-export=web')
-        self.assertEqual(1, done.status, done.output)
+        self.put_file(os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)), '[1]')
+        self.ends(1, 'vm-export=web')
         self.assertEqual([], self.half())
 
     def change_record(self, **fields):
-        """Give the record these fields."""
         with open(self.record_file, encoding='utf-8') as stream:
             record = json.load(stream)
-        with open(self.record_file, 'w', encoding='utf-8') as stream:
-            json.dump(dict(record, **fields), stream)
+        self.put_file(self.record_file, json.dumps(dict(record, **fields)))
 
-    def assert_left_alone(self, *lines):
-        """The next run has these lines, and touches neither the record nor the VM."""
+    def assert_left_alone(self):
+        """The next run, which it returns, touches neither the record nor the VM."""
         done = self.back_up('vdi-export=web')
-        for line in lines:
-            self.assertIn(line, done.lines)
         self.assertTrue(os.path.exists(self.record_file), done.output)
         self.assertEqual([self.made], self.half())
+        return done
 
     def test_one_of_another_pool_is_not_acted_upon(self):
         self.change_record(pool='another')
-        self.assert_left_alone('***NOTE - %s tells of a restore in another pool, another: '
-                               'not touched' % self.record_file)
+        done = self.assert_left_alone()
+        self.assertIn('***NOTE - %s tells of a restore in another pool, another: not touched' %
+                      self.record_file, done.lines)
 
     def test_one_that_may_go_on_elsewhere_is_left_alone_where_nothing_can_be_locked(self):
         self.change_record(host='elsewhere')
@@ -788,10 +723,9 @@ class OvaXml(unittest.TestCase):
         differences = set()
         for cls, objects in before.items():
             for ref, fields in objects.items():
-                for field, value in fields.items():
-                    new = VmBackup.value_of(after[cls][ref][field])
-                    if VmBackup.value_of(value) != new:
-                        differences.add((cls, field))
+                differences.update(
+                    (cls, field) for field, value in fields.items()
+                    if VmBackup.value_of(value) != VmBackup.value_of(after[cls][ref][field]))
         self.assertEqual({('VM', 'name_label'), ('VM', 'other_config'), ('VDI', 'other_config'),
                           ('network', 'other_config')}, differences - {('VM', 'is_a_template')})
         vm, = after['VM'].values()

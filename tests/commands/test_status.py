@@ -14,7 +14,7 @@ import unittest.mock
 
 import VmBackup
 from tests.commands.saved import SavedCase
-from tests.tools.support import LIMIT
+from tests.tools.support import HOST, LIMIT
 from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
 
 try:
@@ -60,8 +60,6 @@ class Answer:
 
 
 class StatusCase(SavedCase, StoreCase):
-    """What the tests below share: a run backed up web as a whole and a disk of db."""
-
     pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB']},
                                 {'name': 'db', 'disks': ['64 KiB']}]}
     both = ('vm-export=web', 'vdi-export=db')
@@ -83,7 +81,6 @@ class StatusCase(SavedCase, StoreCase):
         return found
 
     def here(self, *words):
-        """What it answers in this process, and its exit status."""
         stream = io.BytesIO()
         status = VmBackup.run_status(words, VmBackup.Console(stream), None)
         return Answer(self, stream.getvalue().decode('utf-8')), status
@@ -95,11 +92,9 @@ class StatusCase(SavedCase, StoreCase):
             manifest = json.load(stream)
         manifest.update(told, started=VmBackup.iso(
             datetime.datetime.now() - datetime.timedelta(hours=hours)))
-        with open(path, 'w', encoding='utf-8') as stream:
-            json.dump(manifest, stream)
+        self.put_file(path, json.dumps(manifest))
 
     def older_web(self, hours):
-        """Have one more backup of web, an older one."""
         shutil.copytree(self.dated('web')[0], os.path.join(self.backups, 'web', DAY % 1))
         self.aged('web', hours, 0)
         self.aged('web', 0, told={'number': 2})
@@ -115,11 +110,8 @@ class StatusCase(SavedCase, StoreCase):
 
 
 class TheBackups(StatusCase):
-    """The newest good backup of each VM."""
-
     def test_all_is_well_after_a_run(self):
-        config = self.run_config
-        found = self.check('OK', config)
+        found = self.check('OK', self.run_config)
         self.assertRegex(found.text, r'^2 of 2 VMs have a good backup within 26h; last run, of '
                          r'\d{4}-\d\d-\d\d \d\d:\d\d: SUCCESS S:2 W:0 E:0$')
         sizes = [os.path.getsize(self.dated(vm)[0] + '/' + file)
@@ -129,25 +121,24 @@ class TheBackups(StatusCase):
         self.assertEqual(('', str(26 * 3600)), found.limits['oldest'])
 
     def test_one_that_is_too_old_is_critical(self):
-        config = self.run_config
         self.aged('db', 25)
-        self.assertAlmostEqual(25 * 3600, self.check('OK', config).figures['oldest'], delta=LIMIT)
+        found = self.check('OK', self.run_config)
+        self.assertAlmostEqual(25 * 3600, found.figures['oldest'], delta=LIMIT)
         self.aged('db', 27)
-        found = self.check('CRITICAL', config)
+        found = self.check('CRITICAL', self.run_config)
         self.assertRegex(found.text, r'^no good backup within 26h: db \(27h\); 1 of 2 VMs ')
         self.assertEqual((2, 1), (found.figures['vms'], found.figures['good']))
         self.assertAlmostEqual(27 * 3600, found.figures['oldest'], delta=LIMIT)
         for max_age, state in (('28h', 'OK'), ('2d', 'OK'), ('1621m', 'OK'), ('1619m', 'CRITICAL'),
                                ('1d', 'CRITICAL')):
-            found = self.check(state, config, 'max_age=' + max_age)
+            found = self.check(state, self.run_config, 'max_age=' + max_age)
             self.assertIn(' within %s' % max_age, found.text)
 
     def test_it_is_the_newest_that_counts(self):
-        config = self.run_config
         self.older_web(100)
-        self.assertEqual(2, self.check('OK', config).figures['good'])
+        self.assertEqual(2, self.check('OK', self.run_config).figures['good'])
         self.aged('web', 100)
-        self.assertIn('web (4d)', self.check('CRITICAL', config).text)
+        self.assertIn('web (4d)', self.check('CRITICAL', self.run_config).text)
 
     def test_a_vm_without_any_is_critical(self):
         found = self.check('CRITICAL', self.config('vm-export=web', 'vdi-export=db',
@@ -167,18 +158,16 @@ class TheBackups(StatusCase):
         self.assertIn('no good backup within 26h: of any VM', found.text)
 
     def test_one_that_was_found_damaged_later_does_not_count(self):
-        config = self.run_config
         self.older_web(50)
         with open(self.dated('web')[-1] + '/web.xva', 'r+b') as stream:
             stream.truncate(3000)
-        self.check('OK', config)
-        self.assertEqual(2, self.vmbackup('verify', config).status)
-        self.assertIn('web (2d)', self.check('CRITICAL', config).text)
+        self.check('OK', self.run_config)
+        self.assertEqual(2, self.vmbackup('verify', self.run_config).status)
+        self.assertIn('web (2d)', self.check('CRITICAL', self.run_config).text)
 
     def test_vms_are_those_that_the_rules_choose(self):
-        config = self.run_config
         self.aged('db', 99)
-        self.assertIn('db', self.check('CRITICAL', config).text)
+        self.assertIn('db', self.check('CRITICAL', self.run_config).text)
         self.assertEqual(1, self.check('OK', self.config('vm-export=w.*')).figures['vms'])
         self.assertEqual(1, self.check('OK', self.config(
             'vm-export=.*', 'exclude=db')).figures['vms'])
@@ -194,13 +183,12 @@ class TheBackups(StatusCase):
         self.assertEqual(2, self.check('OK', config).figures['vms'])
 
     def test_one_that_is_chosen_by_uuid_may_be_renamed(self):
-        """Its old directory stayed CRITICAL for ever."""
         uuid = self.uuid_of('web')
         config = self.config('vm-export=uuid:' + uuid)
         self.xe('vm-param-set', 'uuid=' + uuid, 'name-label=a new name')
         self.before = self.contents()
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assertEqual(2, self.vmbackup('password', config).status)
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.assert_ends(2, self.vmbackup('password', config))
         self.assertEqual(1, self.check('WARNING', config).figures['good'])
         self.assertEqual(0, self.vmbackup('password', config).status)
         self.aged('web', 48)
@@ -239,8 +227,6 @@ class TheBackups(StatusCase):
 
 
 class TheRun(StatusCase):
-    """What the status log tells of the last run."""
-
     both = ('vm-export=web',)
 
     def test_one_that_goes_on_is_said_and_one_that_never_ended_is_critical(self):
@@ -251,20 +237,17 @@ class TheRun(StatusCase):
             self.assertIn(text, self.check(state, self.run_config).text)
 
     def test_a_run_that_is_at_work_now(self):
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
-        child = self.start('password', self.run_config)
-        self.wait_for(lambda: self.verbs().count('vm-export') == 2)
+        self.fault('vm-export', 'hang', nth=2)
+        child = self.start_until('vm-export', 2, 'password', self.run_config)
         self.assertIn('; running since ', self.check('OK', self.run_config).text)
-        child.terminate()
-        self.assertEqual(143, self.finish(child).status)
+        self.signalled(child)
         self.assertRegex(self.check('WARNING', self.run_config).text,
                          '^last run, of .*: ERROR S:0 W:0 E:1; .*; failed in it: web ')
 
     def test_a_run_that_was_killed_is_told_by_what_it_left_and_in_the_end_by_the_log(self):
         self.leaves_things_behind = True
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
-        child = self.start('password', self.run_config)
-        self.wait_for(lambda: self.verbs().count('vm-export') == 2)
+        self.fault('vm-export', 'hang', nth=2)
+        child = self.start_until('vm-export', 2, 'password', self.run_config)
         child.kill()
         self.finish(child)
         found = self.check('WARNING', self.run_config)
@@ -332,15 +315,12 @@ class TheRun(StatusCase):
                 stream.truncate(1 << 36)               # 64 GiB, a hole
                 stream.seek(0, os.SEEK_END)
                 stream.write(b'\n' + end + (filler or (b'T,vm-export,h,begin,x\n' * 4000)))
-            read, real = [], io.BufferedReader.read
+            read = []
 
             class Counting(io.BufferedReader):
-                """Notes how much is read of it."""
-
                 def read(self, size=-1):
-                    """Read."""
                     read.append(size)
-                    return real(self, size)
+                    return super().read(size)
             with unittest.mock.patch('VmBackup.open', create=True, side_effect=lambda handle, _: (
                     Counting(io.FileIO(handle)))):
                 self.assertEqual('SUCCESS S:7 W:0 E:0', VmBackup.last_run(self.status_log).result)
@@ -355,8 +335,6 @@ class TheRun(StatusCase):
 
 
 class LeftOver(StatusCase):
-    """Records of snapshots and restores."""
-
     both = ('vm-export=web',)
 
     def setUp(self):
@@ -364,34 +342,30 @@ class LeftOver(StatusCase):
         self.failed = self.old_backup('db', DAY % 1)
 
     def left(self, state, number):
-        """The text of an answer that counts so many."""
         found = self.check(state, self.run_config)
         self.assertEqual(number, found.figures['leftovers'], found.text)
         return found.text
 
     def snapshot(self, **fields):
-        """Leave the record of a snapshot."""
         self.record(self.failed, self.disk_of('db', '0'), **fields)
 
     def restore(self, **fields):
         """Leave the record of a restore; its path."""
         record = dict(dict(mark='a' * 32, pool='x', name='db', since=VmBackup.utc(-60),
-                           host=os.uname().nodename, process='1 1'), **fields)
+                           host=HOST, process='1 1'), **fields)
         path = self.backups + '/.restore-%s.json' % record['mark']
-        with open(path, 'w', encoding='utf-8') as stream:
-            json.dump(record, stream)
+        self.put_file(path, json.dumps(record))
         return path
 
     def test_a_process_that_is_gone_left_something_and_one_that_is_there_did_not(self):
-        here = os.uname().nodename
         own = VmBackup.process(str(os.getpid()))
-        self.snapshot(host=here)
+        self.snapshot(host=HOST)
         path = self.restore()
         self.assertIn('left over: %s/snapshot.json, %s; ' % (self.failed, path),
                       self.left('WARNING', 2))
         self.restore(process=own)
         self.left('WARNING', 1)
-        self.snapshot(host=here, process=own)
+        self.snapshot(host=HOST, process=own)
         self.left('OK', 0)
 
     def test_of_another_host_the_age_decides(self):
@@ -418,8 +392,6 @@ class LeftOver(StatusCase):
 
 
 class OneLine(StatusCase):
-    """Whatever there is, and whatever goes wrong."""
-
     both = ('vm-export=web',)
 
     def test_hostile_names_break_neither_line_nor_figures(self):
@@ -446,33 +418,31 @@ class OneLine(StatusCase):
         for number in range(40):
             path = os.path.join(deep, DAY % 1 + '/' if not number else 'k%02d' % number + 'x' * 200)
             os.makedirs(path)
-            with open(path + '/snapshot.json', 'w', encoding='utf-8'):
-                pass
+            self.put_file(path + '/snapshot.json')
         for text in (self.check('CRITICAL', self.config('vm-export=.*')).text,
                      VmBackup.answer(0, '語' * 5000, 'vms=1')):
             self.assertIn(' ...', text)
         self.assertEqual(3999, len(VmBackup.answer(0, 'x' * 5000).encode('utf-8')) - 2)
 
     def test_bad_words_are_unknown(self):
-        config = self.run_config
         for words, text in (
                 ((), 'wanted: status <config-file> [max_age=26h]'), (('',), 'wanted: status'),
-                ((config, 'max_age'), 'unknown option: max_age'),
-                ((config, 'max_age='), 'unknown option: max_age='),
-                ((config, 'age=3h'), 'unknown option: age=3h'),
-                ((config, 'preview'), 'unknown option: preview'),
-                ((config, 'a|b\nc'), 'unknown option: a\\x7cb\\nc'),
+                ((self.run_config, 'max_age'), 'unknown option: max_age'),
+                ((self.run_config, 'max_age='), 'unknown option: max_age='),
+                ((self.run_config, 'age=3h'), 'unknown option: age=3h'),
+                ((self.run_config, 'preview'), 'unknown option: preview'),
+                ((self.run_config, 'a|b\nc'), 'unknown option: a\\x7cb\\nc'),
                 (('/nosuch',), 'cannot read config file /nosuch: No such file'),
                 ((self.backups,), 'cannot read config file ' + self.backups),
                 ((sys.executable,), 'not a config file')):
             with self.subTest(text):
                 self.assertIn(text, self.check('UNKNOWN', *words).text)
         for max_age in ('26', '0h', '1w', '-1h', '1.5h', 'h', '٣h', '26 h', '99999999d', '26h\n'):
-            found, status = self.here(config, 'max_age=' + max_age)
+            found, status = self.here(self.run_config, 'max_age=' + max_age)
             self.assertEqual((3, 'UNKNOWN'), (status, found.state))
             self.assertIn('max_age invalid (wanted: 90m, 26h or 2d) -> ', found.text)
 
-    def test_a_config_that_cannot_be_used_is_unknown(self):
+    def test_a_config_that_cannot_be_used_is_unknown_and_other_keys_do_not_matter(self):
         for keys, text in (
                 (dict(max_backups='many'), 'config max_backups out of range -> many ('),
                 (dict(backup_dir='/nosuch'), 'config backup_dir does not exist -> /nosuch'),
@@ -488,15 +458,11 @@ class OneLine(StatusCase):
         with open(config, 'ab') as stream:
             stream.write(b'caf\xe9')
         self.assertIn('is not UTF-8 text', self.check('UNKNOWN', config).text)
-
-    def test_other_keys_do_not_matter(self):
         self.check('OK', self.config('vm-export=web', other='x'))
 
     def test_a_share_that_is_not_mounted_is_unknown(self):
         config = self.config('vm-export=web', require_mount='auto')
-        table = os.path.join(self.directory, 'fstab')
-        with open(table, 'w', encoding='utf-8') as stream:
-            stream.write('server:/share %s nfs defaults 0 0\n' % self.backups)
+        table = self.put_file('fstab', 'server:/share %s nfs defaults 0 0\n' % self.backups)
         self.script = self.changed_script(FSTAB=table)
         self.assertIn('where nothing is mounted', self.check('UNKNOWN', config).text)
 
@@ -509,42 +475,36 @@ class OneLine(StatusCase):
                              self.check('UNKNOWN', self.run_config).text)
 
     def test_what_may_not_be_read_is_unknown(self):
-        config = self.run_config
         self.prelude = AS_ANYBODY
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
-        self.assertIn('backup_dir is not writable', self.check('UNKNOWN', config).text)
+        self.assertIn('backup_dir is not writable', self.check('UNKNOWN', self.run_config).text)
         os.chmod(self.backups, 0o300)
-        self.assertIn('cannot read ' + self.backups, self.check('UNKNOWN', config).text)
+        self.assertIn('cannot read ' + self.backups, self.check('UNKNOWN', self.run_config).text)
 
     def test_a_bug_and_a_signal_are_unknown(self):
-        config = self.run_config
         for error, text in ((KeyError('x|\n'), 'a bug in VmBackup.py, please report it: KeyError'),
                             (ValueError('y'), 'please report it: ValueError'),
                             (VmBackup.Interrupted(15), 'ended by signal 15')):
             with unittest.mock.patch.object(VmBackup, 'bounded', side_effect=error):
-                found, status = self.here(config)
+                found, status = self.here(self.run_config)
             self.assertEqual((3, 'UNKNOWN'), (status, found.state))
             self.assertIn(text, found.text)
 
     def test_a_closed_output_is_no_error(self):
-        config = self.run_config
         command = 'exec "$0" "$1" status "$2" >&-; exit 9'
-        done = subprocess.run(['sh', '-c', command, sys.executable, self.script, config],
+        done = subprocess.run(['sh', '-c', command, sys.executable, self.script, self.run_config],
                               stderr=subprocess.PIPE, env=self.environ(), timeout=LIMIT)
         self.assertEqual((0, b''), (done.returncode, done.stderr))
 
 
 class WhatItCosts(StatusCase):
-    """It is in nobody's way."""
-
     def test_a_run_that_begins_meanwhile_finds_nothing_locked(self):
-        config = self.run_config
         files, calls = self.tree(), self.sim.calls()
         self.sim.down()
         with unittest.mock.patch('fcntl.flock', side_effect=AssertionError('locked')):
-            self.assertEqual('OK', self.here(config)[0].state)
-        self.check('OK', config)
+            self.assertEqual('OK', self.here(self.run_config)[0].state)
+        self.check('OK', self.run_config)
         self.assertEqual((files, calls), (self.tree(), self.sim.calls()))
 
     def test_each_manifest_is_read_once(self):

@@ -3,69 +3,57 @@
 import gzip
 import hashlib
 import json
-import lzma
 import os
 import pty
 import re
 import shutil
-import signal
 import unittest
 
 import VmBackup
-from tests import DATA
+from tests.commands.archives import SAMPLES, sample
 from tests.commands.saved import SavedCase
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import HOST, LIMIT, PoolCase
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
-
-SAMPLES = os.path.join(DATA, 'samples')
 
 
 class VerifyCase(StoreCase):
-    """What the tests below share."""
-
     pool_description = PoolCase.pool_description
 
     def made(self, *lines, **keys):
         """Run to a good end; the dated directory of the last line's VM."""
-        done = self.back_up(*lines, **keys)
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, *lines, **keys)
         return self.dated(lines[-1].partition('=')[2])[-1]
 
     def verify(self, status, *words):
         """The lines of the command, which has to end with that status."""
-        done = self.vmbackup('verify', *words)
-        self.assertEqual(status, done.status, done.output)
-        self.assertNotIn('Traceback', done.output)
+        done = self.assert_ends(status, self.vmbackup('verify', *words))
         return done.lines
 
     def manifest(self, path):
-        """The manifest of a backup."""
         with open(os.path.join(path, 'backup.json'), encoding='utf-8') as stream:
             return json.load(stream)
 
+    def proved(self, path):
+        return self.manifest(path)['verified']['proved']
+
     def change(self, path, offset):
-        """Flip a bit of a file."""
+        """Flip a bit."""
         with open(path, 'r+b') as stream:
-            stream.seek(offset)
-            old = stream.read(1)
-            stream.seek(offset)
-            stream.write(bytes([old[0] ^ 1]))
+            old = os.pread(stream.fileno(), 1, offset)
+            os.pwrite(stream.fileno(), bytes([old[0] ^ 1]), offset)
 
     def in_path(self, text, *names):
         """From now on these programs are this script of sh; return what a child's PATH is."""
-        place = os.path.join(self.directory, 'bin')
-        os.mkdir(place)
+        os.mkdir(self.at('bin'))
         for name in names:
-            with open(os.path.join(place, name), 'w', encoding='utf-8') as stream:
-                stream.write('#!/bin/sh\n%s\n' % text)
-            os.chmod(stream.name, 0o755)
-        return place + os.pathsep + os.environ['PATH']
+            self.program(self.at('bin', name), text + '\n')
+        return self.at('bin') + os.pathsep + os.environ['PATH']
 
     def pack(self, path):
-        """Compress a file, under its name."""
-        with open(path, 'rb') as stream:
+        with open(path, 'r+b') as stream:
             data = gzip.compress(stream.read(), 1)
-        with open(path, 'wb') as stream:
+            stream.seek(0)
+            stream.truncate()
             stream.write(data)
 
 
@@ -84,20 +72,18 @@ class MadeCase(SavedCase, VerifyCase):
         path = os.path.join(self.backups, 'web', 'backup-2026-01-0%d-(00:00:00)' % day)
         shutil.copytree(self.web, path)
         told = dict(self.manifest(path), number=0, started='2026-01-0%dT00:00:00+00:00' % day)
-        with open(path + '/backup.json', 'w', encoding='utf-8') as stream:
-            json.dump(told, stream)
+        self.put_file(path + '/backup.json', json.dumps(told))
         return path
 
 
 class InARun(VerifyCase):
-    """The step between the export and the marker."""
+    def ends_with_xe(self, status, text, *lines, **keys):
+        """A run whose files are changed behind xe's back."""
+        return self.assert_ends(status, self.vmbackup(
+            'password', self.config(*lines, **keys), VMBACKUP_XE=self.xe_that(text)))
 
     def broken(self, text, *lines, **keys):
-        """A run whose files are damaged behind xe's back, and which ends with an error."""
-        done = self.vmbackup('password', self.config(*lines, **keys),
-                             VMBACKUP_XE=self.xe_that(text))
-        self.assertEqual(2, done.status, done.output)
-        return done
+        return self.ends_with_xe(2, text, *lines, **keys)
 
     def test_a_damaged_archive_is_an_error_and_no_backup(self):
         """The snapshot is gone before the verification begins."""
@@ -105,9 +91,8 @@ class InARun(VerifyCase):
                            'vm-export=web', 'vm-export=db')
         for name in ('web', 'db'):
             self.assertIn('vm-export,end,VERIFY-FAIL ' + name, self.status())
-            line, = [line for line in done.lines
-                     if line.startswith('ERROR vm-export VERIFY-FAIL %s: %s.xva: disk xvda' % (
-                         name, name))]
+            line, = [line for line in done.lines if line.startswith(
+                'ERROR vm-export VERIFY-FAIL {0}: {0}.xva: disk xvda'.format(name))]
             self.assertRegex(line, r'chunk Ref:\d+/00000000, byte \d+: the checksum is [0-9A-F]{16}'
                                    ', that of the data here is [0-9A-F]{16}$')
         lines = [line for line in done.lines if 'VERIFY-FAIL' in line or 'All objects' in line]
@@ -140,22 +125,18 @@ class InARun(VerifyCase):
                       done.output)
 
     def test_verify_no_reads_nothing(self):
-        done = self.vmbackup('password', self.config('vm-export=web', verify='no'),
-                             VMBACKUP_XE=self.xe_that('truncate -s -1 "$1"'))
-        self.assertEqual(0, done.status, done.output)
+        done = self.ends_with_xe(0, 'truncate -s -1 "$1"', 'vm-export=web', verify='no')
         self.assertIn('  verify            = no', done.lines)
         self.assertNotIn('verified', self.manifest(self.dated('web')[0]))
 
     def test_every_compression_and_format_verifies(self):
-        for line, key, value, proved in (
-                ('vm-export=db', 'compress', 'gzip', 'checksums'),
-                ('vm-export=db', 'compress', 'zstd', 'checksums'),
-                ('vdi-export=db', 'vdi_export_format', 'raw', 'structure'),
-                ('vdi-export=db', 'vdi_export_format', 'vhd', 'structure')):
-            if value != 'zstd' or shutil.which(value):
-                with self.subTest(value):
-                    path = self.made(line, **{key: value})
-                    self.assertEqual(proved, self.manifest(path)['verified']['proved'])
+        for line, key, values, proved in (
+                ('vm-export=db', 'compress', ('gzip', 'zstd'), 'checksums'),
+                ('vdi-export=db', 'vdi_export_format', ('raw', 'vhd'), 'structure')):
+            for value in values:
+                if value != 'zstd' or shutil.which(value):
+                    with self.subTest(value):
+                        self.assertEqual(proved, self.proved(self.made(line, **{key: value})))
 
     def test_a_damaged_dump_of_the_pool_database_is_an_error_and_no_dump(self):
         self.in_path('%s "$@" || exit; for word; do case $word in file-name=*) truncate -s -1 '
@@ -170,54 +151,45 @@ class InARun(VerifyCase):
                 'ERROR pool database not backed up: it is no whole XML') for line in done.lines))
 
     def test_a_signal_during_verification_ends_the_run(self):
-        done = self.vmbackup('password', self.config('vm-export=web', 'vm-export=db'),
-                             VMBACKUP_XE=self.xe_that('rm "$1"; mkfifo "$1"; kill -TERM $PPID'))
-        self.assertEqual(143, done.status, done.output)
+        self.ends_with_xe(143, 'rm "$1"; mkfifo "$1"; kill -TERM $PPID', 'vm-export=web',
+                          'vm-export=db')
         self.assertIn('vm-export,end,INTERRUPTED web', self.status())
 
     def test_without_the_library_a_small_archive_is_hashed_in_python(self):
         self.script = self.changed_script(XXHASH=())
-        self.assertEqual('checksums', self.manifest(self.made('vm-export=web'))[
-            'verified']['proved'])
+        self.assertEqual('checksums', self.proved(self.made('vm-export=web')))
 
     def test_without_the_library_of_a_large_archive_the_structure_is_proved_and_that_is_said(self):
         self.script = self.changed_script(XXHASH=(), SLOW_BYTES=1 << 20)
-        done = self.back_up('vm-export=web')
-        self.assertEqual(0, done.status, done.output)
+        done = self.ends(0, 'vm-export=web')
         path = self.dated('web')[0]
-        self.assertEqual('structure', self.manifest(path)['verified']['proved'])
-        self.assertTrue(any(line.startswith('***NOTE - this host has no libxxhash')
-                            for line in done.lines))
+        self.assertEqual('structure', self.proved(path))
+        self.assertIn('\n***NOTE - this host has no libxxhash', '\n'.join(done.lines))
         self.verify(0, path)
-        self.assertEqual('checksums', self.manifest(path)['verified']['proved'])
+        self.assertEqual('checksums', self.proved(path))
 
     def test_a_compression_that_cannot_be_read_back_is_an_error_of_the_config(self):
-        tools = os.path.join(self.directory, 'bin')
+        tools = self.at('bin')
         os.mkdir(tools)
-        os.symlink(shutil.which('df'), os.path.join(tools, 'df'))
+        os.symlink(shutil.which('df'), self.at('bin', 'df'))
         config = self.config('vm-export=web', compress='zstd')
-        done = self.vmbackup('password', config, 'preview', PATH=tools)
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.vmbackup('password', config, 'preview', PATH=tools))
         self.assertIn('ERROR: config compress -> zstd: no program zstd to verify it with '
                       '(install it, or set verify=no)', done.lines)
         config = self.config('vm-export=web', compress='zstd', verify='no')
-        done = self.vmbackup('password', config, 'preview', PATH=tools)
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', config, 'preview', PATH=tools))
 
     def test_a_disk_that_grew_since_the_run_began_is_no_fault(self):
         self.in_path('[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s disk-size=4194304\n'
                      'exec %s "$@"' % (self.sim.xe, self.disk_of('db', '0'), self.sim.xe), 'xe')
-        done = self.vmbackup('password', self.config('vdi-export=db'),
-                             VMBACKUP_XE=self.directory + '/bin/xe')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.config('vdi-export=db'),
+                                          VMBACKUP_XE=self.directory + '/bin/xe'))
         disk, = self.manifest(self.dated('db')[0])['disks']
         with open(os.path.join(self.dated('db')[0], 'db.raw'), 'rb') as stream:
             self.assertEqual(disk['virtual_size'], len(stream.read()))
 
 
 class TheCommand(MadeCase):
-    """./VmBackup.py verify ..."""
-
     def test_what_may_be_named(self):
         config = self.config('vdi-export=db', 'vm-export=web')
         good = 'good %s: every checksum is right'
@@ -227,8 +199,7 @@ class TheCommand(MadeCase):
         self.assertEqual(both, self.verify(0, self.backups))
         for path in (os.path.join(self.backups, 'web'), self.web, self.web + '/web.xva'):
             self.assertEqual(one, self.verify(0, path))
-        copy = os.path.join(self.directory, 'copy.xva')
-        shutil.copy(self.web + '/web.xva', copy)
+        copy = shutil.copy(self.web + '/web.xva', self.at('copy.xva'))
         self.assertEqual('good %s: every checksum is right, %s' % (
             copy, VmBackup.human_size(os.path.getsize(copy))), self.verify(0, copy)[0])
 
@@ -336,8 +307,7 @@ class TheCommand(MadeCase):
         self.assertNotIn('fault', self.manifest(self.web)['verified'])
 
     def test_a_damaged_manifest_is_told_and_kept(self):
-        with open(self.web + '/backup.json', 'w', encoding='utf-8') as stream:
-            stream.write('{')
+        self.put_file(self.web + '/backup.json', '{')
         self.assertEqual('ERROR %s: backup.json is damaged' % self.web, self.verify(2, self.web)[0])
         self.assertEqual(1, os.path.getsize(self.web + '/backup.json'))
 
@@ -356,7 +326,7 @@ class TheCommand(MadeCase):
             self.assertEqual('good %s: every checksum is right' % path, self.verify(0, target)[0])
 
     def test_dumps_of_the_pool_database_are_verified(self):
-        directory = os.path.join(self.backups, 'METADATA_' + os.uname().nodename)
+        directory = os.path.join(self.backups, 'METADATA_' + HOST)
         dump = os.path.join(directory, 'pool_db_20260301-020000.dump')
         os.mkdir(directory)
         for content, status, told in (
@@ -385,7 +355,7 @@ class TheCommand(MadeCase):
         self.use_pool()
         shutil.rmtree(self.backups)
         os.mkdir(self.backups)
-        self.assertEqual(0, self.back_up('vm-export=').status)
+        self.ends(0, 'vm-export=')
         for environ in ({}, dict(LANG='C', LC_ALL='C')):
             done = self.vmbackup('verify', self.backups, **environ)
             self.assertEqual((0, 'VmBackup verify ended - Success - S:6 W:0 E:0'),
@@ -408,20 +378,16 @@ class TheCommand(MadeCase):
         self.assertFalse([line for line in self.verify(0, self.web) if '%' in line])
 
     def test_a_signal_ends_it(self):
-        began = os.path.join(self.directory, 'began')
+        began = self.at('began')
         path = self.in_path(': > %s; exec sleep 100' % began, 'gzip', 'pigz')
         self.pack(self.web + '/web.xva')
         child = self.start('verify', self.web, PATH=path)
         self.wait_for(lambda: os.path.exists(began))
-        child.send_signal(signal.SIGTERM)
-        self.assertEqual(143, self.finish(child).status)
+        self.signalled(child)
 
     def test_wrong_words_are_one_line_and_status_2(self):
-        empty = os.path.join(self.directory, 'empty')
+        empty, rubbish = self.at('empty'), self.put_file('rubbish', '\0\1\2')
         os.mkdir(empty)
-        rubbish = os.path.join(self.directory, 'rubbish')
-        with open(rubbish, 'wb') as stream:
-            stream.write(b'\0\1\2')
         for words, text in (
                 ((), 'wanted: verify <config-file|backup_dir|backup|file>'),
                 (('/does/not/exist',), 'no such file or directory: /does/not/exist'),
@@ -433,26 +399,21 @@ class TheCommand(MadeCase):
                 ((rubbish,), 'not a config file (binary'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
-                lines = self.verify(2, *words)
-                self.assertIn('ERROR ' + text, lines[-1])
+                self.assertIn('ERROR ' + text, self.verify(2, *words)[-1])
 
     def test_a_backup_dir_that_is_not_there_is_named(self):
-        lines = self.verify(2, self.config('vm-export=x', backup_dir='/nosuch'))
         self.assertEqual('ERROR backup_dir does not exist: /nosuch (is the share mounted?)',
-                         lines[-1])
+                         self.verify(2, self.config('vm-export=x', backup_dir='/nosuch'))[-1])
 
     def test_a_raw_image_that_nothing_is_known_of_proves_nothing(self):
-        path = os.path.join(self.directory, 'some.raw')
-        with open(path, 'wb') as stream:
-            stream.write(bytes(4096))
+        path = self.put_file('some.raw', '\0' * 4096)
         self.assertEqual('***WARNING - %s: it can be read, but nothing tells how long it should '
                          'be, 4.0 KiB' % path, self.verify(1, path)[0])
 
     def test_samples_of_a_real_pool(self):
-        vhd = os.path.join(self.directory, 'root.vhd')
-        with lzma.open(os.path.join(SAMPLES, 'sample-root.vhd.xz')) as stream, open(
-                vhd, 'wb') as image:
-            shutil.copyfileobj(stream, image)
+        vhd = self.at('root.vhd')
+        with open(vhd, 'wb') as image:
+            image.write(sample('sample-root.vhd.xz'))
         self.assertIn(': the structure is whole, 8.0 MiB', self.verify(0, vhd)[0])
         for name, text in (('sample.xva.gz', 'every checksum is right, 8.1 MiB'),
                            ('sample.xva.zst', 'every checksum is right, 8.1 MiB'),
@@ -467,10 +428,7 @@ class TheCommand(MadeCase):
 
 
 class Rotation(MadeCase):
-    """A backup that was found damaged does not count."""
-
     def damaged(self, *numbers):
-        """Older backups that were found damaged; their paths."""
         paths = [self.older(number) for number in numbers]
         for path in paths:
             self.change(path + '/web.xva', 700000)
@@ -488,8 +446,8 @@ class Rotation(MadeCase):
         self.web = self.older(1)
         shutil.rmtree(self.dated('web')[-1])
         paths = [self.web] + self.damaged(2)
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assertEqual(2, self.back_up('vm-export=web', max_backups=1, pre_clean='True').status)
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.ends(2, 'vm-export=web', max_backups=1, pre_clean='True')
         self.assertEqual(paths, self.dated('web')[:2])
 
 
@@ -502,8 +460,7 @@ class Robust(MadeCase):
         for path, words in (('/nosuch', 'no program gzip to verify it with'),
                             (self.in_path('kill -9 $$', 'gzip', 'pigz'),
                              'was ended by signal 9')):
-            done = self.vmbackup('verify', self.web, PATH=path)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.vmbackup('verify', self.web, PATH=path))
             self.assertIn(words, done.output)
             self.assertEqual(before, self.manifest(self.web))
 
@@ -514,8 +471,7 @@ class Robust(MadeCase):
                            ('files', {'\ud800': 1, 'a\0b': 2, '../../x': None}), ('disks', {}),
                            ('disks', [{'virtual_size': 1e999}]), ('vm', 7), ('snapshot', [])):
             with self.subTest(key):
-                with open(path + '/backup.json', 'w', encoding='ascii') as stream:
-                    json.dump(dict(manifest, **{key: value}), stream)
+                self.put_file(path + '/backup.json', json.dumps(dict(manifest, **{key: value})))
                 done = self.vmbackup('verify', self.backups)
                 self.assertIn(done.status, (0, 1, 2))
                 self.assertNotIn('a bug in', done.output)
@@ -526,8 +482,7 @@ class Robust(MadeCase):
         shutil.copy(self.web + '/web.xva', self.backups)
         os.makedirs(self.backups + '/project/build')
         for name in ('METADATA_notes', 'success.txt', 'project/build/success'):
-            with open(os.path.join(self.backups, name), 'w', encoding='utf-8'):
-                pass
+            self.put_file(os.path.join(self.backups, name))
         self.assertEqual(['good %s: every checksum is right' % path
                           for path in (self.db, self.web)], self.verify(0, self.backups)[:-1])
 
@@ -538,9 +493,9 @@ class Robust(MadeCase):
 
     def test_an_archive_without_the_disks_of_the_snapshot_is_no_backup(self):
         other = os.path.join(SAMPLES, 'no-disks.xva')
-        done = self.vmbackup('password', self.config('vm-export=web', max_backups=1),
-                             VMBACKUP_XE=self.xe_that('cat %s > "$1"' % other))
-        self.assertEqual(2, done.status, done.output)
+        done = self.assert_ends(2, self.vmbackup(
+            'password', self.config('vm-export=web', max_backups=1),
+            VMBACKUP_XE=self.xe_that('cat %s > "$1"' % other)))
         self.assertIn('web.xva: it is of another snapshot: ', done.output)
         self.assertEqual(self.web, self.dated('web')[0])
 
@@ -555,7 +510,7 @@ class Robust(MadeCase):
     def test_four_at_once_leave_a_whole_manifest(self):
         children = [self.start('verify', self.web) for _ in range(4)]
         self.assertEqual([0] * 4, [self.finish(child).status for child in children])
-        self.assertEqual('checksums', self.manifest(self.web)['verified']['proved'])
+        self.assertEqual('checksums', self.proved(self.web))
         self.assertEqual([], [name for name in os.listdir(self.web) if name.endswith('.new')])
 
     def test_a_pipe_in_the_place_of_the_archive_holds_nothing_up(self):
@@ -565,28 +520,22 @@ class Robust(MadeCase):
 
 
 class CommandWords(PoolCase):
-    """A command's name in the first place is a command."""
-
     def test_a_password_that_is_a_commands_name_comes_from_a_file(self):
         for word in ('list', 'verify', 'prune', 'status', 'protect', 'unprotect', 'check-config',
                      'test-mail', 'help', 'config', 'example'):
             with self.subTest(word):
                 path = os.path.join(self.directory, 'pass-' + word)
-                done = self.vmbackup(word, 'create-password-file=' + path)
-                self.assertEqual(0, done.status, done.output)
+                self.assert_ends(0, self.vmbackup(word, 'create-password-file=' + path))
                 self.assertEqual(word, VmBackup.read_password_file(path, VmBackup.Console(None)))
 
     def test_a_helping_word_with_more_is_an_error(self):
         """It may be root's password in an old cron line, and nothing would be backed up."""
         for word in ('help', 'config', 'example'):
-            done = self.vmbackup(word, self.config('vm-export=web'))
-            self.assertEqual(2, done.status)
+            done = self.assert_ends(2, self.vmbackup(word, self.config('vm-export=web')))
             self.assertIn('ERROR %s is a command (a password' % word, done.output)
 
 
 class Digests(unittest.TestCase):
-    """What is recorded of an archive."""
-
     def test_an_archives_digest_is_that_of_all_but_the_disks_data(self):
         path = os.path.join(SAMPLES, 'sample.xva.gz')
         verifier = VmBackup.Verifier(VmBackup.Console(None), VmBackup.Signals(), 60)

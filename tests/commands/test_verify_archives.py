@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import textwrap
 import unittest
 import unittest.mock
 
@@ -21,7 +20,7 @@ import VmBackup
 from tests import ROOT
 from tests.commands import archives
 from tests.tools import figures
-from tests.commands.archives import KINDS, MIB, PACKERS, SAMPLES, SMALL, ArchiveCase, Member, sample
+from tests.commands.archives import KINDS, MIB, PACKERS, SMALL, ArchiveCase, Member, sample
 from tests.faults.faulting import full, seed
 from tests.simpool import archive, ova, pools
 from tests.tools.support import LIMIT
@@ -51,11 +50,13 @@ def images(data):
     return archive.read_xva(io.BytesIO(data), ova.disk_sizes).disks
 
 
-class Samples(ArchiveCase):
-    """What a real xapi has made."""
+def known_images():
+    """The digests of the disks of the samples."""
+    return {line.split()[0].decode('ascii') for line in sample('SHA256SUMS.images').splitlines()}
 
+
+class Samples(ArchiveCase):
     def test_each_is_proved_under_any_name(self):
-        """Compression is told by the first bytes, whatever the name; no file stays open."""
         before = len(os.listdir('/proc/self/fd'))
         verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
         for name, form, proved, size in (('sample.xva.gz', '.xva', 'checksums', 8446464),
@@ -78,12 +79,9 @@ class Samples(ArchiveCase):
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))
 
     def test_the_disks_are_those_that_were_put_in(self):
-        """So what is proved here is proved of the disks that this VM had."""
-        with open(os.path.join(SAMPLES, 'SHA256SUMS.images'), encoding='ascii') as stream:
-            known = {line.split()[0] for line in stream}
         data = gzip.decompress(sample('sample.xva.gz'))
         self.assertEqual('checksums', self.proof(data).proved)
-        self.assertEqual(known, {image.sha256() for image in images(data).values()})
+        self.assertEqual(known_images(), {image.sha256() for image in images(data).values()})
 
     def test_an_image_and_a_dump(self):
         found = self.proof(sample('sample-root.vhd.xz'), '.vhd', 8 * MIB)
@@ -120,13 +118,11 @@ class Checksums(unittest.TestCase):
         self.bytes = hashlib.shake_128(b'XXH64').digest(MIB)
 
     def agree(self, function):
-        """A function's results are the known ones."""
         for length, known in VECTORS.items():
             self.assertEqual(known, '%016X' % function(self.bytes[:length]), length)
         self.assertEqual(ZEROS, '%016X' % function(bytes(MIB)))
 
     def by_library(self, data):
-        """As libxxhash has it."""
         return VmBackup.xxhash_library()(data, len(data), 0)
 
     def test_of_known_bytes_in_python(self):
@@ -166,8 +162,6 @@ class Checksums(unittest.TestCase):
 
 
 class Good(ArchiveCase):
-    """None of these is refused."""
-
     def test_every_kind_plain_and_by_each_program_that_decompresses(self):
         for name, make in KINDS.items():
             data = make()
@@ -282,8 +276,6 @@ class Good(ArchiveCase):
 
 
 class Peers(ArchiveCase):
-    """Others read the same bytes."""
-
     def for_dissect(self, data):
         """An archive for dissect.archive 1.8, which leaves the last member of each disk out: it
         gets one more."""
@@ -318,9 +310,7 @@ class Peers(ArchiveCase):
 
     @unittest.skipUnless(XVA, 'no package dissect.archive')
     def test_dissect_reads_the_same_disks_of_the_real_sample(self):
-        with open(os.path.join(SAMPLES, 'SHA256SUMS.images'), encoding='ascii') as stream:
-            known = {line.split()[0] for line in stream}
-        self.assertEqual(known, self.compare(gzip.decompress(sample('sample.xva.gz'))))
+        self.assertEqual(known_images(), self.compare(gzip.decompress(sample('sample.xva.gz'))))
 
     def qemu(self, *words):
         """What qemu-img says of our file, read as a VHD image of the size that it tells."""
@@ -336,8 +326,7 @@ class Peers(ArchiveCase):
             image = archive.Image.sample(size, 'qemu', 0.5)
             raw = os.path.join(self.directory, 'raw')
             with open(raw, 'wb') as stream:
-                for piece in archive.raw_stream(image):
-                    stream.write(piece)
+                stream.writelines(archive.raw_stream(image))
             self.proof(b''.join(archive.vhd_stream(image)), '.vhd', size)
             self.assertEqual(b'Images are identical.\n', self.qemu(
                 'compare', 'driver=raw,file.filename=' + raw))
@@ -387,7 +376,6 @@ class Long(VmBackup.Source):
         self.rest = memoryview(b'')
 
     def stream(self, count, empty):
-        """The archive, piece by piece."""
         yield Member('ova.xml', self.text).written()
         right, none = (b'%016X' % archive.xxh64(data) for data in (self.chunk, b''))
         for number in range(count * (empty + 1) - empty):
@@ -400,7 +388,6 @@ class Long(VmBackup.Source):
         yield archives.END
 
     def fill(self, view):
-        """As of a file."""
         done = 0
         while done < len(view):
             self.rest = self.rest or memoryview(next(self.pieces, b''))
@@ -436,8 +423,6 @@ def resident():
 
 @unittest.skipUnless(archives.WITH_LIBRARY, 'no libxxhash: it would take minutes')
 class Memory(unittest.TestCase):
-    """It does not grow with the archive."""
-
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='memory-')
         self.addCleanup(shutil.rmtree, self.directory)
@@ -449,13 +434,12 @@ class Memory(unittest.TestCase):
         a program that decompresses it is another process."""
         path = os.path.join(self.directory, 'x.xva')
         with open(path, 'wb') as stream:
-            for piece in archive.compressed(Long(mib).pieces, kind):
-                stream.write(piece)
-        proved, ours, others = subprocess.check_output(        # without coverage in it
-            [sys.executable, '-I', '-c', textwrap.dedent(MEASURED), self.directory,
-             path], env={
-                name: value for name, value in os.environ.items()
-                if not name.startswith('COVERAGE')}, timeout=LIMIT).split()
+            stream.writelines(archive.compressed(Long(mib).pieces, kind))
+        environ = {name: value for name, value in os.environ.items()
+                   if not name.startswith('COVERAGE')}
+        proved, ours, others = subprocess.check_output(
+            [sys.executable, '-I', '-c', MEASURED, self.directory, path], env=environ,
+            timeout=LIMIT).split()
         self.assertEqual(b'checksums', proved)
         self.assertLess(int(others), MEMORY << 10)
         return int(ours) / 1024

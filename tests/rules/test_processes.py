@@ -40,8 +40,6 @@ def told(line):
 
 
 class QuotedCommands(unittest.TestCase):
-    """What the log shows can be pasted."""
-
     def test_a_shell_makes_the_same_words_of_any_command(self):
         self.assertEqual(HOSTILE, told(VmBackup.quoted(HOSTILE)))
         for key in KEYS:
@@ -62,14 +60,11 @@ class QuotedCommands(unittest.TestCase):
 
 
 class LoggedCommands(PoolCase):
-    """The same, in the log of a run."""
-
     pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in (
         'it\'s "x"', 'x$(id)`id`', 'a,b', '-dash', ' lead', '!!', 'a\\', '名前', 'a/b', '..')]}
 
     def test_every_line_can_be_pasted_and_is_what_xe_was_given(self):
-        done = self.back_up('vm-export=.*', 'vdi-export=a.*')
-        self.assertEqual(0, done.status, done.output)
+        done = self.ends(0, 'vm-export=.*', 'vdi-export=a.*')
         logged = [told(line.split(': ', 1)[1])[1:] for line in done.lines if '.cmd: ' in line]
         given = [[call.name] + list(call.args) for call in self.sim.calls('xe')
                  if 'metadata=true' not in call.args]
@@ -77,27 +72,29 @@ class LoggedCommands(PoolCase):
         self.assertEqual([sorted(words) for words in given], [sorted(words) for words in logged])
 
 
-class Running(unittest.TestCase):
-    """run()."""
+class ProgramCase(unittest.TestCase):
+    """A test with programs in a directory of its own."""
 
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
         self.addCleanup(shutil.rmtree, self.directory)
 
     def path(self, name):
-        """A path in this test's directory."""
         return os.path.join(self.directory, name)
 
-    def script(self, text, mode=0o755):
-        """A new file of this text; its path."""
-        path = self.path('script %d' % len(os.listdir(self.directory)))
-        with open(path, 'w', encoding='utf-8') as stream:
+    def program(self, name, text, mode=0o755):
+        """Write a program; return its path."""
+        with open(self.path(name), 'w', encoding='utf-8') as stream:
             stream.write(text)
-        os.chmod(path, mode)
-        return path
+        os.chmod(stream.name, mode)
+        return stream.name
+
+
+class Running(ProgramCase):
+    def script(self, text, mode=0o755):
+        return self.program('script %d' % len(os.listdir(self.directory)), text, mode)
 
     def refusal(self, *arguments):
-        """What run() says when it raises CommandFailed."""
         with self.assertRaises(VmBackup.CommandFailed) as caught:
             VmBackup.run(*arguments)
         return str(caught.exception)
@@ -245,36 +242,26 @@ class Running(unittest.TestCase):
         self.assert_gone(int(self.wait_for('pid')))
 
     def fail_to_start(self):
-        """As threading, once the program has begun."""
         self.wait_for('pid')
         raise RuntimeError("can't start new thread")
 
     def test_df_that_says_nothing_is_a_failure(self):
         self.assertIn(b'/', VmBackup.disk_free('/').encode())
-        with self.assertRaises(VmBackup.CommandFailed) as caught:
+        with self.assertRaisesRegex(VmBackup.CommandFailed, 'df failed: df:'):
             VmBackup.disk_free(self.path('none'))
-        self.assertIn('df failed: df:', str(caught.exception))
 
 
-class XePrograms(unittest.TestCase):
-    """Xe, with programs that are none."""
-
+class XePrograms(ProgramCase):
     def setUp(self):
-        self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
-        self.addCleanup(shutil.rmtree, self.directory)
+        super().setUp()
         self.output = io.BytesIO()
 
     def xe(self, text):
-        """An Xe whose program is a script of sh."""
-        path = os.path.join(self.directory, 'xe')
-        with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n' + text)
-        os.chmod(path, 0o755)
+        path = self.program('xe', '#!/bin/sh\n' + text)
         with mock.patch.dict(os.environ, VMBACKUP_XE=path):
             return VmBackup.Xe(VmBackup.Console(self.output), VmBackup.Signals())
 
     def log(self):
-        """The log without its time stamps and the directory."""
         text = self.output.getvalue().decode('utf-8').replace(self.directory + '/', '')
         return [TIME_STAMP.sub('', line) for line in text.splitlines()]
 
@@ -305,9 +292,8 @@ class XePrograms(unittest.TestCase):
 
     def test_a_failure_without_words_has_its_exit_status(self):
         for text, words in (('exit 7', 'exit status 7'), ('kill -9 $$', 'exit status -9')):
-            with self.assertRaises(VmBackup.CommandFailed) as caught:
+            with self.assertRaisesRegex(VmBackup.CommandFailed, words):
                 self.xe(text).tell('vm-snapshot')
-            self.assertIn(words, str(caught.exception))
 
     def test_bytes_that_are_no_text_harm_nothing(self):
         xe = self.xe("printf '\\377\\001\\n'; printf '\\376\\n' >&2; exit 1")

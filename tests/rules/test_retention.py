@@ -25,21 +25,20 @@ def aged(*texts):
 
 
 def policy(**counts):
-    """A Policy of these rules only."""
     return VmBackup.Policy(**dict({'last': 0}, **counts))
 
 
 class Reasons(unittest.TestCase):
-    """Which rule keeps which backup."""
-
     def why(self, texts, **counts):
         """{time: reasons} of the backups that have any."""
         found = VmBackup.reasons(aged(*texts), policy(**counts))
         return {text: ' '.join(why) for text, why in zip(texts, found) if why}
 
-    def test_last_keeps_the_newest_ones(self):
+    def test_last_keeps_the_newest_ones_and_the_newest_stays_whatever_the_rules(self):
         days = ['2026-03-0%d 01:00' % day for day in range(1, 8)]
         self.assertEqual({day: 'last' for day in days[-3:]}, self.why(days, last=3))
+        self.assertEqual({days[-1]: 'newest'}, self.why(days))
+        self.assertEqual([], VmBackup.reasons([], policy(last=3, yearly=3)))
 
     def test_a_rule_keeps_the_newest_of_each_of_its_periods_that_has_one(self):
         self.assertEqual(
@@ -59,10 +58,6 @@ class Reasons(unittest.TestCase):
         self.assertEqual({texts[0]: 'weekly', texts[2]: 'weekly', texts[3]: 'weekly'},
                          self.why(texts, weekly=9))
 
-    def test_the_newest_stays_whatever_the_rules(self):
-        self.assertEqual({'2026-03-02 01:00': 'newest'},
-                         self.why(['2026-03-01 01:00', '2026-03-02 01:00']))
-
     def test_damaged_ones_do_not_count(self):
         texts = ['2026-03-01 01:00', '2026-03-02 01:00', '2026-03-03 01:00!', '2026-03-03 02:00!']
         self.assertEqual({texts[0]: 'daily', texts[1]: 'daily', texts[2]: 'newest',
@@ -70,13 +65,8 @@ class Reasons(unittest.TestCase):
         self.assertEqual({texts[1]: 'last', texts[2]: 'last', texts[3]: 'last'},
                          self.why(texts, last=1))
 
-    def test_nothing_is_kept_of_nothing(self):
-        self.assertEqual([], VmBackup.reasons([], policy(last=3, yearly=3)))
-
 
 class Properties(unittest.TestCase):
-    """What holds of any history and any policy."""
-
     def setUp(self):
         self.random = random.Random(7)
 
@@ -88,11 +78,9 @@ class Properties(unittest.TestCase):
         return [VmBackup.Aged(when, self.random.random() < 0.9) for when in times]
 
     def policy(self):
-        """A random policy, of which most rules keep nothing."""
         return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
 
     def times(self, count):
-        """How often: more in the full run."""
         return count * (10 if full() else 1)
 
     def test_what_holds_of_all(self):
@@ -110,14 +98,12 @@ class Properties(unittest.TestCase):
                         self.assertEqual(newer < max(rules.last, 1), bool(why))
 
     def check_last(self, sound, count):
-        """The newest ones, and at least one."""
         kept = [why for _, why in sound if 'last' in why]
         self.assertEqual(min(count, len(sound)), len(kept))
         self.assertEqual(kept, [why for _, why in sound][len(sound) - len(kept):])
         self.assertTrue(not sound or sound[-1][1])
 
     def check_period(self, sound, name, form, count):
-        """The newest of each of the newest periods."""
         newest = {}
         for each, _ in sound:
             newest[each.when.strftime(form)] = each
@@ -153,7 +139,6 @@ class Candidates(unittest.TestCase):
         return history
 
     def names(self, backups):
-        """The letters."""
         return ''.join(backup.path[-1] for backup in backups)
 
     def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
@@ -181,31 +166,24 @@ class RetentionCase(PoolCase):
                                 {'name': 'db', 'disks': ['64 KiB']}]}
 
     def made(self, vm, *days):
-        """Make a backup of each of these days of January 2026."""
         return [self.old_backup(vm, 'backup-2026-01-%02d-(03:00:00)' % day, 'success', vm + '.xva')
                 for day in days]
 
     def days(self, vm):
-        """The days of the backups that are there."""
         return [int(re.search(r'2026-01-(\d\d)', path).group(1)) for path in self.dated(vm)
                 if '2026-01' in path]
 
-    def ends(self, status, *words):
-        """Run a command that ends so."""
-        done = self.vmbackup(*words)
-        self.assertEqual(status, done.status, done.output)
-        return done
+    def told(self, status, *words):
+        return self.assert_ends(status, self.vmbackup(*words))
 
 
 class Prune(RetentionCase):
-    """The command `prune`."""
-
     def test_each_backup_is_told_with_the_rules_that_keep_it(self):
         self.made('web', *range(1, 15))
         self.made('db', 1, 2)
         config = self.config('vm-export=web', keep_last=2, keep_daily=3, keep_weekly=2)
         before = self.tree()
-        done = self.ends(0, 'prune', config, 'preview')
+        done = self.told(0, 'prune', config, 'preview')
         self.assertEqual(before, self.tree())
         self.assertEqual([os.path.join(self.backups, 'web') +
                           ': keep_last=2 keep_daily=3 keep_weekly=2'] + [
@@ -216,39 +194,39 @@ class Prune(RetentionCase):
             '  keep   backup-2026-01-14-(03:00:00) (last, daily, weekly)',
             'VmBackup prune preview ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
             done.lines)
-        done = self.ends(0, 'prune', config)
+        done = self.told(0, 'prune', config)
         self.assertIn('VmBackup prune ended - Success - 4 kept, 10 deleted (0 bytes)', done.lines)
         self.assertEqual(([11, 12, 13, 14], [1, 2]), (self.days('web'), self.days('db')))
         self.assertEqual([], self.sim.calls())
-        self.assertEqual(self.ends(0, 'prune', config).lines[1:-1],
+        self.assertEqual(self.told(0, 'prune', config).lines[1:-1],
                          [line for line in done.lines if line.startswith('  keep')])
 
     def test_the_number_of_a_line_takes_the_place_of_keep_last(self):
         self.made('web', 1, 2, 3, 4)
         self.made('db', 1, 2, 3, 4)
-        self.ends(0, 'prune', self.config('vm-export=.*', 'vm-export=web:1', max_backups=3))
+        self.told(0, 'prune', self.config('vm-export=.*', 'vm-export=web:1', max_backups=3))
         self.assertEqual(([4], [2, 3, 4]), (self.days('web'), self.days('db')))
 
     def test_a_selector_chooses_of_the_vms_of_the_config(self):
         self.made('web', 1, 2, 3)
         self.made('db', 1, 2, 3)
         config = self.config('vm-export=web:2', 'vdi-export=db', max_backups=1)
-        self.ends(0, 'prune', config, 'vm=web')
+        self.told(0, 'prune', config, 'vm=web')
         self.assertEqual(([2, 3], [1, 2, 3]), (self.days('web'), self.days('db')))
-        done = self.ends(2, 'prune', self.config('vm-export=web'), 'vm=db')
+        done = self.told(2, 'prune', self.config('vm-export=web'), 'vm=db')
         self.assertIn('ERROR no backups in %s of a VM that the config names and db chooses' %
                       self.backups, done.lines)
 
     def test_the_last_good_one_stays_whatever_is_set(self):
         self.made('web', 1, 2, 3)
-        self.ends(0, 'prune', self.config('vm-export=web', keep_last=0))
+        self.told(0, 'prune', self.config('vm-export=web', keep_last=0))
         self.assertEqual([3], self.days('web'))
 
     def test_failures_and_what_is_not_ours_stay(self):
         self.made('web', 1, 2)
         self.old_backup('web', 'backup-2026-01-09-(03:00:00)', 'vm.cfg')
         self.old_backup('web', 'KEEP-golden', 'success', 'web.xva')
-        self.ends(0, 'prune', self.config('vm-export=web', max_backups=1))
+        self.told(0, 'prune', self.config('vm-export=web', max_backups=1))
         self.assertEqual([2, 9], self.days('web'))
         self.assertIn('web/KEEP-golden/success', self.tree())
 
@@ -256,7 +234,7 @@ class Prune(RetentionCase):
         first, _ = self.made('web', 1, 2)
         self.made('db', 1, 2)
         self.record(first, self.disk_of('web', '0'))
-        done = self.ends(2, 'prune', self.config('vm-export=.*', max_backups=1))
+        done = self.told(2, 'prune', self.config('vm-export=.*', max_backups=1))
         self.assertIn('ERROR %s: it tells of a snapshot that is still to be removed' % first,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
@@ -264,7 +242,7 @@ class Prune(RetentionCase):
     def test_lines_by_tag_are_not_for_backups_that_tell_no_tags(self):
         self.made('web', 1, 2, 3)
         for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
-            done = self.ends(2, 'prune', self.config('vm-export=.*:1', line))
+            done = self.told(2, 'prune', self.config('vm-export=.*:1', line))
             self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not tell the '
                              '(tag|uuid) of the VM: not touched')
         self.assertEqual([1, 2, 3], self.days('web'))
@@ -274,10 +252,9 @@ class Prune(RetentionCase):
         good = self.config('vm-export=web', max_backups=1)
         for words in ([], [good, 'vm='], [good, 'keep=1'], [good, 'preview', 'x'], ['/none'],
                       [self.backups]):
-            done = self.ends(2, 'prune', *words)
-            self.assertRegex(done.lines[-1], '^ERROR ')
+            self.assertRegex(self.told(2, 'prune', *words).lines[-1], '^ERROR ')
         for line in ('keep_daily=x', 'nonsense=1', 'vm-export=(', 'exclude=('):
-            self.ends(2, 'prune', self.config('vm-export=web', line, max_backups=1))
+            self.told(2, 'prune', self.config('vm-export=web', line, max_backups=1))
         self.assertEqual([1, 2, 3], self.days('web'))
 
     def test_one_on_which_a_run_is_at_work_is_left_alone(self):
@@ -286,7 +263,7 @@ class Prune(RetentionCase):
         store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
         store.look('no')
         with store.locked('web', 0, lambda: None):
-            done = self.ends(2, 'prune', self.config('vm-export=.*', max_backups=1))
+            done = self.told(2, 'prune', self.config('vm-export=.*', max_backups=1))
         self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
@@ -295,59 +272,49 @@ class Prune(RetentionCase):
         self.made('db', 1)
         half = self.old_backup('db', '.deleting-backup-2026-01-02-(03:00:00)', 'success')
         before = self.tree()
-        self.ends(0, 'prune', self.config('vm-export=db'), 'preview')
+        self.told(0, 'prune', self.config('vm-export=db'), 'preview')
         self.assertEqual(before, self.tree())
-        self.ends(0, 'prune', self.config('vm-export=db'))
+        self.told(0, 'prune', self.config('vm-export=db'))
         self.assertFalse(os.path.exists(half))
 
 
 class Runs(RetentionCase):
-    """Retention in a night's run."""
-
     def test_a_run_keeps_what_the_rules_keep(self):
         self.made('web', *range(1, 15))
-        done = self.vmbackup('password', self.config('vm-export=web', keep_last=1, keep_weekly=3))
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, 'vm-export=web', keep_last=1, keep_weekly=3)
         self.assertEqual([11, 14], self.days('web'))
         self.assertEqual(3, len(self.dated('web')))
 
     def test_pre_clean_deletes_before_the_export_what_will_not_be_kept(self):
         self.made('web', *range(1, 6))
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        done = self.vmbackup('password', self.config('vm-export=web', keep_last=1, keep_daily=3,
-                                                     pre_clean='True'))
-        self.assertEqual(2, done.status, done.output)
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.ends(2, 'vm-export=web', keep_last=1, keep_daily=3, pre_clean='True')
         self.assertEqual([4, 5], self.days('web'))
 
 
 class Protected(RetentionCase):
-    """The commands `protect` and `unprotect`."""
-
     def test_what_is_protected_is_neither_counted_nor_deleted(self):
         paths = self.made('web', 1, 2, 3, 4, 5)
-        self.ends(0, 'protect', paths[0], paths[4])
+        self.told(0, 'protect', paths[0], paths[4])
         self.assertTrue(os.path.exists(os.path.join(paths[0], 'protected')))
         config = self.config('vm-export=web', max_backups=2)
-        done = self.ends(0, 'prune', config)
+        done = self.told(0, 'prune', config)
         self.assertIn('  keep   backup-2026-01-01-(03:00:00) (protected)', done.lines)
         self.assertEqual([1, 3, 4, 5], self.days('web'))
         self.vmbackup('password', config)
         self.assertEqual([1, 4, 5], self.days('web'))
         self.assertIn('yes', self.vmbackup('list', self.backups).output)
-        self.ends(0, 'unprotect', os.path.relpath(paths[0], self.directory))
-        self.ends(0, 'prune', config)
+        self.told(0, 'unprotect', os.path.relpath(paths[0], self.directory))
+        self.told(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
     def test_half_a_backup_is_not_protected(self):
-        """The next run gave it its name again, and it took a good one's place."""
         self.assertEqual(0, self.back_up('vm-export=web').status)
         path = self.dated('web')[0]
         half = os.path.join(os.path.dirname(path), '.deleting-' + os.path.basename(path))
         os.rename(path, half)
         os.unlink(os.path.join(half, 'web.xva'))
-        done = self.vmbackup('protect', half)
-        self.assertEqual(2, done.status, done.output)
-        self.assertIn('no good backup: ', done.output)
+        self.assertIn('no good backup: ', self.told(2, 'protect', half).output)
         self.assertFalse(os.path.exists(os.path.join(half, 'protected')))
 
     def test_a_share_in_trouble_does_not_make_it_unprotected(self):
@@ -361,15 +328,14 @@ class Protected(RetentionCase):
     def test_twice_is_once(self):
         path, = self.made('web', 1)
         for word in ('protect', 'protect', 'unprotect', 'unprotect'):
-            self.assertEqual(['%sed: %s' % (word, path)], self.ends(0, word, path).lines)
+            self.assertEqual(['%sed: %s' % (word, path)], self.told(0, word, path).lines)
 
     def test_what_is_no_good_backup_is_refused_and_nothing_is_changed(self):
         good, = self.made('web', 1)
         failed = self.old_backup('web', 'backup-2026-01-02-(03:00:00)', 'vm.cfg')
         before = self.tree()
         for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], ['']):
-            done = self.ends(2, 'protect', *words)
-            self.assertRegex(done.lines[-1], '^ERROR ')
+            self.assertRegex(self.told(2, 'protect', *words).lines[-1], '^ERROR ')
         self.assertEqual(before, self.tree())
 
     def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
@@ -380,14 +346,11 @@ class Protected(RetentionCase):
             history.delete(VmBackup.BackupDir(path, 0))
         self.assertEqual([path, newer], self.dated('web'))
         os.rename(path, os.path.join(history.directory, '.deleting-' + os.path.basename(path)))
-        done = self.vmbackup('password', self.config('vm-export=web'))
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, 'vm-export=web')
         self.assertEqual(path, self.dated('web')[0])
 
 
 class Tags(SavedCase):
-    """Lines by tag, where the pool is not asked."""
-
     pool_description = {'vms': [{'name': name, 'tags': ['prod'], 'disks': ['64 KiB']}
                                 for name in ('db', 'web')]}
 
@@ -395,14 +358,12 @@ class Tags(SavedCase):
         self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
 
     def test_a_vm_whose_last_backup_failed_is_there_still(self):
-        """It vanished from status, which was content, for a failure's record tells no tags."""
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assertEqual(2, self.back_up('vm-export=tag:prod').status)
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.ends(2, 'vm-export=tag:prod')
         config = self.config('vm-export=tag:prod', 'vm-export=.*:1')
         self.assertIn('2 of 2 VMs have a good backup', self.vmbackup('status', config).output)
         self.assertIn('total of 2 VMs: 3 good', self.vmbackup('list', config).output)
-        done = self.vmbackup('prune', config, 'preview')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('prune', config, 'preview'))
 
     def test_a_backup_that_is_being_made_hides_no_others(self):
         new = os.path.join(self.backups, 'web', 'backup-2030-01-01-(00:00:00)')
@@ -413,13 +374,11 @@ class Tags(SavedCase):
 
 
 class Twins(SavedCase):
-    """Two VMs of one name."""
-
     pool_description = {'vms': [{'name': 'twin', 'disks': ['64 KiB']}]}
 
     def prepare(self):
         self.first = self.uuid_of('twin')
-        self.ran(0, 'vm-export=twin')
+        self.ends(0, 'vm-export=twin')
         self.sim.pool.add_vm(name_label='twin')
         self.second, = set(self.uuid_of('twin').split(',')) - {self.first}
         self.other = 'twin~' + self.second[:8]         # the name of its directory
@@ -430,48 +389,37 @@ class Twins(SavedCase):
             self.saved.first, self.saved.second, self.saved.other)
 
     def add_vm(self, name):
-        """Have one more VM, of that name."""
         self.sim.pool.add_vm(name_label=name)
         self.before = self.contents()
 
     def counts(self, good=False):
-        """How many dated directories both have, or good ones."""
-        return tuple(len([path for path in self.dated(name)
-                          if not good or os.path.exists(path + '/success')])
-                     for name in ('twin', self.other))
+        return tuple(sum(not good or os.path.exists(path + '/success')
+                         for path in self.dated(name)) for name in ('twin', self.other))
 
     def fail_next(self):
-        """Have the next export fail."""
-        self.sim.pool.faults.add('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-
-    def ran(self, status, *lines):
-        """A run that ends so."""
-        done = self.back_up(*lines)
-        self.assertEqual(status, done.status, done.output)
-        return done
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
 
     def test_the_one_that_owns_the_history_keeps_its_directory(self):
-        self.ran(2, 'vm-export=twin')
-        self.ran(0, 'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)
+        self.ends(2, 'vm-export=twin')
+        self.ends(0, 'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)
         self.assertEqual((2, 1), self.counts())
         self.assertIn(self.other + '/DATED/%s.xva' % self.other, self.tree())
-        done = self.vmbackup('list', self.config('vm-export=uuid:' + self.second,
-                                                 'vm-export=uuid:' + self.first))
-        self.assertEqual(0, done.status, done.output)
+        done = self.assert_ends(0, self.vmbackup('list', self.config(
+            'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)))
         self.assertIn('total of 2 VMs: 3 good', done.output)
 
     def test_the_other_one_keeps_its_directory_when_the_first_is_gone(self):
         """Else its backups would push out those of a VM that cannot be backed up again."""
-        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.ends(0, 'vm-export=uuid:' + self.second)
         self.xe('vm-uninstall', 'uuid=' + self.first, 'force=true')
         self.before = self.contents()
         for _ in range(2):
-            self.ran(0, 'vm-export=twin:1')
+            self.ends(0, 'vm-export=twin:1')
         self.assertEqual((1, 1), self.counts())
 
     def test_prune_takes_the_lines_as_a_run_does(self):
         both = ['vm-export=uuid:' + uuid for uuid in (self.first, self.second)]
-        self.ran(0, *both)
+        self.ends(0, *both)
         for name, count in (('twin', 2), (self.other, 2)):
             for day in range(1, 1 + count):
                 shutil.copytree(self.dated(name)[-1], os.path.join(
@@ -480,11 +428,9 @@ class Twins(SavedCase):
         for lines, counts in (
                 (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first], (4, 3)),
                 (['vm-export=.*:1', 'exclude=uuid:' + self.second], (1, 3))):
-            done = self.vmbackup('prune', self.config(*lines))
-            self.assertEqual(0, done.status, done.output)
+            self.assert_ends(0, self.vmbackup('prune', self.config(*lines)))
             self.assertEqual(counts, self.counts())
-        done = self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin'))
-        self.assertEqual(2, done.status, done.output)
+        self.assert_ends(2, self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin')))
         self.assertEqual((1, 3), self.counts())
         done = self.vmbackup('prune', self.config(*both), 'vm=' + self.other, 'preview')
         self.assertIn('3 kept, 0 would be deleted', done.output)
@@ -492,9 +438,9 @@ class Twins(SavedCase):
         self.assertRegex(done.output, '^VMBACKUP OK - 1 of 1 VMs')
 
     def test_one_that_is_called_like_the_directory_harms_nobody(self):
-        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.ends(0, 'vm-export=uuid:' + self.second)
         self.add_vm(self.other)
-        done = self.ran(2, 'vm-export=%s:1' % self.other, 'vm-export=uuid:%s:1' % self.second)
+        done = self.ends(2, 'vm-export=%s:1' % self.other, 'vm-export=uuid:%s:1' % self.second)
         self.assertIn('has backups of another VM, ' + self.second, done.output)
         self.assertEqual((1, 1), self.counts())
 
@@ -502,12 +448,12 @@ class Twins(SavedCase):
         """Its record has a vm.cfg and no manifest: the VM called like the directory rotated it."""
         for good in 0, 2:
             for _ in range(good):
-                self.ran(0, 'vm-export=uuid:' + self.second)
+                self.ends(0, 'vm-export=uuid:' + self.second)
             self.fail_next()
-            self.ran(2, 'vm-export=uuid:' + self.second)
+            self.ends(2, 'vm-export=uuid:' + self.second)
             if not good:
                 self.add_vm(self.other)
-            done = self.ran(2, 'vm-export=%s:1' % self.other)
+            done = self.ends(2, 'vm-export=%s:1' % self.other)
             self.assertIn('has backups of another VM, ' + self.second, done.output)
             self.assertEqual((1, good), self.counts(good=True))
 
@@ -515,11 +461,11 @@ class Twins(SavedCase):
         self.xe('vm-uninstall', 'uuid=' + self.second, 'force=true')
         self.add_vm('twin~' + self.first[:8])
         for count in 2, 3:
-            self.ran(0, 'vm-export=.*')
+            self.ends(0, 'vm-export=.*')
             self.assertEqual(count, len(self.dated('twin')))
 
     def test_side_by_side_too_only_one_fails(self):
-        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.ends(0, 'vm-export=uuid:' + self.second)
         self.add_vm(self.other)
         done = self.back_up('vm-export=%s' % self.other, 'vm-export=uuid:' + self.first,
                             'vm-export=uuid:' + self.second, parallel=2)
@@ -533,18 +479,17 @@ class Twins(SavedCase):
         lines = ['vm-export=%s' % each for each in (
             'uuid:' + self.second, 'uuid:' + self.first, self.other)]
         for count, wait in ((1, 1), (2, 0)):
-            done = self.vmbackup('password', self.config(*lines, parallel=2, lock_wait=wait),
-                                 VMBACKUP_XE=xe)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.vmbackup(
+                'password', self.config(*lines, parallel=2, lock_wait=wait), VMBACKUP_XE=xe))
             self.assertIn('S:2 W:0 E:1', done.output)
             self.assertIn('has backups of another VM, ', done.output)
             self.assertEqual((1 + count, count), self.counts())
 
     def test_a_failure_that_came_last_hides_no_backups(self):
         lines = 'vm-export=twin:1', 'exclude=uuid:' + self.first
-        self.ran(0, *lines)
+        self.ends(0, *lines)
         self.fail_next()
-        self.ran(2, *lines)
+        self.ends(2, *lines)
         config = self.config(*lines)
         self.assertIn('1 of 1 VMs have a good backup', self.vmbackup('status', config).output)
         self.assertIn('total of 1 VMs: 1 good', self.vmbackup('list', config).output)
@@ -552,23 +497,22 @@ class Twins(SavedCase):
 
     def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
         os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))
-        self.ran(0, 'vm-export=uuid:' + self.second)
+        self.ends(0, 'vm-export=uuid:' + self.second)
         self.assertEqual((1, 1), self.counts())
-        self.ran(0, 'vm-export=uuid:' + self.first)
+        self.ends(0, 'vm-export=uuid:' + self.first)
         self.assertEqual((2, 1), self.counts())
 
     def test_where_nobody_owns_a_history_each_has_its_own(self):
-        self.ran(0, 'vm-export=uuid:%s' % self.second)
+        self.ends(0, 'vm-export=uuid:%s' % self.second)
         os.rename(os.path.join(self.backups, 'twin'), os.path.join(self.directory, 'away'))
-        self.ran(0, 'vm-export=uuid:%s' % self.first)
+        self.ends(0, 'vm-export=uuid:%s' % self.first)
         self.assertEqual(sorted('twin~' + uuid[:8] for uuid in (self.first, self.second)),
                          sorted(name for name in os.listdir(self.backups) if name != '.locks'))
 
     def test_lines_by_tag_choose_backups_without_the_pool(self):
         ref = self.sim.pool.ref_of('VM', self.second)
         self.sim.pool.call('VM.add_tags', ref, 'nightly')
-        self.ran(0, 'vm-export=tag:nightly')
-        done = self.vmbackup('list', self.config('vm-export=tag:nightly'))
-        self.assertEqual(0, done.status, done.output)
+        self.ends(0, 'vm-export=tag:nightly')
+        done = self.assert_ends(0, self.vmbackup('list', self.config('vm-export=tag:nightly')))
         self.assertIn(self.other, done.output)
         self.assertIn('total of 1 VMs', done.output)

@@ -9,26 +9,26 @@ from tests import DATA
 
 
 def vms(*names):
-    """VMs of these names."""
     return [VmBackup.Vm('OpaqueRef:%d' % number, 'uuid-%d' % number, name, {})
             for number, name in enumerate(names)]
 
 
 def rules(*lines):
-    """The rules of config lines."""
     invocation = VmBackup.Invocation('', '', (), False, False, {})
     return VmBackup.parse_config(lines, 'test.cfg', invocation).rules
 
 
 def select(lines, *names):
-    """The plan for config lines and VM names."""
     return VmBackup.select(rules(*lines), vms(*names), 4)
 
 
 def shown(plan, method):
-    """The VMs of a plan as the lists print them."""
     return sorted([job.shown for job in plan.jobs if job.method == method] +
                   [rule.text for rule in plan.invalid if rule.method == method])
+
+
+def failures(plan):
+    return [(failure.name, failure.token) for failure in plan.failures]
 
 
 class RecordedSelections(unittest.TestCase):
@@ -68,7 +68,6 @@ class Exact(unittest.TestCase):
     """tag: and uuid:, which choose VMs by themselves."""
 
     def chosen(self, vms, *lines, **more):
-        """What a plan for these VMs shows."""
         return VmBackup.select(rules(*lines), vms, 4, **more)
 
     def test_a_tag_chooses_all_that_have_it_and_nothing_else(self):
@@ -90,14 +89,12 @@ class Exact(unittest.TestCase):
                            'vdi-export=uuid:' + UUIDS[3])
         self.assertTrue(plan.warnings)
         self.assertIn('***WARNING - vm not found: vm-export=tag:gone', plan.messages)
-        self.assertEqual([('uuid:' + UUIDS[3], 'VM-NOT-FOUND')],
-                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual([('uuid:' + UUIDS[3], 'VM-NOT-FOUND')], failures(plan))
         self.assertEqual(['web'], shown(plan, 'vm-export'))
 
     def test_a_kind_without_a_word_is_an_error(self):
         for line in ('exclude=tag:', 'vm-export=uuid: ', 'vdi-export=tag:'):
-            plan = self.chosen(pool('web'), 'vm-export=web', line)
-            self.assertTrue(plan.errors, line)
+            self.assertTrue(self.chosen(pool('web'), 'vm-export=web', line).errors, line)
 
     def test_a_uuid_may_be_written_in_capitals(self):
         vms = [VmBackup.Vm('OpaqueRef:1', 'abcdef00-0000-4000-8000-000000000000', 'web', {})]
@@ -110,8 +107,7 @@ class Exact(unittest.TestCase):
 
     def test_hostile_tags_are_only_text(self):
         for tag in ('.*', '$(id)', "it's", 'a\nb', 'é', '(', 'a:b'):
-            vms = pool('web', 'db', web=[tag])
-            plan = self.chosen(vms, 'vm-export=tag:' + tag)
+            plan = self.chosen(pool('web', 'db', web=[tag]), 'vm-export=tag:' + tag)
             self.assertEqual(['web'], shown(plan, 'vm-export'), tag)
 
     def test_two_of_one_name_are_told_apart(self):
@@ -132,8 +128,7 @@ class Exact(unittest.TestCase):
             self.assertEqual(['twin~11111111', 'web'], shown(plan, 'vm-export'))
         plan = self.chosen(vms, 'vm-export=twin', 'vm-export=uuid:' + UUIDS[2])
         self.assertEqual(['twin~33333333'], shown(plan, 'vm-export'))
-        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
-                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')], failures(plan))
 
     def test_tags_of_xen_orchestra_count_where_they_are_honoured(self):
         vms = pool('web', 'db', 'app', web=['xo:no-bak'], db=['xo:no-bak=why'],
@@ -146,39 +141,22 @@ class Exact(unittest.TestCase):
 
 
 class Patterns(unittest.TestCase):
-    """What a line's text means."""
-
-    def test_a_name_with_regex_characters_also_means_that_very_vm(self):
-        for name in ('a(b', 'x$(id)', 'C++ build [1]', "it's \"x\"", 'a|b', '*'):
-            with self.subTest(name):
-                plan = select(['vm-export=' + name], name, 'other')
-                self.assertEqual([name], [job.vm.name for job in plan.jobs])
-                self.assertEqual((), plan.errors)
-
-    def test_a_name_in_any_alphabet_is_a_plain_name(self):
-        plan = select(['vm-export=名前'], '名前', '名前2')
-        self.assertEqual(['名前'], [job.vm.name for job in plan.jobs])
-
-    def test_retention_follows_the_last_colon(self):
-        plan = select(['vm-export=a:b:3'], 'a:b')
-        self.assertEqual(('a:b', 3), (plan.jobs[0].vm.name, plan.jobs[0].keep))
-
-    def test_a_name_that_ends_like_a_retention_can_be_selected(self):
-        plan = select(['vm-export=web:2'], 'web:2')
-        self.assertEqual(('web:2', 4), (plan.jobs[0].vm.name, plan.jobs[0].keep))
-
-    def test_blanks_around_the_retention_do_not_count(self):
-        self.assertEqual(3, select(['vm-export=web: 3'], 'web').jobs[0].keep)
-
-    def test_retention_zero_means_max_backups(self):
-        self.assertEqual(4, select(['vm-export=web:0'], 'web').jobs[0].keep)
+    def test_a_line_means_a_vm_of_any_name_or_a_regex_with_a_retention_after_its_last_colon(self):
+        for text, name, keep in (
+                ('a(b', 'a(b', 4), ('x$(id)', 'x$(id)', 4), ('it\'s "x"', 'it\'s "x"', 4),
+                ('C++ build [1]', 'C++ build [1]', 4), ('a|b', 'a|b', 4), ('*', '*', 4),
+                ('名前', '名前', 4), ('a:b:3', 'a:b', 3), ('web:2', 'web:2', 4),
+                ('web: 3', 'web', 3), ('web:0', 'web', 4)):
+            with self.subTest(text):
+                plan = select(['vm-export=' + text], name, '名前2', 'other')
+                self.assertEqual(([(name, keep)], ()), (
+                    [(job.vm.name, job.keep) for job in plan.jobs], plan.errors))
 
     def test_a_newline_in_a_name_is_not_the_end_of_a_simple_name(self):
         self.assertEqual((), select(['vm-export=web'], 'web\n').jobs)
 
     def test_an_empty_exclude_excludes_nothing(self):
-        plan = select(['exclude=', 'vm-export=.*'], 'web', 'db')
-        self.assertEqual(2, len(plan.jobs))
+        self.assertEqual(2, len(select(['exclude=', 'vm-export=.*'], 'web', 'db').jobs))
 
     def test_catastrophic_numbers_in_a_regex_are_an_invalid_regex(self):
         plan = select(['vm-export=a{99999999999999999999}', 'vm-export=web'], 'web')
@@ -188,18 +166,12 @@ class Patterns(unittest.TestCase):
 
 
 class Verdicts(unittest.TestCase):
-    """What is an error, a warning, a note."""
-
-    def test_a_missing_literal_name_is_an_error_and_others_are_backed_up(self):
-        plan = select(['vm-export=gone', 'vm-export=web'], 'web')
-        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
-        self.assertEqual([('gone', 'VM-NOT-FOUND')],
-                         [(failure.name, failure.token) for failure in plan.failures])
-        self.assertEqual((), plan.errors)
-
-    def test_a_name_missing_from_both_methods_counts_once(self):
-        plan = select(['vm-export=gone', 'vdi-export=gone:2', 'vm-export=web'], 'web')
-        self.assertEqual(1, len(plan.failures))
+    def test_a_missing_literal_name_is_one_error_and_others_are_backed_up(self):
+        for lines in (['vm-export=gone'], ['vm-export=gone', 'vdi-export=gone:2']):
+            plan = select(lines + ['vm-export=web'], 'web')
+            self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+            self.assertEqual([('gone', 'VM-NOT-FOUND')], failures(plan))
+            self.assertEqual((), plan.errors)
 
     def test_a_missing_literal_name_that_is_excluded_is_a_note(self):
         for exclude in ('exclude=gone', 'exclude=go.*'):
@@ -217,12 +189,9 @@ class Verdicts(unittest.TestCase):
         plan = select(['vm-export=tag:devel', 'vm-export=web', 'exclude=tag:devel'], 'web')
         self.assertFalse(plan.warnings)
 
-    def test_a_regex_without_a_match_is_a_warning(self):
+    def test_a_regex_without_a_match_is_a_warning_and_an_exclude_without_one_a_note(self):
         plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
-        self.assertTrue(plan.warnings)
-        self.assertEqual((), plan.failures)
-
-    def test_an_exclude_without_a_match_is_printed_and_changes_nothing(self):
+        self.assertEqual((True, ()), (plan.warnings, plan.failures))
         plan = select(['exclude=gone', 'exclude=go.*', 'vm-export=web'], 'web')
         self.assertFalse(plan.warnings)
         self.assertEqual(['***NOTE - vm not found: exclude=gone',
@@ -231,8 +200,7 @@ class Verdicts(unittest.TestCase):
     def test_two_vms_of_one_name_are_an_error_for_that_name_only(self):
         plan = select(['vm-export=.*'], 'twin', 'web', 'twin')
         self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
-        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')],
-                         [(failure.name, failure.token) for failure in plan.failures])
+        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')], failures(plan))
 
     def test_a_regex_that_overrides_an_explicit_retention_is_pointed_out(self):
         plan = select(['vm-export=web:9', 'vm-export=we.*:2'], 'web')
@@ -246,15 +214,31 @@ class Verdicts(unittest.TestCase):
             self.assertEqual(['ERROR: vm_max_backup is invalid - %s (test.cfg line 1)' %
                               line[10:]], list(plan.errors))
 
-    def test_vms_that_no_line_covers_are_listed(self):
-        plan = select(['vm-export=web', 'exclude=db'], 'web', 'db', 'new')
-        self.assertEqual(('new',), plan.uncovered)
-
     def test_the_run_follows_the_order_of_the_lines_with_disks_first(self):
-        plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd')
+        plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd', 'new')
         self.assertEqual(['d', 'b', 'a'], [job.vm.name for job in plan.jobs])
+        self.assertEqual(('new',), plan.uncovered)
 
     def test_vdi_export_wins_wherever_it_stands(self):
         plan = select(['vm-export=.*', 'vdi-export=db'], 'web', 'db')
         self.assertEqual([('vdi-export', 'db'), ('vm-export', 'web')],
                          [(job.method, job.vm.name) for job in plan.jobs])
+
+
+class Excludes(unittest.TestCase):
+    def test_one_may_stand_below_the_lines_that_it_concerns(self):
+        for lines in (['vm-export=.*', 'exclude=we.*'], ['exclude=we.*', 'vm-export=.*']):
+            plan = select(lines, 'web', 'db')
+            self.assertEqual(['db'], [job.vm.name for job in plan.jobs])
+
+    def test_one_of_a_vm_that_is_chosen_by_name_is_a_note(self):
+        plan = select(['vm-export=db', 'vm-export=web', 'exclude=web'], 'web', 'db')
+        self.assertEqual(['***NOTE - forcing exclude of: web'], list(plan.messages))
+        self.assertEqual((False, (), ()), (plan.warnings, plan.failures, plan.errors))
+
+    def test_all_that_a_dot_catches_is_shown(self):
+        names = ('db1.example.com', 'db1.example.com-replica', 'db1xexample.com')
+        for line, excluded in (('exclude=db1.example.com', names),
+                               (r'exclude=db1\.example\.com$', names[:1])):
+            plan = select(['vm-export=.*', line], 'web', *names)
+            self.assertEqual(excluded, tuple(sorted(plan.excluded)))
