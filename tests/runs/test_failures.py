@@ -101,8 +101,8 @@ class FailingSteps(FailureCase):
                 self.setUp()
                 self.fault(verb, **REFUSED)
                 self.ends(1, method + '=web', method + '=db')
-                self.assertIn(method + ',end,WARNING web,elapse:0 size:0G', self.status())
-                self.assertIn('vmbackup.py,end,WARNING,S:1 W:1 E:0', self.status())
+                self.assert_told(method + ',end,WARNING web,elapse:0 size:0G',
+                                 'vmbackup.py,end,WARNING,S:1 W:1 E:0')
                 self.assert_clean()
 
     def test_a_raw_image_that_is_shorter_than_the_disk_fails(self):
@@ -133,15 +133,13 @@ class FailingSteps(FailureCase):
 
 
 class FailuresOfOneVm(FailureCase):
-    """What concerns one VM stops no other."""
-
     def test_a_vm_without_disks_is_no_candidate_for_vdi_export(self):
         self.pool_description = {'vms': [{'name': 'diskless', 'disks': []},
                                          {'name': 'web', 'disks': ['64 KiB']}]}
         self.use_pool()
         self.ends(2, 'vdi-export=.*')
-        self.assertIn('vdi-export,end,NO-BOOT-DISK diskless', self.status())
-        self.assertIn('vdi-export,end,SUCCESS web,elapse:0 size:0G', self.status())
+        self.assert_told('vdi-export,end,NO-BOOT-DISK diskless',
+                         'vdi-export,end,SUCCESS web,elapse:0 size:0G')
 
     def test_the_boot_disk_of_a_vm_that_never_ran_is_found(self):
         self.pool_description = {'vms': [{'name': 'new', 'ran': False, 'disks': [
@@ -161,18 +159,16 @@ class FailuresOfOneVm(FailureCase):
         self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
 
     def test_a_vm_directory_that_is_a_file_stops_only_that_vm(self):
-        with open(os.path.join(self.backups, 'web'), 'w', encoding='utf-8'):
-            pass
+        self.put_file(os.path.join(self.backups, 'web'))
         self.ends(2, 'vm-export=web', 'vm-export=db')
-        self.assertIn('vm-export,end,BACKUP-FAIL web', self.status())
-        self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        self.assert_told('vm-export,end,BACKUP-FAIL web',
+                         'vm-export,end,SUCCESS db,elapse:0 size:0G')
 
     def test_a_missing_vm_is_an_error_and_the_others_are_backed_up(self):
         done = self.ends(2, 'vm-export=gone', 'vm-export=db')
         self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
                       self.directory, done.lines)
-        self.assertIn('vm-export,end,VM-NOT-FOUND gone', self.status())
-        self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
+        self.assert_told('vm-export,end,VM-NOT-FOUND gone', 'vmbackup.py,end,ERROR,S:1 W:0 E:1')
 
     def test_a_regex_without_a_match_ends_the_run_with_a_warning_that_no_vm_has(self):
         done = self.ends(1, 'vm-export=nope.*', 'vm-export=db')
@@ -183,8 +179,8 @@ class FailuresOfOneVm(FailureCase):
         self.fault('VM.get_record', 'refuse', nth=1,
                    error=['HANDLE_INVALID', 'VM', 'OpaqueRef:gone'])
         self.ends(2, 'vm-export=web', 'vm-export=db')
-        self.assertIn('vm-export,end,VM-NOT-FOUND web', self.status())
-        self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        self.assert_told('vm-export,end,VM-NOT-FOUND web',
+                         'vm-export,end,SUCCESS db,elapse:0 size:0G')
 
     def test_a_template_snapshot_or_control_domain_of_the_same_name_does_no_harm(self):
         self.pool_description = {'vms': [
@@ -214,8 +210,6 @@ class FailuresOfOneVm(FailureCase):
 
 
 class FailuresOfTheRun(FailureCase):
-    """What ends a run early is told by log, status log and exit status."""
-
     def test_a_missing_backup_directory_is_an_error(self):
         done = self.ends(2, 'vm-export=db', backup_dir='/nonexistent/backups')
         self.assertIn('config backup_dir does not exist', done.output)
@@ -293,8 +287,7 @@ class FailuresOfTheRun(FailureCase):
         for name in ('00VMbackupWriteTest', '00VMbackupWriteTest%20'):
             os.symlink(precious, os.path.join(self.backups, name))
         self.back_up('vm-export=db')
-        with open(precious, encoding='utf-8') as stream:
-            self.assertEqual('precious', stream.read())
+        self.assertEqual('precious', self.read(precious))
         self.pool_description = {'vms': [{'name': '00VMbackupWriteTest'},
                                          {'name': '00VMbackupWriteTest%20'}]}
         self.use_pool()

@@ -32,8 +32,6 @@ def lives(pid):
 
 
 class HookCase(PoolCase):
-    """A test with a hook."""
-
     pool_description = SMALL
 
     def setUp(self):
@@ -52,22 +50,19 @@ class HookCase(PoolCase):
         return self.config(*(lines or ('vm-export=db',)), hook=self.hook(**answers))
 
     def run_hooked(self, *lines, **answers):
-        """A run with such a hook."""
         return self.vmbackup('password', self.hooked(*lines, **answers))
 
     def noted(self):
         """[(phase, variables)] of what was run."""
         if not os.path.exists(self.notes):
             return []
-        with open(self.notes, encoding='utf-8') as stream:
-            words = [word.partition('=')[::2] for word in stream.read().split('\0')]
+        words = [word.partition('=')[::2] for word in self.read(self.notes).split('\0')]
         count = len(VmBackup.VARIABLES) + 1
         whole = [dict(words[place:place + count])
                  for place in range(0, len(words) - count, count)]
         return [(known.pop('PHASE'), known) for known in whole]
 
     def phases(self):
-        """The phases that were run, of a VM with its name."""
         return [(phase + ' ' + known['VM']).strip() for phase, known in self.noted()]
 
     def known_at(self, wanted):
@@ -88,17 +83,13 @@ class HookCase(PoolCase):
 
     @staticmethod
     def child_in(done):
-        """The number of the child that a hook tells of."""
         return int([line for line in done.lines if ': child ' in line][0].split()[-1])
 
     def go_on(self, phase):
-        """Let the hook end a phase in which it waits."""
         self.put_file('go-' + phase)
 
 
 class Phases(HookCase):
-    """When it is run, and what it is told."""
-
     def test_each_phase_is_run_in_its_order(self):
         done = self.run_hooked('vm-export=web', 'vdi-export=db')
         self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
@@ -295,8 +286,6 @@ class Skips(HookCase):
 
 
 class Failures(HookCase):
-    """A hook fails, or the run does."""
-
     def test_job_init_ends_the_run(self):
         for answer, words in FAILURES.items():
             with self.subTest(words):
@@ -420,8 +409,6 @@ class Failures(HookCase):
 
 
 class Timeouts(HookCase):
-    """A hook that does not end, and what it leaves."""
-
     def test_one_that_does_not_end_is_ended_with_all_that_it_started(self):
         self.script = self.changed_script(REAP_TIMEOUT=0.2)
         for phase, status, result in (('job_init', 2, 'ERROR,S:0 W:0 E:1'),
@@ -442,8 +429,6 @@ class Timeouts(HookCase):
 
 
 class Interruptions(HookCase):
-    """A signal while a hook is at work, or that aborts what it began."""
-
     def test_a_signal_ends_a_hook_that_begins_something(self):
         aborts = {'job-init': [], 'job-start': ['job-start'],
                   'backup-start': ['job-start', 'backup-start db', 'backup-abort db']}
@@ -501,8 +486,6 @@ class Interruptions(HookCase):
 
 
 class Examples(HookCase):
-    """The hooks that the README shows."""
-
     def example(self, number, **paths):
         """One of them, with other words in the place of some."""
         found = [block.lines for block in blocks('sh') if block.section == 'Hooks']

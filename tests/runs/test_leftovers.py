@@ -146,8 +146,8 @@ class Records(LeftoverCase):
                    value={'OpaqueRef:1': 'snapshot'})
         self.script = self.changed_script(SNAPSHOT_PAUSES=())
         self.ends(2, 'vm-export=db', 'vm-export=web')
-        self.assertIn('vm-export,end,SNAPSHOT-FAIL db', self.status())
-        self.assertIn('vm-export,end,SUCCESS web,elapse:0 size:0G', self.status())
+        self.assert_told('vm-export,end,SNAPSHOT-FAIL db',
+                         'vm-export,end,SUCCESS web,elapse:0 size:0G')
         self.assertTrue(os.path.exists(os.path.join(self.dated('db')[0], 'snapshot.json')))
 
     def test_a_record_of_a_disk_that_is_gone_is_dropped(self):
@@ -160,8 +160,7 @@ class Records(LeftoverCase):
         texts = ('', '[]', '{}', 'null', '[' * 100000, '\xff', '{"kind": "VM"}')
         for day, text in enumerate(texts, 1):
             failed = self.old_backup('db', 'backup-2019-01-%02d-(00:00:00)' % day)
-            with open(os.path.join(failed, 'snapshot.json'), 'wb') as stream:
-                stream.write(text.encode('latin-1'))
+            self.put_file(os.path.join(failed, 'snapshot.json'), text.encode('latin-1'))
         done = self.ends(1, 'vdi-export=db')
         for failed in self.dated('db')[:len(texts)]:
             self.assertRegex(done.output, re.escape(failed) +

@@ -21,7 +21,6 @@ TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d\Z')
 
 
 def schema():
-    """The JSON Schema of a report."""
     with open(os.path.join(DATA, 'report-schema.json'), encoding='utf-8') as stream:
         return json.load(stream)
 
@@ -41,11 +40,9 @@ class ReportCase(PoolCase):
                            **dict({'report_file': self.path}, **keys))
 
     def run_reporting(self, *lines, **keys):
-        """A run with a report."""
         return self.vmbackup('password', self.reporting(*lines, **keys))
 
     def hook(self, text):
-        """The path of a hook with this text in sh."""
         return self.program('hook', text)
 
     def report(self, done):
@@ -74,8 +71,6 @@ class ReportCase(PoolCase):
 
 
 class Reports(ReportCase):
-    """What is in it."""
-
     def test_a_good_run(self):
         done = self.run_reporting('vdi-export=web', 'vm-export=db')
         found = self.report(done)
@@ -213,8 +208,6 @@ class Reports(ReportCase):
 
 
 class Documented(unittest.TestCase):
-    """README and schema tell of each key."""
-
     def test_every_key_is_in_the_table_and_in_the_schema(self):
         document = schema()
         rows = [code(row[0])[0] for row in table(section('Report'))]
@@ -246,8 +239,6 @@ class Documented(unittest.TestCase):
 
 
 class Places(ReportCase):
-    """Where it is written, and where it cannot be."""
-
     def test_it_takes_the_place_of_the_last_one(self):
         for _ in range(2):
             done = self.run_reporting()
@@ -278,15 +269,13 @@ class Places(ReportCase):
 
     def test_what_cannot_be_written_leaves_the_last_one_as_it_was(self):
         self.run_reporting()
-        with open(self.path, 'rb') as stream:
-            before = stream.read()
+        before = self.read_bytes(self.path)
         with unittest.mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
             with self.assertRaises(OSError):
                 report = VmBackup.Report.__new__(VmBackup.Report)
                 report.path = self.path
                 report.put({'schema': 1})
-        with open(self.path, 'rb') as stream:
-            self.assertEqual(before, stream.read())
+        self.assertEqual(before, self.read_bytes(self.path))
         self.assertEqual(['report.json'], os.listdir(os.path.dirname(self.path)))
 
     def test_a_preview_and_a_run_without_a_config_file_write_none(self):
@@ -299,8 +288,7 @@ class Places(ReportCase):
 
     def test_a_path_in_any_alphabet_is_that_path_under_any_locale(self):
         self.path = os.path.join(self.directory, 'Bericht ü', 'report.json')
-        done = self.vmbackup('password', self.reporting(), LC_ALL='C')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.reporting(), LC_ALL='C'))
         self.assertTrue(os.path.exists(self.path.encode('utf-8')))
 
     def test_it_replaces_no_other_file_of_the_config(self):
@@ -311,8 +299,7 @@ class Places(ReportCase):
                 self.assertEqual(2, done.status, done.output)
                 self.assertIn('ERROR: config report_file would replace %s -> %s (' % (key, path),
                               done.output)
-                with open(path, encoding='utf-8') as stream:
-                    self.assertTrue(stream.read().startswith('#!/bin/sh\n'))
+                self.assertTrue(self.read(path).startswith('#!/bin/sh\n'))
 
     def test_it_does_not_replace_the_file_of_the_password(self):
         path = os.path.join(self.directory, 'password file')
@@ -322,5 +309,4 @@ class Places(ReportCase):
             self.assertEqual(2, done.status, done.output)
             self.assertIn('ERROR: config report_file would replace the password file -> %s ('
                           % path, done.output)
-            with open(path, 'rb') as stream:
-                self.assertEqual(b'cGFzc3dvcmQ=', stream.read())
+            self.assertEqual(b'cGFzc3dvcmQ=', self.read_bytes(path))
