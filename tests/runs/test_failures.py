@@ -106,9 +106,8 @@ class FailingSteps(FailureCase):
                 self.assert_clean()
 
     def test_a_raw_image_that_is_shorter_than_the_disk_fails(self):
-        done = self.vmbackup('password', self.config('vdi-export=db'),
-                             VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"'))
-        self.assert_ends(2, done)
+        done = self.assert_ends(2, self.vmbackup('password', self.config(
+            'vdi-export=db'), VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"')))
         self.assertIn('the image has 65536 bytes, the disk 262144', done.output)
         self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
 
@@ -141,22 +140,16 @@ class FailuresOfOneVm(FailureCase):
         self.assert_told('vdi-export,end,NO-BOOT-DISK diskless',
                          'vdi-export,end,SUCCESS web,elapse:0 size:0G')
 
-    def test_the_boot_disk_of_a_vm_that_never_ran_is_found(self):
-        self.pool_description = {'vms': [{'name': 'new', 'ran': False, 'disks': [
-            {'size': '64 KiB', 'device': '3', 'bootable': False},
-            {'size': '128 KiB', 'device': '0', 'bootable': False}]}]}
-        self.use_pool()
-        self.ends(0, 'vdi-export=new')
-        self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
-        self.assertIn('new/DATED/DISK-xvdd', self.tree())
-
-    def test_the_bootable_disk_is_taken_where_there_is_no_xvda(self):
-        self.pool_description = {'vms': [{'name': 'new', 'ran': True, 'disks': [
-            {'size': '64 KiB', 'device': '1', 'bootable': False},
-            {'size': '128 KiB', 'device': '2', 'bootable': True}]}]}
-        self.use_pool()
-        self.ends(0, 'vdi-export=new')
-        self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
+    def test_the_boot_disk_is_xvda_although_the_vm_never_ran_or_else_the_bootable_one(self):
+        for ran, other, boot, bootable in ((False, '3', '0', False), (True, '1', '2', True)):
+            with self.subTest(boot):
+                self.pool_description = {'vms': [{'name': 'new', 'ran': ran, 'disks': [
+                    {'size': '64 KiB', 'device': other, 'bootable': False},
+                    {'size': '128 KiB', 'device': boot, 'bootable': bootable}]}]}
+                self.setUp()
+                self.ends(0, 'vdi-export=new')
+                self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
+                self.assertIn('new/DATED/DISK-xvd' + 'abcd'[int(other)], self.tree())
 
     def test_a_vm_directory_that_is_a_file_stops_only_that_vm(self):
         self.put_file(os.path.join(self.backups, 'web'))

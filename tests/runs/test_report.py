@@ -42,9 +42,6 @@ class ReportCase(PoolCase):
     def run_reporting(self, *lines, **keys):
         return self.vmbackup('password', self.reporting(*lines, **keys))
 
-    def hook(self, text):
-        return self.program('hook', text)
-
     def report(self, done):
         """The report of a run that has just ended. It fits the schema, where that can be asked,
         and what can be known from the run's end."""
@@ -72,8 +69,7 @@ class ReportCase(PoolCase):
 
 class Reports(ReportCase):
     def test_a_good_run(self):
-        done = self.run_reporting('vdi-export=web', 'vm-export=db')
-        found = self.report(done)
+        found = self.report(self.run_reporting('vdi-export=web', 'vm-export=db'))
         pool, = self.sim.pool.tables['pool'].values()
         self.assertEqual({'name': pool['name_label'], 'uuid': pool['uuid']}, found['pool'])
         self.assertTrue(found['xapi'])
@@ -84,8 +80,7 @@ class Reports(ReportCase):
                          found['counts'])
         web, db = found['vms']
         place, = self.dated('db')
-        with open(os.path.join(place, 'backup.json'), encoding='utf-8') as stream:
-            manifest = json.load(stream)
+        manifest = self.manifest('db')
         self.assertEqual(
             ('db', self.uuid_of('db'), 'vm-export', 'SUCCESS', place, manifest['files'],
              os.path.getsize(os.path.join(place, 'db.xva')), [], None),
@@ -99,9 +94,8 @@ class Reports(ReportCase):
             self.sim.pool.add_vm(name_label='twin')
         self.before = self.contents()
         self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'], nth=2)
-        done = self.run_reporting('vm-export=db', 'vm-export=web', 'vm-export=gone',
-                                  'vm-export=twin')
-        found = self.report(done)
+        found = self.report(self.run_reporting('vm-export=db', 'vm-export=web', 'vm-export=gone',
+                                               'vm-export=twin'))
         self.assertEqual({'successes': 1, 'warnings': 0, 'errors': 3, 'skipped': 0},
                          found['counts'])
         vms = {vm['name']: vm for vm in found['vms']}
@@ -118,8 +112,7 @@ class Reports(ReportCase):
 
     def test_warnings_are_told_of_vm_and_run(self):
         self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
-        done = self.run_reporting('vm-export=db', 'vm-export=nothing.*')
-        found = self.report(done)
+        found = self.report(self.run_reporting('vm-export=db', 'vm-export=nothing.*'))
         self.assertEqual(('WARNING', 1), (found['status'], found['exit_status']))
         self.assertEqual(['vm not found: vm-export=nothing.*'], found['warnings'])
         warning, = found['vms'][0]['warnings']
@@ -128,11 +121,12 @@ class Reports(ReportCase):
         self.assertTrue(found['vms'][0]['files'])
 
     def test_a_run_that_is_skipped_and_a_vm_that_is(self):
-        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-init ] || exit 75\n')))
+        found = self.report(self.run_reporting(hook=self.program(
+            'hook', '[ $1 != job-init ] || exit 75\n')))
         self.assertEqual(('SKIPPED', 0, [], [], []), tuple(
             found[key] for key in ('status', 'exit_status', 'vms', 'warnings', 'errors')))
-        found = self.report(self.run_reporting('vm-export=.*', hook=self.hook(
-            '[ "$1 $VMBACKUP_VM" != "backup-start web" ] || exit 75\n')))
+        found = self.report(self.run_reporting('vm-export=.*', hook=self.program(
+            'hook', '[ "$1 $VMBACKUP_VM" != "backup-start web" ] || exit 75\n')))
         self.assertEqual({'successes': 1, 'warnings': 0, 'errors': 0, 'skipped': 1},
                          found['counts'])
         web, = [vm for vm in found['vms'] if vm['name'] == 'web']
@@ -172,9 +166,9 @@ class Reports(ReportCase):
                          (vm['name'], vm['status'], vm['error']))
 
     def test_a_hook_that_fails_is_told(self):
-        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-start ]\n')))
+        found = self.report(self.run_reporting(hook=self.program('hook', '[ $1 != job-start ]\n')))
         self.assertEqual(['hook job-start failed: exit status 1'], found['errors'])
-        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-end ]\n')))
+        found = self.report(self.run_reporting(hook=self.program('hook', '[ $1 != job-end ]\n')))
         self.assertEqual(['hook job-end failed: exit status 1'], found['warnings'])
         self.assertEqual('WARNING', found['status'])
 

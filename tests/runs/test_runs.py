@@ -104,9 +104,8 @@ class ANight(RunCase):
         self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
 
     def test_a_directory_of_the_name_of_a_vm_is_no_config_file(self):
-        os.mkdir(os.path.join(self.directory, 'db'))
-        done = self.vmbackup('password', 'db', 'preview')
-        self.assertIn('  vm-export: db', done.lines)
+        os.mkdir(self.at('db'))
+        self.assertIn('  vm-export: db', self.vmbackup('password', 'db', 'preview').lines)
 
     def test_a_vm_selector_takes_the_place_of_a_config_file(self):
         done = self.vmbackup('password', 'vdi-export=db.*', 'preview')
@@ -225,8 +224,8 @@ class Rotation(RunCase):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2)]
         self.fault('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
-        done = self.vmbackup('password', self.config('vm-export=db:1'), 'PRE_CLEAN=True')
-        self.assertEqual(2, done.status)
+        self.assert_ends(2, self.vmbackup('password', self.config('vm-export=db:1'),
+                                          'PRE_CLEAN=True'))
         self.assertEqual([False, True], [os.path.exists(path) for path in old])
 
 
@@ -361,8 +360,7 @@ class PoolDatabase(RunCase):
         os.mkdir(elsewhere)
         os.symlink(elsewhere, os.path.join(self.backups, 'METADATA_' + HOST))
         for status in (0, 1):
-            done = self.back_up('vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
-            self.assertEqual(status, done.status, done.output)
+            self.ends(status, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
         self.assertEqual(2, len(self.dumps()))
 
     def test_a_partial_dump_of_a_killed_run_goes_with_the_next(self):

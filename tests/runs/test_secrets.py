@@ -218,20 +218,13 @@ class Modes(SecretCase):
             with self.subTest(method):
                 self.setUp()
                 self.fault(method, 'hang', nth=number, after=512)
-                child = self.start(ROOTS, self.config(
-                    (method if method[0] == 'v' else 'vm-export') + '=db', pool_db_backup=1))
+                child = self.start_with([ROOTS, self.config(
+                    (method if method[0] == 'v' else 'vm-export') + '=db', pool_db_backup=1)],
+                    umask=0)
                 self.wait_for(lambda: any(path.endswith(ending) for path in self.tree()))
                 self.assert_private()
                 self.signalled(child)
                 self.assert_private()
-
-    def start(self, *arguments, **environ):
-        """Start VmBackup.py with no umask at all."""
-        umask = os.umask(0)
-        try:
-            return super().start(*arguments, **environ)
-        finally:
-            os.umask(umask)
 
     def test_directories_that_were_there_keep_their_modes(self):
         old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'db.xva')

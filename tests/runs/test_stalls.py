@@ -279,17 +279,12 @@ class Restarts(StallCase):
     def test_in_mid_export(self):
         self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=BEGUN)
 
-    def test_while_the_snapshot_is_made(self):
-        for after in (0, 1, 2):
-            with self.subTest(after):
-                self.setUp()
-                self.survived('SNAPSHOT-FAIL', 'vm-snapshot', after=after)
-
-    def test_while_the_snapshot_is_removed(self):
-        for after in (0, 1, 2):
-            with self.subTest(after):
-                self.setUp()
-                self.survived('WARNING', 'vm-uninstall', after=after)
+    def test_while_the_snapshot_is_made_or_removed(self):
+        for outcome, verb in (('SNAPSHOT-FAIL', 'vm-snapshot'), ('WARNING', 'vm-uninstall')):
+            for after in (0, 1, 2):
+                with self.subTest(verb=verb, after=after):
+                    self.setUp()
+                    self.survived(outcome, verb, after=after)
 
     def test_one_that_never_comes_back_is_waited_for_once_in_the_whole_run(self):
         self.script = self.changed_script(XAPI_PATIENCE=0.5, DISCARD_PAUSES=SOON)

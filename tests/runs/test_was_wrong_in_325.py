@@ -167,8 +167,8 @@ class Run(SmallCase):
         self.program('bin/touch', ': > %s\n' % shlex.quote(self.at('started')))
         for name in ('xmllint', 'rm', 'ls', 'hostname', 'sh', 'mkdir'):
             os.symlink('touch', os.path.join(tools, name))
-        done = self.vmbackup('password', self.config('vm-export=db', pool_db_backup=1), PATH=tools)
-        self.assertEqual(0, done.status, done.output)
+        done = self.assert_ends(0, self.vmbackup(
+            'password', self.config('vm-export=db', pool_db_backup=1), PATH=tools))
         self.assertFalse(os.path.exists(self.at('started')))
         self.assertIn('Success: backup directory area is writable', done.lines)
         self.assertEqual([], [line for line in done.lines if 'touch' in line])
