@@ -196,8 +196,7 @@ class Images(DiskCase):
     """vdi-exports of several disks, and compressed ones."""
 
     def restored(self, status, command):
-        return self.assert_ends(status, self.vmbackup('password', command,
-                                                      'from=' + self.backups))
+        return self.assert_ends(status, self.vmbackup('password', command, 'from=' + self.backups))
 
     def test_all_disks_are_of_one_snapshot(self):
         done = self.ends(0, 'vdi-export=web', vdi_disks='all')
@@ -280,8 +279,7 @@ class Images(DiskCase):
         done = self.assert_ends(0, self.vmbackup('password', 'restore=' + path, 'name=data again'))
         uuid = self.xe('vdi-list', 'name-label=data again', '--minimal').strip()
         pool = self.sim.pool
-        self.assertEqual(self.digest('web', '2'),
-                         pool.content[pool.ref_of('VDI', uuid)].sha256())
+        self.assertEqual(self.digest('web', '2'), pool.content[pool.ref_of('VDI', uuid)].sha256())
         self.before = self.contents()
 
     def test_a_test_restore_takes_each_of_them(self):

@@ -193,8 +193,7 @@ class FailuresOfOneVm(FailureCase):
         self.assert_clean()
 
     def test_an_unexpected_answer_of_the_pool_is_that_vms_internal_error(self):
-        self.fault('VM.get_record', 'print',
-                   value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))
+        self.fault('VM.get_record', 'print', value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))
         done = self.back_up('vm-export=web', 'vm-export=db')
         self.assertEqual(2, done.status, done.output)
         self.assertIn('vm-export,end,INTERNAL-ERROR web', self.status())
@@ -206,8 +205,7 @@ class FailuresOfTheRun(FailureCase):
     def test_a_missing_backup_directory_is_an_error(self):
         done = self.ends(2, 'vm-export=db', backup_dir='/nonexistent/backups')
         self.assertIn('config backup_dir does not exist', done.output)
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'], self.status())
 
     def test_a_daemon_that_dies_in_mid_export_is_told(self):
         self.leaves_things_behind = True       # nobody is there to remove it

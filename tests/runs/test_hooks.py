@@ -58,8 +58,7 @@ class HookCase(PoolCase):
             return []
         words = [word.partition('=')[::2] for word in self.read(self.notes).split('\0')]
         count = len(VmBackup.VARIABLES) + 1
-        whole = [dict(words[place:place + count])
-                 for place in range(0, len(words) - count, count)]
+        whole = [dict(words[place:place + count]) for place in range(0, len(words) - count, count)]
         return [(known.pop('PHASE'), known) for known in whole]
 
     def phases(self):

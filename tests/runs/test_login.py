@@ -54,8 +54,7 @@ class Passwords(LoginCase):
             done = self.vmbackup('wr0ng', self.config('vm-export=db'), *arguments)
             self.assert_refused(done, 'login', 'SESSION_AUTHENTICATION_FAILED')
             self.assertNotIn('wr0ng', done.output)
-        self.assertEqual({'session.login_with_password'},
-                         {call.name for call in self.sim.calls()})
+        self.assertEqual({'session.login_with_password'}, {call.name for call in self.sim.calls()})
 
     def test_any_characters_will_do_under_any_locale(self):
         self.sim.pool.password = HARD_PASSWORD

@@ -139,8 +139,7 @@ class Told(ParallelCase):
                          (lines[0], lines[-1]))
         for name in NAMES:
             begin = lines.index('vm-export,begin,' + name)
-            self.assertLess(begin, lines.index(
-                'vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
+            self.assertLess(begin, lines.index('vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
         self.assertEqual(10, len(lines))
 
     def test_a_failure_of_one_does_not_stop_the_others(self):
@@ -268,8 +267,7 @@ class Gentle(ParallelCase):
     def test_what_a_run_starts_lets_others_go_first(self):
         place = self.at('priorities')
         xe = self.xe_that('{ ps -o ni= -p $$; ionice -p $$; } >%s' % place)
-        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=one'),
-                                          VMBACKUP_XE=xe))
+        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=one'), VMBACKUP_XE=xe))
         nice, disks = self.read(place).split('\n')[:2]
         self.assertGreaterEqual(int(nice), min(19, os.nice(0) + 10))
         self.assertEqual('best-effort: prio 7', disks)

@@ -221,8 +221,7 @@ class Documented(unittest.TestCase):
                          warnings=[], errors=[], pool={'name': '', 'uuid': ''}, xapi='')
         (found,), _ = put.call_args
         self.assertEqual(sorted(schema()['required']), sorted(found))
-        self.assertEqual(sorted(schema()['definitions']['vm']['required']),
-                         sorted(found['vms'][0]))
+        self.assertEqual(sorted(schema()['definitions']['vm']['required']), sorted(found['vms'][0]))
 
     @unittest.skipUnless(jsonschema, 'needs jsonschema')
     def test_the_schema_is_one_and_refuses_what_is_no_report(self):

@@ -215,8 +215,7 @@ class Rotation(RunCase):
     def test_pre_clean_deletes_nothing_when_the_snapshot_fails(self):
         old = [self.old_backup('db', 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                for day in (1, 2, 3)]
-        self.fault('vm-snapshot', 'refuse',
-                   error=['SR_BACKEND_FAILURE_44', '', '', ''])
+        self.fault('vm-snapshot', 'refuse', error=['SR_BACKEND_FAILURE_44', '', '', ''])
         self.ends(2, 'vm-export=db:1', pre_clean=True)
         self.assertEqual([True] * 3, [os.path.exists(path) for path in old])
 

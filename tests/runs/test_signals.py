@@ -62,8 +62,7 @@ class Signals(PoolCase):
     def test_a_signal_before_the_first_vm_ends_the_run_at_once(self):
         self.fault('VM.get_all_records', 'hang')
         self.signalled_in('VM.get_all_records', 1, signal.SIGTERM, 'vm-export=web')
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
 
     def test_a_preview_can_be_interrupted(self):
         self.fault('VM.get_all_records', 'hang')

@@ -304,8 +304,7 @@ class Logins(StallCase):
         done = self.signalled(self.start_until('session.login_with_password', 1, 'password',
                                                self.config('vm-export=web')))
         self.assertIn('ERROR ended by signal 15', done.lines)
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
 
     def test_one_that_hangs_is_ended(self):
         self.script = self.changed_script(LOGIN_GRACE=1)

@@ -458,8 +458,7 @@ class Target(StoreCase):
         self.assertEqual([], self.verbs())
         self.assertEqual(before, self.tree())
         self.assertFalse(os.path.exists(os.path.join(self.backups, '.locks')))
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'], self.status())
 
     def refused_below(self, point, **keys):
         """It is refused as nothing is mounted there."""
@@ -624,8 +623,7 @@ class RoomOfTheLastBackup(RoomCase):
         self.took(1, 9)
         self.took(2, 1)
         failed = self.old_backup('db', DAY % 3)
-        os.link(os.path.join(self.backups, 'db', DAY % 1, 'db.xva'),
-                os.path.join(failed, 'db.xva'))
+        os.link(os.path.join(self.backups, 'db', DAY % 1, 'db.xva'), os.path.join(failed, 'db.xva'))
         self.ends(0, 'vm-export=db')
 
     def test_a_sparse_file_counts_with_what_it_takes(self):
