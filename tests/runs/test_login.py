@@ -2,13 +2,13 @@
 
 import base64
 import os
-import socket
+import socketserver
 import threading
 import unittest
 import xmlrpc.client
 
 import VmBackup
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import PoolCase
 
 HARD_PASSWORD = ' pa$s"w\'ö`rd\\ %s{}名'
 
@@ -225,12 +225,15 @@ class Members(LoginCase):
         self.assert_ends(0, self.preview('local', VMBACKUP_XAPI_URL=self.sim.unix_url))
 
     def test_the_password_never_goes_to_another_machine_in_the_clear(self):
-        with Eavesdropper() as master:
-            self.use_pool(role='slave', master_address='127.0.0.1:%d' % master.port)
-            self.assert_refused(self.preview('password'), 'https://127.0.0.1:%d/' % master.port)
-        heard = master.heard
-        self.assertGreater(len(heard), 0)
-        for data in heard:
+        master = socketserver.TCPServer(('127.0.0.1', 0), Eavesdropper)
+        self.addCleanup(master.server_close)
+        self.addCleanup(master.shutdown)
+        master.heard, address = [], '127.0.0.1:%d' % master.server_address[1]
+        threading.Thread(target=master.serve_forever, args=(0.01,), daemon=True).start()
+        self.use_pool(role='slave', master_address=address)
+        self.assert_refused(self.preview('password'), 'https://%s/' % address)
+        self.assertGreater(len(master.heard), 0)
+        for data in master.heard:
             self.assertEqual(b'\x16\x03', data[:2])    # a TLS handshake
             self.assertNotIn(b'password', data)
 
@@ -251,36 +254,11 @@ class Members(LoginCase):
         self.assertEqual(2, len(self.sim.calls('xapi')))
 
 
-class Eavesdropper:
-    """A listener that keeps the first bytes of each connection and hangs up."""
+class Eavesdropper(socketserver.BaseRequestHandler):
+    """Keeps the first bytes of each connection and hangs up."""
 
-    def __init__(self):
-        self.heard = []
-        self.listener = socket.socket()
-        self.listener.bind(('127.0.0.1', 0))
-        self.listener.listen(8)
-        self.port = self.listener.getsockname()[1]
-        self.thread = threading.Thread(target=self.listen, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        with socket.create_connection(('127.0.0.1', self.port), timeout=LIMIT) as last:
-            last.sendall(b'end')
-        self.thread.join()
-        self.listener.close()
-
-    def listen(self):
-        """Until somebody says `end`."""
-        while True:
-            connection, _ = self.listener.accept()
-            with connection:
-                data = connection.recv(65536)
-            if data == b'end':
-                return
-            self.heard.append(data)
+    def handle(self):
+        self.server.heard.append(self.request.recv(65536))
 
 
 class Sessions(LoginCase):
