@@ -12,8 +12,6 @@ from tests.tools.support import SMALL, PoolCase
 
 
 class Processes(PoolCase):
-    """What is started."""
-
     pool_description = SMALL
 
     def started(self, *lines):
@@ -23,12 +21,9 @@ class Processes(PoolCase):
         def popen(argv, *rest, **more):
             seen.append(os.path.basename(os.fsdecode(argv[0])))
             return real(argv, *rest, **more)
-        stream = io.BytesIO()
-        with unittest.mock.patch.dict(os.environ, self.environ()), (
-                unittest.mock.patch('subprocess.Popen', popen)):
-            status = VmBackup.command(['password', self.config(*lines)], 'VmBackup.py',
-                                      VmBackup.Console(stream), VmBackup.Signals())
-        self.assertEqual(0, status, stream.getvalue().decode('utf-8'))
+        with unittest.mock.patch('subprocess.Popen', popen):
+            status, output = self.run_here(*lines)
+        self.assertEqual(0, status, output)
         return seen
 
     def test_five_for_each_vm_and_three_for_the_run(self):
@@ -40,8 +35,6 @@ class Processes(PoolCase):
 
 
 class Tables(PoolCase):
-    """What is kept of the pool."""
-
     pool_description = SMALL
 
     def test_only_fields_in_use_are_kept_and_no_vm_at_all(self):
@@ -72,16 +65,13 @@ class Tables(PoolCase):
 
 
 class Store(PoolCase):
-    """What is looked at on disk to rotate and to list."""
-
     def setUp(self):
         super().setUp()
         for vm in ('web', 'db'):
             for day in range(1, 8):
                 path = self.old_backup(vm, 'backup-2026-01-0%d-(00:00:00)' % day, 'success')
-                with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
-                    stream.write('{"number": %d, "started": "2026-01-0%dT00:00:00+00:00", '
-                                 '"files": {"x.xva": 7}}' % (day, day))
+                self.put_file(os.path.join(path, 'backup.json'), '{"number": %d, "started": '
+                              '"2026-01-0%dT00:00:00+00:00", "files": {"x.xva": 7}}' % (day, day))
 
     @contextlib.contextmanager
     def watched(self):
@@ -90,8 +80,7 @@ class Store(PoolCase):
 
         def watching(name, real):
             def call(path, *rest, **more):
-                path_or_handle = path if isinstance(path, str) else ''
-                if path_or_handle.startswith(self.backups):
+                if isinstance(path, str) and path.startswith(self.backups):
                     seen[name].append(os.path.relpath(path, self.backups))
                 return real(path, *rest, **more)
             return call
@@ -108,8 +97,7 @@ class Store(PoolCase):
                 new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
                 self.assertEqual(5, len(history.surplus(new, VmBackup.Policy(3))))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
-        self.assertEqual(14, len(seen['open']))
-        self.assertEqual(14, len(set(seen['open'])))
+        self.assertEqual((14, 14), (len(seen['open']), len(set(seen['open']))))
 
     def test_to_list_all_is_one_listing_of_a_vm_and_three_looks_at_a_backup(self):
         config = self.config('vm-export=.*')

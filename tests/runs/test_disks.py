@@ -43,8 +43,6 @@ class DiskCase(PoolCase):
 
 
 class LeftOut(DiskCase):
-    """Disks that are left out of a vm-export."""
-
     def archived(self):
         """The sizes of the disks in the newest archive of web, sorted, in 64 KiB."""
         with open(self.newest('web', 'web.xva'), 'rb') as stream:
@@ -104,7 +102,6 @@ class LeftOut(DiskCase):
         self.assertEqual([], self.exported('db.xva', 'db'))
 
     def test_a_disk_that_was_moved_meanwhile_is_left_out_where_it_is_now(self):
-        """The tables are of the beginning of the night."""
         for version in (OLD, '26.1'):
             with self.subTest(version):
                 self.pool_description = dict(self.pool_description, xapi_version=version)
@@ -129,7 +126,6 @@ class LeftOutByHand(DiskCase):
     """An older toolstack: the snapshot's copy is destroyed before the export."""
 
     def use_pool(self, **options):
-        """A pool of that release."""
         self.pool_description = dict(self.pool_description, xapi_version=OLD)
         super().use_pool(**options)
 
@@ -154,8 +150,6 @@ class LeftOutByHand(DiskCase):
 
 
 class Tagged(DiskCase):
-    """VMs with the tag xo:no-bak."""
-
     def test_the_tag_counts_only_where_it_is_honoured(self):
         self.ends(0, 'vm-export=old')
         done = self.ends(0, 'vm-export=.*', 'exclude=db', honour_nobak='yes')
@@ -171,10 +165,7 @@ class Tagged(DiskCase):
 
 
 class Preview(DiskCase):
-    """What a preview tells of disks."""
-
     def preview(self, *lines, **keys):
-        """A preview."""
         return self.vmbackup('password', self.config(*lines, **keys), 'preview')
 
     def test_it_tells_what_is_left_out_with_a_constant_number_of_calls(self):
@@ -195,8 +186,7 @@ class Preview(DiskCase):
 
     def test_a_boot_disk_that_is_left_out_is_an_error(self):
         for keys in ({'honour_nobak': 'yes'}, {'honour_nobak': 'yes', 'vdi_disks': 'all'}):
-            done = self.preview('vdi-export=db', **keys)
-            self.assertEqual(2, done.status, done.output)
+            done = self.assert_ends(2, self.preview('vdi-export=db', **keys))
             self.assertIn('***ERROR - no disk to export: vdi-export=db', done.lines)
             run = self.ends(2, 'vdi-export=db', **keys)
             self.assertIn('ERROR vdi-export NO-BOOT-DISK db', run.output)
@@ -206,9 +196,7 @@ class Images(DiskCase):
     """vdi-exports of several disks, and compressed ones."""
 
     def restored(self, status, command):
-        """What a restore from the backups does; it has to end so."""
-        return self.assert_ends(status, self.vmbackup('password', command,
-                                                      'from=' + self.backups))
+        return self.assert_ends(status, self.vmbackup('password', command, 'from=' + self.backups))
 
     def test_all_disks_are_of_one_snapshot(self):
         done = self.ends(0, 'vdi-export=web', vdi_disks='all')
@@ -291,8 +279,7 @@ class Images(DiskCase):
         done = self.assert_ends(0, self.vmbackup('password', 'restore=' + path, 'name=data again'))
         uuid = self.xe('vdi-list', 'name-label=data again', '--minimal').strip()
         pool = self.sim.pool
-        self.assertEqual(self.digest('web', '2'),
-                         pool.content[pool.ref_of('VDI', uuid)].sha256())
+        self.assertEqual(self.digest('web', '2'), pool.content[pool.ref_of('VDI', uuid)].sha256())
         self.before = self.contents()
 
     def test_a_test_restore_takes_each_of_them(self):
@@ -323,9 +310,8 @@ class Images(DiskCase):
 
     def test_the_guide_restores_each_disk(self):
         self.ends(0, 'vdi-export=web', vdi_disks='xvda,xvdc', vdi_compress='zstd')
-        with open(self.newest('web', 'RESTORE.txt'), encoding='utf-8') as stream:
-            lines = [line for line in stream.read().splitlines()
-                     if line.startswith(('zstd', 'VDI=', 'xe vdi-import', 'rm '))]
+        lines = [line for line in self.read(self.newest('web', 'RESTORE.txt')).splitlines()
+                 if line.startswith(('zstd', 'VDI=', 'xe vdi-import', 'rm '))]
         self.assertEqual(8, len(lines))
         place = os.path.join(self.directory, 'bin')
         os.mkdir(place)

@@ -101,14 +101,13 @@ class FailingSteps(FailureCase):
                 self.setUp()
                 self.fault(verb, **REFUSED)
                 self.ends(1, method + '=web', method + '=db')
-                self.assertIn(method + ',end,WARNING web,elapse:0 size:0G', self.status())
-                self.assertIn('vmbackup.py,end,WARNING,S:1 W:1 E:0', self.status())
+                self.assert_told(method + ',end,WARNING web,elapse:0 size:0G',
+                                 'vmbackup.py,end,WARNING,S:1 W:1 E:0')
                 self.assert_clean()
 
     def test_a_raw_image_that_is_shorter_than_the_disk_fails(self):
-        done = self.vmbackup('password', self.config('vdi-export=db'),
-                             VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"'))
-        self.assert_ends(2, done)
+        done = self.assert_ends(2, self.vmbackup('password', self.config(
+            'vdi-export=db'), VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"')))
         self.assertIn('the image has 65536 bytes, the disk 262144', done.output)
         self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
 
@@ -133,46 +132,36 @@ class FailingSteps(FailureCase):
 
 
 class FailuresOfOneVm(FailureCase):
-    """What concerns one VM stops no other."""
-
     def test_a_vm_without_disks_is_no_candidate_for_vdi_export(self):
         self.pool_description = {'vms': [{'name': 'diskless', 'disks': []},
                                          {'name': 'web', 'disks': ['64 KiB']}]}
         self.use_pool()
         self.ends(2, 'vdi-export=.*')
-        self.assertIn('vdi-export,end,NO-BOOT-DISK diskless', self.status())
-        self.assertIn('vdi-export,end,SUCCESS web,elapse:0 size:0G', self.status())
+        self.assert_told('vdi-export,end,NO-BOOT-DISK diskless',
+                         'vdi-export,end,SUCCESS web,elapse:0 size:0G')
 
-    def test_the_boot_disk_of_a_vm_that_never_ran_is_found(self):
-        self.pool_description = {'vms': [{'name': 'new', 'ran': False, 'disks': [
-            {'size': '64 KiB', 'device': '3', 'bootable': False},
-            {'size': '128 KiB', 'device': '0', 'bootable': False}]}]}
-        self.use_pool()
-        self.ends(0, 'vdi-export=new')
-        self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
-        self.assertIn('new/DATED/DISK-xvdd', self.tree())
-
-    def test_the_bootable_disk_is_taken_where_there_is_no_xvda(self):
-        self.pool_description = {'vms': [{'name': 'new', 'ran': True, 'disks': [
-            {'size': '64 KiB', 'device': '1', 'bootable': False},
-            {'size': '128 KiB', 'device': '2', 'bootable': True}]}]}
-        self.use_pool()
-        self.ends(0, 'vdi-export=new')
-        self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
+    def test_the_boot_disk_is_xvda_although_the_vm_never_ran_or_else_the_bootable_one(self):
+        for ran, other, boot, bootable in ((False, '3', '0', False), (True, '1', '2', True)):
+            with self.subTest(boot):
+                self.pool_description = {'vms': [{'name': 'new', 'ran': ran, 'disks': [
+                    {'size': '64 KiB', 'device': other, 'bootable': False},
+                    {'size': '128 KiB', 'device': boot, 'bootable': bootable}]}]}
+                self.setUp()
+                self.ends(0, 'vdi-export=new')
+                self.assertEqual(128 << 10, os.stat(self.newest('new', 'new.raw')).st_size)
+                self.assertIn('new/DATED/DISK-xvd' + 'abcd'[int(other)], self.tree())
 
     def test_a_vm_directory_that_is_a_file_stops_only_that_vm(self):
-        with open(os.path.join(self.backups, 'web'), 'w', encoding='utf-8'):
-            pass
+        self.put_file(os.path.join(self.backups, 'web'))
         self.ends(2, 'vm-export=web', 'vm-export=db')
-        self.assertIn('vm-export,end,BACKUP-FAIL web', self.status())
-        self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        self.assert_told('vm-export,end,BACKUP-FAIL web',
+                         'vm-export,end,SUCCESS db,elapse:0 size:0G')
 
     def test_a_missing_vm_is_an_error_and_the_others_are_backed_up(self):
         done = self.ends(2, 'vm-export=gone', 'vm-export=db')
         self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
                       self.directory, done.lines)
-        self.assertIn('vm-export,end,VM-NOT-FOUND gone', self.status())
-        self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
+        self.assert_told('vm-export,end,VM-NOT-FOUND gone', 'vmbackup.py,end,ERROR,S:1 W:0 E:1')
 
     def test_a_regex_without_a_match_ends_the_run_with_a_warning_that_no_vm_has(self):
         done = self.ends(1, 'vm-export=nope.*', 'vm-export=db')
@@ -183,8 +172,8 @@ class FailuresOfOneVm(FailureCase):
         self.fault('VM.get_record', 'refuse', nth=1,
                    error=['HANDLE_INVALID', 'VM', 'OpaqueRef:gone'])
         self.ends(2, 'vm-export=web', 'vm-export=db')
-        self.assertIn('vm-export,end,VM-NOT-FOUND web', self.status())
-        self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        self.assert_told('vm-export,end,VM-NOT-FOUND web',
+                         'vm-export,end,SUCCESS db,elapse:0 size:0G')
 
     def test_a_template_snapshot_or_control_domain_of_the_same_name_does_no_harm(self):
         self.pool_description = {'vms': [
@@ -204,8 +193,7 @@ class FailuresOfOneVm(FailureCase):
         self.assert_clean()
 
     def test_an_unexpected_answer_of_the_pool_is_that_vms_internal_error(self):
-        self.fault('VM.get_record', 'print',
-                   value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))
+        self.fault('VM.get_record', 'print', value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))
         done = self.back_up('vm-export=web', 'vm-export=db')
         self.assertEqual(2, done.status, done.output)
         self.assertIn('vm-export,end,INTERNAL-ERROR web', self.status())
@@ -214,13 +202,10 @@ class FailuresOfOneVm(FailureCase):
 
 
 class FailuresOfTheRun(FailureCase):
-    """What ends a run early is told by log, status log and exit status."""
-
     def test_a_missing_backup_directory_is_an_error(self):
         done = self.ends(2, 'vm-export=db', backup_dir='/nonexistent/backups')
         self.assertIn('config backup_dir does not exist', done.output)
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'], self.status())
 
     def test_a_daemon_that_dies_in_mid_export_is_told(self):
         self.leaves_things_behind = True       # nobody is there to remove it
@@ -293,8 +278,7 @@ class FailuresOfTheRun(FailureCase):
         for name in ('00VMbackupWriteTest', '00VMbackupWriteTest%20'):
             os.symlink(precious, os.path.join(self.backups, name))
         self.back_up('vm-export=db')
-        with open(precious, encoding='utf-8') as stream:
-            self.assertEqual('precious', stream.read())
+        self.assertEqual('precious', self.read(precious))
         self.pool_description = {'vms': [{'name': '00VMbackupWriteTest'},
                                          {'name': '00VMbackupWriteTest%20'}]}
         self.use_pool()

@@ -32,8 +32,6 @@ def lives(pid):
 
 
 class HookCase(PoolCase):
-    """A test with a hook."""
-
     pool_description = SMALL
 
     def setUp(self):
@@ -52,23 +50,22 @@ class HookCase(PoolCase):
         return self.config(*(lines or ('vm-export=db',)), hook=self.hook(**answers))
 
     def run_hooked(self, *lines, **answers):
-        """A run with such a hook."""
         return self.vmbackup('password', self.hooked(*lines, **answers))
 
     def noted(self):
         """[(phase, variables)] of what was run."""
         if not os.path.exists(self.notes):
             return []
-        with open(self.notes, encoding='utf-8') as stream:
-            words = [word.partition('=')[::2] for word in stream.read().split('\0')]
+        words = [word.partition('=')[::2] for word in self.read(self.notes).split('\0')]
         count = len(VmBackup.VARIABLES) + 1
-        whole = [dict(words[place:place + count])
-                 for place in range(0, len(words) - count, count)]
+        whole = [dict(words[place:place + count]) for place in range(0, len(words) - count, count)]
         return [(known.pop('PHASE'), known) for known in whole]
 
     def phases(self):
-        """The phases that were run, of a VM with its name."""
         return [(phase + ' ' + known['VM']).strip() for phase, known in self.noted()]
+
+    def assert_phases(self, *wanted):
+        self.assertEqual(list(wanted), self.phases())
 
     def known_at(self, wanted):
         """The variables at a phase that was run once, without those that were empty."""
@@ -80,6 +77,12 @@ class HookCase(PoolCase):
         self.assert_ends(status, done)
         self.assertEqual('vmbackup.py,end,' + result, self.status()[-1])
 
+    def ends_hooked(self, status, result, *lines, **answers):
+        """A run with such a hook, which ends so."""
+        done = self.run_hooked(*lines, **answers)
+        self.assert_ended(done, status, result)
+        return done
+
     def start_hooked(self, phase, *lines, **answers):
         """Start a run; return its process once the hook is at a phase."""
         child = self.start('password', self.hooked(*lines, **answers))
@@ -88,23 +91,17 @@ class HookCase(PoolCase):
 
     @staticmethod
     def child_in(done):
-        """The number of the child that a hook tells of."""
         return int([line for line in done.lines if ': child ' in line][0].split()[-1])
 
     def go_on(self, phase):
-        """Let the hook end a phase in which it waits."""
         self.put_file('go-' + phase)
 
 
 class Phases(HookCase):
-    """When it is run, and what it is told."""
-
     def test_each_phase_is_run_in_its_order(self):
-        done = self.run_hooked('vm-export=web', 'vdi-export=db')
-        self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
-        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-end db',
-                          'backup-start web', 'backup-end web', 'job-end', 'log-end'],
-                         self.phases())
+        self.ends_hooked(0, 'SUCCESS,S:2 W:0 E:0', 'vm-export=web', 'vdi-export=db')
+        self.assert_phases('job-init', 'job-start', 'backup-start db', 'backup-end db',
+                           'backup-start web', 'backup-end web', 'job-end', 'log-end')
 
     def test_it_is_told_what_is_known_at_the_phase(self):
         report = self.at('report.json')
@@ -123,10 +120,9 @@ class Phases(HookCase):
 
     def test_what_failed_is_told_with_its_token(self):
         self.fault('vm-snapshot', 'refuse', error=['SR_FULL', '1', '2'], times=0)
-        done = self.run_hooked()
-        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
-        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-abort db',
-                          'job-end', 'log-end'], self.phases())
+        self.ends_hooked(2, 'ERROR,S:0 W:0 E:1')
+        self.assert_phases('job-init', 'job-start', 'backup-start db', 'backup-abort db', 'job-end',
+                           'log-end')
         place, = self.dated('db')
         self.assertEqual({'VM': 'db', 'UUID': self.uuid_of('db'), 'METHOD': 'vm-export',
                           'TARGET': place, 'BACKUP_DIR': self.backups,
@@ -208,13 +204,13 @@ class Phases(HookCase):
             fcntl.flock(stream, fcntl.LOCK_EX)
             done = self.run_hooked('vm-export=db', 'vm-export=nothing')
         self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:2')
-        self.assertEqual(['job-init', 'job-start', 'job-end', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'job-start', 'job-end', 'log-end')
 
     def test_vms_side_by_side_have_theirs_side_by_side(self):
         wait = (': >"at-$VMBACKUP_VM"; tries=0; until [ -e at-web -a -e at-db ]; do '
                 'tries=$((tries+1)); [ $tries -lt 3000 ] || exit 9; sleep 0.01; done; echo both')
-        done = self.run_hooked('vm-export=.*', 'parallel=2', backup_start=wait)
-        self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
+        done = self.ends_hooked(0, 'SUCCESS,S:2 W:0 E:0', 'vm-export=.*', 'parallel=2',
+                                backup_start=wait)
         for name in ('web', 'db'):
             self.assertIn('[%s] hook backup-start: both' % name, done.lines)
             self.assertLess(self.phases().index('backup-start ' + name),
@@ -253,28 +249,25 @@ class Skips(HookCase):
     def test_job_init_skips_the_run_quietly(self):
         sink = SmtpSink()
         self.addCleanup(sink.stop)
-        done = self.run_hooked(
-            'vm-export=db', 'mail_to=a@b', 'mail_smtp_server=localhost',
-            'mail_smtp_port=%d' % sink.port, job_init='exit 75')
-        self.assert_ended(done, 0, 'SKIPPED,S:0 W:0 E:0')
+        done = self.ends_hooked(0, 'SKIPPED,S:0 W:0 E:0', 'vm-export=db', 'mail_to=a@b',
+                                'mail_smtp_server=localhost', 'mail_smtp_port=%d' % sink.port,
+                                job_init='exit 75')
         self.assertIn('hook job-init: exit status 75: skipped', done.lines)
         self.assertEqual('VmBackup ended - Skipped - S:0 W:0 E:0', done.lines[-1])
-        self.assertEqual(['job-init', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'log-end')
         self.assertEqual('SKIPPED', self.known_at('log-end')['STATUS'])
         self.assertEqual(([], [], []), (self.sim.calls(), sink.mails, self.tree()))
 
     def test_job_start_skips_the_run_and_job_end_ends_what_job_init_began(self):
-        done = self.run_hooked('vm-export=db', 'vm-export=missing', 'vm-export=nothing.*',
-                               job_start='exit 75')
-        self.assert_ended(done, 0, 'SKIPPED,S:0 W:0 E:0')
-        self.assertEqual(['job-init', 'job-start', 'job-end', 'log-end'], self.phases())
+        self.ends_hooked(0, 'SKIPPED,S:0 W:0 E:0', 'vm-export=db', 'vm-export=missing',
+                         'vm-export=nothing.*', job_start='exit 75')
+        self.assert_phases('job-init', 'job-start', 'job-end', 'log-end')
         self.assertEqual('SKIPPED', self.known_at('job-end')['STATUS'])
         self.assertEqual(([], []), (self.tree(), self.verbs()))
 
     def test_backup_start_skips_its_vm_and_no_other(self):
-        done = self.run_hooked('vm-export=.*', backup_start=(
-            '[ "$VMBACKUP_VM" != web ] || exit 75'))
-        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        self.ends_hooked(0, 'SUCCESS,S:1 W:0 E:0', 'vm-export=.*',
+                         backup_start='[ "$VMBACKUP_VM" != web ] || exit 75')
         self.assertIn('vm-export,end,SKIPPED web', self.status())
         self.assertEqual({'job-init', 'job-start', 'backup-start web', 'backup-start db',
                           'backup-end db', 'job-end', 'log-end'}, set(self.phases()))
@@ -288,51 +281,42 @@ class Skips(HookCase):
             self.assertIn('hook %s failed: exit status 75' % phase, done.output)
 
     def test_a_failure_beside_it_is_told(self):
-        done = self.run_hooked(job_start='exit 75', job_end='exit 3')
-        self.assert_ended(done, 1, 'WARNING,S:0 W:0 E:0')
-        done = self.run_hooked(job_init='exit 75', log_end='exit 3')
-        self.assert_ended(done, 1, 'SKIPPED,S:0 W:0 E:0')
+        self.ends_hooked(1, 'WARNING,S:0 W:0 E:0', job_start='exit 75', job_end='exit 3')
+        self.ends_hooked(1, 'SKIPPED,S:0 W:0 E:0', job_init='exit 75', log_end='exit 3')
 
 
 class Failures(HookCase):
-    """A hook fails, or the run does."""
-
     def test_job_init_ends_the_run(self):
         for answer, words in FAILURES.items():
             with self.subTest(words):
                 self.setUp()
-                done = self.run_hooked(job_init=answer)
-                self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+                done = self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', job_init=answer)
                 self.assertIn('ERROR hook job-init failed: ' + words, done.lines)
-                self.assertEqual(['job-init', 'job-abort', 'log-end'], self.phases())
+                self.assert_phases('job-init', 'job-abort', 'log-end')
                 self.assertEqual('ERROR', self.known_at('job-abort')['STATUS'])
                 self.assertEqual(([], []), (self.sim.calls(), self.tree()))
 
     def test_job_start_ends_the_run(self):
-        done = self.run_hooked(job_start='exit 255')
-        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        done = self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', job_start='exit 255')
         self.assertIn('ERROR hook job-start failed: exit status 255', done.lines)
-        self.assertEqual(['job-init', 'job-start', 'job-abort', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'job-start', 'job-abort', 'log-end')
         self.assertEqual(([], []), (self.verbs(), self.tree()))
 
     def test_backup_start_fails_its_vm_and_no_other(self):
-        done = self.run_hooked('vdi-export=web', 'vm-export=db', backup_start=(
-            '[ "$VMBACKUP_VM" != web ] || kill -9 $$'))
-        self.assert_ended(done, 2, 'ERROR,S:1 W:0 E:1')
+        done = self.ends_hooked(2, 'ERROR,S:1 W:0 E:1', 'vdi-export=web', 'vm-export=db',
+                                backup_start='[ "$VMBACKUP_VM" != web ] || kill -9 $$')
         self.assertIn('ERROR vdi-export HOOK-FAIL web: hook backup-start failed: ended by signal 9',
                       done.lines)
         self.assertIn('vdi-export,end,HOOK-FAIL web', self.status())
-        self.assertEqual(['job-init', 'job-start', 'backup-start web', 'backup-abort web',
-                          'backup-start db', 'backup-end db', 'job-end', 'log-end'],
-                         self.phases())
+        self.assert_phases('job-init', 'job-start', 'backup-start web', 'backup-abort web',
+                           'backup-start db', 'backup-end db', 'job-end', 'log-end')
         self.assertEqual('HOOK-FAIL', self.known_at('backup-abort')['STATUS'])
         self.assertNotIn('TARGET', self.known_at('backup-abort'))
         self.assertNotIn('vdi-snapshot', self.verbs())
 
     def test_backup_end_is_a_warning_of_its_vm(self):
-        done = self.run_hooked('vm-export=web', 'vm-export=db', backup_end=(
-            '[ "$VMBACKUP_VM" != db ]'))
-        self.assert_ended(done, 1, 'WARNING,S:1 W:1 E:0')
+        done = self.ends_hooked(1, 'WARNING,S:1 W:1 E:0', 'vm-export=web', 'vm-export=db',
+                                backup_end='[ "$VMBACKUP_VM" != db ]')
         self.assertIn('***WARNING - db: hook backup-end failed: exit status 1', done.lines)
         self.assertEqual('WARNING', self.known_at('job-end')['STATUS'])
         self.assertTrue(os.path.exists(os.path.join(self.dated('db')[0], 'success')))
@@ -341,49 +325,44 @@ class Failures(HookCase):
     def test_backup_abort_is_a_warning_beside_the_error_and_keeps_no_snapshot(self):
         for method, nth in (('vm-export', 2), ('vdi-export', 1)):
             self.fault(method, 'refuse', error=['INTERNAL_ERROR', 'x'], nth=nth)
-            done = self.run_hooked(method + '=db', backup_abort='exit 1')
-            self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+            done = self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', method + '=db', backup_abort='exit 1')
             self.assertIn('***WARNING - db: hook backup-abort failed: exit status 1', done.lines)
             self.assertIn('%s,end,%s-FAIL db' % (method, method.upper()), self.status())
             self.assert_clean()
 
     def test_job_end_is_a_warning(self):
-        done = self.run_hooked(job_end='exit 1')
-        self.assert_ended(done, 1, 'WARNING,S:1 W:0 E:0')
+        done = self.ends_hooked(1, 'WARNING,S:1 W:0 E:0', job_end='exit 1')
         self.assertIn('***WARNING - hook job-end failed: exit status 1', done.lines)
         self.assertEqual('WARNING', self.known_at('log-end')['STATUS'])
 
     def test_job_abort_and_log_end_leave_a_worse_status_as_it_is(self):
-        done = self.run_hooked(job_init='exit 1', job_abort='exit 3',
-                               log_end='exit 4')
-        self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+        done = self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', job_init='exit 1', job_abort='exit 3',
+                                log_end='exit 4')
         for words in ('job-abort failed: exit status 3', 'log-end failed: exit status 4'):
             self.assertIn('***WARNING - hook ' + words, done.lines)
 
     def test_log_end_is_told_in_log_and_exit_status(self):
-        done = self.run_hooked(log_end='exit 1')
-        self.assert_ended(done, 1, 'SUCCESS,S:1 W:0 E:0')
+        done = self.ends_hooked(1, 'SUCCESS,S:1 W:0 E:0', log_end='exit 1')
         self.assertEqual('***WARNING - hook log-end failed: exit status 1', done.lines[-1])
 
     def test_a_login_that_fails_and_a_wrong_config_abort_the_job(self):
         done = self.vmbackup('wrong', self.hooked())
         self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
-        self.assertEqual(['job-init', 'job-abort', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'job-abort', 'log-end')
         for line in ('max_backups=x', 'vm-export=missing', 'backup_dir=/nosuch'):
             os.unlink(self.notes)
             self.assert_ends(2, self.run_hooked(line))
-            self.assertEqual(['job-init', 'job-abort', 'log-end'], self.phases())
+            self.assert_phases('job-init', 'job-abort', 'log-end')
 
     def test_a_config_that_is_not_understood_runs_none(self):
         for line in ('maxbackups=3', 'nonsense'):
-            done = self.run_hooked('vm-export=db', line)
-            self.assert_ended(done, 2, 'ERROR,S:0 W:0 E:1')
+            self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', 'vm-export=db', line)
         self.assertEqual([], self.noted())
 
     def test_a_share_that_cannot_be_written_aborts_the_job(self):
         os.mkdir(os.path.join(self.backups, VmBackup.WRITE_TEST))
         self.assert_ends(2, self.run_hooked())
-        self.assertEqual(['job-init', 'job-start', 'job-abort', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'job-start', 'job-abort', 'log-end')
 
     def test_a_hook_that_is_missing_or_no_program_is_an_error_and_nothing_is_changed(self):
         plain = self.put_file('plain', '#!/bin/sh\n')
@@ -405,14 +384,12 @@ class Failures(HookCase):
         self.assertIn('***WARNING - hook job-abort failed: cannot start', done.output)
 
     def test_a_hook_that_vanishes_in_mid_run_spoils_no_backup(self):
-        done = self.run_hooked(backup_start='rm "$0"')
-        self.assert_ended(done, 1, 'WARNING,S:0 W:1 E:0')
+        done = self.ends_hooked(1, 'WARNING,S:0 W:1 E:0', backup_start='rm "$0"')
         self.assertIn('***WARNING - db: hook backup-end failed: cannot start', done.output)
 
     def test_a_hook_that_deletes_the_backup_spoils_nothing_else(self):
-        done = self.run_hooked('vm-export=web', 'vm-export=db', backup_end=(
-            'rm -r "$VMBACKUP_TARGET"'))
-        self.assert_ended(done, 0, 'SUCCESS,S:2 W:0 E:0')
+        self.ends_hooked(0, 'SUCCESS,S:2 W:0 E:0', 'vm-export=web', 'vm-export=db',
+                         backup_end='rm -r "$VMBACKUP_TARGET"')
 
     def test_whatever_it_does_after_the_backup_no_snapshot_stays(self):
         self.assert_ends(1, self.run_hooked('vdi-export=db', backup_end='kill -9 $$',
@@ -420,8 +397,6 @@ class Failures(HookCase):
 
 
 class Timeouts(HookCase):
-    """A hook that does not end, and what it leaves."""
-
     def test_one_that_does_not_end_is_ended_with_all_that_it_started(self):
         self.script = self.changed_script(REAP_TIMEOUT=0.2)
         for phase, status, result in (('job_init', 2, 'ERROR,S:0 W:0 E:1'),
@@ -435,15 +410,12 @@ class Timeouts(HookCase):
 
     def test_what_it_leaves_in_the_background_is_neither_waited_for_nor_ended(self):
         self.script = self.changed_script(LAST_WORDS=0.2)
-        done = self.run_hooked(job_init='sleep 300 & echo child $!')
-        self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
+        done = self.ends_hooked(0, 'SUCCESS,S:1 W:0 E:0', job_init='sleep 300 & echo child $!')
         self.assertTrue(lives(self.child_in(done)))
         os.kill(self.child_in(done), signal.SIGKILL)
 
 
 class Interruptions(HookCase):
-    """A signal while a hook is at work, or that aborts what it began."""
-
     def test_a_signal_ends_a_hook_that_begins_something(self):
         aborts = {'job-init': [], 'job-start': ['job-start'],
                   'backup-start': ['job-start', 'backup-start db', 'backup-abort db']}
@@ -481,8 +453,8 @@ class Interruptions(HookCase):
             self.go_on(phase)
         done = self.finish(child)
         self.assert_ended(done, 143, 'ERROR,S:0 W:0 E:1')
-        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-abort db',
-                          'job-abort', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'job-start', 'backup-start db', 'backup-abort db',
+                           'job-abort', 'log-end')
         self.assertEqual('INTERRUPTED', self.known_at('backup-abort')['STATUS'])
         self.assertEqual('ERROR', self.known_at('job-abort')['STATUS'])
         for phase in aborts:
@@ -496,13 +468,11 @@ class Interruptions(HookCase):
         done = self.finish(child)
         self.assert_ended(done, 143, 'ERROR,S:1 W:0 E:0')
         self.assertIn('hook backup-end: to the end', done.lines)
-        self.assertEqual(['job-init', 'job-start', 'backup-start db', 'backup-end db',
-                          'job-abort', 'log-end'], self.phases())
+        self.assert_phases('job-init', 'job-start', 'backup-start db', 'backup-end db', 'job-abort',
+                           'log-end')
 
 
 class Examples(HookCase):
-    """The hooks that the README shows."""
-
     def example(self, number, **paths):
         """One of them, with other words in the place of some."""
         found = [block.lines for block in blocks('sh') if block.section == 'Hooks']

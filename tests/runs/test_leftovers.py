@@ -146,8 +146,8 @@ class Records(LeftoverCase):
                    value={'OpaqueRef:1': 'snapshot'})
         self.script = self.changed_script(SNAPSHOT_PAUSES=())
         self.ends(2, 'vm-export=db', 'vm-export=web')
-        self.assertIn('vm-export,end,SNAPSHOT-FAIL db', self.status())
-        self.assertIn('vm-export,end,SUCCESS web,elapse:0 size:0G', self.status())
+        self.assert_told('vm-export,end,SNAPSHOT-FAIL db',
+                         'vm-export,end,SUCCESS web,elapse:0 size:0G')
         self.assertTrue(os.path.exists(os.path.join(self.dated('db')[0], 'snapshot.json')))
 
     def test_a_record_of_a_disk_that_is_gone_is_dropped(self):
@@ -160,8 +160,7 @@ class Records(LeftoverCase):
         texts = ('', '[]', '{}', 'null', '[' * 100000, '\xff', '{"kind": "VM"}')
         for day, text in enumerate(texts, 1):
             failed = self.old_backup('db', 'backup-2019-01-%02d-(00:00:00)' % day)
-            with open(os.path.join(failed, 'snapshot.json'), 'wb') as stream:
-                stream.write(text.encode('latin-1'))
+            self.put_file(os.path.join(failed, 'snapshot.json'), text.encode('latin-1'))
         done = self.ends(1, 'vdi-export=db')
         for failed in self.dated('db')[:len(texts)]:
             self.assertRegex(done.output, re.escape(failed) +
@@ -200,20 +199,14 @@ class ChangesInTheNight(LeftoverCase):
                 self.ends(1, 'vm-export=web', 'vm-export=db')
                 self.assertEqual('vmbackup.py,end,WARNING,S:1 W:1 E:0', self.status()[-1])
 
-    def without_table(self, table, counts):
-        """A run to which the pool never tells this table ends with these counts."""
-        for answer in ([], {}):
-            with self.subTest((table, answer)):
-                self.setUp()
-                self.fault(table + '.get_all_records', 'print', times=0, value=answer)
-                self.ends(2, 'vm-export=db', pool_db_backup=1)
-                self.assertIn('vmbackup.py,end,ERROR,' + counts, self.status())
-
-    def test_no_table_of_hosts_is_an_error_of_the_dump_only(self):
-        self.without_table('host', 'S:1 W:0 E:1')
-
-    def test_no_snapshot_is_made_in_a_pool_that_does_not_tell_its_uuid(self):
-        self.without_table('pool', 'S:0 W:0 E:2')
+    def test_without_hosts_the_dump_fails_and_without_the_pools_uuid_the_vm_too(self):
+        for table, counts in (('host', 'S:1 W:0 E:1'), ('pool', 'S:0 W:0 E:2')):
+            for answer in ([], {}):
+                with self.subTest((table, answer)):
+                    self.setUp()
+                    self.fault(table + '.get_all_records', 'print', times=0, value=answer)
+                    self.ends(2, 'vm-export=db', pool_db_backup=1)
+                    self.assertIn('vmbackup.py,end,ERROR,' + counts, self.status())
 
     def test_no_table_of_vms_ends_the_run_in_one_line(self):
         self.fault('VM.get_all_records', 'print', value=[])

@@ -2,20 +2,18 @@
 
 import base64
 import os
-import socket
+import socketserver
 import threading
 import unittest
 import xmlrpc.client
 
 import VmBackup
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import PoolCase
 
 HARD_PASSWORD = ' pa$s"w\'ö`rd\\ %s{}名'
 
 
 class LoginCase(PoolCase):
-    """A test with a pool of one small VM."""
-
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
 
     def preview(self, password, **environ):
@@ -36,8 +34,6 @@ class LoginCase(PoolCase):
 
 
 class Errors(unittest.TestCase):
-    """What is told of an answer that is none."""
-
     def test_an_http_error_does_not_tell_the_password_in_the_address(self):
         def refuse():
             raise xmlrpc.client.ProtocolError('root:s3cret@host/', 501, 'Not Implemented', {})
@@ -48,8 +44,6 @@ class Errors(unittest.TestCase):
 
 
 class Passwords(LoginCase):
-    """The first word of the command line."""
-
     def test_a_password_logs_in_over_http(self):
         self.assertEqual(0, self.preview('password').status)
         self.assertEqual(('root', 'password', '1.0', 'VmBackup.py'),
@@ -60,8 +54,7 @@ class Passwords(LoginCase):
             done = self.vmbackup('wr0ng', self.config('vm-export=db'), *arguments)
             self.assert_refused(done, 'login', 'SESSION_AUTHENTICATION_FAILED')
             self.assertNotIn('wr0ng', done.output)
-        self.assertEqual({'session.login_with_password'},
-                         {call.name for call in self.sim.calls()})
+        self.assertEqual({'session.login_with_password'}, {call.name for call in self.sim.calls()})
 
     def test_any_characters_will_do_under_any_locale(self):
         self.sim.pool.password = HARD_PASSWORD
@@ -84,19 +77,14 @@ class Passwords(LoginCase):
 
 
 class PasswordFiles(LoginCase):
-    """create-password-file= and its use."""
-
     def create(self, password, name, **environ):
-        """Make a password file."""
         return self.vmbackup(password, 'create-password-file=' + name, **environ)
 
     def content(self, name):
-        """Bytes of a file."""
         with open(self.at(name), 'rb') as stream:
             return stream.read()
 
     def mode(self, name):
-        """Permissions of a file."""
         return os.stat(self.at(name)).st_mode & 0o7777
 
     def test_it_holds_what_3_25_wrote(self):
@@ -161,16 +149,14 @@ class PasswordFiles(LoginCase):
         self.assertNotIn('WARNING', self.preview('p').output)
 
     def test_a_file_with_a_final_newline_is_accepted(self):
-        with open(self.at('p'), 'wb') as stream:
-            stream.write(b'cGFzc3dvcmQ=\r\n')
+        self.put_file('p', b'cGFzc3dvcmQ=\r\n')
         os.chmod(self.at('p'), 0o600)
         self.assertEqual(0, self.preview('p').status)
 
     def test_a_file_without_a_password_is_told_and_not_shown(self):
         for content in (b'', b'\n', b'password', b'cGFzc3dvcmQ', b'cGFz c3dvcmQ=', b'/w==',
                         b'\xff\xfe', b'\0' * 100, b'=' * 70000):
-            with open(self.at('p'), 'wb') as stream:
-                stream.write(content)
+            self.put_file('p', content)
             with self.subTest(content[:20]):
                 done = self.preview('p')
                 self.assert_refused(done, 'no password in password file p')
@@ -178,8 +164,6 @@ class PasswordFiles(LoginCase):
 
 
 class Addresses(LoginCase):
-    """Where we log in."""
-
     def test_each_of_the_three_forms(self):
         for url in (self.sim.url, self.sim.url + '/', self.sim.https_url, self.sim.unix_url):
             self.assert_ends(0, self.preview('password', VMBACKUP_XAPI_URL=url))
@@ -224,8 +208,6 @@ class Addresses(LoginCase):
 
 
 class Members(LoginCase):
-    """Pool members that are not the master."""
-
     def test_a_member_sends_us_to_its_master(self):
         self.use_pool(role='slave')
         self.ends(0, 'vm-export=db')
@@ -243,12 +225,15 @@ class Members(LoginCase):
         self.assert_ends(0, self.preview('local', VMBACKUP_XAPI_URL=self.sim.unix_url))
 
     def test_the_password_never_goes_to_another_machine_in_the_clear(self):
-        with Eavesdropper() as master:
-            self.use_pool(role='slave', master_address='127.0.0.1:%d' % master.port)
-            self.assert_refused(self.preview('password'), 'https://127.0.0.1:%d/' % master.port)
-        heard = master.heard
-        self.assertGreater(len(heard), 0)
-        for data in heard:
+        master = socketserver.TCPServer(('127.0.0.1', 0), Eavesdropper)
+        self.addCleanup(master.server_close)
+        self.addCleanup(master.shutdown)
+        master.heard, address = [], '127.0.0.1:%d' % master.server_address[1]
+        threading.Thread(target=master.serve_forever, args=(0.01,), daemon=True).start()
+        self.use_pool(role='slave', master_address=address)
+        self.assert_refused(self.preview('password'), 'https://%s/' % address)
+        self.assertGreater(len(master.heard), 0)
+        for data in master.heard:
             self.assertEqual(b'\x16\x03', data[:2])    # a TLS handshake
             self.assertNotIn(b'password', data)
 
@@ -269,36 +254,11 @@ class Members(LoginCase):
         self.assertEqual(2, len(self.sim.calls('xapi')))
 
 
-class Eavesdropper:
-    """A listener that keeps the first bytes of each connection and hangs up."""
+class Eavesdropper(socketserver.BaseRequestHandler):
+    """Keeps the first bytes of each connection and hangs up."""
 
-    def __init__(self):
-        self.heard = []
-        self.listener = socket.socket()
-        self.listener.bind(('127.0.0.1', 0))
-        self.listener.listen(8)
-        self.port = self.listener.getsockname()[1]
-        self.thread = threading.Thread(target=self.listen, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        with socket.create_connection(('127.0.0.1', self.port), timeout=LIMIT) as last:
-            last.sendall(b'end')
-        self.thread.join()
-        self.listener.close()
-
-    def listen(self):
-        """Until somebody says `end`."""
-        while True:
-            connection, _ = self.listener.accept()
-            with connection:
-                data = connection.recv(65536)
-            if data == b'end':
-                return
-            self.heard.append(data)
+    def handle(self):
+        self.server.heard.append(self.request.recv(65536))
 
 
 class Sessions(LoginCase):
@@ -331,20 +291,17 @@ class Sessions(LoginCase):
         self.fault('session.logout', 'die', after=0, times=0)
         self.ends(0, 'vm-export=db')
 
-    def forget_session_in_mid_run(self):
-        """Have the pool forget the session while the snapshot is made."""
-        self.at_call('vm-snapshot', self.sim.pool.tables['session'].clear)
-
     def test_a_session_that_ends_in_mid_run_is_renewed(self):
-        self.forget_session_in_mid_run()
-        self.ends(0, 'vm-export=db')
-        self.assertEqual((1, 2), self.logouts())
+        for verb in ('vm-snapshot', 'vm-uninstall'):
+            self.at_call(verb, self.sim.pool.tables['session'].clear)
+            self.ends(0, 'vm-export=db')
+            self.assertEqual((1, 2), self.logouts())
 
     def test_where_it_cannot_be_renewed_the_next_run_removes_the_snapshot(self):
         self.script = self.changed_script(DISCARD_PAUSES=(0.1,), BUSY_PAUSES=())
         self.fault('session.login_with_password', 'refuse', nth=2, times=0,
                    error=['SESSION_AUTHENTICATION_FAILED', 'root', 'changed'])
-        self.forget_session_in_mid_run()
+        self.at_call('vm-snapshot', self.sim.pool.tables['session'].clear)
         done = self.ends(2, 'vm-export=db')
         self.assertIn('SESSION_AUTHENTICATION_FAILED', done.output)
         self.assertNotEqual(self.before['VM'], self.contents()['VM'])

@@ -25,13 +25,11 @@ class MailCase(PoolCase):
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
 
     def sink(self, **options):
-        """Start a mail server that lives as long as the test."""
         sink = SmtpSink(**options)
         self.addCleanup(sink.stop)
         return sink
 
     def mailing(self, sink, *lines, **keys):
-        """The path of a config that mails to it."""
         head = dict(mail_to='ops@example.org', mail_smtp_server='localhost',
                     mail_smtp_port=sink.port)
         return self.config(*(lines or ('vm-export=db',)), **dict(head, **keys))
@@ -61,13 +59,10 @@ class MailCase(PoolCase):
         return path
 
     def failed_attempts(self, done):
-        """The log's lines about attempts to mail that failed."""
         return [line for line in done.lines if 'WARNING - mail to' in line]
 
 
 class TheMail(MailCase):
-    """What is in it."""
-
     def test_its_subject_has_host_outcome_and_counts_and_its_headers_are_in_order(self):
         sink = self.sink()
         done = self.mailed(0, sink)
@@ -141,8 +136,6 @@ class TheMail(MailCase):
 
 
 class WhenItIsSent(MailCase):
-    """mail_mode, and runs that end early."""
-
     def test_mail_mode_decides_for_good_runs_warnings_and_errors(self):
         self.pool_description = {'vms': [{'name': 'db', 'disks': []}]}
         self.use_pool()
@@ -248,8 +241,7 @@ class TheFirstPage(MailCase):
 
     def test_they_hold_where_the_config_cannot_be_read(self):
         config = self.config('vm-export=db')
-        with open(config, 'ab') as stream:
-            stream.write(b'# caf\xe9\n')
+        self.put_file(config, self.read_bytes(config) + b'# caf\xe9\n')
         self.run_edited(2, 'password', config)
         self.assertIn('run.cfg line 5 is not UTF-8 text', self.server.mails[0].text)
         self.assertEqual([], self.sim.calls())
@@ -263,19 +255,15 @@ class TheFirstPage(MailCase):
     def test_a_wrong_one_is_named(self):
         self.script = self.changed_script(DEFAULT_MAX_BACKUPS='many')
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
-            done = self.vmbackup('password', *words)
-            self.assertEqual(2, done.status)
+            done = self.assert_ends(2, self.vmbackup('password', *words))
             self.assertEqual(["ERROR DEFAULT_MAX_BACKUPS out of range -> many (this script's "
                               'first page)'], done.lines)
 
 
 class SecureServers(MailCase):
-    """TLS and accounts."""
-
     secret = 's3cret:pass word'
 
     def account(self, **options):
-        """A mail server with an account."""
         return self.sink(**dict(dict(user='backup', password=self.secret), **options))
 
     def with_account(self, sink, *lines, password=secret, **keys):
@@ -498,9 +486,8 @@ class OnRequest(MailCase):
 
 
 class Automatic(MailCase):
-    """mail_smtp_security=auto, the default."""
-
-    def test_the_port_decides(self):
+    def test_it_is_the_default_and_the_port_decides(self):
+        self.assertEqual('auto', VmBackup.DEFAULT_MAIL_SMTP_SECURITY)
         for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
             for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
                 settings = VmBackup.parse_config(
@@ -508,9 +495,6 @@ class Automatic(MailCase):
                     VmBackup.Invocation('', '', (), False, False, {})).settings
                 self.assertEqual(wanted if security.lower() == 'auto' else security,
                                  VmBackup.security_of(settings))
-
-    def test_it_is_the_default(self):
-        self.assertEqual('auto', VmBackup.DEFAULT_MAIL_SMTP_SECURITY)
 
     def test_another_port_gets_plain_mail_and_says_nothing_of_tls(self):
         sink = self.sink(security='starttls')
@@ -522,14 +506,10 @@ class Automatic(MailCase):
 
 @unittest.skipUnless(aiosmtpd, 'needs the package aiosmtpd')
 class AThirdPartyServer(MailCase):
-    """aiosmtpd instead of ours."""
-
     def test_it_takes_the_mail(self):
         received = []
 
         class Handler:
-            """Keeps what it is given."""
-
             async def handle_DATA(self, _server, _session, envelope):
                 received.append(envelope)
                 return '250 ok'

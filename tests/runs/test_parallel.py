@@ -68,8 +68,6 @@ class ParallelCase(PoolCase):
 
 
 class AtOnce(ParallelCase):
-    """What runs at once, and what does not."""
-
     def test_as_many_exports_run_at_once_as_are_wanted_and_snapshots_never(self):
         for method in ('vdi', 'vm'):
             done = self.side_by_side(method + '-export=.*', wanted=4)
@@ -112,8 +110,6 @@ class AtOnce(ParallelCase):
 
 
 class Told(ParallelCase):
-    """Log, status log, exit status."""
-
     def test_each_line_of_a_vm_has_its_name_and_they_are_those_of_a_run_for_it_alone(self):
         alone = self.side_by_side(parallel=1)
         together = self.side_by_side(wanted=4)
@@ -143,8 +139,7 @@ class Told(ParallelCase):
                          (lines[0], lines[-1]))
         for name in NAMES:
             begin = lines.index('vm-export,begin,' + name)
-            self.assertLess(begin, lines.index(
-                'vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
+            self.assertLess(begin, lines.index('vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
         self.assertEqual(10, len(lines))
 
     def test_a_failure_of_one_does_not_stop_the_others(self):
@@ -153,15 +148,6 @@ class Told(ParallelCase):
         self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:3 W:0 E:1', done.lines)
         self.assertEqual(3, sum(os.path.exists(self.newest(name, 'success')) for name in NAMES))
 
-    def run_here(self):
-        """(exit status, output) of a run in this process, where parts of it can be broken."""
-        stream = io.BytesIO()
-        with unittest.mock.patch.dict(os.environ, self.environ()):
-            status = VmBackup.command(
-                ['password', self.config('vm-export=.*', parallel=4)], 'VmBackup.py',
-                VmBackup.Console(stream), VmBackup.Signals())
-        return status, stream.getvalue().decode('utf-8')
-
     def test_a_bug_in_one_does_not_stop_the_others(self):
         def broken(run, job, *rest):
             if job.vm.name == 'two':
@@ -169,7 +155,7 @@ class Told(ParallelCase):
             return real(run, job, *rest)
         real = VmBackup.BackupRun.back_up
         with unittest.mock.patch.object(VmBackup.BackupRun, 'back_up', broken):
-            status, text = self.run_here()
+            status, text = self.run_here('vm-export=.*', parallel=4)
         self.assertEqual(2, status, text)
         self.assertIn("[two] ERROR vm-export INTERNAL-ERROR two: a bug in VmBackup.py: "
                       "KeyError('x', 'y')", text)
@@ -192,7 +178,7 @@ class Told(ParallelCase):
             start(thread)
         with unittest.mock.patch.object(VmBackup.StatusLog, 'vm_begin', broken), (
                 unittest.mock.patch.object(threading.Thread, 'start', scarce)):
-            status, text = self.run_here()
+            status, text = self.run_here('vm-export=.*', parallel=4)
         self.assertEqual((2, 4), (status, len(started)), text)
         self.assertIn("a bug in VmBackup.py, please report it: ValueError('x', 'y')", text)
         self.assertIn('S:3 W:0 E:1', text)
@@ -209,11 +195,8 @@ class Told(ParallelCase):
 
 
 class Order(ParallelCase):
-    """Which VM begins first."""
-
     @staticmethod
     def load(name, size=0, seconds=0.0, srs=()):
-        """A Load of a VM."""
         return VmBackup.Load(VmBackup.Job(
             'vm-export', VmBackup.Vm(name, name, name, {}), 1, name), frozenset(srs), size, seconds)
 
@@ -240,10 +223,10 @@ class Order(ParallelCase):
     def test_a_run_begins_with_what_took_longest(self):
         for name, minutes in zip(NAMES, (10, 40, 20, 30)):
             path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
-            with open(os.path.join(path, 'backup.json'), 'w', encoding='utf-8') as stream:
-                stream.write('{"schema": 1, "number": 1, "method": "vm-export", '
-                             '"started": "2026-01-01T00:00:00+00:00", '
-                             '"finished": "2026-01-01T00:%d:00+00:00"}' % minutes)
+            self.put_file(os.path.join(path, 'backup.json'),
+                          '{"schema": 1, "number": 1, "method": "vm-export", '
+                          '"started": "2026-01-01T00:00:00+00:00", '
+                          '"finished": "2026-01-01T00:%d:00+00:00"}' % minutes)
         self.ends(0, 'vm-export=.*', parallel=2)
         begun = [line.split(',')[-1] for line in self.status() if ',begin,' in line]
         self.assertEqual(['two', 'four'], sorted(begun[:2], key='two four'.index))
@@ -260,8 +243,7 @@ class Room(ParallelCase):
         histories = {}
         for name in NAMES[:2]:
             path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
-            with open(os.path.join(path, name + '.xva'), 'wb') as stream:
-                stream.write(bytes(1 << 20))
+            self.put_file(os.path.join(path, name + '.xva'), bytes(1 << 20))
             histories[name] = run.store.history(name)
         run.store.problem('no')
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0)
@@ -275,8 +257,7 @@ class Room(ParallelCase):
         with self.assertRaises(VmBackup.BackupFailed) as caught:
             begin('two', 1)
         self.assertEqual('NO-SPACE', caught.exception.token)
-        with open(first.file('one.xva'), 'wb') as stream:
-            stream.write(bytes(1 << 20))
+        self.put_file(first.file('one.xva'), bytes(1 << 20))
         self.assertTrue(begin('two', 1).path)
 
 
@@ -286,19 +267,14 @@ class Gentle(ParallelCase):
     def test_what_a_run_starts_lets_others_go_first(self):
         place = self.at('priorities')
         xe = self.xe_that('{ ps -o ni= -p $$; ionice -p $$; } >%s' % place)
-        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=one'),
-                                          VMBACKUP_XE=xe))
-        with open(place, encoding='utf-8') as stream:
-            nice, disks = stream.read().split('\n')[:2]
+        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=one'), VMBACKUP_XE=xe))
+        nice, disks = self.read(place).split('\n')[:2]
         self.assertGreaterEqual(int(nice), min(19, os.nice(0) + 10))
         self.assertEqual('best-effort: prio 7', disks)
 
 
 class Terminal(io.BytesIO):
-    """A stream that says that it is one."""
-
     def isatty(self):
-        """It is."""
         return True
 
 

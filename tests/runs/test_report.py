@@ -21,7 +21,6 @@ TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d\Z')
 
 
 def schema():
-    """The JSON Schema of a report."""
     with open(os.path.join(DATA, 'report-schema.json'), encoding='utf-8') as stream:
         return json.load(stream)
 
@@ -41,12 +40,7 @@ class ReportCase(PoolCase):
                            **dict({'report_file': self.path}, **keys))
 
     def run_reporting(self, *lines, **keys):
-        """A run with a report."""
         return self.vmbackup('password', self.reporting(*lines, **keys))
-
-    def hook(self, text):
-        """The path of a hook with this text in sh."""
-        return self.program('hook', text)
 
     def report(self, done):
         """The report of a run that has just ended. It fits the schema, where that can be asked,
@@ -74,11 +68,8 @@ class ReportCase(PoolCase):
 
 
 class Reports(ReportCase):
-    """What is in it."""
-
     def test_a_good_run(self):
-        done = self.run_reporting('vdi-export=web', 'vm-export=db')
-        found = self.report(done)
+        found = self.report(self.run_reporting('vdi-export=web', 'vm-export=db'))
         pool, = self.sim.pool.tables['pool'].values()
         self.assertEqual({'name': pool['name_label'], 'uuid': pool['uuid']}, found['pool'])
         self.assertTrue(found['xapi'])
@@ -89,8 +80,7 @@ class Reports(ReportCase):
                          found['counts'])
         web, db = found['vms']
         place, = self.dated('db')
-        with open(os.path.join(place, 'backup.json'), encoding='utf-8') as stream:
-            manifest = json.load(stream)
+        manifest = self.manifest('db')
         self.assertEqual(
             ('db', self.uuid_of('db'), 'vm-export', 'SUCCESS', place, manifest['files'],
              os.path.getsize(os.path.join(place, 'db.xva')), [], None),
@@ -104,9 +94,8 @@ class Reports(ReportCase):
             self.sim.pool.add_vm(name_label='twin')
         self.before = self.contents()
         self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'], nth=2)
-        done = self.run_reporting('vm-export=db', 'vm-export=web', 'vm-export=gone',
-                                  'vm-export=twin')
-        found = self.report(done)
+        found = self.report(self.run_reporting('vm-export=db', 'vm-export=web', 'vm-export=gone',
+                                               'vm-export=twin'))
         self.assertEqual({'successes': 1, 'warnings': 0, 'errors': 3, 'skipped': 0},
                          found['counts'])
         vms = {vm['name']: vm for vm in found['vms']}
@@ -123,8 +112,7 @@ class Reports(ReportCase):
 
     def test_warnings_are_told_of_vm_and_run(self):
         self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
-        done = self.run_reporting('vm-export=db', 'vm-export=nothing.*')
-        found = self.report(done)
+        found = self.report(self.run_reporting('vm-export=db', 'vm-export=nothing.*'))
         self.assertEqual(('WARNING', 1), (found['status'], found['exit_status']))
         self.assertEqual(['vm not found: vm-export=nothing.*'], found['warnings'])
         warning, = found['vms'][0]['warnings']
@@ -133,11 +121,12 @@ class Reports(ReportCase):
         self.assertTrue(found['vms'][0]['files'])
 
     def test_a_run_that_is_skipped_and_a_vm_that_is(self):
-        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-init ] || exit 75\n')))
+        found = self.report(self.run_reporting(hook=self.program(
+            'hook', '[ $1 != job-init ] || exit 75\n')))
         self.assertEqual(('SKIPPED', 0, [], [], []), tuple(
             found[key] for key in ('status', 'exit_status', 'vms', 'warnings', 'errors')))
-        found = self.report(self.run_reporting('vm-export=.*', hook=self.hook(
-            '[ "$1 $VMBACKUP_VM" != "backup-start web" ] || exit 75\n')))
+        found = self.report(self.run_reporting('vm-export=.*', hook=self.program(
+            'hook', '[ "$1 $VMBACKUP_VM" != "backup-start web" ] || exit 75\n')))
         self.assertEqual({'successes': 1, 'warnings': 0, 'errors': 0, 'skipped': 1},
                          found['counts'])
         web, = [vm for vm in found['vms'] if vm['name'] == 'web']
@@ -177,9 +166,9 @@ class Reports(ReportCase):
                          (vm['name'], vm['status'], vm['error']))
 
     def test_a_hook_that_fails_is_told(self):
-        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-start ]\n')))
+        found = self.report(self.run_reporting(hook=self.program('hook', '[ $1 != job-start ]\n')))
         self.assertEqual(['hook job-start failed: exit status 1'], found['errors'])
-        found = self.report(self.run_reporting(hook=self.hook('[ $1 != job-end ]\n')))
+        found = self.report(self.run_reporting(hook=self.program('hook', '[ $1 != job-end ]\n')))
         self.assertEqual(['hook job-end failed: exit status 1'], found['warnings'])
         self.assertEqual('WARNING', found['status'])
 
@@ -213,8 +202,6 @@ class Reports(ReportCase):
 
 
 class Documented(unittest.TestCase):
-    """README and schema tell of each key."""
-
     def test_every_key_is_in_the_table_and_in_the_schema(self):
         document = schema()
         rows = [code(row[0])[0] for row in table(section('Report'))]
@@ -234,8 +221,7 @@ class Documented(unittest.TestCase):
                          warnings=[], errors=[], pool={'name': '', 'uuid': ''}, xapi='')
         (found,), _ = put.call_args
         self.assertEqual(sorted(schema()['required']), sorted(found))
-        self.assertEqual(sorted(schema()['definitions']['vm']['required']),
-                         sorted(found['vms'][0]))
+        self.assertEqual(sorted(schema()['definitions']['vm']['required']), sorted(found['vms'][0]))
 
     @unittest.skipUnless(jsonschema, 'needs jsonschema')
     def test_the_schema_is_one_and_refuses_what_is_no_report(self):
@@ -246,8 +232,6 @@ class Documented(unittest.TestCase):
 
 
 class Places(ReportCase):
-    """Where it is written, and where it cannot be."""
-
     def test_it_takes_the_place_of_the_last_one(self):
         for _ in range(2):
             done = self.run_reporting()
@@ -278,15 +262,13 @@ class Places(ReportCase):
 
     def test_what_cannot_be_written_leaves_the_last_one_as_it_was(self):
         self.run_reporting()
-        with open(self.path, 'rb') as stream:
-            before = stream.read()
+        before = self.read_bytes(self.path)
         with unittest.mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
             with self.assertRaises(OSError):
                 report = VmBackup.Report.__new__(VmBackup.Report)
                 report.path = self.path
                 report.put({'schema': 1})
-        with open(self.path, 'rb') as stream:
-            self.assertEqual(before, stream.read())
+        self.assertEqual(before, self.read_bytes(self.path))
         self.assertEqual(['report.json'], os.listdir(os.path.dirname(self.path)))
 
     def test_a_preview_and_a_run_without_a_config_file_write_none(self):
@@ -299,8 +281,7 @@ class Places(ReportCase):
 
     def test_a_path_in_any_alphabet_is_that_path_under_any_locale(self):
         self.path = os.path.join(self.directory, 'Bericht ü', 'report.json')
-        done = self.vmbackup('password', self.reporting(), LC_ALL='C')
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup('password', self.reporting(), LC_ALL='C'))
         self.assertTrue(os.path.exists(self.path.encode('utf-8')))
 
     def test_it_replaces_no_other_file_of_the_config(self):
@@ -311,8 +292,7 @@ class Places(ReportCase):
                 self.assertEqual(2, done.status, done.output)
                 self.assertIn('ERROR: config report_file would replace %s -> %s (' % (key, path),
                               done.output)
-                with open(path, encoding='utf-8') as stream:
-                    self.assertTrue(stream.read().startswith('#!/bin/sh\n'))
+                self.assertTrue(self.read(path).startswith('#!/bin/sh\n'))
 
     def test_it_does_not_replace_the_file_of_the_password(self):
         path = os.path.join(self.directory, 'password file')
@@ -322,5 +302,4 @@ class Places(ReportCase):
             self.assertEqual(2, done.status, done.output)
             self.assertIn('ERROR: config report_file would replace the password file -> %s ('
                           % path, done.output)
-            with open(path, 'rb') as stream:
-                self.assertEqual(b'cGFzc3dvcmQ=', stream.read())
+            self.assertEqual(b'cGFzc3dvcmQ=', self.read_bytes(path))

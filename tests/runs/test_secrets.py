@@ -29,8 +29,7 @@ class SecretCase(PoolCase):
 
     def password_file(self, password, name):
         """A password file as the program makes it."""
-        done = self.vmbackup(password, 'create-password-file=' + name)
-        self.assertEqual(0, done.status, done.output)
+        self.assert_ends(0, self.vmbackup(password, 'create-password-file=' + name))
         return self.at(name)
 
     def secrets(self):
@@ -55,19 +54,14 @@ class SecretCase(PoolCase):
 
     def files(self, *kept):
         """The bytes of every file in this test's directory, but for those that hold passwords."""
-        found = {}
-        for directory, _, names in os.walk(self.directory):
-            for name in names:
-                path = os.path.join(directory, name)
-                if name not in kept and stat.S_ISREG(os.lstat(path).st_mode):
-                    with open(path, 'rb') as stream:
-                        found[path] = stream.read()
-        return found
+        paths = [os.path.join(directory, name)
+                 for directory, _, names in os.walk(self.directory)
+                 for name in names if name not in kept]
+        return {path: self.read_bytes(path) for path in paths
+                if stat.S_ISREG(os.lstat(path).st_mode)}
 
 
 class Children(SecretCase):
-    """What the system shows to every user of the host."""
-
     def watched(self):
         """A PATH on which no program is but some that note what /proc shows of them."""
         os.mkdir(self.at('tools'))
@@ -85,8 +79,7 @@ class Children(SecretCase):
         for word in (ROOTS, self.password_file(ROOTS, 'password')):
             self.assert_ends(0, self.vmbackup(
                 word, config, PATH=path, VMBACKUP_XE=os.path.join(path, 'xe')))
-            with open(self.at('seen'), 'rb') as stream:
-                seen = stream.read()
+            seen = self.read_bytes('seen')
             for each in ('/df', '/gzip', 'vm-snapshot', 'template-param-set', 'vm-export',
                          'vm-uninstall', 'vdi-snapshot', 'vdi-param-set', 'vdi-export',
                          'vdi-destroy', 'pool-dump-database'):
@@ -106,8 +99,6 @@ class Children(SecretCase):
 
 
 class Words(SecretCase):
-    """What is said and kept, when all goes well and when something breaks."""
-
     def assert_silent(self, done):
         """Neither the output nor any file or mail tells a password."""
         self.assert_no_secret(done.output.encode('utf-8', 'surrogateescape'), 'output')
@@ -189,7 +180,6 @@ class Modes(SecretCase):
         return self.finish(self.start_with(arguments, umask=umask))
 
     def modes(self, top):
-        """{path: permissions} of all that is below a directory."""
         return {os.path.join(directory, name): stat.S_IMODE(
             os.lstat(os.path.join(directory, name)).st_mode)
             for directory, names, files in os.walk(top) for name in names + files}
@@ -228,20 +218,13 @@ class Modes(SecretCase):
             with self.subTest(method):
                 self.setUp()
                 self.fault(method, 'hang', nth=number, after=512)
-                child = self.start(ROOTS, self.config(
-                    (method if method[0] == 'v' else 'vm-export') + '=db', pool_db_backup=1))
+                child = self.start_with([ROOTS, self.config(
+                    (method if method[0] == 'v' else 'vm-export') + '=db', pool_db_backup=1)],
+                    umask=0)
                 self.wait_for(lambda: any(path.endswith(ending) for path in self.tree()))
                 self.assert_private()
                 self.signalled(child)
                 self.assert_private()
-
-    def start(self, *arguments, **environ):
-        """Start VmBackup.py with no umask at all."""
-        umask = os.umask(0)
-        try:
-            return super().start(*arguments, **environ)
-        finally:
-            os.umask(umask)
 
     def test_directories_that_were_there_keep_their_modes(self):
         old = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success', 'db.xva')

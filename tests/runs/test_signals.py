@@ -6,8 +6,6 @@ from tests.tools.support import SMALL, PoolCase
 
 
 class Signals(PoolCase):
-    """A signal in the midst of a run."""
-
     pool_description = SMALL
 
     def signalled_in(self, verb, nth, signum, *lines):
@@ -23,8 +21,8 @@ class Signals(PoolCase):
                 self.fault(method, 'stall', nth=nth, after=1000)
                 done = self.signalled_in(method, nth, signum, method + '=web', method + '=db')
                 self.assert_clean()
-                self.assertIn(method + ',end,INTERRUPTED web', self.status())
-                self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:1', self.status())
+                self.assert_told(method + ',end,INTERRUPTED web',
+                                 'vmbackup.py,end,ERROR,S:0 W:0 E:1')
                 self.assertNotIn(method + ',begin,db', self.status())
                 self.assertIn('ERROR ended by signal %d' % signum, done.lines)
                 self.assertFalse(any('success' in path for path in self.tree()))
@@ -64,8 +62,7 @@ class Signals(PoolCase):
     def test_a_signal_before_the_first_vm_ends_the_run_at_once(self):
         self.fault('VM.get_all_records', 'hang')
         self.signalled_in('VM.get_all_records', 1, signal.SIGTERM, 'vm-export=web')
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
 
     def test_a_preview_can_be_interrupted(self):
         self.fault('VM.get_all_records', 'hang')

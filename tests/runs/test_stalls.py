@@ -19,8 +19,6 @@ DEAF = 'trap "" TERM; echo begun >"$1"; echo $$ >%s; while :; do sleep 0.05; don
 
 
 class StallCase(PoolCase):
-    """What the tests below share."""
-
     pool_description = {'vms': [
         {'name': 'web', 'power_state': 'Running', 'disks': [{'size': '256 KiB', 'fill': 1}]},
         SMALL['vms'][1]]}
@@ -35,7 +33,6 @@ class StallCase(PoolCase):
         return self.start_until(verb, nth, 'password', self.config(*lines, **keys))
 
     def records(self):
-        """The open records below backup_dir."""
         return [path for path in self.tree() if path.endswith('snapshot.json')]
 
 
@@ -50,8 +47,8 @@ class Stalls(StallCase):
                 done = self.ends(2, method + '=web', method + '=db', stall_timeout=SHORT)
                 self.assertIn('ERROR %s %s web: no progress for 0.01 minutes (stall_timeout), '
                               'with 146.5 KiB written' % (method, token), done.lines)
-                self.assertIn('%s,end,%s web' % (method, token), self.status())
-                self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
+                self.assert_told('%s,end,%s web' % (method, token),
+                                 'vmbackup.py,end,ERROR,S:1 W:0 E:1')
                 self.wait_for(lambda: not self.sim.is_busy)        # xe is gone
                 self.assert_clean()
                 self.assertEqual([], [path for path in self.tree() if 'DATED/web.' in path])
@@ -61,7 +58,15 @@ class Stalls(StallCase):
             with self.subTest(method, **keys):
                 self.setUp()
                 verb, nth, _ = EXPORTS[method]
-                self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=1)   # heeds no lost client
+                sleep = self.sim.pool.sleep
+
+                def until_cancelled(seconds, *gone, sleep=sleep):
+                    if seconds == LIMIT:               # which heeds no lost client
+                        self.wait_for_call('task.cancel')
+                    else:
+                        sleep(seconds, *gone)
+                self.sim.pool.sleep = until_cancelled
+                self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=LIMIT)
                 self.ends(2, method + '=web', stall_timeout=SHORT, **keys)
                 self.assertIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
                 self.assert_clean()
@@ -104,8 +109,7 @@ class Stalls(StallCase):
             VMBACKUP_XE=self.xe_whose('vdi-export', DEAF % pid)))
         self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
                       '(stall_timeout), with 6 bytes written', done.lines)
-        with open(pid, encoding='utf-8') as stream:
-            self.assertRaises(ProcessLookupError, os.kill, int(stream.read()), 0)
+        self.assertRaises(ProcessLookupError, os.kill, int(self.read(pid)), 0)
 
 
 class Watch(unittest.TestCase):
@@ -120,7 +124,6 @@ class Watch(unittest.TestCase):
         self.after(1)
 
     def ask(self):
-        """What the task tells."""
         self.asked += 1
         return self.progress
 
@@ -131,7 +134,6 @@ class Watch(unittest.TestCase):
         return self.watchdog.standing()
 
     def assert_stalled(self):
-        """It has seen enough."""
         with self.assertRaises(VmBackup.CommandFailed) as caught:
             self.after(61)
         self.assertIn('no progress for 1 minutes (stall_timeout)', str(caught.exception))
@@ -179,7 +181,6 @@ class LeftBehind(StallCase):
         self.assertEqual([vm + '/DATED/snapshot.json'], self.records())
 
     def assert_settled(self):
-        """Neither is left."""
         self.assert_clean()
         self.assertEqual([], self.records())
 
@@ -189,8 +190,8 @@ class LeftBehind(StallCase):
                 self.setUp()
                 self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=LIMIT)
                 done = self.ends(2, method + '=web', 'vm-export=db', stall_timeout=SHORT)
-                self.assertIn('%s,end,%s web' % (method, token), self.status())
-                self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+                self.assert_told('%s,end,%s web' % (method, token),
+                                 'vm-export,end,SUCCESS db,elapse:0 size:0G')
                 self.assertRegex(done.output, r'\*\*\*WARNING - web: the snapshot \S+ was left in '
                                  'the pool: it is still being exported')
                 self.assert_left('web')
@@ -249,8 +250,6 @@ class LeftBehind(StallCase):
 
 
 class Restarts(StallCase):
-    """xapi dies in mid-run and comes back."""
-
     def setUp(self):
         super().setUp()
         self.script = self.changed_script(SNAPSHOT_PAUSES=SOON, DISCARD_PAUSES=SOON,
@@ -288,23 +287,12 @@ class Restarts(StallCase):
     def test_in_mid_export(self):
         self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=BEGUN)
 
-    def test_while_the_snapshot_is_made(self):
-        for after in (0, 1, 2):
-            with self.subTest(after):
-                self.setUp()
-                self.survived('SNAPSHOT-FAIL', 'vm-snapshot', after=after)
-
-    def test_while_the_snapshot_is_removed(self):
-        for after in (0, 1, 2):
-            with self.subTest(after):
-                self.setUp()
-                self.survived('WARNING', 'vm-uninstall', after=after)
-
-    def test_a_session_that_expired_is_renewed(self):
-        self.at_call('vm-uninstall', self.sim.pool.tables['session'].clear)
-        self.ends(0, 'vm-export=web', 'vm-export=db')
-        self.assertEqual(2, [call.name for call in self.sim.calls('xapi')].count(
-            'session.login_with_password'))
+    def test_while_the_snapshot_is_made_or_removed(self):
+        for outcome, verb in (('SNAPSHOT-FAIL', 'vm-snapshot'), ('WARNING', 'vm-uninstall')):
+            for after in (0, 1, 2):
+                with self.subTest(verb=verb, after=after):
+                    self.setUp()
+                    self.survived(outcome, verb, after=after)
 
     def test_one_that_never_comes_back_is_waited_for_once_in_the_whole_run(self):
         self.script = self.changed_script(XAPI_PATIENCE=0.5, DISCARD_PAUSES=SOON)
@@ -312,23 +300,19 @@ class Restarts(StallCase):
         done = self.ends(2, 'vm-export=web', 'vm-export=db')
         notes = [line for line in done.lines if line.startswith('***NOTE')]
         self.assertEqual(1, len(notes), done.output)
-        self.assertIn('vm-export,end,BACKUP-FAIL web', self.status())
-        self.assertIn('vm-export,end,BACKUP-FAIL db', self.status())
-        self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:2', self.status())
+        self.assert_told('vm-export,end,BACKUP-FAIL web', 'vm-export,end,BACKUP-FAIL db',
+                         'vmbackup.py,end,ERROR,S:0 W:0 E:2')
         self.sim.restart()
 
 
 class Logins(StallCase):
-    """A signal while somebody logs in."""
-
     def terminated(self, do, **details):
         """A run that is asked to end while its login is under way, and ends."""
         self.fault('session.login_with_password', do, **details)
         done = self.signalled(self.start_until('session.login_with_password', 1, 'password',
                                                self.config('vm-export=web')))
         self.assertIn('ERROR ended by signal 15', done.lines)
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'],
-                         self.status())
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
 
     def test_one_that_hangs_is_ended(self):
         self.script = self.changed_script(LOGIN_GRACE=1)

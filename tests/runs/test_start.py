@@ -71,7 +71,6 @@ class StartCase(LoginCase):
         shutil.rmtree(os.path.join(self.backups, 'dépôt'))
 
     def copies(self, *names, beside='place'):
-        """A directory with copies of these files."""
         place = self.at(beside)
         os.makedirs(place)
         for name in names:
@@ -80,8 +79,6 @@ class StartCase(LoginCase):
 
 
 class Places(StartCase):
-    """Where the script lies, and where it is started."""
-
     def test_a_path_to_it_or_a_link_to_it_will_do(self):
         os.symlink(ROOT, self.at('there'))
         os.symlink(SCRIPT, self.at('link to it'))
@@ -128,8 +125,6 @@ class Places(StartCase):
 
 
 class Environments(StartCase):
-    """What an interpreter looks at as it starts."""
-
     def test_the_empty_one_of_cron_will_do(self):
         words = ['VMBACKUP_XE=' + self.sim.xe, 'VMBACKUP_XAPI_URL=' + self.sim.url,
                  'PATH=/usr/bin:/bin']
@@ -157,8 +152,6 @@ class Environments(StartCase):
 
 
 class Outputs(StartCase):
-    """Standard input, output and error."""
-
     def test_one_that_is_closed_full_or_read_by_nobody_stops_nothing(self):
         for line in ('"$@" >&- 2>&- <&-', '"$@" >/dev/full 2>/dev/full'):
             with self.subTest(line):
@@ -196,8 +189,6 @@ class Outputs(StartCase):
 
 
 class OtherXenApis(StartCase):
-    """What lies beside the script, or does not."""
-
     def run_beside(self, text, *options, **environ):
         """Preview with a copy of the script, by itself or with a XenAPI.py of this text beside
         it; without the packages of this machine."""

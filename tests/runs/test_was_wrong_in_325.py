@@ -11,7 +11,7 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import PoolCase
+from tests.tools.support import SMALL, PoolCase
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
 EXPORTS = {'vm-export': 2, 'vdi-export': 1}         # the first vm-export is for the metadata
@@ -19,21 +19,10 @@ OLD = 'backup-2019-01-01-(00:00:00)'
 
 
 class SmallCase(PoolCase):
-    """A test with two small VMs."""
-
-    pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
-                                {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
-
-    def succeeds(self, *lines, **keys):
-        """A run with a config of these lines succeeds; return what it did."""
-        done = self.back_up(*lines, **keys)
-        self.assertEqual(0, done.status, done.output)
-        return done
+    pool_description = SMALL
 
 
 class InThePool(SmallCase):
-    """What was destroyed there, and what was left."""
-
     pool_description = {'vms': [
         {'name': 'web', 'disks': ['512 KiB'], 'ran': True},
         {'name': 'RESTORE_web', 'disks': ['64 KiB', '64 KiB'], 'ran': True,
@@ -45,7 +34,7 @@ class InThePool(SmallCase):
     def killed_in(self, method):
         """Kill a run in its export of web with -9; the pool then comes to rest."""
         wanted = self.verbs().count(method) + EXPORTS[method]
-        self.sim.pool.faults.add(method, 'slow', nth=EXPORTS[method], rate=4000000)
+        self.fault(method, 'slow', nth=EXPORTS[method], rate=4000000)
         child = self.start('password', self.config(method + '=web'))
         self.wait_for(lambda: self.verbs().count(method) >= wanted)
         os.kill(child.pid, signal.SIGKILL)
@@ -70,9 +59,9 @@ class InThePool(SmallCase):
         self.assertEqual(2, [vm[0] for vm in before].count('RESTORE_web'))
         for method, nth in EXPORTS.items():
             self.killed_in(method)
-            self.sim.pool.faults.add(method, nth=nth, **REFUSED)
-            self.assertEqual(2, self.back_up(method + '=web').status)
-            self.succeeds(method + '=web', 'vdi-export=RESTORE_web')
+            self.fault(method, nth=nth, **REFUSED)
+            self.ends(2, method + '=web')
+            self.ends(0, method + '=web', 'vdi-export=RESTORE_web')
         self.assertEqual(before, self.vms_and_their_disks())
         self.assert_clean()
 
@@ -80,29 +69,25 @@ class InThePool(SmallCase):
         self.script = self.changed_script(DISCARD_PAUSES=(0,))
         for number in range(1, 3):                     # what the one before left cannot be removed
             for verb in ('vm-uninstall', 'snapshot-uninstall', 'vdi-destroy'):
-                self.sim.pool.faults.add(verb, times=0, **REFUSED)
+                self.fault(verb, times=0, **REFUSED)
             self.killed_in('vm-export')
             self.sim.pool.faults.clear()
             self.assertEqual(len(self.before['VDI']) + number, len(self.contents()['VDI']))
-        self.succeeds('vm-export=web')
+        self.ends(0, 'vm-export=web')
         self.assert_clean()
 
 
 class OnDisk(SmallCase):
-    """Backups that were lost, names that were paths or commands."""
-
     def test_a_loose_file_among_the_backups_does_not_end_the_night(self):
         self.old_backup('web', OLD, 'success')
         names = ('0-notes.txt', 'zz', OLD.replace('2019', '2018'), '.nfs000001')
         for name in names:
-            with open(os.path.join(self.backups, 'web', name), 'w', encoding='utf-8') as stream:
-                stream.write('mine')
-        self.succeeds('vm-export=web:1', 'vm-export=db')
+            self.put_file(os.path.join(self.backups, 'web', name), 'mine')
+        self.ends(0, 'vm-export=web:1', 'vm-export=db')
         new, = [path for path in self.dated('web') if os.path.isdir(path)]
         self.assertNotEqual(OLD, os.path.basename(new))
         for name in names:
-            with open(os.path.join(self.backups, 'web', name), encoding='utf-8') as stream:
-                self.assertEqual('mine', stream.read())
+            self.assertEqual('mine', self.read(os.path.join(self.backups, 'web', name)))
 
     def test_a_vm_called_dot_dot_deletes_nobodys_backups(self):
         self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in (
@@ -110,7 +95,7 @@ class OnDisk(SmallCase):
         self.use_pool()
         kept = [self.old_backup(vm, 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
                 for vm in ('web', '../elsewhere', '../BACKUPS2/web') for day in (1, 2)]
-        self.succeeds('vm-export=[./].*:1')
+        self.ends(0, 'vm-export=[./].*:1')
         self.assertEqual([True] * 6, [os.path.exists(os.path.join(path, 'success'))
                                       for path in kept])
         self.assertEqual(['%2E', '%2E%2E', '%2F', '..%2Felsewhere', 'web'],
@@ -122,9 +107,8 @@ class OnDisk(SmallCase):
         self.use_pool()
         dump = os.path.join(os.path.dirname(self.old_backup(name, OLD, 'success')),
                             'pool_db_20190101-000000.dump')
-        with open(dump, 'w', encoding='utf-8'):
-            pass
-        self.succeeds('vm-export=%s:1' % name, pool_db_backup=1, pool_db_max_backups=1)
+        self.put_file(dump)
+        self.ends(0, 'vm-export=%s:1' % name, pool_db_backup=1, pool_db_max_backups=1)
         left = sorted(os.listdir(os.path.dirname(dump)))
         self.assertEqual(['backup-', 'pool_db'], [each[:7] for each in left])
         self.assertEqual([], [each for each in left if '2019' in each])
@@ -138,45 +122,37 @@ class OnDisk(SmallCase):
             for kind in ('whole', 'disk')]}
         self.use_pool()
         before = set(os.listdir(self.directory)) | {'run.cfg', 'logs'}
-        self.succeeds('vm-export=whole.*:1', 'vdi-export=disk.*:1', pool_db_backup=1)
+        self.ends(0, 'vm-export=whole.*:1', 'vdi-export=disk.*:1', pool_db_backup=1)
         self.assertEqual(before, set(os.listdir(self.directory)))
         self.assertNotIn('PWNED', [os.path.basename(path) for path in self.tree()])
 
     def test_a_dump_gets_its_name_when_it_is_complete(self):
-        self.sim.pool.faults.add('pool-dump-database', 'die', after=1000)
-        self.assertEqual(2, self.back_up('vm-export=db', pool_db_backup=1).status)
+        self.fault('pool-dump-database', 'die', after=1000)
+        self.ends(2, 'vm-export=db', pool_db_backup=1)
         self.assertEqual([], os.listdir(os.path.join(self.backups,
                                                      'METADATA_' + os.uname().nodename)))
 
 
 class Run(SmallCase):
-    """What a run starts, waits for and tells."""
-
     def test_a_backup_of_more_than_a_day_takes_more_than_a_day(self):
         def later():
             return time.monotonic() + (30 * 3600 if self.verbs().count('vm-export') > 1 else 0)
-        stream = io.BytesIO()
         clock = types.SimpleNamespace(monotonic=later, sleep=time.sleep)
-        with unittest.mock.patch.dict(os.environ, self.environ()), (
-                unittest.mock.patch.object(VmBackup, 'time', clock)):
-            status = VmBackup.command(('password', self.config('vm-export=db')), 'VmBackup.py',
-                                      VmBackup.Console(stream), VmBackup.Signals())
-        output = stream.getvalue().decode('utf-8')
+        with unittest.mock.patch.object(VmBackup, 'time', clock):
+            status, output = self.run_here('vm-export=db')
         self.assertEqual(0, status, output)
         self.assertIn('VmBackup vm-export db - ***Success*** t:1800', output)
         self.assertIn('vm-export,end,SUCCESS db,elapse:1800 size:0G', self.status())
 
     def test_an_xe_that_hangs_is_ended(self):
-        self.sim.pool.faults.add('template-param-set', 'hang')
+        self.fault('template-param-set', 'hang')
         self.script = self.changed_script(XE_TIMEOUT=0.5)
-        done = self.back_up('vm-export=db')
-        self.assertEqual(2, done.status, done.output)
+        self.ends(2, 'vm-export=db')
         self.assertIn('vm-export,end,TEMPLATE-PARAM-SET-FAIL db', self.status())
 
     def test_words_of_xe_are_lines_of_the_log_and_what_failed_leaves_its_directory(self):
-        self.sim.pool.faults.add('vm-export', nth=2, after=1000, **REFUSED)
-        done = self.back_up('vm-export=db')
-        self.assertEqual(2, done.status, done.output)
+        self.fault('vm-export', nth=2, after=1000, **REFUSED)
+        done = self.ends(2, 'vm-export=db')
         for line in done.output.splitlines():
             self.assertRegex(line, r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
         self.assertIn('Error code: SR_BACKEND_FAILURE_46', done.lines)
@@ -185,18 +161,15 @@ class Run(SmallCase):
         self.assertNotIn('db/DATED/success', self.tree())
 
     def test_no_program_is_started_but_xe_and_df(self):
-        tools = os.path.join(self.directory, 'bin')
+        tools = self.at('bin')
         os.mkdir(tools)
         os.symlink(shutil.which('df'), os.path.join(tools, 'df'))
-        tattler = os.path.join(tools, 'touch')
-        with open(tattler, 'w', encoding='utf-8') as stream:
-            stream.write('#!/bin/sh\n: > %s\n' % shlex.quote(self.directory + '/started'))
-        os.chmod(tattler, 0o755)
+        self.program('bin/touch', ': > %s\n' % shlex.quote(self.at('started')))
         for name in ('xmllint', 'rm', 'ls', 'hostname', 'sh', 'mkdir'):
             os.symlink('touch', os.path.join(tools, name))
-        done = self.vmbackup('password', self.config('vm-export=db', pool_db_backup=1), PATH=tools)
-        self.assertEqual(0, done.status, done.output)
-        self.assertFalse(os.path.exists(os.path.join(self.directory, 'started')))
+        done = self.assert_ends(0, self.vmbackup(
+            'password', self.config('vm-export=db', pool_db_backup=1), PATH=tools))
+        self.assertFalse(os.path.exists(self.at('started')))
         self.assertIn('Success: backup directory area is writable', done.lines)
         self.assertEqual([], [line for line in done.lines if 'touch' in line])
         self.assertNotIn(VmBackup.WRITE_TEST, os.listdir(self.backups))

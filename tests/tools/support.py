@@ -1,5 +1,6 @@
 """What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+import unittest.mock
 from typing import List, NamedTuple
 
 import VmBackup
@@ -148,9 +150,9 @@ class PoolCase(unittest.TestCase):
         return os.path.join(self.directory, *parts)
 
     def put_file(self, name, text=''):
-        """Write a file in this test's directory; return its path."""
-        with open(self.at(name), 'w', encoding='utf-8') as stream:
-            stream.write(text)
+        """Write a file in this test's directory, of text or bytes; return its path."""
+        with open(self.at(name), 'wb') as stream:
+            stream.write(text if isinstance(text, bytes) else text.encode('utf-8'))
         return stream.name
 
     def program(self, name, text):
@@ -214,6 +216,14 @@ class PoolCase(unittest.TestCase):
         self.assertEqual(status, done.status, done.output)
         self.assertNotIn('Traceback', done.output)
         return done
+
+    def run_here(self, *lines, **keys):
+        """(exit status, output) of a run in this process, where parts of it can be broken."""
+        stream = io.BytesIO()
+        with unittest.mock.patch.dict(os.environ, self.environ()):
+            status = VmBackup.command(['password', self.config(*lines, **keys)], 'VmBackup.py',
+                                      VmBackup.Console(stream), VmBackup.Signals())
+        return status, stream.getvalue().decode('utf-8')
 
     def xe(self, *words):
         """What a command of the simulated xe prints; it has to succeed."""
@@ -300,6 +310,20 @@ class PoolCase(unittest.TestCase):
             text = stream.read()
         return [line.split(',', 3)[1] + ',' + line.split(',', 3)[3]
                 for line in text.splitlines()]
+
+    def assert_told(self, *lines):
+        """The status log has these lines."""
+        for line in lines:
+            self.assertIn(line, self.status())
+
+    def read_bytes(self, *parts):
+        """What is in a file in this test's directory."""
+        with open(self.at(*parts), 'rb') as stream:
+            return stream.read()
+
+    def read(self, *parts):
+        """The same as text."""
+        return self.read_bytes(*parts).decode('utf-8')
 
     def record(self, failed, disk, **fields):
         """Leave in a dated directory what a run that was killed wrote of a disk's snapshot."""
