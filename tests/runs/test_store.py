@@ -384,8 +384,11 @@ class Locks(StoreCase):
 
 class NoLocks(StoreCase):
     def setUp(self):
-        """The script cannot lock; a test is skipped where that cannot be had."""
         super().setUp()
+        self.forbid_locks()
+
+    def forbid_locks(self):
+        """The script cannot lock; a test is skipped where that cannot be had."""
         if platform.machine() not in FLOCK:
             self.skipTest('the number of flock() on %s is not known here' % platform.machine())
         without = WITHOUT_LOCKS % FLOCK[platform.machine()]
