@@ -27,9 +27,13 @@ def report(coverage, settings):
     """Print the table of files with the lines that no test reached, and the total."""
     measured = coverage.Coverage(config_file=settings)
     print('\ncoverage')
-    measured.combine()
-    total = measured.report(file=sys.stdout)
-    print('coverage of lines and branches: %.1f %%' % total)
+    try:
+        measured.combine()
+        total = measured.report(file=sys.stdout)
+    except coverage.CoverageException as error:
+        print('nothing was measured: %s' % error)
+    else:
+        print('coverage of lines and branches: %.1f %%' % total)
 
 
 def main(argv, prog, **suite):
