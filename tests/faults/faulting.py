@@ -143,13 +143,11 @@ def is_ours(relative, path):
 
 
 def read(path):
-    """The bytes of a file."""
     with open(path, 'rb') as stream:
         return stream.read()
 
 
 def read_backup(path):
-    """The Backup at a path."""
     files = []
     for directory, _, names in os.walk(path):
         for name in names:
@@ -175,7 +173,6 @@ def began(backup):
 
 
 def manifest_of(path):
-    """The manifest of a backup, or None."""
     if not os.path.exists(os.path.join(path, MANIFEST)):
         return None
     return json.loads(read(os.path.join(path, MANIFEST)).decode('utf-8'))
@@ -187,7 +184,6 @@ def number_of(path):
 
 
 def packed(place):
-    """The bytes of an archive of a directory's content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode='w') as tar:
         for name in sorted(os.listdir(place)):
@@ -196,7 +192,6 @@ def packed(place):
 
 
 def files_in(data):
-    """{name: bytes} of the files in such an archive."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
@@ -372,7 +367,6 @@ class FaultCase(PoolCase):
         return path
 
     def save(self):
-        """Keep all as it is now, for `rewind`."""
         pool = self.sim.pool
         with pool.lock:
             self.saved = State(packed(self.backups), *copy.deepcopy(
@@ -397,7 +391,6 @@ class FaultCase(PoolCase):
     # Runs
 
     def config_path(self):
-        """Write this test's config; return its path."""
         return self.config(*self.rules, **dict({'max_backups': self.max_backups}, **self.keys))
 
     def configured(self):
@@ -412,7 +405,6 @@ class FaultCase(PoolCase):
         return super().start(*arguments, **environ)
 
     def begin_run(self):
-        """Note what is there as a run begins."""
         self.backups_before = self.named()
         self.told_before = len(self.status_lines())
 
@@ -421,11 +413,9 @@ class FaultCase(PoolCase):
         return {(path, number_of(path)) for paths in self.marked().values() for path in paths}
 
     def start_backup(self, **environ):
-        """Start a run with this test's config."""
         return self.start('password', self.config_path(), **environ)
 
     def backup(self, **environ):
-        """A run with this test's config, to its end."""
         return self.finish(self.start_backup(**environ))
 
     def run_with(self, tell, pause=OUTAGE):
@@ -475,7 +465,6 @@ class FaultCase(PoolCase):
                 self.sim.restart()
 
     def until(self, condition, what='it'):
-        """Wait until something holds."""
         end = time.monotonic() + LIMIT
         while not condition():
             self.assertLess(time.monotonic(), end, what + ' never happened')
@@ -501,13 +490,11 @@ class FaultCase(PoolCase):
     # What is there
 
     def vm_directories(self):
-        """The names below backup_dir that may be a VM's."""
         with os.scandir(self.backups) as entries:
             return sorted(entry.name for entry in entries
                           if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS)
 
     def dated_paths(self):
-        """The paths of all dated directories, sorted."""
         found = [os.path.join(self.backups, vm, name) for vm in self.vm_directories()
                  for name in sorted(os.listdir(os.path.join(self.backups, vm)))]
         return [path for path in found if is_dated(path)]
@@ -547,7 +534,6 @@ class FaultCase(PoolCase):
         return found
 
     def pool_records(self):
-        """{class: {reference: record}} without what passes."""
         pool = self.sim.pool
         with pool.lock:
             return {cls: {ref: {field: value for field, value in record.items()
@@ -555,7 +541,6 @@ class FaultCase(PoolCase):
                           for ref, record in pool.tables[cls].items()} for cls in CLASSES}
 
     def status_lines(self):
-        """The lines of the status log, whole."""
         with contextlib.suppress(FileNotFoundError):
             with open(self.status_log, encoding='utf-8', errors='surrogateescape') as stream:
                 return stream.read().splitlines()
@@ -646,13 +631,11 @@ class FaultCase(PoolCase):
         return {cls: objects for cls, objects in extra.items() if objects}
 
     def tells_of_something(self, text):
-        """Whether a snapshot that a record names is in the pool."""
         tables, record = self.sim.pool.tables, json.loads(text)
         here = {each['uuid'] for cls in ('VM', 'VDI') for each in tables[cls].values()}
         return bool(({record['uuid']} | set(record['disks'])) & (here | set(tables['VDI'])))
 
     def open_records(self):
-        """{path: content} of the records of snapshots below backup_dir."""
         found = {}
         for directory, _, files in os.walk(self.backups):
             if RECORD in files:
@@ -678,7 +661,6 @@ class FaultCase(PoolCase):
         return found
 
     def holders(self, disk):
-        """References of the VMs that have this disk."""
         tables = self.sim.pool.tables
         return {vbd['VM'] for vbd in tables['VBD'].values()
                 if vbd['VDI'] == disk and vbd['VM'] in tables['VM']}
@@ -701,7 +683,6 @@ class FaultCase(PoolCase):
                 self.verified.add(key)
 
     def verify(self, backup):
-        """Assert that the manifest is whole, and the files are what it says."""
         manifest, files = backup.manifest, dict(file[:2] for file in backup.files)
         self.assertIsNotNone(manifest, 'no manifest')
         self.assertEqual(set(), MANIFEST_KEYS - set(manifest), 'missing in the manifest')
@@ -790,7 +771,6 @@ class MatrixCase(FaultCase):
             self.script = self.changed_script(**self.constants)
 
     def start_over(self):
-        """Have everything as it was before the first run."""
         self.rewind()
 
     def once(self, function):
@@ -831,12 +811,10 @@ class MatrixCase(FaultCase):
                 self.fail('%d points failed: no more are tried' % failures)
 
     def run_with_an_outage(self):
-        """A run, while whose daemon is away for a moment."""
         with self.reviving():
             return self.finish(self.begin())
 
     def kill(self, children):
-        """SIGKILL, to what the run has started, too."""
         started = children_of(self.child.pid) if children else []
         self.send(signal.SIGKILL)
         for pid in started:
@@ -854,11 +832,9 @@ class MatrixCase(FaultCase):
         self.assertEqual(set(), self.failed() - self.failed_before, done.output)
 
     def failed(self):
-        """The paths of the dated directories without a marker."""
         return {path for path in self.dated_paths() if not set(MARKERS) & set(os.listdir(path))}
 
     def check_after_kill(self, done):
-        """The invariants right after a SIGKILL, and after one more run."""
         self.assertEqual(-signal.SIGKILL, done.status, done.output)
         self.settle_pool()
         self.check(done, settled=False)
@@ -880,7 +856,6 @@ class LaunchedCase(MatrixCase):
         super().start_over()
 
     def launched(self, **spec):
-        """A run that the launcher watches."""
         before = self.prelude
         self.prelude += ('import json\nfrom tests.tools import launcher\n'
                          'launcher.watch(**json.loads(%r))\n' % json.dumps(spec))

@@ -50,16 +50,13 @@ class Namespace:
         self.holder.stdout.readline()
 
     def words(self):
-        """What a command begins with that is to run in it."""
         options = ['-m'] if os.geteuid() == 0 else ['-U', '-m', '--preserve-credentials']
         return ['nsenter'] + options + ['-t', str(self.holder.pid), '--']
 
     def prelude(self):
-        """A text with which a process goes there."""
         return 'from tests.tools.processes import enter\nenter(%d)\n' % self.holder.pid
 
     def do(self, *words):
-        """Run a command in it, which has to succeed."""
         done = subprocess.run(self.words() + list(words), stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
         if done.returncode:
@@ -70,7 +67,6 @@ class Namespace:
         return '/proc/%d/root%s' % (self.holder.pid, path)
 
     def close(self):
-        """End it, and all that is mounted in it."""
         self.holder.communicate()
 
 
@@ -106,7 +102,6 @@ class DiskCase(FaultCase):
         self.check(None, settled=True)
 
     def make_history(self):
-        """The same, and one run more."""
         super().make_history()
         self.undisturbed()
 
@@ -117,16 +112,13 @@ class DiskCase(FaultCase):
                           'remount,size=%d,nr_inodes=%d' % (size, files), 'tmpfs', self.disk)
 
     def used(self):
-        """(bytes, files) that are in use."""
         found = os.statvfs(self.namespace.path(self.disk))
         return ((found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree)
 
     def mount(self):
-        """Mount the file system at backup_dir."""
         self.namespace.do('mount', '--bind', self.disk, self.mounted)
 
     def unmount(self):
-        """Take it away from there; it may be in use."""
         self.namespace.do('umount', '-l', self.mounted)
 
     def fill_disks(self, fill):
@@ -138,7 +130,6 @@ class DiskCase(FaultCase):
                         image.virtual_size, ref, fill) if fill else Image(image.virtual_size)
 
     def checked(self):
-        """A run that meets nothing, and the invariants after it."""
         self.remember()
         self.check(self.undisturbed(), settled=True, hit=())
 
@@ -150,7 +141,6 @@ class DiskFull(DiskCase):
     step = 256 * KIB
 
     def with_room(self, size, files=MANY, fill=1):
-        """A run of disks so full, in so much room; then one with ample room."""
         self.fill_disks(fill)
         self.remember()
         self.injected('room for %d bytes, %d files' % (size, files))
@@ -244,7 +234,6 @@ class AtCalls(FaultCase):
     """Something happens to backup_dir when the k-th call reaches the pool."""
 
     def numbers(self, first, step):
-        """Numbers of the calls of a run: every second one or such, or one of them."""
         self.sim.pool.journal = []
         self.undisturbed()
         return sample(range(first, len(self.sim.pool.journal) + 1, step), 1, self.id())
@@ -278,7 +267,6 @@ class AtACall(DiskCase, AtCalls):
     keys = {'pool_db_backup': 1, 'require_mount': 'auto'}
 
     def prepare(self):
-        """A history, and a script for which backup_dir is in fstab."""
         fstab = os.path.join(self.directory, 'fstab')
         with open(fstab, 'w', encoding='utf-8') as stream:
             stream.write('server:/backups %s nfs defaults 0 0\n' % self.mounted)
@@ -286,7 +274,6 @@ class AtACall(DiskCase, AtCalls):
         super().prepare()
 
     def at_each(self, first, step, *event):
-        """Let it happen at each of these calls."""
         for number in self.numbers(first, step):
             with self.subTest(number):
                 self.remember()

@@ -47,11 +47,9 @@ class FuzzCase(ArchiveCase):
         self.addCleanup(resource.setrlimit, resource.RLIMIT_AS, limits)
 
     def times(self, count):
-        """How often: more in the full run."""
         return count * (40 if full() else 1) // 2
 
     def end(self, data, forms=FORMS):
-        """Each way to read these bytes ends with a verdict."""
         self.put(data)
         for form in forms:
             with self.subTest(form=form, bytes=len(data), begin=data[:60]):
@@ -61,7 +59,6 @@ class FuzzCase(ArchiveCase):
                 figures.add('odd inputs', faults=1, checks=1)
 
     def noise(self, most=3000):
-        """Random bytes."""
         return archives.noise(self.chance, self.chance.randrange(most))
 
 
@@ -176,7 +173,6 @@ class Documents(FuzzCase):
             self.ova(b'<?xml version="1.0" encoding="%s"?><value/>' % encoding.encode('utf-8'))
 
     def test_a_value_without_an_end_takes_no_memory_without_end(self):
-        """Of a file of 100 KB, if it is compressed."""
         for begin in archives.some((b'<value a="', b'<value><!--', b'<value><?x ', b'<value a',
                                     b'<value>'), self.chance, 2):
             pieces = [begin] + [b'x' * archives.MIB] * 100
@@ -222,7 +218,6 @@ class Splices(FuzzCase):
             self.end(b''.join(pieces) + self.chance.choice((b'', END)))
 
     def test_of_what_a_real_pool_made(self):
-        """Cut, mixed up, and cut again."""
         names = ['sample.xva.gz', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva',
                  'pool-database.dump.xz', 'sample-root.vhd.xz']
         goods = [sample(name) for name in names + ['sample.xva.zst'] * ('zstd' in PACKERS)]
@@ -253,7 +248,6 @@ class Decompressors(FuzzCase):
 
     @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
     def test_one_that_was_killed_is_no_damage(self):
-        """As the kernel does where memory is short."""
         for signal in ('KILL', 'TERM', 'SEGV'):
             with self.assertRaises(VmBackup.CommandFailed):
                 self.instead('kill -%s $$' % signal)
@@ -276,7 +270,6 @@ class Decompressors(FuzzCase):
                     self.verdict()
 
     def test_none_stays(self):
-        """Neither a process nor an open file, whatever the verdict."""
         before, children = len(os.listdir('/proc/self/fd')), children_of(os.getpid())
         for kind in sorted(set(PACKERS.values())):
             for data in (KINDS['an odd last chunk'](), bytes(1 << 22), b'x' * (1 << 22)):
@@ -292,7 +285,6 @@ class Storage(FuzzCase):
     """What a file system says of a file that it cannot read."""
 
     def told(self, number):
-        """Read an archive whose storage fails in the midst, in this way."""
         stream = io.BytesIO(KINDS['one small disk']()[:30000])
 
         def readinto(view):
@@ -330,7 +322,6 @@ class Backups(FuzzCase):
         self.leave('success', b'')
 
     def leave(self, name, data):
-        """Have a file hold this."""
         with open(self.backup.file(name), 'wb') as stream:
             stream.write(data)
 
@@ -406,7 +397,6 @@ class Hypothesis(FuzzCase):
     """Inputs that hypothesis thinks of."""
 
     def ends(self, strategy, build, forms):
-        """Whatever a strategy makes ends with a verdict."""
         @hypothesis.settings(max_examples=self.times(60), deadline=None, database=None,
                              suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.seed(seed())
@@ -433,7 +423,6 @@ class Hypothesis(FuzzCase):
             lambda made: joined([Member('ova.xml', self.xml(made))]), ['.xva'])
 
     def xml(self, made):
-        """XML of nested lists."""
         if isinstance(made, list):
             name = (b'value', b'struct', b'member', b'array')[len(made) % 4]
             return b'<%s>%s</%s>' % (name, b''.join(map(self.xml, made)), name)

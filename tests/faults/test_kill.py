@@ -23,7 +23,6 @@ class AtPoolCalls(MatrixCase):
         self.each([(way, number) for way in self.ways for number, _ in calls], self.end)
 
     def end(self, point):
-        """A run that is ended at a call, and all that has to hold then."""
         way, call = point
         self.injected('%s at call %d' % point, way + ' at a call to the pool')
         if way.startswith('SIGKILL'):
@@ -40,7 +39,6 @@ class AtPoolCalls(MatrixCase):
             self.check_after_signal(done, self.called == call, signals)
 
     def terminate(self, distance, further):
-        """SIGTERM when the call is there; more signals right then and at the next call."""
         if not distance or further and distance == 1:
             self.send(signal.SIGTERM)
         if not distance and further:
@@ -136,7 +134,6 @@ class AtFileOperations(LaunchedCase):
                   self.end)
 
     def end(self, point):
-        """A run that ends itself there, and all that has to hold then."""
         way, number, when, name = point
         self.injected('%s %s operation %d, %s' % (way, when, number, name),
                       way + ' at a file operation')
@@ -177,7 +174,6 @@ class AtFileOperationsWithPreClean(AtFileOperations):
     ways = ('SIGKILL', 'SIGTERM')
 
     def make_history(self):
-        """It has a failure among the backups, and one that is the last."""
         super().make_history()
         self.old_backup('web', 'backup-2020-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
         self.old_backup('web', 'backup-2039-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
@@ -192,7 +188,6 @@ class DaemonDies(MatrixCase):
     constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
 
     def die(self, point):
-        """A run in which the daemon dies at a call; the invariants after it and the next run."""
         way, call = point
         self.injected('%s at call %d' % point, self.ways[way])
         self.sim.pool.faults.add('*', way, nth=call)
@@ -231,13 +226,11 @@ class DaemonStaysAway(DaemonDies):
     constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
 
     def run_with_an_outage(self):
-        """A run, after which the daemon is started again."""
         done = self.backup()
         self.sim.restart()
         return done
 
     def hit(self, call):
-        """All of them."""
         return set(self.configured())
 
 
@@ -253,14 +246,12 @@ class OrderOfOperations(LaunchedCase):
         self.assertEqual({'web', 'db'}, set(self.made.values()))
 
     def first(self, holds, what):
-        """The number of the first operation for which something holds."""
         for each in self.seen:
             if each['success'] and holds(each):
                 return each['number']
         return self.fail('never: ' + what)
 
     def appears(self, path):
-        """When something has a name."""
         return self.first(lambda each: path in each['new'], path + ' is there')
 
     def synced(self, path, after=0):

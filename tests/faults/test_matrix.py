@@ -138,7 +138,6 @@ class Matrix(FaultCase):
         self.prepare()
 
     def begin_run(self):
-        """Note what is there as a run begins; its hook has not run."""
         super().begin_run()
         for path in (self.noted, self.report) if self.keys else ():
             with contextlib.suppress(FileNotFoundError):
@@ -186,7 +185,6 @@ class Matrix(FaultCase):
             pool.faults.add(name, **fault)
 
     def leave_things(self):
-        """A run that cannot remove its snapshots."""
         for verb in ('vm-uninstall', 'snapshot-uninstall', 'vdi-destroy'):
             self.sim.pool.faults.add(verb, 'refuse', error=NO_VDI, times=0)
         done = self.backup()
@@ -242,7 +240,6 @@ class Matrix(FaultCase):
         return found
 
     def hit(self, point):
-        """One fault, and the invariants after it and after the next run."""
         fault = dict(point.fault)
         expiry = (point.name, point.nth) if fault['do'] == 'expire' else None
         self.sim.pool.faults.clear()
@@ -290,7 +287,6 @@ class All(Matrix):
     after = (REMOVALS, SNAPSHOTS, LEFTOVERS)
 
     def go_through(self, *several):
-        """Meet all that there is in these circumstances."""
         for circumstances in several:
             points = self.points(circumstances, self.door, self.faults)
             self.assertTrue(points)
@@ -472,7 +468,6 @@ class Sample(Matrix):
 
 
 def load_tests(loader, tests, pattern):
-    """The whole matrix, or its sample."""
     chosen = unittest.TestSuite()
     for suite in tests:
         chosen.addTests(test for test in suite

@@ -36,20 +36,17 @@ class Mutations(ArchiveCase):
         return count * (40 if full() else 1) // (4 if archives.WITH_LIBRARY else 32) + 1
 
     def each_kind(self):
-        """(chance, the bytes of a good archive, its Proof) of each kind."""
         for name, make in KINDS.items():
             data = make()
             with self.subTest(name):
                 yield archives.chances(seed(), self.id() + name), data, self.proof(data)
 
     def found(self, what, but=None, **how):
-        """A change is found; count it."""
         damaged = self.assert_damaged(what, but=but, **how)
         figures.add(self.kind, faults=1, checks=1)
         return damaged
 
     def flip(self, at, bit, **how):
-        """Flip a bit of what is in the file; it is found. Then it is as it was."""
         old = os.pread(self.handle, 1, at)
         os.pwrite(self.handle, bytes([old[0] ^ 1 << bit]), at)
         damaged = self.found('bit %d of byte %d' % (bit, at), **how)
@@ -57,7 +54,6 @@ class Mutations(ArchiveCase):
         return damaged
 
     def assert_found(self, what, data, **how):
-        """This is found."""
         self.put(data)
         return self.found(what, **how)
 
@@ -100,7 +96,6 @@ class Blocks(Mutations):
     kind = 'changed blocks of archives'
 
     def changes(self, chance, data):
-        """The bytes with one such change."""
         size = chance.choice((1, 16, BLOCK, BLOCK, 4096, 65536))
         unit = 1 if size < BLOCK else BLOCK
         at, other = (unit * chance.randrange((len(data) - 1) // unit) for _ in range(2))
@@ -155,7 +150,6 @@ class Structure(Mutations):
                 self.assertNotEqual('checksums', getattr(verdict, 'proved', ''))
 
     def test_of_two_archives(self):
-        """What begins as one goes on as another."""
         for chance, mine, proof in self.each_kind():
             others = [make() for make in KINDS.values()]
             for other in archives.some([each for each in others if each != mine], chance, 3):
@@ -481,7 +475,6 @@ class Recorded(Mutations):
         self.verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
 
     def check(self):
-        """Check the backup."""
         return self.verifier.check(self.backup, self.backup.manifest())
 
     def test_it_is_found_by_that_digest_and_by_nothing_else(self):
@@ -542,15 +535,12 @@ class Messages(ArchiveCase):
             self.assertEqual(text.replace('DISK', 'disk xvda (vm 0, Ref:9)'), str(self.verdict()))
 
     def replaced(self, at, *new):
-        """The archive with other members in the place of one."""
         return joined(self.members[:at] + list(new) + self.members[at + 1:])
 
     def with_data(self, at, data):
-        """The archive with other data in one member."""
         return self.replaced(at, self.members[at]._replace(data=data))
 
     def with_byte(self, at, byte=b'x'):
-        """The archive with another byte in one place."""
         return self.data[:at] + byte + self.data[at + 1:]
 
     def test_of_chunks_and_checksums(self):

@@ -77,16 +77,13 @@ class Walk(FaultCase):
         self.remember()
 
     def use_pool(self, **options):
-        """A pool as described; snapshots come with the steps."""
         super(FaultCase, self).use_pool(**options)
 
     @property
     def prelude(self):
-        """A text by which a run's clock is set."""
         return AT_ANOTHER_TIME % self.clock
 
     def stamp(self, seconds=None, original=model.stamp):
-        """The pool's time, by the same clock."""
         return original((time.time() if seconds is None else seconds) + self.clock)
 
     # What belongs to people
@@ -112,7 +109,6 @@ class Walk(FaultCase):
                        for cls, objects in self.before.items()}
 
     def vms(self, halted=False):
-        """{name: reference} of the real VMs, sorted."""
         return dict(sorted((record['name_label'], ref)
                            for ref, record in self.sim.pool.tables['VM'].items()
                            if not (record['is_a_snapshot'] or record['is_a_template'] or
@@ -120,18 +116,15 @@ class Walk(FaultCase):
                            and (not halted or record['power_state'] == 'Halted')))
 
     def new_name(self):
-        """A name that no VM has, or None."""
         free = [name for name in NAMES if name not in self.vms()]
         return self.chance.choice(free) if free else None
 
     def is_settled(self):
-        """Whether no killed run has left a record of something."""
         return not self.open_records()
 
     # What people do in the pool; each returns words for what it did, or None if it did nothing
 
     def people_rename_a_vm(self):
-        """Another name; the old one's backups stay where they are."""
         old, new = self.chance.choice(list(self.vms())), self.new_name()
         if not new:
             return None
@@ -139,7 +132,6 @@ class Walk(FaultCase):
         return '%s becomes %s' % (old, new)
 
     def people_add_a_vm(self):
-        """A clone, its disks too."""
         new, vms = self.new_name(), self.vms(halted=True)
         if not new or len(vms) > 4:
             return None
@@ -148,7 +140,6 @@ class Walk(FaultCase):
         return '%s, a clone of %s' % (new, old)
 
     def people_remove_a_vm(self):
-        """With its disks and its snapshots, ours included."""
         vms = self.vms()
         if len(vms) < 3:
             return None
@@ -165,7 +156,6 @@ class Walk(FaultCase):
         return label
 
     def people_snapshot_a_disk(self):
-        """The same for a disk."""
         if not self.is_settled():
             return None
         tables = self.sim.pool.tables
@@ -181,7 +171,6 @@ class Walk(FaultCase):
         return label
 
     def people_remove_a_snapshot(self):
-        """One of theirs."""
         tables = self.sim.pool.tables['VM']
         refs = sorted(ref for ref in self.people['VM'] if tables[ref]['is_a_snapshot'])
         if not refs:
@@ -193,7 +182,6 @@ class Walk(FaultCase):
     # What people do among the backups
 
     def a_directory(self):
-        """The name of a VM's directory, as it is or will be."""
         return self.chance.choice(self.vm_directories() + list(self.vms()))
 
     def people_put_a_file_there(self):
@@ -217,7 +205,6 @@ class Walk(FaultCase):
         return path
 
     def good_paths(self):
-        """Those that carry a marker."""
         return {path for paths in self.marked().values() for path in paths}
 
     def people_make_a_link(self):
@@ -232,7 +219,6 @@ class Walk(FaultCase):
         return path
 
     def people_bring_backups_of_325(self):
-        """Good ones and a failed one."""
         vm, day = self.a_directory(), self.chance.randrange(1, 29)
         name = 'backup-2019-%02d-%02d-(02:00:00)' % (self.chance.randrange(1, 13), day)
         if os.path.lexists(os.path.join(self.backups, vm, name)):
@@ -259,7 +245,6 @@ class Walk(FaultCase):
         return '%s is deleted' % path
 
     def people_change_the_config(self):
-        """Keys, and which method a VM has."""
         key, values = self.chance.choice((
             ('max_backups', (1, 1, 2, 3)), ('pre_clean', ('True', 'False')),
             ('compress', ('none', 'gzip', 'none')), ('vdi_export_format', ('raw', 'vhd')),
@@ -275,7 +260,6 @@ class Walk(FaultCase):
         return '%s=%s' % (key, value)
 
     def people_set_the_clock(self):
-        """Forward or back, for a second or a year."""
         jump = self.chance.choice((1, -1, 60, -60, 3600, -3600, DAY, -DAY, 30 * DAY, -30 * DAY))
         if not -400 * DAY < self.clock + jump < 400 * DAY:
             return None
@@ -328,7 +312,6 @@ class Walk(FaultCase):
         return 'status %d' % done.status
 
     def fault_for(self, name):
-        """A random fault that a call of that name can meet."""
         do = self.chance.choice(('refuse', 'refuse', 'print', 'die', 'slow', 'down', 'down-after',
                                  'hang' if self.chance.randrange(3) == 0 else 'refuse',
                                  'stall' if name.endswith('-export') else 'die'))
@@ -346,7 +329,6 @@ class Walk(FaultCase):
         return details
 
     def disturbed(self, act):
-        """A run that is acted on as its nth call to the pool comes in; what it did."""
         number = self.chance.randrange(1, 8 + 12 * len(self.rules))
         self.tell('at call %d' % number)
         return self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
@@ -376,7 +358,6 @@ class Walk(FaultCase):
         return 'status %d' % done.status
 
     def run_without_a_pool_for_a_while(self):
-        """The daemon goes away at a random call and comes back."""
         done = self.disturbed(self.sim.pool.go_down)
         self.come_to_rest()
         self.check(done, settled=False)
@@ -395,7 +376,6 @@ class Walk(FaultCase):
         people_put_a_backup_aside=3, people_change_the_config=6, people_set_the_clock=4)
 
     def tell(self, words):
-        """Add words to what is known of this step."""
         self.told_steps[-1] += ' ' + str(words)
         self.what = self.told_steps[-1]
 

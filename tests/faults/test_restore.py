@@ -58,18 +58,15 @@ class RestoreFaults(MatrixCase):
 
     @property
     def subject(self):
-        """What is disturbed: restore, test-restore."""
         return self.words[0].partition('=')[0]
 
     @property
     def of_test(self):
-        """Whether that is a test, so that nothing may be left of it."""
         return self.subject == 'test-restore'
 
     # What there is
 
     def prepare(self):
-        """A history, and a config."""
         super().prepare()
         self.configuration = self.config_path()
 
@@ -92,7 +89,6 @@ class RestoreFaults(MatrixCase):
         self.rules = type(self).rules
 
     def as_restored(self, name, vm, whole):
-        """What a restore of a VM, or of its only disk, has to make."""
         tables = self.sim.pool.tables
         record = tables['VM'][self.sim.pool.ref_of('VM', self.uuid_of(vm))]
         disks = {tables['VBD'][ref]['userdevice']: self.sim.pool.content[
@@ -102,13 +98,11 @@ class RestoreFaults(MatrixCase):
             for vif in record['VIFs']) if whole else None)
 
     def rewind(self):
-        """Have an empty status log, too."""
         super().rewind()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.status_log)
 
     def begin(self):
-        """Start the restore, or the test of one."""
         return self.start('password', *(self.words + (
             'from=' + (self.configuration if self.of_test else self.backups),)))
 
@@ -144,7 +138,6 @@ class RestoreFaults(MatrixCase):
         return found
 
     def look_at_old(self, now, words):
-        """Assert that what was there is there, and as it was."""
         before, images = self.saved.tables, self.saved.content
         for cls, passing in PASSES.items():
             for ref, record in before[cls].items():
@@ -230,7 +223,6 @@ class RestoreFaults(MatrixCase):
 
     @staticmethod
     def without_test(name, data):
-        """What a file holds; a manifest without the result of a test restore."""
         if os.path.basename(name) != MANIFEST:
             return data
         return {key: value for key, value in json.loads(data.decode('utf-8')).items()
@@ -279,7 +271,6 @@ class RestoreFaults(MatrixCase):
         self.check_settled(after, (0 if self.of_test else 1) + more)
 
     def check_after_signal(self, done, last=False):
-        """After SIGTERM: all is settled."""
         found = self.check_settled(done, 0 if self.of_test else 1)
         self.assertIn(done.status, (143, 0), '%s\n%s' % (self.what, done.output))
         if done.status == 0 and not self.of_test:
@@ -301,7 +292,6 @@ class Ended(RestoreFaults):
                 if 'xe' not in way or '.' not in name[1]]
 
     def end(self, point):
-        """One such end."""
         way, call, name = point
         self.injected('%s at call %d, %s' % point,
                       '%s: %s at a call to the pool' % (self.subject, way))
@@ -356,7 +346,6 @@ class EndedOfSuspended(Ended):
     ways = ('SIGKILL',)
 
     def prepare(self):
-        """The VM sleeps in a file of somebody else's."""
         super().prepare()
         pool = self.sim.pool
         ref = pool.ref_of('VM', self.uuid_of('other'))
@@ -381,7 +370,6 @@ class EndedOfSuspended(Ended):
         return super().points(names[[name for _, name in names].index('vm-import'):])
 
     def look_at_vm(self, now, ref, extra, words):
-        """It sleeps still, and has its memory."""
         vm = now['VM'][ref]
         self.assertIn(vm['suspend_VDI'], extra['VDI'], 'its memory is gone: ' + words)
         extra['VDI'] -= {vm['suspend_VDI']}
@@ -401,7 +389,6 @@ class AtFileOperations(LaunchedCase, RestoreFaults):
         self.each([(way,) + moment for way in self.ways for moment in moments], self.end)
 
     def end(self, point):
-        """One such end."""
         way, number, when, name = point
         self.injected('%s %s operation %d, %s' % (way, when, number, name),
                       '%s: %s at a file operation' % (self.subject, way))
@@ -443,7 +430,6 @@ class Refused(RestoreFaults):
                 or (way == 'down') == (number % 2 == 0)] + list(self.half_way(names))
 
     def half_way(self, names):
-        """The points in the midst of an import."""
         for number, name in names:
             if name in TRANSFERS:
                 for way in sorted({'die', 'down', 'refuse'} & set(self.ways)):
@@ -455,7 +441,6 @@ class Refused(RestoreFaults):
                         yield way, number, name, {'made': made}
 
     def meet(self, point):
-        """One such fault."""
         way, number, name, details = point
         self.injected('%s at call %d, %s %s' % point,
                       '%s: %s' % (self.subject, self.kinds[way]))

@@ -23,7 +23,6 @@ class TwoRuns(FaultCase):
         self.prepare()
 
     def start_one(self, number, *rules, **keys):
-        """Start a run with a config and a status log of its own; return the process."""
         self.status_log = self.log_of(number)
         path = self.config(*(rules or self.rules), **dict(
             {'max_backups': self.max_backups}, **dict(self.keys, **keys)))
@@ -34,7 +33,6 @@ class TwoRuns(FaultCase):
         return self.start('password', own)
 
     def log_of(self, number):
-        """The status log of a run."""
         os.makedirs(os.path.join(self.directory, 'logs'), exist_ok=True)
         return os.path.join(self.directory, 'logs', 'status-%d.log' % number)
 
@@ -45,7 +43,6 @@ class TwoRuns(FaultCase):
         return {vm: word for word, vm in ends}
 
     def side_by_side(self, offset, first, second):
-        """Two runs with these rules, the second so many seconds later; both as they ended."""
         self.remember()
         before = self.named()
         children = [self.start_one(1, *first)]
@@ -186,6 +183,5 @@ class Busy(TwoRuns):
 
 
 def open_text(path):
-    """The text of a file."""
     with open(path, encoding='utf-8') as stream:
         return stream.read()
