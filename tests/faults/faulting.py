@@ -122,6 +122,12 @@ def sampled(*always, others=0):
     return load_tests
 
 
+def variants(case, **differences):
+    """{name: a class of tests like this one, but for these attributes}, for its module."""
+    return {name: type(name, (case,), dict(attributes, __module__=case.__module__))
+            for name, attributes in differences.items()}
+
+
 def is_dated(path):
     """Whether a path is that of a dated directory: of that name, a real date, and no link."""
     found = BACKUP_NAME.match(os.path.basename(path))

@@ -6,9 +6,10 @@ import signal
 import time
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled
+from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled, variants
 
 FEW = ('vm-export=web', 'vdi-export=db')
+PRE_CLEAN = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
 FOUR = FaultCase.rules + ('vm-export=other',)
 
 
@@ -46,21 +47,6 @@ class AtPoolCalls(MatrixCase):
             self.send(signal.SIGINT)
 
 
-class AtPoolCallsWithPreClean(AtPoolCalls):
-    """The same where old backups go before the export, and the pool's database is dumped."""
-
-    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
-    rules = FEW
-    ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
-
-
-class AtPoolCallsSideBySide(AtPoolCalls):
-    """The same while four VMs are at work."""
-
-    keys = {'parallel': 4}
-    rules = FOUR
-
-
 class OverLeftovers(AtPoolCalls):
     """The same where an earlier run was killed in mid-export."""
 
@@ -77,29 +63,25 @@ class OverLeftovers(AtPoolCalls):
         self.assertTrue(self.extra(), 'the earlier run left nothing')
 
 
-class OverLeftoversOfDisks(OverLeftovers):
-    """The same with the snapshot of a disk."""
-
-    verb = 'vdi-export'
-    rules = FEW[1:]
-
-
-class AtPoolCallsOfDisks(AtPoolCalls):
-    """The same where all disks but one are exported, and compressed."""
-
-    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
-    rules = ('vdi-export=app', 'exclude-disk=app/xvdc')
-    pool_description = {'vms': [
-        {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
-        {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
-
-
-class AtPoolCallsOfOldToolstack(AtPoolCallsOfDisks):
-    """The same where a copy of a disk has to be destroyed before a whole VM is exported."""
-
-    keys = {}
-    rules = ('vm-export=app', 'exclude-disk=app/xvdc')
-    pool_description = dict(AtPoolCallsOfDisks.pool_description, xapi_version='21.3')
+THREE_DISKS = {'vms': [
+    {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
+    {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
+# The same where old backups go before the export, and the pool's database is dumped; while four
+# VMs are at work; where all disks but one are exported, and compressed; where a copy of a disk has
+# to be destroyed before a whole VM is exported.
+globals().update(variants(
+    AtPoolCalls,
+    AtPoolCallsWithPreClean=dict(
+        keys=PRE_CLEAN, rules=FEW, ways=('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')),
+    AtPoolCallsSideBySide=dict(keys={'parallel': 4}, rules=FOUR),
+    AtPoolCallsOfDisks=dict(
+        keys={'vdi_disks': 'all', 'vdi_compress': 'gzip'}, pool_description=THREE_DISKS,
+        rules=('vdi-export=app', 'exclude-disk=app/xvdc')),
+    AtPoolCallsOfOldToolstack=dict(
+        rules=('vm-export=app', 'exclude-disk=app/xvdc'),
+        pool_description=dict(THREE_DISKS, xapi_version='21.3'))))
+globals().update(variants(
+    OverLeftovers, OverLeftoversOfDisks=dict(verb='vdi-export', rules=FEW[1:])))
 
 
 class AtPoolCallsWithPeriods(AtPoolCalls):
@@ -144,10 +126,7 @@ class AtFileOperations(LaunchedCase):
             self.check_after_signal(done, last=number == self.operations_made[-1][0])
 
 
-class EndedAtFileOperations(AtFileOperations):
-    """SIGTERM comes there."""
-
-    ways = ('SIGTERM',)
+globals().update(variants(AtFileOperations, EndedAtFileOperations=dict(ways=('SIGTERM',))))
 
 
 class AtFileOperationsSideBySide(AtFileOperations):
@@ -169,7 +148,7 @@ class AtFileOperationsSideBySide(AtFileOperations):
 class AtFileOperationsWithPreClean(AtFileOperations):
     """The same where old backups go before the export, after failures, with a pool dump."""
 
-    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
+    keys = PRE_CLEAN
     rules = FEW[:1]
     ways = ('SIGKILL', 'SIGTERM')
 

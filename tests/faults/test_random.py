@@ -17,6 +17,7 @@ import unittest
 import unittest.mock
 
 from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, phase, sampled, seed
+from tests.faults.faulting import variants
 from tests.simpool import model
 
 STEPS_FULL, STEPS_SAMPLE = 250, 6
@@ -411,66 +412,22 @@ class Walk(FaultCase):
                 type(error).__name__, error, seed(), self.id(), '\n'.join(self.told_steps)))
 
 
-class FromNothing(Walk):
-    """It begins with a fault."""
-
-    first = ('run_with_a_fault',)
-
-
-class WithOneBackupEach(Walk):
-    """One backup of each VM is kept, and goes before the new one is made."""
-
-    keys = {'pre_clean': 'True'}
-    max_backups = 1
-
-
-class OfKills(Walk):
-    """Most runs are killed."""
-
-    first = ('undisturbed_run', 'run_that_is_killed')
-    runs = dict(undisturbed_run=3, run_that_is_killed=9, run_with_a_fault=1)
-
-
-class OfSignals(Walk):
-    """Most runs get signals."""
-
-    first = ('run_that_gets_signals',)
-    runs = dict(undisturbed_run=2, run_that_gets_signals=9, run_that_is_killed=1)
-
-
-class OfOutages(Walk):
-    """The daemon often is away."""
-
-    first = ('run_without_a_pool_for_a_while',)
-    runs = dict(undisturbed_run=2, run_without_a_pool_for_a_while=6, run_that_is_killed=2)
-
-
-class OfFaults(Walk):
-    """Most runs meet a fault."""
-
-    first = ('people_bring_backups_of_325', 'run_with_a_fault')
-    runs = dict(undisturbed_run=2, run_with_a_fault=12)
-
-
-class SideBySide(Walk):
-    """Four VMs are at work at once."""
-
-    keys = {'parallel': '4'}
-    first = ('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')
-
-
-class OfDisksOnly(Walk):
-    """Every VM's boot disk is exported, as VHD; the pool's database too."""
-
-    keys = {'vdi_export_format': 'vhd', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}
-    methods_there_are = ('vdi-export',)
-
-
-class OfSeveralDisks(Walk):
-    """All disks of a VM are exported, and compressed."""
-
-    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
-    methods_there_are = ('vdi-export', 'vdi-export', 'vm-export')
-
-
+globals().update(variants(
+    Walk,
+    FromNothing=dict(first=('run_with_a_fault',)),
+    WithOneBackupEach=dict(keys={'pre_clean': 'True'}, max_backups=1),
+    OfKills=dict(first=('undisturbed_run', 'run_that_is_killed'),
+                 runs=dict(undisturbed_run=3, run_that_is_killed=9, run_with_a_fault=1)),
+    OfSignals=dict(first=('run_that_gets_signals',),
+                   runs=dict(undisturbed_run=2, run_that_gets_signals=9, run_that_is_killed=1)),
+    OfOutages=dict(first=('run_without_a_pool_for_a_while',), runs=dict(
+        undisturbed_run=2, run_without_a_pool_for_a_while=6, run_that_is_killed=2)),
+    OfFaults=dict(first=('people_bring_backups_of_325', 'run_with_a_fault'),
+                  runs=dict(undisturbed_run=2, run_with_a_fault=12)),
+    SideBySide=dict(keys={'parallel': '4'},
+                    first=('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')),
+    OfDisksOnly=dict(methods_there_are=('vdi-export',), keys={
+        'vdi_export_format': 'vhd', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}),
+    OfSeveralDisks=dict(methods_there_are=('vdi-export', 'vdi-export', 'vm-export'),
+                        keys={'vdi_disks': 'all', 'vdi_compress': 'gzip'})))
 load_tests = sampled('.OfKills.', '.OfFaults.', others=2)

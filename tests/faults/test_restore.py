@@ -15,7 +15,7 @@ from typing import Any, Dict, NamedTuple
 
 from tests.tools import figures
 from tests.faults.faulting import MANIFEST, PASSING, LaunchedCase, MatrixCase, files_in, packed
-from tests.faults.faulting import sampled, seed
+from tests.faults.faulting import sampled, seed, variants
 
 MARK = 'vmbackup_restore'
 SHARE = '.restore-'
@@ -303,25 +303,6 @@ class Ended(RestoreFaults):
                 lambda number, _: number == call and self.kill(way != 'SIGKILL')), call)
 
 
-class EndedOfDisk(Ended):
-    """The same with the restore of a disk that is attached."""
-
-    words = OF_DISK
-
-
-class EndedOfCompressed(Ended):
-    """The same with a compressed archive."""
-
-    keys = {'compress': 'True'}
-    ways = ('SIGKILL of it and xe',)
-
-
-class EndedInTest(Ended):
-    """The same with a test of both."""
-
-    words = OF_TEST
-
-
 class InterruptedTest(RestoreFaults):
     """A test that does not come to its end."""
 
@@ -399,18 +380,6 @@ class AtFileOperations(LaunchedCase, RestoreFaults):
             self.check_after_signal(done)
 
 
-class AtFileOperationsOfDisk(AtFileOperations):
-    """The same with the restore of a disk that is attached."""
-
-    words = OF_DISK
-
-
-class AtFileOperationsInTest(AtFileOperations):
-    """The same with a test of both."""
-
-    words = OF_TEST
-
-
 class Refused(RestoreFaults):
     """A call is refused, its connection ends, or the daemon dies."""
 
@@ -460,24 +429,18 @@ class Refused(RestoreFaults):
         self.check_words(done, found)
 
 
-class RefusedOfDisk(Refused):
-    """The same with the restore of a disk that is attached."""
-
-    words = OF_DISK
-
-
-class RefusedInTest(Refused):
-    """The same with a test of both; the daemon stays."""
-
-    words = OF_TEST
-    ways = ('refuse', 'die')
-
-
-class DaemonDiesInTest(RefusedInTest):
-    """A test of both, where the daemon dies."""
-
-    ways = ('down', 'down-after')
-
+# The same with the restore of a disk that is attached, with a compressed archive, with a test of
+# both.
+globals().update(variants(
+    Ended, EndedOfDisk=dict(words=OF_DISK), EndedInTest=dict(words=OF_TEST),
+    EndedOfCompressed=dict(keys={'compress': 'True'}, ways=('SIGKILL of it and xe',))))
+globals().update(variants(
+    AtFileOperations, AtFileOperationsOfDisk=dict(words=OF_DISK),
+    AtFileOperationsInTest=dict(words=OF_TEST)))
+globals().update(variants(
+    Refused, RefusedOfDisk=dict(words=OF_DISK),
+    RefusedInTest=dict(words=OF_TEST, ways=('refuse', 'die')),
+    DaemonDiesInTest=dict(words=OF_TEST, ways=('down', 'down-after'))))
 
 load_tests = sampled('.Ended.', '.EndedInTest.', '.InterruptedTest.', '.AtFileOperations.',
                      '.Refused.', others=1)
