@@ -55,10 +55,9 @@ MANIFEST_KEYS = set('schema version vm method host pool xapi number started fini
                     ' left_out snapshot verified warnings'.split())
 CLASSES = ('VM', 'VBD', 'VDI', 'VIF')
 # What a backup may change in the record of somebody else's object, all of it for a while only.
-PASSING = {'VM': {'snapshots', 'children', 'parent', 'current_operations', 'allowed_operations'},
-           'VDI': {'snapshots', 'VBDs', 'current_operations', 'allowed_operations'},
-           'VBD': {'current_operations', 'allowed_operations'},
-           'VIF': {'current_operations', 'allowed_operations'}}
+OPERATIONS = {'current_operations', 'allowed_operations'}
+PASSING = {'VM': OPERATIONS | {'snapshots', 'children', 'parent'}, 'VBD': OPERATIONS,
+           'VDI': OPERATIONS | {'snapshots', 'VBDs'}, 'VIF': OPERATIONS}
 
 FAILURES = 5                # of a test, after which it does not look for more
 OUTAGE = 0.15               # seconds in which there is no daemon
@@ -154,12 +153,10 @@ def read(path):
 
 
 def read_backup(path):
-    files = []
-    for directory, _, names in os.walk(path):
-        for name in names:
-            data = read(os.path.join(directory, name))
-            files.append((os.path.relpath(os.path.join(directory, name), path), len(data),
-                          hashlib.sha1(data).hexdigest()))
+    paths = [os.path.join(directory, name) for directory, _, names in os.walk(path)
+             for name in names]
+    files = [(os.path.relpath(each, path), os.stat(each).st_size,
+              hashlib.sha1(read(each)).hexdigest()) for each in paths]
     return Backup(path, manifest_of(path), tuple(sorted(files)))
 
 
@@ -184,11 +181,6 @@ def manifest_of(path):
     return json.loads(read(os.path.join(path, MANIFEST)).decode('utf-8'))
 
 
-def number_of(path):
-    """Which of its VM's backups it is by its manifest; 0 where there is none."""
-    return (manifest_of(path) or {'number': 0})['number']
-
-
 def packed(place):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode='w') as tar:
@@ -203,7 +195,6 @@ def files_in(data):
 
 
 def unpack(data, place):
-    """Have that content, and no other, in a directory."""
     if os.listdir(place):
         shutil.rmtree(place)
         os.mkdir(place)
@@ -214,7 +205,6 @@ def unpack(data, place):
 
 @contextlib.contextmanager
 def opened(path):
-    """A file to be read; an image that is compressed is decompressed."""
     program = {'.gz': 'gzip', '.zst': 'zstd'}.get(os.path.splitext(path)[1])
     with open(path, 'rb') as stream:
         if not program or '.xva' in path:
@@ -225,7 +215,6 @@ def opened(path):
 
 
 def read_images(stream, name, virtual_size):
-    """The disks in an exported file; archive.ArchiveError if it is not whole."""
     if '.raw' in name:
         return [archive.read_raw(stream, virtual_size)]
     if '.vhd' in name:
@@ -301,7 +290,6 @@ class FaultCase(PoolCase):
         self.begin_run()
 
     def use_pool(self, **options):
-        """A pool with snapshots that people made and named like ours."""
         super().use_pool(**options)
         pool = self.sim.pool
         refs = {record['name_label']: ref for ref, record in pool.tables['VM'].items()
@@ -340,7 +328,6 @@ class FaultCase(PoolCase):
                 str(keys))
 
     def make_history(self):
-        """Rotation is due: backups of 3.25 and of ours, failures, foreign files."""
         for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva')):
             self.old_backup_of_325(vm, 'backup-2019-03-01-(02:00:00)', extension)
         self.old_backup_of_325('web', 'backup-2019-03-08-(02:00:00)', 'xva')
@@ -367,7 +354,6 @@ class FaultCase(PoolCase):
             stream.write(data)
 
     def old_backup_of_325(self, vm, name, extension):
-        """A backup as 3.25 left it: files and a marker, no manifest."""
         path = self.old_backup(vm, name, 'vm.cfg', 'success')
         self.put(os.path.join(path, '%s.%s' % (vm, extension)), b'made by 3.25')
         return path
@@ -379,7 +365,6 @@ class FaultCase(PoolCase):
                 (pool.tables, pool.content, self.notes)))
 
     def rewind(self):
-        """Have all as it was saved, and a pool without faults that has seen no call."""
         unpack(self.saved.tree, self.backups)
         pool = self.sim.pool
         with pool.lock:
@@ -400,7 +385,6 @@ class FaultCase(PoolCase):
         return self.config(*self.rules, **dict({'max_backups': self.max_backups}, **self.keys))
 
     def configured(self):
-        """{VM: its method}: what the rules select; they have to be plain names."""
         words = [rule.partition('=') for rule in self.rules]
         return {re.sub(r':\d+\Z', '', name): method for method, _, name in words
                 if method in ('vm-export', 'vdi-export')}
@@ -416,7 +400,8 @@ class FaultCase(PoolCase):
 
     def named(self):
         """(path, number) of each good backup: a name comes again where runs are that quick."""
-        return {(path, number_of(path)) for paths in self.marked().values() for path in paths}
+        return {(path, (manifest_of(path) or {'number': 0})['number'])
+                for paths in self.marked().values() for path in paths}
 
     def start_backup(self, **environ):
         return self.start('password', self.config_path(), **environ)
@@ -441,11 +426,9 @@ class FaultCase(PoolCase):
         return done
 
     def begin(self):
-        """Start what is disturbed: a run with this test's config, unless a test says otherwise."""
         return self.start_backup()
 
     def send(self, signum):
-        """Send the run a signal, if it still runs."""
         self.child.send_signal(signum)
         if signum == signal.SIGKILL:
             self.child.wait()
@@ -524,19 +507,17 @@ class FaultCase(PoolCase):
         found = {}
         for top in (self.backups, self.outside):
             for directory, names, files in os.walk(top):
-                relative = os.path.relpath(directory, top)
-                for name in sorted(names):
+                for name in sorted(names) + files:
                     path = os.path.join(directory, name)
-                    if top == self.backups and is_ours(os.path.join(relative, name), path):
-                        names.remove(name)
+                    relative = os.path.relpath(path, top)
+                    if top == self.backups and is_ours(relative, path):
+                        names[:] = [each for each in names if each != name]
                     elif os.path.islink(path):
                         found[path] = os.readlink(path)
-                    elif relative != '.':
+                    elif name in files:
+                        found[path] = read(path)
+                    elif os.sep in relative:
                         found[path] = None
-                for name in files:
-                    path = os.path.join(directory, name)
-                    if not (top == self.backups and is_ours(os.path.join(relative, name), path)):
-                        found[path] = os.readlink(path) if os.path.islink(path) else read(path)
         return found
 
     def pool_records(self):
@@ -575,16 +556,15 @@ class FaultCase(PoolCase):
         """
         words = '%s; seed %s\n%s' % (self.what, seed(), done.output if done else '')
         now = self.good()
-        invariants = [lambda: self.check_history(now, words), lambda: self.check_foreign(words),
-                      lambda: self.check_pool(settled, words),
-                      lambda: self.check_backups(now, words)]
+        self.check_history(now, words)
+        self.check_foreign(words)
+        self.check_pool(settled, words)
+        self.check_backups(now, words)
         if done is not None:
-            invariants.append(lambda: self.check_end(done, now, told, words))
-        if done is not None and hit is not None:
-            invariants.append(lambda: self.check_others(now, hit, words))
-        for invariant in invariants:
-            invariant()
-        figures.add_check(self.kind, len(invariants))
+            self.check_end(done, now, told, words)
+            if hit is not None:
+                self.check_others(now, hit, words)
+        figures.add_check(self.kind, 4 if done is None else 5 if hit is None else 6)
 
     def check_history(self, now, words):
         """1: what is gone went by rotation, the oldest first, after enough newer ones."""
@@ -642,12 +622,9 @@ class FaultCase(PoolCase):
         return bool(({record['uuid']} | set(record['disks'])) & (here | set(tables['VDI'])))
 
     def open_records(self):
-        found = {}
-        for directory, _, files in os.walk(self.backups):
-            if RECORD in files:
-                path = os.path.join(directory, RECORD)
-                found[path] = read(path).decode('utf-8')
-        return found
+        paths = [os.path.join(directory, RECORD)
+                 for directory, _, files in os.walk(self.backups) if RECORD in files]
+        return {path: read(path).decode('utf-8') for path in paths}
 
     def unrecorded(self, records):
         """Snapshots in the pool since remember() of which no record tells."""
@@ -789,7 +766,6 @@ class MatrixCase(FaultCase):
         return COUNTS[key]
 
     def named_calls(self):
-        """(number, name) of the calls to the pool that an undisturbed run makes."""
         done = self.finish(self.begin())
         self.assertIn(done.status, (0, 1), done.output)
         return [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
@@ -803,16 +779,14 @@ class MatrixCase(FaultCase):
         failures = 0
         for point in chosen:
             with self.subTest(point=point):
-                good = False
                 try:
                     self.start_over()
                     work(point)
-                    good = True
-                finally:
-                    if not good:
-                        failures += 1
-                        self.doCleanups()
-                        self.setUp()
+                except BaseException:
+                    failures += 1
+                    self.doCleanups()
+                    self.setUp()
+                    raise
             if failures >= FAILURES:
                 self.fail('%d points failed: no more are tried' % failures)
 
@@ -828,7 +802,6 @@ class MatrixCase(FaultCase):
                 os.kill(pid, signal.SIGKILL)
 
     def check_the_next_run(self):
-        """One more run, undisturbed: everything is well after it, and nothing is half done."""
         done = self.undisturbed()
         self.check(done, settled=True, hit=())
         half_done = [os.path.join(directory, name)
@@ -871,7 +844,6 @@ class LaunchedCase(MatrixCase):
             self.prelude = before
 
     def operations(self):
-        """The file operations of an undisturbed run: the launcher's dicts."""
         trace = os.path.join(self.directory, 'trace')
         done = self.launched(trace=trace, root=os.path.realpath(self.backups))
         self.assertIn(done.status, (0, 1), done.output)

@@ -19,12 +19,10 @@ TOOLS = ('unshare', 'nsenter', 'mount', 'umount', 'sh', 'cat')
 
 
 def unshare():
-    """The words that begin a mount namespace: root needs no user namespace for it."""
     return ['unshare', '-m'] if os.geteuid() == 0 else ['unshare', '-r', '-m']
 
 
 def missing():
-    """Why there can be no small file system here, or ''."""
     tools = [tool for tool in TOOLS if not shutil.which(tool)]
     if tools:
         return 'small file systems need ' + ', '.join(tools)
@@ -154,7 +152,6 @@ class DiskFull(DiskCase):
         return done
 
     def needed(self, fill):
-        """What a run takes, deletions aside: room for that is enough."""
         keep, self.max_backups = self.max_backups, 99
         self.fill_disks(fill)
         before = self.used()
@@ -217,12 +214,10 @@ class FullForEverything(DiskFull):
         self.status_log = os.path.join(self.mounted, 'logs', 'status.log')
 
     def foreign(self):
-        """What is not ours; the log is."""
         return {path: content for path, content in super().foreign().items()
                 if not path.startswith(os.path.join(self.backups, 'logs'))}
 
     def check(self, done, settled, **options):
-        """The log cannot tell when there was no room for its line."""
         super().check(done, settled, told=False, **options)
 
     test_less_than_the_last_backup_took_fails_before_any_snapshot = None

@@ -55,7 +55,6 @@ class OverLeftovers(AtPoolCalls):
     ways = ('SIGKILL',)
 
     def start_over(self):
-        """A run is killed while it exports: it leaves a snapshot and half a file."""
         super().start_over()
         self.run_with(lambda _, call: call.name == self.verb and call.args[0] != 'metadata=true'
                       and self.send(signal.SIGKILL))
@@ -194,7 +193,6 @@ class DaemonDiesSideBySide(DaemonDies):
     ways = {'down-after': 'the daemon dies before it answers a call'}
 
     def hit(self, call):
-        """Any of them: all may be waiting for it."""
         return set(self.configured())
 
 
@@ -234,7 +232,6 @@ class OrderOfOperations(LaunchedCase):
         return self.first(lambda each: path in each['new'], path + ' is there')
 
     def synced(self, path, after=0):
-        """When a file or directory was forced to the disk."""
         return self.first(lambda each: path in each['synced'] and each['number'] > after,
                           '%s is forced to the disk after operation %d' % (path, after))
 

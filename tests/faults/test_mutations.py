@@ -480,7 +480,6 @@ class Messages(ArchiveCase):
         self.heads.append(at)
 
     def says(self, text, data):
-        """What is said of it, the names of the disk and its chunks being as they are."""
         self.put(data)
         with self.subTest(text):
             self.assertEqual(text.replace('DISK', 'disk xvda (vm 0, Ref:9)'), str(self.verdict()))

@@ -186,7 +186,6 @@ class Walk(FaultCase):
         return self.chance.choice(self.vm_directories() + list(self.vms()))
 
     def people_put_a_file_there(self):
-        """Loose, in a directory of their own, or in one that only looks like a backup."""
         name = self.chance.choice((
             'KEEP-golden/disk', 'notes.txt', 'backup-2019-02-30-(02:00:00)/success', '.snapshot/x',
             'backup-2019-01-01/success', 'backup-2019-03-01-(02:00:00).old/success', 'success',
@@ -209,7 +208,6 @@ class Walk(FaultCase):
         return {path for paths in self.marked().values() for path in paths}
 
     def people_make_a_link(self):
-        """With a name as a backup has it, to what is theirs."""
         self.put(os.path.join(self.outside, 'success'), b'')
         self.put(os.path.join(self.outside, 'disk'), b'precious')
         self.links += 1
@@ -231,7 +229,6 @@ class Walk(FaultCase):
         return os.path.join(vm, name)
 
     def people_put_a_backup_aside(self):
-        """Renamed, it is theirs; or deleted by hand."""
         paths = [path for path in self.dated_paths()
                  if not os.path.exists(os.path.join(path, RECORD))]
         if not paths:
@@ -270,7 +267,6 @@ class Walk(FaultCase):
     # Runs
 
     def choose_vms(self):
-        """The rules of the next run: one to three VMs, each with the method that it has."""
         vms = list(self.vms())
         chosen = self.chance.sample(vms, min(len(vms), self.chance.choice((1, 1, 2, 3))))
         for name in chosen:
@@ -288,7 +284,6 @@ class Walk(FaultCase):
         self.until(self.is_quiet, 'a quiet pool')
 
     def undisturbed_run(self):
-        """Everything that is configured is backed up, and nothing of ours is left."""
         done = self.finish(self.start_backup())
         self.come_to_rest()
         self.check(done, settled=True, hit=())
@@ -296,7 +291,6 @@ class Walk(FaultCase):
         return 'status %d' % done.status
 
     def run_with_a_fault(self):
-        """One or a few calls of one name meet a fault."""
         name = self.chance.choice(self.seen)
         fault = self.fault_for(name)
         nth, times = self.chance.choice((1, 1, 2, 3)), self.chance.choice((1, 1, 1, 2, 4))
@@ -335,7 +329,6 @@ class Walk(FaultCase):
         return self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
 
     def run_that_is_killed(self):
-        """SIGKILL: the next run removes what is left."""
         done = self.disturbed(lambda: self.send(signal.SIGKILL))
         self.come_to_rest()
         self.settle_pool()
@@ -343,7 +336,6 @@ class Walk(FaultCase):
         return 'status %d' % done.status
 
     def run_that_gets_signals(self):
-        """SIGTERM, perhaps another one: it removes at once what is left."""
         signals = self.chance.choice(((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGHUP,),
                                       (signal.SIGTERM, signal.SIGINT)))
 
@@ -381,7 +373,6 @@ class Walk(FaultCase):
         self.what = self.told_steps[-1]
 
     def step(self, name):
-        """One step; after a run, what looks like ours and is not is there still."""
         self.told_steps.append('%d. %s:' % (len(self.told_steps) + 1, name))
         if name.startswith('people_'):
             with self.by_people():
@@ -398,7 +389,6 @@ class Walk(FaultCase):
             self.assertTrue(os.path.exists(path), '2: a foreign file is gone: ' + path)
 
     def test_a_random_walk_harms_nothing(self):
-        """Some steps; a third of them are runs, and the last one is undisturbed."""
         steps = list(self.first)
         while len(steps) < (STEPS_FULL // every() if full() else STEPS_SAMPLE):
             kinds = self.runs if self.chance.randrange(3) == 0 else self.people_do

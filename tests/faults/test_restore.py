@@ -71,7 +71,6 @@ class RestoreFaults(MatrixCase):
         self.configuration = self.config_path()
 
     def make_history(self):
-        """Backups of a VM, which then is lost with its network, and of a disk."""
         self.rules = ('vm-export=gone', 'vdi-export=db')
         self.undisturbed()
         self.notes = [self.as_restored('gone(-restored-[-0-9]+)?', 'gone', True),
@@ -229,7 +228,6 @@ class RestoreFaults(MatrixCase):
                 if key != 'test_restore'}
 
     def proved(self):
-        """The backups whose manifests say that a test restore went well."""
         found = set()
         for directory, _, names in os.walk(self.backups):
             if MANIFEST in names:
@@ -347,7 +345,6 @@ class EndedOfSuspended(Ended):
         self.assertEqual(['VM'], self.made(self.what))
 
     def points(self, names):
-        """Where it is there, whole or not."""
         return super().points(names[[name for _, name in names].index('vm-import'):])
 
     def look_at_vm(self, now, ref, extra, words):
