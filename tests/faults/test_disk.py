@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import unittest
 
-from tests.faults.faulting import RECORD, FaultCase, sample, sampled
+from tests.faults.faulting import FaultCase, sample, sampled
 from tests.simpool.archive import Image
 
 KIB = 1 << 10
@@ -162,22 +162,22 @@ class DiskFull(DiskCase):
         self.checked()
         return after[0] - before[0], after[1] - before[1]
 
+    def at_each(self, rooms):
+        """With one room after the other, or one of them."""
+        for room in sample(rooms, 1, self.id()):
+            with self.subTest(room):
+                self.with_room(*room)
+
     def test_at_every_size_up_to_all_that_is_needed(self):
         size, _ = self.needed(1)
-        for room in sample(range(0, size + self.step, self.step), 1, 'sizes'):
-            with self.subTest(room):
-                self.with_room(room)
+        self.at_each([(room,) for room in range(0, size + self.step, self.step)])
 
     def test_at_every_page_for_the_small_files(self):
-        for room in sample(range(0, 160 * KIB, self.step // 32), 1, 'pages'):
-            with self.subTest(room):
-                self.with_room(room)
+        self.at_each([(room,) for room in range(0, 160 * KIB, self.step // 32)])
 
     def test_at_every_number_of_files_up_to_all_that_are_needed(self):
         _, files = self.needed(1)
-        for room in sample(range(0, files + 1, 2), 1, 'files'):
-            with self.subTest(room):
-                self.with_room(AMPLE // 2, room)
+        self.at_each([(AMPLE // 2, room) for room in range(0, files + 1, 2)])
 
     def test_with_a_little_more_than_it_needs_all_is_well(self):
         size, files = self.needed(1)
@@ -214,8 +214,9 @@ class FullForEverything(DiskFull):
         self.status_log = os.path.join(self.mounted, 'logs', 'status.log')
 
     def foreign(self):
+        logs = os.path.join(self.backups, 'logs')
         return {path: content for path, content in super().foreign().items()
-                if not path.startswith(os.path.join(self.backups, 'logs'))}
+                if not path.startswith(logs)}
 
     def check(self, done, settled, **options):
         super().check(done, settled, told=False, **options)
@@ -233,7 +234,14 @@ class AtCalls(FaultCase):
         self.undisturbed()
         return sample(range(first, len(self.sim.pool.journal) + 1, step), 1, self.id())
 
-    def strike(self, number, what, happens, mended, settled=True):
+    def at_each(self, first, step, *event, **how):
+        """Let it happen at each of these calls."""
+        for number in self.numbers(first, step):
+            with self.subTest(number):
+                self.remember()
+                self.strike(number, *event, **how)
+
+    def strike(self, number, what, happens, mended, settled=False):
         """One such event, and a run after it was mended. (The run, at its k-th call.)"""
         self.injected('%s at call %d' % (what, number))
         failures = []
@@ -267,12 +275,6 @@ class AtACall(DiskCase, AtCalls):
             stream.write('server:/backups %s nfs defaults 0 0\n' % self.mounted)
         self.script = self.changed_script(FSTAB=fstab)
         super().prepare()
-
-    def at_each(self, first, step, *event):
-        for number in self.numbers(first, step):
-            with self.subTest(number):
-                self.remember()
-                self.strike(number, *event, settled=False)
 
     def test_read_only(self):
         """What is open for writing would not let it be remounted, so the same is mounted over it
@@ -314,17 +316,14 @@ class Vanishing(AtCalls):
 
         def mended():
             self.assertFalse(os.path.exists(self.backups), self.what)
-            os.rename(away, self.backups)
-        for number in self.numbers(2, 3):
-            with self.subTest(number):
-                self.remember()
-                try:
-                    self.strike(number, 'backup_dir renamed', lambda: os.rename(
-                        self.backups, away), mended, settled=False)
-                finally:
-                    if os.path.exists(away):
-                        shutil.rmtree(self.backups, ignore_errors=True)
-                        os.rename(away, self.backups)
+            put_back()
+
+        def put_back():
+            if os.path.exists(away):
+                shutil.rmtree(self.backups, ignore_errors=True)
+                os.rename(away, self.backups)
+        self.addCleanup(put_back)
+        self.at_each(2, 3, 'backup_dir renamed', lambda: os.rename(self.backups, away), mended)
 
     def test_backup_dir_is_removed(self):
         self.removed(2, '', lambda: shutil.rmtree(self.backups))
@@ -334,20 +333,14 @@ class Vanishing(AtCalls):
 
     def test_the_new_directory_is_removed(self):
         def remove_new():
-            for vm in ('web', 'db', 'app'):
-                for name in os.listdir(os.path.join(self.backups, vm)):
-                    path = os.path.join(self.backups, vm, name)
-                    if name.startswith('backup-20') and not os.path.islink(path) and (
-                            os.path.exists(os.path.join(path, RECORD))):
-                        shutil.rmtree(path)
+            for directory in {os.path.dirname(path) for path in self.open_records()}:
+                shutil.rmtree(directory)
         self.removed(1, None, remove_new)
 
     def removed(self, first, vm, happens):
         """Somebody removes something at each call: the directory of a VM, all (''), or what the
-        run has begun (None). What is gone by that is not missed.
-
-        A backup that is removed after its run has recorded it is not the run's business.
-        """
+        run has begun (None). What is gone by that is not missed; a backup that is removed after
+        its run has recorded it is not the run's business."""
         def event():
             if not self.renewed(self.good()) >= ({vm} if vm else set(self.configured())):
                 happens()
@@ -365,7 +358,8 @@ class Vanishing(AtCalls):
                               if vm and name != vm},
                         foreign={path: content for path, content in self.memory.foreign.items()
                                  if not path.startswith(os.path.join(self.backups, vm))})
-                self.strike(number, '%s removed' % (vm or 'backup_dir'), event, mended)
+                self.strike(number, '%s removed' % (vm or 'backup_dir'), event, mended,
+                            settled=True)
 
 
 load_tests = sampled('.DiskFull.test_at_every_size', others=2)
