@@ -794,6 +794,10 @@ class MatrixCase(FaultCase):
         with self.reviving():
             return self.finish(self.begin())
 
+    def run_at(self, call, act):
+        """A run; something is done when the call of that number, or name, comes."""
+        return self.run_with(lambda number, each: call in (number, each.name) and act())
+
     def kill(self, children):
         started = children_of(self.child.pid) if children else []
         self.send(signal.SIGKILL)

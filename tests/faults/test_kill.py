@@ -27,8 +27,7 @@ class AtPoolCalls(MatrixCase):
         way, call = point
         self.injected('%s at call %d' % point, way + ' at a call to the pool')
         if way.startswith('SIGKILL'):
-            self.check_after_kill(self.run_with(
-                lambda number, _: number == call and self.kill(way != 'SIGKILL')))
+            self.check_after_kill(self.run_at(call, lambda: self.kill(way != 'SIGKILL')))
         else:
             done = self.run_with(
                 lambda number, _: self.terminate(number - call, way != 'SIGTERM'))
@@ -164,6 +163,7 @@ class DaemonDies(MatrixCase):
     ways = {'down': 'the daemon dies at a call to the pool',
             'down-after': 'the daemon dies before it answers a call'}
     constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
+    all_may_lack = False                # as where all wait for the daemon
 
     def die(self, point):
         way, call = point
@@ -178,37 +178,29 @@ class DaemonDies(MatrixCase):
     def hit(self, call):
         """The VMs that may be without a new backup: any one; all if nobody could log in."""
         lacking = set(self.configured()) - self.renewed(self.good())
-        return lacking if len(lacking) < 2 or call == 1 else ()
+        return lacking if self.all_may_lack or len(lacking) < 2 or call == 1 else ()
 
     def test_the_daemon_may_die_at_any_call(self):
         calls = self.once(self.named_calls)
         self.each([(way, number) for way in self.ways for number, _ in calls], self.die)
 
 
-class DaemonDiesSideBySide(DaemonDies):
-    """The same while four VMs are at work."""
-
-    keys = {'parallel': 4}
-    rules = FOUR
-    ways = {'down-after': 'the daemon dies before it answers a call'}
-
-    def hit(self, call):
-        return set(self.configured())
+globals().update(variants(DaemonDies, DaemonDiesSideBySide=dict(
+    keys={'parallel': 4}, rules=FOUR, all_may_lack=True,
+    ways={'down-after': 'the daemon dies before it answers a call'})))
 
 
 class DaemonStaysAway(DaemonDies):
     """The daemon dies and does not come back before the run has ended."""
 
     ways = {'down': 'the daemon dies at a call, and stays away'}
+    all_may_lack = True
     constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
 
     def run_with_an_outage(self):
         done = self.backup()
         self.sim.restart()
         return done
-
-    def hit(self, call):
-        return set(self.configured())
 
 
 class OrderOfOperations(LaunchedCase):

@@ -18,6 +18,8 @@ import unittest.mock
 
 from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, phase, sampled, seed
 from tests.faults.faulting import variants
+from tests.faults.test_matrix import (
+    BLOCKED, BOOTING, BUSY, FULL_SR, IN_USE, INTERNAL, NO_HANDLE, NO_REF, NO_VDI)
 from tests.simpool import model
 
 STEPS_FULL, STEPS_SAMPLE = 250, 6
@@ -25,13 +27,8 @@ BACK = (0.02, 0.2, 0.6)        # seconds until a daemon that died is back
 NAMES = ('web', 'db', 'app', 'web 2', 'RESTORE_web', 'RESTORE_RESTORE_web', 'SNAP_db_db-0',
          'METADATA_x', 'büro', 'backup')
 SIZE = '64 KiB'
-CODES = (['SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''],
-         ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', ''],
-         ['OTHER_OPERATION_IN_PROGRESS', 'VM', 'OpaqueRef:x', 'export', 'OpaqueRef:y'],
-         ['VDI_IN_USE', 'OpaqueRef:x', 'destroy'], ['HANDLE_INVALID', 'VM', 'OpaqueRef:x'],
-         ['INTERNAL_ERROR', 'Not_found'], ['HOST_STILL_BOOTING'],
-         ['SESSION_INVALID', 'OpaqueRef:x'],
-         ['OPERATION_BLOCKED', 'OpaqueRef:x', 'not tonight'])
+CODES = (FULL_SR, NO_VDI, BUSY, IN_USE, NO_HANDLE, INTERNAL, BOOTING, BLOCKED,
+         ['SESSION_INVALID', NO_REF])
 OF_ONE_VM = ('vm-snapshot', 'vdi-snapshot', 'template-param-set', 'vdi-param-set', 'vm-export',
              'vdi-export', 'vm-uninstall', 'snapshot-uninstall', 'vdi-destroy')
 CONSTANTS = dict(XE_TIMEOUT=2, XAPI_TIMEOUT=2, XAPI_PATIENCE=4, DISCARD_PAUSES=(0.05, 0.1, 0.2),
@@ -142,9 +139,9 @@ class Walk(FaultCase):
 
     def people_remove_a_vm(self):
         vms = self.vms()
+        name = self.chance.choice(list(vms))
         if len(vms) < 3:
             return None
-        name = self.chance.choice(list(vms))
         self.xe('vm-uninstall', 'uuid=' + self.sim.pool.tables['VM'][vms[name]]['uuid'],
                 'force=true')
         return name
@@ -249,10 +246,8 @@ class Walk(FaultCase):
             ('pool_db_backup', ('0', '1')), ('lock_wait', ('0', '0.01')), ('methods', ({},)),
             ('parallel', ('1', '4'))))
         value = self.chance.choice(values)
-        if key == 'max_backups':
-            self.max_backups = value
-        elif key == 'methods':
-            self.methods = {}
+        if key in ('max_backups', 'methods'):
+            setattr(self, key, dict(value) if key == 'methods' else value)
         else:
             self.keys = dict(self.keys, **{key: value})
         return '%s=%s' % (key, value)
@@ -274,21 +269,25 @@ class Walk(FaultCase):
         self.rules = tuple('%s=%s' % (self.methods[name], name) for name in chosen)
 
     def come_to_rest(self):
-        """After a run: no fault waits any more, and the daemon is there and has nothing to do.
-
-        Sessions may be left only by runs that were killed, or that could not reach the daemon.
-        """
+        """After a run: no fault waits any more, and the daemon is there and has nothing to do."""
         self.seen = sorted(set(self.seen) | {call.name for call in self.sim.calls()})
         self.sim.pool.faults.clear()
         self.sim.pool.journal = []
         self.until(self.is_quiet, 'a quiet pool')
 
+    def ended(self, done, settled=False, expire=False, **how):
+        """The invariants after a run; words for how it ended. Sessions may be left only by runs
+        that were killed, or that could not reach the daemon: they expire."""
+        self.check(done, settled, **how)
+        if expire:
+            self.sim.pool.tables['session'].clear()
+        return 'status %d' % done.status
+
     def undisturbed_run(self):
         done = self.finish(self.start_backup())
         self.come_to_rest()
-        self.check(done, settled=True, hit=())
         self.assertIn(done.status, (0, 1), done.output)
-        return 'status %d' % done.status
+        return self.ended(done, settled=True, hit=())
 
     def run_with_a_fault(self):
         name = self.chance.choice(self.seen)
@@ -299,12 +298,11 @@ class Walk(FaultCase):
         with self.reviving(self.chance.choice(BACK)):
             done = self.finish(self.start_backup())
         self.come_to_rest()
-        self.check(done, settled=False)
-        self.sim.pool.tables['session'].clear()
+        words = self.ended(done, expire=True)
         if name in OF_ONE_VM and times == 1 and fault['do'] not in ('down', 'down-after'):
             lacking = set(self.configured()) - self.renewed(self.good())
             self.assertLessEqual(len(lacking), 1, '6: one fault, several VMs: ' + done.output)
-        return 'status %d' % done.status
+        return words
 
     def fault_for(self, name):
         do = self.chance.choice(('refuse', 'refuse', 'print', 'die', 'slow', 'down', 'down-after',
@@ -326,14 +324,14 @@ class Walk(FaultCase):
     def disturbed(self, act):
         number = self.chance.randrange(1, 8 + 12 * len(self.rules))
         self.tell('at call %d' % number)
-        return self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
+        done = self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
+        self.come_to_rest()
+        return done
 
     def run_that_is_killed(self):
         done = self.disturbed(lambda: self.send(signal.SIGKILL))
-        self.come_to_rest()
         self.settle_pool()
-        self.check(done, settled=False)
-        return 'status %d' % done.status
+        return self.ended(done)
 
     def run_that_gets_signals(self):
         signals = self.chance.choice(((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGHUP,),
@@ -345,17 +343,11 @@ class Walk(FaultCase):
                 time.sleep(0.02)
         settled = self.is_settled()        # else it may end before it has come to that
         done = self.disturbed(send)
-        self.come_to_rest()
-        self.check(done, settled=settled)
-        self.assertIn(done.status, (0, 1) + tuple(128 + signum for signum in signals), done.output)
-        return 'status %d' % done.status
+        self.assertIn(done.status, [0, 1] + [128 + signum for signum in signals], done.output)
+        return self.ended(done, settled)
 
     def run_without_a_pool_for_a_while(self):
-        done = self.disturbed(self.sim.pool.go_down)
-        self.come_to_rest()
-        self.check(done, settled=False)
-        self.sim.pool.tables['session'].clear()
-        return 'status %d' % done.status
+        return self.ended(self.disturbed(self.sim.pool.go_down), expire=True)
 
     # Steps
 

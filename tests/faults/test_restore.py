@@ -14,8 +14,8 @@ import signal
 from typing import Any, Dict, NamedTuple
 
 from tests.tools import figures
-from tests.faults.faulting import MANIFEST, PASSING, LaunchedCase, MatrixCase, files_in, packed
-from tests.faults.faulting import sampled, seed, variants
+from tests.faults.faulting import MANIFEST, PASSING, LaunchedCase, MatrixCase, files_in
+from tests.faults.faulting import manifest_of, packed, sampled, seed, variants
 
 MARK = 'vmbackup_restore'
 SHARE = '.restore-'
@@ -228,14 +228,10 @@ class RestoreFaults(MatrixCase):
                 if key != 'test_restore'}
 
     def proved(self):
-        found = set()
-        for directory, _, names in os.walk(self.backups):
-            if MANIFEST in names:
-                with open(os.path.join(directory, MANIFEST), encoding='utf-8') as stream:
-                    result = json.load(stream).get('test_restore')
-                if result and 'fault' not in result:
-                    found.add(os.path.basename(os.path.dirname(directory)))
-        return found
+        results = [(directory, (manifest_of(directory) or {}).get('test_restore'))
+                   for directory, _, _ in os.walk(self.backups)]
+        return {os.path.basename(os.path.dirname(directory)) for directory, result in results
+                if result and 'fault' not in result}
 
     def check_words(self, done, found):
         """Assert that what the program said and left behind is what it has done."""
@@ -294,11 +290,9 @@ class Ended(RestoreFaults):
         self.injected('%s at call %d, %s' % point,
                       '%s: %s at a call to the pool' % (self.subject, way))
         if way == 'SIGTERM':
-            self.check_after_signal(self.run_with(
-                lambda number, _: number == call and self.send(signal.SIGTERM)))
+            self.check_after_signal(self.run_at(call, lambda: self.send(signal.SIGTERM)))
         else:
-            self.check_after_kill(self.run_with(
-                lambda number, _: number == call and self.kill(way != 'SIGKILL')), call)
+            self.check_after_kill(self.run_at(call, lambda: self.kill(way != 'SIGKILL')), call)
 
 
 class InterruptedTest(RestoreFaults):
@@ -312,8 +306,7 @@ class InterruptedTest(RestoreFaults):
             with self.subTest(verb):
                 self.start_over()
                 self.injected('SIGTERM at ' + verb)
-                done = self.run_with(lambda _, call: call.name == verb
-                                     and self.send(signal.SIGTERM))
+                done = self.run_at(verb, lambda: self.send(signal.SIGTERM))
                 self.assertEqual(143, done.status, done.output)
                 self.assertEqual({'db'} if verb == 'vm-import' else set(), self.proved())
                 self.check_after_signal(done)
@@ -339,8 +332,7 @@ class EndedOfSuspended(Ended):
     def test_a_vm_that_is_complete_keeps_its_memory_when_the_restore_is_killed(self):
         self.start_over()
         self.injected('SIGKILL at vm-param-remove', 'restore: SIGKILL at a call to the pool')
-        done = self.run_with(lambda _, call: call.name == 'vm-param-remove'
-                             and self.send(signal.SIGKILL))
+        done = self.run_at('vm-param-remove', lambda: self.send(signal.SIGKILL))
         self.check_after_kill(done, 2)
         self.assertEqual(['VM'], self.made(self.what))
 
@@ -397,14 +389,12 @@ class Refused(RestoreFaults):
 
     def half_way(self, names):
         for number, name in names:
-            if name in TRANSFERS:
-                for way in sorted({'die', 'down', 'refuse'} & set(self.ways)):
-                    for after in (100, 40000, 600000):
-                        yield way, number, name, {'after': after}
-            if name == 'vm-import':
-                for way in sorted({'down', 'refuse'} & set(self.ways)):
-                    for made in range(1, 9):
-                        yield way, number, name, {'made': made}
+            moments = [('after', after) for after in (100, 40000, 600000)] * (name in TRANSFERS)
+            moments += [('made', made) for made in range(1, 9)] * (name == 'vm-import')
+            for what, moment in moments:
+                for way in ('die', 'down', 'refuse'):
+                    if way in self.ways and (way != 'die' or what == 'after'):
+                        yield way, number, name, {what: moment}
 
     def meet(self, point):
         way, number, name, details = point
