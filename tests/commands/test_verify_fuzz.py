@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -47,11 +48,9 @@ class FuzzCase(ArchiveCase):
         self.addCleanup(resource.setrlimit, resource.RLIMIT_AS, limits)
 
     def times(self, count):
-        """How often: more in the full run."""
         return count * (40 if full() else 1) // 2
 
     def end(self, data, forms=FORMS):
-        """Each way to read these bytes ends with a verdict."""
         self.put(data)
         for form in forms:
             with self.subTest(form=form, bytes=len(data), begin=data[:60]):
@@ -60,8 +59,13 @@ class FuzzCase(ArchiveCase):
                 self.assertNotIn('out of memory', str(found))
                 figures.add('odd inputs', faults=1, checks=1)
 
+    def replaced(self, text, word, new, to=None):
+        """A text with something else in one of the places of a word, up to where `to` tells."""
+        at = self.chance.choice([found.start() for found in re.finditer(re.escape(word), text)])
+        end = at + len(word)
+        return text[:at] + new + text[to(end) if to else end:]
+
     def noise(self, most=3000):
-        """Random bytes."""
         return archives.noise(self.chance, self.chance.randrange(most))
 
 
@@ -73,6 +77,8 @@ class Noise(FuzzCase):
             self.end(self.noise())
         for data in (b'', b'\0', bytes(BLOCK), bytes(4096), b'\xff' * 4096):
             self.end(data)
+        for _ in range(self.times(3)):
+            self.end(zlib.compress(self.noise()))
 
     def test_behind_the_first_bytes_of_something(self):
         for magic in (b'\x1f\x8b', b'\x1f\x8b\x08\x00', b'\x28\xb5\x2f\xfd', b'conectix',
@@ -80,18 +86,13 @@ class Noise(FuzzCase):
             for _ in range(self.times(5)):
                 self.end(magic + self.noise())
 
-    def test_compressed(self):
-        for pack in [zlib.compress] + [
-                lambda data, kind=kind: archives.packed(data, kind) for kind in PACKERS.values()]:
-            for _ in range(self.times(3)):
-                self.end(pack(self.noise()))
-
-    def test_behind_what_tells_of_compression(self):
+    def test_compressed_and_behind_what_tells_of_compression(self):
         for program, kind in PACKERS.items():
             self.only(program)
-            for head in (b'\x1f\x8b\x08\x00' + bytes(6), b'\x1f\x8b\x08\xff',
-                         b'\x28\xb5\x2f\xfd\xa4', archives.packed(b'x' * 3000, kind)[:9]):
-                for _ in range(self.times(3)):
+            for _ in range(self.times(3)):
+                self.end(archives.packed(self.noise(), kind))
+                for head in (b'\x1f\x8b\x08\x00' + bytes(6), b'\x1f\x8b\x08\xff',
+                             b'\x28\xb5\x2f\xfd\xa4', archives.packed(b'x' * 3000, kind)[:9]):
                     self.end(head + self.noise(), ['.xva'])
 
     def test_headers_of_any_name_and_size(self):
@@ -102,10 +103,9 @@ class Noise(FuzzCase):
             self.end(archive.tar_header(name, size) + self.noise(), ['.xva'])
 
     def test_fields_of_a_header(self):
-        for field in ((124, 12), (148, 8), (0, 100), (156, 1)):
+        for at, length in ((124, 12), (148, 8), (0, 100), (156, 1)):
             for _ in range(self.times(12)):
                 head = bytearray(archive.tar_header('ova.xml', 100))
-                at, length = field
                 head[at:at + length] = self.chance.choice((
                     archives.noise(self.chance, length), b'-1'.ljust(length),
                     b'\x80' + bytes(length - 1), b'9' * length, b' ' * length, bytes(length)))
@@ -118,8 +118,16 @@ class Noise(FuzzCase):
 class Documents(FuzzCase):
     """ova.xml and the other documents."""
 
+    def setUp(self):
+        super().setUp()
+        self.first, *self.rest = members(KINDS['several disks']())
+
+    def archive(self, text):
+        """An archive of disks with that ova.xml."""
+        return joined([Member('ova.xml', text)] + self.rest)
+
     def ova(self, text):
-        """An archive with that ova.xml and nothing else, and that text as a document."""
+        """That text as an ova.xml without disks, and as a document."""
         self.end(joined([Member('ova.xml', text)]), ['.xva'])
         self.end(text, ['.xml', '.dump'])
 
@@ -137,38 +145,30 @@ class Documents(FuzzCase):
         for text in (laughs, b'<!DOCTYPE a SYSTEM "/etc/passwd"><value/>',
                      b'<value><![CDATA[x]]></value>'):
             self.ova(text)
-        self.put(joined([Member('ova.xml', laughs)]))
-        self.assertEqual('ova.xml: it has a declaration, which xapi does not write',
-                         str(self.verdict()))
-        self.put(laughs)
-        self.assertEqual('it has a declaration, which xapi does not write',
-                         str(self.verdict('.xml')))
+        for data, form, place in (
+                (self.archive(laughs), '.xva', 'ova.xml: '), (laughs, '.xml', '')):
+            self.put(data)
+            self.assertEqual(place + 'it has a declaration, which xapi does not write',
+                             str(self.verdict(form)))
+
+    def test_declarations_in_another_encoding_are_refused_too(self):
+        text = '<!DOCTYPE value [<!ENTITY a "b">]>' + self.first.data.decode('utf-8')
+        for encoding in ('utf-16', 'utf-16-le', 'utf-16-be', 'utf-8-sig'):
+            changed = text.encode(encoding)
+            for data, form in ((self.archive(changed), '.xva'), (changed, '.xml')):
+                self.put(data)
+                self.assertIsInstance(self.verdict(form), VmBackup.Damaged, encoding)
 
     def test_anything_left_out_or_of_another_type(self):
-        data = KINDS['several disks']()
-        text, rest = members(data)[0].data, members(data)[1:]
+        text = self.first.data
         words = (b'virtual_size', b'<struct>', b'</struct>', b'<value>', b'Ref:9', b'userdevice',
                  b'content_type', b'<name>class</name>', b'VBD', b'VDI', b'power_state', b'<name>')
         for _ in range(self.times(60)):
-            word, changed = self.chance.choice(words), text
-            places = [at for at in range(len(text)) if text.startswith(word, at)]
-            at = self.chance.choice(places)
-            changed = text[:at] + self.chance.choice((
-                b'', b'x', word * 2, self.noise(20), b'\0', b'-')) + text[at + len(word):]
-            self.end(joined([Member('ova.xml', changed)] + rest), ['.xva'])
+            word = self.chance.choice(words)
+            new = self.chance.choice((b'', b'x', word * 2, self.noise(20), b'\0', b'-'))
+            self.end(self.archive(self.replaced(text, word, new)), ['.xva'])
         for size in (b'-1', b'', b'x', b'9' * 5000, b'1.5', b' 7 ', b'1_0', '٣'.encode('utf-8')):
-            self.end(joined([Member('ova.xml', text.replace(b'>70000<', b'>%s<' % size))] + rest),
-                     ['.xva'])
-
-    def test_declarations_in_another_encoding_are_refused_too(self):
-        data = KINDS['one small disk']()
-        text, rest = members(data)[0].data.decode('utf-8'), members(data)[1:]
-        for encoding in ('utf-16', 'utf-16-le', 'utf-16-be', 'utf-8-sig'):
-            changed = ('<!DOCTYPE value [<!ENTITY a "b">]>' + text).encode(encoding)
-            self.put(joined([Member('ova.xml', changed)] + rest))
-            self.assertIsInstance(self.verdict(), VmBackup.Damaged, encoding)
-            self.put(changed)
-            self.assertIsInstance(self.verdict('.xml'), VmBackup.Damaged, encoding)
+            self.end(self.archive(text.replace(b'>70000<', b'>%s<' % size)), ['.xva'])
 
     def test_encodings_that_nobody_knows(self):
         for encoding in ('nonsense', 'hex', 'zlib', 'utf-7', 'utf-16', 'idna', 'undefined', 'mbcs',
@@ -176,15 +176,14 @@ class Documents(FuzzCase):
             self.ova(b'<?xml version="1.0" encoding="%s"?><value/>' % encoding.encode('utf-8'))
 
     def test_a_value_without_an_end_takes_no_memory_without_end(self):
-        """Of a file of 100 KB, if it is compressed."""
         for begin in archives.some((b'<value a="', b'<value><!--', b'<value><?x ', b'<value a',
                                     b'<value>'), self.chance, 2):
             pieces = [begin] + [b'x' * archives.MIB] * 100
             self.end(b''.join(archive.compressed(pieces, 'gzip')), ['.xml'])
 
     def test_an_ova_xml_that_claims_to_be_huge(self):
-        self.end(archive.tar_header('ova.xml', 0o77777777777) + bytes(5000), ['.xva'])
-        self.end(archive.tar_header('ova.xml', VmBackup.LARGEST_OVA) + bytes(5000), ['.xva'])
+        for size in (0o77777777777, VmBackup.LARGEST_OVA):
+            self.end(archive.tar_header('ova.xml', size) + bytes(5000), ['.xva'])
 
 
 class Images(FuzzCase):
@@ -222,7 +221,6 @@ class Splices(FuzzCase):
             self.end(b''.join(pieces) + self.chance.choice((b'', END)))
 
     def test_of_what_a_real_pool_made(self):
-        """Cut, mixed up, and cut again."""
         names = ['sample.xva.gz', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva',
                  'pool-database.dump.xz', 'sample-root.vhd.xz']
         goods = [sample(name) for name in names + ['sample.xva.zst'] * ('zstd' in PACKERS)]
@@ -243,23 +241,22 @@ class Decompressors(FuzzCase):
 
     def instead(self, *lines):
         """Have this script decompress; the verdict."""
-        with open(os.path.join(self.directory, 'gzip'), 'w', encoding='utf-8') as stream:
+        path = os.path.join(self.directory, 'gzip')
+        with open(path, 'w', encoding='utf-8') as stream:
             stream.write('\n'.join(('#!/bin/sh',) + lines) + '\n')
-        os.chmod(stream.name, 0o755)
-        path = self.directory + os.pathsep + os.environ['PATH']
+        os.chmod(path, 0o755)
         self.only('gzip')
-        with unittest.mock.patch.dict(os.environ, PATH=path):
+        with unittest.mock.patch.dict(
+                os.environ, PATH=self.directory + os.pathsep + os.environ['PATH']):
             return self.verdict()
 
     @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
     def test_one_that_was_killed_is_no_damage(self):
-        """As the kernel does where memory is short."""
+        work = 'head -c 30000 | %s -dc 2>/dev/null' % shutil.which('gzip')
         for signal in ('KILL', 'TERM', 'SEGV'):
-            with self.assertRaises(VmBackup.CommandFailed):
-                self.instead('kill -%s $$' % signal)
-            with self.assertRaises(VmBackup.CommandFailed):
-                self.instead('head -c 30000 | %s -dc 2>/dev/null' % shutil.which('gzip'),
-                             'kill -%s $$' % signal)
+            for before in ('', work):
+                with self.assertRaises(VmBackup.CommandFailed):
+                    self.instead(before, 'kill -%s $$' % signal)
 
     @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
     def test_one_that_complains_or_ends_early_is_damage(self):
@@ -276,7 +273,6 @@ class Decompressors(FuzzCase):
                     self.verdict()
 
     def test_none_stays(self):
-        """Neither a process nor an open file, whatever the verdict."""
         before, children = len(os.listdir('/proc/self/fd')), children_of(os.getpid())
         for kind in sorted(set(PACKERS.values())):
             for data in (KINDS['an odd last chunk'](), bytes(1 << 22), b'x' * (1 << 22)):
@@ -292,7 +288,6 @@ class Storage(FuzzCase):
     """What a file system says of a file that it cannot read."""
 
     def told(self, number):
-        """Read an archive whose storage fails in the midst, in this way."""
         stream = io.BytesIO(KINDS['one small disk']()[:30000])
 
         def readinto(view):
@@ -307,11 +302,9 @@ class Storage(FuzzCase):
         with unittest.mock.patch.object(source, 'stream', fails):
             return VmBackup.ArchiveReader(source, None).read()
 
-    def test_a_sector_that_cannot_be_read_is_damage(self):
+    def test_a_sector_that_cannot_be_read_is_damage_and_a_share_in_trouble_is_none(self):
         with self.assertRaisesRegex(VmBackup.Damaged, 'Input/output error at byte 30000'):
             self.told(errno.EIO)
-
-    def test_a_share_in_trouble_is_none(self):
         for number in (errno.ESTALE, errno.ETIMEDOUT, errno.EACCES):
             with self.assertRaises(OSError):
                 self.told(number)
@@ -324,15 +317,20 @@ class Backups(FuzzCase):
         super().setUp()
         self.backup = VmBackup.BackupDir(os.path.join(self.directory, 'dated'), 0)
         os.mkdir(self.backup.path)
-        self.data = KINDS['one small disk']()
-        self.text = members(self.data)[0].data
-        self.leave('vm.xva', self.data)
-        self.leave('success', b'')
+        data = KINDS['one small disk']()
+        self.text = members(data)[0].data
+        for name, content in (('vm.xva', data), ('success', b'')):
+            self.leave(name, content)
 
     def leave(self, name, data):
-        """Have a file hold this."""
         with open(self.backup.file(name), 'wb') as stream:
             stream.write(data)
+
+    def check_with(self, name, data):
+        """What is made of it with a file that holds this."""
+        with self.subTest(name, begin=data[:2000]):
+            self.leave(name, data)
+            return self.check()
 
     def check(self):
         """What is made of the backup: Verified, or the Damaged that was raised."""
@@ -362,43 +360,30 @@ class Backups(FuzzCase):
                 if self.chance.random() < 0.3:
                     value = [value]
                 manifest[key] = value
-            for digest in ([{'digests': {'vm.xva': value}} for value in odd[:3]]
-                           if self.chance.random() < 0.1 else []):
-                manifest['verified'] = digest
-            with self.subTest(manifest=manifest):
-                self.leave('backup.json', json.dumps(manifest).encode('ascii'))
-                self.check()
+            if self.chance.random() < 0.1:
+                manifest['verified'] = {'digests': {'vm.xva': self.chance.choice(odd)}}
+            self.check_with('backup.json', json.dumps(manifest).encode('ascii'))
         for data in (b'', b'\0', b'{', b'[' * 100000, b'{"a":' * 100000, b'\xff', b'null', b'[]',
                      b'{"disks": [{"virtual_size": 1e999}]}', self.noise()):
-            with self.subTest(begin=data[:30]):
-                self.leave('backup.json', data)
-                self.check()
+            self.check_with('backup.json', data)
 
     def test_metadata(self):
+        text = self.text
         words = (b'<name>uuid</name>', b'<value>VM</value>', b'name_label', b'<struct>', b'<value>',
                  b'</value>', b'export_vsn', b'<name>snapshot</name>', b'<name>class</name>')
         for _ in range(self.times(60)):
             word = self.chance.choice(words)
-            at = self.chance.choice([at for at in range(len(self.text))
-                                     if self.text.startswith(word, at)])
-            to = at + len(word)
-            if self.chance.random() < 0.3:             # with the value that follows it
-                to = self.text.find(b'</value>', to) + 8
-            with self.subTest(word=word, at=at, to=to):
-                self.leave('vm-metadata.xml', self.text[:at] + self.chance.choice(
-                    (b'', b'x', word * 2, b'<value/>')) + self.text[to:])
-                self.check()
-        at = self.text.index(b'<name>uuid</name>', self.text.index(b'<value>VM</value>'))
-        without = self.text[:at] + b'<name>uuid</name>' + self.text[self.text.index(
-            b'</member>', at):]
-        for text in (without, b'', self.noise(), b'<a>' * 100000, self.text[:-1], self.text * 2,
-                     b'<?xml version="1.0" encoding="nonsense"?>' + self.text):
-            with self.subTest(begin=text[:60]):
-                self.leave('vm-metadata.xml', text)
-                found = self.check()
-                self.assertTrue(isinstance(found, VmBackup.Damaged) or found.problems, found)
-        self.leave('vm-metadata.xml', self.text)
-        self.assertEqual((), self.check().problems)
+            with_value = self.chance.random() < 0.3
+            self.check_with('vm-metadata.xml', self.replaced(
+                text, word, self.chance.choice((b'', b'x', word * 2, b'<value/>')),
+                (lambda end: text.find(b'</value>', end) + 8) if with_value else None))
+        at = text.index(b'<name>uuid</name>', text.index(b'<value>VM</value>'))
+        without = text[:at] + b'<name>uuid</name>' + text[text.index(b'</member>', at):]
+        for changed in (without, b'', self.noise(), b'<a>' * 100000, text[:-1], text * 2,
+                        b'<?xml version="1.0" encoding="nonsense"?>' + text):
+            found = self.check_with('vm-metadata.xml', changed)
+            self.assertTrue(isinstance(found, VmBackup.Damaged) or found.problems, found)
+        self.assertEqual((), self.check_with('vm-metadata.xml', text).problems)
 
 
 @unittest.skipUnless(hypothesis, 'no package hypothesis')
@@ -406,7 +391,6 @@ class Hypothesis(FuzzCase):
     """Inputs that hypothesis thinks of."""
 
     def ends(self, strategy, build, forms):
-        """Whatever a strategy makes ends with a verdict."""
         @hypothesis.settings(max_examples=self.times(60), deadline=None, database=None,
                              suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.seed(seed())
@@ -433,7 +417,6 @@ class Hypothesis(FuzzCase):
             lambda made: joined([Member('ova.xml', self.xml(made))]), ['.xva'])
 
     def xml(self, made):
-        """XML of nested lists."""
         if isinstance(made, list):
             name = (b'value', b'struct', b'member', b'array')[len(made) % 4]
             return b'<%s>%s</%s>' % (name, b''.join(map(self.xml, made)), name)

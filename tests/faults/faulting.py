@@ -55,10 +55,9 @@ MANIFEST_KEYS = set('schema version vm method host pool xapi number started fini
                     ' left_out snapshot verified warnings'.split())
 CLASSES = ('VM', 'VBD', 'VDI', 'VIF')
 # What a backup may change in the record of somebody else's object, all of it for a while only.
-PASSING = {'VM': {'snapshots', 'children', 'parent', 'current_operations', 'allowed_operations'},
-           'VDI': {'snapshots', 'VBDs', 'current_operations', 'allowed_operations'},
-           'VBD': {'current_operations', 'allowed_operations'},
-           'VIF': {'current_operations', 'allowed_operations'}}
+OPERATIONS = {'current_operations', 'allowed_operations'}
+PASSING = {'VM': OPERATIONS | {'snapshots', 'children', 'parent'}, 'VBD': OPERATIONS,
+           'VDI': OPERATIONS | {'snapshots', 'VBDs'}, 'VIF': OPERATIONS}
 
 FAILURES = 5                # of a test, after which it does not look for more
 OUTAGE = 0.15               # seconds in which there is no daemon
@@ -122,6 +121,12 @@ def sampled(*always, others=0):
     return load_tests
 
 
+def variants(case, **differences):
+    """{name: a class of tests like this one, but for these attributes}, for its module."""
+    return {name: type(name, (case,), dict(attributes, __module__=case.__module__))
+            for name, attributes in differences.items()}
+
+
 def is_dated(path):
     """Whether a path is that of a dated directory: of that name, a real date, and no link."""
     found = BACKUP_NAME.match(os.path.basename(path))
@@ -143,19 +148,15 @@ def is_ours(relative, path):
 
 
 def read(path):
-    """The bytes of a file."""
     with open(path, 'rb') as stream:
         return stream.read()
 
 
 def read_backup(path):
-    """The Backup at a path."""
-    files = []
-    for directory, _, names in os.walk(path):
-        for name in names:
-            data = read(os.path.join(directory, name))
-            files.append((os.path.relpath(os.path.join(directory, name), path), len(data),
-                          hashlib.sha1(data).hexdigest()))
+    paths = [os.path.join(directory, name) for directory, _, names in os.walk(path)
+             for name in names]
+    files = [(os.path.relpath(each, path), os.stat(each).st_size,
+              hashlib.sha1(read(each)).hexdigest()) for each in paths]
     return Backup(path, manifest_of(path), tuple(sorted(files)))
 
 
@@ -175,19 +176,12 @@ def began(backup):
 
 
 def manifest_of(path):
-    """The manifest of a backup, or None."""
     if not os.path.exists(os.path.join(path, MANIFEST)):
         return None
     return json.loads(read(os.path.join(path, MANIFEST)).decode('utf-8'))
 
 
-def number_of(path):
-    """Which of its VM's backups it is by its manifest; 0 where there is none."""
-    return (manifest_of(path) or {'number': 0})['number']
-
-
 def packed(place):
-    """The bytes of an archive of a directory's content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode='w') as tar:
         for name in sorted(os.listdir(place)):
@@ -196,13 +190,11 @@ def packed(place):
 
 
 def files_in(data):
-    """{name: bytes} of the files in such an archive."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
 def unpack(data, place):
-    """Have that content, and no other, in a directory."""
     if os.listdir(place):
         shutil.rmtree(place)
         os.mkdir(place)
@@ -213,7 +205,6 @@ def unpack(data, place):
 
 @contextlib.contextmanager
 def opened(path):
-    """A file to be read; an image that is compressed is decompressed."""
     program = {'.gz': 'gzip', '.zst': 'zstd'}.get(os.path.splitext(path)[1])
     with open(path, 'rb') as stream:
         if not program or '.xva' in path:
@@ -224,7 +215,6 @@ def opened(path):
 
 
 def read_images(stream, name, virtual_size):
-    """The disks in an exported file; archive.ArchiveError if it is not whole."""
     if '.raw' in name:
         return [archive.read_raw(stream, virtual_size)]
     if '.vhd' in name:
@@ -300,7 +290,6 @@ class FaultCase(PoolCase):
         self.begin_run()
 
     def use_pool(self, **options):
-        """A pool with snapshots that people made and named like ours."""
         super().use_pool(**options)
         pool = self.sim.pool
         refs = {record['name_label']: ref for ref, record in pool.tables['VM'].items()
@@ -339,7 +328,6 @@ class FaultCase(PoolCase):
                 str(keys))
 
     def make_history(self):
-        """Rotation is due: backups of 3.25 and of ours, failures, foreign files."""
         for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva')):
             self.old_backup_of_325(vm, 'backup-2019-03-01-(02:00:00)', extension)
         self.old_backup_of_325('web', 'backup-2019-03-08-(02:00:00)', 'xva')
@@ -366,20 +354,17 @@ class FaultCase(PoolCase):
             stream.write(data)
 
     def old_backup_of_325(self, vm, name, extension):
-        """A backup as 3.25 left it: files and a marker, no manifest."""
         path = self.old_backup(vm, name, 'vm.cfg', 'success')
         self.put(os.path.join(path, '%s.%s' % (vm, extension)), b'made by 3.25')
         return path
 
     def save(self):
-        """Keep all as it is now, for `rewind`."""
         pool = self.sim.pool
         with pool.lock:
             self.saved = State(packed(self.backups), *copy.deepcopy(
                 (pool.tables, pool.content, self.notes)))
 
     def rewind(self):
-        """Have all as it was saved, and a pool without faults that has seen no call."""
         unpack(self.saved.tree, self.backups)
         pool = self.sim.pool
         with pool.lock:
@@ -397,11 +382,9 @@ class FaultCase(PoolCase):
     # Runs
 
     def config_path(self):
-        """Write this test's config; return its path."""
         return self.config(*self.rules, **dict({'max_backups': self.max_backups}, **self.keys))
 
     def configured(self):
-        """{VM: its method}: what the rules select; they have to be plain names."""
         words = [rule.partition('=') for rule in self.rules]
         return {re.sub(r':\d+\Z', '', name): method for method, _, name in words
                 if method in ('vm-export', 'vdi-export')}
@@ -412,20 +395,18 @@ class FaultCase(PoolCase):
         return super().start(*arguments, **environ)
 
     def begin_run(self):
-        """Note what is there as a run begins."""
         self.backups_before = self.named()
         self.told_before = len(self.status_lines())
 
     def named(self):
         """(path, number) of each good backup: a name comes again where runs are that quick."""
-        return {(path, number_of(path)) for paths in self.marked().values() for path in paths}
+        return {(path, (manifest_of(path) or {'number': 0})['number'])
+                for paths in self.marked().values() for path in paths}
 
     def start_backup(self, **environ):
-        """Start a run with this test's config."""
         return self.start('password', self.config_path(), **environ)
 
     def backup(self, **environ):
-        """A run with this test's config, to its end."""
         return self.finish(self.start_backup(**environ))
 
     def run_with(self, tell, pause=OUTAGE):
@@ -445,11 +426,9 @@ class FaultCase(PoolCase):
         return done
 
     def begin(self):
-        """Start what is disturbed: a run with this test's config, unless a test says otherwise."""
         return self.start_backup()
 
     def send(self, signum):
-        """Send the run a signal, if it still runs."""
         self.child.send_signal(signum)
         if signum == signal.SIGKILL:
             self.child.wait()
@@ -475,7 +454,6 @@ class FaultCase(PoolCase):
                 self.sim.restart()
 
     def until(self, condition, what='it'):
-        """Wait until something holds."""
         end = time.monotonic() + LIMIT
         while not condition():
             self.assertLess(time.monotonic(), end, what + ' never happened')
@@ -501,13 +479,11 @@ class FaultCase(PoolCase):
     # What is there
 
     def vm_directories(self):
-        """The names below backup_dir that may be a VM's."""
         with os.scandir(self.backups) as entries:
             return sorted(entry.name for entry in entries
                           if entry.is_dir(follow_symlinks=False) and entry.name != LOCKS)
 
     def dated_paths(self):
-        """The paths of all dated directories, sorted."""
         found = [os.path.join(self.backups, vm, name) for vm in self.vm_directories()
                  for name in sorted(os.listdir(os.path.join(self.backups, vm)))]
         return [path for path in found if is_dated(path)]
@@ -531,23 +507,20 @@ class FaultCase(PoolCase):
         found = {}
         for top in (self.backups, self.outside):
             for directory, names, files in os.walk(top):
-                relative = os.path.relpath(directory, top)
-                for name in sorted(names):
+                for name in sorted(names) + files:
                     path = os.path.join(directory, name)
-                    if top == self.backups and is_ours(os.path.join(relative, name), path):
-                        names.remove(name)
+                    relative = os.path.relpath(path, top)
+                    if top == self.backups and is_ours(relative, path):
+                        names[:] = [each for each in names if each != name]
                     elif os.path.islink(path):
                         found[path] = os.readlink(path)
-                    elif relative != '.':
+                    elif name in files:
+                        found[path] = read(path)
+                    elif os.sep in relative:
                         found[path] = None
-                for name in files:
-                    path = os.path.join(directory, name)
-                    if not (top == self.backups and is_ours(os.path.join(relative, name), path)):
-                        found[path] = os.readlink(path) if os.path.islink(path) else read(path)
         return found
 
     def pool_records(self):
-        """{class: {reference: record}} without what passes."""
         pool = self.sim.pool
         with pool.lock:
             return {cls: {ref: {field: value for field, value in record.items()
@@ -555,7 +528,6 @@ class FaultCase(PoolCase):
                           for ref, record in pool.tables[cls].items()} for cls in CLASSES}
 
     def status_lines(self):
-        """The lines of the status log, whole."""
         with contextlib.suppress(FileNotFoundError):
             with open(self.status_log, encoding='utf-8', errors='surrogateescape') as stream:
                 return stream.read().splitlines()
@@ -584,16 +556,15 @@ class FaultCase(PoolCase):
         """
         words = '%s; seed %s\n%s' % (self.what, seed(), done.output if done else '')
         now = self.good()
-        invariants = [lambda: self.check_history(now, words), lambda: self.check_foreign(words),
-                      lambda: self.check_pool(settled, words),
-                      lambda: self.check_backups(now, words)]
+        self.check_history(now, words)
+        self.check_foreign(words)
+        self.check_pool(settled, words)
+        self.check_backups(now, words)
         if done is not None:
-            invariants.append(lambda: self.check_end(done, now, told, words))
-        if done is not None and hit is not None:
-            invariants.append(lambda: self.check_others(now, hit, words))
-        for invariant in invariants:
-            invariant()
-        figures.add_check(self.kind, len(invariants))
+            self.check_end(done, now, told, words)
+            if hit is not None:
+                self.check_others(now, hit, words)
+        figures.add_check(self.kind, 4 if done is None else 5 if hit is None else 6)
 
     def check_history(self, now, words):
         """1: what is gone went by rotation, the oldest first, after enough newer ones."""
@@ -646,19 +617,14 @@ class FaultCase(PoolCase):
         return {cls: objects for cls, objects in extra.items() if objects}
 
     def tells_of_something(self, text):
-        """Whether a snapshot that a record names is in the pool."""
         tables, record = self.sim.pool.tables, json.loads(text)
         here = {each['uuid'] for cls in ('VM', 'VDI') for each in tables[cls].values()}
         return bool(({record['uuid']} | set(record['disks'])) & (here | set(tables['VDI'])))
 
     def open_records(self):
-        """{path: content} of the records of snapshots below backup_dir."""
-        found = {}
-        for directory, _, files in os.walk(self.backups):
-            if RECORD in files:
-                path = os.path.join(directory, RECORD)
-                found[path] = read(path).decode('utf-8')
-        return found
+        paths = [os.path.join(directory, RECORD)
+                 for directory, _, files in os.walk(self.backups) if RECORD in files]
+        return {path: read(path).decode('utf-8') for path in paths}
 
     def unrecorded(self, records):
         """Snapshots in the pool since remember() of which no record tells."""
@@ -678,7 +644,6 @@ class FaultCase(PoolCase):
         return found
 
     def holders(self, disk):
-        """References of the VMs that have this disk."""
         tables = self.sim.pool.tables
         return {vbd['VM'] for vbd in tables['VBD'].values()
                 if vbd['VDI'] == disk and vbd['VM'] in tables['VM']}
@@ -701,7 +666,6 @@ class FaultCase(PoolCase):
                 self.verified.add(key)
 
     def verify(self, backup):
-        """Assert that the manifest is whole, and the files are what it says."""
         manifest, files = backup.manifest, dict(file[:2] for file in backup.files)
         self.assertIsNotNone(manifest, 'no manifest')
         self.assertEqual(set(), MANIFEST_KEYS - set(manifest), 'missing in the manifest')
@@ -790,7 +754,6 @@ class MatrixCase(FaultCase):
             self.script = self.changed_script(**self.constants)
 
     def start_over(self):
-        """Have everything as it was before the first run."""
         self.rewind()
 
     def once(self, function):
@@ -803,7 +766,6 @@ class MatrixCase(FaultCase):
         return COUNTS[key]
 
     def named_calls(self):
-        """(number, name) of the calls to the pool that an undisturbed run makes."""
         done = self.finish(self.begin())
         self.assertIn(done.status, (0, 1), done.output)
         return [(number, call.name) for number, call in enumerate(self.sim.calls(), 1)]
@@ -817,26 +779,26 @@ class MatrixCase(FaultCase):
         failures = 0
         for point in chosen:
             with self.subTest(point=point):
-                good = False
                 try:
                     self.start_over()
                     work(point)
-                    good = True
-                finally:
-                    if not good:
-                        failures += 1
-                        self.doCleanups()
-                        self.setUp()
+                except BaseException:
+                    failures += 1
+                    self.doCleanups()
+                    self.setUp()
+                    raise
             if failures >= FAILURES:
                 self.fail('%d points failed: no more are tried' % failures)
 
     def run_with_an_outage(self):
-        """A run, while whose daemon is away for a moment."""
         with self.reviving():
             return self.finish(self.begin())
 
+    def run_at(self, call, act):
+        """A run; something is done when the call of that number, or name, comes."""
+        return self.run_with(lambda number, each: call in (number, each.name) and act())
+
     def kill(self, children):
-        """SIGKILL, to what the run has started, too."""
         started = children_of(self.child.pid) if children else []
         self.send(signal.SIGKILL)
         for pid in started:
@@ -844,7 +806,6 @@ class MatrixCase(FaultCase):
                 os.kill(pid, signal.SIGKILL)
 
     def check_the_next_run(self):
-        """One more run, undisturbed: everything is well after it, and nothing is half done."""
         done = self.undisturbed()
         self.check(done, settled=True, hit=())
         half_done = [os.path.join(directory, name)
@@ -854,11 +815,9 @@ class MatrixCase(FaultCase):
         self.assertEqual(set(), self.failed() - self.failed_before, done.output)
 
     def failed(self):
-        """The paths of the dated directories without a marker."""
         return {path for path in self.dated_paths() if not set(MARKERS) & set(os.listdir(path))}
 
     def check_after_kill(self, done):
-        """The invariants right after a SIGKILL, and after one more run."""
         self.assertEqual(-signal.SIGKILL, done.status, done.output)
         self.settle_pool()
         self.check(done, settled=False)
@@ -880,7 +839,6 @@ class LaunchedCase(MatrixCase):
         super().start_over()
 
     def launched(self, **spec):
-        """A run that the launcher watches."""
         before = self.prelude
         self.prelude += ('import json\nfrom tests.tools import launcher\n'
                          'launcher.watch(**json.loads(%r))\n' % json.dumps(spec))
@@ -890,7 +848,6 @@ class LaunchedCase(MatrixCase):
             self.prelude = before
 
     def operations(self):
-        """The file operations of an undisturbed run: the launcher's dicts."""
         trace = os.path.join(self.directory, 'trace')
         done = self.launched(trace=trace, root=os.path.realpath(self.backups))
         self.assertIn(done.status, (0, 1), done.output)

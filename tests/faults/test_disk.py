@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import unittest
 
-from tests.faults.faulting import RECORD, FaultCase, sample, sampled
+from tests.faults.faulting import FaultCase, sample, sampled
 from tests.simpool.archive import Image
 
 KIB = 1 << 10
@@ -19,12 +19,10 @@ TOOLS = ('unshare', 'nsenter', 'mount', 'umount', 'sh', 'cat')
 
 
 def unshare():
-    """The words that begin a mount namespace: root needs no user namespace for it."""
     return ['unshare', '-m'] if os.geteuid() == 0 else ['unshare', '-r', '-m']
 
 
 def missing():
-    """Why there can be no small file system here, or ''."""
     tools = [tool for tool in TOOLS if not shutil.which(tool)]
     if tools:
         return 'small file systems need ' + ', '.join(tools)
@@ -50,16 +48,13 @@ class Namespace:
         self.holder.stdout.readline()
 
     def words(self):
-        """What a command begins with that is to run in it."""
         options = ['-m'] if os.geteuid() == 0 else ['-U', '-m', '--preserve-credentials']
         return ['nsenter'] + options + ['-t', str(self.holder.pid), '--']
 
     def prelude(self):
-        """A text with which a process goes there."""
         return 'from tests.tools.processes import enter\nenter(%d)\n' % self.holder.pid
 
     def do(self, *words):
-        """Run a command in it, which has to succeed."""
         done = subprocess.run(self.words() + list(words), stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
         if done.returncode:
@@ -70,7 +65,6 @@ class Namespace:
         return '/proc/%d/root%s' % (self.holder.pid, path)
 
     def close(self):
-        """End it, and all that is mounted in it."""
         self.holder.communicate()
 
 
@@ -106,7 +100,6 @@ class DiskCase(FaultCase):
         self.check(None, settled=True)
 
     def make_history(self):
-        """The same, and one run more."""
         super().make_history()
         self.undisturbed()
 
@@ -117,16 +110,13 @@ class DiskCase(FaultCase):
                           'remount,size=%d,nr_inodes=%d' % (size, files), 'tmpfs', self.disk)
 
     def used(self):
-        """(bytes, files) that are in use."""
         found = os.statvfs(self.namespace.path(self.disk))
         return ((found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree)
 
     def mount(self):
-        """Mount the file system at backup_dir."""
         self.namespace.do('mount', '--bind', self.disk, self.mounted)
 
     def unmount(self):
-        """Take it away from there; it may be in use."""
         self.namespace.do('umount', '-l', self.mounted)
 
     def fill_disks(self, fill):
@@ -138,7 +128,6 @@ class DiskCase(FaultCase):
                         image.virtual_size, ref, fill) if fill else Image(image.virtual_size)
 
     def checked(self):
-        """A run that meets nothing, and the invariants after it."""
         self.remember()
         self.check(self.undisturbed(), settled=True, hit=())
 
@@ -150,7 +139,6 @@ class DiskFull(DiskCase):
     step = 256 * KIB
 
     def with_room(self, size, files=MANY, fill=1):
-        """A run of disks so full, in so much room; then one with ample room."""
         self.fill_disks(fill)
         self.remember()
         self.injected('room for %d bytes, %d files' % (size, files))
@@ -164,7 +152,6 @@ class DiskFull(DiskCase):
         return done
 
     def needed(self, fill):
-        """What a run takes, deletions aside: room for that is enough."""
         keep, self.max_backups = self.max_backups, 99
         self.fill_disks(fill)
         before = self.used()
@@ -175,22 +162,22 @@ class DiskFull(DiskCase):
         self.checked()
         return after[0] - before[0], after[1] - before[1]
 
+    def at_each(self, rooms):
+        """With one room after the other, or one of them."""
+        for room in sample(rooms, 1, self.id()):
+            with self.subTest(room):
+                self.with_room(*room)
+
     def test_at_every_size_up_to_all_that_is_needed(self):
         size, _ = self.needed(1)
-        for room in sample(range(0, size + self.step, self.step), 1, 'sizes'):
-            with self.subTest(room):
-                self.with_room(room)
+        self.at_each([(room,) for room in range(0, size + self.step, self.step)])
 
     def test_at_every_page_for_the_small_files(self):
-        for room in sample(range(0, 160 * KIB, self.step // 32), 1, 'pages'):
-            with self.subTest(room):
-                self.with_room(room)
+        self.at_each([(room,) for room in range(0, 160 * KIB, self.step // 32)])
 
     def test_at_every_number_of_files_up_to_all_that_are_needed(self):
         _, files = self.needed(1)
-        for room in sample(range(0, files + 1, 2), 1, 'files'):
-            with self.subTest(room):
-                self.with_room(AMPLE // 2, room)
+        self.at_each([(AMPLE // 2, room) for room in range(0, files + 1, 2)])
 
     def test_with_a_little_more_than_it_needs_all_is_well(self):
         size, files = self.needed(1)
@@ -227,12 +214,11 @@ class FullForEverything(DiskFull):
         self.status_log = os.path.join(self.mounted, 'logs', 'status.log')
 
     def foreign(self):
-        """What is not ours; the log is."""
+        logs = os.path.join(self.backups, 'logs')
         return {path: content for path, content in super().foreign().items()
-                if not path.startswith(os.path.join(self.backups, 'logs'))}
+                if not path.startswith(logs)}
 
     def check(self, done, settled, **options):
-        """The log cannot tell when there was no room for its line."""
         super().check(done, settled, told=False, **options)
 
     test_less_than_the_last_backup_took_fails_before_any_snapshot = None
@@ -244,12 +230,18 @@ class AtCalls(FaultCase):
     """Something happens to backup_dir when the k-th call reaches the pool."""
 
     def numbers(self, first, step):
-        """Numbers of the calls of a run: every second one or such, or one of them."""
         self.sim.pool.journal = []
         self.undisturbed()
         return sample(range(first, len(self.sim.pool.journal) + 1, step), 1, self.id())
 
-    def strike(self, number, what, happens, mended, settled=True):
+    def at_each(self, first, step, *event, **how):
+        """Let it happen at each of these calls."""
+        for number in self.numbers(first, step):
+            with self.subTest(number):
+                self.remember()
+                self.strike(number, *event, **how)
+
+    def strike(self, number, what, happens, mended, settled=False):
         """One such event, and a run after it was mended. (The run, at its k-th call.)"""
         self.injected('%s at call %d' % (what, number))
         failures = []
@@ -278,19 +270,11 @@ class AtACall(DiskCase, AtCalls):
     keys = {'pool_db_backup': 1, 'require_mount': 'auto'}
 
     def prepare(self):
-        """A history, and a script for which backup_dir is in fstab."""
         fstab = os.path.join(self.directory, 'fstab')
         with open(fstab, 'w', encoding='utf-8') as stream:
             stream.write('server:/backups %s nfs defaults 0 0\n' % self.mounted)
         self.script = self.changed_script(FSTAB=fstab)
         super().prepare()
-
-    def at_each(self, first, step, *event):
-        """Let it happen at each of these calls."""
-        for number in self.numbers(first, step):
-            with self.subTest(number):
-                self.remember()
-                self.strike(number, *event, settled=False)
 
     def test_read_only(self):
         """What is open for writing would not let it be remounted, so the same is mounted over it
@@ -332,17 +316,14 @@ class Vanishing(AtCalls):
 
         def mended():
             self.assertFalse(os.path.exists(self.backups), self.what)
-            os.rename(away, self.backups)
-        for number in self.numbers(2, 3):
-            with self.subTest(number):
-                self.remember()
-                try:
-                    self.strike(number, 'backup_dir renamed', lambda: os.rename(
-                        self.backups, away), mended, settled=False)
-                finally:
-                    if os.path.exists(away):
-                        shutil.rmtree(self.backups, ignore_errors=True)
-                        os.rename(away, self.backups)
+            put_back()
+
+        def put_back():
+            if os.path.exists(away):
+                shutil.rmtree(self.backups, ignore_errors=True)
+                os.rename(away, self.backups)
+        self.addCleanup(put_back)
+        self.at_each(2, 3, 'backup_dir renamed', lambda: os.rename(self.backups, away), mended)
 
     def test_backup_dir_is_removed(self):
         self.removed(2, '', lambda: shutil.rmtree(self.backups))
@@ -352,20 +333,14 @@ class Vanishing(AtCalls):
 
     def test_the_new_directory_is_removed(self):
         def remove_new():
-            for vm in ('web', 'db', 'app'):
-                for name in os.listdir(os.path.join(self.backups, vm)):
-                    path = os.path.join(self.backups, vm, name)
-                    if name.startswith('backup-20') and not os.path.islink(path) and (
-                            os.path.exists(os.path.join(path, RECORD))):
-                        shutil.rmtree(path)
+            for directory in {os.path.dirname(path) for path in self.open_records()}:
+                shutil.rmtree(directory)
         self.removed(1, None, remove_new)
 
     def removed(self, first, vm, happens):
         """Somebody removes something at each call: the directory of a VM, all (''), or what the
-        run has begun (None). What is gone by that is not missed.
-
-        A backup that is removed after its run has recorded it is not the run's business.
-        """
+        run has begun (None). What is gone by that is not missed; a backup that is removed after
+        its run has recorded it is not the run's business."""
         def event():
             if not self.renewed(self.good()) >= ({vm} if vm else set(self.configured())):
                 happens()
@@ -383,7 +358,8 @@ class Vanishing(AtCalls):
                               if vm and name != vm},
                         foreign={path: content for path, content in self.memory.foreign.items()
                                  if not path.startswith(os.path.join(self.backups, vm))})
-                self.strike(number, '%s removed' % (vm or 'backup_dir'), event, mended)
+                self.strike(number, '%s removed' % (vm or 'backup_dir'), event, mended,
+                            settled=True)
 
 
 load_tests = sampled('.DiskFull.test_at_every_size', others=2)

@@ -6,9 +6,10 @@ import signal
 import time
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
-from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled
+from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled, variants
 
 FEW = ('vm-export=web', 'vdi-export=db')
+PRE_CLEAN = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
 FOUR = FaultCase.rules + ('vm-export=other',)
 
 
@@ -23,12 +24,10 @@ class AtPoolCalls(MatrixCase):
         self.each([(way, number) for way in self.ways for number, _ in calls], self.end)
 
     def end(self, point):
-        """A run that is ended at a call, and all that has to hold then."""
         way, call = point
         self.injected('%s at call %d' % point, way + ' at a call to the pool')
         if way.startswith('SIGKILL'):
-            self.check_after_kill(self.run_with(
-                lambda number, _: number == call and self.kill(way != 'SIGKILL')))
+            self.check_after_kill(self.run_at(call, lambda: self.kill(way != 'SIGKILL')))
         else:
             done = self.run_with(
                 lambda number, _: self.terminate(number - call, way != 'SIGTERM'))
@@ -40,27 +39,11 @@ class AtPoolCalls(MatrixCase):
             self.check_after_signal(done, self.called == call, signals)
 
     def terminate(self, distance, further):
-        """SIGTERM when the call is there; more signals right then and at the next call."""
         if not distance or further and distance == 1:
             self.send(signal.SIGTERM)
         if not distance and further:
             time.sleep(0.005)
             self.send(signal.SIGINT)
-
-
-class AtPoolCallsWithPreClean(AtPoolCalls):
-    """The same where old backups go before the export, and the pool's database is dumped."""
-
-    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
-    rules = FEW
-    ways = ('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')
-
-
-class AtPoolCallsSideBySide(AtPoolCalls):
-    """The same while four VMs are at work."""
-
-    keys = {'parallel': 4}
-    rules = FOUR
 
 
 class OverLeftovers(AtPoolCalls):
@@ -71,7 +54,6 @@ class OverLeftovers(AtPoolCalls):
     ways = ('SIGKILL',)
 
     def start_over(self):
-        """A run is killed while it exports: it leaves a snapshot and half a file."""
         super().start_over()
         self.run_with(lambda _, call: call.name == self.verb and call.args[0] != 'metadata=true'
                       and self.send(signal.SIGKILL))
@@ -79,29 +61,25 @@ class OverLeftovers(AtPoolCalls):
         self.assertTrue(self.extra(), 'the earlier run left nothing')
 
 
-class OverLeftoversOfDisks(OverLeftovers):
-    """The same with the snapshot of a disk."""
-
-    verb = 'vdi-export'
-    rules = FEW[1:]
-
-
-class AtPoolCallsOfDisks(AtPoolCalls):
-    """The same where all disks but one are exported, and compressed."""
-
-    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
-    rules = ('vdi-export=app', 'exclude-disk=app/xvdc')
-    pool_description = {'vms': [
-        {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
-        {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
-
-
-class AtPoolCallsOfOldToolstack(AtPoolCallsOfDisks):
-    """The same where a copy of a disk has to be destroyed before a whole VM is exported."""
-
-    keys = {}
-    rules = ('vm-export=app', 'exclude-disk=app/xvdc')
-    pool_description = dict(AtPoolCallsOfDisks.pool_description, xapi_version='21.3')
+THREE_DISKS = {'vms': [
+    {'name': 'web', 'disks': ['1 MiB']}, {'name': 'db', 'disks': ['1 MiB'], 'ran': True},
+    {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB', '1 MiB']}]}
+# The same where old backups go before the export, and the pool's database is dumped; while four
+# VMs are at work; where all disks but one are exported, and compressed; where a copy of a disk has
+# to be destroyed before a whole VM is exported.
+globals().update(variants(
+    AtPoolCalls,
+    AtPoolCallsWithPreClean=dict(
+        keys=PRE_CLEAN, rules=FEW, ways=('SIGKILL', 'SIGKILL of run and xe', 'SIGTERM')),
+    AtPoolCallsSideBySide=dict(keys={'parallel': 4}, rules=FOUR),
+    AtPoolCallsOfDisks=dict(
+        keys={'vdi_disks': 'all', 'vdi_compress': 'gzip'}, pool_description=THREE_DISKS,
+        rules=('vdi-export=app', 'exclude-disk=app/xvdc')),
+    AtPoolCallsOfOldToolstack=dict(
+        rules=('vm-export=app', 'exclude-disk=app/xvdc'),
+        pool_description=dict(THREE_DISKS, xapi_version='21.3'))))
+globals().update(variants(
+    OverLeftovers, OverLeftoversOfDisks=dict(verb='vdi-export', rules=FEW[1:])))
 
 
 class AtPoolCallsWithPeriods(AtPoolCalls):
@@ -136,7 +114,6 @@ class AtFileOperations(LaunchedCase):
                   self.end)
 
     def end(self, point):
-        """A run that ends itself there, and all that has to hold then."""
         way, number, when, name = point
         self.injected('%s %s operation %d, %s' % (way, when, number, name),
                       way + ' at a file operation')
@@ -147,10 +124,7 @@ class AtFileOperations(LaunchedCase):
             self.check_after_signal(done, last=number == self.operations_made[-1][0])
 
 
-class EndedAtFileOperations(AtFileOperations):
-    """SIGTERM comes there."""
-
-    ways = ('SIGTERM',)
+globals().update(variants(AtFileOperations, EndedAtFileOperations=dict(ways=('SIGTERM',))))
 
 
 class AtFileOperationsSideBySide(AtFileOperations):
@@ -172,12 +146,11 @@ class AtFileOperationsSideBySide(AtFileOperations):
 class AtFileOperationsWithPreClean(AtFileOperations):
     """The same where old backups go before the export, after failures, with a pool dump."""
 
-    keys = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
+    keys = PRE_CLEAN
     rules = FEW[:1]
     ways = ('SIGKILL', 'SIGTERM')
 
     def make_history(self):
-        """It has a failure among the backups, and one that is the last."""
         super().make_history()
         self.old_backup('web', 'backup-2020-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
         self.old_backup('web', 'backup-2039-01-01-(00:00:00)', 'vm.cfg', 'web.xva')
@@ -190,9 +163,9 @@ class DaemonDies(MatrixCase):
     ways = {'down': 'the daemon dies at a call to the pool',
             'down-after': 'the daemon dies before it answers a call'}
     constants = dict(DISCARD_PAUSES=(0.1, 0.2, 0.4, 0.8), SNAPSHOT_PAUSES=(0.1, 0.2, 0.4))
+    all_may_lack = False                # as where all wait for the daemon
 
     def die(self, point):
-        """A run in which the daemon dies at a call; the invariants after it and the next run."""
         way, call = point
         self.injected('%s at call %d' % point, self.ways[way])
         self.sim.pool.faults.add('*', way, nth=call)
@@ -205,40 +178,29 @@ class DaemonDies(MatrixCase):
     def hit(self, call):
         """The VMs that may be without a new backup: any one; all if nobody could log in."""
         lacking = set(self.configured()) - self.renewed(self.good())
-        return lacking if len(lacking) < 2 or call == 1 else ()
+        return lacking if self.all_may_lack or len(lacking) < 2 or call == 1 else ()
 
     def test_the_daemon_may_die_at_any_call(self):
         calls = self.once(self.named_calls)
         self.each([(way, number) for way in self.ways for number, _ in calls], self.die)
 
 
-class DaemonDiesSideBySide(DaemonDies):
-    """The same while four VMs are at work."""
-
-    keys = {'parallel': 4}
-    rules = FOUR
-    ways = {'down-after': 'the daemon dies before it answers a call'}
-
-    def hit(self, call):
-        """Any of them: all may be waiting for it."""
-        return set(self.configured())
+globals().update(variants(DaemonDies, DaemonDiesSideBySide=dict(
+    keys={'parallel': 4}, rules=FOUR, all_may_lack=True,
+    ways={'down-after': 'the daemon dies before it answers a call'})))
 
 
 class DaemonStaysAway(DaemonDies):
     """The daemon dies and does not come back before the run has ended."""
 
     ways = {'down': 'the daemon dies at a call, and stays away'}
+    all_may_lack = True
     constants = dict(XAPI_PATIENCE=0.2, DISCARD_PAUSES=(0.01,), SNAPSHOT_PAUSES=(0.01,))
 
     def run_with_an_outage(self):
-        """A run, after which the daemon is started again."""
         done = self.backup()
         self.sim.restart()
         return done
-
-    def hit(self, call):
-        """All of them."""
-        return set(self.configured())
 
 
 class OrderOfOperations(LaunchedCase):
@@ -253,18 +215,15 @@ class OrderOfOperations(LaunchedCase):
         self.assertEqual({'web', 'db'}, set(self.made.values()))
 
     def first(self, holds, what):
-        """The number of the first operation for which something holds."""
         for each in self.seen:
             if each['success'] and holds(each):
                 return each['number']
         return self.fail('never: ' + what)
 
     def appears(self, path):
-        """When something has a name."""
         return self.first(lambda each: path in each['new'], path + ' is there')
 
     def synced(self, path, after=0):
-        """When a file or directory was forced to the disk."""
         return self.first(lambda each: path in each['synced'] and each['number'] > after,
                           '%s is forced to the disk after operation %d' % (path, after))
 

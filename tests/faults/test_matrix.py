@@ -16,7 +16,7 @@ import random
 import unittest
 from typing import Any, Dict, NamedTuple, Tuple
 
-from tests.faults.faulting import FaultCase, full, sample, seed
+from tests.faults.faulting import FaultCase, full, sample, seed, variants
 
 DEADLINE = 1.5              # seconds that the script gives xe and XenAPI here
 LATE = DEADLINE + 0.5
@@ -58,24 +58,19 @@ REFUSALS = {
     'pool-dump-database': [INTERNAL, BOOTING],
 }                           # type: Dict[str, Any]
 # In the midst of the work: (code, steps or bytes until then).
-HALF_DONE = {
+HALF_DONE = dict.fromkeys(('vm-uninstall', 'snapshot-uninstall'), [(NO_VDI, 1), (IO_ERROR, 2)])
+HALF_DONE.update({
     'vm-snapshot': [(FULL_SR, 1), (NO_SNAPSHOT, 1)],
     'vm-export': [(DISK_ERROR, 500000), (NO_VDI, 900000)],
-    'vdi-export': [(DISK_ERROR, 500000), (IO_ERROR, 1 << 20)],
-    'vm-uninstall': [(NO_VDI, 1), (IO_ERROR, 2)],
-    'snapshot-uninstall': [(NO_VDI, 1), (IO_ERROR, 2)],
-}                           # type: Dict[str, Any]
+    'vdi-export': [(DISK_ERROR, 500000), (IO_ERROR, 1 << 20)]})
 OF_ANY_VERB = [INTERNAL, BOOTING]
 OF_ANY_METHOD = [INTERNAL, BOOTING, UNKNOWN, NO_HANDLE]
 OF_GETTERS = {'get_by_uuid': [NO_UUID], 'get_all_records_where': [['INVALID_VALUE', 'field', 'x']]}
 # What xe says although it has done nothing.
-LIES = {
-    'vm-snapshot': ['rubbish\n', NOBODY + '\n'],
-    'vdi-snapshot': ['rubbish\n', NOBODY + '\n'],
-    'vm-export': ['Export succeeded\n'],
-    'vm-uninstall': ['The following items are about to be destroyed\nAll objects destroyed\n'],
-    'snapshot-uninstall': ['All objects destroyed\n'],
-}                           # type: Dict[str, Any]
+LIES = dict.fromkeys(('vm-snapshot', 'vdi-snapshot'), [NOBODY + '\n'])   # type: Dict[str, Any]
+LIES.update({
+    'vm-export': ['Export succeeded\n'], 'snapshot-uninstall': ['All objects destroyed\n'],
+    'vm-uninstall': ['The following items are about to be destroyed\nAll objects destroyed\n']})
 WORKERS = {'vm-snapshot': 4, 'vdi-snapshot': 1, 'vm-uninstall': 3, 'snapshot-uninstall': 3,
            'vdi-destroy': 1}            # verbs with steps, and how many at most
 CUT_SHORT = b'<?xml version="1.0"?><methodResponse><params/>'
@@ -109,7 +104,15 @@ class Point(NamedTuple):
     name: str
     nth: int
     fault: Dict[str, Any]               # as faults.add() takes it; do='expire': all sessions do
-    settled: bool = True                # nothing may be left right after it
+
+    @property
+    def settled(self):
+        """Whether nothing may be left right after it. Where one thing after the other goes wrong,
+        the next run may have to put it in order; so it may after an answer that was a lie, a
+        daemon's death, and what xe has done too late."""
+        do = self.fault['do']
+        return (self.circumstances is NIGHT and do not in ('print', 'down', 'down-after') and
+                self.fault.get('times') != 0 and not (do == 'slow' and '.' not in self.name))
 
     def __str__(self):
         return '%s: call %d of %s: %s' % (self.circumstances.name, self.nth, self.name, self.fault)
@@ -138,7 +141,6 @@ class Matrix(FaultCase):
         self.prepare()
 
     def begin_run(self):
-        """Note what is there as a run begins; its hook has not run."""
         super().begin_run()
         for path in (self.noted, self.report) if self.keys else ():
             with contextlib.suppress(FileNotFoundError):
@@ -173,10 +175,8 @@ class Matrix(FaultCase):
                 self.sim.pool.tables['session'].clear()
 
     def meet(self, circumstances, expiry=None):
-        """Arrange the circumstances of the next run, to whose calls `note` listens.
-
-        expiry: (name, number) of the call at which every session expires.
-        """
+        """Arrange the circumstances of the next run, to whose calls `note` listens; `expiry` is
+        (name, number) of the call at which every session expires."""
         pool = self.sim.pool
         self.seen, self.expiry = collections.defaultdict(list), expiry
         if circumstances.leftovers:
@@ -186,7 +186,6 @@ class Matrix(FaultCase):
             pool.faults.add(name, **fault)
 
     def leave_things(self):
-        """A run that cannot remove its snapshots."""
         for verb in ('vm-uninstall', 'snapshot-uninstall', 'vdi-destroy'):
             self.sim.pool.faults.add(verb, 'refuse', error=NO_VDI, times=0)
         done = self.backup()
@@ -204,10 +203,8 @@ class Matrix(FaultCase):
         return PLACES[circumstances.name]
 
     def calls(self, circumstances, door):
-        """{name: numbers of its calls}: each of a door's names, at one of its calls for each VM.
-
-        Where the circumstances are not those of every night, only the calls that they cause.
-        """
+        """{name: numbers of its calls}: each of a door's names, at one of its calls for each VM;
+        where the circumstances are not those of every night, only the calls that they cause."""
         places = self.places(circumstances)
         usual = {} if circumstances is NIGHT else self.places(NIGHT)
         found = collections.OrderedDict()
@@ -236,13 +233,11 @@ class Matrix(FaultCase):
             chosen = list(faults(name, number))
             if door == 'xapi' and circumstances is not NIGHT:
                 chosen = turns(chosen, number, min(1, len(chosen)))
-            for turn, (fault, settled) in enumerate(chosen):
-                nth = calls[(number + turn) % len(calls)]
-                found.append(Point(circumstances, name, nth, fault, settled))
+            found += [Point(circumstances, name, calls[(number + turn) % len(calls)], fault)
+                      for turn, fault in enumerate(chosen)]
         return found
 
     def hit(self, point):
-        """One fault, and the invariants after it and after the next run."""
         fault = dict(point.fault)
         expiry = (point.name, point.nth) if fault['do'] == 'expire' else None
         self.sim.pool.faults.clear()
@@ -258,10 +253,8 @@ class Matrix(FaultCase):
         self.until(self.is_quiet, 'a quiet pool')
         if point.name in OF_SESSIONS or fault['do'] == 'expire':
             self.sim.pool.tables['session'].clear()     # nobody else can: they expire
-        # Where one thing after the other goes wrong, the next run may have to put it in order.
-        settled = point.settled and point.circumstances is NIGHT
-        self.check(done, settled, self.may_be_spoilt(point))
-        if done.status not in (0, 1) or not settled:
+        self.check(done, point.settled, self.may_be_spoilt(point))
+        if done.status not in (0, 1) or not point.settled:
             self.check(self.backup(), settled=True, hit=())
 
     def may_be_spoilt(self, point):
@@ -282,7 +275,7 @@ class All(Matrix):
     """All points of a part of the matrix.
 
     door    whose calls meet faults
-    faults  what a verb or method meets: yields (fault, whether nothing may be left after the run)
+    faults  what a verb or method meets, by its name and number
     after   circumstances in which something went wrong already
     """
 
@@ -290,7 +283,6 @@ class All(Matrix):
     after = (REMOVALS, SNAPSHOTS, LEFTOVERS)
 
     def go_through(self, *several):
-        """Meet all that there is in these circumstances."""
         for circumstances in several:
             points = self.points(circumstances, self.door, self.faults)
             self.assertTrue(points)
@@ -305,19 +297,6 @@ class All(Matrix):
         self.go_through(*self.after)
 
 
-class RefusedVerbs(All):
-    """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
-
-    kind = 'xe refuses'
-
-    @staticmethod
-    def faults(name, number):
-        for error in REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1):
-            yield {'do': 'refuse', 'error': error}, True
-        for error, after in HALF_DONE.get(name, []):
-            yield {'do': 'refuse', 'error': error, 'after': after}, True
-
-
 class RefusedVerbsForEver(All):
     """A verb that is refused at its every call."""
 
@@ -326,61 +305,7 @@ class RefusedVerbsForEver(All):
 
     @staticmethod
     def faults(name, number):
-        yield {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}, False
-
-
-class WrongWords(All):
-    """Whatever may be said, and nothing done. What is left then, the next run removes."""
-
-    kind = 'xe lies'
-
-    @staticmethod
-    def faults(name, number):
-        for text in ['', 'rubbish\n'] + LIES.get(name, []):
-            yield {'do': 'print', 'stdout': text, 'exit': 0}, False
-        yield {'do': 'print', 'exit': 1}, False
-
-
-class BrokenConnections(All):
-    """The connection ends: before the work or in a file, and when all but the answer is done."""
-
-    kind = 'xe dies half-way'
-
-    @staticmethod
-    def faults(name, number):
-        yield {'do': 'die'}, True
-        if name in EXPORTS:
-            yield {'do': 'die', 'after': 700000 if number % 2 else 1000}, True
-
-
-class DyingDaemons(All):
-    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
-
-    kind = 'the daemon dies half-way'
-
-    @staticmethod
-    def faults(name, number):
-        yield {'do': 'down-after' if number % 2 else 'down'}, False
-        for after in range(WORKERS.get(name, -1) + 1):
-            yield {'do': 'down', 'after': after}, False
-        if name in EXPORTS:
-            yield {'do': 'down', 'after': 700000}, False
-
-
-class NoEnd(All):
-    """No answer at all, one that comes too late, and work that is done too late."""
-
-    kind = 'xe hangs or is late'
-
-    @staticmethod
-    def faults(name, number):
-        yield {'do': 'hang'}, True
-        if name in EXPORTS:
-            yield {'do': 'stall' if number % 2 else 'hang', 'after': 700000}, True
-        elif name not in WORKERS:
-            yield {'do': 'slow', 'seconds': LATE}, False
-        if name in WORKERS:
-            yield {'do': 'slow', 'seconds': LATE, 'after': number % 3}, False
+        return [{'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}]
 
 
 class RefusedMethods(All):
@@ -395,58 +320,67 @@ class RefusedMethods(All):
         errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
         if name == LOGIN:
             errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
-        for error in errors:
-            yield {'do': 'refuse', 'error': error}, True
+        return [{'do': 'refuse', 'error': error} for error in errors]
 
 
-class WrongAnswers(All):
-    """What is no answer, or another one than was asked for."""
-
-    kind = 'XenAPI answers wrongly'
-    door = 'xapi'
-
-    @staticmethod
-    def faults(name, number):
-        for answer in turns([{'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
-                             {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2):
-            yield dict(answer, do='print'), False
+def refused(name, number):
+    """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
+    at_once = REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1)
+    return [{'do': 'refuse', 'error': error} for error in at_once] + [
+        {'do': 'refuse', 'error': error, 'after': after}
+        for error, after in HALF_DONE.get(name, [])]
 
 
-class BrokenAnswers(All):
-    """The connection ends without an answer, or in the middle of one, or the daemon dies."""
-
-    kind = 'XenAPI breaks off'
-    door = 'xapi'
-    after = (SNAPSHOTS, LEFTOVERS, STALLS)
-
-    @staticmethod
-    def faults(name, number):
-        yield ({'do': 'die', 'after': 150} if number % 2 else {'do': 'die'}), True
-        yield {'do': 'down' if number % 2 else 'down-after'}, False
+def dying(name, number):
+    """The daemon dies: at the call or after it, and in its midst. It is back a little later."""
+    points = list(range(WORKERS.get(name, -1) + 1)) + [700000] * (name in EXPORTS)
+    return [{'do': 'down-after' if number % 2 else 'down'}] + [
+        {'do': 'down', 'after': after} for after in points]
 
 
-class NoAnswers(All):
-    """No answer, and one that comes too late."""
+def late(name, number):
+    """No answer at all, one that comes too late, and work that is done too late."""
+    if name in EXPORTS:
+        more = {'do': 'stall' if number % 2 else 'hang', 'after': 700000}
+    elif name in WORKERS:
+        more = {'do': 'slow', 'seconds': LATE, 'after': number % 3}
+    else:
+        more = {'do': 'slow', 'seconds': LATE}
+    return [{'do': 'hang'}, more]
 
-    kind = 'XenAPI hangs or is late'
-    door = 'xapi'
-    after = (SNAPSHOTS, LEFTOVERS)
 
-    @staticmethod
-    def faults(name, number):
-        yield ({'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}), True
+def part(kind, faults, **attributes):
+    """The attributes of a class like All."""
+    return dict(attributes, kind=kind, faults=staticmethod(faults))
 
 
-class ExpiredSessions(All):
-    """All sessions have expired when the call comes."""
-
-    kind = 'the session has expired'
-    door = 'xapi'
-
-    @staticmethod
-    def faults(name, number):
-        if name not in OF_SESSIONS:
-            yield {'do': 'expire'}, True
+PARTS = variants(
+    All,
+    RefusedVerbs=part('xe refuses', refused),
+    # Whatever may be said, and nothing done.
+    WrongWords=part('xe lies', lambda name, number: [
+        {'do': 'print', 'stdout': text, 'exit': 0}
+        for text in ['', 'rubbish\n'] + LIES.get(name, [])] + [{'do': 'print', 'exit': 1}]),
+    # Before the work or in a file, and when all but the answer is done.
+    BrokenConnections=part('xe dies half-way', lambda name, number: [{'do': 'die'}] + [
+        {'do': 'die', 'after': 700000 if number % 2 else 1000}] * (name in EXPORTS)),
+    DyingDaemons=part('the daemon dies half-way', dying),
+    NoEnd=part('xe hangs or is late', late),
+    # What is no answer, or another one than was asked for.
+    WrongAnswers=part('XenAPI answers wrongly', lambda name, number: [
+        dict(answer, do='print') for answer in turns([
+            {'value': ''}, {'body': b''}, {'value': []}, {'body': b'<html>'},
+            {'value': {NO_REF: {}}}, {'body': CUT_SHORT}], number, 2)], door='xapi'),
+    # Without an answer, or in the middle of one, or by the daemon's death.
+    BrokenAnswers=part('XenAPI breaks off', lambda name, number: (
+        [{'do': 'die', 'after': 150}, {'do': 'down'}] if number % 2 else
+        [{'do': 'die'}, {'do': 'down-after'}]), door='xapi', after=(SNAPSHOTS, LEFTOVERS, STALLS)),
+    NoAnswers=part('XenAPI hangs or is late', lambda name, number: [
+        {'do': 'hang'} if number % 2 else {'do': 'slow', 'seconds': LATE}],
+        door='xapi', after=(SNAPSHOTS, LEFTOVERS)),
+    ExpiredSessions=part('the session has expired', lambda name, number: [
+        {'do': 'expire'}] * (name not in OF_SESSIONS), door='xapi'))
+globals().update(PARTS)
 
 
 class Sample(Matrix):
@@ -457,22 +391,22 @@ class Sample(Matrix):
 
     def test_some_points_of_the_matrix(self):
         chance = random.Random('matrix:' + seed())
+        refusals = (PARTS['RefusedVerbs'], RefusedMethods)
+        others = [PARTS[name] for name in ('DyingDaemons', 'NoEnd', 'NoAnswers', 'ExpiredSessions')]
         for parts, circumstances in (
-                ((RefusedVerbs, RefusedMethods), NIGHT), ((WrongWords, WrongAnswers), NIGHT),
-                ((BrokenConnections, BrokenAnswers), NIGHT),
-                ((RefusedVerbsForEver, DyingDaemons, NoEnd, NoAnswers, ExpiredSessions),
-                 chance.choice(ALL[1:]))):
-            part = chance.choice(parts)
-            points = self.points(circumstances, part.door, part.faults) or self.points(
-                NIGHT, part.door, part.faults)
+                (refusals, NIGHT), ((PARTS['WrongWords'], PARTS['WrongAnswers']), NIGHT),
+                ((PARTS['BrokenConnections'], PARTS['BrokenAnswers']), NIGHT),
+                ([RefusedVerbsForEver] + others, chance.choice(ALL[1:]))):
+            each = chance.choice(parts)
+            points = self.points(circumstances, each.door, each.faults) or self.points(
+                NIGHT, each.door, each.faults)
             point = chance.choice(points)
             with self.subTest(str(point)):
-                self.kind = part.kind
+                self.kind = each.kind
                 self.hit(point)
 
 
 def load_tests(loader, tests, pattern):
-    """The whole matrix, or its sample."""
     chosen = unittest.TestSuite()
     for suite in tests:
         chosen.addTests(test for test in suite

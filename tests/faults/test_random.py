@@ -17,6 +17,9 @@ import unittest
 import unittest.mock
 
 from tests.faults.faulting import CLASSES, RECORD, FaultCase, every, full, phase, sampled, seed
+from tests.faults.faulting import variants
+from tests.faults.test_matrix import (
+    BLOCKED, BOOTING, BUSY, FULL_SR, IN_USE, INTERNAL, NO_HANDLE, NO_REF, NO_VDI)
 from tests.simpool import model
 
 STEPS_FULL, STEPS_SAMPLE = 250, 6
@@ -24,13 +27,8 @@ BACK = (0.02, 0.2, 0.6)        # seconds until a daemon that died is back
 NAMES = ('web', 'db', 'app', 'web 2', 'RESTORE_web', 'RESTORE_RESTORE_web', 'SNAP_db_db-0',
          'METADATA_x', 'büro', 'backup')
 SIZE = '64 KiB'
-CODES = (['SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''],
-         ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', ''],
-         ['OTHER_OPERATION_IN_PROGRESS', 'VM', 'OpaqueRef:x', 'export', 'OpaqueRef:y'],
-         ['VDI_IN_USE', 'OpaqueRef:x', 'destroy'], ['HANDLE_INVALID', 'VM', 'OpaqueRef:x'],
-         ['INTERNAL_ERROR', 'Not_found'], ['HOST_STILL_BOOTING'],
-         ['SESSION_INVALID', 'OpaqueRef:x'],
-         ['OPERATION_BLOCKED', 'OpaqueRef:x', 'not tonight'])
+CODES = (FULL_SR, NO_VDI, BUSY, IN_USE, NO_HANDLE, INTERNAL, BOOTING, BLOCKED,
+         ['SESSION_INVALID', NO_REF])
 OF_ONE_VM = ('vm-snapshot', 'vdi-snapshot', 'template-param-set', 'vdi-param-set', 'vm-export',
              'vdi-export', 'vm-uninstall', 'snapshot-uninstall', 'vdi-destroy')
 CONSTANTS = dict(XE_TIMEOUT=2, XAPI_TIMEOUT=2, XAPI_PATIENCE=4, DISCARD_PAUSES=(0.05, 0.1, 0.2),
@@ -77,16 +75,13 @@ class Walk(FaultCase):
         self.remember()
 
     def use_pool(self, **options):
-        """A pool as described; snapshots come with the steps."""
         super(FaultCase, self).use_pool(**options)
 
     @property
     def prelude(self):
-        """A text by which a run's clock is set."""
         return AT_ANOTHER_TIME % self.clock
 
     def stamp(self, seconds=None, original=model.stamp):
-        """The pool's time, by the same clock."""
         return original((time.time() if seconds is None else seconds) + self.clock)
 
     # What belongs to people
@@ -112,7 +107,6 @@ class Walk(FaultCase):
                        for cls, objects in self.before.items()}
 
     def vms(self, halted=False):
-        """{name: reference} of the real VMs, sorted."""
         return dict(sorted((record['name_label'], ref)
                            for ref, record in self.sim.pool.tables['VM'].items()
                            if not (record['is_a_snapshot'] or record['is_a_template'] or
@@ -120,18 +114,15 @@ class Walk(FaultCase):
                            and (not halted or record['power_state'] == 'Halted')))
 
     def new_name(self):
-        """A name that no VM has, or None."""
         free = [name for name in NAMES if name not in self.vms()]
         return self.chance.choice(free) if free else None
 
     def is_settled(self):
-        """Whether no killed run has left a record of something."""
         return not self.open_records()
 
     # What people do in the pool; each returns words for what it did, or None if it did nothing
 
     def people_rename_a_vm(self):
-        """Another name; the old one's backups stay where they are."""
         old, new = self.chance.choice(list(self.vms())), self.new_name()
         if not new:
             return None
@@ -139,7 +130,6 @@ class Walk(FaultCase):
         return '%s becomes %s' % (old, new)
 
     def people_add_a_vm(self):
-        """A clone, its disks too."""
         new, vms = self.new_name(), self.vms(halted=True)
         if not new or len(vms) > 4:
             return None
@@ -148,11 +138,10 @@ class Walk(FaultCase):
         return '%s, a clone of %s' % (new, old)
 
     def people_remove_a_vm(self):
-        """With its disks and its snapshots, ours included."""
         vms = self.vms()
+        name = self.chance.choice(list(vms))
         if len(vms) < 3:
             return None
-        name = self.chance.choice(list(vms))
         self.xe('vm-uninstall', 'uuid=' + self.sim.pool.tables['VM'][vms[name]]['uuid'],
                 'force=true')
         return name
@@ -165,7 +154,6 @@ class Walk(FaultCase):
         return label
 
     def people_snapshot_a_disk(self):
-        """The same for a disk."""
         if not self.is_settled():
             return None
         tables = self.sim.pool.tables
@@ -181,7 +169,6 @@ class Walk(FaultCase):
         return label
 
     def people_remove_a_snapshot(self):
-        """One of theirs."""
         tables = self.sim.pool.tables['VM']
         refs = sorted(ref for ref in self.people['VM'] if tables[ref]['is_a_snapshot'])
         if not refs:
@@ -193,11 +180,9 @@ class Walk(FaultCase):
     # What people do among the backups
 
     def a_directory(self):
-        """The name of a VM's directory, as it is or will be."""
         return self.chance.choice(self.vm_directories() + list(self.vms()))
 
     def people_put_a_file_there(self):
-        """Loose, in a directory of their own, or in one that only looks like a backup."""
         name = self.chance.choice((
             'KEEP-golden/disk', 'notes.txt', 'backup-2019-02-30-(02:00:00)/success', '.snapshot/x',
             'backup-2019-01-01/success', 'backup-2019-03-01-(02:00:00).old/success', 'success',
@@ -217,11 +202,9 @@ class Walk(FaultCase):
         return path
 
     def good_paths(self):
-        """Those that carry a marker."""
         return {path for paths in self.marked().values() for path in paths}
 
     def people_make_a_link(self):
-        """With a name as a backup has it, to what is theirs."""
         self.put(os.path.join(self.outside, 'success'), b'')
         self.put(os.path.join(self.outside, 'disk'), b'precious')
         self.links += 1
@@ -232,7 +215,6 @@ class Walk(FaultCase):
         return path
 
     def people_bring_backups_of_325(self):
-        """Good ones and a failed one."""
         vm, day = self.a_directory(), self.chance.randrange(1, 29)
         name = 'backup-2019-%02d-%02d-(02:00:00)' % (self.chance.randrange(1, 13), day)
         if os.path.lexists(os.path.join(self.backups, vm, name)):
@@ -244,7 +226,6 @@ class Walk(FaultCase):
         return os.path.join(vm, name)
 
     def people_put_a_backup_aside(self):
-        """Renamed, it is theirs; or deleted by hand."""
         paths = [path for path in self.dated_paths()
                  if not os.path.exists(os.path.join(path, RECORD))]
         if not paths:
@@ -259,23 +240,19 @@ class Walk(FaultCase):
         return '%s is deleted' % path
 
     def people_change_the_config(self):
-        """Keys, and which method a VM has."""
         key, values = self.chance.choice((
             ('max_backups', (1, 1, 2, 3)), ('pre_clean', ('True', 'False')),
             ('compress', ('none', 'gzip', 'none')), ('vdi_export_format', ('raw', 'vhd')),
             ('pool_db_backup', ('0', '1')), ('lock_wait', ('0', '0.01')), ('methods', ({},)),
             ('parallel', ('1', '4'))))
         value = self.chance.choice(values)
-        if key == 'max_backups':
-            self.max_backups = value
-        elif key == 'methods':
-            self.methods = {}
+        if key in ('max_backups', 'methods'):
+            setattr(self, key, dict(value) if key == 'methods' else value)
         else:
             self.keys = dict(self.keys, **{key: value})
         return '%s=%s' % (key, value)
 
     def people_set_the_clock(self):
-        """Forward or back, for a second or a year."""
         jump = self.chance.choice((1, -1, 60, -60, 3600, -3600, DAY, -DAY, 30 * DAY, -30 * DAY))
         if not -400 * DAY < self.clock + jump < 400 * DAY:
             return None
@@ -285,7 +262,6 @@ class Walk(FaultCase):
     # Runs
 
     def choose_vms(self):
-        """The rules of the next run: one to three VMs, each with the method that it has."""
         vms = list(self.vms())
         chosen = self.chance.sample(vms, min(len(vms), self.chance.choice((1, 1, 2, 3))))
         for name in chosen:
@@ -293,25 +269,27 @@ class Walk(FaultCase):
         self.rules = tuple('%s=%s' % (self.methods[name], name) for name in chosen)
 
     def come_to_rest(self):
-        """After a run: no fault waits any more, and the daemon is there and has nothing to do.
-
-        Sessions may be left only by runs that were killed, or that could not reach the daemon.
-        """
+        """After a run: no fault waits any more, and the daemon is there and has nothing to do."""
         self.seen = sorted(set(self.seen) | {call.name for call in self.sim.calls()})
         self.sim.pool.faults.clear()
         self.sim.pool.journal = []
         self.until(self.is_quiet, 'a quiet pool')
 
-    def undisturbed_run(self):
-        """Everything that is configured is backed up, and nothing of ours is left."""
-        done = self.finish(self.start_backup())
-        self.come_to_rest()
-        self.check(done, settled=True, hit=())
-        self.assertIn(done.status, (0, 1), done.output)
+    def ended(self, done, settled=False, expire=False, **how):
+        """The invariants after a run; words for how it ended. Sessions may be left only by runs
+        that were killed, or that could not reach the daemon: they expire."""
+        self.check(done, settled, **how)
+        if expire:
+            self.sim.pool.tables['session'].clear()
         return 'status %d' % done.status
 
+    def undisturbed_run(self):
+        done = self.finish(self.start_backup())
+        self.come_to_rest()
+        self.assertIn(done.status, (0, 1), done.output)
+        return self.ended(done, settled=True, hit=())
+
     def run_with_a_fault(self):
-        """One or a few calls of one name meet a fault."""
         name = self.chance.choice(self.seen)
         fault = self.fault_for(name)
         nth, times = self.chance.choice((1, 1, 2, 3)), self.chance.choice((1, 1, 1, 2, 4))
@@ -320,15 +298,13 @@ class Walk(FaultCase):
         with self.reviving(self.chance.choice(BACK)):
             done = self.finish(self.start_backup())
         self.come_to_rest()
-        self.check(done, settled=False)
-        self.sim.pool.tables['session'].clear()
+        words = self.ended(done, expire=True)
         if name in OF_ONE_VM and times == 1 and fault['do'] not in ('down', 'down-after'):
             lacking = set(self.configured()) - self.renewed(self.good())
             self.assertLessEqual(len(lacking), 1, '6: one fault, several VMs: ' + done.output)
-        return 'status %d' % done.status
+        return words
 
     def fault_for(self, name):
-        """A random fault that a call of that name can meet."""
         do = self.chance.choice(('refuse', 'refuse', 'print', 'die', 'slow', 'down', 'down-after',
                                  'hang' if self.chance.randrange(3) == 0 else 'refuse',
                                  'stall' if name.endswith('-export') else 'die'))
@@ -346,21 +322,18 @@ class Walk(FaultCase):
         return details
 
     def disturbed(self, act):
-        """A run that is acted on as its nth call to the pool comes in; what it did."""
         number = self.chance.randrange(1, 8 + 12 * len(self.rules))
         self.tell('at call %d' % number)
-        return self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
+        done = self.run_with(lambda count, _: count == number and act(), self.chance.choice(BACK))
+        self.come_to_rest()
+        return done
 
     def run_that_is_killed(self):
-        """SIGKILL: the next run removes what is left."""
         done = self.disturbed(lambda: self.send(signal.SIGKILL))
-        self.come_to_rest()
         self.settle_pool()
-        self.check(done, settled=False)
-        return 'status %d' % done.status
+        return self.ended(done)
 
     def run_that_gets_signals(self):
-        """SIGTERM, perhaps another one: it removes at once what is left."""
         signals = self.chance.choice(((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGHUP,),
                                       (signal.SIGTERM, signal.SIGINT)))
 
@@ -370,18 +343,11 @@ class Walk(FaultCase):
                 time.sleep(0.02)
         settled = self.is_settled()        # else it may end before it has come to that
         done = self.disturbed(send)
-        self.come_to_rest()
-        self.check(done, settled=settled)
-        self.assertIn(done.status, (0, 1) + tuple(128 + signum for signum in signals), done.output)
-        return 'status %d' % done.status
+        self.assertIn(done.status, [0, 1] + [128 + signum for signum in signals], done.output)
+        return self.ended(done, settled)
 
     def run_without_a_pool_for_a_while(self):
-        """The daemon goes away at a random call and comes back."""
-        done = self.disturbed(self.sim.pool.go_down)
-        self.come_to_rest()
-        self.check(done, settled=False)
-        self.sim.pool.tables['session'].clear()
-        return 'status %d' % done.status
+        return self.ended(self.disturbed(self.sim.pool.go_down), expire=True)
 
     # Steps
 
@@ -395,12 +361,10 @@ class Walk(FaultCase):
         people_put_a_backup_aside=3, people_change_the_config=6, people_set_the_clock=4)
 
     def tell(self, words):
-        """Add words to what is known of this step."""
         self.told_steps[-1] += ' ' + str(words)
         self.what = self.told_steps[-1]
 
     def step(self, name):
-        """One step; after a run, what looks like ours and is not is there still."""
         self.told_steps.append('%d. %s:' % (len(self.told_steps) + 1, name))
         if name.startswith('people_'):
             with self.by_people():
@@ -417,7 +381,6 @@ class Walk(FaultCase):
             self.assertTrue(os.path.exists(path), '2: a foreign file is gone: ' + path)
 
     def test_a_random_walk_harms_nothing(self):
-        """Some steps; a third of them are runs, and the last one is undisturbed."""
         steps = list(self.first)
         while len(steps) < (STEPS_FULL // every() if full() else STEPS_SAMPLE):
             kinds = self.runs if self.chance.randrange(3) == 0 else self.people_do
@@ -431,66 +394,22 @@ class Walk(FaultCase):
                 type(error).__name__, error, seed(), self.id(), '\n'.join(self.told_steps)))
 
 
-class FromNothing(Walk):
-    """It begins with a fault."""
-
-    first = ('run_with_a_fault',)
-
-
-class WithOneBackupEach(Walk):
-    """One backup of each VM is kept, and goes before the new one is made."""
-
-    keys = {'pre_clean': 'True'}
-    max_backups = 1
-
-
-class OfKills(Walk):
-    """Most runs are killed."""
-
-    first = ('undisturbed_run', 'run_that_is_killed')
-    runs = dict(undisturbed_run=3, run_that_is_killed=9, run_with_a_fault=1)
-
-
-class OfSignals(Walk):
-    """Most runs get signals."""
-
-    first = ('run_that_gets_signals',)
-    runs = dict(undisturbed_run=2, run_that_gets_signals=9, run_that_is_killed=1)
-
-
-class OfOutages(Walk):
-    """The daemon often is away."""
-
-    first = ('run_without_a_pool_for_a_while',)
-    runs = dict(undisturbed_run=2, run_without_a_pool_for_a_while=6, run_that_is_killed=2)
-
-
-class OfFaults(Walk):
-    """Most runs meet a fault."""
-
-    first = ('people_bring_backups_of_325', 'run_with_a_fault')
-    runs = dict(undisturbed_run=2, run_with_a_fault=12)
-
-
-class SideBySide(Walk):
-    """Four VMs are at work at once."""
-
-    keys = {'parallel': '4'}
-    first = ('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')
-
-
-class OfDisksOnly(Walk):
-    """Every VM's boot disk is exported, as VHD; the pool's database too."""
-
-    keys = {'vdi_export_format': 'vhd', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}
-    methods_there_are = ('vdi-export',)
-
-
-class OfSeveralDisks(Walk):
-    """All disks of a VM are exported, and compressed."""
-
-    keys = {'vdi_disks': 'all', 'vdi_compress': 'gzip'}
-    methods_there_are = ('vdi-export', 'vdi-export', 'vm-export')
-
-
+globals().update(variants(
+    Walk,
+    FromNothing=dict(first=('run_with_a_fault',)),
+    WithOneBackupEach=dict(keys={'pre_clean': 'True'}, max_backups=1),
+    OfKills=dict(first=('undisturbed_run', 'run_that_is_killed'),
+                 runs=dict(undisturbed_run=3, run_that_is_killed=9, run_with_a_fault=1)),
+    OfSignals=dict(first=('run_that_gets_signals',),
+                   runs=dict(undisturbed_run=2, run_that_gets_signals=9, run_that_is_killed=1)),
+    OfOutages=dict(first=('run_without_a_pool_for_a_while',), runs=dict(
+        undisturbed_run=2, run_without_a_pool_for_a_while=6, run_that_is_killed=2)),
+    OfFaults=dict(first=('people_bring_backups_of_325', 'run_with_a_fault'),
+                  runs=dict(undisturbed_run=2, run_with_a_fault=12)),
+    SideBySide=dict(keys={'parallel': '4'},
+                    first=('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')),
+    OfDisksOnly=dict(methods_there_are=('vdi-export',), keys={
+        'vdi_export_format': 'vhd', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}),
+    OfSeveralDisks=dict(methods_there_are=('vdi-export', 'vdi-export', 'vm-export'),
+                        keys={'vdi_disks': 'all', 'vdi_compress': 'gzip'})))
 load_tests = sampled('.OfKills.', '.OfFaults.', others=2)

@@ -14,8 +14,8 @@ import signal
 from typing import Any, Dict, NamedTuple
 
 from tests.tools import figures
-from tests.faults.faulting import MANIFEST, PASSING, LaunchedCase, MatrixCase, files_in, packed
-from tests.faults.faulting import sampled, seed
+from tests.faults.faulting import MANIFEST, PASSING, LaunchedCase, MatrixCase, files_in
+from tests.faults.faulting import manifest_of, packed, sampled, seed, variants
 
 MARK = 'vmbackup_restore'
 SHARE = '.restore-'
@@ -58,23 +58,19 @@ class RestoreFaults(MatrixCase):
 
     @property
     def subject(self):
-        """What is disturbed: restore, test-restore."""
         return self.words[0].partition('=')[0]
 
     @property
     def of_test(self):
-        """Whether that is a test, so that nothing may be left of it."""
         return self.subject == 'test-restore'
 
     # What there is
 
     def prepare(self):
-        """A history, and a config."""
         super().prepare()
         self.configuration = self.config_path()
 
     def make_history(self):
-        """Backups of a VM, which then is lost with its network, and of a disk."""
         self.rules = ('vm-export=gone', 'vdi-export=db')
         self.undisturbed()
         self.notes = [self.as_restored('gone(-restored-[-0-9]+)?', 'gone', True),
@@ -92,7 +88,6 @@ class RestoreFaults(MatrixCase):
         self.rules = type(self).rules
 
     def as_restored(self, name, vm, whole):
-        """What a restore of a VM, or of its only disk, has to make."""
         tables = self.sim.pool.tables
         record = tables['VM'][self.sim.pool.ref_of('VM', self.uuid_of(vm))]
         disks = {tables['VBD'][ref]['userdevice']: self.sim.pool.content[
@@ -102,13 +97,11 @@ class RestoreFaults(MatrixCase):
             for vif in record['VIFs']) if whole else None)
 
     def rewind(self):
-        """Have an empty status log, too."""
         super().rewind()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.status_log)
 
     def begin(self):
-        """Start the restore, or the test of one."""
         return self.start('password', *(self.words + (
             'from=' + (self.configuration if self.of_test else self.backups),)))
 
@@ -144,7 +137,6 @@ class RestoreFaults(MatrixCase):
         return found
 
     def look_at_old(self, now, words):
-        """Assert that what was there is there, and as it was."""
         before, images = self.saved.tables, self.saved.content
         for cls, passing in PASSES.items():
             for ref, record in before[cls].items():
@@ -232,22 +224,16 @@ class RestoreFaults(MatrixCase):
 
     @staticmethod
     def without_test(name, data):
-        """What a file holds; a manifest without the result of a test restore."""
         if os.path.basename(name) != MANIFEST:
             return data
         return {key: value for key, value in json.loads(data.decode('utf-8')).items()
                 if key != 'test_restore'}
 
     def proved(self):
-        """The backups whose manifests say that a test restore went well."""
-        found = set()
-        for directory, _, names in os.walk(self.backups):
-            if MANIFEST in names:
-                with open(os.path.join(directory, MANIFEST), encoding='utf-8') as stream:
-                    result = json.load(stream).get('test_restore')
-                if result and 'fault' not in result:
-                    found.add(os.path.basename(os.path.dirname(directory)))
-        return found
+        results = [(directory, (manifest_of(directory) or {}).get('test_restore'))
+                   for directory, _, _ in os.walk(self.backups)]
+        return {os.path.basename(os.path.dirname(directory)) for directory, result in results
+                if result and 'fault' not in result}
 
     def check_words(self, done, found):
         """Assert that what the program said and left behind is what it has done."""
@@ -281,7 +267,6 @@ class RestoreFaults(MatrixCase):
         self.check_settled(after, (0 if self.of_test else 1) + more)
 
     def check_after_signal(self, done, last=False):
-        """After SIGTERM: all is settled."""
         found = self.check_settled(done, 0 if self.of_test else 1)
         self.assertIn(done.status, (143, 0), '%s\n%s' % (self.what, done.output))
         if done.status == 0 and not self.of_test:
@@ -303,35 +288,13 @@ class Ended(RestoreFaults):
                 if 'xe' not in way or '.' not in name[1]]
 
     def end(self, point):
-        """One such end."""
         way, call, name = point
         self.injected('%s at call %d, %s' % point,
                       '%s: %s at a call to the pool' % (self.subject, way))
         if way == 'SIGTERM':
-            self.check_after_signal(self.run_with(
-                lambda number, _: number == call and self.send(signal.SIGTERM)))
+            self.check_after_signal(self.run_at(call, lambda: self.send(signal.SIGTERM)))
         else:
-            self.check_after_kill(self.run_with(
-                lambda number, _: number == call and self.kill(way != 'SIGKILL')), call)
-
-
-class EndedOfDisk(Ended):
-    """The same with the restore of a disk that is attached."""
-
-    words = OF_DISK
-
-
-class EndedOfCompressed(Ended):
-    """The same with a compressed archive."""
-
-    keys = {'compress': 'True'}
-    ways = ('SIGKILL of it and xe',)
-
-
-class EndedInTest(Ended):
-    """The same with a test of both."""
-
-    words = OF_TEST
+            self.check_after_kill(self.run_at(call, lambda: self.kill(way != 'SIGKILL')), call)
 
 
 class InterruptedTest(RestoreFaults):
@@ -345,8 +308,7 @@ class InterruptedTest(RestoreFaults):
             with self.subTest(verb):
                 self.start_over()
                 self.injected('SIGTERM at ' + verb)
-                done = self.run_with(lambda _, call: call.name == verb
-                                     and self.send(signal.SIGTERM))
+                done = self.run_at(verb, lambda: self.send(signal.SIGTERM))
                 self.assertEqual(143, done.status, done.output)
                 self.assertEqual({'db'} if verb == 'vm-import' else set(), self.proved())
                 self.check_after_signal(done)
@@ -358,7 +320,6 @@ class EndedOfSuspended(Ended):
     ways = ('SIGKILL',)
 
     def prepare(self):
-        """The VM sleeps in a file of somebody else's."""
         super().prepare()
         pool = self.sim.pool
         ref = pool.ref_of('VM', self.uuid_of('other'))
@@ -373,17 +334,14 @@ class EndedOfSuspended(Ended):
     def test_a_vm_that_is_complete_keeps_its_memory_when_the_restore_is_killed(self):
         self.start_over()
         self.injected('SIGKILL at vm-param-remove', 'restore: SIGKILL at a call to the pool')
-        done = self.run_with(lambda _, call: call.name == 'vm-param-remove'
-                             and self.send(signal.SIGKILL))
+        done = self.run_at('vm-param-remove', lambda: self.send(signal.SIGKILL))
         self.check_after_kill(done, 2)
         self.assertEqual(['VM'], self.made(self.what))
 
     def points(self, names):
-        """Where it is there, whole or not."""
         return super().points(names[[name for _, name in names].index('vm-import'):])
 
     def look_at_vm(self, now, ref, extra, words):
-        """It sleeps still, and has its memory."""
         vm = now['VM'][ref]
         self.assertIn(vm['suspend_VDI'], extra['VDI'], 'its memory is gone: ' + words)
         extra['VDI'] -= {vm['suspend_VDI']}
@@ -403,7 +361,6 @@ class AtFileOperations(LaunchedCase, RestoreFaults):
         self.each([(way,) + moment for way in self.ways for moment in moments], self.end)
 
     def end(self, point):
-        """One such end."""
         way, number, when, name = point
         self.injected('%s %s operation %d, %s' % (way, when, number, name),
                       '%s: %s at a file operation' % (self.subject, way))
@@ -412,18 +369,6 @@ class AtFileOperations(LaunchedCase, RestoreFaults):
             self.check_after_kill(done, number)
         else:
             self.check_after_signal(done)
-
-
-class AtFileOperationsOfDisk(AtFileOperations):
-    """The same with the restore of a disk that is attached."""
-
-    words = OF_DISK
-
-
-class AtFileOperationsInTest(AtFileOperations):
-    """The same with a test of both."""
-
-    words = OF_TEST
 
 
 class Refused(RestoreFaults):
@@ -445,19 +390,15 @@ class Refused(RestoreFaults):
                 or (way == 'down') == (number % 2 == 0)] + list(self.half_way(names))
 
     def half_way(self, names):
-        """The points in the midst of an import."""
         for number, name in names:
-            if name in TRANSFERS:
-                for way in sorted({'die', 'down', 'refuse'} & set(self.ways)):
-                    for after in (100, 40000, 600000):
-                        yield way, number, name, {'after': after}
-            if name == 'vm-import':
-                for way in sorted({'down', 'refuse'} & set(self.ways)):
-                    for made in range(1, 9):
-                        yield way, number, name, {'made': made}
+            moments = [('after', after) for after in (100, 40000, 600000)] * (name in TRANSFERS)
+            moments += [('made', made) for made in range(1, 9)] * (name == 'vm-import')
+            for what, moment in moments:
+                for way in ('die', 'down', 'refuse'):
+                    if way in self.ways and (way != 'die' or what == 'after'):
+                        yield way, number, name, {what: moment}
 
     def meet(self, point):
-        """One such fault."""
         way, number, name, details = point
         self.injected('%s at call %d, %s %s' % point,
                       '%s: %s' % (self.subject, self.kinds[way]))
@@ -477,24 +418,18 @@ class Refused(RestoreFaults):
         self.check_words(done, found)
 
 
-class RefusedOfDisk(Refused):
-    """The same with the restore of a disk that is attached."""
-
-    words = OF_DISK
-
-
-class RefusedInTest(Refused):
-    """The same with a test of both; the daemon stays."""
-
-    words = OF_TEST
-    ways = ('refuse', 'die')
-
-
-class DaemonDiesInTest(RefusedInTest):
-    """A test of both, where the daemon dies."""
-
-    ways = ('down', 'down-after')
-
+# The same with the restore of a disk that is attached, with a compressed archive, with a test of
+# both.
+globals().update(variants(
+    Ended, EndedOfDisk=dict(words=OF_DISK), EndedInTest=dict(words=OF_TEST),
+    EndedOfCompressed=dict(keys={'compress': 'True'}, ways=('SIGKILL of it and xe',))))
+globals().update(variants(
+    AtFileOperations, AtFileOperationsOfDisk=dict(words=OF_DISK),
+    AtFileOperationsInTest=dict(words=OF_TEST)))
+globals().update(variants(
+    Refused, RefusedOfDisk=dict(words=OF_DISK),
+    RefusedInTest=dict(words=OF_TEST, ways=('refuse', 'die')),
+    DaemonDiesInTest=dict(words=OF_TEST, ways=('down', 'down-after'))))
 
 load_tests = sampled('.Ended.', '.EndedInTest.', '.InterruptedTest.', '.AtFileOperations.',
                      '.Refused.', others=1)

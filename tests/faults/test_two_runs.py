@@ -4,11 +4,10 @@ import contextlib
 import os
 import random
 import re
-import signal
 import threading
 import time
 
-from tests.faults.faulting import FaultCase, Journal, sample, seed
+from tests.faults.faulting import FaultCase, Journal, read, sample, seed
 from tests.tools.support import LIMIT
 
 LOCKED = 'VM-LOCKED'
@@ -23,29 +22,29 @@ class TwoRuns(FaultCase):
         self.prepare()
 
     def start_one(self, number, *rules, **keys):
-        """Start a run with a config and a status log of its own; return the process."""
         self.status_log = self.log_of(number)
         path = self.config(*(rules or self.rules), **dict(
             {'max_backups': self.max_backups}, **dict(self.keys, **keys)))
-        own = os.path.join(self.directory, 'run-%d.cfg' % number)
+        own = self.at('run-%d.cfg' % number)
         os.rename(path, own)
+        os.makedirs(os.path.dirname(self.status_log), exist_ok=True)
         with open(self.status_log, 'w', encoding='utf-8'):
             pass
         return self.start('password', own)
 
     def log_of(self, number):
-        """The status log of a run."""
-        os.makedirs(os.path.join(self.directory, 'logs'), exist_ok=True)
-        return os.path.join(self.directory, 'logs', 'status-%d.log' % number)
+        return self.at('logs', 'status-%d.log' % number)
+
+    def told(self, number):
+        """The text of a run's status log."""
+        return read(self.log_of(number)).decode('utf-8')
 
     def outcomes(self, number):
         """{VM: the word with which a run's backup of it ended}."""
-        with open(self.log_of(number), encoding='utf-8') as stream:
-            ends = re.findall(',v(?:m|di)-export,[^,]*,end,([A-Z-]+) (\\w+)', stream.read())
+        ends = re.findall(',v(?:m|di)-export,[^,]*,end,([A-Z-]+) (\\w+)', self.told(number))
         return {vm: word for word, vm in ends}
 
     def side_by_side(self, offset, first, second):
-        """Two runs with these rules, the second so many seconds later; both as they ended."""
         self.remember()
         before = self.named()
         children = [self.start_one(1, *first)]
@@ -64,9 +63,8 @@ class TwoRuns(FaultCase):
             good = [vm for vm in words if words[vm] in ('SUCCESS', 'WARNING')]
             self.assertEqual(done.status in (0, 1), len(good) == len(words), both)
             self.assertLessEqual(set(words.values()), {'SUCCESS', 'WARNING', LOCKED}, both)
-            with open(self.log_of(number), encoding='utf-8') as stream:
-                self.assertIn(['SUCCESS', 'WARNING', 'ERROR'][done.status],
-                              stream.read().splitlines()[-1], both)
+            self.assertIn(['SUCCESS', 'WARNING', 'ERROR'][done.status],
+                          self.told(number).splitlines()[-1], both)
         self.check(None, settled=True)
         return both
 
@@ -78,36 +76,31 @@ class TwoRuns(FaultCase):
         return sample([self.chance.uniform(0, whole) for _ in range(20)], 1)
 
 
-class OnTheSameVms(TwoRuns):
-    """Both back up the same VMs."""
+class SideBySide(TwoRuns):
+    """The one starts a while after the other."""
 
-    kind = 'two runs, the same VMs'
-
-    def test_each_vm_is_backed_up_by_one_of_them_at_least(self):
+    def go(self, second, most):
+        """The second has these rules, the first has the others, if any. A run ends with this
+        status at most, and each VM is backed up."""
+        first = [rule for rule in self.rules if rule not in second] or self.rules
         for offset in self.offsets():
             with self.subTest(offset):
                 self.injected('a second run %.3f s later' % offset)
-                runs = self.side_by_side(offset, self.rules, self.rules)
+                runs = self.side_by_side(offset, first, second)
                 both = self.check_both(runs)
                 for vm in self.configured():
                     words = [self.outcomes(number).get(vm) for number in (1, 2)]
                     self.assertTrue({'SUCCESS', 'WARNING'} & set(words), both)
+                self.assertEqual([], [done for done in runs if done.status > most], both)
                 self.assertEqual(set(self.configured()), self.renewed(self.good()), both)
 
+    def test_on_the_same_vms_each_is_backed_up_by_one_of_them_at_least(self):
+        self.kind = 'two runs, the same VMs'
+        self.go(self.rules, 2)
 
-class OnDifferentVms(TwoRuns):
-    """Each backs up VMs of its own."""
-
-    kind = 'two runs, different VMs'
-
-    def test_both_succeed(self):
-        for offset in self.offsets():
-            with self.subTest(offset):
-                self.injected('a second run %.3f s later' % offset)
-                runs = self.side_by_side(offset, self.rules[:1], self.rules[1:])
-                both = self.check_both(runs)
-                self.assertEqual([], [done for done in runs if done.status > 1], both)
-                self.assertEqual(set(self.configured()), self.renewed(self.good()), both)
+    def test_on_different_vms_both_succeed(self):
+        self.kind = 'two runs, different VMs'
+        self.go(self.rules[1:], 1)
 
 
 class Busy(TwoRuns):
@@ -148,24 +141,24 @@ class Busy(TwoRuns):
         self.check_both([first, second])
         self.assertIn(first.status, (0, 1), first.output)
 
+    def waiting(self, words):
+        """A second run that waits for the lock."""
+        self.injected('another run exports the VM, ' + words)
+        second = self.start_one(2, 'vm-export=web', lock_wait=1)
+        self.until(lambda: ',begin,web' in self.told(2))
+        return second
+
     def test_with_lock_wait_it_waits_and_succeeds(self):
-        self.injected('another run exports the VM, lock_wait=1')
         with self.exporting() as child:
-            waiting = self.start_one(2, 'vm-export=web', lock_wait=1)
-            self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
-        runs = [self.finish(child), self.finish(waiting)]
+            second = self.waiting('lock_wait=1')
+        runs = [self.finish(child), self.finish(second)]
         self.check_both(runs)
         for done in runs:
             self.assertIn(done.status, (0, 1), done.output)
 
     def test_a_signal_ends_the_wait(self):
-        self.injected('another run exports the VM, SIGTERM meanwhile')
         with self.exporting() as child:
-            second = self.start_one(2, 'vm-export=web', lock_wait=1)
-            self.until(lambda: ',begin,web' in open_text(self.log_of(2)))
-            second.send_signal(signal.SIGTERM)
-            ended = self.finish(second)
-        self.assertEqual(143, ended.status, ended.output)
+            self.signalled(self.waiting('SIGTERM meanwhile'))
         first = self.finish(child)
         self.assertIn(first.status, (0, 1), first.output)
         self.check(None, settled=True)
@@ -183,9 +176,3 @@ class Busy(TwoRuns):
             self.assertNotIn(LOCKED, done.output)
             self.assertIn(done.status, (0, 1), done.output)
             self.check(done, settled=True, hit=())
-
-
-def open_text(path):
-    """The text of a file."""
-    with open(path, encoding='utf-8') as stream:
-        return stream.read()
