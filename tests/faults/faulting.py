@@ -37,7 +37,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import SCRIPT
 from tests.tools import figures
-from tests.tools.processes import children_of, pids, read_proc
+from tests.tools.processes import children_of, pids, process_name, read_proc, xe_name
 from tests.simpool import archive
 from tests.tools.support import LIMIT, PoolCase
 
@@ -468,7 +468,9 @@ class FaultCase(PoolCase):
     def is_quiet(self):
         """Whether no command, task or operation is under way in the pool, and no xe is left that
         has only begun and will ask for one."""
-        if any(os.fsencode(self.sim.xe) in read_proc(pid, 'cmdline') for pid in pids()):
+        forked = os.fsencode(xe_name(process_name()) + '\n')
+        if any(os.fsencode(self.sim.xe) in read_proc(pid, 'cmdline') or
+               read_proc(pid, 'comm') == forked for pid in pids()):
             return False                # asked first: one that has ended since has been served
         pool = self.sim.pool
         with pool.lock:

@@ -35,7 +35,7 @@ import types
 
 import VmBackup
 from tests import SCRIPT
-from tests.tools import figures
+from tests.tools import figures, forked_xe
 
 # Variables that the interpreter, the loader or a library looks at before the script does.
 DECIDED_AT_START = re.compile(r'(LANG|LANGUAGE|LC_\w+|PYTHON\w*|LD_\w+|OPENSSL_\w+|SSL\w+)\Z')
@@ -309,6 +309,7 @@ def become(request, handles):
     status = 1
     try:
         prepare(request, handles)
+        forked_xe.install()
         if request['prelude']:
             exec(request['prelude'], {'__name__': 'prelude'})
         status = VmBackup.main(sys.argv)

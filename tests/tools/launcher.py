@@ -24,7 +24,7 @@ OPERATIONS = {function.__name__: function for function in (
     os.chmod, os.fsync, os.fdatasync, os.truncate, os.open, io.open, fcntl.flock, fcntl.lockf)}
 OPERATIONS['open'] = None       # there are two of that name
 OPENS = (os.open, io.open)
-TALKS = ('fork_exec', 'sendall', 'send')        # other processes may have done something since
+TALKS = ('fork_exec', 'fork', 'sendall', 'send')    # others may have done something since
 BY = {'VmBackup.py', 'shutil.py', 'os.py', 'tempfile.py'}      # as callers: ours, or for us
 
 

@@ -22,15 +22,33 @@ def pids():
     return filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc/self') else [])
 
 
+def process_name():
+    """The name of this process, which what it forks has too."""
+    return read_proc('self', 'comm').decode('utf-8', 'replace').rstrip('\n')
+
+
+def name_process(name):
+    """Give this process another name, of 15 bytes at most."""
+    with contextlib.suppress(OSError), open('/proc/self/comm', 'w', encoding='utf-8') as file:
+        file.write(name)
+
+
+def xe_name(name):
+    """The name of an xe that is forked by a process of that name."""
+    return 'x' + name[1:]
+
+
 def living(mark, token, session=-1):
     """{pid: command line} of the processes whose environment has that token in the variable
-    `mark`, a list with colons, or that belong to a session."""
+    `mark`, a list with colons, or that belong to a session, or whose name is the token."""
     found = {}
     for pid in pids():
         state, _, _, group = (read_proc(pid, 'stat').rpartition(b')')[2].split() + [b'X'] * 4)[:4]
         marks = [line.partition(b'=')[2] for line in read_proc(pid, 'environ').split(b'\0')
                  if line.startswith(mark.encode() + b'=')]
-        ours = group == b'%d' % session or any(token.encode() in m.split(b':') for m in marks)
+        ours = (group == b'%d' % session or any(token.encode() in m.split(b':') for m in marks) or
+                read_proc(pid, 'comm').decode('utf-8', 'replace').rstrip('\n')
+                in (token, xe_name(token)))
         if ours and state not in b'ZX':
             command = read_proc(pid, 'cmdline').replace(b'\0', b' ')
             found[int(pid)] = command.decode('utf-8', 'replace').strip()

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from tests import ROOT
 from tests.tools import figures, forked
-from tests.tools.processes import end_all, living
+from tests.tools.processes import end_all, living, name_process
 
 MARK = 'VMBACKUP_TESTS_UNIT'
 TESTS_PER_UNIT = 30
@@ -194,6 +194,7 @@ class Worker:
     def work(self, counts):
         """In the process of its own: run the tests."""
         os.setsid()
+        name_process(self.token)
         for number in (signal.SIGTERM, signal.SIGHUP):     # also where nohup has us ignore them
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

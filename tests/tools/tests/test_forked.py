@@ -12,7 +12,7 @@ import unittest
 import warnings
 
 from tests import SCRIPT
-from tests.tools import figures, forked, support
+from tests.tools import figures, forked, forked_xe, support
 from tests.tools.processes import read_proc
 
 # All that a process may find as it begins, told in a line.
@@ -168,6 +168,63 @@ class OfItsOwn(ForkedCase):
         child.communicate(support.LIMIT)
         self.assertGreater(child.usage[0] + child.usage[1], 0.25)
         self.assertGreater(child.usage[2], 64 << 10)
+
+
+# An xe that tells what it has found, asked for twice by a run: forked, and for real.
+XE = '''#!%s -IS
+%s."""
+import os, posix, resource, signal, sys
+os.write(1, repr([
+    sys.argv, os.getcwd(), sorted(posix.environ.items()), os.getsid(0) == os.getpid(), os.umask(0),
+    [resource.getrlimit(getattr(resource, name)) for name in dir(resource)
+     if name[:7] == 'RLIMIT_'],
+    [int(number) for number in range(1, 65) if number not in (32, 33)
+     and signal.getsignal(number) == signal.SIG_IGN], [
+        number for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_DFL],
+    signal.pthread_sigmask(signal.SIG_BLOCK, ()), sys.getprofile(),
+    sorted(os.listdir('/proc/self/fd')), os.read(0, 9), os.write(2, b'errors')]).encode())
+%s
+'''
+ASK = '''
+import os, signal, subprocess, sys, threading
+from tests.tools import forked_xe
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+kept = os.dup(0)
+os.set_inheritable(kept, True)
+sys.setprofile(lambda *_: None)
+def ask():
+    for options in (dict(cwd='.'), dict(cwd='/', env={b'A': b'\\xff=', b'LC_ALL': b'C'},
+                             start_new_session=True), dict(pass_fds=[kept])):
+        child = subprocess.Popen([os.environb[b'XE'], b'a b', b'', b'\\xfe'], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        found.append(child.communicate(b'words') + (child.returncode,))
+for number in range(2):
+    found = []
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    print(ascii(found))
+    setattr(forked_xe.HOLDER, forked_xe.NAME, forked_xe.fork_and_exec)
+print(forked_xe.forks)
+sys.exit()
+'''
+
+
+class AnXe(ForkedCase):
+    """That of a forked run is forked, and finds what it finds when it is started."""
+
+    def test_forked_or_started_is_the_same(self):
+        for end in ('os._exit(3)', '1 / 0', 'os.kill(os.getpid(), 15)', 'posix.write(1, b"x")'):
+            with self.subTest(end):
+                self.environ['XE'] = os.path.join(self.place, 'xe')
+                with open(self.environ['XE'], 'w') as stream:
+                    stream.write(XE % (sys.executable, forked_xe.MARK.decode(), end))
+                os.chmod(self.environ['XE'], 0o755)
+                forks, real, number = self.end_of(ASK)[1].splitlines()
+                self.assertEqual(real, forks)
+                self.assertEqual(b'3', number)
 
 
 class ForReal(ForkedCase):
