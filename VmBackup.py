@@ -2401,8 +2401,19 @@ def sync(path: str) -> None:
         os.close(handle)
 
 
+def drop_parts(path: str) -> None:
+    """Delete what writes of a file that were killed have left beside it, a day ago or longer."""
+    for name in glob.glob(f'{glob.escape(path)}.*{NEW}'):
+        with contextlib.suppress(OSError):             # it is no harm, and gone with the directory
+            status = os.lstat(name)
+            if (re.search(f'[.][0-9]+{NEW}\\Z', name) and stat.S_ISREG(status.st_mode)
+                    and now().timestamp() - status.st_mtime > 86400):
+                os.unlink(name)
+
+
 def write_json(path: str, value: Any) -> None:
     """Write a file whole or not at all, onto stable storage."""
+    drop_parts(path)
     temporary = f'{path}.{os.getpid()}{NEW}'           # others may write it now, too
     try:
         with open(temporary, 'wb', opener=private) as stream:

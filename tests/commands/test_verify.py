@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shutil
+import time
 import unittest
 
 import VmBackup
@@ -512,6 +513,17 @@ class Robust(MadeCase):
         self.assertEqual([0] * 4, [self.finish(child).status for child in children])
         self.assertEqual('checksums', self.proved(self.web))
         self.assertEqual([], [name for name in os.listdir(self.web) if name.endswith('.new')])
+
+    def test_what_killed_writes_left_of_the_manifest_goes_when_it_is_a_day_old(self):
+        for name, days in (('backup.json.7.new', 2), ('backup.json.8.new', 0),
+                           ('backup.json.x.new', 2), ('web.xva.9.new', 2)):
+            path = self.put_file(os.path.join(self.web, name), '{')
+            os.utime(path, (time.time() - days * 86400,) * 2)
+        os.symlink('success', self.web + '/backup.json.5.new')
+        self.verify(0, self.web)
+        self.assertEqual(['backup.json.5.new', 'backup.json.8.new', 'backup.json.x.new',
+                          'web.xva.9.new'], [name for name in sorted(os.listdir(self.web))
+                                             if name.endswith('.new')])
 
     def test_a_pipe_in_the_place_of_the_archive_holds_nothing_up(self):
         os.unlink(self.web + '/web.xva')

@@ -216,7 +216,7 @@ class RestoreFaults(MatrixCase):
                      if name.startswith(('gone/', 'db/'))}
                     for each in (self.saved.tree, packed(self.backups))]
         places = {os.path.dirname(name) for name in old}
-        # A kill may leave what a manifest is called until it is whole; nothing removes that yet.
+        # A kill may leave what a manifest is called until it is whole: that goes a day later.
         changed = [name for name in sorted(set(old) | set(new))
                    if os.path.dirname(name) in places and old.get(name) != new.get(name)
                    and not re.search(r'/backup\.json\.\d+\.new\Z', name)]
