@@ -25,35 +25,15 @@ from .archive import Image
 from .database import EPOCH, NULL, TEMPLATES, Query, QueryError, metadata
 from .transfer import Transfers
 
-# What may be set through XenAPI, by class. Maps have add_to_ and remove_from_, sets add_ and
-# remove_ besides.
+# What may be set through this XenAPI, by class: what its clients set. Maps have add_to_ and
+# remove_from_, sets add_ and remove_ besides.
 WRITABLE = {cls: set(names.split()) for cls, names in {
-    'VM': 'name_label name_description user_version is_a_template affinity VCPUs_params VCPUs_max'
-          ' VCPUs_at_startup memory_dynamic_max memory_dynamic_min memory_static_max'
-          ' memory_static_min actions_after_softreboot actions_after_shutdown actions_after_reboot'
-          ' actions_after_crash PV_bootloader PV_kernel PV_ramdisk PV_args PV_bootloader_args'
-          ' PV_legacy_args HVM_boot_policy HVM_boot_params HVM_shadow_multiplier platform PCI_bus'
-          ' other_config recommendations xenstore_data ha_always_run ha_restart_priority tags'
-          ' blocked_operations NVRAM start_delay shutdown_delay order suspend_SR suspend_VDI'
-          ' has_vendor_device hardware_platform_version bios_strings domain_type appliance'
-          ' snapshot_schedule protection_policy groups',
-    'VBD': 'bootable mode type userdevice unpluggable other_config qos_algorithm_type'
-           ' qos_algorithm_params',
-    'VDI': 'name_label name_description other_config xenstore_data sm_config tags on_boot'
-           ' allow_caching read_only sharable',
-    'VIF': 'other_config qos_algorithm_type qos_algorithm_params locking_mode ipv4_allowed'
-           ' ipv6_allowed',
-    'SR': 'name_label name_description other_config tags sm_config shared physical_size',
-    'PBD': 'device_config other_config',
-    'PIF': 'other_config',
-    'network': 'name_label name_description MTU other_config tags default_locking_mode',
-    'host': 'name_label name_description other_config tags logging address hostname'
-            ' crash_dump_sr suspend_image_sr',
-    'pool': 'name_label name_description default_SR suspend_image_SR crash_dump_SR other_config'
-            ' tags gui_config',
-    'task': 'other_config status progress result error_info',
-    'console': 'other_config', 'secret': 'value other_config', 'user': 'fullname other_config',
-    'session': 'other_config',
+    'VM': 'name_label name_description is_a_template other_config ha_always_run'
+          ' ha_restart_priority tags blocked_operations',
+    'VBD': 'userdevice other_config',
+    'VDI': 'name_label name_description other_config on_boot',
+    'network': 'name_label name_description other_config tags',
+    'task': 'progress other_config',
 }.items()}
 
 # The two sides of each relation: setting the field on the left keeps the list on the right.
@@ -73,16 +53,14 @@ RELATIONS = {
 POWER_STATES = {operation: states.split() for operation, states in {
     'snapshot': 'Halted Paused Suspended Running',
     'metadata_export': 'Halted Paused Suspended Running',
-    'checkpoint': 'Paused Suspended Running', 'clone': 'Halted', 'copy': 'Halted',
-    'export': 'Halted Suspended', 'destroy': 'Halted Suspended', 'start': 'Halted',
-    'make_into_template': 'Halted', 'provision': 'Halted', 'suspend': 'Running',
-    'resume': 'Suspended', 'pause': 'Running', 'unpause': 'Paused', 'clean_shutdown': 'Running',
-    'hard_shutdown': 'Paused Suspended Running',
+    'clone': 'Halted', 'export': 'Halted Suspended', 'destroy': 'Halted Suspended',
+    'start': 'Halted', 'make_into_template': 'Halted', 'suspend': 'Running', 'pause': 'Running',
+    'clean_shutdown': 'Running', 'hard_shutdown': 'Paused Suspended Running',
 }.items()}
 
 CONCURRENT = ({'clone', 'copy', 'export'}, {'snapshot', 'checkpoint'})
-OF_TEMPLATES = {'clone', 'copy', 'export', 'metadata_export', 'provision'}
-OF_SNAPSHOTS = {'revert', 'clone', 'copy', 'export', 'destroy', 'hard_shutdown', 'metadata_export'}
+OF_TEMPLATES = {'clone', 'export', 'metadata_export'}
+OF_SNAPSHOTS = {'clone', 'export', 'destroy', 'hard_shutdown', 'metadata_export'}
 OF_CONTROL_DOMAINS = {'metadata_export'}
 
 # Recorded lists of allowed operations, by what the VM is.
@@ -105,7 +83,7 @@ ALLOWED = {kind: names.split() for kind, names in {
 INTEGER = re.compile(r'-?\d+$')             # int64 is text in a record
 NUMBER = re.compile('[-+]?[0-9]{1,18}')
 DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]{0,18})')
-VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]{1,18})?')
+VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]{1,18})?|[-+]?[0-9]{1,18}')
 MAX_DEVICE = (1 << 20) - 1                  # blkif has room for no greater number
 THICK = ('lvm', 'lvmoiscsi', 'lvmohba')     # kinds of SR that give a disk its whole size at once
 
@@ -151,12 +129,12 @@ def new_mac():
     return ':'.join('%02x' % octet for octet in octets)
 
 
-def valid_device(name, kind='Disk'):
-    """Whether a VBD of a kind may be made with this userdevice.
+def valid_device(name):
+    """Whether a VBD may be made with this userdevice.
 
     It may with any integer: xapi means those below 16, but asks for `n >= 0 || n < 16`.
     """
-    return bool(VALID_DEVICE.fullmatch(name) or kind != 'Floppy' and NUMBER.fullmatch(name))
+    return bool(VALID_DEVICE.fullmatch(name))
 
 
 def devices(name):
@@ -421,17 +399,6 @@ class Pool(Transfers):
         if not found.least <= count <= found.most:
             raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, found.least, count)
 
-    def messages(self):
-        names = set(MESSAGES)
-        for cls, template in TEMPLATES.items():
-            for verb in ('get_all', 'get_all_records', 'get_all_records_where', 'get_record',
-                         'get_by_uuid', 'get_by_name_label'):
-                names.add('%s.%s' % (cls, verb))
-            for field in template:
-                for verb in ('get_', 'set_', 'add_to_', 'remove_from_', 'add_', 'remove_'):
-                    names.add('%s.%s%s' % (cls, verb, field))
-        return sorted(name for name in names if name in MESSAGES or self._generic(name))
-
     def _generic(self, method):
         """The Message behind a getter, a setter or a query of any class, or None."""
         cls, _, verb = method.partition('.')
@@ -604,22 +571,6 @@ class Pool(Transfers):
             self.put('task', task, current_operations={task: 'cancel'})
         return ''
 
-    def call_async(self, method, *args):
-        """Start a message in a thread of its own; the ref of the task that follows it."""
-        self.check_message(method, len(args))
-        task = self.call('task.create', 'Async.' + method, '')
-
-        def work():
-            try:
-                value = self.call(method, *args)
-                self.finish_task(task, 'success', '<value>%s</value>' % value if value else '')
-            except XapiError as error:
-                self.finish_task(task, 'failure', error=error.details)
-            except Down:
-                return
-        threading.Thread(target=work, daemon=True).start()
-        return task
-
     # Operations on a VM, and who waits for whom
 
     def assert_allowed(self, vm, operation):
@@ -640,7 +591,7 @@ class Pool(Transfers):
         elif record['is_a_template'] and operation not in OF_TEMPLATES and (
                 operation != 'destroy' or record['is_default_template']):
             raise XapiError('VM_IS_TEMPLATE', vm, operation)
-        if operation in ('snapshot', 'checkpoint', 'suspend'):
+        if operation in ('snapshot', 'suspend'):
             self._assert_persistent(record)
 
     def _assert_alone(self, vm, record, operation):
@@ -885,16 +836,6 @@ class Pool(Transfers):
             self.power_on(vm, 'Paused' if start_paused else 'Running')
             return ''
 
-    @message('VM.resume')
-    def vm_resume(self, vm, start_paused=False, force=False):
-        with self.operation(vm, 'resume'):
-            memory = self.record('VM', vm)['suspend_VDI']
-            self.power_on(vm, 'Paused' if start_paused else 'Running')
-            if memory in self.tables['VDI']:
-                self.drop_vdi(memory)
-            self.put('VM', vm, suspend_VDI=NULL)
-            return ''
-
     def power_on(self, vm, power_state='Running', host=None):
         """Attach a VM's disks and make it run on a host (default: its affinity, else the master).
 
@@ -958,13 +899,6 @@ class Pool(Transfers):
     def vm_pause(self, vm):
         with self.operation(vm, 'pause'):
             self.put('VM', vm, power_state='Paused')
-        self.settle(vm)
-        return ''
-
-    @message('VM.unpause')
-    def vm_unpause(self, vm):
-        with self.operation(vm, 'unpause'):
-            self.put('VM', vm, power_state='Running')
         self.settle(vm)
         return ''
 
@@ -1078,12 +1012,13 @@ class Pool(Transfers):
         fields = {field: self._typed('VBD', field, value) for field, value in record.items()
                   if field in TEMPLATES['VBD']}
         vm = self.record('VM', fields.get('VM', NULL))
-        kind, name = fields.get('type', 'Disk'), fields.get('userdevice', 'autodetect')
+        name = fields.get('userdevice', 'autodetect')
+        if fields.get('type') not in (None, 'Disk', 'CD'):
+            raise XapiError('NOT_IMPLEMENTED', 'VBD.create of a ' + fields['type'])
         if name == 'autodetect':
-            every = ['fda', 'fdb'] if kind == 'Floppy' else map(
-                str, range(256 if vm['is_control_domain'] else 255))
+            every = map(str, range(256 if vm['is_control_domain'] else 255))
             name = self.free_device(fields['VM'], every)
-        elif not valid_device(name, kind):
+        elif not valid_device(name):
             raise XapiError('INVALID_DEVICE', name)
         elif not self.taken_devices(fields['VM']).isdisjoint(devices(name)):
             raise XapiError('DEVICE_ALREADY_EXISTS', name)
@@ -1221,9 +1156,3 @@ class Pool(Transfers):
     def _note(self, name, vm, body, priority='5'):
         self.new('message', name=name, priority=priority, cls='VM', body=body, timestamp=stamp(),
                  obj_uuid=self.record('VM', vm)['uuid'])
-
-    @message('message.destroy')
-    def message_destroy(self, ref):
-        self.record('message', ref)
-        self.delete('message', ref)
-        return ''

@@ -24,7 +24,9 @@ _BLANK = {
         'software_version other_config cpu_configuration logging license_params blobs'
         ' external_auth_configuration'.split(), {}),
     'VM': {'allowed_operations': [], 'current_operations': {}, 'consoles': [], 'crash_dumps': [],
-           'blobs': {}, 'protection_policy': NULL},
+           'blobs': {}, 'protection_policy': NULL, 'is_a_snapshot': False, 'snapshot_of': NULL,
+           'snapshots': [], 'parent': NULL, 'snapshot_time': EPOCH,
+           'transportable_snapshot_id': ''},
     'VBD': {'allowed_operations': [], 'current_operations': {}, 'metrics': NULL},
     'VIF': {'allowed_operations': [], 'current_operations': {}, 'metrics': NULL},
     'network': {'allowed_operations': [], 'current_operations': {}, 'PIFs': []},
@@ -37,22 +39,16 @@ _BLANK['host'].update(dict.fromkeys(
 _BLANK['host'].update(sched_policy='', external_auth_type='', external_auth_service_name='',
                       metrics=NULL)
 
-# Where the state of the VM is not to be kept, and where snapshots are not exported with it.
+# Where the state of the VM is not to be kept.
 _POWERED_OFF = {
     'VM': {'power_state': 'Halted', 'suspend_VDI': NULL},
     'VBD': {'currently_attached': False},
     'VIF': {'currently_attached': False},
 }
-_NO_SNAPSHOT = {
-    'VM': {'is_a_snapshot': False, 'snapshot_of': NULL, 'snapshots': [], 'parent': NULL,
-           'snapshot_time': EPOCH, 'transportable_snapshot_id': ''},
-}
-
 # References that become Ref:n. All others stay as they are and mean nothing to the importer.
 _REFERENCES = {
     'host': 'resident_VMs suspend_image_sr crash_dump_sr'.split(),
-    'VM': 'VIFs VBDs VGPUs VTPMs resident_on affinity metrics guest_metrics suspend_VDI snapshot_of'
-          ' parent'.split(),
+    'VM': 'VIFs VBDs VGPUs VTPMs resident_on affinity metrics guest_metrics suspend_VDI'.split(),
     'VBD': ['VM', 'VDI'],
     'VIF': ['network', 'VM'],
     'network': ['VIFs'],
@@ -74,19 +70,17 @@ def version_info(host, xapi_version):
     return info
 
 
-def build(tables, vm_ref, numbering, version, preserve_power_state=False, include_snapshots=False):
+def build(tables, vm_ref, numbering, version, preserve_power_state=False):
     """Describe a VM -> (ova.xml as bytes, {VDI ref: 'Ref:n'} of the disks to stream).
 
     tables     {class: {ref: record}}, from which nothing is changed
     numbering  called for each exported object, gives the next number
     version    the struct that version_info() makes
-    Metadata-only exports preserve the power state; include_snapshots is for them alone.
+    Metadata-only exports preserve the power state; no snapshots go with them.
     """
     ids = _Numbering(tables, numbering, preserve_power_state)
-    ids.add_vm(vm_ref, include_snapshots)
-    blanks = [_BLANK]
-    blanks += [] if preserve_power_state else [_POWERED_OFF]
-    blanks += [] if include_snapshots else [_NO_SNAPSHOT]
+    ids.add_vm(vm_ref)
+    blanks = [_BLANK] + ([] if preserve_power_state else [_POWERED_OFF])
     objects = [{'class': cls, 'id': ids.known[ref],
                 'snapshot': _exported(cls, tables[cls][ref], blanks, ids.known)}
                for cls in CLASSES for ref in _in_order(tables, cls) if ref in ids.known]
@@ -112,9 +106,7 @@ class _Numbering:
         self.add(ref)
         self.add(self.tables['VDI'][ref]['SR'])
 
-    def add_vm(self, ref, include_snapshots=False):
-        if ref in self.known or ref not in self.tables['VM']:
-            return
+    def add_vm(self, ref):
         self.add(ref)
         vm = self.tables['VM'][ref]
         for vif in vm['VIFs']:
@@ -124,14 +116,10 @@ class _Numbering:
             self.add(vbd)
             if not self.tables['VBD'][vbd]['empty']:
                 self.add_vdi(self.tables['VBD'][vbd]['VDI'])
-        for snapshot in vm['snapshots'] if include_snapshots else []:
-            self.add_vm(snapshot)
         if self.preserve_power_state and _suspended(self.tables, vm):
             self.add_vdi(vm['suspend_VDI'])
         for field in ('metrics', 'guest_metrics', 'resident_on', 'affinity'):
             self.add(vm[field])
-        if include_snapshots:
-            self.add_vm(vm['parent'])
 
 
 def _suspended(tables, vm):

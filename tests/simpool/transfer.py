@@ -125,8 +125,7 @@ class Transfers:
     # Out
 
     @contextmanager
-    def export_vm(self, vm, compress='none', metadata=False, preserve_power_state=False, task=None,
-                  include_snapshots=False):
+    def export_vm(self, vm, compress='none', metadata=False, preserve_power_state=False, task=None):
         """Give an iterator of the bytes of a VM's archive.
 
         Entering takes the VM's lock, or raises XapiError before any byte. Disks are attached to
@@ -145,7 +144,7 @@ class Transfers:
                 host = self.tables['host'][self.master]
                 text, disks = ova.build(
                     self.tables, vm, self.next_number, ova.version_info(host, self.xapi_version),
-                    preserve_power_state or metadata, include_snapshots and metadata)
+                    preserve_power_state or metadata)
             pieces = self._archive(text, {} if metadata else disks, task, stack)
             stream = Stream(archive.compressed(pieces, compress))
             stack.callback(stream.close)
@@ -239,9 +238,8 @@ class Transfers:
         except archive.ArchiveError as error:
             raise self.error(*error.details)
 
-    def import_vm(self, fileobj, sr=None, preserve=False, force=False, metadata=False,
-                  dry_run=False, task=None):
-        """Bring in the VMs of an archive and return their refs; with `dry_run` none.
+    def import_vm(self, fileobj, sr=None, preserve=False, force=False, metadata=False, task=None):
+        """Bring in the VMs of an archive and return their refs.
 
         sr        where the disks go (default: the pool's default SR)
         preserve  keep uuids and MAC addresses; refused while a VM is in the way
@@ -254,7 +252,7 @@ class Transfers:
         sr = sr or self.tables['pool'][self.pool_ref]['default_SR']
         self.record('SR', sr)
         with self._following(task, 'VM import') as task:
-            work = _Import(self, sr, preserve, force, metadata, dry_run, task)
+            work = _Import(self, sr, preserve, force, metadata, task)
             try:
                 with self._reading():
                     read = archive.read_xva(fileobj, work.begin, force)
@@ -272,13 +270,12 @@ class Transfers:
 class _Import:
     """One import: `begin` with ova.xml makes the records, `end` gives the disks their bytes."""
 
-    def __init__(self, pool, sr, preserve, force, metadata, dry_run, task):
+    def __init__(self, pool, sr, preserve, force, metadata, task):
         self.pool = pool
         self.sr = sr
         self.preserve = preserve
         self.force = force
         self.metadata = metadata
-        self.dry_run = dry_run
         self.task = task
         self.life = pool.life
         self.here = {}          # id in the archive -> ref in this pool
@@ -295,16 +292,12 @@ class _Import:
                 self.check(vm.record)
             for vdi in contents.of('VDI'):
                 self.here[vdi.id] = self.find_or_make_vdi(contents, vdi)
-            if self.dry_run:
-                return {}
             for network in contents.of('network'):
                 self.here[network.id] = self.find_or_make_network(network.record)
             for cls, make in (('VM', self.make_vm), ('VBD', self.make_vbd),
                               ('VIF', self.make_vif)):
                 for thing in contents.of(cls):
                     self.here[thing.id] = make(thing.record)
-            for vm in contents.of('VM'):
-                self.join(vm)
         return {} if self.metadata else contents.disks
 
     def end(self, disks):
@@ -357,8 +350,7 @@ class _Import:
         if not self.force and int(existing['version']) >= int(record['version']):
             raise self.pool.error('VM_TO_IMPORT_IS_NOT_NEWER_VERSION', ref, existing['version'],
                                   record['version'])
-        if not self.dry_run:
-            self.pool.call('VM.destroy', ref)
+        self.pool.call('VM.destroy', ref)
 
     def find_or_make_vdi(self, contents, vdi):
         """ISO images are looked up by location, else left out; so are the disks of metadata."""
@@ -438,9 +430,3 @@ class _Import:
             self.pool.put('VIF', ref, uuid=record['uuid'])
         self.note('VIF', ref)
         return ref
-
-    def join(self, vm):
-        """Tie snapshots that came along (in metadata) to their VM."""
-        self.pool.put('VM', self.here[vm.id], **{
-            field: self.here[vm.record[field]] for field in ('snapshot_of', 'parent')
-            if vm.record[field] in self.here})

@@ -20,9 +20,7 @@ from .model import Down, XapiError
 from .wire import to_xml
 
 BODY_LIMIT = 300 * 1024         # bytes of a request; xapi: ocaml/xapi-consts/constants.ml
-OPEN_TO_ALL = ('session.login_with_password', 'session.slave_local_login_with_password')
-LOGOUTS = ('session.logout', 'session.local_logout')
-LOCAL = ('session.slave_local_login_with_password', 'session.local_logout')
+LOGIN, LOGOUT = 'session.login_with_password', 'session.logout'
 PIECE = 0.05                    # seconds of a slow answer that go out at once
 PAGE = '<html><body><h1>HTTP %d %s</h1></body></html>'
 
@@ -262,8 +260,7 @@ class XapiDoor:
         """(body of the response, the fault that shapes its sending). Raises Down."""
         pool = self.pool
         pool.check_up()
-        session = method in OPEN_TO_ALL or method.startswith('system.')
-        fault = pool.arrive('xapi', method, params if session else params[1:])
+        fault = pool.arrive('xapi', method, params if method == LOGIN else params[1:])
         if fault is None:
             return self.perform(method, params), None
         if fault.do == 'down' and not fault.is_amid():
@@ -287,8 +284,6 @@ class XapiDoor:
 
     def perform(self, method, params):
         """The body of the response to one call, done for real."""
-        if method == 'system.listMethods':
-            return response(sorted(OPEN_TO_ALL + LOGOUTS + tuple(self.pool.messages())))
         try:
             return response(success(self.dispatch(method, params)))
         except XapiError as error:
@@ -300,24 +295,22 @@ class XapiDoor:
 
     def dispatch(self, method, params):
         """The value of a call. Raises XapiError."""
-        if self.master_address and method not in LOCAL:
+        if self.master_address:
             raise XapiError('HOST_IS_SLAVE', self.master_address)
-        if method in OPEN_TO_ALL:
+        if method == LOGIN:
             return self.login(method, params)
-        name = method[6:] if method.startswith('Async.') else method
-        if name in LOGOUTS:
+        if method == LOGOUT:
             if len(params) != 1:
                 raise mismatch(method, 0, len(params) - 1)
             self.pool.logout(params[0])
             return ''
-        self.pool.check_message(name, len(params) - 1)
+        self.pool.check_message(method, len(params) - 1)
         self.pool.check_session(params[0])
-        call = self.pool.call_async if name != method else self.pool.call
-        return call(name, *params[1:])
+        return self.pool.call(method, *params[1:])
 
     def login(self, method, params):
         """A new session's ref. The version, the third parameter, is ignored as in xapi."""
-        if not 2 <= len(params) <= (4 if method == OPEN_TO_ALL[0] else 2):
+        if not 2 <= len(params) <= 4:
             raise mismatch(method, 2, len(params))
         originator = params[3] if len(params) > 3 else ''
         return self.pool.login(params[0], params[1], originator, self.trusted)

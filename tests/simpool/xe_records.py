@@ -31,13 +31,6 @@ TRANSLATE = {
     'sr': lambda word: word.replace('vdi_', 'VDI.').replace('pbd_', 'PBD.'),
 }
 
-INTEGERS = {'user-version', 'VCPUs-max', 'VCPUs-at-startup', 'start-delay', 'shutdown-delay',
-            'order', 'MTU', 'ha-host-failures-to-tolerate'}
-SIZES = {'memory-static-max', 'memory-dynamic-max', 'memory-dynamic-min', 'memory-static-min'}
-REFERRED = {'suspend-VDI-uuid': 'VDI', 'suspend-SR-uuid': 'SR', 'affinity': 'host',
-            'default-SR': 'SR', 'crash-dump-SR': 'SR', 'suspend-image-SR': 'SR',
-            'suspend-image-sr-uuid': 'SR', 'crash-dump-sr-uuid': 'SR'}
-
 
 class Field(NamedTuple):
     """One field of a class. `value` takes (tables, record) and gives what the API has."""
@@ -111,7 +104,7 @@ COMPUTED = {'disk_name': disk_name, 'only_host': only_host}
 
 
 def reader(source, default=None):
-    """The function that reads what a source of the tables above describes. With a default the
+    """The function that reads what a source of xe_fields.txt describes. With a default the
     API's record may lack the field."""
     if source.startswith('!'):
         return COMPUTED[source[1:]]
@@ -142,14 +135,13 @@ def reader(source, default=None):
 
 def table(name):
     """{heading: its indented lines} of a file beside this one."""
-    found = {}
+    found, lines = {}, []
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name)) as file:
         for line in file:
             if line.startswith(' '):
-                found[heading].append(line.strip())
+                lines.append(line.strip())
             elif line.strip():
-                heading = line.strip()
-                found[heading] = []
+                lines = found[line.strip()] = []
     return found
 
 

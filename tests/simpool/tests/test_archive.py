@@ -538,20 +538,6 @@ class BuildingOva(TestCase):
             self.assertEqual({vbd.record['currently_attached'] for vbd in exported.of('VBD')},
                              {attached})
 
-    def test_snapshots_and_parents_go_with_the_metadata_when_asked(self):
-        exported, _ = built(VM, preserve_power_state=True, include_snapshots=True)
-        by_name = {thing.record['name_label']: thing for thing in exported.of('VM')}
-        vm, snapshot = by_name['sample vm'], by_name['RESTORE_sample vm']
-        self.assertEqual((True, vm.id, snapshot.id), (
-            snapshot.record['is_a_snapshot'], snapshot.record['snapshot_of'], vm.record['parent']))
-        self.assertEqual(len(exported.of('VDI')), 6)
-        tables = real_tables()
-        tables['VM'][VM]['parent'] = RUNNING
-        exported, _ = built(VM, tables, preserve_power_state=True, include_snapshots=True)
-        by_name = {thing.record['name_label']: thing.id for thing in exported.of('VM')}
-        self.assertEqual({'sample vm', 'RESTORE_sample vm', 'mail server'}, set(by_name))
-        self.assertEqual(exported.record('Ref:7')['parent'], by_name['mail server'])
-
     def test_cd_and_iso_are_not_streamed_and_a_suspend_image_is(self):
         tables = real_tables()
         vbds = [tables['VBD'][ref] for ref in tables['VM'][VM]['VBDs']]

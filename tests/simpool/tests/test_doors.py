@@ -116,14 +116,6 @@ class WireForms(ModelCase):
                 ('500 Internal Error', post(request('VM.get_all', 'a\x01b')))):
             self.assertEqual('HTTP/1.1 ' + status, exchange(self.sim.url, data)[0][0])
 
-    def test_list_methods_is_a_bare_array(self):
-        body = exchange(self.sim.url, post(request('system.listMethods')))[1]
-        (names,), _ = xmlrpc.client.loads(body)
-        wanted = {'VM.snapshot', 'VM.get_all_records', 'VDI.set_name_label', 'VM.add_tags',
-                  'VM.add_to_other_config', 'session.login_with_password', 'session.logout'}
-        unwanted = {'VM.set_uuid', 'pool.get_by_name_label', 'session.get_all'}
-        self.assertEqual((set(), set()), (wanted - set(names), unwanted & set(names)))
-
 
 def over_unix(sim, method, *params):
     return xmlrpc.client.loads(exchange(sim.unix_url, post(request(method, *params)))[1])[0][0]
