@@ -64,9 +64,7 @@ def _io_error(note):
     return ArchiveError(['VDI_IO_ERROR', 'Device I/O errors'], note)
 
 
-# -------------------------------------------------------------------------------------------------
 # Images
-# -------------------------------------------------------------------------------------------------
 
 @functools.lru_cache(maxsize=64)
 def _noise(seed, size):
@@ -151,9 +149,7 @@ class Image:
     __hash__ = None
 
 
-# -------------------------------------------------------------------------------------------------
 # Checksums
-# -------------------------------------------------------------------------------------------------
 
 # The primes of the specification (xxHash: doc/xxhash_spec.md).
 PRIME_1, PRIME_2, PRIME_3, PRIME_4, PRIME_5 = (
@@ -250,9 +246,7 @@ CHECKSUMS = {
 }
 
 
-# -------------------------------------------------------------------------------------------------
 # XVA archives: writing
-# -------------------------------------------------------------------------------------------------
 
 def xva(ova_xml, disks, checksum='xxhash', keep_alive_before=(), mtime=0):
     """The archive of a VM (of its metadata where `disks` is empty): a tar stream.
@@ -410,9 +404,7 @@ def _regrouped(stream, size):
         yield block
 
 
-# -------------------------------------------------------------------------------------------------
 # XVA archives: reading
-# -------------------------------------------------------------------------------------------------
 
 class Xva(NamedTuple):
     ova_xml: bytes
@@ -422,8 +414,8 @@ class Xva(NamedTuple):
     compression: str                # none, gzip or zstd
 
 
-def read_xva(fileobj, expected=None, force=False):
-    """Read an archive, compressed or not, from `fileobj` (which needs only `read`) -> Xva.
+def read_xva(source, expected=None, force=False):
+    """Read an archive, compressed or not, from a file or from pieces of bytes -> Xva.
 
     `expected` tells which disks must come: called with the bytes of ova.xml, it returns
     {directory: virtual size}, and the archive is taken as xapi's importer takes it: exactly these,
@@ -436,7 +428,7 @@ def read_xva(fileobj, expected=None, force=False):
     nothing has written for many years.
     """
     tail = _Tail()
-    blocks = tail.watch(_blocks(fileobj))
+    blocks = tail.watch(_blocks(source))
     try:
         return _XvaReader(blocks, expected, force).read()
     except (EOFError, ArchiveError) as error:
@@ -575,8 +567,8 @@ def _tar_fields(block):
     return block[:100].rstrip(b'\0').decode('utf-8', 'replace'), size, mtime
 
 
-def _blocks(fileobj):
-    return iter(lambda: fileobj.read(PIECE), b'')
+def _blocks(source):
+    return iter(lambda: source.read(PIECE), b'') if hasattr(source, 'read') else source
 
 
 class _Source:
@@ -701,23 +693,21 @@ def zstd_unframe(blocks):
             raise _invalid('compressed with zstd, which is not installed')
 
 
-# -------------------------------------------------------------------------------------------------
 # Raw images
-# -------------------------------------------------------------------------------------------------
 
 def raw_stream(image):
     for index in range(image.chunk_count):
         yield image.chunk(index)
 
 
-def read_raw(fileobj, virtual_size):
+def read_raw(source, virtual_size):
     """Read a raw image into a disk of `virtual_size` bytes -> Image.
 
     More bytes than that (recorded from xapi 25.6.0, with zeros), or fewer, raise ArchiveError.
     """
     image = Image(virtual_size)
     offset = 0
-    for block in _regrouped(_blocks(fileobj), CHUNK):
+    for block in _regrouped(_blocks(source), CHUNK):
         if offset + len(block) > virtual_size:
             raise _io_error('the image is larger than the disk')
         image.write(offset, block)
@@ -727,9 +717,7 @@ def read_raw(fileobj, virtual_size):
     return image
 
 
-# -------------------------------------------------------------------------------------------------
 # VHD images
-# -------------------------------------------------------------------------------------------------
 # Source: Microsoft's Virtual Hard Disk Image Format Specification; what is left to the writer
 # (creator, versions, layout, bitmaps) is as in an image made by xapi 25.6.0.
 
@@ -825,15 +813,15 @@ def _summed(data, offset):
     return data[:offset] + struct.pack('>I', _vhd_sum(data, offset)) + data[offset + 4:]
 
 
-def read_vhd(fileobj):
-    """Read a dynamic VHD image from `fileobj` (which needs only `read`) -> Image.
+def read_vhd(source):
+    """Read a dynamic VHD image from a file or from pieces of bytes -> Image.
 
     Its size is the footer's current size. ArchiveError for anything that is damaged, cut off or no
     dynamic VHD.
     """
     tail = _Tail()
     try:
-        return _read_vhd(_Source(tail.watch(_blocks(fileobj))))
+        return _read_vhd(_Source(tail.watch(_blocks(source))))
     except EOFError:
         raise _io_error(tail.note() or 'the VHD image ends too early')
 

@@ -57,9 +57,7 @@ _REFERENCES = {
 }
 
 
-# -------------------------------------------------------------------------------------------------
 # Building
-# -------------------------------------------------------------------------------------------------
 
 def version_info(host, xapi_version):
     software = host['software_version']
@@ -158,9 +156,7 @@ def _streamed(tables, vm_ref, known, preserve_power_state):
             if tables['SR'][tables['VDI'][ref]['SR']]['content_type'] != 'iso'}
 
 
-# -------------------------------------------------------------------------------------------------
 # Reading
-# -------------------------------------------------------------------------------------------------
 
 class Object(NamedTuple):
     """One exported object; `id` is what other records call it."""

@@ -313,24 +313,6 @@ class Transfer:
             raise XapiError('TASK_CANCELLED', self.task)
 
 
-class Received:
-    """What comes in, piece by piece, as a file that can be read."""
-
-    def __init__(self, pieces):
-        self._pieces = pieces
-        self._rest = memoryview(b'')
-
-    def read(self, size):
-        """At least a byte and at most `size`; b'' at the end."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b''
-            self._rest = piece
-        data, self._rest = bytes(self._rest[:size]), self._rest[size:]
-        return data
-
-
 class Command:
     """One command on its way through the server: its parameters, and all verbs as methods."""
 
@@ -785,8 +767,8 @@ class Command:
         ref = self.ref('VDI')
         task = self.pool.make_task('VDI import', '')
 
-        def work(file):
-            self.pool.import_vdi(ref, file, self.get('format', 'raw'), task=task)
+        def work(pieces):
+            self.pool.import_vdi(ref, pieces, self.get('format', 'raw'), task=task)
         began = time.time()
         self.tracked(b'U', self.need('filename'), task, receiver(work))
         self.progress(began)
@@ -804,8 +786,8 @@ class Command:
         task = self.pool.make_task('VM import', '')
         made = []
 
-        def work(file):
-            made.extend(self.pool.import_vm(file, sr=sr, task=task, **options))
+        def work(pieces):
+            made.extend(self.pool.import_vm(pieces, sr=sr, task=task, **options))
         self.tracked(b'U', path, task, receiver(work))
         self.talk.print(','.join(self.uuid('VM', ref) for ref in made))
 
@@ -977,13 +959,13 @@ def send_piece(data, piece, as_disk):
 
 
 def receiver(work):
-    """What a data connection does to hand what it receives to work(file). A failure is in the
+    """What a data connection does to hand what it receives to work(pieces). A failure is in the
     task, and the words are said from there."""
     def carry(transfer, data):
         data.sendall(b'200\n')
         with data.makefile('rb') as file, contextlib.suppress(XapiError, ConnectionResetError):
             chunks = iter(lambda: file.read(BLOCK), b'')
-            work(Received(transfer.shaped(chunks, data, sending=False)))
+            work(transfer.shaped(chunks, data, sending=False))
     return carry
 
 
