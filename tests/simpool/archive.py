@@ -748,7 +748,7 @@ def vhd_geometry(virtual_size):
     return sectors // 63 // 16, 16, 63
 
 
-def vhd_stream(image, uuid=None, timestamp=0, creator=b'caml', every_block=False):
+def vhd_stream(image, uuid=None, timestamp=0, every_block=False):
     """A dynamic VHD image of the disk.
 
     uuid         16 bytes or its text; default: a new one
@@ -761,7 +761,7 @@ def vhd_stream(image, uuid=None, timestamp=0, creator=b'caml', every_block=False
         raise ValueError('%d bytes are no whole sectors' % image.virtual_size)
     count = -(-image.virtual_size // VHD_BLOCK)
     blocks = range(count) if every_block else sorted({index // 2 for index, _ in image.chunks()})
-    footer = _vhd_footer(image.virtual_size, _uuid_bytes(uuid), timestamp, creator)
+    footer = _vhd_footer(image.virtual_size, _uuid_bytes(uuid), timestamp)
     table = _vhd_table(count, blocks)
     yield footer
     yield _vhd_header(count)
@@ -779,9 +779,9 @@ def _uuid_bytes(uuid):
     return uuid if isinstance(uuid, bytes) else uuids.UUID(uuid).bytes
 
 
-def _vhd_footer(virtual_size, uuid, timestamp, creator):
+def _vhd_footer(virtual_size, uuid, timestamp):
     cylinders, heads, sectors = vhd_geometry(virtual_size)
-    footer = _FOOTER.pack(b'conectix', 2, 0x10000, SECTOR, timestamp, creator, 1, bytes(4),
+    footer = _FOOTER.pack(b'conectix', 2, 0x10000, SECTOR, timestamp, b'caml', 1, bytes(4),
                           virtual_size, virtual_size, cylinders, heads, sectors, _DYNAMIC, 0,
                           uuid, 0)
     return _summed(footer, _FOOTER_CHECKSUM)

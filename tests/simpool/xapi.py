@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         except Exception:       # whatever the parser says of such a body: xapi answers 500
             return self.refuse(500, 'Internal Error')
         try:
-            self.answer(*self.server.door.answer(method, params, self))
+            self.answer(*self.server.answer(method, params, self))
         except Down:
             self.close_connection = True
 
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         size = max(1, int(rate * PIECE))
         for start in range(0, len(data), size):
             self.wfile.write(data[start:start + size])
-            self.server.door.pool.sleep(PIECE)
+            self.server.pool.sleep(PIECE)
 
     def is_gone(self):
         if not select.select([self.request], [], [], 0)[0]:
@@ -120,53 +120,52 @@ class Handler(BaseHTTPRequestHandler):
             return True
 
 
-class _Listener(socketserver.TCPServer):
-    """A listening socket with a thread for each connection; all end when it stops."""
+class XapiDoor(socketserver.TCPServer):
+    """One way in, with a thread for each connection; all end when it stops.
+
+    `address` is a path, or a port of ours on loopback; `certificate` (a file with certificate and
+    key) makes it TLS. `master_address`: this host is a member of that master's pool. `trusted`: the
+    unix socket, where everybody is root and a member forwards.
+    """
 
     request_queue_size = 128
 
-    def __init__(self, address, door, tls=None):
-        self.door = door
-        self.tls = tls
+    def __init__(self, pool, address, certificate=None, master_address=None):
+        self.pool = pool
+        self.trusted = isinstance(address, str)
+        self.master_address = None if self.trusted else master_address
+        self.tls = None
+        if certificate:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(certificate)
         self._guard = threading.Lock()
         self._connections = set()
         self._threads = []
         self._stopping = False
-        self._wake, self._waker = socket.socketpair()
-        try:
-            super().__init__(address, Handler)
-        except BaseException:
-            self._wake.close()
-            self._waker.close()
-            raise
-        self.socket.setblocking(False)
+        if self.trusted:
+            self.address_family = socket.AF_UNIX
+        super().__init__(address if self.trusted else ('127.0.0.1', address), Handler)
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
 
     def server_bind(self):
         """Bind to a port that another socket of ours keeps for us, or to a path."""
-        if self.address_family != socket.AF_UNIX:
+        if not self.trusted:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         super().server_bind()
 
     def _accept(self):
-        while self._wake not in select.select([self.socket, self._wake], [], [])[0]:
-            connection = self._next_connection()
-            if connection is None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except ConnectionAbortedError:      # it went away again
                 continue
+            except OSError:
+                return
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             thread.start()
             with self._guard:
                 self._threads = [each for each in self._threads if each.is_alive()] + [thread]
-
-    def _next_connection(self):
-        """The connection that waits; None if it went away again."""
-        try:
-            connection, _ = self.socket.accept()
-        except OSError:
-            return None
-        connection.setblocking(True)
-        return connection
 
     def _serve(self, connection):
         try:
@@ -191,70 +190,22 @@ class _Listener(socketserver.TCPServer):
 
     def refuse(self):
         with contextlib.suppress(OSError):      # it has stopped already
-            self._waker.send(b'.')
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def stop(self):
-        self._waker.send(b'.')
+        self.refuse()
         self._acceptor.join()
         with self._guard:
             self._stopping = True
             for connection in self._connections:
-                self._end(connection)
+                with contextlib.suppress(OSError):      # the client was quicker
+                    connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
         self.server_close()
-        self._wake.close()
-        self._waker.close()
-
-    @staticmethod
-    def _end(connection):
-        try:
-            connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return              # the client was quicker
-
-
-class _UnixListener(_Listener):
-
-    address_family = socket.AF_UNIX
-
-    def stop(self):
-        super().stop()
-        if os.path.exists(self.server_address):
+        if self.trusted and os.path.exists(self.server_address):
             os.unlink(self.server_address)
-
-
-class XapiDoor:
-    """One way in. `trusted`: the unix socket, where everybody is root and a member forwards.
-
-    `address` is a path, or a port of ours on loopback; `certificate` (a file with certificate and
-    key) makes it TLS. `master_address`: this host is a member of that master's pool.
-    """
-
-    def __init__(self, pool, address, certificate=None, master_address=None):
-        self.pool = pool
-        self.trusted = isinstance(address, str)
-        self.master_address = None if self.trusted else master_address
-        tls = None
-        if certificate:
-            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            tls.load_cert_chain(certificate)
-        if self.trusted:
-            self._listener = _UnixListener(address, self)
-        else:
-            self._listener = _Listener(('127.0.0.1', address), self, tls)
-
-    @property
-    def is_busy(self):
-        return self._listener.is_busy
-
-    def refuse(self):
-        self._listener.refuse()
-
-    def stop(self):
-        self._listener.stop()
 
     def answer(self, method, params, handler):
         """(body of the response, the fault that shapes its sending). Raises Down."""
