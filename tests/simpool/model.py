@@ -22,7 +22,7 @@ from xmlrpc.client import DateTime
 
 from . import faults
 from .archive import Image
-from .database import EPOCH, NULL, TEMPLATES, Query, QueryError, metadata
+from .database import EPOCH, NULL, TEMPLATES, QueryError, matcher, metadata
 from .transfer import Transfers
 
 # What may be set through this XenAPI, by class: what its clients set. Maps have add_to_ and
@@ -200,8 +200,8 @@ class Pool(Transfers):
         self.keep_alive_chunks = ()
         self.when_down = []
         self.generation = 1
-        self._down = False
-        self._life = 1
+        self.is_down = False
+        self.life = 1       # who waits in one does not wake up in the next
         self._refs = {}
         self._numbers = 0
         self._methods = {}
@@ -218,25 +218,16 @@ class Pool(Transfers):
     def version(self):
         return tuple(int(part) for part in self.xapi_version.split('.')[:2])
 
-    @property
-    def is_down(self):
-        return self._down
-
-    @property
-    def life(self):
-        """The number of the daemon's life: who waits in one does not wake up in the next."""
-        return self._life
-
     def check_up(self, life=None):
         """Raise Down if the daemon is dead, or died since that life."""
-        if self._down or life not in (None, self._life):
+        if self.is_down or life not in (None, self.life):
             raise Down('the toolstack is down')
 
     def go_down(self):
         """The daemon dies: whoever waits in it gets Down, and the doors shut (`when_down`)."""
         with self.lock:
-            self._life += not self._down
-            self._down = True
+            self.life += not self.is_down
+            self.is_down = True
             self.lock.notify_all()
             for shut in list(self.when_down):       # within: who sees it down may start it again
                 shut()
@@ -249,7 +240,7 @@ class Pool(Transfers):
         own record was not made, or whose record is destroyed already.
         """
         with self.lock:
-            self._down = False
+            self.is_down = False
             self.tables['session'].clear()
             for vm in self.tables['VM']:
                 self.put('VM', vm, current_operations={})
@@ -274,7 +265,7 @@ class Pool(Transfers):
     def sleep(self, seconds, gone=lambda: False):
         """Wait so long (None: for ever); Down ends it, and so does `gone()`, asked often."""
         end = None if seconds is None else time.monotonic() + seconds
-        life = self._life
+        life = self.life
         with self.lock:
             while end is None or time.monotonic() < end:
                 self.check_up(life)
@@ -458,7 +449,7 @@ class Pool(Transfers):
         XapiError INVALID_VALUE for bad grammar, INTERNAL_ERROR for a column that is not there.
         """
         try:
-            matches = Query(cls, query).matches
+            matches = matcher(cls, query)
             return {ref: dict(record) for ref, record in self.tables[cls].items()
                     if matches(ref, record)}
         except QueryError as error:
@@ -647,7 +638,7 @@ class Pool(Transfers):
                     self.tables['task'].pop(own, None)
 
     def _claim(self, vm, operation, task, end):
-        life = self._life
+        life = self.life
         while True:
             self.check_up(life)
             try:
@@ -961,7 +952,7 @@ class Pool(Transfers):
         return self._clone_vdi(vdi, is_a_snapshot=True, snapshot_of=vdi, snapshot_time=stamp())
 
     @message('VDI.snapshot')
-    def vdi_snapshot(self, vdi, driver_params=()):
+    def vdi_snapshot(self, vdi):
         self.record('VDI', vdi)
         with self._vdi_operation(vdi, 'snapshot'):
             snapshot = self._snapshot_vdi(vdi)

@@ -124,6 +124,12 @@ class Transfers:
 
     # Out
 
+    def names_of_export(self, vm):
+        """The label and the description of its task."""
+        uuid_ = self.record('VM', vm)['uuid']
+        return ('Export of VM', uuid_) if self.version >= (23, 32) else (
+            'Export of VM: ' + uuid_, '')
+
     @contextmanager
     def export_vm(self, vm, compress='none', metadata=False, preserve_power_state=False, task=None):
         """Give an iterator of the bytes of a VM's archive.
@@ -135,10 +141,7 @@ class Transfers:
         operation = 'metadata_export' if metadata else 'export'
         patience = min(self.lock_wait, 120) if self.version >= (25, 20) else 0
         with ExitStack() as stack:
-            uuid_ = self.record('VM', vm)['uuid']
-            label = ('Export of VM', uuid_) if self.version >= (23, 32) else (
-                'Export of VM: ' + uuid_, '')
-            task = stack.enter_context(self._following(task, *label))
+            task = stack.enter_context(self._following(task, *self.names_of_export(vm)))
             stack.enter_context(self.operation(vm, operation, task, patience))
             with self.lock:
                 host = self.tables['host'][self.master]

