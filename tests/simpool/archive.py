@@ -427,15 +427,15 @@ def read_xva(source, expected=None, force=False):
     IMPORT_ERROR_SOME_CHECKSUMS_FAILED belongs to a table of checksums at the archive's end, which
     nothing has written for many years.
     """
-    tail = _Tail()
-    blocks = tail.watch(_blocks(source))
+    blocks = iter(_blocks(source))
     try:
         return _XvaReader(blocks, expected, force).read()
     except (EOFError, ArchiveError) as error:
         for _ in blocks:
-            pass                    # to see how the stream ends
-        details = getattr(error, 'details', ['IMPORT_ERROR_PREMATURE_EOF'])
-        raise ArchiveError(details, tail.note() or getattr(error, 'note', '')) from error
+            pass                    # who sends it gets rid of it all
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(['IMPORT_ERROR_PREMATURE_EOF']) from error
 
 
 class _XvaReader:
@@ -605,27 +605,6 @@ class _Source:
             raise EOFError
         while self.position < position:
             self.take(min(CHUNK, position - self.position))
-
-
-class _Tail:
-    """The last few KiB that went by, to see an error page at the end of a stream.
-
-    When an export fails in mid-transfer, xapi writes a whole `HTTP/1.0 500 Internal Error` answer
-    behind the data (recorded from xapi 25.6.0).
-    """
-
-    def __init__(self):
-        self.text = b''
-
-    def watch(self, blocks):
-        for block in blocks:
-            self.text = (self.text + block)[-4096:]
-            yield block
-
-    def note(self):
-        _, found, page = self.text.rpartition(b'HTTP/1.0 500')
-        reason = page.rpartition(b'</h1>')[2].split(b'</body>')[0].decode('utf-8', 'replace')
-        return 'ends in an HTTP 500 answer: ' + reason if found else ''
 
 
 def _decompressed(blocks):
@@ -819,11 +798,10 @@ def read_vhd(source):
     Its size is the footer's current size. ArchiveError for anything that is damaged, cut off or no
     dynamic VHD.
     """
-    tail = _Tail()
     try:
-        return _read_vhd(_Source(tail.watch(_blocks(source))))
+        return _read_vhd(_Source(_blocks(source)))
     except EOFError:
-        raise _io_error(tail.note() or 'the VHD image ends too early')
+        raise _io_error('the VHD image ends too early')
 
 
 def _read_vhd(source):
