@@ -23,7 +23,7 @@ from xmlrpc.client import DateTime
 from . import faults
 from .archive import Image
 from .database import EPOCH, NULL, TEMPLATES, QueryError, matcher, metadata
-from .transfer import Transfers
+from .transfer import NEW_VM, Transfers
 
 # What may be set through this XenAPI, by class: what its clients set. Maps have add_to_ and
 # remove_from_, sets add_ and remove_ besides.
@@ -727,16 +727,12 @@ class Pool(Transfers):
         record = self.record('VM', vm)
         config = {key: value for key, value in record['other_config'].items()
                   if key not in ('default_template', 'xensource_internal')}
-        fields = dict(
-            record, uuid='', name_label=new_name, other_config=config, power_state='Halted',
-            is_default_template=False, is_control_domain=False, ha_always_run=False,
-            blocked_operations={}, current_operations={}, appliance=NULL, protection_policy=NULL,
-            snapshot_schedule=NULL, start_delay='0', shutdown_delay='0', order='0', domid='-1',
-            resident_on=NULL, scheduled_to_be_resident_on=NULL, suspend_VDI=NULL,
-            guest_metrics=NULL, metrics=self.new('VM_metrics'), memory_target='0',
-            bios_strings={}, last_boot_CPU_flags={}, VBDs=[], VIFs=[], VUSBs=[], consoles=[],
-            snapshots=[], children=[], blobs={}, crash_dumps=[], attached_PCIs=[],
-            generation_id='%d:%d' % (random.getrandbits(63), random.getrandbits(63)))
+        fields = dict(record, **dict(
+            NEW_VM, name_label=new_name, other_config=config, power_state='Halted',
+            ha_always_run=False, blocked_operations={}, start_delay='0', shutdown_delay='0',
+            order='0', suspend_VDI=NULL, metrics=self.new('VM_metrics'), memory_target='0',
+            bios_strings={}, last_boot_CPU_flags={},
+            generation_id='%d:%d' % (random.getrandbits(63), random.getrandbits(63))))
         if snapshot:
             fields.update(
                 is_a_template=True, is_a_snapshot=True, snapshot_of=vm, snapshot_time=stamp(),

@@ -15,6 +15,13 @@ from .database import EPOCH, NULL, TEMPLATES, dump
 MIB = 1 << 20
 SECONDS_TO_2000 = 946684800     # from 1970, where a VHD's time begins
 
+# What a new VM has, whatever it was made from.
+NEW_VM = dict(
+    uuid='', VBDs=[], VIFs=[], VUSBs=[], consoles=[], snapshots=[], children=[], crash_dumps=[],
+    attached_PCIs=[], blobs={}, current_operations={}, resident_on=NULL, domid='-1',
+    scheduled_to_be_resident_on=NULL, guest_metrics=NULL, appliance=NULL, protection_policy=NULL,
+    snapshot_schedule=NULL, is_default_template=False, is_control_domain=False)
+
 
 class Stream:
     """An iterator of bytes that knows whether it was read to its end."""
@@ -391,19 +398,16 @@ class _Import:
         fields = {field: value for field, value in record.items() if field in TEMPLATES['VM']}
         metrics = pool.new('VM_metrics')
         self.made.append(('VM_metrics', metrics))      # one object with the VM, as it were
-        fields.update(
-            uuid=record['uuid'] if self.preserve else '', metrics=metrics, guest_metrics=NULL,
-            VBDs=[], VIFs=[], VUSBs=[], VTPMs=[], VGPUs=[], consoles=[], snapshots=[], children=[],
-            crash_dumps=[], attached_PCIs=[], blobs={}, resident_on=NULL, domid='-1',
-            scheduled_to_be_resident_on=NULL, affinity=NULL, appliance=NULL, snapshot_of=NULL,
-            protection_policy=NULL, snapshot_schedule=NULL, parent=NULL, groups=[],
-            is_default_template=False, is_control_domain=False,
-            suspend_VDI=self.here.get(record['suspend_VDI'], NULL), suspend_SR=NULL,
-            snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value)),
-            current_operations={self.task: 'import'}, allowed_operations=[])
+        fields.update(dict(
+            NEW_VM, metrics=metrics, VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,
+            snapshot_of=NULL, suspend_VDI=self.here.get(record['suspend_VDI'], NULL),
+            suspend_SR=NULL, allowed_operations=[], current_operations={self.task: 'import'},
+            snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value))))
         if fields['power_state'] != 'Suspended' or fields['suspend_VDI'] == NULL:
             fields['power_state'] = 'Halted'
-        if not self.preserve:
+        if self.preserve:
+            fields['uuid'] = record['uuid']
+        else:
             fields['other_config'] = dict(record['other_config'], mac_seed=str(uuid.uuid4()))
         ref = pool.new('VM', **fields)
         self.note('VM', ref)

@@ -25,9 +25,7 @@ TRANSLATE = {
     'dashes': lambda word: word.replace('_', '-'),
     'action': lambda word: word.capitalize().replace('_', ' ').replace('Coredump', 'Core dump'),
     'tristate': lambda word: {'yes': 'true', 'no': 'false'}.get(word, word),
-    'vdi': lambda word: {'ha_statefile': 'HA statefile', 'pvs_cache': 'PVS cache', 'rrd': 'rrd',
-                         'cbt_metadata': 'CBT metadata'}.get(
-                             word, word.capitalize().replace('_', ' ')),
+    'vdi': lambda word: word.capitalize().replace('_', ' '),
     'sr': lambda word: word.replace('vdi_', 'VDI.').replace('pbd_', 'PBD.'),
 }
 
