@@ -158,9 +158,9 @@ class XapiDoor(socketserver.TCPServer):
         while True:
             try:
                 connection, _ = self.socket.accept()
-            except ConnectionAbortedError:      # it went away again
-                continue
-            except OSError:
+            except OSError as error:
+                if isinstance(error, ConnectionAbortedError):       # it went away again
+                    continue
                 return
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             thread.start()
