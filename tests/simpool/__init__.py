@@ -35,11 +35,10 @@ class SimPool:
     master_address  what it answers (default: the address at which https_url listens)
     """
 
-    def __init__(self, description=None, directory=None, role='master', master_address=None):
+    def __init__(self, description=None, role='master', master_address=None):
         self.pool = description if isinstance(description, Pool) else pools.load(description)
         self.role = role
-        self._own_directory = directory is None
-        self.directory = directory or _short_directory()
+        self.directory = _short_directory()
         self._master_address = master_address
         self._doors = []
         self._holders = {name: _reserved() for name in ('http', 'https')}
@@ -135,8 +134,7 @@ class SimPool:
             self.pool.when_down.remove(self._shut_soon)
         for holder in self._holders.values():
             holder.close()
-        if self._own_directory:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _reserved():

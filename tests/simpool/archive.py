@@ -64,9 +64,7 @@ def _io_error(note):
     return ArchiveError(['VDI_IO_ERROR', 'Device I/O errors'], note)
 
 
-# -------------------------------------------------------------------------------------------------
 # Images
-# -------------------------------------------------------------------------------------------------
 
 @functools.lru_cache(maxsize=64)
 def _noise(seed, size):
@@ -151,9 +149,7 @@ class Image:
     __hash__ = None
 
 
-# -------------------------------------------------------------------------------------------------
 # Checksums
-# -------------------------------------------------------------------------------------------------
 
 # The primes of the specification (xxHash: doc/xxhash_spec.md).
 PRIME_1, PRIME_2, PRIME_3, PRIME_4, PRIME_5 = (
@@ -250,9 +246,7 @@ CHECKSUMS = {
 }
 
 
-# -------------------------------------------------------------------------------------------------
 # XVA archives: writing
-# -------------------------------------------------------------------------------------------------
 
 def xva(ova_xml, disks, checksum='xxhash', keep_alive_before=(), mtime=0):
     """The archive of a VM (of its metadata where `disks` is empty): a tar stream.
@@ -410,9 +404,7 @@ def _regrouped(stream, size):
         yield block
 
 
-# -------------------------------------------------------------------------------------------------
 # XVA archives: reading
-# -------------------------------------------------------------------------------------------------
 
 class Xva(NamedTuple):
     ova_xml: bytes
@@ -422,8 +414,8 @@ class Xva(NamedTuple):
     compression: str                # none, gzip or zstd
 
 
-def read_xva(fileobj, expected=None, force=False):
-    """Read an archive, compressed or not, from `fileobj` (which needs only `read`) -> Xva.
+def read_xva(source, expected=None, force=False):
+    """Read an archive, compressed or not, from a file or from pieces of bytes -> Xva.
 
     `expected` tells which disks must come: called with the bytes of ova.xml, it returns
     {directory: virtual size}, and the archive is taken as xapi's importer takes it: exactly these,
@@ -435,15 +427,15 @@ def read_xva(fileobj, expected=None, force=False):
     IMPORT_ERROR_SOME_CHECKSUMS_FAILED belongs to a table of checksums at the archive's end, which
     nothing has written for many years.
     """
-    tail = _Tail()
-    blocks = tail.watch(_blocks(fileobj))
+    blocks = iter(_blocks(source))
     try:
         return _XvaReader(blocks, expected, force).read()
     except (EOFError, ArchiveError) as error:
         for _ in blocks:
-            pass                    # to see how the stream ends
-        details = getattr(error, 'details', ['IMPORT_ERROR_PREMATURE_EOF'])
-        raise ArchiveError(details, tail.note() or getattr(error, 'note', '')) from error
+            pass                    # who sends it gets rid of it all
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(['IMPORT_ERROR_PREMATURE_EOF']) from error
 
 
 class _XvaReader:
@@ -575,8 +567,8 @@ def _tar_fields(block):
     return block[:100].rstrip(b'\0').decode('utf-8', 'replace'), size, mtime
 
 
-def _blocks(fileobj):
-    return iter(lambda: fileobj.read(PIECE), b'')
+def _blocks(source):
+    return iter(lambda: source.read(PIECE), b'') if hasattr(source, 'read') else source
 
 
 class _Source:
@@ -613,27 +605,6 @@ class _Source:
             raise EOFError
         while self.position < position:
             self.take(min(CHUNK, position - self.position))
-
-
-class _Tail:
-    """The last few KiB that went by, to see an error page at the end of a stream.
-
-    When an export fails in mid-transfer, xapi writes a whole `HTTP/1.0 500 Internal Error` answer
-    behind the data (recorded from xapi 25.6.0).
-    """
-
-    def __init__(self):
-        self.text = b''
-
-    def watch(self, blocks):
-        for block in blocks:
-            self.text = (self.text + block)[-4096:]
-            yield block
-
-    def note(self):
-        _, found, page = self.text.rpartition(b'HTTP/1.0 500')
-        reason = page.rpartition(b'</h1>')[2].split(b'</body>')[0].decode('utf-8', 'replace')
-        return 'ends in an HTTP 500 answer: ' + reason if found else ''
 
 
 def _decompressed(blocks):
@@ -701,23 +672,21 @@ def zstd_unframe(blocks):
             raise _invalid('compressed with zstd, which is not installed')
 
 
-# -------------------------------------------------------------------------------------------------
 # Raw images
-# -------------------------------------------------------------------------------------------------
 
 def raw_stream(image):
     for index in range(image.chunk_count):
         yield image.chunk(index)
 
 
-def read_raw(fileobj, virtual_size):
+def read_raw(source, virtual_size):
     """Read a raw image into a disk of `virtual_size` bytes -> Image.
 
     More bytes than that (recorded from xapi 25.6.0, with zeros), or fewer, raise ArchiveError.
     """
     image = Image(virtual_size)
     offset = 0
-    for block in _regrouped(_blocks(fileobj), CHUNK):
+    for block in _regrouped(_blocks(source), CHUNK):
         if offset + len(block) > virtual_size:
             raise _io_error('the image is larger than the disk')
         image.write(offset, block)
@@ -727,9 +696,7 @@ def read_raw(fileobj, virtual_size):
     return image
 
 
-# -------------------------------------------------------------------------------------------------
 # VHD images
-# -------------------------------------------------------------------------------------------------
 # Source: Microsoft's Virtual Hard Disk Image Format Specification; what is left to the writer
 # (creator, versions, layout, bitmaps) is as in an image made by xapi 25.6.0.
 
@@ -760,7 +727,7 @@ def vhd_geometry(virtual_size):
     return sectors // 63 // 16, 16, 63
 
 
-def vhd_stream(image, uuid=None, timestamp=0, creator=b'caml', every_block=False):
+def vhd_stream(image, uuid=None, timestamp=0, every_block=False):
     """A dynamic VHD image of the disk.
 
     uuid         16 bytes or its text; default: a new one
@@ -773,7 +740,7 @@ def vhd_stream(image, uuid=None, timestamp=0, creator=b'caml', every_block=False
         raise ValueError('%d bytes are no whole sectors' % image.virtual_size)
     count = -(-image.virtual_size // VHD_BLOCK)
     blocks = range(count) if every_block else sorted({index // 2 for index, _ in image.chunks()})
-    footer = _vhd_footer(image.virtual_size, _uuid_bytes(uuid), timestamp, creator)
+    footer = _vhd_footer(image.virtual_size, _uuid_bytes(uuid), timestamp)
     table = _vhd_table(count, blocks)
     yield footer
     yield _vhd_header(count)
@@ -791,9 +758,9 @@ def _uuid_bytes(uuid):
     return uuid if isinstance(uuid, bytes) else uuids.UUID(uuid).bytes
 
 
-def _vhd_footer(virtual_size, uuid, timestamp, creator):
+def _vhd_footer(virtual_size, uuid, timestamp):
     cylinders, heads, sectors = vhd_geometry(virtual_size)
-    footer = _FOOTER.pack(b'conectix', 2, 0x10000, SECTOR, timestamp, creator, 1, bytes(4),
+    footer = _FOOTER.pack(b'conectix', 2, 0x10000, SECTOR, timestamp, b'caml', 1, bytes(4),
                           virtual_size, virtual_size, cylinders, heads, sectors, _DYNAMIC, 0,
                           uuid, 0)
     return _summed(footer, _FOOTER_CHECKSUM)
@@ -825,17 +792,16 @@ def _summed(data, offset):
     return data[:offset] + struct.pack('>I', _vhd_sum(data, offset)) + data[offset + 4:]
 
 
-def read_vhd(fileobj):
-    """Read a dynamic VHD image from `fileobj` (which needs only `read`) -> Image.
+def read_vhd(source):
+    """Read a dynamic VHD image from a file or from pieces of bytes -> Image.
 
     Its size is the footer's current size. ArchiveError for anything that is damaged, cut off or no
     dynamic VHD.
     """
-    tail = _Tail()
     try:
-        return _read_vhd(_Source(tail.watch(_blocks(fileobj))))
+        return _read_vhd(_Source(_blocks(source)))
     except EOFError:
-        raise _io_error(tail.note() or 'the VHD image ends too early')
+        raise _io_error('the VHD image ends too early')
 
 
 def _read_vhd(source):

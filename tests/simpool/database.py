@@ -29,12 +29,15 @@ _EMPTY_TABLES = (
     ' vdi_nbd_server_info').split()
 
 
+def revived(value):
+    """An object of JSON, or the date that it stands for, as in recordings."""
+    return DateTime(value['dateTime.iso8601']) if 'dateTime.iso8601' in value else value
+
+
 def _templates():
-    def revive(value):
-        return DateTime(value['dateTime.iso8601']) if 'dateTime.iso8601' in value else value
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'records.json')
     with open(path, encoding='utf-8') as file:
-        return json.load(file, object_hook=revive)
+        return json.load(file, object_hook=revived)
 
 
 TEMPLATES = _templates()    # class -> a record with every field, its values neutral
@@ -110,91 +113,37 @@ def dump(tables, generation):
     return ''.join(parts).encode('utf-8')
 
 
-# Queries: true | false | value = value | not e | e and e | e or e | ( e ), where a value is
-# field "name" or "literal". `and` and `or` bind alike, from the left; `not` takes all that follows.
+# Queries: comparisons of a field with a literal, in parentheses or bare, joined by `and` and `or`,
+# which bind alike, from the left. What else the real ones may have is refused.
 
-_TOKEN = re.compile(r'[ \t\n]*(?:"([^"]*)"|(true|false|field|and|or|not|[=()]))')
+_COMPARISON = re.compile(r'\s*(\()?\s*field\s*"([^"]*)"\s*=\s*"([^"]*)"\s*(?(1)\)\s*)(and\b|or\b)?')
 
 
 class QueryError(ValueError):
     """A query that the database's parser refuses."""
 
 
-class Query:
-    """A parsed query: `Query(cls, text).matches(ref, record)` is true or false.
+def matcher(cls, query):
+    """The function of (ref, record) that tells whether a query holds.
 
-    Raises QueryError for bad grammar; `matches` KeyError for a column that is not there.
+    Raises QueryError for bad grammar; the function KeyError for a column that is not there.
     """
-
-    def __init__(self, cls, expression):
-        self._fields = {column(cls, field): field for field in TEMPLATES[cls]}
-        self._tokens = self._scan(expression)
-        self._at = 0
-        self.matches = self._chain()
-        if self._at < len(self._tokens):
+    fields = {column(cls, field): field for field in TEMPLATES[cls]}
+    terms, word, at = [], 'or', 0
+    while word:
+        found = _COMPARISON.match(query, at)
+        if not found:
             raise QueryError('Stdlib.Parsing.Parse_error')
+        terms.append((word, found.group(2), found.group(3)))
+        word, at = found.group(4), found.end()
+    if at < len(query):
+        raise QueryError('Stdlib.Parsing.Parse_error')
 
-    @staticmethod
-    def _scan(expression):
-        tokens, at, expression = [], 0, expression.rstrip(' \t\n')
-        while at < len(expression):
-            found = _TOKEN.match(expression, at)
-            if not found:
-                raise QueryError('Failure("lexing: empty token")')
-            literal, word = found.groups()
-            tokens.append((word, literal))
-            at = found.end()
-        return tokens
+    def matches(ref, record):
+        holds = False
+        for word, name, wanted in terms:
+            alike = wanted == (ref if name == '_ref' else text(record[fields[name]]))
+            holds = holds and alike if word == 'and' else holds or alike
+        return holds
 
-    def _next(self, *words):
-        """The next token if it is one of these words ('' stands for a literal), else None."""
-        if self._at < len(self._tokens):
-            word, literal = self._tokens[self._at]
-            if (word or '') in words:
-                self._at += 1
-                return word or ('literal', literal)
-        return None
-
-    def _chain(self):
-        left = self._unary()
-        while True:
-            word = self._next('and', 'or')
-            if not word:
-                return left
-            left = self._joined(word, left, self._unary())
-
-    @staticmethod
-    def _joined(word, left, right):
-        if word == 'and':
-            return lambda ref, record: left(ref, record) and right(ref, record)
-        return lambda ref, record: left(ref, record) or right(ref, record)
-
-    def _unary(self):
-        if self._next('not'):
-            inner = self._chain()
-            return lambda ref, record: not inner(ref, record)
-        constant = self._next('true', 'false')
-        if constant:
-            return lambda ref, record: constant == 'true'
-        if self._next('('):
-            inner = self._chain()
-            if not self._next(')'):
-                raise QueryError('Stdlib.Parsing.Parse_error')
-            return inner
-        left = self._value()
-        if not self._next('='):
-            raise QueryError('Stdlib.Parsing.Parse_error')
-        right = self._value()
-        return lambda ref, record: left(ref, record) == right(ref, record)
-
-    def _value(self):
-        named = self._next('field')
-        literal = self._next('')
-        if not literal:
-            raise QueryError('Stdlib.Parsing.Parse_error')
-        name = literal[1]
-        if not named:
-            return lambda ref, record: name
-        if name == '_ref':
-            return lambda ref, record: ref
-        return lambda ref, record: text(record[self._fields[name]])
+    return matches

@@ -15,6 +15,13 @@ from .database import EPOCH, NULL, TEMPLATES, dump
 MIB = 1 << 20
 SECONDS_TO_2000 = 946684800     # from 1970, where a VHD's time begins
 
+# What a new VM has, whatever it was made from.
+NEW_VM = dict(
+    uuid='', VBDs=[], VIFs=[], VUSBs=[], consoles=[], snapshots=[], children=[], crash_dumps=[],
+    attached_PCIs=[], blobs={}, current_operations={}, resident_on=NULL, domid='-1',
+    scheduled_to_be_resident_on=NULL, guest_metrics=NULL, appliance=NULL, protection_policy=NULL,
+    snapshot_schedule=NULL, is_default_template=False, is_control_domain=False)
+
 
 class Stream:
     """An iterator of bytes that knows whether it was read to its end."""
@@ -124,9 +131,14 @@ class Transfers:
 
     # Out
 
+    def names_of_export(self, vm):
+        """The label and the description of its task."""
+        uuid_ = self.record('VM', vm)['uuid']
+        return ('Export of VM', uuid_) if self.version >= (23, 32) else (
+            'Export of VM: ' + uuid_, '')
+
     @contextmanager
-    def export_vm(self, vm, compress='none', metadata=False, preserve_power_state=False, task=None,
-                  include_snapshots=False):
+    def export_vm(self, vm, compress='none', metadata=False, preserve_power_state=False, task=None):
         """Give an iterator of the bytes of a VM's archive.
 
         Entering takes the VM's lock, or raises XapiError before any byte. Disks are attached to
@@ -136,16 +148,13 @@ class Transfers:
         operation = 'metadata_export' if metadata else 'export'
         patience = min(self.lock_wait, 120) if self.version >= (25, 20) else 0
         with ExitStack() as stack:
-            uuid_ = self.record('VM', vm)['uuid']
-            label = ('Export of VM', uuid_) if self.version >= (23, 32) else (
-                'Export of VM: ' + uuid_, '')
-            task = stack.enter_context(self._following(task, *label))
+            task = stack.enter_context(self._following(task, *self.names_of_export(vm)))
             stack.enter_context(self.operation(vm, operation, task, patience))
             with self.lock:
                 host = self.tables['host'][self.master]
                 text, disks = ova.build(
                     self.tables, vm, self.next_number, ova.version_info(host, self.xapi_version),
-                    preserve_power_state or metadata, include_snapshots and metadata)
+                    preserve_power_state or metadata)
             pieces = self._archive(text, {} if metadata else disks, task, stack)
             stream = Stream(archive.compressed(pieces, compress))
             stack.callback(stream.close)
@@ -208,7 +217,7 @@ class Transfers:
 
     # In
 
-    def import_vdi(self, vdi, fileobj, format='raw', task=None):
+    def import_vdi(self, vdi, source, format='raw', task=None):
         """Fill a disk from an image; XapiError (VDI_IO_ERROR) leaves its content as it was."""
         size = int(self.record('VDI', vdi)['virtual_size'])
         with self._following(task, 'VDI import') as task:
@@ -216,9 +225,9 @@ class Transfers:
                 raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
             with self._attached([vdi], 'RW', task), self._reading():
                 if format.lower() == 'raw':
-                    image = archive.read_raw(fileobj, size)
+                    image = archive.read_raw(source, size)
                 else:
-                    image = self._fitted(archive.read_vhd(fileobj), size)
+                    image = self._fitted(archive.read_vhd(source), size)
             self.content[vdi] = image
 
     @staticmethod
@@ -239,9 +248,8 @@ class Transfers:
         except archive.ArchiveError as error:
             raise self.error(*error.details)
 
-    def import_vm(self, fileobj, sr=None, preserve=False, force=False, metadata=False,
-                  dry_run=False, task=None):
-        """Bring in the VMs of an archive and return their refs; with `dry_run` none.
+    def import_vm(self, source, sr=None, preserve=False, force=False, metadata=False, task=None):
+        """Bring in the VMs of an archive and return their refs.
 
         sr        where the disks go (default: the pool's default SR)
         preserve  keep uuids and MAC addresses; refused while a VM is in the way
@@ -254,10 +262,10 @@ class Transfers:
         sr = sr or self.tables['pool'][self.pool_ref]['default_SR']
         self.record('SR', sr)
         with self._following(task, 'VM import') as task:
-            work = _Import(self, sr, preserve, force, metadata, dry_run, task)
+            work = _Import(self, sr, preserve, force, metadata, task)
             try:
                 with self._reading():
-                    read = archive.read_xva(fileobj, work.begin, force)
+                    read = archive.read_xva(source, work.begin, force)
                 vms = work.end(read.disks)
             except BaseException:
                 if self.life == work.life:
@@ -272,13 +280,12 @@ class Transfers:
 class _Import:
     """One import: `begin` with ova.xml makes the records, `end` gives the disks their bytes."""
 
-    def __init__(self, pool, sr, preserve, force, metadata, dry_run, task):
+    def __init__(self, pool, sr, preserve, force, metadata, task):
         self.pool = pool
         self.sr = sr
         self.preserve = preserve
         self.force = force
         self.metadata = metadata
-        self.dry_run = dry_run
         self.task = task
         self.life = pool.life
         self.here = {}          # id in the archive -> ref in this pool
@@ -295,16 +302,12 @@ class _Import:
                 self.check(vm.record)
             for vdi in contents.of('VDI'):
                 self.here[vdi.id] = self.find_or_make_vdi(contents, vdi)
-            if self.dry_run:
-                return {}
             for network in contents.of('network'):
                 self.here[network.id] = self.find_or_make_network(network.record)
             for cls, make in (('VM', self.make_vm), ('VBD', self.make_vbd),
                               ('VIF', self.make_vif)):
                 for thing in contents.of(cls):
                     self.here[thing.id] = make(thing.record)
-            for vm in contents.of('VM'):
-                self.join(vm)
         return {} if self.metadata else contents.disks
 
     def end(self, disks):
@@ -357,19 +360,17 @@ class _Import:
         if not self.force and int(existing['version']) >= int(record['version']):
             raise self.pool.error('VM_TO_IMPORT_IS_NOT_NEWER_VERSION', ref, existing['version'],
                                   record['version'])
-        if not self.dry_run:
-            self.pool.call('VM.destroy', ref)
+        self.pool.call('VM.destroy', ref)
 
     def find_or_make_vdi(self, contents, vdi):
         """ISO images are looked up by location, else left out; so are the disks of metadata."""
         record, pool = vdi.record, self.pool
         if vdi.id in contents.disks and not self.metadata:
-            fields = {field: record[field] for field in (
-                'name_label', 'name_description', 'type', 'sharable', 'read_only', 'other_config',
-                'xenstore_data', 'sm_config', 'on_boot', 'tags')}
+            fields = dict(pool.given('VDI', record), on_boot=record['on_boot'])
+            del fields['SR']
             if pool.tables['SR'][self.sr]['content_type'] == 'iso':
                 raise pool.error('SR_OPERATION_NOT_SUPPORTED', self.sr)
-            ref = pool.make_vdi(self.sr, int(record['virtual_size']), **fields)
+            ref = pool.make_vdi(self.sr, int(fields.pop('virtual_size')), **fields)
             self.note('VDI', ref)
             return ref
         is_iso = vdi.id not in contents.disks
@@ -397,19 +398,16 @@ class _Import:
         fields = {field: value for field, value in record.items() if field in TEMPLATES['VM']}
         metrics = pool.new('VM_metrics')
         self.made.append(('VM_metrics', metrics))      # one object with the VM, as it were
-        fields.update(
-            uuid=record['uuid'] if self.preserve else '', metrics=metrics, guest_metrics=NULL,
-            VBDs=[], VIFs=[], VUSBs=[], VTPMs=[], VGPUs=[], consoles=[], snapshots=[], children=[],
-            crash_dumps=[], attached_PCIs=[], blobs={}, resident_on=NULL, domid='-1',
-            scheduled_to_be_resident_on=NULL, affinity=NULL, appliance=NULL, snapshot_of=NULL,
-            protection_policy=NULL, snapshot_schedule=NULL, parent=NULL, groups=[],
-            is_default_template=False, is_control_domain=False,
-            suspend_VDI=self.here.get(record['suspend_VDI'], NULL), suspend_SR=NULL,
-            snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value)),
-            current_operations={self.task: 'import'}, allowed_operations=[])
+        fields.update(dict(
+            NEW_VM, metrics=metrics, VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,
+            snapshot_of=NULL, suspend_VDI=self.here.get(record['suspend_VDI'], NULL),
+            suspend_SR=NULL, allowed_operations=[], current_operations={self.task: 'import'},
+            snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value))))
         if fields['power_state'] != 'Suspended' or fields['suspend_VDI'] == NULL:
             fields['power_state'] = 'Halted'
-        if not self.preserve:
+        if self.preserve:
+            fields['uuid'] = record['uuid']
+        else:
             fields['other_config'] = dict(record['other_config'], mac_seed=str(uuid.uuid4()))
         ref = pool.new('VM', **fields)
         self.note('VM', ref)
@@ -418,29 +416,18 @@ class _Import:
 
     def make_vbd(self, record):
         vdi = self.here.get(record['VDI'], NULL)
-        fields = {field: record[field] for field in (
-            'userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'other_config',
-            'qos_algorithm_type', 'qos_algorithm_params')}
-        ref = self.pool.new('VBD', uuid=record['uuid'] if self.preserve else '',
-                            VM=self.here[record['VM']], VDI=vdi, empty=vdi == NULL, **fields)
+        ref = self.pool.new('VBD', **dict(
+            self.pool.given('VBD', record), uuid=record['uuid'] if self.preserve else '',
+            VM=self.here[record['VM']], VDI=vdi, empty=vdi == NULL))
         self.note('VBD', ref)
         return ref
 
     def make_vif(self, record):
-        fields = {field: record[field] for field in (
-            'device', 'MAC', 'MAC_autogenerated', 'MTU', 'other_config', 'locking_mode',
-            'ipv4_allowed', 'ipv6_allowed', 'qos_algorithm_type', 'qos_algorithm_params')}
+        fields = dict(record, VM=self.here[record['VM']], network=self.here[record['network']])
         if not self.preserve:
             fields.update(MAC='', MAC_autogenerated=True)
-        ref = self.pool.call('VIF.create', dict(
-            fields, VM=self.here[record['VM']], network=self.here[record['network']]))
+        ref = self.pool.call('VIF.create', fields)
         if self.preserve:
             self.pool.put('VIF', ref, uuid=record['uuid'])
         self.note('VIF', ref)
         return ref
-
-    def join(self, vm):
-        """Tie snapshots that came along (in metadata) to their VM."""
-        self.pool.put('VM', self.here[vm.id], **{
-            field: self.here[vm.record[field]] for field in ('snapshot_of', 'parent')
-            if vm.record[field] in self.here})

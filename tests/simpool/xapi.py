@@ -20,9 +20,7 @@ from .model import Down, XapiError
 from .wire import to_xml
 
 BODY_LIMIT = 300 * 1024         # bytes of a request; xapi: ocaml/xapi-consts/constants.ml
-OPEN_TO_ALL = ('session.login_with_password', 'session.slave_local_login_with_password')
-LOGOUTS = ('session.logout', 'session.local_logout')
-LOCAL = ('session.slave_local_login_with_password', 'session.local_logout')
+LOGIN, LOGOUT = 'session.login_with_password', 'session.logout'
 PIECE = 0.05                    # seconds of a slow answer that go out at once
 PAGE = '<html><body><h1>HTTP %d %s</h1></body></html>'
 
@@ -75,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         except Exception:       # whatever the parser says of such a body: xapi answers 500
             return self.refuse(500, 'Internal Error')
         try:
-            self.answer(*self.server.door.answer(method, params, self))
+            self.answer(*self.server.answer(method, params, self))
         except Down:
             self.close_connection = True
 
@@ -111,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         size = max(1, int(rate * PIECE))
         for start in range(0, len(data), size):
             self.wfile.write(data[start:start + size])
-            self.server.door.pool.sleep(PIECE)
+            self.server.pool.sleep(PIECE)
 
     def is_gone(self):
         if not select.select([self.request], [], [], 0)[0]:
@@ -122,53 +120,52 @@ class Handler(BaseHTTPRequestHandler):
             return True
 
 
-class _Listener(socketserver.TCPServer):
-    """A listening socket with a thread for each connection; all end when it stops."""
+class XapiDoor(socketserver.TCPServer):
+    """One way in, with a thread for each connection; all end when it stops.
+
+    `address` is a path, or a port of ours on loopback; `certificate` (a file with certificate and
+    key) makes it TLS. `master_address`: this host is a member of that master's pool. `trusted`: the
+    unix socket, where everybody is root and a member forwards.
+    """
 
     request_queue_size = 128
 
-    def __init__(self, address, door, tls=None):
-        self.door = door
-        self.tls = tls
+    def __init__(self, pool, address, certificate=None, master_address=None):
+        self.pool = pool
+        self.trusted = isinstance(address, str)
+        self.master_address = None if self.trusted else master_address
+        self.tls = None
+        if certificate:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(certificate)
         self._guard = threading.Lock()
         self._connections = set()
         self._threads = []
         self._stopping = False
-        self._wake, self._waker = socket.socketpair()
-        try:
-            super().__init__(address, Handler)
-        except BaseException:
-            self._wake.close()
-            self._waker.close()
-            raise
-        self.socket.setblocking(False)
+        if self.trusted:
+            self.address_family = socket.AF_UNIX
+        super().__init__(address if self.trusted else ('127.0.0.1', address), Handler)
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
 
     def server_bind(self):
         """Bind to a port that another socket of ours keeps for us, or to a path."""
-        if self.address_family != socket.AF_UNIX:
+        if not self.trusted:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         super().server_bind()
 
     def _accept(self):
-        while self._wake not in select.select([self.socket, self._wake], [], [])[0]:
-            connection = self._next_connection()
-            if connection is None:
-                continue
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError as error:
+                if isinstance(error, ConnectionAbortedError):       # it went away again
+                    continue
+                return
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             thread.start()
             with self._guard:
                 self._threads = [each for each in self._threads if each.is_alive()] + [thread]
-
-    def _next_connection(self):
-        """The connection that waits; None if it went away again."""
-        try:
-            connection, _ = self.socket.accept()
-        except OSError:
-            return None
-        connection.setblocking(True)
-        return connection
 
     def _serve(self, connection):
         try:
@@ -193,77 +190,28 @@ class _Listener(socketserver.TCPServer):
 
     def refuse(self):
         with contextlib.suppress(OSError):      # it has stopped already
-            self._waker.send(b'.')
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def stop(self):
-        self._waker.send(b'.')
+        self.refuse()
         self._acceptor.join()
         with self._guard:
             self._stopping = True
             for connection in self._connections:
-                self._end(connection)
+                with contextlib.suppress(OSError):      # the client was quicker
+                    connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
         self.server_close()
-        self._wake.close()
-        self._waker.close()
-
-    @staticmethod
-    def _end(connection):
-        try:
-            connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return              # the client was quicker
-
-
-class _UnixListener(_Listener):
-
-    address_family = socket.AF_UNIX
-
-    def stop(self):
-        super().stop()
-        if os.path.exists(self.server_address):
+        if self.trusted and os.path.exists(self.server_address):
             os.unlink(self.server_address)
-
-
-class XapiDoor:
-    """One way in. `trusted`: the unix socket, where everybody is root and a member forwards.
-
-    `address` is a path, or a port of ours on loopback; `certificate` (a file with certificate and
-    key) makes it TLS. `master_address`: this host is a member of that master's pool.
-    """
-
-    def __init__(self, pool, address, certificate=None, master_address=None):
-        self.pool = pool
-        self.trusted = isinstance(address, str)
-        self.master_address = None if self.trusted else master_address
-        tls = None
-        if certificate:
-            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            tls.load_cert_chain(certificate)
-        if self.trusted:
-            self._listener = _UnixListener(address, self)
-        else:
-            self._listener = _Listener(('127.0.0.1', address), self, tls)
-
-    @property
-    def is_busy(self):
-        return self._listener.is_busy
-
-    def refuse(self):
-        self._listener.refuse()
-
-    def stop(self):
-        self._listener.stop()
 
     def answer(self, method, params, handler):
         """(body of the response, the fault that shapes its sending). Raises Down."""
         pool = self.pool
         pool.check_up()
-        session = method in OPEN_TO_ALL or method.startswith('system.')
-        fault = pool.arrive('xapi', method, params if session else params[1:])
+        fault = pool.arrive('xapi', method, params if method == LOGIN else params[1:])
         if fault is None:
             return self.perform(method, params), None
         if fault.do == 'down' and not fault.is_amid():
@@ -287,8 +235,6 @@ class XapiDoor:
 
     def perform(self, method, params):
         """The body of the response to one call, done for real."""
-        if method == 'system.listMethods':
-            return response(sorted(OPEN_TO_ALL + LOGOUTS + tuple(self.pool.messages())))
         try:
             return response(success(self.dispatch(method, params)))
         except XapiError as error:
@@ -300,24 +246,22 @@ class XapiDoor:
 
     def dispatch(self, method, params):
         """The value of a call. Raises XapiError."""
-        if self.master_address and method not in LOCAL:
+        if self.master_address:
             raise XapiError('HOST_IS_SLAVE', self.master_address)
-        if method in OPEN_TO_ALL:
+        if method == LOGIN:
             return self.login(method, params)
-        name = method[6:] if method.startswith('Async.') else method
-        if name in LOGOUTS:
+        if method == LOGOUT:
             if len(params) != 1:
                 raise mismatch(method, 0, len(params) - 1)
             self.pool.logout(params[0])
             return ''
-        self.pool.check_message(name, len(params) - 1)
+        self.pool.check_message(method, len(params) - 1)
         self.pool.check_session(params[0])
-        call = self.pool.call_async if name != method else self.pool.call
-        return call(name, *params[1:])
+        return self.pool.call(method, *params[1:])
 
     def login(self, method, params):
         """A new session's ref. The version, the third parameter, is ignored as in xapi."""
-        if not 2 <= len(params) <= (4 if method == OPEN_TO_ALL[0] else 2):
+        if not 2 <= len(params) <= 4:
             raise mismatch(method, 2, len(params))
         originator = params[3] if len(params) > 3 else ''
         return self.pool.login(params[0], params[1], originator, self.trusted)

@@ -31,10 +31,8 @@ STOP_PATIENCE = 10.0       # seconds to wait for a thread when the pool stops
 BLOCK = 1 << 16            # how much is read from a client at a time
 NAP = 0.005                # seconds: for less nobody who keeps to a rate sleeps
 CATCH_UP = 0.25            # seconds by which one who keeps to a rate may be late and hurry
-TRANSFERS = ('vm-export', 'template-export', 'snapshot-export-to-template', 'vdi-export',
+TRANSFERS = ('vm-export', 'snapshot-export-to-template', 'vdi-export',
              'pool-dump-database', 'vm-import', 'vdi-import')
-UNSAFE_BOOLEANS = ('ha-always-run allow-caching ha-allow-overcommit wlb-enabled wlb-verify-cert '
-                   'igmp-snooping-enabled').split()
 PROGRAM = '''"""The xe of a simulated pool: tests/simpool/client.py, compiled."""
 import marshal
 exec(marshal.loads(open(%r, 'rb').read()))
@@ -315,24 +313,6 @@ class Transfer:
             raise XapiError('TASK_CANCELLED', self.task)
 
 
-class Received:
-    """What comes in, piece by piece, as a file that can be read."""
-
-    def __init__(self, pieces):
-        self._pieces = pieces
-        self._rest = memoryview(b'')
-
-    def read(self, size):
-        """At least a byte and at most `size`; b'' at the end."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b''
-            self._rest = piece
-        data, self._rest = bytes(self._rest[:size]), self._rest[size:]
-        return data
-
-
 class Command:
     """One command on its way through the server: its parameters, and all verbs as methods."""
 
@@ -431,26 +411,15 @@ class Command:
                 return [pair for pair in records
                         if field.text(tables, pair[1]).lower() == wanted.lower()]
             return [pair for pair in records if field.text(tables, pair[1]) == wanted]
-        if field.is_map():
-            return [pair for pair in records
-                    if as_map(field.value(tables, pair[1])).get(inner) == wanted]
-        if inner != 'contains':
-            raise CliFailure('Invalid syntax for set filtering (should be '
-                             'set-param:contains=key)')
-        return [pair for pair in records if wanted in field.value(tables, pair[1])]
+        return [pair for pair in records
+                if as_map(field.value(tables, pair[1])).get(inner) == wanted]
 
-    def shown(self, kind, record, names=None, listing=True):
+    def shown(self, kind, record, names):
         """The (label, value) pairs of a record; names in the order of their definition."""
         fields = [field for field in kind.fields.values()
                   if (names is None or field.name in names) and 'H' not in field.flags]
-        return [(field.label, xe_records.EXPENSIVE if listing and 'E' in field.flags
+        return [(field.label, xe_records.EXPENSIVE if 'E' in field.flags
                  else field.text(self.pool.tables, record)) for field in fields]
-
-    def columns(self, default, name='params'):
-        chosen = self.get(name)
-        if chosen is None:
-            return default
-        return None if chosen == 'all' else chosen.split(',')
 
     def list(self, word):
         kind = KINDS[word]
@@ -462,7 +431,8 @@ class Command:
             records = self.filtered(kind, every, kind.filters + filters)
             if self.flag('all'):
                 records = every
-            names = self.columns(kind.columns)
+            chosen = self.get('params', ','.join(kind.columns))
+            names = None if chosen == 'all' else chosen.split(',')
             rows = [self.shown(kind, record, names) for _, record in records]
         self.out.records(rows)
 
@@ -499,8 +469,6 @@ class Command:
         field, inner = split_key(kind.fields, key)
         name = api_name(field)
         if inner is not None:
-            if not field.is_map():
-                raise CliFailure('Cannot param-set on set fields')
             if field.access != 'MRW':
                 raise CliFailure("Map field '%s' is read-only." % field.name)
             if inner in record[name]:
@@ -511,34 +479,12 @@ class Command:
             raise CliFailure("Field '%s' is a map or set. use the 'name:key=value' syntax." % key)
         if field.access != 'RW':
             raise CliFailure("Field '%s' is read-only." % key)
-        self.api('%s.set_%s' % (kind.cls, name), ref, self._parsed(field, record[name], value))
-
-    def _parsed(self, field, now, text):
-        """A word of the line as the value that the API wants."""
-        if field.name in xe_records.SIZES:
-            return str(size_in_bytes(field.name, text))
-        if field.name in xe_records.REFERRED:
-            return self.api(xe_records.REFERRED[field.name] + '.get_by_uuid',
-                            text) if text else xe_records.NULL
-        if field.name in xe_records.INTEGERS:
-            if not text.lstrip('-').isdigit():
-                raise CliFailure("Failed to parse parameter '%s': expecting an integer"
-                                 % field.name)
-            return text
-        if isinstance(now, bool):
-            if text not in ('true', 'false'):
-                raise CliFailure(
-                    'Parameter %s must be a boolean (true or false)' % field.name
-                    if field.name in UNSAFE_BOOLEANS else
-                    "Failed to parse parameter '%s': expecting a boolean (true or false)"
-                    % field.name)
-            return text == 'true'
-        if isinstance(now, float):
-            try:
-                return float(text)
-            except ValueError:
-                raise CliFailure('Parameter %s must be a floating-point number' % field.name)
-        return text
+        if isinstance(record[name], bool):
+            if value not in ('true', 'false'):
+                raise CliFailure("Failed to parse parameter '%s': expecting a boolean (true or "
+                                 'false)' % field.name)
+            value = value == 'true'
+        self.api('%s.set_%s' % (kind.cls, name), ref, value)
 
     def param_remove(self, word):
         kind, ref, record = self._one(word)
@@ -625,9 +571,7 @@ class Command:
         if method == 'VM.snapshot' and ignored is not None:
             more = [[self.api('VDI.get_by_uuid', uuid) for uuid in ignored.split(',')]]
         made = self.each_vm(lambda ref: self.api(method, ref, name, *more),
-                            ('new-name-label', 'new-name-description', 'ignore-vdi-uuids'))
-        if self.get('new-name-description') is not None:
-            self.api('VM.set_name_description', made[0], self.get('new-name-description'))
+                            ('new-name-label', 'ignore-vdi-uuids'))
         self.out.list([self.uuid('VM', ref) for ref in made])
 
     def no_longer(self):
@@ -714,24 +658,6 @@ class Command:
         self.talk.print("Aborted (you typed: '%s')" % typed)
         return False
 
-    def vm_disk_list(self):
-        def show(vm):
-            with self.pool.lock:
-                tables = self.pool.tables
-                vbds = [tables['VBD'][ref] for ref in tables['VM'][vm]['VBDs']
-                        if tables['VBD'][ref]['type'] == 'Disk']
-                for number, vbd in enumerate(vbds):
-                    self.out.message('Disk %d VBD:' % number)
-                    self.out.records([self.shown(KINDS['vbd'], vbd, self.columns(
-                        ['uuid', 'vm-name-label', 'userdevice'], 'vbd-params'), listing=False)])
-                    if vbd['VDI'] in tables['VDI']:
-                        self.out.message('Disk %d VDI:' % number)
-                        self.out.records([self.shown(
-                            KINDS['vdi'], tables['VDI'][vbd['VDI']], self.columns(
-                                ['uuid', 'name-label', 'virtual-size', 'sr-name-label'],
-                                'vdi-params'), listing=False)])
-        self.each_vm(show, ('vbd-params', 'vdi-params'))
-
     # Exports and imports
 
     def compression(self):
@@ -741,23 +667,15 @@ class Command:
     def vm_export(self):
         numbers = itertools.count(1)
         self.each_vm(lambda ref: self.export_vm(ref, next(numbers)), (
-            'filename', 'metadata', 'compress', 'preserve-power-state', 'include-snapshots',
-            'excluded-device-types'))
+            'filename', 'metadata', 'compress', 'preserve-power-state', 'excluded-device-types'))
 
-    def export_as(self, word):
-        """snapshot-export-to-template, template-export: by uuid, whatever the selector thinks."""
-        ref = self.ref('VM', word + '-uuid')
-        if not self.api('VM.get_is_a_' + word, ref):
-            raise CliFailure('This operation can only be performed on a VM %s. %s is not a VM %s.'
-                             % (word, self.need(word + '-uuid'), word))
-        self.export_vm(ref, 1)
+    def snapshot_export(self):
+        """By uuid, whatever the selector thinks."""
+        self.export_vm(self.snapshot(), 1)
 
     def export_vm(self, ref, number):
         path = self.need('filename') + (str(number) if number > 1 else '')
-        old = tuple(int(part) for part in self.pool.xapi_version.split('.')[:2]) < (23, 32)
-        uuid = self.uuid('VM', ref)
-        task = self.pool.make_task('Export of VM: ' + uuid if old else 'Export of VM',
-                                   '' if old else uuid)
+        task = self.pool.make_task(*self.pool.names_of_export(ref))
         self.api('task.set_progress', task, -1.0)
 
         def opened():
@@ -837,35 +755,29 @@ class Command:
         ref = self.ref('VDI')
         task = self.pool.make_task('VDI import', '')
 
-        def work(file):
-            self.pool.import_vdi(ref, file, self.get('format', 'raw'), task=task)
+        def work(pieces):
+            self.pool.import_vdi(ref, pieces, self.get('format', 'raw'), task=task)
         began = time.time()
         self.tracked(b'U', self.need('filename'), task, receiver(work))
         self.progress(began)
 
     def vm_import(self):
         sr = self._import_sr()
-        metadata, dry_run = self.flag('metadata'), self.flag('dry-run')
-        preserve, force = self.flag('preserve'), self.flag('force')
+        options = {name: self.flag(name) for name in ('metadata', 'preserve', 'force')}
+        if self.flag('dry-run'):
+            raise CliFailure('dry-run is not simulated')
         if self.get('url') is not None and self.get('filename') is not None:
             self.talk.complain("Invalid arguments. The 'url' and 'filename' parameters should not "
                                'both be specified.')
             raise Ended(1)
         path = self.found('filename')
-        if dry_run and not metadata:
-            self.talk.complain('Only metadata import function support dry-run')
-            raise Ended(1)
         task = self.pool.make_task('VM import', '')
         made = []
 
-        def work(file):
-            made.extend(self.pool.import_vm(file, sr=sr, preserve=preserve, force=force,
-                                            metadata=metadata, dry_run=dry_run, task=task))
+        def work(pieces):
+            made.extend(self.pool.import_vm(pieces, sr=sr, task=task, **options))
         self.tracked(b'U', path, task, receiver(work))
-        uuids = [self.uuid('VM', ref) for ref in made]
-        if not uuids and dry_run:
-            uuids = ['xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx']
-        self.talk.print(','.join(uuids))
+        self.talk.print(','.join(self.uuid('VM', ref) for ref in made))
 
     def _import_sr(self):
         if self.get('sr-uuid') is not None:
@@ -907,7 +819,7 @@ class Command:
         self.out.list([self.uuid('VDI', vdi)])
 
     def vdi_snapshot(self):
-        vdi = self.api('VDI.snapshot', self.ref('VDI'), self.pairs('driver-params'))
+        vdi = self.api('VDI.snapshot', self.ref('VDI'))
         self.out.list([self.uuid('VDI', vdi)])
 
     def vbd_create(self):
@@ -918,8 +830,7 @@ class Command:
         mode = self.get('mode', 'RW')
         if mode.lower() not in ('ro', 'rw'):
             raise CliFailure('Unknown mode: %s (should be "ro" or "rw"' % mode.lower())
-        kind = {'cd': 'CD', 'disk': 'Disk', 'floppy': 'Floppy'}.get(
-            self.get('type', 'disk').lower())
+        kind = {'cd': 'CD', 'disk': 'Disk'}.get(self.get('type', 'disk').lower())
         if not kind:
             raise CliFailure('"Unknown type: %s (should be "cd", "disk" or "floppy"'
                              % self.get('type').lower())
@@ -975,25 +886,14 @@ def parse(words):
 
 
 def split_key(fields, key):
-    """(Field, None), or for a key into a map or set (Field, inner key): `other-config:key`, or
-    as in former days `other-config-key`. Raises CliFailure."""
-    if key in fields:
-        return fields[key], None
-    unknown = CliFailure("Unknown field '%s'" % key)
+    """(Field, None), or for a key into a map (Field, inner key): `other-config:key`. Raises
+    CliFailure, also for a key into a set: that is not simulated."""
     name, colon, inner = key.partition(':')
-    if colon:
-        if name not in fields:
-            raise unknown
-        if len(fields[name].access) != 3:
-            raise CliFailure("Field '%s' is not a set or map" % name)
-        return fields[name], inner
-    for kind in 'MS':
-        prefixes = [name for name in fields
-                    if fields[name].access[0] == kind and key.startswith(name + '-')]
-        if prefixes:
-            name = max(prefixes, key=len)
-            return fields[name], key[len(name) + 1:]
-    raise unknown
+    if name not in fields:
+        raise CliFailure("Unknown field '%s'" % key)
+    if colon and not fields[name].is_map():
+        raise CliFailure("Field '%s' is not a set or map" % name)
+    return fields[name], inner if colon else None
 
 
 def sender(opened, as_disk=False):
@@ -1036,13 +936,13 @@ def send_piece(data, piece, as_disk):
 
 
 def receiver(work):
-    """What a data connection does to hand what it receives to work(file). A failure is in the
+    """What a data connection does to hand what it receives to work(pieces). A failure is in the
     task, and the words are said from there."""
     def carry(transfer, data):
         data.sendall(b'200\n')
         with data.makefile('rb') as file, contextlib.suppress(XapiError, ConnectionResetError):
             chunks = iter(lambda: file.read(BLOCK), b'')
-            work(Received(transfer.shaped(chunks, data, sending=False)))
+            work(transfer.shaped(chunks, data, sending=False))
     return carry
 
 
@@ -1068,11 +968,8 @@ COMMANDS = {
     'vm-uninstall': ([], Command.vm_uninstall, []),
     'snapshot-uninstall': ([], Command.snapshot_uninstall, []),
     'template-uninstall': (['template-uuid'], Command.template_uninstall, []),
-    'vm-disk-list': ([], Command.vm_disk_list, []),
     'vm-export': (['filename'], Command.vm_export, []),
-    'template-export': (['filename', 'template-uuid'], Command.export_as, ['template']),
-    'snapshot-export-to-template': (['filename', 'snapshot-uuid'], Command.export_as,
-                                    ['snapshot']),
+    'snapshot-export-to-template': (['filename', 'snapshot-uuid'], Command.snapshot_export, []),
     'vm-import': ([], Command.vm_import, []),
     'vdi-create': (['sr-uuid', 'name-label', 'virtual-size'], Command.vdi_create, []),
     'vdi-snapshot': (['uuid'], Command.vdi_snapshot, []),

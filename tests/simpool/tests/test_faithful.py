@@ -52,7 +52,7 @@ NOT_REPLAYED = {
     'hypervisor': (2, "about the recorder's simulated hypervisor, which attaches no disks"),
     'start': (3, 'about how long a daemon takes to start, and its database on disk'),
     'member': (5, 'a pool member that cannot reach its master hangs; simulated ones reach it'),
-    'not simulated': (4, 'a command or an image format that no backup uses'),
+    'not simulated': (5, 'a command or an image format that no backup uses'),
     'debug': (1, 'prints the debug log of stunnel'),
 }
 RECORDED = 307

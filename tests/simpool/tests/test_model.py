@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 
 from tests import DATA
 from tests.simpool import Down, archive, pools
-from tests.simpool.database import NULL, TEMPLATES, Query, column
+from tests.simpool.database import NULL, TEMPLATES, column
 from tests.simpool.tests.support import MIB, NOBODY, Case, wait_until
 
 TWO_DISKS = {'vms': [
@@ -99,21 +99,21 @@ class Queries(ModelCase):
         self.assertEqual(before, TEMPLATES['VM']['other_config'])
         for method, *values in (('remove_from_other_config', 'key'),
                                 ('remove_from_other_config', 'key'), ('add_tags', 'new'),
-                                ('remove_tags', 'prod'), ('set_VCPUs_max', 4),
-                                ('set_ha_always_run', False)):
+                                ('remove_tags', 'prod'), ('set_ha_always_run', False)):
             self.value('VM.' + method, self.box, *values)
         record = self.pool.record('VM', self.box)
         self.assertNotIn('key', record['other_config'])
-        self.assertEqual([['new'], '4', ''], [record[field] for field in (
-            'tags', 'VCPUs_max', 'ha_restart_priority')])
+        self.assertEqual((['new'], ''), (record['tags'], record['ha_restart_priority']))
 
     def test_where_knows_columns_refs_and_texts_of_all_kinds(self):
         for query, found in (
-                ('field "is_a_template"="false" and (not field "is_control_domain" = "true")',
+                ('field "is_a_template"="false" and (field "is_control_domain" = "false")',
                  {self.box, self.busy}),
                 ('field "_ref"="%s"' % self.box, {self.box}),
-                ('field "tags"="(\'prod\')" and true', {self.box}),
-                ('"box"=field "name__label"', {self.box}),
+                ('field "tags"="(\'prod\')"', {self.box}),
+                ('field "uuid"="x" or field "_ref"="{0}" and field "_ref"="{0}"'.format(self.box),
+                 {self.box}),
+                ('field "_ref"="%s" or field "uuid"="x" and field "uuid"="x"' % self.box, set()),
                 ('field "HVM__shadow_multiplier"="1" and field "name__label"="box"', {self.box}),
                 ('field "snapshot_time"="19700101T00:00:00Z" and field "VCPUs__max"="1"'
                  ' and field "ha_restart_priority"="restart"', {self.box})):
@@ -123,11 +123,8 @@ class Queries(ModelCase):
         self.pool.call('VM.snapshot', self.busy, 'of another')
         self.assertEqual(made, set(self.value('VDI.get_all_records_where', ' or '.join(
             'field "snapshot_of" = "%s"' % vdi for vdi in vdis))))
-        for query, expected in (('true or true and false', False), ('false and true or true', True),
-                                ('not false and false', True), ('not (false) or true', False),
-                                ('(not true) or true', True), ('not not true', True)):
-            self.assertEqual(expected, Query('VM', query).matches('ref', {}), query)
-        for query in ('', 'field "uuid"', 'true and', '(true', 'TRUE', 'true true', '"a" = "b'):
+        for query in ('', 'field "uuid"', 'true', 'field "uuid"="x" and', '(field "uuid"="x"',
+                      'field "uuid"="x" or field', 'field "uuid"="x")', 'field "uuid" = "b'):
             answer = self.x('VM.get_all_records_where', query)['ErrorDescription']
             self.assertEqual(['INVALID_VALUE', query], answer[:2])
         self.assert_refused(['INTERNAL_ERROR', 'missing field', 'name_label', ''],
@@ -159,11 +156,9 @@ class Snapshots(ModelCase):
         self.assertRegex(snapshot['snapshot_time'].value, r'^20\d{6}T\d\d:\d\d:\d\dZ$')
         self.assertEqual(*[[self.get('VIF', vif, 'MAC') for vif in record['VIFs']]
                            for record in (original, snapshot)])
-        message, = self.value('message.get_all_records').items()
+        message, = self.value('message.get_all_records').values()
         self.assertEqual(('VM_SNAPSHOTTED', '5', original['uuid']), (
-            message[1]['name'], message[1]['priority'], message[1]['obj_uuid']))
-        self.value('message.destroy', message[0])
-        self.assertEqual({}, self.value('message.get_all_records'))
+            message['name'], message['priority'], message['obj_uuid']))
 
     def test_disks_are_snapshots_of_their_disks_and_a_cd_stays_the_same_iso(self):
         originals = self.disks(self.box)
@@ -285,10 +280,11 @@ class LifeAndDeath(ModelCase):
         self.assertEqual(self.box, self.value('VM.get_snapshot_of', snapshot))
 
     def test_power_moves(self):
-        for method, state in (('VM.suspend', 'Suspended'), ('VM.resume', 'Running'),
-                              ('VM.pause', 'Paused'), ('VM.unpause', 'Running'),
-                              ('VM.clean_shutdown', 'Halted'), ('VM.start', 'Running')):
-            more = [False, False] if method in ('VM.start', 'VM.resume') else []
+        for method, state, *more in (
+                ('VM.suspend', 'Suspended'), ('VM.hard_shutdown', 'Halted'),
+                ('VM.start', 'Running', False, False), ('VM.pause', 'Paused'),
+                ('VM.hard_shutdown', 'Halted'), ('VM.start', 'Running', False, False),
+                ('VM.clean_shutdown', 'Halted')):
             self.value(method, self.busy, *more)
             self.assertEqual(state, self.value('VM.get_power_state', self.busy))
         self.assertEqual(0, sum(vdi['type'] == 'suspend'
@@ -301,8 +297,8 @@ class LifeAndDeath(ModelCase):
         self.assert_refused(['VDI_IN_USE', disk], 'VM.start', self.box, False, False)
         self.assertEqual('Halted', self.value('VM.get_power_state', self.box))
 
-    def new_vbd(self, device, vm=None, kind='Disk'):
-        return {'VM': vm or self.busy, 'userdevice': device, 'mode': 'RW', 'type': kind,
+    def new_vbd(self, device, kind='Disk'):
+        return {'VM': self.busy, 'userdevice': device, 'mode': 'RW', 'type': kind,
                 'VDI': self.pool.call('VDI.create', {'SR': self.sr, 'virtual_size': '512'})}
 
     def test_disks_and_vbds_come_and_go(self):
@@ -343,17 +339,14 @@ class LifeAndDeath(ModelCase):
             self.pool.call('VBD.plug', vbd)
             self.assertEqual(name, self.get('VBD', vbd, 'device'), device)
         taken = ['0', 'xvda', 'hda', 'xvdb', '4']       # the first three are one device
-        for code, devices, kind in (
-                ('INVALID_DEVICE', ['', 'zz', 'xvdq', 'hdz', '1.5', '1\n', '\u0661'], 'Disk'),
-                ('INVALID_DEVICE', ['5'], 'Floppy'), ('DEVICE_ALREADY_EXISTS', taken, 'Disk')):
+        for code, devices in (
+                ('INVALID_DEVICE', ['', 'zz', 'xvdq', 'hdz', '1.5', '1\n', '\u0661']),
+                ('DEVICE_ALREADY_EXISTS', taken)):
             for device in devices:
                 with self.refusal(code, device):
-                    self.pool.call('VBD.create', self.new_vbd(device, kind=kind))
-        made = [self.pool.call('VBD.create', self.new_vbd('autodetect', vm=self.box, kind='Floppy'))
-                for _ in range(2)]
-        self.assertEqual(['fda', 'fdb'], [self.get('VBD', vbd, 'userdevice') for vbd in made])
-        with self.refusal('INVALID_DEVICE', 'autodetect'):
-            self.pool.call('VBD.create', self.new_vbd('autodetect', vm=self.box, kind='Floppy'))
+                    self.pool.call('VBD.create', self.new_vbd(device))
+        with self.refusal('NOT_IMPLEMENTED'):
+            self.pool.call('VBD.create', self.new_vbd('9', kind='Floppy'))
 
     def test_networks_and_vifs(self):
         network = self.value('network.create', {'name_label': 'lab', 'MTU': 9000})
@@ -365,16 +358,6 @@ class LifeAndDeath(ModelCase):
         self.value('VIF.destroy', vif)
         self.assertNotIn(vif, self.value('VM.get_VIFs', self.box))
         self.value('network.destroy', network)
-
-    def test_an_asynchronous_call_is_a_task(self):
-        task = self.value('Async.VM.snapshot', self.box, 'later')
-        wait_until(lambda: self.value('task.get_status', task) == 'success')
-        snapshot = self.vm('later')
-        self.assertEqual('<value>%s</value>' % snapshot, self.value('task.get_result', task))
-        failed = self.value('Async.VM.snapshot', snapshot, 'no')
-        wait_until(lambda: self.value('task.get_status', failed) == 'failure')
-        self.assertEqual(['VM_IS_SNAPSHOT', snapshot, 'snapshot'],
-                         self.value('task.get_error_info', failed))
 
 
 class Conflicts(ModelCase):
@@ -541,7 +524,6 @@ class Transfers(ModelCase):
 
     def test_metadata_refers_to_disks_that_are_here(self):
         data = self.exported(self.busy, metadata=True)
-        self.assertEqual([], self.imported(data, metadata=True, dry_run=True))
         vm, = self.imported(data, metadata=True)
         self.assertEqual(self.disks(self.busy), self.disks(vm))
         self.value('VM.hard_shutdown', self.busy)
