@@ -533,6 +533,7 @@ class CommandWords(PoolCase):
         for word in ('help', 'config', 'example'):
             done = self.assert_ends(2, self.vmbackup(word, self.config('vm-export=web')))
             self.assertIn('ERROR %s is a command (a password' % word, done.output)
+        self.assertEqual([], self.sim.calls() + self.tree())
 
 
 class Digests(unittest.TestCase):
