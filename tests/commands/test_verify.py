@@ -7,10 +7,9 @@ import os
 import pty
 import re
 import shutil
-import unittest
 
 import VmBackup
-from tests.commands.archives import SAMPLES, sample
+from tests.commands.archives import SAMPLES, ArchiveCase, sample
 from tests.commands.saved import SavedCase
 from tests.tools.support import HOST, LIMIT, PoolCase
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
@@ -513,10 +512,9 @@ class CommandWords(PoolCase):
         self.assertEqual([], self.sim.calls() + self.tree())
 
 
-class Digests(unittest.TestCase):
+class Digests(ArchiveCase):
     def test_an_archives_digest_is_that_of_all_but_the_disks_data(self):
-        path = os.path.join(SAMPLES, 'sample.xva.gz')
-        verifier = VmBackup.Verifier(VmBackup.Console(None), VmBackup.Signals(), 60)
+        self.put(sample('sample.xva.gz'))
         content, wanted, at = gzip.decompress(sample('sample.xva.gz')), hashlib.sha256(), 0
         while content[at]:
             size = int(content[at + 124:at + 135], 8)
@@ -525,4 +523,4 @@ class Digests(unittest.TestCase):
             wanted.update(content[at:at + 512 if is_data else end])
             at = end
         wanted.update(content[at:at + 512])
-        self.assertEqual(wanted.hexdigest(), verifier.prove(path).digest)
+        self.assertEqual(wanted.hexdigest(), self.verdict().digest)

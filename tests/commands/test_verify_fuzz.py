@@ -348,7 +348,7 @@ class Backups(FuzzCase):
 
     def check(self):
         """What is made of the backup: Verified, or the Damaged that was raised."""
-        verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
+        verifier = self.verifier()
         figures.add('odd backups', faults=1, checks=1)
         try:
             found = verifier.check(self.backup, self.backup.manifest())

@@ -357,7 +357,9 @@ class Images(Mutations):
                 struct.pack_into('>%dI' % count, data, self.table, *changed)
                 self.assert_found((number, sector), bytes(data), **self.how)
 
-    def test_cut_and_longer(self):
+    def test_of_another_disk_cut_and_longer(self):
+        for size in (self.size - MIB, self.size + 512, 2 * self.size, 512):
+            self.assert_found(('a disk of', size), self.data, form='.vhd', size=size)
         size = len(self.data)
         cuts = [self.chance.randrange(size) for _ in range(20)] + [size - 1, size - BLOCK]
         self.assert_ends_are_found(self.data, cuts, (b'\0', bytes(BLOCK), PAGE, self.data),
@@ -367,10 +369,6 @@ class Images(Mutations):
         for size in (1, BLOCK, MIB, 2 * MIB, 2 * MIB + BLOCK, 3 * MIB):
             for more in (bytes(size), noise(self.chance, size)):
                 self.assert_found(size, self.data[:-BLOCK] + more + self.data[-BLOCK:], **self.how)
-
-    def test_of_another_disk(self):
-        for size in (self.size - MIB, self.size + 512, 2 * self.size, 512):
-            self.assert_found(('a disk of', size), self.data, form='.vhd', size=size)
 
     def test_a_geometry_that_does_not_fit(self):
         for at, value in ((56, 1), (57, 200), (58, 1), (59, 1), (59, 255), (58, 0)):
@@ -424,10 +422,9 @@ class Recorded(Mutations):
         self.backup = VmBackup.BackupDir(os.path.join(self.directory, 'dated'), 0)
         os.mkdir(self.backup.path)
         os.link(self.path, self.backup.file('vm.xva'))
-        self.verifier = VmBackup.Verifier(archives.Watch(), archives.Watch(), 60)
 
     def check(self):
-        return self.verifier.check(self.backup, self.backup.manifest())
+        return self.verifier().check(self.backup, self.backup.manifest())
 
     def test_it_is_found_by_that_digest_and_by_nothing_else(self):
         for data, found, _ in self.each_kind():
