@@ -112,7 +112,7 @@ class WhatIsTold(ListCase):
                 found[key] for key in ('method', 'compression', 'size', 'verified')))
             self.assertEqual('2019-01-%02dT00:00:00' % day, found['when'][:19])
 
-    def test_verification_test_restore_and_protection_are_told(self):
+    def test_verification_protection_and_test_restores_good_or_failed_are_told(self):
         when = '2019-01-02T03:04:05+00:00'
         path = self.backup('web', 1, verified={'when': when, 'proved': 'structure', 'digests': {}},
                            test_restore={'when': when, 'sr': 'Local', 'seconds': 61})
@@ -126,11 +126,9 @@ class WhatIsTold(ListCase):
         self.assertEqual('when age method size outcome verified restored protected name'.split(),
                          head.split())
         self.assertRegex(row, r' good +structure \d+d +good \d+d +yes +backup-')
-
-    def test_a_test_restore_that_failed_is_told(self):
-        self.backup('web', 1, test_restore={'when': 'x', 'fault': 'it did not boot'})
+        self.backup('web', 2, test_restore={'when': 'x', 'fault': 'it did not boot'})
         lines = self.table(0, self.backups)
-        self.assertRegex(lines[2], ' good +fault - +backup-')
+        self.assertRegex(lines[2], ' good +- +fault - +- +backup-')
         self.assertEqual('    test restore: it did not boot', lines[3])
 
     def test_dumps_and_directories_without_backups_have_their_own_lines(self):

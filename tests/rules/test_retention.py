@@ -288,15 +288,6 @@ class Protected(RetentionCase):
         self.told(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
-    def test_half_a_backup_is_not_protected(self):
-        self.assertEqual(0, self.back_up('vm-export=web').status)
-        path = self.dated('web')[0]
-        half = os.path.join(os.path.dirname(path), '.deleting-' + os.path.basename(path))
-        os.rename(path, half)
-        os.unlink(os.path.join(half, 'web.xva'))
-        self.assertIn('no good backup: ', self.told(2, 'protect', half).output)
-        self.assertFalse(os.path.exists(os.path.join(half, 'protected')))
-
     def test_a_share_in_trouble_does_not_make_it_unprotected(self):
         path, = self.made('web', 1)
         backup = VmBackup.BackupDir(path, 0)
@@ -312,9 +303,15 @@ class Protected(RetentionCase):
 
     def test_what_is_no_good_backup_is_refused_and_nothing_is_changed(self):
         good, = self.made('web', 1)
+        self.ends(0, 'vm-export=web')
+        path, name = os.path.split(self.newest('web'))
+        half = os.path.join(path, '.deleting-' + name)
+        os.rename(os.path.join(path, name), half)
+        os.unlink(os.path.join(half, 'web.xva'))
         failed = self.old_backup('web', 'backup-2026-01-02-(03:00:00)', 'vm.cfg')
         before = self.tree()
-        for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], ['']):
+        for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], [''],
+                      [half]):
             self.assertRegex(self.told(2, 'protect', *words).lines[-1], '^ERROR ')
         self.assertEqual(before, self.tree())
 
