@@ -4130,6 +4130,8 @@ class ImageReader:
             parser.Parse(b'', True)
         except xml.parsers.expat.ExpatError as error:
             raise Damaged(f'it is no whole XML: {error}')
+        finally:                                       # it and the parser hold each other
+            parser.StartElementHandler = None
         return self.proof('structure')
 
 

@@ -93,15 +93,6 @@ KINDS = collections.OrderedDict((name, functools.lru_cache(None)(make)) for name
 ))
 
 
-class Watch:
-    """A console at which nobody looks, and signals that never come."""
-
-    def ignore(self, text=''):
-        """Do nothing."""
-
-    show = log = check = ignore
-
-
 class ArchiveCase(unittest.TestCase):
     """A test with one file, into which archives are put in turn."""
 
@@ -131,6 +122,11 @@ class ArchiveCase(unittest.TestCase):
             return damaged
         finally:
             source.close()
+
+    @staticmethod
+    def verifier():
+        """One that shows nothing and is never interrupted."""
+        return VmBackup.Verifier(VmBackup.Console(None), VmBackup.Signals(), 60)
 
     def only(self, program):
         """From now on, what this program decompresses is decompressed by no other one."""

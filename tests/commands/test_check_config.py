@@ -54,19 +54,16 @@ class WhatItShows(CheckCase):
                       lock_wait=('1.5', path + ' line 8'))
         self.assertEqual(wanted, found)
 
-    def test_what_is_shown_means_the_same_in_a_config(self):
-        found = self.settings(self.check(0, self.written('vm-export=db')))
-        for key in VmBackup.KEYS:
-            with self.subTest(key.name):
-                self.assertEqual(key.parse(key.default), key.parse(found[key.name][0]))
-
-    def test_rules_are_shown_with_their_places(self):
+    def test_rules_are_shown_with_their_places_and_values_as_a_config_has_them(self):
         path = self.written('exclude=a.*', '', 'vm-export=db:3', 'vdi-export=x')
         lines = self.check(0, path)
         for line in ('exclude=a.*   (%s line 1)', 'vm-export=db:3   (%s line 3)',
                      'vdi-export=x   (%s line 4)'):
             self.assertIn('  ' + line % path, lines)
         self.assertIn('only a preview tells', lines[-2])
+        found = self.settings(lines)
+        for key in VmBackup.KEYS:
+            self.assertEqual(key.parse(key.default), key.parse(found[key.name][0]), key.name)
 
     def test_nothing_below_backup_dir_is_looked_at_and_nothing_is_made(self):
         path = self.written('vm-export=db', 'backup_dir=' + self.backups,
@@ -104,9 +101,9 @@ class WhatIsWrong(CheckCase):
                 (2, ('vm-export=db', 'max_backups=0', 'mail_mode=often'), [
                     'ERROR: config max_backups out of range -> 0 (own.cfg line 2)',
                     'ERROR: config mail_mode invalid -> often (own.cfg line 3)']),
-                (0, ('max_backups=2', 'vm-export=db', 'max_backups=3'), [
-                    '***NOTE - config max_backups is there twice: the one in own.cfg line 3 '
-                    'counts, not the one in own.cfg line 1']),
+                (0, ('max_backups=2', 'vm-export=db', 'max_backups=3', 'max_backups=3'), [
+                    '***NOTE - config max_backups is there twice: the one in own.cfg line %d '
+                    'counts, not the one in own.cfg line %d' % both for both in ((3, 1), (4, 3))]),
                 (1, ('vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=', 'exclude=TEMP.*',
                      'vm-export=TEMP 1:3', 'vdi-export=db', 'vm-export=TEMP.*', 'vm-export='), [
                     '***WARNING - vm-export=db (own.cfg line 2) does nothing: it is in own.cfg '
@@ -125,21 +122,15 @@ class WhatIsWrong(CheckCase):
             with self.subTest(lines):
                 self.assertEqual(said, self.told(status, *lines))
 
-    def test_of_a_key_that_is_there_again_and_again_each_is_a_note(self):
-        self.assertEqual(2, len(self.told(0, 'parallel=2', 'parallel=2', 'parallel=3',
-                                          'vm-export=db')))
-
     def test_unknown_keys_may_be_ignored(self):
         path = self.written('vm-export=db', 'bogus=1')
         self.check(0, path, 'ignore_extra_keys=True')
         self.check(2, path, 'ignore_extra_keys=False')
 
     def test_patterns_that_are_none(self):
-        for method in ('vm-export', 'vdi-export', 'exclude'):
-            self.assertIn('***ERROR - invalid regex: %s=d[b (own.cfg line 2)' % method,
-                          self.told(2, 'vm-export=db', method + '=d[b'))
-        self.assertIn('***ERROR - invalid regex: vm-export=(:4 (own.cfg line 1)',
-                      self.told(2, 'vm-export=(:4'))
+        lines = ('vm-export=(:4', 'vm-export=d[b', 'vdi-export=d[b', 'exclude=d[b')
+        self.assertLessEqual({'***ERROR - invalid regex: %s (own.cfg line %d)' % (line, number)
+                              for number, line in enumerate(lines, 1)}, set(self.told(2, *lines)))
 
     def test_a_config_that_chooses_nothing(self):
         for lines in ((), ('exclude=a',), ('vdi-export=',)):

@@ -71,11 +71,15 @@ class StatusCase(SavedCase, StoreCase):
         super().setUp()
         self.run_config = self.config(*self.both)
 
-    def check(self, state, *words, **environ):
-        """What `status` answers, which has to be in that state."""
-        done = self.vmbackup('status', *words, **environ)
-        found = Answer(self, done.output)
-        self.assertEqual((state, STATES.index(state)), (found.state, done.status), done.output)
+    def check(self, state, *words, apart=False, **environ):
+        """What `status` answers, which has to be in that state: in this process, which is quicker,
+        or in one of its own."""
+        if apart or environ or state == 'UNKNOWN':
+            status, output = self.vmbackup('status', *words, **environ)
+            found = Answer(self, output)
+        else:
+            found, status = self.here(*words)
+        self.assertEqual((state, STATES.index(state)), (found.state, status), found.text)
         if state == 'UNKNOWN':
             self.assertEqual({}, found.figures)
         return found
@@ -88,8 +92,7 @@ class StatusCase(SavedCase, StoreCase):
     def aged(self, vm, hours, number=-1, told=()):
         """Let a backup of a VM have begun so many hours ago, and its manifest tell this."""
         path = self.dated(vm)[number] + '/backup.json'
-        with open(path, encoding='utf-8') as stream:
-            manifest = json.load(stream)
+        manifest = json.loads(self.read(path))
         manifest.update(told, started=VmBackup.iso(
             datetime.datetime.now() - datetime.timedelta(hours=hours)))
         self.put_file(path, json.dumps(manifest))
@@ -100,18 +103,16 @@ class StatusCase(SavedCase, StoreCase):
         self.aged('web', 0, told={'number': 2})
 
     def logged(self, *entries):
-        """Write a status log of (hours ago, words); its path."""
-        os.makedirs(os.path.dirname(self.status_log), exist_ok=True)
-        with open(self.status_log, 'w', encoding='utf-8') as stream:
-            for hours, words in entries:
-                when = datetime.datetime.now() - datetime.timedelta(hours=hours)
-                stream.write('%s,%s\n' % (when.strftime('%Y/%m/%d %H:%M:%S'), words))
-        return self.status_log
+        """Write a status log of (hours ago, words)."""
+        now = datetime.datetime.now()
+        self.put_file(self.status_log, ''.join('%s,%s\n' % (
+            (now - datetime.timedelta(hours=hours)).strftime('%Y/%m/%d %H:%M:%S'), words)
+            for hours, words in entries))
 
 
 class TheBackups(StatusCase):
     def test_all_is_well_after_a_run(self):
-        found = self.check('OK', self.run_config)
+        found = self.check('OK', self.run_config, apart=True)
         self.assertRegex(found.text, r'^2 of 2 VMs have a good backup within 26h; last run, of '
                          r'\d{4}-\d\d-\d\d \d\d:\d\d: SUCCESS S:2 W:0 E:0$')
         sizes = [os.path.getsize(self.dated(vm)[0] + '/' + file)
@@ -140,7 +141,7 @@ class TheBackups(StatusCase):
         self.aged('web', 100)
         self.assertIn('web (4d)', self.check('CRITICAL', self.run_config).text)
 
-    def test_a_vm_without_any_is_critical(self):
+    def test_a_vm_without_any_is_critical_and_has_no_age(self):
         found = self.check('CRITICAL', self.config('vm-export=web', 'vdi-export=db',
                                                    'vm-export=gone', 'vm-export=empty'))
         self.assertIn('within 26h: empty (none), gone (none); 2 of 4 VMs', found.text)
@@ -148,8 +149,6 @@ class TheBackups(StatusCase):
         os.unlink(self.dated('web')[0] + '/success')
         found = self.check('CRITICAL', self.config('vm-export=web', 'vdi-export=db'))
         self.assertIn('26h: web (none); 1 of 2', found.text)
-
-    def test_without_a_backup_of_anything_it_is_critical_and_has_no_age(self):
         shutil.rmtree(self.backups)
         os.mkdir(self.backups)
         found = self.check('CRITICAL', self.config('vm-export=.*x', 'vm-export=gone'))
@@ -159,8 +158,7 @@ class TheBackups(StatusCase):
 
     def test_one_that_was_found_damaged_later_does_not_count(self):
         self.older_web(50)
-        with open(self.dated('web')[-1] + '/web.xva', 'r+b') as stream:
-            stream.truncate(3000)
+        os.truncate(self.dated('web')[-1] + '/web.xva', 3000)
         self.check('OK', self.run_config)
         self.assertEqual(2, self.vmbackup('verify', self.run_config).status)
         self.assertIn('web (2d)', self.check('CRITICAL', self.run_config).text)
@@ -219,10 +217,8 @@ class TheBackups(StatusCase):
         path = self.old_backup('db', DAY % 1, 'success') + '/backup.json'
         for content in RUBBISH + (b'{"number": 2, "started": "9999-12-31T23:59:59-23:59", '
                                   b'"files": {"x.xva": 9223372036854775807}}',):
-            with open(path, 'wb') as stream:
-                stream.write(content)
-            self.assertEqual('CRITICAL', self.here(config)[0].state, content)
-        self.check('CRITICAL', config)
+            self.put_file(path, content)
+            self.check('CRITICAL', config)
         self.check('OK', self.config('vm-export=web'))
 
 
@@ -270,33 +266,27 @@ class TheRun(StatusCase):
         self.assertEqual(2, self.vmbackup('password', config).status)
         self.assertRegex(self.check('CRITICAL', config).text, r'last run, of .*: ERROR S:1 W:0 E:1')
 
-    def test_warnings_and_skipped_runs_are_said(self):
-        for result in ('WARNING,S:1 W:1 E:0', 'SKIPPED,S:0 W:0 E:0'):
-            self.logged((1, 'vmbackup.py,h,begin'), (1, 'vm-export,h,end,SKIPPED web'),
-                        (1, 'vmbackup.py,h,end,' + result))
-            text = self.check('OK', self.run_config).text
-            self.assertIn(': ' + result.replace(',', ' '), text)
-            self.assertNotIn('failed in it', text)
-
-    def test_an_old_run_is_critical(self):
-        self.logged((30, 'vmbackup.py,h,begin'), (29, 'vmbackup.py,h,end,ERROR,S:0 W:0 E:1'))
-        self.assertRegex(self.check('CRITICAL', self.run_config).text,
-                         r'^the last run began 20\S+ \S+; 1 of 1')
-
-    def test_runs_side_by_side_hide_no_error(self):
-        self.logged((3, 'vmbackup.py,h,begin'), (2, 'vmbackup.py,h,begin'),
-                    (1, 'vmbackup.py,h,end,ERROR,S:0 W:0 E:1'),
-                    (1, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'),
-                    (1, 'vmbackup.py,other,end,SUCCESS,S:9 W:0 E:0'))
-        self.assertIn('ERROR S:0 W:0 E:1', self.check('WARNING', self.run_config).text)
+    def test_warnings_and_skipped_runs_are_said_and_runs_side_by_side_hide_no_error(self):
+        begin, end = 'vmbackup.py,h,begin', 'vmbackup.py,h,end,'
+        for state, text, *entries in (
+                ('OK', r': WARNING S:1 W:1 E:0$', (1, begin), (1, end + 'WARNING,S:1 W:1 E:0')),
+                ('OK', r': SKIPPED S:0 W:0 E:0$', (1, begin), (1, 'vm-export,h,end,SKIPPED web'),
+                 (1, end + 'SKIPPED,S:0 W:0 E:0')),
+                ('CRITICAL', r'^the last run began 20\S+ \S+; 1 of 1', (30, begin),
+                 (29, end + 'ERROR,S:0 W:0 E:1')),
+                ('WARNING', 'ERROR S:0 W:0 E:1', (3, begin), (2, begin),
+                 (1, end + 'ERROR,S:0 W:0 E:1'), (1, end + 'SUCCESS,S:1 W:0 E:0'),
+                 (1, 'vmbackup.py,other,end,SUCCESS,S:9 W:0 E:0'))):
+            with self.subTest(text):
+                self.logged(*entries)
+                self.assertRegex(self.check(state, self.run_config).text, text)
 
     def test_without_a_log_or_a_run_in_it_there_is_a_warning(self):
         self.logged((1, 'vm-export,h,begin,web'), (1, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'))
         self.assertIn('no run in status_log', self.check('WARNING', self.run_config).text)
         for content in (b'', b'\0' * 100, b'\xff\n' * 100, b',' * 10000,
                         b'2026/99/99 99:99:99,vmbackup.py,h,begin'):
-            with open(self.status_log, 'wb') as stream:
-                stream.write(content)
+            self.put_file(self.status_log, content)
             self.assertIn('no run in status_log', self.check('WARNING', self.run_config).text)
         os.unlink(self.status_log)
         for make in (os.mkdir, os.mkfifo, lambda path: None):
@@ -308,8 +298,7 @@ class TheRun(StatusCase):
 
     def test_only_the_end_of_a_long_log_is_read(self):
         self.logged(*[(1, 'vmbackup.py,h,begin'), (1, 'vmbackup.py,h,end,SUCCESS,S:7 W:0 E:0')])
-        with open(self.status_log, 'rb') as stream:
-            end = stream.read()
+        end = self.read_bytes(self.status_log)
         for filler, most in ((b'x' * 99 + b'\n', 1 << 16), (b'', 1 << 20)):
             with open(self.status_log, 'wb') as stream:
                 stream.truncate(1 << 36)               # 64 GiB, a hole
@@ -329,8 +318,7 @@ class TheRun(StatusCase):
     def test_a_line_that_is_cut_by_the_end_that_is_read_is_none(self):
         name = '2026/01/01 00:00:00,vmbackup.py,h,begin'
         line = b'2026/01/01 00:00:00,vm-export,h,begin,' + name.encode('ascii') + b'\n'
-        with open(self.status_log, 'wb') as stream:
-            stream.write(line + b'x' * (65536 - len(name) - 2) + b'\n')
+        self.put_file(self.status_log, line + b'x' * (65536 - len(name) - 2) + b'\n')
         self.assertIsNone(VmBackup.last_run(self.status_log))
 
 
@@ -342,7 +330,7 @@ class LeftOver(StatusCase):
         self.failed = self.old_backup('db', DAY % 1)
 
     def left(self, state, number):
-        found = self.check(state, self.run_config)
+        found = self.check(state, self.run_config, apart=True)
         self.assertEqual(number, found.figures['leftovers'], found.text)
         return found.text
 
@@ -379,15 +367,13 @@ class LeftOver(StatusCase):
 
     def test_damaged_records_are_left_and_an_empty_one_of_a_restore_is_not(self):
         for content in (b'', b'{}', b'\xff', b'[' * 10000):
-            with open(self.failed + '/snapshot.json', 'wb') as stream:
-                stream.write(content)
+            self.put_file(self.failed + '/snapshot.json', content)
             self.left('WARNING', 1)
         os.unlink(self.failed + '/snapshot.json')
         os.mkfifo(self.failed + '/snapshot.json')
         path = self.restore()
         for content, number in ((b'', 1), (b'{}', 2)):
-            with open(path, 'wb') as stream:
-                stream.write(content)
+            self.put_file(path, content)
             self.left('WARNING', number)
 
 
@@ -455,8 +441,7 @@ class OneLine(StatusCase):
                 self.assertNotRegex(found.text, r'^(\*|ERROR)')
         config = self.config('vm-export')
         self.assertIn('not a key=value line: vm-export', self.check('UNKNOWN', config).text)
-        with open(config, 'ab') as stream:
-            stream.write(b'caf\xe9')
+        self.put_file(config, self.read_bytes(config) + b'caf\xe9')
         self.assertIn('is not UTF-8 text', self.check('UNKNOWN', config).text)
         self.check('OK', self.config('vm-export=web', other='x'))
 
@@ -503,8 +488,8 @@ class WhatItCosts(StatusCase):
         files, calls = self.tree(), self.sim.calls()
         self.sim.down()
         with unittest.mock.patch('fcntl.flock', side_effect=AssertionError('locked')):
-            self.assertEqual('OK', self.here(self.run_config)[0].state)
-        self.check('OK', self.run_config)
+            self.check('OK', self.run_config)
+        self.check('OK', self.run_config, apart=True)
         self.assertEqual((files, calls), (self.tree(), self.sim.calls()))
 
     def test_each_manifest_is_read_once(self):

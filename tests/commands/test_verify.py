@@ -8,10 +8,9 @@ import pty
 import re
 import shutil
 import time
-import unittest
 
 import VmBackup
-from tests.commands.archives import SAMPLES, sample
+from tests.commands.archives import SAMPLES, ArchiveCase, sample
 from tests.commands.saved import SavedCase
 from tests.tools.support import HOST, LIMIT, PoolCase
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
@@ -27,12 +26,15 @@ class VerifyCase(StoreCase):
 
     def verify(self, status, *words):
         """The lines of the command, which has to end with that status."""
-        done = self.assert_ends(status, self.vmbackup('verify', *words))
-        return done.lines
+        return self.assert_ends(status, self.vmbackup('verify', *words)).lines
+
+    def assert_good(self, *paths):
+        """Each of these, verified, is good and all its checksums are right."""
+        for path in paths:
+            self.assertEqual('good %s: every checksum is right' % path, self.verify(0, path)[0])
 
     def manifest(self, path):
-        with open(os.path.join(path, 'backup.json'), encoding='utf-8') as stream:
-            return json.load(stream)
+        return json.loads(self.read(path, 'backup.json'))
 
     def proved(self, path):
         return self.manifest(path)['verified']['proved']
@@ -51,11 +53,7 @@ class VerifyCase(StoreCase):
         return self.at('bin') + os.pathsep + os.environ['PATH']
 
     def pack(self, path):
-        with open(path, 'r+b') as stream:
-            data = gzip.compress(stream.read(), 1)
-            stream.seek(0)
-            stream.truncate()
-            stream.write(data)
+        self.put_file(path, gzip.compress(self.read_bytes(path), 1))
 
 
 class MadeCase(SavedCase, VerifyCase):
@@ -83,13 +81,11 @@ class InARun(VerifyCase):
         return self.assert_ends(status, self.vmbackup(
             'password', self.config(*lines, **keys), VMBACKUP_XE=self.xe_that(text)))
 
-    def broken(self, text, *lines, **keys):
-        return self.ends_with_xe(2, text, *lines, **keys)
-
     def test_a_damaged_archive_is_an_error_and_no_backup(self):
         """The snapshot is gone before the verification begins."""
-        done = self.broken('printf x | dd of="$1" bs=1 seek=700000 conv=notrunc 2>/dev/null',
-                           'vm-export=web', 'vm-export=db')
+        done = self.ends_with_xe(
+            2, 'printf x | dd of="$1" bs=1 seek=700000 conv=notrunc 2>/dev/null', 'vm-export=web',
+            'vm-export=db')
         for name in ('web', 'db'):
             self.assertIn('vm-export,end,VERIFY-FAIL ' + name, self.status())
             line, = [line for line in done.lines if line.startswith(
@@ -105,7 +101,7 @@ class InARun(VerifyCase):
     def test_a_damaged_backup_pushes_out_no_good_one(self):
         old = [self.old_backup('web', 'backup-2026-01-0%d-(00:00:00)' % day, 'success', 'web.xva')
                for day in (1, 2)]
-        self.broken('truncate -s -1 "$1"', 'vm-export=web', max_backups=2)
+        self.ends_with_xe(2, 'truncate -s -1 "$1"', 'vm-export=web', max_backups=2)
         self.assertEqual(old, self.dated('web')[:2])
         self.assertEqual(3, len(self.dated('web')))
         self.made('vm-export=web', max_backups=2)      # and the failure goes then
@@ -116,12 +112,12 @@ class InARun(VerifyCase):
         for method, token in (('raw', 'VDI-EXPORT-FAIL'), ('vhd', 'VERIFY-FAIL')):
             for change in ('truncate -s -512 "$1"', 'printf more >> "$1"'):
                 with self.subTest((method, change)):
-                    self.broken(change, 'vdi-export=db', vdi_export_format=method)
+                    self.ends_with_xe(2, change, 'vdi-export=db', vdi_export_format=method)
                     self.assertIn('vdi-export,end,%s db' % token, self.status())
 
     def test_an_http_answer_at_the_end_is_told(self):
         page = 'HTTP/1.0 500 Internal Error\\r\\n\\r\\n<html><h1>x</h1>SR_BACKEND_FAILURE_46</html>'
-        done = self.broken("printf '%s' >> \"$1\"" % page, 'vm-export=web')
+        done = self.ends_with_xe(2, "printf '%s' >> \"$1\"" % page, 'vm-export=web')
         self.assertIn('something follows the end: the export failed: SR_BACKEND_FAILURE_46',
                       done.output)
 
@@ -156,14 +152,12 @@ class InARun(VerifyCase):
                           'vm-export=db')
         self.assertIn('vm-export,end,INTERRUPTED web', self.status())
 
-    def test_without_the_library_a_small_archive_is_hashed_in_python(self):
+    def test_without_the_library_a_small_archive_is_hashed_in_python_and_of_a_large_one_less(self):
         self.script = self.changed_script(XXHASH=())
         self.assertEqual('checksums', self.proved(self.made('vm-export=web')))
-
-    def test_without_the_library_of_a_large_archive_the_structure_is_proved_and_that_is_said(self):
         self.script = self.changed_script(XXHASH=(), SLOW_BYTES=1 << 20)
         done = self.ends(0, 'vm-export=web')
-        path = self.dated('web')[0]
+        path = self.newest('web')
         self.assertEqual('structure', self.proved(path))
         self.assertIn('\n***NOTE - this host has no libxxhash', '\n'.join(done.lines))
         self.verify(0, path)
@@ -186,12 +180,12 @@ class InARun(VerifyCase):
         self.assert_ends(0, self.vmbackup('password', self.config('vdi-export=db'),
                                           VMBACKUP_XE=self.directory + '/bin/xe'))
         disk, = self.manifest(self.dated('db')[0])['disks']
-        with open(os.path.join(self.dated('db')[0], 'db.raw'), 'rb') as stream:
-            self.assertEqual(disk['virtual_size'], len(stream.read()))
+        self.assertEqual(disk['virtual_size'], os.path.getsize(self.newest('db', 'db.raw')))
 
 
 class TheCommand(MadeCase):
-    def test_what_may_be_named(self):
+    def test_what_may_be_named_and_the_pool_is_not_asked(self):
+        self.sim.down()
         config = self.config('vdi-export=db', 'vm-export=web')
         good = 'good %s: every checksum is right'
         both = [good % self.db, good % self.web, 'VmBackup verify ended - Success - S:2 W:0 E:0']
@@ -203,10 +197,6 @@ class TheCommand(MadeCase):
         copy = shutil.copy(self.web + '/web.xva', self.at('copy.xva'))
         self.assertEqual('good %s: every checksum is right, %s' % (
             copy, VmBackup.human_size(os.path.getsize(copy))), self.verify(0, copy)[0])
-
-    def test_the_pool_is_not_asked(self):
-        self.sim.down()
-        self.verify(0, self.web)
         self.assertEqual([], self.sim.calls())
 
     def test_the_newest_or_all_renamed_ones_too(self):
@@ -256,9 +246,8 @@ class TheCommand(MadeCase):
             self.verify(2, other)[0])
 
     def test_another_word_in_ova_xml_is_found_by_the_digest(self):
-        with open(self.web + '/web.xva', 'rb') as stream:
-            at = stream.read(100000).index(b'RESTORE_web')
-        self.change(self.web + '/web.xva', at)
+        path = self.web + '/web.xva'
+        self.change(path, self.read_bytes(path).index(b'RESTORE_web'))
         self.assertEqual('ERROR %s: web.xva: it is whole, but not what it was when it was verified '
                          'first' % self.web, self.verify(2, self.web)[0])
 
@@ -266,7 +255,7 @@ class TheCommand(MadeCase):
         for path, name in ((self.web, '/web.xva'), (self.db, '/db.raw')):
             self.pack(path + name)
             os.rename(path + name, path + name + '.gz')
-            self.assertEqual('good %s: every checksum is right' % path, self.verify(0, path)[0])
+            self.assert_good(path)
 
     def test_backups_of_3_25_verify_and_stay_as_they_are(self):
         path, image = [self.old_backup(vm, 'backup-2019-01-01-(00:00:00)', 'success')
@@ -275,7 +264,7 @@ class TheCommand(MadeCase):
             shutil.copy(os.path.join(self.web, name), path)
         shutil.copy(self.db + '/db.raw', image)
         shutil.copytree(self.db + '/DISK-xvda', image + '/DISK-xvda')
-        self.assertEqual('good %s: every checksum is right' % path, self.verify(0, path)[0])
+        self.assert_good(path)
         self.assertEqual('***WARNING - %s: the structure is whole; vm-metadata.xml is missing'
                          % image, self.verify(1, image)[0])
         self.assertEqual([], [name for place in (path, image) for name in os.listdir(place)
@@ -286,17 +275,13 @@ class TheCommand(MadeCase):
     def test_metadata_has_to_be_whole_and_of_this_vm(self):
         path, name = self.web, 'vm-metadata.xml'
         plain = self.made('vm-export=web', verify='no')
-        with open(os.path.join(path, name), 'rb') as stream:
-            text = stream.read()
-        with open(os.path.join(self.db, name), 'rb') as stream:
-            of_another = stream.read()
+        text, of_another = self.read_bytes(path, name), self.read_bytes(self.db, name)
         for place, content, words in (
                 (path, text[:-20], 'it is no whole XML'), (path, b'', 'it is no whole XML'),
                 (plain, of_another, 'it is of another VM'),
                 (path, text.replace(b'3145728', b'3145729'), 'it is whole, but not what it was')):
             with self.subTest(words):
-                with open(os.path.join(place, name), 'wb') as stream:
-                    stream.write(content)
+                self.put_file(os.path.join(place, name), content)
                 self.assertIn(name + ': ' + words, self.verify(2, place)[0])
         os.unlink(os.path.join(path, name))
         self.assertIn('vm-metadata.xml has 0 bytes, not %d' % len(text), self.verify(1, path)[0])
@@ -307,12 +292,10 @@ class TheCommand(MadeCase):
                          r'WARNING - .*every checksum is right; vm\.cfg has 3 bytes, not \d+$')
         self.assertNotIn('fault', self.manifest(self.web)['verified'])
 
-    def test_a_damaged_manifest_is_told_and_kept(self):
+    def test_a_damaged_manifest_is_told_and_kept_and_without_a_marker_it_is_no_backup(self):
         self.put_file(self.web + '/backup.json', '{')
         self.assertEqual('ERROR %s: backup.json is damaged' % self.web, self.verify(2, self.web)[0])
         self.assertEqual(1, os.path.getsize(self.web + '/backup.json'))
-
-    def test_without_a_marker_it_is_no_backup(self):
         os.unlink(self.web + '/success')
         self.assertEqual('ERROR %s: it has no marker: the record of a failure, not a backup' %
                          self.web, self.verify(2, self.web)[0])
@@ -335,8 +318,7 @@ class TheCommand(MadeCase):
                 (b'<database/', 2, 'ERROR %s: it is no whole XML' % dump),
                 (b'<html><h1>HTTP 500</h1></html>', 2,
                  'ERROR %s: its outermost element is html, not database' % dump)):
-            with open(dump, 'wb') as stream:
-                stream.write(content)
+            self.put_file(dump, content)
             self.assertIn(told, self.verify(status, self.backups)[2])
         self.assertEqual(2, len(self.verify(0, self.backups, 'vm=web')))
 
@@ -398,13 +380,11 @@ class TheCommand(MadeCase):
                 ((self.web, 'vm=x'), 'there is nothing to choose from in'),
                 ((self.web, 'backups=all'), 'there is nothing to choose from in'),
                 ((rubbish,), 'not a config file (binary'),
+                ((self.put_file('gone.cfg', 'vm-export=x\nbackup_dir=/nosuch\n'),),
+                 'backup_dir does not exist: /nosuch (is the share mounted?)'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
                 self.assertIn('ERROR ' + text, self.verify(2, *words)[-1])
-
-    def test_a_backup_dir_that_is_not_there_is_named(self):
-        self.assertEqual('ERROR backup_dir does not exist: /nosuch (is the share mounted?)',
-                         self.verify(2, self.config('vm-export=x', backup_dir='/nosuch'))[-1])
 
     def test_a_raw_image_that_nothing_is_known_of_proves_nothing(self):
         path = self.put_file('some.raw', '\0' * 4096)
@@ -412,9 +392,7 @@ class TheCommand(MadeCase):
                          'be, 4.0 KiB' % path, self.verify(1, path)[0])
 
     def test_samples_of_a_real_pool(self):
-        vhd = self.at('root.vhd')
-        with open(vhd, 'wb') as image:
-            image.write(sample('sample-root.vhd.xz'))
+        vhd = self.put_file('root.vhd', sample('sample-root.vhd.xz'))
         self.assertIn(': the structure is whole, 8.0 MiB', self.verify(0, vhd)[0])
         for name, text in (('sample.xva.gz', 'every checksum is right, 8.1 MiB'),
                            ('sample.xva.zst', 'every checksum is right, 8.1 MiB'),
@@ -429,15 +407,14 @@ class TheCommand(MadeCase):
 
 
 class Rotation(MadeCase):
-    def damaged(self, *numbers):
-        paths = [self.older(number) for number in numbers]
-        for path in paths:
-            self.change(path + '/web.xva', 700000)
-            self.verify(2, path)
-        return paths
+    def damaged(self, number):
+        path = self.older(number)
+        self.change(path + '/web.xva', 700000)
+        self.verify(2, path)
+        return path
 
     def test_damaged_backups_push_out_no_sound_one(self):
-        paths = [self.older(1)] + self.damaged(2, 3) + [self.web]
+        paths = [self.older(1), self.damaged(2), self.damaged(3), self.web]
         paths.append(self.made('vm-export=web', max_backups=3))
         self.assertEqual(paths, self.dated('web'))
         paths.append(self.made('vm-export=web', max_backups=3))
@@ -446,7 +423,7 @@ class Rotation(MadeCase):
     def test_pre_clean_leaves_the_last_sound_one(self):
         self.web = self.older(1)
         shutil.rmtree(self.dated('web')[-1])
-        paths = [self.web] + self.damaged(2)
+        paths = [self.web, self.damaged(2)]
         self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.ends(2, 'vm-export=web', max_backups=1, pre_clean='True')
         self.assertEqual(paths, self.dated('web')[:2])
@@ -502,9 +479,8 @@ class Robust(MadeCase):
 
     def test_a_backup_that_is_deleted_meanwhile_is_a_note(self):
         self.pack(self.web + '/web.xva')
-        done = self.vmbackup('verify', self.backups, PATH=self.in_path(
-            'rm -r "%s"' % self.web, 'gzip', 'pigz'))
-        self.assertEqual(0, done.status, done.output)
+        done = self.assert_ends(0, self.vmbackup('verify', self.backups, PATH=self.in_path(
+            'rm -r "%s"' % self.web, 'gzip', 'pigz')))
         self.assertEqual(['good %s: every checksum is right' % self.db,
                           '***NOTE - %s: it was deleted meanwhile' % self.web], done.lines[:2])
 
@@ -536,7 +512,7 @@ class CommandWords(PoolCase):
         for word in ('list', 'verify', 'prune', 'status', 'protect', 'unprotect', 'check-config',
                      'test-mail', 'help', 'config', 'example'):
             with self.subTest(word):
-                path = os.path.join(self.directory, 'pass-' + word)
+                path = self.at('pass-' + word)
                 self.assert_ends(0, self.vmbackup(word, 'create-password-file=' + path))
                 self.assertEqual(word, VmBackup.read_password_file(path, VmBackup.Console(None)))
 
@@ -545,22 +521,18 @@ class CommandWords(PoolCase):
         for word in ('help', 'config', 'example'):
             done = self.assert_ends(2, self.vmbackup(word, self.config('vm-export=web')))
             self.assertIn('ERROR %s is a command (a password' % word, done.output)
+        self.assertEqual([], self.sim.calls() + self.tree())
 
 
-class Digests(unittest.TestCase):
+class Digests(ArchiveCase):
     def test_an_archives_digest_is_that_of_all_but_the_disks_data(self):
-        path = os.path.join(SAMPLES, 'sample.xva.gz')
-        verifier = VmBackup.Verifier(VmBackup.Console(None), VmBackup.Signals(), 60)
-        with gzip.open(path) as stream:
-            content, wanted, at = stream.read(), hashlib.sha256(), 0
-        while at < len(content):
-            size = int(content[at + 124:at + 135] or b'0', 8) if content[at] else 0
-            data = re.match(rb'Ref:\d+/\d+\0', content[at:at + 100])
-            wanted.update(content[at:at + 512])
-            if not data:
-                wanted.update(content[at + 512:at + 512 + size + -size % 512])
-            at += 512 + size + -size % 512
-            if not content[at]:
-                break
+        self.put(sample('sample.xva.gz'))
+        content, wanted, at = gzip.decompress(sample('sample.xva.gz')), hashlib.sha256(), 0
+        while content[at]:
+            size = int(content[at + 124:at + 135], 8)
+            end = at + 512 + size + -size % 512
+            is_data = re.match(rb'Ref:\d+/\d+\0', content[at:at + 100])
+            wanted.update(content[at:at + 512 if is_data else end])
+            at = end
         wanted.update(content[at:at + 512])
-        self.assertEqual(wanted.hexdigest(), verifier.prove(path).digest)
+        self.assertEqual(wanted.hexdigest(), self.verdict().digest)

@@ -9,10 +9,8 @@ import random
 import re
 import shutil
 import socket
-import subprocess
 
 import VmBackup
-from tests import SCRIPT
 from tests.commands.archives import some
 from tests.faults.faulting import full, seed
 from tests.runs.test_store import AS_ANYBODY
@@ -44,15 +42,9 @@ class BadInputCase(PoolCase):
         output, _ = child.communicate(timeout=LIMIT)
         return Done(child.returncode, output.decode('utf-8', 'surrogateescape'))
 
-    def put_bytes(self, path, data):
-        with open(self.at(path), 'wb') as stream:
-            stream.write(data)
-
-    @staticmethod
-    def place(path, start=b''):
+    def place(self, path, start=b''):
         """`FILE line N` of a config's last line that starts so."""
-        with open(path, 'rb') as stream:
-            lines = stream.read().rstrip(b'\n').split(b'\n')
+        lines = self.read_bytes(path).rstrip(b'\n').split(b'\n')
         number = max(number for number, line in enumerate(lines, 1) if line.startswith(start))
         return '%s line %d' % (path, number)
 
@@ -85,18 +77,6 @@ class BadInputCase(PoolCase):
         """Run VmBackup.py as somebody who may not read and write every file."""
         return self.finish(self.start_with(arguments, prelude=AS_ANYBODY))
 
-    def run_script(self, script, *arguments):
-        """Run a script to its end; one that waits for ever fails."""
-        child = self.start_with(arguments, script=script)
-        try:
-            return self.finish(child)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return self.fail('it waits for ever: %r' % (arguments,))
-        finally:
-            child.stdout.close()
-            child.wait()
-
 
 class NoConfigs(BadInputCase):
     def refuse(self, path, *words, only_preview=False):
@@ -109,7 +89,7 @@ class NoConfigs(BadInputCase):
         chance = random.Random(seed())
         for number in range(4):
             path = self.at('rubbish %d' % number)
-            self.put_bytes(path, bytes(chance.randrange(256) for _ in range(4096)))
+            self.put_file(path, bytes(chance.randrange(256) for _ in range(4096)))
             self.refuse(path, 'ERROR', path)
 
     def test_an_archive_a_program_an_image(self):
@@ -117,7 +97,7 @@ class NoConfigs(BadInputCase):
                            ('c.png', b'\x89PNG\r\n\x1a\n\0'), ('d.gz', b'\x1f\x8b\x08\0'),
                            ('e.txt', 'vm-export=db\n'.encode('utf-16')),
                            ('f.txt', 'vm-export=db\n'.encode('utf-32-be'))):
-            self.put_bytes(name, data)
+            self.put_file(name, data)
             self.refuse(self.at(name), 'ERROR', self.at(name))
 
     def test_a_file_of_100_megabytes_is_not_read_to_its_end(self):
@@ -128,18 +108,14 @@ class NoConfigs(BadInputCase):
             self.refuse(self.at(name), 'ERROR', 'over 1 MiB', self.at(name))
         self.assertEqual([], self.sim.calls())
 
-    def test_a_directory(self):
-        os.mkdir(self.at('directory.cfg'))
-        self.refuse(self.at('directory.cfg'), 'a directory, not a config file: '
-                    + self.at('directory.cfg'))
-
-    def test_devices_sockets_and_pipes(self):
+    def test_directories_devices_sockets_and_pipes(self):
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
         listener.bind(self.at('socket'))
         os.mkfifo(self.at('pipe.cfg'))
         os.symlink('pipe.cfg', self.at('link.cfg'))
         self.refuse(self.at('socket'), 'ERROR', 'config file', self.at('socket'))
+        self.refuse(self.backups, 'a directory, not a config file: ' + self.backups)
         for path in (self.at('pipe.cfg'), self.at('link.cfg'), '/dev/zero', '/dev/null',
                      '/dev/urandom', '/dev/stdin'):
             self.refuse(path, 'ERROR', 'not a file', path)
@@ -151,21 +127,18 @@ class NoConfigs(BadInputCase):
         for name in ('dangling.cfg', 'round.cfg'):
             self.refuse(self.at(name), 'no file ' + self.at(name))
 
-    def test_a_file_that_may_not_be_read(self):
+    def test_a_file_that_may_not_be_read_or_not_be_reached(self):
         config = self.config('vm-export=db')
         os.chmod(config, 0)
         for preview in ([], ['preview']):
             done = self.run_without_rights('password', config, *preview)
             self.assert_refused(done, 'ERROR', 'cannot read config file ' + config,
                                 'Permission denied')
-
-    def test_a_file_in_a_directory_that_may_not_be_searched(self):
         os.mkdir(self.at('closed'))
-        config = shutil.move(self.config('vm-export=db'), self.at('closed'))
+        config = shutil.move(config, self.at('closed'))
         os.chmod(self.at('closed'), 0)
         self.addCleanup(os.chmod, self.at('closed'), 0o700)
-        done = self.run_without_rights('password', config)
-        self.assert_refused(done, config)
+        self.assert_refused(self.run_without_rights('password', config), config)
 
     def test_files_of_the_kernel_end_at_their_end(self):
         for path in ('/proc/self/status', '/proc/self/environ', '/proc/self/mem'):
@@ -175,7 +148,7 @@ class NoConfigs(BadInputCase):
     def test_an_empty_config_backs_up_nothing_and_says_so(self):
         for data in (b'', b'\n', b'\xef\xbb\xbf', b'# nothing\n', b'\r\n\t \r\n'):
             path = self.at('empty.cfg')
-            self.put_bytes(path, data + os.fsencode('\nstatus_log=%s\nbackup_dir=%s\n' % (
+            self.put_file(path, data + os.fsencode('\nstatus_log=%s\nbackup_dir=%s\n' % (
                 self.status_log, self.backups)))
             self.refuse(path, 'ERROR no VMs loaded')
 
@@ -184,28 +157,20 @@ class Spellings(BadInputCase):
     def preview_of(self, data, *words):
         """A preview of a config with these bytes after its head, or in its head's place."""
         config = self.config()
-        with open(config, 'rb') as stream:
-            head = stream.read()
-        self.put_bytes(config, data(head) if callable(data) else head + data)
+        head = self.read_bytes(config)
+        self.put_file(config, data(head) if callable(data) else head + data)
         return self.vmbackup('password', config, 'preview', *words)
 
-    def test_a_byte_order_mark_in_the_midst_is_an_error_and_not_part_of_a_key(self):
-        self.assert_refused(self.preview_of(b'\xef\xbb\xbfvm-export=db\n'),
-                            'unexpected config key', self.place(self.at('run.cfg')))
-
-    def test_latin_1_is_told_with_its_line_wherever_it_stands(self):
-        for data in (b'# caf\xe9\nvm-export=db\n', b'vm-export=db\nexclude=caf\xe9\n',
-                     b'caf\xe9=1\n', b'\xa0vm-export=db\n', b'vm-export=db\n\xe9'):
+    def test_what_is_not_utf_8_is_told_with_its_line_wherever_it_stands(self):
+        for data, line in (
+                (b'# caf\xe9\nvm-export=db\n', b'# caf'), (b'caf\xe9=1\n', b'caf'),
+                (b'vm-export=db\nexclude=caf\xe9\n', b'exclude'), (b'\xa0vm-export=db\n', b'\xa0'),
+                (b'vm-export=db\n\xe9', b'\xe9'), (b'vm-export=\xc3', b'vm'),
+                (b'vm-export=\xed\xa0\x80', b'vm'), (b'vm-export=\xf5\x80\x80\x80', b'vm'),
+                (b'vm-export=\xc0\xaf', b'vm')):
             done = self.preview_of(data)
-            line, = [line for line in data.split(b'\n') if b'\xe9' in line or b'\xa0' in line]
             self.assert_refused(done, self.place(self.at('run.cfg'), line) +
                                 ' is not UTF-8 text', 'save it as UTF-8')
-
-    def test_half_letters_and_halves_of_pairs_are_not_utf_8(self):
-        for data in (b'vm-export=\xc3', b'vm-export=\xed\xa0\x80', b'vm-export=\xf5\x80\x80\x80',
-                     b'vm-export=\xc0\xaf'):
-            self.assert_refused(self.preview_of(data),
-                                self.place(self.at('run.cfg')) + ' is not UTF-8 text')
 
     def test_only_line_ends_end_a_line(self):
         for letter in ('\x0b', '\x0c', '\x1c', '\x85', '\u2028', '\u2029'):
@@ -214,8 +179,9 @@ class Spellings(BadInputCase):
             self.assertEqual(0, done.status, done.output)
             self.assertIn('  vm-export: db', done.lines)
 
-    def test_a_line_that_is_very_long_is_one_line_of_the_log(self):
-        for data, words in ((b'x' * 300000 + b'=1\n', 'unexpected config key'),
+    def test_a_mark_in_the_midst_is_part_of_no_key_and_a_very_long_line_is_one_of_the_log(self):
+        for data, words in ((b'\xef\xbb\xbfvm-export=db\n', 'unexpected config key'),
+                            (b'x' * 300000 + b'=1\n', 'unexpected config key'),
                             (b'vm-export=' + b'(' * 100000 + b'\n', 'invalid regex')):
             self.assert_refused(self.preview_of(data), words, self.place(self.at('run.cfg')))
 
@@ -287,8 +253,7 @@ class Values(BadInputCase):
             with self.subTest(target[:40]):
                 self.assert_refused(self.back_up('vm-export=db', backup_dir=target), 'ERROR',
                                     'backup_dir', target[:200])
-        with open(self.at('file'), 'rb') as stream:
-            self.assertEqual(b'precious', stream.read())
+        self.assertEqual('precious', self.read('file'))
 
     def test_a_name_pattern_that_no_directory_can_have_is_refused_before_anything_is_done(self):
         for pattern in ('x' * 250 + '%Y%m%d%H%M%S', '%Y%m%d%H%M%S' + 'é' * 130,
@@ -299,17 +264,15 @@ class Values(BadInputCase):
 
     def test_a_status_log_that_is_a_pipe_makes_nobody_wait(self):
         os.mkfifo(self.at('pipe'))
-        done = self.assert_ends(1, self.run_script(
-            SCRIPT, 'password', self.config('vm-export=db', status_log=self.at('pipe'))))
+        done = self.ends(1, 'vm-export=db', status_log=self.at('pipe'))
         self.assertIn('cannot write status_log', done.output)
         self.assertIn('db/DATED/db.xva', self.tree())
 
     def test_a_text_that_only_the_mail_uses_spoils_only_the_mail(self):
-        script = self.changed_script(MAIL_PAUSE=0)
+        self.script = self.changed_script(MAIL_PAUSE=0)
         for name, text in (('mail_smtp_server', '\x01 $(id)'), ('mail_smtp_user', 'x' * 5000)):
             with self.subTest(name):
-                self.assert_ends(1, self.run_script(script, 'password', self.config(
-                    'vm-export=db', mail_to='a@b', mail_smtp_port='1', **{name: text})))
+                self.ends(1, 'vm-export=db', mail_to='a@b', mail_smtp_port='1', **{name: text})
                 self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
 
 
@@ -325,19 +288,19 @@ class Words(BadInputCase):
         config = self.config('vm-export=db')
         for word in ('=', '=x', ' ', 'preview ', ' preview', 'preview=', 'preview,compress=zstd',
                      'compress==zstd', 'compress=zstd=', 'compress =zstd', 'pre_clean=True ',
-                     '-n', '--help', '*', '$(id)', '\udcff', 'compress=\udcff', 'compress=٤',
-                     'x' * 100000, '--', 'max_backups=1', 'backup_dir=/', 'vm-export=db',
-                     'exclude=db', 'create-password-file=' + self.at('p')):
-            self.refused('password', config, word)
-        for words in (['preview', '='], ['=', 'preview'], ['compress=zstd', 'preview', '=x']):
+                     '-n', '--help', '*', '$(id)', 'compress=٤', '--', 'max_backups=1',
+                     'backup_dir=/', 'vm-export=db', 'exclude=db'):
+            for words in ([word], ['preview', word], [word, 'preview']):
+                with self.subTest(words), self.assertRaises(VmBackup.UsageError):
+                    VmBackup.parse_arguments(['password', config] + words)
+        for words in (['compress=zstd', 'preview', '=x'], ['\udcff'], ['compress=\udcff'],
+                      ['x' * 100000], ['create-password-file=' + self.at('p')]):
             self.refused('password', config, *words)
-        self.assertEqual([], self.sim.calls())
         self.assertFalse(os.path.exists(self.at('p')))
-
-    def test_a_newline_in_a_word_is_one_line_of_the_log(self):
-        done = self.refused('password', self.config('vm-export=db'), 'a\nERROR faked\r\x1b[31m')
+        done = self.refused('password', config, 'a\nERROR faked\r\x1b[31m')
         self.assertEqual(1, len(done.lines))
         self.assertNotRegex(done.output.rstrip('\n'), '[\x00-\x1f\x7f]')
+        self.assertEqual([], self.sim.calls())
 
     def test_selectors_that_select_nothing(self):
         for word in ('[', '*', '(?P<', '(', 'db:x', 'db:-1', 'nope', 'vm-export=nope',
@@ -345,11 +308,6 @@ class Words(BadInputCase):
                      'exclude=db', '-', 'x' * 100000, '(a' * 5000, 'nope{99999}'):
             self.refused('password', word, 'preview')
         self.assertEqual([], self.sim.calls('xe'))
-
-    def test_help_with_further_words_does_not_begin_a_run(self):
-        for words in (['help', 'x'], ['config', 'nope'], ['example', self.config('vm-export=db')]):
-            done = self.assert_ends(2, self.vmbackup(*words))    # `help`: a wrong password
-            self.assert_untouched(done.output)
 
     def test_words_in_any_number_and_order_never_raise(self):
         chance = random.Random(seed())
@@ -374,7 +332,7 @@ class PasswordFiles(BadInputCase):
                     'binary': bytes(range(256)), 'half': b'cGFzc3dvcmQ', 'lines': b'cGFz\nc3dv',
                     'not-text': b'/w==', 'huge': b'A' * (2 << 20)}
         for name, data in contents.items():
-            self.put_bytes(name, data)
+            self.put_file(name, data)
             os.chmod(self.at(name), 0o600)
         return sorted(self.at(name) for name in contents)
 
@@ -385,35 +343,27 @@ class PasswordFiles(BadInputCase):
                 done = self.vmbackup(path, config, *['preview'] * (number % 2))
                 self.assert_refused(done, 'ERROR', 'password file ' + path,
                                     'create-password-file=')
-        self.assertEqual([], self.sim.calls())
-
-    def test_a_pipe_and_a_directory_are_told_and_not_sent_as_passwords(self):
-        config = self.config('vm-export=db')
-        self.bad_files()
         for path in (self.at('pipe'), self.at('directory')):
             with self.subTest(path):
                 self.assert_refused(self.vmbackup(path, config), 'ERROR', 'password file ' + path)
-        self.assertEqual([], self.sim.calls())
-
-    def test_one_that_may_not_be_read(self):
         path = self.at('p')
         self.assertEqual(0, self.vmbackup('password', 'create-password-file=p').status)
         os.chmod(path, 0)
-        done = self.run_without_rights(path, self.config('vm-export=db'))
+        done = self.run_without_rights(path, config)
         self.assert_refused(done, 'ERROR', 'cannot read password file ' + path)
         self.assertEqual([], self.sim.calls())
 
     def test_one_of_the_mail_account_costs_the_mail_only_and_makes_nobody_wait(self):
-        script = self.changed_script(MAIL_PAUSE=0)
+        self.script = self.changed_script(MAIL_PAUSE=0)
         for path in self.bad_files():
             with self.assertRaisesRegex(VmBackup.ConfigError, 'password file ' + path):
                 VmBackup.read_password_file(path, VmBackup.Console(None))
         for path in [self.at('huge'), self.at('pipe'), self.at('directory'),
                      self.at('missing'), '/dev/zero']:
             with self.subTest(path):
-                done = self.assert_ends(1, self.run_script(script, 'password', self.config(
-                    'vm-export=db', mail_to='a@b', mail_smtp_port='1', mail_smtp_user='me',
-                    mail_smtp_password_file=path)))
+                done = self.ends(
+                    1, 'vm-export=db', mail_to='a@b', mail_smtp_port='1', mail_smtp_user='me',
+                    mail_smtp_password_file=path)
                 self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
                 self.assertIn('password file ' + path, done.output)
 
@@ -443,12 +393,12 @@ class RubbishOnDisk(BadInputCase):
             os.rmdir(path)
         elif os.path.lexists(path):
             os.unlink(path)
-        if data is os.mkfifo or data is os.mkdir:
-            data(path)
-        elif data is os.symlink:
+        if data is os.symlink:
             os.symlink(self.at('nowhere'), path)
+        elif isinstance(data, bytes):
+            self.put_file(path, data)
         else:
-            self.put_bytes(path, data)
+            data(path)
 
     def test_spoilt_manifests_and_records_end_no_run_and_make_nobody_wait(self):
         config = self.config('vm-export=db', max_backups=100)
@@ -460,7 +410,7 @@ class RubbishOnDisk(BadInputCase):
                         month, day), marker)
                     self.spoil(os.path.join(path, name), thing)
             for _ in range(2):
-                done = self.run_script(SCRIPT, 'password', config)
+                done = self.vmbackup('password', config)
                 self.assertIn(done.status, (0, 1), done.output)
                 self.assertNotIn('Traceback', done.output)
                 self.assertRegex(self.status()[-1], '^vmbackup.py,end,(SUCCESS|WARNING),')
@@ -472,14 +422,14 @@ class RubbishOnDisk(BadInputCase):
 
     def test_directories_of_ours_that_are_something_else_fail_that_vm_only_and_never_hang(self):
         for name in ('.locks', 'db'):
-            for kind in (os.mkfifo, os.symlink, None):
+            for kind in (os.mkfifo, os.symlink, b'precious'):
                 with self.subTest(name=name, kind=kind):
                     self.setUp()
                     path = os.path.join(self.backups, name)
                     shutil.rmtree(path, ignore_errors=True)
-                    self.spoil(path, b'precious' if kind is None else kind)
+                    self.spoil(path, kind)
                     before = os.lstat(path)
-                    done = self.run_script(SCRIPT, 'password', self.config('vm-export=db'))
+                    done = self.back_up('vm-export=db')
                     self.assertIn(done.status, (0, 1, 2), done.output)
                     self.assertNotIn('Traceback', done.output)
                     self.assertEqual(before.st_mode, os.lstat(path).st_mode)
@@ -522,7 +472,7 @@ class Mutations(BadInputCase):
             yield number, head + self.damaged(chance, '\n'.join(self.LINES).encode('utf-8'))
 
     def read(self, data):
-        self.put_bytes(self.at('run.cfg'), data)
+        self.put_file(self.at('run.cfg'), data)
         try:
             return VmBackup.read_config(VmBackup.Invocation('password', self.at('run.cfg'), (),
                                                             False, False, {}))
@@ -550,7 +500,7 @@ class Mutations(BadInputCase):
 
     def test_a_run_of_one_either_refuses_it_untouched_or_backs_up(self):
         head = 'backup_dir=%s\nstatus_log=%s\n' % (self.backups, self.status_log)
-        script, done = self.changed_script(MAIL_PAUSE=0), 0
+        self.script, done = self.changed_script(MAIL_PAUSE=0), 0
         for number, data in self.configs(head.encode('utf-8'), 'run'):
             config = self.read(data)
             if isinstance(config, VmBackup.Config) and (
@@ -558,16 +508,16 @@ class Mutations(BadInputCase):
                     config.settings.status_log != self.status_log):
                 continue                               # it would leave this test's directory
             with self.subTest(seed=seed(), number=number, data=data):
-                self.run_damaged(script, config)
+                self.run_damaged(config)
             done += 1
             if done == self.PROCESSES:
                 break
 
-    def run_damaged(self, script, config):
+    def run_damaged(self, config):
         """Run with a config of which this was read; see that it fits."""
         self.sim.pool.journal.clear()
         self.found = self.on_disk()
-        done = self.run_script(script, 'password', self.at('run.cfg'))
+        done = self.vmbackup('password', self.at('run.cfg'))
         self.assertNotIn('Traceback', done.output)
         self.assertIn(done.status, (0, 1, 2), done.output)
         if isinstance(config, VmBackup.ConfigError) or config.errors or config.unexpected:

@@ -47,23 +47,20 @@ class Preview(PoolCase):
         self.assertEqual(counts[0], counts[1])
         self.assertLessEqual(counts[0], 10)
 
-    def test_it_lists_the_vms_that_no_line_covers(self):
-        done = self.assert_ends(0, self.preview('vm-export=db'))
-        self.assertIn('  not covered by any line (cnt)= 1', done.lines)
-        self.assertIn('  not covered by any line: web', done.lines)
-
-    def test_it_ends_with_2_when_a_configured_vm_is_missing(self):
-        done = self.assert_ends(2, self.preview('vm-export=gone', 'vm-export=db'))
-        self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
-                      self.directory, done.lines)
-        self.assertNotIn('SUCCESS preview', done.output)
-
-    def test_it_ends_with_1_when_a_regex_matches_nothing(self):
-        done = self.assert_ends(1, self.preview('vm-export=nope.*', 'vm-export=db'))
-        self.assertIn('SUCCESS preview of parameters  - WARNINGS found (see above)', done.lines)
-
-    def test_an_exclude_that_matches_nothing_leaves_the_exit_status_alone(self):
-        self.assertEqual(0, self.preview('exclude=nope.*', 'vm-export=db').status)
+    def test_its_exit_status_and_what_it_tells_of_lines_and_vms_that_do_not_meet(self):
+        success = 'SUCCESS preview of parameters '
+        for status, lines, told in (
+                (0, ('vm-export=db',), ['  not covered by any line (cnt)= 1',
+                                        '  not covered by any line: web', success]),
+                (0, ('exclude=nope.*', 'vm-export=db'), [success]),
+                (1, ('vm-export=nope.*', 'vm-export=db'), [
+                    success + ' - WARNINGS found (see above)']),
+                (2, ('vm-export=gone', 'vm-export=db'), [
+                    '***ERROR - vm not found: vm-export=gone (%s line 3)' % self.at('run.cfg')])):
+            with self.subTest(lines):
+                done = self.assert_ends(status, self.preview(*lines))
+                self.assertLessEqual(set(told), set(done.lines))
+                self.assertEqual(status < 2, 'SUCCESS preview' in done.output)
 
     def test_two_vms_of_one_name_are_shown(self):
         self.pool_description = {'vms': [{'name': 'twin', 'count': 2}, {'name': 'web'}]}
@@ -80,11 +77,6 @@ class Preview(PoolCase):
         self.addCleanup(os.chmod, self.backups, 0o700)
         done = self.assert_ends(2, self.preview('vm-export=db'))
         self.assertIn('config backup_dir is not writable', done.output)
-
-    def test_a_wrong_password_is_shown_in_one_line(self):
-        done = self.assert_ends(2, self.vmbackup('wrong', self.config('vm-export=db'), 'preview'))
-        self.assertIn('SESSION_AUTHENTICATION_FAILED', done.lines[-1])
-        self.assertNotIn('wrong', done.output)
 
     def test_templates_and_snapshots_are_no_candidates(self):
         self.pool_description = {'vms': [{'name': 'web', 'snapshots': ['before']},

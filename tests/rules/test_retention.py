@@ -80,11 +80,9 @@ class Properties(unittest.TestCase):
     def policy(self):
         return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
 
-    def times(self, count):
-        return count * (10 if full() else 1)
-
     def test_what_holds_of_all(self):
-        for _ in range(self.times(300)):
+        """Among it: more rules never keep less, and pruning twice is pruning once."""
+        for _ in range(300 * (10 if full() else 1)):
             backups, rules = self.history(), self.policy()
             found = VmBackup.reasons(backups, rules)
             with self.subTest(backups=backups, rules=rules):
@@ -96,6 +94,12 @@ class Properties(unittest.TestCase):
                     newer = sum(later.sound for later in backups[number + 1:])
                     if not each.sound:
                         self.assertEqual(newer < max(rules.last, 1), bool(why))
+                kept = [each for each, why in zip(backups, found) if why]
+                self.assertTrue(all(VmBackup.reasons(kept, rules)))
+                name = self.random.choice(RULES)
+                more = rules._replace(**{name: getattr(rules, name) + self.random.randrange(1, 5)})
+                for why, still in zip(found, VmBackup.reasons(backups, more)):
+                    self.assertTrue(still or not why, more)
 
     def check_last(self, sound, count):
         kept = [why for _, why in sound if 'last' in why]
@@ -110,21 +114,6 @@ class Properties(unittest.TestCase):
         wanted = sorted(each.when for each in newest.values())
         self.assertEqual(wanted[max(0, len(wanted) - count):] if count else [],
                          [each.when for each, why in sound if name in why])
-
-    def test_more_rules_never_keep_less(self):
-        for _ in range(self.times(100)):
-            backups, rules = self.history(), self.policy()
-            name = self.random.choice(RULES)
-            more = rules._replace(**{name: getattr(rules, name) + self.random.randrange(1, 5)})
-            kept, still = [{number for number, why in enumerate(VmBackup.reasons(backups, each))
-                            if why} for each in (rules, more)]
-            self.assertLessEqual(kept, still, (backups, rules, more))
-
-    def test_pruning_twice_is_pruning_once(self):
-        for _ in range(self.times(100)):
-            backups, rules = self.history(), self.policy()
-            kept = [each for each, why in zip(backups, VmBackup.reasons(backups, rules)) if why]
-            self.assertTrue(all(VmBackup.reasons(kept, rules)), (backups, rules))
 
 
 class Candidates(unittest.TestCase):
@@ -201,26 +190,19 @@ class Prune(RetentionCase):
         self.assertEqual(self.told(0, 'prune', config).lines[1:-1],
                          [line for line in done.lines if line.startswith('  keep')])
 
-    def test_the_number_of_a_line_takes_the_place_of_keep_last(self):
-        self.made('web', 1, 2, 3, 4)
-        self.made('db', 1, 2, 3, 4)
-        self.told(0, 'prune', self.config('vm-export=.*', 'vm-export=web:1', max_backups=3))
-        self.assertEqual(([4], [2, 3, 4]), (self.days('web'), self.days('db')))
-
-    def test_a_selector_chooses_of_the_vms_of_the_config(self):
-        self.made('web', 1, 2, 3)
-        self.made('db', 1, 2, 3)
-        config = self.config('vm-export=web:2', 'vdi-export=db', max_backups=1)
-        self.told(0, 'prune', config, 'vm=web')
-        self.assertEqual(([2, 3], [1, 2, 3]), (self.days('web'), self.days('db')))
+    def test_the_number_of_a_line_takes_the_place_of_keep_last_and_the_last_good_one_stays(self):
+        for vm in ('web', 'db'):
+            self.made(vm, 1, 2, 3, 4)
+        lines = 'vm-export=.*', 'vm-export=web:2'
+        for words, keys, left in (
+                (['vm=web'], dict(max_backups=1), ([3, 4], [1, 2, 3, 4])),
+                ([], dict(max_backups=3), ([3, 4], [2, 3, 4])),
+                ([], dict(keep_last=0), ([3, 4], [4]))):
+            self.told(0, 'prune', self.config(*lines, **keys), *words)
+            self.assertEqual(left, (self.days('web'), self.days('db')))
         done = self.told(2, 'prune', self.config('vm-export=web'), 'vm=db')
         self.assertIn('ERROR no backups in %s of a VM that the config names and db chooses' %
                       self.backups, done.lines)
-
-    def test_the_last_good_one_stays_whatever_is_set(self):
-        self.made('web', 1, 2, 3)
-        self.told(0, 'prune', self.config('vm-export=web', keep_last=0))
-        self.assertEqual([3], self.days('web'))
 
     def test_failures_and_what_is_not_ours_stay(self):
         self.made('web', 1, 2)
@@ -233,8 +215,17 @@ class Prune(RetentionCase):
     def test_what_cannot_be_done_is_told_and_the_others_are_pruned(self):
         first, _ = self.made('web', 1, 2)
         self.made('db', 1, 2)
+        config = self.config('vm-export=.*', max_backups=1)
+        store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store.look('no')
+        with store.locked('web', 0, lambda: None):
+            done = self.told(2, 'prune', config)
+        self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,
+                      done.lines)
+        self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
+        self.made('db', 1)
         self.record(first, self.disk_of('web', '0'))
-        done = self.told(2, 'prune', self.config('vm-export=.*', max_backups=1))
+        done = self.told(2, 'prune', config)
         self.assertIn('ERROR %s: it tells of a snapshot that is still to be removed' % first,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
@@ -256,17 +247,6 @@ class Prune(RetentionCase):
         for line in ('keep_daily=x', 'nonsense=1', 'vm-export=(', 'exclude=('):
             self.told(2, 'prune', self.config('vm-export=web', line, max_backups=1))
         self.assertEqual([1, 2, 3], self.days('web'))
-
-    def test_one_on_which_a_run_is_at_work_is_left_alone(self):
-        self.made('web', 1, 2)
-        self.made('db', 1, 2)
-        store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
-        store.look('no')
-        with store.locked('web', 0, lambda: None):
-            done = self.told(2, 'prune', self.config('vm-export=.*', max_backups=1))
-        self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,
-                      done.lines)
-        self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
 
     def test_a_preview_finishes_no_deletion(self):
         self.made('db', 1)
@@ -308,15 +288,6 @@ class Protected(RetentionCase):
         self.told(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
-    def test_half_a_backup_is_not_protected(self):
-        self.assertEqual(0, self.back_up('vm-export=web').status)
-        path = self.dated('web')[0]
-        half = os.path.join(os.path.dirname(path), '.deleting-' + os.path.basename(path))
-        os.rename(path, half)
-        os.unlink(os.path.join(half, 'web.xva'))
-        self.assertIn('no good backup: ', self.told(2, 'protect', half).output)
-        self.assertFalse(os.path.exists(os.path.join(half, 'protected')))
-
     def test_a_share_in_trouble_does_not_make_it_unprotected(self):
         path, = self.made('web', 1)
         backup = VmBackup.BackupDir(path, 0)
@@ -332,9 +303,15 @@ class Protected(RetentionCase):
 
     def test_what_is_no_good_backup_is_refused_and_nothing_is_changed(self):
         good, = self.made('web', 1)
+        self.ends(0, 'vm-export=web')
+        path, name = os.path.split(self.newest('web'))
+        half = os.path.join(path, '.deleting-' + name)
+        os.rename(os.path.join(path, name), half)
+        os.unlink(os.path.join(half, 'web.xva'))
         failed = self.old_backup('web', 'backup-2026-01-02-(03:00:00)', 'vm.cfg')
         before = self.tree()
-        for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], ['']):
+        for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], [''],
+                      [half]):
             self.assertRegex(self.told(2, 'protect', *words).lines[-1], '^ERROR ')
         self.assertEqual(before, self.tree())
 
@@ -350,7 +327,20 @@ class Protected(RetentionCase):
         self.assertEqual(path, self.dated('web')[0])
 
 
-class Tags(SavedCase):
+class HistoryCase(SavedCase):
+    def fails(self, *lines):
+        """A run whose first export is refused."""
+        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
+        self.ends(2, *lines)
+
+    def finds(self, *lines, **told):
+        """Of that config each of the commands tells this."""
+        config = self.config(*lines)
+        for command, words in told.items():
+            self.assertIn(words, self.vmbackup(command, config).output)
+
+
+class Tags(HistoryCase):
     pool_description = {'vms': [{'name': name, 'tags': ['prod'], 'disks': ['64 KiB']}
                                 for name in ('db', 'web')]}
 
@@ -358,22 +348,18 @@ class Tags(SavedCase):
         self.assertEqual(0, self.back_up('vm-export=tag:prod').status)
 
     def test_a_vm_whose_last_backup_failed_is_there_still(self):
-        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.ends(2, 'vm-export=tag:prod')
-        config = self.config('vm-export=tag:prod', 'vm-export=.*:1')
-        self.assertIn('2 of 2 VMs have a good backup', self.vmbackup('status', config).output)
-        self.assertIn('total of 2 VMs: 3 good', self.vmbackup('list', config).output)
-        self.assert_ends(0, self.vmbackup('prune', config, 'preview'))
+        self.fails('vm-export=tag:prod')
+        self.finds('vm-export=tag:prod', 'vm-export=.*:1', status='2 of 2 VMs have a good backup',
+                   list='total of 2 VMs: 3 good', prune='1 deleted')
 
     def test_a_backup_that_is_being_made_hides_no_others(self):
         new = os.path.join(self.backups, 'web', 'backup-2030-01-01-(00:00:00)')
         os.mkdir(new)
         shutil.copy(os.path.join(self.dated('web')[0], 'vm.cfg'), new)
-        done = self.vmbackup('status', self.config('vm-export=tag:prod'))
-        self.assertRegex(done.output, '^VMBACKUP OK - 2 of 2 VMs')
+        self.finds('vm-export=tag:prod', status='VMBACKUP OK - 2 of 2 VMs')
 
 
-class Twins(SavedCase):
+class Twins(HistoryCase):
     pool_description = {'vms': [{'name': 'twin', 'disks': ['64 KiB']}]}
 
     def prepare(self):
@@ -396,17 +382,13 @@ class Twins(SavedCase):
         return tuple(sum(not good or os.path.exists(path + '/success')
                          for path in self.dated(name)) for name in ('twin', self.other))
 
-    def fail_next(self):
-        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-
     def test_the_one_that_owns_the_history_keeps_its_directory(self):
         self.ends(2, 'vm-export=twin')
         self.ends(0, 'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)
         self.assertEqual((2, 1), self.counts())
         self.assertIn(self.other + '/DATED/%s.xva' % self.other, self.tree())
-        done = self.assert_ends(0, self.vmbackup('list', self.config(
-            'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)))
-        self.assertIn('total of 2 VMs: 3 good', done.output)
+        self.finds('vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first,
+                   list='total of 2 VMs: 3 good')
 
     def test_the_other_one_keeps_its_directory_when_the_first_is_gone(self):
         """Else its backups would push out those of a VM that cannot be backed up again."""
@@ -420,8 +402,8 @@ class Twins(SavedCase):
     def test_prune_takes_the_lines_as_a_run_does(self):
         both = ['vm-export=uuid:' + uuid for uuid in (self.first, self.second)]
         self.ends(0, *both)
-        for name, count in (('twin', 2), (self.other, 2)):
-            for day in range(1, 1 + count):
+        for name in ('twin', self.other):
+            for day in (1, 2):
                 shutil.copytree(self.dated(name)[-1], os.path.join(
                     self.backups, name, 'backup-2026-01-%02d-(03:00:00)' % day))
         self.assertEqual((4, 3), self.counts())
@@ -434,8 +416,8 @@ class Twins(SavedCase):
         self.assertEqual((1, 3), self.counts())
         done = self.vmbackup('prune', self.config(*both), 'vm=' + self.other, 'preview')
         self.assertIn('3 kept, 0 would be deleted', done.output)
-        done = self.vmbackup('status', self.config('vm-export=twin', 'exclude=uuid:' + self.first))
-        self.assertRegex(done.output, '^VMBACKUP OK - 1 of 1 VMs')
+        self.finds('vm-export=twin', 'exclude=uuid:' + self.first,
+                   status='VMBACKUP OK - 1 of 1 VMs')
 
     def test_one_that_is_called_like_the_directory_harms_nobody(self):
         self.ends(0, 'vm-export=uuid:' + self.second)
@@ -449,8 +431,7 @@ class Twins(SavedCase):
         for good in 0, 2:
             for _ in range(good):
                 self.ends(0, 'vm-export=uuid:' + self.second)
-            self.fail_next()
-            self.ends(2, 'vm-export=uuid:' + self.second)
+            self.fails('vm-export=uuid:' + self.second)
             if not good:
                 self.add_vm(self.other)
             done = self.ends(2, 'vm-export=%s:1' % self.other)
@@ -488,12 +469,9 @@ class Twins(SavedCase):
     def test_a_failure_that_came_last_hides_no_backups(self):
         lines = 'vm-export=twin:1', 'exclude=uuid:' + self.first
         self.ends(0, *lines)
-        self.fail_next()
-        self.ends(2, *lines)
-        config = self.config(*lines)
-        self.assertIn('1 of 1 VMs have a good backup', self.vmbackup('status', config).output)
-        self.assertIn('total of 1 VMs: 1 good', self.vmbackup('list', config).output)
-        self.assertIn('1 kept, 0 deleted', self.vmbackup('prune', config).output)
+        self.fails(*lines)
+        self.finds(*lines, status='1 of 1 VMs have a good backup', list='total of 1 VMs: 1 good',
+                   prune='1 kept, 0 deleted')
 
     def test_a_backup_of_3_25_tells_whose_it_is_by_its_vm_cfg(self):
         os.unlink(os.path.join(self.dated('twin')[0], 'backup.json'))
@@ -513,6 +491,5 @@ class Twins(SavedCase):
         ref = self.sim.pool.ref_of('VM', self.second)
         self.sim.pool.call('VM.add_tags', ref, 'nightly')
         self.ends(0, 'vm-export=tag:nightly')
-        done = self.assert_ends(0, self.vmbackup('list', self.config('vm-export=tag:nightly')))
-        self.assertIn(self.other, done.output)
-        self.assertIn('total of 1 VMs', done.output)
+        for words in (self.other, 'total of 1 VMs'):
+            self.finds('vm-export=tag:nightly', list=words)

@@ -6,6 +6,7 @@ import unittest
 
 import VmBackup
 from tests import DATA
+from tests.simpool import pools
 
 
 def vms(*names):
@@ -151,6 +152,16 @@ class Patterns(unittest.TestCase):
                 plan = select(['vm-export=' + text], name, '名前2', 'other')
                 self.assertEqual(([(name, keep)], ()), (
                     [(job.vm.name, job.keep) for job in plan.jobs], plan.errors))
+
+    def test_each_odd_name_that_a_line_can_say_can_be_selected_by_itself(self):
+        names = pools.odd_names()
+        for name in names:
+            if name.strip() == name and '\n' not in name:
+                with self.subTest(name):               # . and .. are regexes of any letters
+                    text = '\\.{%d}$' % len(name) if name in ('.', '..') else name
+                    plan = select(['vm-export=' + text], *names)
+                    self.assertEqual(([name], ()), ([job.vm.name for job in plan.jobs],
+                                                    plan.errors))
 
     def test_a_newline_in_a_name_is_not_the_end_of_a_simple_name(self):
         self.assertEqual((), select(['vm-export=web'], 'web\n').jobs)

@@ -98,10 +98,8 @@ class Keys(unittest.TestCase):
         config = parsed('max_backups=0', 'compress=x', 'mail_mode=y', 'what', 'nothing=1')
         self.assertEqual((3, 2), (len(config.errors), len(config.unexpected)))
 
-    def test_the_last_line_of_a_key_wins(self):
+    def test_the_last_line_of_a_key_wins_and_the_command_line_before_all(self):
         self.assertEqual(3, parsed('max_backups=2', 'max_backups=3').settings.max_backups)
-
-    def test_the_command_line_wins(self):
         config = parsed('compress=zstd', 'pre_clean=True', compress='False', pre_clean='false')
         self.assertEqual(('none', False), (config.settings.compress, config.settings.pre_clean))
 
@@ -117,13 +115,9 @@ class Lines(unittest.TestCase):
                          [rule[:2] for rule in config.rules])
         self.assertEqual('/a=b', config.settings.backup_dir)
 
-    def test_blanks_around_a_name_are_dropped_and_those_inside_stay(self):
-        config = parsed('vm-export =\t DEV  mySql ')
-        self.assertEqual('DEV  mySql', config.rules[0].text)
-
-    def test_rules_keep_their_order_and_place(self):
-        rules = parsed('vm-export=b', '', 'exclude=c', 'vdi-export=a').rules
-        self.assertEqual([('vm-export', 'b', 'f line 1'), ('exclude', 'c', 'f line 3'),
+    def test_rules_keep_their_order_and_place_and_blanks_inside_a_name(self):
+        rules = parsed('vm-export =\t DEV  mySql ', '', 'exclude=c', 'vdi-export=a').rules
+        self.assertEqual([('vm-export', 'DEV  mySql', 'f line 1'), ('exclude', 'c', 'f line 3'),
                           ('vdi-export', 'a', 'f line 4')], [tuple(rule) for rule in rules])
 
     def test_unknown_keys_are_errors_unless_they_are_to_be_ignored(self):
@@ -145,57 +139,42 @@ class Files(PoolCase):
 
     def raw_config(self, data):
         """Write a config of these bytes after the usual head; return its path."""
-        path = self.config()
-        with open(path, 'ab') as stream:
-            stream.write(data)
-        return path
+        return self.put_file('run.cfg', self.read_bytes(self.config()) + data)
 
     def preview(self, *arguments, **environ):
         return self.vmbackup('password', *(arguments + ('preview',)), **environ)
 
-    def assert_refused(self, done, words):
-        """One ERROR line with these words, exit status 2, and nobody was asked anything."""
-        self.assert_ends(2, done)
-        error, = [line for line in done.lines if line.startswith('ERROR')]
-        self.assertIn(words, error)
-        self.assertEqual([], self.sim.calls())
-
     def test_dos_lines_old_mac_lines_a_byte_order_mark_and_no_final_newline(self):
-        text = self.raw_config(b'')
-        with open(text, 'rb') as stream:
-            head = stream.read()
+        head = self.read_bytes(self.raw_config(b''))
         for data in (head.replace(b'\n', b'\r\n') + b'vm-export=db\r\n',
                      head.replace(b'\n', b'\r') + b'vm-export=db',
                      b'\xef\xbb\xbf' + head + b'vm-export=db', head + b'\tvm-export\t=\tdb\t',
                      b'\xef\xbb\xbf' + (head + b'\tvm-export\t =\t db \t\n').replace(
                          b'\n', b' \t\r\n')):
-            with open(text, 'wb') as stream:
-                stream.write(data)
-            done = self.assert_ends(0, self.preview(text))
+            done = self.assert_ends(0, self.preview(self.put_file('run.cfg', data)))
             self.assertIn('  vm-export: db', done.lines)
             self.assertIn('  backup_dir        = ' + self.backups, done.lines)
 
-    def test_names_in_utf_8_under_any_locale_and_in_the_files_name_too(self):
-        path = os.path.join(self.directory, 'wöchentlich.cfg')
+    def test_names_in_utf_8_under_any_locale_and_in_the_files_name_too_which_may_be_relative(self):
+        path = self.at('wöchentlich.cfg')
         os.rename(self.raw_config('vm-export=café\n'.encode('utf-8')), path)
-        for environ in ({}, {'LC_ALL': 'C'}):
+        for path, environ in ((path, {}), ('wöchentlich.cfg', {'LC_ALL': 'C'})):
             done = self.assert_ends(0, self.preview(path, **environ))
             self.assertIn('  vm-export: café', done.lines)
             self.assertIn('VmBackup config loaded from: ' + path, done.lines)
 
     def test_lines_that_are_not_understood_end_a_run_before_the_login(self):
         config = self.raw_config(b'vm-export=db\nmax_backup=3\njust words\n')
-        for preview in ([], ['preview']):
-            done = self.vmbackup('password', config, *preview)
-            self.assert_refused(done, 'ERROR in config_load, consider ignore_extra_keys=true')
+        for words in ([], ['preview'], ['preview', 'ignore_extra_keys=False']):
+            done = self.assert_ends(2, self.vmbackup('password', config, *words))
+            error, = [line for line in done.lines if line.startswith('ERROR')]
+            self.assertIn('ERROR in config_load, consider ignore_extra_keys=true', error)
             for line in ('***ERROR unexpected config key: max_backup (%s line 6)',
                          '***ERROR not a key=value line: just words (%s line 7)'):
                 self.assertIn(line % config, done.lines)
-
-    def test_ignore_extra_keys_lets_unknown_keys_pass(self):
+        self.assertEqual([], self.sim.calls())
         config = self.raw_config(b'vm-export=db\nmax_backup=3\n')
         self.assert_ends(0, self.preview(config, 'Ignore_Extra_Keys=TRUE'))
-        self.assertEqual(2, self.preview(config, 'ignore_extra_keys=False').status)
 
     def test_wrong_values_end_a_run_and_a_preview_shows_the_rest_too(self):
         config = self.raw_config(b'vm-export=db\nmax_backups=zero\n')
@@ -208,25 +187,19 @@ class Files(PoolCase):
                           done.lines[-1:] if preview else done.lines)
         self.assertEqual([], self.sim.calls('xe'))
 
-    def test_a_relative_name_is_looked_for_in_the_current_directory(self):
-        self.raw_config(b'vm-export=db\n')
-        done = self.assert_ends(0, self.preview('run.cfg'))
-        self.assertIn('VmBackup config loaded from: run.cfg', done.lines)
-
     def test_a_missing_file_is_taken_for_a_vm_selector_and_that_is_said(self):
-        missing = os.path.join(self.directory, 'weekend')
+        missing = self.at('weekend')
         os.symlink('nowhere', missing)
-        for name in ('weekend.cfg', missing, './weekend', 'VM-list.txt'):
+        for name, *preview in (('weekend.cfg', 'preview'), (missing,), (missing, 'preview'),
+                               ('./weekend',), ('VM-list.txt', 'preview')):
             with self.subTest(name):
-                for preview in ([], ['preview']):
-                    done = self.assert_ends(2, self.vmbackup('password', name, *preview))
-                    self.assertIn('***NOTE - no file %s: taken as a VM name or regex' %
-                                  name, done.lines)
+                done = self.assert_ends(2, self.vmbackup('password', name, *preview))
+                self.assertIn('***NOTE - no file %s: taken as a VM name or regex' % name,
+                              done.lines)
         self.assertNotIn('NOTE - no file', self.preview('db').output)
 
     def test_the_example_is_what_the_command_prints_and_shows_every_key(self):
-        with open(os.path.join(ROOT, 'example.cfg'), encoding='utf-8') as stream:
-            example = stream.read()
+        example = self.read(ROOT, 'example.cfg')
         self.assertIn(example.rstrip('\n'), self.vmbackup('config').output)
         config = parsed(*example.splitlines())
         self.assertEqual(((), ()), (config.errors, config.unexpected))
@@ -255,14 +228,11 @@ class CommandLines(PoolCase):
             done = self.assert_ends(0, self.vmbackup(word))
             self.assertEqual(text, done.output.split('\n')[1])
             self.assertNotRegex(done.output, r'[{}]')
+            if word == 'help':
+                for name in [*VmBackup.OPTIONS, *VmBackup.COMPRESSIONS, 'preview', 'local',
+                             'create-password-file']:
+                    self.assertIn(name, done.output.lower())
         self.assertEqual([], self.sim.calls())
-
-    def test_help_names_every_option(self):
-        text = self.vmbackup('help').output
-        for name in list(VmBackup.OPTIONS) + ['preview', 'create-password-file', 'local']:
-            self.assertIn(name, text)
-        for value in VmBackup.COMPRESSIONS:
-            self.assertIn(value, text.lower())
 
     def test_options_are_known_in_any_case_and_the_last_one_wins(self):
         config = self.config('vm-export=db')
@@ -287,7 +257,8 @@ class CommandLines(PoolCase):
         self.assertEqual([], self.sim.calls())
         self.assertFalse(os.path.exists(self.status_log))
 
-    def test_a_vm_selector_has_many_forms(self):
+    def test_a_vm_selector_has_many_forms_and_may_be_called_like_a_directory(self):
+        os.mkdir(self.at('db'))
         for selector, line in (('db', '  vm-export: db'), ('web 1', '  vm-export: web 1'),
                                ('web.*', '  vm-export: web 1, web 2'),
                                ('vm-export=db', '  vm-export: db'), ('db:7', '  vm-export: db:7'),
@@ -297,10 +268,6 @@ class CommandLines(PoolCase):
                                ('.*', '  vm-export: db, web 1, web 2')):
             with self.subTest(selector):
                 self.assertIn(line, self.vmbackup('password', selector, 'preview').lines)
-
-    def test_a_directory_with_a_vms_name_is_no_config(self):
-        os.mkdir(os.path.join(self.directory, 'db'))
-        self.assertIn('  vm-export: db', self.vmbackup('password', 'db', 'preview').lines)
 
     def test_an_empty_vm_selector_does_not_mean_every_vm(self):
         for preview in ([], ['preview']):
