@@ -219,7 +219,7 @@ class LeftBehind(StallCase):
         self.assertEqual(6, self.refuse(in_use, 0))
         self.assert_left('db')
         self.sim.pool.faults.clear()
-        self.ends(0, 'vm-export=web')
+        self.ends(0, 'vm-export=db')                   # by the other method
         self.assert_settled()
 
     def test_the_record_of_another_pool_on_the_same_share_is_left_to_that(self):
