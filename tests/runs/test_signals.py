@@ -78,20 +78,3 @@ class Signals(PoolCase):
             self.assert_ends(0, self.finish(child))
         finally:
             signal.signal(signal.SIGHUP, previous)
-
-    def test_a_run_that_was_killed_is_cleaned_up_by_the_next(self):
-        for method in ('vm-export', 'vdi-export'):
-            with self.subTest(method):
-                self.setUp()
-                nth = 2 if method == 'vm-export' else 1
-                self.fault(method, 'slow', nth=nth, rate=300000)
-                child = self.start_until(method, nth, 'password', self.config(method + '=web'))
-                child.kill()
-                child.communicate()
-                self.wait_for(lambda: not self.contents()['task'])     # its xe lives on
-                self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
-                self.sim.pool.tables['session'].clear()        # xapi's own time-out: a day
-                done = self.ends(0, method + '=web')
-                self.assertIn('removing the snapshot of an unfinished backup', done.output)
-                self.assert_clean()
-                self.assertEqual(1, len(self.dated('web')))
