@@ -225,16 +225,6 @@ class FailuresOfTheRun(FailureCase):
         self.ends(1, 'vm-export=db')
         self.assertIn('vm-export,end,WARNING db,elapse:0 size:0G', self.status())
 
-    def test_a_new_disk_snapshot_that_may_be_ours_or_not_is_told_of(self):
-        failed = self.old_backup('db', 'backup-2019-01-01-(00:00:00)')
-        disk = self.disk_of('db', '0')
-        made = [self.xe('vdi-snapshot', 'uuid=' + disk).strip() for _ in range(2)]
-        self.before = self.contents()
-        self.record(failed, disk, since='2', until='3')
-        done = self.ends(1, 'vdi-export=db')
-        for uuid in made:
-            self.assertIn('the snapshot %s, called db 0, was not made' % uuid, done.output)
-
     def test_a_backup_directory_that_vanishes_is_not_made_again(self):
         self.at_call('VM.get_record', lambda: os.rename(self.backups, self.backups + '.gone'))
         self.ends(2, 'vm-export=db', 'vm-export=web')

@@ -1,9 +1,4 @@
-"""Secrets: no password where others can see it, nothing that we write for others to read.
-
-test_login.py and test_mail.py look at the login and at the mail server's account; here is what
-goes on around a whole run: the children's command lines as the system shows them, every file that
-is left, every word that is said, also when something breaks.
-"""
+"""Secrets: no password where others can see it, nothing that we write for others to read."""
 
 import base64
 import os
@@ -145,12 +140,15 @@ class Words(SecretCase):
                 self.assertEqual(2, child.returncode)
                 self.assertNotIn(b'R00t', output)
 
-    def test_a_signal_in_the_midst_of_the_login_shows_no_password(self):
+    def test_a_signal_ends_a_login_that_hangs_and_no_password_is_shown(self):
         self.script = self.changed_script(LOGIN_GRACE=1)
         self.fault('session.login_with_password', 'hang', times=0)
-        child = self.start_until('session.login_with_password', 1, ROOTS,
-                                 self.mailing('vm-export=db'))
-        self.assert_silent(self.signalled(child))
+        done = self.signalled(self.start_until('session.login_with_password', 1, ROOTS,
+                                               self.mailing('vm-export=db')))
+        self.assertIn('ERROR ended by signal 15', done.lines)
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
+        self.assertEqual(1, len(self.sim.calls()))
+        self.assert_silent(done)
 
     def test_words_in_the_wrong_place_are_shown_but_never_the_first(self):
         config = self.config('vm-export=db')
@@ -196,11 +194,14 @@ class Modes(SecretCase):
                                   self.status_log: 0o666 & ~umask}, modes)
 
     def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
-        for verb, number in (('vm-export', 3), ('vdi-export', 1), ('vm-snapshot', 1),
-                             ('pool-dump-database', 1)):
-            self.fault(verb, 'refuse', nth=number, error=['VDI_IO_ERROR', 'x'])
+        for counts, failing in (
+                ('S:0 W:0 E:3', {'vm-export': 3, 'vdi-export': 1, 'pool-dump-database': 1}),
+                ('S:1 W:0 E:1', {'vm-snapshot': 1})):
+            for verb, nth in failing.items():
+                self.fault(verb, 'refuse', nth=nth, error=['VDI_IO_ERROR', 'x'])
             self.assert_ends(2, self.run_under(0o000, ROOTS, self.config(
                 'vm-export=db', 'vdi-export=web', pool_db_backup=1)))
+            self.assertEqual('vmbackup.py,end,ERROR,' + counts, self.status()[-1])
             self.assert_private()
 
     def test_a_file_that_is_being_written_is_for_its_owner_only_from_its_first_byte(self):
