@@ -175,10 +175,6 @@ class Preview(DiskCase):
                          done.lines[first + 1:first + 4])
         self.assertEqual(6, len(self.sim.calls('xapi')), self.sim.calls('xapi'))
 
-    def test_without_such_lines_no_disk_is_looked_at(self):
-        self.assertEqual(0, self.preview('vm-export=web').status)
-        self.assertEqual(3, len(self.sim.calls('xapi')))
-
     def test_a_boot_disk_that_is_left_out_is_an_error(self):
         for keys in ({'honour_nobak': 'yes'}, {'honour_nobak': 'yes', 'vdi_disks': 'all'}):
             done = self.assert_ends(2, self.preview('vdi-export=db', **keys))

@@ -155,15 +155,6 @@ class Watch(unittest.TestCase):
             self.assertLess(self.after(61), 60)
         self.assert_stalled()
 
-    def test_the_number_is_that_of_the_settings(self):
-        self.size = 3 << 30
-        self.watchdog = VmBackup.Watchdog(90, lambda: self.size, self.ask, self.meter)
-        self.after(1)
-        with self.assertRaises(VmBackup.CommandFailed) as caught:
-            self.after(91)
-        self.assertEqual('no progress for 1.5 minutes (stall_timeout), with 3.0 GiB written',
-                         str(caught.exception))
-
 
 class LeftBehind(StallCase):
     """What cannot be removed tonight is recorded, and is removed by the next run."""
