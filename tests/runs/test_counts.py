@@ -14,7 +14,7 @@ from tests.tools.support import SMALL, PoolCase
 class Processes(PoolCase):
     pool_description = SMALL
 
-    def started(self, *lines):
+    def started(self, *lines, **keys):
         """The programs that a run starts, in this process so that they can be seen."""
         seen, real = [], subprocess.Popen
 
@@ -22,16 +22,16 @@ class Processes(PoolCase):
             seen.append(os.path.basename(os.fsdecode(argv[0])))
             return real(argv, *rest, **more)
         with unittest.mock.patch('subprocess.Popen', popen):
-            status, output = self.run_here(*lines)
+            status, output = self.run_here(*lines, **keys)
         self.assertEqual(0, status, output)
         return seen
 
-    def test_five_for_each_vm_and_three_for_the_run(self):
+    def test_five_for_each_vm_and_three_for_the_run_and_one_for_a_dump_of_the_pool(self):
         for method in ('vm-export', 'vdi-export'):
             one = self.started(method + '=web')
-            both = self.started(method + '=web', method + '=db')
+            both = self.started(method + '=web', method + '=db', pool_db_backup=1)
             self.assertEqual(['df', 'df', 'ionice'] + ['xe'] * 5, sorted(one))
-            self.assertEqual(['df', 'df', 'ionice'] + ['xe'] * 10, sorted(both))
+            self.assertEqual(['df', 'df', 'ionice'] + ['xe'] * 11, sorted(both))
 
 
 class Tables(PoolCase):

@@ -21,22 +21,6 @@ class LeftoverCase(PoolCase):
         self.script = self.changed_script(DISCARD_PAUSES=(0.05, 0.05, 0.05))
 
 
-class OfDisksThatAreGone(LeftoverCase):
-    """A run was killed before it knew its snapshot's uuid; then the VM was removed."""
-
-    def test_the_snapshot_is_known_by_the_name_that_was_written_down(self):
-        disk = self.disk_of('db', '0')
-        ref = self.sim.pool.ref_of('VDI', disk)
-        path = self.old_backup('db', 'backup-2026-01-01-(00:00:00)')
-        self.record(path, disk, sources=(ref,), names=('db 0',))
-        snapshot = self.xe('vdi-snapshot', 'uuid=' + disk).strip()
-        self.xe('vm-uninstall', 'uuid=' + self.uuid_of('db'), 'force=true')
-        self.before = dict(self.contents(), VDI={
-            each: name for each, name in self.contents()['VDI'].items()
-            if each != self.sim.pool.ref_of('VDI', snapshot)})
-        self.ends(0, 'vm-export=web')
-
-
 class DisksOfASnapshot(LeftoverCase):
     """vm-uninstall removes the VM's record first: disks that it then leaves are ours to remove."""
 
@@ -155,6 +139,15 @@ class Records(LeftoverCase):
                               ref='OpaqueRef:00000000-0000-0000-0000-000000000000')
         self.ends(0, 'vdi-export=db')
         self.assertFalse(os.path.exists(failed))
+
+    def test_the_snapshot_of_a_disk_that_is_gone_is_known_by_the_name_that_was_written_down(self):
+        disk = self.disk_of('db', '0')
+        self.failure('db', sources=(self.sim.pool.ref_of('VDI', disk),), names=('db 0',))
+        snapshot = self.xe('vdi-snapshot', 'uuid=' + disk).strip()
+        self.xe('vm-uninstall', 'uuid=' + self.uuid_of('db'), 'force=true')
+        self.before = self.contents()
+        del self.before['VDI'][self.sim.pool.ref_of('VDI', snapshot)]
+        self.ends(0, 'vm-export=web')
 
     def test_a_damaged_record_is_told_of_and_stays(self):
         texts = ('', '[]', '{}', 'null', '[' * 100000, '\xff', '{"kind": "VM"}')

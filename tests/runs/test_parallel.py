@@ -75,14 +75,15 @@ class AtOnce(ParallelCase):
             self.assertEqual(4, self.most(method + '-export'))
         self.assertEqual(1, self.most('vm-snapshot', 'vdi-snapshot'))
 
-    def test_no_more_than_that(self):
-        self.side_by_side(wanted=2, parallel=2)
-        self.assertEqual(2, self.most('vm-export'))
-
-    def test_one_at_a_time_unless_asked(self):
-        done = self.side_by_side(parallel=1)
-        self.assertEqual(1, self.most('vm-export'))
-        self.assertFalse([line for line in done.lines if PREFIX.match(line)])
+    def test_no_more_than_that_of_all_or_of_an_sr(self):
+        for keys, of in (({'parallel': 2}, [NAMES]),
+                         ({'parallel_per_sr': 1}, [NAMES[:2], NAMES[2:]])):
+            with self.subTest(keys):
+                self.side_by_side(wanted=2, **keys)
+                self.assertEqual(2, self.most('vm-export'))
+                self.assertEqual([2 // len(of)] * len(of),
+                                 [self.most('vm-export', of=names) for names in of])
+                os.unlink(self.notes)
 
     def test_the_command_line_may_ask(self):
         config = self.config('vm-export=.*')
@@ -94,12 +95,6 @@ class AtOnce(ParallelCase):
             self.assertIn('ERROR: config {} {} -> {} (command line)'.format(
                 word.split('=')[0], reason, word.split('=')[1]), done.lines)
 
-    def test_an_sr_is_read_by_no_more_than_are_allowed(self):
-        self.side_by_side(wanted=2, parallel_per_sr=1)
-        self.assertEqual(2, self.most('vm-export'))
-        self.assertEqual([1, 1], [self.most('vm-export', of=NAMES[:2]),
-                                  self.most('vm-export', of=NAMES[2:])])
-
     def test_it_needs_no_more_calls_than_one_after_another(self):
         counts = []
         for parallel in (1, 4):
@@ -110,8 +105,11 @@ class AtOnce(ParallelCase):
 
 
 class Told(ParallelCase):
-    def test_each_line_of_a_vm_has_its_name_and_they_are_those_of_a_run_for_it_alone(self):
+    def test_lines_of_a_vm_have_its_name_and_are_those_of_a_run_of_one_after_another(self):
         alone = self.side_by_side(parallel=1)
+        self.assertEqual(1, self.most('vm-export'))
+        self.assertFalse([line for line in alone.lines if PREFIX.match(line)])
+        os.unlink(self.status_log)
         together = self.side_by_side(wanted=4)
         found = collections.defaultdict(list)
         for line in together.lines:
@@ -123,6 +121,11 @@ class Told(ParallelCase):
                                 if line.startswith(words % name))
                            for words in ('*** vm-export begin %s', 'VmBackup vm-export %s - '))
             self.assertEqual(self.blank(alone.lines[first:last + 1]), self.blank(found[name]), name)
+            told = self.status()
+            self.assertLess(told.index('vm-export,begin,' + name),
+                            told.index('vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
+        self.assertEqual(('vmbackup.py,begin', 'vmbackup.py,end,SUCCESS,S:4 W:0 E:0', 10),
+                         (told[0], told[-1], len(told)))
 
     @staticmethod
     def blank(lines):
@@ -132,34 +135,16 @@ class Told(ParallelCase):
             r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)|\(\d+ s\)', '#', line)
                 for line in lines]
 
-    def test_the_status_log_has_a_begin_and_an_end_of_each_vm_between_those_of_the_run(self):
-        self.ends(0, 'vm-export=.*', parallel=4)
-        lines = self.status()
-        self.assertEqual(('vmbackup.py,begin', 'vmbackup.py,end,SUCCESS,S:4 W:0 E:0'),
-                         (lines[0], lines[-1]))
-        for name in NAMES:
-            begin = lines.index('vm-export,begin,' + name)
-            self.assertLess(begin, lines.index('vm-export,end,SUCCESS %s,elapse:0 size:0G' % name))
-        self.assertEqual(10, len(lines))
-
-    def test_a_failure_of_one_does_not_stop_the_others(self):
+    def test_a_failure_or_a_bug_in_one_does_not_stop_the_others(self):
         self.fault('vm-snapshot', 'refuse', nth=2, error=['SR_FULL'])
-        done = self.ends(2, 'vm-export=.*', parallel=4)
-        self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:3 W:0 E:1', done.lines)
-        self.assertEqual(3, sum(os.path.exists(self.newest(name, 'success')) for name in NAMES))
-
-    def test_a_bug_in_one_does_not_stop_the_others(self):
-        def broken(run, job, *rest):
-            if job.vm.name == 'two':
-                raise KeyError('x', 'y')
-            return real(run, job, *rest)
-        real = VmBackup.BackupRun.back_up
-        with unittest.mock.patch.object(VmBackup.BackupRun, 'back_up', broken):
-            status, text = self.run_here('vm-export=.*', parallel=4)
-        self.assertEqual(2, status, text)
-        self.assertIn("[two] ERROR vm-export INTERNAL-ERROR two: a bug in VmBackup.py: "
-                      "KeyError('x', 'y')", text)
-        self.assertIn('S:3 W:0 E:1', text)
+        self.fault('VM.get_record', 'print', nth=3,
+                   value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))
+        done = self.back_up('vm-export=.*', parallel=4)
+        self.assertEqual(2, done.status, done.output)
+        self.assertRegex(done.output, r'\[(\w+)\] ERROR vm-export INTERNAL-ERROR \1: a bug in '
+                         r'VmBackup\.py: \w+Error')
+        self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:2 W:0 E:2', done.lines)
+        self.assertEqual(2, sum(path.endswith('/success') for path in self.tree()))
 
     def test_a_vm_whose_attempt_does_not_even_begin_is_an_error_and_no_thread_need_start(self):
         def broken(log, job):

@@ -1,9 +1,4 @@
-"""Secrets: no password where others can see it, nothing that we write for others to read.
-
-test_login.py and test_mail.py look at the login and at the mail server's account; here is what
-goes on around a whole run: the children's command lines as the system shows them, every file that
-is left, every word that is said, also when something breaks.
-"""
+"""Secrets: no password where others can see it, nothing that we write for others to read."""
 
 import base64
 import os
@@ -60,6 +55,17 @@ class SecretCase(PoolCase):
         return {path: self.read_bytes(path) for path in paths
                 if stat.S_ISREG(os.lstat(path).st_mode)}
 
+    def assert_silent(self, done):
+        """Neither the output nor any file or mail tells a password."""
+        self.assert_no_secret(done.output.encode('utf-8', 'surrogateescape'), 'output')
+        files = self.files('mail-password', 'password')
+        self.assertTrue(any(path.endswith('status.log') for path in files))
+        for path, data in files.items():
+            self.assert_no_secret(data, path)
+        for mail in self.sink.mails:
+            self.assert_no_secret(mail.data, 'mail')
+            self.assert_no_secret(mail.text.encode('utf-8'), 'mail')
+
 
 class Children(SecretCase):
     def watched(self):
@@ -72,51 +78,28 @@ class Children(SecretCase):
                              '>>%s\nexec %s "$@"\n' % (shutil.which('cat'), self.at('seen'), real))
         return self.at('tools')
 
-    def test_no_child_has_a_password_in_its_command_line_or_environment(self):
+    def test_no_child_has_a_password_in_its_command_line_or_environment_nor_is_one_written(self):
         path = self.watched()
         config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1, max_backups=1,
                               compress='gzip')
         for word in (ROOTS, self.password_file(ROOTS, 'password')):
-            self.assert_ends(0, self.vmbackup(
-                word, config, PATH=path, VMBACKUP_XE=os.path.join(path, 'xe')))
+            done = self.assert_ends(0, self.vmbackup(
+                word, config, PATH=path, VMBACKUP_XE=os.path.join(path, 'xe'),
+                TMPDIR=self.directory))
             seen = self.read_bytes('seen')
             for each in ('/df', '/gzip', 'vm-snapshot', 'template-param-set', 'vm-export',
                          'vm-uninstall', 'vdi-snapshot', 'vdi-param-set', 'vdi-export',
                          'vdi-destroy', 'pool-dump-database'):
                 self.assertIn(b'%s\0' % each.encode('ascii'), seen)
-            self.assert_no_secret(seen, 'a child')
+            self.assert_silent(done)                   # of what was seen too: it is a file here
             os.unlink(self.at('seen'))
-
-    def test_no_word_of_any_xe_command_is_a_password(self):
-        self.fault('vm-export', 'refuse', nth=2, error=['VDI_IO_ERROR', 'x'])
-        self.vmbackup(ROOTS, self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1))
-        self.assertGreater(len(self.sim.calls('xe')), 8)
-        for call in self.sim.calls('xe'):
-            self.assert_no_secret(' '.join(call.args).encode('utf-8'), call.name)
+        self.assertEqual(2, len(self.sink.mails))
         for call in self.sim.calls('xapi'):
             if call.name != 'session.login_with_password':
                 self.assert_no_secret(repr(call.args).encode('utf-8'), call.name)
 
 
 class Words(SecretCase):
-    def assert_silent(self, done):
-        """Neither the output nor any file or mail tells a password."""
-        self.assert_no_secret(done.output.encode('utf-8', 'surrogateescape'), 'output')
-        files = self.files('mail-password', 'password')
-        self.assertTrue(any(path.endswith('status.log') for path in files))
-        for path, data in files.items():
-            self.assert_no_secret(data, path)
-        for mail in self.sink.mails:
-            self.assert_no_secret(mail.data, 'mail')
-            self.assert_no_secret(mail.text.encode('utf-8'), 'mail')
-
-    def test_a_good_night_leaves_no_password_in_log_mail_or_tree(self):
-        config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1)
-        for word in (ROOTS, self.password_file(ROOTS, 'password')):
-            self.assert_silent(self.assert_ends(0, self.vmbackup(
-                word, config, TMPDIR=self.directory)))
-        self.assertEqual(2, len(self.sink.mails))
-
     def test_internal_errors_show_where_and_no_password(self):
         config = self.mailing('vm-export=db', 'vdi-export=web')
         for name, value in (('XAPI_TIMEOUT', 'soon'), ('DISCARD_PAUSES', 5)):
@@ -129,7 +112,7 @@ class Words(SecretCase):
                 self.assert_silent(done)
         self.leaves_things_behind = True               # snapshots: nothing could remove them
 
-    def test_logins_that_fail_in_any_way_show_no_password(self):
+    def test_logins_that_fail_in_any_way_are_one_clear_line_and_show_no_password(self):
         config = self.mailing('vm-export=db')
         self.leaves_things_behind = True               # sessions that nobody was told of
         faults = [dict(do='refuse', error=['SESSION_AUTHENTICATION_FAILED', 'root', 'no']),
@@ -143,7 +126,10 @@ class Words(SecretCase):
             with self.subTest(fault):
                 self.sim.pool.faults.clear()
                 self.fault('session.login_with_password', times=0, **fault)
-                self.assert_silent(self.assert_ends(2, self.vmbackup(ROOTS, config)))
+                done = self.assert_ends(2, self.vmbackup(ROOTS, config))
+                error, = [line for line in done.lines if line.startswith('ERROR')]
+                self.assertIn('XenAPI ' if 'value' in fault else 'XenAPI login at http', error)
+                self.assert_silent(done)
 
     def test_a_password_that_cannot_be_sent_is_not_shown_in_part(self):
         config = self.mailing('vm-export=db')
@@ -154,12 +140,15 @@ class Words(SecretCase):
                 self.assertEqual(2, child.returncode)
                 self.assertNotIn(b'R00t', output)
 
-    def test_a_signal_in_the_midst_of_the_login_shows_no_password(self):
+    def test_a_signal_ends_a_login_that_hangs_and_no_password_is_shown(self):
         self.script = self.changed_script(LOGIN_GRACE=1)
         self.fault('session.login_with_password', 'hang', times=0)
-        child = self.start_until('session.login_with_password', 1, ROOTS,
-                                 self.mailing('vm-export=db'))
-        self.assert_silent(self.signalled(child))
+        done = self.signalled(self.start_until('session.login_with_password', 1, ROOTS,
+                                               self.mailing('vm-export=db')))
+        self.assertIn('ERROR ended by signal 15', done.lines)
+        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
+        self.assertEqual(1, len(self.sim.calls()))
+        self.assert_silent(done)
 
     def test_words_in_the_wrong_place_are_shown_but_never_the_first(self):
         config = self.config('vm-export=db')
@@ -205,11 +194,14 @@ class Modes(SecretCase):
                                   self.status_log: 0o666 & ~umask}, modes)
 
     def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
-        for verb, number in (('vm-export', 3), ('vdi-export', 1), ('vm-snapshot', 1),
-                             ('pool-dump-database', 1)):
-            self.fault(verb, 'refuse', nth=number, error=['VDI_IO_ERROR', 'x'])
+        for counts, failing in (
+                ('S:0 W:0 E:3', {'vm-export': 3, 'vdi-export': 1, 'pool-dump-database': 1}),
+                ('S:1 W:0 E:1', {'vm-snapshot': 1})):
+            for verb, nth in failing.items():
+                self.fault(verb, 'refuse', nth=nth, error=['VDI_IO_ERROR', 'x'])
             self.assert_ends(2, self.run_under(0o000, ROOTS, self.config(
                 'vm-export=db', 'vdi-export=web', pool_db_backup=1)))
+            self.assertEqual('vmbackup.py,end,ERROR,' + counts, self.status()[-1])
             self.assert_private()
 
     def test_a_file_that_is_being_written_is_for_its_owner_only_from_its_first_byte(self):

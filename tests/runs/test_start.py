@@ -166,14 +166,12 @@ class Outputs(StartCase):
         self.assertEqual(0, child.wait(timeout=LIMIT))
         self.assert_backed_up()
 
-    def test_nothing_is_said_elsewhere_in_its_place(self):
-        for line in ('"$@" >&-', '"$@" >/dev/full'):
-            self.assertEqual('', self.shell(0, line, 'password', self.selection, 'preview').output)
-
-    def test_texts_need_none_either(self):
-        self.shell(0, '"$@" >&-', 'help')
-        self.shell(2, '"$@" >/dev/full')
-        self.shell(2, '"$@" >/dev/full', PYTHONUNBUFFERED='1')
+    def test_previews_and_texts_need_none_either_and_nothing_is_said_elsewhere(self):
+        preview = ['password', self.selection, 'preview']
+        for status, line, words, environ in (
+                (0, '>&-', preview, {}), (0, '>/dev/full', preview, {}), (0, '>&-', ['help'], {}),
+                (2, '>/dev/full', [], {}), (2, '>/dev/full', [], {'PYTHONUNBUFFERED': '1'})):
+            self.assertEqual('', self.shell(status, '"$@" ' + line, *words, **environ).output)
 
     def test_each_line_is_written_when_it_is_said(self):
         self.fault('vm-export', 'hang', nth=2)

@@ -2,8 +2,6 @@
 
 import io
 import os
-import shlex
-import shutil
 import signal
 import time
 import types
@@ -11,9 +9,9 @@ import unittest
 import unittest.mock
 
 import VmBackup
+from tests.runs.test_failures import REFUSED
 from tests.tools.support import SMALL, PoolCase
 
-REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
 EXPORTS = {'vm-export': 2, 'vdi-export': 1}         # the first vm-export is for the metadata
 OLD = 'backup-2019-01-01-(00:00:00)'
 
@@ -126,12 +124,6 @@ class OnDisk(SmallCase):
         self.assertEqual(before, set(os.listdir(self.directory)))
         self.assertNotIn('PWNED', [os.path.basename(path) for path in self.tree()])
 
-    def test_a_dump_gets_its_name_when_it_is_complete(self):
-        self.fault('pool-dump-database', 'die', after=1000)
-        self.ends(2, 'vm-export=db', pool_db_backup=1)
-        self.assertEqual([], os.listdir(os.path.join(self.backups,
-                                                     'METADATA_' + os.uname().nodename)))
-
 
 class Run(SmallCase):
     def test_a_backup_of_more_than_a_day_takes_more_than_a_day(self):
@@ -159,20 +151,6 @@ class Run(SmallCase):
         self.assertRegex(done.output, 'ERROR vm-export VM-EXPORT-FAIL db: .*SR_BACKEND_FAILURE_46')
         self.assertIn('db/DATED/vm.cfg', self.tree())
         self.assertNotIn('db/DATED/success', self.tree())
-
-    def test_no_program_is_started_but_xe_and_df(self):
-        tools = self.at('bin')
-        os.mkdir(tools)
-        os.symlink(shutil.which('df'), os.path.join(tools, 'df'))
-        self.program('bin/touch', ': > %s\n' % shlex.quote(self.at('started')))
-        for name in ('xmllint', 'rm', 'ls', 'hostname', 'sh', 'mkdir'):
-            os.symlink('touch', os.path.join(tools, name))
-        done = self.assert_ends(0, self.vmbackup(
-            'password', self.config('vm-export=db', pool_db_backup=1), PATH=tools))
-        self.assertFalse(os.path.exists(self.at('started')))
-        self.assertIn('Success: backup directory area is writable', done.lines)
-        self.assertEqual([], [line for line in done.lines if 'touch' in line])
-        self.assertNotIn(VmBackup.WRITE_TEST, os.listdir(self.backups))
 
     def test_a_very_long_night_keeps_a_bounded_part_of_its_log(self):
         console = VmBackup.Console(io.BytesIO())
