@@ -39,7 +39,7 @@ from tests import SCRIPT
 from tests.tools import figures
 from tests.tools.processes import children_of, pids, read_proc
 from tests.simpool import archive
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import LIMIT, Journal, PoolCase
 
 MIB = 1 << 20
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
@@ -176,9 +176,8 @@ def began(backup):
 
 
 def manifest_of(path):
-    if not os.path.exists(os.path.join(path, MANIFEST)):
-        return None
-    return json.loads(read(os.path.join(path, MANIFEST)).decode('utf-8'))
+    path = os.path.join(path, MANIFEST)
+    return json.loads(read(path).decode('utf-8')) if os.path.exists(path) else None
 
 
 def packed(place):
@@ -350,8 +349,7 @@ class FaultCase(PoolCase):
         """Write a file that is not ours, below backup_dir unless the path is absolute."""
         path = os.path.join(self.backups, path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, 'wb') as stream:
-            stream.write(data)
+        self.put_file(path, data)
 
     def old_backup_of_325(self, vm, name, extension):
         path = self.old_backup(vm, name, 'vm.cfg', 'success')
@@ -453,16 +451,10 @@ class FaultCase(PoolCase):
             if self.sim.pool.is_down:       # where the run's last call was the deadly one
                 self.sim.restart()
 
-    def until(self, condition, what='it'):
-        end = time.monotonic() + LIMIT
-        while not condition():
-            self.assertLess(time.monotonic(), end, what + ' never happened')
-            time.sleep(0.005)
-
     def settle_pool(self):
         """After a SIGKILL: wait until what the dead run asked for is over, then let its session
         expire, as xapi does after a day."""
-        self.until(self.is_quiet, 'a quiet pool')
+        self.wait_for(self.is_quiet, 'a quiet pool')
         self.sim.pool.tables['session'].clear()
 
     def is_quiet(self):
@@ -564,7 +556,7 @@ class FaultCase(PoolCase):
             self.check_end(done, now, told, words)
             if hit is not None:
                 self.check_others(now, hit, words)
-        figures.add_check(self.kind, 4 if done is None else 5 if hit is None else 6)
+        figures.add(self.kind, checks=4 if done is None else 5 if hit is None else 6)
 
     def check_history(self, now, words):
         """1: what is gone went by rotation, the oldest first, after enough newer ones."""
@@ -719,18 +711,6 @@ class FaultCase(PoolCase):
                 if any(backup.key not in self.backups_before for backup in backups)}
 
 
-class Journal(list):
-    """A pool's journal that tells somebody of each call before the call goes on."""
-
-    def __init__(self, tell):
-        super().__init__()
-        self.tell = tell
-
-    def append(self, call):
-        super().append(call)
-        self.tell(len(self), call)
-
-
 class MatrixCase(FaultCase):
     """A history, and a run over it that is disturbed at one point after the other.
 
@@ -835,7 +815,7 @@ class LaunchedCase(MatrixCase):
 
     def start_over(self):
         """The same, when no run takes a name any more that a backup of the history has."""
-        self.until(lambda: time.time() > self.prepared + 1.5)
+        self.wait_for(lambda: time.time() > self.prepared + 1.5)
         super().start_over()
 
     def launched(self, **spec):

@@ -256,8 +256,8 @@ class AtCalls(FaultCase):
         done = self.run_with(strike)
         self.assertEqual([], failures)
         self.assertGreaterEqual(self.called, number, done.output)
-        self.until(lambda: self.is_quiet() and not self.extra(),
-                   'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
+        self.wait_for(lambda: self.is_quiet() and not self.extra(),
+                      'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
         mended()
         self.check(done, settled)
         self.check(self.undisturbed(), settled=True, hit=())
@@ -270,9 +270,7 @@ class AtACall(DiskCase, AtCalls):
     keys = {'pool_db_backup': 1, 'require_mount': 'auto'}
 
     def prepare(self):
-        fstab = os.path.join(self.directory, 'fstab')
-        with open(fstab, 'w', encoding='utf-8') as stream:
-            stream.write('server:/backups %s nfs defaults 0 0\n' % self.mounted)
+        fstab = self.put_file('fstab', 'server:/backups %s nfs defaults 0 0\n' % self.mounted)
         self.script = self.changed_script(FSTAB=fstab)
         super().prepare()
 

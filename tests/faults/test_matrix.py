@@ -119,7 +119,7 @@ class Point(NamedTuple):
 
 
 PLACES = {}                 # type: Dict[str, Dict[str, Any]]
-HOOK = '#!/bin/sh\nset -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
+HOOK = 'set -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
 
 
 class Matrix(FaultCase):
@@ -127,13 +127,9 @@ class Matrix(FaultCase):
 
     def setUp(self):
         super().setUp()
-        self.hook, self.noted, self.report = [
-            os.path.join(self.directory, name) for name in ('hook', 'noted', 'report.json')]
-        with open(self.hook, 'w', encoding='utf-8') as stream:
-            stream.write(HOOK % self.noted)
-        os.chmod(self.hook, 0o755)
-        self.keys = {'pool_db_backup': 1, 'stall_timeout': '0.01', 'hook': self.hook,
-                     'report_file': self.report}
+        self.noted, self.report = self.at('noted'), self.at('report.json')
+        self.keys = {'pool_db_backup': 1, 'stall_timeout': '0.01', 'report_file': self.report,
+                     'hook': self.program('hook', HOOK % self.noted)}
         self.sim.pool.lock_wait = 0.5
         self.script = self.changed_script(
             XE_TIMEOUT=DEADLINE, XAPI_TIMEOUT=DEADLINE, XAPI_PATIENCE=6, DISCARD_PAUSES=(0.1, 0.2),
@@ -149,13 +145,11 @@ class Matrix(FaultCase):
     def check_end(self, done, now, told, words):
         """5: the report tells what the exit status does, and each begin at the hook has its end."""
         super().check_end(done, now, told, words)
-        with open(self.report, encoding='ascii') as stream:
-            report = json.load(stream)
+        report = json.loads(self.read(self.report))
         self.assertEqual(done.status, report['exit_status'], '5: the report: ' + words)
         renewed = {vm['name'] for vm in report['vms'] if vm['status'] in ('SUCCESS', 'WARNING')}
         self.assertEqual(self.renewed(now), renewed, '5: the report: ' + words)
-        with open(self.noted, encoding='utf-8') as stream:
-            phases = [line.split()[0] for line in stream]
+        phases = [line.split()[0] for line in self.read(self.noted).splitlines()]
         self.assertEqual(('job-init', 'log-end'), (phases[0], phases[-1]), '5: hooks: ' + words)
         self.assertEqual(1, phases.count('job-end') + phases.count('job-abort'), '5: ' + words)
         self.assertEqual(phases.count('backup-start'), phases.count('backup-end') +
@@ -250,7 +244,7 @@ class Matrix(FaultCase):
         self.sim.pool.faults.clear()
         self.assertGreaterEqual(len(self.seen[point.name]), point.nth,
                                 'it met no fault: %s\n%s' % (str(point), done.output))
-        self.until(self.is_quiet, 'a quiet pool')
+        self.wait_for(self.is_quiet, 'a quiet pool')
         if point.name in OF_SESSIONS or fault['do'] == 'expire':
             self.sim.pool.tables['session'].clear()     # nobody else can: they expire
         self.check(done, point.settled, self.may_be_spoilt(point))

@@ -1,6 +1,7 @@
 """What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -42,20 +43,15 @@ class Done(NamedTuple):
 
 
 class Journal(list):
-    """A pool's journal in which the nth call of a name, or each with 0, has something done before
-    it goes on."""
+    """A pool's journal that tells somebody of each call, by its number, before it goes on."""
 
-    def __init__(self, name, work, nth):
+    def __init__(self, tell):
         super().__init__()
-        self.name, self.work, self.nth, self.seen = name, work, nth, 0
+        self.tell = tell
 
     def append(self, call):
-        """Note a call."""
         super().append(call)
-        if call.name == self.name:
-            self.seen += 1
-            if self.nth in (0, self.seen):
-                self.work()
+        self.tell(len(self), call)
 
 
 class PoolCase(unittest.TestCase):
@@ -113,15 +109,11 @@ class PoolCase(unittest.TestCase):
 
     def config(self, *lines, **keys):
         """Write a config file for this test's directories; return its path."""
-        path = os.path.join(self.directory, 'run.cfg')
-        head = dict(dict(backup_dir=self.backups, status_log=self.status_log), **keys)
-        with open(path, 'w', encoding='utf-8') as stream:
-            for item in head.items():
-                stream.write('%s=%s\n' % item)
-            stream.write('\n'.join(lines) + '\n')
-            if 'require_mount' not in keys:
-                stream.write('require_mount=no\n')    # temporary files are anywhere
-        return path
+        keys = dict(dict(backup_dir=self.backups, status_log=self.status_log), **keys)
+        text = ['%s=%s' % item for item in keys.items()] + list(lines)
+        if 'require_mount' not in keys:
+            text.append('require_mount=no')     # temporary files are anywhere
+        return self.put_file('run.cfg', '\n'.join(text) + '\n')
 
     def changed_script(self, **constants):
         """The script with other values of these first-page constants."""
@@ -135,15 +127,12 @@ class PoolCase(unittest.TestCase):
             self.assertEqual(1, count, '%s is no constant of the script' % name)
         script = forked.Script(os.path.join(place, 'VmBackup.py'))
         script.constants = constants
-        with open(script, 'w', encoding='utf-8') as stream:
-            stream.write(text)
+        self.put_file(script, text)
         return script
 
     def environ(self, **more):
         """The environment of a child; HOME is this test's."""
-        environ = self.sim.environ(HOME=self.directory)
-        environ.update(more)
-        return environ
+        return dict(self.sim.environ(HOME=self.directory), **more)
 
     def at(self, *parts):
         """A path in this test's directory."""
@@ -161,19 +150,15 @@ class PoolCase(unittest.TestCase):
         os.chmod(path, 0o755)
         return path
 
-    def xe_that(self, change):
+    def xe_that(self, change, first='%s "$@" || exit'):
         """The path of an xe after whose exports into a file this shell command is run, $1 being
         the file."""
-        return self.program('odd-xe', '%s "$@" || exit\nfor word; do case $word in '
-                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                            % (self.sim.xe, change))
+        return self.program('odd-xe', first % self.sim.xe + '\nfor word; do case $word in '
+                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n' % change)
 
     def xe_whose(self, verb, change):
-        """The path of an xe in the place of whose exports by this verb into a file this shell
-        command is run, $1 being the file."""
-        return self.program('odd-xe', '[ "$1" = %s ] || exec %s "$@"\nfor word; do case $word in '
-                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                            % (verb, self.sim.xe, change))
+        """The same in the place of its exports by this verb."""
+        return self.xe_that(change, '[ "$1" = ' + verb + ' ] || exec %s "$@"')
 
     def fault(self, name, do, **details):
         """Have a call of the pool meet a fault, as Faults.add has it."""
@@ -182,7 +167,9 @@ class PoolCase(unittest.TestCase):
     def at_call(self, name, work, nth=1):
         """Have something done when the nth call of that name comes, or each with 0, before the
         pool acts."""
-        self.sim.pool.journal = Journal(name, work, nth)
+        numbers = itertools.count(1)
+        self.sim.pool.journal = Journal(
+            lambda _, call: call.name == name and nth in (0, next(numbers)) and work())
 
     def start(self, *arguments, **environ):
         """Start VmBackup.py; return the process, as forked.start does."""
@@ -250,12 +237,12 @@ class PoolCase(unittest.TestCase):
         """The xe commands so far."""
         return [verb for verb, _ in self.xe_calls()]
 
-    def wait_for(self, condition):
+    def wait_for(self, condition, what='it'):
         """Wait until something has happened."""
         end = time.monotonic() + LIMIT
         while not condition():
-            self.assertLess(time.monotonic(), end, 'it never happened')
-            time.sleep(0.01)
+            self.assertLess(time.monotonic(), end, what + ' never happened')
+            time.sleep(0.005)
 
     def wait_for_call(self, name, nth=1):
         """Wait until the pool has got so many calls of that name, by either door."""
@@ -296,8 +283,7 @@ class PoolCase(unittest.TestCase):
 
     def manifest(self, vm):
         """That of the newest backup of a VM."""
-        with open(self.newest(vm, 'backup.json'), encoding='utf-8') as stream:
-            return json.load(stream)
+        return json.loads(self.read(self.newest(vm, 'backup.json')))
 
     def digest(self, vm, device='0'):
         """The SHA-256 of a VM's disk in the pool."""
@@ -306,10 +292,8 @@ class PoolCase(unittest.TestCase):
 
     def status(self):
         """The lines of the status log without times and the host's name."""
-        with open(self.status_log, encoding='utf-8') as stream:
-            text = stream.read()
-        return [line.split(',', 3)[1] + ',' + line.split(',', 3)[3]
-                for line in text.splitlines()]
+        fields = [line.split(',', 3) for line in self.read(self.status_log).splitlines()]
+        return ['%s,%s' % (words[1], words[3]) for words in fields]
 
     def assert_told(self, *lines):
         """The status log has these lines."""
@@ -332,14 +316,12 @@ class PoolCase(unittest.TestCase):
             pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',
             VmBackup.utc(-60), VmBackup.utc(900), VmBackup.utc(900), 'host', '1 1', (),
             ())._replace(**fields)
-        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-            json.dump(intent._asdict(), stream)
+        self.put_file(os.path.join(failed, 'snapshot.json'), json.dumps(intent._asdict()))
 
     def old_backup(self, vm, name, *files):
         """Make a dated directory as an earlier run would have; return its path."""
         path = os.path.join(self.backups, vm, name)
         os.makedirs(path)
         for file in files:
-            with open(os.path.join(path, file), 'w', encoding='utf-8'):
-                pass
+            self.put_file(os.path.join(path, file))
         return path

@@ -162,7 +162,7 @@ class Outcomes(SampleCase):
                 def test_lost(self):
                     from tests.tools import figures
                     figures.add('a lost disk', faults=%d)
-                    figures.add_check('a lost disk', 12)
+                    figures.add('a lost disk', checks=12)
                     figures.add('a dead daemon', faults=1, checks=6)
             ''' % number, name)
         self.run_it()
