@@ -602,7 +602,6 @@ class FaultCase(PoolCase):
         self.assertEqual([], stale, '3: records of nothing: ' + words)
 
     def extra(self):
-        """What is in the pool and was not at remember(): {class: {reference: name}}."""
         now = self.contents()
         extra = {cls: {ref: name for ref, name in now[cls].items() if ref not in objects}
                  for cls, objects in self.before.items()}

@@ -344,7 +344,6 @@ def late(name, number):
 
 
 def part(kind, faults, **attributes):
-    """The attributes of a class like All."""
     return dict(attributes, kind=kind, faults=staticmethod(faults))
 
 

@@ -34,7 +34,6 @@ class TwoRuns(FaultCase):
         return self.at('logs', 'status-%d.log' % number)
 
     def told(self, number):
-        """The text of a run's status log."""
         return self.read(self.log_of(number))
 
     def outcomes(self, number):
@@ -140,7 +139,6 @@ class Busy(TwoRuns):
         self.assertIn(first.status, (0, 1), first.output)
 
     def waiting(self, words):
-        """A second run that waits for the lock."""
         self.injected('another run exports the VM, ' + words)
         second = self.start_one(2, 'vm-export=web', lock_wait=1)
         self.wait_for(lambda: ',begin,web' in self.told(2))

@@ -26,7 +26,6 @@ class DemoCase(unittest.TestCase):
         self.addCleanup(self.assert_empty)
 
     def assert_empty(self):
-        """Nothing stays."""
         self.assertEqual([], os.listdir(self.directory))
 
     def start(self, *options, **environ):
@@ -41,7 +40,6 @@ class DemoCase(unittest.TestCase):
             cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def demo(self, *options, **environ):
-        """(exit status, output) of a demo."""
         child = self.start(*options, **environ)
         output = child.communicate()[0].decode('utf-8')
         return child.returncode, output
@@ -153,7 +151,6 @@ class Options(DemoCase):
     """What cannot be understood."""
 
     def parsed(self, *options):
-        """(exit status, output) of reading a command line that is no demo."""
         with io.StringIO() as printed, self.assertRaises(SystemExit) as ended:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 try:

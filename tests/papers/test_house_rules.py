@@ -130,7 +130,6 @@ class Source:
         return None
 
     def section(self, node):
-        """Title of the section that a node is in; '' above the first."""
         return max((start, title) for start, _, title in [(0, 0, '')] + self.sections
                    if start <= node.lineno)[1]
 
@@ -140,7 +139,6 @@ class Source:
                 if isinstance(node.ctx, ast.Load)]
 
     def definitions(self):
-        """{name: statement} of what the module defines itself, the last one of each name."""
         return {name: node for node in self.tree.body for name in bound(node)}
 
     def complaint(self, node, text):
@@ -149,7 +147,6 @@ class Source:
 
 
 def bound(node):
-    """Names that a statement of a module binds, other than by import."""
     if isinstance(node, FUNCTION + (ast.ClassDef,)):
         return [node.name]
     if isinstance(node, COMPOUND):
@@ -300,7 +297,6 @@ def levels(statements):
 
 
 def wide(source):
-    """No line is over 100 columns."""
     return [source.complaint(number, '%d columns' % len(line))
             for number, line in enumerate(source.lines, 1) if len(line) > COLUMNS]
 
@@ -340,7 +336,6 @@ def foreign_words(source, node):
 
 
 def imports(source):
-    """Only the standard library and XenAPI."""
     known = set(sys.stdlib_module_names) | {'XenAPI'} | GONE_MODULES
     return ['%s: imports %s' % (source.name, module)
             for module in sorted(set(source.modules.values()))
@@ -389,7 +384,6 @@ def docstrings(source):
 
 @functools.lru_cache(None)
 def read(name):
-    """Source of a file of the repository."""
     with open(os.path.join(ROOT, name), encoding='utf-8') as file:
         return Source(name, file.read())
 
@@ -452,12 +446,10 @@ class Rules(unittest.TestCase):
 
 
 def sample(text):
-    """Source of a piece of Python."""
     return Source('sample.py', textwrap.dedent(text).lstrip('\n'))
 
 
 def room(number, title, body):
-    """A section with its banner."""
     rule = '# ' + '-' * 98
     return '%s\n# %d. %s: about it\n%s\n%s\n' % (rule, number, title, rule, textwrap.dedent(body))
 

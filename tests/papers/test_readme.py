@@ -85,7 +85,6 @@ class Command(NamedTuple):
 
 
 def readme():
-    """The text of the README."""
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as stream:
         return stream.read()
 
@@ -140,7 +139,6 @@ def commands(block):
 
 
 def uniform(lines):
-    """Lines without what differs from run to run and from host to host."""
     text = '\n'.join(lines)
     for pattern, replacement in UNIFORM:
         text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
@@ -428,42 +426,29 @@ class Troubles(PoolCase):
         for number, case in enumerate(cases):
             with self.subTest(case.__name__):
                 self.script, self.prelude = SCRIPT, ''
-                self.backups = self.path('BACKUPS %d' % number)
+                self.backups = self.at('BACKUPS %d' % number)
                 os.mkdir(self.backups)
                 printed = case(self).replace('/nosuch/xe', '/opt/xensource/bin/xe')
                 self.sim.pool.faults.clear()
                 for heading in case.headings:
                     self.assertIn(heading, printed)
 
-    def path(self, name, *lines, mode=0o600):
-        """A path in this test's directory; with lines, of a file that has them."""
-        path = os.path.join(self.directory, name)
-        if lines:
-            with open(path, 'w', encoding='utf-8') as stream:
-                stream.writelines(line + '\n' for line in lines)
-            os.chmod(path, mode)
-        return path
-
     def says(self, *lines, **keys):
-        """What a run prints with a config of these lines."""
         return self.back_up(*lines, **keys).output
 
     def previews(self, *words, **environ):
-        """What a preview prints."""
         return self.vmbackup('password', *words + ('preview',), **environ).output
 
     @prints('ERROR no VMs loaded', '***ERROR unexpected config key',
-            'ERROR: config backup_dir does not exist', 'is on the root file system', 'NO-SPACE')
+            'ERROR: config backup_dir does not exist', 'is on the root file system', 'NO-SPACE',
+            'config hook is not a program')
     def configs_cannot_be_followed(self):
         return ''.join(self.says(line, **keys) for line, keys in (
             ('vm-export=nothing.*', {}), ('vm-export=db', dict(maxbackups=3)),
             ('vm-export=db', dict(backup_dir='/nosuch')),
             ('vm-export=db', dict(backup_dir='/', require_mount='yes')),
-            ('vm-export=db', dict(min_free='9999T'))))
-
-    @prints('***NOTE - no file')
-    def the_config_file_is_not_there(self):
-        return self.previews('weekend.cfg')
+            ('vm-export=db', dict(min_free='9999T')),
+            ('vm-export=db', dict(hook=self.put_file('text', 'hello')))))
 
     @prints('***ERROR - vm not found', '***WARNING - vm not found', '***NOTE - vm not found',
             'ERROR more than one vm with the name', '***ERROR - invalid regex',
@@ -475,20 +460,17 @@ class Troubles(PoolCase):
             'vm-export=gone', 'vm-export=nothing.*', 'exclude=nothing', 'vm-export=twin',
             'vm-export=d[b', 'vm-export=db:x'))
 
-    @prints('ERROR unknown option')
-    def an_option_is_misspelt(self):
-        return self.vmbackup('password', 'db', 'prevew').output
-
-    @prints('is not UTF-8 text')
-    def the_config_file_is_in_latin_1(self):
-        path = self.config('vm-export=db')
-        with open(path, 'ab') as stream:
-            stream.write('vm-export=büro\n'.encode('latin1'))
-        return self.previews(path)
-
-    @prints('config hook is not a program')
-    def the_hook_is_a_text(self):
-        return self.says('vm-export=db', hook=self.path('text', 'hello'))
+    @prints('***NOTE - no file', 'ERROR unknown option', 'SESSION_AUTHENTICATION_FAILED',
+            'no password in password file', 'can be read by others', 'is not UTF-8 text')
+    def words_and_files_are_not_what_they_should_be(self):
+        empty, shared = self.put_file('empty', '\n'), self.put_file('pass', 'cGFzc3dvcmQ=\n')
+        os.chmod(empty, 0o600)
+        os.chmod(shared, 0o644)
+        latin = self.put_file('latin.cfg', 'vm-export=büro\n'.encode('latin1'))
+        return ''.join(self.vmbackup(*words).output for words in (
+            ('password', 'weekend.cfg', 'preview'), ('password', 'db', 'prevew'),
+            ('wrong', 'db', 'preview'), (empty, 'db', 'preview'), (shared, 'db', 'preview'),
+            ('password', latin, 'preview')))
 
     @prints('ERROR: config backup_dir is not writable')
     def backup_dir_is_not_writable(self):
@@ -502,8 +484,8 @@ class Troubles(PoolCase):
 
     @prints('where nothing is mounted')
     def the_share_is_not_mounted(self):
-        self.script = self.changed_script(FSTAB=self.path(
-            'fstab', 'server:/share %s nfs defaults 0 0' % self.backups.replace(' ', r'\040')))
+        self.script = self.changed_script(FSTAB=self.put_file(
+            'fstab', 'server:/share %s nfs defaults 0 0\n' % self.backups.replace(' ', r'\040')))
         return self.says('vm-export=db', require_mount='auto')
 
     @prints('does not answer within')
@@ -531,7 +513,7 @@ class Troubles(PoolCase):
 
     @prints('no progress for')
     def an_export_stands_still(self):
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        self.fault('vm-export', 'hang', nth=2)
         return self.says('vm-export=db', stall_timeout=0.003)
 
     @prints('VERIFY-FAIL')
@@ -540,10 +522,6 @@ class Troubles(PoolCase):
             'printf "HTTP/1.0 500 x</h1>y" >> "$1"')).output
         self.assertIn('the export failed: y', output)
         return output
-
-    @prints('to verify it with')
-    def a_program_to_verify_with_is_missing(self):
-        return self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
 
     @prints('this host has no libxxhash', 'it is whole, but not what it was',
             'it is of another snapshot')
@@ -571,49 +549,29 @@ class Troubles(PoolCase):
     def snapshots_pile_up(self):
         self.script = self.changed_script(DISCARD_PAUSES=())
         for verb in ('vm-uninstall', 'snapshot-uninstall'):
-            self.sim.pool.faults.add(verb, 'refuse', times=0,
-                                     error=['SR_BACKEND_FAILURE_46', '', '', ''])
+            self.fault(verb, 'refuse', times=0, error=['SR_BACKEND_FAILURE_46', '', '', ''])
         return [self.says('vm-export=db') for _ in range(3)][-1]
 
-    @prints('SESSION_AUTHENTICATION_FAILED')
-    def the_password_is_wrong(self):
-        return self.vmbackup('wrong', 'db', 'preview').output
-
-    @prints('XenAPI.py is missing')
-    def there_is_no_xenapi(self):
+    @prints('to verify it with', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
+    def programs_and_modules_are_missing(self):
+        before = self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
+        before += self.vmbackup('password', self.config('vm-export=db'),
+                                VMBACKUP_XE='/nosuch/xe').output
         self.prelude = 'import VmBackup; VmBackup.XenAPI = None'
-        return self.previews('db')
+        return before + self.previews('db')
 
-    @prints('cannot start /opt/xensource/bin/xe')
-    def there_is_no_xe(self):
-        return self.vmbackup('password', self.config('vm-export=db'),
-                             VMBACKUP_XE='/nosuch/xe').output
-
-    @prints('SR_BACKEND_FAILURE_44')
-    def storage_is_full(self):
-        self.sim.pool.faults.add('vm-snapshot', 'refuse', error=[
-            'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
-        return self.says('vm-export=db')
-
-    @prints('was left in the pool')
-    def a_snapshot_stays_in_use(self):
+    @prints('SR_BACKEND_FAILURE_44', 'was left in the pool')
+    def storage_is_full_and_a_snapshot_stays_in_use(self):
         self.script = self.changed_script(DISCARD_PAUSES=(), BUSY_PAUSES=())
-        self.sim.pool.faults.add('vdi-destroy', 'refuse', times=0,
-                                 error=['VDI_IN_USE', 'OpaqueRef:NULL', 'destroy'])
-        return self.says('vdi-export=db')
-
-    @prints('no password in password file')
-    def the_password_file_is_empty(self):
-        return self.vmbackup(self.path('empty', ''), 'db', 'preview').output
-
-    @prints('can be read by others')
-    def the_password_file_is_not_private(self):
-        return self.vmbackup(self.path('pass', 'cGFzc3dvcmQ=', mode=0o644), 'db',
-                             'preview').output
+        self.fault('vm-snapshot', 'refuse', error=[
+            'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
+        self.fault('vdi-destroy', 'refuse', times=0,
+                   error=['VDI_IN_USE', 'OpaqueRef:NULL', 'destroy'])
+        return self.says('vm-export=web', 'vdi-export=db')
 
     @prints('HOOK-FAIL', 'no end within')
     def a_hook_hangs(self):
-        hook = self.path('hook', '#!/bin/sh', '[ $1 != backup-start ] || exec sleep 60', mode=0o700)
+        hook = self.program('hook', '[ $1 != backup-start ] || exec sleep 60')
         return self.says('vm-export=db', hook=hook, hook_timeout=0.005)
 
     @prints('***WARNING - mail to', '***WARNING - cannot write status_log',
@@ -627,26 +585,19 @@ class Troubles(PoolCase):
 
     @prints('ERROR ended by signal')
     def a_signal_comes(self):
-        self.sim.pool.faults.add('vm-export', 'stall', nth=2, after=1000)
+        self.fault('vm-export', 'stall', nth=2, after=1000)
         before = self.verbs().count('vm-export')
         child = self.start('password', self.config('vm-export=web'))
         self.wait_for(lambda: self.verbs().count('vm-export') == before + 2)
         child.terminate()
         return self.finish(child).output
 
-    @prints('NOTE not the pool master')
-    def this_host_is_a_member(self):
+    @prints('NOTE not the pool master', 'HOST_IS_SLAVE', 'XenAPI login at')
+    def this_host_is_a_member_and_then_the_master_and_then_the_pool_is_down(self):
         self.use_pool(role='slave')
-        return self.says('vm-export=db', min_free='9999T', pool_db_backup=1)
-
-    @prints('HOST_IS_SLAVE')
-    def the_master_is_a_member(self):
-        self.use_pool(role='slave')
-        self.sim.pool.faults.add('session.login_with_password', 'refuse', times=0, error=[
+        printed = self.says('vm-export=db', min_free='9999T', pool_db_backup=1)
+        self.fault('session.login_with_password', 'refuse', times=0, error=[
             'HOST_IS_SLAVE', self.sim.https_url[len('https://'):]])
-        return self.previews('db')
-
-    @prints('XenAPI login at')
-    def the_pool_is_down(self):
+        printed += self.previews('db')
         self.sim.down()
-        return self.previews('db')
+        return printed + self.previews('db')

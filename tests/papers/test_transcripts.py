@@ -87,13 +87,11 @@ class Transcripts(PoolCase):
     pool_description = POOL
 
     def recorded(self, name):
-        """The sections of a recording."""
         path = os.path.join(DATA, 'transcripts-3.25', name + '.txt')
         with open(path, encoding='utf-8') as stream:
             return sections(stream.read())
 
     def ours(self, text):
-        """Our output with the recording's directories and programs."""
         for mine, theirs in ((self.backups, '/backup/BACKUPS'), (self.sim.xe,
                              '/opt/xensource/bin/xe'), (self.directory + '/run.cfg', 'run.cfg'),
                              (self.status_log, '/backup/status.log'),

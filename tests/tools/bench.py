@@ -76,7 +76,6 @@ def child(text, *words):
 
 
 def through_wc(*argv):
-    """How long a program needs to decompress into `wc -c`."""
     begun = os.times().elapsed
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as program:
         counter = subprocess.Popen(['wc', '-c'], stdin=program.stdout, stdout=subprocess.DEVNULL)
@@ -99,7 +98,6 @@ class Disk:
         return ((number, b'') for number in range(self.chunk_count))
 
     def chunk(self, _number):
-        """The content of a chunk."""
         return self.content or (os.urandom(MIB // 2) + TEXT)[:MIB]
 
     def read(self, offset, length):
@@ -108,7 +106,6 @@ class Disk:
 
 
 def xva(disk, checksum='xxhash'):
-    """The bytes of an archive with one disk, and a whole ova.xml."""
     pool = pools.load({'vms': [{'name': 'bench', 'disks': [
         {'size': '%d MiB' % disk.chunk_count, 'fill': 0}]}]})
     vm, = [ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'bench']
@@ -119,7 +116,6 @@ def xva(disk, checksum='xxhash'):
 
 
 def write(path, pieces, program):
-    """Write a file through a program, and read it, so that its content is in memory."""
     with open(path, 'wb') as stream:
         packer = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=stream)
         for piece in pieces:
@@ -180,7 +176,6 @@ def measured(path, mib, runs, what, limit, ours, target):
 
 
 def machine():
-    """What this was measured on."""
     with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as stream:
         names = [line.split(':', 1)[1].strip() for line in stream if line.startswith('model name')]
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30)

@@ -137,13 +137,11 @@ class Table:
         print(FORM % ('what', 'limit', 'ours', 'figure', 'target', 'met'), flush=True)
 
     def row(self, what, limit, ours, figure, target='', met=None):
-        """A row; `met` is None where there is no target."""
         word = {None: '', True: 'yes', False: 'NO'}[met]
         print((FORM % (what, limit, ours, figure, target, word)).rstrip(), flush=True)
         self.missed += [what] * (met is False)
 
     def number(self, what, figure, form='%.0f', most=None, exactly=None):
-        """A row of one number."""
         if exactly is not None:
             self.row(what, '', '', form % figure, form % exactly, figure == exactly)
         elif most is not None:
@@ -165,15 +163,12 @@ class Noise(archive.Image):
     content = os.urandom(MIB)
 
     def chunk(self, index):
-        """The bytes of one chunk."""
         return self.content
 
     def chunks(self):
-        """(index, bytes) of every chunk."""
         return ((index, self.content) for index in range(self.chunk_count))
 
     def clone(self):
-        """Itself, as nobody writes to it."""
         return self
 
 
@@ -207,12 +202,10 @@ class Bench:
         gc.collect()
 
     def clear(self):
-        """An empty backup directory."""
         shutil.rmtree(self.backups, ignore_errors=True)
         os.mkdir(self.backups)
 
     def config(self, rule='vm-export=.*'):
-        """The path of a config file."""
         path = os.path.join(self.place, 'bench.cfg')
         with open(path, 'w', encoding='utf-8') as stream:
             stream.write('backup_dir=%s\nstatus_log=%s/status.log\nrequire_mount=no\nverify=no\n'
@@ -238,7 +231,6 @@ class Bench:
         return seconds, self.exported()
 
     def exported(self):
-        """The bytes of all archives, which are removed."""
         size = sum(os.path.getsize(os.path.join(directory, name))
                    for directory, _, names in os.walk(self.backups)
                    for name in names if name.endswith('.xva'))
@@ -253,13 +245,11 @@ class Bench:
             return seconds, json.load(stream)
 
     def preview(self):
-        """The calls of a preview, and the MiB that it takes."""
         before = len(self.sim.calls())
         report = self.child(PREVIEW, 'password', self.config(), 'preview')[1]
         return len(self.sim.calls()) - before, report['most'] / 1024
 
     def run(self):
-        """What a run costs."""
         before = [len(self.sim.calls(door)) for door in ('xapi', 'xe')]
         report = self.child(COUNTING, 'password', self.config())[1]
         report['calls'], report['xe'] = (len(self.sim.calls(door)) - count
@@ -268,7 +258,6 @@ class Bench:
 
 
 def bench_calls(table, place, *_):
-    """Calls of a preview; calls, processes and bytes of a run."""
     def costs(*arguments):
         with Bench(place, *arguments) as bench:
             return bench.run()
@@ -356,7 +345,6 @@ def bench_run(table, place, size, runs):
 
 
 def bench_parallel(table, place, size, runs):
-    """Four VMs at once over one of them."""
     with Bench(place, VMS, size='%d MiB' % max(size // 2, 1)) as bench:
         bench.faults.add('vm-export', 'slow', times=0, rate=SHARED_RATE)
         one, four = zip(*[(bench.vmbackup(bench.config('vm-export=vm-0'))[0],
@@ -380,7 +368,6 @@ def answer_seconds(sim):
 
 
 def bench_large(table, place, _, runs):
-    """A large pool: calls, memory, and the simulated daemon itself."""
     with Bench(place, 10) as bench:
         few = bench.preview()[0]
     begun = time.perf_counter()
@@ -400,7 +387,6 @@ def bench_large(table, place, _, runs):
 
 
 def make_backups(root):
-    """Directories as runs would have left them, with what is read of them."""
     for vm in range(HISTORIES):
         for number in range(1, BACKUPS + 1):
             moment = 1577880000 + number * 86400        # seconds since 1970
@@ -426,7 +412,6 @@ def rotate(root):
 
 
 def list_all(root):
-    """All backups of all VMs."""
     store = VmBackup.BackupStore(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
     assert sum(len(history.backups()) for history in store.histories()) == HISTORIES * BACKUPS
 

@@ -51,7 +51,6 @@ class Failure(NamedTuple):
 
 
 def refusal(*error, **details):
-    """A fault: xapi refuses with this error."""
     return dict(do='refuse', error=list(error), **details)
 
 
@@ -95,7 +94,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv):
-    """The options, as argparse gives them; exits with 2 where they are wrong."""
     parser = Parser(prog='python3 -m tests demo', allow_abbrev=False,
                     description="A night's backup, seen happening on a simulated pool.",
                     epilog='Verbs: ' + ', '.join(FAILURES))
@@ -133,7 +131,6 @@ class Demo:
         self.environ = sim.environ()
 
     def headline(self, *lines):
-        """Tell what comes now."""
         self.steps += 1
         say('', '-- %d. %s' % (self.steps, lines[0]), *('--    ' + line for line in lines[1:]))
 
@@ -160,22 +157,18 @@ class Demo:
         return output.decode('utf-8', 'replace')
 
     def left(self):
-        """What xe says of snapshots in the pool."""
         return [self.run(line) for line in LEFT]
 
     def dated(self, name):
-        """The dated directories of a VM."""
         return sorted(os.listdir(os.path.join(self.directory, 'BACKUPS', name)))
 
 
 def expect(fact, text):
-    """Raise Unexpected unless it is so."""
     if not fact:
         raise Unexpected(text)
 
 
 def prepare(demo):
-    """Install, configure, look."""
     demo.headline('Installing it is copying two files into one directory.')
     demo.run('cp %s .' % ' '.join(shlex.quote(os.path.join(ROOT, name))
                                   for name in ('VmBackup.py', 'XenAPI.py')))
@@ -215,7 +208,6 @@ def two_nights(demo):
 
 
 def failure(demo, verb):
-    """A good night, a bad one, and how the next good one tidies up."""
     wanted = FAILURES[verb]
     demo.headline('A first night, as cron would run it.')
     demo.run(NIGHTLY)
@@ -237,7 +229,6 @@ def failure(demo, verb):
 
 
 def open_shell(demo):
-    """The user's shell, inside."""
     shell = os.environ.get('SHELL') or 'sh'
     demo.headline('A shell in %s. The pool runs; root\'s password is: password' % demo.directory,
                   PREVIEW, RUN, 'xe vm-list', 'exit ends it.')
@@ -251,7 +242,6 @@ def open_shell(demo):
 
 
 def show(demo, options):
-    """The whole demo. Raise Unexpected."""
     say("A night's backup on a simulated pool of six VMs. All of it happens in",
         demo.directory + ' and nowhere else on this machine.')
     prepare(demo)
@@ -280,7 +270,6 @@ def stop(number, _):
 
 
 def main(argv):
-    """The exit status."""
     options = parse(argv)
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -19,9 +19,9 @@ import os
 import sys
 import threading
 
-OPERATIONS = {
+OPERATIONS = {id(function) for function in (
     os.rename, os.replace, os.unlink, os.remove, os.rmdir, os.mkdir, os.link, os.symlink,
-    os.chmod, os.fsync, os.fdatasync, os.truncate, os.open, io.open, fcntl.flock, fcntl.lockf}
+    os.chmod, os.fsync, os.fdatasync, os.truncate, os.open, io.open, fcntl.flock, fcntl.lockf)}
 TALKS = ('fork_exec', 'sendall', 'send')        # other processes may have done something since
 BY = {'VmBackup.py', 'shutil.py', 'os.py', 'tempfile.py'}      # as callers: ours, or for us
 
@@ -44,7 +44,7 @@ class Watcher:
     def __call__(self, frame, event, function):
         if event not in ('c_call', 'c_return', 'c_exception'):
             return
-        if function not in OPERATIONS:
+        if id(function) not in OPERATIONS:
             self.talked = self.talked or getattr(function, '__name__', None) in TALKS
             return
         if os.path.basename(frame.f_code.co_filename) not in BY:
@@ -67,7 +67,6 @@ class Watcher:
                 os.kill(os.getpid(), signum)
 
     def note(self, number, frame, name, success):
-        """Write down what an operation has changed."""
         now = look(self.root)
         line = json.dumps({
             'number': number, 'name': name, 'by': frame.f_code.co_name, 'success': success,
@@ -111,7 +110,6 @@ def forced(frame, root):
 
 
 def watch(**spec):
-    """Watch all that this process does from now on."""
     watcher = Watcher(**spec)
     threading.setprofile(watcher)
     sys.setprofile(watcher)

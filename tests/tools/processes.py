@@ -50,7 +50,6 @@ def end_all(mark, token, session=-1):
 
 
 def children_of(parent):
-    """The numbers of the processes that a process has started."""
     found = []
     for pid in pids():
         fields = read_proc(pid, 'stat').rpartition(b')')[2].split()

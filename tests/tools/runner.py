@@ -60,7 +60,6 @@ class Recorder(unittest.TestResult):
         self.report, self.failfast = report, failfast
 
     def write(self, *fields):
-        """Add a line to the report."""
         self.report.write(json.dumps(fields) + '\n')
         self.report.flush()
 
@@ -97,7 +96,6 @@ class Recorder(unittest.TestResult):
 
 
 def cases(suite):
-    """Every single test in a suite, in order."""
     for test in suite:
         yield from cases(test) if isinstance(test, unittest.TestSuite) else [test]
 
@@ -144,7 +142,6 @@ def fresh_directory():
 
 
 def state_of(path):
-    """Words that change when a file does."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
         return found.st_ino, found.st_size, found.st_mtime_ns

@@ -39,12 +39,10 @@ class Mail(NamedTuple):
 
     @property
     def message(self) -> Any:
-        """It, parsed."""
         return message_from_bytes(self.data, policy=policy.default)
 
     @property
     def text(self) -> str:
-        """Its body."""
         return self.message.get_content()
 
 
@@ -162,7 +160,6 @@ class Dialogue(threading.Thread):
         self.connection.sendall(reply.encode('utf-8') + b'\r\n')
 
     def encrypt(self):
-        """Go on with TLS."""
         self.connection = self.sink.tls.wrap_socket(self.connection, server_side=True)
         self.stream = self.connection.makefile('rb')
         self.encrypted = True

@@ -131,11 +131,9 @@ class PoolCase(unittest.TestCase):
         return script
 
     def environ(self, **more):
-        """The environment of a child; HOME is this test's."""
         return dict(self.sim.environ(HOME=self.directory), **more)
 
     def at(self, *parts):
-        """A path in this test's directory."""
         return os.path.join(self.directory, *parts)
 
     def put_file(self, name, text=''):
@@ -172,7 +170,6 @@ class PoolCase(unittest.TestCase):
             lambda _, call: call.name == name and nth in (0, next(numbers)) and work())
 
     def start(self, *arguments, **environ):
-        """Start VmBackup.py; return the process, as forked.start does."""
         return self.start_with(arguments, environ)
 
     def start_with(self, arguments, environ=(), **options):
@@ -182,16 +179,13 @@ class PoolCase(unittest.TestCase):
                                    **options))
 
     def finish(self, child):
-        """Wait for VmBackup.py; return what it did."""
         output, _ = child.communicate(timeout=LIMIT)
         return Done(child.returncode, output.decode('utf-8'))
 
     def vmbackup(self, *arguments, **environ):
-        """Run VmBackup.py to its end."""
         return self.finish(self.start(*arguments, **environ))
 
     def back_up(self, *lines, **keys):
-        """Run VmBackup.py with a config of these lines."""
         return self.vmbackup('password', self.config(*lines, **keys))
 
     def ends(self, status, *lines, **keys):
@@ -213,18 +207,15 @@ class PoolCase(unittest.TestCase):
         return status, stream.getvalue().decode('utf-8')
 
     def xe(self, *words):
-        """What a command of the simulated xe prints; it has to succeed."""
         done = subprocess.run([self.sim.xe] + list(words), timeout=LIMIT, env=self.environ(),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.assertEqual((0, b''), (done.returncode, done.stderr), words)
         return done.stdout.decode('utf-8')
 
     def uuid_of(self, name):
-        """The uuid of a VM."""
         return self.xe('vm-list', 'name-label=' + name, 'params=uuid', '--minimal').strip()
 
     def disk_of(self, name, device):
-        """The uuid of a VM's disk."""
         return self.xe('vbd-list', 'vm-name-label=' + name, 'userdevice=' + device,
                        'params=vdi-uuid', '--minimal').strip()
 
@@ -234,11 +225,9 @@ class PoolCase(unittest.TestCase):
                 for call in self.sim.calls('xe')]
 
     def verbs(self):
-        """The xe commands so far."""
         return [verb for verb, _ in self.xe_calls()]
 
     def wait_for(self, condition, what='it'):
-        """Wait until something has happened."""
         end = time.monotonic() + LIMIT
         while not condition():
             self.assertLess(time.monotonic(), end, what + ' never happened')
@@ -273,20 +262,16 @@ class PoolCase(unittest.TestCase):
         return sorted(found)
 
     def dated(self, vm):
-        """The dated directories of a VM, oldest first."""
         directory = os.path.join(self.backups, vm)
         return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
 
     def newest(self, vm, *parts):
-        """A path in the newest backup of a VM."""
         return os.path.join(self.dated(vm)[-1], *parts)
 
     def manifest(self, vm):
-        """That of the newest backup of a VM."""
         return json.loads(self.read(self.newest(vm, 'backup.json')))
 
     def digest(self, vm, device='0'):
-        """The SHA-256 of a VM's disk in the pool."""
         pool = self.sim.pool
         return pool.content[pool.ref_of('VDI', self.disk_of(vm, device))].sha256()
 
@@ -296,7 +281,6 @@ class PoolCase(unittest.TestCase):
         return ['%s,%s' % (words[1], words[3]) for words in fields]
 
     def assert_told(self, *lines):
-        """The status log has these lines."""
         for line in lines:
             self.assertIn(line, self.status())
 
@@ -306,7 +290,6 @@ class PoolCase(unittest.TestCase):
             return stream.read()
 
     def read(self, *parts):
-        """The same as text."""
         return self.read_bytes(*parts).decode('utf-8')
 
     def record(self, failed, disk, **fields):

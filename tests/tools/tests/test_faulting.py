@@ -15,7 +15,6 @@ class Samples(unittest.TestCase):
     """Which of all faults are injected."""
 
     def chosen(self, **environ):
-        """The points out of ten that are."""
         with unittest.mock.patch.dict(os.environ, environ):
             return sample(range(10), 2)
 
@@ -48,11 +47,9 @@ class Invariants(FaultCase):
         self.rewind()
 
     def newest(self, vm, name=''):
-        """The path of the newest backup of a VM, or of a file in it."""
         return os.path.join(self.good()[vm][-1].path, name)
 
     def ref(self, cls, name):
-        """The reference of something in the pool."""
         return next(ref for ref, record in self.sim.pool.tables[cls].items()
                     if record['name_label'] == name and not record['is_a_snapshot'])
 

@@ -34,7 +34,6 @@ class SampleCase(unittest.TestCase):
         self.write('__init__.py', '')
 
     def write(self, name, body):
-        """Make a module of the package."""
         with open(os.path.join(self.package, name), 'w', encoding='utf-8') as file:
             file.write(HEADER + textwrap.dedent(body))
 
@@ -44,7 +43,6 @@ class SampleCase(unittest.TestCase):
             textwrap.dedent(body), '    '))
 
     def start(self, *options, stdout=subprocess.PIPE, **environ):
-        """Start the runner on the package."""
         return subprocess.Popen(
             [sys.executable, '-c', PROGRAM, self.package] + list(options), cwd=ROOT,
             env=dict(os.environ, TMPDIR=self.tmp, **environ),
