@@ -291,38 +291,20 @@ class All(Matrix):
         self.go_through(*self.after)
 
 
-class RefusedVerbsForEver(All):
-    """A verb that is refused at its every call."""
-
-    kind = 'xe refuses'
-    test_where_something_went_wrong_already = None
-
-    @staticmethod
-    def faults(name, number):
-        return [{'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}]
-
-
-class RefusedMethods(All):
-    """Refusals with the codes that a method really gives."""
-
-    kind = 'XenAPI refuses'
-    door = 'xapi'
-    after = ALL[1:]
-
-    @staticmethod
-    def faults(name, number):
-        errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
-        if name == LOGIN:
-            errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
-        return [{'do': 'refuse', 'error': error} for error in errors]
-
-
 def refused(name, number):
     """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
     at_once = REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1)
     return [{'do': 'refuse', 'error': error} for error in at_once] + [
         {'do': 'refuse', 'error': error, 'after': after}
         for error, after in HALF_DONE.get(name, [])]
+
+
+def refused_methods(name, number):
+    """Refusals with the codes that a method really gives."""
+    errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
+    if name == LOGIN:
+        errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
+    return [{'do': 'refuse', 'error': error} for error in errors]
 
 
 def dying(name, number):
@@ -350,6 +332,10 @@ def part(kind, faults, **attributes):
 PARTS = variants(
     All,
     RefusedVerbs=part('xe refuses', refused),
+    RefusedVerbsForEver=part('xe refuses', lambda name, number: [
+        {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}],
+        test_where_something_went_wrong_already=None),
+    RefusedMethods=part('XenAPI refuses', refused_methods, door='xapi', after=ALL[1:]),
     # Whatever may be said, and nothing done.
     WrongWords=part('xe lies', lambda name, number: [
         {'do': 'print', 'stdout': text, 'exit': 0}
@@ -384,13 +370,13 @@ class Sample(Matrix):
 
     def test_some_points_of_the_matrix(self):
         chance = random.Random('matrix:' + seed())
-        refusals = (PARTS['RefusedVerbs'], RefusedMethods)
-        others = [PARTS[name] for name in ('DyingDaemons', 'NoEnd', 'NoAnswers', 'ExpiredSessions')]
-        for parts, circumstances in (
-                (refusals, NIGHT), ((PARTS['WrongWords'], PARTS['WrongAnswers']), NIGHT),
-                ((PARTS['BrokenConnections'], PARTS['BrokenAnswers']), NIGHT),
-                ([RefusedVerbsForEver] + others, chance.choice(ALL[1:]))):
-            each = chance.choice(parts)
+        for names, circumstances in (
+                (('RefusedVerbs', 'RefusedMethods'), NIGHT),
+                (('WrongWords', 'WrongAnswers'), NIGHT),
+                (('BrokenConnections', 'BrokenAnswers'), NIGHT),
+                (('RefusedVerbsForEver', 'DyingDaemons', 'NoEnd', 'NoAnswers', 'ExpiredSessions'),
+                 chance.choice(ALL[1:]))):
+            each = PARTS[chance.choice(names)]
             points = self.points(circumstances, each.door, each.faults) or self.points(
                 NIGHT, each.door, each.faults)
             point = chance.choice(points)

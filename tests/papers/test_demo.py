@@ -151,13 +151,11 @@ class Options(DemoCase):
     """What cannot be understood."""
 
     def parsed(self, *options):
-        with io.StringIO() as printed, self.assertRaises(SystemExit) as ended:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                try:
-                    parse(options)
-                finally:
-                    output = printed.getvalue()
-        return ended.exception.code, output
+        with io.StringIO() as printed, contextlib.redirect_stdout(printed), \
+                contextlib.redirect_stderr(printed):
+            with self.assertRaises(SystemExit) as ended:
+                parse(options)
+            return ended.exception.code, printed.getvalue()
 
     def test_a_wrong_option_is_one_clear_line(self):
         for options in (['--nosuch'], ['--fail'], ['--fail', 'vm-list'], ['--shel'], ['word']):

@@ -91,20 +91,12 @@ def readme():
 
 def blocks(*kinds):
     """The fenced blocks of these kinds, in order."""
-    found, section, inside, fence = [], '', None, ''
-    for line in readme().split('\n'):
-        opening = re.match(r'( *)```(\w*)$', line)
-        if inside is not None:
-            if line.strip() == '```':
-                found.append(Block(fence, section, inside))
-                inside = None
-            else:
-                inside.append(line)
-        elif opening:
-            inside, fence = [], opening.group(2)
-        elif line.startswith('## '):
-            section = line[3:]
-    return [block for block in found if block.kind in kinds]
+    found, title = [], ''
+    for heading, kind, text in re.findall(r'(?ms)^## (.*?)$|^ *```(\w*)$\n(.*?)^ *```$', readme()):
+        title = heading or title
+        if kind in kinds:
+            found.append(Block(kind, title, text.splitlines()))
+    return found
 
 
 def section(title):

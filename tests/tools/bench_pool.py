@@ -5,7 +5,6 @@ its clients are in others. Disks have half of --size each; the targets are for t
 """
 
 import gc
-import http.client
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import time
 import timeit
-import xmlrpc.client
 from unittest import mock
 
 import VmBackup
@@ -354,29 +352,10 @@ def bench_parallel(table, place, size, runs):
             VMS, SHARED_RATE / 1e6, VMS), one, four, '%.2f', 1.15)
 
 
-def answer_seconds(sim):
-    """How long the daemon needs for VM.get_all_records, and its bytes; nobody parses them."""
-    connection = http.client.HTTPConnection(sim.url[len('http://'):])
-    session = sim.pool.login('root', 'password', 'bench', True)
-    begun = time.perf_counter()
-    connection.request('POST', '/', xmlrpc.client.dumps((session,), 'VM.get_all_records'))
-    size = len(connection.getresponse().read())
-    seconds = time.perf_counter() - begun
-    connection.close()
-    sim.pool.logout(session)
-    return seconds, size
-
-
 def bench_large(table, place, _, runs):
     with Bench(place, 10) as bench:
         few = bench.preview()[0]
-    begun = time.perf_counter()
     with Bench(place, MANY) as bench:
-        table.number('the simulated pool: start with %d VMs, s' % MANY,
-                     time.perf_counter() - begun, '%.2f')
-        seconds, size = answer_seconds(bench.sim)
-        table.number('the simulated pool: answer to VM.get_all_records, s', seconds, '%.2f')
-        table.number('the simulated pool: MiB of that answer', size / MIB, '%.1f')
         bare, ours = zip(*[(bench.child(BARE, bench.sim.url)[1]['most'] / 1024, bench.preview())
                            for _ in range(runs)])
         table.number('XenAPI calls of a preview of %d VMs' % MANY, ours[0][0], exactly=few)
