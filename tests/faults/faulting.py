@@ -521,8 +521,7 @@ class FaultCase(PoolCase):
 
     def status_lines(self):
         with contextlib.suppress(FileNotFoundError):
-            with open(self.status_log, encoding='utf-8', errors='surrogateescape') as stream:
-                return stream.read().splitlines()
+            return self.read_bytes(self.status_log).decode('utf-8', 'surrogateescape').splitlines()
         return []
 
     def remember(self):
@@ -830,8 +829,7 @@ class LaunchedCase(MatrixCase):
         trace = os.path.join(self.directory, 'trace')
         done = self.launched(trace=trace, root=os.path.realpath(self.backups))
         self.assertIn(done.status, (0, 1), done.output)
-        with open(trace, encoding='utf-8') as stream:
-            found = [json.loads(line) for line in stream]
+        found = [json.loads(line) for line in self.read(trace).splitlines()]
         os.unlink(trace)
         return found
 

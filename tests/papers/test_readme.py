@@ -18,6 +18,7 @@ import tempfile
 import threading
 import unittest
 import unittest.mock
+from pathlib import Path
 from typing import List, NamedTuple
 
 import VmBackup
@@ -85,8 +86,7 @@ class Command(NamedTuple):
 
 
 def readme():
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as stream:
-        return stream.read()
+    return Path(ROOT, 'README.md').read_text('utf-8')
 
 
 def blocks(*kinds):
@@ -159,9 +159,9 @@ class Machine:
         case.addCleanup(self.door.close)
         case.addCleanup(self.door.shutdown, socket.SHUT_RDWR)
         threading.Thread(target=self.serve, daemon=True).start()
-        with open(self.home + '/VmBackup.py', 'w', encoding='utf-8') as stream:
-            stream.write(LAUNCHER % self.path('/door'))
-        os.chmod(stream.name, 0o755)
+        script = Path(self.home, 'VmBackup.py')
+        script.write_text(LAUNCHER % self.path('/door'), 'utf-8')
+        script.chmod(0o755)
         make_python3(self.path('/bin'))
 
     def path(self, path):
@@ -194,10 +194,9 @@ class Machine:
     def run(self, wanted, cwd, environ):
         """Run commands in one sh; return the lines that each of them prints."""
         script = self.path('/script')
-        with open(script, 'w', encoding='utf-8') as stream:
-            for command in wanted:
-                stream.write('%s\nstatus=$?; echo; echo %s; (exit $status)\n' % (
-                    self.moved(command.text), MARK))
+        Path(script).write_text(''.join(
+            '%s\nstatus=$?; echo; echo %s; (exit $status)\n' % (self.moved(command.text), MARK)
+            for command in wanted), 'utf-8')
         environ = dict(environ, PATH=self.path('/bin') + os.pathsep + environ['PATH'],
                        LC_ALL='C')
         done = subprocess.run(['sh', script], cwd=cwd, env=environ, timeout=LIMIT,
@@ -248,8 +247,8 @@ class Shown(unittest.TestCase):
     def test_what_is_shown_of_a_test_mail_is_what_it_prints(self):
         machine, sink = Machine(self), SmtpSink()
         self.addCleanup(sink.stop)
-        with open(machine.home + '/mail.cfg', 'w', encoding='utf-8') as stream:
-            stream.write('mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
+        Path(machine.home, 'mail.cfg').write_text(
+            'mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
         block, = [block for block in blocks('text') if block.section == 'Mail']
         output, = machine.run(commands(block), machine.home, dict(os.environ))
         self.compare(commands(block), [[line.replace('port %d' % sink.port, 'port 25')
@@ -277,8 +276,7 @@ class Tables(unittest.TestCase):
 
     def test_every_token_of_the_status_log_is_documented(self):
         documented = [code(row[0])[0] for row in table(section('Status log'))]
-        with open(VmBackup.__file__, encoding='utf-8') as stream:
-            tokens = set(re.findall("'([A-Z]+(?:-[A-Z]+)+)'", stream.read()))
+        tokens = set(re.findall("'([A-Z]+(?:-[A-Z]+)+)'", Path(SCRIPT).read_text('utf-8')))
         self.assertEqual(sorted(tokens | {'SUCCESS', 'WARNING', 'SKIPPED', 'INTERRUPTED'}),
                          sorted(documented))
 
@@ -326,8 +324,7 @@ class Examples(unittest.TestCase):
             self.assertTrue(self.parse(block.lines).rules, block.section)
 
     def test_example_cfg_has_every_key_and_is_understood(self):
-        with open(os.path.join(ROOT, 'example.cfg'), encoding='utf-8') as stream:
-            lines = stream.read().split('\n')
+        lines = Path(ROOT, 'example.cfg').read_text('utf-8').split('\n')
         self.parse(lines)
         settings = [re.sub('^#', '', line) for line in lines if re.match(r'#?\w+=', line)]
         config = self.parse(settings)
@@ -523,10 +520,8 @@ class Troubles(PoolCase):
         self.script = SCRIPT
         self.says('vm-export=web')
         shutil.copy(*[path + '/web.xva' for path in self.dated('web')])
-        with open(self.dated('db')[0] + '/db.xva', 'r+b') as stream:
-            data = stream.read()
-            stream.seek(0)
-            stream.write(data.replace(b'RESTORE_db', b'RESTORE_xx'))
+        path = self.newest('db', 'db.xva')
+        self.put_file(path, self.read_bytes(path).replace(b'RESTORE_db', b'RESTORE_xx'))
         return before + self.vmbackup('verify', self.backups).output
 
     @prints('the record of a snapshot, is damaged', 'which this program did not make',

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import VmBackup
 from tests import ROOT
 from tests.simpool import archive, ova, pools
-from tests.tools.bench_pool import MIB, bench_pool
+from tests.tools.bench_pool import MIB, Noise, bench_pool
 
 TEXT = b'The quick brown fox jumps over the lazy dog. ' * 12000
 MEMORY = 40                    # MiB that a verification may take
@@ -85,24 +85,17 @@ def through_wc(*argv):
     return Figure(os.times().elapsed - begun)
 
 
-class Disk:
-    """A virtual disk, each chunk of which is half noise and half text, or what is given."""
+class Disk(Noise):
+    """A disk, each chunk of which is half noise, another one each time, and half text."""
 
-    def __init__(self, mib, content=None):
-        self.virtual_size = mib * MIB
-        self.chunk_count = mib
-        self.content = content
+    def chunk(self, index):
+        return (os.urandom(MIB // 2) + TEXT)[:MIB]
 
-    def chunks(self):
-        """The numbers of the chunks that are not zero: all."""
-        return ((number, b'') for number in range(self.chunk_count))
 
-    def chunk(self, _number):
-        return self.content or (os.urandom(MIB // 2) + TEXT)[:MIB]
+class Zeros(Noise):
+    """A disk whose chunks of zeros are written like others."""
 
-    def read(self, offset, length):
-        """Some of it, as vhd_stream wants it."""
-        return b''.join(self.chunk(offset // MIB + number) for number in range(length // MIB))
+    content = bytes(MIB)
 
 
 def xva(disk, checksum='xxhash'):
@@ -132,7 +125,7 @@ def verify_rows(size):
     """What is measured of verification: name of a file, MiB, its bytes, a program that packs them;
     what that is, what any program needs for it, what we do, the target of limit over ours."""
     many, small = MANY * size // 2048, min(size, 64)
-    raw = (Disk(1).chunk(number) for number in range(size))
+    raw = map(Disk(size * MIB).chunk, range(size))
 
     def hashed(what):
         return lambda path: child(LIMIT, path, what)
@@ -140,24 +133,24 @@ def verify_rows(size):
     def unpacked(program):
         return lambda path: through_wc(program, '-dc', path)
     return [
-        ('xxh64.xva', size, xva(Disk(size)), None,
+        ('xxh64.xva', size, xva(Disk(size * MIB)), None,
          'plain XVA, XXH64', hashed('xxh64'), OURS, 0.85),
-        ('part.xva', size // 8, xva(Disk(size // 8)), None,
+        ('part.xva', size // 8, xva(Disk(size // 8 * MIB)), None,
          'the same, only a part of it', None, OURS, None),
-        ('whole.xva', size, xva(Disk(size)), None,
+        ('whole.xva', size, xva(Disk(size * MIB)), None,
          'the same, as a command, from storage', None, COMMAND, None),
-        ('sha1.xva', size, xva(Disk(size), 'checksum'), None,
+        ('sha1.xva', size, xva(Disk(size * MIB), 'checksum'), None,
          'plain XVA, SHA-1', hashed('sha1'), OURS, 0.85),
-        ('zstd.xva.zst', size, xva(Disk(size)), ['zstd', '-qc'],
+        ('zstd.xva.zst', size, xva(Disk(size * MIB)), ['zstd', '-qc'],
          'XVA, zstd', unpacked('zstd'), OURS, 0.9),
-        ('gzip.xva.gz', size // 4, xva(Disk(size // 4)), ['gzip', '-1c'],
+        ('gzip.xva.gz', size // 4, xva(Disk(size // 4 * MIB)), ['gzip', '-1c'],
          'XVA, gzip', unpacked('gzip'), OURS, 0.9),
         ('image.raw', size, raw, None, 'raw image, SHA-256', hashed('sha256'), OURS, None),
-        ('image.vhd', size, archive.vhd_stream(Disk(size)), None,
+        ('image.vhd', size, archive.vhd_stream(Disk(size * MIB)), None,
          'VHD image, SHA-256', hashed('sha256'), OURS, None),
-        ('many.xva.zst', many, xva(Disk(many, bytes(MIB))), ['zstd', '-qc'],
+        ('many.xva.zst', many, xva(Zeros(many * MIB)), ['zstd', '-qc'],
          'XVA of %d chunks of zeros, zstd' % many, None, OURS, None),
-        ('python.xva', small, xva(Disk(small)), None,
+        ('python.xva', small, xva(Disk(small * MIB)), None,
          'plain XVA, XXH64 in Python', None, 'VmBackup.XXHASH = ()\n' + OURS, None)]
 
 

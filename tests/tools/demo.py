@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from tests import ROOT
@@ -115,8 +116,7 @@ def say(*lines):
 def make_python3(directory):
     """Make a python3 that is the Python that runs us, for scripts that ask for one by name."""
     path = os.path.join(directory, 'python3')
-    with open(path, 'wb') as file:
-        file.write(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.quote(sys.executable)))
+    Path(path).write_bytes(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.quote(sys.executable)))
     os.chmod(path, 0o700)
 
 
@@ -174,8 +174,8 @@ def prepare(demo):
                                   for name in ('VmBackup.py', 'XenAPI.py')))
     demo.headline('The config file says where to, which VMs, how and how many backups to keep:',
                   'the boot disk of db; web, büro and all that begins with mail as a whole.')
-    with open(os.path.join(demo.directory, 'demo.cfg'), 'wb') as file:
-        file.write(CONFIG.encode('utf-8').replace(b'{directory}', os.fsencode(demo.directory)))
+    Path(demo.directory, 'demo.cfg').write_bytes(
+        CONFIG.encode('utf-8').replace(b'{directory}', os.fsencode(demo.directory)))
     os.mkdir(os.path.join(demo.directory, 'BACKUPS'))
     demo.run('cat demo.cfg')
     demo.headline("Root's password goes into a file, so that no crontab shows it.")

@@ -119,8 +119,7 @@ class PoolCase(unittest.TestCase):
         """The script with other values of these first-page constants."""
         place = tempfile.mkdtemp(dir=self.directory, prefix='script-')
         shutil.copy(os.path.join(ROOT, 'XenAPI.py'), place)
-        with open(SCRIPT, encoding='utf-8') as stream:
-            text = stream.read()
+        text = self.read(SCRIPT)
         for name, value in constants.items():
             text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
                                   flags=re.MULTILINE)

@@ -128,8 +128,7 @@ class Invariants(FaultCase):
         def lie_of_the_size(path):
             cut(path)
             manifest = os.path.join(os.path.dirname(path), MANIFEST)
-            with open(manifest, encoding='utf-8') as stream:
-                told = json.load(stream)
+            told = json.loads(self.read(manifest))
             told['files'][os.path.basename(path)] = os.stat(path).st_size
             self.put(manifest, json.dumps(told).encode())
         for vm, name in (('web', 'web.xva'), ('db', 'db.raw')):
