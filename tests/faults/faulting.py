@@ -72,7 +72,6 @@ COUNTS = {}                 # type: Dict[Any, Any]
 
 
 def full():
-    """Whether every fault is wanted (python3 -m tests faults), not a sample."""
     return os.environ.get(FULL, '') not in ('', '0')
 
 
@@ -346,7 +345,6 @@ class FaultCase(PoolCase):
         return done
 
     def put(self, path, data):
-        """Write a file that is not ours, below backup_dir unless the path is absolute."""
         path = os.path.join(self.backups, path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.put_file(path, data)
@@ -397,7 +395,6 @@ class FaultCase(PoolCase):
         self.told_before = len(self.status_lines())
 
     def named(self):
-        """(path, number) of each good backup: a name comes again where runs are that quick."""
         return {(path, (manifest_of(path) or {'number': 0})['number'])
                 for paths in self.marked().values() for path in paths}
 
@@ -704,7 +701,6 @@ class FaultCase(PoolCase):
         self.assertEqual(set(), lacking, '6: others were not backed up: ' + words)
 
     def renewed(self, now):
-        """The VMs that have a good backup which was not there when the run began."""
         return {vm for vm, backups in now.items()
                 if any(backup.key not in self.backups_before for backup in backups)}
 

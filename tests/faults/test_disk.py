@@ -61,7 +61,6 @@ class Namespace:
             raise RuntimeError('%s: %s' % (' '.join(words), done.stdout.decode('utf-8')))
 
     def path(self, path):
-        """The path by which this process sees what has that path in there."""
         return '/proc/%d/root%s' % (self.holder.pid, path)
 
     def close(self):
@@ -163,7 +162,6 @@ class DiskFull(DiskCase):
         return after[0] - before[0], after[1] - before[1]
 
     def at_each(self, rooms):
-        """With one room after the other, or one of them."""
         for room in sample(rooms, 1, self.id()):
             with self.subTest(room):
                 self.with_room(*room)
@@ -235,7 +233,6 @@ class AtCalls(FaultCase):
         return sample(range(first, len(self.sim.pool.journal) + 1, step), 1, self.id())
 
     def at_each(self, first, step, *event, **how):
-        """Let it happen at each of these calls."""
         for number in self.numbers(first, step):
             with self.subTest(number):
                 self.remember()

@@ -261,7 +261,6 @@ class Matrix(FaultCase):
 
 
 def turns(things, number, count):
-    """So many of some things, others for each number."""
     return [things[(number * count + turn) % len(things)] for turn in range(count)]
 
 

@@ -37,7 +37,6 @@ class TwoRuns(FaultCase):
         return self.read(self.log_of(number))
 
     def outcomes(self, number):
-        """{VM: the word with which a run's backup of it ended}."""
         ends = re.findall(',v(?:m|di)-export,[^,]*,end,([A-Z-]+) (\\w+)', self.told(number))
         return {vm: word for word, vm in ends}
 

@@ -142,7 +142,6 @@ class Source:
         return {name: node for node in self.tree.body for name in bound(node)}
 
     def complaint(self, node, text):
-        """One line that an editor can jump to."""
         return '%s:%d: %s' % (self.name, getattr(node, 'lineno', node), text)
 
 
@@ -165,7 +164,6 @@ def pattern(names):
 
 
 def matches(name, names):
-    """Whether a dotted name is one of these, or something inside of one."""
     return pattern(names).match(name) is not None
 
 
@@ -187,7 +185,6 @@ def sections(source):
 
 
 def docstring_map(text):
-    """[(number, title)]: the longest block of lines like ' 5 Selection  which VMs ...'."""
     blocks = [[]]
     for line in text.splitlines():
         entry = MAP_ENTRY.match(line)
@@ -274,7 +271,6 @@ def budgets(source):
 
 
 def parameters(function):
-    """How many a function takes, self and cls not counted."""
     own = function.args
     names = [part.arg for part in getattr(own, 'posonlyargs', []) + own.args + own.kwonlyargs +
              [own.vararg, own.kwarg] if part]
@@ -389,7 +385,6 @@ def read(name):
 
 
 def python_files():
-    """Names of all Python files, programs first."""
     tests = glob.glob(os.path.join(glob.escape(ROOT), 'tests', '**', '*.py'), recursive=True)
     return ['VmBackup.py', 'XenAPI.py'] + sorted(os.path.relpath(path, ROOT) for path in tests)
 

@@ -165,11 +165,9 @@ class Machine:
         make_python3(self.path('/bin'))
 
     def path(self, path):
-        """Where a path of the host is."""
         return self.directory + path
 
     def moved(self, text):
-        """A text with paths of the host, for this machine."""
         for prefix in MOVED:
             text = re.sub(r'(?<![\w/])' + prefix, self.path(prefix), text)
         return text
@@ -311,7 +309,6 @@ class Examples(unittest.TestCase):
     """Config files, cron lines, selections."""
 
     def parse(self, lines):
-        """A config's settings and rules; it has no mistakes."""
         config = VmBackup.parse_config(lines, 'README.md', VmBackup.Invocation(
             '', '', (), False, False, {}))
         self.assertEqual(((), ()), (config.unexpected, config.errors))
@@ -391,7 +388,6 @@ class Examples(unittest.TestCase):
 
 
 def prints(*headings):
-    """Marks the case in which VmBackup.py prints what these headings say."""
     def mark(case):
         case.headings = headings
         return case

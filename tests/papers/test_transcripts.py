@@ -56,7 +56,6 @@ STATUSES = {'05-export-fails': 2, '06-snapshot-fails': 2, '09-preview': 0}
 
 
 def sections(text):
-    """A transcript's parts by their titles, runs with their exit status as `exit N`."""
     return dict(part.split('\n', 1) for part in re.split(r'(?m)^## ', text)[1:])
 
 
@@ -95,7 +94,6 @@ class Transcripts(PoolCase):
         return normal(text)
 
     def compare(self, theirs, ours):
-        """Line by line; a line of one side alone must be a known difference."""
         stamp = 'YYYY-MM-DD-(HH:MM:SS) - '
         theirs, ours = ([line.replace(stamp, '').replace(stamp.rstrip(), '')
                          for line in text.splitlines()] for text in (normal(theirs), ours))

@@ -69,7 +69,6 @@ class Figure(NamedTuple):
 
 
 def child(text, *words):
-    """Run a piece of Python on a file, in a process of its own."""
     output = subprocess.check_output([sys.executable, '-c', HEAD + text + TAIL, ROOT, *words])
     seconds, kib = output.split()[-2:]
     return Figure(float(seconds), int(kib) / 1024)
@@ -155,7 +154,6 @@ def verify_rows(size):
 
 
 def measured(path, mib, runs, what, limit, ours, target):
-    """A row's cells, and whether it missed a target."""
     pairs = [(limit(path) if limit else None, child(ours, path)) for _ in range(runs)]
     memory = max(figure.memory for _, figure in pairs)
     speed = mib / statistics.median(figure.seconds for _, figure in pairs)
@@ -182,7 +180,6 @@ def machine():
 
 
 def bench_verify(place, size, runs):
-    """Verification of archives and images; the exit status."""
     if not VmBackup.xxhash_library() or not shutil.which('zstd'):
         print('libxxhash and zstd are needed (Debian: libxxhash0, zstd)')
         return 1

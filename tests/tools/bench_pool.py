@@ -148,7 +148,6 @@ class Table:
             self.row(what, '', '', form % figure)
 
     def ratio(self, what, limits, ours, form, most=None):
-        """A row of two figures, each measured several times in turn: ours over the limit."""
         figure = statistics.median(b / a for a, b in zip(limits, ours))
         target = () if most is None else ('<= %.2f' % most, figure <= most)
         self.row(what, form % statistics.median(limits), form % statistics.median(ours),
@@ -236,7 +235,6 @@ class Bench:
         return size
 
     def child(self, text, *words):
-        """Run a piece of Python; return its seconds and its report."""
         report = os.path.join(self.place, 'report.json')
         seconds = self.timed(sys.executable, '-c', HEAD + text, report, ROOT, *words)
         with open(report, encoding='utf-8') as stream:
@@ -275,7 +273,6 @@ def bench_calls(table, place, *_):
 
 
 def bench_preview(table, place, _, runs):
-    """Previews of a pool that answers late, over the one call that they need."""
     with Bench(place, SOME) as bench:
         bench.faults.latency = LATENCY
         bare, ours = zip(*[(bench.child(BARE, bench.sim.url)[0],
@@ -382,7 +379,6 @@ def make_backups(root):
 
 
 def rotate(root):
-    """What a run does to choose surplus backups, after the newest one of each VM was made."""
     store = VmBackup.BackupStore(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
@@ -396,12 +392,10 @@ def list_all(root):
 
 
 def command_list(root):
-    """The command `list`, printed to nowhere."""
     assert VmBackup.run_list([root], VmBackup.Console(None)) == 0
 
 
 def bench_store(table, place, _, runs):
-    """Rotation and listing of many backups: seconds, and directories that are listed."""
     root = os.path.join(place, 'store')
     make_backups(root)
     functions = (('choose what to rotate', 'choose', rotate, 1), ('list all', 'list', list_all, 1),
@@ -424,7 +418,6 @@ def bench_store(table, place, _, runs):
 
 
 def bench_pool(place, size, runs):
-    """Runs and previews on simulated pools; the exit status."""
     disk = max(size // 2, 1)
     if shutil.disk_usage(place).free < (NIGHT + 1) * disk * MIB:
         print('there is no room for %d MiB in %s' % ((NIGHT + 1) * disk, place))

@@ -114,7 +114,6 @@ def say(*lines):
 
 
 def make_python3(directory):
-    """Make a python3 that is the Python that runs us, for scripts that ask for one by name."""
     path = os.path.join(directory, 'python3')
     Path(path).write_bytes(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.quote(sys.executable)))
     os.chmod(path, 0o700)
@@ -187,7 +186,6 @@ def prepare(demo):
 
 
 def two_nights(demo):
-    """A run, what it wrote, and a second run that rotates."""
     demo.headline('A night: the run. Every command that changes the pool is shown, numbered.')
     demo.run(RUN)
     demo.headline('What it wrote. A directory without its success file is no backup.')
@@ -241,19 +239,8 @@ def open_shell(demo):
         signal.signal(signal.SIGINT, before)
 
 
-def show(demo, options):
-    say("A night's backup on a simulated pool of six VMs. All of it happens in",
-        demo.directory + ' and nowhere else on this machine.')
-    prepare(demo)
-    if options.fail:
-        failure(demo, options.fail)
-    else:
-        two_nights(demo)
-
-
 @contextlib.contextmanager
 def new_directory(keep):
-    """A directory for the demo, removed at the end if it is not to be kept."""
     directory = tempfile.mkdtemp(prefix='vmbackup-demo-')
     try:
         yield directory
@@ -279,7 +266,13 @@ def main(argv):
             demo = Demo(sim, directory)
             status = 0
             try:
-                show(demo, options)
+                say("A night's backup on a simulated pool of six VMs. All of it happens in",
+                    directory + ' and nowhere else on this machine.')
+                prepare(demo)
+                if options.fail:
+                    failure(demo, options.fail)
+                else:
+                    two_nights(demo)
             except Unexpected as error:
                 say('', 'NOT AS EXPECTED: %s' % error)
                 status = 1

@@ -92,7 +92,6 @@ def look(root):
 
 
 def digest(found):
-    """A word for what `look` has found."""
     return hashlib.sha1(repr(sorted(found.items())).encode('utf-8')).hexdigest()
 
 

@@ -18,7 +18,6 @@ def read_proc(pid, name):
 
 
 def pids():
-    """The numbers of all processes, as text; none without /proc."""
     return filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc/self') else [])
 
 

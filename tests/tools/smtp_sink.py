@@ -81,7 +81,6 @@ class SmtpSink(contextlib.AbstractContextManager):
         self.stop()
 
     def ordered(self, verb):
-        """The reply that was ordered for this use of a verb, or None."""
         with self._guard:
             return next(self.replies.get(verb, iter(())), None)
 
@@ -203,7 +202,6 @@ class Dialogue(threading.Thread):
         return '250 ok'
 
     def body(self):
-        """Take a mail's data; the answer to it. Raises EOFError."""
         lines = []
         while lines[-1:] != [b'.\r\n']:
             lines.append(self.stream.readline())

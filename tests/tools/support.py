@@ -87,7 +87,6 @@ class PoolCase(unittest.TestCase):
         return super().doCleanups()
 
     def contents(self):
-        """What is in the pool, by class: references and names; of the tasks those under way."""
         return {cls: {ref: record.get('name_label', '')
                       for ref, record in self.sim.pool.tables[cls].items()
                       if record.get('status', 'pending') == 'pending'}
@@ -136,13 +135,11 @@ class PoolCase(unittest.TestCase):
         return os.path.join(self.directory, *parts)
 
     def put_file(self, name, text=''):
-        """Write a file in this test's directory, of text or bytes; return its path."""
         with open(self.at(name), 'wb') as stream:
             stream.write(text if isinstance(text, bytes) else text.encode('utf-8'))
         return stream.name
 
     def program(self, name, text):
-        """Write a program in sh, or another with its own first line; return its path."""
         path = self.put_file(name, text if text.startswith('#!') else '#!/bin/sh\n' + text)
         os.chmod(path, 0o755)
         return path
@@ -158,7 +155,6 @@ class PoolCase(unittest.TestCase):
         return self.xe_that(change, '[ "$1" = ' + verb + ' ] || exec %s "$@"')
 
     def fault(self, name, do, **details):
-        """Have a call of the pool meet a fault, as Faults.add has it."""
         self.sim.pool.faults.add(name, do, **details)
 
     def at_call(self, name, work, nth=1):
@@ -219,7 +215,6 @@ class PoolCase(unittest.TestCase):
                        'params=vdi-uuid', '--minimal').strip()
 
     def xe_calls(self):
-        """The xe commands so far, as (verb, {parameter: value})."""
         return [(call.name, dict(word.partition('=')[::2] for word in call.args))
                 for call in self.sim.calls('xe')]
 
@@ -237,7 +232,6 @@ class PoolCase(unittest.TestCase):
         self.wait_for(lambda: [call.name for call in self.sim.calls()].count(name) >= nth)
 
     def start_until(self, name, nth, *words):
-        """Start VmBackup.py; return the process once the nth call of that name is under way."""
         child = self.start(*words)
         self.addCleanup(child.stdout.close)
         self.addCleanup(child.kill)
@@ -245,7 +239,6 @@ class PoolCase(unittest.TestCase):
         return child
 
     def signalled(self, child, signum=signal.SIGTERM):
-        """Send a signal to a run; it has to end so. Return what it did."""
         child.send_signal(signum)
         return self.assert_ends(128 + signum, self.finish(child))
 
@@ -292,7 +285,6 @@ class PoolCase(unittest.TestCase):
         return self.read_bytes(*parts).decode('utf-8')
 
     def record(self, failed, disk, **fields):
-        """Leave in a dated directory what a run that was killed wrote of a disk's snapshot."""
         pool, = self.sim.pool.tables['pool'].values()
         intent = VmBackup.Intent(
             pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',

@@ -106,7 +106,6 @@ class Invariants(FaultCase):
         self.assert_found(3)
 
     def remember_less(self):
-        """Take the backups as they are now for those that were there."""
         self.memory = self.memory._replace(good=self.good())
 
     def test_the_third_finds_a_session_that_is_left(self):
@@ -139,7 +138,6 @@ class Invariants(FaultCase):
         self.spoil_a_new_one('app', MANIFEST, lambda path: self.put(path, b'{"number": 9}'))
 
     def spoil_a_new_one(self, vm, name, spoil):
-        """A further backup that is spoilt: found."""
         new = os.path.join(self.backups, vm, 'backup-2030-01-01-(00:00:00)')
         shutil.copytree(self.newest(vm), new)
         self.verified.clear()

@@ -38,7 +38,6 @@ class SampleCase(unittest.TestCase):
             file.write(HEADER + textwrap.dedent(body))
 
     def write_tests(self, body, name='test_it.py'):
-        """Make a module with one class, its methods given."""
         self.write(name, 'class It(unittest.TestCase):\n%s' % textwrap.indent(
             textwrap.dedent(body), '    '))
 
