@@ -39,7 +39,7 @@ from tests import SCRIPT
 from tests.tools import figures
 from tests.tools.processes import children_of, pids, process_name, read_proc, xe_name
 from tests.simpool import archive
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import LIMIT, Journal, PoolCase
 
 MIB = 1 << 20
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
@@ -72,7 +72,6 @@ COUNTS = {}                 # type: Dict[Any, Any]
 
 
 def full():
-    """Whether every fault is wanted (python3 -m tests faults), not a sample."""
     return os.environ.get(FULL, '') not in ('', '0')
 
 
@@ -176,9 +175,8 @@ def began(backup):
 
 
 def manifest_of(path):
-    if not os.path.exists(os.path.join(path, MANIFEST)):
-        return None
-    return json.loads(read(os.path.join(path, MANIFEST)).decode('utf-8'))
+    path = os.path.join(path, MANIFEST)
+    return json.loads(read(path).decode('utf-8')) if os.path.exists(path) else None
 
 
 def packed(place):
@@ -347,11 +345,9 @@ class FaultCase(PoolCase):
         return done
 
     def put(self, path, data):
-        """Write a file that is not ours, below backup_dir unless the path is absolute."""
         path = os.path.join(self.backups, path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, 'wb') as stream:
-            stream.write(data)
+        self.put_file(path, data)
 
     def old_backup_of_325(self, vm, name, extension):
         path = self.old_backup(vm, name, 'vm.cfg', 'success')
@@ -399,7 +395,6 @@ class FaultCase(PoolCase):
         self.told_before = len(self.status_lines())
 
     def named(self):
-        """(path, number) of each good backup: a name comes again where runs are that quick."""
         return {(path, (manifest_of(path) or {'number': 0})['number'])
                 for paths in self.marked().values() for path in paths}
 
@@ -453,16 +448,10 @@ class FaultCase(PoolCase):
             if self.sim.pool.is_down:       # where the run's last call was the deadly one
                 self.sim.restart()
 
-    def until(self, condition, what='it'):
-        end = time.monotonic() + LIMIT
-        while not condition():
-            self.assertLess(time.monotonic(), end, what + ' never happened')
-            time.sleep(0.005)
-
     def settle_pool(self):
         """After a SIGKILL: wait until what the dead run asked for is over, then let its session
         expire, as xapi does after a day."""
-        self.until(self.is_quiet, 'a quiet pool')
+        self.wait_for(self.is_quiet, 'a quiet pool')
         self.sim.pool.tables['session'].clear()
 
     def is_quiet(self):
@@ -531,8 +520,7 @@ class FaultCase(PoolCase):
 
     def status_lines(self):
         with contextlib.suppress(FileNotFoundError):
-            with open(self.status_log, encoding='utf-8', errors='surrogateescape') as stream:
-                return stream.read().splitlines()
+            return self.read_bytes(self.status_log).decode('utf-8', 'surrogateescape').splitlines()
         return []
 
     def remember(self):
@@ -566,7 +554,7 @@ class FaultCase(PoolCase):
             self.check_end(done, now, told, words)
             if hit is not None:
                 self.check_others(now, hit, words)
-        figures.add_check(self.kind, 4 if done is None else 5 if hit is None else 6)
+        figures.add(self.kind, checks=4 if done is None else 5 if hit is None else 6)
 
     def check_history(self, now, words):
         """1: what is gone went by rotation, the oldest first, after enough newer ones."""
@@ -612,7 +600,6 @@ class FaultCase(PoolCase):
         self.assertEqual([], stale, '3: records of nothing: ' + words)
 
     def extra(self):
-        """What is in the pool and was not at remember(): {class: {reference: name}}."""
         now = self.contents()
         extra = {cls: {ref: name for ref, name in now[cls].items() if ref not in objects}
                  for cls, objects in self.before.items()}
@@ -716,21 +703,8 @@ class FaultCase(PoolCase):
         self.assertEqual(set(), lacking, '6: others were not backed up: ' + words)
 
     def renewed(self, now):
-        """The VMs that have a good backup which was not there when the run began."""
         return {vm for vm, backups in now.items()
                 if any(backup.key not in self.backups_before for backup in backups)}
-
-
-class Journal(list):
-    """A pool's journal that tells somebody of each call before the call goes on."""
-
-    def __init__(self, tell):
-        super().__init__()
-        self.tell = tell
-
-    def append(self, call):
-        super().append(call)
-        self.tell(len(self), call)
 
 
 class MatrixCase(FaultCase):
@@ -837,7 +811,7 @@ class LaunchedCase(MatrixCase):
 
     def start_over(self):
         """The same, when no run takes a name any more that a backup of the history has."""
-        self.until(lambda: time.time() > self.prepared + 1.5)
+        self.wait_for(lambda: time.time() > self.prepared + 1.5)
         super().start_over()
 
     def launched(self, **spec):
@@ -853,8 +827,7 @@ class LaunchedCase(MatrixCase):
         trace = os.path.join(self.directory, 'trace')
         done = self.launched(trace=trace, root=os.path.realpath(self.backups))
         self.assertIn(done.status, (0, 1), done.output)
-        with open(trace, encoding='utf-8') as stream:
-            found = [json.loads(line) for line in stream]
+        found = [json.loads(line) for line in self.read(trace).splitlines()]
         os.unlink(trace)
         return found
 

@@ -61,7 +61,6 @@ class Namespace:
             raise RuntimeError('%s: %s' % (' '.join(words), done.stdout.decode('utf-8')))
 
     def path(self, path):
-        """The path by which this process sees what has that path in there."""
         return '/proc/%d/root%s' % (self.holder.pid, path)
 
     def close(self):
@@ -163,7 +162,6 @@ class DiskFull(DiskCase):
         return after[0] - before[0], after[1] - before[1]
 
     def at_each(self, rooms):
-        """With one room after the other, or one of them."""
         for room in sample(rooms, 1, self.id()):
             with self.subTest(room):
                 self.with_room(*room)
@@ -235,7 +233,6 @@ class AtCalls(FaultCase):
         return sample(range(first, len(self.sim.pool.journal) + 1, step), 1, self.id())
 
     def at_each(self, first, step, *event, **how):
-        """Let it happen at each of these calls."""
         for number in self.numbers(first, step):
             with self.subTest(number):
                 self.remember()
@@ -256,8 +253,8 @@ class AtCalls(FaultCase):
         done = self.run_with(strike)
         self.assertEqual([], failures)
         self.assertGreaterEqual(self.called, number, done.output)
-        self.until(lambda: self.is_quiet() and not self.extra(),
-                   'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
+        self.wait_for(lambda: self.is_quiet() and not self.extra(),
+                      'the end of all that was in the pool: %s\n%s' % (self.what, done.output))
         mended()
         self.check(done, settled)
         self.check(self.undisturbed(), settled=True, hit=())
@@ -270,9 +267,7 @@ class AtACall(DiskCase, AtCalls):
     keys = {'pool_db_backup': 1, 'require_mount': 'auto'}
 
     def prepare(self):
-        fstab = os.path.join(self.directory, 'fstab')
-        with open(fstab, 'w', encoding='utf-8') as stream:
-            stream.write('server:/backups %s nfs defaults 0 0\n' % self.mounted)
+        fstab = self.put_file('fstab', 'server:/backups %s nfs defaults 0 0\n' % self.mounted)
         self.script = self.changed_script(FSTAB=fstab)
         super().prepare()
 

@@ -119,7 +119,7 @@ class Point(NamedTuple):
 
 
 PLACES = {}                 # type: Dict[str, Dict[str, Any]]
-HOOK = '#!/bin/sh\nset -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
+HOOK = 'set -u\necho "$1 $VMBACKUP_METHOD" >> %s\n'
 
 
 class Matrix(FaultCase):
@@ -127,13 +127,9 @@ class Matrix(FaultCase):
 
     def setUp(self):
         super().setUp()
-        self.hook, self.noted, self.report = [
-            os.path.join(self.directory, name) for name in ('hook', 'noted', 'report.json')]
-        with open(self.hook, 'w', encoding='utf-8') as stream:
-            stream.write(HOOK % self.noted)
-        os.chmod(self.hook, 0o755)
-        self.keys = {'pool_db_backup': 1, 'stall_timeout': '0.01', 'hook': self.hook,
-                     'report_file': self.report}
+        self.noted, self.report = self.at('noted'), self.at('report.json')
+        self.keys = {'pool_db_backup': 1, 'stall_timeout': '0.01', 'report_file': self.report,
+                     'hook': self.program('hook', HOOK % self.noted)}
         self.sim.pool.lock_wait = 0.5
         self.script = self.changed_script(
             XE_TIMEOUT=DEADLINE, XAPI_TIMEOUT=DEADLINE, XAPI_PATIENCE=6, DISCARD_PAUSES=(0.1, 0.2),
@@ -149,13 +145,11 @@ class Matrix(FaultCase):
     def check_end(self, done, now, told, words):
         """5: the report tells what the exit status does, and each begin at the hook has its end."""
         super().check_end(done, now, told, words)
-        with open(self.report, encoding='ascii') as stream:
-            report = json.load(stream)
+        report = json.loads(self.read(self.report))
         self.assertEqual(done.status, report['exit_status'], '5: the report: ' + words)
         renewed = {vm['name'] for vm in report['vms'] if vm['status'] in ('SUCCESS', 'WARNING')}
         self.assertEqual(self.renewed(now), renewed, '5: the report: ' + words)
-        with open(self.noted, encoding='utf-8') as stream:
-            phases = [line.split()[0] for line in stream]
+        phases = [line.split()[0] for line in self.read(self.noted).splitlines()]
         self.assertEqual(('job-init', 'log-end'), (phases[0], phases[-1]), '5: hooks: ' + words)
         self.assertEqual(1, phases.count('job-end') + phases.count('job-abort'), '5: ' + words)
         self.assertEqual(phases.count('backup-start'), phases.count('backup-end') +
@@ -250,7 +244,7 @@ class Matrix(FaultCase):
         self.sim.pool.faults.clear()
         self.assertGreaterEqual(len(self.seen[point.name]), point.nth,
                                 'it met no fault: %s\n%s' % (str(point), done.output))
-        self.until(self.is_quiet, 'a quiet pool')
+        self.wait_for(self.is_quiet, 'a quiet pool')
         if point.name in OF_SESSIONS or fault['do'] == 'expire':
             self.sim.pool.tables['session'].clear()     # nobody else can: they expire
         self.check(done, point.settled, self.may_be_spoilt(point))
@@ -267,7 +261,6 @@ class Matrix(FaultCase):
 
 
 def turns(things, number, count):
-    """So many of some things, others for each number."""
     return [things[(number * count + turn) % len(things)] for turn in range(count)]
 
 
@@ -297,38 +290,20 @@ class All(Matrix):
         self.go_through(*self.after)
 
 
-class RefusedVerbsForEver(All):
-    """A verb that is refused at its every call."""
-
-    kind = 'xe refuses'
-    test_where_something_went_wrong_already = None
-
-    @staticmethod
-    def faults(name, number):
-        return [{'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}]
-
-
-class RefusedMethods(All):
-    """Refusals with the codes that a method really gives."""
-
-    kind = 'XenAPI refuses'
-    door = 'xapi'
-    after = ALL[1:]
-
-    @staticmethod
-    def faults(name, number):
-        errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
-        if name == LOGIN:
-            errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
-        return [{'do': 'refuse', 'error': error} for error in errors]
-
-
 def refused(name, number):
     """Refusals with the codes that a verb really gives, at once and in the midst of its work."""
     at_once = REFUSALS.get(name, []) + turns(OF_ANY_VERB, number, 1)
     return [{'do': 'refuse', 'error': error} for error in at_once] + [
         {'do': 'refuse', 'error': error, 'after': after}
         for error, after in HALF_DONE.get(name, [])]
+
+
+def refused_methods(name, number):
+    """Refusals with the codes that a method really gives."""
+    errors = turns(OF_ANY_METHOD, number, 2) + OF_GETTERS.get(name.partition('.')[2], [])
+    if name == LOGIN:
+        errors = [BOOTING, INTERNAL, ['SESSION_AUTHENTICATION_FAILED', 'root', 'x']]
+    return [{'do': 'refuse', 'error': error} for error in errors]
 
 
 def dying(name, number):
@@ -350,13 +325,16 @@ def late(name, number):
 
 
 def part(kind, faults, **attributes):
-    """The attributes of a class like All."""
     return dict(attributes, kind=kind, faults=staticmethod(faults))
 
 
 PARTS = variants(
     All,
     RefusedVerbs=part('xe refuses', refused),
+    RefusedVerbsForEver=part('xe refuses', lambda name, number: [
+        {'do': 'refuse', 'error': REFUSALS.get(name, OF_ANY_VERB)[0], 'times': 0}],
+        test_where_something_went_wrong_already=None),
+    RefusedMethods=part('XenAPI refuses', refused_methods, door='xapi', after=ALL[1:]),
     # Whatever may be said, and nothing done.
     WrongWords=part('xe lies', lambda name, number: [
         {'do': 'print', 'stdout': text, 'exit': 0}
@@ -391,13 +369,13 @@ class Sample(Matrix):
 
     def test_some_points_of_the_matrix(self):
         chance = random.Random('matrix:' + seed())
-        refusals = (PARTS['RefusedVerbs'], RefusedMethods)
-        others = [PARTS[name] for name in ('DyingDaemons', 'NoEnd', 'NoAnswers', 'ExpiredSessions')]
-        for parts, circumstances in (
-                (refusals, NIGHT), ((PARTS['WrongWords'], PARTS['WrongAnswers']), NIGHT),
-                ((PARTS['BrokenConnections'], PARTS['BrokenAnswers']), NIGHT),
-                ([RefusedVerbsForEver] + others, chance.choice(ALL[1:]))):
-            each = chance.choice(parts)
+        for names, circumstances in (
+                (('RefusedVerbs', 'RefusedMethods'), NIGHT),
+                (('WrongWords', 'WrongAnswers'), NIGHT),
+                (('BrokenConnections', 'BrokenAnswers'), NIGHT),
+                (('RefusedVerbsForEver', 'DyingDaemons', 'NoEnd', 'NoAnswers', 'ExpiredSessions'),
+                 chance.choice(ALL[1:]))):
+            each = PARTS[chance.choice(names)]
             points = self.points(circumstances, each.door, each.faults) or self.points(
                 NIGHT, each.door, each.faults)
             point = chance.choice(points)

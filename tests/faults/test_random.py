@@ -273,7 +273,7 @@ class Walk(FaultCase):
         self.seen = sorted(set(self.seen) | {call.name for call in self.sim.calls()})
         self.sim.pool.faults.clear()
         self.sim.pool.journal = []
-        self.until(self.is_quiet, 'a quiet pool')
+        self.wait_for(self.is_quiet, 'a quiet pool')
 
     def ended(self, done, settled=False, expire=False, **how):
         """The invariants after a run; words for how it ended. Sessions may be left only by runs

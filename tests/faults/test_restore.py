@@ -202,12 +202,12 @@ class RestoreFaults(MatrixCase):
         """Assert all that has to hold when nothing is to be settled any more; `most`: how many
         things may have been restored."""
         words = '%s; seed %s\n%s' % (self.what, seed(), done.output)
-        self.until(self.is_quiet, 'a quiet pool')
+        self.wait_for(self.is_quiet, 'a quiet pool')
         self.assertEqual([], self.marks(), words)
         found = self.made(words)
         self.assertLessEqual(len(found), most, words)
         self.check_backups_on_disk(words)
-        figures.add_check(self.kind, 4)
+        figures.add(self.kind, checks=4)
         return len(found)
 
     def check_backups_on_disk(self, words):
@@ -252,7 +252,7 @@ class RestoreFaults(MatrixCase):
             ended = [line[1].split()[1] for line in lines if line[0] == 'end']
             if done.status != -signal.SIGKILL:
                 self.assertEqual(begun, ended, words)
-        figures.add_check(self.kind, 3)
+        figures.add(self.kind, checks=3)
 
     def check_after_kill(self, done, number=0):
         """After SIGKILL: what is not complete carries a mark that is written down; the next

@@ -7,8 +7,8 @@ import re
 import threading
 import time
 
-from tests.faults.faulting import FaultCase, Journal, read, sample, seed
-from tests.tools.support import LIMIT
+from tests.faults.faulting import FaultCase, sample, seed
+from tests.tools.support import LIMIT, Journal
 
 LOCKED = 'VM-LOCKED'
 
@@ -27,20 +27,16 @@ class TwoRuns(FaultCase):
             {'max_backups': self.max_backups}, **dict(self.keys, **keys)))
         own = self.at('run-%d.cfg' % number)
         os.rename(path, own)
-        os.makedirs(os.path.dirname(self.status_log), exist_ok=True)
-        with open(self.status_log, 'w', encoding='utf-8'):
-            pass
+        self.put(self.status_log, b'')
         return self.start('password', own)
 
     def log_of(self, number):
         return self.at('logs', 'status-%d.log' % number)
 
     def told(self, number):
-        """The text of a run's status log."""
-        return read(self.log_of(number)).decode('utf-8')
+        return self.read(self.log_of(number))
 
     def outcomes(self, number):
-        """{VM: the word with which a run's backup of it ended}."""
         ends = re.findall(',v(?:m|di)-export,[^,]*,end,([A-Z-]+) (\\w+)', self.told(number))
         return {vm: word for word, vm in ends}
 
@@ -122,7 +118,7 @@ class Busy(TwoRuns):
         self.sim.pool.journal = Journal(wait)
         child = self.start_one(1, 'vm-export=web')
         try:
-            self.until(come.is_set, 'an export')
+            self.wait_for(come.is_set, 'an export')
             yield child
         finally:
             go.set()
@@ -144,10 +140,9 @@ class Busy(TwoRuns):
         self.assertIn(first.status, (0, 1), first.output)
 
     def waiting(self, words):
-        """A second run that waits for the lock."""
         self.injected('another run exports the VM, ' + words)
         second = self.start_one(2, 'vm-export=web', lock_wait=1)
-        self.until(lambda: ',begin,web' in self.told(2))
+        self.wait_for(lambda: ',begin,web' in self.told(2))
         return second
 
     def test_with_lock_wait_it_waits_and_succeeds(self):

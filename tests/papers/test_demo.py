@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from pathlib import Path
 
 from tests import ROOT
 from tests.simpool import Faults
@@ -26,7 +27,6 @@ class DemoCase(unittest.TestCase):
         self.addCleanup(self.assert_empty)
 
     def assert_empty(self):
-        """Nothing stays."""
         self.assertEqual([], os.listdir(self.directory))
 
     def start(self, *options, **environ):
@@ -41,35 +41,31 @@ class DemoCase(unittest.TestCase):
             cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def demo(self, *options, **environ):
-        """(exit status, output) of a demo."""
         child = self.start(*options, **environ)
         output = child.communicate()[0].decode('utf-8')
         return child.returncode, output
 
-    @contextlib.contextmanager
     def program(self, name, text):
         """The path of a program, a shell script, in a directory of its own."""
-        with tempfile.TemporaryDirectory(dir=self.directory, prefix='my tools ') as tools:
-            path = os.path.join(tools, name)
-            with open(path, 'w') as stream:
-                stream.write('#!/bin/sh\n' + text)
-            os.chmod(path, 0o700)
-            yield path
+        tools = tempfile.TemporaryDirectory(prefix='my tools ')
+        self.addCleanup(tools.cleanup)
+        path = Path(tools.name, name)
+        path.write_text('#!/bin/sh\n' + text)
+        path.chmod(0o700)
+        return str(path)
 
-    @contextlib.contextmanager
     def cat(self, text):
         """A PATH on which the first command that the demo looks with, `cat`, does this."""
-        with self.program('cat', text) as path:
-            yield os.path.dirname(path) + os.pathsep + os.environ['PATH']
+        return os.path.dirname(self.program('cat', text)) + os.pathsep + os.environ['PATH']
 
 
 class TwoNights(DemoCase):
     """The demo without --fail."""
 
     def test_it_shows_two_nights_opens_the_users_shell_and_keeps_the_directory(self):
-        with self.program('my shell', 'xe vm-list name-label=desktop params=name-label --minimal\n'
-                          'test -n "$VMBACKUP_XE" && ls\n') as shell:
-            status, output = self.demo('--shell', '--keep', SHELL=shell)
+        status, output = self.demo('--shell', '--keep', SHELL=self.program(
+            'my shell', 'xe vm-list name-label=desktop params=name-label --minimal\n'
+            'test -n "$VMBACKUP_XE" && ls\n'))
         self.assertEqual(0, status, output)
         shown = re.findall(r'^\$ (.*)$', output, re.MULTILINE)
         self.assertEqual(['./VmBackup.py password create-password-file=VmBackup.pass',
@@ -98,8 +94,7 @@ class TwoNights(DemoCase):
         shutil.rmtree(kept)
 
     def test_what_is_not_as_expected_is_told_and_ends_with_1_after_sh_where_no_shell_is(self):
-        with self.cat('exit 7\n') as path:
-            status, output = self.demo('--shell', SHELL='/nosuch/shell', PATH=path)
+        status, output = self.demo('--shell', SHELL='/nosuch/shell', PATH=self.cat('exit 7\n'))
         self.assertEqual(1, status, output)
         told, inside = output.split('-- 3. A shell in ')
         self.assertIn('\nNOT AS EXPECTED: exit status 7, not 0, of: cat demo.cfg\n', told)
@@ -108,12 +103,10 @@ class TwoNights(DemoCase):
     def test_a_signal_takes_everything_down(self):
         fifo = os.path.join(self.directory, 'fifo')
         os.mkfifo(fifo)
-        with self.cat('echo > %s\nexec sleep 1000\n' % shlex.quote(fifo)) as path:
-            child = self.start(PATH=path)
-            with open(fifo) as stream:          # until the demo waits for its command
-                stream.read()
-            child.send_signal(signal.SIGTERM)
-            child.communicate()
+        child = self.start(PATH=self.cat('echo > %s\nexec sleep 1000\n' % shlex.quote(fifo)))
+        Path(fifo).read_bytes()                 # until the demo waits for its command
+        child.send_signal(signal.SIGTERM)
+        child.communicate()
         os.unlink(fifo)
         self.assertEqual(143, child.returncode)
 
@@ -153,14 +146,11 @@ class Options(DemoCase):
     """What cannot be understood."""
 
     def parsed(self, *options):
-        """(exit status, output) of reading a command line that is no demo."""
-        with io.StringIO() as printed, self.assertRaises(SystemExit) as ended:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                try:
-                    parse(options)
-                finally:
-                    output = printed.getvalue()
-        return ended.exception.code, output
+        with io.StringIO() as printed, contextlib.redirect_stdout(printed), \
+                contextlib.redirect_stderr(printed):
+            with self.assertRaises(SystemExit) as ended:
+                parse(options)
+            return ended.exception.code, printed.getvalue()
 
     def test_a_wrong_option_is_one_clear_line(self):
         for options in (['--nosuch'], ['--fail'], ['--fail', 'vm-list'], ['--shel'], ['word']):

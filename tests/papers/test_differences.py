@@ -5,23 +5,20 @@ row, and below it, indented, the tests by their ids below tests/.
 """
 
 import importlib
-import os
 import unittest
+from pathlib import Path
 
-from tests import ROOT
 from tests.papers.test_readme import section, table
 
 
 def entries():
     """[(what 3.25 did, the tests that hold the difference)]."""
     found = []
-    with open(os.path.join(ROOT, 'tests', 'papers', 'differences.txt'),
-              encoding='utf-8') as stream:
-        for line in stream.read().splitlines():
-            if line.startswith(' '):
-                found[-1][1].append(line.strip())
-            else:
-                found.append((line, []))
+    for line in Path(__file__).with_name('differences.txt').read_text('utf-8').splitlines():
+        if line.startswith(' '):
+            found[-1][1].append(line.strip())
+        else:
+            found.append((line, []))
     return found
 
 

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import unittest
 import unittest.mock
+from pathlib import Path
 from typing import List, NamedTuple
 
 import VmBackup
@@ -85,27 +86,17 @@ class Command(NamedTuple):
 
 
 def readme():
-    """The text of the README."""
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as stream:
-        return stream.read()
+    return Path(ROOT, 'README.md').read_text('utf-8')
 
 
 def blocks(*kinds):
     """The fenced blocks of these kinds, in order."""
-    found, section, inside, fence = [], '', None, ''
-    for line in readme().split('\n'):
-        opening = re.match(r'( *)```(\w*)$', line)
-        if inside is not None:
-            if line.strip() == '```':
-                found.append(Block(fence, section, inside))
-                inside = None
-            else:
-                inside.append(line)
-        elif opening:
-            inside, fence = [], opening.group(2)
-        elif line.startswith('## '):
-            section = line[3:]
-    return [block for block in found if block.kind in kinds]
+    found, title = [], ''
+    for heading, kind, text in re.findall(r'(?ms)^## (.*?)$|^ *```(\w*)$\n(.*?)^ *```$', readme()):
+        title = heading or title
+        if kind in kinds:
+            found.append(Block(kind, title, text.splitlines()))
+    return found
 
 
 def section(title):
@@ -140,7 +131,6 @@ def commands(block):
 
 
 def uniform(lines):
-    """Lines without what differs from run to run and from host to host."""
     text = '\n'.join(lines)
     for pattern, replacement in UNIFORM:
         text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
@@ -169,17 +159,15 @@ class Machine:
         case.addCleanup(self.door.close)
         case.addCleanup(self.door.shutdown, socket.SHUT_RDWR)
         threading.Thread(target=self.serve, daemon=True).start()
-        with open(self.home + '/VmBackup.py', 'w', encoding='utf-8') as stream:
-            stream.write(LAUNCHER % self.path('/door'))
-        os.chmod(stream.name, 0o755)
+        script = Path(self.home, 'VmBackup.py')
+        script.write_text(LAUNCHER % self.path('/door'), 'utf-8')
+        script.chmod(0o755)
         make_python3(self.path('/bin'))
 
     def path(self, path):
-        """Where a path of the host is."""
         return self.directory + path
 
     def moved(self, text):
-        """A text with paths of the host, for this machine."""
         for prefix in MOVED:
             text = re.sub(r'(?<![\w/])' + prefix, self.path(prefix), text)
         return text
@@ -204,10 +192,9 @@ class Machine:
     def run(self, wanted, cwd, environ):
         """Run commands in one sh; return the lines that each of them prints."""
         script = self.path('/script')
-        with open(script, 'w', encoding='utf-8') as stream:
-            for command in wanted:
-                stream.write('%s\nstatus=$?; echo; echo %s; (exit $status)\n' % (
-                    self.moved(command.text), MARK))
+        Path(script).write_text(''.join(
+            '%s\nstatus=$?; echo; echo %s; (exit $status)\n' % (self.moved(command.text), MARK)
+            for command in wanted), 'utf-8')
         environ = dict(environ, PATH=self.path('/bin') + os.pathsep + environ['PATH'],
                        LC_ALL='C')
         done = subprocess.run(['sh', script], cwd=cwd, env=environ, timeout=LIMIT,
@@ -258,8 +245,8 @@ class Shown(unittest.TestCase):
     def test_what_is_shown_of_a_test_mail_is_what_it_prints(self):
         machine, sink = Machine(self), SmtpSink()
         self.addCleanup(sink.stop)
-        with open(machine.home + '/mail.cfg', 'w', encoding='utf-8') as stream:
-            stream.write('mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
+        Path(machine.home, 'mail.cfg').write_text(
+            'mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
         block, = [block for block in blocks('text') if block.section == 'Mail']
         output, = machine.run(commands(block), machine.home, dict(os.environ))
         self.compare(commands(block), [[line.replace('port %d' % sink.port, 'port 25')
@@ -287,8 +274,7 @@ class Tables(unittest.TestCase):
 
     def test_every_token_of_the_status_log_is_documented(self):
         documented = [code(row[0])[0] for row in table(section('Status log'))]
-        with open(VmBackup.__file__, encoding='utf-8') as stream:
-            tokens = set(re.findall("'([A-Z]+(?:-[A-Z]+)+)'", stream.read()))
+        tokens = set(re.findall("'([A-Z]+(?:-[A-Z]+)+)'", Path(SCRIPT).read_text('utf-8')))
         self.assertEqual(sorted(tokens | {'SUCCESS', 'WARNING', 'SKIPPED', 'INTERRUPTED'}),
                          sorted(documented))
 
@@ -323,7 +309,6 @@ class Examples(unittest.TestCase):
     """Config files, cron lines, selections."""
 
     def parse(self, lines):
-        """A config's settings and rules; it has no mistakes."""
         config = VmBackup.parse_config(lines, 'README.md', VmBackup.Invocation(
             '', '', (), False, False, {}))
         self.assertEqual(((), ()), (config.unexpected, config.errors))
@@ -336,8 +321,7 @@ class Examples(unittest.TestCase):
             self.assertTrue(self.parse(block.lines).rules, block.section)
 
     def test_example_cfg_has_every_key_and_is_understood(self):
-        with open(os.path.join(ROOT, 'example.cfg'), encoding='utf-8') as stream:
-            lines = stream.read().split('\n')
+        lines = Path(ROOT, 'example.cfg').read_text('utf-8').split('\n')
         self.parse(lines)
         settings = [re.sub('^#', '', line) for line in lines if re.match(r'#?\w+=', line)]
         config = self.parse(settings)
@@ -404,7 +388,6 @@ class Examples(unittest.TestCase):
 
 
 def prints(*headings):
-    """Marks the case in which VmBackup.py prints what these headings say."""
     def mark(case):
         case.headings = headings
         return case
@@ -428,42 +411,29 @@ class Troubles(PoolCase):
         for number, case in enumerate(cases):
             with self.subTest(case.__name__):
                 self.script, self.prelude = SCRIPT, ''
-                self.backups = self.path('BACKUPS %d' % number)
+                self.backups = self.at('BACKUPS %d' % number)
                 os.mkdir(self.backups)
                 printed = case(self).replace('/nosuch/xe', '/opt/xensource/bin/xe')
                 self.sim.pool.faults.clear()
                 for heading in case.headings:
                     self.assertIn(heading, printed)
 
-    def path(self, name, *lines, mode=0o600):
-        """A path in this test's directory; with lines, of a file that has them."""
-        path = os.path.join(self.directory, name)
-        if lines:
-            with open(path, 'w', encoding='utf-8') as stream:
-                stream.writelines(line + '\n' for line in lines)
-            os.chmod(path, mode)
-        return path
-
     def says(self, *lines, **keys):
-        """What a run prints with a config of these lines."""
         return self.back_up(*lines, **keys).output
 
     def previews(self, *words, **environ):
-        """What a preview prints."""
         return self.vmbackup('password', *words + ('preview',), **environ).output
 
     @prints('ERROR no VMs loaded', '***ERROR unexpected config key',
-            'ERROR: config backup_dir does not exist', 'is on the root file system', 'NO-SPACE')
+            'ERROR: config backup_dir does not exist', 'is on the root file system', 'NO-SPACE',
+            'config hook is not a program')
     def configs_cannot_be_followed(self):
         return ''.join(self.says(line, **keys) for line, keys in (
             ('vm-export=nothing.*', {}), ('vm-export=db', dict(maxbackups=3)),
             ('vm-export=db', dict(backup_dir='/nosuch')),
             ('vm-export=db', dict(backup_dir='/', require_mount='yes')),
-            ('vm-export=db', dict(min_free='9999T'))))
-
-    @prints('***NOTE - no file')
-    def the_config_file_is_not_there(self):
-        return self.previews('weekend.cfg')
+            ('vm-export=db', dict(min_free='9999T')),
+            ('vm-export=db', dict(hook=self.put_file('text', 'hello')))))
 
     @prints('***ERROR - vm not found', '***WARNING - vm not found', '***NOTE - vm not found',
             'ERROR more than one vm with the name', '***ERROR - invalid regex',
@@ -475,20 +445,17 @@ class Troubles(PoolCase):
             'vm-export=gone', 'vm-export=nothing.*', 'exclude=nothing', 'vm-export=twin',
             'vm-export=d[b', 'vm-export=db:x'))
 
-    @prints('ERROR unknown option')
-    def an_option_is_misspelt(self):
-        return self.vmbackup('password', 'db', 'prevew').output
-
-    @prints('is not UTF-8 text')
-    def the_config_file_is_in_latin_1(self):
-        path = self.config('vm-export=db')
-        with open(path, 'ab') as stream:
-            stream.write('vm-export=büro\n'.encode('latin1'))
-        return self.previews(path)
-
-    @prints('config hook is not a program')
-    def the_hook_is_a_text(self):
-        return self.says('vm-export=db', hook=self.path('text', 'hello'))
+    @prints('***NOTE - no file', 'ERROR unknown option', 'SESSION_AUTHENTICATION_FAILED',
+            'no password in password file', 'can be read by others', 'is not UTF-8 text')
+    def words_and_files_are_not_what_they_should_be(self):
+        empty, shared = self.put_file('empty', '\n'), self.put_file('pass', 'cGFzc3dvcmQ=\n')
+        os.chmod(empty, 0o600)
+        os.chmod(shared, 0o644)
+        latin = self.put_file('latin.cfg', 'vm-export=büro\n'.encode('latin1'))
+        return ''.join(self.vmbackup(*words).output for words in (
+            ('password', 'weekend.cfg', 'preview'), ('password', 'db', 'prevew'),
+            ('wrong', 'db', 'preview'), (empty, 'db', 'preview'), (shared, 'db', 'preview'),
+            ('password', latin, 'preview')))
 
     @prints('ERROR: config backup_dir is not writable')
     def backup_dir_is_not_writable(self):
@@ -502,8 +469,8 @@ class Troubles(PoolCase):
 
     @prints('where nothing is mounted')
     def the_share_is_not_mounted(self):
-        self.script = self.changed_script(FSTAB=self.path(
-            'fstab', 'server:/share %s nfs defaults 0 0' % self.backups.replace(' ', r'\040')))
+        self.script = self.changed_script(FSTAB=self.put_file(
+            'fstab', 'server:/share %s nfs defaults 0 0\n' % self.backups.replace(' ', r'\040')))
         return self.says('vm-export=db', require_mount='auto')
 
     @prints('does not answer within')
@@ -531,7 +498,7 @@ class Troubles(PoolCase):
 
     @prints('no progress for')
     def an_export_stands_still(self):
-        self.sim.pool.faults.add('vm-export', 'hang', nth=2)
+        self.fault('vm-export', 'hang', nth=2)
         return self.says('vm-export=db', stall_timeout=0.003)
 
     @prints('VERIFY-FAIL')
@@ -541,10 +508,6 @@ class Troubles(PoolCase):
         self.assertIn('the export failed: y', output)
         return output
 
-    @prints('to verify it with')
-    def a_program_to_verify_with_is_missing(self):
-        return self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
-
     @prints('this host has no libxxhash', 'it is whole, but not what it was',
             'it is of another snapshot')
     def the_library_for_checksums_is_missing_and_then_backups_are_changed(self):
@@ -553,10 +516,8 @@ class Troubles(PoolCase):
         self.script = SCRIPT
         self.says('vm-export=web')
         shutil.copy(*[path + '/web.xva' for path in self.dated('web')])
-        with open(self.dated('db')[0] + '/db.xva', 'r+b') as stream:
-            data = stream.read()
-            stream.seek(0)
-            stream.write(data.replace(b'RESTORE_db', b'RESTORE_xx'))
+        path = self.newest('db', 'db.xva')
+        self.put_file(path, self.read_bytes(path).replace(b'RESTORE_db', b'RESTORE_xx'))
         return before + self.vmbackup('verify', self.backups).output
 
     @prints('the record of a snapshot, is damaged', 'which this program did not make',
@@ -571,49 +532,29 @@ class Troubles(PoolCase):
     def snapshots_pile_up(self):
         self.script = self.changed_script(DISCARD_PAUSES=())
         for verb in ('vm-uninstall', 'snapshot-uninstall'):
-            self.sim.pool.faults.add(verb, 'refuse', times=0,
-                                     error=['SR_BACKEND_FAILURE_46', '', '', ''])
+            self.fault(verb, 'refuse', times=0, error=['SR_BACKEND_FAILURE_46', '', '', ''])
         return [self.says('vm-export=db') for _ in range(3)][-1]
 
-    @prints('SESSION_AUTHENTICATION_FAILED')
-    def the_password_is_wrong(self):
-        return self.vmbackup('wrong', 'db', 'preview').output
-
-    @prints('XenAPI.py is missing')
-    def there_is_no_xenapi(self):
+    @prints('to verify it with', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
+    def programs_and_modules_are_missing(self):
+        before = self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
+        before += self.vmbackup('password', self.config('vm-export=db'),
+                                VMBACKUP_XE='/nosuch/xe').output
         self.prelude = 'import VmBackup; VmBackup.XenAPI = None'
-        return self.previews('db')
+        return before + self.previews('db')
 
-    @prints('cannot start /opt/xensource/bin/xe')
-    def there_is_no_xe(self):
-        return self.vmbackup('password', self.config('vm-export=db'),
-                             VMBACKUP_XE='/nosuch/xe').output
-
-    @prints('SR_BACKEND_FAILURE_44')
-    def storage_is_full(self):
-        self.sim.pool.faults.add('vm-snapshot', 'refuse', error=[
-            'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
-        return self.says('vm-export=db')
-
-    @prints('was left in the pool')
-    def a_snapshot_stays_in_use(self):
+    @prints('SR_BACKEND_FAILURE_44', 'was left in the pool')
+    def storage_is_full_and_a_snapshot_stays_in_use(self):
         self.script = self.changed_script(DISCARD_PAUSES=(), BUSY_PAUSES=())
-        self.sim.pool.faults.add('vdi-destroy', 'refuse', times=0,
-                                 error=['VDI_IN_USE', 'OpaqueRef:NULL', 'destroy'])
-        return self.says('vdi-export=db')
-
-    @prints('no password in password file')
-    def the_password_file_is_empty(self):
-        return self.vmbackup(self.path('empty', ''), 'db', 'preview').output
-
-    @prints('can be read by others')
-    def the_password_file_is_not_private(self):
-        return self.vmbackup(self.path('pass', 'cGFzc3dvcmQ=', mode=0o644), 'db',
-                             'preview').output
+        self.fault('vm-snapshot', 'refuse', error=[
+            'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
+        self.fault('vdi-destroy', 'refuse', times=0,
+                   error=['VDI_IN_USE', 'OpaqueRef:NULL', 'destroy'])
+        return self.says('vm-export=web', 'vdi-export=db')
 
     @prints('HOOK-FAIL', 'no end within')
     def a_hook_hangs(self):
-        hook = self.path('hook', '#!/bin/sh', '[ $1 != backup-start ] || exec sleep 60', mode=0o700)
+        hook = self.program('hook', '[ $1 != backup-start ] || exec sleep 60')
         return self.says('vm-export=db', hook=hook, hook_timeout=0.005)
 
     @prints('***WARNING - mail to', '***WARNING - cannot write status_log',
@@ -627,26 +568,19 @@ class Troubles(PoolCase):
 
     @prints('ERROR ended by signal')
     def a_signal_comes(self):
-        self.sim.pool.faults.add('vm-export', 'stall', nth=2, after=1000)
+        self.fault('vm-export', 'stall', nth=2, after=1000)
         before = self.verbs().count('vm-export')
         child = self.start('password', self.config('vm-export=web'))
         self.wait_for(lambda: self.verbs().count('vm-export') == before + 2)
         child.terminate()
         return self.finish(child).output
 
-    @prints('NOTE not the pool master')
-    def this_host_is_a_member(self):
+    @prints('NOTE not the pool master', 'HOST_IS_SLAVE', 'XenAPI login at')
+    def this_host_is_a_member_and_then_the_master_and_then_the_pool_is_down(self):
         self.use_pool(role='slave')
-        return self.says('vm-export=db', min_free='9999T', pool_db_backup=1)
-
-    @prints('HOST_IS_SLAVE')
-    def the_master_is_a_member(self):
-        self.use_pool(role='slave')
-        self.sim.pool.faults.add('session.login_with_password', 'refuse', times=0, error=[
+        printed = self.says('vm-export=db', min_free='9999T', pool_db_backup=1)
+        self.fault('session.login_with_password', 'refuse', times=0, error=[
             'HOST_IS_SLAVE', self.sim.https_url[len('https://'):]])
-        return self.previews('db')
-
-    @prints('XenAPI login at')
-    def the_pool_is_down(self):
+        printed += self.previews('db')
         self.sim.down()
-        return self.previews('db')
+        return printed + self.previews('db')

@@ -9,7 +9,7 @@ import os
 import re
 
 from tests import DATA
-from tests.tools.support import PoolCase
+from tests.tools.support import HOST, PoolCase
 
 NETWORK = 'Pool-wide network associated with eth0'
 POOL = {'networks': [NETWORK], 'vms': [
@@ -56,12 +56,7 @@ STATUSES = {'05-export-fails': 2, '06-snapshot-fails': 2, '09-preview': 0}
 
 
 def sections(text):
-    """A transcript's parts by their titles, runs with their exit status as `exit N`."""
-    parts = {}
-    for part in re.split(r'(?m)^## ', text)[1:]:
-        title, _, body = part.partition('\n')
-        parts[title] = body
-    return parts
+    return dict(part.split('\n', 1) for part in re.split(r'(?m)^## ', text)[1:])
 
 
 def normal(text):
@@ -87,23 +82,18 @@ class Transcripts(PoolCase):
     pool_description = POOL
 
     def recorded(self, name):
-        """The sections of a recording."""
-        path = os.path.join(DATA, 'transcripts-3.25', name + '.txt')
-        with open(path, encoding='utf-8') as stream:
-            return sections(stream.read())
+        return sections(self.read(DATA, 'transcripts-3.25', name + '.txt'))
 
     def ours(self, text):
-        """Our output with the recording's directories and programs."""
         for mine, theirs in ((self.backups, '/backup/BACKUPS'), (self.sim.xe,
                              '/opt/xensource/bin/xe'), (self.directory + '/run.cfg', 'run.cfg'),
                              (self.status_log, '/backup/status.log'),
-                             ('METADATA_' + os.uname().nodename, 'METADATA_vm'),
-                             ('running on %s ...' % os.uname().nodename, 'running on vm ...')):
+                             ('METADATA_' + HOST, 'METADATA_vm'),
+                             ('running on %s ...' % HOST, 'running on vm ...')):
             text = text.replace(mine, theirs)
         return normal(text)
 
     def compare(self, theirs, ours):
-        """Line by line; a line of one side alone must be a known difference."""
         stamp = 'YYYY-MM-DD-(HH:MM:SS) - '
         theirs, ours = ([line.replace(stamp, '').replace(stamp.rstrip(), '')
                          for line in text.splitlines()] for text in (normal(theirs), ours))
@@ -127,8 +117,7 @@ class Transcripts(PoolCase):
             elif title.startswith('exit status'):
                 self.assertEqual(STATUSES.get(name, 0), done.status, done.output)
         if 'status.log' in recorded:
-            with open(self.status_log, encoding='utf-8') as stream:
-                text = stream.read().replace(',%s,' % os.uname().nodename, ',vm,')
+            text = self.read(self.status_log).replace(',%s,' % HOST, ',vm,')
             self.assertEqual(normal(recorded['status.log']).splitlines(),
                              normal(text).splitlines())
         self.compare_files(recorded['files below backup_dir'].splitlines())
@@ -153,9 +142,8 @@ class Transcripts(PoolCase):
             path, _, body = part.partition('\n')
             found = os.path.join(self.dated('web1')[-1], *path.split('/')[2:])
             if path.startswith('web1/'):
-                with open(found, encoding='utf-8') as stream:
-                    self.assertEqual(normal(body).splitlines(),
-                                     normal(stream.read()).splitlines(), path)
+                self.assertEqual(normal(body).splitlines(),
+                                 normal(self.read(found)).splitlines(), path)
 
     def test_compression(self):
         self.play('03-compress', 'compress=True')

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import VmBackup
 from tests import ROOT
 from tests.simpool import archive, ova, pools
-from tests.tools.bench_pool import MIB, bench_pool
+from tests.tools.bench_pool import MIB, Noise, bench_pool
 
 TEXT = b'The quick brown fox jumps over the lazy dog. ' * 12000
 MEMORY = 40                    # MiB that a verification may take
@@ -69,14 +69,12 @@ class Figure(NamedTuple):
 
 
 def child(text, *words):
-    """Run a piece of Python on a file, in a process of its own."""
     output = subprocess.check_output([sys.executable, '-c', HEAD + text + TAIL, ROOT, *words])
     seconds, kib = output.split()[-2:]
     return Figure(float(seconds), int(kib) / 1024)
 
 
 def through_wc(*argv):
-    """How long a program needs to decompress into `wc -c`."""
     begun = os.times().elapsed
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as program:
         counter = subprocess.Popen(['wc', '-c'], stdin=program.stdout, stdout=subprocess.DEVNULL)
@@ -86,29 +84,20 @@ def through_wc(*argv):
     return Figure(os.times().elapsed - begun)
 
 
-class Disk:
-    """A virtual disk, each chunk of which is half noise and half text, or what is given."""
+class Disk(Noise):
+    """A disk, each chunk of which is half noise, another one each time, and half text."""
 
-    def __init__(self, mib, content=None):
-        self.virtual_size = mib * MIB
-        self.chunk_count = mib
-        self.content = content
+    def chunk(self, index):
+        return (os.urandom(MIB // 2) + TEXT)[:MIB]
 
-    def chunks(self):
-        """The numbers of the chunks that are not zero: all."""
-        return ((number, b'') for number in range(self.chunk_count))
 
-    def chunk(self, _number):
-        """The content of a chunk."""
-        return self.content or (os.urandom(MIB // 2) + TEXT)[:MIB]
+class Zeros(Noise):
+    """A disk whose chunks of zeros are written like others."""
 
-    def read(self, offset, length):
-        """Some of it, as vhd_stream wants it."""
-        return b''.join(self.chunk(offset // MIB + number) for number in range(length // MIB))
+    content = bytes(MIB)
 
 
 def xva(disk, checksum='xxhash'):
-    """The bytes of an archive with one disk, and a whole ova.xml."""
     pool = pools.load({'vms': [{'name': 'bench', 'disks': [
         {'size': '%d MiB' % disk.chunk_count, 'fill': 0}]}]})
     vm, = [ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'bench']
@@ -119,7 +108,6 @@ def xva(disk, checksum='xxhash'):
 
 
 def write(path, pieces, program):
-    """Write a file through a program, and read it, so that its content is in memory."""
     with open(path, 'wb') as stream:
         packer = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=stream)
         for piece in pieces:
@@ -136,7 +124,7 @@ def verify_rows(size):
     """What is measured of verification: name of a file, MiB, its bytes, a program that packs them;
     what that is, what any program needs for it, what we do, the target of limit over ours."""
     many, small = MANY * size // 2048, min(size, 64)
-    raw = (Disk(1).chunk(number) for number in range(size))
+    raw = map(Disk(size * MIB).chunk, range(size))
 
     def hashed(what):
         return lambda path: child(LIMIT, path, what)
@@ -144,29 +132,28 @@ def verify_rows(size):
     def unpacked(program):
         return lambda path: through_wc(program, '-dc', path)
     return [
-        ('xxh64.xva', size, xva(Disk(size)), None,
+        ('xxh64.xva', size, xva(Disk(size * MIB)), None,
          'plain XVA, XXH64', hashed('xxh64'), OURS, 0.85),
-        ('part.xva', size // 8, xva(Disk(size // 8)), None,
+        ('part.xva', size // 8, xva(Disk(size // 8 * MIB)), None,
          'the same, only a part of it', None, OURS, None),
-        ('whole.xva', size, xva(Disk(size)), None,
+        ('whole.xva', size, xva(Disk(size * MIB)), None,
          'the same, as a command, from storage', None, COMMAND, None),
-        ('sha1.xva', size, xva(Disk(size), 'checksum'), None,
+        ('sha1.xva', size, xva(Disk(size * MIB), 'checksum'), None,
          'plain XVA, SHA-1', hashed('sha1'), OURS, 0.85),
-        ('zstd.xva.zst', size, xva(Disk(size)), ['zstd', '-qc'],
+        ('zstd.xva.zst', size, xva(Disk(size * MIB)), ['zstd', '-qc'],
          'XVA, zstd', unpacked('zstd'), OURS, 0.9),
-        ('gzip.xva.gz', size // 4, xva(Disk(size // 4)), ['gzip', '-1c'],
+        ('gzip.xva.gz', size // 4, xva(Disk(size // 4 * MIB)), ['gzip', '-1c'],
          'XVA, gzip', unpacked('gzip'), OURS, 0.9),
         ('image.raw', size, raw, None, 'raw image, SHA-256', hashed('sha256'), OURS, None),
-        ('image.vhd', size, archive.vhd_stream(Disk(size)), None,
+        ('image.vhd', size, archive.vhd_stream(Disk(size * MIB)), None,
          'VHD image, SHA-256', hashed('sha256'), OURS, None),
-        ('many.xva.zst', many, xva(Disk(many, bytes(MIB))), ['zstd', '-qc'],
+        ('many.xva.zst', many, xva(Zeros(many * MIB)), ['zstd', '-qc'],
          'XVA of %d chunks of zeros, zstd' % many, None, OURS, None),
-        ('python.xva', small, xva(Disk(small)), None,
+        ('python.xva', small, xva(Disk(small * MIB)), None,
          'plain XVA, XXH64 in Python', None, 'VmBackup.XXHASH = ()\n' + OURS, None)]
 
 
 def measured(path, mib, runs, what, limit, ours, target):
-    """A row's cells, and whether it missed a target."""
     pairs = [(limit(path) if limit else None, child(ours, path)) for _ in range(runs)]
     memory = max(figure.memory for _, figure in pairs)
     speed = mib / statistics.median(figure.seconds for _, figure in pairs)
@@ -180,7 +167,6 @@ def measured(path, mib, runs, what, limit, ours, target):
 
 
 def machine():
-    """What this was measured on."""
     with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as stream:
         names = [line.split(':', 1)[1].strip() for line in stream if line.startswith('model name')]
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30)
@@ -194,7 +180,6 @@ def machine():
 
 
 def bench_verify(place, size, runs):
-    """Verification of archives and images; the exit status."""
     if not VmBackup.xxhash_library() or not shutil.which('zstd'):
         print('libxxhash and zstd are needed (Debian: libxxhash0, zstd)')
         return 1

@@ -5,7 +5,6 @@ its clients are in others. Disks have half of --size each; the targets are for t
 """
 
 import gc
-import http.client
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import time
 import timeit
-import xmlrpc.client
 from unittest import mock
 
 import VmBackup
@@ -137,13 +135,11 @@ class Table:
         print(FORM % ('what', 'limit', 'ours', 'figure', 'target', 'met'), flush=True)
 
     def row(self, what, limit, ours, figure, target='', met=None):
-        """A row; `met` is None where there is no target."""
         word = {None: '', True: 'yes', False: 'NO'}[met]
         print((FORM % (what, limit, ours, figure, target, word)).rstrip(), flush=True)
         self.missed += [what] * (met is False)
 
     def number(self, what, figure, form='%.0f', most=None, exactly=None):
-        """A row of one number."""
         if exactly is not None:
             self.row(what, '', '', form % figure, form % exactly, figure == exactly)
         elif most is not None:
@@ -152,7 +148,6 @@ class Table:
             self.row(what, '', '', form % figure)
 
     def ratio(self, what, limits, ours, form, most=None):
-        """A row of two figures, each measured several times in turn: ours over the limit."""
         figure = statistics.median(b / a for a, b in zip(limits, ours))
         target = () if most is None else ('<= %.2f' % most, figure <= most)
         self.row(what, form % statistics.median(limits), form % statistics.median(ours),
@@ -165,15 +160,12 @@ class Noise(archive.Image):
     content = os.urandom(MIB)
 
     def chunk(self, index):
-        """The bytes of one chunk."""
         return self.content
 
     def chunks(self):
-        """(index, bytes) of every chunk."""
         return ((index, self.content) for index in range(self.chunk_count))
 
     def clone(self):
-        """Itself, as nobody writes to it."""
         return self
 
 
@@ -207,12 +199,10 @@ class Bench:
         gc.collect()
 
     def clear(self):
-        """An empty backup directory."""
         shutil.rmtree(self.backups, ignore_errors=True)
         os.mkdir(self.backups)
 
     def config(self, rule='vm-export=.*'):
-        """The path of a config file."""
         path = os.path.join(self.place, 'bench.cfg')
         with open(path, 'w', encoding='utf-8') as stream:
             stream.write('backup_dir=%s\nstatus_log=%s/status.log\nrequire_mount=no\nverify=no\n'
@@ -238,7 +228,6 @@ class Bench:
         return seconds, self.exported()
 
     def exported(self):
-        """The bytes of all archives, which are removed."""
         size = sum(os.path.getsize(os.path.join(directory, name))
                    for directory, _, names in os.walk(self.backups)
                    for name in names if name.endswith('.xva'))
@@ -246,20 +235,17 @@ class Bench:
         return size
 
     def child(self, text, *words):
-        """Run a piece of Python; return its seconds and its report."""
         report = os.path.join(self.place, 'report.json')
         seconds = self.timed(sys.executable, '-c', HEAD + text, report, ROOT, *words)
         with open(report, encoding='utf-8') as stream:
             return seconds, json.load(stream)
 
     def preview(self):
-        """The calls of a preview, and the MiB that it takes."""
         before = len(self.sim.calls())
         report = self.child(PREVIEW, 'password', self.config(), 'preview')[1]
         return len(self.sim.calls()) - before, report['most'] / 1024
 
     def run(self):
-        """What a run costs."""
         before = [len(self.sim.calls(door)) for door in ('xapi', 'xe')]
         report = self.child(COUNTING, 'password', self.config())[1]
         report['calls'], report['xe'] = (len(self.sim.calls(door)) - count
@@ -268,7 +254,6 @@ class Bench:
 
 
 def bench_calls(table, place, *_):
-    """Calls of a preview; calls, processes and bytes of a run."""
     def costs(*arguments):
         with Bench(place, *arguments) as bench:
             return bench.run()
@@ -288,7 +273,6 @@ def bench_calls(table, place, *_):
 
 
 def bench_preview(table, place, _, runs):
-    """Previews of a pool that answers late, over the one call that they need."""
     with Bench(place, SOME) as bench:
         bench.faults.latency = LATENCY
         bare, ours = zip(*[(bench.child(BARE, bench.sim.url)[0],
@@ -356,7 +340,6 @@ def bench_run(table, place, size, runs):
 
 
 def bench_parallel(table, place, size, runs):
-    """Four VMs at once over one of them."""
     with Bench(place, VMS, size='%d MiB' % max(size // 2, 1)) as bench:
         bench.faults.add('vm-export', 'slow', times=0, rate=SHARED_RATE)
         one, four = zip(*[(bench.vmbackup(bench.config('vm-export=vm-0'))[0],
@@ -366,30 +349,10 @@ def bench_parallel(table, place, size, runs):
             VMS, SHARED_RATE / 1e6, VMS), one, four, '%.2f', 1.15)
 
 
-def answer_seconds(sim):
-    """How long the daemon needs for VM.get_all_records, and its bytes; nobody parses them."""
-    connection = http.client.HTTPConnection(sim.url[len('http://'):])
-    session = sim.pool.login('root', 'password', 'bench', True)
-    begun = time.perf_counter()
-    connection.request('POST', '/', xmlrpc.client.dumps((session,), 'VM.get_all_records'))
-    size = len(connection.getresponse().read())
-    seconds = time.perf_counter() - begun
-    connection.close()
-    sim.pool.logout(session)
-    return seconds, size
-
-
 def bench_large(table, place, _, runs):
-    """A large pool: calls, memory, and the simulated daemon itself."""
     with Bench(place, 10) as bench:
         few = bench.preview()[0]
-    begun = time.perf_counter()
     with Bench(place, MANY) as bench:
-        table.number('the simulated pool: start with %d VMs, s' % MANY,
-                     time.perf_counter() - begun, '%.2f')
-        seconds, size = answer_seconds(bench.sim)
-        table.number('the simulated pool: answer to VM.get_all_records, s', seconds, '%.2f')
-        table.number('the simulated pool: MiB of that answer', size / MIB, '%.1f')
         bare, ours = zip(*[(bench.child(BARE, bench.sim.url)[1]['most'] / 1024, bench.preview())
                            for _ in range(runs)])
         table.number('XenAPI calls of a preview of %d VMs' % MANY, ours[0][0], exactly=few)
@@ -400,7 +363,6 @@ def bench_large(table, place, _, runs):
 
 
 def make_backups(root):
-    """Directories as runs would have left them, with what is read of them."""
     for vm in range(HISTORIES):
         for number in range(1, BACKUPS + 1):
             moment = 1577880000 + number * 86400        # seconds since 1970
@@ -417,7 +379,6 @@ def make_backups(root):
 
 
 def rotate(root):
-    """What a run does to choose surplus backups, after the newest one of each VM was made."""
     store = VmBackup.BackupStore(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
@@ -426,18 +387,15 @@ def rotate(root):
 
 
 def list_all(root):
-    """All backups of all VMs."""
     store = VmBackup.BackupStore(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
     assert sum(len(history.backups()) for history in store.histories()) == HISTORIES * BACKUPS
 
 
 def command_list(root):
-    """The command `list`, printed to nowhere."""
     assert VmBackup.run_list([root], VmBackup.Console(None)) == 0
 
 
 def bench_store(table, place, _, runs):
-    """Rotation and listing of many backups: seconds, and directories that are listed."""
     root = os.path.join(place, 'store')
     make_backups(root)
     functions = (('choose what to rotate', 'choose', rotate, 1), ('list all', 'list', list_all, 1),
@@ -460,7 +418,6 @@ def bench_store(table, place, _, runs):
 
 
 def bench_pool(place, size, runs):
-    """Runs and previews on simulated pools; the exit status."""
     disk = max(size // 2, 1)
     if shutil.disk_usage(place).free < (NIGHT + 1) * disk * MIB:
         print('there is no room for %d MiB in %s' % ((NIGHT + 1) * disk, place))

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from tests import ROOT
@@ -51,7 +52,6 @@ class Failure(NamedTuple):
 
 
 def refusal(*error, **details):
-    """A fault: xapi refuses with this error."""
     return dict(do='refuse', error=list(error), **details)
 
 
@@ -95,7 +95,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv):
-    """The options, as argparse gives them; exits with 2 where they are wrong."""
     parser = Parser(prog='python3 -m tests demo', allow_abbrev=False,
                     description="A night's backup, seen happening on a simulated pool.",
                     epilog='Verbs: ' + ', '.join(FAILURES))
@@ -115,10 +114,8 @@ def say(*lines):
 
 
 def make_python3(directory):
-    """Make a python3 that is the Python that runs us, for scripts that ask for one by name."""
     path = os.path.join(directory, 'python3')
-    with open(path, 'wb') as file:
-        file.write(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.quote(sys.executable)))
+    Path(path).write_bytes(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.quote(sys.executable)))
     os.chmod(path, 0o700)
 
 
@@ -133,7 +130,6 @@ class Demo:
         self.environ = sim.environ()
 
     def headline(self, *lines):
-        """Tell what comes now."""
         self.steps += 1
         say('', '-- %d. %s' % (self.steps, lines[0]), *('--    ' + line for line in lines[1:]))
 
@@ -160,29 +156,25 @@ class Demo:
         return output.decode('utf-8', 'replace')
 
     def left(self):
-        """What xe says of snapshots in the pool."""
         return [self.run(line) for line in LEFT]
 
     def dated(self, name):
-        """The dated directories of a VM."""
         return sorted(os.listdir(os.path.join(self.directory, 'BACKUPS', name)))
 
 
 def expect(fact, text):
-    """Raise Unexpected unless it is so."""
     if not fact:
         raise Unexpected(text)
 
 
 def prepare(demo):
-    """Install, configure, look."""
     demo.headline('Installing it is copying two files into one directory.')
     demo.run('cp %s .' % ' '.join(shlex.quote(os.path.join(ROOT, name))
                                   for name in ('VmBackup.py', 'XenAPI.py')))
     demo.headline('The config file says where to, which VMs, how and how many backups to keep:',
                   'the boot disk of db; web, büro and all that begins with mail as a whole.')
-    with open(os.path.join(demo.directory, 'demo.cfg'), 'wb') as file:
-        file.write(CONFIG.encode('utf-8').replace(b'{directory}', os.fsencode(demo.directory)))
+    Path(demo.directory, 'demo.cfg').write_bytes(
+        CONFIG.encode('utf-8').replace(b'{directory}', os.fsencode(demo.directory)))
     os.mkdir(os.path.join(demo.directory, 'BACKUPS'))
     demo.run('cat demo.cfg')
     demo.headline("Root's password goes into a file, so that no crontab shows it.")
@@ -194,7 +186,6 @@ def prepare(demo):
 
 
 def two_nights(demo):
-    """A run, what it wrote, and a second run that rotates."""
     demo.headline('A night: the run. Every command that changes the pool is shown, numbered.')
     demo.run(RUN)
     demo.headline('What it wrote. A directory without its success file is no backup.')
@@ -215,7 +206,6 @@ def two_nights(demo):
 
 
 def failure(demo, verb):
-    """A good night, a bad one, and how the next good one tidies up."""
     wanted = FAILURES[verb]
     demo.headline('A first night, as cron would run it.')
     demo.run(NIGHTLY)
@@ -237,7 +227,6 @@ def failure(demo, verb):
 
 
 def open_shell(demo):
-    """The user's shell, inside."""
     shell = os.environ.get('SHELL') or 'sh'
     demo.headline('A shell in %s. The pool runs; root\'s password is: password' % demo.directory,
                   PREVIEW, RUN, 'xe vm-list', 'exit ends it.')
@@ -250,20 +239,8 @@ def open_shell(demo):
         signal.signal(signal.SIGINT, before)
 
 
-def show(demo, options):
-    """The whole demo. Raise Unexpected."""
-    say("A night's backup on a simulated pool of six VMs. All of it happens in",
-        demo.directory + ' and nowhere else on this machine.')
-    prepare(demo)
-    if options.fail:
-        failure(demo, options.fail)
-    else:
-        two_nights(demo)
-
-
 @contextlib.contextmanager
 def new_directory(keep):
-    """A directory for the demo, removed at the end if it is not to be kept."""
     directory = tempfile.mkdtemp(prefix='vmbackup-demo-')
     try:
         yield directory
@@ -280,7 +257,6 @@ def stop(number, _):
 
 
 def main(argv):
-    """The exit status."""
     options = parse(argv)
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -290,7 +266,13 @@ def main(argv):
             demo = Demo(sim, directory)
             status = 0
             try:
-                show(demo, options)
+                say("A night's backup on a simulated pool of six VMs. All of it happens in",
+                    directory + ' and nowhere else on this machine.')
+                prepare(demo)
+                if options.fail:
+                    failure(demo, options.fail)
+                else:
+                    two_nights(demo)
             except Unexpected as error:
                 say('', 'NOT AS EXPECTED: %s' % error)
                 status = 1

@@ -5,6 +5,7 @@ adds up.
 """
 
 import collections
+import contextlib
 import json
 import os
 
@@ -16,27 +17,17 @@ def add(kind, faults=0, checks=0):
     """Count faults of a kind, and invariants checked after them."""
     path = os.environ.get(FILE)
     if path:
-        line = json.dumps([kind, faults, checks]) + '\n'
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(handle, line.encode('utf-8'))      # at once: others append, too
-        finally:
-            os.close(handle)
-
-
-def add_check(kind, number):
-    """Count invariants that were checked after a fault of a kind."""
-    add(kind, checks=number)
+        with open(path, 'ab', buffering=0) as file:     # one write: others append, too
+            file.write(json.dumps([kind, faults, checks]).encode('ascii') + b'\n')
 
 
 def read(path):
     """{kind: (faults, checks)} of a file, in the order of kinds; empty where there is none."""
     sums = collections.defaultdict(lambda: (0, 0))
-    if os.path.exists(path):
-        with open(path, encoding='utf-8') as file:
-            for kind, faults, checks in map(json.loads, file):
-                sums[kind] = (sums[kind][0] + faults, sums[kind][1] + checks)
-    return collections.OrderedDict(sorted(sums.items()))
+    with contextlib.suppress(FileNotFoundError), open(path, encoding='ascii') as file:
+        for kind, faults, checks in map(json.loads, file):
+            sums[kind] = (sums[kind][0] + faults, sums[kind][1] + checks)
+    return dict(sorted(sums.items()))
 
 
 def table(sums):

@@ -19,11 +19,9 @@ import os
 import sys
 import threading
 
-OPERATIONS = {function.__name__: function for function in (
+OPERATIONS = {id(function) for function in (
     os.rename, os.replace, os.unlink, os.remove, os.rmdir, os.mkdir, os.link, os.symlink,
     os.chmod, os.fsync, os.fdatasync, os.truncate, os.open, io.open, fcntl.flock, fcntl.lockf)}
-OPERATIONS['open'] = None       # there are two of that name
-OPENS = (os.open, io.open)
 TALKS = ('fork_exec', 'fork', 'sendall', 'send')    # others may have done something since
 BY = {'VmBackup.py', 'shutil.py', 'os.py', 'tempfile.py'}      # as callers: ours, or for us
 
@@ -46,7 +44,7 @@ class Watcher:
     def __call__(self, frame, event, function):
         if event not in ('c_call', 'c_return', 'c_exception'):
             return
-        if not is_operation(function):
+        if id(function) not in OPERATIONS:
             self.talked = self.talked or getattr(function, '__name__', None) in TALKS
             return
         if os.path.basename(frame.f_code.co_filename) not in BY:
@@ -69,7 +67,6 @@ class Watcher:
                 os.kill(os.getpid(), signum)
 
     def note(self, number, frame, name, success):
-        """Write down what an operation has changed."""
         now = look(self.root)
         line = json.dumps({
             'number': number, 'name': name, 'by': frame.f_code.co_name, 'success': success,
@@ -81,14 +78,6 @@ class Watcher:
         handle = os.open(self.trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(handle, line.encode('utf-8'))
         os.close(handle)
-
-
-def is_operation(function):
-    """Whether a C function is one that we count."""
-    name = getattr(function, '__name__', None)
-    if name == 'open':
-        return any(function is each for each in OPENS)
-    return name in OPERATIONS and OPERATIONS[name] is function
 
 
 def look(root):
@@ -103,7 +92,6 @@ def look(root):
 
 
 def digest(found):
-    """A word for what `look` has found."""
     return hashlib.sha1(repr(sorted(found.items())).encode('utf-8')).hexdigest()
 
 
@@ -121,7 +109,6 @@ def forced(frame, root):
 
 
 def watch(**spec):
-    """Watch all that this process does from now on."""
     watcher = Watcher(**spec)
     threading.setprofile(watcher)
     sys.setprofile(watcher)

@@ -18,7 +18,6 @@ def read_proc(pid, name):
 
 
 def pids():
-    """The numbers of all processes, as text; none without /proc."""
     return filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc/self') else [])
 
 
@@ -68,7 +67,6 @@ def end_all(mark, token, session=-1):
 
 
 def children_of(parent):
-    """The numbers of the processes that a process has started."""
     found = []
     for pid in pids():
         fields = read_proc(pid, 'stat').rpartition(b')')[2].split()

@@ -9,8 +9,10 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import itertools
 import json
 import locale
+import multiprocessing.context
 import os
 import random
 import re
@@ -21,7 +23,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import unittest
 import warnings
 from typing import NamedTuple
@@ -41,10 +42,6 @@ PASSED, FAILED, SKIPPED = OUTCOMES = ('passed', 'failed', 'skipped')
 NOT_OURS = '/snapshots/NAUbackup/status.log'    # where a config names none
 
 
-class Interrupted(Exception):
-    """A signal asks us to stop."""
-
-
 class Result(NamedTuple):
     """How one test, or a fixture, or a unit as a whole ended."""
     name: str
@@ -58,80 +55,64 @@ class Recorder(unittest.TestResult):
     it passed where failure was expected, or if an administrator's log was written; else skipped
     if any part of it was."""
 
-    def __init__(self, report, failfast=False):
+    def __init__(self, report, failfast):
         super().__init__()
-        self._report = report
-        self._stops = failfast
-        self._test = None
+        self.report, self.failfast = report, failfast
 
     def write(self, *fields):
-        """Add a line to the report."""
-        self._report.write(json.dumps(fields) + '\n')
-        self._report.flush()
+        self.report.write(json.dumps(fields) + '\n')
+        self.report.flush()
 
     def startTest(self, test):
+        self.tell_of_fixtures()
         super().startTest(test)
-        self._test, self._parts, self._began = test, [], time.perf_counter()
-        self._untouched = state_of(NOT_OURS)
+        self.began, self.untouched = time.perf_counter(), state_of(NOT_OURS)
         self.write('start', test.id())
 
     def stopTest(self, test):
         super().stopTest(test)
-        if state_of(NOT_OURS) != self._untouched:
-            self._part(test, FAILED, '%s was written, by this test or beside it' % NOT_OURS)
-        outcomes = [outcome for outcome, _ in self._parts]
-        self.write('end', test.id(), FAILED if FAILED in outcomes else (outcomes or [PASSED])[0],
-                   '\n'.join(text for outcome, text in self._parts
-                             if outcome == FAILED or FAILED not in outcomes),
-                   time.perf_counter() - self._began)
-        self._test = None
+        if state_of(NOT_OURS) != self.untouched:
+            self.errors.append((test, '%s was written, by this test or beside it' % NOT_OURS))
+        parts = self.parts()
+        outcome = parts[0][1] if parts else PASSED
+        self.write('end', test.id(), outcome, '\n'.join(
+            '%s\n%s' % (part, text) if part is not test and outcome == FAILED else text
+            for part, found, text in parts if found == outcome), time.perf_counter() - self.began)
 
-    def _part(self, test, outcome, text):
-        self.shouldStop = self.shouldStop or self._stops and outcome == FAILED
-        if self._test is None:              # setUpClass, setUpModule
-            self.write('end', test.id(), outcome, text, 0)
-        else:
-            self._parts.append((outcome, text))
+    def tell_of_fixtures(self):
+        """Write the outcomes that are not of tests: of setUpClass, setUpModule and the like."""
+        for fixture, outcome, text in self.parts():
+            self.write('end', fixture.id(), outcome, text, 0)
 
-    def addError(self, test, err):
-        self._part(test, FAILED, self._exc_info_to_string(err, test))
-
-    addFailure = addError
-
-    def addSubTest(self, test, subtest, err):
-        if err is not None:
-            self._part(test, FAILED, '%s\n%s' % (subtest, self._exc_info_to_string(err, test)))
-
-    def addSkip(self, test, reason):
-        self._part(test, SKIPPED, reason)
-
-    def addExpectedFailure(self, test, err):
-        self._part(test, PASSED, '')
-
-    def addUnexpectedSuccess(self, test):
-        self._part(test, FAILED, 'unexpected success: it is marked as an expected failure')
+    def parts(self):
+        """[(test or subtest, outcome, text)] since the last call, failures first."""
+        found = [(test, FAILED, text) for test, text in self.errors + self.failures]
+        found += [(test, FAILED, 'unexpected success: it is marked as an expected failure')
+                  for test in self.unexpectedSuccesses]
+        found += [(test, SKIPPED, reason) for test, reason in self.skipped]
+        for noted in (self.errors, self.failures, self.unexpectedSuccesses, self.skipped):
+            noted.clear()
+        return found
 
 
 def cases(suite):
-    """Every single test in a suite, in order."""
     for test in suite:
-        yield from cases(test) if isinstance(test, unittest.BaseTestSuite) else [test]
+        yield from cases(test) if isinstance(test, unittest.TestSuite) else [test]
 
 
 def find_units(options):
     """Lists of chosen tests, the classes of each together: those that are to run in one process."""
-    units, last = [], None
-    for place in options.places:
-        suite = unittest.TestLoader().discover(place, top_level_dir=options.top)
-        for test in cases(suite):
-            if type(test).__name__ != '_FailedTest' and options.patterns and not any(
-                    part in test.id() for part in options.patterns):
-                continue                # (that is a module that could not be imported)
-            if type(test) is not last and (not units or len(units[-1]) >= options.size or
-                                           type(test).__module__ != last.__module__):
-                units.append([])
-            last = type(test)
-            units[-1].append(test)
+    def chosen(test):       # a module that could not be imported always is
+        return type(test).__name__ == '_FailedTest' or not options.patterns or any(
+            part in test.id() for part in options.patterns)
+    suites = [unittest.TestLoader().discover(place, top_level_dir=options.top)
+              for place in options.places]
+    units = []
+    for kind, tests in itertools.groupby(filter(chosen, cases(suites)), type):
+        if not units or len(units[-1]) >= options.size or (
+                type(units[-1][0]).__module__ != kind.__module__):
+            units.append([])
+        units[-1] += tests
     return units
 
 
@@ -161,37 +142,28 @@ def fresh_directory():
 
 
 def state_of(path):
-    """Words that change when a file does."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
         return found.st_ino, found.st_size, found.st_mtime_ns
     return None
 
 
-class Worker:
+class Worker(multiprocessing.context.ForkProcess):
     """A unit at work: started by its making; `done` polls it, then `results` tells."""
 
     def __init__(self, tests, number, base, options):
-        self.tests = tests
-        self.name = '%s/%d' % (type(tests[0]).__module__.rpartition('tests.')[2], number)
-        self.limit, self.failfast = options.limit, options.failfast
+        super().__init__(name='%s/%d' % (
+            type(tests[0]).__module__.rpartition('tests.')[2], number))
+        self.tests, self.limit, self.failfast = tests, options.limit, options.failfast
         self.token = '%s-%d' % (os.path.basename(base), number)
+        self.counts = os.path.join(base, 'figures')
         self.tmp = os.path.join(base, str(number))
         self.report, self.output = self.tmp + '.report', self.tmp + '.output'
         os.mkdir(self.tmp)
-        self.began = time.monotonic()
-        self.overdue, self.status = False, None
-        self.pid = os.fork()
-        if not self.pid:
-            status = 1
-            try:
-                self.work(os.path.join(base, 'figures'))
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(status)
+        self.began, self.overdue = time.monotonic(), False
+        self.start()
 
-    def work(self, counts):
+    def run(self):
         """In the process of its own: run the tests."""
         os.setsid()
         name_process(self.token)
@@ -201,9 +173,8 @@ class Worker:
         with open(os.devnull) as null, open(self.output, 'wb') as output:
             for number, stream in enumerate((null, output, output)):
                 os.dup2(stream.fileno(), number)
-        os.environ.update({'TMPDIR': self.tmp, 'TMP': self.tmp, 'TEMP': self.tmp,
-                           figures.FILE: counts, MARK: '%s:%s' % (
-                               os.environ.get(MARK, ''), self.token)})
+        os.environ.update(dict.fromkeys(('TMPDIR', 'TMP', 'TEMP'), self.tmp), **{
+            figures.FILE: self.counts, MARK: '%s:%s' % (os.environ.get(MARK, ''), self.token)})
         tempfile.tempdir = None
         random.seed()
         os.chdir(ROOT)
@@ -215,29 +186,28 @@ class Worker:
                 warnings.simplefilter('default')
             recorder = Recorder(report, self.failfast)
             unittest.TestSuite(self.tests).run(recorder)
+            recorder.tell_of_fixtures()
             recorder.write('finished')
         forked.end()
-        threading._shutdown()               # awaits threads, as an interpreter's end does
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for thread in threading.enumerate():    # as an interpreter's end does (from 3.7: anyway)
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join()
 
     def done(self):
         """Whether it has ended; ends it where it is over its limit."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if pid:
-            self.status = status
         # Half a second for the stacks that the unit writes when its limit is reached.
-        elif time.monotonic() - self.began > self.limit + 0.5:
+        if self.exitcode is None and time.monotonic() - self.began > self.limit + 0.5:
             self.overdue = True
             self.kill()
-        return self.status is not None
+        return self.exitcode is not None
 
     def kill(self):
         """End it at once, and all that it has started."""
-        if self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)         # all that we can do without /proc
-            self.status = os.waitpid(self.pid, 0)[1]
+        if self.exitcode is None:
+            for send in (os.killpg, os.kill):               # all that we can do without /proc
+                with contextlib.suppress(ProcessLookupError):
+                    send(self.pid, signal.SIGKILL)
+            self.join()
         end_all(MARK, self.token, self.pid)
 
     def results(self):
@@ -255,10 +225,9 @@ class Worker:
                 '%d %s' % item for item in sorted(left.items()))
         if self.overdue:
             problems['unit'] = 'still running after %g s: ended' % self.limit
-        elif self.status or not finished:
-            problems['unit'] = 'its process ended with ' + (
-                'signal %d' % (self.status & 127) if self.status & 127 else
-                'exit status %d' % (self.status >> 8))
+        elif self.exitcode or not finished:
+            problems['unit'] = 'its process ended with %s %d' % (
+                'signal' if self.exitcode < 0 else 'exit status', abs(self.exitcode))
         elif os.listdir(self.tmp):
             problems['files'] = 'left behind in TMPDIR: %s' % ascii(sorted(os.listdir(self.tmp)))
         return found + [Result(running or '%s (%s)' % (self.name, what), FAILED, text)
@@ -266,16 +235,15 @@ class Worker:
 
     def read_report(self):
         """(results so far, id of the test that had no end, whether all was run)."""
-        found, running, finished = [], None, False
+        found, running, word = [], None, None
         with contextlib.suppress(FileNotFoundError), open(self.report, encoding='utf-8') as report:
             for line in report:
                 if line.endswith('\n'):             # else it was killed while it wrote that
                     word, *fields = json.loads(line)
-                    finished = finished or word == 'finished'
                     running = fields[0] if word == 'start' else None
                     if word == 'end':
                         found.append(Result(*fields))
-        return found, running, finished
+        return found, running, word == 'finished'
 
     def last_words(self):
         """The end of what it wrote to stdout and stderr."""
@@ -333,20 +301,18 @@ def summarize(results, counted):
     failures = [result for result in results if result.outcome == FAILED]
     for result in failures:
         write_line('\n%s\nFAILED %s\n\n%s' % ('=' * 70, result.name, result.text.rstrip('\n')))
-    reasons = collections.OrderedDict()
-    for result in results:
-        if result.outcome == SKIPPED:
-            reasons.setdefault(result.text, []).append(result.name)
-    for reason, names in reasons.items():
+    skipped = [result for result in results if result.outcome == SKIPPED]
+    for reason in sorted({result.text for result in skipped}):
+        names = [result.name for result in skipped if result.text == reason]
         write_line('\nskipped %d: %s\n    %s' % (len(names), reason, '\n    '.join(names)))
     write_line('\nslowest' if results else '\nno test was selected')
     for result in sorted(results, key=lambda result: -result.seconds)[:5]:
         write_line('    %6.2f s  %s' % (result.seconds, result.name))
-    runs = [(kind, counted.pop(kind)[0]) for kind in (figures.FORKED, figures.STARTED)
-            if kind in counted]
+    runs = ['%d %s' % (counted.pop(kind)[0], kind)
+            for kind in (figures.FORKED, figures.STARTED) if kind in counted]
     if counted:
         write_line('\nfaults injected, and invariants checked after them')
-    for line in figures.table(counted) + [''] + ['%d %s' % run[::-1] for run in runs]:
+    for line in figures.table(counted) + [''] + runs:
         write_line(line and '    ' + line)
     write_line('\nwhat failed' if failures else '')
     for result in failures:
@@ -361,9 +327,9 @@ def in_short(text):
 
 
 def parse(argv, prog, **defaults):
-    """The options, as argparse gives them; exits with 2 where they are wrong. `defaults` of
-    options, and of three that the command line does not have: `places`, the folders whose tests
-    are run, `top`, from where they are imported, and `size`, the number of tests in a unit."""
+    """The options; exits with 2 where they are wrong. `defaults` of options, and of three that the
+    command line does not have: `places`, the folders whose tests are run, `top`, from where they
+    are imported, and `size`, the number of tests in a unit."""
     def positive(text):
         value = float(text)
         if value <= 0:
@@ -412,13 +378,13 @@ def main(argv, prog='python3 -m tests', afterwards=None, **defaults):
     def stop(number, _):
         for other in before:
             signal.signal(other, signal.SIG_IGN)    # the first one is enough: let us clean up
-        raise Interrupted(number)
+        raise KeyboardInterrupt(number)
     before = {number: signal.signal(number, stop)
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
               if signal.getsignal(number) != signal.SIG_IGN}
     try:
         results, counted = run(options)
-    except Interrupted as interrupted:
+    except KeyboardInterrupt as interrupted:
         write_line('interrupted')
         return 128 + interrupted.args[0]
     finally:

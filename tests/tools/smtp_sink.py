@@ -39,12 +39,10 @@ class Mail(NamedTuple):
 
     @property
     def message(self) -> Any:
-        """It, parsed."""
         return message_from_bytes(self.data, policy=policy.default)
 
     @property
     def text(self) -> str:
-        """Its body."""
         return self.message.get_content()
 
 
@@ -83,7 +81,6 @@ class SmtpSink(contextlib.AbstractContextManager):
         self.stop()
 
     def ordered(self, verb):
-        """The reply that was ordered for this use of a verb, or None."""
         with self._guard:
             return next(self.replies.get(verb, iter(())), None)
 
@@ -162,7 +159,6 @@ class Dialogue(threading.Thread):
         self.connection.sendall(reply.encode('utf-8') + b'\r\n')
 
     def encrypt(self):
-        """Go on with TLS."""
         self.connection = self.sink.tls.wrap_socket(self.connection, server_side=True)
         self.stream = self.connection.makefile('rb')
         self.encrypted = True
@@ -206,7 +202,6 @@ class Dialogue(threading.Thread):
         return '250 ok'
 
     def body(self):
-        """Take a mail's data; the answer to it. Raises EOFError."""
         lines = []
         while lines[-1:] != [b'.\r\n']:
             lines.append(self.stream.readline())

@@ -1,6 +1,7 @@
 """What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -42,20 +43,15 @@ class Done(NamedTuple):
 
 
 class Journal(list):
-    """A pool's journal in which the nth call of a name, or each with 0, has something done before
-    it goes on."""
+    """A pool's journal that tells somebody of each call, by its number, before it goes on."""
 
-    def __init__(self, name, work, nth):
+    def __init__(self, tell):
         super().__init__()
-        self.name, self.work, self.nth, self.seen = name, work, nth, 0
+        self.tell = tell
 
     def append(self, call):
-        """Note a call."""
         super().append(call)
-        if call.name == self.name:
-            self.seen += 1
-            if self.nth in (0, self.seen):
-                self.work()
+        self.tell(len(self), call)
 
 
 class PoolCase(unittest.TestCase):
@@ -91,7 +87,6 @@ class PoolCase(unittest.TestCase):
         return super().doCleanups()
 
     def contents(self):
-        """What is in the pool, by class: references and names; of the tasks those under way."""
         return {cls: {ref: record.get('name_label', '')
                       for ref, record in self.sim.pool.tables[cls].items()
                       if record.get('status', 'pending') == 'pending'}
@@ -113,79 +108,63 @@ class PoolCase(unittest.TestCase):
 
     def config(self, *lines, **keys):
         """Write a config file for this test's directories; return its path."""
-        path = os.path.join(self.directory, 'run.cfg')
-        head = dict(dict(backup_dir=self.backups, status_log=self.status_log), **keys)
-        with open(path, 'w', encoding='utf-8') as stream:
-            for item in head.items():
-                stream.write('%s=%s\n' % item)
-            stream.write('\n'.join(lines) + '\n')
-            if 'require_mount' not in keys:
-                stream.write('require_mount=no\n')    # temporary files are anywhere
-        return path
+        keys = dict(dict(backup_dir=self.backups, status_log=self.status_log), **keys)
+        text = ['%s=%s' % item for item in keys.items()] + list(lines)
+        if 'require_mount' not in keys:
+            text.append('require_mount=no')     # temporary files are anywhere
+        return self.put_file('run.cfg', '\n'.join(text) + '\n')
 
     def changed_script(self, **constants):
         """The script with other values of these first-page constants."""
         place = tempfile.mkdtemp(dir=self.directory, prefix='script-')
         shutil.copy(os.path.join(ROOT, 'XenAPI.py'), place)
-        with open(SCRIPT, encoding='utf-8') as stream:
-            text = stream.read()
+        text = self.read(SCRIPT)
         for name, value in constants.items():
             text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
                                   flags=re.MULTILINE)
             self.assertEqual(1, count, '%s is no constant of the script' % name)
         script = forked.Script(os.path.join(place, 'VmBackup.py'))
         script.constants = constants
-        with open(script, 'w', encoding='utf-8') as stream:
-            stream.write(text)
+        self.put_file(script, text)
         return script
 
     def environ(self, **more):
-        """The environment of a child; HOME is this test's."""
-        environ = self.sim.environ(HOME=self.directory)
-        environ.update(more)
-        return environ
+        return dict(self.sim.environ(HOME=self.directory), **more)
 
     def at(self, *parts):
-        """A path in this test's directory."""
         return os.path.join(self.directory, *parts)
 
     def put_file(self, name, text=''):
-        """Write a file in this test's directory, of text or bytes; return its path."""
         with open(self.at(name), 'wb') as stream:
             stream.write(text if isinstance(text, bytes) else text.encode('utf-8'))
         return stream.name
 
     def program(self, name, text):
-        """Write a program in sh, or another with its own first line; return its path."""
         path = self.put_file(name, text if text.startswith('#!') else '#!/bin/sh\n' + text)
         os.chmod(path, 0o755)
         return path
 
-    def xe_that(self, change):
+    def xe_that(self, change, first='%s "$@" || exit'):
         """The path of an xe after whose exports into a file this shell command is run, $1 being
         the file."""
-        return self.program('odd-xe', '%s "$@" || exit\nfor word; do case $word in '
-                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                            % (self.sim.xe, change))
+        return self.program('odd-xe', first % self.sim.xe + '\nfor word; do case $word in '
+                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n' % change)
 
     def xe_whose(self, verb, change):
-        """The path of an xe in the place of whose exports by this verb into a file this shell
-        command is run, $1 being the file."""
-        return self.program('odd-xe', '[ "$1" = %s ] || exec %s "$@"\nfor word; do case $word in '
-                            'filename=?*) set -- "${word#filename=}"; %s;; esac; done\n'
-                            % (verb, self.sim.xe, change))
+        """The same in the place of its exports by this verb."""
+        return self.xe_that(change, '[ "$1" = ' + verb + ' ] || exec %s "$@"')
 
     def fault(self, name, do, **details):
-        """Have a call of the pool meet a fault, as Faults.add has it."""
         self.sim.pool.faults.add(name, do, **details)
 
     def at_call(self, name, work, nth=1):
         """Have something done when the nth call of that name comes, or each with 0, before the
         pool acts."""
-        self.sim.pool.journal = Journal(name, work, nth)
+        numbers = itertools.count(1)
+        self.sim.pool.journal = Journal(
+            lambda _, call: call.name == name and nth in (0, next(numbers)) and work())
 
     def start(self, *arguments, **environ):
-        """Start VmBackup.py; return the process, as forked.start does."""
         return self.start_with(arguments, environ)
 
     def start_with(self, arguments, environ=(), **options):
@@ -195,16 +174,13 @@ class PoolCase(unittest.TestCase):
                                    **options))
 
     def finish(self, child):
-        """Wait for VmBackup.py; return what it did."""
         output, _ = child.communicate(timeout=LIMIT)
         return Done(child.returncode, output.decode('utf-8'))
 
     def vmbackup(self, *arguments, **environ):
-        """Run VmBackup.py to its end."""
         return self.finish(self.start(*arguments, **environ))
 
     def back_up(self, *lines, **keys):
-        """Run VmBackup.py with a config of these lines."""
         return self.vmbackup('password', self.config(*lines, **keys))
 
     def ends(self, status, *lines, **keys):
@@ -226,43 +202,36 @@ class PoolCase(unittest.TestCase):
         return status, stream.getvalue().decode('utf-8')
 
     def xe(self, *words):
-        """What a command of the simulated xe prints; it has to succeed."""
         done = subprocess.run([self.sim.xe] + list(words), timeout=LIMIT, env=self.environ(),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.assertEqual((0, b''), (done.returncode, done.stderr), words)
         return done.stdout.decode('utf-8')
 
     def uuid_of(self, name):
-        """The uuid of a VM."""
         return self.xe('vm-list', 'name-label=' + name, 'params=uuid', '--minimal').strip()
 
     def disk_of(self, name, device):
-        """The uuid of a VM's disk."""
         return self.xe('vbd-list', 'vm-name-label=' + name, 'userdevice=' + device,
                        'params=vdi-uuid', '--minimal').strip()
 
     def xe_calls(self):
-        """The xe commands so far, as (verb, {parameter: value})."""
         return [(call.name, dict(word.partition('=')[::2] for word in call.args))
                 for call in self.sim.calls('xe')]
 
     def verbs(self):
-        """The xe commands so far."""
         return [verb for verb, _ in self.xe_calls()]
 
-    def wait_for(self, condition):
-        """Wait until something has happened."""
+    def wait_for(self, condition, what='it'):
         end = time.monotonic() + LIMIT
         while not condition():
-            self.assertLess(time.monotonic(), end, 'it never happened')
-            time.sleep(0.01)
+            self.assertLess(time.monotonic(), end, what + ' never happened')
+            time.sleep(0.005)
 
     def wait_for_call(self, name, nth=1):
         """Wait until the pool has got so many calls of that name, by either door."""
         self.wait_for(lambda: [call.name for call in self.sim.calls()].count(name) >= nth)
 
     def start_until(self, name, nth, *words):
-        """Start VmBackup.py; return the process once the nth call of that name is under way."""
         child = self.start(*words)
         self.addCleanup(child.stdout.close)
         self.addCleanup(child.kill)
@@ -270,7 +239,6 @@ class PoolCase(unittest.TestCase):
         return child
 
     def signalled(self, child, signum=signal.SIGTERM):
-        """Send a signal to a run; it has to end so. Return what it did."""
         child.send_signal(signum)
         return self.assert_ends(128 + signum, self.finish(child))
 
@@ -286,33 +254,25 @@ class PoolCase(unittest.TestCase):
         return sorted(found)
 
     def dated(self, vm):
-        """The dated directories of a VM, oldest first."""
         directory = os.path.join(self.backups, vm)
         return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
 
     def newest(self, vm, *parts):
-        """A path in the newest backup of a VM."""
         return os.path.join(self.dated(vm)[-1], *parts)
 
     def manifest(self, vm):
-        """That of the newest backup of a VM."""
-        with open(self.newest(vm, 'backup.json'), encoding='utf-8') as stream:
-            return json.load(stream)
+        return json.loads(self.read(self.newest(vm, 'backup.json')))
 
     def digest(self, vm, device='0'):
-        """The SHA-256 of a VM's disk in the pool."""
         pool = self.sim.pool
         return pool.content[pool.ref_of('VDI', self.disk_of(vm, device))].sha256()
 
     def status(self):
         """The lines of the status log without times and the host's name."""
-        with open(self.status_log, encoding='utf-8') as stream:
-            text = stream.read()
-        return [line.split(',', 3)[1] + ',' + line.split(',', 3)[3]
-                for line in text.splitlines()]
+        fields = [line.split(',', 3) for line in self.read(self.status_log).splitlines()]
+        return ['%s,%s' % (words[1], words[3]) for words in fields]
 
     def assert_told(self, *lines):
-        """The status log has these lines."""
         for line in lines:
             self.assertIn(line, self.status())
 
@@ -322,24 +282,20 @@ class PoolCase(unittest.TestCase):
             return stream.read()
 
     def read(self, *parts):
-        """The same as text."""
         return self.read_bytes(*parts).decode('utf-8')
 
     def record(self, failed, disk, **fields):
-        """Leave in a dated directory what a run that was killed wrote of a disk's snapshot."""
         pool, = self.sim.pool.tables['pool'].values()
         intent = VmBackup.Intent(
             pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',
             VmBackup.utc(-60), VmBackup.utc(900), VmBackup.utc(900), 'host', '1 1', (),
             ())._replace(**fields)
-        with open(os.path.join(failed, 'snapshot.json'), 'w', encoding='utf-8') as stream:
-            json.dump(intent._asdict(), stream)
+        self.put_file(os.path.join(failed, 'snapshot.json'), json.dumps(intent._asdict()))
 
     def old_backup(self, vm, name, *files):
         """Make a dated directory as an earlier run would have; return its path."""
         path = os.path.join(self.backups, vm, name)
         os.makedirs(path)
         for file in files:
-            with open(os.path.join(path, file), 'w', encoding='utf-8'):
-                pass
+            self.put_file(os.path.join(path, file))
         return path

@@ -15,7 +15,6 @@ class Samples(unittest.TestCase):
     """Which of all faults are injected."""
 
     def chosen(self, **environ):
-        """The points out of ten that are."""
         with unittest.mock.patch.dict(os.environ, environ):
             return sample(range(10), 2)
 
@@ -48,11 +47,9 @@ class Invariants(FaultCase):
         self.rewind()
 
     def newest(self, vm, name=''):
-        """The path of the newest backup of a VM, or of a file in it."""
         return os.path.join(self.good()[vm][-1].path, name)
 
     def ref(self, cls, name):
-        """The reference of something in the pool."""
         return next(ref for ref, record in self.sim.pool.tables[cls].items()
                     if record['name_label'] == name and not record['is_a_snapshot'])
 
@@ -109,7 +106,6 @@ class Invariants(FaultCase):
         self.assert_found(3)
 
     def remember_less(self):
-        """Take the backups as they are now for those that were there."""
         self.memory = self.memory._replace(good=self.good())
 
     def test_the_third_finds_a_session_that_is_left(self):
@@ -131,8 +127,7 @@ class Invariants(FaultCase):
         def lie_of_the_size(path):
             cut(path)
             manifest = os.path.join(os.path.dirname(path), MANIFEST)
-            with open(manifest, encoding='utf-8') as stream:
-                told = json.load(stream)
+            told = json.loads(self.read(manifest))
             told['files'][os.path.basename(path)] = os.stat(path).st_size
             self.put(manifest, json.dumps(told).encode())
         for vm, name in (('web', 'web.xva'), ('db', 'db.raw')):
@@ -143,7 +138,6 @@ class Invariants(FaultCase):
         self.spoil_a_new_one('app', MANIFEST, lambda path: self.put(path, b'{"number": 9}'))
 
     def spoil_a_new_one(self, vm, name, spoil):
-        """A further backup that is spoilt: found."""
         new = os.path.join(self.backups, vm, 'backup-2030-01-01-(00:00:00)')
         shutil.copytree(self.newest(vm), new)
         self.verified.clear()

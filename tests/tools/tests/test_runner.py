@@ -34,17 +34,14 @@ class SampleCase(unittest.TestCase):
         self.write('__init__.py', '')
 
     def write(self, name, body):
-        """Make a module of the package."""
         with open(os.path.join(self.package, name), 'w', encoding='utf-8') as file:
             file.write(HEADER + textwrap.dedent(body))
 
     def write_tests(self, body, name='test_it.py'):
-        """Make a module with one class, its methods given."""
         self.write(name, 'class It(unittest.TestCase):\n%s' % textwrap.indent(
             textwrap.dedent(body), '    '))
 
     def start(self, *options, stdout=subprocess.PIPE, **environ):
-        """Start the runner on the package."""
         return subprocess.Popen(
             [sys.executable, '-c', PROGRAM, self.package] + list(options), cwd=ROOT,
             env=dict(os.environ, TMPDIR=self.tmp, **environ),
@@ -162,7 +159,7 @@ class Outcomes(SampleCase):
                 def test_lost(self):
                     from tests.tools import figures
                     figures.add('a lost disk', faults=%d)
-                    figures.add_check('a lost disk', 12)
+                    figures.add('a lost disk', checks=12)
                     figures.add('a dead daemon', faults=1, checks=6)
             ''' % number, name)
         self.run_it()
