@@ -471,7 +471,7 @@ class Mutations(BadInputCase):
             chance = random.Random('%s %s %d' % (seed(), salt, number))
             yield number, head + self.damaged(chance, '\n'.join(self.LINES).encode('utf-8'))
 
-    def read(self, data):
+    def read_config(self, data):
         self.put_file(self.at('run.cfg'), data)
         try:
             return VmBackup.read_config(VmBackup.Invocation('password', self.at('run.cfg'), (),
@@ -486,7 +486,7 @@ class Mutations(BadInputCase):
             if number > self.COUNT:
                 break
             with self.subTest(seed=seed(), number=number, data=data):
-                config = self.read(data)
+                config = self.read_config(data)
                 if isinstance(config, VmBackup.ConfigError):
                     refused += 1
                     self.assertIn(self.at('run.cfg'), str(config))
@@ -502,7 +502,7 @@ class Mutations(BadInputCase):
         head = 'backup_dir=%s\nstatus_log=%s\n' % (self.backups, self.status_log)
         self.script, done = self.changed_script(MAIL_PAUSE=0), 0
         for number, data in self.configs(head.encode('utf-8'), 'run'):
-            config = self.read(data)
+            config = self.read_config(data)
             if isinstance(config, VmBackup.Config) and (
                     config.settings.backup_dir != self.backups or config.settings.mail_to or
                     config.settings.status_log != self.status_log):

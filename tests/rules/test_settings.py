@@ -169,8 +169,8 @@ class Files(PoolCase):
             done = self.assert_ends(2, self.vmbackup('password', config, *words))
             error, = [line for line in done.lines if line.startswith('ERROR')]
             self.assertIn('ERROR in config_load, consider ignore_extra_keys=true', error)
-            for line in ('***ERROR unexpected config key: max_backup (%s line 6)',
-                         '***ERROR not a key=value line: just words (%s line 7)'):
+            for line in ('***ERROR unexpected config key: max_backup (%s line 5)',
+                         '***ERROR not a key=value line: just words (%s line 6)'):
                 self.assertIn(line % config, done.lines)
         self.assertEqual([], self.sim.calls())
         config = self.raw_config(b'vm-export=db\nmax_backup=3\n')
@@ -180,7 +180,7 @@ class Files(PoolCase):
         config = self.raw_config(b'vm-export=db\nmax_backups=zero\n')
         for preview in ([], ['preview']):
             done = self.assert_ends(2, self.vmbackup('password', config, *preview))
-            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 6)' % config,
+            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 5)' % config,
                           done.lines)
             self.assertIn('  vm-export: db', done.lines)
             self.assertIn('ERROR in configuration settings...',
