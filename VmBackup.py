@@ -257,7 +257,7 @@ class Tally(NamedTuple):
         return 'S:{} W:{} E:{}'.format(*self)
 
 
-def tally(outcomes: Sequence[Outcome], further_errors: int = 0) -> Tally:
+def tally(outcomes: Sequence[Outcome], further_errors: int) -> Tally:
     """Count outcomes; `further_errors` are those that belong to no VM."""
     tokens = [outcome.token for outcome in outcomes]
     good, warned = tokens.count('SUCCESS'), tokens.count('WARNING')
@@ -6504,7 +6504,7 @@ class VerifyCommand:
             self.verify_store(target if kind == 'config' else '', path, selector_text, every)
         if not self.tokens:
             raise UsageError(f'no backups in {target}')
-        counts = tally([Outcome('verify', '', token) for token in self.tokens])
+        counts = tally([Outcome('verify', '', token) for token in self.tokens], 0)
         verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
         self.console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
         return verdict.status

@@ -130,9 +130,11 @@ class TheBackups(StatusCase):
         self.assertRegex(found.text, r'^no good backup within 26h: db \(27h\); 1 of 2 VMs ')
         self.assertEqual((2, 1), (found.figures['vms'], found.figures['good']))
         self.assertAlmostEqual(27 * 3600, found.figures['oldest'], delta=LIMIT)
-        for max_age, state in (('28h', 'OK'), ('2d', 'OK'), ('1621m', 'OK'), ('1619m', 'CRITICAL'),
-                               ('1d', 'CRITICAL')):
+        for max_age, state, seconds in (
+                ('28h', 'OK', 100800), ('2d', 'OK', 172800), ('1621m', 'OK', 97260),
+                ('1619m', 'CRITICAL', 97140), ('1d', 'CRITICAL', 86400)):
             found = self.check(state, self.run_config, 'max_age=' + max_age)
+            self.assertEqual(('', str(seconds)), found.limits['oldest'])
             self.assertIn(' within %s' % max_age, found.text)
 
     def test_it_is_the_newest_that_counts(self):

@@ -279,6 +279,18 @@ class PoolDatabase(RunCase):
             self.ends(status, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
         self.assertEqual(2, len(self.dumps()))
 
+    def test_whether_this_host_is_the_master_is_told_by_its_inventory(self):
+        """A session of a member is forwarded, so that it is the master's (api_server.ml)."""
+        self.pool_description = dict(self.pool_description, hosts=['xen1', 'xen2'])
+        self.use_pool()
+        self.script = self.changed_script(INVENTORY=self.at('inventory'))
+        master, member = sorted(self.sim.pool.tables['host'].values(),
+                                key=lambda host: host['name_label'])
+        for host, dumps in ((member, 0), (master, 1)):
+            self.put_file('inventory', "A='b'\nINSTALLATION_UUID='%s'\n" % host['uuid'])
+            done = self.ends(0, 'vm-export=db', pool_db_backup=1)
+            self.assertEqual(dumps, self.verbs().count('pool-dump-database'), done.output)
+
     def test_a_slave_makes_no_dump(self):
         self.use_pool(role='slave')
         done = self.ends(0, 'vm-export=db', pool_db_backup=1)
