@@ -492,12 +492,12 @@ class Robust(MadeCase):
 
     def test_what_killed_writes_left_of_the_manifest_goes_when_it_is_a_day_old(self):
         for name, days in (('backup.json.7.new', 2), ('backup.json.8.new', 0),
-                           ('backup.json.x.new', 2), ('web.xva.9.new', 2)):
+                           ('backup.json.x.6.new', 2), ('web.xva.9.new', 2)):
             path = self.put_file(os.path.join(self.web, name), '{')
             os.utime(path, (time.time() - days * 86400,) * 2)
         os.symlink('success', self.web + '/backup.json.5.new')
         self.verify(0, self.web)
-        self.assertEqual(['backup.json.5.new', 'backup.json.8.new', 'backup.json.x.new',
+        self.assertEqual(['backup.json.5.new', 'backup.json.8.new', 'backup.json.x.6.new',
                           'web.xva.9.new'], [name for name in sorted(os.listdir(self.web))
                                              if name.endswith('.new')])
 

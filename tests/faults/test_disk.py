@@ -4,6 +4,7 @@ The simulated pool runs in this process; VmBackup.py, and with it xe, runs in a 
 its own, where backup_dir is a tmpfs. This process sees into it through /proc/PID/root.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ def unshare():
     return ['unshare', '-m'] if os.geteuid() == 0 else ['unshare', '-r', '-m']
 
 
+@functools.lru_cache(None)
 def missing():
     tools = [tool for tool in TOOLS if not shutil.which(tool)]
     if tools:
@@ -33,9 +35,6 @@ def missing():
         return 'no mount namespace: %s' % error
     words = done.stdout.decode('utf-8', 'replace').strip()
     return 'neither root nor a user namespace may mount here: ' + words if done.returncode else ''
-
-
-REASON = missing()
 
 
 class Namespace:
@@ -79,8 +78,8 @@ class DiskCase(FaultCase):
 
     @classmethod
     def setUpClass(cls):
-        if REASON:
-            raise unittest.SkipTest(REASON)
+        if missing():
+            raise unittest.SkipTest(missing())
 
     def setUp(self):
         super().setUp()

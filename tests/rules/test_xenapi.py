@@ -294,6 +294,7 @@ SCRIPTS = {
                             ('xenapi', 'AttributeError'))],
     'other names on the session are raw methods, but for magic ones': [
         ("s.a.b('x')", "{'Status': 'Success', 'Value': 'v'}", ('a.b x', success('v'))),
+        ("s.a.b('y')['Status']", "'Failure'", ('a.b y', EXPIRED)),      # and no new login
         ('s.__foo__(1, a=2)', MAGIC + "'__foo__', (1,), {'a': 2})"),
         ('s.xenapi.__foo__()', MAGIC + "'__foo__', (None,), {})"),
         ('len(s)', 'TypeError: ...'), ('(bool(s), s == s, s == 1)', '(True, True, False)')],

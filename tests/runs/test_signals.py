@@ -1,16 +1,21 @@
 """Signals: SIGTERM, SIGINT and SIGHUP end a run, and nothing is left in the pool."""
 
 import signal
+import threading
 
-from tests.tools.support import SMALL, PoolCase
+from tests.tools.support import LIMIT, SMALL, PoolCase
 
 
 class Signals(PoolCase):
     pool_description = SMALL
 
     def signalled_in(self, verb, nth, signum, *lines):
-        """Run until the nth call of an xe verb is under way, send a signal, see it end."""
-        return self.signalled(self.start_until(verb, nth, 'password', self.config(*lines)), signum)
+        """Send a run a signal when the nth call of an xe verb comes, before the pool acts."""
+        started = threading.Event()
+        self.at_call(verb, lambda: started.wait(LIMIT) and child.send_signal(signum), nth)
+        child = self.start('password', self.config(*lines))
+        started.set()
+        return self.assert_ends(128 + signum, self.finish(child))
 
     def test_a_signal_in_mid_export_ends_it_and_removes_the_snapshot(self):
         for signum, method, nth in ((signal.SIGTERM, 'vm-export', 2),
@@ -31,7 +36,6 @@ class Signals(PoolCase):
         for method in ('vm', 'vdi'):
             with self.subTest(method):
                 self.setUp()
-                self.fault(method + '-snapshot', 'slow', seconds=0.3)
                 self.signalled_in(method + '-snapshot', 1, signal.SIGTERM, method + '-export=web')
                 self.assert_clean()
                 self.assertNotIn('success', ' '.join(self.tree()))
@@ -53,7 +57,6 @@ class Signals(PoolCase):
         self.assert_clean()
 
     def test_a_signal_between_two_vms_ends_the_run_before_the_second(self):
-        self.fault('vm-uninstall', 'slow', seconds=0.3)
         self.signalled_in('vm-uninstall', 1, signal.SIGTERM, 'verify=no', 'vm-export=web',
                           'vm-export=db')
         self.assertIn('vm-export,end,SUCCESS web,elapse:0 size:0G', self.status())

@@ -143,6 +143,13 @@ class Watch(unittest.TestCase):
         self.assertEqual(60, self.after(60))
         self.assert_stalled()
 
+    def test_the_limit_and_the_size_are_told(self):
+        self.watchdog.limit, self.size = 90, 3 << 30
+        self.after(61)
+        with self.assertRaisesRegex(VmBackup.CommandFailed, r'^no progress for 1\.5 minutes '
+                                    r'\(stall_timeout\), with 3\.0 GiB written$'):
+            self.after(91)
+
     def test_a_file_that_grows_starts_the_time_anew_and_the_task_is_not_asked(self):
         for size in (1, 2, 1 << 40):
             self.size = size

@@ -78,8 +78,8 @@ class StoreCase(PoolCase):
 
     def mount(self, place):
         """From now on a small file system, which nobody else sees, is mounted in a place."""
-        if test_faults_disk.REASON:
-            self.skipTest(test_faults_disk.REASON)
+        if test_faults_disk.missing():
+            self.skipTest(test_faults_disk.missing())
         words = test_faults_disk.unshare()
         self.through(BESIDE_A_MOUNT % (words[0], words, place, self.script))
 
@@ -526,8 +526,8 @@ class RoomOfTheLastBackup(RoomCase):
 
     def setUp(self):
         super().setUp()
-        if test_faults_disk.REASON:
-            self.skipTest(test_faults_disk.REASON)
+        if test_faults_disk.missing():
+            self.skipTest(test_faults_disk.missing())
         namespace = test_faults_disk.Namespace()
         self.addCleanup(namespace.close)
         namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=16m', 'tmpfs', self.backups)

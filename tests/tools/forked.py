@@ -32,6 +32,7 @@ import threading
 import time
 import traceback
 import types
+import warnings
 
 import VmBackup
 from tests import SCRIPT
@@ -66,7 +67,8 @@ def names_read_at_import():
         found |= {each.argval for each in dis.get_instructions(code)
                   if each.opname.startswith(('LOAD_NAME', 'LOAD_GLOBAL'))}
         codes += [each for each in code.co_consts if isinstance(each, types.CodeType) and
-                  not each.co_flags & 2]           # CO_NEWLOCALS: functions, run later
+                  (not each.co_flags & 2 or        # CO_NEWLOCALS: functions, run later
+                   each.co_name in ('<listcomp>', '<setcomp>', '<dictcomp>', '<genexpr>'))]
     return found
 
 
@@ -105,7 +107,7 @@ class Forked:
                  stderr):
         self.args = [script] + list(words)
         self.stdin = self.stdout = self.stderr = self.returncode = self.usage = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         with contextlib.ExitStack() as theirs:
             self.stdin, reading = self._stream(0, stdin, theirs)
             self.stdout, writing = self._stream(1, stdout, theirs)
@@ -158,9 +160,14 @@ class Forked:
 
     def poll(self):
         """Its exit status, or None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        if not self._lock.acquire(False):
+            return None                     # another thread waits for it
+        try:
             return self.wait(0)
-        return None
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self._lock.release()
 
     def communicate(self, timeout=None):
         """(standard output, standard error) to their ends, and wait; TimeoutExpired."""
@@ -261,6 +268,7 @@ class Server:
 
 def serve(control):
     """Fork for each request, tell of each child's end, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # a terminal's is for those who ask
     for each in vars(VmBackup).values():
         if hasattr(each, 'cache_clear'):        # what tests ask as they are imported
             each.cache_clear()
@@ -355,6 +363,8 @@ def prepare(request, handles):
     os.environ.update(request['environ'])
     time.tzset()
     random.seed()
+    if sys.version_info >= (3, 7):      # PEP 565: those of __main__ are shown
+        warnings.filterwarnings('default', '', DeprecationWarning, 'VmBackup$')
     sys.argv[:] = [request['script']] + [os.fsdecode(os.fsencode(word))
                                          for word in request['words']]
     sys.path[0] = os.path.dirname(request['script'])

@@ -47,7 +47,7 @@ def start(args, candidates, close_fds, kept, cwd, environ, p2cread, p2cwrite, c2
           *more):
     """As _posixsubprocess.fork_exec, whose first 16 arguments are these from 3.6 to 3.14."""
     program = program_of(candidates)
-    if not program:
+    if not program or cwd is not None or any(map(callable, more)):      # of these, preexec_fn
         return fork_and_exec(args, candidates, close_fds, kept, cwd, environ, p2cread, p2cwrite,
                              c2pread, c2pwrite, errread, errwrite, errpipe_read, errpipe_write,
                              restore_signals, start_new_session, *more)
@@ -60,7 +60,7 @@ def start(args, candidates, close_fds, kept, cwd, environ, p2cread, p2cwrite, c2
             try:
                 sys.setprofile(None)
                 sys.settrace(None)
-                prepare(cwd, environ, [p2cread, c2pwrite, errwrite], set(kept) - {errpipe_write},
+                prepare(environ, [p2cread, c2pwrite, errwrite], set(kept) - {errpipe_write},
                         start_new_session, blocked)
                 run(args, *program)
             finally:
@@ -70,7 +70,7 @@ def start(args, candidates, close_fds, kept, cwd, environ, p2cread, p2cwrite, c2
     return pid
 
 
-def prepare(cwd, environ, handles, kept, new_session, blocked):
+def prepare(environ, handles, kept, new_session, blocked):
     """Be a process that has just been started."""
     gc.disable()                # nothing of the parent's may be closed by its number
     name_process(xe_name(name))
@@ -82,8 +82,6 @@ def prepare(cwd, environ, handles, kept, new_session, blocked):
         if handle > 2 and handle not in kept:
             with contextlib.suppress(OSError):          # the one that listed them
                 os.close(handle)
-    if cwd is not None:
-        os.chdir(cwd)
     if new_session:
         os.setsid()
     for number in signal.Signals:

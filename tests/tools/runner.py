@@ -66,13 +66,11 @@ class Recorder(unittest.TestResult):
     def startTest(self, test):
         self.tell_of_fixtures()
         super().startTest(test)
-        self.began, self.untouched = time.perf_counter(), state_of(NOT_OURS)
+        self.began = time.perf_counter()
         self.write('start', test.id())
 
     def stopTest(self, test):
         super().stopTest(test)
-        if state_of(NOT_OURS) != self.untouched:
-            self.errors.append((test, '%s was written, by this test or beside it' % NOT_OURS))
         parts = self.parts()
         outcome = parts[0][1] if parts else PASSED
         self.write('end', test.id(), outcome, '\n'.join(
@@ -160,7 +158,7 @@ class Worker(multiprocessing.context.ForkProcess):
         self.tmp = os.path.join(base, str(number))
         self.report, self.output = self.tmp + '.report', self.tmp + '.output'
         os.mkdir(self.tmp)
-        self.began, self.overdue = time.monotonic(), False
+        self.began, self.overdue, self.untouched = time.monotonic(), False, state_of(NOT_OURS)
         self.start()
 
     def run(self):
@@ -174,6 +172,7 @@ class Worker(multiprocessing.context.ForkProcess):
             for number, stream in enumerate((null, output, output)):
                 os.dup2(stream.fileno(), number)
         os.environ.update(dict.fromkeys(('TMPDIR', 'TMP', 'TEMP'), self.tmp), **{
+            'HYPOTHESIS_STORAGE_DIRECTORY': self.tmp + '.hypothesis',
             figures.FILE: self.counts, MARK: '%s:%s' % (os.environ.get(MARK, ''), self.token)})
         tempfile.tempdir = None
         random.seed()
@@ -230,6 +229,8 @@ class Worker(multiprocessing.context.ForkProcess):
                 'signal' if self.exitcode < 0 else 'exit status', abs(self.exitcode))
         elif os.listdir(self.tmp):
             problems['files'] = 'left behind in TMPDIR: %s' % ascii(sorted(os.listdir(self.tmp)))
+        if state_of(NOT_OURS) != self.untouched:
+            problems['log'] = '%s was written, by this unit or beside it' % NOT_OURS
         return found + [Result(running or '%s (%s)' % (self.name, what), FAILED, text)
                         for what, text in problems.items()]
 

@@ -1,35 +1,19 @@
 """Programs that nobody here wrote, against the simulated pool: the SDK's module, qemu-img."""
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import sys
 import unittest
 import uuid
 import xmlrpc.client
 
+from tests.rules.test_xenapi import SDK
 from tests.simpool import archive
 from tests.simpool.archive import Image
 from tests.simpool.tests.support import MIB, Case
 from tests.simpool.tests.test_archive import file_of
 from tests.simpool.tests.test_model import TWO_DISKS
-
-
-def load_sdk():
-    """The SDK's module from its PyPI package, under a name of its own; None if not installed."""
-    for directory in sys.path:
-        path = os.path.join(directory, 'XenAPI', 'XenAPI.py')
-        if os.path.isfile(path):
-            spec = importlib.util.spec_from_file_location('sdk_of_simpool', path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    return None
-
-
-SDK = load_sdk()
 
 
 @unittest.skipIf(SDK is None, "the SDK's XenAPI package is not installed")

@@ -114,6 +114,12 @@ class TheSame(ForkedCase):
                 if 'lost' not in text:      # an interpreter says more at its very end
                     self.assertEqual(real[1].splitlines()[-1:], ours[1].splitlines()[-1:])
 
+    @unittest.skipIf(sys.version_info < (3, 7), 'no interpreter of 3.6 tells of it')
+    def test_what_is_deprecated_in_the_script_is_told(self):
+        self.assertIn(b'DeprecationWarning: old', self.end_of(
+            'import sys, VmBackup\nexec("__import__(\'warnings\').warn(\'old\', '
+            'DeprecationWarning)", vars(VmBackup))\nsys.exit()')[1])
+
     def test_it_is_the_script(self):
         status, output = self.end_of('', 'help')
         real = subprocess.run([sys.executable, SCRIPT, 'help'], stdout=subprocess.PIPE)
@@ -195,10 +201,10 @@ kept = os.dup(0)
 os.set_inheritable(kept, True)
 sys.setprofile(lambda *_: None)
 def ask():
-    for options in (dict(cwd='.'), dict(cwd='/', env={b'A': b'\\xff=', b'LC_ALL': b'C'},
-                             start_new_session=True), dict(pass_fds=[kept])):
+    for options in ({}, dict(env={b'A': b'\\xff=', b'LC_ALL': b'C'}), dict(pass_fds=[kept])):
         child = subprocess.Popen([os.environb[b'XE'], b'a b', b'', b'\\xfe'], stdin=subprocess.PIPE,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 start_new_session=True, **options)
         found.append(child.communicate(b'words') + (child.returncode,))
 for number in range(2):
     found = []

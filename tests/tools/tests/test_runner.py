@@ -141,9 +141,12 @@ class Outcomes(SampleCase):
         self.run_it(LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0', VMBACKUP_TESTS_LOCALE='')
         self.assert_run('0 passed, 1 failed, 0 skipped', 1, '\\u540d\\udc80')
 
-    def test_a_log_of_the_administrators_that_is_written_fails_the_test(self):
+    def test_a_log_of_the_administrators_that_is_written_fails_the_unit(self):
         self.write_tests('''
             def test_it(self):
+                pass
+            @classmethod
+            def setUpClass(cls):
                 from tests.tools import runner
                 with open(runner.NOT_OURS, 'w'):
                     pass
@@ -151,7 +154,7 @@ class Outcomes(SampleCase):
         path = os.path.join(self.place, 'status.log')
         self.write('test_a.py', 'from tests.tools import runner\nrunner.NOT_OURS = %r\n' % path)
         self.run_it()
-        self.assert_run('0 passed, 1 failed, 0 skipped', 1, path + ' was written')
+        self.assert_run('1 passed, 1 failed, 0 skipped', 1, path + ' was written')
 
     def test_what_is_counted_is_added_up(self):
         for name, number in (('test_it.py', 2), ('test_other.py', 3)):
