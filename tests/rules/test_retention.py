@@ -288,13 +288,15 @@ class Protected(RetentionCase):
         self.told(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
-    def test_a_share_in_trouble_does_not_make_it_unprotected(self):
+    def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty(self):
         path, = self.made('web', 1)
         backup = VmBackup.BackupDir(path, 0)
         backup.protect()
         error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
             backup.is_protected()
+        with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
+            backup.files()
 
     def test_twice_is_once(self):
         path, = self.made('web', 1)

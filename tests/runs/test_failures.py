@@ -102,6 +102,14 @@ class FailingSteps(FailureCase):
         self.assertIn('the image has 65536 bytes, the disk 262144', done.output)
         self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
 
+    def test_an_export_that_says_that_it_failed_fails_whatever_its_exit_status(self):
+        for method in ('vm-export', 'vdi-export'):
+            xe = self.xe_that('case $* in *.xva|*.raw) echo "Export failed, why" >&2;; esac')
+            done = self.assert_ends(2, self.vmbackup(
+                'password', self.config(method + '=db'), VMBACKUP_XE=xe))
+            self.assertIn('xe %s failed, with exit status 0' % method, done.output)
+            self.assertNotIn('success', ' '.join(self.tree()))
+
     def test_a_removal_that_was_done_but_not_confirmed_is_recognised(self):
         self.fault('vdi-destroy', 'print', stderr='Lost connection', exit=1)
         self.ends(1, 'vdi-export=web')
