@@ -152,7 +152,6 @@ class ArchiveCase(unittest.TestCase):
 
 
 def sample(name):
-    """The bytes of a file that a real xapi has made."""
     with open(os.path.join(SAMPLES, name), 'rb') as stream:
         return lzma.decompress(stream.read()) if name.endswith('.xz') else stream.read()
 

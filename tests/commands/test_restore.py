@@ -451,7 +451,6 @@ class Guides(RestoreCase):
                 [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))])
 
     def run_in_shell(self, lines):
-        """Run commands in a shell that finds the simulated xe."""
         place = self.at('bin')
         with contextlib.suppress(FileExistsError):
             os.mkdir(place)

@@ -340,7 +340,6 @@ class LeftOver(StatusCase):
         self.record(self.failed, self.disk_of('db', '0'), **fields)
 
     def restore(self, **fields):
-        """Leave the record of a restore; its path."""
         record = dict(dict(mark='a' * 32, pool='x', name='db', since=VmBackup.utc(-60),
                            host=HOST, process='1 1'), **fields)
         path = self.backups + '/.restore-%s.json' % record['mark']

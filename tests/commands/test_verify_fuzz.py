@@ -36,8 +36,6 @@ ROOM = 300                     # MiB of address space beyond what is in use: far
 
 
 class FuzzCase(ArchiveCase):
-    """What the tests below share."""
-
     def setUp(self):
         super().setUp()
         self.chance = archives.chances(seed(), self.id())

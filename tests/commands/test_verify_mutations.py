@@ -28,8 +28,6 @@ SIZE = re.compile(rb'(?<=<name>virtual_size</name><value>)\d+')
 
 
 class Mutations(ArchiveCase):
-    """What the tests below share."""
-
     kind = 'changes of archives'
 
     def setUp(self):

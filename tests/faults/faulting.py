@@ -233,7 +233,6 @@ class Backup(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a run finds."""
     tree: bytes                         # an archive of backup_dir
     tables: Dict[str, Dict[str, Any]]   # of the pool
     content: Dict[str, archive.Image]   # of the pool's disks

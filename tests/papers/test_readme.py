@@ -90,7 +90,6 @@ def readme():
 
 
 def blocks(*kinds):
-    """The fenced blocks of these kinds, in order."""
     found, title = [], ''
     for heading, kind, text in re.findall(r'(?ms)^## (.*?)$|^ *```(\w*)$\n(.*?)^ *```$', readme()):
         title = heading or title
@@ -113,7 +112,6 @@ def table(text):
 
 
 def code(text):
-    """The pieces of a text that stand between backticks."""
     return [piece.replace('\\|', '|') for piece in re.findall('`([^`]+)`', text)]
 
 

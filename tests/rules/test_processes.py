@@ -83,7 +83,6 @@ class ProgramCase(unittest.TestCase):
         return os.path.join(self.directory, name)
 
     def script(self, text, mode=0o755, name=None):
-        """Write a program; return its path."""
         name = name or 'script %d' % len(os.listdir(self.directory))
         with open(self.path(name), 'w', encoding='utf-8') as stream:
             stream.write(text)
@@ -98,7 +97,6 @@ class Running(ProgramCase):
         return str(caught.exception)
 
     def wait_for(self, name):
-        """The text of a file, once there is a line in it."""
         limit = time.monotonic() + LIMIT
         while time.monotonic() < limit:
             if os.path.exists(self.path(name)):

@@ -331,7 +331,6 @@ class Protected(RetentionCase):
 
 class HistoryCase(SavedCase):
     def fails(self, *lines):
-        """A run whose first export is refused."""
         self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.ends(2, *lines)
 

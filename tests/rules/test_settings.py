@@ -61,7 +61,6 @@ KEYS = {
 
 
 def parsed(*lines, **options):
-    """The Config of such lines, in a file called `f`."""
     invocation = VmBackup.Invocation('p', 'f', (), False, options.pop('ignore', False), options)
     return VmBackup.parse_config(lines, 'f', invocation)
 

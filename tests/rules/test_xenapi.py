@@ -143,7 +143,6 @@ def http(body, status='200 OK', headers=(), then='keep'):
 
 
 def answer(value, **options):
-    """A method response with any value."""
     return http(xmlrpc.client.dumps((value,), methodresponse=True, allow_none=True), **options)
 
 
@@ -167,12 +166,10 @@ class Fixed(NamedTuple):
 
 
 def call(result, reply, *more, ask='a.b A'):
-    """A step of one call."""
     return ('s.xenapi.a.b()', result, (ask, reply)) + more
 
 
 def login(result, reply):
-    """A step of a login."""
     return ("s.login_with_password('root', 'pw')", result, (IN, reply))
 
 

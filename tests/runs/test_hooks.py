@@ -53,7 +53,6 @@ class HookCase(PoolCase):
         return self.vmbackup('password', self.hooked(*lines, **answers))
 
     def noted(self):
-        """[(phase, variables)] of what was run."""
         if not os.path.exists(self.notes):
             return []
         words = [word.partition('=')[::2] for word in self.read(self.notes).split('\0')]
@@ -458,7 +457,6 @@ class Examples(HookCase):
         return self.program('hook', text + '\n')
 
     def programs(self, **texts):
-        """A directory with programs in sh, for PATH."""
         os.makedirs(self.at('bin'), exist_ok=True)
         for name, text in texts.items():
             self.program('bin/' + name, text)

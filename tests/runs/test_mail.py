@@ -53,7 +53,6 @@ class MailCase(PoolCase):
         return failed
 
     def password_file(self, password, mode=0o600):
-        """A file as create-password-file makes it."""
         path = self.put_file('mail password', base64.b64encode(password.encode()).decode())
         os.chmod(path, mode)
         return path
@@ -212,7 +211,6 @@ class TheFirstPage(MailCase):
         self.server = self.sink()
 
     def run_edited(self, status, *words, **more):
-        """A run of a copy of the script that mails to the server."""
         self.script = self.changed_script(**dict(dict(
             DEFAULT_MAIL_TO='page-one@example.org', DEFAULT_MAIL_SMTP_PORT=str(self.server.port),
             DEFAULT_BACKUP_DIR=self.backups), **more))

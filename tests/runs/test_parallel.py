@@ -47,7 +47,6 @@ class ParallelCase(PoolCase):
                                                           xe=self.sim.xe))
 
     def noted(self):
-        """The notes: (moment, verb, file)."""
         with open(self.notes, encoding='utf-8') as stream:
             return [line.rstrip('\n').split(' ', 2) for line in stream]
 

@@ -178,7 +178,6 @@ class Markers(RunCase):
 
 class Calls(RunCase):
     def counted(self, lines, **pool):
-        """How many calls and commands a run on such a pool makes."""
         self.pool_description = pool
         self.use_pool()
         self.ends(0, lines)
@@ -245,7 +244,6 @@ class Metadata(PoolCase):
 
 class PoolDatabase(RunCase):
     def dumps(self):
-        """The dumps, oldest first."""
         directory = os.path.join(self.backups, 'METADATA_' + HOST)
         return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
 

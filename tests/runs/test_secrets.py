@@ -18,12 +18,10 @@ class SecretCase(PoolCase):
     pool_description = SMALL
 
     def use_pool(self, **options):
-        """A pool with a password of its own."""
         super().use_pool(**options)
         self.sim.pool.password = ROOTS
 
     def password_file(self, password, name):
-        """A password file as the program makes it."""
         self.assert_ends(0, self.vmbackup(password, 'create-password-file=' + name))
         return self.at(name)
 

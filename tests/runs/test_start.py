@@ -46,7 +46,6 @@ class StartCase(LoginCase):
         return environ
 
     def begin(self, *program, environ=(), **options):
-        """Start a program in this test's directory."""
         return subprocess.Popen([os.fsencode(word) for word in program], **dict(dict(
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=self.directory, env=self.environ(**dict(environ))), **options))

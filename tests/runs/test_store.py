@@ -319,7 +319,6 @@ class Deletion(StoreCase):
 
 class Locks(StoreCase):
     def hold(self, name):
-        """Lock a directory of backup_dir as another run would."""
         os.mkdir(os.path.join(self.backups, '.locks'))
         stream = open(os.path.join(self.backups, '.locks', name + '.lock'), 'w', encoding='ascii')
         self.addCleanup(stream.close)

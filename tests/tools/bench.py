@@ -62,8 +62,6 @@ while stream.readinto(buffer):
 
 
 class Figure(NamedTuple):
-    """One measurement."""
-
     seconds: float
     memory: float = 0          # MiB
 

@@ -88,8 +88,6 @@ class Unexpected(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for what is wrong."""
-
     def error(self, message):
         self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
 

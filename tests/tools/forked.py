@@ -190,17 +190,14 @@ class Forked:
                      for stream in (self.stdout, self.stderr))
 
     def send_signal(self, number):
-        """Send a signal, unless it is over."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self):
-        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self):
-        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def __enter__(self):
@@ -259,7 +256,6 @@ class Server:
                 socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', handles).tobytes())])
 
     def stop(self):
-        """End the server, from the process that made it."""
         if os.getpid() == self.maker:
             self._control.close()
             with contextlib.suppress(ChildProcessError):

@@ -253,7 +253,6 @@ class Worker(multiprocessing.context.ForkProcess):
 
 
 def tally(results):
-    """'N passed, N failed, N skipped'"""
     count = collections.Counter(result.outcome for result in results)
     return ', '.join('%d %s' % (count[outcome], outcome) for outcome in OUTCOMES)
 

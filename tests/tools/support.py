@@ -31,8 +31,6 @@ SMALL = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
 
 
 class Done(NamedTuple):
-    """A run of VmBackup.py that has ended."""
-
     status: int
     output: str                # standard output and error
 
@@ -277,7 +275,6 @@ class PoolCase(unittest.TestCase):
             self.assertIn(line, self.status())
 
     def read_bytes(self, *parts):
-        """What is in a file in this test's directory."""
         with open(self.at(*parts), 'rb') as stream:
             return stream.read()
 

@@ -47,7 +47,6 @@ class ForkedCase(unittest.TestCase):
         self.environ = dict(os.environ, HOME=self.place, ODD='\udcff é\n')
 
     def start(self, text, *words, **options):
-        """A forked process that does this."""
         child = forked.start(words, self.environ, self.place, prelude=text, **options)
         self.assertIsInstance(child, forked.Forked)
         return child
@@ -234,8 +233,6 @@ class AnXe(ForkedCase):
 
 
 class ForReal(ForkedCase):
-    """What cannot be forked is started."""
-
     def test_what_an_interpreter_decides_at_its_start(self):
         for change in ({'LC_ALL': 'C'}, {'LANG': 'xx'}, {'PYTHONHASHSEED': '1'},
                        {'PYTHONPATH': self.place}, {'LD_PRELOAD': ''}):

@@ -70,8 +70,6 @@ class SampleCase(unittest.TestCase):
 
 
 class Outcomes(SampleCase):
-    """What becomes of each kind of test."""
-
     def test_everything_is_counted_and_told(self):
         self.write_tests('''
             def test_pass(self):
