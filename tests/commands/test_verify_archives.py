@@ -69,10 +69,19 @@ class Samples(ArchiveCase):
                     path = os.path.join(self.directory, other)
                     os.link(self.path, path)
                     proofs.add(verifier.prove(path))
+                    if form == '.xva':
+                        VmBackup.ova_of(path)
                     os.unlink(path)
             found, = proofs
             self.assertEqual((proved, size or found.size), (found.proved, found.size))
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))
+
+    def test_what_was_read_is_forgotten_by_the_system(self):
+        reading = VmBackup.Reading(self.path, '.xva')
+        with unittest.mock.patch('os.posix_fadvise') as advise:
+            for done in (5, 5, 7):
+                reading.forget(done)
+        self.assertEqual([(0, 5), (5, 2)], [call[0][1:3] for call in advise.call_args_list])
 
     def test_the_disks_are_those_that_were_put_in(self):
         data = gzip.decompress(sample('sample.xva.gz'))
