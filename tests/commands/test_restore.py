@@ -622,6 +622,13 @@ class Leftovers(RestoreCase):
         self.assert_clean()
         self.assert_unmarked()
 
+    def test_although_its_removal_is_refused_at_first(self):
+        self.script = self.changed_script(DISCARD_PAUSES=(0.01,), BUSY_PAUSES=(0.01,))
+        self.fault('vm-destroy', 'refuse', nth=1, times=2, error=['VM_BAD_POWER_STATE', 'x'])
+        done = self.ok(self.back_up('vm-export=web'))
+        self.assertEqual(2, done.output.count(': trying again\n'))
+        self.assert_clean()
+
     def left_alone(self):
         """The next run warns of the half restored VM, and does not touch it."""
         half = self.half()

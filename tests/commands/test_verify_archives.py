@@ -83,6 +83,21 @@ class Samples(ArchiveCase):
                 reading.forget(done)
         self.assertEqual([(0, 5), (5, 2)], [call[0][1:3] for call in advise.call_args_list])
 
+    def test_one_that_is_read_on_may_take_any_time_one_that_stands_still_may_not(self):
+        clock, reading = [0], unittest.mock.Mock(path='x', total=9)
+
+        def stopwatch():
+            began = clock[0]
+            return lambda: clock[0] - began
+        with unittest.mock.patch('VmBackup.stopwatch', stopwatch):
+            watch = self.verifier().watcher(reading)            # the limit is 60 s
+            for reading.at.return_value in (1, 2, 3, 3):
+                clock[0] += 50
+                watch()
+            clock[0] += 50
+            with self.assertRaisesRegex(VmBackup.CommandFailed, 'no progress for 1 minutes'):
+                watch()
+
     def test_the_disks_are_those_that_were_put_in(self):
         data = gzip.decompress(sample('sample.xva.gz'))
         self.assertEqual('checksums', self.proof(data).proved)

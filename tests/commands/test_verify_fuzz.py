@@ -233,11 +233,11 @@ class Decompressors(FuzzCase):
         super().setUp()
         self.put(gzip.compress(KINDS['one small disk']()))
 
-    def instead(self, *lines):
+    def instead(self, *lines, program='/bin/sh'):
         """Have this script decompress; the verdict."""
         path = os.path.join(self.directory, 'gzip')
         with open(path, 'w', encoding='utf-8') as stream:
-            stream.write('\n'.join(('#!/bin/sh',) + lines) + '\n')
+            stream.write('\n'.join(('#!' + program,) + lines) + '\n')
         os.chmod(path, 0o755)
         self.only('gzip')
         with unittest.mock.patch.dict(
@@ -251,6 +251,11 @@ class Decompressors(FuzzCase):
             for before in ('', work):
                 with self.assertRaises(VmBackup.CommandFailed):
                     self.instead(before, 'kill -%s $$' % signal)
+
+    @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
+    def test_one_that_cannot_be_started_is_no_damage(self):
+        with self.assertRaisesRegex(VmBackup.CommandFailed, 'cannot start .*/gzip: No such file'):
+            self.instead(program='/nowhere')
 
     @unittest.skipUnless('gzip' in PACKERS, 'no gzip')
     def test_one_that_complains_or_ends_early_is_damage(self):
