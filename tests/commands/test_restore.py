@@ -35,8 +35,6 @@ def resized(image, size):
 
 
 class RestoreCase(SavedCase):
-    """A test that restores something, which may stay."""
-
     leaves_things_behind = True
 
     def restore(self, word, *options, command='restore', **environ):

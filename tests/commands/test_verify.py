@@ -40,7 +40,6 @@ class VerifyCase(StoreCase):
         return self.manifest(path)['verified']['proved']
 
     def change(self, path, offset):
-        """Flip a bit."""
         with open(path, 'r+b') as stream:
             old = os.pread(stream.fileno(), 1, offset)
             os.pwrite(stream.fileno(), bytes([old[0] ^ 1]), offset)

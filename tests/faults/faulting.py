@@ -221,7 +221,6 @@ def read_images(stream, name, virtual_size):
 
 
 class Backup(NamedTuple):
-    """A dated directory that carries a marker."""
     path: str
     manifest: Optional[Dict[str, Any]]  # None: it has none
     files: Tuple[Tuple[str, int, str], ...]     # (path in it, size, digest) of every file

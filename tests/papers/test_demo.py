@@ -60,8 +60,6 @@ class DemoCase(unittest.TestCase):
 
 
 class TwoNights(DemoCase):
-    """The demo without --fail."""
-
     def test_it_shows_two_nights_opens_the_users_shell_and_keeps_the_directory(self):
         status, output = self.demo('--shell', '--keep', SHELL=self.program(
             'my shell', 'xe vm-list name-label=desktop params=name-label --minimal\n'
@@ -143,8 +141,6 @@ class Failing(DemoCase):
 
 
 class Options(DemoCase):
-    """What cannot be understood."""
-
     def parsed(self, *options):
         with io.StringIO() as printed, contextlib.redirect_stdout(printed), \
                 contextlib.redirect_stderr(printed):

@@ -77,8 +77,6 @@ NEW = ('/vm.cfg', '/backup.json', '/vm.json', '/RESTORE.txt')    # files that 3.
 
 
 class Transcripts(PoolCase):
-    """Each recorded scenario, run again."""
-
     pool_description = POOL
 
     def recorded(self, name):

@@ -184,8 +184,6 @@ class Preview(DiskCase):
 
 
 class Images(DiskCase):
-    """vdi-exports of several disks, and compressed ones."""
-
     def restored(self, status, command):
         return self.assert_ends(status, self.vmbackup('password', command, 'from=' + self.backups))
 

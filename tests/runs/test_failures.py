@@ -22,8 +22,6 @@ DISCARD = {'vm-export': 'vm-uninstall', 'vdi-export': 'vdi-destroy'}
 
 
 class FailureCase(PoolCase):
-    """A test whose runs are in a hurry."""
-
     pool_description = {'vms': [
         {'name': 'web', 'power_state': 'Running', 'disks': [
             {'size': '256 KiB', 'fill': 1}, '64 KiB']},

@@ -233,8 +233,6 @@ class Phases(HookCase):
 
 
 class Skips(HookCase):
-    """Exit status 75: not now."""
-
     def test_job_init_skips_the_run_quietly(self):
         sink = SmtpSink()
         self.addCleanup(sink.stop)

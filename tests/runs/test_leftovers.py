@@ -11,8 +11,6 @@ FAILURE = ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']
 
 
 class LeftoverCase(PoolCase):
-    """A test whose runs are in a hurry."""
-
     pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB', '64 KiB']},
                                 {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
 

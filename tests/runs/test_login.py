@@ -17,7 +17,6 @@ class LoginCase(PoolCase):
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
 
     def preview(self, password, **environ):
-        """A preview with that word in the password's place."""
         return self.vmbackup(password, self.config('vm-export=db'), 'preview', **environ)
 
     def assert_refused(self, done, *words):

@@ -20,8 +20,6 @@ RUBBISH = {'OpaqueRef:1': dict.fromkeys(VmBackup.FIELDS['VM'], [])}
 
 
 class MailCase(PoolCase):
-    """A test with a mail server, and a pool of one small VM."""
-
     pool_description = {'vms': [{'name': 'db', 'disks': ['64 KiB']}]}
 
     def sink(self, **options):
@@ -392,8 +390,6 @@ class BadServers(MailCase):
 
 
 class OnRequest(MailCase):
-    """The command `test-mail`."""
-
     def asked(self, status, *words, **environ):
         """What it does; it has to end with that status."""
         self.script = self.changed_script(MAIL_PAUSE=0)
@@ -430,7 +426,8 @@ class OnRequest(MailCase):
     def test_mail_mode_does_not_matter_and_never_is_told(self):
         for mode in ('always', 'problems', 'never'):
             sink = self.sink()
-            done = self.asked(0, self.mailing(sink, mail_mode=mode))
+            done = self.asked(0, self.mailing(sink, mail_mode=mode, mail_smtp_server='127.0.0.1'))
+            self.assertIn(' through 127.0.0.1 port ', done.output)
             self.assertEqual(mode == 'never', '***NOTE - mail_mode=never: a run sends no mail'
                              in done.lines)
             self.assertEqual(1, len(sink.mails))

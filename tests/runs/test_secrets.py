@@ -26,7 +26,6 @@ class SecretCase(PoolCase):
         return self.at(name)
 
     def secrets(self):
-        """The bytes that must be nowhere."""
         words = [word.encode('utf-8') for word in (ROOTS, MAILS)]
         plain = base64.b64encode(b'\0me\0' + words[1])         # as AUTH PLAIN has it
         return words + [base64.b64encode(word) for word in words] + [plain]

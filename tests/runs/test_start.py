@@ -55,7 +55,6 @@ class StartCase(LoginCase):
         return self.assert_ends(status, self.finish(self.begin(*program, **options)))
 
     def shell(self, status, line, *words, **environ):
-        """Run VmBackup.py as "$@" of a shell's line."""
         return self.does(status, 'sh', '-c', line, 'sh', sys.executable, SCRIPT, *words,
                          environ=environ)
 

@@ -342,8 +342,9 @@ def parse(argv, prog, **defaults):
                         help='a line for every test, and what units write')
     parser.add_argument('-f', dest='failfast', action='store_true',
                         help='stop at the first failure')
-    parser.add_argument('-j', dest='jobs', metavar='N', type=positive, default=os.cpu_count() or 1,
-                        help='so many processes at a time (default: one per CPU)')
+    parser.add_argument('-j', dest='jobs', metavar='N', type=positive,
+                        default=(os.cpu_count() or 1) + 1,      # as each waits now and then
+                        help='so many processes at a time (default: %(default)s)')
     parser.add_argument('--limit', metavar='SECONDS', type=positive, default=LIMIT,
                         help='time for one unit of tests (default: %(default)s)')
     parser.set_defaults(**dict({'top': ROOT, 'size': TESTS_PER_UNIT}, **defaults))

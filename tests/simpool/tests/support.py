@@ -108,7 +108,6 @@ class Case(unittest.TestCase):
         return err
 
     def start(self, *words, **options):
-        """The program `xe` itself, in a process of its own."""
         process = subprocess.Popen([self.sim.xe] + list(words), **dict(dict(
             cwd=self.work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={'HOME': self.work, 'LANG': 'C'}), **options))

@@ -52,7 +52,6 @@ class ForkedCase(unittest.TestCase):
         return child
 
     def end_of(self, text, *words, **options):
-        """(exit status, output) of such a process."""
         child = self.start(text, *words, **options)
         output = child.communicate(support.LIMIT)[0]
         return child.returncode, output

@@ -175,8 +175,6 @@ class Outcomes(SampleCase):
 
 
 class Accidents(SampleCase):
-    """Units that do not end as they should."""
-
     def test_crash_is_a_failure_of_the_test_at_work(self):
         self.write_tests('''
             def test_a(self): pass
@@ -262,8 +260,6 @@ class Accidents(SampleCase):
 
 
 class Choices(SampleCase):
-    """What is run, and how."""
-
     def setUp(self):
         super().setUp()
         self.write('test_many.py', ''.join(textwrap.dedent('''
@@ -312,8 +308,6 @@ class Choices(SampleCase):
 
 
 class Dispatcher(unittest.TestCase):
-    """python3 -m tests COMMAND."""
-
     def test_unknown_command_is_status_2(self):
         done = subprocess.run([sys.executable, '-m', 'tests', 'dance'], cwd=ROOT,
                               stderr=subprocess.PIPE)
