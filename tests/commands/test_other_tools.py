@@ -30,8 +30,6 @@ class Tables(unittest.TestCase):
 
 
 class Fork(PoolCase):
-    """A config file of the 4.0 fork."""
-
     pool_description = {'vms': [
         {'name': 'PROD-web', 'ran': True, 'disks': [
             '1 MiB', {'size': '1 MiB', 'name': '[NOBAK] scratch'}]},

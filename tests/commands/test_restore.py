@@ -132,7 +132,7 @@ class RoundTrips(RestoreCase):
          'description': 'the "web" & more', 'tags': ['prod'], 'cd': None,
          'other_config': {'auto_poweron': 'true', 'note<1>': 'a & b'},
          'disks': [3 * MIB + 512, {'size': 2 * MIB + 1024, 'fill': 0.3}, 512]},
-        {'name': 'efi', 'firmware': 'uefi', 'disks': ['1 MiB'], 'networks': []},
+        {'name': 'efi', 'firmware': 'uefi', 'vtpm': True, 'disks': ['1 MiB'], 'networks': []},
         {'name': 'diskless', 'disks': []}],
         'networks': [pools.NETWORK, 'backend']}
 
@@ -156,8 +156,10 @@ class RoundTrips(RestoreCase):
             self.remove(name)
             done = self.ok(self.restore(name))
             self.assert_restored(original, name)
-        self.assertIn('  firmware: uefi, with its variables (NVRAM)', done.lines)
+        self.assertIn('  firmware: uefi, with its variables (NVRAM), with a TPM, whose content '
+                      'this pool may not restore', done.lines)
         self.assertEqual({'EFI-variables': 'QUFBQQ=='}, self.vms()['efi']['NVRAM'])
+        self.assertEqual(1, len(self.vms()['efi']['VTPMs']))
 
     def test_a_backup_of_325_without_a_manifest(self):
         original = self.facts('web')
@@ -438,7 +440,8 @@ class Guides(RestoreCase):
     """RESTORE.txt and vm.json, for the person who has only the disk in their hand."""
 
     pool_description = {'vms': [
-        {'name': "it's $(id) web", 'disks': ['1 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi'}]}
+        {'name': "it's $(id) web", 'disks': ['1 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi',
+         'vtpm': True}]}
     name = "it's $(id) web"
 
     def commands(self):
@@ -494,17 +497,18 @@ class Guides(RestoreCase):
                     'vbd-list', 'vm-uuid=' + self.uuid_of(self.name), 'userdevice=9',
                     '--minimal').strip())
 
-    def test_the_records_are_there_with_firmware_and_nvram(self):
+    def test_the_records_are_there_with_firmware_nvram_and_vtpm(self):
         self.ok(self.back_up('vm-export=' + re.escape(self.name)))
         found = json.loads(self.read(self.newest(self.name, 'vm.json')))
-        self.assertEqual([1, 'uefi', True, False], [
+        self.assertEqual([1, 'uefi', True, True], [
             found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')])
         (_, vm), = found['VM'].items()
         record = self.vms()[self.name]
         self.assertEqual(record['NVRAM'], vm['NVRAM'])
         self.assertEqual(set(record), set(vm))
         tables = self.sim.pool.tables
-        for cls, refs in (('VBD', record['VBDs']), ('VIF', record['VIFs'])):
+        for cls, refs in (('VBD', record['VBDs']), ('VIF', record['VIFs']),
+                          ('VTPM', record['VTPMs'])):
             self.assertEqual(sorted(tables[cls][ref]['uuid'] for ref in refs),
                              sorted(each['uuid'] for each in found[cls].values()))
         self.assertEqual(2, len(found['VDI']))

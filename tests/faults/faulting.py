@@ -239,7 +239,6 @@ class State(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What was there before a fault."""
     good: Dict[str, List[Backup]]       # by VM directory, oldest first
     pool: Dict[str, Dict[str, Dict[str, Any]]]
     disks: Dict[str, archive.Image]

@@ -200,8 +200,6 @@ class DiskFull(DiskCase):
 
 
 class FullForEverything(DiskFull):
-    """The status log is on the disk that is full."""
-
     kind = 'disk full, status log too'
     step = 512 * KIB
 

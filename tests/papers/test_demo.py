@@ -117,8 +117,6 @@ class TwoNights(DemoCase):
 
 
 class Failing(DemoCase):
-    """--fail, for two of the commands that can be made to fail."""
-
     def test_an_error_and_a_warning_are_told_and_leave_nothing_in_the_pool(self):
         for verb, word in (('vm-export', 'ERROR'), ('vdi-destroy', 'WARNING')):
             with self.subTest(verb):

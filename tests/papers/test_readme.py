@@ -71,16 +71,12 @@ UNIFORM = (
 
 
 class Block(NamedTuple):
-    """A fenced block of the README."""
-
     kind: str                  # what follows the fence
     section: str               # the heading above it, of level 2
     lines: List[str]
 
 
 class Command(NamedTuple):
-    """A command of a console block, and what it prints."""
-
     text: str
     output: List[str]
 

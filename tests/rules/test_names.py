@@ -51,8 +51,6 @@ class OddNames(PoolCase):
 
 
 class PathParts(unittest.TestCase):
-    """path_part: a name as one part of a path."""
-
     def test_ordinary_names_stay_as_they_are(self):
         for name in ('web', 'DEV mySql', 'a,b', "it's \"x\"", '-dash', ' lead', 'trail ', '100%',
                      '%zz', 'x$(id)', '...', '~', 'C:', 'n' * 247):

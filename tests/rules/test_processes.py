@@ -73,8 +73,6 @@ class LoggedCommands(PoolCase):
 
 
 class ProgramCase(unittest.TestCase):
-    """A test with programs in a directory of its own."""
-
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix='vmbackup-test-')
         self.addCleanup(shutil.rmtree, self.directory)

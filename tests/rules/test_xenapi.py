@@ -56,7 +56,6 @@ class Answer(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request as the server got it."""
     connection: int  # 1 for the first that was made
     line: str
     headers: list
@@ -174,7 +173,6 @@ def login(result, reply):
 
 
 def odd(missing, value, more='', sdk=None):
-    """A step of a call whose answer makes no sense."""
     ours = 'Fault: <Fault 500: %r>' % ('Missing %s in response from server%s' % (missing, more))
     return call(Fixed(ours, sdk) if sdk else ours, answer(value))
 

@@ -447,7 +447,6 @@ class Interruptions(HookCase):
 
 class Examples(HookCase):
     def example(self, number, **paths):
-        """One of them, with other words in the place of some."""
         found = [block.lines for block in blocks('sh') if block.section == 'Hooks']
         text = '\n'.join(found[number])
         for word, path in paths.items():

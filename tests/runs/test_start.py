@@ -30,8 +30,6 @@ def xapi_local():
 
 
 class StartCase(LoginCase):
-    """A pool with one VM, whose name is not ASCII."""
-
     pool_description = {'vms': [{'name': 'dépôt', 'disks': ['64 KiB']}]}
 
     def setUp(self):

@@ -24,7 +24,7 @@ _EMPTY_TABLES = (
     'Bond Certificate Cluster Cluster_host DR_task Diagnostics Driver_variant Feature GPU_group'
     ' Host_driver LVHD Observer PCI PGPU PUSB PVS_cache_storage PVS_proxy PVS_server PVS_site'
     ' Repository SDN_controller SM USB_group VGPU VGPU_type VLAN VMPP VMSS VM_appliance VM_group'
-    ' VTPM VUSB auth blob crashdump data_source event host_crashdump host_patch message'
+    ' VUSB auth blob crashdump data_source event host_crashdump host_patch message'
     ' network_sriov pool_patch pool_update probe_result role session sr_stat subject task tunnel'
     ' vdi_nbd_server_info').split()
 

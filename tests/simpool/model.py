@@ -51,6 +51,7 @@ GIVEN = {cls: names.split() for cls, names in {
 RELATIONS = {
     'VBD': {'VM': ('VM', 'VBDs'), 'VDI': ('VDI', 'VBDs')},
     'VIF': {'VM': ('VM', 'VIFs'), 'network': ('network', 'VIFs')},
+    'VTPM': {'VM': ('VM', 'VTPMs')},
     'VDI': {'SR': ('SR', 'VDIs'), 'snapshot_of': ('VDI', 'snapshots')},
     'VM': {'snapshot_of': ('VM', 'snapshots'), 'parent': ('VM', 'children'),
            'resident_on': ('host', 'resident_VMs')},
@@ -720,6 +721,8 @@ class Pool(Transfers):
                 self._copy_vbd(vbd, copy, disks.get(vdi, vdi))
         for vif in record['VIFs']:
             self._copy_vif(vif, copy, snapshot)
+        for _ in record['VTPMs']:
+            self.new('VTPM', VM=copy)
         self.settle(copy)
         return copy
 
@@ -731,7 +734,7 @@ class Pool(Transfers):
             NEW_VM, name_label=new_name, other_config=config, power_state='Halted',
             ha_always_run=False, blocked_operations={}, start_delay='0', shutdown_delay='0',
             order='0', suspend_VDI=NULL, metrics=self.new('VM_metrics'), memory_target='0',
-            bios_strings={}, last_boot_CPU_flags={},
+            bios_strings={}, last_boot_CPU_flags={}, VTPMs=[],
             generation_id='%d:%d' % (random.getrandbits(63), random.getrandbits(63))))
         if snapshot:
             fields.update(
@@ -773,7 +776,7 @@ class Pool(Transfers):
     def vm_destroy(self, vm):
         with self.operation(vm, 'destroy'):
             record = self.record('VM', vm)
-            for cls in ('VBD', 'VIF'):
+            for cls in ('VBD', 'VIF', 'VTPM'):
                 for ref in record[cls + 's']:
                     self.delete(cls, ref)
             for console in record['consoles']:

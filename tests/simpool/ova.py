@@ -5,7 +5,7 @@ VM, each with its complete record. References to exported objects become `Ref:n`
 running on from one export to the next.
 
 Structure, order, blanked fields and spelling are those of archives made by xapi 25.6.0, the rest is
-from xapi: ocaml/xapi/export.ml. Virtual GPUs, TPMs and PVS proxies are not exported.
+from xapi: ocaml/xapi/export.ml. Virtual GPUs and PVS proxies are not exported.
 """
 import xmlrpc.client
 from typing import Dict, List, NamedTuple
@@ -16,7 +16,7 @@ from .database import EPOCH, NULL, TEMPLATES
 from .wire import to_xml
 
 # In the order of the archive.
-CLASSES = 'host VM VM_metrics VM_guest_metrics VBD VIF network VDI SR'.split()
+CLASSES = 'host VM VM_metrics VM_guest_metrics VBD VIF network VDI SR VTPM'.split()
 
 # What is left out of the exported records, by class.
 _BLANK = {
@@ -55,6 +55,8 @@ _REFERENCES = {
     'VDI': ['SR', 'VBDs'],
     'SR': ['VDIs'],
 }
+
+VTPM_FIELDS = ('VM', 'uuid', 'is_unique', 'is_protected', 'content')
 
 
 # Building
@@ -114,6 +116,8 @@ class _Numbering:
             self.add(vbd)
             if not self.tables['VBD'][vbd]['empty']:
                 self.add_vdi(self.tables['VBD'][vbd]['VDI'])
+        for vtpm in vm['VTPMs']:
+            self.add(vtpm)
         if self.preserve_power_state and _suspended(self.tables, vm):
             self.add_vdi(vm['suspend_VDI'])
         for field in ('metrics', 'guest_metrics', 'resident_on', 'affinity'):
@@ -130,7 +134,11 @@ def _in_order(tables, cls):
 
 
 def _exported(cls, record, blanks, known):
-    """The record as it is written, its fields in the order of their definition."""
+    """The record as it is written, its fields in the order of their definition; of a vTPM those
+    that an importer needs, under odd names (recorded from xapi 25.33.2 and 26.17.0)."""
+    if cls == 'VTPM':
+        found = dict(record, VM=known[record['VM']], content='')
+        return {"vTPM'_" + name: found[name] for name in VTPM_FIELDS}
     names = list(TEMPLATES[cls]) + sorted(set(record) - set(TEMPLATES[cls]))
     exported = {name: record[name] for name in names if name in record}
     for field in _REFERENCES.get(cls, []):
@@ -204,7 +212,8 @@ def parse(ova_xml):
                for entry in _field(header, 'objects')]
     ova = Ova(_field(header, 'version'), objects)
     for thing in objects:
-        for name in TEMPLATES.get(thing.cls, []):
+        for name in TEMPLATES.get(thing.cls, []) if thing.cls != 'VTPM' else [
+                "vTPM'_" + name for name in VTPM_FIELDS]:
             _field(thing.record, name)
     for cls, field in (('VBD', 'VM'), ('VIF', 'VM'), ('VIF', 'network')):
         for thing in ova.of(cls):

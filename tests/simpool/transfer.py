@@ -305,7 +305,7 @@ class _Import:
             for network in contents.of('network'):
                 self.here[network.id] = self.find_or_make_network(network.record)
             for cls, make in (('VM', self.make_vm), ('VBD', self.make_vbd),
-                              ('VIF', self.make_vif)):
+                              ('VIF', self.make_vif), ('VTPM', self.make_vtpm)):
                 for thing in contents.of(cls):
                     self.here[thing.id] = make(thing.record)
         return {} if self.metadata else contents.disks
@@ -420,6 +420,11 @@ class _Import:
             self.pool.given('VBD', record), uuid=record['uuid'] if self.preserve else '',
             VM=self.here[record['VM']], VDI=vdi, empty=vdi == NULL))
         self.note('VBD', ref)
+        return ref
+
+    def make_vtpm(self, record):
+        ref = self.pool.new('VTPM', VM=self.here[record["vTPM'_VM"]])
+        self.note('VTPM', ref)
         return ref
 
     def make_vif(self, record):

@@ -90,8 +90,6 @@ class Disk(Noise):
 
 
 class Zeros(Noise):
-    """A disk whose chunks of zeros are written like others."""
-
     content = bytes(MIB)
 
 

@@ -155,8 +155,6 @@ class Table:
 
 
 class Noise(archive.Image):
-    """A disk full of the same noise, which takes no memory."""
-
     content = os.urandom(MIB)
 
     def chunk(self, index):

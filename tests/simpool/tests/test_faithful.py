@@ -314,7 +314,6 @@ class Replay:
         return text.replace('\r\n', '\n').replace('\r', '\n')
 
     def shell(self, command):
-        """(exit status, stdout, stderr) of a line of the recording."""
         for uuid in UUID.findall(command):
             if uuid not in self.words.ours and not uuid.startswith('00000000-'):
                 raise AssertionError('nothing is known of %s in: %s' % (uuid, command))

@@ -57,7 +57,6 @@ class ForkedCase(unittest.TestCase):
         return child.returncode, output
 
     def real_end_of(self, text, *words, **options):
-        """The same of an interpreter of its own."""
         done = subprocess.run(
             [sys.executable, '-c', text] + [os.fsencode(word) for word in words], cwd=self.place,
             env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
