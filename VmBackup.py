@@ -2179,7 +2179,7 @@ class Pool:
             with unless_gone():
                 operations = self.get(kind + '.get_current_operations', dict, ref)
             tasks = self.records('task', 'get_all_records').values()
-            return not set(operations.values()) - {'export'} and not any(
+            return all(each == 'export' for each in operations.values()) and not any(
                 task['status'] == 'pending' and task['name_label'].endswith(f'{kind}.snapshot')
                 for task in tasks)
         self.wait_until(idle, 'a snapshot may still be being made')
