@@ -2404,7 +2404,7 @@ def sync(path: str) -> None:
 def drop_parts(path: str) -> None:
     """Delete what writes of a file that were killed have left beside it, a day ago or longer."""
     for name in glob.glob(f'{glob.escape(path)}.*{NEW}'):
-        with contextlib.suppress(OSError):             # it is no harm, and gone with the directory
+        with contextlib.suppress(OSError):             # what stays does no harm
             status, number = os.lstat(name), name[len(path) + 1:-len(NEW)]
             old = now().timestamp() - status.st_mtime > 86400      # seconds
             if old and re.match('[0-9]+\\Z', number) and stat.S_ISREG(status.st_mode):
