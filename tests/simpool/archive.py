@@ -251,8 +251,7 @@ CHECKSUMS = {
 def xva(ova_xml, disks, checksum='xxhash', keep_alive_before=(), mtime=0):
     """The archive of a VM (of its metadata where `disks` is empty): a tar stream.
 
-    disks              (directory, Image) pairs, the directory being the disk's id in ova.xml; not
-                       looked at before ova.xml is out, so that a generator can attach them then
+    disks              (directory, Image) pairs, the directory being the disk's id in ova.xml
     checksum           'xxhash', or 'checksum' (SHA-1) for xapi before 1.170
     keep_alive_before  (directory, number) pairs: an empty member takes this number and the chunk
                        whose turn it was gets the next; xapi does so when it wrote nothing for five
@@ -262,15 +261,20 @@ def xva(ova_xml, disks, checksum='xxhash', keep_alive_before=(), mtime=0):
     First and last chunk are always there, zero chunks between are left out. Source: xapi:
     ocaml/xapi/stream_vdi.ml, send_one; compared with an archive made by xapi 25.6.0.
     """
-    suffix = '.' + checksum
-    digest = CHECKSUMS[suffix]
     yield from _member('ova.xml', ova_xml, mtime)
     for directory, image in sorted(disks, key=lambda disk: disk[0]):
-        for number, data in _numbered_chunks(directory, image, keep_alive_before):
-            name = '%s/%08d' % (directory, number)
-            yield from _member(name, data)
-            yield from _member(name + suffix, digest(data).encode())
+        yield from xva_disk(directory, image, checksum, keep_alive_before)
     yield bytes(2 * SECTOR)
+
+
+def xva_disk(directory, image, checksum='xxhash', keep_alive_before=()):
+    """The members of one disk in an archive (see `xva`)."""
+    suffix = '.' + checksum
+    digest = CHECKSUMS[suffix]
+    for number, data in _numbered_chunks(directory, image, keep_alive_before):
+        name = '%s/%08d' % (directory, number)
+        yield from _member(name, data)
+        yield from _member(name + suffix, digest(data).encode())
 
 
 def _numbered_chunks(directory, image, keep_alive_before):
@@ -414,14 +418,14 @@ class Xva(NamedTuple):
     compression: str                # none, gzip or zstd
 
 
-def read_xva(source, expected=None, force=False):
+def read_xva(source, expected=None, force=False, attached=None):
     """Read an archive, compressed or not, from a file or from pieces of bytes -> Xva.
 
     `expected` tells which disks must come: called with the bytes of ova.xml, it returns
     {directory: virtual size}, and the archive is taken as xapi's importer takes it: exactly these,
     in string order, each up to its size, and no look at what follows. Without it every disk is
     taken as it comes and the archive must end with two zero blocks.
-    `force`: wrong checksums are let pass.
+    `force`: wrong checksums are let pass. `attached(directory)`: a context in which a disk is read.
 
     Raises ArchiveError. Note that a wrong inline checksum is IMPORT_ERROR with a text, as recorded;
     IMPORT_ERROR_SOME_CHECKSUMS_FAILED belongs to a table of checksums at the archive's end, which
@@ -429,7 +433,7 @@ def read_xva(source, expected=None, force=False):
     """
     blocks = iter(_blocks(source))
     try:
-        return _XvaReader(blocks, expected, force).read()
+        return _XvaReader(blocks, expected, force, attached).read()
     except (EOFError, ArchiveError) as error:
         for _ in blocks:
             pass                    # who sends it gets rid of it all
@@ -440,8 +444,9 @@ def read_xva(source, expected=None, force=False):
 
 class _XvaReader:
 
-    def __init__(self, blocks, expected, force):
+    def __init__(self, blocks, expected, force, attached):
         self.expected = expected
+        self.attached = attached
         self.force = force
         self.compression, blocks = _decompressed(blocks)
         self.source = _Source(blocks)
@@ -458,8 +463,10 @@ class _XvaReader:
         ova_xml = self.content(size)
         if self.expected:
             sizes = self.expected(ova_xml)
-            disks = {directory: self.disk(directory, sizes[directory])
-                     for directory in sorted(sizes)}
+            disks = {}
+            for directory in sorted(sizes):
+                with self.attached(directory) if self.attached else contextlib.ExitStack():
+                    disks[directory] = self.disk(directory, sizes[directory])
         else:
             disks = self.all_disks()
         return Xva(ova_xml, disks, self.members, mtime, self.compression)

@@ -185,6 +185,9 @@ class Pool(Transfers):
     lock       the condition that guards all of it, notified at every change
     lock_wait  seconds that a message waits for a conflicting one (xapi: two hours)
     faults     what goes wrong on demand; journal: every call of both doors, in order
+    failing_detaches  so many times storage cannot detach a disk from dom0
+    stale_devices     of dom0, with which this fails once: a killed daemon has forgotten them
+    written           the tables that a killed daemon comes back with (None: the present ones)
     """
 
     def __init__(self, xapi_version='26.1', password='password'):
@@ -199,6 +202,9 @@ class Pool(Transfers):
         self.bad_password_delay = 0.0
         self.progress_interval = 10.0
         self.keep_alive_chunks = ()
+        self.failing_detaches = 0
+        self.stale_devices = set()
+        self.written = None
         self.when_down = []
         self.generation = 1
         self.is_down = False
@@ -234,27 +240,39 @@ class Pool(Transfers):
                 shut()
 
     def come_up(self):
-        """The daemon starts again over the same state.
+        """The daemon starts again over the same state, or what it wrote of it (`written`).
 
-        No session and no operation survives, no pending task and no VBD with which a transfer had
-        attached its disk. What was made half-way stays: disks that were snapshotted for a VM whose
-        own record was not made, or whose record is destroyed already.
+        No session, task or operation survives, and no VBD knows its metrics any more. What was made
+        half-way stays: a VBD with which a transfer had attached its disk; disks that were
+        snapshotted for a VM whose own record was not made, or whose record is destroyed already.
         """
         with self.lock:
             self.is_down = False
+            if self.written:
+                attached = self._transferred()
+                self.tables, self._refs = self.written, {}
+                self.stale_devices.update(attached - self._transferred())
+                self.written = None
             self.tables['session'].clear()
+            self.tables['task'].clear()
             for vm in self.tables['VM']:
                 self.put('VM', vm, current_operations={})
                 self.settle(vm)
             for vdi in self.tables['VDI']:
                 self.put('VDI', vdi, current_operations={})
-            for ref, task in list(self.tables['task'].items()):
-                if task['status'] == 'pending':
-                    self.finish_task(ref, 'cancelled')
-            for ref, vbd in list(self.tables['VBD'].items()):
-                if 'task_id' in vbd['other_config']:
-                    self.mark_detached(ref)
-                    self.delete('VBD', ref)
+            for vbd in self.tables['VBD']:
+                self.put('VBD', vbd, current_operations={}, metrics=NULL)
+
+    def write_database(self):
+        """The daemon writes what it knows; it will know no more if it is killed."""
+        with self.lock:
+            self.written = {cls: {ref: dict(record) for ref, record in table.items()}
+                            for cls, table in self.tables.items()}
+
+    def _transferred(self):
+        """The devices under which dom0 has disks."""
+        return {vbd['userdevice'] for vbd in self.tables['VBD'].values()
+                if self.tables['VM'][vbd['VM']]['is_control_domain'] and vbd['currently_attached']}
 
     def arrive(self, door, name, args=()):
         """Note a call in the journal, let its latency pass, and return its fault or None."""
@@ -311,6 +329,8 @@ class Pool(Transfers):
             raise KeyError('%s has no field %s' % (table, ', '.join(sorted(unknown))))
         record.update(fields)
         record['uuid'] = record['uuid'] or str(uuid.uuid4())
+        if table == 'VBD':
+            record['metrics'] = 'OpaqueRef:' + str(uuid.uuid4())
         ref = 'OpaqueRef:' + str(uuid.uuid4())
         with self.lock:
             self.tables[table][ref] = record
@@ -1051,10 +1071,14 @@ class Pool(Transfers):
             raise XapiError('VDI_IN_USE', vdi)
 
     def mark_attached(self, vbd):
-        """Say that a VBD is attached, under the name that its number gives it."""
+        """Say that a VBD is attached, under the name that its number gives it, or in dom0 where
+        storage has the disk."""
         self.assert_device(vbd)
         record = self.record('VBD', vbd)
         name = linux_name(*devices(record['userdevice'])[0])
+        if self.tables['VM'][record['VM']]['is_control_domain']:
+            vdi = self.tables['VDI'][record['VDI']]
+            name = 'sm/backend/%s/%s' % (self.tables['SR'][vdi['SR']]['uuid'], vdi['uuid'])
         self.put('VBD', vbd, currently_attached=True, device=name,
                  allowed_operations=['attach', 'unpause', 'unplug', 'unplug_force', 'pause'])
         if record['VDI'] in self.tables['VDI']:

@@ -89,25 +89,39 @@ class Transfers:
                 self.put('task', task, **fields)
 
     @contextmanager
-    def _attached(self, vdis, mode, task):
-        """Disks attached to dom0 by VBDs of its own, while it lasts. Raises VDI_IN_USE."""
-        dom0 = self.tables['host'][self.master]['control_domain']
-        vbds = []
+    def _attached(self, vdi, mode, task):
+        """A disk attached to dom0 by a VBD of its own, while it lasts. Raises VDI_IN_USE.
+
+        The VBD stays where the daemon ends meanwhile, and where storage cannot detach the disk, of
+        which nobody is told (recorded from xapi 25.33.2 and 26.17.0). Up to xapi 26.15 it names its
+        task (xapi: attach_helpers.ml).
+        """
+        life = self.life
+        with self.lock:
+            self.assert_attachable(vdi, mode)
+            vbd = self.call('VBD.create', {
+                'VM': self.tables['host'][self.master]['control_domain'], 'VDI': vdi,
+                'userdevice': 'autodetect', 'mode': mode, 'type': 'Disk',
+                'other_config': {'task_id': task} if self.version < (26, 16) else {}})
+            self.mark_attached(vbd)
         try:
-            with self.lock:
-                for vdi in vdis:
-                    self.assert_attachable(vdi, mode)
-                    vbds.append(self.call('VBD.create', {
-                        'VM': dom0, 'VDI': vdi, 'userdevice': 'autodetect', 'mode': mode,
-                        'type': 'Disk', 'other_config': {'task_id': task}}))
-                    self.mark_attached(vbds[-1])
             yield
         finally:
             with self.lock:
-                for vbd in vbds:
-                    if vbd in self.tables['VBD']:
-                        self.mark_detached(vbd)
-                        self.delete('VBD', vbd)
+                if life == self.life and vbd in self.tables['VBD'] and self._detaches(vbd):
+                    self.mark_detached(vbd)
+                    self.delete('VBD', vbd)
+
+    def _detaches(self, vbd):
+        """Whether storage lets go of a disk: see `failing_detaches` and `stale_devices`."""
+        device = self.tables['VBD'][vbd]['userdevice']
+        if device in self.stale_devices:
+            self.stale_devices.remove(device)
+            return False
+        if self.failing_detaches:
+            self.failing_detaches -= 1
+            return False
+        return True
 
     def _watched(self, pieces, task, total):
         """The same pieces; the task's progress follows them, and cancelling it ends them.
@@ -155,30 +169,28 @@ class Transfers:
                 text, disks = ova.build(
                     self.tables, vm, self.next_number, ova.version_info(host, self.xapi_version),
                     preserve_power_state or metadata)
-            pieces = self._archive(text, {} if metadata else disks, task, stack)
+            pieces = self._archive(text, {} if metadata else disks, task)
             stream = Stream(archive.compressed(pieces, compress))
             stack.callback(stream.close)
             yield stream
             if not stream.complete:
                 raise BrokenPipeError('the client left before the end')
 
-    def _archive(self, text, disks, task, stack):
-        """The tar stream; the disks are attached, until `stack` ends, after ova.xml."""
+    def _archive(self, text, disks, task):
+        """The tar stream; each disk is attached for as long as it is read."""
         checksum = 'xxhash' if self.version >= (1, 170) else 'checksum'
         mtime = int(time.time()) if self.version >= (24, 13) else 0
-        head = b''.join(archive.xva(text, [], checksum, mtime=mtime))[:-2 * archive.SECTOR]
-        yield head
-        stack.enter_context(self._attached(disks, 'RO', task))
-        images = [(directory, self.content[vdi].clone()) for vdi, directory in disks.items()]
-        keep_alive = {(directory, number) for directory, _ in images
-                      for number in self.keep_alive_chunks}
-        pieces = archive.xva(text, images, checksum, keep_alive, mtime)
-        left = len(head)
-        for piece in self._watched(pieces, task, self._total(disks)):
-            if left:
-                left -= len(piece)
-            else:
-                yield piece
+        empty = b''.join(archive.xva(text, [], checksum, mtime=mtime))
+        yield empty[:-2 * archive.SECTOR]
+        yield from self._watched(self._archived(disks, task, checksum), task, self._total(disks))
+        yield empty[-2 * archive.SECTOR:]
+
+    def _archived(self, disks, task, checksum):
+        for vdi, directory in sorted(disks.items(), key=lambda disk: disk[1]):
+            keep_alive = {(directory, number) for number in self.keep_alive_chunks}
+            with self._attached(vdi, 'RO', task):
+                yield from archive.xva_disk(directory, self.content[vdi].clone(), checksum,
+                                            keep_alive)
 
     @contextmanager
     def export_vdi(self, vdi, format='raw', task=None):
@@ -198,7 +210,7 @@ class Transfers:
                 raise BrokenPipeError('the client left before the end')
 
     def _image(self, vdi, format, task, stack):
-        stack.enter_context(self._attached([vdi], 'RO', task))
+        stack.enter_context(self._attached(vdi, 'RO', task))
         image = self.content[vdi].clone()
         if format == 'raw':
             pieces = archive.raw_stream(image)
@@ -223,7 +235,7 @@ class Transfers:
         with self._following(task, 'VDI import') as task:
             if format.lower() not in ('raw', 'vhd'):
                 raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
-            with self._attached([vdi], 'RW', task), self._reading():
+            with self._attached(vdi, 'RW', task), self._reading():
                 if format.lower() == 'raw':
                     image = archive.read_raw(source, size)
                 else:
@@ -265,7 +277,7 @@ class Transfers:
             work = _Import(self, sr, preserve, force, metadata, task)
             try:
                 with self._reading():
-                    read = archive.read_xva(source, work.begin, force)
+                    read = archive.read_xva(source, work.begin, force, work.attached)
                 vms = work.end(read.disks)
             except BaseException:
                 if self.life == work.life:
@@ -304,11 +316,17 @@ class _Import:
                 self.here[vdi.id] = self.find_or_make_vdi(contents, vdi)
             for network in contents.of('network'):
                 self.here[network.id] = self.find_or_make_network(network.record)
+            self.metrics = {each.id: {'start_time': each.record['start_time']}
+                            for each in contents.of('VM_metrics')}
             for cls, make in (('VM', self.make_vm), ('VBD', self.make_vbd),
                               ('VIF', self.make_vif), ('VTPM', self.make_vtpm)):
                 for thing in contents.of(cls):
                     self.here[thing.id] = make(thing.record)
         return {} if self.metadata else contents.disks
+
+    def attached(self, directory):
+        """A context in which a disk's bytes are read."""
+        return self.pool._attached(self.here[directory], 'RW', self.task)
 
     def end(self, disks):
         """Store the disks' bytes and release the VMs; their refs."""
@@ -396,7 +414,7 @@ class _Import:
     def make_vm(self, record):
         pool = self.pool
         fields = {field: value for field, value in record.items() if field in TEMPLATES['VM']}
-        metrics = pool.new('VM_metrics')
+        metrics = pool.new('VM_metrics', **self.metrics.get(record['metrics'], {}))
         self.made.append(('VM_metrics', metrics))      # one object with the VM, as it were
         fields.update(dict(
             NEW_VM, metrics=metrics, VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,

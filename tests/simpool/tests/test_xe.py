@@ -270,18 +270,49 @@ class Files(XeCase):
         self.assertEqual('Error: dry-run is not simulated\n',
                          self.refused('vm-import', 'filename=m', 'dry-run=true'))
 
-    def test_a_daemon_that_dies_in_mid_export_holds_nothing_when_it_is_back(self):
-        for do, verb, uuid in (('down', 'vm-export', self.web), ('die', 'vm-export', self.web),
-                               ('down', 'vdi-export', self.vdi()),
-                               ('die', 'vdi-export', self.vdi())):
-            self.pool.faults.add(verb, do, after=1500000)
-            self.assertEqual(BROKEN, self.refused(verb, 'uuid=' + uuid, 'filename=x'))
-            self.assertEqual(1500000, len(self.read('x')))
-            os.unlink(self.path('x'))
-            if do == 'down':
+    def test_a_daemon_that_dies_in_mid_export_leaves_a_vbd_whose_metrics_it_forgets(self):
+        for version, keys in (('26.1', ['task_id']), ('26.16', [])):
+            for verb, uuid in (('vm-export', self.web), ('vdi-export', self.vdi())):
+                self.pool.xapi_version = version
+                self.pool.faults.add(verb, 'down', after=1500000)
+                self.assertEqual(BROKEN, self.refused(verb, 'uuid=' + uuid, 'filename=x'))
+                self.assertEqual(1500000, len(self.read('x')))
+                os.unlink(self.path('x'))
                 self.sim.restart()
+                self.assertFalse(self.pool.tables['task'])
+                (ref, vbd), = self.held()
+                self.assertEqual((keys, 'OpaqueRef:NULL', True, 'RO'), (
+                    list(vbd['other_config']), vbd['metrics'], vbd['currently_attached'],
+                    vbd['mode']))
+                self.assertIn('in use', self.refused('vdi-destroy', 'uuid=' + self.vdi()))
+                this = 'uuid=' + vbd['uuid']
+                self.assertIn('still attached to', self.refused('vbd-destroy', this))
+                self.ask('vbd-unplug', this)
+                self.ask('vbd-destroy', this)
+
+    def test_a_daemon_that_is_killed_forgets_what_it_did_not_write_and_holds_the_next_disk(self):
+        self.pool.write_database()
+        self.pool.faults.add('vm-export', 'down', after=1500000)
+        self.assertEqual(BROKEN, self.refused('vm-export', 'uuid=' + self.web, 'filename=x'))
+        self.sim.restart()
+        self.assertEqual([], self.held())
+        for name in 'yz':
+            self.ask('vm-export', 'uuid=' + self.web, 'filename=' + name)
+            self.assertEqual(1, len(self.held()))
+
+    def test_a_connection_that_dies_in_mid_export_holds_nothing(self):
+        for verb, uuid in (('vm-export', self.web), ('vdi-export', self.vdi())):
+            self.pool.faults.add(verb, 'die', after=1500000)
+            self.assertEqual(BROKEN, self.refused(verb, 'uuid=' + uuid, 'filename=x'))
+            os.unlink(self.path('x'))
             wait_until(lambda: not self.pending())
             self.assertEqual([], self.held())
+
+    def test_a_disk_that_storage_does_not_let_go_stays_attached_and_nobody_is_told(self):
+        self.pool.failing_detaches = 1
+        self.ask('vdi-export', 'uuid=' + self.vdi(), 'filename=x')
+        (ref, vbd), = self.held()
+        self.assertNotEqual('OpaqueRef:NULL', vbd['metrics'])
 
     def test_a_server_that_dies_before_a_dump_leaves_no_task(self):
         answer, gone = xe.Talk.answer, threading.Event()
@@ -300,8 +331,9 @@ class Files(XeCase):
                 os.unlink(self.path('x'))
 
     def held(self):
-        return [vbd['other_config'] for vbd in self.pool.tables['VBD'].values()
-                if 'task_id' in vbd['other_config']]
+        """The VBDs of dom0: (reference, record)."""
+        return [(ref, vbd) for ref, vbd in self.pool.tables['VBD'].items()
+                if self.pool.tables['VM'][vbd['VM']]['is_control_domain']]
 
     def pending(self):
         return [ref for ref, task in self.pool.tables['task'].items()
@@ -321,7 +353,7 @@ class Files(XeCase):
         for disk, task, process in self.stalled_exports(do='stall'):
             progress = self.get('task', task, 'progress')
             self.assertTrue(0 < progress < 1, progress)
-            self.assertEqual([{'task_id': task}], self.held())
+            self.assertEqual([{'task_id': task}], [vbd['other_config'] for _, vbd in self.held()])
             self.assertIn('VDI is in use', self.refused('vdi-destroy', 'uuid=' + disk))
             self.assertEqual((progress, 2500000), (
                 self.get('task', task, 'progress'), os.path.getsize('x')))
