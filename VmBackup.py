@@ -166,6 +166,8 @@ STATUS_TIMEOUT = 50        # seconds for all that `status` reads; Nagios ends a 
 DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
+SECOND_LOOK = 3            # seconds until what seems left over is looked at again
+RESTART_PAUSE = 10         # seconds before a VM is tried again, when xapi went away
 FSTAB = '/etc/fstab'
 XXHASH = ('libxxhash.so.0', 'xxhash')      # that library's file, and its name for ldconfig
 SLOW_BYTES = 1 << 30       # of one file that a run hashes without that library: half a minute
@@ -1828,6 +1830,9 @@ class Xe:
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
+LEAKED, RUNNING, IN_DOUBT, NOT_OURS = 'leaked', 'running', 'in doubt', 'not ours'
+TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
+OF_VMS = ('Export of VM', 'VM.export', 'VM import', 'VM.import')   # tasks that name their VM
 VM_FIELDS = ('tags', 'name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
 FIELDS = {                 # those of whole records that we rely on
@@ -1835,12 +1840,13 @@ FIELDS = {                 # those of whole records that we rely on
                        'is_control_domain', 'snapshot_of', 'snapshot_time', 'current_operations'),
     'VDI': ('uuid', 'name_label', 'is_a_snapshot', 'snapshot_of', 'snapshot_time', 'snapshots',
             'VBDs', 'SR', 'virtual_size'),
-    'VBD': ('uuid', 'VM', 'VDI', 'type', 'device', 'userdevice', 'bootable', 'other_config'),
+    'VBD': ('uuid', 'VM', 'VDI', 'type', 'device', 'userdevice', 'bootable', 'other_config', 'mode',
+            'metrics', 'current_operations', 'currently_attached'),
     'VIF': ('uuid', 'device', 'network'), 'host': ('uuid',), 'pool': ('uuid', 'master'),
     'task': ('status', 'name_label')}
 FURTHER_FIELDS = {         # those of whole tables that are kept where there are any
     'VM': ('other_config',), 'VDI': ('name_description', 'type', 'sharable', 'read_only'),
-    'VBD': ('mode', 'unpluggable', 'empty'), 'VIF': ('MTU', 'MAC', 'other_config'),
+    'VBD': ('unpluggable', 'empty'), 'VIF': ('MTU', 'MAC', 'other_config'),
     'SR': ('uuid', 'name_label', 'physical_utilisation', 'physical_size'),
     'network': ('name_label',), 'host': ('software_version',), 'pool': ('name_label',),
     'VM_guest_metrics': ('os_version',)}
@@ -1875,6 +1881,15 @@ class Snapshot(NamedTuple):
     vbds: Tuple[str, ...]      # without any, a disk's was not made as part of a VM's
     template: bool             # a VM's, as long as nobody has prepared it for an export
     size: int                  # bytes of a disk
+    tags: Tuple[str, ...]
+
+
+class Hold(NamedTuple):
+    """A VBD by which something has a disk that we are to remove."""
+
+    vbd: Dict[str, Any]
+    state: str                 # LEAKED, RUNNING, IN_DOUBT, or NOT_OURS
+    what: str                  # what has it
 
 
 @contextlib.contextmanager
@@ -2150,7 +2165,8 @@ class Pool:
         """A Snapshot of a record."""
         return Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
                         str(record['snapshot_time']), tuple(record['VBDs']),
-                        record.get('is_a_template', False), int(record.get('virtual_size', 0)))
+                        record.get('is_a_template', False), int(record.get('virtual_size', 0)),
+                        tuple(record.get('tags') or ()))
 
     def label(self, kind: str, ref: str) -> Tuple[str, str]:
         """Name-label and uuid of a VM or VDI as the tables had them; no call for each."""
@@ -2187,17 +2203,65 @@ class Pool:
     def exports(self, kind: str, ref: str) -> List[str]:
         """References of the tasks that export a snapshot now. Raise PoolError.
 
-        A VM carries the operation; a disk is attached to dom0 by a VBD that names its task
-        (xapi: attach_helpers.ml).
+        A VM carries the operation; a disk is attached to dom0 by a VBD, which names its task up to
+        xapi 26.15 (xapi: attach_helpers.ml).
         """
         with unless_gone():
             record = self.record(kind, ref)
             if kind == 'VM':
                 return [task for task, operation in record['current_operations'].items()
                         if operation == 'export']
-            keys = [self.record('VBD', vbd)['other_config'] for vbd in record['VBDs']]
-            return [key['task_id'] for key in keys if 'task_id' in key]
+            named = [self.record('VBD', vbd)['other_config'].get('task_id')
+                     for vbd in record['VBDs']]
+            return [task for task in named if task and self.is_pending(task)]
         return []
+
+    def is_pending(self, task: str) -> bool:
+        """Whether a task goes on. Raise PoolError."""
+        with unless_gone():
+            return self.call('task.get_status', task) in ('pending', 'cancelling')
+        return False
+
+    def holds(self, owners: Dict[str, Dict[str, Any]], disks: Sequence[str], mode: str,
+              sure: bool) -> List[Hold]:
+        """The VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four calls
+        where there is one, and two for each; raise PoolError.
+
+        A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
+        The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
+        26.15 it names its task; later ones only show that it is from before xapi's last start, or
+        that no task is pending that may be its own (recorded from xapi 25.33.2 and 26.17.0; xapi:
+        attach_helpers.ml).
+        """
+        vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
+        tasks = self.records('task', 'get_all_records') if vbds else {}
+        pending = {ref: task['name_label'] for ref, task in tasks.items()
+                   if task['status'] in ('pending', 'cancelling')}
+        busy = [each for vm in owners.values() for each in vm['current_operations'].values()]
+        return [Hold(vbd, *self.judged(vbd, mode, sure, pending, busy)) for vbd in vbds]
+
+    def judged(self, vbd: Dict[str, Any], mode: str, sure: bool, pending: Dict[str, str],
+               busy: Sequence[str]) -> Tuple[str, str]:
+        """State and words of a Hold. Raise PoolError."""
+        disk, task = self.record('VDI', vbd['VDI'])['uuid'], vbd['other_config'].get('task_id')
+        of_xapi = vbd['mode'] == mode and vbd['type'] == 'Disk' and not vbd['bootable'] and (
+            set(vbd['other_config']) <= {'task_id'}) and self.call(
+                'VM.get_is_control_domain', vbd['VM'])
+        if task is None:
+            of_xapi = of_xapi and sure and self.version() >= TASKLESS and re.match(
+                f'(sm/backend/[^/]+/{disk})?\\Z', vbd['device'])
+        if not of_xapi:
+            return NOT_OURS, 'the VBD {0} of another VM or of a person (look at it: xe '\
+                'vbd-param-list uuid={0}; to remove it: xe vbd-unplug uuid={0}, xe vbd-destroy '\
+                'uuid={0})'.format(vbd['uuid'])
+        if task in pending or vbd['current_operations']:
+            return RUNNING, 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
+        if task or vbd['metrics'] == NULL:
+            return LEAKED, ''
+        if busy:
+            return RUNNING, 'a transfer, ' + busy[0]
+        others = [label for label in pending.values() if not label.startswith(OF_VMS)]
+        return (IN_DOUBT, 'perhaps the task ' + others[0]) if others else (LEAKED, '')
 
     def progress(self, kind: str, ref: str) -> List[float]:
         """Which share of their work its exports have done so far, as far as xapi tells."""
@@ -2501,6 +2565,16 @@ def process(number: str) -> str:
     except OSError:
         return ''
     return f'{number} {fields[19].decode("ascii")}'
+
+
+def is_worked_on(device: str) -> bool:
+    """Whether a program of this host has a device among its arguments, as vhd-tool has, which
+    reads disks for xapi and outlives it (recorded; Linux: proc(5), cmdline)."""
+    for number in filter(str.isdigit, os.listdir('/proc')):
+        with contextlib.suppress(OSError), open(f'/proc/{number}/cmdline', 'rb') as stream:
+            if encoded('/dev/' + device) in stream.read():
+                return True
+    return False
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4562,8 +4636,39 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT = 'left in the pool'  # in each warning that the next attempt may mend
+WENT_AWAY = re.compile('Lost connection|Connection (refused|reset)|Broken pipe|Unable to contact|'
+                       'HANDLE_INVALID|no end within')   # nobody knows what xapi has done
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
+
+
+def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequence[str],
+           mode: str = 'RO', sure: bool = True) -> None:
+    """Take from disks of ours, which are to be removed, the VBDs that transfers have left on them
+    when they ended (see Pool.holds); seen twice, for nothing keeps xapi from unplugging a VBD
+    through which it reads.
+
+    Raise CommandFailed; PoolError while one is in use, VmBackupError if by somebody else.
+    """
+    leaked = []                # type: List[Hold]
+    for seen in (None, leaked):
+        held = pool.holds(owners, disks, mode, sure)
+        for hold in held:
+            disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
+            if hold.state == NOT_OURS:
+                raise VmBackupError(f'the disk {disk} has {hold.what}')
+            if hold.state != LEAKED or is_worked_on(hold.vbd['device'] or disk):
+                raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}')
+        if not held:
+            return
+        if seen is None:
+            leaked = held
+            pause(SECOND_LOOK)
+    for hold in held:
+        if hold.vbd['uuid'] in [each.vbd['uuid'] for each in leaked]:
+            if hold.vbd['currently_attached']:
+                xe.tell('vbd-unplug', uuid=hold.vbd['uuid'])
+            xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
 
 
 class Part(NamedTuple):
@@ -4700,7 +4805,7 @@ class Exporter:
                         tuple(disk.vdi_ref for disk in disks),
                         names=tuple(disk.vdi['name_label'] for disk in disks))
         backup.set_intent(intent)
-        taken = False
+        taken = unknown = False
         try:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
@@ -4715,6 +4820,7 @@ class Exporter:
                 intent = self.with_disks(intent, found)
             taken = True
         except BackupFailed as error:
+            unknown = not intent.uuid and bool(WENT_AWAY.search(str(error)))
             if FULL.search(str(error)):
                 raise BackupFailed(error.token, f'{error} ({self.room()})')
             raise
@@ -4723,8 +4829,12 @@ class Exporter:
                 with tolerating(self.warnings, f'a snapshot may have been {LEFT}'):
                     made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
                             if each.ref not in self.before]
-                    self.settle(intent if intent.uuid in made else intent._replace(uuid=''))
-                    backup.drop_intent()
+                    clear = self.settle(intent if intent.uuid in made
+                                        else intent._replace(uuid=''))
+                    if unknown:                        # recorded: xapi may make it when it starts
+                        self.warnings.append(f'a snapshot may still be made and {LEFT}')
+                    elif clear:
+                        backup.drop_intent()
         return intent, found
 
     def touched(self) -> List[Disk]:
@@ -4739,24 +4849,28 @@ class Exporter:
         """The record completed with the disks that came with a snapshot, if any do."""
         return intent
 
-    def settle(self, intent: Intent) -> None:
+    def settle(self, intent: Intent) -> bool:
         """Destroy the snapshot that was made, or was about to be made, and what is left of it;
-        warn of others that may be it. Raise VmBackupError if that is not possible."""
+        warn of others that may be it. Return False if these are to be spoken of again. Raise
+        VmBackupError if that is not possible."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(self.kind, intent.ref)
-        new = [found for found in self.pool.snapshots(self.kind, [intent.ref])
-               if found.ref not in intent.before]
+        clear, new = True, [found for found in self.pool.snapshots(self.kind, [intent.ref])
+                            if found.ref not in intent.before]
         for found in new:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
                 self.end_exports(ours, found.ref)
                 self.remove(ours)
-            elif not intent.uuid and (found.label == intent.label or self.is_bare(found)):
+            elif not intent.uuid and self.kind == 'VDI' and self.may_be(found, intent):
+                clear = False
+            elif not intent.uuid and found.label == intent.label:
                 self.warn_of(found.uuid, found.label)
         if intent.uuid:
             self.check_gone(intent)
             self.check_record_gone(intent)
+        return clear
 
     def end_exports(self, intent: Intent, ref: str) -> None:
         """End the exports of a snapshot, and of the disks that came with it. Raise PoolError."""
@@ -4769,16 +4883,30 @@ class Exporter:
         not get to know and which we so did not prepare."""
         raise NotImplementedError
 
-    def is_bare(self, found: Snapshot) -> bool:
-        """Whether it is a disk's, and no VM or VM snapshot holds it."""
-        return self.kind == 'VDI' and not found.vbds
+    def may_be(self, found: Snapshot, intent: Intent) -> bool:
+        """Whether a disk's snapshot may be one that we meant to make, as nobody has marked it for
+        his own; then warn of it. When xapi ends meanwhile, up to two can come of one request, also
+        after its next start (recorded from xapi 25.33.2 and 26.17.0)."""
+        if found.vbds or found.tags or found.when < intent.since or (
+                found.label != self.name_of_source(found, intent)):
+            return False
+        self.warnings.append(
+            'the disk snapshot {0}, called {1}, is left of a backup that did not end, or somebody '
+            'made it: not touched (look at it: xe vdi-param-list uuid={0}; to remove it: xe '
+            'vdi-destroy uuid={0}; to keep it: give it another name or a tag)'.format(
+                found.uuid, found.label))
+        return True
+
+    def name_of_source(self, found: Snapshot, intent: Intent) -> str:
+        """The name of the disk that a snapshot is of, as it was or is."""
+        return dict(zip(intent.sources, intent.names)).get(found.of) or self.pool.label(
+            'VDI', found.of)[0]
 
     def is_only_one(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Whether a disk's snapshot without our label can be that one only: it has the disk's own
         (xapi: xapi_vdi.ml, snapshot_and_clone), and no other without a VBD was made right after we
         meant to make one."""
-        name = dict(zip(intent.sources, intent.names)).get(found.of)
-        return found.label == (name or self.pool.label('VDI', found.of)[0]) and [found.ref] == [
+        return found.label == self.name_of_source(found, intent) and [found.ref] == [
             each.ref for each in new if each.of == found.of and not each.vbds
             and intent.since <= each.when <= intent.until]
 
@@ -4794,6 +4922,7 @@ class Exporter:
         for attempt in itertools.count():
             try:
                 if not attempt or not self.pool.is_gone(self.kind, intent.uuid):
+                    self.free(intent)
                     self.discard(intent.uuid, attempt)
                 return self.check_gone(intent)
             except (CommandFailed, PoolError) as error:
@@ -4803,6 +4932,16 @@ class Exporter:
                     raise
                 self.warnings.append(str(error))
                 pause(pauses[attempt])
+
+    def free(self, intent: Intent) -> None:
+        """See that nothing else has the snapshot's disks: it would keep them, while the record of
+        the snapshot is lost (recorded: snapshot-uninstall). One call, as a rule. Raise as
+        let_go."""
+        own = self.kind == 'VM'                        # each disk has one VBD
+        held = [found.ref for found in self.pool.snapshots('VDI', intent.sources or [intent.ref])
+                if (found.ref in intent.disks or found.uuid == intent.uuid) and found.vbds[own:]]
+        if held:
+            let_go(self.pool, self.xe, self.pool.where('VM', 'uuid', [intent.uuid]), held)
 
     def check_gone(self, intent: Intent) -> None:
         """Look whether the snapshot is really gone; remove disks of it that are left.
@@ -4916,13 +5055,16 @@ class VmExporter(Exporter):
     def destroy_disks(self, disks: Sequence[Snapshot]) -> None:
         """Destroy disks of a snapshot that is gone; one that fails leaves no other there. Raise
         CommandFailed."""
+        words = []             # type: List[str]
         for disk in disks:
-            with contextlib.suppress(CommandFailed, PoolError):    # its words are in the log
+            with tolerating(words, disk.uuid):
                 self.pool.end_exports('VDI', disk.ref)
+                if disk.vbds:
+                    let_go(self.pool, self.xe, {}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
         left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
         if left:
-            raise CommandFailed('disks of it are still there: ' + ', '.join(left))
+            raise CommandFailed('disks of it are still there: ' + ', '.join(words or left))
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """The only one with our label that was made soon after."""
@@ -4930,17 +5072,16 @@ class VmExporter(Exporter):
             each.ref for each in new if each.label == intent.label
             and intent.since <= each.when <= intent.latest]
 
-    def settle(self, intent: Intent) -> None:
+    def settle(self, intent: Intent) -> bool:
         """Disks of a snapshot that was only half made are looked for too: they come first, and are
         not anybody's yet (xapi: xapi_vm_clone.ml)."""
-        super().settle(intent)
+        clear = super().settle(intent)
         new = [found for found in self.pool.snapshots('VDI', intent.sources)
                if found.ref not in intent.before and not intent.uuid]
         ours = [found for found in new if self.is_only_one(found, new, intent)]
-        for found in new:
-            if not found.vbds and found not in ours:
-                self.warn_of(found.uuid, found.label)
         self.destroy_disks(ours)
+        doubtful = [self.may_be(found, intent) for found in new if found not in ours]
+        return clear and not any(doubtful)
 
 
 class VdiExporter(Exporter):
@@ -5199,16 +5340,18 @@ class Importer:
         would not help. A disk or network that something else has by now is only marked no more."""
         made = self.pool.marked(record.mark)
         self.check_unused(made, record.since)
+        ours = record.process == process(str(os.getpid())) and record.host == os.uname().nodename
+        let_go(self.pool, self.xe, made['VM'], [
+            disk for disk, (holders, elsewhere) in self.holders(made).items()
+            if holders and not elsewhere], 'RW', ours)
         for vm in made['VM'].values():
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = self.pool.marked(record.mark)
-        vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
+        taken = self.holders(made)
         asleep = self.pool.where('VM', 'suspend_VDI', list(made['VDI'])).values()
         memories = {vm.get('suspend_VDI') for vm in asleep}
         for ref, vdi in made['VDI'].items():
-            holders = {vbd['VM'] for vbd in vbds if vbd['VDI'] == ref}
-            if ref in memories or not all(
-                    self.pool.call('VM.get_is_control_domain', vm) for vm in holders):
+            if ref in memories or taken[ref][1]:
                 self.release(vdi, record)
             else:
                 self.xe.tell('vdi-destroy', uuid=vdi['uuid'])
@@ -5221,6 +5364,15 @@ class Importer:
                 for each in records.values()]
         if left:
             raise CommandFailed('still there: ' + ', '.join(left))
+
+    def holders(self, made: Dict[str, Dict[str, Dict[str, Any]]]) -> Dict[str, Tuple[Any, bool]]:
+        """By disk: references of the VMs that have it, beside those that were made, and whether one
+        is no control domain. Raise PoolError."""
+        vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
+        found = {disk: {vbd['VM'] for vbd in vbds if vbd['VDI'] == disk} - set(made['VM'])
+                 for disk in made['VDI']}
+        return {disk: (vms, not all(self.pool.call('VM.get_is_control_domain', vm) for vm in vms))
+                for disk, vms in found.items()}
 
     def unmark(self, word: str, record: Dict[str, Any]) -> None:
         """Take the mark from a VM (word 'vm'), disk or network. Raise CommandFailed."""
@@ -5820,6 +5972,7 @@ class BackupRun:
         self.host = os.uname().nodename
         self.pool = None       # type: Any
         self.unsettled = []    # type: List[str]
+        self.doubtful = []     # type: List[str]
         self.again = []        # type: List[VmHistory]
         self.told_unlocked = False
         self.beginning = threading.Lock()
@@ -6106,7 +6259,7 @@ class BackupRun:
             with failing_as('HOOK-FAIL'):
                 if not self.hooks.run('backup-start', **known):
                     return None
-            size = self.back_up(job, history, now(), warnings)
+            size = self.back_up_again(job, history, warnings)
         except BaseException as error:
             if history.directory in self.made:
                 known['target'] = self.made[history.directory].path
@@ -6119,6 +6272,20 @@ class BackupRun:
             self.hooks.tell('backup-end', warnings, target=backup.path, file='\n'.join(files),
                             size=str(size), status=good_token(warnings), **known)
         return size
+
+    def back_up_again(self, job: Job, history: VmHistory, warnings: List[str]) -> int:
+        """As back_up; once more where xapi went away before anything was exported: one restart
+        would else cost two VMs their backups, the exported one's and the next one's."""
+        try:
+            return self.back_up(job, history, now(), warnings)
+        except VmBackupError as error:
+            begun = token_of(error).endswith('-EXPORT-FAIL') and 'HANDLE_INVALID' not in str(error)
+            if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
+                raise
+            self.console.log(f'***NOTE - {error}: trying {job.vm.name} again')
+        pause(RESTART_PAUSE)
+        del warnings[:]
+        return self.back_up(job, history, now(), warnings)
 
     def back_up(self, job: Job, history: VmHistory, started: datetime.datetime,
                 warnings: List[str]) -> int:
@@ -6137,7 +6304,7 @@ class BackupRun:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
                                + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
         log(f'Check for last **unsuccessful** backup: {history.directory}')
-        for failure in history.failures():
+        for failure in [each for each in history.failures() if each.path not in self.doubtful]:
             log(f'Deleting last **unsuccessful** backup {failure.path} ')
             with tolerating(warnings, f'cannot delete {failure.path}'):
                 history.delete(failure)
@@ -6273,6 +6440,8 @@ class BackupRun:
                         self.console.log(f'***NOTE - {backup.path} tells of a snapshot in another '
                                          f'pool, {intent.pool}: not touched')
                         continue
+                    if backup.path in self.doubtful:
+                        continue                       # the same
                     left.append(intent.uuid)
                     if backup.path in self.unsettled:
                         continue                       # told at the beginning of this run
@@ -6285,9 +6454,12 @@ class BackupRun:
                     exporter = kind(self.pool, Xe(self.console, self.signals), self.console,
                                     warnings, form)
                     with self.pool.snapshotting:
-                        exporter.settle(intent)
+                        clear = exporter.settle(intent)
                     left.pop()
                     self.unsettled.remove(backup.path)
+                    if not clear:
+                        self.doubtful.append(backup.path)
+                        continue
                 backup.drop_intent()
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):

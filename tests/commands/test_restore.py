@@ -639,6 +639,9 @@ class Leftovers(RestoreCase):
         self.assertEqual(half, self.half())
 
     def test_unless_somebody_uses_it_or_has_used_it(self):
+        for word in 'vbd-unplug', 'vbd-destroy':       # of the transfer that has ended
+            self.xe(word, 'uuid=' + self.xe('vbd-list', 'mode=RW', 'vm-name-label=Control domain '
+                                            'on host: host1', '--minimal').strip())
         self.xe('vm-start', 'uuid=' + self.made['uuid'])
         self.left_alone()
         self.xe('vm-shutdown', 'uuid=' + self.made['uuid'], 'force=true')

@@ -95,32 +95,36 @@ class Records(LeftoverCase):
         self.ends(0, 'vdi-export=db')
         self.assert_clean()
 
-    def test_an_unlabelled_disk_snapshot_of_another_time_is_told_of_and_stays(self):
-        for since, until in ((-7200, -3600), (3600, 7200)):
-            self.setUp()
-            self.failure('db', since=VmBackup.utc(since), until=VmBackup.utc(until))
-            uuid = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
-            self.before = self.contents()
-            done = self.ends(1, 'vdi-export=db')
-            self.assertIn('the snapshot %s, called db 0, was not made' % uuid, done.output)
-            self.assert_clean()
-
-    def test_a_disk_snapshot_that_somebody_named_is_told_of_and_stays(self):
-        vm = self.uuid_of('db')
-        for fields in ({}, dict(kind='VM', of=vm, ref=self.sim.pool.ref_of('VM', vm), sources=(
-                self.sim.pool.ref_of('VDI', self.disk_of('db', '0')),))):
-            with self.subTest(fields):
-                failed = self.failure('db', **fields)
-                uuid = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
-                self.xe('vdi-param-set', 'uuid=' + uuid, 'name-label=before the upgrade')
+    def test_one_that_may_be_ours_or_anybodys_is_spoken_of_until_somebody_marks_it_for_his(self):
+        pool, disk, vm = self.sim.pool, self.disk_of('db', '0'), self.uuid_of('db')
+        of_vm = dict(kind='VM', of=vm, ref=pool.ref_of('VM', vm),
+                     sources=(pool.ref_of('VDI', disk),))
+        past = dict(since=VmBackup.utc(-7200), until=VmBackup.utc(-3600))
+        for fields, count, mark in (({}, 2, {'name_label': 'mine'}), (of_vm, 2, {'tags': ['mine']}),
+                                    (past, 1, {'tags': ['mine']}),
+                                    (dict(of_vm, **past), 1, {'name_label': 'mine'})):
+            with self.subTest(fields, count=count):
+                self.failure('db', **fields)
+                made = [self.xe('vdi-snapshot', 'uuid=' + disk).strip() for _ in range(count)]
                 self.before = self.contents()
-                done = self.ends(1, 'vm-export=web')
-                self.assertIn('the snapshot %s, called before the upgrade, was not' % uuid,
-                              done.output)
+                for _ in range(2):
+                    done = self.ends(1, 'vdi-export=web', 'vdi-export=db')
+                    for uuid in made:
+                        self.assertEqual(1, done.output.count('the disk snapshot ' + uuid))
+                        for verb in 'vdi-param-list', 'vdi-destroy':
+                            self.assertIn('xe %s uuid=%s' % (verb, uuid), done.output)
+                    self.assertIn('vdi-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+                    self.assert_clean()
+                for uuid in made:
+                    pool.put('VDI', pool.ref_of('VDI', uuid), **mark)
+                self.ends(0, 'vdi-export=db')
                 self.assert_clean()
-                self.xe('vdi-destroy', 'uuid=' + uuid)
-                self.before = self.contents()
-                os.rmdir(failed)
+
+    def test_an_older_disk_snapshot_is_nobodys_business(self):
+        self.failure('db', since=VmBackup.utc(3600), until=VmBackup.utc(7200))
+        self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0'))
+        self.before = self.contents()
+        self.ends(0, 'vdi-export=db')
 
     def test_no_further_snapshot_is_made_while_one_may_still_come(self):
         self.failure('db')

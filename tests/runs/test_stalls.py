@@ -252,33 +252,36 @@ class Restarts(StallCase):
     def setUp(self):
         super().setUp()
         self.script = self.changed_script(SNAPSHOT_PAUSES=SOON, DISCARD_PAUSES=SOON,
-                                          BUSY_PAUSES=SOON)
+                                          BUSY_PAUSES=SOON, SECOND_LOOK=0.01, RESTART_PAUSE=0.01)
 
-    def survived(self, outcome, at, **details):
-        """A run of two VMs, in which xapi dies at a call and is started again once that is noted.
-
-        web's backup ends so, db's well, and there is no other note.
-        """
+    def restarted(self, at, after_start=None, **details):
+        """(exit status, output) of a run of two VMs, in which xapi dies at a call and is started
+        again once that is noted."""
         self.fault(at, 'down', **details)
         child = self.start('password', self.config('vm-export=web', 'vm-export=db'))
         self.addCleanup(child.stdout.close)
         self.addCleanup(child.kill)
-        lines, notes = [], []
+        lines = []
         for line in child.stdout:
             lines.append(line.decode('utf-8'))
-            if '***NOTE' in lines[-1]:
-                notes.append((self.sim.pool.is_down, lines[-1]))
+            if '***NOTE - XenAPI' in lines[-1]:
+                self.assertTrue(self.sim.pool.is_down, lines)
+                self.assertRegex(lines[-1], r'NOTE - XenAPI \S+ failed: .*: trying again$')
                 self.sim.restart()
-        child.wait()
-        (was_down, note), = notes
-        self.assertTrue(was_down)
-        self.assertRegex(note, r'NOTE - XenAPI \S+ failed: .*: trying again$')
+                if after_start:
+                    after_start()
         done = ''.join(lines)
         self.assertNotIn('Traceback', done)
-        self.assertIn('vm-export,end,%s web' % outcome, '\n'.join(self.status()), done)
         self.assertIn('vm-export,end,SUCCESS db,elapse:0 size:0G', self.status())
+        return child.wait(), done
+
+    def survived(self, outcome, at, **details):
+        """web's backup ends so in such a run, db's well, and nothing is left."""
+        _, done = self.restarted(at, **details)
+        self.assertIn('vm-export,end,%s web' % outcome, '\n'.join(self.status()), done)
         self.assertEqual([], self.records())
         self.assert_clean()
+        return done
 
     def test_between_two_vms(self):
         self.survived('SUCCESS', 'VM.get_record', nth=2)
@@ -287,11 +290,43 @@ class Restarts(StallCase):
         self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=BEGUN)
 
     def test_while_the_snapshot_is_made_or_removed(self):
-        for outcome, verb in (('SNAPSHOT-FAIL', 'vm-snapshot'), ('WARNING', 'vm-uninstall')):
+        for outcome, verb in (('SUCCESS', 'vm-snapshot'), ('WARNING', 'vm-uninstall')):
             for after in (0, 1, 2):
                 with self.subTest(verb=verb, after=after):
                     self.setUp()
                     self.survived(outcome, verb, after=after)
+
+    def test_the_vm_that_just_begins_is_tried_again_once(self):
+        for verb in ('vm-snapshot', 'template-param-set'):
+            with self.subTest(verb):
+                self.setUp()
+                done = self.survived('SUCCESS', verb)
+                self.assertEqual(1, done.count(': trying web again'))
+        self.setUp()
+        self.fault('vm-snapshot', 'print', times=2, exit=1, stderr='Lost connection to the server.')
+        done = self.ends(2, 'vm-export=web', 'vm-export=db')
+        self.assertEqual(1, done.output.count(': trying web again'))
+        self.assertIn('vm-export,end,SNAPSHOT-FAIL web', self.status())
+        self.assertEqual([], self.records())
+
+    def test_a_snapshot_of_a_disk_that_xapi_makes_again_as_it_starts_is_spoken_of_in_each_run(self):
+        def make():
+            for disk in disks:
+                made.append(self.sim.pool.call('VDI.snapshot', disk))
+        made, disks = [], [self.sim.pool.ref_of('VDI', self.disk_of('web', '0'))]
+        status, output = self.restarted('vm-snapshot', make, after=2)
+        self.assertEqual(1, status)
+        self.assertIn('vm-export,end,WARNING web,elapse:0 size:0G', self.status())
+        left = [vdi['uuid'] for ref, vdi in self.sim.pool.tables['VDI'].items()
+                if vdi['is_a_snapshot']]
+        self.assertEqual(2, len(left))
+        for output in output, self.ends(1, 'vm-export=db').output:
+            for uuid in left:
+                self.assertIn('xe vdi-destroy uuid=' + uuid, output)
+        for uuid in left:
+            self.xe('vdi-destroy', 'uuid=' + uuid)
+        self.ends(0, 'vm-export=db')
+        self.assertEqual([], self.records())
 
     def test_one_that_never_comes_back_is_waited_for_once_in_the_whole_run(self):
         self.script = self.changed_script(XAPI_PATIENCE=0.5, DISCARD_PAUSES=SOON)
