@@ -41,7 +41,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
      9 Files         names, writing that lasts, removing
     10 Backups       dated directories, manifests, markers, rotation
     11 Store         all of backup_dir, and what is in work there
-    12 Metadata      vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
+    12 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
     13 Formats       archives, images and dumps: read, proved whole, changed for a restore
     14 Verification  proving backups whole
     15 Exporters     what vm-export and vdi-export do differently
@@ -2513,7 +2513,6 @@ MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressin
 MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
-RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
@@ -3441,7 +3440,7 @@ class BackupStore:
 
 
 # ----------------------------------------------------------------------------------------------
-# 12. Metadata: vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
+# 12. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
 # ----------------------------------------------------------------------------------------------
 # What a person needs to build the VM again where an import alone will not do.
 
@@ -3552,41 +3551,16 @@ def firmware_of(vm: Dict[str, Any]) -> Dict[str, Any]:
             'tpm': bool(vm.get('VTPMs')) or platform.get('vtpm') == 'true'}
 
 
-def records_of(ova: bytes, uuid: str) -> Dict[str, Any]:
-    """The full records of a VM, and of its disks and networks, as its metadata has them, which may
-    tell of its snapshots too; references are those of the metadata. Raise Damaged."""
-    objects = exported_objects(ova)
-    with understanding():
-        tables = {kind: {ref: {field: value_of(value) for field, value in record.items()}
-                         for ref, record in objects[kind].items()}
-                  for kind in ('VM', 'VBD', 'VIF', 'VTPM', 'VDI', 'SR', 'network')}
-        tables['VM'] = {ref: vm for ref, vm in tables['VM'].items() if vm['uuid'] == uuid}
-        if len(tables['VM']) != 1:
-            raise ValueError('it is of another VM')
-        for kind, holder, field in (('VBD', 'VM', 'VM'), ('VIF', 'VM', 'VM'), ('VTPM', 'VM', 'VM')):
-            tables[kind] = {ref: record for ref, record in tables[kind].items()
-                            if record[field] in tables[holder]}
-        for kind, holder, field in (('VDI', 'VBD', 'VDI'), ('SR', 'VDI', 'SR'),
-                                    ('network', 'VIF', 'network')):
-            used = {record[field] for record in tables[holder].values()}
-            tables[kind] = {ref: record for ref, record in tables[kind].items() if ref in used}
-        vm, = tables['VM'].values()
-        return dict({'schema': 1}, **firmware_of(vm), **tables)
-
-
 def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml and vm.json; raise CommandFailed when xe does not deliver it whole.
+    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
 
     An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
     """
     ova = ova_xml(xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename=''))
     try:
         backup.write(indented(ova), METADATA)
-        backup.write(json.dumps(records_of(ova, vm.uuid), indent=1) + '\n', RECORDS)
     except xml.etree.ElementTree.ParseError as error:
         raise CommandFailed(f'the metadata export is no XML: {error}')
-    except Damaged as error:
-        raise CommandFailed(f'the metadata export is damaged: {error}')
 
 
 def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
@@ -5310,8 +5284,8 @@ xe vdi-import uuid=$VDI {filename} format={form}
 xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
 {clean}
 This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
-halted. If that still has a disk there, choose another device; if the VM is gone, vm.json tells
-how it was made.
+halted. If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
+vm-metadata.xml beside the image tell how it was made.
 """
 UNPACK = {'.gz': 'gzip -dk {}\n', '.zst': 'zstd -dqk {}\n'}
 
