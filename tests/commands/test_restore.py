@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import unittest
+import xmlrpc.client
 
 import VmBackup
 from tests import DATA
@@ -701,20 +702,31 @@ class OvaXml(unittest.TestCase):
 
     def test_only_names_marks_and_what_starts_a_vm(self):
         changed = VmBackup.restorable(self.ova, 'new <&> "name"\n', '0' * 32)
-        before, after = (VmBackup.exported_objects(ova) for ova in (self.ova, changed))
+        before, after = (VmBackup.described(ova)[1] for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
             for ref, fields in objects.items():
-                differences.update(
-                    (cls, field) for field, value in fields.items()
-                    if VmBackup.value_of(value) != VmBackup.value_of(after[cls][ref][field]))
+                differences.update((cls, field) for field, value in fields.items()
+                                   if value != after[cls][ref][field])
         self.assertEqual({('VM', 'name_label'), ('VM', 'other_config'), ('VDI', 'other_config'),
                           ('network', 'other_config')}, differences - {('VM', 'is_a_template')})
         vm, = after['VM'].values()
-        self.assertEqual('new <&> "name"\n', VmBackup.value_of(vm['name_label']))
-        other = VmBackup.value_of(vm['other_config'])
+        self.assertEqual('new <&> "name"\n', vm['name_label'])
+        other = vm['other_config']
         self.assertEqual(('<c>', '0' * 32), (other['a&b'], other[VmBackup.MARK]))
         self.assertNotIn('auto_poweron', other)
+
+    def test_odd_values_and_keys_come_through(self):
+        value, _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % self.ova)
+        odd = {'': 'a\r\nb\rc\t', "vTPM'_VM": ' <&>"\' ', 'number': 1.5, 'when':
+               xmlrpc.client.DateTime('20260101T00:00:00Z'), 'bytes': xmlrpc.client.Binary(b'x'),
+               'not': False, 'many': [[], {}, ['']], '名前': '\U0001f600'}
+        value[0]['objects'][0]['snapshot'].update(odd)
+        text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
+        changed = VmBackup.restorable(text.replace('\r', '&#13;').encode('utf-8'), 'x', '0' * 32)
+        (found,), _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % changed)
+        found = found['objects'][0]['snapshot']
+        self.assertEqual(odd, {key: found[key] for key in odd})
 
     def test_the_samples_of_a_real_xapi(self):
         samples = glob.glob(os.path.join(DATA, 'samples', 'sample.*'))
@@ -722,17 +734,59 @@ class OvaXml(unittest.TestCase):
         for path in samples:
             with self.subTest(path=path):
                 ova = VmBackup.ova_of(path)
-                self.assertIn(b'>again</value>', VmBackup.restorable(ova, 'again', '1' * 32))
+                changed = VmBackup.restorable(ova, 'again', '1' * 32)
+                self.assertEqual('again', VmBackup.archived(changed).name)
+                before, after = VmBackup.promised(ova), VmBackup.promised(changed)
+                self.assertEqual(before, after)
+
+    def test_one_that_another_program_wrote_or_indented_is_read_as_it_is_meant(self):
+        """A real xapi imports both (recorded from 26.17.0)."""
+        value, _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % self.ova)
+        text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
+        indented = text.replace('<value><', '<value>\n  <').replace('></value>', '>\n</value>')
+        for ova in (text.encode('utf-8'), indented.encode('utf-8')):
+            self.assertEqual(VmBackup.archived(self.ova), VmBackup.archived(ova))
+            self.assertEqual(VmBackup.promised(self.ova), VmBackup.promised(ova))
 
     def test_values_without_an_end_tag(self):
         for new in (b'<value/>', b'<value />'):
             ova = self.ova.replace(b'<value></value>', new)
             self.assertNotEqual(ova, self.ova)
-            changed = VmBackup.exported_objects(VmBackup.restorable(ova, 'again', '0' * 32))
-            vm, = changed['VM'].values()
-            self.assertEqual('again', VmBackup.value_of(vm['name_label']))
+            changed = VmBackup.archived(VmBackup.restorable(ova, 'again', '0' * 32))
+            self.assertEqual(VmBackup.archived(ova)._replace(name='again'), changed)
 
     def test_what_is_no_ova_xml(self):
-        for text in (b'', b'<value>', b'<!DOCTYPE x><value/>'):
-            with self.assertRaises(VmBackup.Damaged):
-                VmBackup.fields_of(text)
+        """It is refused, and takes neither long nor much memory."""
+        def with_value(old, new):
+            self.assertIn(old, self.ova)
+            return self.ova.replace(old, new)
+        version = b'<name>export_vsn</name><value>2</value>'
+        lines = b'\n' * 1000000
+        for text in (
+                b'', b'<value>', b'<!DOCTYPE x><value/>', b'<value/>', self.ova * 2,
+                self.ova + b'x', self.ova + b'\0', self.ova.decode('utf-8').encode('utf-16'),
+                with_value(b'>web<', b'>\xff<'),
+                with_value(version, b'<value>2</value>'),
+                with_value(version, b'<name>export_vsn</name>'),
+                with_value(version, b'<name>export_vsn</name><value><foo>2</foo></value>'),
+                with_value(b'<boolean>0<', b'<boolean>no<'),
+                with_value(b'<boolean>0</boolean>', b'<nil/>'),
+                with_value(b'<boolean>0</boolean>', b'<double>x</double>'),
+                with_value(b'<boolean>0</boolean>', b'<bigdecimal>x</bigdecimal>'),
+                with_value(b'<boolean>0</boolean>', b'<base64>x</base64>'),
+                b'<value>' * 200000 + lines + b'</value>' * 200000,
+                b'<value><array><data>' * 90000 + b'</data></array></value>' * 90000):
+            with self.subTest(text=text[:40], bytes=len(text)):
+                for read in (VmBackup.described, VmBackup.archived, VmBackup.promised,
+                             lambda ova: VmBackup.restorable(ova, 'x', '0' * 32)):
+                    with self.assertRaises(VmBackup.Damaged):
+                        read(text)
+
+    def test_a_number_without_end_is_none(self):
+        for new in (b'9' * 3000000, b'-1', b'<int>%s</int>' % (b'9' * 3000000), b'1e9', b''):
+            ova = self.ova.replace(b'<value>1048576</value>', b'<value>%s</value>' % new)
+            self.assertNotEqual(ova, self.ova)
+            for read in (VmBackup.archived, VmBackup.promised):
+                with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
+                    read(ova)
+            VmBackup.restorable(ova, 'x', '0' * 32)
