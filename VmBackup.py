@@ -41,7 +41,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
      9 Files         names, writing that lasts, removing
     10 Backups       dated directories, manifests, markers, rotation
     11 Store         all of backup_dir, and what is in work there
-    12 Metadata      vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
+    12 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
     13 Formats       archives, images and dumps: read, proved whole, changed for a restore
     14 Verification  proving backups whole
     15 Exporters     what vm-export and vdi-export do differently
@@ -72,7 +72,6 @@ import functools
 import glob
 import hashlib
 import heapq
-import html
 import http.client
 import io
 import itertools
@@ -2587,7 +2586,6 @@ MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressin
 MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
-RECORDS = 'vm.json'        # in a backup: the records of the VM and what belongs to it
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
@@ -3515,7 +3513,7 @@ class BackupStore:
 
 
 # ----------------------------------------------------------------------------------------------
-# 12. Metadata: vm-metadata.xml, vm.json, vm.cfg, DISK-*/, VIFs/
+# 12. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
 # ----------------------------------------------------------------------------------------------
 # What a person needs to build the VM again where an import alone will not do.
 
@@ -3564,103 +3562,16 @@ def ova_xml(archive: bytes) -> bytes:
     raise CommandFailed('the metadata export holds no ova.xml')
 
 
-def members(value: Any) -> Dict[str, Any]:
-    """The members of an XML-RPC struct."""
-    return {member.findtext('name'): member.find('value')
-            for member in value.findall('struct/member')}
-
-
-def text_of(value: Any) -> str:
-    """A scalar of XML-RPC, whatever its type."""
-    return ''.join(value.itertext())
-
-
-@contextlib.contextmanager
-def understanding() -> Iterator[None]:
-    """XML that is read here; raise Damaged for what is missing or not as it should be."""
-    try:
-        yield
-    except KeyError as error:
-        raise Damaged(f'{error} is missing')
-    except (ValueError, TypeError, AttributeError, xml.etree.ElementTree.ParseError) as error:
-        raise Damaged(str(error))
-
-
-def exported_objects(ova: bytes) -> Dict[str, Dict[str, Dict[str, Any]]]:
-    """What an ova.xml describes: class, id, field, the field's value as XML-RPC; of a vTPM, xapi
-    calls VM `vTPM'_VM` and so on (recorded from 25.33.2 and 26.17.0). Raise Damaged."""
-    with understanding():
-        if b'<!' in ova or b'\0' in ova:               # the latter in other encodings
-            raise ValueError('it has a declaration, which xapi does not write')
-        parser = xml.etree.ElementTree.XMLParser(encoding='utf-8')     # whatever it says itself
-        root = members(xml.etree.ElementTree.fromstring(ova, parser))
-        version = text_of(members(root['version'])['export_vsn'])
-        if version != '2':
-            raise ValueError(f'unknown version of the format: {version}')
-        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Any]]
-        for value in root['objects'].findall('array/data/value'):
-            each = members(value)
-            objects[text_of(each['class'])][text_of(each['id'])] = {
-                re.sub("^vTPM'_", '', name or ''): field
-                for name, field in members(each['snapshot']).items()}
-        if not objects['VM']:
-            raise ValueError('no VM in it')
-        return objects
-
-
-def value_of(value: Any) -> Any:
-    """A value of XML-RPC as Python has it; numbers are text, as xapi writes them."""
-    if value.find('struct') is not None:
-        return {name: value_of(each) for name, each in members(value).items()}
-    if value.find('array') is not None:
-        return [value_of(each) for each in value.findall('array/data/value')]
-    boolean = value.findtext('boolean')
-    return text_of(value) if boolean is None else boolean == '1'
-
-
-def firmware_of(vm: Dict[str, Any]) -> Dict[str, Any]:
-    """What a VM's record tells of its firmware, of UEFI's variables and of a TPM."""
-    platform = vm.get('platform') or {}
-    return {'firmware': (vm.get('HVM_boot_params') or {}).get('firmware', 'bios'),
-            'nvram': bool(vm.get('NVRAM')),
-            'tpm': bool(vm.get('VTPMs')) or platform.get('vtpm') == 'true'}
-
-
-def records_of(ova: bytes, uuid: str) -> Dict[str, Any]:
-    """The full records of a VM, and of its disks and networks, as its metadata has them, which may
-    tell of its snapshots too; references are those of the metadata. Raise Damaged."""
-    objects = exported_objects(ova)
-    with understanding():
-        tables = {kind: {ref: {field: value_of(value) for field, value in record.items()}
-                         for ref, record in objects[kind].items()}
-                  for kind in ('VM', 'VBD', 'VIF', 'VTPM', 'VDI', 'SR', 'network')}
-        tables['VM'] = {ref: vm for ref, vm in tables['VM'].items() if vm['uuid'] == uuid}
-        if len(tables['VM']) != 1:
-            raise ValueError('it is of another VM')
-        for kind, holder, field in (('VBD', 'VM', 'VM'), ('VIF', 'VM', 'VM'), ('VTPM', 'VM', 'VM')):
-            tables[kind] = {ref: record for ref, record in tables[kind].items()
-                            if record[field] in tables[holder]}
-        for kind, holder, field in (('VDI', 'VBD', 'VDI'), ('SR', 'VDI', 'SR'),
-                                    ('network', 'VIF', 'network')):
-            used = {record[field] for record in tables[holder].values()}
-            tables[kind] = {ref: record for ref, record in tables[kind].items() if ref in used}
-        vm, = tables['VM'].values()
-        return dict({'schema': 1}, **firmware_of(vm), **tables)
-
-
 def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml and vm.json; raise CommandFailed when xe does not deliver it whole.
+    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
 
     An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
     """
     ova = ova_xml(xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename=''))
     try:
         backup.write(indented(ova), METADATA)
-        backup.write(json.dumps(records_of(ova, vm.uuid), indent=1) + '\n', RECORDS)
     except xml.etree.ElementTree.ParseError as error:
         raise CommandFailed(f'the metadata export is no XML: {error}')
-    except Damaged as error:
-        raise CommandFailed(f'the metadata export is damaged: {error}')
 
 
 def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
@@ -3848,6 +3759,92 @@ def xxh64_stripes(data: bytes) -> int:
     return result & LOW
 
 
+class Unpacker(xmlrpc.client.Unmarshaller):
+    """Makes a value of XML-RPC what Python has for it; numbers stay text, as xapi writes them."""
+
+    dispatch = {tag: xmlrpc.client.Unmarshaller.dispatch[tag] for tag in (
+        'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
+        'struct', 'value')}
+    dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), dispatch['string']))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.xml(None, None)                           # its text is decoded already
+        self.depth = 0         # elements that are open
+
+    def start(self, tag: str, attributes: Any) -> None:
+        """Begin an element."""
+        self.depth += 1
+        if self.depth > DEEPEST:                       # each end looks at all text before it
+            raise ValueError(f'more than {DEEPEST} elements within each other')
+        super().start(tag, attributes)
+
+    def end(self, tag: str) -> None:
+        """End an element."""
+        self.depth -= 1
+        super().end(tag)
+
+
+@contextlib.contextmanager
+def understanding() -> Iterator[None]:
+    """An ova.xml is read here; raise Damaged for what is missing or not as it should be."""
+    try:
+        yield
+    except KeyError as error:
+        raise Damaged(f'{error} is missing')
+    except (ValueError, xml.parsers.expat.ExpatError) as error:
+        raise Damaged(str(error))
+    except (TypeError, AttributeError, IndexError, xmlrpc.client.Error):
+        raise Damaged('it does not describe a VM as xapi does')
+
+
+def unpacked(ova: bytes) -> Dict[str, Any]:
+    """What an ova.xml holds, which is one value of XML-RPC."""
+    if b'<!' in ova or b'\0' in ova:                   # the latter in other encodings
+        raise ValueError('it has a declaration, which xapi does not write')
+    unpacker, parser = Unpacker(), xml.parsers.expat.ParserCreate('utf-8')  # whatever it says
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = unpacker.start, unpacker.end
+    parser.CharacterDataHandler = unpacker.data
+    parser.Parse(ova, True)
+    unpacker.end('params')                             # which is around a value elsewhere
+    value, = unpacker.close()
+    return value
+
+
+def described(ova: bytes) -> Tuple[Dict[str, Any], Dict[str, Dict[str, Dict[str, Any]]]]:
+    """What an ova.xml tells of who wrote it, and of its objects: class, id, record; of a vTPM, xapi
+    calls VM `vTPM'_VM` and so on (recorded from 25.33.2 and 26.17.0). Raise Damaged."""
+    with understanding():
+        document = unpacked(ova)
+        version = text_of(document['version'], 'export_vsn')
+        if version != '2':
+            raise ValueError(f'unknown version of the format: {version}')
+        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Dict[str, Any]]]
+        for each in document['objects']:
+            objects[each['class']][each['id']] = {
+                re.sub("^vTPM'_", '', name): value for name, value in each['snapshot'].items()}
+        if not objects['VM']:
+            raise ValueError('no VM in it')
+        return document['version'], objects
+
+
+def text_of(record: Dict[str, Any], field: str) -> str:
+    """A field of a record, as xapi writes it; raise KeyError, ValueError."""
+    value = record[field]
+    if not isinstance(value, (str, bool)):
+        raise ValueError(f'{field} is no text')
+    return value if isinstance(value, str) else str(int(value))
+
+
+def number_of(record: Dict[str, Any], field: str) -> int:
+    """A number in a record; raise KeyError, ValueError."""
+    text = text_of(record, field)
+    if not re.match(r'[0-9]{1,19}\Z', text):           # xapi has 64 bits for it
+        raise ValueError(f'{field} is no number: {text[:40]}')
+    return int(text)
+
+
 class ArchivedDisk(NamedTuple):
     """A disk that an archive has to hold."""
 
@@ -3869,27 +3866,25 @@ def promised(ova: bytes) -> Contents:
 
     Raise Damaged if it does not describe a VM.
     """
-    objects, labels, kept = exported_objects(ova), {}, False     # type: Any, Dict[str, str], bool
-
-    def field(kind: str, identity: str, name: str) -> str:
-        return text_of(objects[kind][identity][name])
+    objects, labels, kept = described(ova)[1], {}, False     # type: Any, Dict[str, str], bool
     with understanding():
-        for vbd in objects['VBD']:
-            if field('VBD', vbd, 'type') != 'CD' and field('VBD', vbd, 'empty') != '1':
-                device = {name: field('VBD', vbd, name) for name in ('device', 'userdevice')}
-                labels[field('VBD', vbd, 'VDI')] = 'disk ' + device_name(device)
-        for vm in objects['VM']:
-            state = field('VM', vm, 'power_state')
-            kept = kept or state != 'Halted' or field('VM', vm, 'suspend_VDI') != NULL
+        for vbd in objects['VBD'].values():
+            if text_of(vbd, 'type') != 'CD' and text_of(vbd, 'empty') != '1':
+                labels[text_of(vbd, 'VDI')] = 'disk ' + device_name(
+                    {name: text_of(vbd, name) for name in ('device', 'userdevice')})
+        for vm in objects['VM'].values():
+            state, suspended = text_of(vm, 'power_state'), text_of(vm, 'suspend_VDI')
+            kept = kept or state != 'Halted' or suspended != NULL
             if state == 'Suspended':
-                labels.setdefault(field('VM', vm, 'suspend_VDI'), 'suspend image')
-        disks = [ArchivedDisk(vdi, int(field('VDI', vdi, 'virtual_size')), '{} ({}, {})'.format(
-            labels[vdi], printable(field('VDI', vdi, 'name_label')), vdi))
-            for vdi in sorted(labels)
-            if field('SR', field('VDI', vdi, 'SR'), 'content_type') != 'iso']
-        if any(disk.size < 0 for disk in disks):
-            raise ValueError('a disk of a negative size')
-        return Contents(disks, kept, field('VM', next(iter(objects['VM'])), 'uuid'))
+                labels.setdefault(suspended, 'suspend image')
+        disks = []
+        for ref, label in sorted(labels.items()):
+            vdi = objects['VDI'][ref]
+            if text_of(objects['SR'][text_of(vdi, 'SR')], 'content_type') != 'iso':
+                name = printable(text_of(vdi, 'name_label'))
+                disks.append(ArchivedDisk(ref, number_of(vdi, 'virtual_size'),
+                                          f'{label} ({name}, {ref})'))
+        return Contents(disks, kept, text_of(next(iter(objects['VM'].values())), 'uuid'))
 
 
 def byte_sum(head: bytes) -> int:
@@ -4244,6 +4239,14 @@ def form_of_file(path: str) -> str:
     return '.vhd' if begin == b'conectix' else form
 
 
+def firmware_of(vm: Dict[str, Any]) -> Dict[str, Any]:
+    """What a VM's record tells of its firmware, of UEFI's variables and of a TPM."""
+    platform = vm.get('platform') or {}
+    return {'firmware': (vm.get('HVM_boot_params') or {}).get('firmware', 'bios'),
+            'nvram': bool(vm.get('NVRAM')),
+            'tpm': bool(vm.get('VTPMs')) or platform.get('vtpm') == 'true'}
+
+
 class Archived(NamedTuple):
     """What an ova.xml tells of its VM."""
 
@@ -4259,104 +4262,46 @@ class Archived(NamedTuple):
 
 def archived(ova: bytes) -> Archived:
     """What an ova.xml tells of its VM, of which there has to be one. Raise Damaged."""
-    objects = exported_objects(ova)
+    version, things = described(ova)
     with understanding():
-        version = members(members(xml.etree.ElementTree.fromstring(ova))['version'])
-        things = {kind: {ref: {field: value_of(value) for field, value in record.items()}
-                         for ref, record in objects[kind].items()}
-                  for kind in ('VM', 'VBD', 'VDI', 'VIF', 'network', 'SR')}
         if len(things['VM']) != 1:
             raise ValueError(f'{len(things["VM"])} VMs in it, where one was expected')
         vm, = things['VM'].values()
         disks = {}             # type: Dict[str, int]
         for vbd in things['VBD'].values():
-            vdi = things['VDI'].get(vbd['VDI'])
+            vdi = things['VDI'].get(text_of(vbd, 'VDI'))
             if vbd['type'] != 'CD' and vdi and things['SR'][vdi['SR']]['content_type'] != 'iso':
-                disks[vbd['userdevice']] = int(vdi['virtual_size'])
-        vifs = [(vif['device'], things['network'][vif['network']])
-                for vif in things['VIF'].values()]
+                disks[text_of(vbd, 'userdevice')] = number_of(vdi, 'virtual_size')
+        vifs = []
+        for vif in things['VIF'].values():
+            network = things['network'][vif['network']]
+            vifs.append((text_of(vif, 'device'), text_of(network, 'name_label'),
+                         text_of(network, 'bridge')))
         return Archived(
-            vm['name_label'], vm['uuid'], (int(text_of(version['xapi_major'])),
-                                           int(text_of(version['xapi_minor']))), disks,
-            sorted((device, network['name_label'], network['bridge']) for device, network in vifs),
-            vm['other_config'].get('mac_seed', ''),
-            [vif['MAC'] for vif in things['VIF'].values()], firmware_of(vm))
-
-
-def fields_of(ova: bytes) -> List[Tuple[str, Dict[str, slice]]]:
-    """Of each object in an ova.xml its class, and where its fields' values stand. Raise Damaged."""
-    if b'<!' in ova:
-        raise Damaged('ova.xml: it has a declaration, which xapi does not write')
-    parser = xml.parsers.expat.ParserCreate('utf-8')
-    starts, names, words = [], [], []      # type: List[int], List[str], List[str]
-    kind, fields, found = '', {}, []       # type: str, Dict[str, slice], List[Any]
-
-    def begin(tag: str, _: Any) -> None:
-        words.clear()
-        if tag == 'value':
-            starts.append(parser.CurrentByteIndex)
-        elif tag == 'member':
-            names.append('')
-
-    def end(tag: str) -> None:
-        nonlocal kind, fields
-        if tag == 'name':
-            names[-1] = ''.join(words)
-        elif tag == 'member':
-            names.pop()
-        elif tag == 'value':
-            at = parser.CurrentByteIndex               # of <value/> it is behind that, or not
-            behind = ova[at - 2:at] == b'/>' and not ova.startswith(b'</value', at)
-            place = slice(starts.pop(), at if behind else ova.index(b'>', at) + 1)
-            if names == ['objects', 'class']:
-                kind = text_of(xml.etree.ElementTree.fromstring(ova[place]))
-            elif names[:-1] == ['objects', 'snapshot']:
-                fields[names[-1]] = place              # what is in it came before
-            elif names == ['objects'] and fields:
-                found.append((kind, fields))
-                kind, fields = '', {}
-    parser.StartElementHandler, parser.EndElementHandler = begin, end
-    parser.CharacterDataHandler = words.append
-    try:
-        parser.Parse(ova, True)
-    except xml.parsers.expat.ExpatError as error:
-        raise Damaged(f'ova.xml: {error}')
-    return found
-
-
-def scalar(text: str) -> str:
-    """Text as a value of XML-RPC."""
-    return '<value>{}</value>'.format(re.sub(
-        '[\t\n\r]', lambda found: f'&#{ord(found.group())};', html.escape(text, False)))
+            text_of(vm, 'name_label'), text_of(vm, 'uuid'),
+            (number_of(version, 'xapi_major'), number_of(version, 'xapi_minor')), disks,
+            sorted(vifs), vm['other_config'].get('mac_seed', ''),
+            [text_of(vif, 'MAC') for vif in things['VIF'].values()], firmware_of(vm))
 
 
 def restorable(ova: bytes, name: str, mark: str) -> bytes:
     """An ova.xml for an import whose VM gets that name, is no template and does not start by
     itself; it and what comes with it carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). Everything else is as it was, byte by byte. Raise Damaged."""
-    changes = []               # type: List[Tuple[int, int, str]]
-    for kind, fields in fields_of(ova):
-        if kind not in ('VM', 'VDI', 'network'):
-            continue
-        with understanding():
-            place = fields['other_config']
-            other = value_of(xml.etree.ElementTree.fromstring(ova[place]))
-            other.pop('auto_poweron', None)
-            new = {'other_config': '<value><struct>{}</struct></value>'.format(''.join(
-                '<member><name>{}</name>{}</member>'.format(
-                    html.escape(key, False), scalar(value))
-                for key, value in dict(other, **{MARK: mark}).items()))}
-            if kind == 'VM':
-                new.update(name_label=scalar(name), ha_restart_priority=scalar(''),
-                           is_a_template='<value><boolean>0</boolean></value>',
-                           ha_always_run='<value><boolean>0</boolean></value>')
-            changes += [(fields[field].start, fields[field].stop, value)
-                        for field, value in new.items() if field in fields]
-    pieces, at = [], 0
-    for start, stop, value in sorted(changes):
-        pieces += [ova[at:start], encoded(value)]
-        at = stop
-    return b''.join(pieces + [ova[at:]])
+    (xapi: import.ml). All other values are as they were. Raise Damaged."""
+    with understanding():
+        document = unpacked(ova)
+        for each in document['objects']:
+            record = each['snapshot']
+            if each['class'] in ('VM', 'VDI', 'network'):
+                record['other_config'].pop('auto_poweron', None)
+                record['other_config'][MARK] = mark
+            if each['class'] == 'VM':
+                new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
+                       'ha_always_run': False}         # not all versions have all of them
+                record.update({field: new[field] for field in new if field in record})
+        text = xmlrpc.client.dumps((document,))
+    text = text[text.index('<value>'):text.rindex('</value>') + len('</value>')]
+    return encoded(text.replace('\r', '&#13;'))        # XML reads a bare one as a line feed
 
 
 def resized(head: bytes, size: int) -> bytes:
@@ -4593,10 +4538,10 @@ class Verifier:
         manifest, by the name of the archive."""
         try:
             digest = self.prove_in(backup, METADATA, manifest).digest
-            vms = exported_objects(read_file(backup.file(METADATA), LARGEST_METADATA))['VM']
+            vms = described(read_file(backup.file(METADATA), LARGEST_METADATA))[1]['VM'].values()
             with understanding():
-                names = [portable(path_part(text_of(vm['name_label']))) for vm in vms.values()]
-                uuids = [text_of(vm['uuid']) for vm in vms.values()]
+                names = [portable(path_part(text_of(vm, 'name_label'))) for vm in vms]
+                uuids = [text_of(vm, 'uuid') for vm in vms]
         except (Damaged, OSError) as error:
             problems.append(f'{METADATA}: {error}')
             return
@@ -5462,8 +5407,8 @@ xe vdi-import uuid=$VDI {filename} format={form}
 xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
 {clean}
 This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
-halted. If that still has a disk there, choose another device; if the VM is gone, vm.json tells
-how it was made.
+halted. If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
+vm-metadata.xml beside the image tell how it was made.
 """
 UNPACK = {'.gz': 'gzip -dk {}\n', '.zst': 'zstd -dqk {}\n'}
 

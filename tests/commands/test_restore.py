@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import unittest
+import xmlrpc.client
 
 import VmBackup
 from tests import DATA
@@ -163,7 +164,7 @@ class RoundTrips(RestoreCase):
 
     def test_a_backup_of_325_without_a_manifest(self):
         original = self.facts('web')
-        for name in ('backup.json', 'vm.json', 'RESTORE.txt'):
+        for name in ('backup.json', 'RESTORE.txt'):
             os.unlink(self.newest('web', name))
         self.ok(self.restore('web'))
         name, = set(self.vms()) - {'web', 'efi', 'diskless'}
@@ -437,7 +438,7 @@ class Places(RestoreCase):
 
 
 class Guides(RestoreCase):
-    """RESTORE.txt and vm.json, for the person who has only the disk in their hand."""
+    """RESTORE.txt and the metadata, for the person who has only the disk in their hand."""
 
     pool_description = {'vms': [
         {'name': "it's $(id) web", 'disks': ['1 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi',
@@ -497,21 +498,16 @@ class Guides(RestoreCase):
                     'vbd-list', 'vm-uuid=' + self.uuid_of(self.name), 'userdevice=9',
                     '--minimal').strip())
 
-    def test_the_records_are_there_with_firmware_nvram_and_vtpm(self):
+    def test_the_metadata_has_the_records_also_of_a_vtpm_and_nobody_is_warned(self):
         self.ok(self.back_up('vm-export=' + re.escape(self.name)))
-        found = json.loads(self.read(self.newest(self.name, 'vm.json')))
-        self.assertEqual([1, 'uefi', True, True], [
-            found[key] for key in ('schema', 'firmware', 'nvram', 'tpm')])
-        (_, vm), = found['VM'].items()
-        record = self.vms()[self.name]
-        self.assertEqual(record['NVRAM'], vm['NVRAM'])
-        self.assertEqual(set(record), set(vm))
-        tables = self.sim.pool.tables
-        for cls, refs in (('VBD', record['VBDs']), ('VIF', record['VIFs']),
-                          ('VTPM', record['VTPMs'])):
-            self.assertEqual(sorted(tables[cls][ref]['uuid'] for ref in refs),
-                             sorted(each['uuid'] for each in found[cls].values()))
-        self.assertEqual(2, len(found['VDI']))
+        text = self.read(self.newest(self.name, 'vm-metadata.xml'))
+        vm, tables = self.vms()[self.name], self.sim.pool.tables
+        for cls, refs in (('VM', [tables['VTPM'][vm['VTPMs'][0]]['VM']]), ('VBD', vm['VBDs']),
+                          ('VIF', vm['VIFs']), ('VTPM', vm['VTPMs'])):
+            for ref in refs:
+                self.assertIn('<value>%s</value>' % tables[cls][ref]['uuid'], text)
+        for words in ("<name>vTPM'_uuid</name>", '<value>QUFBQQ==</value>'):
+            self.assertIn(words, text)
 
 
 class Testing(RestoreCase):
@@ -709,20 +705,31 @@ class OvaXml(unittest.TestCase):
 
     def test_only_names_marks_and_what_starts_a_vm(self):
         changed = VmBackup.restorable(self.ova, 'new <&> "name"\n', '0' * 32)
-        before, after = (VmBackup.exported_objects(ova) for ova in (self.ova, changed))
+        before, after = (VmBackup.described(ova)[1] for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
             for ref, fields in objects.items():
-                differences.update(
-                    (cls, field) for field, value in fields.items()
-                    if VmBackup.value_of(value) != VmBackup.value_of(after[cls][ref][field]))
+                differences.update((cls, field) for field, value in fields.items()
+                                   if value != after[cls][ref][field])
         self.assertEqual({('VM', 'name_label'), ('VM', 'other_config'), ('VDI', 'other_config'),
                           ('network', 'other_config')}, differences - {('VM', 'is_a_template')})
         vm, = after['VM'].values()
-        self.assertEqual('new <&> "name"\n', VmBackup.value_of(vm['name_label']))
-        other = VmBackup.value_of(vm['other_config'])
+        self.assertEqual('new <&> "name"\n', vm['name_label'])
+        other = vm['other_config']
         self.assertEqual(('<c>', '0' * 32), (other['a&b'], other[VmBackup.MARK]))
         self.assertNotIn('auto_poweron', other)
+
+    def test_odd_values_and_keys_come_through(self):
+        value, _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % self.ova)
+        odd = {'': 'a\r\nb\rc\t', "vTPM'_VM": ' <&>"\' ', 'number': 1.5, 'when':
+               xmlrpc.client.DateTime('20260101T00:00:00Z'), 'bytes': xmlrpc.client.Binary(b'x'),
+               'not': False, 'many': [[], {}, ['']], '名前': '\U0001f600'}
+        value[0]['objects'][0]['snapshot'].update(odd)
+        text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
+        changed = VmBackup.restorable(text.replace('\r', '&#13;').encode('utf-8'), 'x', '0' * 32)
+        (found,), _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % changed)
+        found = found['objects'][0]['snapshot']
+        self.assertEqual(odd, {key: found[key] for key in odd})
 
     def test_the_samples_of_a_real_xapi(self):
         samples = glob.glob(os.path.join(DATA, 'samples', 'sample.*'))
@@ -730,17 +737,59 @@ class OvaXml(unittest.TestCase):
         for path in samples:
             with self.subTest(path=path):
                 ova = VmBackup.ova_of(path)
-                self.assertIn(b'>again</value>', VmBackup.restorable(ova, 'again', '1' * 32))
+                changed = VmBackup.restorable(ova, 'again', '1' * 32)
+                self.assertEqual('again', VmBackup.archived(changed).name)
+                before, after = VmBackup.promised(ova), VmBackup.promised(changed)
+                self.assertEqual(before, after)
+
+    def test_one_that_another_program_wrote_or_indented_is_read_as_it_is_meant(self):
+        """A real xapi imports both (recorded from 26.17.0)."""
+        value, _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % self.ova)
+        text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
+        indented = text.replace('<value><', '<value>\n  <').replace('></value>', '>\n</value>')
+        for ova in (text.encode('utf-8'), indented.encode('utf-8')):
+            self.assertEqual(VmBackup.archived(self.ova), VmBackup.archived(ova))
+            self.assertEqual(VmBackup.promised(self.ova), VmBackup.promised(ova))
 
     def test_values_without_an_end_tag(self):
         for new in (b'<value/>', b'<value />'):
             ova = self.ova.replace(b'<value></value>', new)
             self.assertNotEqual(ova, self.ova)
-            changed = VmBackup.exported_objects(VmBackup.restorable(ova, 'again', '0' * 32))
-            vm, = changed['VM'].values()
-            self.assertEqual('again', VmBackup.value_of(vm['name_label']))
+            changed = VmBackup.archived(VmBackup.restorable(ova, 'again', '0' * 32))
+            self.assertEqual(VmBackup.archived(ova)._replace(name='again'), changed)
 
     def test_what_is_no_ova_xml(self):
-        for text in (b'', b'<value>', b'<!DOCTYPE x><value/>'):
-            with self.assertRaises(VmBackup.Damaged):
-                VmBackup.fields_of(text)
+        """It is refused, and takes neither long nor much memory."""
+        def with_value(old, new):
+            self.assertIn(old, self.ova)
+            return self.ova.replace(old, new)
+        version = b'<name>export_vsn</name><value>2</value>'
+        lines = b'\n' * 1000000
+        for text in (
+                b'', b'<value>', b'<!DOCTYPE x><value/>', b'<value/>', self.ova * 2,
+                self.ova + b'x', self.ova + b'\0', self.ova.decode('utf-8').encode('utf-16'),
+                with_value(b'>web<', b'>\xff<'),
+                with_value(version, b'<value>2</value>'),
+                with_value(version, b'<name>export_vsn</name>'),
+                with_value(version, b'<name>export_vsn</name><value><foo>2</foo></value>'),
+                with_value(b'<boolean>0<', b'<boolean>no<'),
+                with_value(b'<boolean>0</boolean>', b'<nil/>'),
+                with_value(b'<boolean>0</boolean>', b'<double>x</double>'),
+                with_value(b'<boolean>0</boolean>', b'<bigdecimal>x</bigdecimal>'),
+                with_value(b'<boolean>0</boolean>', b'<base64>x</base64>'),
+                b'<value>' * 200000 + lines + b'</value>' * 200000,
+                b'<value><array><data>' * 90000 + b'</data></array></value>' * 90000):
+            with self.subTest(text=text[:40], bytes=len(text)):
+                for read in (VmBackup.described, VmBackup.archived, VmBackup.promised,
+                             lambda ova: VmBackup.restorable(ova, 'x', '0' * 32)):
+                    with self.assertRaises(VmBackup.Damaged):
+                        read(text)
+
+    def test_a_number_without_end_is_none(self):
+        for new in (b'9' * 3000000, b'-1', b'<int>%s</int>' % (b'9' * 3000000), b'1e9', b''):
+            ova = self.ova.replace(b'<value>1048576</value>', b'<value>%s</value>' % new)
+            self.assertNotEqual(ova, self.ova)
+            for read in (VmBackup.archived, VmBackup.promised):
+                with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
+                    read(ova)
+            VmBackup.restorable(ova, 'x', '0' * 32)

@@ -32,7 +32,8 @@ EFFECTS = (
     Effect('starts or kills processes', ('Processes',), '''
         subprocess multiprocessing pty os.fork os.forkpty os.kill os.killpg os.exec* os.spawn*
         os.posix_spawn* os.popen os.system'''),
-    Effect('talks to the pool', ('Pool',), 'XenAPI xmlrpc'),
+    Effect('talks to the pool', ('Pool',), '''
+        XenAPI xmlrpc.server xmlrpc.client.Server* xmlrpc.client.*Transport'''),
     Effect('sends mail', ('Reports',), 'smtplib'),
     Effect('uses the network', ('Pool', 'Reports'), '''
         socket.socket socket.create_connection http.client urllib.request'''),

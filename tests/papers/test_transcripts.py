@@ -73,7 +73,7 @@ def normal(text):
     return text
 
 
-NEW = ('/vm.cfg', '/backup.json', '/vm.json', '/RESTORE.txt')    # files that 3.25 did not write
+NEW = ('/vm.cfg', '/backup.json', '/RESTORE.txt')    # files that 3.25 did not write
 
 
 class Transcripts(PoolCase):

@@ -26,7 +26,7 @@ class ANight(RunCase):
                   '/DATED/DISK-xvda/vdi.cfg', '/DATED/DISK-xvdb', '/DATED/DISK-xvdb/vbd.cfg',
                   '/DATED/DISK-xvdb/vdi.cfg', '/DATED/VIFs', '/DATED/VIFs/vif-0.cfg',
                   '/DATED/backup.json', '/DATED/success', '/DATED/vm-metadata.xml', '/DATED/vm.cfg',
-                  '/DATED/vm.json', '/DATED/RESTORE.txt']
+                  '/DATED/RESTORE.txt']
         self.assertEqual(sorted(['db' + part for part in common + ['/DATED/db.raw']] +
                                 ['web' + part for part in common + ['/DATED/web.xva']]),
                          self.tree())
