@@ -1376,37 +1376,35 @@ def bounded(function: Callable[[], Any], what: str,
 
 
 class Watchdog:
-    """Tells an export that does not move: neither its file nor its task in xapi."""
+    """Tells an export or import that does not move: neither the bytes that we see, nor what xapi
+    tells of it."""
 
-    def __init__(self, limit: float, size: Callable[[], int],
-                 progress: Callable[[], Sequence[float]], meter: Meter) -> None:
+    def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
+                 progress: Callable[[], Sequence[float]] = tuple) -> None:
         self.limit = limit         # seconds
-        self.size = size           # of the file
-        self.progress = progress   # shares of what the tasks have to do
+        self.size = size           # of the file, or of what was fed
         self.meter = meter
+        self.progress = progress   # shares of what the tasks have to do
         self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
-        self.standing = self.asked = stopwatch()
+        self.standing = stopwatch()
 
     def pause(self) -> float:
         """Seconds until the next look."""
         return min(1 if self.meter.console.terminal else LOOK_EVERY, self.limit / 4)
 
-    def look(self) -> None:
+    def look(self, fed: bool = False) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
-        answer."""
-        size, telling, seen = bounded(self.size, 'the share'), self.meter.is_due(), self.seen
-        asking = size == seen[0] or telling
-        if self.meter.console.terminal:                # where looks are more frequent
-            asking = asking and self.asked() > min(LOOK_EVERY, self.limit / 4)
-        seen = (size, self.progress() if asking else seen[1])
-        if asking:
-            self.asked = stopwatch()
+        answer. `fed`: xapi has got all that it gets. What it then writes, seconds or minutes long,
+        shows nowhere, so it has as long as any command without data."""
+        size, telling = bounded(self.size, 'the share'), self.meter.is_due()
+        seen = (size, self.progress() if telling or size == self.seen[0] else self.seen[1])
         if telling:
             self.meter.tell(size, max(seen[1], default=0))
         if seen != self.seen:
             self.seen, self.standing = seen, stopwatch()
-        if self.standing() > self.limit:
-            raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
+        limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
+        if self.standing() > limit:
+            raise CommandFailed(f'no progress for {limit / 60:g} minutes (stall_timeout), '
                                 f'with {human_size(max(size, 0))} written')
 
 
@@ -1509,7 +1507,7 @@ class Feeder:
         which has words of its own."""
         with stream, contextlib.closing(self.pieces), contextlib.suppress(BrokenPipeError):
             try:
-                for piece in self.pieces:
+                for piece in map(memoryview, self.pieces):
                     while piece:
                         sent = stream.write(piece)
                         piece, self.done = piece[sent:], self.done + sent
@@ -1537,7 +1535,7 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     feeding = feeder.start(stream) if feeder else None
     try:
         with signals.ending(child) if signals else contextlib.ExitStack():
-            output, errors = wait_for(child, timeout, signals, watchdog)
+            output, errors = wait_for(child, timeout, signals, watchdog, feeding)
         if feeding:
             feeding.join(REAP_TIMEOUT)
             if feeder.error:
@@ -1550,7 +1548,8 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
 
 
 def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals],
-             watchdog: Optional[Watchdog]) -> Tuple[bytes, bytes]:
+             watchdog: Optional[Watchdog],
+             feeding: Optional[threading.Thread] = None) -> Tuple[bytes, bytes]:
     """What a child wrote until it ended. Raise subprocess.TimeoutExpired, CommandFailed,
     Interrupted if it does not end."""
     while True:
@@ -1559,7 +1558,7 @@ def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals]
         except subprocess.TimeoutExpired:
             if watchdog is None:
                 raise
-        watchdog.look()
+        watchdog.look(bool(feeding) and not feeding.is_alive())
         if signals:
             signals.check()                            # it was told to end already
 
@@ -2199,12 +2198,14 @@ class Pool:
             return [key['task_id'] for key in keys if 'task_id' in key]
         return []
 
-    def progress(self, kind: str, ref: str) -> List[float]:
-        """Which share of their work its exports have done so far, as far as xapi tells."""
+    def progress(self, word: str) -> List[float]:
+        """Which share of their work the tasks have done that carry a word in name or description:
+        the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2, 26.17.0)."""
         with contextlib.suppress(PoolError):
-            told = [self.call('task.get_progress', task)
-                    for task in sorted(self.exports(kind, ref))]
-            return [each for each in told if isinstance(each, float) and each == each]  # no NaN
+            told = [task.get('progress') for task in self.records(
+                'task', 'get_all_records').values() if task['status'] == 'pending' and word in
+                str(task['name_label']) + str(task.get('name_description'))]
+            return sorted(each for each in told if isinstance(each, float) and each == each)
         return []
 
     def end_exports(self, kind: str, ref: str) -> None:
@@ -3121,6 +3122,11 @@ class Restoring(NamedTuple):
     path: str = ''             # of the record; '' where none could be written
     complete: bool = False     # nothing is to be removed any more
 
+    @property
+    def unpacked(self) -> str:
+        """The path of a file that the restore may make."""
+        return os.path.splitext(self.path)[0] + '.vhd'
+
     @classmethod
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
@@ -3322,9 +3328,26 @@ class BackupStore:
     @staticmethod
     def restored(record: Restoring) -> None:
         """Nothing half restored is left. Raise OSError."""
-        if record.path:
+        for path in (record.unpacked, record.path) if record.path else ():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(record.path)
+                os.unlink(path)
+
+    def unpack(self, record: Restoring, pieces: Iterator[bytes], size: int,
+               check: Callable[[], None]) -> str:
+        """Write so many bytes into a file beside the record of a restore, which goes with that;
+        return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
+        found = os.statvfs(self.root)
+        if not record.path or found.f_bavail * found.f_frsize < size:
+            raise TargetError(f'its blocks are in an odd order, and {self.root} has no room for '
+                              f'{human_size(size)} to unpack it (unpack it elsewhere, with gzip -d '
+                              'or zstd -d, and restore the file that it becomes)')
+
+        def work() -> None:
+            with open(private(record.unpacked, os.O_WRONLY | os.O_CREAT), 'wb') as stream:
+                for piece in pieces:
+                    stream.write(piece)
+        bounded(work, self.root, check)
+        return record.unpacked
 
     def restores(self) -> Dict[str, str]:
         """The paths of the records of restores, by their marks. Raise TargetError."""
@@ -4037,8 +4060,9 @@ class ImageReader:
                           end_of_export(last))
         return self.proof('length' if self.size is None else 'structure')
 
-    def read_vhd(self) -> Proof:
-        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
+    def read_head(self) -> Tuple[bytes, Any]:
+        """Read the beginning of a dynamic VHD image; return its footer, and its table of where each
+        block is, in sectors."""
         footer = self.take(BLOCK, 'its first footer')
         fields = struct.unpack('>8sIIQ16x2QHBBII', footer[:68])
         cookie, _, version, header_at, _, size, cylinders, heads, sectors, kind, total = fields
@@ -4058,6 +4082,11 @@ class ImageReader:
         table = array.array('I', self.take(4 * count, 'its table of blocks'))
         if sys.byteorder == 'little':
             table.byteswap()
+        return footer, table
+
+    def read_vhd(self) -> Proof:
+        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
+        footer, table = self.read_head()
         end = self.check_table(table)
         last = b''
         for view in iter(self.read_on, b''):
@@ -4099,6 +4128,27 @@ class ImageReader:
                               f'{sector * BLOCK}')
             places[place] = sector
         return (highest + length) * BLOCK if highest >= 0 else first * BLOCK
+
+    def disk(self, size: int) -> Iterator[bytes]:
+        """The bytes of the disk of that size that a VHD image is of, whose blocks are in the order
+        of the disk, as vhd-tool writes them (libs/vhd: f.ml). A sector that its block's bitmap does
+        not name is zeros."""
+        at = 0
+        for number, sector in enumerate(self.read_head()[1]):
+            if sector == NOWHERE or number * VHD_BLOCK >= size:
+                continue
+            for offset in range(at, number * VHD_BLOCK, CHUNK):
+                yield bytes(CHUNK)
+            self.skip_to(sector * BLOCK, f'block {number}')
+            bitmap = self.take(BLOCK, f'block {number}')
+            data = bytearray(self.take(VHD_BLOCK, f'block {number}'))
+            for index in range(VHD_BLOCK // BLOCK) if bitmap.strip(b'\xff') else ():
+                if not bitmap[index // 8] << index % 8 & 128:
+                    data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
+            at = (number + 1) * VHD_BLOCK
+            yield data[:max(0, size - at + VHD_BLOCK)]
+        for offset in range(at, size, CHUNK):
+            yield bytes(min(CHUNK, size - offset))
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
@@ -4159,6 +4209,11 @@ def form_of(name: str) -> Tuple[str, str]:
     plain = re.sub(PACKED_ENDING, '', name)
     form = os.path.splitext(plain)[1]
     return (form if form in FORMS else ''), plain
+
+
+def is_packed(path: str) -> bool:
+    """Whether an image's name tells of compression."""
+    return path.endswith(('.gz', '.zst'))
 
 
 def form_of_file(path: str) -> str:
@@ -4295,11 +4350,12 @@ def resized(head: bytes, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Source]:
-    """A file to be read in its order, decompressed. Raise OSError, CommandFailed."""
+def opened(path: str, plain: bool = False) -> Iterator[Source]:
+    """A file to be read in its order, decompressed unless it is `plain`. Raise OSError,
+    CommandFailed."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.closing(Source(handle)) as source:
+        with contextlib.closing(Source(handle, plain)) as source:
             yield source
     finally:
         os.close(handle)
@@ -4328,21 +4384,32 @@ def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
         yield from pieces_of(source)
 
 
-def image_pieces(path: str, size: int = 0, whole: int = 0) -> Iterator[bytes]:
-    """The bytes of an image, decompressed; of a raw one, which has that size, with zeros up to the
-    whole of a disk, which xapi waits for (vhd-tool: impl.ml, serve)."""
-    with opened(path) as source:
-        yield from pieces_of(source)
-        if whole and source.at != size:
-            raise Damaged(f'{path} has {source.at} bytes, not {size}')
-        for offset in range(source.at, whole, CHUNK):
+def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
+    """The bytes of the disk of that size that an image is of, with zeros up to the whole of the new
+    one, which xapi waits for (vhd-tool: impl.ml, serve). Raise Damaged, CommandFailed, OSError."""
+    with opened(path, not is_packed(path)) as source:
+        at = 0
+        for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk(size):
+            yield piece
+            at += len(piece)
+        if at != size:
+            raise Damaged(f'{path} has {at} bytes, not {size}')
+        for offset in range(at, whole, CHUNK):
             yield bytes(min(CHUNK, whole - offset))
+
+
+def scattered(path: str) -> int:
+    """The bytes of a packed VHD image whose blocks are in another order than the disk's, so that
+    it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
+    with opened(path) as source:
+        sectors = [sector for sector in ImageReader(source).read_head()[1] if sector != NOWHERE]
+    return 0 if sectors == sorted(sectors) else (max(sectors) + 2) * BLOCK + VHD_BLOCK
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
     """Bytes of the disk that an image is of; `known` is what its directory tells. Raise Damaged,
     CommandFailed, OSError."""
-    if form == '.raw' and not path.endswith(('.gz', '.zst')):
+    if form == '.raw' and not is_packed(path):
         return size_of(path)
     if form == '.raw' and known:
         return known
@@ -4404,7 +4471,7 @@ class Reading:
             force(self.handle)
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
             self.source = Source(self.handle, form in ('.raw', '.vhd') and
-                                 not self.path.endswith(('.gz', '.zst')))
+                                 not is_packed(self.path))
             return read_form(form, self.source, size, patience)
         finally:
             self.ended = True
@@ -5227,20 +5294,22 @@ class Importer:
         self.xe.tell(word + '-param-remove', uuid=record['uuid'], param_name='other-config',
                      param_key=MARK)
 
-    def watchdog(self, limit: float, name: str, size: int, done: Callable[[], int],
-                 progress: Callable[[], Sequence[float]]) -> Watchdog:
-        """What watches an import, of so many bytes if that is known."""
-        return Watchdog(limit, done, progress, Meter(self.console, 'restored', name, size))
+    def feed(self, verb: str, path: str, pieces: Iterator[Any], limit: float, size: int,
+             **parameters: Any) -> str:
+        """Let a command import what is made of a file, of so many bytes if that is known, for as
+        long as it takes some; return its output."""
+        feeder = Feeder(pieces)
+        meter = Meter(self.console, 'restored', os.path.basename(path), size)
+        return self.xe.feed(verb, Watchdog(limit, lambda: feeder.done, meter), feeder,
+                            filename='/dev/stdin', **parameters)
 
     def import_vm(self, path: str, target: Target, mark: str,
                   limit: float) -> Tuple[str, Dict[str, Any]]:
         """Import an archive; return reference and record of the VM. `limit`: the seconds in which
         something has to move. Raise CommandFailed, PoolError, Damaged, OSError."""
-        feeder = Feeder(archive_with(path, target.name, mark))
         with advising():
-            uuid = self.xe.feed('vm-import', self.watchdog(
-                limit, os.path.basename(path), 0, lambda: feeder.done, lambda: ()),
-                feeder, filename='/dev/stdin', **target.words)
+            uuid = self.feed('vm-import', path, archive_with(path, target.name, mark), limit, 0,
+                             **target.words)
         self.console.log('vm-uuid: ' + uuid)
         made = list(self.pool.marked(mark)['VM'].items())
         if [vm['uuid'] for _, vm in made] != [uuid]:
@@ -5267,21 +5336,25 @@ class Importer:
         with advising():
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                                 name_label=marked_name(mark), virtual_size=str(size))
-            made = [(ref, int(vdi['virtual_size']))
-                    for ref, vdi in self.pool.marked(mark)['VDI'].items() if vdi['uuid'] == uuid]
-            if not made or made[0][1] < size:
+            made = [int(vdi['virtual_size']) for vdi in self.pool.marked(mark)['VDI'].values()
+                    if vdi['uuid'] == uuid]
+            if not made or made[0] < size:
                 raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
-            (ref, whole), = made
-            feeder, filename = None, path              # type: Optional[Feeder], str
-            if path.endswith(('.gz', '.zst')):
-                pieces = image_pieces(path, size, whole) if form == '.raw' else image_pieces(path)
-                feeder, filename = Feeder(pieces), '/dev/stdin'
-            limit += size / 10**8                      # progress comes in percents, at 1 MB/s
-            self.xe.feed('vdi-import', self.watchdog(
-                limit, os.path.basename(path), size, lambda: feeder.done if feeder else 0,
-                lambda: self.pool.progress('VDI', ref)), feeder, uuid=uuid, format=form[1:],
-                filename=filename)
+            if form == '.vhd' and not is_packed(path):
+                self.import_vhd(path, uuid, size, limit)
+            else:
+                self.feed('vdi-import', path, image_pieces(path, form, size, made[0]), limit,
+                          made[0], uuid=uuid, format='raw')
         return uuid
+
+    def import_vhd(self, path: str, uuid: str, size: int, limit: float) -> None:
+        """Let xapi read a VHD image itself, which leaves blocks of zeros unwritten: it takes none
+        without a length (recorded from xapi 25.6.0 to 26.17.0). Its task tells percents; one may
+        take as long as at 1 MB/s."""
+        meter = Meter(self.console, 'restored', os.path.basename(path), size)
+        self.xe.feed('vdi-import', Watchdog(
+            limit + size / 10**8, lambda: 0, meter, lambda: self.pool.progress('VDI import')),
+            uuid=uuid, format='vhd', filename=path)
 
 
 GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
@@ -6190,8 +6263,8 @@ class BackupRun:
         with failing_as(exporter.export_token):
             exporter.export(part, path, Watchdog(
                 self.settings.stall_timeout * 60, lambda: size_of(path),
-                lambda: self.pool.progress(part.kind, part.snapshot.ref),
-                Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind))))
+                Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind)),
+                lambda: self.pool.progress(part.snapshot.uuid)))
             return written(path)
 
     def tell_disks(self, exporter: Exporter, warnings: List[str]) -> None:
@@ -6329,7 +6402,7 @@ class BackupRun:
         """Dump the pool's database into a new file, then delete the oldest dumps."""
         with self.store.completed(path) as partial:
             watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                lambda: (), Meter(self.console, 'dumped', os.path.basename(path)))
+                                Meter(self.console, 'dumped', os.path.basename(path)))
             Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
                                                          file_name=partial)
             if self.settings.verify == 'yes':
@@ -7223,7 +7296,7 @@ class Restorer:
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore what was looked at. Raise VmBackupError, OSError, Interrupted."""
         with self.importer.making(self.store, target.name, True) as record:
-            uuid = self.put(chosen, target, record.mark)
+            uuid = self.put(chosen, target, record)
             self.signals.check()
             if target.attach:
                 self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid,
@@ -7240,13 +7313,20 @@ class Restorer:
                            'bootable=true', 'mode=RW', 'type=Disk']):
                 self.console.log('  ' + quoted([self.xe.program] + words))
 
-    def put(self, chosen: Chosen, target: Target, mark: str, cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
         """Import an archive or image and look whether all of it is there; return the uuid of the VM
         or disk. `cut_off`: from all networks, before anything else. Raise as `restore`."""
         self.signals.check()
+        mark, path = record.mark, chosen.path
         if chosen.form != '.xva':
-            return self.importer.import_disk(chosen.path, chosen.form, target, mark, self.limit)
-        ref, vm = self.importer.import_vm(chosen.path, target, mark, self.limit)
+            size = scattered(path) if chosen.form == '.vhd' and is_packed(path) else 0
+            if size:
+                self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not '
+                                 'in the order of the disk')
+                with opened(path) as source:
+                    path = self.store.unpack(record, pieces_of(source), size, self.signals.check)
+            return self.importer.import_disk(path, chosen.form, target, mark, self.limit)
+        ref, vm = self.importer.import_vm(path, target, mark, self.limit)
         for vif in self.pool.where('VIF', 'VM', [ref]).values() if cut_off else ():
             self.xe.tell('vif-destroy', uuid=vif['uuid'])
         self.importer.check_disks(ref, mark, target.disks)
@@ -7261,7 +7341,7 @@ class Restorer:
         if chosen.form != '.xva':
             self.verify(chosen)
         with self.importer.making(self.store, target.name, False) as record:
-            self.put(chosen, target, record.mark, True)
+            self.put(chosen, target, record, True)
         self.signals.check()
 
 

@@ -90,7 +90,11 @@ class Transfers:
 
     @contextmanager
     def _attached(self, vdis, mode, task):
-        """Disks attached to dom0 by VBDs of its own, while it lasts. Raises VDI_IN_USE."""
+        """Disks attached to dom0 by VBDs of its own, while it lasts. Raises VDI_IN_USE.
+
+        Since 26.16 they no longer name the task (recorded from xapi 25.33.2 and 26.17.0).
+        """
+        named = {} if self.version >= (26, 16) else {'task_id': task}
         dom0 = self.tables['host'][self.master]['control_domain']
         vbds = []
         try:
@@ -99,7 +103,7 @@ class Transfers:
                     self.assert_attachable(vdi, mode)
                     vbds.append(self.call('VBD.create', {
                         'VM': dom0, 'VDI': vdi, 'userdevice': 'autodetect', 'mode': mode,
-                        'type': 'Disk', 'other_config': {'task_id': task}}))
+                        'type': 'Disk', 'other_config': named}))
                     self.mark_attached(vbds[-1])
             yield
         finally:
@@ -205,8 +209,8 @@ class Transfers:
         else:
             pieces = archive.vhd_stream(image, self.record('VDI', vdi)['uuid'],
                                         int(time.time()) - SECONDS_TO_2000)
-        try:
-            yield from self._watched(pieces, task, image.virtual_size)
+        try:        # of a raw one the progress is 0 until the end (recorded from xapi 26.17.0)
+            yield from self._watched(pieces, task, image.virtual_size * (format == 'vhd'))
         except ValueError as error:
             raise self.error('VDI_IO_ERROR', 'Device I/O errors: %s' % error)
 
@@ -217,18 +221,33 @@ class Transfers:
 
     # In
 
-    def import_vdi(self, vdi, source, format='raw', task=None):
-        """Fill a disk from an image; XapiError (VDI_IO_ERROR) leaves its content as it was."""
+    def import_vdi(self, vdi, source, format='raw', task=None, sized=True):
+        """Fill a disk from an image; XapiError (VDI_IO_ERROR) leaves its content as it was.
+
+        sized: the sender tells the length of what it sends. Without that, a VHD image is written,
+        and refused all the same (recorded from xapi 25.6.0 to 26.17.0).
+        """
         size = int(self.record('VDI', vdi)['virtual_size'])
         with self._following(task, 'VDI import') as task:
             if format.lower() not in ('raw', 'vhd'):
                 raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
             with self._attached([vdi], 'RW', task), self._reading():
+                source = self._percents(source, task, size)
                 if format.lower() == 'raw':
                     image = archive.read_raw(source, size)
                 else:
                     image = self._fitted(archive.read_vhd(source), size)
             self.content[vdi] = image
+            if format.lower() == 'vhd' and not sized:
+                raise self.error('VDI_IO_ERROR', 'Device I/O errors')
+
+    def _percents(self, source, task, total):
+        """The same bytes, in pieces; the task tells the percents that have come."""
+        done = 0
+        for piece in archive.pieces_of(source):
+            yield piece
+            done += len(piece)
+            self._advance(task, progress=min(100, 100 * done // max(1, total)) / 100)
 
     @staticmethod
     def _fitted(image, size):
