@@ -685,8 +685,9 @@ KEYS = (
     Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(**YES_NO),
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
         'instead of after it; never the last good one'),
-    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd'),
-        'Format of vdi-exports: raw or vhd'),
+    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd', auto='auto'),
+        'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
+        'of more than 2040 GiB, or of no whole 2 MiB'),
     Key('vdi_disks', DEFAULT_VDI_DISKS, devices,
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
         'each disk gets a file, and all are of one moment'),
@@ -3642,7 +3643,9 @@ BLOCK = 512                # bytes of a tar header, and of a disk's sector
 CHUNK = 1 << 20            # bytes of a disk in one member of an archive
 VHD_BLOCK = 1 << 21        # bytes of a disk in one block of a VHD image, as xapi writes them
 NOWHERE = 0xffffffff       # in the place of a block of zeros, which is not there
-LARGEST_VHD = 1 << 41      # bytes of a disk (VHD: 2040 GiB)
+LARGEST_VHD = 1 << 41      # bytes of a disk
+LARGEST_EXPORT = 2040 << 30    # bytes of one that xapi exports as VHD (xapi-consts: constants.ml)
+LARGEST_STORED = 2093051 << 20     # bytes of one that an SR has as VHD (sm: vhdutil.py)
 LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
 LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its snapshots too
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
@@ -4642,6 +4645,19 @@ class Part(NamedTuple):
     disk: int = 0              # which of the exporter's disks it is, if it is one
 
 
+TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
+NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+
+
+def vhd_problem(disk: Disk) -> str:
+    """What is in the way of exporting a disk as VHD; '' for nothing (recorded from xapi 26.17.0;
+    vhd-tool: channels.ml)."""
+    size = int(disk.vdi['virtual_size'])
+    found = TOO_LARGE if size > LARGEST_EXPORT else NEVER_ENDS if size % VHD_BLOCK else ''
+    return found and '{}: {} of {} (set vdi_export_format=auto or raw)'.format(
+        found, disk.device, human_size(size))
+
+
 class Exporter:
     """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
 
@@ -4681,6 +4697,16 @@ class Exporter:
         """What to export of a snapshot. Raise PoolError, CommandFailed."""
         return [Part(base + self.extension, self.kind, snapshot)]
 
+    def ending(self, disk: Disk) -> str:
+        """The ending of a disk's file; `auto` stands for VHD where xapi makes it."""
+        return self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
+
+    def check_form(self) -> None:
+        """Raise BackupFailed if a disk is too large to be exported as VHD."""
+        for disk in self.disks if self.extension.startswith('.vhd') else ():
+            if TOO_LARGE in vhd_problem(disk):
+                raise BackupFailed(self.export_token, vhd_problem(disk))
+
     def aim(self, vm: Vm) -> None:
         """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
         snapshots before, and the disks. Raise BackupFailed if there is none."""
@@ -4699,19 +4725,25 @@ class Exporter:
         raise NotImplementedError
 
     def export_image(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
-        """Export a disk, compressed if the extension tells so. vdi-export prints nothing when it
+        """Export a disk, compressed if the name tells so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
-        form = self.extension.split('.')[1]
-        packing = COMPRESSION_OF[self.extension[len('.' + form):]]
-        if packing != 'none':
-            handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            try:
-                return self.xe.export_packed('vdi-export', watchdog, compressor(packing), handle,
-                                             format=form, uuid=snapshot.uuid)
-            finally:
-                os.close(handle)
-        self.xe.export('vdi-export', watchdog, format=form, uuid=snapshot.uuid, filename=path)
-        if form == 'raw' and size_of(path) != snapshot.size:
+        form, plain = form_of(path)
+        words = {'format': form[1:], 'uuid': snapshot.uuid}
+        try:
+            if plain == path:
+                self.xe.export('vdi-export', watchdog, filename=path, **words)
+            else:
+                handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    self.xe.export_packed('vdi-export', watchdog, compressor(
+                        COMPRESSION_OF[path[len(plain):]]), handle, **words)
+                finally:
+                    os.close(handle)
+        except CommandFailed as error:
+            if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
+                raise CommandFailed(f'{error}: {NEVER_ENDS}')
+            raise
+        if form == '.raw' and plain == path and size_of(path) != snapshot.size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
 
     def thin(self, intent: Intent) -> None:
@@ -5036,6 +5068,7 @@ class VdiExporter(Exporter):
         self.vm, self.target, self.uuid = vm, disk.vdi_ref, disk.vdi['uuid']
         self.label = label_part('SNAP_{}_{}'.format(
             vm.name, disk.vdi['name_label']).replace(' ', '-'))
+        self.check_form()
         with failing_as(self.snapshot_token):
             self.before = tuple(self.pool.get('VDI.get_snapshots', list, self.target))
 
@@ -5050,6 +5083,14 @@ class VdiExporter(Exporter):
                 return [disk] if disk in kept else []
         self.left_out = []
         return []
+
+    def names(self, base: str, vm: Vm) -> List[str]:
+        """That of the disk's image."""
+        return [base + self.ending(disk) for disk in self.choose(vm)]
+
+    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
+        """The disk."""
+        return [Part(base + self.ending(self.disks[0]), self.kind, snapshot)]
 
     def make_snapshot(self) -> str:
         """The snapshot carries its disk's name until it is prepared."""
@@ -5095,6 +5136,7 @@ class DisksExporter(VmExporter):
         if not self.disks:
             raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: vdi_disks={}{}'.format(
                 self.choice.wanted, ''.join(', ' + why for _, why in self.left_out[:1])))
+        self.check_form()
         for device in self.choice.wanted.split(','):
             if device not in ['all'] + [disk.device for disk in self.pool.disks(vm)]:
                 self.console.log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
@@ -5109,7 +5151,7 @@ class DisksExporter(VmExporter):
 
     def name_of(self, disk: Disk) -> str:
         """The name of a disk's file."""
-        return path_part(f'DISK-{disk.device}') + self.extension
+        return path_part(f'DISK-{disk.device}') + self.ending(disk)
 
     def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
         """The copies of the disks, as the snapshot has them."""
@@ -5334,8 +5376,9 @@ class Importer:
         mark. Raise CommandFailed, PoolError, Damaged, OSError."""
         size = target.size
         with advising():
+            words = {'sm-config:image-format': 'qcow2'} if size > LARGEST_STORED else {}
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(mark), virtual_size=str(size))
+                                name_label=marked_name(mark), virtual_size=str(size), **words)
             made = [int(vdi['virtual_size']) for vdi in self.pool.marked(mark)['VDI'].values()
                     if vdi['uuid'] == uuid]
             if not made or made[0] < size:
@@ -5856,21 +5899,28 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
     """A plan that tells which disks are left out. No call unless there may be any. Raise
     PoolError."""
     left_out, failures, messages = [], [], []
-    empty = False
+    doubtful = False
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
-        if exporter.choice._replace(wanted='boot') == DiskChoice():
+        vhd = exporter.extension.startswith('.vhd')
+        if exporter.choice._replace(wanted='boot') == DiskChoice() and not vhd:
             continue
         disks = exporter.choose(job.vm)
+        for problem in filter(None, map(vhd_problem, disks if vhd else ())):
+            fatal = TOO_LARGE in problem
+            messages.append('***{} - {}: {}'.format(
+                'ERROR' if fatal else 'WARNING', job.shown, problem))
+            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * fatal
+            doubtful = doubtful or not fatal
         left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             failures.append(Outcome(job.method, job.vm.name, 'NO-BOOT-DISK'))
         elif exporter.left_out and not disks:
             messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
-            empty = True
+            doubtful = True
     return plan._replace(left_out=tuple(left_out), failures=plan.failures + tuple(failures),
-                         warnings=plan.warnings or empty,
+                         warnings=plan.warnings or doubtful,
                          messages=plan.messages + tuple(messages))
 
 
@@ -7764,6 +7814,8 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
             getattr(config.settings, 'keep_' + name) for name in PERIODS):
         console.log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM '
                     'is kept all the same')
+    if config.settings.vdi_export_format == 'vhd':
+        console.log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
     console.log('***NOTE - only a preview tells which VMs these lines choose, and whether password '
                 'and backup_dir are right')
     if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):

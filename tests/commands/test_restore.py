@@ -181,11 +181,10 @@ class RoundTrips(RestoreCase):
         self.assert_restored(original, 'web')
         self.assertEqual(['some archive'], os.listdir(os.path.dirname(path)))
 
-    def images(self, format, *packers):
-        """Restore a disk of an odd size onto another VM, as it is and packed by each program."""
-        self.ok(self.back_up('vdi-export=web', vdi_export_format=format))
+    def test_a_raw_image_of_an_odd_size_onto_another_vm_as_it_is_and_packed(self):
+        self.ok(self.back_up('vdi-export=web'))
         path = self.archive('web')
-        for packer in (None,) + packers:
+        for packer in (None, ['gzip'], ['zstd', '--rm']):
             with self.subTest(packer=packer):
                 if packer:
                     subprocess.check_call(packer + ['-q', path], timeout=LIMIT)
@@ -193,18 +192,12 @@ class RoundTrips(RestoreCase):
                 self.ok(self.restore('web', 'attach=efi'))
                 device, = set(self.drives('efi')) - before
                 found, disk = self.drives('efi')[device][4], self.drives('web')['0'][4]
-                self.assertEqual(disk, resized(found, disk.virtual_size))
+                self.assertEqual(disk, found)
                 self.assertFalse(self.drives('efi')[device][2], 'it must not be bootable')
                 self.assert_unmarked()
                 if packer:
                     subprocess.check_call(packer + ['-q', '-d', self.archive('web')],
                                           timeout=LIMIT)
-
-    def test_a_raw_image(self):
-        self.images('raw', ['gzip'], ['zstd', '--rm'])
-
-    def test_a_vhd_image(self):
-        self.images('vhd', ['gzip'])
 
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
         path = self.put_file('disk.raw.gz', gzip.compress(b'x' * 3000))
@@ -440,7 +433,7 @@ class Guides(RestoreCase):
     """RESTORE.txt and vm.json, for the person who has only the disk in their hand."""
 
     pool_description = {'vms': [
-        {'name': "it's $(id) web", 'disks': ['1 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi',
+        {'name': "it's $(id) web", 'disks': ['2 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi',
          'vtpm': True}]}
     name = "it's $(id) web"
 

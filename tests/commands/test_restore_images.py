@@ -35,7 +35,7 @@ def shuffled(image):
 
 
 class ImageCase(RestoreCase):
-    pool_description = {'vms': [{'name': 'web', 'disks': ['1 MiB']}]}
+    pool_description = {'vms': [{'name': 'web', 'disks': ['4 MiB', '1 MiB'], 'ran': True}]}
 
     def brought(self, name, data, *options, **environ):
         """Restore a file of these bytes; the content of the new disk."""
@@ -113,6 +113,73 @@ class Kinds(ImageCase):
                          r'for 2\.0 TiB to unpack it \(unpack it elsewhere, with gzip -d or zstd ')
         self.assertEqual(before, self.contents())
         self.assertEqual([], glob.glob(os.path.join(self.backups, '.*')))
+
+
+class Forms(ImageCase):
+    """Which disks can be exported as VHD, and which SRs have to have them otherwise."""
+
+    def sized(self, size, fill=0.0):
+        self.pool_description = {'srs': [{'name': 'Local storage', 'type': 'ext'}], 'vms': [
+            {'name': 'web', 'disks': [{'size': size, 'fill': fill}], 'ran': True}]}
+        self.setUp()
+
+    def test_a_vhd_backup_is_restored_plain_and_packed(self):
+        disk = self.drives('web')['0'][4]
+        for compress in ('none', 'gzip'):
+            self.ok(self.back_up('vdi-export=web', vdi_export_format='auto',
+                                 vdi_compress=compress))
+            path = self.archive('web')
+            self.assertIn('/web.vhd', path)
+            with open(path, 'rb') as stream:
+                self.assertEqual(disk, self.brought(os.path.basename(path), stream.read()))
+
+    def test_vhd_is_refused_by_preview_and_run_for_disks_that_xapi_does_not_export_so(self):
+        self.sized('3 TiB')
+        words = ('xapi exports no disk of more than 2040 GiB as VHD: xvda of 3.0 TiB (set '
+                 'vdi_export_format=auto or raw)')
+        for disks in ('boot', 'all'):
+            keys = {'vdi_export_format': 'vhd', 'vdi_disks': disks}
+            done = self.assert_ends(2, self.vmbackup('password', self.config(
+                'vdi-export=web', **keys), 'preview'))
+            self.assertIn('***ERROR - web: ' + words, done.lines)
+            done = self.ends(2, 'vdi-export=web', **keys)
+            self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: ' + words, done.lines)
+            self.assertFalse({'vm-snapshot', 'vdi-snapshot'} & set(self.verbs()))
+            self.assertIn('xapi exports no disk of more than 2040 GiB as VHD', self.vmbackup(
+                'check-config', self.config(**keys)).output)
+        self.ok(self.vmbackup('password', self.config('vdi-export=web', vdi_export_format='auto'),
+                              'preview'))
+
+    def test_auto_is_raw_for_a_disk_of_no_whole_blocks_and_vhd_for_another(self):
+        self.ok(self.back_up('vdi-export=web', vdi_export_format='auto', vdi_disks='all'))
+        self.assertEqual({'DISK-xvda.vhd', 'DISK-xvdb.raw'}, {
+            name for name in os.listdir(self.newest('web')) if name.endswith(('.vhd', '.raw'))})
+
+    def test_a_preview_warns_of_an_export_that_never_ends_and_that_is_ended_with_the_reason(self):
+        self.sized('3 MiB', 1)
+        words = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+        done = self.assert_ends(1, self.vmbackup('password', self.config(
+            'vdi-export=web', vdi_export_format='vhd'), 'preview'))
+        self.assertIn('***WARNING - web: %s: xvda of 3.0 MiB (set vdi_export_format=auto or raw)'
+                      % words, done.lines)
+        self.script = self.changed_script(SNAPSHOT_PAUSES=(0.05,), DISCARD_PAUSES=(0.05,),
+                                          BUSY_PAUSES=(0.05,))
+        for compress in ('none', 'gzip'):
+            done = self.ends(2, 'vdi-export=web', vdi_export_format='vhd', stall_timeout=SHORT,
+                             vdi_compress=compress)
+            self.assertRegex(done.output, r'VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
+                             r'\(stall_timeout\), with \S+ MiB written: ' + words)
+            self.sim.restart()
+
+    def test_a_disk_that_no_vhd_can_hold_is_made_as_qcow2(self):
+        self.sized('2 MiB')
+        path = self.put_file('disk.raw')
+        for size, qcow2 in ((2093051 << 20, False), ((2093051 << 20) + 512, True)):
+            os.truncate(path, size)
+            self.fault('vdi-import', 'refuse', error=['VDI_IO_ERROR', 'enough'])
+            done = self.assert_ends(2, self.restore(path, 'from=' + self.config(), 'verify=no'))
+            self.assertIn('enough', done.output)
+            self.assertEqual(qcow2, 'sm-config:image-format=qcow2' in done.output)
 
 
 class Watched(ImageCase):
