@@ -686,8 +686,9 @@ KEYS = (
     Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(**YES_NO),
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
         'instead of after it; never the last good one'),
-    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd'),
-        'Format of vdi-exports: raw or vhd'),
+    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd', auto='auto'),
+        'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
+        'of more than 2040 GiB, or of no whole 2 MiB'),
     Key('vdi_disks', DEFAULT_VDI_DISKS, devices,
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
         'each disk gets a file, and all are of one moment'),
@@ -1377,37 +1378,35 @@ def bounded(function: Callable[[], Any], what: str,
 
 
 class Watchdog:
-    """Tells an export that does not move: neither its file nor its task in xapi."""
+    """Tells an export or import that does not move: neither the bytes that we see, nor what xapi
+    tells of it."""
 
-    def __init__(self, limit: float, size: Callable[[], int],
-                 progress: Callable[[], Sequence[float]], meter: Meter) -> None:
+    def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
+                 progress: Callable[[], Sequence[float]] = tuple) -> None:
         self.limit = limit         # seconds
-        self.size = size           # of the file
-        self.progress = progress   # shares of what the tasks have to do
+        self.size = size           # of the file, or of what was fed
         self.meter = meter
+        self.progress = progress   # shares of what the tasks have to do
         self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
-        self.standing = self.asked = stopwatch()
+        self.standing = stopwatch()
 
     def pause(self) -> float:
         """Seconds until the next look."""
         return min(1 if self.meter.console.terminal else LOOK_EVERY, self.limit / 4)
 
-    def look(self) -> None:
+    def look(self, fed: bool = False) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
-        answer."""
-        size, telling, seen = bounded(self.size, 'the share'), self.meter.is_due(), self.seen
-        asking = size == seen[0] or telling
-        if self.meter.console.terminal:                # where looks are more frequent
-            asking = asking and self.asked() > min(LOOK_EVERY, self.limit / 4)
-        seen = (size, self.progress() if asking else seen[1])
-        if asking:
-            self.asked = stopwatch()
+        answer. `fed`: xapi has got all that it gets. What it then writes, seconds or minutes long,
+        shows nowhere, so it has as long as any command without data."""
+        size, telling = bounded(self.size, 'the share'), self.meter.is_due()
+        seen = (size, self.progress() if telling or size == self.seen[0] else self.seen[1])
         if telling:
             self.meter.tell(size, max(seen[1], default=0))
         if seen != self.seen:
             self.seen, self.standing = seen, stopwatch()
-        if self.standing() > self.limit:
-            raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
+        limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
+        if self.standing() > limit:
+            raise CommandFailed(f'no progress for {limit / 60:g} minutes (stall_timeout), '
                                 f'with {human_size(max(size, 0))} written')
 
 
@@ -1510,7 +1509,7 @@ class Feeder:
         which has words of its own."""
         with stream, contextlib.closing(self.pieces), contextlib.suppress(BrokenPipeError):
             try:
-                for piece in self.pieces:
+                for piece in map(memoryview, self.pieces):
                     while piece:
                         sent = stream.write(piece)
                         piece, self.done = piece[sent:], self.done + sent
@@ -1538,7 +1537,7 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     feeding = feeder.start(stream) if feeder else None
     try:
         with signals.ending(child) if signals else contextlib.ExitStack():
-            output, errors = wait_for(child, timeout, signals, watchdog)
+            output, errors = wait_for(child, timeout, signals, watchdog, feeding)
         if feeding:
             feeding.join(REAP_TIMEOUT)
             if feeder.error:
@@ -1551,7 +1550,8 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
 
 
 def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals],
-             watchdog: Optional[Watchdog]) -> Tuple[bytes, bytes]:
+             watchdog: Optional[Watchdog],
+             feeding: Optional[threading.Thread] = None) -> Tuple[bytes, bytes]:
     """What a child wrote until it ended. Raise subprocess.TimeoutExpired, CommandFailed,
     Interrupted if it does not end."""
     while True:
@@ -1560,7 +1560,7 @@ def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals]
         except subprocess.TimeoutExpired:
             if watchdog is None:
                 raise
-        watchdog.look()
+        watchdog.look(bool(feeding) and not feeding.is_alive())
         if signals:
             signals.check()                            # it was told to end already
 
@@ -2262,12 +2262,14 @@ class Pool:
         others = [label for label in pending.values() if not label.startswith(OF_VMS)]
         return (IN_DOUBT, 'perhaps the task ' + others[0]) if others else (LEAKED, '')
 
-    def progress(self, kind: str, ref: str) -> List[float]:
-        """Which share of their work its exports have done so far, as far as xapi tells."""
+    def progress(self, word: str) -> List[float]:
+        """Which share of their work the tasks have done that carry a word in name or description:
+        the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2, 26.17.0)."""
         with contextlib.suppress(PoolError):
-            told = [self.call('task.get_progress', task)
-                    for task in sorted(self.exports(kind, ref))]
-            return [each for each in told if isinstance(each, float) and each == each]  # no NaN
+            told = [task.get('progress') for task in self.records(
+                'task', 'get_all_records').values() if task['status'] == 'pending' and word in
+                str(task['name_label']) + str(task.get('name_description'))]
+            return sorted(each for each in told if isinstance(each, float) and each == each)
         return []
 
     def end_exports(self, kind: str, ref: str) -> None:
@@ -3193,6 +3195,11 @@ class Restoring(NamedTuple):
     path: str = ''             # of the record; '' where none could be written
     complete: bool = False     # nothing is to be removed any more
 
+    @property
+    def unpacked(self) -> str:
+        """The path of a file that the restore may make."""
+        return os.path.splitext(self.path)[0] + '.vhd'
+
     @classmethod
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
@@ -3394,9 +3401,26 @@ class BackupStore:
     @staticmethod
     def restored(record: Restoring) -> None:
         """Nothing half restored is left. Raise OSError."""
-        if record.path:
+        for path in (record.unpacked, record.path) if record.path else ():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(record.path)
+                os.unlink(path)
+
+    def unpack(self, record: Restoring, pieces: Iterator[bytes], size: int,
+               check: Callable[[], None]) -> str:
+        """Write so many bytes into a file beside the record of a restore, which goes with that;
+        return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
+        found = os.statvfs(self.root)
+        if not record.path or found.f_bavail * found.f_frsize < size:
+            raise TargetError(f'its blocks are in an odd order, and {self.root} has no room for '
+                              f'{human_size(size)} to unpack it (unpack it elsewhere, with gzip -d '
+                              'or zstd -d, and restore the file that it becomes)')
+
+        def work() -> None:
+            with open(private(record.unpacked, os.O_WRONLY | os.O_CREAT), 'wb') as stream:
+                for piece in pieces:
+                    stream.write(piece)
+        bounded(work, self.root, check)
+        return record.unpacked
 
     def restores(self) -> Dict[str, str]:
         """The paths of the records of restores, by their marks. Raise TargetError."""
@@ -3604,7 +3628,9 @@ BLOCK = 512                # bytes of a tar header, and of a disk's sector
 CHUNK = 1 << 20            # bytes of a disk in one member of an archive
 VHD_BLOCK = 1 << 21        # bytes of a disk in one block of a VHD image, as xapi writes them
 NOWHERE = 0xffffffff       # in the place of a block of zeros, which is not there
-LARGEST_VHD = 1 << 41      # bytes of a disk (VHD: 2040 GiB)
+LARGEST_VHD = 1 << 41      # bytes of a disk
+LARGEST_EXPORT = 2040 << 30    # bytes of one that xapi exports as VHD (xapi-consts: constants.ml)
+LARGEST_STORED = 2093051 << 20     # bytes of one that an SR has as VHD (sm: vhdutil.py)
 LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
 LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its snapshots too
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
@@ -4106,8 +4132,9 @@ class ImageReader:
                           end_of_export(last))
         return self.proof('length' if self.size is None else 'structure')
 
-    def read_vhd(self) -> Proof:
-        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
+    def read_head(self) -> Tuple[bytes, Any]:
+        """Read the beginning of a dynamic VHD image; return its footer, and its table of where each
+        block is, in sectors."""
         footer = self.take(BLOCK, 'its first footer')
         fields = struct.unpack('>8sIIQ16x2QHBBII', footer[:68])
         cookie, _, version, header_at, _, size, cylinders, heads, sectors, kind, total = fields
@@ -4127,6 +4154,11 @@ class ImageReader:
         table = array.array('I', self.take(4 * count, 'its table of blocks'))
         if sys.byteorder == 'little':
             table.byteswap()
+        return footer, table
+
+    def read_vhd(self) -> Proof:
+        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
+        footer, table = self.read_head()
         end = self.check_table(table)
         last = b''
         for view in iter(self.read_on, b''):
@@ -4168,6 +4200,27 @@ class ImageReader:
                               f'{sector * BLOCK}')
             places[place] = sector
         return (highest + length) * BLOCK if highest >= 0 else first * BLOCK
+
+    def disk(self, size: int) -> Iterator[bytes]:
+        """The bytes of the disk of that size that a VHD image is of, whose blocks are in the order
+        of the disk, as vhd-tool writes them (libs/vhd: f.ml). A sector that its block's bitmap does
+        not name is zeros."""
+        at = 0
+        for number, sector in enumerate(self.read_head()[1]):
+            if sector == NOWHERE or number * VHD_BLOCK >= size:
+                continue
+            for offset in range(at, number * VHD_BLOCK, CHUNK):
+                yield bytes(CHUNK)
+            self.skip_to(sector * BLOCK, f'block {number}')
+            bitmap = self.take(BLOCK, f'block {number}')
+            data = bytearray(self.take(VHD_BLOCK, f'block {number}'))
+            for index in range(VHD_BLOCK // BLOCK) if bitmap.strip(b'\xff') else ():
+                if not bitmap[index // 8] << index % 8 & 128:
+                    data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
+            at = (number + 1) * VHD_BLOCK
+            yield data[:max(0, size - at + VHD_BLOCK)]
+        for offset in range(at, size, CHUNK):
+            yield bytes(min(CHUNK, size - offset))
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
@@ -4228,6 +4281,11 @@ def form_of(name: str) -> Tuple[str, str]:
     plain = re.sub(PACKED_ENDING, '', name)
     form = os.path.splitext(plain)[1]
     return (form if form in FORMS else ''), plain
+
+
+def is_packed(path: str) -> bool:
+    """Whether an image's name tells of compression."""
+    return path.endswith(('.gz', '.zst'))
 
 
 def form_of_file(path: str) -> str:
@@ -4314,11 +4372,12 @@ def resized(head: bytes, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Source]:
-    """A file to be read in its order, decompressed. Raise OSError, CommandFailed."""
+def opened(path: str, plain: bool = False) -> Iterator[Source]:
+    """A file to be read in its order, decompressed unless it is `plain`. Raise OSError,
+    CommandFailed."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.closing(Source(handle)) as source:
+        with contextlib.closing(Source(handle, plain)) as source:
             yield source
     finally:
         os.close(handle)
@@ -4347,21 +4406,32 @@ def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
         yield from pieces_of(source)
 
 
-def image_pieces(path: str, size: int = 0, whole: int = 0) -> Iterator[bytes]:
-    """The bytes of an image, decompressed; of a raw one, which has that size, with zeros up to the
-    whole of a disk, which xapi waits for (vhd-tool: impl.ml, serve)."""
-    with opened(path) as source:
-        yield from pieces_of(source)
-        if whole and source.at != size:
-            raise Damaged(f'{path} has {source.at} bytes, not {size}')
-        for offset in range(source.at, whole, CHUNK):
+def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
+    """The bytes of the disk of that size that an image is of, with zeros up to the whole of the new
+    one, which xapi waits for (vhd-tool: impl.ml, serve). Raise Damaged, CommandFailed, OSError."""
+    with opened(path, not is_packed(path)) as source:
+        at = 0
+        for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk(size):
+            yield piece
+            at += len(piece)
+        if at != size:
+            raise Damaged(f'{path} has {at} bytes, not {size}')
+        for offset in range(at, whole, CHUNK):
             yield bytes(min(CHUNK, whole - offset))
+
+
+def scattered(path: str) -> int:
+    """The bytes of a packed VHD image whose blocks are in another order than the disk's, so that
+    it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
+    with opened(path) as source:
+        sectors = [sector for sector in ImageReader(source).read_head()[1] if sector != NOWHERE]
+    return 0 if sectors == sorted(sectors) else (max(sectors) + 2) * BLOCK + VHD_BLOCK
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
     """Bytes of the disk that an image is of; `known` is what its directory tells. Raise Damaged,
     CommandFailed, OSError."""
-    if form == '.raw' and not path.endswith(('.gz', '.zst')):
+    if form == '.raw' and not is_packed(path):
         return size_of(path)
     if form == '.raw' and known:
         return known
@@ -4423,7 +4493,7 @@ class Reading:
             force(self.handle)
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
             self.source = Source(self.handle, form in ('.raw', '.vhd') and
-                                 not self.path.endswith(('.gz', '.zst')))
+                                 not is_packed(self.path))
             return read_form(form, self.source, size, patience)
         finally:
             self.ended = True
@@ -4625,6 +4695,19 @@ class Part(NamedTuple):
     disk: int = 0              # which of the exporter's disks it is, if it is one
 
 
+TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
+NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+
+
+def vhd_problem(disk: Disk) -> str:
+    """What is in the way of exporting a disk as VHD; '' for nothing (recorded from xapi 26.17.0;
+    vhd-tool: channels.ml)."""
+    size = int(disk.vdi['virtual_size'])
+    found = TOO_LARGE if size > LARGEST_EXPORT else NEVER_ENDS if size % VHD_BLOCK else ''
+    return found and '{}: {} of {} (set vdi_export_format=auto or raw)'.format(
+        found, disk.device, human_size(size))
+
+
 class Exporter:
     """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
 
@@ -4664,6 +4747,16 @@ class Exporter:
         """What to export of a snapshot. Raise PoolError, CommandFailed."""
         return [Part(base + self.extension, self.kind, snapshot)]
 
+    def ending(self, disk: Disk) -> str:
+        """The ending of a disk's file; `auto` stands for VHD where xapi makes it."""
+        return self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
+
+    def check_form(self) -> None:
+        """Raise BackupFailed if a disk is too large to be exported as VHD."""
+        for disk in self.disks if self.extension.startswith('.vhd') else ():
+            if TOO_LARGE in vhd_problem(disk):
+                raise BackupFailed(self.export_token, vhd_problem(disk))
+
     def aim(self, vm: Vm) -> None:
         """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
         snapshots before, and the disks. Raise BackupFailed if there is none."""
@@ -4682,19 +4775,25 @@ class Exporter:
         raise NotImplementedError
 
     def export_image(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
-        """Export a disk, compressed if the extension tells so. vdi-export prints nothing when it
+        """Export a disk, compressed if the name tells so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
-        form = self.extension.split('.')[1]
-        packing = COMPRESSION_OF[self.extension[len('.' + form):]]
-        if packing != 'none':
-            handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            try:
-                return self.xe.export_packed('vdi-export', watchdog, compressor(packing), handle,
-                                             format=form, uuid=snapshot.uuid)
-            finally:
-                os.close(handle)
-        self.xe.export('vdi-export', watchdog, format=form, uuid=snapshot.uuid, filename=path)
-        if form == 'raw' and size_of(path) != snapshot.size:
+        form, plain = form_of(path)
+        words = {'format': form[1:], 'uuid': snapshot.uuid}
+        try:
+            if plain == path:
+                self.xe.export('vdi-export', watchdog, filename=path, **words)
+            else:
+                handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    self.xe.export_packed('vdi-export', watchdog, compressor(
+                        COMPRESSION_OF[path[len(plain):]]), handle, **words)
+                finally:
+                    os.close(handle)
+        except CommandFailed as error:
+            if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
+                raise CommandFailed(f'{error}: {NEVER_ENDS}')
+            raise
+        if form == '.raw' and plain == path and size_of(path) != snapshot.size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
 
     def thin(self, intent: Intent) -> None:
@@ -5055,6 +5154,7 @@ class VdiExporter(Exporter):
         self.vm, self.target, self.uuid = vm, disk.vdi_ref, disk.vdi['uuid']
         self.label = label_part('SNAP_{}_{}'.format(
             vm.name, disk.vdi['name_label']).replace(' ', '-'))
+        self.check_form()
         with failing_as(self.snapshot_token):
             self.before = tuple(self.pool.get('VDI.get_snapshots', list, self.target))
 
@@ -5069,6 +5169,14 @@ class VdiExporter(Exporter):
                 return [disk] if disk in kept else []
         self.left_out = []
         return []
+
+    def names(self, base: str, vm: Vm) -> List[str]:
+        """That of the disk's image."""
+        return [base + self.ending(disk) for disk in self.choose(vm)]
+
+    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
+        """The disk."""
+        return [Part(base + self.ending(self.disks[0]), self.kind, snapshot)]
 
     def make_snapshot(self) -> str:
         """The snapshot carries its disk's name until it is prepared."""
@@ -5114,6 +5222,7 @@ class DisksExporter(VmExporter):
         if not self.disks:
             raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: vdi_disks={}{}'.format(
                 self.choice.wanted, ''.join(', ' + why for _, why in self.left_out[:1])))
+        self.check_form()
         for device in self.choice.wanted.split(','):
             if device not in ['all'] + [disk.device for disk in self.pool.disks(vm)]:
                 self.console.log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
@@ -5128,7 +5237,7 @@ class DisksExporter(VmExporter):
 
     def name_of(self, disk: Disk) -> str:
         """The name of a disk's file."""
-        return path_part(f'DISK-{disk.device}') + self.extension
+        return path_part(f'DISK-{disk.device}') + self.ending(disk)
 
     def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
         """The copies of the disks, as the snapshot has them."""
@@ -5324,20 +5433,22 @@ class Importer:
         self.xe.tell(word + '-param-remove', uuid=record['uuid'], param_name='other-config',
                      param_key=MARK)
 
-    def watchdog(self, limit: float, name: str, size: int, done: Callable[[], int],
-                 progress: Callable[[], Sequence[float]]) -> Watchdog:
-        """What watches an import, of so many bytes if that is known."""
-        return Watchdog(limit, done, progress, Meter(self.console, 'restored', name, size))
+    def feed(self, verb: str, path: str, pieces: Iterator[Any], limit: float, size: int,
+             **parameters: Any) -> str:
+        """Let a command import what is made of a file, of so many bytes if that is known, for as
+        long as it takes some; return its output."""
+        feeder = Feeder(pieces)
+        meter = Meter(self.console, 'restored', os.path.basename(path), size)
+        return self.xe.feed(verb, Watchdog(limit, lambda: feeder.done, meter), feeder,
+                            filename='/dev/stdin', **parameters)
 
     def import_vm(self, path: str, target: Target, mark: str,
                   limit: float) -> Tuple[str, Dict[str, Any]]:
         """Import an archive; return reference and record of the VM. `limit`: the seconds in which
         something has to move. Raise CommandFailed, PoolError, Damaged, OSError."""
-        feeder = Feeder(archive_with(path, target.name, mark))
         with advising():
-            uuid = self.xe.feed('vm-import', self.watchdog(
-                limit, os.path.basename(path), 0, lambda: feeder.done, lambda: ()),
-                feeder, filename='/dev/stdin', **target.words)
+            uuid = self.feed('vm-import', path, archive_with(path, target.name, mark), limit, 0,
+                             **target.words)
         self.console.log('vm-uuid: ' + uuid)
         made = list(self.pool.marked(mark)['VM'].items())
         if [vm['uuid'] for _, vm in made] != [uuid]:
@@ -5362,23 +5473,28 @@ class Importer:
         mark. Raise CommandFailed, PoolError, Damaged, OSError."""
         size = target.size
         with advising():
+            words = {'sm-config:image-format': 'qcow2'} if size > LARGEST_STORED else {}
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(mark), virtual_size=str(size))
-            made = [(ref, int(vdi['virtual_size']))
-                    for ref, vdi in self.pool.marked(mark)['VDI'].items() if vdi['uuid'] == uuid]
-            if not made or made[0][1] < size:
+                                name_label=marked_name(mark), virtual_size=str(size), **words)
+            made = [int(vdi['virtual_size']) for vdi in self.pool.marked(mark)['VDI'].values()
+                    if vdi['uuid'] == uuid]
+            if not made or made[0] < size:
                 raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
-            (ref, whole), = made
-            feeder, filename = None, path              # type: Optional[Feeder], str
-            if path.endswith(('.gz', '.zst')):
-                pieces = image_pieces(path, size, whole) if form == '.raw' else image_pieces(path)
-                feeder, filename = Feeder(pieces), '/dev/stdin'
-            limit += size / 10**8                      # progress comes in percents, at 1 MB/s
-            self.xe.feed('vdi-import', self.watchdog(
-                limit, os.path.basename(path), size, lambda: feeder.done if feeder else 0,
-                lambda: self.pool.progress('VDI', ref)), feeder, uuid=uuid, format=form[1:],
-                filename=filename)
+            if form == '.vhd' and not is_packed(path):
+                self.import_vhd(path, uuid, size, limit)
+            else:
+                self.feed('vdi-import', path, image_pieces(path, form, size, made[0]), limit,
+                          made[0], uuid=uuid, format='raw')
         return uuid
+
+    def import_vhd(self, path: str, uuid: str, size: int, limit: float) -> None:
+        """Let xapi read a VHD image itself, which leaves blocks of zeros unwritten: it takes none
+        without a length (recorded from xapi 25.6.0 to 26.17.0). Its task tells percents; one may
+        take as long as at 1 MB/s."""
+        meter = Meter(self.console, 'restored', os.path.basename(path), size)
+        self.xe.feed('vdi-import', Watchdog(
+            limit + size / 10**8, lambda: 0, meter, lambda: self.pool.progress('VDI import')),
+            uuid=uuid, format='vhd', filename=path)
 
 
 GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
@@ -5880,21 +5996,28 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
     """A plan that tells which disks are left out. No call unless there may be any. Raise
     PoolError."""
     left_out, failures, messages = [], [], []
-    empty = False
+    doubtful = False
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
-        if exporter.choice._replace(wanted='boot') == DiskChoice():
+        vhd = exporter.extension.startswith('.vhd')
+        if exporter.choice._replace(wanted='boot') == DiskChoice() and not vhd:
             continue
         disks = exporter.choose(job.vm)
+        for problem in filter(None, map(vhd_problem, disks if vhd else ())):
+            fatal = TOO_LARGE in problem
+            messages.append('***{} - {}: {}'.format(
+                'ERROR' if fatal else 'WARNING', job.shown, problem))
+            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * fatal
+            doubtful = doubtful or not fatal
         left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             failures.append(Outcome(job.method, job.vm.name, 'NO-BOOT-DISK'))
         elif exporter.left_out and not disks:
             messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
-            empty = True
+            doubtful = True
     return plan._replace(left_out=tuple(left_out), failures=plan.failures + tuple(failures),
-                         warnings=plan.warnings or empty,
+                         warnings=plan.warnings or doubtful,
                          messages=plan.messages + tuple(messages))
 
 
@@ -6302,8 +6425,8 @@ class BackupRun:
         with failing_as(exporter.export_token):
             exporter.export(part, path, Watchdog(
                 self.settings.stall_timeout * 60, lambda: size_of(path),
-                lambda: self.pool.progress(part.kind, part.snapshot.ref),
-                Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind))))
+                Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind)),
+                lambda: self.pool.progress(part.snapshot.uuid)))
             return written(path)
 
     def tell_disks(self, exporter: Exporter, warnings: List[str]) -> None:
@@ -6446,7 +6569,7 @@ class BackupRun:
         """Dump the pool's database into a new file, then delete the oldest dumps."""
         with self.store.completed(path) as partial:
             watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                lambda: (), Meter(self.console, 'dumped', os.path.basename(path)))
+                                Meter(self.console, 'dumped', os.path.basename(path)))
             Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
                                                          file_name=partial)
             if self.settings.verify == 'yes':
@@ -7340,7 +7463,7 @@ class Restorer:
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore what was looked at. Raise VmBackupError, OSError, Interrupted."""
         with self.importer.making(self.store, target.name, True) as record:
-            uuid = self.put(chosen, target, record.mark)
+            uuid = self.put(chosen, target, record)
             self.signals.check()
             if target.attach:
                 self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid,
@@ -7357,13 +7480,20 @@ class Restorer:
                            'bootable=true', 'mode=RW', 'type=Disk']):
                 self.console.log('  ' + quoted([self.xe.program] + words))
 
-    def put(self, chosen: Chosen, target: Target, mark: str, cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
         """Import an archive or image and look whether all of it is there; return the uuid of the VM
         or disk. `cut_off`: from all networks, before anything else. Raise as `restore`."""
         self.signals.check()
+        mark, path = record.mark, chosen.path
         if chosen.form != '.xva':
-            return self.importer.import_disk(chosen.path, chosen.form, target, mark, self.limit)
-        ref, vm = self.importer.import_vm(chosen.path, target, mark, self.limit)
+            size = scattered(path) if chosen.form == '.vhd' and is_packed(path) else 0
+            if size:
+                self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not '
+                                 'in the order of the disk')
+                with opened(path) as source:
+                    path = self.store.unpack(record, pieces_of(source), size, self.signals.check)
+            return self.importer.import_disk(path, chosen.form, target, mark, self.limit)
+        ref, vm = self.importer.import_vm(path, target, mark, self.limit)
         for vif in self.pool.where('VIF', 'VM', [ref]).values() if cut_off else ():
             self.xe.tell('vif-destroy', uuid=vif['uuid'])
         self.importer.check_disks(ref, mark, target.disks)
@@ -7378,7 +7508,7 @@ class Restorer:
         if chosen.form != '.xva':
             self.verify(chosen)
         with self.importer.making(self.store, target.name, False) as record:
-            self.put(chosen, target, record.mark, True)
+            self.put(chosen, target, record, True)
         self.signals.check()
 
 
@@ -7801,6 +7931,8 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
             getattr(config.settings, 'keep_' + name) for name in PERIODS):
         console.log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM '
                     'is kept all the same')
+    if config.settings.vdi_export_format == 'vhd':
+        console.log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
     console.log('***NOTE - only a preview tells which VMs these lines choose, and whether password '
                 'and backup_dir are right')
     if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):

@@ -182,11 +182,10 @@ class RoundTrips(RestoreCase):
         self.assert_restored(original, 'web')
         self.assertEqual(['some archive'], os.listdir(os.path.dirname(path)))
 
-    def images(self, format, *packers):
-        """Restore a disk of an odd size onto another VM, as it is and packed by each program."""
-        self.ok(self.back_up('vdi-export=web', vdi_export_format=format))
+    def test_a_raw_image_of_an_odd_size_onto_another_vm_as_it_is_and_packed(self):
+        self.ok(self.back_up('vdi-export=web'))
         path = self.archive('web')
-        for packer in (None,) + packers:
+        for packer in (None, ['gzip'], ['zstd', '--rm']):
             with self.subTest(packer=packer):
                 if packer:
                     subprocess.check_call(packer + ['-q', path], timeout=LIMIT)
@@ -194,23 +193,17 @@ class RoundTrips(RestoreCase):
                 self.ok(self.restore('web', 'attach=efi'))
                 device, = set(self.drives('efi')) - before
                 found, disk = self.drives('efi')[device][4], self.drives('web')['0'][4]
-                self.assertEqual(disk, resized(found, disk.virtual_size))
+                self.assertEqual(disk, found)
                 self.assertFalse(self.drives('efi')[device][2], 'it must not be bootable')
                 self.assert_unmarked()
                 if packer:
                     subprocess.check_call(packer + ['-q', '-d', self.archive('web')],
                                           timeout=LIMIT)
 
-    def test_a_raw_image(self):
-        self.images('raw', ['gzip'], ['zstd', '--rm'])
-
-    def test_a_vhd_image(self):
-        self.images('vhd', ['gzip'])
-
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
         path = self.put_file('disk.raw.gz', gzip.compress(b'x' * 3000))
         self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
-                         b''.join(VmBackup.image_pieces(path, 3000, 4 << 20)))
+                         b''.join(VmBackup.image_pieces(path, '.raw', 3000, 4 << 20)))
 
 
 class OddNames(RestoreCase):
@@ -441,7 +434,7 @@ class Guides(RestoreCase):
     """RESTORE.txt and the metadata, for the person who has only the disk in their hand."""
 
     pool_description = {'vms': [
-        {'name': "it's $(id) web", 'disks': ['1 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi',
+        {'name': "it's $(id) web", 'disks': ['2 MiB', '1 MiB'], 'ran': True, 'firmware': 'uefi',
          'vtpm': True}]}
     name = "it's $(id) web"
 

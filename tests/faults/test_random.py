@@ -242,7 +242,7 @@ class Walk(FaultCase):
     def people_change_the_config(self):
         key, values = self.chance.choice((
             ('max_backups', (1, 1, 2, 3)), ('pre_clean', ('True', 'False')),
-            ('compress', ('none', 'gzip', 'none')), ('vdi_export_format', ('raw', 'vhd')),
+            ('compress', ('none', 'gzip', 'none')), ('vdi_export_format', ('raw', 'auto')),
             ('pool_db_backup', ('0', '1')), ('lock_wait', ('0', '0.01')), ('methods', ({},)),
             ('parallel', ('1', '4'))))
         value = self.chance.choice(values)
@@ -409,7 +409,7 @@ globals().update(variants(
     SideBySide=dict(keys={'parallel': '4'},
                     first=('undisturbed_run', 'run_that_is_killed', 'run_with_a_fault')),
     OfDisksOnly=dict(methods_there_are=('vdi-export',), keys={
-        'vdi_export_format': 'vhd', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}),
+        'vdi_export_format': 'auto', 'pool_db_backup': '1', 'pool_db_max_backups': '2'}),
     OfSeveralDisks=dict(methods_there_are=('vdi-export', 'vdi-export', 'vm-export'),
                         keys={'vdi_disks': 'all', 'vdi_compress': 'gzip'})))
 load_tests = sampled('.OfKills.', '.OfFaults.', others=2)

@@ -19,7 +19,7 @@ class DiskCase(PoolCase):
             {'size': '64 KiB', 'name': 'system', 'fill': 1},
             {'size': '128 KiB', 'name': 'swap [NOBAK]'}, {'size': '192 KiB', 'name': 'data'}]},
         {'name': 'db', 'ran': True, 'disks': [{'size': '64 KiB', 'name': '[NOBAK] all'}]},
-        {'name': 'old', 'tags': ['xo:no-bak=replaced'], 'disks': ['64 KiB']}]}
+        {'name': 'old', 'tags': ['xo:no-bak=replaced'], 'disks': ['2 MiB']}]}
 
     def exported(self, name, vm='web'):
         """The SHA-256 of the disks in a file of a VM's newest backup."""
@@ -219,18 +219,19 @@ class Images(DiskCase):
         self.assertEqual(1, len(self.dated('web')))
 
     def test_compressed_by_the_systems_programs(self):
-        for packing, ending, form in (('zstd', '.zst', 'raw'), ('gzip', '.gz', 'vhd'),
-                                      ('gzip', '.gz', 'raw')):
+        for packing, ending, form, vm in (
+                ('zstd', '.zst', 'raw', 'web'), ('gzip', '.gz', 'vhd', 'old'),
+                ('gzip', '.gz', 'raw', 'web')):
             with self.subTest(packing + form):
-                self.ends(0, 'vdi-export=web', vdi_compress=packing, vdi_export_format=form)
-                name = 'web.%s%s' % (form, ending)
+                self.ends(0, 'vdi-export=' + vm, vdi_compress=packing, vdi_export_format=form)
+                name = '%s.%s%s' % (vm, form, ending)
                 if form == 'raw':
                     self.assertEqual([self.digest('web')], self.exported(name))
-                path = self.newest('web', name)
+                path = self.newest(vm, name)
                 self.assertEqual(0, subprocess.call([packing, '-tq', path]))
                 self.assertEqual(0o600, os.stat(path).st_mode & 0o777)
-                self.assertEqual('structure', self.manifest('web')['verified']['proved'])
-                self.assert_ends(0, self.vmbackup('verify', self.newest('web')))
+                self.assertEqual('structure', self.manifest(vm)['verified']['proved'])
+                self.assert_ends(0, self.vmbackup('verify', self.newest(vm)))
 
     def test_a_compressor_that_fails_is_a_failed_export(self):
         os.mkdir(self.at('bin'))

@@ -84,22 +84,42 @@ class Stalls(StallCase):
         self.fault('vdi-export', 'slow', rate=180000)
         self.ends(0, 'vdi-export=web', stall_timeout=0.015)
 
-    def test_an_export_whose_file_stands_still_while_its_task_moves_is_not_ended(self):
-        for method, (verb, nth, _) in EXPORTS.items():
-            with self.subTest(method):
-                self.setUp()
-                self.fault(verb, 'slow', nth=nth, after=BEGUN, seconds=1.2)
-                self.at_call('task.get_progress', self.move_tasks, nth=0)
-                self.ends(0, method + '=web', stall_timeout=SHORT)
-                calls = [call.name for call in self.sim.pool.journal]
-                self.assertGreater(calls.count('task.get_progress'), 3)
+    def test_a_vdi_export_is_watched_by_its_file_where_nothing_names_its_task(self):
+        for version in ('26.1', '26.17'):
+            for fault, status in (({'do': 'slow', 'rate': 180000}, 0),
+                                  ({'do': 'stall', 'after': BEGUN}, 2)):
+                with self.subTest(version, **fault):
+                    self.setUp()
+                    self.sim.pool.xapi_version = version
+                    self.fault('vdi-export', **fault)
+                    done = self.ends(status, 'vdi-export=web', stall_timeout=0.015)
+                    self.assertEqual(status == 2, '(stall_timeout)' in done.output)
 
-    def move_tasks(self):
+    def test_a_vm_export_whose_file_stands_still_while_its_task_moves_is_not_ended(self):
+        for version in ('23.10', '26.17'):
+            with self.subTest(version):
+                self.setUp()
+                self.sim.pool.xapi_version = version
+                self.fault('vm-export', 'slow', nth=2, after=BEGUN, seconds=1.2)
+                self.at_call('task.get_all_records', self.move_tasks, nth=0)
+                self.ends(0, 'vm-export=web', stall_timeout=SHORT)
+                calls = [call.name for call in self.sim.pool.journal]
+                self.assertGreater(calls.count('task.get_all_records'), 3)
+
+    def test_one_that_stands_still_while_another_moves_is_ended(self):
+        self.fault('vm-export', 'stall', nth=2, after=BEGUN)
+        other = self.sim.pool.make_task('Export of VM', 'another')
+        self.at_call('task.get_all_records', lambda: self.move_tasks(other), nth=0)
+        self.assertIn('(stall_timeout)', self.ends(
+            2, 'vm-export=web', stall_timeout=SHORT).output)
+        self.sim.pool.finish_task(other, 'success')
+
+    def move_tasks(self, *only):
         """Let the tasks of exports tell a progress that they never told."""
         pool = self.sim.pool
         with pool.lock:
             for ref, task in list(pool.tables['task'].items()):
-                if task['status'] == 'pending':
+                if task['status'] == 'pending' and ref in (only or [ref]):
                     pool.put('task', ref, progress=len(pool.journal) / 1000)
 
     def test_an_xe_that_heeds_no_sigterm_is_killed(self):
@@ -121,17 +141,17 @@ class Watch(unittest.TestCase):
         self.meter = VmBackup.Meter(VmBackup.Console(None), 'exported', 'web.xva')
         self.progress = ()
         self.asked = 0
-        self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.ask, self.meter)
+        self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.meter, self.ask)
         self.after(1)
 
     def ask(self):
         self.asked += 1
         return self.progress
 
-    def after(self, seconds):
+    def after(self, seconds, *fed):
         """So many seconds after it last saw something move, the watchdog looks."""
         self.watchdog.standing = lambda: seconds
-        self.watchdog.look()
+        self.watchdog.look(*fed)
         return self.watchdog.standing()
 
     def assert_stalled(self):
@@ -156,6 +176,13 @@ class Watch(unittest.TestCase):
             self.assertLess(self.after(61), 60)
         self.assertEqual(0, self.asked)
         self.assert_stalled()
+
+    def test_what_was_fed_whole_may_be_written_as_long_as_any_command_may_take(self):
+        self.size = 5
+        self.after(61)
+        self.assertEqual(VmBackup.XE_TIMEOUT, self.after(VmBackup.XE_TIMEOUT, True))
+        with self.assertRaisesRegex(VmBackup.CommandFailed, '^no progress for 150 minutes'):
+            self.after(VmBackup.XE_TIMEOUT + 1, True)
 
     def test_a_task_that_moves_starts_the_time_anew(self):
         for progress in ([0.1], [0.2], [], [0.2, 0.0]):

@@ -431,7 +431,7 @@ def read_xva(source, expected=None, force=False, attached=None):
     IMPORT_ERROR_SOME_CHECKSUMS_FAILED belongs to a table of checksums at the archive's end, which
     nothing has written for many years.
     """
-    blocks = iter(_blocks(source))
+    blocks = iter(pieces_of(source))
     try:
         return _XvaReader(blocks, expected, force, attached).read()
     except (EOFError, ArchiveError) as error:
@@ -574,7 +574,8 @@ def _tar_fields(block):
     return block[:100].rstrip(b'\0').decode('utf-8', 'replace'), size, mtime
 
 
-def _blocks(source):
+def pieces_of(source):
+    """The pieces of a file, or of what is in pieces already."""
     return iter(lambda: source.read(PIECE), b'') if hasattr(source, 'read') else source
 
 
@@ -693,7 +694,7 @@ def read_raw(source, virtual_size):
     """
     image = Image(virtual_size)
     offset = 0
-    for block in _regrouped(_blocks(source), CHUNK):
+    for block in _regrouped(pieces_of(source), CHUNK):
         if offset + len(block) > virtual_size:
             raise _io_error('the image is larger than the disk')
         image.write(offset, block)
@@ -806,7 +807,7 @@ def read_vhd(source):
     dynamic VHD.
     """
     try:
-        return _read_vhd(_Source(_blocks(source)))
+        return _read_vhd(_Source(pieces_of(source)))
     except EOFError:
         raise _io_error('the VHD image ends too early')
 

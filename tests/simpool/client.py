@@ -9,8 +9,9 @@ Wire (ours; the real one is HTTP and marshalled OCaml): `CLI <0|1> <length>\\n` 
 where 1 means that the server need not look at the password; then frames of a type byte, a length
 in 4 bytes and a payload: P stdout, E stderr, Q ask, G and U `token\\npath` for a file to get and
 to put, X exit. Answers are the lines `OK`, `Failed` and `Line <length>\\n...`. The data of a file
-go over a connection of their own, `GET <token>\\n` or `PUT <token>\\n`, answered by `200\\n`: so a
-full disk or a killed client looks to the server as it does to xapi.
+go over a connection of their own, `GET <token>\\n` or `PUT <token> <length>\\n`, answered by
+`200\\n`: so a full disk or a killed client looks to the server as it does to xapi. What is no
+regular file has the length -1.
 """
 import _signal
 import _socket
@@ -254,6 +255,12 @@ def download(server, token, path, arguments):
     send(server, answer)
 
 
+def size_of(fd):
+    """The bytes of a regular file; of anything else the real xe tells no length either."""
+    status = posix.fstat(fd)
+    return status.st_size if status.st_mode & 0o170000 == 0o100000 else -1
+
+
 def upload(server, token, path, arguments):
     if not path:
         raise Quit(1, b'Unhandled exception\nInvalid_argument("\\"\\": invalid path")\n')
@@ -266,7 +273,8 @@ def upload(server, token, path, arguments):
             raise Quit(1, b"Operation failed. Error: file '%s' does not exist\n" % path)
         return
     try:
-        data = data_connection(b'PUT', token)
+        length = size_of(fd)
+        data = data_connection(b'PUT', b'%s %d' % (token, length))
         block = data and posix.read(fd, BLOCK)
         while block:
             data.sendall(block)

@@ -97,6 +97,7 @@ NUMBER = re.compile('[-+]?[0-9]{1,18}')
 DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]{0,18})')
 VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]{1,18})?|[-+]?[0-9]{1,18}')
 MAX_DEVICE = (1 << 20) - 1                  # blkif has room for no greater number
+LARGEST_VHD = 2093051 << 20                 # bytes of a disk in an SR that has it as VHD
 THICK = ('lvm', 'lvmoiscsi', 'lvmohba')     # kinds of SR that give a disk its whole size at once
 
 
@@ -936,6 +937,13 @@ class Pool(Transfers):
         self.content[vdi] = Image(size) if content is None else content
         return vdi
 
+    def check_size(self, sr, size, sm_config):
+        """Refuse a disk that is too large for VHD, unless it is to be qcow2 (as XCP-ng 8.3)."""
+        if size > LARGEST_VHD and sm_config.get('image-format') != 'qcow2' and (
+                self.record('SR', sr)['type'] in THICK + ('ext', 'nfs')):
+            raise XapiError('SR_BACKEND_FAILURE_79', '', 'VDI Invalid size [opterr=VDI size must '
+                            'be between 1 MB and 2093051 MB]', '')
+
     def _take_space(self, sr, used, size):
         record = self.record('SR', sr)
         total = int(record['physical_utilisation']) + used
@@ -1003,6 +1011,7 @@ class Pool(Transfers):
         sr = fields.pop('SR', NULL)
         if self.record('SR', sr)['content_type'] == 'iso':
             raise XapiError('SR_OPERATION_NOT_SUPPORTED', sr)
+        self.check_size(sr, int(size), fields.get('sm_config', {}))
         return self.make_vdi(sr, int(size), **fields)
 
     @message('VDI.destroy')

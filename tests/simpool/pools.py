@@ -41,7 +41,7 @@ import re
 
 from .archive import Image
 from .database import NULL
-from .model import Pool, XapiError, devices, new_mac, stamp, valid_device
+from .model import LARGEST_VHD, Pool, XapiError, devices, new_mac, stamp, valid_device
 
 UNITS = {'': 1, 'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30, 'TiB': 1 << 40}
 NETWORK = 'Pool-wide network associated with eth0'
@@ -423,7 +423,8 @@ class _Builder:
             sr, size, content, used=int(size * fill),
             name_label=disk.get('name', '%s %d' % (name, number)),
             name_description=disk.get('description', ''), on_boot=disk.get('on_boot', 'persist'),
-            sharable=disk.get('sharable', False))
+            sharable=disk.get('sharable', False),
+            sm_config={'image-format': 'qcow2'} if size > LARGEST_VHD else {})
         pool.new('VBD', VM=vm, VDI=vdi, userdevice=str(disk.get('device', number)),
                  bootable=disk.get('bootable', number == 0), mode=disk.get('mode', 'RW'),
                  other_config={'owner': ''} if disk.get('owner', True) else {})

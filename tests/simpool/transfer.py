@@ -13,6 +13,7 @@ from . import archive, ova
 from .database import EPOCH, NULL, TEMPLATES, dump
 
 MIB = 1 << 20
+LARGEST_VHD_EXPORT = 2040 << 30     # bytes of a disk (recorded from xapi 26.17.0)
 SECONDS_TO_2000 = 946684800     # from 1970, where a VHD's time begins
 
 # What a new VM has, whatever it was made from.
@@ -210,17 +211,34 @@ class Transfers:
                 raise BrokenPipeError('the client left before the end')
 
     def _image(self, vdi, format, task, stack):
+        if format == 'vhd' and self.contentvdi.virtual_size > LARGEST_VHD_EXPORT:
+            raise self.error('VDI_TOO_LARGE', vdi, LARGEST_VHD_EXPORT)
         stack.enter_context(self._attached(vdi, 'RO', task))
         image = self.content[vdi].clone()
         if format == 'raw':
             pieces = archive.raw_stream(image)
         else:
-            pieces = archive.vhd_stream(image, self.record('VDI', vdi)['uuid'],
-                                        int(time.time()) - SECONDS_TO_2000)
-        try:
-            yield from self._watched(pieces, task, image.virtual_size)
+            pieces = self._whole_blocks(image, self.record('VDI', vdi)['uuid'])
+        try:        # of a raw one the progress is 0 until the end (recorded from xapi 26.17.0)
+            yield from self._watched(pieces, task, image.virtual_size * (format == 'vhd'))
         except ValueError as error:
             raise self.error('VDI_IO_ERROR', 'Device I/O errors: %s' % error)
+
+    def _whole_blocks(self, image, uuid_):
+        """A VHD image, whose size is one of whole blocks. Where the disk's is not and it has data
+        in the last of them, vhd-tool waits for ever for what lacks there, and heeds nobody (xapi:
+        libs/vhd: f.ml, vhd_from_raw; vhd-tool: channels.ml, direct_copy)."""
+        size = image.virtual_size + -image.virtual_size % archive.VHD_BLOCK
+        pieces = archive.vhd_stream(self._fitted(image, size), uuid_,
+                                    int(time.time()) - SECONDS_TO_2000)
+        held = next(pieces)
+        for piece in pieces:
+            yield held
+            held = piece
+        last = size // archive.CHUNK - 2
+        if size != image.virtual_size and any(index >= last for index, _ in image.chunks()):
+            self.sleep(None)
+        yield held
 
     def dump_database(self):
         with self.lock:
@@ -229,18 +247,33 @@ class Transfers:
 
     # In
 
-    def import_vdi(self, vdi, source, format='raw', task=None):
-        """Fill a disk from an image; XapiError (VDI_IO_ERROR) leaves its content as it was."""
+    def import_vdi(self, vdi, source, format='raw', task=None, sized=True):
+        """Fill a disk from an image; XapiError (VDI_IO_ERROR) leaves its content as it was.
+
+        sized: the sender tells the length of what it sends. Without that, a VHD image is written,
+        and refused all the same (recorded from xapi 25.6.0 to 26.17.0).
+        """
         size = int(self.record('VDI', vdi)['virtual_size'])
         with self._following(task, 'VDI import') as task:
             if format.lower() not in ('raw', 'vhd'):
                 raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
             with self._attached(vdi, 'RW', task), self._reading():
+                source = self._percents(source, task, size)
                 if format.lower() == 'raw':
                     image = archive.read_raw(source, size)
                 else:
                     image = self._fitted(archive.read_vhd(source), size)
             self.content[vdi] = image
+            if format.lower() == 'vhd' and not sized:
+                raise self.error('VDI_IO_ERROR', 'Device I/O errors')
+
+    def _percents(self, source, task, total):
+        """The same bytes, in pieces; the task tells the percents that have come."""
+        done = 0
+        for piece in archive.pieces_of(source):
+            yield piece
+            done += len(piece)
+            self._advance(task, progress=min(100, 100 * done // max(1, total)) / 100)
 
     @staticmethod
     def _fitted(image, size):
@@ -388,6 +421,7 @@ class _Import:
             del fields['SR']
             if pool.tables['SR'][self.sr]['content_type'] == 'iso':
                 raise pool.error('SR_OPERATION_NOT_SUPPORTED', self.sr)
+            pool.check_size(self.sr, int(record['virtual_size']), fields['sm_config'])
             ref = pool.make_vdi(self.sr, int(fields.pop('virtual_size')), **fields)
             self.note('VDI', ref)
             return ref

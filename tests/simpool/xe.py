@@ -242,10 +242,11 @@ class Transfer:
         self.task = task
         self.token = '%d' % next(door.tokens)
         self.started = False
+        self.sized = True       # the client told how long the file is that it sends
         self.done = threading.Event()
 
-    def run(self, data):
-        self.started = True
+    def run(self, data, length=b'0'):
+        self.started, self.sized = True, int(length) >= 0
         fault = self.fault if self.fault and self.fault.made is not None else None
         try:
             with self.door.pool.amid(fault and fault._replace(after=fault.made)):
@@ -755,8 +756,8 @@ class Command:
         ref = self.ref('VDI')
         task = self.pool.make_task('VDI import', '')
 
-        def work(pieces):
-            self.pool.import_vdi(ref, pieces, self.get('format', 'raw'), task=task)
+        def work(pieces, sized):
+            self.pool.import_vdi(ref, pieces, self.get('format', 'raw'), task, sized)
         began = time.time()
         self.tracked(b'U', self.need('filename'), task, receiver(work))
         self.progress(began)
@@ -774,7 +775,7 @@ class Command:
         task = self.pool.make_task('VM import', '')
         made = []
 
-        def work(pieces):
+        def work(pieces, _):
             made.extend(self.pool.import_vm(pieces, sr=sr, task=task, **options))
         self.tracked(b'U', path, task, receiver(work))
         self.talk.print(','.join(self.uuid('VM', ref) for ref in made))
@@ -936,13 +937,13 @@ def send_piece(data, piece, as_disk):
 
 
 def receiver(work):
-    """What a data connection does to hand what it receives to work(pieces). A failure is in the
-    task, and the words are said from there."""
+    """What a data connection does to hand what it receives to work(pieces, whether their length is
+    known). A failure is in the task, and the words are said from there."""
     def carry(transfer, data):
         data.sendall(b'200\n')
         with data.makefile('rb') as file, contextlib.suppress(XapiError, ConnectionResetError):
             chunks = iter(lambda: file.read(BLOCK), b'')
-            work(transfer.shaped(chunks, data, sending=False))
+            work(transfer.shaped(chunks, data, sending=False), transfer.sized)
     return carry
 
 
@@ -1079,7 +1080,7 @@ class XeDoor:
             if kind == b'CLI':
                 self._converse(talk, details[0] == b'1', talk.reader.read(int(details[1])))
             elif details[0].decode() in self.transfers:
-                self.transfers[details[0].decode()].run(connection)
+                self.transfers[details[0].decode()].run(connection, *details[1:])
         except (Gone, Dying, Down):
             return
         finally:

@@ -7,7 +7,7 @@ import threading
 import time
 from unittest import mock
 
-from tests.simpool import xe
+from tests.simpool import archive, xe
 from tests.simpool.tests.support import MIB, NOBODY, Case, decoded, end, wait_until
 from tests.simpool.tests.test_doors import BROKEN
 
@@ -351,8 +351,8 @@ class Files(XeCase):
 
     def test_a_stalled_export_stands_still_and_holds_its_disk(self):
         for disk, task, process in self.stalled_exports(do='stall'):
-            progress = self.get('task', task, 'progress')
-            self.assertTrue(0 < progress < 1, progress)
+            progress, label = [self.get('task', task, each) for each in ('progress', 'name_label')]
+            self.assertEqual(label == 'Export of VM', 0 < progress < 1, progress)
             self.assertEqual([{'task_id': task}], [vbd['other_config'] for _, vbd in self.held()])
             self.assertIn('VDI is in use', self.refused('vdi-destroy', 'uuid=' + disk))
             self.assertEqual((progress, 2500000), (
@@ -384,6 +384,32 @@ class Files(XeCase):
             wait_until(lambda: not self.pending())
             self.assertEqual([], self.held())
             over.clear()
+
+    def test_vhd_from_a_pipe_is_refused_although_it_was_written_and_raw_is_taken(self):
+        ref = self.pool.call('VDI.get_by_uuid', self.vdi())
+        image = archive.Image.sample(self.pool.content[ref].virtual_size, 'new', 0.7)
+        for form, data in (('vhd', archive.vhd_stream(image)), ('raw', archive.raw_stream(image))):
+            with open(self.path(form), 'wb') as file:
+                file.writelines(data)
+            words = ['vdi-import', 'uuid=' + self.vdi(), 'format=' + form, 'filename=/dev/stdin']
+            for piped in (True, False):
+                self.pool.content[ref] = archive.Image(image.virtual_size)
+                with open(self.path(form), 'rb') as file:
+                    process = self.start(*words, stdin=subprocess.PIPE if piped else file)
+                    _, err = process.communicate(file.read() if piped else None)
+                self.assertEqual(image, self.pool.content[ref])
+                self.assertEqual(b'Error code: VDI_IO_ERROR\nError parameters: Device I/O errors\n'
+                                 if piped and form == 'vhd' else b'', err)
+
+    def test_since_26_16_nothing_tells_the_task_that_holds_a_disk(self):
+        for version, named in (('26.15', True), ('26.16', False)):
+            self.pool.xapi_version = version
+            for _, task, process in self.stalled_exports(do='stall'):
+                vbd, = [vbd for vbd in self.pool.tables['VBD'].values()
+                        if vbd['VM'] == self.dom0()]
+                self.assertEqual({'task_id': task} if named else {}, vbd['other_config'])
+                end(process)
+                wait_until(lambda: not self.pending())
 
 
 class TheProgram(XeCase):

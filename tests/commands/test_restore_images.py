@@ -1,0 +1,233 @@
+"""Images of disks on their way into a pool: of each kind and size, watched, and what is refused."""
+
+import glob
+import gzip
+import os
+import struct
+import subprocess
+
+import VmBackup
+from tests.commands.test_restore import RestoreCase
+from tests.simpool import archive
+from tests.tools.support import LIMIT
+
+MIB = 1 << 20
+SHORT = 0.01                   # minutes without progress after which an import is ended
+
+
+def vhd(image, **options):
+    return b''.join(archive.vhd_stream(image, **options))
+
+
+def shuffled(image):
+    """A dynamic VHD of the same, the last of its blocks first."""
+    data = vhd(image)
+    count = -(-image.virtual_size // archive.VHD_BLOCK)
+    table = struct.unpack_from('>%dI' % count, data, 2048)
+    used = [number for number, sector in enumerate(table) if sector != VmBackup.NOWHERE]
+    places = dict(zip(reversed(used), sorted(table[number] for number in used)))
+    head = bytearray(data[:min(places.values()) * 512])
+    struct.pack_into('>%dI' % count, head, 2048, *[
+        places.get(number, VmBackup.NOWHERE) for number in range(count)])
+    length = 512 + archive.VHD_BLOCK
+    return bytes(head) + b''.join(
+        data[table[number] * 512:][:length] for number in reversed(used)) + data[-512:]
+
+
+class ImageCase(RestoreCase):
+    pool_description = {'vms': [{'name': 'web', 'disks': ['4 MiB', '1 MiB'], 'ran': True}]}
+
+    def brought(self, name, data, *options, **environ):
+        """Restore a file of these bytes; the content of the new disk."""
+        before = set(self.sim.pool.content)
+        path = self.put_file(name, data)
+        self.done = self.ok(self.restore(path, 'from=' + self.config(), *options, **environ))
+        self.assert_unmarked()
+        new, = set(self.sim.pool.content) - before
+        return self.sim.pool.content[new]
+
+    def packed(self, kind, data):
+        if kind == 'gz':
+            return gzip.compress(data, 1)
+        return subprocess.run(['zstd', '-qc'], input=data, stdout=subprocess.PIPE, check=True,
+                              timeout=LIMIT).stdout
+
+
+class Kinds(ImageCase):
+    def test_vhd_images_of_each_size_plain_and_packed(self):
+        """Blocks that are there, that are not, at both ends; sizes that are whole blocks or not."""
+        for size, chunks, endings in (
+                (6 * MIB, (0, 3, 5), ('', 'gz')), (9 * MIB + 512, (2, 3, 9), ('', 'zst')),
+                (4 * MIB, (), ['gz']), (512, (0,), ['gz']), (3 * MIB, (2,), ['zst'])):
+            image = archive.Image(size)
+            for index in chunks:
+                image.write(index * MIB, os.urandom(image.chunk_size(index)))
+            for ending in endings:
+                with self.subTest(size=size, ending=ending):
+                    data = self.packed(ending, vhd(image)) if ending else vhd(image)
+                    self.assertEqual(image, self.brought(
+                        'disk.vhd' + ('.' + ending if ending else ''), data))
+
+    def test_sectors_that_a_block_does_not_name_are_zeros(self):
+        image = archive.Image.sample(2 * MIB, 'bits', 1)
+        data = bytearray(vhd(image))
+        data[2560:2562] = b'\x7f\xfe'
+        image.write(0, bytes(512))
+        image.write(15 * 512, bytes(512))
+        self.assertEqual(image, self.brought('disk.vhd.gz', gzip.compress(data)))
+
+    def test_blocks_in_another_order_are_unpacked_beside_the_record_and_that_goes(self):
+        image = archive.Image.sample(9 * MIB, 'order', 0.7)
+        data = shuffled(image)
+        self.assertEqual(image, archive.read_vhd([data]))
+        self.assertNotEqual(vhd(image), data)
+        for ending in ('gz', 'zst'):
+            self.assertEqual(image, self.brought('disk.vhd.' + ending, self.packed(ending, data)))
+            self.assertIn('as its blocks are not in the order of the disk', self.done.output)
+            self.assertEqual([], glob.glob(os.path.join(self.backups, '.*')))
+        self.assertEqual(image, self.brought('disk.vhd', data))
+        self.assertNotIn('unpacking', self.done.output)
+
+    def test_an_unpacked_image_of_a_killed_restore_goes_with_the_next(self):
+        image = archive.Image.sample(9 * MIB, 'order', 0.7)
+        path = self.put_file('disk.vhd.gz', gzip.compress(shuffled(image)))
+        self.fault('vdi-import', 'down', after=2 * MIB)
+        child = self.start('password', 'restore=' + path, 'from=' + self.config())
+        self.wait_for(lambda: self.sim.pool.is_down)
+        unpacked, = glob.glob(os.path.join(self.backups, '.restore-*.vhd'))
+        child.kill()
+        self.finish(child)
+        self.assertTrue(os.path.exists(unpacked))
+        self.sim.restart()
+        self.ok(self.back_up('vm-export=web'))
+        self.assertEqual([], glob.glob(os.path.join(self.backups, '.restore-*')))
+        self.assert_clean()
+
+    def test_without_room_to_unpack_the_commands_that_work_are_told(self):
+        data = bytearray(vhd(archive.Image.sample(4 * MIB, 'order', 1)))
+        struct.pack_into('>I', data, 2048, 0xfffffff0)
+        path = self.put_file('disk.vhd.gz', gzip.compress(data))
+        before = self.contents()
+        done = self.assert_ends(2, self.restore(path, 'from=' + self.config(), 'verify=no'))
+        self.assertRegex(done.output, r'ERROR its blocks are in an odd order, and \S+ has no room '
+                         r'for 2\.0 TiB to unpack it \(unpack it elsewhere, with gzip -d or zstd ')
+        self.assertEqual(before, self.contents())
+        self.assertEqual([], glob.glob(os.path.join(self.backups, '.*')))
+
+
+class Forms(ImageCase):
+    """Which disks can be exported as VHD, and which SRs have to have them otherwise."""
+
+    def sized(self, size, fill=0.0):
+        self.pool_description = {'srs': [{'name': 'Local storage', 'type': 'ext'}], 'vms': [
+            {'name': 'web', 'disks': [{'size': size, 'fill': fill}], 'ran': True}]}
+        self.setUp()
+
+    def test_a_vhd_backup_is_restored_plain_and_packed(self):
+        disk = self.drives('web')['0'][4]
+        for compress in ('none', 'gzip'):
+            self.ok(self.back_up('vdi-export=web', vdi_export_format='auto',
+                                 vdi_compress=compress))
+            path = self.archive('web')
+            self.assertIn('/web.vhd', path)
+            with open(path, 'rb') as stream:
+                self.assertEqual(disk, self.brought(os.path.basename(path), stream.read()))
+
+    def test_vhd_is_refused_by_preview_and_run_for_disks_that_xapi_does_not_export_so(self):
+        self.sized('3 TiB')
+        words = ('xapi exports no disk of more than 2040 GiB as VHD: xvda of 3.0 TiB (set '
+                 'vdi_export_format=auto or raw)')
+        for disks in ('boot', 'all'):
+            keys = {'vdi_export_format': 'vhd', 'vdi_disks': disks}
+            done = self.assert_ends(2, self.vmbackup('password', self.config(
+                'vdi-export=web', **keys), 'preview'))
+            self.assertIn('***ERROR - web: ' + words, done.lines)
+            done = self.ends(2, 'vdi-export=web', **keys)
+            self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: ' + words, done.lines)
+            self.assertFalse({'vm-snapshot', 'vdi-snapshot'} & set(self.verbs()))
+            self.assertIn('xapi exports no disk of more than 2040 GiB as VHD', self.vmbackup(
+                'check-config', self.config(**keys)).output)
+        self.ok(self.vmbackup('password', self.config('vdi-export=web', vdi_export_format='auto'),
+                              'preview'))
+
+    def test_auto_is_raw_for_a_disk_of_no_whole_blocks_and_vhd_for_another(self):
+        self.ok(self.back_up('vdi-export=web', vdi_export_format='auto', vdi_disks='all'))
+        self.assertEqual({'DISK-xvda.vhd', 'DISK-xvdb.raw'}, {
+            name for name in os.listdir(self.newest('web')) if name.endswith(('.vhd', '.raw'))})
+
+    def test_a_preview_warns_of_an_export_that_never_ends_and_that_is_ended_with_the_reason(self):
+        self.sized('3 MiB', 1)
+        words = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+        done = self.assert_ends(1, self.vmbackup('password', self.config(
+            'vdi-export=web', vdi_export_format='vhd'), 'preview'))
+        self.assertIn('***WARNING - web: %s: xvda of 3.0 MiB (set vdi_export_format=auto or raw)'
+                      % words, done.lines)
+        self.script = self.changed_script(SNAPSHOT_PAUSES=(0.05,), DISCARD_PAUSES=(0.05,),
+                                          BUSY_PAUSES=(0.05,))
+        for compress in ('none', 'gzip'):
+            done = self.ends(2, 'vdi-export=web', vdi_export_format='vhd', stall_timeout=SHORT,
+                             vdi_compress=compress)
+            self.assertRegex(done.output, r'VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
+                             r'\(stall_timeout\), with \S+ MiB written: ' + words)
+            self.sim.restart()
+
+    def test_a_disk_that_no_vhd_can_hold_is_made_as_qcow2(self):
+        self.sized('2 MiB')
+        path = self.put_file('disk.raw')
+        for size, qcow2 in ((2093051 << 20, False), ((2093051 << 20) + 512, True)):
+            os.truncate(path, size)
+            self.fault('vdi-import', 'refuse', error=['VDI_IO_ERROR', 'enough'])
+            done = self.assert_ends(2, self.restore(path, 'from=' + self.config(), 'verify=no'))
+            self.assertIn('enough', done.output)
+            self.assertEqual(qcow2, 'sm-config:image-format=qcow2' in done.output)
+
+
+class Watched(ImageCase):
+    """An import that moves goes on, one that stands still is ended, whatever xapi tells of it."""
+
+    images = {'disk.raw': lambda image: b''.join(archive.raw_stream(image)),
+              'disk.raw.gz': lambda image: gzip.compress(b''.join(archive.raw_stream(image)), 1),
+              'disk.vhd': vhd, 'disk.vhd.gz': lambda image: gzip.compress(vhd(image), 1)}
+
+    def each(self):
+        image = archive.Image.sample(6 * MIB, 'slow', 1)
+        for version, names in (('25.6', ['disk.vhd']), ('26.17', self.images)):
+            for name in names:
+                with self.subTest(version=version, name=name):
+                    self.setUp()
+                    self.sim.pool.xapi_version = version
+                    yield name, self.images[name](image)
+
+    def restored(self, name, data, timeout=SHORT):
+        return self.restore(self.put_file(name, data),
+                            'from=' + self.config(stall_timeout=timeout))
+
+    def test_a_slow_one_that_takes_longer_than_stall_timeout(self):
+        for name, data in self.each():
+            self.fault('vdi-import', 'slow', rate=6 * MIB)
+            self.ok(self.restored(name, data))
+
+    def test_one_that_stands_still_is_ended_and_leaves_nothing(self):
+        for name, data in self.each():
+            before = self.contents()
+            self.fault('vdi-import', 'stall', after=MIB)
+            done = self.assert_ends(2, self.restored(name, data))
+            self.assertIn('minutes (stall_timeout), with ', done.output)
+            self.wait_for(lambda: not self.sim.is_busy)
+            self.assertEqual(before['VDI'], self.contents()['VDI'])
+            self.assert_unmarked()
+
+    def test_what_xapi_writes_after_the_last_byte_is_no_stall_but_has_an_end(self):
+        image = archive.Image.sample(2 * MIB, 'slow', 1)
+        for words, timeout in ((None, 60), ('no progress for 0.02 minutes', 1.2)):
+            self.script = self.changed_script(XE_TIMEOUT=timeout)
+            self.fault('vdi-import', 'slow', after=2 * MIB, seconds=2)
+            done = self.restored('disk.raw', b''.join(archive.raw_stream(image)))
+            self.assert_ends(2 if words else 0, done)
+            self.assertIn(words or 'restored: the disk', done.output)
+
+    def test_an_archive_after_its_last_byte(self):
+        self.ok(self.back_up('vm-export=web'))
+        size = os.path.getsize(self.archive('web'))
+        self.fault('vm-import', 'slow', after=size - 4096, seconds=1.5)
+        self.ok(self.restore('web', 'from=' + self.config(stall_timeout=SHORT)))
