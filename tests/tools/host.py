@@ -67,9 +67,9 @@ while kill -0 $child && [ ! -s "$file" ] && [ $tries -lt 6 ]; do
     sleep 0.05
     [ -n "$file" ] || tries=$((tries + 1))
 done 2> /dev/null
-kill -STOP $child
+kill -STOP $child 2> /dev/null
 hold
-kill -CONT $child
+kill -CONT $child 2> /dev/null
 wait $child
 '''
 
@@ -146,10 +146,9 @@ class Pool:
         with self.session() as xenapi:
             return {cls: getattr(xenapi, cls).get_all_records() for cls in classes}
 
-    def xe(self, verb, *words, data=None):
-        """The output of a command; raise Broken with its last words."""
-        done = subprocess.run([self.program, verb] + list(words), input=data,
-                              stdin=None if data else subprocess.DEVNULL, timeout=RUN_LIMIT,
+    def xe(self, verb, *words, data=b''):
+        """The output of a command that is fed so; raise Broken with its last words."""
+        done = subprocess.run([self.program, verb] + list(words), input=data, timeout=RUN_LIMIT,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode:
             raise Broken('xe %s failed: %s' % (
@@ -456,7 +455,8 @@ class HostTest:
         self.vmbackup('check-config', config)
         self.vmbackup('status', config, wanted=(2,), what='status before a backup')
         self.back_up(config)
-        for command in ('verify', 'list', 'status', 'prune'):
+        self.vmbackup('status', config, what='status after it')
+        for command in ('verify', 'list', 'prune'):
             if self.name('one') not in self.vmbackup(command, config, what=command):
                 raise Broken(command + ' does not tell of the VM')
         return 'verify, list, status, prune, check-config'
@@ -474,7 +474,8 @@ class HostTest:
     def interfered(self, place, method, act, step, when):
         """Interfere with a backup at a step; the next one has to end well, with nothing left."""
         config = self.config(place, 'vdi_disks=boot', *self.rules(method, 'one'))
-        self.interfere(self.login(config), act, step, when)
+        if self.interfere(self.login(config), act, step, when) == 0 and act == 'SIGTERM':
+            raise Broken('the backup says success after SIGTERM')
         restarted = act == 'restart'
         output = self.back_up(config, wanted=(0, 1) if restarted else (0,), what='the next backup')
         remark = self.check_clean('after the next backup', output if restarted else '')
@@ -486,13 +487,13 @@ class HostTest:
         names = [self.name('restored-%d' % next(self.numbers)) for _ in range(2)]
         source = self.saved_backup(method)
         more = ['attach=' + self.name('none')] if method == 'vdi-export' else []
-        self.interfere(self.restore_words(source, names[0], *more), act, step, when)
+        status = self.interfere(self.restore_words(source, names[0], *more), act, step, when)
         restarted = act == 'restart'
         output = self.vmbackup(*self.restore_words(source, names[1], *more),
                                wanted=(0, 1) if restarted else (0,), what='the next restore')
         there = set(self.census().values())
         for name in names:
-            if name in there or name == names[1]:
+            if name in there or name == names[1] or status == 0:
                 self.restored('one', name, None if method == 'vm-export' else '0')
         return self.check_clean('after the next restore', output if restarted else '')
 
@@ -507,7 +508,8 @@ class HostTest:
 
     def interfere(self, words, act, step, when):
         """Run VmBackup.py until it has got so far with a step, and kill it there, or restart the
-        toolstack and let it go on."""
+        toolstack and let it go on. Return its exit status: 0 after SIGTERM in a restore that only
+        had to be finished."""
         for name in os.listdir(self.gate):
             if name != 'xe':
                 os.unlink(os.path.join(self.gate, name))
@@ -528,10 +530,12 @@ class HostTest:
         if act == 'SIGKILL':
             self.child.wait()
         os.unlink(self.gate + '/reached')
-        wanted = {'SIGKILL': (-9,), 'SIGTERM': (128 + signal.SIGTERM,), 'restart': (0, 1, 2)}[act]
-        self.finish(wanted, '%s %s %s' % (act, when, step))
-        if act == 'SIGTERM':
+        child = self.child
+        self.finish({'SIGKILL': (-9,), 'SIGTERM': (143, 0), 'restart': (0, 1, 2)}[act],
+                    '%s %s %s' % (act, when, step))
+        if act == 'SIGTERM' and child.returncode:
             self.check_clean('after SIGTERM')
+        return child.returncode
 
     def end(self):
         """Let what runs clean up, then remove all of ours. Raise Broken if something stays."""
@@ -683,10 +687,10 @@ def find_program():
     return program
 
 
-def lock_host(base):
-    """The file whose lock says that a host test, or what it started, still runs; raise Refused."""
-    lock = open(os.path.join(base, PREFIX + 'lock'), 'w')
-    end = time.monotonic() + PATIENCE
+def lock_host(program):
+    """The open xe program, whose lock says that a host test, or what it started, still runs on this
+    host. Raise Refused."""
+    lock, end = open(program, 'rb'), time.monotonic() + PATIENCE
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -777,7 +781,7 @@ def main(argv):
             raise Refused('no scenario has that in its name (see --list)')
         pool = Pool(find_program(), options.login)
         sr = prepare(pool, options, base)
-        lock = lock_host(tempfile.gettempdir())
+        lock = lock_host(pool.program)
         leftovers(pool, base)
     except Refused as error:
         print('host test: %s' % error, file=sys.stderr)
