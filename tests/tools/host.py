@@ -697,6 +697,7 @@ def lock_host(program):
             return lock
         except OSError:
             if time.monotonic() > end:
+                lock.close()
                 raise Refused('another host test, or what it started, is still running')
             time.sleep(0.2)
 
