@@ -49,7 +49,7 @@ real={xe} gate={gate}
 case " $* " in *" metadata=true "*) exec "$real" "$@";; esac
 [ "$1" = "$(cat "$gate/step" 2>&1)" ] && mv "$gate/step" "$gate/reached" || exec "$real" "$@"
 hold() {{
-    : > "$gate/held"
+    echo "$1" > "$gate/held"
     while [ -e "$gate/reached" ] && kill -0 {pid}; do sleep 0.05; done
 }}
 case $(cat "$gate/when") in
@@ -67,8 +67,7 @@ while kill -0 $child && [ ! -s "$file" ] && [ $tries -lt 6 ]; do
     sleep 0.05
     [ -n "$file" ] || tries=$((tries + 1))
 done 2> /dev/null
-kill -STOP $child 2> /dev/null
-hold
+kill -STOP $child 2> /dev/null && hold || hold 'xe had ended by then'
 kill -CONT $child 2> /dev/null
 wait $child
 '''
@@ -191,12 +190,16 @@ def census(tables):
             for cls, records in tables.items() for record in records.values()}
 
 
-def is_ours(record, recorded):
-    """Whether a VM or disk was made for a host test: by its name, and by its mark or because a
-    directory proves that this id was ours."""
+def id_of(directory):
+    return os.path.basename(directory)[len(PREFIX):]
+
+
+def is_ours(record, recorded, busy):
+    """Whether a VM or disk was made for a host test that is not busy elsewhere: by its name, and by
+    its mark or because a directory proves that this id was ours."""
     found = OURS.match(record['name_label'])
-    return bool(found) and (record['other_config'].get(KEY) == found.group(1) or
-                            found.group(1) in recorded)
+    return bool(found) and found.group(1) not in busy and (
+        record['other_config'].get(KEY) == found.group(1) or found.group(1) in recorded)
 
 
 def half_restored(directories):
@@ -210,16 +213,17 @@ def half_restored(directories):
             yield 'vmbackup_restore ' + os.path.basename(path)[len('.restore-'):-len('.json')]
 
 
-def remove(pool, directories, keep=()):
-    """Remove what is ours but for the uuids to keep; return what would not go, a line each."""
-    recorded = {os.path.basename(each)[len(PREFIX):] for each in directories}
+def remove(pool, directories, keep=(), busy=()):
+    """Remove what is ours but for the uuids to keep; return what would not go, a line each. `busy`:
+    ids of tests that run elsewhere."""
+    recorded = set(map(id_of, directories))
     marks = set(half_restored(directories))
     end, problems = time.monotonic() + PATIENCE, []
     while True:
         tables = pool.tables()
-        vms = [vm for vm in tables['VM'].values() if is_ours(vm, recorded)]
+        vms = [vm for vm in tables['VM'].values() if is_ours(vm, recorded, busy)]
         disks = {ref: vdi for ref, vdi in tables['VDI'].items()
-                 if is_ours(vdi, recorded) or vdi['name_label'] in marks}
+                 if is_ours(vdi, recorded, busy) or vdi['name_label'] in marks}
         dom0 = {ref for ref, vm in tables['VM'].items() if vm['is_control_domain']}
         commands = []
         for vbd in tables['VBD'].values():
@@ -242,15 +246,16 @@ def remove(pool, directories, keep=()):
 class HostTest:
     """One test: what it has made, and the scenarios that use it."""
 
-    def __init__(self, pool, options, sr, directory, lock):
+    def __init__(self, pool, options, sr, directory, locks):
         self.pool, self.options, self.sr = pool, options, sr
-        self.directory, self.lock = directory, lock
-        self.id = os.path.basename(directory)[len(PREFIX):]
+        self.directory, self.locks = directory, locks
+        self.id = id_of(directory)
         self.numbers = itertools.count(1)
         self.child = None
         self.digests = {}          # (VM, device) -> (bytes, SHA-256)
         self.base = {}             # the census with our VMs made
         self.saved = {}            # method -> directory of a backup to restore
+        self.moment = ''           # what there is to say of when the last interference was
         self.output = ''           # of all of VmBackup.py in this scenario
         self.gate = os.path.join(directory, 'gate')
         os.mkdir(self.gate)
@@ -321,7 +326,7 @@ class HostTest:
         self.child = subprocess.Popen(
             [sys.executable, SCRIPT] + words, env=environ, stdin=subprocess.DEVNULL,
             stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
-            pass_fds=[self.lock.fileno()])     # so that the next test waits for an orphan
+            pass_fds=[lock.fileno() for lock in self.locks])   # the next test waits for an orphan
 
     def finish(self, wanted, what):
         """Wait for its end; return its output. Raise Broken for another status than wanted."""
@@ -480,7 +485,7 @@ class HostTest:
         output = self.back_up(config, wanted=(0, 1) if restarted else (0,), what='the next backup')
         remark = self.check_clean('after the next backup', output if restarted else '')
         self.vmbackup('verify', config, what='verify')
-        return remark
+        return '; '.join(filter(None, [self.moment, remark]))
 
     def interfered_restore(self, place, method, act, step, when):
         """The same of a restore: the next one has to be whole, and the first if it is there."""
@@ -495,7 +500,8 @@ class HostTest:
         for name in names:
             if name in there or name == names[1] or status == 0:
                 self.restored('one', name, None if method == 'vm-export' else '0')
-        return self.check_clean('after the next restore', output if restarted else '')
+        remark = self.check_clean('after the next restore', output if restarted else '')
+        return '; '.join(filter(None, [self.moment, remark]))
 
     def saved_backup(self, method):
         """A backup of VM one, made the first time; its directory."""
@@ -521,6 +527,8 @@ class HostTest:
             time.sleep(0.02)
         if self.child.poll() is not None:
             self.finish((), 'ended without ' + step)
+        with open(self.gate + '/held') as file:
+            self.moment = file.read().strip()
         if act == 'restart':
             subprocess.run(shlex.split(self.options.restart_toolstack), check=True,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=UP_LIMIT)
@@ -549,7 +557,10 @@ class HostTest:
         problems = remove(self.pool, [self.directory])
         if problems:
             raise Broken('cannot be removed: ' + '; '.join(problems))
-        if not self.options.keep:
+        if self.options.keep:
+            os.rename(self.directory, os.path.join(os.path.dirname(self.directory),
+                                                   PREFIX + 'kept-' + self.id))
+        else:
             shutil.rmtree(self.directory)
 
 
@@ -606,7 +617,10 @@ def run_scenario(test, scenario):
         test.pool.wait_until_up()
         for problem in remove(test.pool, [test.directory], {uuid for _, uuid in test.base}):
             remark += '; cannot be removed: ' + problem
-    if not test.options.keep:
+    if test.options.keep:
+        with open(os.path.join(place, 'output'), 'w', encoding='utf-8') as file:
+            file.write('%s: %s\n%s' % (scenario.name, outcome, test.output))
+    else:
         shutil.rmtree(place)
     return Row(scenario.name, outcome, seconds, remark or '',
                last_lines(test.output) if outcome == 'FAILED' else '')
@@ -657,7 +671,7 @@ def parse(argv):
         'names; may stand several times')
     add('--list', action='store_true', help='tell the scenarios, do nothing')
     add('--report', metavar='FILE', help='write the result to this file, too')
-    add('--keep', action='store_true', help='keep the backups')
+    add('--keep', action='store_true', help='keep the backups and what VmBackup.py said')
     add('--yes', action='store_true', help='do not ask before it begins')
     return parser.parse_args(argv)
 
@@ -690,16 +704,25 @@ def find_program():
 def lock_host(program):
     """The open xe program, whose lock says that a host test, or what it started, still runs on this
     host. Raise Refused."""
-    lock, end = open(program, 'rb'), time.monotonic() + PATIENCE
+    end = time.monotonic() + PATIENCE
     while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = locked(program, 'rb')
+        if lock:
             return lock
-        except OSError:
-            if time.monotonic() > end:
-                lock.close()
-                raise Refused('another host test, or what it started, is still running')
-            time.sleep(0.2)
+        if time.monotonic() > end:
+            raise Refused('another host test, or what it started, is still running')
+        time.sleep(0.2)
+
+
+def locked(path, mode):
+    """A file, opened and locked, or None if it is locked elsewhere or cannot be."""
+    file = open(path, mode)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except OSError:
+        file.close()
+        return None
 
 
 def prepare(pool, options, base):
@@ -727,13 +750,41 @@ def prepare(pool, options, base):
     return sr
 
 
+def begin(pool, base):
+    """Make the directory of a test. Its name, which has the id, is the record of all that carries
+    this id, before that is made; a locked file in it says that the test runs, and in which pool.
+    Return it and the open file."""
+    directory = os.path.join(base, '%s%08x' % (PREFIX, random.SystemRandom().getrandbits(32)))
+    os.mkdir(directory, 0o700)
+    lock = locked(os.path.join(directory, 'pool'), 'w')
+    if not lock:
+        os.rmdir(directory)
+        raise Refused('cannot lock in ' + base)
+    lock.write(uuid_of_pool(pool))
+    lock.flush()
+    return directory, lock
+
+
+def uuid_of_pool(pool):
+    return next(iter(pool.tables(['pool'])['pool'].values()))['uuid']
+
+
 def leftovers(pool, base):
-    """Remove what tests that were killed have left; raise Refused if it stays."""
-    old = glob.glob(os.path.join(glob.escape(base), PREFIX + '[0-9a-f]' * 8))
-    problems = remove(pool, old)
+    """Remove what tests of this pool that were killed have left; raise Refused if it stays."""
+    ended, busy, here = [], [], uuid_of_pool(pool)
+    for directory in glob.glob(os.path.join(glob.escape(base), PREFIX + '[0-9a-f]' * 8)):
+        lock = locked(os.path.join(directory, 'pool'), 'a+')
+        if lock:
+            with lock:
+                lock.seek(0)
+                if lock.read() in ('', here):
+                    ended.append(directory)
+        else:
+            busy.append(id_of(directory))
+    problems = remove(pool, ended, busy=busy)
     if problems:
         raise Refused('what an earlier test left cannot be removed: ' + '; '.join(problems))
-    for directory in old:
+    for directory in ended:
         print('removed what an earlier test left: ' + directory)
         shutil.rmtree(directory)
 
@@ -784,15 +835,14 @@ def main(argv):
         sr = prepare(pool, options, base)
         lock = lock_host(pool.program)
         leftovers(pool, base)
+        foreign = census(pool.tables())
+        directory, own = begin(pool, base)
     except Refused as error:
         print('host test: %s' % error, file=sys.stderr)
         return 2
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, interrupt)
-    foreign = census(pool.tables())
-    directory = os.path.join(base, '%s%08x' % (PREFIX, random.SystemRandom().getrandbits(32)))
-    os.mkdir(directory, 0o700)     # from here on its name proves what carries this id ours
-    rows = carry_out(HostTest(pool, options, sr, directory, lock), chosen, foreign)
+    rows = carry_out(HostTest(pool, options, sr, directory, [lock, own]), chosen, foreign)
     lines = summary(rows, versions(pool, sr))
     print('\n'.join(lines))
     if options.report:
