@@ -78,11 +78,7 @@ class Refused(Exception):
 
 
 class Broken(Exception):
-    """What a scenario found wrong, and the output that shows it."""
-
-    def __init__(self, text, output=''):
-        super().__init__(text)
-        self.output = output
+    """What a scenario found wrong."""
 
 
 class Interrupted(BaseException):
@@ -114,10 +110,6 @@ def content(seed, size):
     return b''.join(source.getrandbits(8 * MIB).to_bytes(MIB, 'little')
                     if number % 2 == 0 or number == count - 1 else bytes(MIB)
                     for number in range(count))
-
-
-def last_lines(output):
-    return '\n'.join(output.splitlines()[-LAST_LINES:])
 
 
 class Pool:
@@ -185,8 +177,14 @@ class Pool:
 
 
 def census(tables):
-    """{(class, uuid): name} of all there is, refs to what is gone left out."""
-    return {(cls, record['uuid']): record.get('name_label', '')
+    """{(class, uuid): name} of all there is."""
+    def name(cls, record):
+        if cls != 'VBD':
+            return record.get('name_label', '')
+        return 'of %s on %s' % tuple(
+            tables[other].get(record[other], {}).get('name_label', record[other])
+            for other in ('VM', 'VDI'))
+    return {(cls, record['uuid']): name(cls, record)
             for cls, records in tables.items() for record in records.values()}
 
 
@@ -194,40 +192,35 @@ def id_of(directory):
     return os.path.basename(directory)[len(PREFIX):]
 
 
-def is_ours(record, recorded, busy):
-    """Whether a VM or disk was made for a host test that is not busy elsewhere: by its name, and by
-    its mark or because a directory proves that this id was ours."""
+def is_ours(record, recorded):
+    """Whether a VM or disk was made for a host test: by its name, and by its mark or because a
+    directory proves that this id was ours."""
     found = OURS.match(record['name_label'])
-    return bool(found) and found.group(1) not in busy and (
-        record['other_config'].get(KEY) == found.group(1) or found.group(1) in recorded)
+    return bool(found) and (record['other_config'].get(KEY) == found.group(1) or
+                            found.group(1) in recorded)
 
 
 def half_restored(directories):
-    """The marks of disks that VmBackup.py was restoring for us when it was killed."""
-    for path in itertools.chain.from_iterable(glob.glob(
-            os.path.join(glob.escape(each), '**', '.restore-*.json'), recursive=True)
-            for each in directories):
-        with open(path, encoding='utf-8') as file:
-            text = file.read()
-        if PREFIX in text:
+    """The names of disks that VmBackup.py was restoring for us when it was killed."""
+    for directory in directories:
+        for path in glob.glob(glob.escape(directory) + '/**/.restore-*.json', recursive=True):
             yield 'vmbackup_restore ' + os.path.basename(path)[len('.restore-'):-len('.json')]
 
 
-def remove(pool, directories, keep=(), busy=()):
-    """Remove what is ours but for the uuids to keep; return what would not go, a line each. `busy`:
-    ids of tests that run elsewhere."""
+def remove(pool, directories, keep=()):
+    """Remove what is ours but for the uuids to keep; return what would not go, a line each."""
     recorded = set(map(id_of, directories))
-    marks = set(half_restored(directories))
+    halves = set(half_restored(directories))
     end, problems = time.monotonic() + PATIENCE, []
     while True:
         tables = pool.tables()
-        vms = [vm for vm in tables['VM'].values() if is_ours(vm, recorded, busy)]
+        vms = [vm for vm in tables['VM'].values() if is_ours(vm, recorded)]
         disks = {ref: vdi for ref, vdi in tables['VDI'].items()
-                 if is_ours(vdi, recorded, busy) or vdi['name_label'] in marks}
+                 if is_ours(vdi, recorded) or vdi['name_label'] in halves}
         dom0 = {ref for ref, vm in tables['VM'].items() if vm['is_control_domain']}
         commands = []
         for vbd in tables['VBD'].values():
-            if vbd['VDI'] in disks and disks[vbd['VDI']]['uuid'] not in keep and vbd['VM'] in dom0:
+            if vbd['VDI'] in disks and vbd['VM'] in dom0 and vbd['uuid'] not in keep:
                 commands += [('vbd-unplug', vbd)] * vbd['currently_attached']
                 commands += [('vbd-destroy', vbd)]
         commands += [('vm-destroy', vm) for vm in vms if vm['uuid'] not in keep]
@@ -246,16 +239,16 @@ def remove(pool, directories, keep=(), busy=()):
 class HostTest:
     """One test: what it has made, and the scenarios that use it."""
 
-    def __init__(self, pool, options, sr, directory, locks):
+    def __init__(self, pool, options, sr, directory, lock):
         self.pool, self.options, self.sr = pool, options, sr
-        self.directory, self.locks = directory, locks
+        self.directory, self.lock = directory, lock
         self.id = id_of(directory)
         self.numbers = itertools.count(1)
         self.child = None
         self.digests = {}          # (VM, device) -> (bytes, SHA-256)
         self.base = {}             # the census with our VMs made
         self.saved = {}            # method -> directory of a backup to restore
-        self.moment = ''           # what there is to say of when the last interference was
+        self.moment = ''           # what there is to say of the last interference
         self.output = ''           # of all of VmBackup.py in this scenario
         self.gate = os.path.join(directory, 'gate')
         os.mkdir(self.gate)
@@ -326,7 +319,7 @@ class HostTest:
         self.child = subprocess.Popen(
             [sys.executable, SCRIPT] + words, env=environ, stdin=subprocess.DEVNULL,
             stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
-            pass_fds=[lock.fileno() for lock in self.locks])   # the next test waits for an orphan
+            pass_fds=[self.lock.fileno()])     # so that the next test waits for an orphan
 
     def finish(self, wanted, what):
         """Wait for its end; return its output. Raise Broken for another status than wanted."""
@@ -610,8 +603,6 @@ def run_scenario(test, scenario):
         remark, outcome = scenario.work(test, place, *scenario.details), 'passed'
     except (Broken, OSError, XenAPI.Failure, subprocess.SubprocessError) as error:
         remark, outcome = ' '.join(str(error).split()), 'FAILED'
-        if isinstance(error, Broken):
-            test.output += error.output
     seconds = time.monotonic() - began
     if outcome == 'FAILED':
         test.pool.wait_until_up()
@@ -623,7 +614,7 @@ def run_scenario(test, scenario):
     else:
         shutil.rmtree(place)
     return Row(scenario.name, outcome, seconds, remark or '',
-               last_lines(test.output) if outcome == 'FAILED' else '')
+               test.output if outcome == 'FAILED' else '')
 
 
 def versions(pool, sr):
@@ -652,7 +643,7 @@ def summary(rows, facts):
     lines = ['', 'VmBackup host test: ' + counts] + ['  ' + fact for fact in facts]
     for row in failed:
         lines += ['', 'FAILED %s: %s' % (row.name, row.remark)]
-        lines += ['    ' + line for line in row.output.splitlines()]
+        lines += ['    ' + line for line in row.output.splitlines()[-LAST_LINES:]]
     return lines
 
 
@@ -704,25 +695,16 @@ def find_program():
 def lock_host(program):
     """The open xe program, whose lock says that a host test, or what it started, still runs on this
     host. Raise Refused."""
-    end = time.monotonic() + PATIENCE
+    lock, end = open(program, 'rb'), time.monotonic() + PATIENCE
     while True:
-        lock = locked(program, 'rb')
-        if lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
-        if time.monotonic() > end:
-            raise Refused('another host test, or what it started, is still running')
-        time.sleep(0.2)
-
-
-def locked(path, mode):
-    """A file, opened and locked, or None if it is locked elsewhere or cannot be."""
-    file = open(path, mode)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except OSError:
-        file.close()
-        return None
+        except OSError:
+            if time.monotonic() > end:
+                lock.close()
+                raise Refused('another host test, or what it started, is still running')
+            time.sleep(0.2)
 
 
 def prepare(pool, options, base):
@@ -751,18 +733,13 @@ def prepare(pool, options, base):
 
 
 def begin(pool, base):
-    """Make the directory of a test. Its name, which has the id, is the record of all that carries
-    this id, before that is made; a locked file in it says that the test runs, and in which pool.
-    Return it and the open file."""
+    """Make the directory of a test and return it. Its name, which has the id, is the record of all
+    that carries this id, before that is made; a file in it tells in which pool."""
     directory = os.path.join(base, '%s%08x' % (PREFIX, random.SystemRandom().getrandbits(32)))
     os.mkdir(directory, 0o700)
-    lock = locked(os.path.join(directory, 'pool'), 'w')
-    if not lock:
-        os.rmdir(directory)
-        raise Refused('cannot lock in ' + base)
-    lock.write(uuid_of_pool(pool))
-    lock.flush()
-    return directory, lock
+    with open(os.path.join(directory, 'pool'), 'w') as file:
+        file.write(uuid_of_pool(pool))
+    return directory
 
 
 def uuid_of_pool(pool):
@@ -771,20 +748,15 @@ def uuid_of_pool(pool):
 
 def leftovers(pool, base):
     """Remove what tests of this pool that were killed have left; raise Refused if it stays."""
-    ended, busy, here = [], [], uuid_of_pool(pool)
+    old, here = [], uuid_of_pool(pool)
     for directory in glob.glob(os.path.join(glob.escape(base), PREFIX + '[0-9a-f]' * 8)):
-        lock = locked(os.path.join(directory, 'pool'), 'a+')
-        if lock:
-            with lock:
-                lock.seek(0)
-                if lock.read() in ('', here):
-                    ended.append(directory)
-        else:
-            busy.append(id_of(directory))
-    problems = remove(pool, ended, busy=busy)
+        name = os.path.join(directory, 'pool')
+        if not os.path.exists(name) or read(name) in ('', here):
+            old.append(directory)
+    problems = remove(pool, old)
     if problems:
         raise Refused('what an earlier test left cannot be removed: ' + '; '.join(problems))
-    for directory in ended:
+    for directory in old:
         print('removed what an earlier test left: ' + directory)
         shutil.rmtree(directory)
 
@@ -836,13 +808,13 @@ def main(argv):
         lock = lock_host(pool.program)
         leftovers(pool, base)
         foreign = census(pool.tables())
-        directory, own = begin(pool, base)
+        directory = begin(pool, base)
     except Refused as error:
         print('host test: %s' % error, file=sys.stderr)
         return 2
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, interrupt)
-    rows = carry_out(HostTest(pool, options, sr, directory, [lock, own]), chosen, foreign)
+    rows = carry_out(HostTest(pool, options, sr, directory, lock), chosen, foreign)
     lines = summary(rows, versions(pool, sr))
     print('\n'.join(lines))
     if options.report:
