@@ -1,4 +1,4 @@
-"""python3 -m tests [test | tools | faults | bench | demo | coverage] [options]; alone: test."""
+"""python3 -m tests [COMMAND] [options]; alone: test."""
 
 import importlib
 import os
@@ -16,6 +16,7 @@ COMMANDS = {
     'tools': ('runner', 'run the tests of what tests: the simulated pool, this runner'),
     'faults': ('runner', 'inject every fault of the matrices, not only a sample'),
     'coverage': ('coverage_run', 'run the tests and measure what they reach'),
+    'host': ('host', 'try the script out on a real host, before its first backup'),
     'bench': ('bench', 'measure speed and memory'),
     'demo': ('demo', 'a backup, seen happening on a simulated pool'),
 }

@@ -575,6 +575,25 @@ class Command:
                             ('new-name-label', 'ignore-vdi-uuids'))
         self.out.list([self.uuid('VM', ref) for ref in made])
 
+    def vm_install(self):
+        """A VM from a template without disks (xapi: cli_operations.ml, vm_install)."""
+        wanted = self.get('template')
+        if wanted is None:
+            raise CliFailure("Template must be specified by parameter 'template-uuid', "
+                             "'template-name', 'template-name-label' or 'template'")
+        found = [ref for ref, vm in self.every('VM') if vm['uuid'] == wanted] or [
+            ref for ref, vm in self.every('VM')
+            if vm['name_label'] == wanted and vm['is_a_template'] and not vm['is_control_domain']]
+        if len(found) != 1:
+            raise CliFailure('More than one matching template found' if found else
+                             'No templates matched')
+        if not self.api('VM.get_is_a_template', found[0]):
+            raise CliFailure('Can only install from templates')
+        vm = self.api('VM.clone', found[0], self.need('new-name-label'))
+        self.api('VM.set_name_description', vm, 'Installed via xe CLI')
+        self.api('VM.set_is_a_template', vm, False)
+        self.out.list([self.uuid('VM', vm)])
+
     def no_longer(self):
         raise XapiError('MESSAGE_REMOVED')
 
@@ -844,6 +863,15 @@ class Command:
             'qos_algorithm_type': '', 'qos_algorithm_params': {}, 'other_config': {}})
         self.out.list([self.uuid('VBD', vbd)])
 
+    def vif_create(self):
+        network = self.ref('network', 'network-uuid')
+        vif = self.api('VIF.create', {
+            'device': self.need('device'), 'network': network, 'VM': self.ref('VM', 'vm-uuid'),
+            'MAC': self.get('mac', ''), 'MTU': self.api('network.get_MTU', network),
+            'other_config': {}, 'qos_algorithm_type': '', 'qos_algorithm_params': {},
+            'locking_mode': 'network_default', 'ipv4_allowed': [], 'ipv6_allowed': []})
+        self.out.list([self.uuid('VIF', vif)])
+
     def simple(self, method):
         """The API's method on the object that `uuid=` names; nothing is printed."""
         self.api(method, self.ref(method.split('.')[0]))
@@ -962,6 +990,7 @@ KINDS = xe_records.kinds()
 COMMANDS = {
     'vm-snapshot': (['new-name-label'], Command.vm_copying, ['VM.snapshot']),
     'vm-clone': (['new-name-label'], Command.vm_copying, ['VM.clone']),
+    'vm-install': (['new-name-label'], Command.vm_install, []),
     'vm-snapshot-with-quiesce': (['new-name-label'], Command.no_longer, []),
     'vm-start': ([], Command.vm_start, []),
     'vm-shutdown': ([], Command.vm_shutdown, []),
@@ -981,6 +1010,7 @@ COMMANDS = {
     'vbd-destroy': (['uuid'], Command.simple, ['VBD.destroy']),
     'vbd-plug': (['uuid'], Command.simple, ['VBD.plug']),
     'vbd-unplug': (['uuid'], Command.simple, ['VBD.unplug']),
+    'vif-create': (['device', 'network-uuid', 'vm-uuid'], Command.vif_create, []),
     'vif-destroy': (['uuid'], Command.simple, ['VIF.destroy']),
     'network-destroy': (['uuid'], Command.simple, ['network.destroy']),
     'task-cancel': (['uuid'], Command.simple, ['task.cancel']),
