@@ -4344,8 +4344,8 @@ def archived(ova: bytes) -> Archived:
 
 def restorable(ova: bytes, name: str, mark: str) -> bytes:
     """An ova.xml for an import whose VM gets that name, is no template and does not start by
-    itself; it and what comes with it carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). All other values are as they were. Raise Damaged."""
+    itself, nor ever did; it and what comes with it carry the mark, in the field that an import
+    leaves as it is (xapi: import.ml). All other values are as they were. Raise Damaged."""
     with understanding():
         document = unpacked(ova)
         for each in document['objects']:
@@ -4353,6 +4353,8 @@ def restorable(ova: bytes, name: str, mark: str) -> bytes:
             if each['class'] in ('VM', 'VDI', 'network'):
                 record['other_config'].pop('auto_poweron', None)
                 record['other_config'][MARK] = mark
+            if each['class'] == 'VM_metrics':          # an import keeps it: see check_unused
+                record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
             if each['class'] == 'VM':
                 new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
                        'ha_always_run': False}         # not all versions have all of them
@@ -4652,7 +4654,7 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT = 'left in the pool'  # in each warning that the next attempt may mend
 WENT_AWAY = re.compile('Lost connection|Connection (refused|reset)|Broken pipe|Unable to contact|'
-                       'HANDLE_INVALID|no end within')   # nobody knows what xapi has done
+                       'HANDLE_INVALID')     # words of a command that met xapi's end
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
 
@@ -4864,7 +4866,8 @@ class Exporter:
                 intent = self.with_disks(intent, found)
             taken = True
         except BackupFailed as error:
-            unknown = not intent.uuid and bool(WENT_AWAY.search(str(error)))
+            unknown = not intent.uuid and bool(re.search(
+                WENT_AWAY.pattern + '|no end within', str(error)))
             if FULL.search(str(error)):
                 raise BackupFailed(error.token, f'{error} ({self.room()})')
             raise

@@ -27,8 +27,6 @@ class HeldCase(PoolCase):
         for version, method in itertools.product(VERSIONS, methods):
             self.setUp()
             self.sim.pool.xapi_version = version
-            for host in self.sim.pool.tables['host'].values():
-                host['software_version'] = dict(host['software_version'], xapi=version)
             verb = method.split()[0]
             yield verb + '=web', EXPORTS.get(method, {}), verb
             self.assert_clean()
@@ -149,7 +147,7 @@ class Running(HeldCase):
             def begin():
                 vdi, = [ref for ref, vdi in self.sim.pool.tables['VDI'].items()
                         if vdi['is_a_snapshot'] and vdi['name_label'] != 'web 1'][:1]
-                self.begin(self.sim.pool.export_vdi(vdi, 'vhd'))
+                self.begin(self.sim.pool.export_vdi(vdi))
             self.during(begin, rule, verb, keys)
 
     def test_an_export_of_a_snapshot_of_ours(self):

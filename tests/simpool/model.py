@@ -195,7 +195,7 @@ class Pool(Transfers):
         self.tables = {cls: {} for cls in TEMPLATES}
         self.content = {}
         self.lock = threading.Condition(threading.RLock())
-        self.xapi_version = xapi_version
+        self._xapi_version = xapi_version
         self.password = password
         self.faults = faults.Faults()
         self.journal = []
@@ -221,6 +221,18 @@ class Pool(Transfers):
         return XapiError(*details)
 
     # Up and down
+
+    @property
+    def xapi_version(self):
+        return self._xapi_version
+
+    @xapi_version.setter
+    def xapi_version(self, version):
+        self._xapi_version = version
+        for host in self.tables['host']:
+            words = dict(self.tables['host'][host]['software_version'], xapi=version,
+                         xapi_build=version + '.0')
+            self.put('host', host, software_version=words)
 
     @property
     def version(self):
@@ -751,10 +763,12 @@ class Pool(Transfers):
         record = self.record('VM', vm)
         config = {key: value for key, value in record['other_config'].items()
                   if key not in ('default_template', 'xensource_internal')}
+        metrics = self.tables['VM_metrics'].get(record['metrics'], TEMPLATES['VM_metrics'])
         fields = dict(record, **dict(
             NEW_VM, name_label=new_name, other_config=config, power_state='Halted',
             ha_always_run=False, blocked_operations={}, start_delay='0', shutdown_delay='0',
-            order='0', suspend_VDI=NULL, metrics=self.new('VM_metrics'), memory_target='0',
+            order='0', suspend_VDI=NULL, memory_target='0',
+            metrics=self.new('VM_metrics', start_time=metrics['start_time']),
             bios_strings={}, last_boot_CPU_flags={}, VTPMs=[],
             generation_id='%d:%d' % (random.getrandbits(63), random.getrandbits(63))))
         if snapshot:

@@ -211,7 +211,7 @@ class Transfers:
                 raise BrokenPipeError('the client left before the end')
 
     def _image(self, vdi, format, task, stack):
-        if format == 'vhd' and self.contentvdi.virtual_size > LARGEST_VHD_EXPORT:
+        if format == 'vhd' and self.content[vdi].virtual_size > LARGEST_VHD_EXPORT:
             raise self.error('VDI_TOO_LARGE', vdi, LARGEST_VHD_EXPORT)
         stack.enter_context(self._attached(vdi, 'RO', task))
         image = self.content[vdi].clone()
