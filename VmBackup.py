@@ -169,7 +169,6 @@ SECOND_LOOK = 3            # seconds until what seems left over is looked at aga
 RESTART_PAUSE = 10         # seconds before a VM is tried again, when xapi went away
 FSTAB = '/etc/fstab'
 XXHASH = ('libxxhash.so.0', 'xxhash')      # that library's file, and its name for ldconfig
-SLOW_BYTES = 1 << 30       # of one file that a run hashes without that library: half a minute
 TELL_EVERY = 600           # seconds between log lines of what takes long
 MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
@@ -3715,18 +3714,10 @@ class Source:
         self.stream.close()
 
 
-# XXH64, as xxHash's doc/xxhash_spec.md tells it. The four accumulators are kept in one integer,
-# each in the low half of 128 bits, so that an operation of Python works on all four.
-PRIMES = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63,
-          0x27D4EB2F165667C5)
-LOW = (1 << 64) - 1
-LANES = range(0, 512, 128)
-
-
 @functools.lru_cache(maxsize=None)
-def xxhash_library() -> Optional[Any]:
-    """The function XXH64(address, length, seed) of libxxhash, which xapi itself uses; None where
-    it is not installed."""
+def xxhash_library() -> Optional[Callable[[int, int, int], int]]:
+    """The function XXH64(address, length, seed) of libxxhash, which xapi itself uses, or of the
+    module xxhash; None where neither is installed."""
     for name in itertools.chain(XXHASH[:1], map(ctypes.util.find_library, XXHASH[1:])):
         with contextlib.suppress(OSError, AttributeError):
             function = ctypes.CDLL(name).XXH64 if name else None
@@ -3734,55 +3725,11 @@ def xxhash_library() -> Optional[Any]:
                 function.restype = ctypes.c_uint64
                 function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
                 return function
+    with contextlib.suppress(ImportError):
+        import xxhash
+        return lambda address, length, seed: xxhash.xxh64_intdigest(
+            ctypes.string_at(address, length), seed)
     return None
-
-
-def rotated(value: int, bits: int) -> int:
-    """64 bits, rotated to the left."""
-    return (value << bits | value >> 64 - bits) & LOW
-
-
-def xxh64(data: bytes) -> int:
-    """XXH64 of some bytes, with seed 0, in Python: about 40 MB/s."""
-    one, two, three, four, five = PRIMES
-    striped = len(data) & ~31
-    result = xxh64_stripes(data[:striped]) if striped else five
-    result = result + len(data) & LOW
-    words = striped + (len(data) - striped & ~7)
-    for word, in struct.iter_unpack('<Q', data[striped:words]):
-        result = rotated(result ^ rotated(word * two & LOW, 31) * one & LOW, 27) * one + four & LOW
-    if len(data) - words >= 4:
-        half, = struct.unpack_from('<I', data, words)
-        result = rotated(result ^ half * one & LOW, 23) * two + three & LOW
-        words += 4
-    for byte in data[words:]:
-        result = rotated(result ^ byte * five & LOW, 11) * one & LOW
-    result = (result ^ result >> 33) * two & LOW
-    result = (result ^ result >> 29) * three & LOW
-    return result ^ result >> 32
-
-
-def xxh64_stripes(data: bytes) -> int:
-    """What XXH64 makes of whole stripes of 32 bytes, before their length is added."""
-    one, two, _, four, _ = PRIMES
-    spaced = array.array('Q', bytes(2 * len(data)))
-    spaced[::2] = array.array('Q', data)
-    if sys.byteorder == 'big':
-        spaced.byteswap()
-    products = int.from_bytes(spaced.tobytes(), 'little') * two
-    stripes = products.to_bytes(2 * len(data) + 8, 'little')
-    state = sum((start & LOW) << lane
-                for start, lane in zip((one + two, two, 0, -one), LANES))
-    mask = sum(LOW << lane for lane in LANES)
-    from_bytes = int.from_bytes
-    for offset in range(0, 2 * len(data), 64):
-        mixed = state + from_bytes(stripes[offset:offset + 64], 'little') & mask
-        state = ((mixed << 31 | mixed >> 33) & mask) * one & mask
-    accumulators = [state >> lane & LOW for lane in LANES]
-    result = sum(map(rotated, accumulators, (1, 7, 12, 18)))
-    for accumulator in accumulators:
-        result = (result & LOW ^ rotated(accumulator * two & LOW, 31) * one & LOW) * one + four
-    return result & LOW
 
 
 class Unpacker(xmlrpc.client.Unmarshaller):
@@ -3920,18 +3867,14 @@ def byte_sum(head: bytes) -> int:
 
 
 class ArchiveReader:
-    """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum.
-
-    `patience` is how many bytes it hashes without the library for XXH64; None: all.
-    """
+    """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
 
     header = re.compile(rb'([^\0]+)\0*\Z')             # ocaml-tar: lib/tar.ml, V7 headers
     number = re.compile(rb'[0-7]{11}[\0 ]\Z')
     total = re.compile(rb'[0-7]{7}\0\Z|[0-7]{6}\0 \Z')
 
-    def __init__(self, source: Source, patience: Optional[int]) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.patience = patience
         self.buffer = bytearray(CHUNK + 3 * BLOCK)
         self.view = memoryview(self.buffer)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
@@ -3939,7 +3882,7 @@ class ArchiveReader:
         self.head = b''        # the header that was read last: that of the next member
         self.where = 'ova.xml'     # what is read now
         self.first = -1        # bytes of the first chunk of all, in which gaps are counted
-        self.hashed = True
+        self.hashed = True     # whether every checksum was compared
 
     def read_ova(self) -> Tuple[bytes, bytes]:
         """Read ova.xml; return its header and what it holds. Raise Damaged."""
@@ -4056,18 +3999,14 @@ class ArchiveReader:
         self.head = rest[2 * BLOCK:].tobytes()
 
     def checksum(self, kind: str, size: int) -> bytes:
-        """The checksum of the chunk in the buffer; nothing if it would take too long."""
+        """The checksum of the chunk in the buffer; nothing if there is no function for it."""
         if kind == '.checksum':
             return hashlib.sha1(self.view[:size]).hexdigest().encode('ascii')
         library = xxhash_library()
         if library:
             return b'%016X' % library(self.address, size, 0)
-        if self.patience is not None:
-            self.patience -= size
-            if self.patience < 0:
-                self.hashed = False
-                return b''
-        return b'%016X' % xxh64(self.view[:size].tobytes())
+        self.hashed = False
+        return b''
 
     def read_end(self) -> None:
         """Read the two blocks that end an archive, and nothing more."""
@@ -4265,10 +4204,10 @@ def inverted(data: bytes, at: int) -> int:
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
 
 
-def read_form(form: str, source: Source, size: Optional[int], patience: Optional[int]) -> Proof:
+def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
     """Read what has one of FORMS. Raise Damaged, OSError."""
     if form == '.xva':
-        return ArchiveReader(source, patience).read()
+        return ArchiveReader(source).read()
     reader = ImageReader(source, size)
     if form in ('.raw', '.vhd'):
         return reader.read_raw() if form == '.raw' else reader.read_vhd()
@@ -4388,7 +4327,7 @@ def opened(path: str, plain: bool = False) -> Iterator[Source]:
 def ova_of(path: str) -> bytes:
     """The ova.xml of an archive. Raise Damaged, CommandFailed, OSError."""
     with opened(path) as source:
-        return ArchiveReader(source, None).read_ova()[1]
+        return ArchiveReader(source).read_ova()[1]
 
 
 def pieces_of(source: Source) -> Iterator[bytes]:
@@ -4401,7 +4340,7 @@ def pieces_of(source: Source) -> Iterator[bytes]:
 def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
     """The bytes of an archive, uncompressed, whose ova.xml is `restorable`."""
     with opened(path) as source:
-        reader = ArchiveReader(source, None)
+        reader = ArchiveReader(source)
         head, ova = reader.read_ova()
         ova = restorable(ova, name, mark)
         yield resized(head, len(ova)) + ova + bytes(-len(ova) % BLOCK) + reader.head
@@ -4482,7 +4421,7 @@ class Reading:
         self.forgotten = 0     # bytes of it that the system no longer keeps in memory for us
         self.ended = False
 
-    def read(self, size: Optional[int], patience: Optional[int]) -> Proof:
+    def read(self, size: Optional[int]) -> Proof:
         """Read it to its end. Raise Damaged, CommandFailed, OSError."""
         try:
             form = self.form or form_of_file(self.path)
@@ -4496,7 +4435,7 @@ class Reading:
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
             self.source = Source(self.handle, form in ('.raw', '.vhd') and
                                  not is_packed(self.path))
-            return read_form(form, self.source, size, patience)
+            return read_form(form, self.source, size)
         finally:
             self.ended = True
 
@@ -4523,12 +4462,11 @@ class Reading:
 class Verifier:
     """Reads files, watched, and tells how far it is."""
 
-    def __init__(self, console: Console, signals: Signals, limit: float,
-                 patience: Optional[int] = None) -> None:
+    def __init__(self, console: Console, signals: Signals, limit: float) -> None:
         self.console = console
         self.signals = signals
-        self.limit = limit         # seconds in which something has to move
-        self.patience = patience   # see ArchiveReader
+        self.limit = limit     # seconds in which something has to move
+        self.noted = False     # whether it was said that checksums are not compared
 
     def prove(self, path: str, size: Optional[int] = None, form: str = '') -> Proof:
         """Read a file to its end; `size` is that of its disk in bytes, for an image; `form` is one
@@ -4538,10 +4476,15 @@ class Verifier:
         """
         reading = Reading(path, form)
         try:
-            return bounded(lambda: reading.read(size, self.patience), path, self.watcher(reading))
+            proof = bounded(lambda: reading.read(size), path, self.watcher(reading))
         finally:
             self.console.show('')
             reading.close()
+        if proof.vm and proof.proved == 'structure' and not self.noted:
+            self.noted = True
+            self.console.log('***NOTE - this host has no libxxhash: the checksums in archives are '
+                             'not compared (install xxhash-libs, on Debian libxxhash0)')
+        return proof
 
     def watcher(self, reading: Reading) -> Callable[[], None]:
         """What looks at a file while it is read: tells how far it is, ends it on a signal or if it
@@ -6039,7 +5982,7 @@ class BackupRun:
         self.hooks = Hooks(config.settings, self.report.path, console, signals)
         self.closing = ''      # the phase of the hook that is to follow
         self.skipped = False   # as a hook wants it
-        self.verifier = Verifier(console, signals, self.settings.stall_timeout * 60, SLOW_BYTES)
+        self.verifier = Verifier(console, signals, self.settings.stall_timeout * 60)
         self.host = os.uname().nodename
         self.pool = None       # type: Any
         self.unsettled = []    # type: List[str]
@@ -6475,9 +6418,6 @@ class BackupRun:
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
         self.console.log(f'verified {name}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
-        if verified.proved == 'structure' and '.xva' in name:
-            self.console.log('***NOTE - this host has no libxxhash: the checksums of so large an '
-                             'archive are compared by the command verify only')
         warnings.extend(verified.problems)
         return {'verified': verified.record(manifest)}
 

@@ -21,7 +21,7 @@ SAMPLES = os.path.join(DATA, 'samples')
 BLOCK = 512
 MIB = 1 << 20
 SMALL = 70000                  # bytes: a disk of less than a chunk
-WITH_LIBRARY = VmBackup.xxhash_library() is not None
+WITH_XXH64 = unittest.skipUnless(VmBackup.xxhash_library(), 'no libxxhash, no package xxhash')
 PACKERS = {program: kind for program, kind in (('gzip', 'gzip'), ('pigz', 'gzip'), ('zstd', 'zstd'))
            if shutil.which(program)}           # what decompresses, and what it decompresses
 PROGRAMS = dict(VmBackup.DECOMPRESSORS)
@@ -116,7 +116,7 @@ class ArchiveCase(unittest.TestCase):
         os.lseek(self.handle, 0, os.SEEK_SET)
         source = VmBackup.Source(self.handle)
         try:
-            return VmBackup.read_form(form, source, size, None)
+            return VmBackup.read_form(form, source, size)
         except VmBackup.Damaged as damaged:
             self.assertTrue(str(damaged))
             damaged.__context__ = None              # nor keep the frames that it came through

@@ -299,7 +299,7 @@ class Storage(FuzzCase):
         self.addCleanup(source.close)
         fails = unittest.mock.Mock(readinto=readinto)
         with unittest.mock.patch.object(source, 'stream', fails):
-            return VmBackup.ArchiveReader(source, None).read()
+            return VmBackup.ArchiveReader(source).read()
 
     def test_a_sector_that_cannot_be_read_is_damage_and_a_share_in_trouble_is_none(self):
         with self.assertRaisesRegex(VmBackup.Damaged, 'Input/output error at byte 30000'):

@@ -27,6 +27,7 @@ PAGE = (b'HTTP/1.0 500 Internal Error\r\ncontent-length: 9\r\n\r\n<html><body><h
 SIZE = re.compile(rb'(?<=<name>virtual_size</name><value>)\d+')
 
 
+@archives.WITH_XXH64
 class Mutations(ArchiveCase):
     kind = 'changes of archives'
 
@@ -35,8 +36,8 @@ class Mutations(ArchiveCase):
         self.chance = archives.chances(seed(), self.id())
 
     def times(self, count):
-        """How often: more of everything in the full run, less where XXH64 takes long."""
-        return count * (40 if full() else 1) // (4 if archives.WITH_LIBRARY else 32) + 1
+        """How often: more of everything in the full run."""
+        return count * (40 if full() else 1) // 4 + 1
 
     def each_kind(self):
         """(the bytes of a good archive, its members, its Proof) of each kind."""
@@ -93,7 +94,7 @@ class Bits(Mutations):
         tail = len(data) - 4 * BLOCK                   # checksum header, checksum, end
         bits = [(at, bit) for at in list(range(BLOCK)) + list(range(head, head + BLOCK)) +
                 list(range(tail, len(data))) for bit in range(8)]
-        for at, bit in archives.some(bits, self.chance, 300 if archives.WITH_LIBRARY else 50):
+        for at, bit in archives.some(bits, self.chance, 300):
             self.flip(at, bit)
 
     def test_of_ova_xml_by_the_digest(self):
@@ -458,6 +459,7 @@ class Recorded(Mutations):
             self.check()
 
 
+@archives.WITH_XXH64
 class Messages(ArchiveCase):
     """A fault names the disk, the chunk, the offset in the file, and what was expected."""
 
@@ -490,11 +492,11 @@ class Messages(ArchiveCase):
         at = heads[3] + BLOCK + 1000
         changed = bytearray(found[3].data)
         changed[1000] ^= 4
-        right = '%016X' % VmBackup.xxh64(found[1].data)
+        right = '%016X' % archive.xxh64(found[1].data)
         wrong = ('DISK, chunk Ref:9/0000000%d, byte %d: the checksum is %s, that of the data here '
                  'is %s')
         for text, data in (
-                (wrong % (1, heads[3] + BLOCK, found[4].data.decode(), '%016X' % VmBackup.xxh64(
+                (wrong % (1, heads[3] + BLOCK, found[4].data.decode(), '%016X' % archive.xxh64(
                     bytes(changed))), self.with_byte(at, changed[1000:1001])),
                 (wrong % (0, heads[1] + BLOCK, '0' * 16, right), self.with_data(2, b'0' * 16)),
                 (wrong % (0, heads[1] + BLOCK, right.lower(), right),

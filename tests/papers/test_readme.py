@@ -27,7 +27,7 @@ from tests.simpool import SimPool, pools
 from tests.tools import forked
 from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
-from tests.tools.support import LIMIT, PoolCase
+from tests.tools.support import LIMIT, NO_XXHASH, PoolCase
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -505,9 +505,9 @@ class Troubles(PoolCase):
     @prints('this host has no libxxhash', 'it is whole, but not what it was',
             'it is of another snapshot')
     def the_library_for_checksums_is_missing_and_then_backups_are_changed(self):
-        self.script = self.changed_script(XXHASH=(), SLOW_BYTES=0)
+        self.script, self.prelude = self.changed_script(XXHASH=()), NO_XXHASH
         before = self.says('vm-export=db', 'vm-export=web')
-        self.script = SCRIPT
+        self.script, self.prelude = SCRIPT, ''
         self.says('vm-export=web')
         shutil.copy(*[path + '/web.xva' for path in self.dated('web')])
         path = self.newest('db', 'db.xva')
