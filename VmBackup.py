@@ -1925,12 +1925,13 @@ def session_at(url: str) -> Any:
     """
     if XenAPI is None:
         raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
-    shown = without_password(url)
+    shown, agent = without_password(url), 'VmBackup/' + VERSION
     try:
         if url.startswith('unix:/'):
-            return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT)
+            return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT,
+                                     user_agent=agent)
         if url.startswith(('http://', 'https://')):
-            return XenAPI.Session(url, ignore_ssl=True, timeout=XAPI_TIMEOUT)
+            return XenAPI.Session(url, ignore_ssl=True, timeout=XAPI_TIMEOUT, user_agent=agent)
     except TypeError:                                  # the SDK's module has no timeout
         raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
     except ValueError as error:

@@ -125,7 +125,7 @@ class _HTTPSTransport(_Timed, xmlrpclib.SafeTransport):
     """TLS over TCP."""
 
 
-def _tcp_transport(uri, ignore_ssl, timeout):
+def _tcp_transport(uri, ignore_ssl, timeout, user_agent):
     """A new transport for an http or https `uri`; certificates are verified unless `ignore_ssl`."""
     if urlsplit(uri).scheme != 'https':
         transport = _HTTPTransport()
@@ -137,6 +137,7 @@ def _tcp_transport(uri, ignore_ssl, timeout):
     else:
         transport = _HTTPSTransport()
     transport.timeout = timeout
+    transport.user_agent = user_agent or transport.user_agent
     return transport
 
 
@@ -168,13 +169,14 @@ class UDSTransport(xmlrpclib.Transport):
     """XML-RPC over a unix socket: that of `path`, or the one that the URI's host spells.
 
     Each request carries TRACEPARENT, BAGGAGE and ORIGINATOR of the environment as headers, where
-    they are set. `timeout`: as Session's.
+    they are set. `timeout`, `user_agent`: as Session's.
     """
 
-    def __init__(self, *args, path=None, timeout=None, **kwargs):
+    def __init__(self, *args, path=None, timeout=None, user_agent=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.path = path
         self.timeout = timeout
+        self.user_agent = user_agent or self.user_agent
 
     def add_extra_header(self, key, value):
         """Add a header to those of the next request, from within make_connection."""
@@ -230,7 +232,8 @@ class Session(xmlrpclib.ServerProxy):
     connecting or any read or write, before socket.timeout (an OSError) is raised; None: as long as
     socket.getdefaulttimeout() says, which is for ever unless changed. A login of which nobody knows
     how it ended may have left a session with the pool, which drops it after 24 idle hours (xapi:
-    ocaml/xapi/xapi_globs.ml, inactive_session_timeout).
+    ocaml/xapi/xapi_globs.ml, inactive_session_timeout). user_agent: what xapi counts its clients
+    by, and limits them (recorded from 26.17.0: host.get_tracked_user_agents); None: Python's own.
 
     Raises Failure for what the pool refuses; xmlrpc.client.Fault for answers that make no sense
     (500), calls that need a login (401) and a login that timed out in the network (504);
@@ -242,16 +245,16 @@ class Session(xmlrpclib.ServerProxy):
     """
 
     def __init__(self, uri, transport=None, encoding=None, verbose=False, allow_none=True,
-                 ignore_ssl=False, timeout=None):
-        if transport is not None and timeout is not None:
-            raise ValueError('a timeout is for the transport made here: give it to your own one')
+                 ignore_ssl=False, timeout=None, user_agent=None):
+        if transport is not None and (timeout, user_agent) != (None, None):
+            raise ValueError('a timeout or user agent is for a transport that is made here')
         self.transport = transport
         self._session = None
         self.last_login_method = None
         self.last_login_params = None
         self._API_version = API_VERSION_1_1
         if transport is None:
-            transport = _tcp_transport(uri, ignore_ssl, timeout)
+            transport = _tcp_transport(uri, ignore_ssl, timeout, user_agent)
         super().__init__(uri, transport, encoding, bool(verbose), bool(allow_none))
 
     def __repr__(self):
@@ -340,11 +343,12 @@ class Session(xmlrpclib.ServerProxy):
             self._API_version = API_VERSION_1_1
 
 
-def xapi_local(path='/var/lib/xcp/xapi', timeout=None):
+def xapi_local(path='/var/lib/xcp/xapi', timeout=None, user_agent=None):
     """A Session over this host's unix socket, where login_with_password takes anybody for root.
 
     On a pool member calls are passed on to the master (xapi: ocaml/xapi/api_server.ml, forward).
-    `timeout`: as Session's.
+    `timeout`, `user_agent`: as Session's.
     """
     host = quote(os.fsencode(path)).replace('/', '_')
-    return Session('http://%s/' % host, transport=UDSTransport(path=path, timeout=timeout))
+    return Session('http://%s/' % host, transport=UDSTransport(
+        path=path, timeout=timeout, user_agent=user_agent))

@@ -457,6 +457,15 @@ class WhatTheSdkHasNot(unittest.TestCase):
         with self.assertRaises(ValueError):     # beside a transport that was made elsewhere
             XenAPI.Session('http://host', transport=xmlrpc.client.Transport(), timeout=1)
 
+    def test_user_agent_is_sent_by_every_door(self):
+        path = os.path.join(self.directory, 'sock')
+        for door, session in (('tcp', "X.Session(uri, user_agent='VmBackup/1')"),
+                              (path, "X.xapi_local(path, user_agent='VmBackup/1')")):
+            with ScriptedServer(door, [IS_A]) as server:
+                with eval(session, {'X': XenAPI, 'uri': server.uri, 'path': door}) as opened:
+                    opened.login()
+                self.assertIn(('User-Agent', 'VmBackup/1'), server.requests[0].headers)
+
     def test_socket_may_lie_anywhere(self):
         for name in ('a_b__c', '_', 'with blank', 'with:colon', '[x]', 'a@b?c#d%41',
                      os.fsdecode('é'.encode()), os.fsdecode(b'\xff')):
