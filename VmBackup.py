@@ -3589,9 +3589,18 @@ def ova_xml(archive: bytes) -> bytes:
 def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
     """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
 
-    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
+    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml). Before xapi
+    25.20 it is refused while somebody takes a snapshot of the VM (recorded from 25.6.0).
     """
-    ova = ova_xml(xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename=''))
+    for wait in SNAPSHOT_PAUSES + (0,):
+        try:
+            archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
+            break
+        except CommandFailed as error:
+            if not wait or 'currently in progress' not in str(error):
+                raise
+        pause(wait)
+    ova = ova_xml(archive)
     try:
         backup.write(indented(ova), METADATA)
     except xml.etree.ElementTree.ParseError as error:

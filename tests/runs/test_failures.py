@@ -168,6 +168,15 @@ class FailuresOfOneVm(FailureCase):
                                  'vm-export,end,SUCCESS db,elapse:0 size:0G')
                 shutil.rmtree(os.path.join(self.backups, 'web'), ignore_errors=True)
 
+    def test_metadata_that_an_older_xapi_refuses_during_a_snapshot_are_asked_for_again(self):
+        self.script = self.changed_script(SNAPSHOT_PAUSES=(0.01, 0.01))
+        for times, status in ((2, 0), (3, 1)):
+            self.fault('vm-export', 'refuse', times=times,
+                       error=['OTHER_OPERATION_IN_PROGRESS', 'VM.snapshot', 'x'])
+            self.sim.pool.xapi_version = '25.6'
+            done = self.ends(status, 'vdi-export=web')
+            self.assertEqual(bool(status), 'vm-metadata.xml is missing' in done.output)
+
     def test_a_missing_vm_is_an_error_and_the_others_are_backed_up(self):
         for good, *others in ((0,), (1, 'vm-export=db')):
             done = self.ends(2, 'vm-export=gone', *others)
