@@ -2243,24 +2243,24 @@ class Pool:
                busy: Sequence[str]) -> Tuple[str, str]:
         """State and words of a Hold. Raise PoolError."""
         disk, task = self.record('VDI', vbd['VDI'])['uuid'], vbd['other_config'].get('task_id')
-        of_xapi = vbd['mode'] == mode and vbd['type'] == 'Disk' and not vbd['bootable'] and (
-            set(vbd['other_config']) <= {'task_id'}) and self.call(
-                'VM.get_is_control_domain', vbd['VM'])
+        others = [label for label in pending.values() if not label.startswith(OF_VMS)]
+        of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
+        of_xapi = of_dom0 and vbd['mode'] == mode and vbd['type'] == 'Disk' and (
+            not vbd['bootable'] and set(vbd['other_config']) <= {'task_id'})
         if task is None:
             of_xapi = of_xapi and sure and self.version() >= TASKLESS and re.match(
                 f'(sm/backend/[^/]+/{disk})?\\Z', vbd['device'])
-        if not of_xapi:
-            return NOT_OURS, 'the VBD {0} of another VM or of a person (look at it: xe '\
-                'vbd-param-list uuid={0}; to remove it: xe vbd-unplug uuid={0}, xe vbd-destroy '\
-                'uuid={0})'.format(vbd['uuid'])
         if task in pending or vbd['current_operations']:
             return RUNNING, 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
-        if task or vbd['metrics'] == NULL:
+        if of_xapi and (task or vbd['metrics'] == NULL):
             return LEAKED, ''
-        if busy:
+        if of_xapi and busy:
             return RUNNING, 'a transfer, ' + busy[0]
-        others = [label for label in pending.values() if not label.startswith(OF_VMS)]
-        return (IN_DOUBT, 'perhaps the task ' + others[0]) if others else (LEAKED, '')
+        if of_dom0 and others and task is None:
+            return IN_DOUBT, 'perhaps the task ' + others[0]
+        return (LEAKED, '') if of_xapi else (NOT_OURS, (
+            'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
+            'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})').format(vbd['uuid']))
 
     def progress(self, word: str) -> List[float]:
         """Which share of their work the tasks have done that carry a word in name or description:
@@ -4625,10 +4625,10 @@ def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequenc
         held = pool.holds(owners, disks, mode, sure)
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
-            if hold.state == NOT_OURS:
-                raise VmBackupError(f'the disk {disk} has {hold.what}')
-            if hold.state != LEAKED or is_worked_on(hold.vbd['device'] or disk):
+            if hold.state in (RUNNING, IN_DOUBT) or is_worked_on(hold.vbd['device'] or disk):
                 raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}')
+            if hold.state == NOT_OURS and seen is not None:
+                raise VmBackupError(f'the disk {disk} has {hold.what}')
         if not held:
             return
         if seen is None:
@@ -4930,7 +4930,10 @@ class Exporter:
                     pauses += BUSY_PAUSES
                 if attempt >= len(pauses):
                     raise
-                self.warnings.append(str(error))
+                if 'in use' in str(error):             # until a transfer has quite ended, as a rule
+                    self.console.log(f'***NOTE - {error}: trying again')
+                else:
+                    self.warnings.append(str(error))
                 pause(pauses[attempt])
 
     def free(self, intent: Intent) -> None:

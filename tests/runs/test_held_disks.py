@@ -2,9 +2,12 @@
 
 import contextlib
 import itertools
+import os
+import signal
 import subprocess
 import sys
 
+from tests.tools.processes import children_of
 from tests.tools.support import PoolCase
 
 VERSIONS = '25.33', '26.17'        # a transfer's VBD names its task, or does not
@@ -66,11 +69,14 @@ class Leaked(HeldCase):
             self.assertEqual(1, self.verbs().count('vbd-unplug'), done.output)
             self.assert_order()
 
-    def test_by_an_xapi_that_was_killed_before_it_wrote_its_database(self):
+    def test_by_an_xapi_that_was_killed_before_it_wrote_its_database_until_the_host_restarts(self):
         for rule, keys, _ in self.each(EXPORTS):
             self.sim.pool.stale_devices.add('0')
-            self.ends(0, rule, **keys)
-            self.assert_order()
+            for done in self.ends(1, rule, **keys), self.ends(1, 'vdi-export=db'):
+                self.assertIn('Expected 0 or 1 VDI with datapath, had 2', done.output)
+                self.assertRegex(done.output, 'left in the pool: xe vbd-unplug failed: ')
+            self.sim.pool.stale_devices.clear()
+            self.ends(0, 'vdi-export=db')
 
     def test_by_an_earlier_run_that_was_killed_with_its_xapi(self):
         for rule, keys, verb in self.each(EXPORTS):
@@ -187,6 +193,26 @@ class Running(HeldCase):
             self.assertNotIn('vbd-unplug', self.verbs())
             tools[0].communicate(b'\n')
             self.ends(0, 'vdi-export=db')
+
+    def test_an_import_that_ends_with_its_client_is_waited_for(self):
+        for rule, _, verb in self.each(['vdi-export']):
+            self.script = self.changed_script(DISCARD_PAUSES=SOON, BUSY_PAUSES=(0.5, 1, 2, 4))
+            self.ends(0, rule)
+            looked = []
+            self.at_call('VM.get_is_control_domain', lambda: looked.append(1), 0)
+            self.sim.pool.sleep = lambda *_: self.wait_for(lambda: looked)
+            self.fault('vdi-import', 'slow', after=BEGUN)
+            child = self.start('password', 'restore=web', 'from=' + self.backups)
+            self.wait_for(self.held)
+            children = children_of(child.pid)
+            child.kill()
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            self.finish(child)
+            self.sim.pool.tables['session'].clear()
+            done = self.ends(0, 'vdi-export=db')
+            self.assertIn('is in use by', done.output)
+            self.assertNotIn('vbd-unplug', self.verbs())
 
 
 class OfPersons(HeldCase):

@@ -229,8 +229,9 @@ class LeftBehind(StallCase):
     def refuse(self, error, times):
         """Let xapi refuse to destroy disks; how often that is tried after the VM's export."""
         self.fault('vdi-destroy', 'refuse', times=times, error=error)
-        done = self.ends(1, 'vdi-export=db')
-        self.assertIn('vdi-export,end,WARNING db,elapse:0 size:0G', self.status())
+        done = self.ends(int(not times), 'vdi-export=db')
+        self.assertIn('vdi-export,end,%s db,elapse:0 size:0G' % (
+            'SUCCESS' if times else 'WARNING'), self.status())
         return done.output.partition('VmBackup vdi-export db')[0].count(
             '.cmd: %s vdi-destroy' % self.sim.xe)
 

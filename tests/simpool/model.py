@@ -187,7 +187,7 @@ class Pool(Transfers):
     lock_wait  seconds that a message waits for a conflicting one (xapi: two hours)
     faults     what goes wrong on demand; journal: every call of both doors, in order
     failing_detaches  so many times storage cannot detach a disk from dom0
-    stale_devices     of dom0, with which this fails once: a killed daemon has forgotten them
+    stale_devices     of dom0, with which this fails each time: a killed daemon has forgotten them
     written           the tables that a killed daemon comes back with (None: the present ones)
     """
 
@@ -285,7 +285,10 @@ class Pool(Transfers):
     def _transferred(self):
         """The devices under which dom0 has disks."""
         return {vbd['userdevice'] for vbd in self.tables['VBD'].values()
-                if self.tables['VM'][vbd['VM']]['is_control_domain'] and vbd['currently_attached']}
+                if self._is_of_dom0(vbd) and vbd['currently_attached']}
+
+    def _is_of_dom0(self, vbd):
+        return self.tables['VM'][vbd['VM']]['is_control_domain']
 
     def arrive(self, door, name, args=()):
         """Note a call in the journal, let its latency pass, and return its fault or None."""
@@ -1099,7 +1102,7 @@ class Pool(Transfers):
         self.assert_device(vbd)
         record = self.record('VBD', vbd)
         name = linux_name(*devices(record['userdevice'])[0])
-        if self.tables['VM'][record['VM']]['is_control_domain']:
+        if self._is_of_dom0(record):
             vdi = self.tables['VDI'][record['VDI']]
             name = 'sm/backend/%s/%s' % (self.tables['SR'][vdi['SR']]['uuid'], vdi['uuid'])
         self.put('VBD', vbd, currently_attached=True, device=name,
@@ -1135,8 +1138,11 @@ class Pool(Transfers):
 
     @message('VBD.unplug')
     def vbd_unplug(self, vbd):
-        if not self.record('VBD', vbd)['currently_attached']:
+        record = self.record('VBD', vbd)
+        if not record['currently_attached']:
             raise XapiError('DEVICE_ALREADY_DETACHED', vbd)
+        if record['userdevice'] in self.stale_devices and self._is_of_dom0(record):
+            raise XapiError('INTERNAL_ERROR', 'Expected 0 or 1 VDI with datapath, had 2')
         self.mark_detached(vbd)
         return ''
 

@@ -115,9 +115,7 @@ class Transfers:
 
     def _detaches(self, vbd):
         """Whether storage lets go of a disk: see `failing_detaches` and `stale_devices`."""
-        device = self.tables['VBD'][vbd]['userdevice']
-        if device in self.stale_devices:
-            self.stale_devices.remove(device)
+        if self.tables['VBD'][vbd]['userdevice'] in self.stale_devices:
             return False
         if self.failing_detaches:
             self.failing_detaches -= 1
