@@ -3649,6 +3649,7 @@ SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170,
 PROVED = collections.OrderedDict((             # from least to most
     ('length', 'it can be read, but nothing tells how long it should be'),
     ('metadata', 'whole, but metadata only, without disks'),
+    ('restorable', 'whole, but refused by xe vm-import alone: use restore=, which puts it right'),
     ('structure', 'the structure is whole'),
     ('checksums', 'every checksum is right')))
 
@@ -3891,8 +3892,9 @@ class ArchiveReader:
         self.digest = hashlib.sha256()
         self.head = b''        # the header that was read last: that of the next member
         self.where = 'ova.xml'     # what is read now
-        self.first = -1        # bytes of the first chunk of all, in which gaps are counted
+        self.first = -1        # bytes of the first chunk of all
         self.hashed = True     # whether every checksum was compared
+        self.refused = False   # by xe vm-import
 
     def read_ova(self) -> Tuple[bytes, bytes]:
         """Read ova.xml; return its header and what it holds. Raise Damaged."""
@@ -3918,7 +3920,8 @@ class ArchiveReader:
         for disk in () if metadata else contents.disks:
             self.read_disk(disk)
         self.read_end()
-        proved = 'metadata' if metadata else 'checksums' if self.hashed else 'structure'
+        proved = ('metadata' if metadata else 'restorable' if self.refused else
+                  'checksums' if self.hashed else 'structure')
         return Proof(proved, self.digest.hexdigest(), self.source.at, contents.vm)
 
     def take(self, view: memoryview) -> memoryview:
@@ -3962,8 +3965,9 @@ class ArchiveReader:
 
     def read_disk(self, disk: ArchivedDisk) -> None:
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
-        last; an empty one, which only keeps a connection alive, takes up a number. So gaps in the
-        numbers are counted as the importer does (xapi: stream_vdi.ml, recv_all_vdi)."""
+        last; an empty one, which only keeps a connection alive, takes up a number. What is left out
+        is counted as whole chunks; the importer takes the length of the archive's first chunk, so
+        that it fails if that is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
         last, offset = -1, 0
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
@@ -3980,7 +3984,8 @@ class ArchiveReader:
                 raise self.fault(f'chunk {name} comes after number {last}')
             if self.first < 0:
                 self.first = size
-            offset += (number - last - 1) * self.first
+            offset += (number - last - 1) * CHUNK
+            self.refused = self.refused or number > last + 1 and self.first < CHUNK
             wanted = min(CHUNK, disk.size - offset)
             if size not in (wanted, 0) or wanted <= 0:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
@@ -4007,6 +4012,16 @@ class ArchiveReader:
             raise self.fault('the checksum is {}, that of the data here is {}'.format(
                 told.decode('ascii', 'replace'), right.decode('ascii')), end + 3 * BLOCK)
         self.head = rest[2 * BLOCK:].tobytes()
+
+    def moved(self) -> bytes:
+        """Read a disk of one chunk; the same members for a place after all other disks."""
+        head, (name, size) = self.head, self.member()
+        self.read_chunk(name, size)
+        end = size + -size % BLOCK
+        told = self.view[end:end + BLOCK].tobytes()
+        return b''.join((changed(head, size, last_id(head[:100])), self.view[:end],
+                         changed(told, int(told[124:135], 8), last_id(told[:100])),
+                         self.view[end + BLOCK:end + 2 * BLOCK]))
 
     def checksum(self, kind: str, size: int) -> bytes:
         """The checksum of the chunk in the buffer; nothing if there is no function for it."""
@@ -4313,9 +4328,9 @@ def restorable(ova: bytes, name: str, mark: str) -> bytes:
     return encoded(text.replace('\r', '&#13;'))        # XML reads a bare one as a line feed
 
 
-def resized(head: bytes, size: int) -> bytes:
-    """A tar header for another size (ocaml-tar: lib/tar.ml)."""
-    new = bytearray(head)
+def changed(head: bytes, size: int, name: bytes = b'') -> bytes:
+    """A tar header with another size, and perhaps name (ocaml-tar: lib/tar.ml)."""
+    new = bytearray(name.ljust(100, b'\0')[:100] + head[100:] if name else head)
     new[124:136] = b'%011o\0' % size
     new[148:156] = b' ' * 8
     new[148:156] = b'%06o\0 ' % sum(new)
@@ -4347,14 +4362,32 @@ def pieces_of(source: Source) -> Iterator[bytes]:
         yield view[:got]
 
 
+def last_id(name: bytes) -> bytes:
+    """A disk's id (the name of its member), so that it comes after all others: Ref:~2 of Ref:2."""
+    return name.replace(b'Ref:', b'Ref:~', 1)
+
+
 def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
-    """The bytes of an archive, uncompressed, whose ova.xml is `restorable`."""
+    """The bytes of an archive, uncompressed, whose ova.xml is `restorable`. Disks below 1 MiB that
+    come first go last, with ids that say so, as an import would be refused (see `read_disk`)."""
     with opened(path) as source:
         reader = ArchiveReader(source)
         head, ova = reader.read_ova()
+        disks = promised(ova).disks
+        small = list(itertools.takewhile(lambda disk: disk.size < CHUNK, disks))
+        small = small if small != disks else []
+        for disk in small:
+            identity = encoded(disk.id)
+            ova = ova.replace(b'>%s<' % identity, b'>%s<' % last_id(identity))
         ova = restorable(ova, name, mark)
-        yield resized(head, len(ova)) + ova + bytes(-len(ova) % BLOCK) + reader.head
-        yield from pieces_of(source)
+        yield changed(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
+        late = b''.join(reader.moved() for disk in small if disk.size)
+        rest = reader.head
+        for piece in pieces_of(source):
+            rest += piece
+            yield rest[:-2 * BLOCK]
+            rest = rest[-2 * BLOCK:]
+        yield late + rest                              # before the two blocks that end it
 
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
@@ -5949,16 +5982,17 @@ def disk_words(disk: Disk, why: str) -> str:
 
 
 def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
-    """A plan that tells which disks are left out. No call unless there may be any. Raise
+    """A plan that tells which disks are left out, and what is to be known of their sizes. Raise
     PoolError."""
     left_out, failures, messages = [], [], []
     doubtful = False
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
-        vhd = exporter.extension.startswith('.vhd')
-        if exporter.choice._replace(wanted='boot') == DiskChoice() and not vhd:
-            continue
-        disks = exporter.choose(job.vm)
+        disks, vhd = exporter.choose(job.vm), exporter.extension.startswith('.vhd')
+        sizes = [int(disk.vdi['virtual_size']) for disk in disks] or [CHUNK]
+        if job.method == 'vm-export' and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
+            messages.append(f'***NOTE - {job.shown}: with a disk below 1 MiB its archive may be '
+                            'one that xe vm-import alone refuses (restore= puts it right)')
         for problem in filter(None, map(vhd_problem, disks if vhd else ())):
             fatal = TOO_LARGE in problem
             messages.append('***{} - {}: {}'.format(
