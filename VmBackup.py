@@ -4014,14 +4014,13 @@ class ArchiveReader:
         self.head = rest[2 * BLOCK:].tobytes()
 
     def moved(self) -> bytes:
-        """Read a disk of one chunk; the same members for a place after all other disks."""
+        """Read a disk of one chunk; the same members, with names that come after all others."""
         head, (name, size) = self.head, self.member()
         self.read_chunk(name, size)
         end = size + -size % BLOCK
-        told = self.view[end:end + BLOCK].tobytes()
-        return b''.join((changed(head, size, last_id(head[:100])), self.view[:end],
-                         changed(told, int(told[124:135], 8), last_id(told[:100])),
-                         self.view[end + BLOCK:end + 2 * BLOCK]))
+        data, told, total = (self.view[at:to].tobytes() for at, to in (
+            (0, end), (end, end + BLOCK), (end + BLOCK, end + 2 * BLOCK)))
+        return changed(last_name(head)) + data + changed(last_name(told)) + total
 
     def checksum(self, kind: str, size: int) -> bytes:
         """The checksum of the chunk in the buffer; nothing if there is no function for it."""
@@ -4328,10 +4327,11 @@ def restorable(ova: bytes, name: str, mark: str) -> bytes:
     return encoded(text.replace('\r', '&#13;'))        # XML reads a bare one as a line feed
 
 
-def changed(head: bytes, size: int, name: bytes = b'') -> bytes:
-    """A tar header with another size, and perhaps name (ocaml-tar: lib/tar.ml)."""
-    new = bytearray(name.ljust(100, b'\0')[:100] + head[100:] if name else head)
-    new[124:136] = b'%011o\0' % size
+def changed(head: bytes, size: Optional[int] = None) -> bytes:
+    """A tar header that was changed, with the right checksum (ocaml-tar: lib/tar.ml)."""
+    new = bytearray(head)
+    if size is not None:
+        new[124:136] = b'%011o\0' % size
     new[148:156] = b' ' * 8
     new[148:156] = b'%06o\0 ' % sum(new)
     return bytes(new)
@@ -4362,9 +4362,9 @@ def pieces_of(source: Source) -> Iterator[bytes]:
         yield view[:got]
 
 
-def last_id(name: bytes) -> bytes:
-    """A disk's id (the name of its member), so that it comes after all others: Ref:~2 of Ref:2."""
-    return name.replace(b'Ref:', b'Ref:~', 1)
+def last_name(head: bytes) -> bytes:
+    """A tar header, or just its name, of a disk that is to come after all others: Ref:~2."""
+    return head[:100].replace(b'Ref:', b'Ref:~', 1)[:100] + head[100:]
 
 
 def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
@@ -4375,10 +4375,8 @@ def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
         head, ova = reader.read_ova()
         disks = promised(ova).disks
         small = list(itertools.takewhile(lambda disk: disk.size < CHUNK, disks))
-        small = small if small != disks else []
-        for disk in small:
-            identity = encoded(disk.id)
-            ova = ova.replace(b'>%s<' % identity, b'>%s<' % last_id(identity))
+        for identity in [encoded(disk.id) for disk in small]:
+            ova = ova.replace(b'>%s<' % identity, b'>%s<' % last_name(identity))
         ova = restorable(ova, name, mark)
         yield changed(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
         late = b''.join(reader.moved() for disk in small if disk.size)
@@ -4771,12 +4769,9 @@ class Exporter:
             if plain == path:
                 self.xe.export('vdi-export', watchdog, filename=path, **words)
             else:
-                handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                try:
+                with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
                     self.xe.export_packed('vdi-export', watchdog, compressor(
-                        COMPRESSION_OF[path[len(plain):]]), handle, **words)
-                finally:
-                    os.close(handle)
+                        COMPRESSION_OF[path[len(plain):]]), stream.fileno(), **words)
         except CommandFailed as error:
             if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
@@ -5251,6 +5246,7 @@ class DisksExporter(VmExporter):
 # written down before. The mark of the VM, or the name that a disk has meanwhile, goes last; what
 # carries it when a restore has ended is half restored, is ours, and is removed.
 
+QCOW2 = ('sm-config:image-format', 'qcow2')    # of a disk that no SR has as VHD
 ADVICE = (                 # (what xe or xapi says, what to do)
     ('IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
      'it was exported by a newer release: restore it in a pool that is as new'),
@@ -5462,9 +5458,9 @@ class Importer:
         mark. Raise CommandFailed, PoolError, Damaged, OSError."""
         size = target.size
         with advising():
-            words = {'sm-config:image-format': 'qcow2'} if size > LARGEST_STORED else {}
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(mark), virtual_size=str(size), **words)
+                                name_label=marked_name(mark), virtual_size=str(size),
+                                **dict([QCOW2] if size > LARGEST_STORED else []))
             made = [int(vdi['virtual_size']) for vdi in self.pool.marked(mark)['VDI'].values()
                     if vdi['uuid'] == uuid]
             if not made or made[0] < size:
@@ -5538,9 +5534,10 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
                 plain != part.name))
         if part.kind == 'VDI':
             disk, size = disks[part.disk], part.snapshot.size
+            size += -size % VHD_BLOCK if form == '.vhd' else 0
             values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
                           boot=str(bool(disk.vbd['bootable']) or not many).lower(),
-                          size=size + (-size % VHD_BLOCK if form == '.vhd' else 0),
+                          size=str(size) + ' {}={}'.format(*QCOW2) * (size > LARGEST_STORED),
                           name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
         else:
             values.update(filename=shlex.quote('filename=' + portable(path)))

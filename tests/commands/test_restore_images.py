@@ -151,6 +151,20 @@ class Forms(ImageCase):
         self.ok(self.vmbackup('password', self.config('vdi-export=web', vdi_export_format='auto'),
                               'preview'))
 
+    def test_images_that_xapi_neither_writes_nor_takes_are_refused_packed_or_not(self):
+        """A fixed one has its footer at its end only; one of differences is of another disk."""
+        whole = vhd(archive.Image.sample(2 * MIB, 'odd', 1))
+        fixed, differing = bytearray(whole[:512]), bytearray(whole)
+        for footer, kind in ((fixed, 2), (differing, 4)):
+            footer[60:64] = struct.pack('>I', kind)
+            footer[64:68] = struct.pack('>I', VmBackup.inverted(bytes(footer[:512]), 64))
+        differing[-512:] = differing[:512]
+        for data, words in ((bytes(2 * MIB) + fixed, 'does not begin as a VHD image'),
+                            (differing, 'the footer of a dynamic VHD image was expected')):
+            for name in ('disk.vhd', 'disk.vhd.gz'):
+                path = self.put_file(name, gzip.compress(data) if '.gz' in name else bytes(data))
+                self.refused(words, self.restore(path, 'from=' + self.config()))
+
     def test_auto_is_raw_for_a_disk_of_no_whole_blocks_and_vhd_for_another(self):
         self.ok(self.back_up('vdi-export=web', vdi_export_format='auto', vdi_disks='all'))
         self.assertEqual({'DISK-xvda.vhd', 'DISK-xvdb.raw'}, {
