@@ -4737,11 +4737,20 @@ class Exporter:
         """The ending of a disk's file; `auto` stands for VHD where xapi makes it."""
         return self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
 
+    def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
+        """What is to be known of the sizes of disks: ERROR, WARNING or NOTE, and words."""
+        sizes = [int(disk.vdi['virtual_size']) for disk in disks] or [CHUNK]
+        if '.xva' in self.extension and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
+            return [('NOTE', 'with a disk below 1 MiB its archive may be one that xe vm-import '
+                     'alone refuses (restore= puts it right)')]
+        return [('ERROR' if TOO_LARGE in text else 'WARNING', text)
+                for text in map(vhd_problem, disks) if text and '.vhd' in self.extension]
+
     def check_form(self) -> None:
         """Raise BackupFailed if a disk is too large to be exported as VHD."""
-        for disk in self.disks if self.extension.startswith('.vhd') else ():
-            if TOO_LARGE in vhd_problem(disk):
-                raise BackupFailed(self.export_token, vhd_problem(disk))
+        for word, text in self.remarks(self.disks):
+            if word == 'ERROR':
+                raise BackupFailed(self.export_token, text)
 
     def aim(self, vm: Vm) -> None:
         """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
@@ -5985,17 +5994,11 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
     doubtful = False
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
-        disks, vhd = exporter.choose(job.vm), exporter.extension.startswith('.vhd')
-        sizes = [int(disk.vdi['virtual_size']) for disk in disks] or [CHUNK]
-        if job.method == 'vm-export' and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
-            messages.append(f'***NOTE - {job.shown}: with a disk below 1 MiB its archive may be '
-                            'one that xe vm-import alone refuses (restore= puts it right)')
-        for problem in filter(None, map(vhd_problem, disks if vhd else ())):
-            fatal = TOO_LARGE in problem
-            messages.append('***{} - {}: {}'.format(
-                'ERROR' if fatal else 'WARNING', job.shown, problem))
-            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * fatal
-            doubtful = doubtful or not fatal
+        disks = exporter.choose(job.vm)
+        for word, text in exporter.remarks(disks):
+            messages.append(f'***{word} - {job.shown}: {text}')
+            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * (word == 'ERROR')
+            doubtful = doubtful or word == 'WARNING'
         left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
