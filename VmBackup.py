@@ -3649,6 +3649,7 @@ SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170,
 PROVED = collections.OrderedDict((             # from least to most
     ('length', 'it can be read, but nothing tells how long it should be'),
     ('metadata', 'whole, but metadata only, without disks'),
+    ('restorable', 'whole, but refused by xe vm-import alone: use restore=, which puts it right'),
     ('structure', 'the structure is whole'),
     ('checksums', 'every checksum is right')))
 
@@ -3891,8 +3892,9 @@ class ArchiveReader:
         self.digest = hashlib.sha256()
         self.head = b''        # the header that was read last: that of the next member
         self.where = 'ova.xml'     # what is read now
-        self.first = -1        # bytes of the first chunk of all, in which gaps are counted
+        self.first = -1        # bytes of the first chunk of all
         self.hashed = True     # whether every checksum was compared
+        self.refused = False   # by xe vm-import
 
     def read_ova(self) -> Tuple[bytes, bytes]:
         """Read ova.xml; return its header and what it holds. Raise Damaged."""
@@ -3918,7 +3920,8 @@ class ArchiveReader:
         for disk in () if metadata else contents.disks:
             self.read_disk(disk)
         self.read_end()
-        proved = 'metadata' if metadata else 'checksums' if self.hashed else 'structure'
+        proved = ('metadata' if metadata else 'restorable' if self.refused else
+                  'checksums' if self.hashed else 'structure')
         return Proof(proved, self.digest.hexdigest(), self.source.at, contents.vm)
 
     def take(self, view: memoryview) -> memoryview:
@@ -3962,8 +3965,9 @@ class ArchiveReader:
 
     def read_disk(self, disk: ArchivedDisk) -> None:
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
-        last; an empty one, which only keeps a connection alive, takes up a number. So gaps in the
-        numbers are counted as the importer does (xapi: stream_vdi.ml, recv_all_vdi)."""
+        last; an empty one, which only keeps a connection alive, takes up a number. What is left out
+        is counted as whole chunks; the importer takes the length of the archive's first chunk, so
+        that it fails if that is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
         last, offset = -1, 0
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
@@ -3980,7 +3984,8 @@ class ArchiveReader:
                 raise self.fault(f'chunk {name} comes after number {last}')
             if self.first < 0:
                 self.first = size
-            offset += (number - last - 1) * self.first
+            offset += (number - last - 1) * CHUNK
+            self.refused = self.refused or number > last + 1 and self.first < CHUNK
             wanted = min(CHUNK, disk.size - offset)
             if size not in (wanted, 0) or wanted <= 0:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
@@ -4007,6 +4012,15 @@ class ArchiveReader:
             raise self.fault('the checksum is {}, that of the data here is {}'.format(
                 told.decode('ascii', 'replace'), right.decode('ascii')), end + 3 * BLOCK)
         self.head = rest[2 * BLOCK:].tobytes()
+
+    def moved(self) -> bytes:
+        """Read a disk of one chunk; the same members, with names that come after all others."""
+        head, (name, size) = self.head, self.member()
+        self.read_chunk(name, size)
+        end = size + -size % BLOCK
+        data, told, total = (self.view[at:to].tobytes() for at, to in (
+            (0, end), (end, end + BLOCK), (end + BLOCK, end + 2 * BLOCK)))
+        return changed(last_name(head)) + data + changed(last_name(told)) + total
 
     def checksum(self, kind: str, size: int) -> bytes:
         """The checksum of the chunk in the buffer; nothing if there is no function for it."""
@@ -4313,10 +4327,11 @@ def restorable(ova: bytes, name: str, mark: str) -> bytes:
     return encoded(text.replace('\r', '&#13;'))        # XML reads a bare one as a line feed
 
 
-def resized(head: bytes, size: int) -> bytes:
-    """A tar header for another size (ocaml-tar: lib/tar.ml)."""
+def changed(head: bytes, size: Optional[int] = None) -> bytes:
+    """A tar header that was changed, with the right checksum (ocaml-tar: lib/tar.ml)."""
     new = bytearray(head)
-    new[124:136] = b'%011o\0' % size
+    if size is not None:
+        new[124:136] = b'%011o\0' % size
     new[148:156] = b' ' * 8
     new[148:156] = b'%06o\0 ' % sum(new)
     return bytes(new)
@@ -4347,14 +4362,30 @@ def pieces_of(source: Source) -> Iterator[bytes]:
         yield view[:got]
 
 
+def last_name(head: bytes) -> bytes:
+    """A tar header, or just its name, of a disk that is to come after all others: Ref:~2."""
+    return head[:100].replace(b'Ref:', b'Ref:~', 1)[:100] + head[100:]
+
+
 def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
-    """The bytes of an archive, uncompressed, whose ova.xml is `restorable`."""
+    """The bytes of an archive, uncompressed, whose ova.xml is `restorable`. Disks below 1 MiB that
+    come first go last, with ids that say so, as an import would be refused (see `read_disk`)."""
     with opened(path) as source:
         reader = ArchiveReader(source)
         head, ova = reader.read_ova()
+        disks = promised(ova).disks
+        small = list(itertools.takewhile(lambda disk: disk.size < CHUNK, disks))
+        for identity in [encoded(disk.id) for disk in small]:
+            ova = ova.replace(b'>%s<' % identity, b'>%s<' % last_name(identity))
         ova = restorable(ova, name, mark)
-        yield resized(head, len(ova)) + ova + bytes(-len(ova) % BLOCK) + reader.head
-        yield from pieces_of(source)
+        yield changed(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
+        late = b''.join(reader.moved() for disk in small if disk.size)
+        rest = reader.head
+        for piece in pieces_of(source):
+            rest += piece
+            yield rest[:-2 * BLOCK]
+            rest = rest[-2 * BLOCK:]
+        yield late + rest                              # before the two blocks that end it
 
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
@@ -4706,11 +4737,20 @@ class Exporter:
         """The ending of a disk's file; `auto` stands for VHD where xapi makes it."""
         return self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
 
+    def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
+        """What is to be known of the sizes of disks: ERROR, WARNING or NOTE, and words."""
+        sizes = [int(disk.vdi['virtual_size']) for disk in disks] or [CHUNK]
+        if '.xva' in self.extension and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
+            return [('NOTE', 'with a disk below 1 MiB its archive may be one that xe vm-import '
+                     'alone refuses (restore= puts it right)')]
+        return [('ERROR' if TOO_LARGE in text else 'WARNING', text)
+                for text in map(vhd_problem, disks) if text and '.vhd' in self.extension]
+
     def check_form(self) -> None:
         """Raise BackupFailed if a disk is too large to be exported as VHD."""
-        for disk in self.disks if self.extension.startswith('.vhd') else ():
-            if TOO_LARGE in vhd_problem(disk):
-                raise BackupFailed(self.export_token, vhd_problem(disk))
+        for word, text in self.remarks(self.disks):
+            if word == 'ERROR':
+                raise BackupFailed(self.export_token, text)
 
     def aim(self, vm: Vm) -> None:
         """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
@@ -4738,12 +4778,9 @@ class Exporter:
             if plain == path:
                 self.xe.export('vdi-export', watchdog, filename=path, **words)
             else:
-                handle = private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                try:
+                with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
                     self.xe.export_packed('vdi-export', watchdog, compressor(
-                        COMPRESSION_OF[path[len(plain):]]), handle, **words)
-                finally:
-                    os.close(handle)
+                        COMPRESSION_OF[path[len(plain):]]), stream.fileno(), **words)
         except CommandFailed as error:
             if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
@@ -5221,6 +5258,7 @@ class DisksExporter(VmExporter):
 # written down before. The mark of the VM, or the name that a disk has meanwhile, goes last; what
 # carries it when a restore has ended is half restored, is ours, and is removed.
 
+QCOW2 = ('sm-config:image-format', 'qcow2')    # of a disk that no SR has as VHD
 ADVICE = (                 # (what xe or xapi says, what to do)
     ('IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
      'it was exported by a newer release: restore it in a pool that is as new'),
@@ -5432,9 +5470,9 @@ class Importer:
         mark. Raise CommandFailed, PoolError, Damaged, OSError."""
         size = target.size
         with advising():
-            words = {'sm-config:image-format': 'qcow2'} if size > LARGEST_STORED else {}
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(mark), virtual_size=str(size), **words)
+                                name_label=marked_name(mark), virtual_size=str(size),
+                                **dict([QCOW2] if size > LARGEST_STORED else []))
             made = [int(vdi['virtual_size']) for vdi in self.pool.marked(mark)['VDI'].values()
                     if vdi['uuid'] == uuid]
             if not made or made[0] < size:
@@ -5508,9 +5546,10 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
                 plain != part.name))
         if part.kind == 'VDI':
             disk, size = disks[part.disk], part.snapshot.size
+            size += -size % VHD_BLOCK if form == '.vhd' else 0
             values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
                           boot=str(bool(disk.vbd['bootable']) or not many).lower(),
-                          size=size + (-size % VHD_BLOCK if form == '.vhd' else 0),
+                          size=str(size) + ' {}={}'.format(*QCOW2) * (size > LARGEST_STORED),
                           name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
         else:
             values.update(filename=shlex.quote('filename=' + portable(path)))
@@ -5952,22 +5991,17 @@ def disk_words(disk: Disk, why: str) -> str:
 
 
 def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
-    """A plan that tells which disks are left out. No call unless there may be any. Raise
+    """A plan that tells which disks are left out, and what is to be known of their sizes. Raise
     PoolError."""
     left_out, failures, messages = [], [], []
     doubtful = False
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
-        vhd = exporter.extension.startswith('.vhd')
-        if exporter.choice._replace(wanted='boot') == DiskChoice() and not vhd:
-            continue
         disks = exporter.choose(job.vm)
-        for problem in filter(None, map(vhd_problem, disks if vhd else ())):
-            fatal = TOO_LARGE in problem
-            messages.append('***{} - {}: {}'.format(
-                'ERROR' if fatal else 'WARNING', job.shown, problem))
-            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * fatal
-            doubtful = doubtful or not fatal
+        for word, text in exporter.remarks(disks):
+            messages.append(f'***{word} - {job.shown}: {text}')
+            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * (word == 'ERROR')
+            doubtful = doubtful or word == 'WARNING'
         left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')

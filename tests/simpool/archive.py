@@ -530,10 +530,11 @@ class _XvaReader:
         return self.pending[0]
 
     def header(self):
-        """(name, size, mtime) of the next member; EOFError at the end, as the importer has it."""
+        """(name, size, mtime) of the next member; at the end an error, as the importer has it
+        (recorded from xapi 25.33.2 and 26.17.0)."""
         name = self.next_name()
         if not name:
-            raise EOFError
+            raise import_error('Tar.Header.End_of_stream')
         header, self.pending = self.pending, None
         self.members.append(name)
         return header

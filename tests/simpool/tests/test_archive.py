@@ -298,7 +298,7 @@ class ReadingXva(TestCase):
         data = written(images)
         self.assert_same_disks(read(data, expected=lambda _: sizes).disks, images)
         for change in ({'Ref:9': 7 * MIB}, {'Ref:99': MIB}):
-            with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Tar.Header.End_of_stream ]'):
                 read(data, expected=lambda _, change=change: dict(sizes, **change))
         with self.refusal('IMPORT_ERROR', mock.ANY, note='reaches beyond'):
             read(data, expected=lambda _: dict(sizes, **{'Ref:9': 5 * MIB + 1}))

@@ -414,7 +414,7 @@ class HalfWay(ModelCase):
 class FaultsOfImports(Case):
 
     description = {'srs': [{'name': 'disks', 'type': 'ext'}],
-                   'vms': [{'name': 'box', 'disks': ['3 MiB']}]}
+                   'vms': [{'name': 'box', 'disks': ['4 MiB']}]}
 
     def setUp(self):
         """Lines that import a VM, and a disk from raw and from VHD; and what there is before."""
@@ -427,7 +427,7 @@ class FaultsOfImports(Case):
             self.lines.append(['vm-import', 'filename=' + self.path(name)])
         for kind in ('raw', 'vhd'):
             self.write('x.' + kind, self.pool.export_vdi(disk, kind))
-            new = self.pool.call('VDI.create', {'SR': sr, 'virtual_size': str(3 * MIB)})
+            new = self.pool.call('VDI.create', {'SR': sr, 'virtual_size': str(4 * MIB)})
             self.lines.append(['vdi-import', 'uuid=' + self.get('VDI', new), 'format=' + kind,
                                'filename=' + self.path('x.' + kind)])
         self.before = self.remains()

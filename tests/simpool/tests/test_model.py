@@ -560,15 +560,20 @@ class Transfers(ModelCase):
     def test_disks_of_odd_sizes_go_out_and_come_in(self):
         large, small = (self.disks(self.box)[device] for device in '01')
         content = self.pool.content
+
+        def image(vdi, format):
+            if format == 'vhd':                        # xapi would never end such an export
+                return b''.join(archive.vhd_stream(content[vdi]))
+            return self.image(vdi, format)
         for format in ('raw', 'vhd'):
             copy = self.value('VDI.create', {'SR': self.sr, 'virtual_size': str(1500 * 512)})
-            self.pool.import_vdi(copy, io.BytesIO(self.image(small, format)), format)
+            self.pool.import_vdi(copy, io.BytesIO(image(small, format)), format)
             self.assertEqual(content[small], content[copy])
             before = content[small].sha256()
             with self.refusal('VDI_IO_ERROR'):
-                self.pool.import_vdi(small, io.BytesIO(self.image(large, format)), format)
+                self.pool.import_vdi(small, io.BytesIO(image(large, format)), format)
             self.assertEqual(before, content[small].sha256())
-        self.pool.import_vdi(large, io.BytesIO(self.image(small, 'vhd')), 'vhd')
+        self.pool.import_vdi(large, io.BytesIO(image(small, 'vhd')), 'vhd')
         self.assertEqual(content[small].read(0, 1500 * 512), content[large].read(0, 1500 * 512))
         self.assertEqual(3 * MIB, content[large].virtual_size)
 
