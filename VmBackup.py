@@ -1483,6 +1483,16 @@ class Result(NamedTuple):
     output: bytes
     errors: bytes
 
+    @property
+    def text(self) -> str:
+        """What it wrote to standard output."""
+        return self.output.decode('utf-8', 'replace').strip()
+
+    @property
+    def words(self) -> str:
+        """What it wrote to standard error."""
+        return self.errors.decode('utf-8', 'replace').strip()
+
 
 def child_environment() -> Dict[str, str]:
     """Our environment, without the options that xe would add to every command."""
@@ -1518,32 +1528,19 @@ class Feeder:
                 self.error = error
 
 
-def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
-        watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None) -> Result:
-    """Run a program to its end; with `signals`, a signal ends it early.
-
-    Raise CommandFailed if it cannot be started, does not end within `timeout` seconds, or, with
-    a watchdog in the place of that, does not move; and what a feeder met.
-    """
+@contextlib.contextmanager
+def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
+    """A program that runs, in a session of its own; it is reaped at the end. Raise CommandFailed if
+    it cannot be started."""
+    streams = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE,
+               'bufsize': 0, 'env': child_environment()}         # type: Dict[str, Any]
     try:
-        child = subprocess.Popen([encoded(word) for word in argv], bufsize=0,
-                                 stdin=subprocess.PIPE if feeder else subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env=child_environment(), start_new_session=True)
+        child = subprocess.Popen([encoded(word) for word in argv], start_new_session=True,
+                                 **dict(streams, **how))
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
-    stream, child.stdin = child.stdin, None            # else communicate() would close it
-    feeding = feeder.start(stream) if feeder else None
     try:
-        with signals.ending(child) if signals else contextlib.ExitStack():
-            output, errors = wait_for(child, timeout, signals, watchdog, feeding)
-        if feeding:
-            feeding.join(REAP_TIMEOUT)
-            if feeder.error:
-                raise feeder.error
-        return Result(child.returncode, output, errors)
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
+        yield child
     finally:
         reap(child)
 
@@ -1562,6 +1559,48 @@ def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals]
         watchdog.look(bool(feeding) and not feeding.is_alive())
         if signals:
             signals.check()                            # it was told to end already
+
+
+def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
+        watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
+        packer: Optional[Tuple[Sequence[str], int]] = None) -> Result:
+    """Run a program to its end; with `signals`, a signal ends it early. A packer is a program that
+    compresses its output, and the open file into which it does.
+
+    Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
+    with a watchdog in the place of that, does not move, and if the packer fails; and what a feeder
+    met.
+    """
+    with contextlib.ExitStack() as stack:
+        child = stack.enter_context(started(
+            argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
+        stream, child.stdin = child.stdin, None        # else communicate() would close it
+        children = [child]
+        if packer:
+            children.append(stack.enter_context(started(
+                packer[0], stdin=child.stdout, stdout=packer[1])))
+            child.stdout.close()                       # the packer has it
+            child.stdout = None
+        feeding = feeder.start(stream) if feeder else None
+        with contextlib.ExitStack() as ending:
+            for each in children if signals else ():
+                ending.enter_context(signals.ending(each))
+            try:
+                ended = [wait_for(each, timeout, signals, watchdog, feeding)
+                         for each in children]
+            except subprocess.TimeoutExpired:
+                raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
+        if feeding:
+            feeding.join(REAP_TIMEOUT)
+            if feeder.error:
+                raise feeder.error
+        results = [Result(each.returncode, output or b'', errors)
+                   for each, (output, errors) in zip(children, ended)]
+        last = results[-1]
+        if packer and last.status:
+            raise CommandFailed('{} failed: {}'.format(
+                packer[0][0], last.words or f'exit status {last.status}'))
+        return results[0]
 
 
 def ends(child: subprocess.Popen, timeout: float, signals: Optional[Signals] = None) -> bool:
@@ -1585,103 +1624,61 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
     What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
     cannot be started or does not end within `timeout` seconds, Interrupted.
     """
-    try:
-        child = subprocess.Popen([encoded(word) for word in argv], stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                 env=dict(os.environ, **environ), start_new_session=True)
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
-    stream, child.stdout = child.stdout, None          # the thread closes it
-
-    def listen() -> None:
+    def listen(stream: Any) -> None:
         with stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
 
-    listener, over = threading.Thread(target=listen, daemon=True), False
-    try:
-        listener.start()
-        with signals.ending(child) if signals else contextlib.ExitStack():
-            over = ends(child, timeout, signals)
-        if not over:
-            raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
-        return child.wait()
-    finally:
-        if not over or signals and signals.received:   # it, and whatever it has started
-            end(child, signal.SIGTERM)
-            ends(child, REAP_TIMEOUT)
-            end(child, signal.SIGKILL)
-        reap(child)
-        if listener.is_alive():
-            listener.join(LAST_WORDS)
+    with started(argv, bufsize=-1, stderr=subprocess.STDOUT,
+                 env=dict(os.environ, **environ)) as child:
+        listener = threading.Thread(target=listen, args=(child.stdout,), daemon=True)
+        child.stdout, over = None, False               # the thread closes it
+        try:
+            listener.start()
+            with signals.ending(child) if signals else contextlib.ExitStack():
+                over = ends(child, timeout, signals)
+            if not over:
+                raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
+            return child.wait()
+        finally:
+            if not over or signals and signals.received:   # it, and whatever it has started
+                end(child, signal.SIGTERM)
+                ends(child, REAP_TIMEOUT)
+                end(child, signal.SIGKILL)
+            if listener.is_alive():
+                listener.join(LAST_WORDS)
 
 
 def disk_free(path: str) -> str:
     """What df says of a directory; raise CommandFailed if it says nothing."""
     result = run(['df', '-Th', path], SHARE_TIMEOUT)
     if result.status or not result.output:
-        raise CommandFailed('df failed: ' + result.errors.decode('utf-8', 'replace').strip())
+        raise CommandFailed('df failed: ' + result.words)
     return result.output.decode('utf-8', 'replace')
 
 
-DECOMPRESSORS = {'gzip': (('pigz', '-dc'), ('gzip', '-dc')), 'zstd': (('zstd', '-dcq'),)}
+PROGRAMS = {'gzip': ('pigz', 'gzip'), 'zstd': ('zstd',)}    # what compresses, and how it is undone
 
 
-def program_of(programs: Sequence[Tuple[str, str]], hint: str) -> List[str]:
-    """The command of the first of some programs that this host has; raise CommandFailed if there
-    is none."""
-    for program, options in programs:
+def program_of(compression: str, option: str, hint: str) -> List[str]:
+    """The command, with that option, of the first of its programs that this host has; raise
+    CommandFailed if there is none."""
+    for program in PROGRAMS[compression]:
         path = shutil.which(program)
         if path:
-            return [path, options]
-    raise CommandFailed(f'no program {programs[-1][0]} {hint}')
+            return [path, option]
+    raise CommandFailed(f'no program {compression} {hint}')
 
 
 def decompressor(compression: str) -> List[str]:
     """The command that decompresses from standard input to standard output. Raise
     CommandFailed."""
-    return program_of(DECOMPRESSORS[compression],
-                      'to verify it with (install it, or set verify=no)')
-
-
-COMPRESSORS = {'gzip': (('pigz', '-c'), ('gzip', '-c')), 'zstd': (('zstd', '-qc'),)}
+    return program_of(compression, '-dc', 'to verify it with (install it, or set verify=no)')
 
 
 def compressor(compression: str) -> List[str]:
     """The command that compresses from standard input to standard output. Raise CommandFailed."""
-    return program_of(COMPRESSORS[compression],
-                      'to compress with (install it, or set vdi_compress=none)')
-
-
-def run_packed(argv: Sequence[str], packer: Sequence[str], handle: int, signals: Signals,
-               watchdog: Watchdog) -> Result:
-    """Run a program whose output another one compresses into an open file; a signal ends both.
-
-    Raise CommandFailed if one of them cannot be started, or does not move, or the second fails.
-    """
-    with contextlib.ExitStack() as stack:
-        children = []          # type: List[subprocess.Popen]
-        for words, source, sink in ((argv, subprocess.DEVNULL, subprocess.PIPE),
-                                    (packer, None, handle)):
-            try:
-                child = subprocess.Popen(
-                    [encoded(word) for word in words], stdin=source or children[0].stdout,
-                    stdout=sink, stderr=subprocess.PIPE, env=child_environment(),
-                    start_new_session=True)
-            except (OSError, ValueError) as error:
-                raise CommandFailed(f'cannot start {words[0]}: {getattr(error, "strerror", error)}')
-            children.append(child)
-            stack.callback(reap, child)
-        first, second = children
-        first.stdout.close()                           # the second has it
-        first.stdout = None
-        with signals.ending(first), signals.ending(second):
-            _, errors = wait_for(first, XE_TIMEOUT, signals, watchdog)
-            _, words = wait_for(second, XE_TIMEOUT, signals, watchdog)
-        if second.returncode:
-            raise CommandFailed('{} failed: {}'.format(packer[0], words.decode(
-                'utf-8', 'replace').strip() or f'exit status {second.returncode}'))
-        return Result(first.returncode, b'', errors)
+    return program_of(compression, '-c', 'to compress with (install it, or set vdi_compress=none)')
 
 
 class Filter:
@@ -1691,11 +1688,8 @@ class Filter:
 
     def __init__(self, argv: Sequence[str], handle: int) -> None:
         self.name = os.path.basename(argv[0])
-        try:
-            self.child = subprocess.Popen(argv, bufsize=0, stdin=handle, stdout=subprocess.PIPE,
-                                          stderr=subprocess.PIPE, start_new_session=True)
-        except OSError as error:
-            raise CommandFailed(f'cannot start {argv[0]}: {error.strerror}')
+        self.running = contextlib.ExitStack()
+        self.child = self.running.enter_context(started(argv, stdin=handle))
         with contextlib.suppress(OSError):             # it is only a matter of speed
             fcntl.fcntl(self.child.stdout, 1031, self.pipe)
 
@@ -1713,7 +1707,7 @@ class Filter:
 
     def close(self) -> None:
         """End the program."""
-        reap(self.child)
+        self.running.close()
 
 
 def be_gentle(idle: bool) -> None:
@@ -1746,39 +1740,24 @@ class Xe:
 
         Raise CommandFailed.
         """
-        return self.finish(self.argv(verb, parameters), self.signals).output
+        return self.finish(self.argv(verb, parameters), signals=self.signals).output
 
     def tell(self, verb: str, **parameters: Any) -> str:
         """Let a command change the pool; return its output. Raise CommandFailed."""
-        argv = self.announce(verb, parameters)
-        output = self.finish(argv).output.decode('utf-8', 'replace')
-        return output.strip()
+        return self.finish(self.announce(verb, parameters)).text
 
-    def export(self, verb: str, watchdog: Optional[Watchdog] = None, **parameters: Any) -> str:
-        """Let a command write a file, for as long as it moves; a signal ends it.
+    def export(self, verb: str, watchdog: Optional[Watchdog] = None,
+               packer: Optional[Tuple[Sequence[str], int]] = None, **parameters: Any) -> str:
+        """Let a command write a file, or its output be compressed into one (see `run`), for as long
+        as it moves; a signal ends it.
 
         Raise CommandFailed. Exit status 0 does not prove that there is a file (xapi:
         cli_operations.ml, download_file).
         """
-        argv = self.announce(verb, parameters)
-        result = self.finish(argv, self.signals, watchdog)
-        output = result.output.decode('utf-8', 'replace').strip()
-        self.console.log_lines(output)
-        self.check_export(verb, result)
-        return output
-
-    def export_packed(self, verb: str, watchdog: Watchdog, packer: Sequence[str], handle: int,
-                      **parameters: Any) -> None:
-        """As `export`, of what another program compresses into an open file."""
-        argv = self.announce(verb, dict(parameters, filename=''))
-        self.check_export(verb, self.judge(argv, run_packed(
-            argv, packer, handle, self.signals, watchdog)))
-
-    @staticmethod
-    def check_export(verb: str, result: Result) -> None:
-        """Raise CommandFailed for an export that failed in a way that has no exit status."""
-        if re.search(b'^Export (failed|cancelled)', result.errors, re.MULTILINE):
-            raise CommandFailed(f'xe {verb} failed, with exit status 0')
+        text = self.finish(self.announce(verb, parameters), signals=self.signals,
+                           watchdog=watchdog, packer=packer).text
+        self.console.log_lines(text)
+        return text
 
     def feed(self, verb: str, watchdog: Watchdog, feeder: Optional[Feeder] = None,
              **parameters: Any) -> str:
@@ -1787,9 +1766,8 @@ class Xe:
 
         Raise CommandFailed, and what the feeder met.
         """
-        argv = self.announce(verb, parameters)
-        return self.finish(argv, self.signals, watchdog, feeder).output.decode(
-            'utf-8', 'replace').strip()
+        return self.finish(self.announce(verb, parameters), signals=self.signals,
+                           watchdog=watchdog, feeder=feeder).text
 
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
         """Log a command, with its number if they have any."""
@@ -1801,22 +1779,20 @@ class Xe:
         self.console.log(f'{self.number}.cmd: {quoted(argv)}')
         return argv
 
-    def finish(self, argv: List[str], signals: Optional[Signals] = None,
-               watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None) -> Result:
+    def finish(self, argv: List[str], **how: Any) -> Result:
         """Run a command; on failure log its last words and raise CommandFailed with them.
 
-        xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml).
+        xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml), but 0 after an export
+        that failed (xapi: cli_operations.ml).
         """
-        return self.judge(argv, run(argv, XE_TIMEOUT, signals, watchdog, feeder))
-
-    def judge(self, argv: List[str], result: Result) -> Result:
-        """As `finish`, of a command that has ended."""
-        words = result.errors.decode('utf-8', 'replace').strip()
-        self.console.log_lines(words)
+        result = run(argv, XE_TIMEOUT, **how)
+        self.console.log_lines(result.words)
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
             raise CommandFailed('xe {} failed: {}'.format(argv[1], ' / '.join(
-                words.splitlines()[-4:]) or f'exit status {result.status}'))
+                result.words.splitlines()[-4:]) or f'exit status {result.status}'))
+        if re.search('^Export (failed|cancelled)', result.words, re.MULTILINE):
+            raise CommandFailed(f'xe {argv[1]} failed, with exit status 0')
         return result
 
 
@@ -4779,8 +4755,8 @@ class Exporter:
                 self.xe.export('vdi-export', watchdog, filename=path, **words)
             else:
                 with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
-                    self.xe.export_packed('vdi-export', watchdog, compressor(
-                        COMPRESSION_OF[path[len(plain):]]), stream.fileno(), **words)
+                    packer = compressor(COMPRESSION_OF[path[len(plain):]]), stream.fileno()
+                    self.xe.export('vdi-export', watchdog, packer, filename='', **words)
         except CommandFailed as error:
             if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
