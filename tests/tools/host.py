@@ -63,7 +63,7 @@ exec 3<&-
 trap 'kill -CONT $child; kill -TERM $child' TERM
 case $1 in *-export) for word; do case $word in filename=?*) file=${{word#filename=}};; esac; done;;
 esac
-while kill -0 $child && [ ! -s "$file" ] && [ $tries -lt 6 ]; do
+until ! kill -0 $child || [ "$(stat -c %s "$file")" -gt 100000 ] || [ $tries = 6 ]; do
     sleep 0.05
     [ -n "$file" ] || tries=$((tries + 1))
 done 2> /dev/null
