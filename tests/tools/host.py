@@ -61,9 +61,11 @@ exec 3<&0
 child=$! tries=0 file=
 exec 3<&-
 trap 'kill -CONT $child; kill -TERM $child' TERM
-case $1 in *-export) for word; do case $word in filename=?*) file=${{word#filename=}};; esac; done;;
+case $1 in
+*-export) for word; do case $word in filename=?*) file=${{word#filename=}};; esac; done;;
+*-import) most=6;;
 esac
-until ! kill -0 $child || [ "$(stat -c %s "$file")" -gt 100000 ] || [ $tries = 6 ]; do
+until ! kill -0 $child || [ "$(stat -c %s "$file")" -gt 100000 ] || [ $tries = ${{most:-1}} ]; do
     sleep 0.05
     [ -n "$file" ] || tries=$((tries + 1))
 done 2> /dev/null
