@@ -102,7 +102,7 @@ class Row(NamedTuple):
     output: str = ''
 
     def __str__(self):
-        return '%-46s %-8s %6.1f  %s' % (self.name, self.outcome, self.seconds, self.remark)
+        return '%-34s %-8s %6.1f  %.150s' % (self.name, self.outcome, self.seconds, self.remark)
 
 
 def content(seed, size):
@@ -337,8 +337,8 @@ class HostTest:
             output = self.log.read().decode('utf-8', 'replace')
         self.output += '$ VmBackup.py (%s)\n%s' % (what, output)
         if status not in wanted or 'Traceback' in output:
-            raise Broken('%s: exit status %s%s' % (
-                what, status, ', a traceback' * ('Traceback' in output)))
+            faults = re.findall('Traceback|(?:ERROR|[*]{3}WARNING).*', output)
+            raise Broken('%s: exit status %s: %s' % (what, status, ' / '.join(faults)))
         return output
 
     def vmbackup(self, *words, wanted=(0,), what=None):
