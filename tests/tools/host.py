@@ -61,9 +61,11 @@ exec 3<&0
 child=$! tries=0 file=
 exec 3<&-
 trap 'kill -CONT $child; kill -TERM $child' TERM
-case $1 in *-export) for word; do case $word in filename=?*) file=${{word#filename=}};; esac; done;;
+case $1 in
+*-export) for word; do case $word in filename=?*) file=${{word#filename=}};; esac; done;;
+*-import) most=6;;
 esac
-while kill -0 $child && [ ! -s "$file" ] && [ $tries -lt 6 ]; do
+until ! kill -0 $child || [ "$(stat -c %s "$file")" -gt 100000 ] || [ $tries = ${{most:-1}} ]; do
     sleep 0.05
     [ -n "$file" ] || tries=$((tries + 1))
 done 2> /dev/null
@@ -100,7 +102,7 @@ class Row(NamedTuple):
     output: str = ''
 
     def __str__(self):
-        return '%-46s %-8s %6.1f  %s' % (self.name, self.outcome, self.seconds, self.remark)
+        return '%-34s %-8s %6.1f  %.150s' % (self.name, self.outcome, self.seconds, self.remark)
 
 
 def content(seed, size):
@@ -335,8 +337,8 @@ class HostTest:
             output = self.log.read().decode('utf-8', 'replace')
         self.output += '$ VmBackup.py (%s)\n%s' % (what, output)
         if status not in wanted or 'Traceback' in output:
-            raise Broken('%s: exit status %s%s' % (
-                what, status, ', a traceback' * ('Traceback' in output)))
+            faults = re.findall('Traceback|(?:ERROR|[*]{3}WARNING).*', output)
+            raise Broken('%s: exit status %s: %s' % (what, status, ' / '.join(faults)))
         return output
 
     def vmbackup(self, *words, wanted=(0,), what=None):
