@@ -342,10 +342,8 @@ def utc(seconds: int) -> str:
 
 
 def seconds_ahead(text: str) -> int:
-    """How far a clock is ahead of ours that says this now, in UTC: 20260301T00:10:01Z.
-
-    Raise ValueError for another text.
-    """
+    """How far a clock is ahead of ours that says this now, in UTC: 20260301T00:10:01Z; raise
+    ValueError for another text."""
     there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
     if abs(ahead) > 10**8:                             # three years
@@ -438,8 +436,7 @@ class Console:
             self.draw(line + '\n')
 
     def show(self, text: str) -> None:
-        """On a terminal, show a line that this thread's next one takes the place of, below all
-        others; elsewhere nothing."""
+        """Show a line below all others until this thread's next one, on a terminal only."""
         if self.terminal:
             with self.lock:
                 self.passing[threading.get_ident()] = text
@@ -759,10 +756,8 @@ class Config(NamedTuple):
 
 
 def default_values() -> Dict[str, Any]:
-    """The first page's values by key, of any type that is written alike (4 for '4').
-
-    Raise ConfigError for one that cannot be used.
-    """
+    """The first page's values by key, of any type that is written alike (4 for '4'). Raise
+    ConfigError for one that cannot be used."""
     values = {}
     for key in KEYS:
         try:
@@ -774,10 +769,8 @@ def default_values() -> Dict[str, Any]:
 
 
 def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Config:
-    """Read `key=value` lines, split at the first =; the command line's words win over them.
-
-    A value that cannot be used is an error in the result and the default in its settings.
-    """
+    """Read `key=value` lines, split at the first =; the command line's words win over them. A value
+    that cannot be used is an error in the result and the default in its settings."""
     values = default_values()
     parsers = {key.name: key.parse for key in KEYS}
     rules, unexpected, errors, notes = [], [], [], []
@@ -823,10 +816,8 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
 
 
 def read_config(invocation: Invocation) -> Config:
-    """The config file's or, with a vm-selector, the defaults' settings and rules.
-
-    Raise ConfigError when the file cannot be read as UTF-8 text.
-    """
+    """The config file's or, with a vm-selector, the defaults' settings and rules. Raise ConfigError
+    when the file cannot be read as UTF-8 text."""
     path = invocation.config_file
     if not path:
         return parse_config([], '', invocation)
@@ -851,10 +842,8 @@ OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
 
 
 def parse_arguments(words: Sequence[str]) -> Invocation:
-    """Understand `<password> <config-file|vm-selector> [preview] [option=value ...]`.
-
-    Raise UsageError for a word that is none of these.
-    """
+    """Understand `<password> <config-file|vm-selector> [preview] [option=value ...]`; raise
+    UsageError for a word that is none of these."""
     password, target = words[0], words[1]
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
@@ -907,10 +896,8 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def create_password_file(password: str, path: str) -> None:
-    """Write an obscured password (base64, as 3.25), readable by its owner only.
-
-    Raise ConfigError when that is not possible.
-    """
+    """Write an obscured password (base64, as 3.25), readable by its owner only; raise ConfigError
+    when that is not possible."""
     try:
         kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
@@ -929,10 +916,8 @@ def create_password_file(password: str, path: str) -> None:
 
 
 def read_password_file(path: str, console: Console) -> str:
-    """The password in a file made by create_password_file or by 3.25.
-
-    Raise ConfigError when there is none in it. Warns when others may read the file.
-    """
+    """The password in a file made by create_password_file or by 3.25. Warn when others may read the
+    file; raise ConfigError when there is no password in it."""
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         mode = os.stat(path).st_mode
@@ -1048,10 +1033,8 @@ def is_literal(pattern: str) -> bool:
 
 
 def matching(pattern: str, names: Sequence[str]) -> List[str]:
-    """The names that a pattern selects: equal to it, or matched by it from the front.
-
-    Raise re.error for a pattern that is neither a name of the pool nor a regular expression.
-    """
+    """The names that a pattern selects: equal to it, or matched by it from the front. Raise
+    re.error for a pattern that is neither a name of the pool nor a regular expression."""
     if is_literal(pattern):
         return [name for name in names if name == pattern]
     try:
@@ -1071,8 +1054,7 @@ class Definition(NamedTuple):
 
 
 class Selector:
-    """Gathers what the rules say, one after the other; select() makes a Plan of it. VMs are known
-    by their references."""
+    """What the rules say, gathered one by one; VMs are known by their references."""
 
     def __init__(self, vms: Sequence[Vm]) -> None:
         self.vms = {vm.ref: vm for vm in vms}
@@ -1225,8 +1207,7 @@ def gathered(rules: Sequence[Rule], vms: Sequence[Vm]) -> Selector:
 
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
-    """Which of the pool's VMs to back up, how, keeping how many. `twins`: a name may stand for
-    several. Pure."""
+    """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
     state = gathered(rules, vms)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
@@ -1297,11 +1278,9 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 
 
 def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
-    """Why each backup, oldest first, is kept; one without a reason may go.
-
-    A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
-    The newest sound one always stays; a damaged one, while fewer than `last` are newer.
-    """
+    """Why each backup, oldest first, is kept; one without a reason may go. A rule keeps the newest
+    sound backup of each of its periods, without regard to the other rules. The newest sound one
+    always stays; a damaged one, while fewer than `last` are newer."""
     found = [[] for _ in backups]      # type: List[List[str]]
     seen = {name: set() for name in PERIODS if getattr(policy, name)}      # type: Dict[str, set]
     newer = 0                  # sound ones
@@ -2383,12 +2362,9 @@ ROOM_FOR_EXTENSION = 8     # .xva.zst
 
 
 def path_part(name: str) -> str:
-    """A VM name as one part of a path; names that already are one stay as they are.
-
-    Slashes, control characters and what already looks encoded are percent-encoded; a name too
-    long for a directory is cut and told from others by a digest. Different names give different
-    parts.
-    """
+    """A VM name as one part of a path, different for different names. Slashes, control characters
+    and what already looks encoded are percent-encoded; a name too long for a directory is cut and
+    gets a digest."""
     if name in ('', '.', '..'):
         return {'': '%00', '.': '%2E', '..': '%2E%2E'}[name]
     safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
@@ -2737,8 +2713,8 @@ class BackupDir(NamedTuple):
             stream.write(encoded(text))
 
     def manifest(self, strict: bool = False) -> Dict[str, Any]:
-        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged, or
-        no file, or, unless `strict`, cannot be read. Raise OSError."""
+        """Its manifest; {} if it has none, as 3.25's, or a damaged one, or a directory of that name
+        or, unless `strict`, one that cannot be read. Raise OSError."""
         try:
             data = read_file(f'{self.path}/{MANIFEST}', LONGEST_RECORD)
         except OSError as error:
@@ -2764,8 +2740,7 @@ class BackupDir(NamedTuple):
         return dict(found, **{key: text_in(found, key) or '' for key in ('name', 'uuid')})
 
     def note(self, **results: Dict[str, Any]) -> None:
-        """Put the results of a verification or a test restore into its manifest, if it has one.
-        Raise OSError."""
+        """Put the results of a verification or test restore into its manifest. Raise OSError."""
         manifest = self.manifest()
         if manifest:
             write_json(self.file(MANIFEST), dict(manifest, **results))
@@ -2794,8 +2769,7 @@ class BackupDir(NamedTuple):
         return found
 
     def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
-        """The bytes of each archive and image: as its manifest has them, or else as they are. Raise
-        OSError."""
+        """Bytes of each archive and image, by its manifest or else as found. Raise OSError."""
         told = {name: size for name, size in part(manifest, 'files').items()
                 if IMAGE.search(name) and isinstance(size, int) and 0 <= size < 1 << 63}
         return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
@@ -2821,10 +2795,8 @@ class BackupDir(NamedTuple):
         return sum(occupied(self.file(name)) for name in self.files())
 
     def complete(self, manifest: Dict[str, Any], large: bool) -> None:
-        """Make it count as a backup, once all that is in it is on stable storage.
-
-        The marker is the last thing that is written. Raise OSError.
-        """
+        """Make it count as a backup, once all that is in it is on stable storage: the marker is the
+        last thing that is written. Raise OSError."""
         files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
         for name in files:
             sync(self.file(name))
@@ -2839,8 +2811,7 @@ class BackupDir(NamedTuple):
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """The files that commands write in it; the parts that a failure leaves are deleted at once,
-        as others may need the room."""
+        """Delete what a failure leaves of archives at once, as others may need the room."""
         def clear() -> None:
             for name in self.archives():
                 os.unlink(self.file(name))
@@ -2852,8 +2823,7 @@ class BackupDir(NamedTuple):
             raise
 
     def intent(self) -> Optional[Intent]:
-        """The snapshot that may still be in the pool, or None. Raise TargetError, OSError if there
-        is a record that cannot be read."""
+        """The snapshot that may still be in the pool, or None. Raise TargetError, OSError."""
         try:
             return Intent.parse(read_file(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
@@ -2941,8 +2911,7 @@ class VmHistory:
 
     @staticmethod
     def placed(backup: BackupDir, when: datetime.datetime) -> BackupDir:
-        """A dated directory; without a number it has the time of its name, and one of the future,
-        when the clock was wrong, counts as the oldest."""
+        """Date a backup without a number by its name; one of the future counts as the oldest."""
         if backup.number:
             return backup
         future = when > now() + datetime.timedelta(days=1)
@@ -3015,8 +2984,7 @@ class VmHistory:
         return [(backup, why.get(backup, (PROTECTED,))) for backup in good]
 
     def expendable(self, policy: Policy, moment: datetime.datetime) -> List[BackupDir]:
-        """What pre_clean may delete: what may go once there is one of that moment, but for the last
-        good one."""
+        """What pre_clean may delete, before a backup of that moment; never the last good one."""
         judged = self.judge(self.good(), policy, [Aged(moment)])
         sound = [number for number, (backup, why) in enumerate(judged)
                  if not backup.is_damaged() and why != (PROTECTED,)]
@@ -3060,9 +3028,8 @@ class VmHistory:
         return name
 
     def owner(self) -> Vm:
-        """The VM that they are of: its uuid as the newest tells that, be it a failure's record or
-        in work, name and tags as its newest backup does. Without `tags` in the record they are not
-        known."""
+        """The VM that they are of: its uuid by the newest, even a failure or one in progress, name
+        and tags by its newest backup; without `tags` in the record they are not known."""
         dates = self.dated()
         names = sorted(dates, key=dates.__getitem__, reverse=True) + [
             name for name in self.names() if name not in dates and not name.startswith('.')]
@@ -3085,8 +3052,7 @@ class VmHistory:
         return Vm(self.directory, uuid, name, record)
 
     def last_seconds(self, method: str) -> float:
-        """Seconds that the last backup by a method took, as far as names tell which that is; 0 if
-        there is none that tells. Of many backups one is read."""
+        """Seconds that the last backup by a method took, by names; 0 if not known."""
         for name, _ in sorted(self.dated().items(), key=lambda item: item[1], reverse=True):
             manifest = BackupDir(f'{self.directory}/{name}', 0).manifest()
             with contextlib.suppress(ValueError, LookupError, TypeError):
@@ -3130,10 +3096,8 @@ class VmHistory:
         raise TargetError(f'cannot make a new directory below {self.directory}')
 
     def delete(self, backup: BackupDir) -> None:
-        """Delete a dated directory that is ours; from the first moment on it counts no more.
-
-        Raise TargetError, OSError.
-        """
+        """Delete a dated directory that is ours; from the first moment on it counts no more. Raise
+        TargetError, OSError."""
         if os.path.islink(self.directory):
             raise TargetError(f'{self.directory} is a symbolic link')
         if backup.intent():
@@ -3218,8 +3182,7 @@ class Restoring(NamedTuple):
 
 
 def is_in_work(record: Any) -> bool:
-    """Whether an Intent or a Restoring may be of a process that goes on, for a share that cannot
-    lock."""
+    """Whether the process of an Intent or a Restoring may go on, on a share that cannot lock."""
     return record.process != process(str(os.getpid())) and (
         record.host != os.uname().nodename or
         process(record.process.partition(' ')[0]) == record.process)
@@ -3278,10 +3241,8 @@ class BackupStore:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
     def check_room(self, least: str, last: int, gain: int) -> None:
-        """Raise BackupFailed with less room than the least, or than the last backup took.
-
-        `gain` are the bytes that pre_clean will delete.
-        """
+        """Raise BackupFailed with less room than the least, or than the last backup took; `gain`
+        are the bytes that pre_clean will delete."""
         found = os.statvfs(self.root)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
         if total and free < max(room_bytes(least, total), last):
@@ -3295,9 +3256,8 @@ class BackupStore:
         return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
 
     def history_of(self, job: Job) -> VmHistory:
-        """The backups of a VM. Of those that share a name, one that does not own the history that
-        this name has, gets another directory, and keeps it when the others are gone. Raise
-        TargetError if that is another VM's, which has just this name; OSError."""
+        """The backups of a VM. A namesake that does not own the directory of its name gets another,
+        and keeps it. Raise TargetError if another VM has that very name; OSError."""
         vm, history = job.vm, self.history(job.vm.name)
         own = self.history(f'{vm.name}~{vm.uuid[:8]}')
         if (own.holds_any() and own.owner().uuid == vm.uuid or
@@ -3322,11 +3282,9 @@ class BackupStore:
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of a directory in backup_dir against other runs, also of other hosts.
-
-        Where the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if
-        another run still has it after so many seconds, TargetError; `check` is called meanwhile.
-        """
+        """Hold the lock of a directory in backup_dir against other runs, also of other hosts. Where
+        the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if another run
+        still has it after so many seconds, TargetError; `check` is called meanwhile."""
         self.check_mounted()
         make_directory(os.path.join(self.root, LOCKS))
         handle = private(os.path.join(self.root, LOCKS, name + '.lock'),
@@ -3431,8 +3389,8 @@ class BackupStore:
 
     @contextlib.contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
-        """The record of a restore that was killed, locked meanwhile; None if it goes on, or has
-        just ended. Raise TargetError, OSError."""
+        """Lock and read the record of a killed restore; None if it goes on, or has just ended.
+        Raise TargetError, OSError."""
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             with contextlib.suppress(FileNotFoundError):
@@ -3446,9 +3404,8 @@ class BackupStore:
             yield None if record and self.unlocked and is_in_work(record) else record
 
     def leftovers(self, histories: Sequence[VmHistory], patience: float) -> List[str]:
-        """The paths of the records of snapshots and restores that ended early: of this host's
-        whose process is gone, of another's that are so many seconds old. Locks nothing. Raise
-        TargetError."""
+        """Records of snapshots and restores that ended early: of this host, whose process is gone;
+        of another, that are so many seconds old. Lock nothing. Raise TargetError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
         return [path for path in paths + sorted(self.restores().values())
                 if self.is_left(path, patience)]
@@ -3500,11 +3457,8 @@ class BackupStore:
     @staticmethod
     @contextlib.contextmanager
     def completed(path: str) -> Iterator[str]:
-        """Yield the name under which a command is to write a file; it gets its own afterwards.
-
-        A file of that other name is what is left of a failure, and is removed.
-        Raise CommandFailed if the file is missing or empty.
-        """
+        """Yield the name under which a command is to write a file; it gets its own afterwards. What
+        a failure left is removed. Raise CommandFailed if the file is missing or empty."""
         partial = path + PARTIAL
         try:
             yield partial
@@ -3518,10 +3472,8 @@ class BackupStore:
 
     @staticmethod
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
-        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them.
-
-        Raise TargetError, OSError.
-        """
+        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them. Raise
+        TargetError, OSError."""
         directory = os.path.dirname(newest)
         dumps = sorted(name for name in os.listdir(directory)
                        if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
@@ -3572,10 +3524,8 @@ def indented(text: bytes) -> str:
 
 
 def ova_xml(archive: bytes) -> bytes:
-    """The ova.xml of a metadata export: a tar with that one member (xapi: export.ml).
-
-    Raise CommandFailed for anything else.
-    """
+    """The ova.xml of a metadata export: a tar with that one member (xapi: export.ml). Raise
+    CommandFailed for anything else."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
             member = tar.next()
@@ -5601,8 +5551,7 @@ def run_in(lines: Sequence[str]) -> Optional[LastRun]:
 
 
 def last_run(path: str) -> Optional[LastRun]:
-    """The last run that a status log tells of, None if none; of a log that grows for years, no
-    more than the end is read. Raise OSError."""
+    """The last run in a status log, or None; only the end of it is read. Raise OSError."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -5732,10 +5681,8 @@ def security_of(settings: Settings) -> str:
 
 
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
-    """Hand a mail to the server once.
-
-    Raise OSError or ValueError; smtplib.SMTPRecipientsRefused if it did not go to everybody.
-    """
+    """Hand a mail to the server once. Raise OSError or ValueError; smtplib.SMTPRecipientsRefused
+    if it did not go to everybody."""
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     security = security_of(settings)
     if security == 'tls':
@@ -5940,8 +5887,7 @@ def disk_words(disk: Disk, why: str) -> str:
 
 
 def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
-    """A plan that tells which disks are left out. No call unless there may be any. Raise
-    PoolError."""
+    """Add the disks that are left out; no call unless there may be any. Raise PoolError."""
     left_out, failures, messages = [], [], []
     doubtful = False
     for job in plan.jobs:
@@ -6038,8 +5984,7 @@ class BackupRun:
                 SKIPPED if self.skipped else SUCCESS)
 
     def end(self, signum: int) -> int:
-        """Run the last hooks, write report and end lines, send the mail; return the exit
-        status."""
+        """Run the last hooks, write report and end lines, mail; return the exit status."""
         self.signals.at_once = False
         begun = self.closing or self.skipped
         if self.closing:
@@ -6173,8 +6118,7 @@ class BackupRun:
             self.died(f'a bug in VmBackup.py, please report it: {error!r}')
 
     def clean_up(self) -> None:
-        """Begin with the pool as it should be: remove what earlier runs that died left behind,
-        whether or not their VMs are selected."""
+        """Remove what earlier runs that died left behind, also of VMs that are not selected."""
         warnings = []          # type: List[str]
         with tolerating(warnings, 'cannot tell which pool this is'):
             self.identity = self.pool.identity()
@@ -6304,11 +6248,8 @@ class BackupRun:
 
     def back_up(self, job: Job, history: VmHistory, started: datetime.datetime,
                 warnings: List[str]) -> int:
-        """Make one backup; return the size of its file in bytes.
-
-        Raise BackupFailed or another VmBackupError, or OSError. `warnings` collects what went
-        wrong without spoiling the backup.
-        """
+        """Make one backup; return the bytes of its files. `warnings` collects what went wrong
+        without spoiling it. Raise BackupFailed or another VmBackupError, or OSError."""
         log = self.console.log
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         vm, policy = self.pool.reread(job.vm)._replace(name=job.vm.name), policy_of(
@@ -6363,8 +6304,7 @@ class BackupRun:
 
     def export(self, exporter: Exporter, part: Part, backup: BackupDir, manifest: Dict[str, Any],
                last: int) -> int:
-        """Export a file of a snapshot, and tell of it in the manifest; return its bytes. Raise
-        BackupFailed, OSError, Interrupted."""
+        """Export a file of a snapshot; return its bytes. Raise BackupFailed, OSError."""
         path = backup.file(part.name)
         if part.kind == 'VDI':                         # as it is by now
             manifest['disks'][part.disk].update(file=portable(part.name),
@@ -6389,9 +6329,8 @@ class BackupRun:
 
     def begin(self, job: Job, history: VmHistory, names: Sequence[str],
               started: datetime.datetime) -> Tuple[BackupDir, int]:
-        """Make the directory of a backup, if there is room for it beside those that are being
-        made; also return the bytes that its files took the last time. Raise BackupFailed,
-        TargetError, OSError."""
+        """Make the directory of a backup, if there is room for it beside those that are being made;
+        return also the last one's bytes. Raise BackupFailed, TargetError, OSError."""
         going = (history.expendable(policy_of(self.settings, job), started)
                  if self.settings.pre_clean else [])
         gain = sum(backup.occupied() for backup in going)
@@ -6570,11 +6509,8 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
 
 
 def run_backup(invocation: Invocation, console: Console, signals: Signals) -> int:
-    """The command that makes backups; return the exit status.
-
-    Everything that happens is told by console, status log, mail and exit status; where the config
-    file cannot be read, the mail goes to whom the script's first page says.
-    """
+    """The command that makes backups; return the exit status. Where the config file cannot be read,
+    the mail goes to whom the script's first page says."""
     unreadable = ''
     try:
         config = load_config(invocation, console)
@@ -6610,9 +6546,8 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 
 
 def options_of(words: Sequence[str], **choices: Tuple[str, ...]) -> Dict[str, str]:
-    """The values of `name=value` words by their names, and of the word preview. `choices` are the
-    values that each name can have, the default first; none: any, and '' by default. Raise
-    UsageError."""
+    """The values of `name=value` words, and of the word preview. `choices`: the values that a name
+    can have, the default first; none: any, and '' by default. Raise UsageError."""
     options = {name: ''.join(values[:1]) for name, values in choices.items()}
     for word in words:
         name, _, value = word.partition('=')
@@ -7034,8 +6969,7 @@ class Prune:
         return verdict.status
 
     def is_unclear(self, history: VmHistory) -> bool:
-        """Whether the config's lines by tag or uuid may be for a VM whose backups do not tell
-        these: then they are not touched, and that is told."""
+        """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
         kinds = {exact(split_retention(rule.text)[0])[0] for rule in self.config.rules}
         owner = history.owner() if kinds & {'tag', 'uuid'} else None
         for kind, known in (('uuid', owner and owner.uuid),
@@ -7660,8 +7594,7 @@ def answer(status: int, text: str, figures: str = '') -> str:
 
 
 class StatusCheck:
-    """`status`: whether the backups of a config are as they should be. It reads, and locks nothing,
-    so it never is in the way of a run."""
+    """`status`: whether the backups of a config are as they should be. It locks nothing."""
 
     def __init__(self, max_age: str) -> None:
         self.max_age = max_age     # as the administrator wrote it
@@ -7724,8 +7657,8 @@ class StatusCheck:
 
     @staticmethod
     def newest_of(backups: Sequence[Tuple[str, VmHistory, Sequence[Listed]]]) -> Dict[str, Any]:
-        """The newest good backup of each VM, none or one in a list, by the VM's name. One that was
-        renamed has two directories: the better one counts."""
+        """The newest good backup of each VM, none or one in a list, by its name. Of the directories
+        of a VM that was renamed the better one counts."""
         found = {}             # type: Dict[str, Tuple[str, Any]]
 
         def begun(each: Tuple[str, Any]) -> float:
