@@ -294,7 +294,6 @@ SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 # (Python's surrogateescape), which `encoded` turns into the right bytes again, so that LANG=C
 # changes nothing.
 
-
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
                  r'([+-][01]\d|[+-]2[0-3]):([0-5]\d)\Z', re.ASCII)
 EPOCH = datetime.date(1970, 1, 1).toordinal()
@@ -516,12 +515,12 @@ class Rule(NamedTuple):
 class Invocation(NamedTuple):
     """A command line that asks for a run or a preview."""
 
-    password: str              # as given: a password, the name of a password file, or 'local'
-    config_file: str           # '' when a vm-selector was given
-    rules: Tuple[Rule, ...]    # the vm-selector's
-    preview: bool
-    ignore_extra_keys: bool
-    overrides: Dict[str, str]  # config keys that the command line sets
+    password: str = ''         # as given: a password, the name of a password file, or 'local'
+    config_file: str = ''      # '' when a vm-selector was given
+    rules: Tuple[Rule, ...] = ()       # the vm-selector's
+    preview: bool = False
+    ignore_extra_keys: bool = False
+    overrides: Dict[str, str] = {}     # config keys that the command line sets
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -738,8 +737,10 @@ KEYS = (
         'When to mail: always, problems (warnings and errors only), never'),
 )
 METHODS = ('vm-export', 'vdi-export', 'exclude', 'exclude-disk')
-
-
+OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
+           'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
+INVENTORY = '/etc/xensource-inventory'
+LONGEST_PASSWORD = 4096    # bytes of a password file
 # a run's settings: a field for each of KEYS
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])
 
@@ -835,12 +836,6 @@ def read_config(invocation: Invocation) -> Config:
     return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
 
 
-INVENTORY = '/etc/xensource-inventory'
-LONGEST_PASSWORD = 4096    # bytes of a password file
-OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
-           'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
-
-
 def parse_arguments(words: Sequence[str]) -> Invocation:
     """Understand `<password> <config-file|vm-selector> [preview] [option=value ...]`; raise
     UsageError for a word that is none of these."""
@@ -862,12 +857,9 @@ def parse_arguments(words: Sequence[str]) -> Invocation:
         else:
             raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
     extra_keys = options.pop('ignore_extra_keys', 'false').lower() == 'true'
-    config_file, rules = '', ()       # type: Tuple[str, Tuple[Rule, ...]]
     if os.path.exists(native(target)) and not os.path.isdir(native(target)):
-        config_file = native(target)
-    else:
-        rules = (selector(target),)
-    return Invocation(password, config_file, rules, preview, extra_keys, options)
+        return Invocation(password, native(target), (), preview, extra_keys, options)
+    return Invocation(password, '', (selector(target),), preview, extra_keys, options)
 
 
 def selector(word: str) -> Rule:
@@ -915,7 +907,7 @@ def create_password_file(password: str, path: str) -> None:
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
 
 
-def read_password_file(path: str, console: Console) -> str:
+def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     """The password in a file made by create_password_file or by 3.25. Warn when others may read the
     file; raise ConfigError when there is no password in it."""
     try:
@@ -930,22 +922,8 @@ def read_password_file(path: str, console: Console) -> str:
         raise ConfigError(f'no password in password file {path} (make it with '
                           'create-password-file=)')
     if stat.S_IMODE(mode) & 0o077:
-        console.log(f'***WARNING - {EXPOSED.format(path)}')
+        warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
     return password
-
-
-EXPOSED = 'password file {0} can be read by others (chmod 600 {0})'
-
-
-def password_problems(path: str) -> List[str]:
-    """What is wrong with the file of the mail password; '' for none."""
-    problems, console = [], Console(None)
-    if path:
-        try:
-            read_password_file(path, console)
-        except ConfigError as error:
-            problems.append(f'ERROR: config mail_smtp_password_file: {error}')
-    return problems + [f'***WARNING - {EXPOSED.format(path)}'] * bool(console.lines)
 
 
 def login_word(word: str, console: Console) -> Optional[str]:
@@ -953,7 +931,7 @@ def login_word(word: str, console: Console) -> Optional[str]:
     if word == 'local':
         return None
     if os.path.isfile(native(word)):
-        return read_password_file(native(word), console)
+        return read_password_file(native(word), console.log)
     if '/' in word and os.path.exists(native(word)):
         raise ConfigError(f'not a file: password file {word}')
     return word
@@ -975,6 +953,8 @@ def installation_uuid() -> str:
 # ----------------------------------------------------------------------------------------------
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
+NOBAK = '[NOBAK]'
+
 
 class Vm(NamedTuple):
     """A VM of the pool, or what of its record a backup needs."""
@@ -983,9 +963,6 @@ class Vm(NamedTuple):
     uuid: str
     name: str
     record: Dict[str, Any]     # the fields of section 8's VM_FIELDS
-
-
-NOBAK = '[NOBAK]'
 
 
 class Job(NamedTuple):
@@ -1001,14 +978,14 @@ class Job(NamedTuple):
 class Plan(NamedTuple):
     """What a run will do. Preview prints it, a run executes it."""
 
-    jobs: Tuple[Job, ...]          # vdi-exports first, each kind in the order of the rules
-    excluded: Tuple[str, ...]      # names
-    uncovered: Tuple[str, ...]     # names that no rule mentions
-    failures: Tuple[Outcome, ...]  # configured VMs that cannot be backed up
-    invalid: Tuple[Rule, ...]      # definitions with a retention that is no number
-    messages: Tuple[str, ...]
-    warnings: bool
-    errors: Tuple[str, ...]        # with any of these nothing is backed up
+    jobs: Tuple[Job, ...] = ()         # vdi-exports first, each kind in the order of the rules
+    excluded: Tuple[str, ...] = ()     # names
+    uncovered: Tuple[str, ...] = ()    # names that no rule mentions
+    failures: Tuple[Outcome, ...] = ()     # configured VMs that cannot be backed up
+    invalid: Tuple[Rule, ...] = ()     # definitions with a retention that is no number
+    messages: Tuple[str, ...] = ()
+    warnings: bool = False
+    errors: Tuple[str, ...] = ()       # with any of these nothing is backed up
     left_out: Tuple[str, ...] = ()     # disks, as a preview tells of them
 
 
@@ -1056,7 +1033,7 @@ class Definition(NamedTuple):
 class Selector:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
-    def __init__(self, vms: Sequence[Vm]) -> None:
+    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm]) -> None:
         self.vms = {vm.ref: vm for vm in vms}
         self.by = {'name': {}, 'uuid': {}, 'tag': {}}      # type: Dict[str, Dict[str, List[str]]]
         for vm in vms:
@@ -1074,6 +1051,14 @@ class Selector:
         self.messages = []     # type: List[str]
         self.errors = []       # type: List[str]
         self.warnings = False
+        for rule in rules:
+            if rule.method == 'exclude':
+                self.exclude(rule)
+            elif rule.method == 'exclude-disk':
+                self.check(rule, rule.text, [])
+        for rule in rules:
+            if rule.method in ('vm-export', 'vdi-export'):
+                self.include(rule)
 
     def exclude(self, rule: Rule) -> None:
         """Take an exclude= line; without a match it changes nothing."""
@@ -1094,21 +1079,17 @@ class Selector:
         if rule.text in self.names and not exact(pattern)[0]:      # a name that ends in :N
             pattern, keep = rule.text, None
         kind, found = exact(pattern)[0], self.matching(rule, pattern)
-        for ref in found or ():
-            self.define(rule.method, ref, Definition(
-                keep, kind == 'uuid' or not kind and self.vms[ref].name == pattern))
+        for ref in found or ():                # the last definition, at the first one's place
+            literal = kind == 'uuid' or not kind and self.vms[ref].name == pattern
+            old = self.definitions[rule.method].get(ref)
+            if old and old.literal and not literal and old.keep != keep:
+                self.messages.append('***NOTE - a later regex overrides the retention of '
+                                     f'{self.vms[ref].name}{retention_suffix(old.keep)}')
+            self.definitions[rule.method][ref] = Definition(keep, literal)
         if found and kind:
             self.exact.update(found)
         if found == []:
             self.not_found(rule, pattern)
-
-    def define(self, method: str, ref: str, new: Definition) -> None:
-        """The last definition wins, the first mention keeps its place."""
-        old = self.definitions[method].get(ref)
-        if old and old.literal and not new.literal and old.keep != new.keep:
-            self.messages.append('***NOTE - a later regex overrides the retention of {}{}'.format(
-                self.vms[ref].name, retention_suffix(old.keep)))
-        self.definitions[method][ref] = new
 
     def matching(self, rule: Rule, pattern: str) -> Optional[List[str]]:
         """The VMs selected, or None after noting an invalid regular expression."""
@@ -1191,24 +1172,10 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def gathered(rules: Sequence[Rule], vms: Sequence[Vm]) -> Selector:
-    """What the rules say."""
-    state = Selector(vms)
-    for rule in rules:
-        if rule.method == 'exclude':
-            state.exclude(rule)
-        elif rule.method == 'exclude-disk':
-            state.check(rule, rule.text, [])
-    for rule in rules:
-        if rule.method in ('vm-export', 'vdi-export'):
-            state.include(rule)
-    return state
-
-
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
-    state = gathered(rules, vms)
+    state = Selector(rules, vms)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
         failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND', error='not in the pool'))
@@ -3537,10 +3504,8 @@ def ova_xml(archive: bytes) -> bytes:
 
 
 def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
-
-    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml).
-    """
+    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole. An empty
+    filename= sends the archive to standard output (xapi: xe-cli/newcli.ml)."""
     ova = ova_xml(xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename=''))
     try:
         backup.write(indented(ova), METADATA)
@@ -5712,7 +5677,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     recipients = list(settings.mail_to)
     for attempt in range(MAIL_ATTEMPTS):
         try:
-            password = (read_password_file(settings.mail_smtp_password_file, console)
+            password = (read_password_file(settings.mail_smtp_password_file, console.log)
                         if settings.mail_smtp_password_file else '')
             message = compose(settings, os.uname().nodename, subject, list(console.lines))
             deliver(settings, password, message, recipients)
@@ -6574,9 +6539,6 @@ def open_store(config: Config, root: str, console: Console) -> BackupStore:
     return BackupStore(root or config.settings.backup_dir, config.settings.backup_dir_pattern)
 
 
-NO_RULES = Plan((), (), (), (), (), (), False, ())     # without them, nothing can be missing
-
-
 def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
            keep: int = 1) -> Tuple[List[VmHistory], Plan]:
     """Those that a selector or else the lines of a config choose; without any, all. The plan tells
@@ -6590,7 +6552,7 @@ def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
         rules = tuple(rules[0]._replace(text='uuid:' + vm.uuid) for vm in vms if vm.uuid and
                       os.path.basename(vm.ref) == native(rules[0].text) != vm.name) or rules
     if not rules:
-        return [found[vm.ref] for vm in vms], NO_RULES
+        return [found[vm.ref] for vm in vms], Plan()
     plan = select(rules, vms, keep, twins=True)
     return [found[job.vm.ref] for job in plan.jobs], plan
 
@@ -6633,7 +6595,7 @@ class VerifyCommand:
 
     def verify_store(self, config_file: str, root: str, selector_text: str, every: bool) -> None:
         """Verify the backups that a config file or a selector chooses of all in backup_dir."""
-        config = load_config(Invocation('', config_file, (), True, False, {}), self.console)
+        config = load_config(Invocation(config_file=config_file), self.console)
         store = open_store(config, '' if config_file else root, self.console)
         self.verifier.limit = config.settings.stall_timeout * 60
         histories, plan = choose([history for history in store.histories() if history.holds_any()],
@@ -6766,7 +6728,7 @@ class Listing:
     def __init__(self) -> None:
         self.moment = now()
         self.root = ''
-        self.plan = NO_RULES
+        self.plan = Plan()
         self.vms = []          # type: List[Dict[str, Any]]
         self.pool_dumps = []   # type: List[Dict[str, Any]]
         self.foreign = []      # type: List[str]
@@ -6784,7 +6746,7 @@ class Listing:
             self.add_vm(history.vm_name(), path, history.everything())
             return
         config_file = target if kind == 'file' else ''
-        config = read_config(Invocation('', config_file, (), True, False, {}))
+        config = read_config(Invocation(config_file=config_file))
         store = open_store(config, '' if config_file else path, console)
         self.root = store.root
         ours, others = [], []  # type: List[VmHistory], List[VmHistory]
@@ -7012,7 +6974,7 @@ def run_prune(words: Sequence[str], console: Console, signals: Signals) -> int:
     options = options_of(words[1:], vm=(), preview=('no', 'yes'))
     if not words:
         raise UsageError('wanted: prune <config-file> [vm=vm-selector] [preview]')
-    config = read_config(Invocation('', native(words[0]), (), True, False, {}))
+    config = read_config(Invocation(config_file=native(words[0])))
     signals.at_once = False
     try:
         return Prune(config, options['preview'] == 'yes', console, signals).carry_out(options['vm'])
@@ -7608,7 +7570,7 @@ class StatusCheck:
 
     def look(self, config_file: str) -> None:
         """Take in what there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(Invocation('', config_file, (), True, True, {}))
+        config = read_config(Invocation(config_file=config_file, ignore_extra_keys=True))
         for problem in config.unexpected + config.errors:
             raise ConfigError(problem)
         store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
@@ -7791,17 +7753,22 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
     options = options_of(words[1:], ignore_extra_keys=('false', 'true'))
     if not ''.join(words[:1]):
         raise UsageError('wanted: check-config <config-file> [ignore_extra_keys=True]')
-    config = load_config(Invocation('', native(words[0]), (), True,
-                                    options['ignore_extra_keys'] == 'true', {}), console)
+    config = load_config(Invocation(
+        config_file=native(words[0]),
+        ignore_extra_keys=options['ignore_extra_keys'] == 'true'), console)
     for key in KEYS:
         console.log('  {:23s} = {}   ({})'.format(
             key.name, key.text(getattr(config.settings, key.name)),
             config.origins.get(key.name, 'default')))
     for rule in config.rules:
         console.log(f'  {rule.method}={rule.text}   ({rule.where})')
-    problems = (list(config.unexpected + config.errors) + rule_problems(config.rules) +
-                password_problems(config.settings.mail_smtp_password_file) +
-                program_problems(config.settings))
+    problems = list(config.unexpected + config.errors) + rule_problems(config.rules)
+    if config.settings.mail_smtp_password_file:
+        try:
+            read_password_file(config.settings.mail_smtp_password_file, problems.append)
+        except ConfigError as error:
+            problems.append(f'ERROR: config mail_smtp_password_file: {error}')
+    problems += program_problems(config.settings)
     for text in config.notes + tuple(problems):
         console.log(text)
     if config.settings.keep_last == 0 and not any(
@@ -7824,7 +7791,7 @@ def run_test_mail(words: Sequence[str], console: Console, _: Signals) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     if len(words) != 1 or not words[0]:
         raise UsageError('wanted: test-mail <config-file>')
-    config = load_config(Invocation('', native(words[0]), (), True, True, {}), console)
+    config = load_config(Invocation(config_file=native(words[0]), ignore_extra_keys=True), console)
     refuse_mistakes(config, console)
     settings = config.settings
     if not settings.mail_to:
