@@ -2476,12 +2476,6 @@ def refuse_mounts(path: str) -> None:
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def remove_tree(path: str) -> None:
-    """Delete a directory of ours with all that is in it. Raise OSError, TargetError."""
-    refuse_mounts(path)
-    shutil.rmtree(path)
-
-
 def dated(pattern: str) -> Any:
     """The compiled expression of a strftime pattern of directory_pattern's kind."""
     parts = re.split('%([YmdHMS])', pattern)
@@ -2542,6 +2536,7 @@ EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
                    for packed in ('', '.gz', '.zst'))
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
+NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
 
 
 class Intent(NamedTuple):
@@ -2597,8 +2592,8 @@ def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
 
 
 def disk_of(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
-    """What a manifest tells of the disk that an image is of, whether or not that is compressed: of
-    several that is the one with this file; {} if there is none."""
+    """A manifest's record of the disk of an image, compressed or not: the one with this file, else
+    the first; {} if there is none."""
     told = manifest.get('disks')
     disks = [disk for disk in told if isinstance(disk, dict)] if isinstance(told, list) else []
     plain = re.sub(PACKED_ENDING, '', portable(name))
@@ -2640,12 +2635,10 @@ class BackupDir(NamedTuple):
     def told(self, manifest: Dict[str, Any]) -> 'BackupDir':
         """It with what this manifest, its own, tells."""
         number, damaged = manifest.get('number'), 'fault' in part(manifest, 'verified')
-        try:
+        with contextlib.suppress(ValueError, LookupError, TypeError):
             if isinstance(number, int) and number >= 1:
                 return BackupDir(self.path, seconds_of(manifest['started']), number, damaged)
-            return self._replace(damaged=damaged)
-        except (ValueError, LookupError, TypeError):
-            return self._replace(damaged=damaged)
+        return self._replace(damaged=damaged)
 
     def is_protected(self) -> bool:
         """Whether somebody has said that it is not to be deleted. Raise OSError."""
@@ -2717,8 +2710,7 @@ class BackupDir(NamedTuple):
         return sorted(name for name in os.listdir(self.path) if IMAGE.search(name))
 
     def check_archives(self, manifest: Dict[str, Any]) -> List[str]:
-        """As `archives`; raise Damaged if there is none, or one is missing of which the manifest
-        tells. Whether one is compressed does not matter."""
+        """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
         found = self.archives()
         here = {re.sub(PACKED_ENDING, '', portable(name)) for name in found}
         told = [re.sub(PACKED_ENDING, '', name) for name in part(manifest, 'files')
@@ -2816,9 +2808,6 @@ def local_iso(when: datetime.datetime) -> Optional[str]:
         seconds_of(text)
         return text
     return None
-
-
-NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
 
 
 class Listed(NamedTuple):
@@ -2937,14 +2926,11 @@ class VmHistory:
         """The completed backups, oldest first."""
         return [backup for backup in self.backups() if backup.is_good()]
 
-    def judged(self, policy: Policy) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
-        """The good backups, oldest first, each with why it is kept; without a reason it may go."""
-        return self.judge(self.good(), policy, [])
-
     @staticmethod
     def judge(good: Sequence[BackupDir], policy: Policy,
-              newer: Sequence[Aged]) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
-        """As `judged`, beside others that are newer. Those that are protected do not count."""
+              newer: Sequence[Aged] = ()) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
+        """Good backups, oldest first, each with why it is kept beside newer ones; without a reason
+        it may go. Those that are protected do not count."""
         counted = [backup for backup in good if not backup.is_protected()]
         aged = [Aged(local_time(backup.when), not backup.is_damaged()) for backup in counted]
         why = dict(zip(counted, reasons(aged + list(newer), policy)))
@@ -2980,8 +2966,7 @@ class VmHistory:
                       key=lambda backup: (backup.number, backup.when))[-1:]
 
     def vm_name(self) -> str:
-        """The name of its VM: the one that has such a directory or, where that was cut, the one
-        that a manifest has, the newest one's first."""
+        """The name of its VM: the directory's or, where that was cut, the newest manifest's."""
         directory = os.path.basename(self.directory)
         name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                       encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
@@ -3082,12 +3067,13 @@ class VmHistory:
             raise TargetError('it is protected')
 
     def finish_deleting(self, path: str) -> bool:
-        """Delete what is being deleted; give it its name again and return False if somebody has
-        protected it meanwhile. Raise TargetError, OSError."""
+        """Delete what is being deleted; if somebody has protected it meanwhile, give it its name
+        again and return False. Raise TargetError, OSError."""
         if BackupDir(path, 0).is_protected():
             os.rename(path, os.path.join(self.directory, os.path.basename(path)[len(DELETING):]))
             return False
-        remove_tree(path)
+        refuse_mounts(path)
+        shutil.rmtree(path)
         return True
 
 
@@ -3297,8 +3283,8 @@ class BackupStore:
             yield record
 
     def record(self, record: Restoring, stack: contextlib.ExitStack) -> Optional[Restoring]:
-        """Write down and lock a restore; None if somebody has taken the file for what a kill left,
-        as long as it was empty. The stack unlocks it."""
+        """Write down and lock a restore, until the stack ends; None if somebody removed the file
+        while it was empty, as left by a kill."""
         path = os.path.join(self.root, RESTORING.format(record.mark))
         try:
             handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -3397,13 +3383,10 @@ class BackupStore:
         """The directory for dumps of the pool database."""
         return os.path.join(self.root, 'METADATA_' + path_part(host_name))
 
-    def all_pool_dumps(self) -> Dict[str, List[str]]:
-        """Paths of all dumps, oldest first, by their directories. Raise OSError."""
-        found = collections.OrderedDict()      # type: Dict[str, List[str]]
-        for directory in sorted(glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))):
-            directory = os.path.dirname(directory)
-            found[directory] = self.dumps_in(directory)
-        return found
+    def all_pool_dumps(self) -> List[List[str]]:
+        """Paths of the dumps in each directory for them, oldest first. Raise OSError."""
+        directories = glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))
+        return [self.dumps_in(directory) for directory in sorted(directories)]
 
     @staticmethod
     def dumps_in(directory: str) -> List[str]:
@@ -3442,17 +3425,15 @@ class BackupStore:
         """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them. Raise
         TargetError, OSError."""
         directory = os.path.dirname(newest)
-        dumps = sorted(name for name in os.listdir(directory)
-                       if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
-        dumps = [name for name in dumps if name != os.path.basename(newest)]
+        dumps = [path for path in BackupStore.dumps_in(directory) if path != newest]
         old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
-        partial = [name for name in os.listdir(directory)       # a run was killed
+        partial = [os.path.join(directory, name) for name in os.listdir(directory)
                    if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
         if old + partial and os.path.islink(directory):
             raise TargetError(f'{directory} is a symbolic link')
-        for name in old + partial:
-            os.unlink(os.path.join(directory, name))
-        return [os.path.join(directory, name) for name in old]
+        for path in old + partial:                     # partial: a run was killed
+            os.unlink(path)
+        return old
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5495,8 +5476,7 @@ ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?
 
 
 def run_in(lines: Sequence[str]) -> Optional[LastRun]:
-    """The last run that lines of a status log tell of. Where runs of one host overlap, what the
-    other one tells meanwhile counts too."""
+    """The last run in lines of a status log, with what an overlapping one of this host wrote."""
     entries = [found.groups() for found in map(ENTRY.match, lines) if found]
     begins = [number for number, (_, actor, _, event, _) in enumerate(entries)
               if (actor, event) == ('vmbackup.py', 'begin')]
@@ -5818,8 +5798,7 @@ def longest_first(loads: Sequence[Load]) -> List[Load]:
 
 
 def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> Optional[Load]:
-    """The first that may begin beside those that run: in no SR from which as many are read as may
-    be. Without any running, it is the first of all."""
+    """The first that may begin beside those that run: no SR of it is read by `per_sr` of them."""
     read = collections.Counter(sr for load in running for sr in load.srs)
     for load in waiting:
         if all(read[sr] < per_sr for sr in load.srs):
@@ -6024,8 +6003,7 @@ class BackupRun:
                     self.attempt(job)
 
     def side_by_side(self, jobs: Sequence[Job]) -> None:
-        """Back up as many VMs at once as the settings say, each in a thread. Return when all have
-        ended; after a signal none begins."""
+        """Back up several VMs at once, each in a thread; after a signal none begins."""
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
         waiting = longest_first([self.load(job) for job in jobs])
         running, threads = [], []      # type: List[Load], List[threading.Thread]
@@ -6605,7 +6583,7 @@ class VerifyCommand:
         self.tokens += ['ERROR'] * len(plan.failures or plan.errors) + ['WARNING'] * plan.warnings
         for history in histories:
             self.verify_history(history, every)
-        for dumps in () if selector_text else store.all_pool_dumps().values():
+        for dumps in () if selector_text else store.all_pool_dumps():
             for path in dumps if every else dumps[-1:]:
                 self.verify_file(path)
 
@@ -6949,7 +6927,7 @@ class Prune:
             if count or name == 'last')))
         for path in () if self.previewing else history.half_deleted():
             history.finish_deleting(path)
-        for backup, why in history.judged(policy):
+        for backup, why in history.judge(history.good(), policy):
             words = 'keep   {} ({})' if why else 'delete {}'
             self.console.log('  ' + words.format(os.path.basename(backup.path), ', '.join(why)))
             if why:
