@@ -5408,6 +5408,12 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
 # ----------------------------------------------------------------------------------------------
 # The first three cannot harm a backup; a hook can keep one from being made.
 
+ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?\\Z')
+LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
+BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
+NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
+VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
+
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for a run without a config file."""
@@ -5472,9 +5478,6 @@ class LastRun(NamedTuple):
     failed: Tuple[Tuple[str, str], ...]        # names of VMs, and the tokens of what failed
 
 
-ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?\\Z')
-
-
 def run_in(lines: Sequence[str]) -> Optional[LastRun]:
     """The last run in lines of a status log, with what an overlapping one of this host wrote."""
     entries = [found.groups() for found in map(ENTRY.match, lines) if found]
@@ -5511,9 +5514,6 @@ def last_run(path: str) -> Optional[LastRun]:
     return None
 
 
-LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
-
-
 class Report:
     """What a run tells in `report_file`, as JSON; none for a run without a config file."""
 
@@ -5547,11 +5547,6 @@ class Report:
         if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
             raise OSError(errno.EINVAL, 'not a file')
         write_json(self.path, document)
-
-
-BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
-NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
-VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
 
 
 def hook_problem(path: str) -> str:
@@ -5684,6 +5679,7 @@ def mail_verdict(settings: Settings, verdict: Verdict, subject: str, console: Co
 # ----------------------------------------------------------------------------------------------
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
+NO_DISK_LEFT = 'all of its disks are left out'
 RULER = '==========================='
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
                   'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify',
@@ -5751,18 +5747,16 @@ def check_plan(config: Config, plan: Plan, store: BackupStore,
 def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
             with_config: bool) -> int:
     """Print what a run would do; return the exit status. Changes nothing."""
-    possible = not check_plan(config, plan, store, console)
-    if possible:
-        console.log('Checking all VMs for duplicate names ...')
-    if possible and plan.left_out:
+    if check_plan(config, plan, store, console):
+        return ERROR.status
+    console.log('Checking all VMs for duplicate names ...')
+    if plan.left_out:
         console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
         for line in plan.left_out:
             console.log('  left out: ' + line)
-    if possible and plan.uncovered and with_config:
+    if plan.uncovered and with_config:
         console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
         console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
-    if not possible:
-        return ERROR.status
     if plan.failures:
         console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
         return ERROR.status
@@ -5773,11 +5767,6 @@ def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
 def warning_words(plan: Plan) -> str:
     """3.25's remark after a check of the parameters."""
     return ' - WARNINGS found (see above)' if plan.warnings else ''
-
-
-def good_token(warnings: Sequence[str]) -> str:
-    """The token of a backup that is complete."""
-    return 'WARNING' if warnings else 'SUCCESS'
 
 
 class Load(NamedTuple):
@@ -5820,9 +5809,6 @@ def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
         tuple(rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text),
         settings.honour_nobak, settings.vdi_disks if method == 'vdi-export' else 'boot')
     return exporter
-
-
-NO_DISK_LEFT = 'all of its disks are left out'
 
 
 def disk_words(disk: Disk, why: str) -> str:
@@ -6045,7 +6031,8 @@ class BackupRun:
         self.signals.check()
         srs, size, seconds = frozenset(), 0, 0.0       # type: FrozenSet[str], int, float
         with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
-            disks = self.exporter(job.method, Xe(self.console, self.signals), []).choose(job.vm)
+            xe = Xe(self.console, self.signals)
+            disks = exporter_of(self.config, job.method, self.pool, xe, []).choose(job.vm)
             srs = frozenset(disk.sr_uuid for disk in disks)
             size = sum(int(disk.vdi['virtual_size']) for disk in disks)
             seconds = self.store.history_of(job).last_seconds(job.method)
@@ -6131,7 +6118,8 @@ class BackupRun:
                 finally:
                     self.due.pop(history.directory, None)
                     backup = self.made.pop(history.directory, None)
-            token, reason = 'SKIPPED' if size is None else good_token(warnings), None
+            reason = None
+            token = 'SKIPPED' if size is None else 'WARNING' if warnings else 'SUCCESS'
         except Exception as error:
             token, reason = token_of(error), str(error)
             if token == 'INTERNAL-ERROR':              # it must not stop the others
@@ -6172,7 +6160,7 @@ class BackupRun:
             files = [backup.file(native(name)) for name in part(backup.manifest(), 'files')
                      if IMAGE.search(name)]
             self.hooks.tell('backup-end', warnings, target=backup.path, file='\n'.join(files),
-                            size=str(size), status=good_token(warnings), **known)
+                            size=str(size), status='WARNING' if warnings else 'SUCCESS', **known)
         return size
 
     def back_up_again(self, job: Job, history: VmHistory, warnings: List[str]) -> int:
@@ -6195,8 +6183,8 @@ class BackupRun:
         without spoiling it. Raise BackupFailed or another VmBackupError, or OSError."""
         log = self.console.log
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
-        vm, policy = self.pool.reread(job.vm)._replace(name=job.vm.name), policy_of(
-            self.settings, job)
+        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
+        policy = policy_of(self.settings, job)
         xe = Xe(self.console, self.signals)
         known = self.settle_leftovers(history, warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
@@ -6207,8 +6195,8 @@ class BackupRun:
             log(f'Deleting last **unsuccessful** backup {failure.path} ')
             with tolerating(warnings, f'cannot delete {failure.path}'):
                 history.delete(failure)
-        exporter, base = self.exporter(job.method, xe, warnings), os.path.basename(
-            history.directory)
+        exporter = exporter_of(self.config, job.method, self.pool, xe, warnings)
+        base = os.path.basename(history.directory)
         backup, last = self.begin(job, history, exporter.names(base, vm), started)
         log(f'new backup_dir: {backup.path}')
         self.gather_metadata(backup, vm, xe, warnings)
@@ -6318,10 +6306,6 @@ class BackupRun:
                           for disk, why in exporter.left_out]},
             **self.identity)
 
-    def exporter(self, method: str, xe: Xe, warnings: List[str]) -> Exporter:
-        """The exporter of a method, with the settings that it needs."""
-        return exporter_of(self.config, method, self.pool, xe, warnings)
-
     def settle_leftovers(self, history: VmHistory, warnings: List[str]) -> List[str]:
         """Remove what an earlier run that died left of a VM's backup: in the pool what it wrote
         down, on disk what it was deleting. Return the uuids of snapshots that are still there."""
@@ -6379,7 +6363,8 @@ class BackupRun:
 
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master; a failure is an error of the run."""
-        log = self.console.log
+        log, warnings = self.console.log, []   # type: Any, List[str]
+        xe = Xe(self.console, self.signals, False)
         log('*** begin backup_pool_metadata ***')
         try:
             if not self.pool.is_master():
@@ -6387,24 +6372,19 @@ class BackupRun:
                 return
             directory = self.store.pool_dumps(self.host)
             with self.locked(directory, self.settings.lock_wait * 60):
-                self.dump_pool_database(self.store.new_pool_dump(directory, now()))
+                path = self.store.new_pool_dump(directory, now())
+                with self.store.completed(path) as partial:
+                    watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
+                                        Meter(self.console, 'dumped', os.path.basename(path)))
+                    xe.export('pool-dump-database', watchdog, file_name=partial)
+                    if self.settings.verify == 'yes':
+                        self.verifier.prove(partial, form='.dump')
+                with tolerating(warnings, 'cannot delete old dumps'):
+                    for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+                        log(f'Deleting oldest pool database dump {old}')
+                self.warn(warnings)
         except (VmBackupError, OSError) as error:
             self.died(f'pool database not backed up: {error}')
-
-    def dump_pool_database(self, path: str) -> None:
-        """Dump the pool's database into a new file, then delete the oldest dumps."""
-        with self.store.completed(path) as partial:
-            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                Meter(self.console, 'dumped', os.path.basename(path)))
-            Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
-                                                         file_name=partial)
-            if self.settings.verify == 'yes':
-                self.verifier.prove(partial, form='.dump')
-        warnings = []          # type: List[str]
-        with tolerating(warnings, 'cannot delete old dumps'):
-            for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
-                self.console.log(f'Deleting oldest pool database dump {old}')
-        self.warn(warnings)
 
 
 def policy_of(settings: Settings, job: Job) -> Policy:
