@@ -341,8 +341,7 @@ def utc(seconds: int) -> str:
 
 
 def seconds_ahead(text: str) -> int:
-    """How far a clock is ahead of ours that says this now, in UTC: 20260301T00:10:01Z; raise
-    ValueError for another text."""
+    """Seconds that a clock is ahead which says 20260301T00:10:01Z now. Raise ValueError."""
     there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
     if abs(ahead) > 10**8:                             # three years
@@ -757,8 +756,7 @@ class Config(NamedTuple):
 
 
 def default_values() -> Dict[str, Any]:
-    """The first page's values by key, of any type that is written alike (4 for '4'). Raise
-    ConfigError for one that cannot be used."""
+    """The first page's values by key, where 4 is as good as '4'. Raise ConfigError."""
     values = {}
     for key in KEYS:
         try:
@@ -817,8 +815,7 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
 
 
 def read_config(invocation: Invocation) -> Config:
-    """The config file's or, with a vm-selector, the defaults' settings and rules. Raise ConfigError
-    when the file cannot be read as UTF-8 text."""
+    """Read the config file, or the defaults with a vm-selector. Raise ConfigError."""
     path = invocation.config_file
     if not path:
         return parse_config([], '', invocation)
@@ -837,8 +834,7 @@ def read_config(invocation: Invocation) -> Config:
 
 
 def parse_arguments(words: Sequence[str]) -> Invocation:
-    """Understand `<password> <config-file|vm-selector> [preview] [option=value ...]`; raise
-    UsageError for a word that is none of these."""
+    """Parse `<password> <config-file|vm-selector> [preview] [name=value ...]`. Raise UsageError."""
     password, target = words[0], words[1]
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
@@ -888,8 +884,7 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def create_password_file(password: str, path: str) -> None:
-    """Write an obscured password (base64, as 3.25), readable by its owner only; raise ConfigError
-    when that is not possible."""
+    """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     try:
         kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
@@ -908,8 +903,7 @@ def create_password_file(password: str, path: str) -> None:
 
 
 def read_password_file(path: str, warn: Callable[[str], None]) -> str:
-    """The password in a file made by create_password_file or by 3.25. Warn when others may read the
-    file; raise ConfigError when there is no password in it."""
+    """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         mode = os.stat(path).st_mode
@@ -938,8 +932,7 @@ def login_word(word: str, console: Console) -> Optional[str]:
 
 
 def installation_uuid() -> str:
-    """This host's uuid in xapi, as its installation wrote it down (host-installer: backend.py),
-    or '' where there is no such file."""
+    """This host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     try:
         with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
             found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
@@ -990,16 +983,14 @@ class Plan(NamedTuple):
 
 
 def split_retention(text: str) -> Tuple[str, Optional[int]]:
-    """NAME:N as (NAME, N), at the last colon and only where digits follow; else (text, None). Of
-    tag:N or uuid:N nothing would remain."""
+    """Split NAME:N at the last colon where digits follow; else, or for tag:N, (text, None)."""
     found = re.match(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z', text,
                      re.DOTALL)
     return (found.group(1), int(found.group(2))) if found else (text, None)
 
 
 def exact(pattern: str) -> Tuple[str, str]:
-    """The kind, tag or uuid, and the word of tag:NAME or uuid:UUID, which choose VMs by themselves
-    and not by their names; two empty texts for another pattern."""
+    """('tag', NAME) of tag:NAME, ('uuid', UUID) of uuid:UUID; ('', '') of a pattern for names."""
     found = re.match(r'(tag|uuid):\s*([^\s].*)\Z', pattern, re.DOTALL)
     return (found.group(1), found.group(2)) if found else ('', '')
 
@@ -1150,8 +1141,7 @@ def retention_suffix(keep: Optional[int]) -> str:
 
 
 def is_tagged_nobak(vm: Vm) -> bool:
-    """Whether a VM has Xen Orchestra's tag for one that is not backed up, with a reason or not
-    (xen-orchestra: docs, Backup modifier tags)."""
+    """Whether a VM is tagged xo:no-bak or xo:no-bak=REASON (xen-orchestra: docs, Backup tags)."""
     return any(re.match('xo:no-bak(=|\\Z)', tag) for tag in vm.record.get('tags', ()))
 
 
@@ -2376,11 +2366,6 @@ def occupied(path: str) -> int:
     return min(found.st_size, found.st_blocks * 512)
 
 
-def failing(error: OSError) -> None:
-    """Have os.walk raise what it would pass over."""
-    raise error
-
-
 def written(path: str) -> int:
     """Bytes of a file that a command says it wrote; raise CommandFailed if it did not."""
     size = size_of(path)
@@ -2592,8 +2577,7 @@ def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
 
 
 def disk_of(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
-    """A manifest's record of the disk of an image, compressed or not: the one with this file, else
-    the first; {} if there is none."""
+    """A manifest's disk of that image, compressed or not; else its first disk, or {}."""
     told = manifest.get('disks')
     disks = [disk for disk in told if isinstance(disk, dict)] if isinstance(told, list) else []
     plain = re.sub(PACKED_ENDING, '', portable(name))
@@ -2647,14 +2631,12 @@ class BackupDir(NamedTuple):
             return True
         return False
 
-    def protect(self) -> None:
-        """Have it never deleted, nor counted. Raise OSError."""
-        os.close(private(self.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
-        sync(self.path)
-
-    def unprotect(self) -> None:
-        """Have it counted and deleted as others. Raise OSError."""
-        os.unlink(self.file(PROTECTED))
+    def protect(self, wanted: bool) -> None:
+        """Have it never deleted, nor counted; unless wanted, as others. Raise OSError."""
+        if wanted:
+            os.close(private(self.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
+        else:
+            os.unlink(self.file(PROTECTED))
         sync(self.path)
 
     def file(self, *parts: str) -> str:
@@ -2673,8 +2655,7 @@ class BackupDir(NamedTuple):
             stream.write(encoded(text))
 
     def manifest(self, strict: bool = False) -> Dict[str, Any]:
-        """Its manifest; {} if it has none, as 3.25's, or a damaged one, or a directory of that name
-        or, unless `strict`, one that cannot be read. Raise OSError."""
+        """Its manifest; {} for none or a damaged one. `strict`: OSError if it cannot be read."""
         try:
             data = read_file(f'{self.path}/{MANIFEST}', LONGEST_RECORD)
         except OSError as error:
@@ -2717,14 +2698,12 @@ class BackupDir(NamedTuple):
                 if IMAGE.search(name)]
         if not found:
             raise Damaged('there is no archive or image in it')
-        for name in told:
-            if name not in here:
-                raise Damaged(f'{printable(name)} is missing')
         disks = manifest.get('disks')
-        for disk in disks if isinstance(disks, list) else ():
-            file = text_in(disk, 'file') if isinstance(disk, dict) else None
-            if file and re.sub(PACKED_ENDING, '', file) not in here:
-                raise Damaged(f'{printable(file)} is missing')
+        told += [text_in(disk, 'file') or '' for disk in (disks if isinstance(disks, list) else ())
+                 if isinstance(disk, dict)]
+        for name in filter(None, told):
+            if re.sub(PACKED_ENDING, '', name) not in here:
+                raise Damaged(f'{printable(name)} is missing')
         return found
 
     def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
@@ -2745,17 +2724,18 @@ class BackupDir(NamedTuple):
 
     def files(self) -> Dict[str, int]:
         """The bytes of each file in it, by its path from here. Raise OSError."""
+        def fail(error: OSError) -> None:              # os.walk would pass over it
+            raise error
         return {os.path.relpath(os.path.join(directory, name), self.path):
                 os.lstat(os.path.join(directory, name)).st_size
-                for directory, _, names in os.walk(self.path, onerror=failing) for name in names}
+                for directory, _, names in os.walk(self.path, onerror=fail) for name in names}
 
     def occupied(self) -> int:
         """The bytes that all that is in it takes on disk."""
         return sum(occupied(self.file(name)) for name in self.files())
 
     def complete(self, manifest: Dict[str, Any], large: bool) -> None:
-        """Make it count as a backup, once all that is in it is on stable storage: the marker is the
-        last thing that is written. Raise OSError."""
+        """Make it count as a backup: sync all, then write the marker, last. Raise OSError."""
         files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
         for name in files:
             sync(self.file(name))
@@ -3048,8 +3028,7 @@ class VmHistory:
         raise TargetError(f'cannot make a new directory below {self.directory}')
 
     def delete(self, backup: BackupDir) -> None:
-        """Delete a dated directory that is ours; from the first moment on it counts no more. Raise
-        TargetError, OSError."""
+        """Delete a directory of ours, which counts no more at once. Raise TargetError, OSError."""
         if os.path.islink(self.directory):
             raise TargetError(f'{self.directory} is a symbolic link')
         if backup.intent():
@@ -3121,6 +3100,7 @@ class Restoring(NamedTuple):
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
         first, _, more = data.partition(b'\n')
+        words = 'no such record'
         try:
             found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
             if all(isinstance(text, str) for text in found[:-1]) and re.match(
@@ -3128,8 +3108,6 @@ class Restoring(NamedTuple):
                 return found
         except (ValueError, TypeError, RecursionError) as error:
             words = str(error)
-        else:
-            words = 'no such record'
         raise TargetError(f'the record of a restore is damaged: {words} (look for a VM with {MARK} '
                           'in its other-config, then delete the record)')
 
@@ -3194,8 +3172,7 @@ class BackupStore:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
     def check_room(self, least: str, last: int, gain: int) -> None:
-        """Raise BackupFailed with less room than the least, or than the last backup took; `gain`
-        are the bytes that pre_clean will delete."""
+        """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         found = os.statvfs(self.root)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
         if total and free < max(room_bytes(least, total), last):
@@ -3272,8 +3249,7 @@ class BackupStore:
 
     @contextlib.contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
-        """A restore that is written down and locked while it goes on. Its record stays until
-        `restored`. Where none can be written, it has no path."""
+        """Record and lock a restore, until `restored`; without a path where that is impossible."""
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             while record is None:
@@ -3283,8 +3259,7 @@ class BackupStore:
             yield record
 
     def record(self, record: Restoring, stack: contextlib.ExitStack) -> Optional[Restoring]:
-        """Write down and lock a restore, until the stack ends; None if somebody removed the file
-        while it was empty, as left by a kill."""
+        """As `restoring`; None if the file was removed while empty, as if left by a kill."""
         path = os.path.join(self.root, RESTORING.format(record.mark))
         try:
             handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -3342,8 +3317,7 @@ class BackupStore:
 
     @contextlib.contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
-        """Lock and read the record of a killed restore; None if it goes on, or has just ended.
-        Raise TargetError, OSError."""
+        """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             with contextlib.suppress(FileNotFoundError):
@@ -3422,8 +3396,7 @@ class BackupStore:
 
     @staticmethod
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
-        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them. Raise
-        TargetError, OSError."""
+        """Delete the oldest dumps beyond `keep` (0: none). Raise TargetError, OSError."""
         directory = os.path.dirname(newest)
         dumps = [path for path in BackupStore.dumps_in(directory) if path != newest]
         old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
@@ -3472,8 +3445,7 @@ def indented(text: bytes) -> str:
 
 
 def ova_xml(archive: bytes) -> bytes:
-    """The ova.xml of a metadata export: a tar with that one member (xapi: export.ml). Raise
-    CommandFailed for anything else."""
+    """The one member of a metadata export's tar (xapi: export.ml). Raise CommandFailed."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
             member = tar.next()
@@ -5525,21 +5497,15 @@ class Report:
 
     def write(self, outcomes: Sequence[Outcome], counts: Tally, **facts: Any) -> None:
         """Write it whole or not at all. Raise OSError, TargetError."""
+        vms = [{'name': each.name, 'uuid': each.uuid, 'method': each.method, 'status': each.token,
+                'started': each.started, 'seconds': each.seconds,
+                'path': each.path and portable(each.path), 'files': each.files, 'size': each.size,
+                'warnings': each.warnings, 'error': each.error} for each in outcomes]
         skipped = [outcome.token for outcome in outcomes].count('SKIPPED')
         document = dict(self.facts, finished=iso(now()), **facts,
-                        counts=dict(counts._asdict(), skipped=skipped),
-                        vms=[self.vm(outcome) for outcome in outcomes])
+                        counts=dict(counts._asdict(), skipped=skipped), vms=vms)
         if self.path:
             bounded(lambda: self.put(document), 'the file system')
-
-    @staticmethod
-    def vm(outcome: Outcome) -> Dict[str, Any]:
-        """What it tells of a VM."""
-        found = dict(outcome._asdict(), status=outcome.token, warnings=list(outcome.warnings),
-                     path=outcome.path and portable(outcome.path))
-        return {key: found[key] for key in (
-            'name', 'uuid', 'method', 'status', 'started', 'seconds', 'path', 'files', 'size',
-            'warnings', 'error')}
 
     def put(self, document: Dict[str, Any]) -> None:
         """Write a document; raise OSError, as for a device, which it would take the place of."""
@@ -5559,8 +5525,7 @@ def hook_problem(path: str) -> str:
 class Hooks:
     """Runs the program that `hook` names at each phase of a run; none: nothing is run."""
 
-    def __init__(self, settings: Settings, report: str, console: Console,
-                 signals: Signals) -> None:
+    def __init__(self, settings: Settings, report: str, console: Console, signals: Signals) -> None:
         self.program = '' if hook_problem(settings.hook) else settings.hook
         self.timeout = settings.hook_timeout * 60      # seconds
         self.known = {'backup_dir': settings.backup_dir, 'report': report}
@@ -5621,8 +5586,7 @@ def security_of(settings: Settings) -> str:
 
 
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
-    """Hand a mail to the server once. Raise OSError or ValueError; smtplib.SMTPRecipientsRefused
-    if it did not go to everybody."""
+    """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     security = security_of(settings)
     if security == 'tls':
@@ -5691,8 +5655,7 @@ SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'lar
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
     """Print what a run would do, as 3.25."""
     shown = config.settings._asdict()
-    shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'],
-                                                              shown['compress'])
+    shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
     console.log('VmBackup.py running with these settings:')
     for name in ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
                  'pool_db_backup'):
@@ -5725,8 +5688,7 @@ def program_problems(settings: Settings) -> List[str]:
     return problems
 
 
-def check_plan(config: Config, plan: Plan, store: BackupStore,
-               console: Console) -> Sequence[str]:
+def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console) -> Sequence[str]:
     """Print settings, lists and what is wrong; return what makes a run impossible."""
     for message in plan.messages:
         console.log(message)
@@ -5795,8 +5757,7 @@ def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> 
     return None
 
 
-def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
-                warnings: List[str]) -> Exporter:
+def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[str]) -> Exporter:
     """The exporter of a method, with the settings that it needs."""
     settings = config.settings
     if method == 'vm-export':
@@ -6353,8 +6314,7 @@ class BackupRun:
         with tolerating(warnings, 'metadata is missing'):
             write_configuration(backup, vm, self.pool, self.console)
 
-    def prune(self, history: VmHistory, backups: Sequence[BackupDir],
-              warnings: List[str]) -> None:
+    def prune(self, history: VmHistory, backups: Sequence[BackupDir], warnings: List[str]) -> None:
         """Delete backups, but for one that knows of a snapshot of ours in the pool."""
         for backup in backups:
             with tolerating(warnings, f'cannot delete {backup.path}'):
@@ -6852,8 +6812,7 @@ class Prune:
         self.kept = self.deleted = self.errors = self.room = 0
 
     def carry_out(self, selector_text: str) -> int:
-        """Prune the backups of the config's VMs, of which a selector may choose; return the exit
-        status. Raise VmBackupError, OSError, Interrupted."""
+        """Prune the backups of the config's VMs, or of some; return the exit status."""
         problem = self.store.problem(self.settings.require_mount)
         if problem:
             raise TargetError(problem.partition('ERROR: ')[2])
@@ -6956,7 +6915,7 @@ def run_protect(words: Sequence[str], console: Console, protect: bool) -> int:
     for backup in backups:
         try:
             if backup.is_protected() != protect:
-                (backup.protect if protect else backup.unprotect)()
+                backup.protect(protect)
         except OSError as error:
             raise TargetError(f'cannot {name} {backup.path}: {error.strerror}')
         console.log(f'{name}ed: {backup.path}')
@@ -7577,8 +7536,7 @@ class StatusCheck:
 
     @staticmethod
     def newest_of(backups: Sequence[Tuple[str, VmHistory, Sequence[Listed]]]) -> Dict[str, Any]:
-        """The newest good backup of each VM, none or one in a list, by its name. Of the directories
-        of a VM that was renamed the better one counts."""
+        """The newest good backup of each VM, or none, in a list; of a renamed one the better."""
         found = {}             # type: Dict[str, Tuple[str, Any]]
 
         def begun(each: Tuple[str, Any]) -> float:
@@ -7627,12 +7585,6 @@ class StatusCheck:
             self.found.append((0, 'failed in it: ' + some_of([
                 about_vm(name, token) for name, token in last.failed])))
 
-    def answer(self) -> Tuple[int, str]:
-        """The exit status, and the line: the worst first."""
-        found = sorted(self.found, key=lambda each: -each[0])
-        return found[0][0], answer(found[0][0], '; '.join(text for _, text in found),
-                                   ' '.join(self.figures))
-
 
 def run_status(words: Sequence[str], console: Console, _: Signals) -> int:
     """The command `status`; return the exit status. Whatever happens, it prints one line."""
@@ -7647,7 +7599,9 @@ def run_status(words: Sequence[str], console: Console, _: Signals) -> int:
             raise UsageError('wanted: status <config-file> [max_age=26h]')
         status_check = StatusCheck(options['max_age'] or '26h')
         bounded(lambda: status_check.look(native(words[0])), 'backup_dir', check)
-        status, line = status_check.answer()
+        found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
+        status, text = found[0][0], '; '.join(text for _, text in found)
+        line = answer(status, text, ' '.join(status_check.figures))
     except VmBackupError as error:
         status, line = 3, answer(3, re.sub(r'^\**ERROR\W*', '', str(error)))
     except OSError as error:
@@ -7927,6 +7881,17 @@ EXAMPLES = """Usage-examples:
 {program} /root/VmBackup.pass monthly.cfg
 """
 
+SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
+              'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
+RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
+TEXTS = ('help', 'config', 'example')
+COMMANDS = {
+    'verify': run_verify, 'prune': run_prune, 'status': run_status,
+    'check-config': run_check_config, 'test-mail': run_test_mail,
+    'list': lambda words, console, _: run_list(words, console),
+    'protect': lambda words, console, _: run_protect(words, console, True),
+    'unprotect': lambda words, console, _: run_protect(words, console, False)}
+
 
 def config_text() -> str:
     """An example config file, which `config` prints and example.cfg is."""
@@ -7938,20 +7903,6 @@ def config_text() -> str:
                   '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
                                    SHOWN_KEYS.get(key.name, key.default)), '']
     return '\n'.join(lines) + CONFIG_RULES
-
-
-SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
-              'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
-
-
-RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
-TEXTS = ('help', 'config', 'example')
-COMMANDS = {
-    'verify': run_verify, 'prune': run_prune, 'status': run_status,
-    'check-config': run_check_config, 'test-mail': run_test_mail,
-    'list': lambda words, console, _: run_list(words, console),
-    'protect': lambda words, console, _: run_protect(words, console, True),
-    'unprotect': lambda words, console, _: run_protect(words, console, False)}
 
 
 def help_text(word: str, program: str) -> str:
