@@ -740,8 +740,7 @@ OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
            'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
 INVENTORY = '/etc/xensource-inventory'
 LONGEST_PASSWORD = 4096    # bytes of a password file
-# a run's settings: a field for each of KEYS
-Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])
+Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
 class Config(NamedTuple):
@@ -1001,8 +1000,7 @@ def is_literal(pattern: str) -> bool:
 
 
 def matching(pattern: str, names: Sequence[str]) -> List[str]:
-    """The names that a pattern selects: equal to it, or matched by it from the front. Raise
-    re.error for a pattern that is neither a name of the pool nor a regular expression."""
+    """The names that equal a pattern or that it matches. Raise re.error if it is neither."""
     if is_literal(pattern):
         return [name for name in names if name == pattern]
     try:
@@ -1141,7 +1139,7 @@ def retention_suffix(keep: Optional[int]) -> str:
 
 
 def is_tagged_nobak(vm: Vm) -> bool:
-    """Whether a VM is tagged xo:no-bak or xo:no-bak=REASON (xen-orchestra: docs, Backup tags)."""
+    """Whether a VM has the tag xo:no-bak or xo:no-bak=... (xen-orchestra: Backup modifier tags)."""
     return any(re.match('xo:no-bak(=|\\Z)', tag) for tag in vm.record.get('tags', ()))
 
 
@@ -2319,9 +2317,8 @@ ROOM_FOR_EXTENSION = 8     # .xva.zst
 
 
 def path_part(name: str) -> str:
-    """A VM name as one part of a path, different for different names. Slashes, control characters
-    and what already looks encoded are percent-encoded; a name too long for a directory is cut and
-    gets a digest."""
+    """A VM name as one part of a path, which stands for no other name: slashes and such are
+    percent-encoded, as is what looks encoded; a name that is too long is cut and gets a digest."""
     if name in ('', '.', '..'):
         return {'': '%00', '.': '%2E', '..': '%2E%2E'}[name]
     safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
@@ -2669,8 +2666,7 @@ class BackupDir(NamedTuple):
         return found if isinstance(found, dict) else {}
 
     def vm(self) -> Dict[str, Any]:
-        """What it tells of its VM: name, uuid and tags by its manifest, the first two by vm.cfg,
-        which 3.25 wrote too and a failure's record has; '' is not known."""
+        """Its VM's name, uuid and tags by the manifest, without tags by vm.cfg; '': not known."""
         found = dict(part(self.manifest(), 'vm'))
         with contextlib.suppress(OSError):
             lines = [] if found.get('uuid') else read_file(
@@ -2713,8 +2709,7 @@ class BackupDir(NamedTuple):
         return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
     def disk_size(self, manifest: Dict[str, Any], name: str) -> Optional[int]:
-        """The bytes of the disk that an image is of, as far as is known: from its manifest or, for
-        3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
+        """Bytes of an image's disk by its manifest or, for 3.25's, vdi.cfg of xvda; or None."""
         with contextlib.suppress(OSError, LookupError, TypeError, ValueError, OverflowError):
             if manifest:
                 return int(disk_of(manifest, name)['virtual_size'])
@@ -3046,8 +3041,7 @@ class VmHistory:
             raise TargetError('it is protected')
 
     def finish_deleting(self, path: str) -> bool:
-        """Delete what is being deleted; if somebody has protected it meanwhile, give it its name
-        again and return False. Raise TargetError, OSError."""
+        """Go on deleting; what is protected by now gets its name back, and False is returned."""
         if BackupDir(path, 0).is_protected():
             os.rename(path, os.path.join(self.directory, os.path.basename(path)[len(DELETING):]))
             return False
@@ -3057,8 +3051,7 @@ class VmHistory:
 
 
 def kind_of(path: str) -> str:
-    """What a path is: a file, a backup, a history (the backups of one VM), a store (all of them),
-    or '' if there is nothing. Raise OSError."""
+    """What a path is: file, backup, history (of one VM), store (of all) or ''. Raise OSError."""
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
     history, names = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
@@ -3396,7 +3389,7 @@ class BackupStore:
 
     @staticmethod
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
-        """Delete the oldest dumps beyond `keep` (0: none). Raise TargetError, OSError."""
+        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return their paths."""
         directory = os.path.dirname(newest)
         dumps = [path for path in BackupStore.dumps_in(directory) if path != newest]
         old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
@@ -3445,7 +3438,7 @@ def indented(text: bytes) -> str:
 
 
 def ova_xml(archive: bytes) -> bytes:
-    """The one member of a metadata export's tar (xapi: export.ml). Raise CommandFailed."""
+    """The ova.xml in the tar of a metadata export (xapi: export.ml). Raise CommandFailed."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
             member = tar.next()
@@ -5973,7 +5966,6 @@ class BackupRun:
                 threads.append(thread)
             except RuntimeError:                       # the system has no more
                 work(load)
-
         try:
             while waiting and not self.signals.received or running:
                 free = len(running) < self.settings.parallel and not self.signals.received
@@ -6748,7 +6740,6 @@ class Listing:
 
         def line(cells: Sequence[str]) -> str:
             return '  '.join(cells[number].ljust(width) for number, width in columns).rstrip()
-
         lines, whole = [line(self.HEAD)] * bool(rows), self.document()
         for vm in self.vms:
             lines.append('{name} ({path}): {good} good, '.format(**vm) + human_size(vm['size'])
@@ -6850,10 +6841,11 @@ class Prune:
     def is_unclear(self, history: VmHistory) -> bool:
         """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
         kinds = {exact(split_retention(rule.text)[0])[0] for rule in self.config.rules}
-        owner = history.owner() if kinds & {'tag', 'uuid'} else None
-        for kind, known in (('uuid', owner and owner.uuid),
-                            ('tag', owner and 'tags' in owner.record)):
-            if owner and kind in kinds and not known:
+        if not kinds & {'tag', 'uuid'}:
+            return False
+        owner = history.owner()
+        for kind, known in (('uuid', owner.uuid), ('tag', 'tags' in owner.record)):
+            if kind in kinds and not known:
                 self.fail(history.directory, TargetError(
                     f'its newest backup does not tell the {kind} of the VM: not touched'))
                 return True
@@ -7541,7 +7533,6 @@ class StatusCheck:
 
         def begun(each: Tuple[str, Any]) -> float:
             return seconds_of(each[1][0].when) if each[1] and each[1][0].when else len(each[1]) - 1
-
         for vm, history, everything in backups:
             directory = os.path.basename(history.directory)
             new = (portable(directory) if TWIN.search(directory) else history.vm_name(),
