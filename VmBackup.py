@@ -5699,26 +5699,6 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
     return tuple(problems) + plan.errors
 
 
-def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
-            with_config: bool) -> int:
-    """Print what a run would do; return the exit status. Changes nothing."""
-    if check_plan(config, plan, store, console):
-        return ERROR.status
-    console.log('Checking all VMs for duplicate names ...')
-    if plan.left_out:
-        console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
-        for line in plan.left_out:
-            console.log('  left out: ' + line)
-    if plan.uncovered and with_config:
-        console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
-        console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
-    if plan.failures:
-        console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
-        return ERROR.status
-    console.log(f'SUCCESS preview of parameters {warning_words(plan)}')
-    return WARNING.status if plan.warnings else SUCCESS.status
-
-
 def warning_words(plan: Plan) -> str:
     """3.25's remark after a check of the parameters."""
     return ' - WARNINGS found (see above)' if plan.warnings else ''
@@ -6371,7 +6351,7 @@ def refuse_unexpected(config: Config, console: Console) -> None:
 
 
 def run_preview(invocation: Invocation, console: Console, signals: Signals) -> int:
-    """The command `... preview`; return the exit status. Raise VmBackupError."""
+    """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
     refuse_unexpected(config, console)
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
@@ -6380,7 +6360,21 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
                       keep_of(config.settings), config.settings.honour_nobak)
         if not plan.errors:
             plan = with_left_out(config, plan, pool, Xe(console, signals))
-    return preview(config, plan, store, console, bool(invocation.config_file))
+    if check_plan(config, plan, store, console):
+        return ERROR.status
+    console.log('Checking all VMs for duplicate names ...')
+    if plan.left_out:
+        console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
+        for line in plan.left_out:
+            console.log('  left out: ' + line)
+    if plan.uncovered and invocation.config_file:
+        console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
+        console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
+    if plan.failures:
+        console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
+        return ERROR.status
+    console.log(f'SUCCESS preview of parameters {warning_words(plan)}')
+    return WARNING.status if plan.warnings else SUCCESS.status
 
 
 def run_backup(invocation: Invocation, console: Console, signals: Signals) -> int:
