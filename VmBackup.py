@@ -294,7 +294,6 @@ SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 # (Python's surrogateescape), which `encoded` turns into the right bytes again, so that LANG=C
 # changes nothing.
 
-
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
                  r'([+-][01]\d|[+-]2[0-3]):([0-5]\d)\Z', re.ASCII)
 EPOCH = datetime.date(1970, 1, 1).toordinal()
@@ -342,10 +341,7 @@ def utc(seconds: int) -> str:
 
 
 def seconds_ahead(text: str) -> int:
-    """How far a clock is ahead of ours that says this now, in UTC: 20260301T00:10:01Z.
-
-    Raise ValueError for another text.
-    """
+    """Seconds that a clock is ahead which says 20260301T00:10:01Z now. Raise ValueError."""
     there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
     if abs(ahead) > 10**8:                             # three years
@@ -438,8 +434,7 @@ class Console:
             self.draw(line + '\n')
 
     def show(self, text: str) -> None:
-        """On a terminal, show a line that this thread's next one takes the place of, below all
-        others; elsewhere nothing."""
+        """Show a line below all others until this thread's next one, on a terminal only."""
         if self.terminal:
             with self.lock:
                 self.passing[threading.get_ident()] = text
@@ -519,12 +514,12 @@ class Rule(NamedTuple):
 class Invocation(NamedTuple):
     """A command line that asks for a run or a preview."""
 
-    password: str              # as given: a password, the name of a password file, or 'local'
-    config_file: str           # '' when a vm-selector was given
-    rules: Tuple[Rule, ...]    # the vm-selector's
-    preview: bool
-    ignore_extra_keys: bool
-    overrides: Dict[str, str]  # config keys that the command line sets
+    password: str = ''         # as given: a password, the name of a password file, or 'local'
+    config_file: str = ''      # '' when a vm-selector was given
+    rules: Tuple[Rule, ...] = ()       # the vm-selector's
+    preview: bool = False
+    ignore_extra_keys: bool = False
+    overrides: Dict[str, str] = {}     # config keys that the command line sets
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -741,10 +736,11 @@ KEYS = (
         'When to mail: always, problems (warnings and errors only), never'),
 )
 METHODS = ('vm-export', 'vdi-export', 'exclude', 'exclude-disk')
-
-
-# a run's settings: a field for each of KEYS
-Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])
+OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
+           'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
+INVENTORY = '/etc/xensource-inventory'
+LONGEST_PASSWORD = 4096    # bytes of a password file
+Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
 class Config(NamedTuple):
@@ -759,10 +755,7 @@ class Config(NamedTuple):
 
 
 def default_values() -> Dict[str, Any]:
-    """The first page's values by key, of any type that is written alike (4 for '4').
-
-    Raise ConfigError for one that cannot be used.
-    """
+    """The first page's values by key, where 4 is as good as '4'. Raise ConfigError."""
     values = {}
     for key in KEYS:
         try:
@@ -774,10 +767,8 @@ def default_values() -> Dict[str, Any]:
 
 
 def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Config:
-    """Read `key=value` lines, split at the first =; the command line's words win over them.
-
-    A value that cannot be used is an error in the result and the default in its settings.
-    """
+    """Read `key=value` lines, split at the first =; the command line's words win over them. A value
+    that cannot be used is an error in the result and the default in its settings."""
     values = default_values()
     parsers = {key.name: key.parse for key in KEYS}
     rules, unexpected, errors, notes = [], [], [], []
@@ -823,10 +814,7 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
 
 
 def read_config(invocation: Invocation) -> Config:
-    """The config file's or, with a vm-selector, the defaults' settings and rules.
-
-    Raise ConfigError when the file cannot be read as UTF-8 text.
-    """
+    """Read the config file, or the defaults with a vm-selector. Raise ConfigError."""
     path = invocation.config_file
     if not path:
         return parse_config([], '', invocation)
@@ -844,17 +832,8 @@ def read_config(invocation: Invocation) -> Config:
     return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
 
 
-INVENTORY = '/etc/xensource-inventory'
-LONGEST_PASSWORD = 4096    # bytes of a password file
-OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
-           'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
-
-
 def parse_arguments(words: Sequence[str]) -> Invocation:
-    """Understand `<password> <config-file|vm-selector> [preview] [option=value ...]`.
-
-    Raise UsageError for a word that is none of these.
-    """
+    """Parse `<password> <config-file|vm-selector> [preview] [name=value ...]`. Raise UsageError."""
     password, target = words[0], words[1]
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
@@ -873,12 +852,9 @@ def parse_arguments(words: Sequence[str]) -> Invocation:
         else:
             raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
     extra_keys = options.pop('ignore_extra_keys', 'false').lower() == 'true'
-    config_file, rules = '', ()       # type: Tuple[str, Tuple[Rule, ...]]
     if os.path.exists(native(target)) and not os.path.isdir(native(target)):
-        config_file = native(target)
-    else:
-        rules = (selector(target),)
-    return Invocation(password, config_file, rules, preview, extra_keys, options)
+        return Invocation(password, native(target), (), preview, extra_keys, options)
+    return Invocation(password, '', (selector(target),), preview, extra_keys, options)
 
 
 def selector(word: str) -> Rule:
@@ -907,10 +883,7 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def create_password_file(password: str, path: str) -> None:
-    """Write an obscured password (base64, as 3.25), readable by its owner only.
-
-    Raise ConfigError when that is not possible.
-    """
+    """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     try:
         kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
@@ -928,11 +901,8 @@ def create_password_file(password: str, path: str) -> None:
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
 
 
-def read_password_file(path: str, console: Console) -> str:
-    """The password in a file made by create_password_file or by 3.25.
-
-    Raise ConfigError when there is none in it. Warns when others may read the file.
-    """
+def read_password_file(path: str, warn: Callable[[str], None]) -> str:
+    """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         mode = os.stat(path).st_mode
@@ -945,22 +915,8 @@ def read_password_file(path: str, console: Console) -> str:
         raise ConfigError(f'no password in password file {path} (make it with '
                           'create-password-file=)')
     if stat.S_IMODE(mode) & 0o077:
-        console.log(f'***WARNING - {EXPOSED.format(path)}')
+        warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
     return password
-
-
-EXPOSED = 'password file {0} can be read by others (chmod 600 {0})'
-
-
-def password_problems(path: str) -> List[str]:
-    """What is wrong with the file of the mail password; '' for none."""
-    problems, console = [], Console(None)
-    if path:
-        try:
-            read_password_file(path, console)
-        except ConfigError as error:
-            problems.append(f'ERROR: config mail_smtp_password_file: {error}')
-    return problems + [f'***WARNING - {EXPOSED.format(path)}'] * bool(console.lines)
 
 
 def login_word(word: str, console: Console) -> Optional[str]:
@@ -968,15 +924,14 @@ def login_word(word: str, console: Console) -> Optional[str]:
     if word == 'local':
         return None
     if os.path.isfile(native(word)):
-        return read_password_file(native(word), console)
+        return read_password_file(native(word), console.log)
     if '/' in word and os.path.exists(native(word)):
         raise ConfigError(f'not a file: password file {word}')
     return word
 
 
 def installation_uuid() -> str:
-    """This host's uuid in xapi, as its installation wrote it down (host-installer: backend.py),
-    or '' where there is no such file."""
+    """This host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     try:
         with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
             found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
@@ -990,6 +945,8 @@ def installation_uuid() -> str:
 # ----------------------------------------------------------------------------------------------
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
+NOBAK = '[NOBAK]'
+
 
 class Vm(NamedTuple):
     """A VM of the pool, or what of its record a backup needs."""
@@ -998,9 +955,6 @@ class Vm(NamedTuple):
     uuid: str
     name: str
     record: Dict[str, Any]     # the fields of section 8's VM_FIELDS
-
-
-NOBAK = '[NOBAK]'
 
 
 class Job(NamedTuple):
@@ -1016,28 +970,26 @@ class Job(NamedTuple):
 class Plan(NamedTuple):
     """What a run will do. Preview prints it, a run executes it."""
 
-    jobs: Tuple[Job, ...]          # vdi-exports first, each kind in the order of the rules
-    excluded: Tuple[str, ...]      # names
-    uncovered: Tuple[str, ...]     # names that no rule mentions
-    failures: Tuple[Outcome, ...]  # configured VMs that cannot be backed up
-    invalid: Tuple[Rule, ...]      # definitions with a retention that is no number
-    messages: Tuple[str, ...]
-    warnings: bool
-    errors: Tuple[str, ...]        # with any of these nothing is backed up
+    jobs: Tuple[Job, ...] = ()         # vdi-exports first, each kind in the order of the rules
+    excluded: Tuple[str, ...] = ()     # names
+    uncovered: Tuple[str, ...] = ()    # names that no rule mentions
+    failures: Tuple[Outcome, ...] = ()     # configured VMs that cannot be backed up
+    invalid: Tuple[Rule, ...] = ()     # definitions with a retention that is no number
+    messages: Tuple[str, ...] = ()
+    warnings: bool = False
+    errors: Tuple[str, ...] = ()       # with any of these nothing is backed up
     left_out: Tuple[str, ...] = ()     # disks, as a preview tells of them
 
 
 def split_retention(text: str) -> Tuple[str, Optional[int]]:
-    """NAME:N as (NAME, N), at the last colon and only where digits follow; else (text, None). Of
-    tag:N or uuid:N nothing would remain."""
+    """Split NAME:N at the last colon where digits follow; else, or for tag:N, (text, None)."""
     found = re.match(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z', text,
                      re.DOTALL)
     return (found.group(1), int(found.group(2))) if found else (text, None)
 
 
 def exact(pattern: str) -> Tuple[str, str]:
-    """The kind, tag or uuid, and the word of tag:NAME or uuid:UUID, which choose VMs by themselves
-    and not by their names; two empty texts for another pattern."""
+    """('tag', NAME) of tag:NAME, ('uuid', UUID) of uuid:UUID; ('', '') of a pattern for names."""
     found = re.match(r'(tag|uuid):\s*([^\s].*)\Z', pattern, re.DOTALL)
     return (found.group(1), found.group(2)) if found else ('', '')
 
@@ -1048,10 +1000,7 @@ def is_literal(pattern: str) -> bool:
 
 
 def matching(pattern: str, names: Sequence[str]) -> List[str]:
-    """The names that a pattern selects: equal to it, or matched by it from the front.
-
-    Raise re.error for a pattern that is neither a name of the pool nor a regular expression.
-    """
+    """The names that equal a pattern or that it matches. Raise re.error if it is neither."""
     if is_literal(pattern):
         return [name for name in names if name == pattern]
     try:
@@ -1071,10 +1020,9 @@ class Definition(NamedTuple):
 
 
 class Selector:
-    """Gathers what the rules say, one after the other; select() makes a Plan of it. VMs are known
-    by their references."""
+    """What the rules say, gathered one by one; VMs are known by their references."""
 
-    def __init__(self, vms: Sequence[Vm]) -> None:
+    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm]) -> None:
         self.vms = {vm.ref: vm for vm in vms}
         self.by = {'name': {}, 'uuid': {}, 'tag': {}}      # type: Dict[str, Dict[str, List[str]]]
         for vm in vms:
@@ -1092,6 +1040,14 @@ class Selector:
         self.messages = []     # type: List[str]
         self.errors = []       # type: List[str]
         self.warnings = False
+        for rule in rules:
+            if rule.method == 'exclude':
+                self.exclude(rule)
+            elif rule.method == 'exclude-disk':
+                self.check(rule, rule.text, [])
+        for rule in rules:
+            if rule.method in ('vm-export', 'vdi-export'):
+                self.include(rule)
 
     def exclude(self, rule: Rule) -> None:
         """Take an exclude= line; without a match it changes nothing."""
@@ -1112,21 +1068,17 @@ class Selector:
         if rule.text in self.names and not exact(pattern)[0]:      # a name that ends in :N
             pattern, keep = rule.text, None
         kind, found = exact(pattern)[0], self.matching(rule, pattern)
-        for ref in found or ():
-            self.define(rule.method, ref, Definition(
-                keep, kind == 'uuid' or not kind and self.vms[ref].name == pattern))
+        for ref in found or ():                # the last definition, at the first one's place
+            literal = kind == 'uuid' or not kind and self.vms[ref].name == pattern
+            old = self.definitions[rule.method].get(ref)
+            if old and old.literal and not literal and old.keep != keep:
+                self.messages.append('***NOTE - a later regex overrides the retention of '
+                                     f'{self.vms[ref].name}{retention_suffix(old.keep)}')
+            self.definitions[rule.method][ref] = Definition(keep, literal)
         if found and kind:
             self.exact.update(found)
         if found == []:
             self.not_found(rule, pattern)
-
-    def define(self, method: str, ref: str, new: Definition) -> None:
-        """The last definition wins, the first mention keeps its place."""
-        old = self.definitions[method].get(ref)
-        if old and old.literal and not new.literal and old.keep != new.keep:
-            self.messages.append('***NOTE - a later regex overrides the retention of {}{}'.format(
-                self.vms[ref].name, retention_suffix(old.keep)))
-        self.definitions[method][ref] = new
 
     def matching(self, rule: Rule, pattern: str) -> Optional[List[str]]:
         """The VMs selected, or None after noting an invalid regular expression."""
@@ -1187,8 +1139,7 @@ def retention_suffix(keep: Optional[int]) -> str:
 
 
 def is_tagged_nobak(vm: Vm) -> bool:
-    """Whether a VM has Xen Orchestra's tag for one that is not backed up, with a reason or not
-    (xen-orchestra: docs, Backup modifier tags)."""
+    """Whether a VM has the tag xo:no-bak or xo:no-bak=... (xen-orchestra: Backup modifier tags)."""
     return any(re.match('xo:no-bak(=|\\Z)', tag) for tag in vm.record.get('tags', ()))
 
 
@@ -1209,25 +1160,10 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def gathered(rules: Sequence[Rule], vms: Sequence[Vm]) -> Selector:
-    """What the rules say."""
-    state = Selector(vms)
-    for rule in rules:
-        if rule.method == 'exclude':
-            state.exclude(rule)
-        elif rule.method == 'exclude-disk':
-            state.check(rule, rule.text, [])
-    for rule in rules:
-        if rule.method in ('vm-export', 'vdi-export'):
-            state.include(rule)
-    return state
-
-
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
-    """Which of the pool's VMs to back up, how, keeping how many. `twins`: a name may stand for
-    several. Pure."""
-    state = gathered(rules, vms)
+    """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
+    state = Selector(rules, vms)
     jobs, failures, covered = [], [], set(state.excluded)
     for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
         failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND', error='not in the pool'))
@@ -1297,11 +1233,9 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 
 
 def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
-    """Why each backup, oldest first, is kept; one without a reason may go.
-
-    A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
-    The newest sound one always stays; a damaged one, while fewer than `last` are newer.
-    """
+    """Why each backup, oldest first, is kept; one without a reason may go. A rule keeps the newest
+    sound backup of each of its periods, without regard to the other rules. The newest sound one
+    always stays; a damaged one, while fewer than `last` are newer."""
     found = [[] for _ in backups]      # type: List[List[str]]
     seen = {name: set() for name in PERIODS if getattr(policy, name)}      # type: Dict[str, set]
     newer = 0                  # sound ones
@@ -2359,12 +2293,8 @@ ROOM_FOR_EXTENSION = 8     # .xva.zst
 
 
 def path_part(name: str) -> str:
-    """A VM name as one part of a path; names that already are one stay as they are.
-
-    Slashes, control characters and what already looks encoded are percent-encoded; a name too
-    long for a directory is cut and told from others by a digest. Different names give different
-    parts.
-    """
+    """A VM name as one part of a path, which stands for no other name: slashes and such are
+    percent-encoded, as is what looks encoded; a name that is too long is cut and gets a digest."""
     if name in ('', '.', '..'):
         return {'': '%00', '.': '%2E', '..': '%2E%2E'}[name]
     safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
@@ -2407,11 +2337,6 @@ def occupied(path: str) -> int:
     """The bytes that a file takes on disk, where it may be sparse or compressed."""
     found = os.lstat(path)
     return min(found.st_size, found.st_blocks * 512)
-
-
-def failing(error: OSError) -> None:
-    """Have os.walk raise what it would pass over."""
-    raise error
 
 
 def written(path: str) -> int:
@@ -2509,12 +2434,6 @@ def refuse_mounts(path: str) -> None:
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def remove_tree(path: str) -> None:
-    """Delete a directory of ours with all that is in it. Raise OSError, TargetError."""
-    refuse_mounts(path)
-    shutil.rmtree(path)
-
-
 def dated(pattern: str) -> Any:
     """The compiled expression of a strftime pattern of directory_pattern's kind."""
     parts = re.split('%([YmdHMS])', pattern)
@@ -2575,6 +2494,7 @@ EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
                    for packed in ('', '.gz', '.zst'))
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
+NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
 
 
 class Intent(NamedTuple):
@@ -2630,8 +2550,7 @@ def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
 
 
 def disk_of(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
-    """What a manifest tells of the disk that an image is of, whether or not that is compressed: of
-    several that is the one with this file; {} if there is none."""
+    """A manifest's disk of that image, compressed or not; else its first disk, or {}."""
     told = manifest.get('disks')
     disks = [disk for disk in told if isinstance(disk, dict)] if isinstance(told, list) else []
     plain = re.sub(PACKED_ENDING, '', portable(name))
@@ -2673,12 +2592,10 @@ class BackupDir(NamedTuple):
     def told(self, manifest: Dict[str, Any]) -> 'BackupDir':
         """It with what this manifest, its own, tells."""
         number, damaged = manifest.get('number'), 'fault' in part(manifest, 'verified')
-        try:
+        with contextlib.suppress(ValueError, LookupError, TypeError):
             if isinstance(number, int) and number >= 1:
                 return BackupDir(self.path, seconds_of(manifest['started']), number, damaged)
-            return self._replace(damaged=damaged)
-        except (ValueError, LookupError, TypeError):
-            return self._replace(damaged=damaged)
+        return self._replace(damaged=damaged)
 
     def is_protected(self) -> bool:
         """Whether somebody has said that it is not to be deleted. Raise OSError."""
@@ -2687,14 +2604,12 @@ class BackupDir(NamedTuple):
             return True
         return False
 
-    def protect(self) -> None:
-        """Have it never deleted, nor counted. Raise OSError."""
-        os.close(private(self.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
-        sync(self.path)
-
-    def unprotect(self) -> None:
-        """Have it counted and deleted as others. Raise OSError."""
-        os.unlink(self.file(PROTECTED))
+    def protect(self, wanted: bool) -> None:
+        """Have it never deleted, nor counted; unless wanted, as others. Raise OSError."""
+        if wanted:
+            os.close(private(self.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
+        else:
+            os.unlink(self.file(PROTECTED))
         sync(self.path)
 
     def file(self, *parts: str) -> str:
@@ -2713,8 +2628,7 @@ class BackupDir(NamedTuple):
             stream.write(encoded(text))
 
     def manifest(self, strict: bool = False) -> Dict[str, Any]:
-        """What it tells of itself; {} if it has no manifest, as 3.25's, or one that is damaged, or
-        no file, or, unless `strict`, cannot be read. Raise OSError."""
+        """Its manifest; {} for none or a damaged one. `strict`: OSError if it cannot be read."""
         try:
             data = read_file(f'{self.path}/{MANIFEST}', LONGEST_RECORD)
         except OSError as error:
@@ -2728,8 +2642,7 @@ class BackupDir(NamedTuple):
         return found if isinstance(found, dict) else {}
 
     def vm(self) -> Dict[str, Any]:
-        """What it tells of its VM: name, uuid and tags by its manifest, the first two by vm.cfg,
-        which 3.25 wrote too and a failure's record has; '' is not known."""
+        """Its VM's name, uuid and tags by the manifest, without tags by vm.cfg; '': not known."""
         found = dict(part(self.manifest(), 'vm'))
         with contextlib.suppress(OSError):
             lines = [] if found.get('uuid') else read_file(
@@ -2740,8 +2653,7 @@ class BackupDir(NamedTuple):
         return dict(found, **{key: text_in(found, key) or '' for key in ('name', 'uuid')})
 
     def note(self, **results: Dict[str, Any]) -> None:
-        """Put the results of a verification or a test restore into its manifest, if it has one.
-        Raise OSError."""
+        """Put the results of a verification or test restore into its manifest. Raise OSError."""
         manifest = self.manifest()
         if manifest:
             write_json(self.file(MANIFEST), dict(manifest, **results))
@@ -2751,34 +2663,29 @@ class BackupDir(NamedTuple):
         return sorted(name for name in os.listdir(self.path) if IMAGE.search(name))
 
     def check_archives(self, manifest: Dict[str, Any]) -> List[str]:
-        """As `archives`; raise Damaged if there is none, or one is missing of which the manifest
-        tells. Whether one is compressed does not matter."""
+        """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
         found = self.archives()
         here = {re.sub(PACKED_ENDING, '', portable(name)) for name in found}
         told = [re.sub(PACKED_ENDING, '', name) for name in part(manifest, 'files')
                 if IMAGE.search(name)]
         if not found:
             raise Damaged('there is no archive or image in it')
-        for name in told:
-            if name not in here:
-                raise Damaged(f'{printable(name)} is missing')
         disks = manifest.get('disks')
-        for disk in disks if isinstance(disks, list) else ():
-            file = text_in(disk, 'file') if isinstance(disk, dict) else None
-            if file and re.sub(PACKED_ENDING, '', file) not in here:
-                raise Damaged(f'{printable(file)} is missing')
+        told += [text_in(disk, 'file') or '' for disk in (disks if isinstance(disks, list) else ())
+                 if isinstance(disk, dict)]
+        for name in filter(None, told):
+            if re.sub(PACKED_ENDING, '', name) not in here:
+                raise Damaged(f'{printable(name)} is missing')
         return found
 
     def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
-        """The bytes of each archive and image: as its manifest has them, or else as they are. Raise
-        OSError."""
+        """Bytes of each archive and image, by its manifest or else as found. Raise OSError."""
         told = {name: size for name, size in part(manifest, 'files').items()
                 if IMAGE.search(name) and isinstance(size, int) and 0 <= size < 1 << 63}
         return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
     def disk_size(self, manifest: Dict[str, Any], name: str) -> Optional[int]:
-        """The bytes of the disk that an image is of, as far as is known: from its manifest or, for
-        3.25's, which were always of xvda, from DISK-xvda/vdi.cfg."""
+        """Bytes of an image's disk by its manifest or, for 3.25's, vdi.cfg of xvda; or None."""
         with contextlib.suppress(OSError, LookupError, TypeError, ValueError, OverflowError):
             if manifest:
                 return int(disk_of(manifest, name)['virtual_size'])
@@ -2788,19 +2695,18 @@ class BackupDir(NamedTuple):
 
     def files(self) -> Dict[str, int]:
         """The bytes of each file in it, by its path from here. Raise OSError."""
+        def fail(error: OSError) -> None:              # os.walk would pass over it
+            raise error
         return {os.path.relpath(os.path.join(directory, name), self.path):
                 os.lstat(os.path.join(directory, name)).st_size
-                for directory, _, names in os.walk(self.path, onerror=failing) for name in names}
+                for directory, _, names in os.walk(self.path, onerror=fail) for name in names}
 
     def occupied(self) -> int:
         """The bytes that all that is in it takes on disk."""
         return sum(occupied(self.file(name)) for name in self.files())
 
     def complete(self, manifest: Dict[str, Any], large: bool) -> None:
-        """Make it count as a backup, once all that is in it is on stable storage.
-
-        The marker is the last thing that is written. Raise OSError.
-        """
+        """Make it count as a backup: sync all, then write the marker, last. Raise OSError."""
         files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
         for name in files:
             sync(self.file(name))
@@ -2815,8 +2721,7 @@ class BackupDir(NamedTuple):
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """The files that commands write in it; the parts that a failure leaves are deleted at once,
-        as others may need the room."""
+        """Delete what a failure leaves of archives at once, as others may need the room."""
         def clear() -> None:
             for name in self.archives():
                 os.unlink(self.file(name))
@@ -2828,8 +2733,7 @@ class BackupDir(NamedTuple):
             raise
 
     def intent(self) -> Optional[Intent]:
-        """The snapshot that may still be in the pool, or None. Raise TargetError, OSError if there
-        is a record that cannot be read."""
+        """The snapshot that may still be in the pool, or None. Raise TargetError, OSError."""
         try:
             return Intent.parse(read_file(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
@@ -2855,9 +2759,6 @@ def local_iso(when: datetime.datetime) -> Optional[str]:
         seconds_of(text)
         return text
     return None
-
-
-NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
 
 
 class Listed(NamedTuple):
@@ -2917,8 +2818,7 @@ class VmHistory:
 
     @staticmethod
     def placed(backup: BackupDir, when: datetime.datetime) -> BackupDir:
-        """A dated directory; without a number it has the time of its name, and one of the future,
-        when the clock was wrong, counts as the oldest."""
+        """Date a backup without a number by its name; one of the future counts as the oldest."""
         if backup.number:
             return backup
         future = when > now() + datetime.timedelta(days=1)
@@ -2977,22 +2877,18 @@ class VmHistory:
         """The completed backups, oldest first."""
         return [backup for backup in self.backups() if backup.is_good()]
 
-    def judged(self, policy: Policy) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
-        """The good backups, oldest first, each with why it is kept; without a reason it may go."""
-        return self.judge(self.good(), policy, [])
-
     @staticmethod
     def judge(good: Sequence[BackupDir], policy: Policy,
-              newer: Sequence[Aged]) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
-        """As `judged`, beside others that are newer. Those that are protected do not count."""
+              newer: Sequence[Aged] = ()) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
+        """Good backups, oldest first, each with why it is kept beside newer ones; without a reason
+        it may go. Those that are protected do not count."""
         counted = [backup for backup in good if not backup.is_protected()]
         aged = [Aged(local_time(backup.when), not backup.is_damaged()) for backup in counted]
         why = dict(zip(counted, reasons(aged + list(newer), policy)))
         return [(backup, why.get(backup, (PROTECTED,))) for backup in good]
 
     def expendable(self, policy: Policy, moment: datetime.datetime) -> List[BackupDir]:
-        """What pre_clean may delete: what may go once there is one of that moment, but for the last
-        good one."""
+        """What pre_clean may delete, before a backup of that moment; never the last good one."""
         judged = self.judge(self.good(), policy, [Aged(moment)])
         sound = [number for number, (backup, why) in enumerate(judged)
                  if not backup.is_damaged() and why != (PROTECTED,)]
@@ -3021,8 +2917,7 @@ class VmHistory:
                       key=lambda backup: (backup.number, backup.when))[-1:]
 
     def vm_name(self) -> str:
-        """The name of its VM: the one that has such a directory or, where that was cut, the one
-        that a manifest has, the newest one's first."""
+        """The name of its VM: the directory's or, where that was cut, the newest manifest's."""
         directory = os.path.basename(self.directory)
         name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                       encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
@@ -3036,9 +2931,8 @@ class VmHistory:
         return name
 
     def owner(self) -> Vm:
-        """The VM that they are of: its uuid as the newest tells that, be it a failure's record or
-        in work, name and tags as its newest backup does. Without `tags` in the record they are not
-        known."""
+        """The VM that they are of: its uuid by the newest, even a failure or one in progress, name
+        and tags by its newest backup; without `tags` in the record they are not known."""
         dates = self.dated()
         names = sorted(dates, key=dates.__getitem__, reverse=True) + [
             name for name in self.names() if name not in dates and not name.startswith('.')]
@@ -3061,8 +2955,7 @@ class VmHistory:
         return Vm(self.directory, uuid, name, record)
 
     def last_seconds(self, method: str) -> float:
-        """Seconds that the last backup by a method took, as far as names tell which that is; 0 if
-        there is none that tells. Of many backups one is read."""
+        """Seconds that the last backup by a method took, by names; 0 if not known."""
         for name, _ in sorted(self.dated().items(), key=lambda item: item[1], reverse=True):
             manifest = BackupDir(f'{self.directory}/{name}', 0).manifest()
             with contextlib.suppress(ValueError, LookupError, TypeError):
@@ -3106,10 +2999,7 @@ class VmHistory:
         raise TargetError(f'cannot make a new directory below {self.directory}')
 
     def delete(self, backup: BackupDir) -> None:
-        """Delete a dated directory that is ours; from the first moment on it counts no more.
-
-        Raise TargetError, OSError.
-        """
+        """Delete a directory of ours, which counts no more at once. Raise TargetError, OSError."""
         if os.path.islink(self.directory):
             raise TargetError(f'{self.directory} is a symbolic link')
         if backup.intent():
@@ -3127,18 +3017,17 @@ class VmHistory:
             raise TargetError('it is protected')
 
     def finish_deleting(self, path: str) -> bool:
-        """Delete what is being deleted; give it its name again and return False if somebody has
-        protected it meanwhile. Raise TargetError, OSError."""
+        """Go on deleting; what is protected by now gets its name back, and False is returned."""
         if BackupDir(path, 0).is_protected():
             os.rename(path, os.path.join(self.directory, os.path.basename(path)[len(DELETING):]))
             return False
-        remove_tree(path)
+        refuse_mounts(path)
+        shutil.rmtree(path)
         return True
 
 
 def kind_of(path: str) -> str:
-    """What a path is: a file, a backup, a history (the backups of one VM), a store (all of them),
-    or '' if there is nothing. Raise OSError."""
+    """What a path is: file, backup, history (of one VM), store (of all) or ''. Raise OSError."""
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
     history, names = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
@@ -3180,6 +3069,7 @@ class Restoring(NamedTuple):
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
         first, _, more = data.partition(b'\n')
+        words = 'no such record'
         try:
             found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
             if all(isinstance(text, str) for text in found[:-1]) and re.match(
@@ -3187,15 +3077,12 @@ class Restoring(NamedTuple):
                 return found
         except (ValueError, TypeError, RecursionError) as error:
             words = str(error)
-        else:
-            words = 'no such record'
         raise TargetError(f'the record of a restore is damaged: {words} (look for a VM with {MARK} '
                           'in its other-config, then delete the record)')
 
 
 def is_in_work(record: Any) -> bool:
-    """Whether an Intent or a Restoring may be of a process that goes on, for a share that cannot
-    lock."""
+    """Whether the process of an Intent or a Restoring may go on, on a share that cannot lock."""
     return record.process != process(str(os.getpid())) and (
         record.host != os.uname().nodename or
         process(record.process.partition(' ')[0]) == record.process)
@@ -3254,10 +3141,7 @@ class BackupStore:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
     def check_room(self, least: str, last: int, gain: int) -> None:
-        """Raise BackupFailed with less room than the least, or than the last backup took.
-
-        `gain` are the bytes that pre_clean will delete.
-        """
+        """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         found = os.statvfs(self.root)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
         if total and free < max(room_bytes(least, total), last):
@@ -3271,9 +3155,8 @@ class BackupStore:
         return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
 
     def history_of(self, job: Job) -> VmHistory:
-        """The backups of a VM. Of those that share a name, one that does not own the history that
-        this name has, gets another directory, and keeps it when the others are gone. Raise
-        TargetError if that is another VM's, which has just this name; OSError."""
+        """The backups of a VM. A namesake that does not own the directory of its name gets another,
+        and keeps it. Raise TargetError if another VM has that very name; OSError."""
         vm, history = job.vm, self.history(job.vm.name)
         own = self.history(f'{vm.name}~{vm.uuid[:8]}')
         if (own.holds_any() and own.owner().uuid == vm.uuid or
@@ -3298,11 +3181,9 @@ class BackupStore:
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of a directory in backup_dir against other runs, also of other hosts.
-
-        Where the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if
-        another run still has it after so many seconds, TargetError; `check` is called meanwhile.
-        """
+        """Hold the lock of a directory in backup_dir against other runs, also of other hosts. Where
+        the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if another run
+        still has it after so many seconds, TargetError; `check` is called meanwhile."""
         self.check_mounted()
         make_directory(os.path.join(self.root, LOCKS))
         handle = private(os.path.join(self.root, LOCKS, name + '.lock'),
@@ -3337,8 +3218,7 @@ class BackupStore:
 
     @contextlib.contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
-        """A restore that is written down and locked while it goes on. Its record stays until
-        `restored`. Where none can be written, it has no path."""
+        """Record and lock a restore, until `restored`; without a path where that is impossible."""
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             while record is None:
@@ -3348,8 +3228,7 @@ class BackupStore:
             yield record
 
     def record(self, record: Restoring, stack: contextlib.ExitStack) -> Optional[Restoring]:
-        """Write down and lock a restore; None if somebody has taken the file for what a kill left,
-        as long as it was empty. The stack unlocks it."""
+        """As `restoring`; None if the file was removed while empty, as if left by a kill."""
         path = os.path.join(self.root, RESTORING.format(record.mark))
         try:
             handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -3407,8 +3286,7 @@ class BackupStore:
 
     @contextlib.contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
-        """The record of a restore that was killed, locked meanwhile; None if it goes on, or has
-        just ended. Raise TargetError, OSError."""
+        """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             with contextlib.suppress(FileNotFoundError):
@@ -3422,9 +3300,8 @@ class BackupStore:
             yield None if record and self.unlocked and is_in_work(record) else record
 
     def leftovers(self, histories: Sequence[VmHistory], patience: float) -> List[str]:
-        """The paths of the records of snapshots and restores that ended early: of this host's
-        whose process is gone, of another's that are so many seconds old. Locks nothing. Raise
-        TargetError."""
+        """Records of snapshots and restores that ended early: of this host, whose process is gone;
+        of another, that are so many seconds old. Lock nothing. Raise TargetError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
         return [path for path in paths + sorted(self.restores().values())
                 if self.is_left(path, patience)]
@@ -3449,13 +3326,10 @@ class BackupStore:
         """The directory for dumps of the pool database."""
         return os.path.join(self.root, 'METADATA_' + path_part(host_name))
 
-    def all_pool_dumps(self) -> Dict[str, List[str]]:
-        """Paths of all dumps, oldest first, by their directories. Raise OSError."""
-        found = collections.OrderedDict()      # type: Dict[str, List[str]]
-        for directory in sorted(glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))):
-            directory = os.path.dirname(directory)
-            found[directory] = self.dumps_in(directory)
-        return found
+    def all_pool_dumps(self) -> List[List[str]]:
+        """Paths of the dumps in each directory for them, oldest first. Raise OSError."""
+        directories = glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))
+        return [self.dumps_in(directory) for directory in sorted(directories)]
 
     @staticmethod
     def dumps_in(directory: str) -> List[str]:
@@ -3476,11 +3350,8 @@ class BackupStore:
     @staticmethod
     @contextlib.contextmanager
     def completed(path: str) -> Iterator[str]:
-        """Yield the name under which a command is to write a file; it gets its own afterwards.
-
-        A file of that other name is what is left of a failure, and is removed.
-        Raise CommandFailed if the file is missing or empty.
-        """
+        """Yield the name under which a command is to write a file; it gets its own afterwards. What
+        a failure left is removed. Raise CommandFailed if the file is missing or empty."""
         partial = path + PARTIAL
         try:
             yield partial
@@ -3494,22 +3365,17 @@ class BackupStore:
 
     @staticmethod
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
-        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return them.
-
-        Raise TargetError, OSError.
-        """
+        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return their paths."""
         directory = os.path.dirname(newest)
-        dumps = sorted(name for name in os.listdir(directory)
-                       if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
-        dumps = [name for name in dumps if name != os.path.basename(newest)]
+        dumps = [path for path in BackupStore.dumps_in(directory) if path != newest]
         old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
-        partial = [name for name in os.listdir(directory)       # a run was killed
+        partial = [os.path.join(directory, name) for name in os.listdir(directory)
                    if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
         if old + partial and os.path.islink(directory):
             raise TargetError(f'{directory} is a symbolic link')
-        for name in old + partial:
-            os.unlink(os.path.join(directory, name))
-        return [os.path.join(directory, name) for name in old]
+        for path in old + partial:                     # partial: a run was killed
+            os.unlink(path)
+        return old
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3548,10 +3414,7 @@ def indented(text: bytes) -> str:
 
 
 def ova_xml(archive: bytes) -> bytes:
-    """The ova.xml of a metadata export: a tar with that one member (xapi: export.ml).
-
-    Raise CommandFailed for anything else.
-    """
+    """The ova.xml in the tar of a metadata export (xapi: export.ml). Raise CommandFailed."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
             member = tar.next()
@@ -5539,6 +5402,12 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
 # ----------------------------------------------------------------------------------------------
 # The first three cannot harm a backup; a hook can keep one from being made.
 
+ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?\\Z')
+LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
+BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
+NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
+VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
+
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for a run without a config file."""
@@ -5603,12 +5472,8 @@ class LastRun(NamedTuple):
     failed: Tuple[Tuple[str, str], ...]        # names of VMs, and the tokens of what failed
 
 
-ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?\\Z')
-
-
 def run_in(lines: Sequence[str]) -> Optional[LastRun]:
-    """The last run that lines of a status log tell of. Where runs of one host overlap, what the
-    other one tells meanwhile counts too."""
+    """The last run in lines of a status log, with what an overlapping one of this host wrote."""
     entries = [found.groups() for found in map(ENTRY.match, lines) if found]
     begins = [number for number, (_, actor, _, event, _) in enumerate(entries)
               if (actor, event) == ('vmbackup.py', 'begin')]
@@ -5628,8 +5493,7 @@ def run_in(lines: Sequence[str]) -> Optional[LastRun]:
 
 
 def last_run(path: str) -> Optional[LastRun]:
-    """The last run that a status log tells of, None if none; of a log that grows for years, no
-    more than the end is read. Raise OSError."""
+    """The last run in a status log, or None; only the end of it is read. Raise OSError."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -5644,9 +5508,6 @@ def last_run(path: str) -> Optional[LastRun]:
     return None
 
 
-LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
-
-
 class Report:
     """What a run tells in `report_file`, as JSON; none for a run without a config file."""
 
@@ -5658,21 +5519,15 @@ class Report:
 
     def write(self, outcomes: Sequence[Outcome], counts: Tally, **facts: Any) -> None:
         """Write it whole or not at all. Raise OSError, TargetError."""
+        vms = [{'name': each.name, 'uuid': each.uuid, 'method': each.method, 'status': each.token,
+                'started': each.started, 'seconds': each.seconds,
+                'path': each.path and portable(each.path), 'files': each.files, 'size': each.size,
+                'warnings': each.warnings, 'error': each.error} for each in outcomes]
         skipped = [outcome.token for outcome in outcomes].count('SKIPPED')
         document = dict(self.facts, finished=iso(now()), **facts,
-                        counts=dict(counts._asdict(), skipped=skipped),
-                        vms=[self.vm(outcome) for outcome in outcomes])
+                        counts=dict(counts._asdict(), skipped=skipped), vms=vms)
         if self.path:
             bounded(lambda: self.put(document), 'the file system')
-
-    @staticmethod
-    def vm(outcome: Outcome) -> Dict[str, Any]:
-        """What it tells of a VM."""
-        found = dict(outcome._asdict(), status=outcome.token, warnings=list(outcome.warnings),
-                     path=outcome.path and portable(outcome.path))
-        return {key: found[key] for key in (
-            'name', 'uuid', 'method', 'status', 'started', 'seconds', 'path', 'files', 'size',
-            'warnings', 'error')}
 
     def put(self, document: Dict[str, Any]) -> None:
         """Write a document; raise OSError, as for a device, which it would take the place of."""
@@ -5680,11 +5535,6 @@ class Report:
         if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
             raise OSError(errno.EINVAL, 'not a file')
         write_json(self.path, document)
-
-
-BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
-NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
-VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
 
 
 def hook_problem(path: str) -> str:
@@ -5697,8 +5547,7 @@ def hook_problem(path: str) -> str:
 class Hooks:
     """Runs the program that `hook` names at each phase of a run; none: nothing is run."""
 
-    def __init__(self, settings: Settings, report: str, console: Console,
-                 signals: Signals) -> None:
+    def __init__(self, settings: Settings, report: str, console: Console, signals: Signals) -> None:
         self.program = '' if hook_problem(settings.hook) else settings.hook
         self.timeout = settings.hook_timeout * 60      # seconds
         self.known = {'backup_dir': settings.backup_dir, 'report': report}
@@ -5759,10 +5608,7 @@ def security_of(settings: Settings) -> str:
 
 
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
-    """Hand a mail to the server once.
-
-    Raise OSError or ValueError; smtplib.SMTPRecipientsRefused if it did not go to everybody.
-    """
+    """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     security = security_of(settings)
     if security == 'tls':
@@ -5792,7 +5638,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     recipients = list(settings.mail_to)
     for attempt in range(MAIL_ATTEMPTS):
         try:
-            password = (read_password_file(settings.mail_smtp_password_file, console)
+            password = (read_password_file(settings.mail_smtp_password_file, console.log)
                         if settings.mail_smtp_password_file else '')
             message = compose(settings, os.uname().nodename, subject, list(console.lines))
             deliver(settings, password, message, recipients)
@@ -5819,6 +5665,7 @@ def mail_verdict(settings: Settings, verdict: Verdict, subject: str, console: Co
 # ----------------------------------------------------------------------------------------------
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
+NO_DISK_LEFT = 'all of its disks are left out'
 RULER = '==========================='
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
                   'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify',
@@ -5830,8 +5677,7 @@ SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'lar
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
     """Print what a run would do, as 3.25."""
     shown = config.settings._asdict()
-    shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'],
-                                                              shown['compress'])
+    shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
     console.log('VmBackup.py running with these settings:')
     for name in ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
                  'pool_db_backup'):
@@ -5864,8 +5710,7 @@ def program_problems(settings: Settings) -> List[str]:
     return problems
 
 
-def check_plan(config: Config, plan: Plan, store: BackupStore,
-               console: Console) -> Sequence[str]:
+def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console) -> Sequence[str]:
     """Print settings, lists and what is wrong; return what makes a run impossible."""
     for message in plan.messages:
         console.log(message)
@@ -5883,36 +5728,9 @@ def check_plan(config: Config, plan: Plan, store: BackupStore,
     return tuple(problems) + plan.errors
 
 
-def preview(config: Config, plan: Plan, store: BackupStore, console: Console,
-            with_config: bool) -> int:
-    """Print what a run would do; return the exit status. Changes nothing."""
-    possible = not check_plan(config, plan, store, console)
-    if possible:
-        console.log('Checking all VMs for duplicate names ...')
-    if possible and plan.left_out:
-        console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
-        for line in plan.left_out:
-            console.log('  left out: ' + line)
-    if possible and plan.uncovered and with_config:
-        console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
-        console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
-    if not possible:
-        return ERROR.status
-    if plan.failures:
-        console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
-        return ERROR.status
-    console.log(f'SUCCESS preview of parameters {warning_words(plan)}')
-    return WARNING.status if plan.warnings else SUCCESS.status
-
-
 def warning_words(plan: Plan) -> str:
     """3.25's remark after a check of the parameters."""
     return ' - WARNINGS found (see above)' if plan.warnings else ''
-
-
-def good_token(warnings: Sequence[str]) -> str:
-    """The token of a backup that is complete."""
-    return 'WARNING' if warnings else 'SUCCESS'
 
 
 class Load(NamedTuple):
@@ -5933,8 +5751,7 @@ def longest_first(loads: Sequence[Load]) -> List[Load]:
 
 
 def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> Optional[Load]:
-    """The first that may begin beside those that run: in no SR from which as many are read as may
-    be. Without any running, it is the first of all."""
+    """The first that may begin beside those that run: no SR of it is read by `per_sr` of them."""
     read = collections.Counter(sr for load in running for sr in load.srs)
     for load in waiting:
         if all(read[sr] < per_sr for sr in load.srs):
@@ -5942,8 +5759,7 @@ def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> 
     return None
 
 
-def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
-                warnings: List[str]) -> Exporter:
+def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[str]) -> Exporter:
     """The exporter of a method, with the settings that it needs."""
     settings = config.settings
     if method == 'vm-export':
@@ -5956,9 +5772,6 @@ def exporter_of(config: Config, method: str, pool: Pool, xe: Xe,
         tuple(rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text),
         settings.honour_nobak, settings.vdi_disks if method == 'vdi-export' else 'boot')
     return exporter
-
-
-NO_DISK_LEFT = 'all of its disks are left out'
 
 
 def disk_words(disk: Disk, why: str) -> str:
@@ -6060,8 +5873,7 @@ class BackupRun:
                 SKIPPED if self.skipped else SUCCESS)
 
     def end(self, signum: int) -> int:
-        """Run the last hooks, write report and end lines, send the mail; return the exit
-        status."""
+        """Run the last hooks, write report and end lines, mail; return the exit status."""
         self.signals.at_once = False
         begun = self.closing or self.skipped
         if self.closing:
@@ -6136,8 +5948,7 @@ class BackupRun:
                     self.attempt(job)
 
     def side_by_side(self, jobs: Sequence[Job]) -> None:
-        """Back up as many VMs at once as the settings say, each in a thread. Return when all have
-        ended; after a signal none begins."""
+        """Back up several VMs at once, each in a thread; after a signal none begins."""
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
         waiting = longest_first([self.load(job) for job in jobs])
         running, threads = [], []      # type: List[Load], List[threading.Thread]
@@ -6160,7 +5971,6 @@ class BackupRun:
                 threads.append(thread)
             except RuntimeError:                       # the system has no more
                 work(load)
-
         try:
             while waiting and not self.signals.received or running:
                 free = len(running) < self.settings.parallel and not self.signals.received
@@ -6179,7 +5989,8 @@ class BackupRun:
         self.signals.check()
         srs, size, seconds = frozenset(), 0, 0.0       # type: FrozenSet[str], int, float
         with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
-            disks = self.exporter(job.method, Xe(self.console, self.signals), []).choose(job.vm)
+            xe = Xe(self.console, self.signals)
+            disks = exporter_of(self.config, job.method, self.pool, xe, []).choose(job.vm)
             srs = frozenset(disk.sr_uuid for disk in disks)
             size = sum(int(disk.vdi['virtual_size']) for disk in disks)
             seconds = self.store.history_of(job).last_seconds(job.method)
@@ -6195,8 +6006,7 @@ class BackupRun:
             self.died(f'a bug in VmBackup.py, please report it: {error!r}')
 
     def clean_up(self) -> None:
-        """Begin with the pool as it should be: remove what earlier runs that died left behind,
-        whether or not their VMs are selected."""
+        """Remove what earlier runs that died left behind, also of VMs that are not selected."""
         warnings = []          # type: List[str]
         with tolerating(warnings, 'cannot tell which pool this is'):
             self.identity = self.pool.identity()
@@ -6266,7 +6076,8 @@ class BackupRun:
                 finally:
                     self.due.pop(history.directory, None)
                     backup = self.made.pop(history.directory, None)
-            token, reason = 'SKIPPED' if size is None else good_token(warnings), None
+            reason = None
+            token = 'SKIPPED' if size is None else 'WARNING' if warnings else 'SUCCESS'
         except Exception as error:
             token, reason = token_of(error), str(error)
             if token == 'INTERNAL-ERROR':              # it must not stop the others
@@ -6307,7 +6118,7 @@ class BackupRun:
             files = [backup.file(native(name)) for name in part(backup.manifest(), 'files')
                      if IMAGE.search(name)]
             self.hooks.tell('backup-end', warnings, target=backup.path, file='\n'.join(files),
-                            size=str(size), status=good_token(warnings), **known)
+                            size=str(size), status='WARNING' if warnings else 'SUCCESS', **known)
         return size
 
     def back_up_again(self, job: Job, history: VmHistory, warnings: List[str]) -> int:
@@ -6326,15 +6137,12 @@ class BackupRun:
 
     def back_up(self, job: Job, history: VmHistory, started: datetime.datetime,
                 warnings: List[str]) -> int:
-        """Make one backup; return the size of its file in bytes.
-
-        Raise BackupFailed or another VmBackupError, or OSError. `warnings` collects what went
-        wrong without spoiling the backup.
-        """
+        """Make one backup; return the bytes of its files. `warnings` collects what went wrong
+        without spoiling it. Raise BackupFailed or another VmBackupError, or OSError."""
         log = self.console.log
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
-        vm, policy = self.pool.reread(job.vm)._replace(name=job.vm.name), policy_of(
-            self.settings, job)
+        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
+        policy = policy_of(self.settings, job)
         xe = Xe(self.console, self.signals)
         known = self.settle_leftovers(history, warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
@@ -6345,8 +6153,8 @@ class BackupRun:
             log(f'Deleting last **unsuccessful** backup {failure.path} ')
             with tolerating(warnings, f'cannot delete {failure.path}'):
                 history.delete(failure)
-        exporter, base = self.exporter(job.method, xe, warnings), os.path.basename(
-            history.directory)
+        exporter = exporter_of(self.config, job.method, self.pool, xe, warnings)
+        base = os.path.basename(history.directory)
         backup, last = self.begin(job, history, exporter.names(base, vm), started)
         log(f'new backup_dir: {backup.path}')
         self.gather_metadata(backup, vm, xe, warnings)
@@ -6385,8 +6193,7 @@ class BackupRun:
 
     def export(self, exporter: Exporter, part: Part, backup: BackupDir, manifest: Dict[str, Any],
                last: int) -> int:
-        """Export a file of a snapshot, and tell of it in the manifest; return its bytes. Raise
-        BackupFailed, OSError, Interrupted."""
+        """Export a file of a snapshot; return its bytes. Raise BackupFailed, OSError."""
         path = backup.file(part.name)
         if part.kind == 'VDI':                         # as it is by now
             manifest['disks'][part.disk].update(file=portable(part.name),
@@ -6411,9 +6218,8 @@ class BackupRun:
 
     def begin(self, job: Job, history: VmHistory, names: Sequence[str],
               started: datetime.datetime) -> Tuple[BackupDir, int]:
-        """Make the directory of a backup, if there is room for it beside those that are being
-        made; also return the bytes that its files took the last time. Raise BackupFailed,
-        TargetError, OSError."""
+        """Make the directory of a backup, if there is room for it beside those that are being made;
+        return also the last one's bytes. Raise BackupFailed, TargetError, OSError."""
         going = (history.expendable(policy_of(self.settings, job), started)
                  if self.settings.pre_clean else [])
         gain = sum(backup.occupied() for backup in going)
@@ -6457,10 +6263,6 @@ class BackupRun:
                            'name': disk.vdi['name_label'], 'why': why}
                           for disk, why in exporter.left_out]},
             **self.identity)
-
-    def exporter(self, method: str, xe: Xe, warnings: List[str]) -> Exporter:
-        """The exporter of a method, with the settings that it needs."""
-        return exporter_of(self.config, method, self.pool, xe, warnings)
 
     def settle_leftovers(self, history: VmHistory, warnings: List[str]) -> List[str]:
         """Remove what an earlier run that died left of a VM's backup: in the pool what it wrote
@@ -6509,8 +6311,7 @@ class BackupRun:
         with tolerating(warnings, 'metadata is missing'):
             write_configuration(backup, vm, self.pool, self.console)
 
-    def prune(self, history: VmHistory, backups: Sequence[BackupDir],
-              warnings: List[str]) -> None:
+    def prune(self, history: VmHistory, backups: Sequence[BackupDir], warnings: List[str]) -> None:
         """Delete backups, but for one that knows of a snapshot of ours in the pool."""
         for backup in backups:
             with tolerating(warnings, f'cannot delete {backup.path}'):
@@ -6519,7 +6320,8 @@ class BackupRun:
 
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master; a failure is an error of the run."""
-        log = self.console.log
+        log, warnings = self.console.log, []   # type: Any, List[str]
+        xe = Xe(self.console, self.signals, False)
         log('*** begin backup_pool_metadata ***')
         try:
             if not self.pool.is_master():
@@ -6527,24 +6329,19 @@ class BackupRun:
                 return
             directory = self.store.pool_dumps(self.host)
             with self.locked(directory, self.settings.lock_wait * 60):
-                self.dump_pool_database(self.store.new_pool_dump(directory, now()))
+                path = self.store.new_pool_dump(directory, now())
+                with self.store.completed(path) as partial:
+                    watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
+                                        Meter(self.console, 'dumped', os.path.basename(path)))
+                    xe.export('pool-dump-database', watchdog, file_name=partial)
+                    if self.settings.verify == 'yes':
+                        self.verifier.prove(partial, form='.dump')
+                with tolerating(warnings, 'cannot delete old dumps'):
+                    for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+                        log(f'Deleting oldest pool database dump {old}')
+                self.warn(warnings)
         except (VmBackupError, OSError) as error:
             self.died(f'pool database not backed up: {error}')
-
-    def dump_pool_database(self, path: str) -> None:
-        """Dump the pool's database into a new file, then delete the oldest dumps."""
-        with self.store.completed(path) as partial:
-            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                Meter(self.console, 'dumped', os.path.basename(path)))
-            Xe(self.console, self.signals, False).export('pool-dump-database', watchdog,
-                                                         file_name=partial)
-            if self.settings.verify == 'yes':
-                self.verifier.prove(partial, form='.dump')
-        warnings = []          # type: List[str]
-        with tolerating(warnings, 'cannot delete old dumps'):
-            for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
-                self.console.log(f'Deleting oldest pool database dump {old}')
-        self.warn(warnings)
 
 
 def policy_of(settings: Settings, job: Job) -> Policy:
@@ -6579,7 +6376,7 @@ def refuse_unexpected(config: Config, console: Console) -> None:
 
 
 def run_preview(invocation: Invocation, console: Console, signals: Signals) -> int:
-    """The command `... preview`; return the exit status. Raise VmBackupError."""
+    """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
     refuse_unexpected(config, console)
     store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
@@ -6588,15 +6385,26 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
                       keep_of(config.settings), config.settings.honour_nobak)
         if not plan.errors:
             plan = with_left_out(config, plan, pool, Xe(console, signals))
-    return preview(config, plan, store, console, bool(invocation.config_file))
+    if check_plan(config, plan, store, console):
+        return ERROR.status
+    console.log('Checking all VMs for duplicate names ...')
+    if plan.left_out:
+        console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
+        for line in plan.left_out:
+            console.log('  left out: ' + line)
+    if plan.uncovered and invocation.config_file:
+        console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
+        console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
+    if plan.failures:
+        console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
+        return ERROR.status
+    console.log(f'SUCCESS preview of parameters {warning_words(plan)}')
+    return WARNING.status if plan.warnings else SUCCESS.status
 
 
 def run_backup(invocation: Invocation, console: Console, signals: Signals) -> int:
-    """The command that makes backups; return the exit status.
-
-    Everything that happens is told by console, status log, mail and exit status; where the config
-    file cannot be read, the mail goes to whom the script's first page says.
-    """
+    """The command that makes backups; return the exit status. Where the config file cannot be read,
+    the mail goes to whom the script's first page says."""
     unreadable = ''
     try:
         config = load_config(invocation, console)
@@ -6632,9 +6440,8 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 
 
 def options_of(words: Sequence[str], **choices: Tuple[str, ...]) -> Dict[str, str]:
-    """The values of `name=value` words by their names, and of the word preview. `choices` are the
-    values that each name can have, the default first; none: any, and '' by default. Raise
-    UsageError."""
+    """The values of `name=value` words, and of the word preview. `choices`: the values that a name
+    can have, the default first; none: any, and '' by default. Raise UsageError."""
     options = {name: ''.join(values[:1]) for name, values in choices.items()}
     for word in words:
         name, _, value = word.partition('=')
@@ -6661,9 +6468,6 @@ def open_store(config: Config, root: str, console: Console) -> BackupStore:
     return BackupStore(root or config.settings.backup_dir, config.settings.backup_dir_pattern)
 
 
-NO_RULES = Plan((), (), (), (), (), (), False, ())     # without them, nothing can be missing
-
-
 def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
            keep: int = 1) -> Tuple[List[VmHistory], Plan]:
     """Those that a selector or else the lines of a config choose; without any, all. The plan tells
@@ -6677,7 +6481,7 @@ def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
         rules = tuple(rules[0]._replace(text='uuid:' + vm.uuid) for vm in vms if vm.uuid and
                       os.path.basename(vm.ref) == native(rules[0].text) != vm.name) or rules
     if not rules:
-        return [found[vm.ref] for vm in vms], NO_RULES
+        return [found[vm.ref] for vm in vms], Plan()
     plan = select(rules, vms, keep, twins=True)
     return [found[job.vm.ref] for job in plan.jobs], plan
 
@@ -6720,7 +6524,7 @@ class VerifyCommand:
 
     def verify_store(self, config_file: str, root: str, selector_text: str, every: bool) -> None:
         """Verify the backups that a config file or a selector chooses of all in backup_dir."""
-        config = load_config(Invocation('', config_file, (), True, False, {}), self.console)
+        config = load_config(Invocation(config_file=config_file), self.console)
         store = open_store(config, '' if config_file else root, self.console)
         self.verifier.limit = config.settings.stall_timeout * 60
         histories, plan = choose([history for history in store.histories() if history.holds_any()],
@@ -6730,7 +6534,7 @@ class VerifyCommand:
         self.tokens += ['ERROR'] * len(plan.failures or plan.errors) + ['WARNING'] * plan.warnings
         for history in histories:
             self.verify_history(history, every)
-        for dumps in () if selector_text else store.all_pool_dumps().values():
+        for dumps in () if selector_text else store.all_pool_dumps():
             for path in dumps if every else dumps[-1:]:
                 self.verify_file(path)
 
@@ -6853,7 +6657,7 @@ class Listing:
     def __init__(self) -> None:
         self.moment = now()
         self.root = ''
-        self.plan = NO_RULES
+        self.plan = Plan()
         self.vms = []          # type: List[Dict[str, Any]]
         self.pool_dumps = []   # type: List[Dict[str, Any]]
         self.foreign = []      # type: List[str]
@@ -6871,7 +6675,7 @@ class Listing:
             self.add_vm(history.vm_name(), path, history.everything())
             return
         config_file = target if kind == 'file' else ''
-        config = read_config(Invocation('', config_file, (), True, False, {}))
+        config = read_config(Invocation(config_file=config_file))
         store = open_store(config, '' if config_file else path, console)
         self.root = store.root
         ours, others = [], []  # type: List[VmHistory], List[VmHistory]
@@ -6955,7 +6759,6 @@ class Listing:
 
         def line(cells: Sequence[str]) -> str:
             return '  '.join(cells[number].ljust(width) for number, width in columns).rstrip()
-
         lines, whole = [line(self.HEAD)] * bool(rows), self.document()
         for vm in self.vms:
             lines.append('{name} ({path}): {good} good, '.format(**vm) + human_size(vm['size'])
@@ -7019,8 +6822,7 @@ class Prune:
         self.kept = self.deleted = self.errors = self.room = 0
 
     def carry_out(self, selector_text: str) -> int:
-        """Prune the backups of the config's VMs, of which a selector may choose; return the exit
-        status. Raise VmBackupError, OSError, Interrupted."""
+        """Prune the backups of the config's VMs, or of some; return the exit status."""
         problem = self.store.problem(self.settings.require_mount)
         if problem:
             raise TargetError(problem.partition('ERROR: ')[2])
@@ -7056,13 +6858,13 @@ class Prune:
         return verdict.status
 
     def is_unclear(self, history: VmHistory) -> bool:
-        """Whether the config's lines by tag or uuid may be for a VM whose backups do not tell
-        these: then they are not touched, and that is told."""
+        """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
         kinds = {exact(split_retention(rule.text)[0])[0] for rule in self.config.rules}
-        owner = history.owner() if kinds & {'tag', 'uuid'} else None
-        for kind, known in (('uuid', owner and owner.uuid),
-                            ('tag', owner and 'tags' in owner.record)):
-            if owner and kind in kinds and not known:
+        if not kinds & {'tag', 'uuid'}:
+            return False
+        owner = history.owner()
+        for kind, known in (('uuid', owner.uuid), ('tag', 'tags' in owner.record)):
+            if kind in kinds and not known:
                 self.fail(history.directory, TargetError(
                     f'its newest backup does not tell the {kind} of the VM: not touched'))
                 return True
@@ -7075,7 +6877,7 @@ class Prune:
             if count or name == 'last')))
         for path in () if self.previewing else history.half_deleted():
             history.finish_deleting(path)
-        for backup, why in history.judged(policy):
+        for backup, why in history.judge(history.good(), policy):
             words = 'keep   {} ({})' if why else 'delete {}'
             self.console.log('  ' + words.format(os.path.basename(backup.path), ', '.join(why)))
             if why:
@@ -7100,7 +6902,7 @@ def run_prune(words: Sequence[str], console: Console, signals: Signals) -> int:
     options = options_of(words[1:], vm=(), preview=('no', 'yes'))
     if not words:
         raise UsageError('wanted: prune <config-file> [vm=vm-selector] [preview]')
-    config = read_config(Invocation('', native(words[0]), (), True, False, {}))
+    config = read_config(Invocation(config_file=native(words[0])))
     signals.at_once = False
     try:
         return Prune(config, options['preview'] == 'yes', console, signals).carry_out(options['vm'])
@@ -7124,7 +6926,7 @@ def run_protect(words: Sequence[str], console: Console, protect: bool) -> int:
     for backup in backups:
         try:
             if backup.is_protected() != protect:
-                (backup.protect if protect else backup.unprotect)()
+                backup.protect(protect)
         except OSError as error:
             raise TargetError(f'cannot {name} {backup.path}: {error.strerror}')
         console.log(f'{name}ed: {backup.path}')
@@ -7682,8 +7484,7 @@ def answer(status: int, text: str, figures: str = '') -> str:
 
 
 class StatusCheck:
-    """`status`: whether the backups of a config are as they should be. It reads, and locks nothing,
-    so it never is in the way of a run."""
+    """`status`: whether the backups of a config are as they should be. It locks nothing."""
 
     def __init__(self, max_age: str) -> None:
         self.max_age = max_age     # as the administrator wrote it
@@ -7697,7 +7498,7 @@ class StatusCheck:
 
     def look(self, config_file: str) -> None:
         """Take in what there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(Invocation('', config_file, (), True, True, {}))
+        config = read_config(Invocation(config_file=config_file, ignore_extra_keys=True))
         for problem in config.unexpected + config.errors:
             raise ConfigError(problem)
         store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
@@ -7746,13 +7547,11 @@ class StatusCheck:
 
     @staticmethod
     def newest_of(backups: Sequence[Tuple[str, VmHistory, Sequence[Listed]]]) -> Dict[str, Any]:
-        """The newest good backup of each VM, none or one in a list, by the VM's name. One that was
-        renamed has two directories: the better one counts."""
+        """The newest good backup of each VM, or none, in a list; of a renamed one the better."""
         found = {}             # type: Dict[str, Tuple[str, Any]]
 
         def begun(each: Tuple[str, Any]) -> float:
             return seconds_of(each[1][0].when) if each[1] and each[1][0].when else len(each[1]) - 1
-
         for vm, history, everything in backups:
             directory = os.path.basename(history.directory)
             new = (portable(directory) if TWIN.search(directory) else history.vm_name(),
@@ -7796,12 +7595,6 @@ class StatusCheck:
             self.found.append((0, 'failed in it: ' + some_of([
                 about_vm(name, token) for name, token in last.failed])))
 
-    def answer(self) -> Tuple[int, str]:
-        """The exit status, and the line: the worst first."""
-        found = sorted(self.found, key=lambda each: -each[0])
-        return found[0][0], answer(found[0][0], '; '.join(text for _, text in found),
-                                   ' '.join(self.figures))
-
 
 def run_status(words: Sequence[str], console: Console, _: Signals) -> int:
     """The command `status`; return the exit status. Whatever happens, it prints one line."""
@@ -7816,7 +7609,9 @@ def run_status(words: Sequence[str], console: Console, _: Signals) -> int:
             raise UsageError('wanted: status <config-file> [max_age=26h]')
         status_check = StatusCheck(options['max_age'] or '26h')
         bounded(lambda: status_check.look(native(words[0])), 'backup_dir', check)
-        status, line = status_check.answer()
+        found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
+        status, text = found[0][0], '; '.join(text for _, text in found)
+        line = answer(status, text, ' '.join(status_check.figures))
     except VmBackupError as error:
         status, line = 3, answer(3, re.sub(r'^\**ERROR\W*', '', str(error)))
     except OSError as error:
@@ -7880,17 +7675,22 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
     options = options_of(words[1:], ignore_extra_keys=('false', 'true'))
     if not ''.join(words[:1]):
         raise UsageError('wanted: check-config <config-file> [ignore_extra_keys=True]')
-    config = load_config(Invocation('', native(words[0]), (), True,
-                                    options['ignore_extra_keys'] == 'true', {}), console)
+    config = load_config(Invocation(
+        config_file=native(words[0]),
+        ignore_extra_keys=options['ignore_extra_keys'] == 'true'), console)
     for key in KEYS:
         console.log('  {:23s} = {}   ({})'.format(
             key.name, key.text(getattr(config.settings, key.name)),
             config.origins.get(key.name, 'default')))
     for rule in config.rules:
         console.log(f'  {rule.method}={rule.text}   ({rule.where})')
-    problems = (list(config.unexpected + config.errors) + rule_problems(config.rules) +
-                password_problems(config.settings.mail_smtp_password_file) +
-                program_problems(config.settings))
+    problems = list(config.unexpected + config.errors) + rule_problems(config.rules)
+    if config.settings.mail_smtp_password_file:
+        try:
+            read_password_file(config.settings.mail_smtp_password_file, problems.append)
+        except ConfigError as error:
+            problems.append(f'ERROR: config mail_smtp_password_file: {error}')
+    problems += program_problems(config.settings)
     for text in config.notes + tuple(problems):
         console.log(text)
     if config.settings.keep_last == 0 and not any(
@@ -7913,7 +7713,7 @@ def run_test_mail(words: Sequence[str], console: Console, _: Signals) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     if len(words) != 1 or not words[0]:
         raise UsageError('wanted: test-mail <config-file>')
-    config = load_config(Invocation('', native(words[0]), (), True, True, {}), console)
+    config = load_config(Invocation(config_file=native(words[0]), ignore_extra_keys=True), console)
     refuse_mistakes(config, console)
     settings = config.settings
     if not settings.mail_to:
@@ -8091,6 +7891,17 @@ EXAMPLES = """Usage-examples:
 {program} /root/VmBackup.pass monthly.cfg
 """
 
+SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
+              'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
+RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
+TEXTS = ('help', 'config', 'example')
+COMMANDS = {
+    'verify': run_verify, 'prune': run_prune, 'status': run_status,
+    'check-config': run_check_config, 'test-mail': run_test_mail,
+    'list': lambda words, console, _: run_list(words, console),
+    'protect': lambda words, console, _: run_protect(words, console, True),
+    'unprotect': lambda words, console, _: run_protect(words, console, False)}
+
 
 def config_text() -> str:
     """An example config file, which `config` prints and example.cfg is."""
@@ -8102,20 +7913,6 @@ def config_text() -> str:
                   '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
                                    SHOWN_KEYS.get(key.name, key.default)), '']
     return '\n'.join(lines) + CONFIG_RULES
-
-
-SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
-              'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
-
-
-RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
-TEXTS = ('help', 'config', 'example')
-COMMANDS = {
-    'verify': run_verify, 'prune': run_prune, 'status': run_status,
-    'check-config': run_check_config, 'test-mail': run_test_mail,
-    'list': lambda words, console, _: run_list(words, console),
-    'protect': lambda words, console, _: run_protect(words, console, True),
-    'unprotect': lambda words, console, _: run_protect(words, console, False)}
 
 
 def help_text(word: str, program: str) -> str:

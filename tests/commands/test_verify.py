@@ -518,7 +518,7 @@ class CommandWords(PoolCase):
             with self.subTest(word):
                 path = self.at('pass-' + word)
                 self.assert_ends(0, self.vmbackup(word, 'create-password-file=' + path))
-                self.assertEqual(word, VmBackup.read_password_file(path, VmBackup.Console(None)))
+                self.assertEqual(word, VmBackup.read_password_file(path, print))
 
     def test_a_helping_word_with_more_is_an_error(self):
         """It may be root's password in an old cron line, and nothing would be backed up."""

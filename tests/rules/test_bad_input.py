@@ -357,7 +357,7 @@ class PasswordFiles(BadInputCase):
         self.script = self.changed_script(MAIL_PAUSE=0)
         for path in self.bad_files():
             with self.assertRaisesRegex(VmBackup.ConfigError, 'password file ' + path):
-                VmBackup.read_password_file(path, VmBackup.Console(None))
+                VmBackup.read_password_file(path, print)
         for path in [self.at('huge'), self.at('pipe'), self.at('directory'),
                      self.at('missing'), '/dev/zero']:
             with self.subTest(path):
