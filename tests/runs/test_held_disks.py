@@ -200,7 +200,7 @@ class Running(HeldCase):
             self.ends(0, rule)
             looked = []
             self.at_call('VM.get_is_control_domain', lambda: looked.append(1), 0)
-            self.sim.pool.sleep = lambda *_: self.wait_for(lambda: looked)
+            self.sim.pool.sleep = lambda *_: self.wait_for(lambda: looked[1:])
             self.fault('vdi-import', 'slow', after=BEGUN)
             child = self.start('password', 'restore=web', 'from=' + self.backups)
             self.wait_for(self.held)

@@ -58,7 +58,7 @@ def refusal(*error, **details):
 FULL = refusal('SR_BACKEND_FAILURE_44', '', 'There is insufficient space', '')
 BUSY = refusal('INTERNAL_ERROR', 'Xapi_database.Db_exn.DBCache_NotFound("missing row")')
 BROKEN = refusal('VDI_IO_ERROR', 'Device I/O errors', after=700000)
-IN_USE = refusal('VDI_IN_USE', 'OpaqueRef:NULL', 'destroy')
+KEPT = refusal('SR_BACKEND_FAILURE_80', '', 'Failed to mark VDI hidden', '')
 # The third vm-export is that of web: db's and its own metadata come before it.
 FAILURES = {
     'vm-snapshot': Failure("the storage is full when web's snapshot is to be taken",
@@ -68,15 +68,15 @@ FAILURES = {
     'vm-export': Failure("the storage fails in the middle of web's export",
                          3, BROKEN, 2, 'ERROR vm-export VM-EXPORT-FAIL web: '),
     'vm-uninstall': Failure("web's snapshot cannot be removed at the first attempt",
-                            1, IN_USE, 1, 'VmBackup vm-export web - ***WARNING*** '),
+                            1, KEPT, 1, 'VmBackup vm-export web - ***WARNING*** '),
     'vdi-snapshot': Failure("the storage is full when the snapshot of db's disk is to be taken",
                             1, FULL, 2, 'ERROR vdi-export VDI-SNAPSHOT-FAIL db: '),
     'vdi-param-set': Failure("the snapshot of db's disk cannot be prepared",
                              1, BUSY, 2, 'ERROR vdi-export VDI-PARAM-SET-FAIL db: '),
     'vdi-export': Failure("the storage fails in the middle of db's export",
                           1, BROKEN, 2, 'ERROR vdi-export VDI-EXPORT-FAIL db: '),
-    'vdi-destroy': Failure("the snapshot of db's disk is busy at the first attempt to remove it",
-                           1, IN_USE, 1, 'VmBackup vdi-export db - ***WARNING*** '),
+    'vdi-destroy': Failure("the storage refuses to remove the snapshot of db's disk at the first attempt",
+                           1, KEPT, 1, 'VmBackup vdi-export db - ***WARNING*** '),
     'pool-dump-database': Failure('the pool database cannot be read',
                                   1, refusal('INTERNAL_ERROR', 'dump'), 2,
                                   'ERROR pool database not backed up: '),
