@@ -198,12 +198,12 @@ class Running(HeldCase):
         for rule, _, verb in self.each(['vdi-export']):
             self.script = self.changed_script(DISCARD_PAUSES=SOON, BUSY_PAUSES=(0.5, 1, 2, 4))
             self.ends(0, rule)
-            looked = []
+            looked, begun = [], []
             self.at_call('VM.get_is_control_domain', lambda: looked.append(1), 0)
-            self.sim.pool.sleep = lambda *_: self.wait_for(lambda: looked[1:])
+            self.sim.pool.sleep = lambda *_: begun.append(1) or self.wait_for(lambda: looked[1:])
             self.fault('vdi-import', 'slow', after=BEGUN)
             child = self.start('password', 'restore=web', 'from=' + self.backups)
-            self.wait_for(self.held)
+            self.wait_for(lambda: begun)
             children = children_of(child.pid)
             child.kill()
             for pid in children:

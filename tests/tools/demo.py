@@ -75,7 +75,7 @@ FAILURES = {
                              1, BUSY, 2, 'ERROR vdi-export VDI-PARAM-SET-FAIL db: '),
     'vdi-export': Failure("the storage fails in the middle of db's export",
                           1, BROKEN, 2, 'ERROR vdi-export VDI-EXPORT-FAIL db: '),
-    'vdi-destroy': Failure("the storage refuses to remove the snapshot of db's disk at the first attempt",
+    'vdi-destroy': Failure("the storage keeps the snapshot of db's disk at the first attempt",
                            1, KEPT, 1, 'VmBackup vdi-export db - ***WARNING*** '),
     'pool-dump-database': Failure('the pool database cannot be read',
                                   1, refusal('INTERNAL_ERROR', 'dump'), 2,
