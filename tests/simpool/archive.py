@@ -418,24 +418,25 @@ class Xva(NamedTuple):
     compression: str                # none, gzip or zstd
 
 
-def read_xva(source, expected=None, force=False, attached=None):
+def read_xva(source, expected=None, force=False, attached=None, watched=None):
     """Read an archive, compressed or not, from a file or from pieces of bytes -> Xva.
 
     `expected` tells which disks must come: called with the bytes of ova.xml, it returns
     {directory: virtual size}, and the archive is taken as xapi's importer takes it: exactly these,
     in string order, each up to its size, and no look at what follows. Without it every disk is
     taken as it comes and the archive must end with two zero blocks.
-    `force`: wrong checksums are let pass. `attached(directory)`: a context in which a disk is read.
+    `force`: wrong checksums are let pass. `attached(directory)`: a context in which a disk is read;
+    `watched(blocks)`: gives the same blocks of the tar stream, as they are read.
 
     Raises ArchiveError. Note that a wrong inline checksum is IMPORT_ERROR with a text, as recorded;
     IMPORT_ERROR_SOME_CHECKSUMS_FAILED belongs to a table of checksums at the archive's end, which
     nothing has written for many years.
     """
-    blocks = iter(pieces_of(source))
+    sent = iter(pieces_of(source))
     try:
-        return _XvaReader(blocks, expected, force, attached).read()
+        return _XvaReader(sent, expected, force, attached, watched).read()
     except (EOFError, ArchiveError) as error:
-        for _ in blocks:
+        for _ in sent:
             pass                    # who sends it gets rid of it all
         if isinstance(error, ArchiveError):
             raise
@@ -444,18 +445,19 @@ def read_xva(source, expected=None, force=False, attached=None):
 
 class _XvaReader:
 
-    def __init__(self, blocks, expected, force, attached):
+    def __init__(self, sent, expected, force, attached, watched):
         self.expected = expected
         self.attached = attached
         self.force = force
-        self.compression, blocks = _decompressed(blocks)
-        self.source = _Source(blocks)
+        self.compression, tar = _decompressed(sent)
+        self.source = _Source(watched(tar) if watched else tar)
         self.members = []
         self.first_length = None    # of the first chunk in the archive: the unit of gaps
         self.pending = None         # a header that was read ahead
 
     def read(self):
-        name, size, mtime = self.header()
+        with self.taking_for_gzip():
+            name, size, mtime = self.header()
         if name != 'ova.xml':
             if self.compression == 'none':
                 raise EOFError      # xapi goes on to try gzip, which finds nothing
@@ -470,6 +472,14 @@ class _XvaReader:
         else:
             disks = self.all_disks()
         return Xva(ova_xml, disks, self.members, mtime, self.compression)
+
+    @contextlib.contextmanager
+    def taking_for_gzip(self):
+        """What does not begin like an archive xapi takes for a gzipped one, and finds nothing."""
+        try:
+            yield
+        except ArchiveError as error:
+            raise error if self.compression != 'none' else EOFError
 
     def all_disks(self):
         disks = {}
@@ -530,11 +540,11 @@ class _XvaReader:
         return self.pending[0]
 
     def header(self):
-        """(name, size, mtime) of the next member; at the end an error, as the importer has it
-        (recorded from xapi 25.33.2 and 26.17.0)."""
+        """(name, size, mtime) of the next member. At the end of the archive the importer has another
+        failure than at the end of the file (recorded from xapi 25.33.2)."""
         name = self.next_name()
         if not name:
-            raise import_error('Tar.Header.End_of_stream')
+            raise import_error('Tar.Header.End_of_stream') if self.members else EOFError
         header, self.pending = self.pending, None
         self.members.append(name)
         return header

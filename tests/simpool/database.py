@@ -42,6 +42,27 @@ def _templates():
 
 TEMPLATES = _templates()    # class -> a record with every field, its values neutral
 
+# Fields that older versions have not, by class: in which they were seen first, and their values.
+NEWER = {cls: {name: (version, value) for version, fields in versions
+               for name, value in fields.items()} for cls, versions in {
+    'host': [((25, 33), {'ssh_enabled': True, 'ssh_enabled_timeout': '0', 'ssh_expiry': EPOCH,
+                         'console_idle_timeout': '0', 'ssh_auto_mode': True,
+                         'secure_boot': False}),
+             ((26, 17), {'max_cstate': '', 'ntp_mode': 'Factory', 'ntp_custom_servers': [],
+                         'timezone': 'Etc/UTC'})],
+    'pool': [((25, 33), {'ha_reboot_vm_on_internal_shutdown': True}),
+             ((26, 17), {'limit_console_sessions': False, 'vm_console_idle_timeout': '0',
+                         'auto_update_vm_secureboot_certificates': False})],
+    'SM': [((26, 17), {'supported_image_formats': []})],
+    'VIF': [((26, 17), {'trunks': []})],
+    'VM': [((26, 17), {'secureboot_certificates_state': 'ok'})],
+    'VM_guest_metrics': [((25, 33), {'services': {}})],
+    'VM_metrics': [((26, 17), {'numa_optimised': False, 'numa_nodes': '0',
+                               'numa_node_memory': {}})],
+}.items()}
+for _cls, _fields in NEWER.items():
+    TEMPLATES[_cls].update({name: value for name, (_, value) in _fields.items()})
+
 
 def column(cls, field):
     if cls in _FLAT or not _NESTED.match(field):

@@ -16,13 +16,13 @@ import re
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, NamedTuple
 from xmlrpc.client import DateTime
 
 from . import faults
 from .archive import Image
-from .database import EPOCH, NULL, TEMPLATES, QueryError, matcher, metadata
+from .database import EPOCH, NEWER, NULL, TEMPLATES, QueryError, matcher, metadata
 from .transfer import NEW_VM, Transfers
 
 # What may be set through this XenAPI, by class: what its clients set. Maps have add_to_ and
@@ -62,13 +62,27 @@ RELATIONS = {
     'task': {'subtask_of': ('task', 'subtasks')},
 }
 
+# Classes of which there are no records any more, and of which there are none here.
+REMOVED = ('VBD_metrics', 'VIF_metrics')
+EMPTY = ('crashdump', 'PUSB', 'VGPU', 'blob')
+
 POWER_STATES = {operation: states.split() for operation, states in {
     'snapshot': 'Halted Paused Suspended Running',
     'metadata_export': 'Halted Paused Suspended Running',
     'clone': 'Halted', 'export': 'Halted Suspended', 'destroy': 'Halted Suspended',
-    'start': 'Halted', 'make_into_template': 'Halted', 'suspend': 'Running', 'pause': 'Running',
+    'start': 'Halted', 'create_vtpm': 'Halted', 'copy': 'Halted Suspended',
+    'checkpoint': 'Running', 'make_into_template': 'Halted', 'suspend': 'Running', 'pause': 'Running',
     'clean_shutdown': 'Running', 'hard_shutdown': 'Paused Suspended Running',
 }.items()}
+
+# What a VM gets at its first start (recorded from xapi 25.33.2).
+BIOS = dict.fromkeys(
+    'bios-vendor bios-version system-manufacturer system-product-name system-version'
+    ' system-serial-number baseboard-manufacturer baseboard-product-name baseboard-version'
+    ' baseboard-serial-number baseboard-asset-tag baseboard-location-in-chassis'
+    ' enclosure-asset-tag hp-rombios'.split(), '')
+BIOS.update({'bios-vendor': 'Xen', 'system-manufacturer': 'Xen', 'system-product-name': 'HVM domU',
+             'oem-1': 'Xen', 'oem-2': 'MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d'})
 
 CONCURRENT = ({'clone', 'copy', 'export'}, {'snapshot', 'checkpoint'})
 OF_TEMPLATES = {'clone', 'export', 'metadata_export'}
@@ -84,7 +98,7 @@ ALLOWED = {kind: names.split() for kind, names in {
                ' pool_migrate suspend hard_reboot hard_shutdown clean_reboot clean_shutdown pause'
                ' checkpoint snapshot',
     'Paused': 'metadata_export unpause hard_reboot hard_shutdown checkpoint snapshot',
-    'Suspended': 'destroy metadata_export export resume_on resume hard_shutdown checkpoint'
+    'Suspended': 'destroy metadata_export export migrate_send resume_on resume hard_shutdown checkpoint'
                  ' snapshot',
     'snapshot': 'destroy metadata_export export revert copy clone',
     'template': 'destroy metadata_export export provision changing_shadow_memory'
@@ -186,6 +200,8 @@ class Pool(Transfers):
     lock       the condition that guards all of it, notified at every change
     lock_wait  seconds that a message waits for a conflicting one (xapi: two hours)
     faults     what goes wrong on demand; journal: every call of both doors, in order
+    storage_faults    {attach, delete, snapshot: the error with which storage refuses it;
+                      read, write: the offset from which it fails}
     failing_detaches  so many times storage cannot detach a disk from dom0
     stale_devices     of dom0, with which this fails each time: a killed daemon has forgotten them
     written           the tables that a killed daemon comes back with (None: the present ones)
@@ -204,6 +220,7 @@ class Pool(Transfers):
         self.progress_interval = 10.0
         self.keep_alive_chunks = ()
         self.failing_detaches = 0
+        self.storage_faults = {}
         self.stale_devices = set()
         self.written = None
         self.when_down = []
@@ -211,9 +228,12 @@ class Pool(Transfers):
         self.is_down = False
         self.life = 1       # who waits in one does not wake up in the next
         self._refs = {}
-        self._numbers = 0
+        self._numbers = -1
+        self.user_agents = {}
         self._methods = {}
         self._amid = threading.local()
+
+    failure = XapiError
 
     @staticmethod
     def error(*details):
@@ -273,6 +293,7 @@ class Pool(Transfers):
                 self.settle(vm)
             for vdi in self.tables['VDI']:
                 self.put('VDI', vdi, current_operations={})
+                self.settle_vdi(vdi)
             for vbd in self.tables['VBD']:
                 self.put('VBD', vbd, current_operations={}, metrics=NULL)
 
@@ -335,6 +356,10 @@ class Pool(Transfers):
             self.check_up()
         self.sleep(fault.seconds)
 
+    def ask_storage(self, operation):
+        if operation in self.storage_faults:
+            raise XapiError(*self.storage_faults[operation])
+
     # Records
 
     def new(self, table, **fields):
@@ -344,10 +369,13 @@ class Pool(Transfers):
         if unknown:
             raise KeyError('%s has no field %s' % (table, ', '.join(sorted(unknown))))
         record.update(fields)
+        for name, (version, _) in NEWER.get(table, {}).items():
+            if self.version < version:
+                del record[name]
+        ref = self.new_ref(table, record)
         record['uuid'] = record['uuid'] or str(uuid.uuid4())
         if table == 'VBD':
             record['metrics'] = 'OpaqueRef:' + str(uuid.uuid4())
-        ref = 'OpaqueRef:' + str(uuid.uuid4())
         with self.lock:
             self.tables[table][ref] = record
             self._refs[table, record['uuid']] = ref
@@ -355,6 +383,10 @@ class Pool(Transfers):
                 self._link(other, record[field], back, ref)
             self._changed()
         return ref
+
+    @staticmethod
+    def new_ref(table, record):
+        return 'OpaqueRef:' + str(uuid.uuid4())
 
     def put(self, table, ref, **fields):
         with self.lock:
@@ -441,6 +473,10 @@ class Pool(Transfers):
     def _generic(self, method):
         """The Message behind a getter, a setter or a query of any class, or None."""
         cls, _, verb = method.partition('.')
+        if cls in REMOVED:
+            raise XapiError('MESSAGE_REMOVED')
+        if cls in EMPTY and verb == 'get_all_records':
+            return Message(lambda pool: {}, 0, 0)
         template = TEMPLATES.get(cls)
         if template is None:
             return None
@@ -522,7 +558,7 @@ class Pool(Transfers):
         pairs = self.record(cls, ref)[field]
         if key in pairs:
             raise XapiError('MAP_DUPLICATE_KEY', cls, field, ref, key)
-        self.put(cls, ref, **{field: dict(pairs, **{key: value})})
+        self.put(cls, ref, **{field: dict({key: value}, **pairs)})
         return ''
 
     def _remove_pair(self, cls, ref, field, key):
@@ -550,11 +586,12 @@ class Pool(Transfers):
         """
         if not trusted and (uname != 'root' or password != self.password):
             self.sleep(self.bad_password_delay)
-            raise XapiError('SESSION_AUTHENTICATION_FAILED', uname, 'Authentication failure')
+            raise XapiError('SESSION_AUTHENTICATION_FAILED', uname,
+                            'Authentication failure' if uname == 'root' else
+                            'User not known to the underlying authentication module')
         with self.lock:
             self.check_up()
-            user = next(iter(self.tables['user']), NULL)
-            return self.new('session', this_host=self.master, this_user=user,
+            return self.new('session', this_host=self.master, this_user=NULL,
                             originator=originator, last_active=stamp(), validation_time=stamp(),
                             auth_user_name='' if trusted else uname)
 
@@ -572,7 +609,8 @@ class Pool(Transfers):
     def make_task(self, label, description=''):
         """A new pending task as xe makes it, its progress still -1; its ref."""
         task = self.call('task.create', label, description)
-        self.put('task', task, progress=-1.0)
+        if self.version < (25, 33):
+            self.put('task', task, progress=-1.0)
         return task
 
     def finish_task(self, task, status, result='', error=()):
@@ -584,12 +622,28 @@ class Pool(Transfers):
             record = self.tables['task'].get(task)
             if not record or record['status'] != 'pending':
                 return
-            if 'destroy' in record['current_operations'].values():
+            gone = 'destroy' in record['current_operations'].values()
+            if gone and status != 'failure':
                 self.delete('task', task)
             else:
                 self.put('task', task, status=status, result=result, error_info=list(error),
                          progress=1.0, finished=stamp(), allowed_operations=[],
-                         current_operations={})
+                         current_operations=record['current_operations'] if gone else {})
+
+    @contextmanager
+    def subtask(self, label, parent=NULL):
+        """A task of xapi's own, while it lasts."""
+        task = self.new('task', name_label=label, created=stamp(), resident_on=self.master,
+                        allowed_operations=['cancel'], subtask_of=parent)
+        try:
+            yield task
+        finally:
+            self.drop_task(task)
+
+    def drop_task(self, task):
+        with self.lock:
+            if task in self.tables['task']:
+                self.delete('task', task)
 
     def is_cancelling(self, task):
         record = self.tables['task'].get(task)
@@ -604,7 +658,7 @@ class Pool(Transfers):
     def task_destroy(self, task):
         record = self.record('task', task)
         if record['status'] == 'pending' and record['allowed_operations']:
-            self.put('task', task, current_operations={task: 'destroy'})
+            self.put('task', task, current_operations={'task': 'destroy'})
         else:
             self.delete('task', task)
         return ''
@@ -613,7 +667,8 @@ class Pool(Transfers):
     def task_cancel(self, task):
         record = self.record('task', task)
         if record['status'] == 'pending':
-            self.put('task', task, current_operations={task: 'cancel'})
+            dummy = 'DummyRef:|%s|task.cancel' % uuid.uuid4()
+            self.put('task', task, current_operations={dummy: 'cancel'})
         return ''
 
     # Operations on a VM, and who waits for whom
@@ -661,18 +716,17 @@ class Pool(Transfers):
         Waits for `patience` seconds (default: lock_wait), then OTHER_OPERATION_IN_PROGRESS.
         Without a task there is one while it lasts.
         """
-        own = None if task else self.call('task.create', 'VM.' + operation, '')
         end = time.monotonic() + (self.lock_wait if patience is None else patience)
-        try:
-            with self.lock:
-                self._claim(vm, operation, task or own, end)
-            self.step(0)
-            yield
-        finally:
-            with self.lock:
-                self._release(vm, task or own)
-                if own:
-                    self.tables['task'].pop(own, None)
+        with ExitStack() as stack:
+            task = task or stack.enter_context(self.subtask('VM.' + operation))
+            try:
+                with self.lock:
+                    self._claim(vm, operation, task, end)
+                self.step(0)
+                yield task
+            finally:
+                with self.lock:
+                    self._release(vm, task)
 
     def _claim(self, vm, operation, task, end):
         life = self.life
@@ -707,6 +761,10 @@ class Pool(Transfers):
         allowed = [name for name in ALLOWED[kind] if name not in record['blocked_operations']]
         if record['is_default_template']:
             allowed.remove('destroy')
+        if record['VTPMs'] and 'create_vtpm' in allowed:
+            allowed.remove('create_vtpm')
+        if kind == 'Running' and self.version >= (25, 33):
+            allowed.insert(0, 'sysprep')
         current = set(record['current_operations'].values())
         if current:
             allowed = [name for name in allowed
@@ -723,8 +781,11 @@ class Pool(Transfers):
 
     @message('VM.snapshot')
     def vm_snapshot(self, vm, new_name, ignore_vdis=()):
-        with self.operation(vm, 'snapshot'):
-            snapshot = self._copy_vm(vm, new_name, self._snapshot_vdi, ignore_vdis)
+        with self.operation(vm, 'snapshot') as task:
+            def copy_disk(vdi):
+                with self._vdi_operation(vdi, 'snapshot', 'Async.VDI.snapshot', task):
+                    return self._snapshot_vdi(vdi)
+            snapshot = self._copy_vm(vm, new_name, copy_disk, ignore_vdis, task=task)
             self._note('VM_SNAPSHOTTED', vm, 'VM snapshot: ' + new_name)
             return snapshot
 
@@ -733,17 +794,19 @@ class Pool(Transfers):
         with self.operation(vm, 'clone'):
             return self._copy_vm(vm, new_name, self._clone_vdi, snapshot=False)
 
-    def _copy_vm(self, vm, new_name, copy_disk, ignore_vdis=(), snapshot=True):
+    def _copy_vm(self, vm, new_name, copy_disk, ignore_vdis=(), snapshot=True, task=None):
         """A snapshot or a clone of a VM: its disks first, one by one, then the records."""
         new_name = self._typed('VM', 'name_label', new_name)
         for vdi in ignore_vdis:
             self.record('VDI', vdi)
         record = self.record('VM', vm)
-        disks = {}
+        wanted, disks = [vdi for vdi in self._disks(record) if vdi not in ignore_vdis], {}
         try:
-            for vdi in reversed(self._disks(record)):
-                if vdi not in ignore_vdis and vdi not in disks:
+            for vdi in wanted:
+                if vdi not in disks:
                     disks[vdi] = copy_disk(vdi)
+                    if task in self.tables['task']:
+                        self.put('task', task, progress=len(disks) / (len(wanted) + 1))
                     self.step()
         except XapiError:
             for vdi in disks.values():
@@ -773,7 +836,8 @@ class Pool(Transfers):
             order='0', suspend_VDI=NULL, memory_target='0',
             metrics=self.new('VM_metrics', start_time=metrics['start_time']),
             bios_strings={}, last_boot_CPU_flags={}, VTPMs=[],
-            generation_id='%d:%d' % (random.getrandbits(63), random.getrandbits(63))))
+            generation_id=record['generation_id'] and '%d:%d' % (
+                random.getrandbits(63), random.getrandbits(63))))
         if snapshot:
             fields.update(
                 is_a_template=True, is_a_snapshot=True, snapshot_of=vm, snapshot_time=stamp(),
@@ -890,6 +954,10 @@ class Pool(Transfers):
             self.mark_attached(vbd)
         for vif in record['VIFs']:
             self.put('VIF', vif, currently_attached=True)
+        cpu = self.tables['host'][host]['cpu_info']
+        flags = {'vendor': cpu.get('vendor', ''), 'features': cpu.get('features_hvm', '')}
+        self.put('VM', vm, last_boot_CPU_flags=flags, bios_strings=BIOS, platform=dict(
+            {'device-model': 'qemu-upstream-compat'}, **record['platform']))
         domid = str(1 + max(int(each['domid']) for each in self.tables['VM'].values()))
         self.put('VM', vm, power_state=power_state, resident_on=host, domid=domid)
         if record['metrics'] in self.tables['VM_metrics']:
@@ -927,7 +995,9 @@ class Pool(Transfers):
         with self.operation(vm, 'suspend'):
             sr = self.tables['pool'][self.pool_ref]['default_SR']
             memory = self.make_vdi(sr, int(self.record('VM', vm)['memory_static_max']),
-                                   type='suspend', name_label='Suspend image')
+                                   type='suspend', name_label='Suspend image',
+                                   name_description='Suspend image', sm_config={
+                                       'vmhint': self.record('VM', vm)['uuid']})
             self._power_off(vm, 'Suspended')
             self.put('VM', vm, suspend_VDI=memory)
             return ''
@@ -937,6 +1007,23 @@ class Pool(Transfers):
         with self.operation(vm, 'pause'):
             self.put('VM', vm, power_state='Paused')
         self.settle(vm)
+        return ''
+
+    @message('VTPM.create')
+    def vtpm_create(self, vm, is_unique=False):
+        with self.operation(vm, 'create_vtpm'):
+            if self.record('VM', vm)['VTPMs']:
+                raise XapiError('VTPM_MAX_AMOUNT_REACHED', '1')
+            return self.new('VTPM', VM=vm)
+
+    @message('pool.sync_database')
+    def pool_sync_database(self):
+        self.write_database()
+        return ''
+
+    @message('SR.scan')
+    def sr_scan(self, sr):
+        self.record('SR', sr)
         return ''
 
     # VDI
@@ -993,6 +1080,7 @@ class Pool(Transfers):
             raise XapiError('VDI_IS_SHARABLE', vdi)
         if self.record('SR', record['SR'])['content_type'] == 'iso':
             raise XapiError('SR_OPERATION_NOT_SUPPORTED', record['SR'])
+        self.ask_storage('snapshot')
         return self._clone_vdi(vdi, is_a_snapshot=True, snapshot_of=vdi, snapshot_time=stamp())
 
     @message('VDI.snapshot')
@@ -1004,37 +1092,57 @@ class Pool(Transfers):
             return snapshot
 
     @contextmanager
-    def _vdi_operation(self, vdi, operation):
-        """Say what is being done with a disk, as xapi does: nobody waits for it here."""
-        task = self.call('task.create', 'VDI.' + operation, '')
-        try:
-            current = self.record('VDI', vdi)['current_operations']
-            self.put('VDI', vdi, current_operations=dict(current, **{task: operation}))
-            self.step(0)
-            yield
-        finally:
-            current = self.tables['VDI'].get(vdi, {}).get('current_operations', {})
-            if task in current:
-                self.put('VDI', vdi, current_operations={
-                    each: current[each] for each in current if each != task})
-            self.tables['task'].pop(task, None)
+    def _vdi_operation(self, vdi, operation, label='', parent=NULL):
+        """Say what is being done with a disk, as xapi does: nobody waits for it here. The task of
+        what failed stays."""
+        with self.subtask(label or 'VDI.' + operation, parent) as task:
+            try:
+                current = self.record('VDI', vdi)['current_operations']
+                self.put('VDI', vdi, current_operations=dict(current, **{task: operation}))
+                self.settle_vdi(vdi)
+                self.step(0)
+                yield task
+            except XapiError as error:
+                if label:
+                    failed = dict(self.tables['task'][task], uuid='')
+                    self.finish_task(self.new('task', **failed), 'failure', error=error.details)
+                raise
+            finally:
+                current = self.tables['VDI'].get(vdi, {}).get('current_operations', {})
+                if task in current:
+                    self.put('VDI', vdi, current_operations={
+                        each: current[each] for each in current if each != task})
+                    self.settle_vdi(vdi)
+
+    def settle_vdi(self, vdi):
+        """Bring a disk's allowed_operations into line with its state (recorded from 25.33.2)."""
+        record = self.record('VDI', vdi)
+        modes = {self.tables['VBD'][vbd]['mode'] for vbd in record['VBDs']
+                 if self.tables['VBD'][vbd]['currently_attached']}
+        allowed = TEMPLATES['VDI']['allowed_operations']
+        if record['current_operations']:
+            allowed = []
+        elif modes:
+            allowed = ['copy', 'clone', 'snapshot']['RW' in modes:]
+        self.put('VDI', vdi, allowed_operations=allowed)
 
     @message('VDI.create')
     def vdi_create(self, record):
         fields = self.given('VDI', record)
         size = fields.pop('virtual_size', '')
-        if not size.isdigit() or int(size) <= 0:
+        if not size.isdigit():
             raise XapiError('INVALID_VALUE', 'virtual_size', size)
         sr = fields.pop('SR', NULL)
         if self.record('SR', sr)['content_type'] == 'iso':
             raise XapiError('SR_OPERATION_NOT_SUPPORTED', sr)
         self.check_size(sr, int(size), fields.get('sm_config', {}))
-        return self.make_vdi(sr, int(size), **fields)
+        return self.make_vdi(sr, -(-int(size) // 512) * 512, **fields)
 
     @message('VDI.destroy')
     def vdi_destroy(self, vdi):
         record = self.record('VDI', vdi)
-        if self._is_attached(vdi):
+        if self._is_attached(vdi) or any(self.tables['VBD'][vbd]['current_operations']
+                                         for vbd in record['VBDs']):
             raise XapiError('VDI_IN_USE', vdi, 'destroy')
         if self.tables['SR'].get(record['SR'], {}).get('content_type') == 'iso':
             raise XapiError('SR_OPERATION_NOT_SUPPORTED', record['SR'])
@@ -1042,6 +1150,7 @@ class Pool(Transfers):
             if each['suspend_VDI'] == vdi:
                 self.put('VM', vm, suspend_VDI=NULL)
         with self._vdi_operation(vdi, 'destroy'):
+            self.ask_storage('delete')
             self.drop_vdi(vdi)
             self.step()
         return ''
@@ -1108,15 +1217,19 @@ class Pool(Transfers):
         self.put('VBD', vbd, currently_attached=True, device=name,
                  allowed_operations=['attach', 'unpause', 'unplug', 'unplug_force', 'pause'])
         if record['VDI'] in self.tables['VDI']:
-            self.put('VDI', record['VDI'], allowed_operations=['snapshot', 'clone'])
+            self.settle_vdi(record['VDI'])
 
     def mark_detached(self, vbd):
         """Say that a VBD is not attached any more; its device keeps the name."""
         self.put('VBD', vbd, currently_attached=False, allowed_operations=['attach'])
         vdi = self.record('VBD', vbd)['VDI']
-        if vdi in self.tables['VDI'] and not self._is_attached(vdi):
-            allowed = TEMPLATES['VDI']['allowed_operations']
-            self.put('VDI', vdi, allowed_operations=allowed)
+        if vdi not in self.tables['VDI']:
+            return
+        self.settle_vdi(vdi)
+        if not self._is_attached(vdi):
+            config = self.tables['VDI'][vdi]['sm_config']
+            self.put('VDI', vdi, sm_config={
+                key: config[key] for key in config if not key.startswith('read-caching-')})
 
     def _is_attached(self, vdi):
         return any(self.tables['VBD'][vbd]['currently_attached']
@@ -1144,6 +1257,7 @@ class Pool(Transfers):
         if record['userdevice'] in self.stale_devices and self._is_of_dom0(record):
             raise XapiError('INTERNAL_ERROR', 'Expected 0 or 1 VDI with datapath, had 2')
         self.mark_detached(vbd)
+        self.put('VBD', vbd, allowed_operations=['attach', 'unpause', 'plug', 'pause'])
         return ''
 
     @message('VBD.destroy')
@@ -1186,6 +1300,17 @@ class Pool(Transfers):
             raise XapiError('NETWORK_CONTAINS_VIF', *record['VIFs'])
         self.delete('network', network)
         return ''
+
+    @message('session.get_all_subject_identifiers')
+    def session_get_all_subject_identifiers(self):
+        return []
+
+    @message('host.get_tracked_user_agents')
+    def host_get_tracked_user_agents(self, host):
+        if self.version < (26, 17):
+            raise XapiError('MESSAGE_METHOD_UNKNOWN', 'host.get_tracked_user_agents')
+        self.record('host', host)
+        return dict(self.user_agents)
 
     @message('host.get_servertime')
     def host_get_servertime(self, host):

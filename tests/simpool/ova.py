@@ -12,7 +12,7 @@ from typing import Dict, List, NamedTuple
 from xml.parsers.expat import ExpatError
 
 from .archive import ArchiveError, import_error
-from .database import EPOCH, NULL, TEMPLATES
+from .database import EPOCH, NEWER, NULL, TEMPLATES
 from .wire import to_xml
 
 # In the order of the archive.
@@ -214,7 +214,8 @@ def parse(ova_xml):
     for thing in objects:
         for name in TEMPLATES.get(thing.cls, []) if thing.cls != 'VTPM' else [
                 "vTPM'_" + name for name in VTPM_FIELDS]:
-            _field(thing.record, name)
+            if name not in NEWER.get(thing.cls, ()):        # an older xapi wrote the archive
+                _field(thing.record, name)
     for cls, field in (('VBD', 'VM'), ('VIF', 'VM'), ('VIF', 'network')):
         for thing in ova.of(cls):
             ova.record(thing.record[field])

@@ -334,6 +334,11 @@ class _Builder:
             'SR', name_label=name, content_type=content, shared=sr.get('shared', False),
             type=sr.get('type', 'iso' if iso else 'ext'),
             physical_size=str(size_of(sr.get('size', 0))))
+        kinds = {record['type'] for record in self.pool.tables['SM'].values()}
+        kind = self.pool.tables['SR'][ref]['type']
+        if kind not in kinds:
+            self.pool.new('SM', name_label=kind, type=kind,
+                          driver_filename='/opt/xensource/sm/%sSR' % kind)
         for host in self.hosts.values():
             self.pool.new('PBD', SR=ref, host=host, device_config={'location': '/srv/' + name})
             if not sr.get('shared'):
@@ -384,7 +389,7 @@ class _Builder:
         pool = self.pool
         if vm.get('ran') or state != 'Halted':
             pool.power_on(ref, host=self.hosts[vm['host']] if 'host' in vm else None)
-        if state == 'Running':
+        if state in ('Running', 'Suspended'):
             pool.put('VM', ref, guest_metrics=pool.new('VM_guest_metrics', last_updated=stamp()))
         if state == 'Paused':
             pool.call('VM.pause', ref)

@@ -6,7 +6,7 @@ import_raw_vdi.ml, attach_helpers.ml, taskHelper.ml.
 
 import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from xmlrpc.client import DateTime
 
 from . import archive, ova
@@ -60,7 +60,7 @@ class Transfers:
         """
         own = None if task else self.make_task(label, description)
         ref = task or own
-        self._advance(ref, progress=0.0, allowed_operations=['cancel'])
+        self._advance(ref, progress=0.0, allowed_operations=['cancel'] * label.startswith('Export'))
         try:
             yield ref
             self.finish_task(ref, 'success')
@@ -69,8 +69,7 @@ class Transfers:
             raise
         finally:
             if own:
-                with self.lock:
-                    self.tables['task'].pop(own, None)
+                self.drop_task(own)
 
     def _fail(self, task, error):
         details = getattr(error, 'details', None)
@@ -90,7 +89,7 @@ class Transfers:
                 self.put('task', task, **fields)
 
     @contextmanager
-    def _attached(self, vdi, mode, task):
+    def _attached(self, vdi, mode, task, plug_of=NULL):
         """A disk attached to dom0 by a VBD of its own, while it lasts. Raises VDI_IN_USE.
 
         The VBD stays where the daemon ends meanwhile, and where storage cannot detach the disk, of
@@ -98,20 +97,55 @@ class Transfers:
         task (xapi: attach_helpers.ml).
         """
         life = self.life
-        with self.lock:
-            self.assert_attachable(vdi, mode)
-            vbd = self.call('VBD.create', {
-                'VM': self.tables['host'][self.master]['control_domain'], 'VDI': vdi,
-                'userdevice': 'autodetect', 'mode': mode, 'type': 'Disk',
-                'other_config': {'task_id': task} if self.version < (26, 16) else {}})
+        with ExitStack() as plugging:
+            with self.lock:
+                self.assert_attachable(vdi, mode)
+                vbd = self.call('VBD.create', {
+                    'VM': self.tables['host'][self.master]['control_domain'], 'VDI': vdi,
+                    'userdevice': 'autodetect', 'mode': mode, 'type': 'Disk',
+                    'other_config': {'task_id': task} if self.version < (26, 16) else {}})
+                plugging.enter_context(self._working(vbd, 'plug', plug_of))
+            if 'attach' in self.storage_faults:
+                self.delete('VBD', vbd)
+            self.ask_storage('attach')
+            self.put('VDI', vdi, sm_config=dict(
+                self.record('VDI', vdi)['sm_config'], **{self._caching: 'true'}))
             self.mark_attached(vbd)
         try:
             yield
         finally:
-            with self.lock:
-                if life == self.life and vbd in self.tables['VBD'] and self._detaches(vbd):
-                    self.mark_detached(vbd)
-                    self.delete('VBD', vbd)
+            if life == self.life and vbd in self.tables['VBD']:
+                with self._working(vbd, 'unplug', task):
+                    self._detach(vdi, vbd)
+
+    @property
+    def _caching(self):
+        """The key of sm_config that says that a host reads a disk."""
+        return 'read-caching-enabled-on-' + self.tables['host'][self.master]['uuid']
+
+    @contextmanager
+    def _working(self, vbd, operation, parent):
+        """A task that plugs or unplugs a VBD, and says so there."""
+        with self.subtask('VBD.' + operation, parent) as task:
+            allowed = self.tables['VBD'][vbd]['allowed_operations']
+            self.put('VBD', vbd, current_operations={task: operation}, allowed_operations=[])
+            try:
+                yield
+            finally:
+                if vbd in self.tables['VBD']:
+                    now = self.tables['VBD'][vbd]['allowed_operations']
+                    self.put('VBD', vbd, current_operations={}, allowed_operations=now or allowed)
+
+    def _detach(self, vdi, vbd):
+        record = self.tables['VDI'].get(vdi)
+        if record:
+            self.put('VDI', vdi, other_config=dict(
+                {'content_id': str(uuid.uuid4())}, **record['other_config']))
+        with self.lock:
+            if vbd not in self.tables['VBD'] or not self._detaches(vbd):
+                return
+            self.mark_detached(vbd)
+            self.delete('VBD', vbd)
 
     def _detaches(self, vbd):
         """Whether storage lets go of a disk: see `failing_detaches` and `stale_devices`."""
@@ -125,18 +159,39 @@ class Transfers:
     def _watched(self, pieces, task, total):
         """The same pieces; the task's progress follows them, and cancelling it ends them.
 
-        Progress counts whole MiB, and moves with the first piece and then at intervals.
+        Progress counts whole MiB, and moves with the first one and then at intervals. `total()`
+        is how many bytes there will be.
         """
         done, due, life = 0, 0.0, self.life
         for piece in pieces:
             self.check_up(life)
             done += len(piece)
             if time.monotonic() >= due:
-                due = time.monotonic() + self.progress_interval
                 if self.is_cancelling(task):
                     raise self.error('TASK_CANCELLED', task)
-                if total >= MIB:
-                    self._advance(task, progress=min(1.0, (done // MIB) / (total // MIB)))
+                if min(done, total()) >= MIB:
+                    due = time.monotonic() + self.progress_interval
+                    self._advance(task, progress=min(1.0, (done // MIB) / (total() // MIB)))
+            yield piece
+
+    def _written(self, pieces):
+        """The same pieces, until storage fails to write more (`storage_faults`)."""
+        bad, done = self.storage_faults.get('write'), 0
+        for piece in pieces:
+            done += len(piece)
+            if bad is not None and done > bad:
+                raise archive.import_error('Unix.Unix_error(Unix.ENOSPC, "write", "")')
+            yield piece
+
+    def _in_percent(self, pieces, task, total):
+        """The same pieces; progress is in whole percents, as vhd-tool tells it every 2 MiB."""
+        done, told, life = 0, 0, self.life
+        for piece in pieces:
+            self.check_up(life)
+            done += len(piece)
+            if min(done, total) >= told + 2 * MIB or done >= total > told:
+                told = done
+                self._advance(task, progress=min(1.0, 100 * done // total / 100))
             yield piece
 
     def _total(self, vdis):
@@ -181,18 +236,33 @@ class Transfers:
         mtime = int(time.time()) if self.version >= (24, 13) else 0
         empty = b''.join(archive.xva(text, [], checksum, mtime=mtime))
         yield empty[:-2 * archive.SECTOR]
-        yield from self._watched(self._archived(disks, task, checksum), task, self._total(disks))
+        yield from self._watched(self._archived(disks, task, checksum), task,
+                                 lambda: self._total(disks))
         yield empty[-2 * archive.SECTOR:]
 
     def _archived(self, disks, task, checksum):
         for vdi, directory in sorted(disks.items(), key=lambda disk: disk[1]):
             keep_alive = {(directory, number) for number in self.keep_alive_chunks}
-            with self._attached(vdi, 'RO', task):
-                yield from archive.xva_disk(directory, self.content[vdi].clone(), checksum,
-                                            keep_alive)
+            with self._attached(vdi, 'RO', task, plug_of=task):
+                image = self._readable(vdi, 'INTERNAL_ERROR',
+                                       'Unix.Unix_error(Unix.EIO, "read", "")')
+                yield from archive.xva_disk(directory, image, checksum, keep_alive)
+
+    def _readable(self, vdi, *error):
+        """What a disk holds; reading it fails so where storage does (`storage_faults`)."""
+        image = self.content[vdi].clone()
+        bad, read = self.storage_faults.get('read'), image.chunk
+
+        def chunk(index):
+            if index * MIB >= bad:
+                raise self.error(*error)
+            return read(index)
+        if bad is not None:
+            image.chunk = chunk
+        return image
 
     @contextmanager
-    def export_vdi(self, vdi, format='raw', task=None):
+    def export_vdi(self, vdi, format='raw', task=None, base=None):
         """Give an iterator of the bytes of a disk's image: 'raw' or 'vhd'.
 
         Entering only looks for the disk; it is attached when the first piece is asked for.
@@ -200,8 +270,15 @@ class Transfers:
         self.record('VDI', vdi)
         with ExitStack() as stack:
             task = stack.enter_context(self._following(task, 'VDI export'))
+            if format == 'qcow2' and self.version >= (25, 33):      # its tool is not installed
+                with self._attached(vdi, 'RO', task):
+                    yield Stream(iter([b'']))
+                return
             if format.lower() not in ('raw', 'vhd'):
                 raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
+            if base:
+                raise self.error('INTERNAL_ERROR',
+                                 'Failure("Cannot compute differences on non-VHD images")')
             stream = Stream(self._image(vdi, format.lower(), task, stack))
             stack.callback(stream.close)
             yield stream
@@ -212,13 +289,15 @@ class Transfers:
         if format == 'vhd' and self.content[vdi].virtual_size > LARGEST_VHD_EXPORT:
             raise self.error('VDI_TOO_LARGE', vdi, LARGEST_VHD_EXPORT)
         stack.enter_context(self._attached(vdi, 'RO', task))
-        image = self.content[vdi].clone()
+        image = self._readable(vdi, 'VDI_IO_ERROR', 'Device I/O errors')
         if format == 'raw':
             pieces = archive.raw_stream(image)
         else:
             pieces = self._whole_blocks(image, self.record('VDI', vdi)['uuid'])
         try:        # of a raw one the progress is 0 until the end (recorded from xapi 26.17.0)
-            yield from self._watched(pieces, task, image.virtual_size * (format == 'vhd'))
+            yield from pieces if format == 'raw' else self._in_percent(
+                pieces, task, image.virtual_size)
+            self._advance(task, progress=1.0)
         except ValueError as error:
             raise self.error('VDI_IO_ERROR', 'Device I/O errors: %s' % error)
 
@@ -227,8 +306,8 @@ class Transfers:
         in the last of them, vhd-tool waits for ever for what lacks there, and heeds nobody (xapi:
         libs/vhd: f.ml, vhd_from_raw; vhd-tool: channels.ml, direct_copy)."""
         size = image.virtual_size + -image.virtual_size % archive.VHD_BLOCK
-        pieces = archive.vhd_stream(self._fitted(image, size), uuid_,
-                                    int(time.time()) - SECONDS_TO_2000)
+        whole = image if size == image.virtual_size else self._fitted(image, size)
+        pieces = archive.vhd_stream(whole, uuid_, int(time.time()) - SECONDS_TO_2000)
         held = next(pieces)
         for piece in pieces:
             yield held
@@ -256,22 +335,16 @@ class Transfers:
             if format.lower() not in ('raw', 'vhd'):
                 raise self.error('INTERNAL_ERROR', 'Unknown format ' + format)
             with self._attached(vdi, 'RW', task), self._reading():
-                source = self._percents(source, task, size)
+                source = self._in_percent(archive.pieces_of(source), task, size)
                 if format.lower() == 'raw':
                     image = archive.read_raw(source, size)
                 else:
                     image = self._fitted(archive.read_vhd(source), size)
+                self._advance(task, progress=1.0)
             self.content[vdi] = image
             if format.lower() == 'vhd' and not sized:
                 raise self.error('VDI_IO_ERROR', 'Device I/O errors')
-
-    def _percents(self, source, task, total):
-        """The same bytes, in pieces; the task tells the percents that have come."""
-        done = 0
-        for piece in archive.pieces_of(source):
-            yield piece
-            done += len(piece)
-            self._advance(task, progress=min(100, 100 * done // max(1, total)) / 100)
+            self.finish_task(task, 'success', '<value>%s</value>' % vdi)
 
     @staticmethod
     def _fitted(image, size):
@@ -308,7 +381,9 @@ class Transfers:
             work = _Import(self, sr, preserve, force, metadata, task)
             try:
                 with self._reading():
-                    read = archive.read_xva(source, work.begin, force, work.attached)
+                    read = archive.read_xva(
+                        source, work.begin, force, work.attached,
+                        lambda blocks: self._watched(self._written(blocks), task, work.total))
                 vms = work.end(read.disks)
             except BaseException:
                 if self.life == work.life:
@@ -353,7 +428,14 @@ class _Import:
                               ('VIF', self.make_vif), ('VTPM', self.make_vtpm)):
                 for thing in contents.of(cls):
                     self.here[thing.id] = make(thing.record)
+            pool._advance(self.task, allowed_operations=['cancel'],
+                          other_config={'object_creation': 'complete'})
         return {} if self.metadata else contents.disks
+
+    def total(self):
+        """How many bytes the disks have, once they are known."""
+        return sum(int(self.pool.tables['VDI'][ref]['virtual_size'])
+                   for cls, ref in list(self.made) if cls == 'VDI' and ref in self.pool.tables[cls])
 
     def attached(self, directory):
         """A context in which a disk's bytes are read."""
@@ -374,7 +456,8 @@ class _Import:
     def undo(self, keep):
         """Remove what was made (or keep it, but without the mark of an import)."""
         pool = self.pool
-        with pool.lock:
+        with pool.lock, pool.subtask('VM.import (cleanup)') as task:
+            pool.put('task', task, allowed_operations=[])
             for vm in self.vms:
                 if vm in pool.tables['VM']:
                     pool.put('VM', vm, current_operations={})
@@ -382,7 +465,9 @@ class _Import:
                 if ref not in pool.tables[cls]:
                     continue
                 if cls == 'VDI':
-                    pool.drop_vdi(ref)
+                    with suppress(self.pool.failure), pool.subtask('VDI.destroy', task):
+                        pool.ask_storage('delete')
+                        pool.drop_vdi(ref)
                 else:
                     pool.delete(cls, ref)
 
@@ -420,7 +505,11 @@ class _Import:
             if pool.tables['SR'][self.sr]['content_type'] == 'iso':
                 raise pool.error('SR_OPERATION_NOT_SUPPORTED', self.sr)
             pool.check_size(self.sr, int(record['virtual_size']), fields['sm_config'])
-            ref = pool.make_vdi(self.sr, int(fields.pop('virtual_size')), **fields)
+            fields['sm_config'] = dict(fields['sm_config'], import_task=self.task)
+            fields['other_config'] = {key: value for key, value in fields['other_config'].items()
+                                      if key != 'content_id'}
+            with pool.subtask('VDI.create'):
+                ref = pool.make_vdi(self.sr, int(fields.pop('virtual_size')), **fields)
             self.note('VDI', ref)
             return ref
         is_iso = vdi.id not in contents.disks
@@ -449,16 +538,19 @@ class _Import:
         metrics = pool.new('VM_metrics', **self.metrics.get(record['metrics'], {}))
         self.made.append(('VM_metrics', metrics))      # one object with the VM, as it were
         fields.update(dict(
-            NEW_VM, metrics=metrics, VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,
+            NEW_VM, metrics=metrics, platform=dict(
+                {'device-model': 'qemu-upstream-compat'}, **record['platform']), VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,
             snapshot_of=NULL, suspend_VDI=self.here.get(record['suspend_VDI'], NULL),
             suspend_SR=NULL, allowed_operations=[], current_operations={self.task: 'import'},
             snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value))))
         if fields['power_state'] != 'Suspended' or fields['suspend_VDI'] == NULL:
             fields['power_state'] = 'Halted'
+        config = dict({'import_task': self.task}, **record['other_config'])
         if self.preserve:
             fields['uuid'] = record['uuid']
         else:
-            fields['other_config'] = dict(record['other_config'], mac_seed=str(uuid.uuid4()))
+            config['mac_seed'] = str(uuid.uuid4())
+        fields['other_config'] = config
         ref = pool.new('VM', **fields)
         self.note('VM', ref)
         self.vms.append(ref)

@@ -68,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > BODY_LIMIT:
             return self.refuse(413, 'Request Entity Too Large')
         body = self.rfile.read(int(length))
+        agent, _, version = self.headers.get('User-Agent', '').partition('/')
+        self.server.pool.user_agents[agent] = version.split(' ')[0]
         try:
             params, method = xmlrpc.client.loads(body)
         except Exception:       # whatever the parser says of such a body: xapi answers 500

@@ -29,6 +29,7 @@ UNITS = {'': 0, 'b': 0, 'bytes': 0, 'k': 1, 'kb': 1, 'kib': 1, 'm': 2, 'mb': 2, 
          'g': 3, 'gb': 3, 'gib': 3, 't': 4, 'tb': 4, 'tib': 4}
 STOP_PATIENCE = 10.0       # seconds to wait for a thread when the pool stops
 BLOCK = 1 << 16            # how much is read from a client at a time
+FORGETS = 0.7              # seconds after which a task whose client has gone is forgotten
 NAP = 0.005                # seconds: for less nobody who keeps to a rate sleeps
 CATCH_UP = 0.25            # seconds by which one who keeps to a rate may be late and hurry
 TRANSFERS = ('vm-export', 'snapshot-export-to-template', 'vdi-export',
@@ -418,7 +419,9 @@ class Command:
     def shown(self, kind, record, names):
         """The (label, value) pairs of a record; names in the order of their definition."""
         fields = [field for field in kind.fields.values()
-                  if (names is None or field.name in names) and 'H' not in field.flags]
+                  if (names is None or field.name in names) and 'H' not in field.flags
+                  and ('N' not in field.flags or self.pool.version >= (26, 17))
+                  and ('L' not in field.flags or self.pool.version >= (25, 33))]
         return [(field.label, xe_records.EXPENSIVE if 'E' in field.flags
                  else field.text(self.pool.tables, record)) for field in fields]
 
@@ -696,13 +699,14 @@ class Command:
     def export_vm(self, ref, number):
         path = self.need('filename') + (str(number) if number > 1 else '')
         task = self.pool.make_task(*self.pool.names_of_export(ref))
-        self.api('task.set_progress', task, -1.0)
+        if self.pool.version < (25, 33):
+            self.api('task.set_progress', task, -1.0)
 
         def opened():
             return self.pool.export_vm(
                 ref, compress=self.compression(), metadata=self.flag('metadata'),
                 preserve_power_state=self.flag('preserve-power-state'), task=task)
-        ok = self.transferred(b'G', path, task, sender(opened), keep_task_if_gone=True)
+        ok = self.transferred(b'G', path, task, sender(opened), destroy_if_gone=True)
         self.export_ended(task, ok, path)
 
     def export_ended(self, task, ok, path):
@@ -726,22 +730,29 @@ class Command:
         self.api('task.destroy', task)
         return record['status'], record['error_info']
 
-    def transferred(self, kind, path, task, carry, keep_task_if_gone=False):
+    def transferred(self, kind, path, task, carry, destroy_if_gone=False):
         """Have a file carried; whether the client is content."""
         transfer = Transfer(self.door, self.talk, self.fault, carry, task)
         self.door.transfers[transfer.token] = transfer
         try:
             self.talk.send(kind, transfer.token.encode() + b'\n' + bytes_of(path))
             answer = self.talk.answer()
+            if not transfer.started and kind == b'U' and self.pool.version >= (25, 33):
+                raise Gone          # nobody ends the task (recorded from there)
             if not transfer.started:
                 self.pool.finish_task(task, 'failure')
                 return False
             transfer.done.wait()
             return answer == 'OK'
-        except Gone:
+        except Gone:        # what becomes of the task is recorded from xapi 25.33.2
+            if transfer.started and destroy_if_gone:
+                self.api('task.destroy', task)
             if transfer.started:
                 transfer.done.wait()
-            if not (transfer.started and keep_task_if_gone):
+                if not destroy_if_gone:
+                    self.pool.sleep(FORGETS)
+                    self.api('task.destroy', task)
+            elif kind != b'U' or self.pool.version < (25, 33):
                 self.api('task.destroy', task)
             raise
         finally:
@@ -751,7 +762,8 @@ class Command:
         """A transfer whose outcome is its task's. Raises XapiError."""
         ok = self.transferred(kind, path, task, carry)
         status, error = self.finished_task(task)
-        if not ok or status != 'success':
+        unread = not ok and self.pool.version < (26, 17)       # e.g. of metadata, all but ova.xml
+        if unread or status != 'success':
             raise XapiError(*(error or ['CLIENT_ERROR']))
 
     def vdi_export(self):
@@ -759,7 +771,8 @@ class Command:
         task = self.pool.make_task('VDI export', '')
 
         def opened():
-            return self.pool.export_vdi(ref, format=self.get('format', 'raw'), task=task)
+            return self.pool.export_vdi(ref, format=self.get('format', 'raw'), task=task,
+                                        base=self.get('base'))
         began = time.time()
         self.tracked(b'G', self.need('filename'), task, sender(opened, as_disk=True))
         self.progress(began)
@@ -767,9 +780,11 @@ class Command:
     def progress(self, began):
         if not self.flag('progress'):
             return
-        spent = time.strftime('%H:%M:%S', time.gmtime(time.time() - began))
         self.talk.complain('\r[-] %s> (100%% ETA 00:00:00) ' % ('#' * 54))
-        self.talk.complain('Total time: ' + spent)
+        spent = time.time() - began
+        old = time.strftime('%H:%M:%S', time.gmtime(spent))         # recorded from xapi 25.33.2
+        self.talk.complain('Total time: ' + (
+            '%.2fs' % spent if self.pool.version >= (26, 17) else old))
 
     def vdi_import(self):
         ref = self.ref('VDI')
@@ -837,6 +852,10 @@ class Command:
             'read_only': False, 'other_config': {}, 'xenstore_data': {},
             'sm_config': self.pairs('sm-config'), 'tags': list(self.pairs('tags'))})
         self.out.list([self.uuid('VDI', vdi)])
+
+    def vtpm_create(self):
+        vtpm = self.api('VTPM.create', self.ref('VM', 'vm-uuid'), self.flag('is-unique'))
+        self.out.list([self.uuid('VTPM', vtpm)])
 
     def vdi_snapshot(self):
         vdi = self.api('VDI.snapshot', self.ref('VDI'))
@@ -1011,6 +1030,8 @@ COMMANDS = {
     'vbd-plug': (['uuid'], Command.simple, ['VBD.plug']),
     'vbd-unplug': (['uuid'], Command.simple, ['VBD.unplug']),
     'vif-create': (['device', 'network-uuid', 'vm-uuid'], Command.vif_create, []),
+    'vtpm-create': (['vm-uuid'], Command.vtpm_create, []),
+    'sr-scan': (['uuid'], Command.simple, ['SR.scan']),
     'vif-destroy': (['uuid'], Command.simple, ['VIF.destroy']),
     'network-destroy': (['uuid'], Command.simple, ['network.destroy']),
     'task-cancel': (['uuid'], Command.simple, ['task.cancel']),

@@ -3,7 +3,8 @@
 A line of xe_fields.txt is `name access [source]`. The access is what stands behind the name in a
 listing, RO or RW with S for a set and M for a map, then H for a field that only filters and
 selections know, D for a deprecated one, E for one that is too expensive for a list, I where a
-filter ignores case. The source is the field of the API's record (the name with `_`, if none is
+filter ignores case, L and N for those that xapi
+before 25.33 and 26.17 has not. The source is the field of the API's record (the name with `_`, if none is
 given); through a reference, `metrics.hvm`; `@` shows the uuid of what it refers to, `@name` its
 name-label; `~kind` translates; `,` joins with commas instead of semicolons; `()` takes the values
 of a map; `!word` computes.
@@ -22,6 +23,7 @@ UNKNOWN = '<unknown>'
 
 TRANSLATE = {
     'lower': str.lower,
+    'capital': str.capitalize,
     'dashes': lambda word: word.replace('_', '-'),
     'action': lambda word: word.capitalize().replace('_', ' ').replace('Coredump', 'Core dump'),
     'tristate': lambda word: {'yes': 'true', 'no': 'false'}.get(word, word),
@@ -98,7 +100,11 @@ def only_host(tables, sr):
     return name_of(tables, tables['PBD'][sr['PBDs'][0]]['host']) if sr['PBDs'] else ABSENT
 
 
-COMPUTED = {'disk_name': disk_name, 'only_host': only_host}
+def secret(tables, vtpm):
+    return 'MD5=d41d8cd98f00b204e9800998ecf8427e size=0 bytes'       # an empty one
+
+
+COMPUTED = {'disk_name': disk_name, 'only_host': only_host, 'secret': secret}
 
 
 def reader(source, default=None):
@@ -178,6 +184,7 @@ def kinds():
         ('vbd', 'VBD', [], 'uuid vm-uuid vm-name-label vdi-uuid device empty'),
         ('vif', 'VIF', [], 'uuid device vm-uuid network-uuid'),
         ('sr', 'SR', [], label + ' host type content-type'),
+        ('vtpm', 'VTPM', [], 'uuid vm-uuid'),
         ('pbd', 'PBD', [], 'uuid host-uuid sr-uuid device-config currently-attached'),
         ('network', 'network', [], label + ' bridge'),
         ('host', 'host', [], label),
