@@ -522,6 +522,14 @@ class Troubles(PoolCase):
         self.xe('vm-snapshot', 'vm=db', 'new-name-label=RESTORE_db')
         return self.says('vm-export=db', 'vm-export=web')
 
+    @prints('is left of a backup that did not end, or somebody made it')
+    def snapshots_may_be_anybodys(self):
+        disk = self.disk_of('web', '0')
+        for _ in range(2):
+            self.xe('vdi-snapshot', 'uuid=' + disk)
+        self.record(self.old_backup('web', 'backup-2019-01-01-(00:00:00)'), disk)
+        return self.says('vm-export=db')
+
     @prints('earlier ones cannot be removed from the pool')
     def snapshots_pile_up(self):
         self.script = self.changed_script(DISCARD_PAUSES=())
