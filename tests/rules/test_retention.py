@@ -291,7 +291,7 @@ class Protected(RetentionCase):
     def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty(self):
         path, = self.made('web', 1)
         backup = VmBackup.BackupDir(path, 0)
-        backup.protect()
+        backup.protect(True)
         error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
             backup.is_protected()
@@ -320,7 +320,7 @@ class Protected(RetentionCase):
     def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
         path, newer = self.made('web', 1, 2)
         history = VmBackup.VmHistory(os.path.dirname(path), [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
-        VmBackup.BackupDir(path, 0).protect()
+        VmBackup.BackupDir(path, 0).protect(True)
         with self.assertRaisesRegex(VmBackup.TargetError, 'it is protected'):
             history.delete(VmBackup.BackupDir(path, 0))
         self.assertEqual([path, newer], self.dated('web'))
