@@ -271,8 +271,8 @@ class ReadingXva(TestCase):
         def chunks(*suffixes):
             return self.made_of([('Ref:' + suffix, b'x' * 512) for suffix in suffixes])
         invalid = 'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]'
-        damaged = bytearray(written())
-        damaged[130] ^= 1
+        damaged = bytearray(written(disks()))
+        damaged[damaged.index(b'/00000000') // 512 * 512 + 130] ^= 1
         for data, failure, note in (
                 (chunks('1/00000000', '1/00000001', '1/00000001'), invalid,
                  'Ref:1/00000001 comes after'),
@@ -298,7 +298,7 @@ class ReadingXva(TestCase):
         data = written(images)
         self.assert_same_disks(read(data, expected=lambda _: sizes).disks, images)
         for change in ({'Ref:9': 7 * MIB}, {'Ref:99': MIB}):
-            with self.refusal('IMPORT_ERROR_PREMATURE_EOF'):
+            with self.refusal('IMPORT_ERROR', 'INTERNAL_ERROR: [ Tar.Header.End_of_stream ]'):
                 read(data, expected=lambda _, change=change: dict(sizes, **change))
         with self.refusal('IMPORT_ERROR', mock.ANY, note='reaches beyond'):
             read(data, expected=lambda _: dict(sizes, **{'Ref:9': 5 * MIB + 1}))
