@@ -540,8 +540,8 @@ class _XvaReader:
         return self.pending[0]
 
     def header(self):
-        """(name, size, mtime) of the next member. At the end of the archive the importer has another
-        failure than at the end of the file (recorded from xapi 25.33.2)."""
+        """(name, size, mtime) of the next member. The end of the archive is another failure to the
+        importer than the end of the file (recorded from xapi 25.33.2)."""
         name = self.next_name()
         if not name:
             raise import_error('Tar.Header.End_of_stream') if self.members else EOFError

@@ -71,7 +71,8 @@ POWER_STATES = {operation: states.split() for operation, states in {
     'metadata_export': 'Halted Paused Suspended Running',
     'clone': 'Halted', 'export': 'Halted Suspended', 'destroy': 'Halted Suspended',
     'start': 'Halted', 'create_vtpm': 'Halted', 'copy': 'Halted Suspended',
-    'checkpoint': 'Running', 'make_into_template': 'Halted', 'suspend': 'Running', 'pause': 'Running',
+    'checkpoint': 'Running', 'make_into_template': 'Halted', 'suspend': 'Running',
+    'pause': 'Running',
     'clean_shutdown': 'Running', 'hard_shutdown': 'Paused Suspended Running',
 }.items()}
 
@@ -98,8 +99,8 @@ ALLOWED = {kind: names.split() for kind, names in {
                ' pool_migrate suspend hard_reboot hard_shutdown clean_reboot clean_shutdown pause'
                ' checkpoint snapshot',
     'Paused': 'metadata_export unpause hard_reboot hard_shutdown checkpoint snapshot',
-    'Suspended': 'destroy metadata_export export migrate_send resume_on resume hard_shutdown checkpoint'
-                 ' snapshot',
+    'Suspended': 'destroy metadata_export export migrate_send resume_on resume hard_shutdown'
+                 ' checkpoint snapshot',
     'snapshot': 'destroy metadata_export export revert copy clone',
     'template': 'destroy metadata_export export provision changing_shadow_memory'
                 ' changing_static_range changing_dynamic_range copy clone',

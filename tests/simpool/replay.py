@@ -292,15 +292,16 @@ def spoiled(name, data):
     text, rest = data[512:512 + length], data[512 + -(-length // 512) * 512:]
     last = data.rindex(b'Ref:', 0, data.rindex(b'Ref:'))
     at = data.index(b'/00000003') // 512 * 512 + 1000
-    edits = {'net': (b'test network', b'unknown net'), 'nl': (b'<value>big</value>',
-                                                               b'<value>two\nlines</value>'),
+    edits = {'net': (b'test network', b'unknown net'),
+             'nl': (b'<value>big</value>', b'<value>two\nlines</value>'),
              'field': (b'<name>recommendations<', b'<name>recommendationz<')}
     stem = name.partition('.')[0]
     if stem in edits:
         text = text.replace(*edits[stem]).replace(b'xapi1', b'xapi7' if stem == 'net' else b'xapi1')
         return tar_header('ova.xml', len(text)) + text + bytes(-len(text) % 512) + rest
     return {'cut-half': data[:len(data) // 2], 'cut-ova': data[:4000], 'empty': b'',
-            'no-end': data[:-1024], 'garbage': random.Random(name).getrandbits(1 << 19).to_bytes(1 << 16, 'big'),
+            'no-end': data[:-1024],
+            'garbage': random.Random(name).getrandbits(1 << 19).to_bytes(1 << 16, 'big'),
             'corrupt': data[:at] + b'\xff' + data[at + 1:],
             'cut-last-chunk': data[:last], 'cut-last-chunk-ended': data[:last] + bytes(1024),
             }.get(stem)
@@ -385,8 +386,9 @@ def furnish(pool, version):
               if line['call'][0].endswith('.get_all_records')}
     tables['VM'] = {ref: record for ref, record in tables['VM'].items()
                     if record['is_control_domain']}
-    for cls, left in (('host', 'allowed_operations'), ('pool', 'allowed_operations'), ('network', ''),
-                      ('SR', 'allowed_operations'), ('SM', ''), ('VM', 'allowed_operations consoles')):
+    operations = 'allowed_operations'
+    for cls, left in (('host', operations), ('pool', operations), ('network', ''),
+                      ('SR', operations), ('SM', ''), ('VM', operations + ' consoles')):
         for ref, record in pool.tables[cls].items():
             for model in tables[cls].values():
                 if cls != 'VM' and model['name_label'] == record['name_label'] or (
@@ -608,8 +610,8 @@ class Replay:
         comparison = Comparison(self.names)
         best = comparison.likest(cls, record, self.pool.tables[cls])
         if not best and not self.clients:
-            best = min(((comparison.cost(cls, record, other), number, each) for number, (each, other)
-                        in enumerate(self.pool.tables[cls].items())
+            best = min(((comparison.cost(cls, record, other), number, each)
+                        for number, (each, other) in enumerate(self.pool.tables[cls].items())
                         if each not in self.names.here), default=[None])[-1]
         if best:
             self.names.bind(ref, best)
@@ -617,7 +619,7 @@ class Replay:
         return best
 
     def settle_word(self, name, words):
-        """A uuid that no recorded table has: by the verb, a file's name, and what was made first."""
+        """A uuid that no recorded table has: by the verb, a file's name, what was made first."""
         text = ' '.join(words)
         cls = {'vdi': 'VDI', 'host': 'host', 'sr': 'SR', 'vbd': 'VBD'}.get(
             words[0].split('-')[0], 'VM') if 'sr-uuid=' + name not in words else 'SR'
@@ -763,7 +765,7 @@ class Replay:
 
     @staticmethod
     def outputs(comparison, path, recorded, simulated):
-        """Listings are compared record by record, whatever the order; a cut one is compared so far."""
+        """Listings are compared record by record, in any order; a cut one is compared so far."""
         cut = re.search(r'\.\.\. \[\d+ characters in all\]$', recorded)
         if cut:
             recorded = recorded[:cut.start()]
@@ -820,7 +822,8 @@ class Replay:
         self.stage.actors.append(self.transfer)
 
     def http_export(self, what, task):
-        vm, record = next(item for item in self.pool.tables['VM'].items() if item[1]['is_a_snapshot'])
+        vm, record = next(item for item in self.pool.tables['VM'].items()
+                          if item[1]['is_a_snapshot'])
         disk = self.pool.tables['VBD'][record['VBDs'][0]]['VDI']
         with self.pool.export_vdi(disk, task=task) if 'raw_vdi' in what else (
                 self.pool.export_vm(vm, task=task)) as pieces:
@@ -894,7 +897,7 @@ def is_hole(image):
 
 
 def as_lists(block):
-    """{field: its line, or a set's members}; a progress that is neither 0 nor 1 is one like another."""
+    """{field: its line, or a set's members}; a progress between 0 and 1 is one like another."""
     found = {}
     for name, (label, value) in block.items():
         if '(S' in label:
@@ -931,7 +934,8 @@ def main(arguments):
                 version, name, len(odd), len(found) - len(odd), time.process_time() - before))
             groups = collections.OrderedDict()
             for each in odd:
-                groups.setdefault((re.sub('[0-9a-f-]{36}', 'U', each.call)[:60], each.path), []).append(each)
+                call = re.sub('[0-9a-f-]{36}', 'U', each.call)[:60]
+                groups.setdefault((call, each.path), []).append(each)
             for (call, p), members in groups.items():
                 e = members[0]
                 print('  %3d x %s %s (n=%d)\n        R %.600r\n        S %.600r' % (

@@ -279,8 +279,9 @@ class Client:
         self._hang_up()
 
     def said(self):
-        return self.status, *(bytes(self.files.output[fd]).decode('utf-8', 'surrogateescape')
-                              for fd in (1, 2))
+        out, err = (bytes(self.files.output[fd]).decode('utf-8', 'surrogateescape')
+                    for fd in (1, 2))
+        return self.status, out, err
 
 
 CLIENT = compile(open(client.__file__, encoding='utf-8').read(), client.__file__, 'exec')

@@ -539,7 +539,8 @@ class _Import:
         self.made.append(('VM_metrics', metrics))      # one object with the VM, as it were
         fields.update(dict(
             NEW_VM, metrics=metrics, platform=dict(
-                {'device-model': 'qemu-upstream-compat'}, **record['platform']), VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,
+                {'device-model': 'qemu-upstream-compat'}, **record['platform']),
+            VTPMs=[], VGPUs=[], groups=[], affinity=NULL, parent=NULL,
             snapshot_of=NULL, suspend_VDI=self.here.get(record['suspend_VDI'], NULL),
             suspend_SR=NULL, allowed_operations=[], current_operations={self.task: 'import'},
             snapshot_time=DateTime(getattr(record['snapshot_time'], 'value', EPOCH.value))))

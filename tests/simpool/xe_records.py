@@ -3,10 +3,10 @@
 A line of xe_fields.txt is `name access [source]`. The access is what stands behind the name in a
 listing, RO or RW with S for a set and M for a map, then H for a field that only filters and
 selections know, D for a deprecated one, E for one that is too expensive for a list, I where a
-filter ignores case, L and N for those that xapi
-before 25.33 and 26.17 has not. The source is the field of the API's record (the name with `_`, if none is
-given); through a reference, `metrics.hvm`; `@` shows the uuid of what it refers to, `@name` its
-name-label; `~kind` translates; `,` joins with commas instead of semicolons; `()` takes the values
+filter ignores case, L and N for those that xapi before 25.33 and 26.17 has not. The source is the
+field of the API's record (the name with `_`, if none is given); through a reference,
+`metrics.hvm`; `@` shows the uuid of what it refers to, `@name` its name-label; `~kind` translates;
+`,` joins with commas instead of semicolons; `()` takes the values
 of a map; `!word` computes.
 
 Order, names and access are those recorded from xapi 25.6.0 (`vm-list params=all`), and for the

@@ -271,8 +271,8 @@ class ReadingXva(TestCase):
         def chunks(*suffixes):
             return self.made_of([('Ref:' + suffix, b'x' * 512) for suffix in suffixes])
         invalid = 'INTERNAL_ERROR: [ Stream_vdi.Failure("Invalid XVA file") ]'
-        damaged = bytearray(written())
-        damaged[130] ^= 1
+        damaged = bytearray(written(disks()))
+        damaged[damaged.index(b'/00000000') // 512 * 512 + 130] ^= 1
         for data, failure, note in (
                 (chunks('1/00000000', '1/00000001', '1/00000001'), invalid,
                  'Ref:1/00000001 comes after'),

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from tests import DATA
 from tests.simpool import Down, archive, pools
 from tests.simpool.database import NEWER, NULL, TEMPLATES, column
+from tests.simpool.model import REMOVED
 from tests.simpool.tests.support import MIB, NOBODY, Case, wait_until
 
 TWO_DISKS = {'vms': [
@@ -43,7 +44,7 @@ class Queries(ModelCase):
 
     def test_a_record_has_the_fields_that_were_recorded(self):
         internal = {'_ref', 'reserved', 'reserved_pci', 'recommended_guidances', 'wlb_password',
-                    'boot_free_mem', 'port', 'default_vdi_visibility'}
+                    'boot_free_mem', 'port', 'default_vdi_visibility', 'host_pending_features'}
         recorded = recorded_columns()
         for cls, template in TEMPLATES.items():
             if recorded[cls]:
@@ -53,7 +54,7 @@ class Queries(ModelCase):
 
     def test_every_class_answers_with_whole_records(self):
         self.pool.call('VM.snapshot', self.box, 'snap')
-        for cls in set(TEMPLATES) - {'session'}:
+        for cls in set(TEMPLATES) - {'session'} - set(REMOVED):
             records = self.value(cls + '.get_all_records')
             self.assertEqual(sorted(records), sorted(self.value(cls + '.get_all')))
             for ref, record in records.items():
@@ -193,6 +194,8 @@ class Snapshots(ModelCase):
         before = {cls: set(pool.tables[cls]) for cls in ('VM', 'VDI', 'VBD', 'VIF', 'task')}
         with self.refusal('SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''):
             pool.call('VM.snapshot', pool.call('VM.get_by_name_label', 'box')[0], 'x')
+        (failed,) = pool.tables['task']         # it stays in the table
+        pool.call('task.destroy', failed)
         self.assertEqual(before, {cls: set(pool.tables[cls]) for cls in before})
         sr = pool.call('SR.get_by_name_label', 'tight')[0]
         self.assertEqual(str(8 * MIB), pool.record('SR', sr)['physical_utilisation'])
@@ -582,7 +585,7 @@ class Transfers(ModelCase):
 
     def test_a_task_follows_the_export(self):
         task = self.pool.make_task('Export of VM', 'whose')
-        self.assertEqual(-1.0, self.value('task.get_progress', task))
+        self.assertEqual(0.0, self.value('task.get_progress', task))
         self.pool.progress_interval = 0
         with self.pool.export_vm(self.box, task=task) as stream:
             next(stream)
