@@ -347,7 +347,7 @@ class HalfWay(ModelCase):
             self.die_in('VM.snapshot', self.box, 'half', after=after)
             self.assertEqual([vms, vbds, vdis + after], self.counts())
             found = self.orphans()
-            self.assertEqual(sorted(['root', 'data'][:after]),
+            self.assertEqual(sorted(['data', 'root'][:after]),
                              sorted(record['name_label'] for record in found))
             self.assertLessEqual({record['snapshot_of'] for record in found},
                                  set(self.disks(self.box).values()))
