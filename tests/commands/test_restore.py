@@ -80,10 +80,13 @@ class RestoreCase(SavedCase):
         return {self.sim.pool.tables['VIF'][ref]['MAC'] for ref in self.vms()[name]['VIFs']}
 
     def facts(self, name):
-        """What a restored VM has to have in common with the one that was backed up."""
-        vm = self.vms()[name]
+        """What a restored VM has to have in common with the one that was backed up. An import adds
+        its task and a device model, as a first start does (recorded from xapi 25.33.2)."""
+        vm = dict(self.vms()[name])
         other = {key: value for key, value in vm['other_config'].items()
-                 if key not in ('mac_seed', 'auto_poweron')}
+                 if key not in ('mac_seed', 'auto_poweron', 'import_task')}
+        vm['platform'] = {key: value for key, value in vm['platform'].items()
+                          if key != 'device-model'}
         return [{field: vm[field] for field in FIELDS}, other, self.drives(name),
                 self.networks(name)]
 

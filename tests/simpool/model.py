@@ -836,7 +836,7 @@ class Pool(Transfers):
             ha_always_run=False, blocked_operations={}, start_delay='0', shutdown_delay='0',
             order='0', suspend_VDI=NULL, memory_target='0',
             metrics=self.new('VM_metrics', start_time=metrics['start_time']),
-            bios_strings={}, last_boot_CPU_flags={}, VTPMs=[],
+            last_boot_CPU_flags={}, VTPMs=[],
             generation_id=record['generation_id'] and '%d:%d' % (
                 random.getrandbits(63), random.getrandbits(63))))
         if snapshot:
