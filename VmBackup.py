@@ -1428,9 +1428,19 @@ class Result(NamedTuple):
         return self.errors.decode('utf-8', 'replace').strip()
 
 
+CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
+
+
 def child_environment() -> Dict[str, str]:
     """Our environment, without the options that xe would add to every command."""
-    return {name: value for name, value in os.environ.items() if name != 'XE_EXTRA_ARGS'}
+    return dict({name: value for name, value in os.environ.items() if name != 'XE_EXTRA_ARGS'},
+                **{CHILD: str(os.getpid())})
+
+
+def end_program(number: int) -> None:
+    """End a process that is none of our children."""
+    with contextlib.suppress(OSError):                 # it has ended
+        os.kill(number, signal.SIGTERM)
 
 
 class Feeder:
@@ -2182,18 +2192,13 @@ class Pool:
             return sorted(each for each in told if isinstance(each, float) and each == each)
         return []
 
-    def end_exports(self, kind: str, ref: str) -> None:
-        """Cancel the exports of a snapshot and wait for their end, as it cannot be removed before.
-
-        Raise PoolError if they do not end. (xapi looks every 10 s: stream_vdi.ml.)
-        """
+    def await_exports(self, kind: str, ref: str) -> None:
+        """Wait for the end of a snapshot's exports, as it cannot be removed before; raise PoolError
+        after a while. None is cancelled: it may be somebody else's."""
         def idle() -> bool:
-            tasks = []         # type: List[str]
             with contextlib.suppress(PoolError):       # removing the snapshot will tell
-                tasks = self.exports(kind, ref)
-                for task in tasks:
-                    self.call('task.cancel', task)
-            return not tasks
+                return not self.exports(kind, ref)
+            return True
         self.wait_until(idle, 'it is still being exported')
 
     def is_gone(self, kind: str, uuid: str) -> bool:
@@ -2463,14 +2468,16 @@ def process(number: str) -> str:
     return f'{number} {fields[19].decode("ascii")}'
 
 
-def is_worked_on(device: str) -> bool:
-    """Whether a program of this host has a device among its arguments, as vhd-tool has, which
-    reads disks for xapi and outlives it (recorded; Linux: proc(5), cmdline)."""
+def programs_with(word: str, variable: str = '') -> List[int]:
+    """The processes of this host that have a word in their arguments, and a variable in their
+    environment (Linux: proc(5), cmdline and environ)."""
+    found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
-        with contextlib.suppress(OSError), open(f'/proc/{number}/cmdline', 'rb') as stream:
-            if encoded('/dev/' + device) in stream.read():
-                return True
-    return False
+        with contextlib.suppress(OSError):             # it has ended
+            texts = [read_file(f'/proc/{number}/{name}', 2**20) for name in ('cmdline', 'environ')]
+            if encoded(word) in texts[0] and (not variable or encoded(variable + '=') in texts[1]):
+                found.append(int(number))
+    return found
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4495,7 +4502,8 @@ def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequenc
         held = pool.holds(owners, disks, mode, sure)
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
-            if hold.state in (RUNNING, IN_DOUBT) or is_worked_on(hold.vbd['device'] or disk):
+            device = '/dev/' + (hold.vbd['device'] or disk)        # vhd-tool names it, and
+            if hold.state in (RUNNING, IN_DOUBT) or programs_with(device):     # outlives xapi
                 raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}')
             if hold.state == NOT_OURS and seen is not None:
                 raise VmBackupError(f'the disk {disk} has {hold.what}')
@@ -4662,7 +4670,7 @@ class Exporter:
         finally:
             with tolerating(self.warnings, f'the snapshot {intent.uuid} was {LEFT}'):
                 if not exported:
-                    self.end_exports(intent, snapshot.ref)
+                    self.await_exports(intent, snapshot.ref)
                 self.remove(intent)
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     backup.drop_intent()
@@ -4737,7 +4745,8 @@ class Exporter:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
-                self.end_exports(ours, found.ref)
+                self.end_clients(ours)
+                self.await_exports(ours, found.ref)
                 self.remove(ours)
             elif not intent.uuid and self.kind == 'VDI' and self.may_be(found, intent):
                 clear = False
@@ -4748,11 +4757,24 @@ class Exporter:
             self.check_record_gone(intent)
         return clear
 
-    def end_exports(self, intent: Intent, ref: str) -> None:
-        """End the exports of a snapshot, and of the disks that came with it. Raise PoolError."""
-        self.pool.end_exports(self.kind, ref)
+    def end_clients(self, intent: Intent) -> None:
+        """End the xe of a run that was killed, if it still exports what we are to remove."""
+        copies = [found.uuid for found in self.copies_of(intent)]
+        for uuid in {intent.uuid, *copies}:
+            for number in programs_with('uuid=' + uuid, CHILD):
+                self.console.log(f'ending an export of a run that was killed: process {number}')
+                end_program(number)
+
+    def copies_of(self, intent: Intent) -> List[Snapshot]:
+        """The disks that came with a snapshot, or the one that it is. One call."""
+        return [found for found in self.pool.snapshots('VDI', intent.sources or [intent.ref])
+                if found.ref in intent.disks or found.uuid == intent.uuid]
+
+    def await_exports(self, intent: Intent, ref: str) -> None:
+        """Wait for the end of a snapshot's exports, and of its disks'. Raise PoolError."""
+        self.pool.await_exports(self.kind, ref)
         for disk in intent.disks:
-            self.pool.end_exports('VDI', disk)
+            self.pool.await_exports('VDI', disk)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Whether one of the snapshots since we meant to make one is that one, whose uuid we did
@@ -4817,8 +4839,7 @@ class Exporter:
         the snapshot is lost (recorded: snapshot-uninstall). One call, as a rule. Raise as
         let_go."""
         own = self.kind == 'VM'                        # each disk has one VBD
-        held = [found.ref for found in self.pool.snapshots('VDI', intent.sources or [intent.ref])
-                if (found.ref in intent.disks or found.uuid == intent.uuid) and found.vbds[own:]]
+        held = [found.ref for found in self.copies_of(intent) if found.vbds[own:]]
         if held:
             let_go(self.pool, self.xe, self.pool.where('VM', 'uuid', [intent.uuid]), held)
 
@@ -4937,7 +4958,7 @@ class VmExporter(Exporter):
         words = []             # type: List[str]
         for disk in disks:
             with tolerating(words, disk.uuid):
-                self.pool.end_exports('VDI', disk.ref)
+                self.pool.await_exports('VDI', disk.ref)
                 if disk.vbds:
                     let_go(self.pool, self.xe, {}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
