@@ -8,6 +8,7 @@ import unittest
 import xmlrpc.client
 
 import VmBackup
+from tests.simpool import XapiError
 from tests.tools.support import PoolCase
 
 HARD_PASSWORD = ' pa$s"w\'ö`rd\\ %s{}名'
@@ -47,6 +48,26 @@ class Passwords(LoginCase):
         self.assertEqual(0, self.preview('password').status)
         self.assertEqual(('root', 'password', '1.0', 'VmBackup.py'),
                          tuple(self.sim.calls('xapi')[0].args))
+
+    def test_a_host_knows_the_version_of_the_script_that_logged_in(self):
+        for version in '26.17.0', '25.33.2':
+            self.pool_description = dict(self.pool_description, xapi_version=version)
+            self.use_pool()
+            for password, url in (('password', self.sim.url), ('local', self.sim.unix_url)):
+                self.sim.pool.user_agents.clear()
+                self.assert_ends(0, self.vmbackup(password, self.config('vm-export=db'),
+                                                  VMBACKUP_XAPI_URL=url))
+                tracked = {'VmBackup': VmBackup.VERSION, 'xen-api-libs': version}
+                self.assertEqual(tracked, self.sim.pool.user_agents)
+        with self.assertRaises(XapiError) as caught:
+            self.tracked()
+        self.assertEqual(['MESSAGE_METHOD_UNKNOWN', 'host.get_tracked_user_agents'],
+                         caught.exception.details)
+        self.sim.pool.xapi_version = '26.17.0'
+        self.assertEqual(tracked, self.tracked())
+
+    def tracked(self):
+        return self.sim.pool.call('host.get_tracked_user_agents', self.sim.pool.master)
 
     def test_a_wrong_password_is_one_clear_line(self):
         for arguments in (['preview'], []):

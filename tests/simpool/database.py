@@ -15,6 +15,7 @@ from xmlrpc.client import DateTime
 
 NULL = 'OpaqueRef:NULL'
 EPOCH = DateTime('19700101T00:00:00Z')
+INTEGER = re.compile(r'-?\d+$')             # int64 is text in a record
 
 _NESTED = re.compile('(API_version|HVM|PV|VCPUs|actions|io|memory|name|qos)_')
 _FLAT = ('pool', 'VM_guest_metrics')

@@ -22,7 +22,7 @@ from xmlrpc.client import DateTime
 
 from . import faults
 from .archive import Image
-from .database import EPOCH, NEWER, NULL, TEMPLATES, QueryError, matcher, metadata
+from .database import EPOCH, INTEGER, NEWER, NULL, TEMPLATES, QueryError, matcher, metadata
 from .transfer import NEW_VM, Transfers
 
 # What may be set through this XenAPI, by class: what its clients set. Maps have add_to_ and
@@ -107,11 +107,11 @@ ALLOWED = {kind: names.split() for kind, names in {
     'control domain': 'metadata_export changing_static_range changing_dynamic_range',
 }.items()}
 
-INTEGER = re.compile(r'-?\d+$')             # int64 is text in a record
 NUMBER = re.compile('[-+]?[0-9]{1,18}')
 DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]{0,18})')
 VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]{1,18})?|[-+]?[0-9]{1,18}')
 MAX_DEVICE = (1 << 20) - 1                  # blkif has room for no greater number
+AGENTS, AGENT_LENGTH = 128, 64              # how many are kept, and of how many bytes at most
 LARGEST_VHD = 2093051 << 20                 # bytes of a disk in an SR that has it as VHD
 THICK = ('lvm', 'lvmoiscsi', 'lvmohba')     # kinds of SR that give a disk its whole size at once
 
@@ -289,6 +289,7 @@ class Pool(Transfers):
                 self.written = None
             self.tables['session'].clear()
             self.tables['task'].clear()
+            self.user_agents.clear()
             for vm in self.tables['VM']:
                 self.put('VM', vm, current_operations={})
                 self.settle(vm)
@@ -471,6 +472,20 @@ class Pool(Transfers):
         if not found.least <= count <= found.most:
             raise XapiError('MESSAGE_PARAMETER_COUNT_MISMATCH', method, found.least, count)
 
+    def methods(self):
+        """The names of all messages."""
+        found = set(MESSAGES)
+        verbs = ['get_all', 'get_all_records', 'get_all_records_where', 'get_by_name_label',
+                 'get_record', 'get_by_uuid']
+        for cls in sorted(set(TEMPLATES) - set(REMOVED)) + list(EMPTY):
+            fields = TEMPLATES.get(cls, ())
+            found.update(name for name in (
+                '%s.%s' % (cls, verb) for verb in verbs + [
+                    prefix + field for field in fields for prefix in (
+                        'get_', 'set_', 'add_', 'remove_', 'add_to_', 'remove_from_')])
+                if self._generic(name))
+        return sorted(found)
+
     def _generic(self, method):
         """The Message behind a getter, a setter or a query of any class, or None."""
         cls, _, verb = method.partition('.')
@@ -595,6 +610,19 @@ class Pool(Transfers):
             return self.new('session', this_host=self.master, this_user=NULL,
                             originator=originator, last_active=stamp(), validation_time=stamp(),
                             auth_user_name='' if trusted else uname)
+
+    def track(self, agent):
+        """Note name and version of a client that logs in, from its User-Agent (or None).
+
+        The oldest goes. xapi: xapi_tracked_user_agents.ml; recorded from 26.17.0.
+        """
+        if agent is None or len(agent.encode('utf-8')) > AGENT_LENGTH:
+            return
+        name, version = (agent.split(' ')[0].split('/') + [''])[:2]
+        with self.lock:
+            if name not in self.user_agents and len(self.user_agents) >= AGENTS:
+                del self.user_agents[next(iter(self.user_agents))]
+            self.user_agents[name] = version
 
     def logout(self, session):
         with self.lock:
@@ -1308,7 +1336,7 @@ class Pool(Transfers):
 
     @message('host.get_tracked_user_agents')
     def host_get_tracked_user_agents(self, host):
-        if self.version < (26, 17):
+        if self.version < (25, 34):         # xapi: datamodel_lifecycle.ml
             raise XapiError('MESSAGE_METHOD_UNKNOWN', 'host.get_tracked_user_agents')
         self.record('host', host)
         return dict(self.user_agents)

@@ -34,6 +34,7 @@ NAME = re.compile('((?:OpaqueRef:)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{
 TIME = re.compile(r'(?!19700101)\d{8}T\d\d:\d\d:\d\dZ|(?<=Total time: )[\d.:]+|\b[0-9A-F]{16}\b')
 SAMPLED = {'task.get_all_records': 'task', 'VBD.get_all_records_where': 'VBD',
            'VDI.get_all_records': 'VDI', 'VM.get_all_records': 'VM'}
+RECORDER = 'Python-xmlrpc/3.11'     # what made the recordings' calls
 UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30}
 SAME = ('uuid', 'name_label', 'VM', 'VDI', 'userdevice', 'type', 'is_a_snapshot', 'snapshot_of',
         'snapshot_time', 'is_control_domain', 'device')      # what a record is known by
@@ -580,10 +581,9 @@ class Replay:
         answers = line['answer'] if isinstance(line['answer'], list) else [line['answer']]
         originator = (arguments + [''] * 2)[3 if len(arguments) > 3 else -1]
         comparison = Comparison(self.names)
-        if 'url' in line:
-            self.pool.user_agents['Python-xmlrpc'] = '3.11'
         try:
             session = self.pool.login(*arguments[:2], originator, trusted='url' not in line)
+            self.pool.track(RECORDER)
             comparison.values('login', answers[0].get('Value', ''), session)
             record = {name: value.value if isinstance(value, DateTime) else str(value)
                       for name, value in self.pool.tables['session'][session].items()}
@@ -647,8 +647,6 @@ class Replay:
             return              # a dump of the database: the recorded host has no address for it
         else:
             self.warm()
-            if 'toolstack' in line['call']:
-                self.pool.user_agents['xen-api-libs'] = self.version
             self.spoil(line['call'])
             self.settle(line['call'][1:])
             shell = line.get('shell') or ''

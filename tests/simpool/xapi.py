@@ -1,9 +1,9 @@
-"""The XML-RPC door: HTTP/1.1 on a loopback port (plain or TLS) and on a unix socket.
+"""The door of XML-RPC and JSON-RPC: HTTP/1.1 on a loopback port (plain or TLS) and a unix socket.
 
 Wire forms are xapi's: a struct that begins with `Status`, never a fault; integers, references and
-enums as untyped strings; dates without dashes; `<value></value>` for nothing.
+enums as untyped strings; dates without dashes; `<value></value>` for nothing. JSON: see wire.py.
 Sources: xapi: ocaml/xapi/api_server.ml, api_server_common.ml, session_check.ml,
-ocaml/libs/http-lib/http_svr.ml; ocaml-rpc: src/lib/xmlrpc.ml.
+ocaml/libs/http-lib/http_svr.ml; ocaml-rpc: src/lib/xmlrpc.ml, jsonrpc.ml.
 """
 
 import contextlib
@@ -17,12 +17,27 @@ import xmlrpc.client
 from http.server import BaseHTTPRequestHandler
 
 from .model import Down, XapiError
-from .wire import to_xml
+from .wire import from_json, to_json, to_xml
 
 BODY_LIMIT = 300 * 1024         # bytes of a request; xapi: ocaml/xapi-consts/constants.ml
 LOGIN, LOGOUT = 'session.login_with_password', 'session.logout'
+LIST_METHODS = 'system.listMethods'
+# A call may be posted to any path that no other handler has; these have one, not simulated here
+# (xapi: ocaml/idl/datamodel.ml, http_svr.ml: the longest prefix that is known, so `/` at last).
+OTHERS = ('/cli', '/json', '/remote_db_access', '/services', '/sm')
 PIECE = 0.05                    # seconds of a slow answer that go out at once
 PAGE = '<html><body><h1>HTTP %d %s</h1></body></html>'
+
+
+def xml_call(body):
+    """(method, parameters, what puts an answer into bytes) of a call."""
+    params, method = xmlrpc.client.loads(body)
+    return method, params, response
+
+
+def json_call(body):
+    ident, method, params = from_json(body)
+    return method, params, lambda answer: to_json(ident, method, answer)
 
 
 def response(value):
@@ -60,7 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing is written: the journal has the calls."""
 
     def do_POST(self):
-        if self.path.split('?')[0] not in ('/', '/RPC2'):
+        is_json = self.path.startswith('/jsonrpc')
+        if self.path.startswith(OTHERS) and not is_json:
             return self.refuse(404, 'Not Found')
         length = self.headers.get('Content-Length', '')
         if not length.isdigit():
@@ -68,14 +84,13 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > BODY_LIMIT:
             return self.refuse(413, 'Request Entity Too Large')
         body = self.rfile.read(int(length))
-        agent, _, version = self.headers.get('User-Agent', '').partition('/')
-        self.server.pool.user_agents[agent] = version.split(' ')[0]
         try:
-            params, method = xmlrpc.client.loads(body)
+            method, params, encode = (json_call if is_json else xml_call)(body)
         except Exception:       # whatever the parser says of such a body: xapi answers 500
             return self.refuse(500, 'Internal Error')
         try:
-            self.answer(*self.server.answer(method, params, self))
+            answer, fault = self.server.answer(method, params, encode, self)
+            self.answer(answer, fault, 'application/json' if is_json else 'text/xml')
         except Down:
             self.close_connection = True
 
@@ -88,13 +103,13 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.transmit(status, reason, 'text/html', (PAGE % (status, reason)).encode())
 
-    def answer(self, body, fault):
+    def answer(self, body, fault, kind):
         """Send the body of a response, whole or as its fault wants it."""
         if fault and fault.do == 'die':
             self.close_connection = True
-            self.transmit(200, 'OK', 'text/xml', body, fault.after or 0)
+            self.transmit(200, 'OK', kind, body, fault.after or 0)
         else:
-            self.transmit(200, 'OK', 'text/xml', body, rate=fault.rate if fault else None)
+            self.transmit(200, 'OK', kind, body, rate=fault.rate if fault else None)
 
     def transmit(self, status, reason, kind, body, after=None, rate=None):
         version = '1.0' if self.request_version == 'HTTP/1.0' else '1.1'
@@ -209,13 +224,14 @@ class XapiDoor(socketserver.TCPServer):
         if self.trusted and os.path.exists(self.server_address):
             os.unlink(self.server_address)
 
-    def answer(self, method, params, handler):
+    def answer(self, method, params, encode, handler):
         """(body of the response, the fault that shapes its sending). Raises Down."""
         pool = self.pool
         pool.check_up()
         fault = pool.arrive('xapi', method, params if method == LOGIN else params[1:])
+        agent = handler.headers.get('User-Agent')
         if fault is None:
-            return self.perform(method, params), None
+            return self.perform(method, params, encode, agent), None
         if fault.do == 'down' and not fault.is_amid():
             pool.go_down()
             pool.check_up()
@@ -223,35 +239,41 @@ class XapiDoor(socketserver.TCPServer):
             pool.sleep(None, handler.is_gone)
             raise Down('the client went away')
         if fault.do == 'refuse' and not fault.is_amid():
-            return response(failure(fault.error)), None
+            return encode(failure(fault.error)), None
         if fault.do == 'print':
-            return fault.body if fault.body is not None else response(success(fault.value)), None
+            return fault.body if fault.body is not None else encode(success(fault.value)), None
         if fault.do == 'slow' and not fault.is_amid():
             pool.sleep(fault.seconds)
         with pool.amid(fault):
-            body = self.perform(method, params)
+            body = self.perform(method, params, encode, agent)
         if fault.do in ('down', 'down-after'):
             pool.go_down()
             pool.check_up()
         return body, fault
 
-    def perform(self, method, params):
-        """The body of the response to one call, done for real."""
+    def perform(self, method, params, encode, agent):
+        """The body of the response to one call, done for real.
+
+        The list of methods comes without a status.
+        """
         try:
-            return response(success(self.dispatch(method, params)))
+            value = self.dispatch(method, params, agent)
+            return encode(value if method == LIST_METHODS else success(value))
         except XapiError as error:
-            return response(failure(error.details))
+            return encode(failure(error.details))
         except Down:
             raise
         except Exception as error:      # what nobody foresaw is an internal error, as in xapi
-            return response(failure(['INTERNAL_ERROR', '%s: %s' % (type(error).__name__, error)]))
+            return encode(failure(['INTERNAL_ERROR', '%s: %s' % (type(error).__name__, error)]))
 
-    def dispatch(self, method, params):
+    def dispatch(self, method, params, agent):
         """The value of a call. Raises XapiError."""
         if self.master_address:
             raise XapiError('HOST_IS_SLAVE', self.master_address)
         if method == LOGIN:
-            return self.login(method, params)
+            return self.login(method, params, agent)
+        if method == LIST_METHODS:
+            return self.pool.methods()
         if method == LOGOUT:
             if len(params) != 1:
                 raise mismatch(method, 0, len(params) - 1)
@@ -261,9 +283,11 @@ class XapiDoor(socketserver.TCPServer):
         self.pool.check_session(params[0])
         return self.pool.call(method, *params[1:])
 
-    def login(self, method, params):
+    def login(self, method, params, agent):
         """A new session's ref. The version, the third parameter, is ignored as in xapi."""
         if not 2 <= len(params) <= 4:
             raise mismatch(method, 2, len(params))
         originator = params[3] if len(params) > 3 else ''
-        return self.pool.login(params[0], params[1], originator, self.trusted)
+        session = self.pool.login(params[0], params[1], originator, self.trusted)
+        self.pool.track(agent)
+        return session

@@ -1150,8 +1150,10 @@ class XeDoor:
             if '=' in verb:
                 raise UsageFailure('Syntax error: ')
             command = Command(self, talk, verb, words[1:], fault)
-            if not trusted and verb in COMMANDS:
-                self._login(*credentials)
+            if verb in COMMANDS:
+                if not trusted:
+                    self._login(*credentials)
+                self.pool.track('xen-api-libs/' + self.pool.xapi_version)
             if fault and fault.do == 'refuse' and not fault.is_amid():
                 raise XapiError(*fault.error)
             with self.pool.amid(None if in_transfer(verb, fault) else fault):

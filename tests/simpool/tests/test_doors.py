@@ -3,6 +3,7 @@
 Expected texts are from recordings of xapi 25.6.0, or from its source as xapi.py names it.
 """
 
+import json
 import os
 import socket
 import ssl
@@ -11,7 +12,7 @@ import unittest
 import xmlrpc.client
 from unittest import mock
 
-from tests.simpool import Down, SimPool
+from tests.simpool import Down, SimPool, XapiError
 from tests.simpool.tests.support import MIB, PATIENCE, Case, end, wait_until
 from tests.simpool.tests.test_model import ModelCase
 
@@ -105,7 +106,8 @@ class WireForms(ModelCase):
 
     def test_what_is_no_call_is_an_error_of_http(self):
         for status, data in (
-                ('404 Not Found', post(b'', '/elsewhere')),
+                ('404 Not Found', post(b'', '/cli')),
+                ('500 Internal Error', post(b'', '/elsewhere')),
                 ('404 Not Found', b'GET / HTTP/1.1\r\n\r\n'),
                 ('411 Length Required', b'POST / HTTP/1.1\r\n\r\n'),
                 ('413 Request Entity Too Large',
@@ -114,6 +116,101 @@ class WireForms(ModelCase):
                 ('500 Internal Error', post(b'<methodCall>')),
                 ('500 Internal Error', post(request('VM.get_all', 'a\x01b')))):
             self.assertEqual('HTTP/1.1 ' + status, exchange(self.sim.url, data)[0][0])
+
+
+class Json(ModelCase):
+    """JSON-RPC 2.0, as xapi spells it."""
+
+    def ask(self, method, *params):
+        body = json.dumps({'jsonrpc': '2.0', 'id': 7, 'method': method, 'params': params})
+        return exchange(self.sim.url, post(body.encode(), '/jsonrpc'))
+
+    def test_each_kind_of_value_has_its_form(self):
+        session = self.pool.login('root', 'password')
+        self.pool.put('VM', self.busy, name_label='a\x01"名')
+        disk = self.disks(self.box)['0']
+        vbd = self.pool.record('VDI', disk)['VBDs'][0]
+        for expected, method, *params in (
+                ('3145728', 'VDI.get_virtual_size', disk),
+                ('"0"', 'VBD.get_userdevice', vbd),
+                ('false', 'VM.get_is_a_template', self.box),
+                ('1.0', 'VM.get_HVM_shadow_multiplier', self.box),
+                ('"19700101T00:00:00Z"', 'VM.get_snapshot_time', self.box),
+                ('["prod"]', 'VM.get_tags', self.box),
+                ('{"order":"cd"}', 'VM.get_HVM_boot_params', self.box),
+                ('"a\\u0001\\"名"', 'VM.get_name_label', self.busy),
+                ('""', 'VM.set_name_label', self.box, 'new')):
+            head, body = self.ask(method, session, *params)
+            self.assertEqual('{"jsonrpc":"2.0","result":%s,"id":7}' % expected, body.decode())
+            self.assertIn('Content-Type: application/json', head)
+        record = json.loads(self.ask('VM.get_record', session, self.box)[1].decode())['result']
+        self.assertEqual((268435456, -1, False), (
+            record['memory_static_max'], record['domid'], record['is_a_snapshot']))
+        records = json.loads(self.ask('VDI.get_all_records', session)[1].decode())['result']
+        self.assertEqual(3 * MIB, records[disk]['virtual_size'])
+
+    def test_a_failure_has_its_code_as_message_and_its_parameters_as_data(self):
+        session = self.pool.login('root', 'password')
+        head, body = self.ask('VM.get_record', session, 'x')
+        self.assertEqual('HTTP/1.1 200 OK', head[0])
+        self.assertEqual(b'{"jsonrpc":"2.0","error":{"code":1,"message":"HANDLE_INVALID",'
+                         b'"data":["VM","x"]},"id":7}', body)
+
+    def test_what_is_no_call_of_version_2_is_an_error_of_http(self):
+        whole = {'jsonrpc': '2.0', 'id': 1, 'method': 'VM.get_all', 'params': []}
+        for wrong in ({'jsonrpc': '1.0'}, {'id': None}, {'method': None}, {'params': 'x'}):
+            body = json.dumps(dict(whole, **wrong)).encode()
+            self.assertEqual('HTTP/1.1 500 Internal Error',
+                             exchange(self.sim.url, post(body, '/jsonrpc'))[0][0])
+        for body in b'[]', b'{', b'\xff':
+            self.assertEqual('HTTP/1.1 500 Internal Error',
+                             exchange(self.sim.url, post(body, '/jsonrpc'))[0][0])
+
+    def test_the_list_of_methods_is_that_of_what_is_answered(self):
+        listed = json.loads(self.ask('system.listMethods')[1].decode())['result']
+        self.assertEqual(listed, self.raw('system.listMethods'))
+        self.assertLess({'VM.snapshot', 'VM.get_all_records', 'VDI.get_virtual_size',
+                         'VGPU.get_all_records', 'VM.add_to_other_config'}, set(listed))
+        for name in listed:
+            with self.assertRaises(XapiError) as caught:
+                self.pool.check_message(name, 99)
+            self.assertEqual('MESSAGE_PARAMETER_COUNT_MISMATCH', caught.exception.details[0])
+        self.assertFalse({'VBD_metrics.get_all_records', 'session.get_all', 'VM.set_domid',
+                          'VM.add_name_label'} & set(listed))
+
+
+class Agents(Case):
+    """Whom a host remembers to have logged in (xapi: xapi_tracked_user_agents.ml)."""
+
+    description = dict(Case.description, xapi_version='26.17.0')
+
+    def login(self, agent, password='password'):
+        body = request('session.login_with_password', 'root', password)
+        exchange(self.sim.url, post(body).replace(
+            b'Host: x', b'Host: x\r\nUser-Agent: ' + agent.encode()))
+
+    def tracked(self):
+        return self.pool.call('host.get_tracked_user_agents', self.pool.master)
+
+    def test_a_login_notes_name_and_version_of_its_client(self):
+        for agent in ('XenCenter/2025.2.0.8315', 'Mozilla/5.0 (Windows NT 10.0)', 'Plain',
+                      'Old 1/2', 'XenCenter/2025.2.0.8316', 'Long/' + '1' * 60):
+            self.login(agent)
+        self.login('Stranger/1', 'wrong')
+        exchange(self.sim.url, post(request('session.login_with_password', 'root', 'password')))
+        self.assertEqual({'XenCenter': '2025.2.0.8316', 'Mozilla': '5.0', 'Plain': '', 'Old': ''},
+                         self.tracked())
+
+    def test_the_oldest_of_129_is_forgotten_and_all_by_a_restart(self):
+        for number in range(129):
+            self.pool.track('Agent%d/1' % number)
+        self.assertEqual({'Agent%d' % number: '1' for number in range(1, 129)}, self.tracked())
+        self.sim.restart()
+        self.assertEqual({}, self.tracked())
+
+    def test_xe_logs_in_as_the_library_of_xapi(self):
+        self.xe('host-list')
+        self.assertEqual({'xen-api-libs': '26.17.0'}, self.tracked())
 
 
 def over_unix(sim, method, *params):
