@@ -117,6 +117,7 @@ class Records(LeftoverCase):
                     self.assert_clean()
                 for uuid in made:
                     pool.put('VDI', pool.ref_of('VDI', uuid), **mark)
+                self.before = self.contents()
                 self.ends(0, 'vdi-export=db')
                 self.assert_clean()
 
