@@ -454,16 +454,14 @@ class FaultCase(PoolCase):
 
     def is_quiet(self):
         """Whether no command, task or operation is under way in the pool, and no xe is left that
-        has only begun and will ask for one. The task of an import whose client ended before it sent
-        anything stays for ever (recorded from xapi 25.33.2)."""
+        has only begun and will ask for one."""
         forked = os.fsencode(xe_name(process_name()) + '\n')
         if any(os.fsencode(self.sim.xe) in read_proc(pid, 'cmdline') or
                read_proc(pid, 'comm') == forked for pid in pids()):
             return False                # asked first: one that has ended since has been served
         pool = self.sim.pool
         with pool.lock:
-            return not (any(task['status'] == 'pending' and not task['name_label'].endswith('import')
-                            for task in pool.tables['task'].values())
+            return not (any(task['status'] == 'pending' for task in pool.tables['task'].values())
                         or any(vm['current_operations'] for vm in pool.tables['VM'].values())
                         or self.sim.is_busy)
 

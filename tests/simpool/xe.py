@@ -734,11 +734,13 @@ class Command:
         """Have a file carried; whether the client is content."""
         transfer = Transfer(self.door, self.talk, self.fault, carry, task)
         self.door.transfers[transfer.token] = transfer
+        kept = False
         try:
             self.talk.send(kind, transfer.token.encode() + b'\n' + bytes_of(path))
             answer = self.talk.answer()
-            if not transfer.started and kind == b'U' and self.pool.version >= (25, 33):
-                raise Gone          # nobody ends the task (recorded from there)
+            kept = not transfer.started and kind == b'U' and self.pool.version >= (25, 33)
+            if kept:        # where there is no such file (recorded from there)
+                raise Gone
             if not transfer.started:
                 self.pool.finish_task(task, 'failure')
                 return False
@@ -752,7 +754,7 @@ class Command:
                 if not destroy_if_gone:
                     self.pool.sleep(FORGETS)
                     self.api('task.destroy', task)
-            elif kind != b'U' or self.pool.version < (25, 33):
+            elif not kept:
                 self.api('task.destroy', task)
             raise
         finally:
