@@ -2148,16 +2148,18 @@ class Pool:
 
         A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
         The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
-        26.15 it names its task; later ones only show that it is from before xapi's last start, or
-        that no task is pending that may be its own (recorded from xapi 25.33.2 and 26.17.0; xapi:
-        attach_helpers.ml).
+        26.15 it names its task; later it shows only whether it is from before xapi's last start
+        (recorded from xapi 25.33.2 and 26.17.0; xapi: attach_helpers.ml).
         """
         vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
         tasks = self.records('task', 'get_all_records') if vbds else {}
-        pending = {ref: task['name_label'] for ref, task in tasks.items()
+        pending = {ref: str(task['name_label']) for ref, task in tasks.items()
                    if task['status'] in ('pending', 'cancelling')}
-        busy = [each for vm in owners.values() for each in vm['current_operations'].values()]
-        return [Hold(vbd, *self.judged(vbd, mode, sure, pending, busy)) for vbd in vbds]
+        try:
+            busy = [each for vm in owners.values() for each in vm['current_operations'].values()]
+            return [Hold(vbd, *self.judged(vbd, mode, sure, pending, busy)) for vbd in vbds]
+        except (AttributeError, TypeError):
+            raise PoolError('XenAPI gave no sensible answer about who has a disk')
 
     def judged(self, vbd: Dict[str, Any], mode: str, sure: bool, pending: Dict[str, str],
                busy: Sequence[str]) -> Tuple[str, str]:
@@ -4493,9 +4495,8 @@ def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequenc
            mode: str = 'RO', sure: bool = True) -> None:
     """Take from disks of ours, which are to be removed, the VBDs that transfers have left on them
     when they ended (see Pool.holds); seen twice, for nothing keeps xapi from unplugging a VBD
-    through which it reads.
-
-    Raise CommandFailed; PoolError while one is in use, VmBackupError if by somebody else.
+    through which it reads. Raise CommandFailed; PoolError while one is in use, VmBackupError if by
+    somebody else.
     """
     leaked = []                # type: List[Hold]
     for seen in (None, leaked):

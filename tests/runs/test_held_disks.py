@@ -214,6 +214,20 @@ class Running(HeldCase):
             self.assertIn('is in use by', done.output)
             self.assertNotIn('vbd-unplug', self.verbs())
 
+    def test_an_answer_without_sense_cuts_nothing_and_is_no_traceback(self):
+        for name, value in (('VM.get_is_control_domain', []), ('task.get_all_records', 'x'),
+                            ('task.get_all_records', {'OpaqueRef:1': {
+                                'status': 'pending', 'name_label': 7}})):
+            with self.subTest(name, value=value):
+                self.setUp()
+                self.sim.pool.xapi_version = '26.17'
+                self.sim.pool.failing_detaches = 1
+                self.fault(name, 'print', times=0, value=value)
+                self.ends(1, 'vdi-export=web')
+                self.assertNotIn('vbd-unplug', self.verbs())
+                self.sim.pool.faults.clear()
+                self.ends(0, 'vdi-export=db')
+
 
 class OfPersons(HeldCase):
     """What cannot be told from a VBD that a person has made stays, and what it holds."""
