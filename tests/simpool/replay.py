@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 from xmlrpc.client import DateTime
 
-from . import pools
+from . import pools, xe
 from .archive import CHUNK, Image, tar_header
 from .database import NULL
 from .model import Pool, XapiError
@@ -87,7 +87,7 @@ class Expected:
         self.used = set()
 
     def entry(self, difference):
-        key = difference.scenario, difference.call, difference.path
+        key = '%s:%d' % difference[:2], difference.call, difference.path
         if key not in self.known:
             self.known[key] = next((entry for entry in self.entries if all(
                 map(fnmatch.fnmatchcase, key, entry))), None)
@@ -152,9 +152,11 @@ class Comparison:
     def __init__(self, names):
         self.names = names
         self.found = []
+        self.ref, self.refs = None, []      # which simulated record each of these is about
 
     def differ(self, path, recorded, simulated):
         self.found.append((path, recorded, simulated))
+        self.refs.append(self.ref)
 
     def values(self, path, recorded, simulated):
         if isinstance(simulated, DateTime):
@@ -213,7 +215,8 @@ class Comparison:
             for one, other in zip(recorded, simulated):
                 self.values(path, one, other)
             if len(self.found) > before:
-                self.found[before:] = [(path, recorded, simulated)]
+                del self.found[before:], self.refs[before:]
+                self.differ(path, recorded, simulated)
 
     def lines(self, path, recorded, simulated):
         """Lines whose order does not matter."""
@@ -239,10 +242,12 @@ class Comparison:
             del left[bound]
             self.names.bind(ref, bound)
             pairs.append((ref, bound))
+            self.ref = bound
             self.fields(cls, record, simulated[bound], SAME)
-        for ref, bound in pairs:
-            self.fields(cls, recorded[ref], simulated[bound])
-        for record in left.values():
+            self.ref = None
+        for ref, self.ref in pairs:
+            self.fields(cls, recorded[ref], simulated[self.ref])
+        for self.ref, record in left.items():
             self.differ('%s.%s' % (cls, record.get('name_label', '')), 'MISSING', plain(record))
 
     def likest(self, cls, record, simulated, name=''):
@@ -269,6 +274,14 @@ class Comparison:
             trial.fields(cls, recorded, simulated)
         self.names.restore(saved)
         return known, len(trial.found) - known
+
+
+def without(table, uuid_):
+    """A table without the record of that uuid and what others say of it."""
+    gone = next((ref for ref, record in table.items() if record['uuid'] == uuid_), None)
+    return {ref: {name: NULL if value == gone else [each for each in value if each != gone]
+                  if isinstance(value, list) else value for name, value in record.items()}
+            for ref, record in table.items() if ref != gone}
 
 
 def is_grave(path, recorded, simulated):
@@ -321,8 +334,14 @@ class Likeness(Pool):
     def __init__(self, *args, known):
         super().__init__(*args)
         self.known, self.made = known, 0
+        self.maker, self.makers = lambda: None, {}      # {ref: the client for whom it was made}
 
     def new_ref(self, table, record):
+        ref = self._new_ref(table, record)
+        self.makers[ref] = self.maker()
+        return ref
+
+    def _new_ref(self, table, record):
         for number, (cls, ref, model) in enumerate(self.known):
             if cls == table and all(model[name] == record[name] for name in SAME[1:]
                                     if name in model and name in record
@@ -416,8 +435,8 @@ class Replay:
             self.lines = [json.loads(line) for line in file]
         self.version, self.expected = version, expected
         self.names = Names()
-        self.files, self.clients, self.found = {}, {}, []
-        self.http, self.transfer, self.fresh, self.past = '', None, False, 0.0
+        self.files, self.clients, self.found, self.mover = {}, {}, [], None
+        self.http, self.transfer, self.fresh = '', None, False
         self.tables = {}            # class -> {ref: record}: the last sample
         self.states, self.at = [], 0
         self.known = self._identities()
@@ -430,6 +449,7 @@ class Replay:
         if name.startswith('11-'):
             self.pool.keep_alive_chunks = (21, 42) if version > '26' else (20, 41, 62)
         self.stage = Stage(self.pool, self.remember)
+        self.pool.maker = lambda: self.stage.actor.client
 
     def _identities(self):
         """{uuid: (class, ref, record)} of every record that is recorded."""
@@ -446,6 +466,9 @@ class Replay:
         """{line: {class: the whole table}} of the samples, which are recorded as changes."""
         tables, last, whole = {}, {}, {}
         for line in self.lines:
+            if line['call'][1:2] == ['snapshot-uninstall'] and line.get('rc') == 0:
+                tables['VM'] = without(tables.get('VM', {}), line['call'][2].partition('=')[2])
+                last.update(tables['VM'])       # the next sample of VMs was cut, mostly
             cls = SAMPLED.get(line['call'][0]) if 'while' in line and 'answer' in line else None
             if cls:
                 value, gone = line['answer']['Value'], line.get('gone', ())
@@ -459,14 +482,10 @@ class Replay:
 
     def run(self):
         """The differences."""
-        with self.stage.clock():
+        with self.stage.clock(), mock.patch.object(xe, 'FORGETS', None):
             for line in self.lines:
                 self.line = line
-                self.stage.now = max(self.stage.now, 1000.0 + line['t'])
-                if not self.clients and not self.transfer and line['t'] > self.past + 0.15:
-                    while self.stage.step(self.stage.actors):
-                        pass            # of clients that were killed
-                self.past = line['t']
+                self.stage.come_to(1000.0 + line['t'])
                 self.do_http(line['while'] if line.get('while', '').startswith('HTTP') else '')
                 getattr(self, 'do_' + line['door'])(line)
         return self.found
@@ -498,12 +517,12 @@ class Replay:
 
     def match(self, cls):
         """Go on until the state is like the last sample of a table."""
-        best, number, steps = None, self.at, 400
+        best, number, steps, trial = None, self.at, 400, None
         if not self.states:
             self.remember()
         start = self.names.saved()
         while True:
-            while number >= len(self.states) and steps and self.stage.step():
+            while number >= len(self.states) and steps and self.step_towards(cls, trial):
                 steps -= 1
             if number >= len(self.states):
                 break
@@ -521,10 +540,29 @@ class Replay:
         self.at = best[1]
         self.report(best[2])
 
+    def step_towards(self, cls, trial):
+        """A step of the first client whose records are not like the sample yet; one who made what
+        no sample has had yet waits."""
+        makers, odd, early = self.pool.makers, set(), set()
+        for ref, each in zip(trial.refs, trial.found) if trial else ():
+            if self.odd([each]):
+                is_early = each[1] == 'MISSING' and ref not in self.names.here
+                (early if is_early else odd).add(makers.get(ref))
+        like = {makers.get(ref) for ref in self.pool.tables[cls]} - odd if trial else set()
+        clients = list(self.clients.values())
+        for client in [each for each in clients if each not in like] + [self.mover]:
+            if client not in early and self.step_of(client):
+                self.mover = client
+                return True
+        return self.step_of(*set(self.stage.clients()) - early) or self.stage.step()
+
+    def step_of(self, *clients):
+        return self.stage.step([each for each in self.stage.actors if each.client in clients])
+
     def do_sample(self, cls, line):
-        for ref in line.get('gone', ()):       # xapi forgets these at some time, all at once
+        for ref in line.get('gone', ()):       # xapi forgets these at some time
             there = self.pool.tables['task'].get(self.names.there.get(ref), {})
-            if there.get('status') == 'failure' and there['current_operations']:
+            if there.get('status') == 'failure':
                 self.pool.delete('task', self.names.there[ref])
         self.tables[cls] = self.whole[line['n']][cls]
         self.match(cls)
@@ -663,7 +701,7 @@ class Replay:
             return
         saved = self.names.saved()
         found = self.compare_run(line, client)
-        if '-list' in line['call'][1] and found and self.clients:
+        if found and event is None and ('-list' in line['call'][1] or client.status):
             found = self.until_like(saved, found, lambda: self.compare_run(line, self.stage.xe(
                 client.asked, self.files)))
         self.at = max(self.at, len(self.states) - 1)
@@ -737,6 +775,10 @@ class Replay:
 
     def warm(self):
         """Let transfers that nobody has looked at yet come to where their data flow."""
+        later = next((self.whole[n]['VBD'] for n in sorted(self.whole)
+                      if n > self.line['n'] and 'VBD' in self.whole[n]), {})
+        if any('plug' in each['current_operations'].values() for each in later.values()):
+            return              # they are seen before that
         quiet = 0
         while self.fresh and quiet < 6:
             before = len(self.states)
@@ -878,6 +920,9 @@ class Replay:
         if line['call'] == ['note'] and line['stdout'].startswith('=='):
             self.clean(self.lines.index(line))
         note = line.get('stdout')
+        if str(note).startswith(('after', 'worked')):      # what a killed client left is done
+            while self.stage.step(self.stage.actors):
+                pass
         members = re.match('members of (DIR/files/[^ ]+)', line['call'][0])
         if members and members.group(1) in self.files:
             self.compare_members(line, bytes(self.files[members.group(1)]))
