@@ -11,6 +11,7 @@ and where it waits; nobody waits in real time: the clock moves on when all other
 """
 import collections
 import contextlib
+import itertools
 import os
 import posix
 import stat
@@ -248,6 +249,7 @@ class Client:
         self.program = types.ModuleType('xe')
         exec(CLIENT, self.program.__dict__)
         self.program.posix, self.program.connect = self.files, self._connect
+        self.number = next(stage.numbers)
         self.asked, self.words = words, [os.fsencode(word) for word in words]
         self.actors = [Actor(stage, self._run, client=self)]
 
@@ -299,7 +301,7 @@ class Stage:
         self.pool, self.on_change = pool, on_change
         self.now, self.epoch = 1000.0, int(time.time()) - 1000
         self.back = threading.Semaphore(0)
-        self.of, self.actors = {}, []
+        self.of, self.actors, self.numbers = {}, [], itertools.count()
         self.main = types.SimpleNamespace(depth=0, client=None)
         self.has_changed = False
         pool.lock = Lock(self)
