@@ -586,9 +586,14 @@ class Replay:
             if self.odd([each]):
                 is_early = each[1] == 'MISSING' and ref not in self.names.here
                 (early if is_early else odd).add(makers.get(ref))
+        early -= odd
         like = {makers.get(ref) for ref in self.pool.tables[cls]} - odd if trial else set()
         clients = sorted(self.stage.clients() - {None}, key=lambda each: each.number)
-        for client in [each for each in clients if each not in like] + [self.mover]:
+        new = [each for each in clients if each not in like | odd]
+        lacks_task = trial and any(re.match(r'task\.(V.. |VM\.[a-z]+$|Export)', each[0]) and
+                                   each[2] == 'MISSING' for each in trial.found)
+        for client in [each for each in clients if each in odd] + (
+                new + [self.mover] if lacks_task else [self.mover] + new):
             if client not in early and self.step_of(client):
                 self.mover = client
                 return True
