@@ -107,6 +107,8 @@ ALLOWED = {kind: names.split() for kind, names in {
     'control domain': 'metadata_export changing_static_range changing_dynamic_range',
 }.items()}
 
+PLUGGABLE = ['attach', 'unpause', 'plug', 'pause']      # what may be done to a VBD of who runs
+
 NUMBER = re.compile('[-+]?[0-9]{1,18}')
 DEVICE = re.compile('(xvd|sd|hd|fd)([a-z]+)([0-9]{0,18})')
 VALID_DEVICE = re.compile('((xvd|sd|hd)[a-p]|fd[ab])([-+]?[0-9]{1,18})?|[-+]?[0-9]{1,18}')
@@ -1205,6 +1207,8 @@ class Pool(Transfers):
             fields['VDI'] = NULL
         else:
             self.record('VDI', fields.get('VDI', NULL))
+        if vm['power_state'] == 'Running':
+            fields['allowed_operations'] = PLUGGABLE
         return self.new('VBD', **fields)
 
     def taken_devices(self, vm):
@@ -1286,7 +1290,7 @@ class Pool(Transfers):
         if record['userdevice'] in self.stale_devices and self._is_of_dom0(record):
             raise XapiError('INTERNAL_ERROR', 'Expected 0 or 1 VDI with datapath, had 2')
         self.mark_detached(vbd)
-        self.put('VBD', vbd, allowed_operations=['attach', 'unpause', 'plug', 'pause'])
+        self.put('VBD', vbd, allowed_operations=PLUGGABLE)
         return ''
 
     @message('VBD.destroy')

@@ -11,6 +11,7 @@ and where it waits; nobody waits in real time: the clock moves on when all other
 """
 import collections
 import contextlib
+import itertools
 import os
 import posix
 import stat
@@ -23,6 +24,7 @@ from . import client, model, transfer, xe
 
 LARGEST = 80 << 20     # what a file takes; all that follows is lost
 BUFFER = 1 << 20        # bytes that a connection takes before its sender waits
+AHEAD = 12 << 20        # and from a client to the server (recorded)
 
 
 class Killed(BaseException):
@@ -32,8 +34,9 @@ class Killed(BaseException):
 class Actor:
     """A thread that runs only when it is its turn."""
 
-    def __init__(self, stage, work, life=None):
+    def __init__(self, stage, work, life=None, client=None):
         self.life = life            # of the daemon that it is a thread of
+        self.client = client        # for whom it works
         self.stage, self.until, self.ended, self.killed, self.depth = stage, None, False, False, 0
         self.deadline = None
         self.turn = threading.Semaphore(0)
@@ -88,7 +91,7 @@ class End:
     """One end of a connection, with what of a socket the xe door and its client use."""
 
     def __init__(self, stage):
-        self.stage, self.peer, self.closed = stage, None, False
+        self.stage, self.peer, self.closed, self.room = stage, None, False, BUFFER
         self.pieces = collections.deque()
 
     @classmethod
@@ -102,7 +105,7 @@ class End:
         self.peer.pieces.append(bytes(data))
         if len(data) >= 4096:
             self.stage.give_way(lambda: self.peer.closed or self.closed
-                                or sum(map(len, self.peer.pieces)) < BUFFER)
+                                or sum(map(len, self.peer.pieces)) < self.room)
             self._check()
 
     def _check(self):
@@ -246,15 +249,17 @@ class Client:
         self.program = types.ModuleType('xe')
         exec(CLIENT, self.program.__dict__)
         self.program.posix, self.program.connect = self.files, self._connect
+        self.number = next(stage.numbers)
         self.asked, self.words = words, [os.fsencode(word) for word in words]
-        self.actors = [Actor(stage, self._run)]
+        self.actors = [Actor(stage, self._run, client=self)]
 
     def _connect(self):
         if self.stage.pool.is_down:
             raise ConnectionRefusedError(111, 'Connection refused')
         ours, theirs = End.pair(self.stage)
+        ours.room = AHEAD
         self.ends.append(ours)
-        self.actors.append(self.stage.serve(theirs))
+        self.actors.append(self.stage.serve(theirs, self))
         return ours
 
     def _run(self):
@@ -270,7 +275,10 @@ class Client:
             end.close()
 
     def kill(self):
-        """The server hears of it first where it waits for the client's word."""
+        """What it had to send is on its way by now. The server hears of its end first where it
+        waits for its word."""
+        while self.stage.step(self.actors[:1]):
+            pass
         self.actors[0].killed = True
         for end in self.ends[:1]:
             end.close()
@@ -293,11 +301,11 @@ class Stage:
         self.pool, self.on_change = pool, on_change
         self.now, self.epoch = 1000.0, int(time.time()) - 1000
         self.back = threading.Semaphore(0)
-        self.of, self.actors = {}, []
-        self.main = types.SimpleNamespace(depth=0)
+        self.of, self.actors, self.numbers = {}, [], itertools.count()
+        self.main = types.SimpleNamespace(depth=0, client=None)
         self.has_changed = False
         pool.lock = Lock(self)
-        pool.step = self._stepping(pool.step)
+        pool.step, pool.sleep = self._stepping(pool.step), self._sleeping(pool.sleep)
         self.door = xe.XeDoor(pool, '')
         self.door._listener = End(self)
         pool.when_down.append(self.door._close)
@@ -330,6 +338,15 @@ class Stage:
             actor.depth = depth
         return stepping
 
+    def _sleeping(self, sleep):
+        def sleeping(seconds, gone=lambda: False):
+            if seconds is not None:
+                return sleep(seconds, gone)
+            life = self.pool.life
+            self.give_way(lambda: gone() or life != self.pool.life)
+            self.pool.check_up(life)
+        return sleeping
+
     def note(self):
         self.has_changed = True
         self.on_change()
@@ -349,8 +366,8 @@ class Stage:
         if actor.life not in (None, self.pool.life):
             raise model.Down('its daemon is dead')
 
-    def serve(self, connection):
-        actor = Actor(self, lambda: self.door._serve(connection), self.pool.life)
+    def serve(self, connection, client):
+        actor = Actor(self, lambda: self.door._serve(connection), self.pool.life, client)
         self.door._connections[connection] = False
         self.actors.append(actor)
         return actor
@@ -379,6 +396,17 @@ class Stage:
         actor.turn.release()
         self.back.acquire()
         return True
+
+    def come_to(self, now):
+        """Time goes on; those who waited for it go on first."""
+        self.now = max(self.now, now)
+        late = [actor for actor in self.actors
+                if actor.deadline is not None and actor.deadline <= self.now]
+        while late and self.step(late):
+            late = [actor for actor in late if actor.deadline and actor.deadline <= self.now]
+
+    def clients(self):
+        return {actor.client for actor in self.actors}
 
     def finish(self, made):
         """Run a client to its end, others only where it waits for them; what it said."""

@@ -465,7 +465,7 @@ class _Import:
                 if ref not in pool.tables[cls]:
                     continue
                 if cls == 'VDI':
-                    with suppress(self.pool.failure), pool.subtask('VDI.destroy', task):
+                    with suppress(pool.failure), pool._vdi_operation(ref, 'destroy', parent=task):
                         pool.ask_storage('delete')
                         pool.drop_vdi(ref)
                 else:

@@ -15,7 +15,7 @@ class Recordings(unittest.TestCase):
         with open(os.path.join(replay.RECORDED, 'differences.txt'), encoding='utf-8') as file:
             expected = replay.Expected(file.read(), version)
         for name in replay.scenarios(version):
-            odd = [each for each in replay.Replay(version, name, expected).run()
+            odd = [each for each in replay.replay(version, name, expected)
                    if not expected.entry(each)]
             with self.subTest(name):
                 self.assertFalse(odd, '%d differences:\n%s' % (
