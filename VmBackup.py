@@ -166,7 +166,7 @@ DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
 SECOND_LOOK = 3            # seconds until what seems left over is looked at again
-RESTART_PAUSE = 10         # seconds before a VM is tried again, when xapi went away
+RESTART_PAUSE = 30         # seconds before a VM is tried again, when xapi went away
 FSTAB = '/etc/fstab'
 XXHASH = ('libxxhash.so.0', 'xxhash')      # that library's file, and its name for ldconfig
 TELL_EVERY = 600           # seconds between log lines of what takes long
@@ -1439,7 +1439,7 @@ def child_environment() -> Dict[str, str]:
 
 def end_program(number: int) -> None:
     """End a process that is none of our children."""
-    with contextlib.suppress(OSError):                 # it has ended
+    with contextlib.suppress(OSError):
         os.kill(number, signal.SIGTERM)
 
 
@@ -1750,7 +1750,6 @@ MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which ha
 LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
 LEAKED, RUNNING, IN_DOUBT, NOT_OURS = 'leaked', 'running', 'in doubt', 'not ours'
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
-OF_VMS = ('Export of VM', 'VM.export', 'VM import', 'VM.import')   # tasks that name their VM
 VM_FIELDS = ('tags', 'name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
              'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
 FIELDS = {                 # those of whole records that we rely on
@@ -2132,14 +2131,9 @@ class Pool:
                         if operation == 'export']
             named = [self.record('VBD', vbd)['other_config'].get('task_id')
                      for vbd in record['VBDs']]
-            return [task for task in named if task and self.is_pending(task)]
+            tasks = self.records('task', 'get_all_records') if any(named) else {}
+            return [task for task in tasks if task in named and tasks[task]['status'] == 'pending']
         return []
-
-    def is_pending(self, task: str) -> bool:
-        """Whether a task goes on. Raise PoolError."""
-        with unless_gone():
-            return self.call('task.get_status', task) in ('pending', 'cancelling')
-        return False
 
     def holds(self, owners: Dict[str, Dict[str, Any]], disks: Sequence[str], mode: str,
               sure: bool) -> List[Hold]:
@@ -2156,30 +2150,33 @@ class Pool:
         pending = {ref: str(task['name_label']) for ref, task in tasks.items()
                    if task['status'] in ('pending', 'cancelling')}
         try:
-            busy = [each for vm in owners.values() for each in vm['current_operations'].values()]
-            return [Hold(vbd, *self.judged(vbd, mode, sure, pending, busy)) for vbd in vbds]
-        except (AttributeError, TypeError):
+            vms = self.records('VM', 'get_all_records') if vbds else {}
+            busy = [each for ref in owners for each in vms[ref]['current_operations'].values()]
+            named = {task for vm in vms.values() for task in vm['current_operations']}
+            at_work = ''.join(busy[:1]), ''.join(
+                [label for task, label in pending.items() if task not in named][:1])
+            return [Hold(vbd, *self.judged(vbd, mode, sure, pending, at_work)) for vbd in vbds]
+        except (AttributeError, TypeError, KeyError):
             raise PoolError('XenAPI gave no sensible answer about who has a disk')
 
     def judged(self, vbd: Dict[str, Any], mode: str, sure: bool, pending: Dict[str, str],
-               busy: Sequence[str]) -> Tuple[str, str]:
-        """State and words of a Hold. Raise PoolError."""
+               at_work: Tuple[str, str]) -> Tuple[str, str]:
+        """State and words of a Hold. `at_work`: an operation on the owner, a task of no VM's."""
         disk, task = self.record('VDI', vbd['VDI'])['uuid'], vbd['other_config'].get('task_id')
-        others = [label for label in pending.values() if not label.startswith(OF_VMS)]
         of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
         of_xapi = of_dom0 and vbd['mode'] == mode and vbd['type'] == 'Disk' and (
             not vbd['bootable'] and set(vbd['other_config']) <= {'task_id'})
         if task is None:
             of_xapi = of_xapi and sure and self.version() >= TASKLESS and re.match(
-                f'(sm/backend/[^/]+/{disk})?\\Z', vbd['device'])
+                f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device'])
         if task in pending or vbd['current_operations']:
             return RUNNING, 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
         if of_xapi and (task or vbd['metrics'] == NULL):
             return LEAKED, ''
-        if of_xapi and busy:
-            return RUNNING, 'a transfer, ' + busy[0]
-        if of_dom0 and others and task is None:
-            return IN_DOUBT, 'perhaps the task ' + others[0]
+        if of_xapi and at_work[0]:
+            return RUNNING, 'a transfer, ' + at_work[0]
+        if of_dom0 and at_work[1] and task is None:
+            return IN_DOUBT, 'perhaps the task ' + at_work[1]
         return (LEAKED, '') if of_xapi else (NOT_OURS, (
             'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
             'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})').format(vbd['uuid']))
@@ -4494,17 +4491,14 @@ FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
 def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequence[str],
            mode: str = 'RO', sure: bool = True) -> None:
     """Take from disks of ours, which are to be removed, the VBDs that transfers have left on them
-    when they ended (see Pool.holds); seen twice, for nothing keeps xapi from unplugging a VBD
-    through which it reads. Raise CommandFailed; PoolError while one is in use, VmBackupError if by
-    somebody else.
-    """
+    when they ended (see Pool.holds); seen twice, for nothing keeps xapi from unplugging a VBD in
+    use. Raise CommandFailed; PoolError while one is in use, VmBackupError if by somebody else."""
     leaked = []                # type: List[Hold]
     for seen in (None, leaked):
         held = pool.holds(owners, disks, mode, sure)
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
-            device = '/dev/' + (hold.vbd['device'] or disk)        # vhd-tool names it, and
-            if hold.state in (RUNNING, IN_DOUBT) or programs_with(device):     # outlives xapi
+            if hold.state in (RUNNING, IN_DOUBT) or programs_with('/' + disk):     # vhd-tool's path
                 raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}')
             if hold.state == NOT_OURS and seen is not None:
                 raise VmBackupError(f'the disk {disk} has {hold.what}')
@@ -4715,8 +4709,9 @@ class Exporter:
                     made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
                             if each.ref not in self.before]
                     clear = self.settle(intent if intent.uuid in made
-                                        else intent._replace(uuid=''))
+                                        else intent._replace(uuid=''), backup)
                     if unknown:                        # recorded: xapi may make it when it starts
+                        backup.set_intent(intent)
                         self.warnings.append(f'a snapshot may still be made and {LEFT}')
                     elif clear:
                         backup.drop_intent()
@@ -4734,7 +4729,7 @@ class Exporter:
         """The record completed with the disks that came with a snapshot, if any do."""
         return intent
 
-    def settle(self, intent: Intent) -> bool:
+    def settle(self, intent: Intent, backup: BackupDir) -> bool:
         """Destroy the snapshot that was made, or was about to be made, and what is left of it;
         warn of others that may be it. Return False if these are to be spoken of again. Raise
         VmBackupError if that is not possible."""
@@ -4746,6 +4741,7 @@ class Exporter:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
+                backup.set_intent(ours)                # a removal loses the snapshot's record first
                 self.end_clients(ours)
                 self.await_exports(ours, found.ref)
                 self.remove(ours)
@@ -4973,10 +4969,10 @@ class VmExporter(Exporter):
             each.ref for each in new if each.label == intent.label
             and intent.since <= each.when <= intent.latest]
 
-    def settle(self, intent: Intent) -> bool:
+    def settle(self, intent: Intent, backup: BackupDir) -> bool:
         """Disks of a snapshot that was only half made are looked for too: they come first, and are
         not anybody's yet (xapi: xapi_vm_clone.ml)."""
-        clear = super().settle(intent)
+        clear = super().settle(intent, backup)
         new = [found for found in self.pool.snapshots('VDI', intent.sources)
                if found.ref not in intent.before and not intent.uuid]
         ours = [found for found in new if self.is_only_one(found, new, intent)]
@@ -5955,6 +5951,7 @@ class BackupRun:
             self.one_by_one(plan.jobs)
         self.signals.check()
         with self.surviving():
+            self.unsettled, self.doubtful = [], []
             for history in self.again:
                 self.clean_up_one(history)
         log(RULER)
@@ -6149,9 +6146,12 @@ class BackupRun:
         try:
             return self.back_up(job, history, now(), warnings)
         except VmBackupError as error:
-            begun = token_of(error).endswith('-EXPORT-FAIL') and 'HANDLE_INVALID' not in str(error)
+            begun = re.search('-EXPORT-FAIL|VERIFY-FAIL', token_of(error))
             if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
                 raise
+            if any(LEFT in warning for warning in warnings):   # xapi may make it as it starts
+                self.again.append(history)
+                self.doubtful.append(self.made[history.directory].path)
             self.console.log(f'***NOTE - {error}: trying {job.vm.name} again')
         pause(RESTART_PAUSE)
         del warnings[:]
@@ -6312,7 +6312,7 @@ class BackupRun:
                     exporter = kind(self.pool, Xe(self.console, self.signals), self.console,
                                     warnings, form)
                     with self.pool.snapshotting:
-                        clear = exporter.settle(intent)
+                        clear = exporter.settle(intent, backup)
                     left.pop()
                     self.unsettled.remove(backup.path)
                     if not clear:

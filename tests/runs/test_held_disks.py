@@ -178,6 +178,16 @@ class Running(HeldCase):
                 self.ends(0, rule, **keys)
                 self.end()
 
+    def test_a_transfer_whose_caller_named_its_task_like_an_export_of_a_vm(self):
+        for rule, keys, verb in self.each(EXPORTS):
+            def begin():
+                vdi = [ref for ref, vdi in self.sim.pool.tables['VDI'].items()
+                       if vdi['is_a_snapshot']][0]
+                task = self.sim.pool.make_task('Export of VM web, disk 0')
+                self.begin(self.sim.pool.export_vdi(vdi, task=task))
+            self.during(begin, rule, verb, keys)
+            self.sim.pool.tables['task'].clear()
+
     def test_a_vhd_tool_that_outlived_its_xapi(self):
         for rule, keys, verb in self.each(EXPORTS):
             tools = []

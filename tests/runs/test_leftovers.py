@@ -121,6 +121,25 @@ class Records(LeftoverCase):
                 self.ends(0, 'vdi-export=db')
                 self.assert_clean()
 
+    def test_disks_that_a_removal_left_are_found_again_although_their_vm_snapshot_is_gone(self):
+        disk = self.disk_of('web', '0')
+        snapshot = self.xe('vm-snapshot', 'vm=web', 'new-name-label=RESTORE_web').strip()
+        vm = self.uuid_of('web')
+        ref = self.sim.pool.ref_of
+        self.failure('web', kind='VM', of=vm, ref=ref('VM', vm), label='RESTORE_web', uuid=snapshot,
+                     sources=(ref('VDI', disk), ref('VDI', self.disk_of('web', '1'))))
+        self.script = self.changed_script(DISCARD_PAUSES=())
+        drop, self.sim.pool.drop_vdi = self.sim.pool.drop_vdi, self.refused
+        for _ in range(2):
+            self.ends(1, 'vm-export=db')
+        self.sim.pool.drop_vdi = drop
+        self.ends(0, 'vm-export=db')
+        self.assert_clean()
+
+    @staticmethod
+    def refused(vdi):
+        raise XapiError(*FAILURE)
+
     def test_an_older_disk_snapshot_is_nobodys_business(self):
         self.failure('db', since=VmBackup.utc(3600), until=VmBackup.utc(7200))
         self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0'))

@@ -328,8 +328,8 @@ class Restarts(StallCase):
                 made.append(self.sim.pool.call('VDI.snapshot', disk))
         made, disks = [], [self.sim.pool.ref_of('VDI', self.disk_of('web', '0'))]
         status, output = self.restarted('vm-snapshot', make, after=2)
-        self.assertEqual(1, status)
-        self.assertIn('vm-export,end,WARNING web,elapse:0 size:0G', self.status())
+        self.assertEqual(1, status, output)
+        self.assertIn('vm-export,end,SUCCESS web,elapse:0 size:0G', self.status())
         left = [vdi['uuid'] for ref, vdi in self.sim.pool.tables['VDI'].items()
                 if vdi['is_a_snapshot']]
         self.assertEqual(2, len(left))
