@@ -2151,7 +2151,8 @@ class Pool:
                    if task['status'] in ('pending', 'cancelling')}
         try:
             vms = self.records('VM', 'get_all_records') if vbds else {}
-            busy = [each for ref in owners for each in vms[ref]['current_operations'].values()]
+            busy = [each for ref in vms if ref in owners
+                    for each in vms[ref]['current_operations'].values()]
             named = {task for vm in vms.values() for task in vm['current_operations']}
             at_work = ''.join(busy[:1]), ''.join(
                 [label for task, label in pending.items() if task not in named][:1])
@@ -4756,8 +4757,7 @@ class Exporter:
 
     def end_clients(self, intent: Intent) -> None:
         """End the xe of a run that was killed, if it still exports what we are to remove."""
-        copies = [found.uuid for found in self.copies_of(intent)]
-        for uuid in {intent.uuid, *copies}:
+        for uuid in {intent.uuid, *[found.uuid for found in self.copies_of(intent)]}:
             for number in programs_with('uuid=' + uuid, CHILD):
                 self.console.log(f'ending an export of a run that was killed: process {number}')
                 end_program(number)
