@@ -98,7 +98,6 @@ import unicodedata
 import xml.etree.ElementTree
 import xml.parsers.expat
 import xmlrpc.client
-import zlib
 from typing import (Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
@@ -1761,6 +1760,7 @@ FIELDS = {                 # those of whole records that we rely on
             'metrics', 'current_operations', 'currently_attached'),
     'VIF': ('uuid', 'device', 'network'), 'host': ('uuid',), 'pool': ('uuid', 'master'),
     'task': ('status', 'name_label')}
+MAPS = ('other_config', 'current_operations')
 FURTHER_FIELDS = {         # those of whole tables that are kept where there are any
     'VM': ('other_config',), 'VDI': ('name_description', 'type', 'sharable', 'read_only'),
     'VBD': ('unpluggable', 'empty'), 'VIF': ('MTU', 'MAC', 'other_config'),
@@ -1967,19 +1967,21 @@ class Pool:
 
     def records(self, name: str, method: str, *arguments: str) -> Dict[str, Dict[str, Any]]:
         """The records of a class, by reference, that a method tells. One call; raise PoolError."""
-        records = self.get(f'{name}.{method}', dict, *arguments)
-        if not all(isinstance(record, dict) and all(field in record
-                                                    for field in FIELDS.get(name, ()))
-                   for record in records.values()):
-            raise PoolError(f'XenAPI {name}.{method} gave no sensible answer')
-        return records
+        return self.checked(name, method, self.get(f'{name}.{method}', dict, *arguments))
 
     def record(self, name: str, ref: str) -> Dict[str, Any]:
         """An object's record, as it is now; raise PoolError."""
-        record = self.get(name + '.get_record', dict, ref)
-        if not all(field in record for field in FIELDS[name]):
-            raise PoolError(f'XenAPI {name}.get_record gave no sensible answer')
-        return record
+        found = {ref: self.call(name + '.get_record', ref)}
+        return self.checked(name, 'get_record', found)[ref]
+
+    @staticmethod
+    def checked(name: str, method: str, records: Dict[str, Any]) -> Dict[str, Any]:
+        """Records that have what we rely on; raise PoolError for others."""
+        if not all(isinstance(record, dict) and all(
+                field in record and (field not in MAPS or isinstance(record[field], dict))
+                for field in FIELDS.get(name, ())) for record in records.values()):
+            raise PoolError(f'XenAPI {name}.{method} gave no sensible answer')
+        return records
 
     def where(self, name: str, field: str, values: Sequence[str]) -> Dict[str, Dict[str, Any]]:
         """The records of a class, by reference, with one of these values in a field. One call.
@@ -2118,23 +2120,6 @@ class Pool:
                 for task in tasks)
         self.wait_until(idle, 'a snapshot may still be being made')
 
-    def exports(self, kind: str, ref: str) -> List[str]:
-        """References of the tasks that export a snapshot now. Raise PoolError.
-
-        A VM carries the operation; a disk is attached to dom0 by a VBD, which names its task up to
-        xapi 26.15 (xapi: attach_helpers.ml).
-        """
-        with unless_gone():
-            record = self.record(kind, ref)
-            if kind == 'VM':
-                return [task for task, operation in record['current_operations'].items()
-                        if operation == 'export']
-            named = [self.record('VBD', vbd)['other_config'].get('task_id')
-                     for vbd in record['VBDs']]
-            tasks = self.records('task', 'get_all_records') if any(named) else {}
-            return [task for task in tasks if task in named and tasks[task]['status'] == 'pending']
-        return []
-
     def holds(self, owners: Dict[str, Dict[str, Any]], disks: Sequence[str], mode: str,
               sure: bool) -> List[Hold]:
         """The VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four calls
@@ -2166,7 +2151,8 @@ class Pool:
         disk, task = self.record('VDI', vbd['VDI'])['uuid'], vbd['other_config'].get('task_id')
         of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
         of_xapi = of_dom0 and vbd['mode'] == mode and vbd['type'] == 'Disk' and (
-            not vbd['bootable'] and set(vbd['other_config']) <= {'task_id'})
+            not vbd['bootable'] and set(vbd['other_config']) <= {'task_id'}) and (
+                vbd['metrics'] != NULL or self.is_here(vbd['VM']))     # else vhd-tool may go on
         if task is None:
             of_xapi = of_xapi and sure and self.version() >= TASKLESS and re.match(
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device'])
@@ -2182,6 +2168,11 @@ class Pool:
             'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
             'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})').format(vbd['uuid']))
 
+    def is_here(self, dom0: str) -> bool:
+        """Whether a control domain is this host's. Raise PoolError."""
+        hosts, host = self.table('host'), self.call('VM.get_resident_on', dom0)
+        return len(hosts) == 1 or hosts.get(host, {}).get('uuid') == installation_uuid()
+
     def progress(self, word: str) -> List[float]:
         """Which share of their work the tasks have done that carry a word in name or description:
         the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2, 26.17.0)."""
@@ -2193,13 +2184,14 @@ class Pool:
         return []
 
     def await_exports(self, kind: str, ref: str) -> None:
-        """Wait for the end of a snapshot's exports, as it cannot be removed before; raise PoolError
-        after a while. None is cancelled: it may be somebody else's."""
+        """Wait for the end of a VM snapshot's exports, as it cannot be removed before; those of a
+        disk show on it (see `holds`). None is cancelled: it may be anybody's. Raise PoolError."""
         def idle() -> bool:
             with contextlib.suppress(PoolError):       # removing the snapshot will tell
-                return not self.exports(kind, ref)
+                return 'export' not in self.record('VM', ref)['current_operations'].values()
             return True
-        self.wait_until(idle, 'it is still being exported')
+        if kind == 'VM':
+            self.wait_until(idle, 'it is still being exported')
 
     def is_gone(self, kind: str, uuid: str) -> bool:
         """Whether the pool says that there is no such object."""
@@ -2474,8 +2466,9 @@ def programs_with(word: str, variable: str = '') -> List[int]:
     found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
         with contextlib.suppress(OSError):             # it has ended
-            texts = [read_file(f'/proc/{number}/{name}', 2**20) for name in ('cmdline', 'environ')]
-            if encoded(word) in texts[0] and (not variable or encoded(variable + '=') in texts[1]):
+            if encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20) and (
+                    not variable or
+                    encoded(variable + '=') in read_file(f'/proc/{number}/environ', 2**20)):
                 found.append(int(number))
     return found
 
@@ -3273,14 +3266,16 @@ class BackupStore:
         return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
         found = os.statvfs(self.root)
         if not record.path or found.f_bavail * found.f_frsize < size:
-            raise TargetError(f'its blocks are in an odd order, and {self.root} has no room for '
-                              f'{human_size(size)} to unpack it (unpack it elsewhere, with gzip -d '
-                              'or zstd -d, and restore the file that it becomes)')
+            raise TargetError(f'its blocks are in an odd order, and {self.root} cannot be written, '
+                              f'or has no room for {human_size(size)} to unpack it (unpack it '
+                              'elsewhere, with gzip -d or zstd -d, and restore that file)')
 
         def work() -> None:
             with open(private(record.unpacked, os.O_WRONLY | os.O_CREAT), 'wb') as stream:
                 for piece in pieces:
                     stream.write(piece)
+                    if stream.tell() > size:
+                        raise Damaged(f'it has more than the {size} bytes of its blocks')
         bounded(work, self.root, check)
         return record.unpacked
 
@@ -3443,7 +3438,7 @@ def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
             archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
             break
         except CommandFailed as error:
-            if not wait or 'currently in progress' not in str(error):
+            if not wait or not re.search('currently in progress|HANDLE_INVALID', str(error)):
                 raise
         pause(wait)
     ova = ova_xml(archive)
@@ -3717,12 +3712,6 @@ def promised(ova: bytes) -> Contents:
         return Contents(disks, kept, text_of(next(iter(objects['VM'].values())), 'uuid'))
 
 
-def byte_sum(head: bytes) -> int:
-    """The sum of 512 bytes, quicker than sum(): that of 256 of them, plus 1, is the lower half of
-    their Adler-32 (RFC 1950)."""
-    return (zlib.adler32(head[:256]) & 0xffff) + (zlib.adler32(head[256:]) & 0xffff) - 2
-
-
 class ArchiveReader:
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
 
@@ -3803,7 +3792,7 @@ class ArchiveReader:
         name = self.header.match(head[:100])
         if not (name and self.number.match(head[124:136]) and self.total.match(head[148:156]) and
                 int(head[148:154 + (head[154] != 0)], 8) ==
-                byte_sum(head) - sum(head[148:156]) + 8 * ord(' ')):
+                sum(head) - sum(head[148:156]) + 8 * ord(' ')):
             raise self.fault('a header was expected, or one with another checksum', back)
         if head[156] not in (0, ord('0')):                # a file
             raise self.fault('a member of an unknown kind', back)
@@ -4666,7 +4655,7 @@ class Exporter:
         finally:
             with tolerating(self.warnings, f'the snapshot {intent.uuid} was {LEFT}'):
                 if not exported:
-                    self.await_exports(intent, snapshot.ref)
+                    self.pool.await_exports(self.kind, snapshot.ref)
                 self.remove(intent)
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     backup.drop_intent()
@@ -4744,7 +4733,7 @@ class Exporter:
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
                 backup.set_intent(ours)                # a removal loses the snapshot's record first
                 self.end_clients(ours)
-                self.await_exports(ours, found.ref)
+                self.pool.await_exports(self.kind, found.ref)
                 self.remove(ours)
             elif not intent.uuid and self.kind == 'VDI' and self.may_be(found, intent):
                 clear = False
@@ -4766,12 +4755,6 @@ class Exporter:
         """The disks that came with a snapshot, or the one that it is. One call."""
         return [found for found in self.pool.snapshots('VDI', intent.sources or [intent.ref])
                 if found.ref in intent.disks or found.uuid == intent.uuid]
-
-    def await_exports(self, intent: Intent, ref: str) -> None:
-        """Wait for the end of a snapshot's exports, and of its disks'. Raise PoolError."""
-        self.pool.await_exports(self.kind, ref)
-        for disk in intent.disks:
-            self.pool.await_exports('VDI', disk)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Whether one of the snapshots since we meant to make one is that one, whose uuid we did
@@ -4955,7 +4938,6 @@ class VmExporter(Exporter):
         words = []             # type: List[str]
         for disk in disks:
             with tolerating(words, disk.uuid):
-                self.pool.await_exports('VDI', disk.ref)
                 if disk.vbds:
                     let_go(self.pool, self.xe, {}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
@@ -5359,9 +5341,13 @@ tells of sr=, name=, preserve=True, start=True and attach=):
 {program} local {restore} preview
 {program} local {restore}
 
-With xe alone, in a shell on a host of the pool; the path is the one where the backup was made:
 """
-GUIDE_VM = """
+GUIDE_REFUSED = 'With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
+GUIDE_XE = """\
+With xe alone, in a shell on a host of the pool; the path is the one where the backup was made:
+
+"""
+GUIDE_VM = GUIDE_XE + """\
 VM=$(xe vm-import {filename})
 xe vm-param-set uuid=$VM {name}
 xe vm-param-set uuid=$VM ha-restart-priority=
@@ -5371,7 +5357,7 @@ The last one is for a VM that starts with its host; others have no such key. The
 default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new MAC addresses, unless
 preserve=true is added. It is not started: xe vm-start uuid=$VM
 """
-GUIDE_DISK = """
+GUIDE_DISK = GUIDE_XE + """\
 {unpack}VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
 xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
@@ -5410,8 +5396,9 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
                           name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
         else:
             values.update(filename=shlex.quote('filename=' + portable(path)))
-        texts.append((GUIDE_HEAD + (GUIDE_DISK if part.kind == 'VDI' else GUIDE_VM)).format(
-            **values))
+        refused = manifest.get('verified', {}).get('proved') == 'restorable'
+        way = GUIDE_DISK if part.kind == 'VDI' else GUIDE_REFUSED if refused else GUIDE_VM
+        texts.append((GUIDE_HEAD + way).format(**values))
     backup.write('\n'.join(texts), GUIDE)
 
 
@@ -7280,8 +7267,11 @@ class Restorer:
             if size:
                 self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not '
                                  'in the order of the disk')
+                watchdog = Watchdog(self.limit, lambda: size_of(record.unpacked), Meter(
+                    self.console, 'unpacked', os.path.basename(path), size))
                 with opened(path) as source:
-                    path = self.store.unpack(record, pieces_of(source), size, self.signals.check)
+                    path = self.store.unpack(record, pieces_of(source), size, lambda: (
+                        self.signals.check(), watchdog.look()))
             return self.importer.import_disk(path, chosen.form, target, mark, self.limit)
         ref, vm = self.importer.import_vm(path, target, mark, self.limit)
         for vif in self.pool.where('VIF', 'VM', [ref]).values() if cut_off else ():

@@ -110,8 +110,9 @@ class Kinds(ImageCase):
         path = self.put_file('disk.vhd.gz', gzip.compress(data))
         before = self.contents()
         done = self.assert_ends(2, self.restore(path, 'from=' + self.config(), 'verify=no'))
-        self.assertRegex(done.output, r'ERROR its blocks are in an odd order, and \S+ has no room '
-                         r'for 2\.0 TiB to unpack it \(unpack it elsewhere, with gzip -d or zstd ')
+        self.assertRegex(done.output, r'ERROR its blocks are in an odd order, and \S+ cannot be '
+                         r'written, or has no room for 2\.0 TiB to unpack it \(unpack it '
+                         r'elsewhere, with gzip -d or zstd ')
         self.assertEqual(before, self.contents())
         self.assertEqual([], glob.glob(os.path.join(self.backups, '.*')))
 
@@ -286,6 +287,9 @@ class SmallDisks(RestoreCase):
                     words = self.imported(path)
                     self.assertEqual(bool(words), '%s: whole, but refused by xe vm-import alone' % (
                         os.path.dirname(path)) in told, words)
+                    guide = self.read(self.newest(name, 'RESTORE.txt'))
+                    self.assertEqual(bool(words), 'xe vm-import refuses this archive' in guide)
+                    self.assertEqual(not words, 'VM=$(xe vm-import' in guide)
                     if words:
                         refused += 1
                         self.assertRegex(words, r'^The VM could not be imported\.\nmsg: '

@@ -156,7 +156,8 @@ class FailuresOfOneVm(FailureCase):
                 ('VM-NOT-FOUND', lambda: self.fault(
                     'VM.get_record', 'refuse', error=['HANDLE_INVALID', 'VM', 'OpaqueRef:gone'])),
                 ('INTERNAL-ERROR', lambda: self.fault(
-                    'VM.get_record', 'print', value=dict.fromkeys(VmBackup.FIELDS['VM'], [[]]))),
+                    'VM.get_record', 'print', value=dict(
+                        dict.fromkeys(VmBackup.FIELDS['VM'], [[]]), current_operations={}))),
                 ('BACKUP-FAIL', lambda: self.put_file('BACKUPS/web'))):
             with self.subTest(token):
                 befalls()

@@ -272,6 +272,28 @@ class OfPersons(HeldCase):
              'type': 'Disk', 'other_config': {}}, **fields))
         return pool.tables['VBD'][ref]['uuid']
 
+    def test_of_a_control_domain_of_another_host_from_before_xapis_start(self):
+        for here in (False, True):
+            self.pool_description = dict(HeldCase.pool_description, hosts=['one', 'two'])
+            self.setUp()
+            host = self.sim.pool.tables['host'][self.sim.pool.master]['uuid']
+            self.script = self.changed_script(
+                SNAPSHOT_PAUSES=SOON, DISCARD_PAUSES=SOON, BUSY_PAUSES=SOON, SECOND_LOOK=0.05,
+                INVENTORY=self.put_file('inventory', "INSTALLATION_UUID='%s'\n" % (
+                    host if here else '12345678-0000-0000-0000-000000000000')))
+            self.fault('vdi-export', 'down', after=BEGUN)
+            child = self.start('password', self.config('vdi-export=web'))
+            self.wait_for(lambda: self.sim.pool.is_down)
+            self.sim.restart()
+            done = self.assert_ends(2, self.finish(child))
+            self.assertEqual(here, not self.held())
+            for ref, vbd in self.held().items():
+                self.assertIn('xe vbd-unplug uuid=' + vbd['uuid'], done.output)
+                self.sim.pool.call('VBD.unplug', ref)
+                self.sim.pool.call('VBD.destroy', ref)
+                self.ends(0, 'vdi-export=db')
+            self.assert_clean()
+
     def test_on_a_disk_that_was_half_restored_by_a_run_that_was_killed(self):
         for rule, _, verb in self.each(['vdi-export']):
             self.ends(0, rule)

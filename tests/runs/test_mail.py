@@ -16,7 +16,7 @@ except ImportError:
 
 PATIENCE = 0.3                 # seconds for a mail server that says nothing
 TEMPORARY = '451 4.3.0 later'
-RUBBISH = {'OpaqueRef:1': dict.fromkeys(VmBackup.FIELDS['VM'], [])}
+RUBBISH = {'OpaqueRef:1': dict(dict.fromkeys(VmBackup.FIELDS['VM'], []), current_operations={})}
 
 
 class MailCase(PoolCase):

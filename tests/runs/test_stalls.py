@@ -201,7 +201,8 @@ class LeftBehind(StallCase):
                 self.assert_told('%s,end,%s web' % (method, token),
                                  'vm-export,end,SUCCESS db,elapse:0 size:0G')
                 self.assertRegex(done.output, r'\*\*\*WARNING - web: the snapshot \S+ was left in '
-                                 'the pool: it is still being exported')
+                                 r'the pool: (it is still being exported|the disk \S+ is in use by '
+                                 'a transfer, VDI export)')
                 self.assert_left('web')
                 self.sim.restart()                     # this ends the task
                 done = self.ends(0, 'vm-export=db')
