@@ -2461,14 +2461,14 @@ def process(number: str) -> str:
 
 
 def programs_with(word: str, variable: str = '') -> List[int]:
-    """The processes of this host that have a word in their arguments, and a variable in their
-    environment (Linux: proc(5), cmdline and environ)."""
+    """The processes of this host that have a word in their arguments, and a variable, as NAME=TEXT
+    with a NUL, in their environment (Linux: proc(5), cmdline and environ)."""
     found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
         with contextlib.suppress(OSError):             # it has ended
             if encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20) and (
                     not variable or
-                    encoded(variable + '=') in read_file(f'/proc/{number}/environ', 2**20)):
+                    encoded(variable) in read_file(f'/proc/{number}/environ', 2**20)):
                 found.append(int(number))
     return found
 
@@ -4746,8 +4746,9 @@ class Exporter:
 
     def end_clients(self, intent: Intent) -> None:
         """End the xe of a run that was killed, if it still exports what we are to remove."""
+        run = intent.process.partition(' ')[0]
         for uuid in {intent.uuid, *[found.uuid for found in self.copies_of(intent)]}:
-            for number in programs_with('uuid=' + uuid, CHILD):
+            for number in programs_with('uuid=' + uuid, f'{CHILD}={run}\0'):
                 self.console.log(f'ending an export of a run that was killed: process {number}')
                 end_program(number)
 
