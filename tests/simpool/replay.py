@@ -583,31 +583,44 @@ class Replay:
         """A step of the first client whose records are not like the sample yet; one who made what
         no sample has had yet waits."""
         makers, odd, early = self.pool.makers, set(), set()
+        met = {makers.get(ref) for ref in self.names.here}
+        lacking = {each[0] for each in trial.found if each[2] == 'MISSING'} if trial else ()
         for ref, each in zip(trial.refs, trial.found) if trial else ():
             if self.odd([each]):
-                is_early = each[1] == 'MISSING' and ref not in self.names.here
+                is_early = each[1] == 'MISSING' and makers.get(ref) not in met and (
+                    each[0] not in lacking) and (
+                    cls != 'task' or each[0][5:] in self.tasks_to_come())
                 (early if is_early else odd).add(makers.get(ref))
         early -= odd
         like = {makers.get(ref) for ref in self.pool.tables[cls]} - odd if trial else set()
         clients = sorted(self.stage.clients() - {None}, key=lambda each: each.number)
         new = [each for each in clients if each not in like | odd]
-        lacks_task = trial and any(re.match(r'task\.(V.. |VM\.[a-z]+$|Export)', each[0]) and
-                                   each[2] == 'MISSING' for each in trial.found)
-        for client in [each for each in clients if each in odd] + (
-                new + [self.mover] if lacks_task else [self.mover] + new):
+        lacks = any(re.match(r'VBD\.$|task\.(V.. |VM\.[a-z]+$|Export)', each) for each in lacking)
+        removers = [each for each in new if re.search('-(uninstall|destroy)', each.asked[0]) and any(
+            isinstance(one, list) and len(other) > len(one) for _, one, other in trial.found)]
+        for client in removers + [each for each in clients if each in odd] + (
+                new + [self.mover] if lacks else [self.mover] + new):
             if client not in early and self.step_of(client):
                 self.mover = client
                 return True
         return self.step_of(*self.stage.clients() - early) or self.stage.step()
+
+    def tasks_to_come(self):
+        """What tasks of later samples are called."""
+        return {record['name_label'] for n, tables in self.whole.items() if n > self.line['n']
+                for record in tables.get('task', {}).values()}
 
     def step_of(self, *clients):
         return self.stage.step([each for each in self.stage.actors if each.client in clients])
 
     def do_sample(self, cls, line):
         for ref in line.get('gone', ()):       # xapi forgets these at some time
-            there = self.pool.tables['task'].get(self.names.there.get(ref), {})
-            if there.get('status') == 'failure':
-                self.pool.delete('task', self.names.there[ref])
+            ref = self.names.there.get(ref)
+            client = self.pool.makers.get(ref)
+            while client and client.actors[0].ended and self.step_of(client):
+                pass                           # what it left ends, too
+            if self.pool.tables['task'].get(ref, {}).get('status') == 'failure':
+                self.pool.delete('task', ref)
         self.tables[cls] = self.whole[line['n']][cls]
         self.match(cls)
 
@@ -824,8 +837,10 @@ class Replay:
 
     def warm(self):
         """Let transfers that nobody has looked at yet come to where their data flow."""
+        end = next((line['n'] for line in self.lines if line['n'] > self.line['n'] and
+                    line.get('started_at_n') in self.clients), float('inf'))
         later = next((self.whole[n]['VBD'] for n in sorted(self.whole)
-                      if n > self.line['n'] and 'VBD' in self.whole[n]), {})
+                      if self.line['n'] < n < end and 'VBD' in self.whole[n]), {})
         if any('plug' in each['current_operations'].values() for each in later.values()):
             return              # they are seen before that
         quiet = 0
@@ -863,6 +878,8 @@ class Replay:
             simulated = simulated[:len(recorded)]
         if recorded.startswith('The following items') and simulated.startswith('The following'):
             return comparison.lines(path, recorded.splitlines(), simulated.splitlines())
+        if re.fullmatch(r'[\da-f-]{36}(,[\da-f-]{36})+\n', recorded):       # in no order
+            return comparison.lists(path, recorded.strip().split(','), simulated.strip().split(','))
         if not re.match(r'[\w-]+ \([^)]+\) +: ', recorded):
             return comparison.texts(path, recorded, simulated)
         one, other = ([dict(line.split(': ', 1) if ': ' in line else (line, '')
