@@ -581,24 +581,25 @@ class Replay:
 
     def step_towards(self, cls, trial):
         """A step of the first client whose records are not like the sample yet; one who made what
-        no sample has had yet waits."""
+        no sample has had yet waits, but for a task that none will have."""
         makers, odd, early = self.pool.makers, set(), set()
         met = {makers.get(ref) for ref in self.names.here}
-        lacking = {each[0] for each in trial.found if each[2] == 'MISSING'} if trial else ()
-        for ref, each in zip(trial.refs, trial.found) if trial else ():
-            if self.odd([each]):
-                is_early = each[1] == 'MISSING' and makers.get(ref) not in met and (
-                    each[0] not in lacking) and (
-                    cls != 'task' or each[0][5:] in self.tasks_to_come())
-                (early if is_early else odd).add(makers.get(ref))
+        found = [(ref, each) for ref, each in zip(trial.refs, trial.found)
+                 if self.odd([each])] if trial else []
+        for ref, (path, recorded, _) in found:
+            is_early = recorded == 'MISSING' and makers.get(ref) not in met and (
+                cls != 'task' or path[5:] in self.tasks_to_come())
+            (early if is_early else odd).add(makers.get(ref))
         early -= odd
         like = {makers.get(ref) for ref in self.pool.tables[cls]} - odd if trial else set()
         clients = sorted(self.stage.clients() - {None}, key=lambda each: each.number)
         new = [each for each in clients if each not in like | odd]
-        lacks = any(re.match(r'VBD\.$|task\.(V.. |VM\.[a-z]+$|Export)', each) for each in lacking)
-        removers = [each for each in new if re.search('-(uninstall|destroy)', each.asked[0]) and any(
-            isinstance(one, list) and len(other) > len(one) for _, one, other in trial.found)]
-        for client in removers + [each for each in clients if each in odd] + (
+        first = [each for each in new if re.search('-(uninstall|destroy)', each.asked[0])
+                 and any(isinstance(one, list) and len(other) > len(one)
+                         for _, (_, one, other) in found)]       # they take away
+        lacks = any(re.match(r'VBD\.$|task\.(V.. |VM\.[a-z]+$|Export)', path) and
+                    simulated == 'MISSING' for _, (path, _, simulated) in found)
+        for client in first + [each for each in clients if each in odd] + (
                 new + [self.mover] if lacks else [self.mover] + new):
             if client not in early and self.step_of(client):
                 self.mover = client
