@@ -820,6 +820,14 @@ class Pool(Transfers):
             self._note('VM_SNAPSHOTTED', vm, 'VM snapshot: ' + new_name)
             return snapshot
 
+    @message('VM.checkpoint')
+    def vm_checkpoint(self, vm, new_name):
+        with self.operation(vm, 'checkpoint'):
+            copy = self._copy_vm(vm, new_name, self._snapshot_vdi)
+            self.put('VM', copy, power_state='Suspended', suspend_VDI=self._suspend_image(vm))
+            self.settle(copy)
+            return copy
+
     @message('VM.clone')
     def vm_clone(self, vm, new_name):
         with self.operation(vm, 'clone'):
@@ -861,11 +869,13 @@ class Pool(Transfers):
         config = {key: value for key, value in record['other_config'].items()
                   if key not in ('default_template', 'xensource_internal')}
         metrics = self.tables['VM_metrics'].get(record['metrics'], TEMPLATES['VM_metrics'])
+        guest = self.tables['VM_guest_metrics'].get(record['guest_metrics'])
         fields = dict(record, **dict(
             NEW_VM, name_label=new_name, other_config=config, power_state='Halted',
             ha_always_run=False, blocked_operations={}, start_delay='0', shutdown_delay='0',
             order='0', suspend_VDI=NULL, memory_target='0',
             metrics=self.new('VM_metrics', start_time=metrics['start_time']),
+            guest_metrics=self.new('VM_guest_metrics', **dict(guest, uuid='')) if guest else NULL,
             last_boot_CPU_flags={}, VTPMs=[],
             generation_id=record['generation_id'] and '%d:%d' % (
                 random.getrandbits(63), random.getrandbits(63))))
@@ -1021,14 +1031,18 @@ class Pool(Transfers):
             self.put('VM', vm, suspend_VDI=NULL)
             return ''
 
+    def _suspend_image(self, vm):
+        """A new disk for a VM's memory (its size: ocaml/xapi/xapi_xenops.ml, suspend)."""
+        size = int(int(self.record('VM', vm)['memory_static_max']) * 1.2 * 1.05) + (100 << 20)
+        return self.make_vdi(
+            self.tables['pool'][self.pool_ref]['default_SR'], -(-size // 512) * 512, type='suspend',
+            name_label='Suspend image', name_description='Suspend image', sm_config={
+                'vmhint': self.record('VM', vm)['uuid'], 'initial_allocation': str(size)})
+
     @message('VM.suspend')
     def vm_suspend(self, vm):
         with self.operation(vm, 'suspend'):
-            sr = self.tables['pool'][self.pool_ref]['default_SR']
-            memory = self.make_vdi(sr, int(self.record('VM', vm)['memory_static_max']),
-                                   type='suspend', name_label='Suspend image',
-                                   name_description='Suspend image', sm_config={
-                                       'vmhint': self.record('VM', vm)['uuid']})
+            memory = self._suspend_image(vm)
             self._power_off(vm, 'Suspended')
             self.put('VM', vm, suspend_VDI=memory)
             return ''

@@ -319,7 +319,7 @@ def spoiled(name, data):
              'field': (b'<name>recommendations<', b'<name>recommendationz<')}
     stem = name.partition('.')[0]
     if stem in edits:
-        text = text.replace(*edits[stem]).replace(b'xapi1', b'xapi7' if stem == 'net' else b'xapi1')
+        text = text.replace(*edits[stem]).replace(b'xapi1', b'xenbr99' if stem == 'net' else b'xapi1')
         return tar_header('ova.xml', len(text)) + text + bytes(-len(text) % 512) + rest
     return {'cut-half': data[:len(data) // 2], 'cut-ova': data[:4000], 'empty': b'',
             'no-end': data[:-1024],
@@ -382,6 +382,7 @@ def booted(version, spec, known, holes=False):
             'srs': [{'name': 'Local storage', 'type': 'rawfile', 'size': 270553174016}]})
     for ref, record in list(pool.tables['VM'].items()):
         if record['is_default_template']:
+            pool.delete('VM_metrics', record['metrics'])
             pool.delete('VM', ref)
         elif not record['is_control_domain']:
             device = {key: value for key, value in record['platform'].items() if '-' in key}
@@ -485,8 +486,9 @@ class Replay:
         self.pool = booted(version, spec, [each for each in self.known.values()
                                            if each[0] not in ('task', 'session')],
                            name.startswith('11-'))
-        if name.startswith('11-'):
-            self.pool.keep_alive_chunks = (21, 42) if version > '26' else (20, 41, 62)
+        self.pool.keep_alive_chunks = {             # when they come is the recorded host's timing
+            int(number) for line in lines if line['call'][0].startswith('members')
+            for number in re.findall(r'/(\d{8}) 0 ', ' '.join(line['stdout']))}
         self.stage = Stage(self.pool, self.remember)
         self.pool.maker = lambda: self.stage.actor.client
 
@@ -567,6 +569,8 @@ class Replay:
                 break
             trial = Comparison(self.names)
             trial.records(cls, self.tables[cls], self.state(cls, number))
+            for task, vdi in self.tasks_of_disks() if cls == 'task' else ():
+                self.compare_owner(trial, task, vdi, self.state('VDI', number))
             odd = self.odd(trial.found)
             score = sum(map(is_grave, *zip(*odd))) if odd else 0, len(odd)
             if best is None or score < best[0]:
@@ -578,6 +582,18 @@ class Replay:
         self.names.restore(best[3])
         self.at = best[1]
         self.report(best[2])
+
+    def tasks_of_disks(self):
+        """(task, VDI) of the sampled tasks, as the sample of VDIs that follows has them."""
+        later = next((tables for n, tables in self.whole.items()
+                      if n > self.line['n'] and ('task' in tables or 'VDI' in tables)), {})
+        return [(task, ref) for ref, record in later.get('VDI', {}).items()
+                for task in record['current_operations'] if task in self.tables['task']]
+
+    def compare_owner(self, trial, task, vdi, disks):
+        record = disks.get(self.names.there.get(vdi))
+        if record and self.names.there.get(task) not in record['current_operations']:
+            trial.differ('task.current_operations', vdi, None)
 
     def step_towards(self, cls, trial):
         """A step of the first client whose records are not like the sample yet; one who made what

@@ -489,8 +489,7 @@ class _Import:
 
     def replace(self, ref, existing, record):
         if existing['power_state'] != 'Halted':
-            raise self.pool.error('VM_BAD_POWER_STATE', ref, 'halted',
-                                  existing['power_state'].lower())
+            raise self.pool.error('VM_BAD_POWER_STATE', ref, 'Halted', existing['power_state'])
         if not self.force and int(existing['version']) >= int(record['version']):
             raise self.pool.error('VM_TO_IMPORT_IS_NOT_NEWER_VERSION', ref, existing['version'],
                                   record['version'])
@@ -527,7 +526,8 @@ class _Import:
                 if other[field] == record[field]:
                     return ref
         fields = {field: record[field] for field in (
-            'name_label', 'name_description', 'MTU', 'other_config')}
+            'name_label', 'name_description', 'MTU', 'bridge')}
+        fields['other_config'] = dict(record['other_config'], import_task=self.task)
         ref = self.pool.call('network.create', fields)
         self.note('network', ref)
         return ref

@@ -1010,6 +1010,7 @@ def has_closed(connection):
 KINDS = xe_records.kinds()
 COMMANDS = {
     'vm-snapshot': (['new-name-label'], Command.vm_copying, ['VM.snapshot']),
+    'vm-checkpoint': (['new-name-label'], Command.vm_copying, ['VM.checkpoint']),
     'vm-clone': (['new-name-label'], Command.vm_copying, ['VM.clone']),
     'vm-install': (['new-name-label'], Command.vm_install, []),
     'vm-snapshot-with-quiesce': (['new-name-label'], Command.no_longer, []),
