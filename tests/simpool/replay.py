@@ -319,7 +319,9 @@ def spoiled(name, data):
              'field': (b'<name>recommendations<', b'<name>recommendationz<')}
     stem = name.partition('.')[0]
     if stem in edits:
-        text = text.replace(*edits[stem]).replace(b'xapi1', b'xenbr99' if stem == 'net' else b'xapi1')
+        text = text.replace(*edits[stem])
+        if stem == 'net':
+            text = text.replace(b'xapi1', b'xenbr99')
         return tar_header('ova.xml', len(text)) + text + bytes(-len(text) % 512) + rest
     return {'cut-half': data[:len(data) // 2], 'cut-ova': data[:4000], 'empty': b'',
             'no-end': data[:-1024],

@@ -484,7 +484,7 @@ class Transfers(ModelCase):
     def test_force_replaces_a_halted_vm_of_the_same_uuid(self):
         data = self.exported(self.box)
         self.value('VM.start', self.box, False, False)
-        with self.refusal('VM_BAD_POWER_STATE', self.box, 'halted', 'running'):
+        with self.refusal('VM_BAD_POWER_STATE', self.box, 'Halted', 'Running'):
             self.imported(data, preserve=True, force=True)
         self.value('VM.hard_shutdown', self.box)
         new, = self.imported(data, preserve=True, force=True)
