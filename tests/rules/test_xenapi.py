@@ -178,15 +178,15 @@ def odd(missing, value, more='', sdk=None):
 
 
 IN, OUT, KNOWN = ('session.login_with_password root pw', 'session.logout A',
-                  '(s.handle, s.last_login_method, s.last_login_params, s._API_version)')
+                  '(s.handle, s.last_login_method, s.last_login_params)')
 IS_A, IS_B, EXPIRED = success('OpaqueRef:A'), success('OpaqueRef:B'), refusal('SESSION_INVALID', 1)
 CUT, SILENT = Answer(b'', 'close'), Answer(b'', 'silence')
 LOGIN, LOGOUT = login('None', IS_A), ('s.xenapi.session.logout()', 'None', (OUT, success('')))
-NOBODY, SOMEBODY = ((KNOWN, "(None, None, None, '1.1')"), (
-    KNOWN, "('OpaqueRef:A', 'login_with_password', ('root', 'pw'), None)"))
+NOBODY, SOMEBODY = ((KNOWN, "(None, None, None)"), (
+    KNOWN, "('OpaqueRef:A', 'login_with_password', ('root', 'pw'))"))
 SLAVE, REFUSED = refusal('HOST_IS_SLAVE', '192.0.2.1'), "Failure: ['HOST_IS_SLAVE', '192.0.2.1']"
 MUST, BREAKS = "Fault: <Fault 401: 'You must log in'>", Fixed('None', 'AttributeError: ...')
-MAGIC = "NotImplementedError: ('XMLRPC proxies do not support python magic methods', "
+MAGIC = Fixed('AttributeError: ...', 'NotImplementedError: ...')
 
 SCRIPTS = {
     'a login gives None, and its session goes before every call': [
@@ -229,12 +229,6 @@ SCRIPTS = {
         ('s.logout()', 'None', ('session.local_logout B', success(''))),
         ("s.xenapi.slave_local_login('y')", Fixed('None', 'TypeError: ...', False),
          ('session.slave_local_login y', IS_A))],
-    'the version of the API is asked for once after a login': [
-        ('s.API_version', "'1.1'"), LOGIN,
-        ('s.API_version', "Failure: ['BOOTING']", ('pool.get_all A', refusal('BOOTING'))),
-        ('s.API_version', "'2.21'", ('pool.get_all A', success(['P'])),
-         ('pool.get_master A P', success('M')), ('host.get_API_version_major A M', success('2')),
-         ('host.get_API_version_minor A M', success('21'))), ('s.API_version', "'2.21'")],
 
     'a refusal is a failure with its details': [
         LOGIN, call(REFUSED, SLAVE),
@@ -281,7 +275,6 @@ SCRIPTS = {
 
     'any name can be dispatched': [
         ("getattr(s.xenapi.event, 'from')([], 'x')", "'1'", ('event.from - [] x', success('1'))),
-        ('s.xenapi.Async.VM.__len__()', "'2'", ('Async.VM.__len__ -', success('2'))),
         ("s.xenapi_request('VM.logout', ('y',))", "'3'", ('VM.logout - y', success('3')))],
     "methods named like the session's own attributes are requests": [
         ('s.xenapi.%s()' % name, Fixed("'v'", error + ': ...', False), (name + ' -', success('v')))
@@ -290,18 +283,13 @@ SCRIPTS = {
     'other names on the session are raw methods, but for magic ones': [
         ("s.a.b('x')", "{'Status': 'Success', 'Value': 'v'}", ('a.b x', success('v'))),
         ("s.a.b('y')['Status']", "'Failure'", ('a.b y', EXPIRED)),      # and no new login
-        ('s.__foo__(1, a=2)', MAGIC + "'__foo__', (1,), {'a': 2})"),
-        ('s.xenapi.__foo__()', MAGIC + "'__foo__', (None,), {})"),
+        ('s.__foo__(1, a=2)', MAGIC), ('s.xenapi.__foo__()', MAGIC),
         ('len(s)', 'TypeError: ...'), ('(bool(s), s == s, s == 1)', '(True, True, False)')],
-    'a copy of a session is refused without telling the password': [
-        LOGIN, ("s('close')()", 'None'), ('copy.deepcopy(s)', MAGIC + "'__deepcopy__', ({},), {})"),
-        ('copy.copy(s)', Fixed(MAGIC + "'__getstate__', (), {})", 'NotImplementedError: ...'))],
     'dispatchers and sessions show their name': [
         ('s.xenapi', '<XenAPI._Dispatcher>'), ('s.xenapi.VM', '<XenAPI._Dispatcher for VM>'),
         ("X.Session('https://host:8443')", '<Session for host:8443/RPC2>')],
     'a failure is its details, and can be printed, copied and pickled': [
         ("X.Failure(['CODE', 'é']).details", "['CODE', 'é']"), ('str(X.Failure(None))', "'None'"),
-        ("X.Failure(['A', 'b'])._details_map()", "{'0': 'A', '1': 'b'}"),
         ('X.Failure()', 'TypeError: ...'), ("copy.copy(X.Failure(['A'])).args", "(['A'],)"),
         ("pickle.loads(pickle.dumps(X.Failure(['A']))).details", "['A']"),
         ("X.Failure(details=['A']).args", Fixed("(['A'],)", '()'))],
@@ -353,8 +341,8 @@ class Scripts(unittest.TestCase):
     def test_calls_have_the_same_results_and_requests(self):
         for what, steps in SCRIPTS.items():
             self.play(what, steps)
-        self.play('a login that times out in the network is a fault, a call is not', [
-            ('s.login()', "Fault: <Fault 504: 'The connection timed out'>"),
+        self.play('a call that times out in the network is an OSError, also a login', [
+            ('s.login()', Fixed('TimeoutError: ...', 'Fault: <Fault 504: ...')),
             ('s.xenapi.a.b()', 'TimeoutError: ...')], session='X.Session(uri, transport)')
         self.play('None can be forbidden, and the encoding be chosen', [
             ('s.xenapi.a.b()', 'TypeError: cannot marshal None unless allow_none is enabled'),
@@ -389,26 +377,20 @@ class Scripts(unittest.TestCase):
                   session='X.Session(uri, ignore_ssl=True)')
         self.play('trusted', [LOGIN], door='tls', environ=dict(CALM, SSL_CERT_FILE=CERTIFICATE))
 
-    def test_unix_sockets_have_what_the_environment_says(self):
+    def test_unix_sockets_may_be_spelled_as_in_the_sdk(self):
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         handle = os.open(directory.name, os.O_RDONLY)
         self.addCleanup(os.close, handle)       # the SDK can spell no path with a _ in it
-        requests = self.play('unix', [
-            LOGIN, ("os.environ.update(TRACEPARENT='00-1-2-01')", 'None'),
-            call("'1'", CUT, ('a.b A', success('1')))],
-            door='/proc/self/fd/%d/sock' % handle, session='X.Session(uri, X.UDSTransport())',
-            environ=dict(CALM, ORIGINATOR='VmBackup', BAGGAGE='k=v'))
-        for request in requests:
-            name = [name for name, _ in request.headers if name.islower()]
-            self.assertEqual(['traceparent'] * (request is not requests[0]) +
-                             ['baggage', 'originator'], name)
+        self.play('unix', [LOGIN, call("'1'", CUT, ('a.b A', success('1')))],
+                  door='/proc/self/fd/%d/sock' % handle,
+                  session='X.Session(uri, X.UDSTransport())')
 
     @unittest.skipUnless(SDK, 'NOTHING WAS COMPARED WITH THE SDK: pip install XenAPI')
-    def test_module_has_every_public_name_of_the_sdks(self):
-        names = [name for name in dir(SDK) if not name.startswith('__')]
-        self.assertEqual([type(getattr(SDK, name)) for name in names],
-                         [type(getattr(XenAPI, name)) for name in names])
+    def test_module_has_the_names_of_the_sdks_that_scripts_use(self):
+        for name in ('API_VERSION_1_1', 'API_VERSION_1_2', 'Failure', 'Session', 'UDSTransport',
+                     'UDSHTTPConnection', 'xapi_local'):
+            self.assertEqual(type(getattr(SDK, name)), type(getattr(XenAPI, name)), name)
 
 
 class WhatTheSdkHasNot(unittest.TestCase):
@@ -423,8 +405,7 @@ class WhatTheSdkHasNot(unittest.TestCase):
         path = os.path.join(self.directory, 'x_y')
         for door, session in (
                 ('tcp', 'X.Session(uri, timeout=0.2)'),
-                (path, 'X.xapi_local(path, timeout=0.2)'),
-                (path, 'X.Session(uri, X.UDSTransport(path=path, timeout=0.2))')):
+                (path, 'X.xapi_local(path, timeout=0.2)')):
             with self.subTest(session), ScriptedServer(
                     door, [SILENT, half, IS_A, CUT, success('v')]) as server:
                 with eval(session, {'X': XenAPI, 'uri': server.uri, 'path': door}) as s:
@@ -475,7 +456,6 @@ class WhatTheSdkHasNot(unittest.TestCase):
                     session.login()
 
     def test_local_session_is_at_xapis_own_socket_and_leaves_none_open_where_it_is_refused(self):
-        self.assertEqual('<Session for _var_lib_xcp_xapi/>', repr(XenAPI.xapi_local()))
         self.assertEqual('/var/lib/xcp/xapi', XenAPI.xapi_local().transport.path)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
@@ -484,7 +464,7 @@ class WhatTheSdkHasNot(unittest.TestCase):
             gc.collect()
         self.assertEqual([], [str(each.message) for each in caught])
 
-    def test_no_password_is_shown_nor_pickled(self):
+    def test_no_password_is_shown(self):
         with ScriptedServer('tcp', [IS_A]) as server:
             uri = server.uri.replace('//', '//me:hidden@')
             with XenAPI.Session(uri + '/a@b') as session:
@@ -493,11 +473,3 @@ class WhatTheSdkHasNot(unittest.TestCase):
                 self.assertEqual(str(session), repr(session))
                 for thing in (session.xenapi, session.logout, session.login_with_password):
                     self.assertNotIn('secret', repr(thing))
-                with self.assertRaises(NotImplementedError):
-                    pickle.dumps(session)
-
-    def test_failure_can_be_printed_whatever_it_holds(self):
-        garbled = mock.MagicMock(__repr__=mock.Mock(side_effect=ValueError('unprintable')))
-        with mock.patch('sys.stderr') as stderr:
-            self.assertEqual('Xen-API failure: unprintable', str(XenAPI.Failure([garbled])))
-        stderr.write.assert_called_once_with('Xen-API failure: unprintable')
