@@ -41,8 +41,8 @@ Map of this file, in the order in which a run meets its sections; each uses only
      9 Files         names, writing that lasts, removing
     10 Backups       dated directories, manifests, markers, rotation
     11 Store         all of backup_dir, and what is in work there
-    12 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
-    13 Formats       archives, images and dumps: read, proved whole, changed for a restore
+    12 Formats       archives, images and dumps: read, proved whole, changed for a restore
+    13 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
     14 Verification  proving backups whole
     15 Exporters     what vm-export and vdi-export do differently
     16 Importers     what a restore makes in the pool, and how it is taken back
@@ -73,7 +73,6 @@ import glob
 import hashlib
 import heapq
 import http.client
-import io
 import itertools
 import json
 import os
@@ -89,7 +88,6 @@ import stat
 import struct
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -3381,94 +3379,7 @@ class BackupStore:
 
 
 # ----------------------------------------------------------------------------------------------
-# 12. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
-# ----------------------------------------------------------------------------------------------
-# What a person needs to build the VM again where an import alone will not do.
-
-VM_CFG = ('name_label', 'name_description', 'memory_dynamic_max', 'VCPUs_max',
-          'VCPUs_at_startup', 'os_version', 'orig_uuid')
-VBD_CFG = ('userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'empty', 'orig_uuid')
-VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable', 'read_only',
-           'orig_uuid', 'orig_sr_uuid')
-VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
-
-
-def cfg(keys: Sequence[str], record: Dict[str, Any], **further: Any) -> str:
-    """Lines of key=value, in 3.25's order; control characters in values are escaped."""
-    values = dict(record, orig_uuid=record.get('uuid', ''), **further)
-    return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
-
-
-def indented(text: bytes) -> str:
-    """XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
-    root = xml.etree.ElementTree.fromstring(text)
-
-    def spread(element: Any, margin: str) -> None:
-        if len(element):
-            element.text = margin + '  '
-            for child in element:
-                spread(child, margin + '  ')
-                child.tail = margin + '  '
-            element[-1].tail = margin
-    spread(root, '\n')
-    return ('<?xml version="1.0"?>\n' +
-            xml.etree.ElementTree.tostring(root, encoding='unicode') + '\n')
-
-
-def ova_xml(archive: bytes) -> bytes:
-    """The ova.xml in the tar of a metadata export (xapi: export.ml). Raise CommandFailed."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
-            member = tar.next()
-            if member is not None and member.name == 'ova.xml' and member.isfile():
-                return tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError):
-        raise CommandFailed('the metadata export is damaged')
-    raise CommandFailed('the metadata export holds no ova.xml')
-
-
-def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
-
-    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml). Before xapi
-    25.20 it is refused while somebody takes a snapshot of the VM (recorded from 25.6.0).
-    """
-    for wait in SNAPSHOT_PAUSES + (0,):
-        try:
-            archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
-            break
-        except CommandFailed as error:
-            if not wait or not re.search('currently in progress|HANDLE_INVALID', str(error)):
-                raise
-        pause(wait)
-    ova = ova_xml(archive)
-    try:
-        backup.write(indented(ova), METADATA)
-    except xml.etree.ElementTree.ParseError as error:
-        raise CommandFailed(f'the metadata export is no XML: {error}')
-
-
-def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
-    """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
-    backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
-                     os_version=pool.os_version(vm)), 'vm.cfg')
-    console.log('Writing disk info')
-    for disk in pool.disks(vm):
-        console.log('vbd: ' + disk.vbd_ref)
-        console.log('disk: {} - begin'.format(disk.vdi['name_label']))
-        directory = backup.make_directory('DISK-' + disk.device)
-        backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
-        backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
-    console.log('Writing VIF info')
-    for vif in pool.vifs(vm):
-        console.log('Writing VIF: ' + vif.record['device'])
-        directory = backup.make_directory('VIFs')
-        backup.write(cfg(VIF_CFG, vif.record, network_name_label=vif.network),
-                     directory, path_part('vif-{}.cfg'.format(vif.record['device'])))
-
-
-# ----------------------------------------------------------------------------------------------
-# 13. Formats: archives, images and dumps: read, proved whole, changed for a restore
+# 12. Formats: archives, images and dumps: read, proved whole, changed for a restore
 # ----------------------------------------------------------------------------------------------
 # A file is read once, from its beginning to its end, a chunk at a time, whatever its size, as its
 # storage has it. The format of archives: xapi: export.ml, and stream_vdi.ml, which writes and
@@ -3584,6 +3495,17 @@ def xxhash_library() -> Optional[Callable[[int, int, int], int]]:
     return None
 
 
+def ova_xml(archive: bytes) -> bytes:
+    """Return the ova.xml in a metadata export, a tar (xapi: export.ml). Raise CommandFailed."""
+    header = re.match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
+    if not header:
+        raise CommandFailed('the metadata export holds no ova.xml')
+    end = BLOCK + int(header.group(1), 8)
+    if len(archive) < end:
+        raise CommandFailed('the metadata export is damaged')
+    return archive[BLOCK:end]
+
+
 class Unpacker(xmlrpc.client.Unmarshaller):
     """Makes a value of XML-RPC what Python has for it; numbers stay text, as xapi writes them."""
 
@@ -3592,10 +3514,7 @@ class Unpacker(xmlrpc.client.Unmarshaller):
         'struct', 'value')}
     dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), dispatch['string']))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.xml(None, None)                           # its text is decoded already
-        self.depth = 0         # elements that are open
+    depth = 0                  # elements that are open
 
     def start(self, tag: str, attributes: Any) -> None:
         """Begin an element."""
@@ -3619,7 +3538,7 @@ def understanding() -> Iterator[None]:
         raise Damaged(f'{error} is missing')
     except (ValueError, xml.parsers.expat.ExpatError) as error:
         raise Damaged(str(error))
-    except (TypeError, AttributeError, IndexError, xmlrpc.client.Error):
+    except (TypeError, AttributeError, LookupError, xmlrpc.client.Error):
         raise Damaged('it does not describe a VM as xapi does')
 
 
@@ -3627,11 +3546,10 @@ def unpacked(ova: bytes) -> Dict[str, Any]:
     """What an ova.xml holds, which is one value of XML-RPC."""
     if b'<!' in ova or b'\0' in ova:                   # the latter in other encodings
         raise ValueError('it has a declaration, which xapi does not write')
-    unpacker, parser = Unpacker(), xml.parsers.expat.ParserCreate('utf-8')  # whatever it says
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = unpacker.start, unpacker.end
-    parser.CharacterDataHandler = unpacker.data
-    parser.Parse(ova, True)
+    unpacker = Unpacker()
+    parser = xmlrpc.client.ExpatParser(unpacker)
+    parser.feed(ova)
+    parser.close()
     unpacker.end('params')                             # which is around a value elsewhere
     value, = unpacker.close()
     return value
@@ -4259,6 +4177,81 @@ def image_size(path: str, form: str, known: Optional[int]) -> int:
         if source.fill(memoryview(footer)) < BLOCK or not footer.startswith(b'conectix'):
             raise Damaged(f'{path} does not begin as a VHD image')
         return struct.unpack_from('>Q', footer, 48)[0]
+
+
+# ----------------------------------------------------------------------------------------------
+# 13. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+# ----------------------------------------------------------------------------------------------
+# What a person needs to build the VM again where an import alone will not do.
+
+VM_CFG = ('name_label', 'name_description', 'memory_dynamic_max', 'VCPUs_max',
+          'VCPUs_at_startup', 'os_version', 'orig_uuid')
+VBD_CFG = ('userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'empty', 'orig_uuid')
+VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable', 'read_only',
+           'orig_uuid', 'orig_sr_uuid')
+VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
+
+
+def cfg(keys: Sequence[str], record: Dict[str, Any], **further: Any) -> str:
+    """Lines of key=value, in 3.25's order; control characters in values are escaped."""
+    values = dict(record, orig_uuid=record.get('uuid', ''), **further)
+    return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
+
+
+def indented(text: bytes) -> str:
+    """XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
+    root = xml.etree.ElementTree.fromstring(text)
+
+    def spread(element: Any, margin: str) -> None:
+        if len(element):
+            element.text = margin + '  '
+            for child in element:
+                spread(child, margin + '  ')
+                child.tail = margin + '  '
+            element[-1].tail = margin
+    spread(root, '\n')
+    return ('<?xml version="1.0"?>\n' +
+            xml.etree.ElementTree.tostring(root, encoding='unicode') + '\n')
+
+
+def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
+    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
+
+    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml). Before xapi
+    25.20 it is refused while somebody takes a snapshot of the VM (recorded from 25.6.0).
+    """
+    for wait in SNAPSHOT_PAUSES + (0,):
+        try:
+            archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
+            break
+        except CommandFailed as error:
+            if not wait or not re.search('currently in progress|HANDLE_INVALID', str(error)):
+                raise
+        pause(wait)
+    ova = ova_xml(archive)
+    try:
+        backup.write(indented(ova), METADATA)
+    except xml.etree.ElementTree.ParseError as error:
+        raise CommandFailed(f'the metadata export is no XML: {error}')
+
+
+def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
+    """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
+    backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
+                     os_version=pool.os_version(vm)), 'vm.cfg')
+    console.log('Writing disk info')
+    for disk in pool.disks(vm):
+        console.log('vbd: ' + disk.vbd_ref)
+        console.log('disk: {} - begin'.format(disk.vdi['name_label']))
+        directory = backup.make_directory('DISK-' + disk.device)
+        backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
+        backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
+    console.log('Writing VIF info')
+    for vif in pool.vifs(vm):
+        console.log('Writing VIF: ' + vif.record['device'])
+        directory = backup.make_directory('VIFs')
+        backup.write(cfg(VIF_CFG, vif.record, network_name_label=vif.network),
+                     directory, path_part('vif-{}.cfg'.format(vif.record['device'])))
 
 
 # ----------------------------------------------------------------------------------------------
