@@ -3941,7 +3941,6 @@ class ImageReader:
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
         parser = xml.parsers.expat.ParserCreate('utf-8')       # whatever it says itself
-
         open_ones, at = [], 0  # type: List[str], int
 
         def begin(name: str, _: Any) -> None:
