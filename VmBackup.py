@@ -284,12 +284,43 @@ WARNING = Verdict(1, 'WARNING', '**WARNING(s)**')
 ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 
+
+class Compression(NamedTuple):
+    """How an archive or image is compressed."""
+
+    name: str                  # in a config
+    ending: str                # of the file's name
+    magic: bytes               # the file's first bytes
+    programs: Tuple[str, ...]  # the first that this host has compresses and decompresses
+    parameters: Dict[str, str]     # of xe vm-export
+    unpack: str                # command of a person for it
+
+
+COMPRESSIONS = {each.name: each for each in (
+    # `true` is understood by every release of xe; zstd since CH 8.1 and XCP-ng 7.6
+    Compression('gzip', '.gz', b'\x1f\x8b', ('pigz', 'gzip'), {'compress': 'true'}, 'gzip -dk'),
+    Compression('zstd', '.zst', b'\x28\xb5\x2f\xfd', ('zstd',), {'compress': 'zstd'}, 'zstd -dqk'),
+    Compression('none', '', b'', (), {}, ''))}         # last, as every name and file has those
+IMAGES = tuple(form + each.ending for form in ('.xva', '.raw', '.vhd')
+               for each in COMPRESSIONS.values())      # endings of archives and images
+
+
+def compression_of(name: str) -> Compression:
+    """Return the compression that a file's name tells."""
+    return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
+
+
+def plain_name(name: str) -> str:
+    """Return a file's name without the ending of its compression."""
+    return name[:len(name) - len(compression_of(name).ending)]
+
 # ----------------------------------------------------------------------------------------------
 # 3. Console: log lines, progress, text and byte forms, the only clock
 # ----------------------------------------------------------------------------------------------
 # Text is Unicode inside. Paths may carry surrogates for bytes that the locale cannot decode
 # (Python's surrogateescape), which `encoded` turns into the right bytes again, so that LANG=C
 # changes nothing.
+
 
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
                  r'([+-][01]\d|[+-]2[0-3]):([0-5]\d)\Z', re.ASCII)
@@ -647,7 +678,8 @@ class Key(NamedTuple):
 
 
 YES_NO = dict(true=True, false=False)
-COMPRESSIONS = dict(true='gzip', false='none', gzip='gzip', zstd='zstd', none='none')
+COMPRESSION_NAMES = {name: name for name in COMPRESSIONS}
+COMPRESS = dict(true='gzip', false='none', **COMPRESSION_NAMES)
 KEYS = (
     Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, whole_number(0, 1),
         'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
@@ -672,7 +704,7 @@ KEYS = (
         'such as backup-%Y-%m-%d-%H%M%S'),
     Key('status_log', DEFAULT_STATUS_LOG, a_path,
         'Status log file; its directory is made if it is missing'),
-    Key('compress', DEFAULT_COMPRESS, one_of(**COMPRESSIONS),
+    Key('compress', DEFAULT_COMPRESS, one_of(**COMPRESS),
         'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
     Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(**YES_NO),
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
@@ -683,7 +715,7 @@ KEYS = (
     Key('vdi_disks', DEFAULT_VDI_DISKS, devices,
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
         'each disk gets a file, and all are of one moment'),
-    Key('vdi_compress', DEFAULT_VDI_COMPRESS, one_of(none='none', gzip='gzip', zstd='zstd'),
+    Key('vdi_compress', DEFAULT_VDI_COMPRESS, one_of(**COMPRESSION_NAMES),
         'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
     Key('honour_nobak', DEFAULT_HONOUR_NOBAK, one_of(yes=True, no=False),
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
@@ -733,7 +765,7 @@ KEYS = (
         'When to mail: always, problems (warnings and errors only), never'),
 )
 METHODS = ('vm-export', 'vdi-export', 'exclude', 'exclude-disk')
-OPTIONS = {'compress': tuple(COMPRESSIONS), 'pre_clean': tuple(YES_NO),
+OPTIONS = {'compress': tuple(COMPRESS), 'pre_clean': tuple(YES_NO),
            'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
 INVENTORY = '/etc/xensource-inventory'
 LONGEST_PASSWORD = 4096    # bytes of a password file
@@ -1598,28 +1630,16 @@ def disk_free(path: str) -> str:
     return result.output.decode('utf-8', 'replace')
 
 
-PROGRAMS = {'gzip': ('pigz', 'gzip'), 'zstd': ('zstd',)}    # what compresses, and how it is undone
-
-
-def program_of(compression: str, option: str, hint: str) -> List[str]:
-    """The command, with that option, of the first of its programs that this host has; raise
-    CommandFailed if there is none."""
-    for program in PROGRAMS[compression]:
+def packing_command(compression: Compression, undo: bool = False) -> List[str]:
+    """Return the command that compresses from standard input to standard output, or decompresses;
+    raise CommandFailed if this host has no program for it."""
+    for program in compression.programs:
         path = shutil.which(program)
         if path:
-            return [path, option]
-    raise CommandFailed(f'no program {compression} {hint}')
-
-
-def decompressor(compression: str) -> List[str]:
-    """The command that decompresses from standard input to standard output. Raise
-    CommandFailed."""
-    return program_of(compression, '-dc', 'to verify it with (install it, or set verify=no)')
-
-
-def compressor(compression: str) -> List[str]:
-    """The command that compresses from standard input to standard output. Raise CommandFailed."""
-    return program_of(compression, '-c', 'to compress with (install it, or set vdi_compress=none)')
+            return [path, '-dc' if undo else '-c']
+    purpose = ('verify it with (install it, or set verify=no)' if undo else
+               'compress with (install it, or set vdi_compress=none)')
+    raise CommandFailed(f'no program {compression.name} to {purpose}')
 
 
 class Filter:
@@ -2484,12 +2504,6 @@ GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
-COMPRESSION_OF = {'': 'none', '.gz': 'gzip', '.zst': 'zstd'}      # by the ending of a name
-ENDING_OF = {compression: ending for ending, compression in COMPRESSION_OF.items()}
-PACKED_ENDING = r'\.(gz|zst)\Z'
-IMAGE = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
-EXTENSIONS = tuple(f'.{form}{packed}' for form in ('xva', 'raw', 'vhd')
-                   for packed in ('', '.gz', '.zst'))
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
 NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
@@ -2551,9 +2565,8 @@ def disk_of(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
     """A manifest's disk of that image, compressed or not; else its first disk, or {}."""
     told = manifest.get('disks')
     disks = [disk for disk in told if isinstance(disk, dict)] if isinstance(told, list) else []
-    plain = re.sub(PACKED_ENDING, '', portable(name))
-    same = [disk for disk in disks if re.sub(
-        PACKED_ENDING, '', text_in(disk, 'file') or '') == plain]
+    plain = plain_name(portable(name))
+    same = [disk for disk in disks if plain_name(text_in(disk, 'file') or '') == plain]
     return (same + disks + [{}])[0]
 
 
@@ -2658,28 +2671,27 @@ class BackupDir(NamedTuple):
 
     def archives(self) -> List[str]:
         """The names of the archives and images in it. Raise OSError."""
-        return sorted(name for name in os.listdir(self.path) if IMAGE.search(name))
+        return sorted(name for name in os.listdir(self.path) if name.endswith(IMAGES))
 
     def check_archives(self, manifest: Dict[str, Any]) -> List[str]:
         """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
         found = self.archives()
-        here = {re.sub(PACKED_ENDING, '', portable(name)) for name in found}
-        told = [re.sub(PACKED_ENDING, '', name) for name in part(manifest, 'files')
-                if IMAGE.search(name)]
+        here = {plain_name(portable(name)) for name in found}
+        told = [plain_name(name) for name in part(manifest, 'files') if name.endswith(IMAGES)]
         if not found:
             raise Damaged('there is no archive or image in it')
         disks = manifest.get('disks')
         told += [text_in(disk, 'file') or '' for disk in (disks if isinstance(disks, list) else ())
                  if isinstance(disk, dict)]
         for name in filter(None, told):
-            if re.sub(PACKED_ENDING, '', name) not in here:
+            if plain_name(name) not in here:
                 raise Damaged(f'{printable(name)} is missing')
         return found
 
     def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
         """Bytes of each archive and image, by its manifest or else as found. Raise OSError."""
         told = {name: size for name, size in part(manifest, 'files').items()
-                if IMAGE.search(name) and isinstance(size, int) and 0 <= size < 1 << 63}
+                if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
         return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
     def disk_size(self, manifest: Dict[str, Any], name: str) -> Optional[int]:
@@ -3002,7 +3014,7 @@ class VmHistory:
             raise TargetError(f'{self.directory} is a symbolic link')
         if backup.intent():
             raise TargetError('it tells of a snapshot that is still to be removed')
-        files = [os.path.basename(self.directory) + extension for extension in EXTENSIONS]
+        files = [os.path.basename(self.directory) + ending for ending in IMAGES]
         foreign = [name for name in os.listdir(backup.path)
                    if not OURS.match(name) and name not in files]
         if foreign and not backup.is_good():
@@ -3396,7 +3408,6 @@ LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
 LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its snapshots too
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
-PACKED = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd'}      # by the first bytes
 SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170, SHA-1 before
 PROVED = collections.OrderedDict((             # from least to most
     ('length', 'it can be read, but nothing tells how long it should be'),
@@ -3415,6 +3426,11 @@ class Proof(NamedTuple):
     vm: str = ''               # uuid of an archive's VM, which is a snapshot's
 
 
+def compression_in(begin: bytes) -> Compression:
+    """Return the compression of a file that begins so."""
+    return next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
+
+
 def end_of_export(data: bytes) -> str:
     """What xapi says at the end of a file whose export failed: an answer of HTTP (xapi:
     http_svr.ml, response_internal_error)."""
@@ -3430,13 +3446,14 @@ class Source:
     not, whatever they begin with."""
 
     def __init__(self, handle: int, plain: bool = False) -> None:
-        magic = b'' if plain else os.pread(handle, 4, 0)
         self.handle = handle
-        self.packed = PACKED.get(magic[:2]) or PACKED.get(magic, '')
+        self.compression = compression_in(b'' if plain else os.pread(handle, 4, 0))
         self.at = 0            # bytes so far
         self.stopped = False
-        self.stream = (Filter(decompressor(self.packed), handle) if self.packed else
-                       open(handle, 'rb', buffering=0, closefd=False))     # type: Any
+        if self.compression.programs:
+            self.stream = Filter(packing_command(self.compression, undo=True), handle)      # type: Any
+        else:
+            self.stream = open(handle, 'rb', buffering=0, closefd=False)
 
     def fill(self, view: memoryview) -> int:
         """Fill a buffer as far as the file goes; the bytes that it had.
@@ -3448,7 +3465,7 @@ class Source:
             while got and done < len(view) and not self.stopped:
                 got = self.stream.readinto(view[done:])
                 done += got
-            if not got and self.packed == 'gzip':
+            if not got and self.compression.name == 'gzip':
                 self.check_gzip(self.at + done)
         except Damaged as error:
             raise Damaged(f'{error} (after {self.at + done} bytes of content)' +
@@ -3990,26 +4007,26 @@ def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
     return reader.read_document('database' if form == '.dump' else 'value')
 
 
-def form_of(name: str) -> Tuple[str, str]:
-    """What a file's name says of its content: one of FORMS or ''; and the name without an ending
-    that tells of compression."""
-    plain = re.sub(PACKED_ENDING, '', name)
-    form = os.path.splitext(plain)[1]
-    return (form if form in FORMS else ''), plain
-
-
-def is_packed(path: str) -> bool:
-    """Whether an image's name tells of compression."""
-    return path.endswith(('.gz', '.zst'))
+def form_of(name: str) -> str:
+    """Return what a file's name tells of its content: one of FORMS, or ''."""
+    form = os.path.splitext(plain_name(name))[1]
+    return form if form in FORMS else ''
 
 
 def form_of_file(path: str) -> str:
     """As form_of or, where the name says nothing, by the first bytes. Raise OSError."""
-    form, _ = form_of(path)
-    begin = b'' if form else read_file(path, 8)
-    if begin == b'ova.xml\0' or PACKED.get(begin[:2]) or PACKED.get(begin[:4]):
+    form = form_of(path)
+    if form:
+        return form
+    begin = read_file(path, 8)
+    if begin == b'ova.xml\0' or compression_in(begin).magic:
         return '.xva'
-    return '.vhd' if begin == b'conectix' else form
+    return '.vhd' if begin == b'conectix' else ''
+
+
+def is_packed(path: str) -> bool:
+    """Tell whether an image is compressed, by its name."""
+    return plain_name(path) != path
 
 
 def firmware_of(vm: Dict[str, Any]) -> Dict[str, Any]:
@@ -4376,7 +4393,7 @@ class Verifier:
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
         """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
         proof, plain = self.prove(
-            backup.file(name), backup.disk_size(manifest, name)), form_of(name)[1]
+            backup.file(name), backup.disk_size(manifest, name)), plain_name(name)
         known, snapshot = recorded(manifest).get(portable(plain)), manifest.get('snapshot')
         if proof.vm and snapshot not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {snapshot}')
@@ -4396,7 +4413,7 @@ class Verifier:
                     raise Damaged('there are no disks in it')
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            digests[portable(form_of(name)[1])] = proof.digest
+            digests[portable(plain_name(name))] = proof.digest
             proved.append(proof.proved)
         least = min(proved, key=list(PROVED).index)
         if least == 'length':
@@ -4407,7 +4424,7 @@ class Verifier:
             found = 0
             with contextlib.suppress(ValueError):      # no name of a file
                 found = size_of(backup.file(native(name)))
-            if found != size and (found or form_of(name)[1] not in digests):
+            if found != size and (found or plain_name(name) not in digests):
                 remarks.append(f'{printable(name)} has {found} bytes, not {size}')
         if os.path.lexists(backup.file(METADATA)):
             self.check_metadata(backup, manifest, digests, problems, remarks)
@@ -4596,15 +4613,16 @@ class Exporter:
     def export_image(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
         """Export a disk, compressed if the name tells so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
-        form, plain = form_of(path)
+        form, plain = form_of(path), plain_name(path)
         words = {'format': form[1:], 'uuid': snapshot.uuid}
         try:
             if plain == path:
                 self.xe.export('vdi-export', watchdog, filename=path, **words)
             else:
                 with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
-                    packer = compressor(COMPRESSION_OF[path[len(plain):]]), stream.fileno()
-                    self.xe.export('vdi-export', watchdog, packer, filename='', **words)
+                    command = packing_command(compression_of(path))
+                    self.xe.export('vdi-export', watchdog, (command, stream.fileno()),
+                                   filename='', **words)
         except CommandFailed as error:
             if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
@@ -4835,14 +4853,12 @@ class VmExporter(Exporter):
     method, kind = 'vm-export', 'VM'
     snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
     export_token = 'VM-EXPORT-FAIL'
-    # `true` for gzip is understood by every release; zstd since CH 8.1 and XCP-ng 7.6
-    compressions = {'none': ('.xva', {}), 'gzip': ('.xva.gz', {'compress': 'true'}),
-                    'zstd': ('.xva.zst', {'compress': 'zstd'})}
 
     def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
                  compression: str) -> None:
         super().__init__(pool, xe, console, warnings)
-        self.extension, self.compress = self.compressions[compression]
+        self.extension = '.xva' + COMPRESSIONS[compression].ending
+        self.compress = COMPRESSIONS[compression].parameters
         self.others = []       # type: List[Disk]
         self.ignoring = False  # the toolstack leaves the others out of the snapshot
         self.copies = ()       # type: Tuple[str, ...]
@@ -5359,7 +5375,6 @@ This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, wh
 halted. If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
 vm-metadata.xml beside the image tell how it was made.
 """
-UNPACK = {'.gz': 'gzip -dk {}\n', '.zst': 'zstd -dqk {}\n'}
 
 
 def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, Any],
@@ -5372,12 +5387,13 @@ def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, An
         program=shlex.quote(portable(os.path.abspath(sys.argv[0]))))
     texts, many = [], len(parts) > 1
     for part in parts:
-        (form, plain), path = form_of(part.name), backup.file(part.name)
+        form, plain, path = form_of(part.name), plain_name(part.name), backup.file(part.name)
+        unpack = compression_of(part.name).unpack
         values.update(
             restore=shlex.quote('restore=' + portable(path if many else backup.path)),
             filename=shlex.quote('filename=' + portable(backup.file(plain))),
             name=shlex.quote('name-label=' + label_part(vm['name'])), form=form[1:],
-            unpack=UNPACK.get(os.path.splitext(path)[1], '').format(shlex.quote(portable(path))),
+            unpack=f'{unpack} {shlex.quote(portable(path))}\n' if unpack else '',
             clean='rm {}\n'.format(shlex.quote(portable(backup.file(plain)))) * (
                 plain != part.name))
         if part.kind == 'VDI':
@@ -5697,12 +5713,12 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
 def program_problems(settings: Settings) -> List[str]:
     """Which programs that the settings need are not here."""
     problems = list(filter(None, (hook_problem(settings.hook),)))
-    for name, value, find in (
-            ('compress', settings.compress if settings.verify == 'yes' else 'none', decompressor),
-            ('vdi_compress', settings.vdi_compress, compressor)):
+    for name, value, undo in (
+            ('compress', settings.compress if settings.verify == 'yes' else 'none', True),
+            ('vdi_compress', settings.vdi_compress, False)):
         try:
             if value != 'none':
-                find(value)
+                packing_command(COMPRESSIONS[value], undo)
         except CommandFailed as error:
             problems.append(f'ERROR: config {name} -> {value}: {error}')
     return problems
@@ -5765,7 +5781,7 @@ def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[
     else:
         kind = VdiExporter if settings.vdi_disks == 'boot' else DisksExporter
         exporter = kind(pool, xe, xe.console, warnings, '.{}{}'.format(
-            settings.vdi_export_format, ENDING_OF[settings.vdi_compress]))
+            settings.vdi_export_format, COMPRESSIONS[settings.vdi_compress].ending))
     exporter.choice = DiskChoice(
         tuple(rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text),
         settings.honour_nobak, settings.vdi_disks if method == 'vdi-export' else 'boot')
@@ -6115,7 +6131,7 @@ class BackupRun:
         if self.hooks.program:
             backup = self.made[history.directory]
             files = [backup.file(native(name)) for name in part(backup.manifest(), 'files')
-                     if IMAGE.search(name)]
+                     if name.endswith(IMAGES)]
             self.hooks.tell('backup-end', warnings, target=backup.path, file='\n'.join(files),
                             size=str(size), status='WARNING' if warnings else 'SUCCESS', **known)
         return size
@@ -6724,9 +6740,9 @@ class Listing:
         return {
             'path': portable(listed.backup.path), 'when': listed.when, 'outcome': listed.outcome,
             'method': text_in(manifest, 'method', 'vm-export', 'vdi-export') or
-            by_form[form_of(name)[0]],
+            by_form[form_of(name)],
             'size': sum(listed.sizes.values()) if name else None,
-            'compression': COMPRESSION_OF.get(os.path.splitext(name)[1], 'none') if name else None,
+            'compression': compression_of(name).name if name else None,
             'verified': {
                 'when': time_in(verified), 'proved': text_in(verified, 'proved', *PROVED),
                 'fault': fault_in(verified)} if verified else None,
@@ -7193,7 +7209,7 @@ class Restorer:
         file = os.path.basename(chosen.path)
         disk = disk_of(chosen.manifest, file)
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest, file))
-        original = str(disk.get('name') or os.path.basename(form_of(chosen.path)[1]))
+        original = str(disk.get('name') or os.path.basename(plain_name(chosen.path)))
         name = options['name'] or '-'.join(
             filter(None, (original, 'restored', chosen.when[:10])))
         sr = self.sr(options['sr'])

@@ -24,7 +24,7 @@ SMALL = 70000                  # bytes: a disk of less than a chunk
 WITH_XXH64 = unittest.skipUnless(VmBackup.xxhash_library(), 'no libxxhash, no package xxhash')
 PACKERS = {program: kind for program, kind in (('gzip', 'gzip'), ('pigz', 'gzip'), ('zstd', 'zstd'))
            if shutil.which(program)}           # what decompresses, and what it decompresses
-PROGRAMS = dict(VmBackup.PROGRAMS)
+COMPRESSIONS = dict(VmBackup.COMPRESSIONS)
 
 
 class Member(NamedTuple):
@@ -132,8 +132,8 @@ class ArchiveCase(unittest.TestCase):
     def only(self, program):
         """From now on, what this program decompresses is decompressed by no other one."""
         kind = PACKERS[program]
-        self.addCleanup(VmBackup.PROGRAMS.update, {kind: PROGRAMS[kind]})
-        VmBackup.PROGRAMS[kind] = (program,)
+        self.addCleanup(VmBackup.COMPRESSIONS.update, {kind: COMPRESSIONS[kind]})
+        VmBackup.COMPRESSIONS[kind] = COMPRESSIONS[kind]._replace(programs=(program,))
 
     def proof(self, data, form='.xva', size=None):
         self.put(data)

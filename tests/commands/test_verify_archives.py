@@ -387,7 +387,7 @@ sys.path.insert(0, sys.argv[1])
 import VmBackup
 handle = os.open(sys.argv[2], os.O_RDONLY)
 source = VmBackup.Source(handle)
-print(VmBackup.read_form(VmBackup.form_of(sys.argv[2])[0], source, None).proved)
+print(VmBackup.read_form(VmBackup.form_of(sys.argv[2]), source, None).proved)
 source.close()
 with open('/proc/self/status') as status:
     print([line.split()[1] for line in status if line.startswith('VmHWM')][0])

@@ -229,7 +229,7 @@ class CommandLines(PoolCase):
             self.assertEqual(text, done.output.split('\n')[1])
             self.assertNotRegex(done.output, r'[{}]')
             if word == 'help':
-                for name in [*VmBackup.OPTIONS, *VmBackup.COMPRESSIONS, 'preview', 'local',
+                for name in [*VmBackup.OPTIONS, *VmBackup.COMPRESS, 'preview', 'local',
                              'create-password-file']:
                     self.assertIn(name, done.output.lower())
         self.assertEqual([], self.sim.calls())

@@ -40,7 +40,7 @@ with open('/proc/self/status') as status:
 print(time.perf_counter() - begun, most)
 '''
 OURS = '''
-form = VmBackup.form_of(sys.argv[2])[0]
+form = VmBackup.form_of(sys.argv[2])
 source = VmBackup.Source(handle)
 size = os.fstat(handle).st_size if form == '.raw' else None
 VmBackup.read_form(form, source, size)
