@@ -3451,7 +3451,8 @@ class Source:
         self.at = 0            # bytes so far
         self.stopped = False
         if self.compression.programs:
-            self.stream = Filter(packing_command(self.compression, undo=True), handle)      # type: Any
+            command = packing_command(self.compression, undo=True)
+            self.stream = Filter(command, handle)      # type: Any
         else:
             self.stream = open(handle, 'rb', buffering=0, closefd=False)
 
