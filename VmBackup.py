@@ -310,6 +310,11 @@ def compression_of(name: str) -> Compression:
     return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
 
 
+def compression_in(begin: bytes) -> Compression:
+    """Return the compression of a file that begins so."""
+    return next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
+
+
 def plain_name(name: str) -> str:
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
@@ -3424,11 +3429,6 @@ class Proof(NamedTuple):
     digest: str                # SHA-256 of the content, of an archive without the disks' data
     size: int                  # bytes, uncompressed
     vm: str = ''               # uuid of an archive's VM, which is a snapshot's
-
-
-def compression_in(begin: bytes) -> Compression:
-    """Return the compression of a file that begins so."""
-    return next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
 
 
 def end_of_export(data: bytes) -> str:

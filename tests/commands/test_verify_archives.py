@@ -162,7 +162,8 @@ class Checksums(unittest.TestCase):
         for function in (VmBackup.xxhash_library, lambda: None):
             with unittest.mock.patch('VmBackup.xxhash_library', function):
                 source = VmBackup.Source.__new__(VmBackup.Source)
-                source.__dict__.update(stream=io.BytesIO(data), packed='', at=0, stopped=False)
+                source.__dict__.update(stream=io.BytesIO(data), at=0, stopped=False,
+                                       compression=VmBackup.COMPRESSIONS['none'])
                 found.append(VmBackup.ArchiveReader(source).read())
         self.assertEqual(['checksums', 'structure'], [proof.proved for proof in found])
         self.assertEqual(found[0]._replace(proved='structure'), found[1])
@@ -347,7 +348,8 @@ class Long(VmBackup.Source):
     by so many empty members that keep a connection alive."""
 
     def __init__(self, count, empty=0):
-        self.at, self.packed, self.stopped = 0, '', False
+        self.at, self.stopped = 0, False
+        self.compression = VmBackup.COMPRESSIONS['none']
         self.chunk = b'x' * MIB
         text, ((self.name, _),) = archives.described([MIB])
         self.text = re.sub(b'(<name>virtual_size</name><value>)%d' % MIB,
