@@ -4111,12 +4111,9 @@ def changed(head: bytes, size: Optional[int] = None) -> bytes:
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
     """A file to be read in its order, decompressed unless it is `plain`. Raise OSError,
     CommandFailed."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.closing(Source(handle, plain)) as source:
+    with open(path, 'rb', buffering=0) as stream:
+        with contextlib.closing(Source(stream.fileno(), plain)) as source:
             yield source
-    finally:
-        os.close(handle)
 
 
 def ova_of(path: str) -> bytes:
