@@ -1345,26 +1345,26 @@ def bounded(function: Callable[[], Any], what: str,
 
 
 class Watchdog:
-    """Tells an export or import that does not move: neither the bytes that we see, nor what xapi
-    tells of it."""
+    """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change."""
 
     def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
-                 progress: Callable[[], Sequence[float]] = tuple) -> None:
+                 progress: Callable[[], Sequence[float]] = tuple, verb: str = 'written') -> None:
         self.limit = limit         # seconds
-        self.size = size           # of the file, or of what was fed
+        self.size = size           # bytes so far
         self.meter = meter
         self.progress = progress   # shares of what the tasks have to do
+        self.verb = verb
         self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
         self.standing = stopwatch()
 
     def pause(self) -> float:
-        """Seconds until the next look."""
+        """Return the seconds until the next check."""
         return min(1 if self.meter.console.terminal else LOOK_EVERY, self.limit / 4)
 
-    def look(self, fed: bool = False) -> None:
+    def check(self, fed: bool = False) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
-        answer. `fed`: xapi has got all that it gets. What it then writes, seconds or minutes long,
-        shows nowhere, so it has as long as any command without data."""
+        answer. `fed`: xapi has all the data. What it then writes, for seconds or minutes, shows
+        nowhere, so it gets as long as any command without data."""
         size, telling = bounded(self.size, 'the share'), self.meter.is_due()
         seen = (size, self.progress() if telling or size == self.seen[0] else self.seen[1])
         if telling:
@@ -1374,7 +1374,7 @@ class Watchdog:
         limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
         if self.standing() > limit:
             raise CommandFailed(f'no progress for {limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(max(size, 0))} written')
+                                f'with {human_size(max(size, 0))} {self.verb}')
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -1382,8 +1382,8 @@ LOGIN_GRACE = 5            # seconds for a login to end after a signal
 REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
 LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
 LONGEST_LINE = 8192        # bytes of it in one line of the log
-LOOK_EVERY = 5             # seconds between a watchdog's looks, at most
-WATCH_EVERY = 0.5          # seconds between looks at a file that is read
+LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
+WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 
 
 class Signals:
@@ -1534,7 +1534,7 @@ def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals]
         except subprocess.TimeoutExpired:
             if watchdog is None:
                 raise
-        watchdog.look(bool(feeding) and not feeding.is_alive())
+        watchdog.check(bool(feeding) and not feeding.is_alive())
         if signals:
             signals.check()                            # it was told to end already
 
@@ -4358,8 +4358,10 @@ class Verifier:
         Raise Damaged, CommandFailed, OSError, Interrupted.
         """
         reading = Reading(path, form)
+        meter = Meter(self.console, 'verified', os.path.basename(path))
+        watchdog = Watchdog(self.limit, reading.at, meter, verb='read')
         try:
-            proof = bounded(lambda: reading.read(size), path, self.watcher(reading))
+            proof = bounded(lambda: reading.read(size), path, lambda: self.watch(reading, watchdog))
         finally:
             self.console.show('')
             reading.close()
@@ -4369,24 +4371,12 @@ class Verifier:
                              'not compared (install xxhash-libs, on Debian libxxhash0)')
         return proof
 
-    def watcher(self, reading: Reading) -> Callable[[], None]:
-        """What looks at a file while it is read: tells how far it is, ends it on a signal or if it
-        stands still."""
-        meter, standing, seen = Meter(self.console, 'verified', os.path.basename(
-            reading.path)), stopwatch(), 0
-
-        def watch() -> None:
-            nonlocal standing, seen
-            self.signals.check()
-            done, meter.expected = reading.at(), reading.total
-            meter.tell(done)
-            reading.forget(done)
-            if done != seen:
-                seen, standing = done, stopwatch()
-            if standing() > self.limit:
-                raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                    f'with {human_size(done)} read')
-        return watch
+    def watch(self, reading: Reading, watchdog: Watchdog) -> None:
+        """Check on a file that is read; raise Interrupted on a signal, CommandFailed if stalled."""
+        self.signals.check()
+        watchdog.meter.expected = reading.total
+        watchdog.check()
+        reading.forget(reading.at())
 
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
         """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
@@ -7278,7 +7268,7 @@ class Restorer:
                     self.console, 'unpacked', os.path.basename(path), size))
                 with opened(path) as source:
                     path = self.store.unpack(record, pieces_of(source), size, lambda: (
-                        self.signals.check(), watchdog.look()))
+                        self.signals.check(), watchdog.check()))
             return self.importer.import_disk(path, chosen.form, target, mark, self.limit)
         ref, vm = self.importer.import_vm(path, target, mark, self.limit)
         for vif in self.pool.where('VIF', 'VM', [ref]).values() if cut_off else ():

@@ -92,13 +92,15 @@ class Samples(ArchiveCase):
             began = clock[0]
             return lambda: clock[0] - began
         with unittest.mock.patch('VmBackup.stopwatch', stopwatch):
-            watch = self.verifier().watcher(reading)            # the limit is 60 s
+            meter = VmBackup.Meter(VmBackup.Console(None), 'verified', 'x')
+            watchdog = VmBackup.Watchdog(60, reading.at, meter, verb='read')
             for reading.at.return_value in (1, 2, 3, 3):
                 clock[0] += 50
-                watch()
+                self.verifier().watch(reading, watchdog)
             clock[0] += 50
-            with self.assertRaisesRegex(VmBackup.CommandFailed, 'no progress for 1 minutes'):
-                watch()
+            with self.assertRaisesRegex(VmBackup.CommandFailed,
+                                        'no progress for 1 minutes .*, with 3 bytes read'):
+                self.verifier().watch(reading, watchdog)
 
     def test_the_disks_are_those_that_were_put_in(self):
         data = gzip.decompress(sample('sample.xva.gz'))

@@ -133,7 +133,7 @@ class Watch(unittest.TestCase):
     def after(self, seconds, *fed):
         """So many seconds after it last saw something move, the watchdog looks."""
         self.watchdog.standing = lambda: seconds
-        self.watchdog.look(*fed)
+        self.watchdog.check(*fed)
         return self.watchdog.standing()
 
     def assert_stalled(self):
