@@ -1294,20 +1294,20 @@ def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
 # this program alone, which then ends what may be ended and cleans up with what may not.
 
 
-def end(child: subprocess.Popen, signum: int) -> None:
-    """Send a signal to a child that runs still, and to what it started (VMBACKUP_XE may name a
-    script that starts ssh)."""
+def send_signal(child: subprocess.Popen, signum: int) -> None:
+    """Send a signal to a running child and to what it started, as VMBACKUP_XE may name a script
+    that starts ssh."""
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signum)
 
 
 def reap(child: subprocess.Popen) -> None:
-    """Leave no child: end it gently, then hard. One that survives even that, as its storage
+    """End a child that still runs, gently, then hard. One that survives even that, as its storage
     hangs, is not waited for."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
-            end(child, signum)
+            send_signal(child, signum)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(REAP_TIMEOUT)
     for stream in (child.stdout, child.stderr):
@@ -1317,18 +1317,18 @@ def reap(child: subprocess.Popen) -> None:
 
 def bounded(function: Callable[[], Any], what: str,
             watch: Optional[Callable[[], None]] = None) -> Any:
-    """The result of a function that hangs if the share does.
+    """Return the result of a function that hangs if the share does.
 
-    Raise TargetError if it has none within SHARE_TIMEOUT seconds or, with a function to watch it,
-    what that raises; and what it raises itself.
+    Raise TargetError if it has none within SHARE_TIMEOUT seconds. With a `watch`, which is called
+    all the while, it may take any time, until that raises something.
     """
-    results = []               # type: List[Any]
+    results, errors = [], []   # type: List[Any], List[Exception]
 
     def work() -> None:
         try:
-            results.append((function(), None))
+            results.append(function())
         except Exception as error:                     # raised below, where it is awaited
-            results.append((None, error))
+            errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -1336,12 +1336,11 @@ def bounded(function: Callable[[], Any], what: str,
         watch()
         thread.join(WATCH_EVERY)
     thread.join(SHARE_TIMEOUT)
+    if errors:
+        raise errors[0]
     if not results:
         raise TargetError(f'{what} does not answer within {SHARE_TIMEOUT} seconds')
-    result, error = results[0]
-    if error:
-        raise error
-    return result
+    return results[0]
 
 
 class Watchdog:
@@ -1383,12 +1382,13 @@ REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
 LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
 LONGEST_LINE = 8192        # bytes of it in one line of the log
 LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
+F_SETPIPE_SZ = 1031        # fcntl(2)
 WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP: they end us at once while nothing is begun, later they end
-    exports, while every other step is finished first and `check` raises Interrupted after it.
+    """Handles SIGTERM, SIGINT and SIGHUP. Before anything is begun they end us at once, later they
+    end exports; every other step is finished first, and `check` raises Interrupted after it.
     """
 
     def __init__(self) -> None:
@@ -1398,7 +1398,7 @@ class Signals:
         self.children = set()  # type: set
 
     def install(self) -> None:
-        """Take the signals over, but for those that somebody chose to ignore (nohup)."""
+        """Handle the signals, except those that somebody chose to ignore (nohup)."""
         signal.signal(signal.SIGALRM, self.note)
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
@@ -1413,7 +1413,7 @@ class Signals:
         self.received = self.received or signum
         if self.children:
             for child in list(self.children):
-                end(child, signal.SIGTERM if first else signal.SIGKILL)
+                send_signal(child, signal.SIGTERM if first else signal.SIGKILL)
         elif self.logging_in and not alarm:
             signal.alarm(LOGIN_GRACE)
         elif self.at_once and (first or alarm):
@@ -1421,7 +1421,7 @@ class Signals:
 
     @staticmethod
     def ignore() -> None:
-        """Let none disturb the exit status any more."""
+        """Ignore them from now on, for the sake of the exit status."""
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
 
@@ -1432,15 +1432,16 @@ class Signals:
             raise Interrupted(self.received)
 
     @contextlib.contextmanager
-    def ending(self, child: subprocess.Popen) -> Iterator[None]:
-        """While this child runs, a signal ends it; raise Interrupted once it has ended."""
-        self.children.add(child)
+    def ending(self, children: Sequence[subprocess.Popen]) -> Iterator[None]:
+        """Let a signal end these children; raise Interrupted once they have ended by one."""
+        self.children.update(children)
         if self.received:
-            end(child, signal.SIGTERM)
+            for child in children:
+                send_signal(child, signal.SIGTERM)
         try:
             yield
         finally:
-            self.children.discard(child)
+            self.children.difference_update(children)
         self.check()
 
 
@@ -1453,26 +1454,20 @@ class Result(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it wrote to standard output."""
+        """Return what it wrote to standard output."""
         return self.output.decode('utf-8', 'replace').strip()
 
     @property
     def words(self) -> str:
-        """What it wrote to standard error."""
+        """Return what it wrote to standard error."""
         return self.errors.decode('utf-8', 'replace').strip()
 
 
 CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
 
 
-def child_environment() -> Dict[str, str]:
-    """Our environment, without the options that xe would add to every command."""
-    return dict({name: value for name, value in os.environ.items() if name != 'XE_EXTRA_ARGS'},
-                **{CHILD: str(os.getpid())})
-
-
 def end_program(number: int) -> None:
-    """End a process that is none of our children."""
+    """End a process that is not our child."""
     with contextlib.suppress(OSError):
         os.kill(number, signal.SIGTERM)
 
@@ -1484,37 +1479,45 @@ class Feeder:
         self.pieces = pieces   # of bytes; a generator, which is closed at the end
         self.done = 0          # bytes
         self.error = None      # type: Optional[Exception]
+        self.stream = None     # type: Any
+        self.thread = threading.Thread(target=self.work, daemon=True)
 
-    def start(self, stream: Any) -> threading.Thread:
+    def start(self, stream: Any) -> None:
         """Begin to write to a stream, which is closed at the end or after an error."""
-        thread = threading.Thread(target=self.work, args=(stream,), daemon=True)
-        thread.start()
-        return thread
+        self.stream = stream
+        self.thread.start()
 
-    def work(self, stream: Any) -> None:
-        """Write all of it. What fails is kept in `error`, but for a child that listens no more,
-        which has words of its own."""
-        with stream, contextlib.closing(self.pieces), contextlib.suppress(BrokenPipeError):
-            try:
+    def work(self) -> None:
+        """Write all of it; keep what fails for `finish`."""
+        try:
+            with self.stream, contextlib.closing(self.pieces):
                 for piece in map(memoryview, self.pieces):
                     while piece:
-                        sent = stream.write(piece)
-                        piece, self.done = piece[sent:], self.done + sent
-            except BrokenPipeError:
-                raise
-            except Exception as error:                 # raised by `run`, where it is awaited
+                        sent = self.stream.write(piece)
+                        piece = piece[sent:]
+                        self.done += sent
+        except Exception as error:
+            if not isinstance(error, BrokenPipeError):     # the child has words of its own
                 self.error = error
+
+    def finish(self) -> None:
+        """Wait for the thread, whose child has ended; raise what failed in it."""
+        self.thread.join(REAP_TIMEOUT)
+        if self.error:
+            raise self.error
 
 
 @contextlib.contextmanager
 def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
-    """A program that runs, in a session of its own; it is reaped at the end. Raise CommandFailed if
-    it cannot be started."""
-    streams = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE,
-               'bufsize': 0, 'env': child_environment()}         # type: Dict[str, Any]
+    """Run a program in a session of its own, and reap it at the end; `how` is Popen's. Raise
+    CommandFailed if it cannot be started."""
+    environ = dict(os.environ, **{CHILD: str(os.getpid())})
+    environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
+    usual = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                 bufsize=0, env=environ)               # type: Dict[str, Any]
     try:
         child = subprocess.Popen([encoded(word) for word in argv], start_new_session=True,
-                                 **dict(streams, **how))
+                                 **dict(usual, **how))
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
     try:
@@ -1523,20 +1526,20 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
         reap(child)
 
 
-def wait_for(child: subprocess.Popen, timeout: float, signals: Optional[Signals],
-             watchdog: Optional[Watchdog],
-             feeding: Optional[threading.Thread] = None) -> Tuple[bytes, bytes]:
-    """What a child wrote until it ended. Raise subprocess.TimeoutExpired, CommandFailed,
-    Interrupted if it does not end."""
+def wait_for(child: subprocess.Popen, signals: Signals, timeout: float,
+             watchdog: Optional[Watchdog], feeder: Optional[Feeder]) -> Result:
+    """Wait for a child to end. Raise subprocess.TimeoutExpired after `timeout` seconds or, with a
+    watchdog in place of that, CommandFailed if nothing moves; Interrupted if a signal does not
+    end it."""
     while True:
         try:
-            return child.communicate(timeout=watchdog.pause() if watchdog else timeout)
+            output, errors = child.communicate(timeout=watchdog.pause() if watchdog else timeout)
+            return Result(child.returncode, output or b'', errors)
         except subprocess.TimeoutExpired:
             if watchdog is None:
                 raise
-        watchdog.check(bool(feeding) and not feeding.is_alive())
-        if signals:
-            signals.check()                            # it was told to end already
+        watchdog.check(feeder is not None and not feeder.thread.is_alive())
+        signals.check()                                # it was told to end already
 
 
 def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
@@ -1546,48 +1549,45 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     compresses its output, and the open file into which it does.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
-    with a watchdog in the place of that, does not move, and if the packer fails; and what a feeder
+    with a watchdog in place of that, does not move, and if the packer fails; and what a feeder
     met.
     """
+    signals = signals or Signals()
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
             argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
-        stream, child.stdin = child.stdin, None        # else communicate() would close it
         children = [child]
         if packer:
+            command, file = packer
             children.append(stack.enter_context(started(
-                packer[0], stdin=child.stdout, stdout=packer[1])))
+                command, stdin=child.stdout, stdout=file)))
             child.stdout.close()                       # the packer has it
             child.stdout = None
-        feeding = feeder.start(stream) if feeder else None
-        with contextlib.ExitStack() as ending:
-            for each in children if signals else ():
-                ending.enter_context(signals.ending(each))
-            try:
-                ended = [wait_for(each, timeout, signals, watchdog, feeding)
-                         for each in children]
-            except subprocess.TimeoutExpired:
-                raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
-        if feeding:
-            feeding.join(REAP_TIMEOUT)
-            if feeder.error:
-                raise feeder.error
-        results = [Result(each.returncode, output or b'', errors)
-                   for each, (output, errors) in zip(children, ended)]
+        if feeder:
+            feeder.start(child.stdin)
+            child.stdin = None                         # else communicate() would close it
+        try:
+            with signals.ending(children):
+                results = [wait_for(each, signals, timeout, watchdog, feeder)
+                           for each in children]
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
+        if feeder:
+            feeder.finish()
         last = results[-1]
         if packer and last.status:
-            raise CommandFailed('{} failed: {}'.format(
-                packer[0][0], last.words or f'exit status {last.status}'))
+            words = last.words or f'exit status {last.status}'
+            raise CommandFailed(f'{command[0]} failed: {words}')
         return results[0]
 
 
-def ends(child: subprocess.Popen, timeout: float, signals: Optional[Signals] = None) -> bool:
-    """Whether a child ends in time, or soon after a signal. It is not reaped: as long as it is
-    not, the number of its process group is nobody else's."""
-    elapsed = stopwatch()
+def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool:
+    """Wait for a child to end; return False if it has not done so in time, or soon after a signal.
+    It is not reaped: until then, nobody else gets the number of its process group."""
+    elapsed, asked = stopwatch(), False
     while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        if signals and signals.received:
-            timeout, signals = min(timeout, elapsed() + REAP_TIMEOUT), None
+        if signals.received and not asked:
+            timeout, asked = min(timeout, elapsed() + REAP_TIMEOUT), True
         if elapsed() > timeout:
             return False
         pause(0.02)
@@ -1596,8 +1596,8 @@ def ends(child: subprocess.Popen, timeout: float, signals: Optional[Signals] = N
 
 def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
              signals: Optional[Signals], tell: Callable[[str], None]) -> int:
-    """Run a program with further variables; return its exit status, or -N for signal N. `tell` is
-    given each line that it prints, at once; with `signals`, a signal ends it.
+    """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
+    with each line that it prints, at once; with `signals`, a signal ends it.
 
     What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
     cannot be started or does not end within `timeout` seconds, Interrupted.
@@ -1607,32 +1607,33 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
 
+    signals = signals or Signals()
     with started(argv, bufsize=-1, stderr=subprocess.STDOUT,
                  env=dict(os.environ, **environ)) as child:
         listener = threading.Thread(target=listen, args=(child.stdout,), daemon=True)
         child.stdout, over = None, False               # the thread closes it
         try:
             listener.start()
-            with signals.ending(child) if signals else contextlib.ExitStack():
-                over = ends(child, timeout, signals)
+            with signals.ending([child]):
+                over = has_ended(child, timeout, signals)
             if not over:
                 raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
             return child.wait()
         finally:
-            if not over or signals and signals.received:   # it, and whatever it has started
-                end(child, signal.SIGTERM)
-                ends(child, REAP_TIMEOUT)
-                end(child, signal.SIGKILL)
+            if not over or signals.received:           # it, and whatever it has started
+                send_signal(child, signal.SIGTERM)
+                has_ended(child, REAP_TIMEOUT, Signals())
+                send_signal(child, signal.SIGKILL)
             if listener.is_alive():
                 listener.join(LAST_WORDS)
 
 
 def disk_free(path: str) -> str:
-    """What df says of a directory; raise CommandFailed if it says nothing."""
+    """Return what df prints of a directory; raise CommandFailed if it prints nothing."""
     result = run(['df', '-Th', path], SHARE_TIMEOUT)
     if result.status or not result.output:
         raise CommandFailed('df failed: ' + result.words)
-    return result.output.decode('utf-8', 'replace')
+    return result.text
 
 
 def packing_command(compression: Compression, undo: bool = False) -> List[str]:
@@ -1650,14 +1651,12 @@ def packing_command(compression: Compression, undo: bool = False) -> List[str]:
 class Filter:
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
 
-    pipe = 1 << 20             # bytes that it may be ahead (Linux: fcntl(2), F_SETPIPE_SZ)
-
     def __init__(self, argv: Sequence[str], handle: int) -> None:
         self.name = os.path.basename(argv[0])
         self.running = contextlib.ExitStack()
         self.child = self.running.enter_context(started(argv, stdin=handle))
         with contextlib.suppress(OSError):             # it is only a matter of speed
-            fcntl.fcntl(self.child.stdout, 1031, self.pipe)
+            fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, 1 << 20)      # bytes
 
     def readinto(self, view: memoryview) -> int:
         """Read what is there; 0 at the end. Raise Damaged if the program found the input bad,
@@ -1665,10 +1664,11 @@ class Filter:
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
             words = self.child.stderr.read().decode('utf-8', 'replace').strip()
-            if self.child.wait() < 0:
-                raise CommandFailed(f'{self.name} was ended by signal {-self.child.returncode}')
-            if self.child.returncode:
-                raise Damaged('{} says: {}'.format(self.name, ' / '.join(words.split('\n'))))
+            status = self.child.wait()
+            if status < 0:
+                raise CommandFailed(f'{self.name} was ended by signal {-status}')
+            if status:
+                raise Damaged(f'{self.name} says: ' + words.replace('\n', ' / '))
         return got
 
     def close(self) -> None:
@@ -1677,12 +1677,12 @@ class Filter:
 
 
 def be_gentle(idle: bool) -> None:
-    """From now on, let everybody else have the CPUs and the disks first; if `idle`, do not even
-    compete for the disks. What we start does the same."""
+    """Let everybody else have the CPUs and the disks first, also before the programs that we start;
+    if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
+    words = ['ionice', '-c', '3'] if idle else ['ionice', '-c', '2', '-n', '7']
     with contextlib.suppress(CommandFailed):           # the system has no I/O priorities
-        run(['ionice'] + (['-c', '3'] if idle else ['-c', '2', '-n', '7']) +
-            ['-p', str(os.getpid())], SHARE_TIMEOUT)
+        run(words + ['-p', str(os.getpid())], SHARE_TIMEOUT)
 
 
 class Xe:
@@ -1695,27 +1695,26 @@ class Xe:
         self.number = 0 if numbered else None          # type: Optional[int]
 
     def argv(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
-        """The argument list of a command; True is spelt true, and new_name is spelt new-name."""
-        def word(name: str, value: Any) -> str:
+        """Return the arguments of a command; True becomes true, and new_name becomes new-name."""
+        words = [self.program, verb]
+        for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
-            return '{}={}'.format(name.replace('_', '-'), text)
-        return [self.program, verb] + [word(*item) for item in parameters.items()]
+            words.append('{}={}'.format(name.replace('_', '-'), text))
+        return words
 
     def ask(self, verb: str, **parameters: Any) -> bytes:
-        """The output of a command that changes nothing; it is not numbered in the log.
-
-        Raise CommandFailed.
-        """
+        """Return the output of a command that changes nothing and is not logged. Raise
+        CommandFailed."""
         return self.finish(self.argv(verb, parameters), signals=self.signals).output
 
     def tell(self, verb: str, **parameters: Any) -> str:
-        """Let a command change the pool; return its output. Raise CommandFailed."""
+        """Run a command that changes the pool; return its output. Raise CommandFailed."""
         return self.finish(self.announce(verb, parameters)).text
 
     def export(self, verb: str, watchdog: Optional[Watchdog] = None,
                packer: Optional[Tuple[Sequence[str], int]] = None, **parameters: Any) -> str:
-        """Let a command write a file, or its output be compressed into one (see `run`), for as long
-        as it moves; a signal ends it.
+        """Run a command that writes a file, or whose output a packer compresses into one (see
+        `run`), as long as it moves; a signal ends it. Return its output.
 
         Raise CommandFailed. Exit status 0 does not prove that there is a file (xapi:
         cli_operations.ml, download_file).
@@ -1727,22 +1726,19 @@ class Xe:
 
     def feed(self, verb: str, watchdog: Watchdog, feeder: Optional[Feeder] = None,
              **parameters: Any) -> str:
-        """Let a command read a file, or what is fed to its standard input, for as long as it
-        moves; a signal ends it. Return its output.
-
-        Raise CommandFailed, and what the feeder met.
-        """
+        """Run a command that reads a file, or what is fed to its standard input, as long as it
+        moves; a signal ends it. Return its output. Raise CommandFailed, and what the feeder met."""
         return self.finish(self.announce(verb, parameters), signals=self.signals,
                            watchdog=watchdog, feeder=feeder).text
 
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
-        """Log a command, with its number if they have any."""
+        """Log a command, with a number if they are numbered; return its arguments."""
         argv = self.argv(verb, parameters)
-        if self.number is None:
-            self.console.log(quoted(argv))
-            return argv
-        self.number += 1
-        self.console.log(f'{self.number}.cmd: {quoted(argv)}')
+        number = ''
+        if self.number is not None:
+            self.number += 1
+            number = f'{self.number}.cmd: '
+        self.console.log(number + quoted(argv))
         return argv
 
     def finish(self, argv: List[str], **how: Any) -> Result:
@@ -1755,8 +1751,9 @@ class Xe:
         self.console.log_lines(result.words)
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
-            raise CommandFailed('xe {} failed: {}'.format(argv[1], ' / '.join(
-                result.words.splitlines()[-4:]) or f'exit status {result.status}'))
+            last_words = ' / '.join(result.words.splitlines()[-4:])
+            raise CommandFailed('xe {} failed: {}'.format(
+                argv[1], last_words or f'exit status {result.status}'))
         if re.search('^Export (failed|cancelled)', result.words, re.MULTILINE):
             raise CommandFailed(f'xe {argv[1]} failed, with exit status 0')
         return result
