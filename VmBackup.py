@@ -497,6 +497,19 @@ class Console:
                 data = data[self.stream.write(data) or len(data):]
 
 
+def explain(error: BaseException, console: Console) -> str:
+    """Return the sentence for what ended something; log the traceback of a bug of ours."""
+    if isinstance(error, Interrupted):
+        return f'ended by signal {error.signum}'
+    if isinstance(error, VmBackupError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f'cannot access {error.filename}: {reason}' if error.filename else reason
+    console.log_lines(traceback.format_exc())
+    return f'a bug in VmBackup.py, please report it: {error!r}'
+
+
 class Meter:
     """Tells how far a file is: always on a terminal, every ten minutes in a log."""
 
@@ -544,8 +557,17 @@ class Rule(NamedTuple):
     where: str                 # 'FILE line N' or 'command line'
 
 
+class CommandLine(NamedTuple):
+    """The parts of a command line."""
+
+    command: str
+    password: str = ''         # '' for a command that does not log in
+    words: Tuple[str, ...] = ()        # what it is about: a config file, a directory, a VM
+    options: Dict[str, str] = {}       # all that the command has; '' for those not given
+
+
 class Invocation(NamedTuple):
-    """A command line that asks for a run or a preview."""
+    """What is asked of a run or a preview."""
 
     password: str = ''         # as given: a password, the name of a password file, or 'local'
     config_file: str = ''      # '' when a vm-selector was given
@@ -618,7 +640,7 @@ def one_of(**meanings: Any) -> Callable[[str], Any]:
         if text.lower() not in meanings:
             raise ValueError('invalid')
         return meanings[text.lower()]
-    parse.range, parse.words = ', '.join(meanings), meanings   # type: ignore
+    parse.range = ', '.join(meanings)                  # type: ignore
     return parse
 
 
@@ -672,14 +694,6 @@ class Key(NamedTuple):
     def range(self) -> str:
         """The numbers or words that it takes, or '' where its meaning tells what it takes."""
         return getattr(self.parse, 'range', '')
-
-    def text(self, value: Any) -> str:
-        """A value of it as a config file has it."""
-        words = [word for word, meaning in getattr(self.parse, 'words', {}).items()
-                 if meaning == value]
-        if isinstance(value, tuple):
-            return ', '.join(value)
-        return words[-1] if words else '' if value is None else re.sub(r'\.0\Z', '', str(value))
 
 
 YES_NO = dict(true=True, false=False)
@@ -770,8 +784,7 @@ KEYS = (
         'When to mail: always, problems (warnings and errors only), never'),
 )
 METHODS = ('vm-export', 'vdi-export', 'exclude', 'exclude-disk')
-OPTIONS = {'compress': tuple(COMPRESS), 'pre_clean': tuple(YES_NO),
-           'ignore_extra_keys': tuple(YES_NO), 'parallel': (), 'parallel_per_sr': ()}
+OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
 LONGEST_PASSWORD = 4096    # bytes of a password file
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
@@ -784,7 +797,7 @@ class Config(NamedTuple):
     rules: Tuple[Rule, ...]
     unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
     errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
-    origins: Dict[str, str] = {}   # where each value is from, unless it is a default
+    given: Dict[str, Tuple[str, str]] = {}     # text and place of each value that is no default
     notes: Tuple[str, ...] = ()    # what may be meant otherwise
 
 
@@ -806,12 +819,13 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
     values = default_values()
     parsers = {key.name: key.parse for key in KEYS}
     rules, unexpected, errors, notes = [], [], [], []
-    origins, places = {}, {}   # type: Dict[str, str], Dict[str, str]
+    given = {}                 # type: Dict[str, Tuple[str, str]]
+    places = {}                # type: Dict[str, str]
 
     def take(name: str, text: str, place: str) -> None:
         try:
             values[name] = parsers[name](text)
-            origins[name] = place
+            given[name] = text, place
         except ValueError as error:
             errors.append(f'ERROR: config {name} {error} -> {text} ({place})')
 
@@ -842,9 +856,9 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
         if report and path and os.path.abspath(path) == os.path.abspath(report):
             values['report_file'] = ''
             errors.append(f'ERROR: config report_file would replace {name} -> {report} '
-                          f'({origins.get("report_file", "default")})')
+                          f'({given.get("report_file", ("", "default"))[1]})')
     return Config(Settings(**values), tuple(rules) + invocation.rules,
-                  tuple(unexpected), tuple(errors), origins, tuple(notes))
+                  tuple(unexpected), tuple(errors), given, tuple(notes))
 
 
 def read_config(invocation: Invocation) -> Config:
@@ -866,29 +880,20 @@ def read_config(invocation: Invocation) -> Config:
     return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
 
 
-def parse_arguments(words: Sequence[str]) -> Invocation:
-    """Parse `<password> <config-file|vm-selector> [preview] [name=value ...]`. Raise UsageError."""
-    password, target = words[0], words[1]
+def invocation_of(line: CommandLine) -> Invocation:
+    """Return what a command line asks of a run or a preview. Raise UsageError."""
+    target, options = line.words[0], line.options
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
-    if '/' in target and os.path.isdir(native(target)):
+    path = native(target)
+    if '/' in target and os.path.isdir(path):
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
-    preview, options = False, {}
-    for word in words[2:]:
-        name, equals, value = word.partition('=')
-        name = name.lower()
-        if name == 'preview' and not equals:
-            preview = True
-        elif equals and name in OPTIONS:
-            if value.lower() not in (OPTIONS[name] or (value.lower(),)):
-                raise UsageError(f'invalid value: {word} (see VmBackup.py help)')
-            options[name] = value
-        else:
-            raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
-    extra_keys = options.pop('ignore_extra_keys', 'false').lower() == 'true'
-    if os.path.exists(native(target)) and not os.path.isdir(native(target)):
-        return Invocation(password, native(target), (), preview, extra_keys, options)
-    return Invocation(password, '', (selector(target),), preview, extra_keys, options)
+    is_file = os.path.exists(path) and not os.path.isdir(path)
+    return Invocation(
+        line.password, path if is_file else '', () if is_file else (selector(target),),
+        preview=options['preview'] == 'preview',
+        ignore_extra_keys=options['ignore_extra_keys'] == 'true',
+        overrides={name: value for name, value in options.items() if name in OVERRIDES and value})
 
 
 def selector(word: str) -> Rule:
@@ -6378,7 +6383,7 @@ def refuse_unexpected(config: Config, console: Console) -> None:
         raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
 
 
-def run_preview(invocation: Invocation, console: Console, signals: Signals) -> int:
+def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
     refuse_unexpected(config, console)
@@ -6405,10 +6410,12 @@ def run_preview(invocation: Invocation, console: Console, signals: Signals) -> i
     return WARNING.status if plan.warnings else SUCCESS.status
 
 
-def run_backup(invocation: Invocation, console: Console, signals: Signals) -> int:
+def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command that makes backups; return the exit status. Where the config file cannot be read,
     the mail goes to whom the script's first page says."""
-    unreadable = ''
+    invocation, unreadable = invocation_of(line), ''
+    if invocation.preview:
+        return preview(invocation, console, signals)
     try:
         config = load_config(invocation, console)
     except ConfigError as error:
@@ -6440,22 +6447,6 @@ def run_backup(invocation: Invocation, console: Console, signals: Signals) -> in
 # ----------------------------------------------------------------------------------------------
 # 19. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
-
-
-def options_of(words: Sequence[str], **choices: Tuple[str, ...]) -> Dict[str, str]:
-    """The values of `name=value` words, and of the word preview. `choices`: the values that a name
-    can have, the default first; none: any, and '' by default. Raise UsageError."""
-    options = {name: ''.join(values[:1]) for name, values in choices.items()}
-    for word in words:
-        name, _, value = word.partition('=')
-        name = name.lower()
-        values = choices.get(name)
-        if word.lower() == 'preview' and values:
-            value = 'yes'
-        elif values is None or not value or values and value.lower() not in values:
-            raise UsageError(f'unknown option: {word} (see VmBackup.py help)')
-        options[name] = value.lower() if values else value
-    return options
 
 
 def refuse_mistakes(config: Config, console: Console) -> None:
@@ -6608,17 +6599,10 @@ class VerifyCommand:
         self.tokens += [token] * (token != 'NOTE')
 
 
-def run_verify(words: Sequence[str], console: Console, signals: Signals) -> int:
-    """The command `verify`; return the exit status. Raise VmBackupError."""
-    options = options_of(words[1:], vm=(), backups=('newest', 'all'))
-    if not words:
-        raise UsageError('wanted: verify <config-file|backup_dir|backup|file> [vm=vm-selector] '
-                         '[backups=newest|all]')
-    try:
-        return VerifyCommand(console, signals).carry_out(native(words[0]), options['vm'],
-                                                         options['backups'] == 'all')
-    except OSError as error:
-        raise TargetError(f'cannot read {words[0]}: {error.strerror}')
+def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
+    """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
+    return VerifyCommand(console, signals).carry_out(
+        native(line.words[0]), line.options['vm'], line.options['backups'] == 'all')
 
 
 def time_in(record: Dict[str, Any]) -> Optional[str]:
@@ -6796,18 +6780,15 @@ class Listing:
                 os.path.basename(backup['path'])]
 
 
-def run_list(words: Sequence[str], console: Console) -> int:
-    """The command `list`; return the exit status. Raise VmBackupError."""
-    options, listing = options_of(words[1:], vm=(), format=('table', 'json')), Listing()
-    if not words:
-        raise UsageError('wanted: list <config-file|backup_dir> [vm=vm-selector] '
-                         '[format=table|json]')
-    try:
-        listing.look(native(words[0]), options['vm'], console)
-    except OSError as error:
-        raise TargetError(f'cannot read {words[0]}: {error.strerror}')
-    console.write(json.dumps(listing.document(), indent=1) + '\n' if options['format'] == 'json'
-                  else ''.join(printable(line) + '\n' for line in listing.table()))
+def run_list(line: CommandLine, console: Console, _: Signals) -> int:
+    """The command `list`; return the exit status. Raise VmBackupError, OSError."""
+    listing = Listing()
+    listing.look(native(line.words[0]), line.options['vm'], console)
+    if line.options['format'] == 'json':
+        console.write(json.dumps(listing.document(), indent=1) + '\n')
+    else:
+        for row in listing.table():
+            console.write(printable(row) + '\n')
     return listing.status()
 
 
@@ -6900,39 +6881,27 @@ class Prune:
         self.console.log(f'ERROR {path}: {getattr(error, "strerror", None) or error}')
 
 
-def run_prune(words: Sequence[str], console: Console, signals: Signals) -> int:
-    """The command `prune`; return the exit status. Raise VmBackupError."""
-    options = options_of(words[1:], vm=(), preview=('no', 'yes'))
-    if not words:
-        raise UsageError('wanted: prune <config-file> [vm=vm-selector] [preview]')
-    config = read_config(Invocation(config_file=native(words[0])))
+def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
+    """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
+    config = read_config(Invocation(config_file=native(line.words[0])))
     signals.at_once = False
-    try:
-        return Prune(config, options['preview'] == 'yes', console, signals).carry_out(options['vm'])
-    except OSError as error:
-        raise TargetError(f'cannot read {config.settings.backup_dir}: {error.strerror}')
+    previewing = line.options['preview'] == 'preview'
+    return Prune(config, previewing, console, signals).carry_out(line.options['vm'])
 
 
-def run_protect(words: Sequence[str], console: Console, protect: bool) -> int:
-    """The commands `protect` and `unprotect`; return the exit status. Raise VmBackupError."""
-    name = 'protect' if protect else 'unprotect'
-    if not words:
-        raise UsageError(f'wanted: {name} <backup>...')
-    backups = [BackupDir(os.path.abspath(native(word)), 0) for word in words]
+def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
+    """The commands `protect` and `unprotect`; return the exit status. Raise VmBackupError,
+    OSError."""
+    protect = line.command == 'protect'
+    backups = [BackupDir(os.path.abspath(native(word)), 0) for word in line.words]
     for backup in backups:
-        try:
-            if kind_of(backup.path) != 'backup' or not backup.is_good() or os.path.basename(
-                    backup.path).startswith(DELETING):
-                raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
-        except OSError as error:
-            raise TargetError(f'cannot read {backup.path}: {error.strerror}')
+        if kind_of(backup.path) != 'backup' or not backup.is_good() or os.path.basename(
+                backup.path).startswith(DELETING):
+            raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
     for backup in backups:
-        try:
-            if backup.is_protected() != protect:
-                backup.protect(protect)
-        except OSError as error:
-            raise TargetError(f'cannot {name} {backup.path}: {error.strerror}')
-        console.log(f'{name}ed: {backup.path}')
+        if backup.is_protected() != protect:
+            backup.protect(protect)
+        console.log(f'{line.command}ed: {backup.path}')
     return SUCCESS.status
 
 
@@ -7058,11 +7027,11 @@ class Restorer:
         """Look, verify, restore; return the exit status. Raise VmBackupError, OSError,
         Interrupted."""
         target = self.look(chosen, options)
-        if options['preview'] == 'yes':
+        if options['preview']:
             self.console.log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
         self.settle()
-        if options['verify'] == 'yes':
+        if options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target, options['start'] == 'true')
         return (WARNING if self.warnings else SUCCESS).status
@@ -7299,29 +7268,22 @@ def refuse_dump(path: str, console: Console) -> None:
     raise UsageError(f'not restored: {path} is a dump of the pool database (see above)')
 
 
-def run_restore(password: str, word: str, words: Sequence[str], console: Console,
-                signals: Signals) -> int:
-    """The command `restore=`; return the exit status. Raise VmBackupError, Interrupted."""
-    options = options_of(words, date=(), name=(), sr=(), attach=(), verify=('yes', 'no'),
-                         preserve=('false', 'true'), start=('false', 'true'),
-                         preview=('no', 'yes'), **{'from': ()})
+def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
+    """The command `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     signals.at_once = False
-    try:
-        sources = Sources(options['from'], console)
-        chosen = sources.find(word, options['date'])
-        if chosen.form == '.dump':
-            refuse_dump(chosen.path, console)
-        if chosen.form not in ('.xva', '.raw', '.vhd'):
-            raise UsageError(f'no archive or image: {chosen.path}')
-        with Pool.connect(login_word(password, console), console, signals) as pool:
-            restorer = Restorer(pool, sources, console, signals)
-            try:
-                return restorer.carry_out(chosen, options)
-            finally:
-                for warning in restorer.warnings:
-                    console.log(f'***WARNING - {warning}')
-    except OSError as error:
-        raise TargetError(f'cannot restore {word}: {error.strerror or error}')
+    sources = Sources(line.options['from'], console)
+    chosen = sources.find(line.words[0], line.options['date'])
+    if chosen.form == '.dump':
+        refuse_dump(chosen.path, console)
+    if chosen.form not in ('.xva', '.raw', '.vhd'):
+        raise UsageError(f'no archive or image: {chosen.path}')
+    with Pool.connect(login_word(line.password, console), console, signals) as pool:
+        restorer = Restorer(pool, sources, console, signals)
+        try:
+            return restorer.carry_out(chosen, line.options)
+        finally:
+            for warning in restorer.warnings:
+                console.log(f'***WARNING - {warning}')
 
 
 class TestRestore:
@@ -7331,7 +7293,7 @@ class TestRestore:
         self.restorer = restorer
         self.sources = sources
         self.options = options
-        self.previewing = options['preview'] == 'yes'
+        self.previewing = options['preview'] == 'preview'
         self.console = restorer.console
         settings = sources.config.settings
         self.status_log = StatusLog(
@@ -7342,8 +7304,6 @@ class TestRestore:
     def carry_out(self, word: str) -> None:
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
         Interrupted, OSError."""
-        if not word:
-            raise UsageError('wanted: test-restore=<vm-selector>')
         store = self.sources.store
         histories, plan = choose([history for history in store.histories() if history.holds_any()],
                                  self.sources.config, word)
@@ -7429,22 +7389,17 @@ class TestRestore:
         return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
 
 
-def run_test_restore(password: str, word: str, words: Sequence[str], console: Console,
-                     signals: Signals) -> int:
-    """The command `test-restore=`; return the exit status. Raise VmBackupError."""
-    options = options_of(words, sr=(), preview=('no', 'yes'), **{'from': ()})
+def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:
+    """The command `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
     signals.at_once = False
-    try:
-        sources = Sources(options['from'], console)
-    except OSError as error:
-        raise TargetError(f'cannot read {options["from"]}: {error.strerror}')
+    sources = Sources(line.options['from'], console)
     be_gentle(False)
     restorer = Restorer(None, sources, console, signals)
-    test, signum, errors = TestRestore(restorer, sources, options), 0, 0
+    test, signum, errors = TestRestore(restorer, sources, line.options), 0, 0
     try:
-        with Pool.connect(login_word(password, console), console, signals) as pool:
+        with Pool.connect(login_word(line.password, console), console, signals) as pool:
             restorer.pool = restorer.importer.pool = pool
-            test.carry_out(word)
+            test.carry_out(line.words[0])
     except Interrupted as interruption:
         signum = interruption.signum
         console.log(f'ERROR ended by signal {signum}')
@@ -7463,6 +7418,7 @@ def run_test_restore(password: str, word: str, words: Sequence[str], console: Co
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
+UNKNOWN = 3
 LONGEST_ANSWER = 4000      # bytes; Nagios takes 4096
 MOST_NAMES = 10            # of VMs or such in one text
 
@@ -7602,32 +7558,19 @@ class StatusCheck:
                 about_vm(name, token) for name, token in last.failed])))
 
 
-def run_status(words: Sequence[str], console: Console, _: Signals) -> int:
-    """The command `status`; return the exit status. Whatever happens, it prints one line."""
+def run_status(line: CommandLine, console: Console, _: Signals) -> int:
+    """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     waited = stopwatch()
 
     def check() -> None:
         if waited() > STATUS_TIMEOUT:
             raise TargetError(f'no answer within {STATUS_TIMEOUT} seconds')
-    try:
-        options = options_of(words[1:], max_age=())
-        if not ''.join(words[:1]):
-            raise UsageError('wanted: status <config-file> [max_age=26h]')
-        status_check = StatusCheck(options['max_age'] or '26h')
-        bounded(lambda: status_check.look(native(words[0])), 'backup_dir', check)
-        found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
-        status, text = found[0][0], '; '.join(text for _, text in found)
-        line = answer(status, text, ' '.join(status_check.figures))
-    except VmBackupError as error:
-        status, line = 3, answer(3, re.sub(r'^\**ERROR\W*', '', str(error)))
-    except OSError as error:
-        status, line = 3, answer(3, f'cannot read {error.filename}: {error.strerror}')
-    except Interrupted as interruption:
-        status, line = 3, answer(3, f'ended by signal {interruption.signum}')
-    except Exception as error:
-        status, line = 3, answer(3, f'a bug in VmBackup.py, please report it: {error!r}')
-    console.write(line)
-    return status
+    status_check = StatusCheck(line.options['max_age'] or '26h')
+    bounded(lambda: status_check.look(native(line.words[0])), 'backup_dir', check)
+    found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
+    text = '; '.join(text for _, text in found)
+    console.write(answer(found[0][0], text, ' '.join(status_check.figures)))
+    return found[0][0]
 
 
 def pattern_of(rule: Rule) -> str:
@@ -7676,18 +7619,16 @@ def rule_problems(rules: Sequence[Rule]) -> List[str]:
     return problems
 
 
-def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
+def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    options = options_of(words[1:], ignore_extra_keys=('false', 'true'))
-    if not ''.join(words[:1]):
-        raise UsageError('wanted: check-config <config-file> [ignore_extra_keys=True]')
     config = load_config(Invocation(
-        config_file=native(words[0]),
-        ignore_extra_keys=options['ignore_extra_keys'] == 'true'), console)
+        config_file=native(line.words[0]),
+        ignore_extra_keys=line.options['ignore_extra_keys'] == 'true'), console)
     for key in KEYS:
-        console.log('  {:23s} = {}   ({})'.format(
-            key.name, key.text(getattr(config.settings, key.name)),
-            config.origins.get(key.name, 'default')))
+        value = getattr(config.settings, key.name)
+        text, place = config.given.get(key.name, (str(key.default), 'default'))
+        shown = value if isinstance(value, str) else text      # a path in full, a number as it was
+        console.log(f'  {key.name:23s} = {shown}   ({place})')
     for rule in config.rules:
         console.log(f'  {rule.method}={rule.text}   ({rule.where})')
     problems = list(config.unexpected + config.errors) + rule_problems(config.rules)
@@ -7715,15 +7656,14 @@ def run_check_config(words: Sequence[str], console: Console, _: Signals) -> int:
     return (WARNING if problems else SUCCESS).status
 
 
-def run_test_mail(words: Sequence[str], console: Console, _: Signals) -> int:
+def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
-    if len(words) != 1 or not words[0]:
-        raise UsageError('wanted: test-mail <config-file>')
-    config = load_config(Invocation(config_file=native(words[0]), ignore_extra_keys=True), console)
+    path = native(line.words[0])
+    config = load_config(Invocation(config_file=path, ignore_extra_keys=True), console)
     refuse_mistakes(config, console)
     settings = config.settings
     if not settings.mail_to:
-        raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {words[0]})')
+        raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {path})')
     console.log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
         ', '.join(settings.mail_to), settings.mail_smtp_server or 'localhost',
         settings.mail_smtp_port, security_of(settings), settings.mail_smtp_user or 'none'))
@@ -7748,94 +7688,7 @@ Also: {name} help    - for additional parameter usage
   or: {name} example - for some simple example usage
 """
 
-HELP = """Usage-help:
-{program}  <password|password-file|local> <config-file|vm-selector> [preview] [optional params]
-
-required params:
-	<password|password-file|local> - password of root, or a file in which create-password-file=
-		put it, or the word local: no password, through the local unix socket of this host
-	<config-file|vm-selector> - several options:
-		config-file - a common choice for production crontab execution
-		vm-selector - a single VM name or regex, which defaults to vm-export
-			note with a vm-selector the defaults of the script's first page are in effect
-		vm-export=vm-selector  - explicit vm-export
-		vdi-export=vm-selector - explicit vdi-export
-
-optional params:
-	[preview] - validate config and password, show what would be done; changes nothing
-	[compress=False|True|gzip|zstd|none] - of vm-exports; True is gzip (default: {compress})
-	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
-	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
-	[parallel=N] - back up N VMs side by side (default: {parallel})
-	[parallel_per_sr=N] - of these, N with disks in the same SR; 0: no limit (default: {per_sr})
-
-alternate form - verify:
-{program}  verify <config-file|backup_dir|backup|file> [vm=vm-selector] [backups=newest|all]
-
-	reads backups and proves them whole, without the pool: the newest one (default) or all of
-		each VM that the config file or vm= chooses
-
-alternate form - list:
-{program}  list <config-file|backup_dir> [vm=vm-selector] [format=table|json]
-
-	tells what backups there are of each VM that the config file or vm= chooses, and which of
-		these VMs has no good one, without the pool
-
-alternate form - prune:
-{program}  prune <config-file> [vm=vm-selector] [preview]
-
-	deletes the backups that no rule of the config file keeps, and tells of each backup which rule
-		does, without the pool
-
-alternate form - protect, unprotect:
-{program}  protect <backup>...
-
-	a backup that is protected is not counted by any rule, and never deleted
-
-alternate form - restore:
-{program}  <password|local> restore=<vm-name|backup|file> [preview] [optional params]
-
-	brings back a VM from a vm-export, or a disk from a vdi-export: the newest good backup, as a
-		new VM or disk that is not started; preview shows what would be done
-
-	[date=2026-03-01] - the backup of that time, of which the beginning is enough
-	[from=config-file|backup_dir] - where the VM's backups are (default: the first page's)
-	[sr=name|uuid] - where the disks go (default: the pool's default SR)
-	[name=new-name] - of the VM or disk
-	[preserve=True] - keep the MAC addresses; refused while the VM is there
-	[start=True] - start the VM
-	[attach=vm] - a disk: put it on this VM, which has to be halted
-	[verify=no] - do not prove the backup first
-
-alternate form - test-restore:
-{program}  <password|local> test-restore=<vm-selector> [from=config-file|backup_dir] [sr=name|uuid]
-
-	restores the newest good backup of each VM, proves it, and destroys what was restored
-
-alternate form - status:
-{program}  status <config-file> [max_age=26h]
-
-	a plug-in for Nagios, Icinga and Checkmk: whether each VM that the config file chooses has a
-		good backup that is no older than that, the last run ended well, and nothing is left over
-		(exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN)
-
-alternate form - check-config:
-{program}  check-config <config-file> [ignore_extra_keys=True]
-
-	tells the settings that are in effect, and what is wrong in a config file, without the pool
-
-alternate form - test-mail:
-{program}  test-mail <config-file>
-
-	sends a mail as a run would
-
-alternate form - create-password-file:
-{program}  <password> create-password-file=filename
-
-	create-password-file=filename - write the password, obscured, to a file that only its
-		owner can read; filename is relative to the current path or absolute
-
-this is version {version}; exit status:
+HELP_TAIL = """this is version {version}; exit status:
 	0 all good, 1 warnings only, 2 errors, 128+N ended by signal N
 """
 
@@ -7899,14 +7752,139 @@ EXAMPLES = """Usage-examples:
 
 SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
-RESTORES = {'restore': run_restore, 'test-restore': run_test_restore}
 TEXTS = ('help', 'config', 'example')
+HELP_WORDS = ('-h', '--help')
+
+
+def run_create_password_file(line: CommandLine, console: Console, _: Signals) -> int:
+    """The command `create-password-file=`; return the exit status. Raise ConfigError."""
+    path = native(line.words[0])
+    create_password_file(line.password, path)
+    console.log(f'password file created: {path}')
+    return SUCCESS.status
+
+
+class Command(NamedTuple):
+    """A command."""
+
+    run: Callable[[CommandLine, Console, Signals], int]
+    help: str                  # its first line is the usage; what is in brackets are options
+
+    @property
+    def usage(self) -> str:
+        """The words that it wants."""
+        return self.help.partition('\n')[0]
+
+    def logs_in(self) -> bool:
+        """Whether its name comes second, after a password."""
+        return self.help.startswith('<password')
+
+    def options(self) -> Dict[str, Sequence[str]]:
+        """Return the values that each option may have: any for [sr=<name|uuid>], one of these for
+        [verify=yes|no], only its own name for [preview]."""
+        found = {}             # type: Dict[str, Sequence[str]]
+        for name, values in re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help):
+            found[name] = [] if values.startswith('<') else (values or name).lower().split('|')
+        return found
+
+
 COMMANDS = {
-    'verify': run_verify, 'prune': run_prune, 'status': run_status,
-    'check-config': run_check_config, 'test-mail': run_test_mail,
-    'list': lambda words, console, _: run_list(words, console),
-    'protect': lambda words, console, _: run_protect(words, console, True),
-    'unprotect': lambda words, console, _: run_protect(words, console, False)}
+    'backup': Command(run_backup, """\
+<password|password-file|local> <config-file|vm-selector> [preview] [optional params]
+
+required params:
+	<password|password-file|local> - password of root, or a file in which create-password-file=
+		put it, or the word local: no password, through the local unix socket of this host
+	<config-file|vm-selector> - several options:
+		config-file - a common choice for production crontab execution
+		vm-selector - a single VM name or regex, which defaults to vm-export
+			note with a vm-selector the defaults of the script's first page are in effect
+		vm-export=vm-selector  - explicit vm-export
+		vdi-export=vm-selector - explicit vdi-export
+
+optional params:
+	[preview] - validate config and password, show what would be done; changes nothing
+	[compress=False|True|gzip|zstd|none] - of vm-exports; True is gzip (default: {compress})
+	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
+	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
+	[parallel=<N>] - back up N VMs side by side (default: {parallel})
+	[parallel_per_sr=<N>] - of these, N with disks in the same SR; 0: no limit (default: {per_sr})
+"""),
+    'verify': Command(run_verify, """\
+verify <config-file|backup_dir|backup|file> [vm=<vm-selector>] [backups=newest|all]
+
+	reads backups and proves them whole, without the pool: the newest one (default) or all of
+		each VM that the config file or vm= chooses
+"""),
+    'list': Command(run_list, """\
+list <config-file|backup_dir> [vm=<vm-selector>] [format=table|json]
+
+	tells what backups there are of each VM that the config file or vm= chooses, and which of
+		these VMs has no good one, without the pool
+"""),
+    'prune': Command(run_prune, """\
+prune <config-file> [vm=<vm-selector>] [preview]
+
+	deletes the backups that no rule of the config file keeps, and tells of each backup which rule
+		does, without the pool
+"""),
+    'protect': Command(run_protect, """\
+protect <backup>...
+
+	a backup that is protected is not counted by any rule, and never deleted
+"""),
+    'unprotect': Command(run_protect, """\
+unprotect <backup>...
+
+	takes the protection of a backup away
+"""),
+    'restore': Command(run_restore, """\
+<password|local> restore=<vm-name|backup|file> [preview] [optional params]
+
+	brings back a VM from a vm-export, or a disk from a vdi-export: the newest good backup, as a
+		new VM or disk that is not started; preview shows what would be done
+
+	[date=<2026-03-01>] - the backup of that time, of which the beginning is enough
+	[from=<config-file|backup_dir>] - where the VM's backups are (default: the first page's)
+	[sr=<name|uuid>] - where the disks go (default: the pool's default SR)
+	[name=<new-name>] - of the VM or disk
+	[preserve=True|False] - keep the MAC addresses; refused while the VM is there
+	[start=True|False] - start the VM
+	[attach=<vm>] - a disk: put it on this VM, which has to be halted
+	[verify=yes|no] - no: do not prove the backup first
+"""),
+    'test-restore': Command(run_test_restore, """\
+<password|local> test-restore=<vm-selector> [preview] [optional params]
+
+	restores the newest good backup of each VM, proves it, and destroys what was restored
+
+	[from=<config-file|backup_dir>] - where the backups are (default: the first page's)
+	[sr=<name|uuid>] - where the disks go (default: the pool's default SR)
+"""),
+    'status': Command(run_status, """\
+status <config-file> [max_age=<26h>]
+
+	a plug-in for Nagios, Icinga and Checkmk: whether each VM that the config file chooses has a
+		good backup that is no older than that, the last run ended well, and nothing is left over
+		(exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN)
+"""),
+    'check-config': Command(run_check_config, """\
+check-config <config-file> [ignore_extra_keys=True|False]
+
+	tells the settings that are in effect, and what is wrong in a config file, without the pool
+"""),
+    'test-mail': Command(run_test_mail, """\
+test-mail <config-file>
+
+	sends a mail as a run would
+"""),
+    'create-password-file': Command(run_create_password_file, """\
+<password> create-password-file=<filename>
+
+	writes the password, obscured, to a file that only its owner can read; filename is relative to
+		the current path or absolute
+"""),
+}
 
 
 def config_text() -> str:
@@ -7921,43 +7899,107 @@ def config_text() -> str:
     return '\n'.join(lines) + CONFIG_RULES
 
 
-def help_text(word: str, program: str) -> str:
-    """The text of the commands help, config and example, else the usage."""
-    text = {'help': HELP, 'example': EXAMPLES,
-            'config': 'Usage-config-file:\n\n' + config_text()}.get(word, USAGE)
+def help_text(topic: str, program: str) -> str:
+    """Return the text of the commands help, config and example, of one command, or the usage."""
+    if topic in COMMANDS:
+        text = '{program}  ' + COMMANDS[topic].help
+    elif topic == 'help':
+        text = 'Usage-help:\n'
+        for name, command in COMMANDS.items():
+            if name != 'backup':
+                text += f'alternate form - {name}:\n'
+            text += '{program}  ' + command.help + '\n'
+        text += HELP_TAIL
+    else:
+        text = {'config': 'Usage-config-file:\n\n' + config_text(), 'example': EXAMPLES}.get(
+            topic, USAGE)
     return '\n' + text.format(program=program, name=os.path.basename(program),
                               compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
                               parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,
                               version=VERSION) + '\n'
 
 
-def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
-    """Do what a command line asks for; return the exit status. Raise VmBackupError."""
+def help_topic(words: Sequence[str]) -> str:
+    """Return which help a command line asks for; '' if it asks for something else."""
     first, second = (list(words) + ['', ''])[:2]
-    name, equals, path = second.partition('=')
-    if equals and name.lower() == 'create-password-file':
-        if len(words) > 2 or not path or not first:
-            raise UsageError(f'wanted: {program} <password> create-password-file=filename')
-        create_password_file(first, native(path))
-        console.log(f'password file created: {native(path)}')
-        return 0
+    if len(words) == 1 and first in HELP_WORDS:
+        return 'help'
     if len(words) == 1 and first.lower() in TEXTS:
-        console.write(help_text(first.lower(), program))
-        return 0
-    if first in COMMANDS:
-        return COMMANDS[first](words[1:], console, signals)
+        return first.lower()
+    if first in COMMANDS and second in HELP_WORDS:
+        return first
+    if first == 'help' and second in COMMANDS and len(words) == 2:
+        return second
+    return '' if len(words) > 1 or first in COMMANDS else 'usage'
+
+
+def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
+    """Return the value of each option of a command, '' if it is not given. Raise UsageError."""
+    known = COMMANDS[name].options()
+    options = dict.fromkeys(known, '')
+    for word in words:
+        option, equals, value = word.partition('=')
+        option = option.lower()
+        is_bare = known.get(option) == [option]
+        if option not in known or is_bare == bool(equals):
+            raise UsageError(f'unknown option: {word} (see VmBackup.py help {name})')
+        if is_bare:
+            value = option
+        elif not value or known[option] and value.lower() not in known[option]:
+            raise UsageError(f'invalid value: {word} (see VmBackup.py help {name})')
+        options[option] = value.lower() if known[option] else value
+    return options
+
+
+def parse(words: Sequence[str]) -> CommandLine:
+    """Divide a command line of two words or more into its parts. Raise UsageError."""
+    first, second = (list(words) + ['', ''])[:2]
+    name, equals, value = second.partition('=')
+    name = name.lower()
+    if equals and name in COMMANDS and COMMANDS[name].logs_in():
+        if not (first and value):
+            raise UsageError(f'usage: VmBackup.py {COMMANDS[name].usage}')
+        return CommandLine(name, first, (value,), parse_options(name, words[2:]))
     if first in TEXTS:
         raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
                          'a password file)')
-    if len(words) < 2:
-        console.write(help_text('usage', program))
-        return 2
-    if equals and name.lower() in RESTORES:
-        return RESTORES[name.lower()](first, path, words[2:], console, signals)
-    invocation = parse_arguments(words)
-    if invocation.preview:
-        return run_preview(invocation, console, signals)
-    return run_backup(invocation, console, signals)
+    if first not in COMMANDS or COMMANDS[first].logs_in():
+        return CommandLine('backup', first, (second,), parse_options('backup', words[2:]))
+    if not second:
+        raise UsageError(f'usage: VmBackup.py {COMMANDS[first].usage}')
+    if COMMANDS[first].usage.endswith('...'):
+        return CommandLine(first, '', tuple(words[1:]))
+    return CommandLine(first, '', (second,), parse_options(first, words[2:]))
+
+
+def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
+    """Do what a command line asks for; return the exit status. Raise VmBackupError, OSError,
+    Interrupted."""
+    topic = help_topic(words)
+    if topic:
+        console.write(help_text(topic, program))
+        return ERROR.status if topic == 'usage' else SUCCESS.status
+    line = parse(words)
+    try:
+        return COMMANDS[line.command].run(line, console, signals)
+    except OSError as error:
+        error.filename = error.filename or line.words[0]       # where the system names no file
+        raise
+
+
+def perform(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
+    """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
+    try:
+        return command(words, program, console, signals)
+    except (Interrupted, Exception) as error:
+        if words[:1] == ['status']:                    # whatever happens, it prints one line
+            text = re.sub(r'^\**ERROR\W*', '', explain(error, Console(None)))
+            console.write(answer(UNKNOWN, text))
+            return UNKNOWN
+        if isinstance(error, Interrupted):
+            return 128 + error.signum
+        console.log(f'ERROR {explain(error, console)}')
+        return ERROR.status
 
 
 def main(argv: Sequence[str]) -> int:
@@ -7967,17 +8009,9 @@ def main(argv: Sequence[str]) -> int:
     signals.install()
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     try:
-        return command(words[1:], words[0], console, signals)
-    except Interrupted as interruption:
-        return 128 + interruption.signum
-    except VmBackupError as error:
-        console.log(f'ERROR {error}')
-    except Exception as error:
-        console.log_lines(traceback.format_exc())
-        console.log(f'ERROR a bug in VmBackup.py, please report it: {error!r}')
+        return perform(words[1:], words[0], console, signals)
     finally:
         signals.ignore()
-    return ERROR.status
 
 
 if __name__ == '__main__':

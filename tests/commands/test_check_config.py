@@ -46,10 +46,10 @@ class WhatItShows(CheckCase):
                             'honour_nobak=YES', 'status_log=here/log', 'lock_wait=1.5',
                             'vm-export=db')
         found = self.settings(self.check(0, path))
-        wanted = {key.name: (key.text(key.parse(key.default)), 'default') for key in VmBackup.KEYS}
-        self.assertEqual(('false', 'default'), wanted['pre_clean'])
-        wanted.update(max_backups=('7', path + ' line 1'), mail_to=('a@b, c@d', path + ' line 2'),
-                      compress=('gzip', path + ' line 5'), honour_nobak=('yes', path + ' line 6'),
+        wanted = {key.name: (key.default, 'default') for key in VmBackup.KEYS}
+        wanted.update(compress=('none', 'default'))
+        wanted.update(max_backups=('7', path + ' line 1'), mail_to=('a@b,c@d', path + ' line 2'),
+                      compress=('gzip', path + ' line 5'), honour_nobak=('YES', path + ' line 6'),
                       status_log=(self.directory + '/here/log', path + ' line 7'),
                       lock_wait=('1.5', path + ' line 8'))
         self.assertEqual(wanted, found)
@@ -72,7 +72,7 @@ class WhatItShows(CheckCase):
         real, seen = os.stat, []
         with unittest.mock.patch('os.stat', lambda path, **more: (
                 seen.append(path), real(path, **more))[1]):
-            status = VmBackup.run_check_config([path], VmBackup.Console(None), None)
+            status = VmBackup.perform(['check-config', path], '', VmBackup.Console(None), None)
         self.assertEqual(0, status)
         self.assertFalse([each for each in seen if str(each).startswith(self.backups)])
         self.assertEqual(['db'], os.listdir(self.backups))
@@ -181,7 +181,8 @@ class WhatIsWrong(CheckCase):
             self.assertNotIn(secret, output)
 
     def test_files_that_are_no_config(self):
-        for words, text in (((), 'wanted: check-config <config-file>'), (('',), 'wanted: '),
+        for words, text in (((), 'usage: VmBackup.py check-config <config-file>'),
+                            (('',), 'usage: '),
                             (('/nosuch',), 'cannot read config file /nosuch: No such file'),
                             ((self.backups,), 'cannot read config file'),
                             ((self.written('vm-export=db'), 'compress=zstd'), 'unknown option'),

@@ -222,9 +222,9 @@ class WhichOnes(ListCase):
     def test_wrong_words_are_one_line_and_status_2(self):
         path = self.backup('web', 1)
         for words, text in (
-                ((), 'wanted: list <config-file|backup_dir>'),
-                ((self.backups, 'format=xml'), 'unknown option: format=xml'),
-                ((self.backups, 'format='), 'unknown option: format='),
+                ((), 'usage: VmBackup.py list <config-file|backup_dir>'),
+                ((self.backups, 'format=xml'), 'invalid value: format=xml'),
+                ((self.backups, 'format='), 'invalid value: format='),
                 ((self.backups, 'vm'), 'unknown option: vm'),
                 ((self.backups, 'backups=all'), 'unknown option: backups=all'),
                 ((path,), 'there is nothing to choose from'),
@@ -269,7 +269,7 @@ class Robust(ListCase):
     def here(self, *words):
         """What the command prints in this process, which is quicker, and its status."""
         stream = io.BytesIO()
-        status = VmBackup.run_list(words, VmBackup.Console(stream))
+        status = VmBackup.perform(['list', *words], '', VmBackup.Console(stream), None)
         return stream.getvalue().decode('utf-8', 'surrogateescape'), status
 
     def test_names_of_any_bytes_and_letters_in_any_locale(self):
@@ -313,7 +313,7 @@ class Robust(ListCase):
         self.assertEqual([locked[1]], self.document(0, self.backups)['foreign'])
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
-        self.assertIn('cannot read', self.refused(self.backups))
+        self.assertIn('cannot access ', self.refused(self.backups))
 
     def test_what_vanishes_meanwhile_is_left_out(self):
         paths = [self.backup('web', day) for day in (1, 2, 3)]

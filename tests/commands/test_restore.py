@@ -282,14 +282,15 @@ class Choosing(RestoreCase):
         note = self.put_file('note.txt', 'hello')
         for word, words in (('nobody', 'no backup of a VM called nobody'),
                             (failed, 'it has no marker'), (self.backups, 'no backup of a VM'),
-                            (note, 'no archive or image'), ('', 'no backup of a VM'),
+                            (note, 'no archive or image'), ('', 'usage: '),
                             ('/nowhere/web.xva', 'and no such')):
             with self.subTest(word=word):
                 self.refused(words, self.restore(word))
 
     def test_options_that_are_none_or_missing(self):
-        for option, words in (('colour=red', 'unknown option: colour=red'), ('sr=', 'unknown'),
-                              ('preserve=perhaps', 'unknown option: preserve=perhaps'),
+        for option, words in (('colour=red', 'unknown option: colour=red'),
+                              ('sr=', 'invalid value: sr='),
+                              ('preserve=perhaps', 'invalid value: preserve=perhaps'),
                               ('sr=elsewhere', 'no SR elsewhere (there are: Local storage)'),
                               ('name=web', 'a VM called web is there'),
                               ('name=a\x07b', 'control characters'),
@@ -586,7 +587,7 @@ class Testing(RestoreCase):
         self.assertEqual([], glob.glob(self.status_log))
         for words, text in ((['nobody'], 'no backup of a VM nobody'),
                             (['web', 'sr=nowhere'], 'no SR nowhere'),
-                            ([''], 'wanted: test-restore=<vm-selector>'),
+                            ([''], 'usage: VmBackup.py <password|local> test-restore='),
                             (['web', 'date=2026'], 'unknown option: date=2026')):
             self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())

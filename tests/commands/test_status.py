@@ -86,7 +86,7 @@ class StatusCase(SavedCase, StoreCase):
 
     def here(self, *words):
         stream = io.BytesIO()
-        status = VmBackup.run_status(words, VmBackup.Console(stream), None)
+        status = VmBackup.perform(['status', *words], '', VmBackup.Console(stream), None)
         return Answer(self, stream.getvalue().decode('utf-8')), status
 
     def aged(self, vm, hours, number=-1, told=()):
@@ -413,9 +413,10 @@ class OneLine(StatusCase):
 
     def test_bad_words_are_unknown(self):
         for words, text in (
-                ((), 'wanted: status <config-file> [max_age=26h]'), (('',), 'wanted: status'),
+                ((), 'usage: VmBackup.py status <config-file> [max_age=<26h>]'),
+                (('',), 'usage: '),
                 ((self.run_config, 'max_age'), 'unknown option: max_age'),
-                ((self.run_config, 'max_age='), 'unknown option: max_age='),
+                ((self.run_config, 'max_age='), 'invalid value: max_age='),
                 ((self.run_config, 'age=3h'), 'unknown option: age=3h'),
                 ((self.run_config, 'preview'), 'unknown option: preview'),
                 ((self.run_config, 'a|b\nc'), 'unknown option: a\\x7cb\\nc'),
@@ -466,7 +467,7 @@ class OneLine(StatusCase):
         self.addCleanup(os.chmod, self.backups, 0o700)
         self.assertIn('backup_dir is not writable', self.check('UNKNOWN', self.run_config).text)
         os.chmod(self.backups, 0o300)
-        self.assertIn('cannot read ' + self.backups, self.check('UNKNOWN', self.run_config).text)
+        self.assertIn('cannot access ' + self.backups, self.check('UNKNOWN', self.run_config).text)
 
     def test_a_bug_and_a_signal_are_unknown(self):
         for error, text in ((KeyError('x|\n'), 'a bug in VmBackup.py, please report it: KeyError'),

@@ -376,10 +376,10 @@ class TheCommand(MadeCase):
         empty, rubbish = self.at('empty'), self.put_file('rubbish', '\0\1\2')
         os.mkdir(empty)
         for words, text in (
-                ((), 'wanted: verify <config-file|backup_dir|backup|file>'),
+                ((), 'usage: VmBackup.py verify <config-file|backup_dir|backup|file>'),
                 (('/does/not/exist',), 'no such file or directory: /does/not/exist'),
                 ((empty,), 'no backups in ' + empty), ((empty, 'vms=x'), 'unknown option: vms=x'),
-                ((empty, 'backups=some'), 'unknown option: backups=some'),
+                ((empty, 'backups=some'), 'invalid value: backups=some'),
                 ((rubbish + '.xva', 'vm=x'), 'no such file'),
                 ((self.web, 'vm=x'), 'there is nothing to choose from in'),
                 ((self.web, 'backups=all'), 'there is nothing to choose from in'),

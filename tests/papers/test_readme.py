@@ -337,7 +337,7 @@ class Examples(unittest.TestCase):
             self.assertEqual('/opt/VmBackup/VmBackup.py', words[0])
             if words[1] == 'verify' or words[2].startswith('test-restore='):   # they have tests
                 continue
-            rules = VmBackup.parse_arguments(words[1:]).rules
+            rules = VmBackup.invocation_of(VmBackup.parse(words[1:])).rules
             self.assertEqual([words[2]], [rule.text for rule in rules])
 
     def test_worked_examples_of_choosing_vms_are_right(self):

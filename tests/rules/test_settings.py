@@ -218,7 +218,7 @@ class CommandLines(PoolCase):
                                 {'name': 'web 2', 'disks': ['64 KiB']}]}
 
     def test_too_few_words_give_the_usage_and_status_2(self):
-        for words in ([], ['password'], [''], ['-h'], ['preview']):
+        for words in ([], ['password'], [''], ['preview']):
             done = self.assert_ends(2, self.vmbackup(*words))
             self.assertIn('<password> <config-file|vm-selector> [preview]', done.output)
 
@@ -229,10 +229,36 @@ class CommandLines(PoolCase):
             self.assertEqual(text, done.output.split('\n')[1])
             self.assertNotRegex(done.output, r'[{}]')
             if word == 'help':
-                for name in [*VmBackup.OPTIONS, *VmBackup.COMPRESS, 'preview', 'local',
-                             'create-password-file']:
+                for name in ('preview', 'local', 'create-password-file'):
                     self.assertIn(name, done.output.lower())
+        for word in ('-h', '--help'):
+            self.assertEqual(self.vmbackup('help').output, self.vmbackup(word).output)
         self.assertEqual([], self.sim.calls())
+
+    def test_each_command_has_its_help(self):
+        whole = self.vmbackup('help').output
+        for name, command in VmBackup.COMMANDS.items():
+            for words in (('help', name), (name, '--help'), (name, '-h')):
+                done = self.assert_ends(0, self.vmbackup(*words))
+                self.assertIn('  %s\n\n' % command.usage, done.output)
+                self.assertIn(done.output.strip('\n'), whole)
+        self.assertEqual([], self.sim.calls())
+
+    def test_the_help_of_a_command_is_the_grammar_of_its_options(self):
+        options = {name: sorted(command.options()) for name, command in VmBackup.COMMANDS.items()
+                   if command.options()}
+        self.assertEqual({
+            'backup': ['compress', 'ignore_extra_keys', 'parallel', 'parallel_per_sr',
+                       'pre_clean', 'preview'],
+            'verify': ['backups', 'vm'], 'list': ['format', 'vm'], 'prune': ['preview', 'vm'],
+            'restore': ['attach', 'date', 'from', 'name', 'preserve', 'preview', 'sr', 'start',
+                        'verify'],
+            'test-restore': ['from', 'preview', 'sr'], 'status': ['max_age'],
+            'check-config': ['ignore_extra_keys']}, options)
+        self.assertEqual({'backups': ['newest', 'all'], 'vm': []},
+                         VmBackup.COMMANDS['verify'].options())
+        self.assertEqual(sorted(VmBackup.COMPRESS),
+                         sorted(VmBackup.COMMANDS['backup'].options()['compress']))
 
     def test_options_are_known_in_any_case_and_the_last_one_wins(self):
         config = self.config('vm-export=db')

@@ -99,10 +99,13 @@ class Store(PoolCase):
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
         self.assertEqual((14, 14), (len(seen['open']), len(set(seen['open']))))
 
+    def list_here(self, *words):
+        return VmBackup.perform(['list', *words], '', VmBackup.Console(io.BytesIO()), None)
+
     def test_to_list_all_is_one_listing_of_a_vm_and_three_looks_at_a_backup(self):
         config = self.config('vm-export=.*')
         with self.watched() as seen:
-            self.assertEqual(0, VmBackup.run_list([config], VmBackup.Console(io.BytesIO())))
+            self.assertEqual(0, self.list_here(config))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
         names = ['%s/backup-2026-01-0%d-(00:00:00)/' % (vm, day)
                  for vm in ('db', 'web') for day in range(1, 8)]
@@ -114,6 +117,6 @@ class Store(PoolCase):
     def test_to_list_one_vm_reads_no_manifest_of_another(self):
         config = self.config('vm-export=.*')
         with self.watched() as seen:
-            VmBackup.run_list([config, 'vm=db'], VmBackup.Console(io.BytesIO()))
+            self.list_here(config, 'vm=db')
         self.assertEqual(7, len(seen['open']))
         self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['lstat']})

@@ -445,8 +445,9 @@ class OnRequest(MailCase):
         config = self.config('vm-export=db')
         self.assertIn('ERROR mail_to is empty: nobody would get mail (set it in %s)' % config,
                       self.asked(2, config).lines)
-        for words, text in (((), 'wanted: test-mail <config-file>'), (('',), 'wanted: '),
-                            ((config, 'x=y'), 'wanted: '), (('/nosuch',), 'cannot read config')):
+        for words, text in (((), 'usage: VmBackup.py test-mail <config-file>'), (('',), 'usage: '),
+                            ((config, 'x=y'), 'unknown option: x=y'),
+                            (('/nosuch',), 'cannot read')):
             self.assertIn(text, self.asked(2, *words).lines[-1])
         self.assertIn('ERROR config mail_to invalid', self.asked(
             2, self.config(mail_to='a b')).lines[-1])

@@ -390,7 +390,7 @@ def list_all(root):
 
 
 def command_list(root):
-    assert VmBackup.run_list([root], VmBackup.Console(None)) == 0
+    assert VmBackup.perform(['list', root], '', VmBackup.Console(None), None) == 0
 
 
 def bench_store(table, place, _, runs):

@@ -197,7 +197,7 @@ class PoolCase(unittest.TestCase):
         """(exit status, output) of a run in this process, where parts of it can be broken."""
         stream = io.BytesIO()
         with unittest.mock.patch.dict(os.environ, self.environ()):
-            status = VmBackup.command(['password', self.config(*lines, **keys)], 'VmBackup.py',
+            status = VmBackup.perform(['password', self.config(*lines, **keys)], 'VmBackup.py',
                                       VmBackup.Console(stream), VmBackup.Signals())
         return status, stream.getvalue().decode('utf-8')
 
