@@ -549,12 +549,37 @@ class Meter:
 # knows of the pool; besides config and password files, the inventory that names this host is read.
 
 
+EXPORTS = ('vm-export', 'vdi-export')
+METHODS = EXPORTS + ('exclude', 'exclude-disk')
+RETENTION = re.compile(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z', re.DOTALL)
+
+
 class Rule(NamedTuple):
-    """A line that selects or excludes VMs."""
+    """A line that selects or excludes VMs or disks."""
 
     method: str                # vm-export, vdi-export, exclude or exclude-disk
     text: str                  # what follows the =
     where: str                 # 'FILE line N' or 'command line'
+    kind: str                  # what it is compared with: name, tag or uuid
+    pattern: str               # the text without its :N
+    word: str                  # the tag or uuid, else the pattern
+    keep: Optional[int] = None     # the N: how many backups to keep
+
+    def __str__(self) -> str:
+        return f'{self.method}={self.text}'
+
+
+def parse_rule(method: str, text: str, where: str) -> Rule:
+    """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
+    pattern, keep = text, None
+    found = RETENTION.match(text)
+    if found and method in EXPORTS:
+        pattern, keep = found.group(1), int(found.group(2))
+    kind, word = 'name', pattern
+    found = re.match(r'(tag|uuid):\s*([^\s].*)\Z', pattern, re.DOTALL)
+    if found and method != 'exclude-disk':
+        kind, word = found.groups()
+    return Rule(method, text, where, kind, pattern, word.lower() if kind == 'uuid' else word, keep)
 
 
 class CommandLine(NamedTuple):
@@ -783,7 +808,6 @@ KEYS = (
         one_of(always='always', problems='problems', never='never'),
         'When to mail: always, problems (warnings and errors only), never'),
 )
-METHODS = ('vm-export', 'vdi-export', 'exclude', 'exclude-disk')
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
 LONGEST_PASSWORD = 4096    # bytes of a password file
@@ -837,7 +861,7 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
         if not equals:
             unexpected.append(f'***ERROR not a key=value line: {line} ({place})')
         elif name in METHODS:
-            rules.append(Rule(name, text, place))
+            rules.append(parse_rule(name, text, place))
         elif name in parsers:
             if name in places:
                 notes.append(f'***NOTE - config {name} is there twice: the one in {place} counts, '
@@ -899,9 +923,9 @@ def invocation_of(line: CommandLine) -> Invocation:
 def selector(word: str) -> Rule:
     """The rule of a vm-selector: a VM name or regex, or vm-export=, vdi-export= and such."""
     method, equals, text = word.partition('=')
-    if equals and method.lower() in ('vm-export', 'vdi-export'):
-        return Rule(method.lower(), text, 'command line')
-    return Rule('vm-export', word, 'command line')
+    if equals and method.lower() in EXPORTS:
+        return parse_rule(method.lower(), text, 'command line')
+    return parse_rule('vm-export', word, 'command line')
 
 
 def read_file(path: str, limit: int) -> bytes:
@@ -985,6 +1009,7 @@ def installation_uuid() -> str:
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
 NOBAK = '[NOBAK]'
+UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\\Z')
 
 
 class Vm(NamedTuple):
@@ -1020,26 +1045,14 @@ class Plan(NamedTuple):
     left_out: Tuple[str, ...] = ()     # disks, as a preview tells of them
 
 
-def split_retention(text: str) -> Tuple[str, Optional[int]]:
-    """Split NAME:N at the last colon where digits follow; else, or for tag:N, (text, None)."""
-    found = re.match(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z', text,
-                     re.DOTALL)
-    return (found.group(1), int(found.group(2))) if found else (text, None)
-
-
-def exact(pattern: str) -> Tuple[str, str]:
-    """('tag', NAME) of tag:NAME, ('uuid', UUID) of uuid:UUID; ('', '') of a pattern for names."""
-    found = re.match(r'(tag|uuid):\s*([^\s].*)\Z', pattern, re.DOTALL)
-    return (found.group(1), found.group(2)) if found else ('', '')
-
-
 def is_literal(pattern: str) -> bool:
     """Whether a pattern is a plain name: letters, digits, blanks, hyphens, underscores only."""
     return bool(re.match(r'[\w -]+\Z', pattern))
 
 
 def matching(pattern: str, names: Sequence[str]) -> List[str]:
-    """The names that equal a pattern or that it matches. Raise re.error if it is neither."""
+    """Return the names that equal a pattern or that it matches. Raise re.error if it is neither
+    a regular expression nor one of them, or tag: or uuid: with nothing behind."""
     if is_literal(pattern):
         return [name for name in names if name == pattern]
     try:
@@ -1048,7 +1061,16 @@ def matching(pattern: str, names: Sequence[str]) -> List[str]:
         if pattern not in names:
             raise re.error('invalid regex')
         return [pattern]
+    if re.match(r'(tag|uuid):\s*\Z', pattern):
+        raise re.error('nothing follows')
     return [name for name in names if name == pattern or matches(name)]
+
+
+def covers(exclude: Rule, rule: Rule) -> bool:
+    """Whether an exclude= line is for just what another line is for. Raise re.error."""
+    if exclude.kind == rule.kind == 'name':
+        return bool(matching(exclude.pattern, [rule.pattern]))
+    return (exclude.kind, exclude.word) == (rule.kind, rule.word)
 
 
 class Definition(NamedTuple):
@@ -1065,16 +1087,16 @@ class Selector:
         self.vms = {vm.ref: vm for vm in vms}
         self.by = {'name': {}, 'uuid': {}, 'tag': {}}      # type: Dict[str, Dict[str, List[str]]]
         for vm in vms:
-            for kind, word in [('name', vm.name), ('uuid', vm.uuid)] + [
-                    ('tag', tag) for tag in vm.record.get('tags', ())]:
-                self.by[kind].setdefault(word, []).append(vm.ref)
-        self.names = list(collections.OrderedDict.fromkeys(vm.name for vm in vms))
-        self.definitions = {'vm-export': collections.OrderedDict(),
-                            'vdi-export': collections.OrderedDict()}  # type: Dict[str, Any]
+            self.by['name'].setdefault(vm.name, []).append(vm.ref)
+            self.by['uuid'].setdefault(vm.uuid, []).append(vm.ref)
+            for tag in vm.record.get('tags', ()):
+                self.by['tag'].setdefault(tag, []).append(vm.ref)
+        self.names = list(self.by['name'])     # as dicts, in the order in which they came
+        self.definitions = {'vm-export': {}, 'vdi-export': {}}     # type: Dict[str, Any]
         self.exact = set()     # type: set
-        self.excludes = []     # type: List[str]
-        self.excluded = collections.OrderedDict()      # type: Dict[str, None]
-        self.missing = []      # type: List[Rule]
+        self.excludes = []     # type: List[Rule]
+        self.excluded = {}     # type: Dict[str, None]
+        self.missing = {}      # type: Dict[str, Rule]
         self.invalid = []      # type: List[Rule]
         self.messages = []     # type: List[str]
         self.errors = []       # type: List[str]
@@ -1083,93 +1105,88 @@ class Selector:
             if rule.method == 'exclude':
                 self.exclude(rule)
             elif rule.method == 'exclude-disk':
-                self.check(rule, rule.text, [])
+                self.matching(rule)
         for rule in rules:
-            if rule.method in ('vm-export', 'vdi-export'):
+            if rule.method in EXPORTS:
                 self.include(rule)
+
+    def matching(self, rule: Rule) -> Optional[List[str]]:
+        """Return the VMs that a rule selects, None after noting an invalid regular expression."""
+        if rule.kind != 'name':
+            return self.by[rule.kind].get(rule.word, [])
+        try:
+            names = matching(rule.pattern, self.names if rule.method != 'exclude-disk' else ())
+        except re.error:
+            self.messages.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
+            if 'ERROR regex errors found (see above) ' not in self.errors:
+                self.errors.append('ERROR regex errors found (see above) ')
+            return None
+        return [ref for name in names for ref in self.by['name'][name]]
 
     def exclude(self, rule: Rule) -> None:
         """Take an exclude= line; without a match it changes nothing."""
-        found = self.matching(rule, rule.text) if rule.text else []
-        if rule.text and found is not None:
-            self.excludes.append(rule.text)
-        if found == []:
-            self.messages.append('***NOTE - vm not found: exclude=' + rule.text)
-        self.excluded.update((ref, None) for ref in found or ())
+        found = self.matching(rule) if rule.text else []
+        if found is None:
+            return
+        if rule.text:
+            self.excludes.append(rule)
+        if not found:
+            self.messages.append(f'***NOTE - vm not found: {rule}')
+        self.excluded.update(dict.fromkeys(found))
 
     def include(self, rule: Rule) -> None:
         """Take a vm-export= or vdi-export= line; an empty vm-export= means every VM."""
         if not rule.text:
             if rule.method == 'vdi-export':
                 return
-            rule = rule._replace(text='.*')
-        pattern, keep = split_retention(rule.text)
-        if rule.text in self.names and not exact(pattern)[0]:      # a name that ends in :N
-            pattern, keep = rule.text, None
-        kind, found = exact(pattern)[0], self.matching(rule, pattern)
-        for ref in found or ():                # the last definition, at the first one's place
-            literal = kind == 'uuid' or not kind and self.vms[ref].name == pattern
-            old = self.definitions[rule.method].get(ref)
-            if old and old.literal and not literal and old.keep != keep:
-                self.messages.append('***NOTE - a later regex overrides the retention of '
-                                     f'{self.vms[ref].name}{retention_suffix(old.keep)}')
-            self.definitions[rule.method][ref] = Definition(keep, literal)
-        if found and kind:
-            self.exact.update(found)
+            rule = parse_rule(rule.method, '.*', rule.where)
+        if rule.kind == 'name' and rule.text in self.names:        # a name that ends in :N
+            rule = rule._replace(pattern=rule.text, keep=None)
+        found = self.matching(rule)
         if found == []:
-            self.not_found(rule, pattern)
+            self.not_found(rule)
+        for ref in found or ():                # the last definition, at the first one's place
+            name = self.vms[ref].name
+            literal = rule.kind == 'uuid' or rule.kind == 'name' and rule.pattern == name
+            old = self.definitions[rule.method].get(ref)
+            if old and old.literal and not literal and old.keep != rule.keep:
+                self.messages.append('***NOTE - a later regex overrides the retention of '
+                                     f'{name}{retention_suffix(old.keep)}')
+            self.definitions[rule.method][ref] = Definition(rule.keep, literal)
+            if rule.kind != 'name':
+                self.exact.add(ref)
 
-    def matching(self, rule: Rule, pattern: str) -> Optional[List[str]]:
-        """The VMs selected, or None after noting an invalid regular expression."""
-        kind, word = exact(pattern)
-        if kind:
-            return self.by[kind].get(word.lower() if kind == 'uuid' else word, [])
-        names = self.check(rule, pattern, self.names)
-        return None if names is None else [ref for name in names for ref in self.by['name'][name]]
-
-    def check(self, rule: Rule, pattern: str, names: Sequence[str]) -> Optional[List[str]]:
-        """The names that match, or None after noting an invalid regular expression."""
+    def is_invalid_retention(self, rule: Rule) -> bool:
+        """Whether what follows the last colon was meant to be a number of backups."""
+        name, colon, number = rule.pattern.rpartition(':')
+        if rule.kind != 'name' or not colon:
+            return False
+        if re.match(r'[\w-]*\Z', number):
+            return True
         try:
-            if re.match(r'(tag|uuid):\s*\Z', pattern):
-                raise re.error('nothing follows')
-            return matching(pattern, names)
-        except re.error:
-            self.messages.append(f'***ERROR - invalid regex: {rule.method}={rule.text} '
-                                 f'({rule.where})')
-            if 'ERROR regex errors found (see above) ' not in self.errors:
-                self.errors.append('ERROR regex errors found (see above) ')
-            return None
-
-    def is_known(self, pattern: str) -> bool:
-        """Whether a pattern matches any VM."""
-        try:
-            return bool(matching(pattern, self.names))
+            return bool(re.match(r'[\s+.-]*\w[\s\w+.-]*\Z', number) and matching(name, self.names))
         except re.error:
             return False
 
-    def not_found(self, rule: Rule, pattern: str) -> None:
+    def not_found(self, rule: Rule) -> None:
         """A line without a match: an error for a name or uuid, a warning for a regex or tag."""
-        text, kind = f'{rule.method}={rule.text}', exact(pattern)[0]
-        name, colon, number = pattern.rpartition(':')
-        if not kind and colon and (
-                      re.match(r'[\w-]*\Z', number) or
-                      re.match(r'[\s+.-]*\w[\s\w+.-]*\Z', number) and self.is_known(name)):
+        if self.is_invalid_retention(rule):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
-        elif any(exclude == pattern if kind or exact(exclude)[0] else matching(exclude, [pattern])
-                 for exclude in self.excludes):
-            self.messages.append('***NOTE - vm not found, and excluded: ' + text)
-        elif kind == 'uuid' or is_literal(pattern):
-            self.messages.append(f'***ERROR - vm not found: {text} ({rule.where})')
-            self.missing.append(rule._replace(text=pattern))
+        elif any(covers(exclude, rule) for exclude in self.excludes):
+            self.messages.append(f'***NOTE - vm not found, and excluded: {rule}')
+        elif rule.kind == 'uuid' or rule.kind == 'name' and is_literal(rule.pattern):
+            self.messages.append(f'***ERROR - vm not found: {rule} ({rule.where})')
+            self.missing[rule.pattern] = rule
         else:
-            self.messages.append('***WARNING - vm not found: ' + text)
+            self.messages.append(f'***WARNING - vm not found: {rule}')
             self.warnings = True
 
     def ambiguous(self, vm: Vm) -> bool:
         """Whether the rules do not tell which VM of that name is meant."""
-        return len([ref for ref in self.by['name'][vm.name] if ref not in self.excluded
-                    and ref not in self.exact]) > 1 and vm.ref not in self.exact
+        left = [ref for ref in self.by['name'][vm.name]
+                if ref not in self.excluded and ref not in self.exact]
+        return len(left) > 1 and vm.ref not in self.exact
 
 
 def retention_suffix(keep: Optional[int]) -> str:
@@ -1203,40 +1220,77 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
     state = Selector(rules, vms)
-    jobs, failures, covered = [], [], set(state.excluded)
-    for name, rule in collections.OrderedDict((rule.text, rule) for rule in state.missing).items():
-        failures.append(Outcome(rule.method, name, 'VM-NOT-FOUND', error='not in the pool'))
-    for method in ('vdi-export', 'vm-export'):
-        for ref, chosen in state.definitions[method].items():
-            vm = state.vms[ref]
-            shared = len(state.by['name'][vm.name]) > 1
-            if ref in covered:
-                if chosen.literal and ref in state.excluded:
-                    state.messages.append('***NOTE - forcing exclude of: ' + vm.name)
-                continue
-            covered.add(ref)
-            if not twins and state.ambiguous(vm):
-                covered.update(set(state.by['name'][vm.name]) - state.exact)
-                state.messages.append('ERROR more than one vm with the name ' + vm.name)
-                failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
-                                        error='more than one VM with this name'))
-            elif honour_nobak and is_tagged_nobak(vm):
-                state.messages.append('{} - vm has the tag xo:no-bak: {} (honour_nobak)'.format(
-                    '***ERROR' if chosen.literal else '***NOTE', vm.name))
-                if chosen.literal:
-                    failures.append(Outcome(method, vm.name, 'NOBAK-TAG',
-                                            error='it has the tag xo:no-bak'))
-            else:
-                jobs.append(Job(method, vm, chosen.keep or max_backups, '{}{}{}'.format(
-                    vm.name, f'~{vm.uuid[:8]}' * shared, retention_suffix(chosen.keep)), shared))
+    covered = set(state.excluded)
+    jobs = []                  # type: List[Job]
+    failures = [Outcome(rule.method, pattern, 'VM-NOT-FOUND', error='not in the pool')
+                for pattern, rule in state.missing.items()]
+    chosen = [(method, ref, definition) for method in ('vdi-export', 'vm-export')
+              for ref, definition in state.definitions[method].items()]
+    for method, ref, definition in chosen:
+        vm = state.vms[ref]
+        namesakes = state.by['name'][vm.name]
+        if ref in covered:
+            if definition.literal and ref in state.excluded:
+                state.messages.append(f'***NOTE - forcing exclude of: {vm.name}')
+            continue
+        covered.add(ref)
+        if not twins and state.ambiguous(vm):
+            covered.update(set(namesakes) - state.exact)
+            state.messages.append(f'ERROR more than one vm with the name {vm.name}')
+            failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
+                                    error='more than one VM with this name'))
+        elif honour_nobak and is_tagged_nobak(vm):
+            severity = 'ERROR' if definition.literal else 'NOTE'
+            state.messages.append(
+                f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
+            if definition.literal:
+                failures.append(Outcome(method, vm.name, 'NOBAK-TAG',
+                                        error='it has the tag xo:no-bak'))
+        else:
+            shared = len(namesakes) > 1
+            shown = f'{vm.name}~{vm.uuid[:8]}' if shared else vm.name
+            shown += retention_suffix(definition.keep)
+            jobs.append(Job(method, vm, definition.keep or max_backups, shown, shared))
     if not jobs and not state.errors:
         state.errors.append('ERROR no VMs loaded')
-    return Plan(tuple(jobs), tuple(collections.OrderedDict.fromkeys(
-        state.vms[ref].name for ref in state.excluded)),
-                tuple(name for name in state.names
-                      if not covered.issuperset(state.by['name'][name])),
-                tuple(failures), tuple(state.invalid), tuple(state.messages),
-                state.warnings, tuple(state.errors))
+    excluded = dict.fromkeys(state.vms[ref].name for ref in state.excluded)
+    uncovered = [name for name in state.names if not covered.issuperset(state.by['name'][name])]
+    return Plan(tuple(jobs), tuple(excluded), tuple(uncovered), tuple(failures),
+                tuple(state.invalid), tuple(state.messages), state.warnings, tuple(state.errors))
+
+
+def is_valid(rule: Rule) -> bool:
+    """Whether a rule's pattern is one, as long as no VM has just this name."""
+    try:
+        return rule.kind != 'name' or matching(rule.pattern, ()) is not None
+    except re.error:
+        return False
+
+
+def rule_problems(rules: Sequence[Rule]) -> List[str]:
+    """Return what is wrong with rules, and which can never do anything, whatever VMs there are."""
+    problems = [f'***ERROR - invalid regex: {rule} ({rule.where})'
+                for rule in rules if not is_valid(rule)]
+    excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text and is_valid(rule)]
+    seen = {}                  # type: Dict[str, str]
+    for rule in rules:
+        first, why = seen.setdefault(str(rule), rule.where), ''
+        if rule.kind == 'uuid' and not UUID.match(rule.word):
+            problems.append(f'***ERROR - no uuid: {rule} ({rule.where})')
+        if first != rule.where:
+            why = f'it is in {first} already'
+        elif not rule.text and rule.method != 'vm-export':
+            why = 'it is empty'
+        elif rule.method in EXPORTS and is_literal(rule.pattern):
+            excluding = [exclude.where for exclude in excludes if covers(exclude, rule)]
+            if excluding:
+                why = f'{excluding[0]} excludes this VM'
+        if why:
+            problems.append(f'***WARNING - {rule} ({rule.where}) does nothing: {why}')
+    if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
+               for rule in rules):
+        problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
+    return problems
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6468,11 +6522,11 @@ def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
     what was not found, and how many to keep where no line does."""
     found = {history.directory: history for history in histories}
     rules = (selector(selector_text),) if selector_text else config.rules
-    by_name = not any(exact(rule.text)[0] for rule in rules)
+    by_name = all(rule.kind == 'name' for rule in rules)
     vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
            Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
     if selector_text:                                  # it may be such a directory's name
-        rules = tuple(rules[0]._replace(text='uuid:' + vm.uuid) for vm in vms if vm.uuid and
+        rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms if vm.uuid and
                       os.path.basename(vm.ref) == native(rules[0].text) != vm.name) or rules
     if not rules:
         return [found[vm.ref] for vm in vms], Plan()
@@ -6843,7 +6897,7 @@ class Prune:
 
     def is_unclear(self, history: VmHistory) -> bool:
         """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
-        kinds = {exact(split_retention(rule.text)[0])[0] for rule in self.config.rules}
+        kinds = {rule.kind for rule in self.config.rules}
         if not kinds & {'tag', 'uuid'}:
             return False
         owner = history.owner()
@@ -7571,52 +7625,6 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
     text = '; '.join(text for _, text in found)
     console.write(answer(found[0][0], text, ' '.join(status_check.figures)))
     return found[0][0]
-
-
-def pattern_of(rule: Rule) -> str:
-    """What a rule compares with names."""
-    return split_retention(rule.text)[0] if rule.method in METHODS[:2] else rule.text
-
-
-def is_valid(rule: Rule) -> bool:
-    """Whether a rule's pattern is one, as long as no VM has just this name."""
-    try:
-        if re.match(r'(tag|uuid):\s*\Z', pattern_of(rule)):
-            return False
-        if not exact(pattern_of(rule))[0] or rule.method == 'exclude-disk':
-            matching(pattern_of(rule), ())
-        return True
-    except re.error:
-        return False
-
-
-def rule_problems(rules: Sequence[Rule]) -> List[str]:
-    """What is wrong with rules, and which can never do anything, whatever VMs there are."""
-    problems = [f'***ERROR - invalid regex: {rule.method}={rule.text} ({rule.where})'
-                for rule in rules if not is_valid(rule)]
-    excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text and is_valid(rule)
-                and not exact(rule.text)[0]]
-    seen = {}                  # type: Dict[Tuple[str, str], str]
-    for rule in rules:
-        first, name, why = seen.setdefault(rule[:2], rule.where), pattern_of(rule), ''
-        kind, word = exact(name)
-        if kind == 'uuid' and not re.match('[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\\Z',
-                                           word):
-            problems.append(f'***ERROR - no uuid: {rule.method}={rule.text} ({rule.where})')
-        if first != rule.where:
-            why = f'it is in {first} already'
-        elif not rule.text and rule.method != 'vm-export':
-            why = 'it is empty'
-        elif rule.method in METHODS[:2] and is_literal(name):
-            why = ''.join([f'{exclude.where} excludes this VM' for exclude in excludes
-                           if matching(exclude.text, [name])][:1])
-        if why:
-            problems.append(f'***WARNING - {rule.method}={rule.text} ({rule.where}) does nothing: '
-                            + why)
-    if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
-               for rule in rules):
-        problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
-    return problems
 
 
 def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:

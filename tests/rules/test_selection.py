@@ -83,7 +83,8 @@ class Exact(unittest.TestCase):
                 ('tag:a:b:7', ('tag:a:b', 7)), ('tag: a b : 7', ('tag: a b ', 7)),
                 ('uuid:%s:9' % UUIDS[0], ('uuid:' + UUIDS[0], 9)),
                 ('uuid:%s' % UUIDS[0], ('uuid:' + UUIDS[0], None)), ('tags:3', ('tags', 3))):
-            self.assertEqual(parts, VmBackup.split_retention(text), text)
+            rule = VmBackup.parse_rule('vm-export', text, '')
+            self.assertEqual(parts, (rule.pattern, rule.keep), text)
 
     def test_a_tag_without_a_vm_is_a_warning_and_a_uuid_an_error(self):
         plan = self.chosen(pool('web'), 'vm-export=web', 'vm-export=tag:gone',

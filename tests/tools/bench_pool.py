@@ -292,7 +292,7 @@ def selection_seconds(count, rules):
     """How long select() takes: of the processor, as it waits for nothing."""
     found = [VmBackup.Vm('ref %d' % number, 'uuid %d' % number,
                          'group%03d-%d' % (number % RULES, number), {}) for number in range(count)]
-    lines = [VmBackup.Rule('vm-export', 'group%03d-.*:3' % number, 'line %d' % number)
+    lines = [VmBackup.parse_rule('vm-export', 'group%03d-.*:3' % number, 'line %d' % number)
              for number in range(rules)]
     re.purge()
     begun = time.process_time()
