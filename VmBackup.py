@@ -388,11 +388,6 @@ def stopwatch() -> Callable[[], float]:
     return lambda: time.monotonic() - begun
 
 
-def pause(seconds: float) -> None:
-    """Wait."""
-    time.sleep(seconds)
-
-
 def encoded(text: str) -> bytes:
     """The UTF-8 bytes of text or of a path, whatever the locale."""
     return text.encode('utf-8', 'surrogateescape')
@@ -551,7 +546,8 @@ class Meter:
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
-RETENTION = re.compile(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z', re.DOTALL)
+RETENTION = re.compile(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z',
+                       re.DOTALL)
 
 
 class Rule(NamedTuple):
@@ -603,7 +599,7 @@ class Invocation(NamedTuple):
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """A parser of whole numbers in a range."""
+    """Return a parser of whole numbers in a range."""
     def parse(text: str) -> int:
         if not re.match('[0-9]{1,9}$', text) or not lowest <= int(text) <= highest:
             raise ValueError('out of range')
@@ -613,7 +609,7 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def minutes(lowest: float) -> Callable[[str], float]:
-    """A parser of minutes, up to a year of them; fractions are allowed."""
+    """Return a parser of minutes, up to a year of them; fractions are allowed."""
     def parse(text: str) -> float:
         if not re.match(r'[0-9]{1,6}(\.[0-9]{1,6})?$', text) or not lowest <= float(text) <= 525600:
             raise ValueError('out of range (minutes are wanted)')
@@ -622,67 +618,63 @@ def minutes(lowest: float) -> Callable[[str], float]:
     return parse
 
 
+def one_of(*words: str, **meanings: Any) -> Callable[[str], Any]:
+    """Return a parser of words, in any case, to what they mean: themselves, or something else."""
+    known = dict(meanings, **dict(zip(words, words)))
+
+    def parse(text: str) -> Any:
+        if text.lower() not in known:
+            raise ValueError('invalid')
+        return known[text.lower()]
+    parse.range = ', '.join(known)                     # type: ignore
+    return parse
+
+
+def or_nothing(parse: Callable[[str], Any], nothing: Any = '') -> Callable[[str], Any]:
+    """Return a parser that also takes an empty text."""
+    return lambda text: parse(text) if text else nothing
+
+
 def time_span(text: str) -> int:
-    """Seconds of some minutes, hours or days: 90m, 26h, 2d."""
+    """Return the seconds of some minutes, hours or days: 90m, 26h, 2d."""
     if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', text):
         raise ValueError('invalid (wanted: 90m, 26h or 2d)')
     return int(text[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[text[-1]]
 
 
-def room(text: str) -> str:
-    """A size or a percentage, or nothing; room_bytes() tells how much that is."""
-    if text and (not re.match('([0-9]{1,6}[KMGT]|[0-9]{1,3}%)$', text) or
-                 text.endswith('%') and int(text[:-1]) > 99):
+def space(text: str) -> str:
+    """Return a size or a percentage as it is; space_bytes() tells how much that is."""
+    if not re.match('([0-9]{1,6}[KMGT]|[0-9]{1,2}%)$', text):
         raise ValueError('invalid (wanted: 10% or 500M, 50G, 2T)')
     return text
 
 
-def room_bytes(text: str, total: int) -> int:
-    """The bytes that a room is, on storage of so many bytes."""
+def space_bytes(text: str, total: int) -> int:
+    """Return the bytes of a size or a percentage, on storage of so many bytes."""
     if not text:
         return 0
     number, unit = int(text[:-1]), text[-1]
     return total * number // 100 if unit == '%' else number << 10 * ('KMGT'.index(unit) + 1)
 
 
-def count_or_nothing(text: str) -> Optional[int]:
-    """A number of backups, or None for nothing."""
-    return whole_number(0, 10**6)(text) if text else None
-
-
 def devices(text: str) -> str:
-    """The word boot or all, or devices separated by commas: xvda,xvdc."""
+    """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
     words = [word.strip() for word in text.lower().split(',')]
-    if words not in (['boot'], ['all']) and not all(
-            re.match('(xvd|hd|sd)[a-z]{1,2}$', word) for word in words):
+    named = [word for word in words if re.match('(xvd|hd|sd)[a-z]{1,2}$', word)]
+    if words not in (['boot'], ['all'], named):
         raise ValueError('invalid (wanted: boot, all, or devices such as xvda,xvdc)')
     return ','.join(words)
 
 
-def one_of(**meanings: Any) -> Callable[[str], Any]:
-    """A parser of words, in any case, to what they mean."""
-    def parse(text: str) -> Any:
-        if text.lower() not in meanings:
-            raise ValueError('invalid')
-        return meanings[text.lower()]
-    parse.range = ', '.join(meanings)                  # type: ignore
-    return parse
-
-
-def a_path(text: str) -> str:
-    """A path; a relative one is taken from the current directory, as 3.25."""
+def absolute(text: str) -> str:
+    """Return a path; a relative one is taken from the current directory, as 3.25."""
     if not text or '\0' in text:
         raise ValueError('invalid (a path is wanted)')
     return os.path.abspath(native(text))
 
 
-def optional_path(text: str) -> str:
-    """A path or nothing."""
-    return a_path(text) if text else ''
-
-
 def directory_pattern(text: str) -> str:
-    """A name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
+    """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or '/' in text or '\0' in text:
         raise ValueError('invalid (wanted once each: %Y %m %d %H %M %S)')
     if text.startswith('.') or len(encoded(text)) > 200:
@@ -691,7 +683,7 @@ def directory_pattern(text: str) -> str:
 
 
 def addresses(text: str) -> Tuple[str, ...]:
-    """Mail addresses, separated by commas."""
+    """Return mail addresses that are separated by commas."""
     found = tuple(part.strip() for part in text.split(',') if part.strip())
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@]+'
     if not all(re.match(f'{part}(@{part})?$', address) for address in found):
@@ -700,11 +692,10 @@ def addresses(text: str) -> Tuple[str, ...]:
 
 
 def one_address(text: str) -> str:
-    """A mail address or nothing."""
-    found = addresses(text)
-    if len(found) > 1:
+    """Return a mail address. Raise ValueError for more than one."""
+    if len(addresses(text)) != 1:
         raise ValueError('invalid (one address is wanted)')
-    return ''.join(found)
+    return text
 
 
 class Key(NamedTuple):
@@ -721,9 +712,6 @@ class Key(NamedTuple):
         return getattr(self.parse, 'range', '')
 
 
-YES_NO = dict(true=True, false=False)
-COMPRESSION_NAMES = {name: name for name in COMPRESSIONS}
-COMPRESS = dict(true='gzip', false='none', **COMPRESSION_NAMES)
 KEYS = (
     Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, whole_number(0, 1),
         'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
@@ -731,7 +719,7 @@ KEYS = (
         'How many pool database dumps to keep; 0 keeps all'),
     Key('max_backups', DEFAULT_MAX_BACKUPS, whole_number(1, 10**6),
         'How many backups to keep for each VM'),
-    Key('keep_last', DEFAULT_KEEP_LAST, count_or_nothing,
+    Key('keep_last', DEFAULT_KEEP_LAST, or_nothing(whole_number(0, 10**6), None),
         'The same as max_backups, whose place it takes; 0: only the rules below count'),
     Key('keep_hourly', DEFAULT_KEEP_HOURLY, whole_number(0, 10**6),
         'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
@@ -741,25 +729,25 @@ KEYS = (
         'The same for weeks, which begin on Monday'),
     Key('keep_monthly', DEFAULT_KEEP_MONTHLY, whole_number(0, 10**6), 'The same for months'),
     Key('keep_yearly', DEFAULT_KEEP_YEARLY, whole_number(0, 10**6), 'The same for years'),
-    Key('backup_dir', DEFAULT_BACKUP_DIR, a_path,
+    Key('backup_dir', DEFAULT_BACKUP_DIR, absolute,
         'Directory of all backups; it must exist (mount the share there)'),
     Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, directory_pattern,
         'Name of a backup below its VM; an SMB share wants one without : ( )\n'
         'such as backup-%Y-%m-%d-%H%M%S'),
-    Key('status_log', DEFAULT_STATUS_LOG, a_path,
+    Key('status_log', DEFAULT_STATUS_LOG, absolute,
         'Status log file; its directory is made if it is missing'),
-    Key('compress', DEFAULT_COMPRESS, one_of(**COMPRESS),
+    Key('compress', DEFAULT_COMPRESS, one_of(*COMPRESSIONS, true='gzip', false='none'),
         'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
-    Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(**YES_NO),
+    Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(true=True, false=False),
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
         'instead of after it; never the last good one'),
-    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of(raw='raw', vhd='vhd', auto='auto'),
+    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of('raw', 'vhd', 'auto'),
         'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
         'of more than 2040 GiB, or of no whole 2 MiB'),
     Key('vdi_disks', DEFAULT_VDI_DISKS, devices,
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
         'each disk gets a file, and all are of one moment'),
-    Key('vdi_compress', DEFAULT_VDI_COMPRESS, one_of(**COMPRESSION_NAMES),
+    Key('vdi_compress', DEFAULT_VDI_COMPRESS, one_of(*COMPRESSIONS),
         'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
     Key('honour_nobak', DEFAULT_HONOUR_NOBAK, one_of(yes=True, no=False),
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
@@ -768,44 +756,44 @@ KEYS = (
         'A backup of more than so many GiB is marked success_compress instead of success'),
     Key('lock_wait', DEFAULT_LOCK_WAIT, minutes(0),
         'Minutes to wait for a VM on which another run is at work'),
-    Key('require_mount', DEFAULT_REQUIRE_MOUNT, one_of(yes='yes', no='no', auto='auto'),
+    Key('require_mount', DEFAULT_REQUIRE_MOUNT, one_of('yes', 'no', 'auto'),
         'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
         'point of /etc/fstab where nothing is mounted; no looks at neither'),
-    Key('min_free', DEFAULT_MIN_FREE, room,
+    Key('min_free', DEFAULT_MIN_FREE, or_nothing(space),
         'A VM is not backed up with less room than this in backup_dir (10% or 500M, 50G, 2T)\n'
         'or, in any case, with less than its last backup took'),
     Key('stall_timeout', DEFAULT_STALL_TIMEOUT, minutes(0.001),
         'Minutes after which an export that does not move is ended'),
-    Key('verify', DEFAULT_VERIFY, one_of(yes='yes', no='no'),
+    Key('verify', DEFAULT_VERIFY, one_of('yes', 'no'),
         'yes reads each backup after it was made and proves it whole, before it counts;\n'
         'no makes the night shorter'),
     Key('parallel', DEFAULT_PARALLEL, whole_number(1, 64),
         'How many VMs to back up side by side; with more than one, the longest come first'),
     Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, whole_number(0, 64),
         'How many of them may have disks in the same SR; 0: no limit'),
-    Key('hook', DEFAULT_HOOK, optional_path,
+    Key('hook', DEFAULT_HOOK, or_nothing(absolute),
         'A program that is run at each phase of a run, such as job-start and backup-end'),
     Key('hook_timeout', DEFAULT_HOOK_TIMEOUT, minutes(0.001),
         'Minutes after which it is ended'),
-    Key('report_file', DEFAULT_REPORT_FILE, optional_path,
+    Key('report_file', DEFAULT_REPORT_FILE, or_nothing(absolute),
         'A file that gets a report of each run, as JSON'),
     Key('mail_to', DEFAULT_MAIL_TO, addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
-    Key('mail_from', DEFAULT_MAIL_FROM, one_address,
+    Key('mail_from', DEFAULT_MAIL_FROM, or_nothing(one_address),
         'Sender of that mail; empty is root@ this host'),
     Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, str, 'Mail server'),
     Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535),
         'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
-        one_of(auto='auto', none='none', starttls='starttls', tls='tls'),
+        one_of('auto', 'none', 'starttls', 'tls'),
         'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
         'port 465); auto is what is usual on its port'),
     Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, str,
         'Account on the mail server, if it wants one'),
-    Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, optional_path,
+    Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, or_nothing(absolute),
         'Password of that account, in a file made with create-password-file='),
     Key('mail_mode', DEFAULT_MAIL_MODE,
-        one_of(always='always', problems='problems', never='never'),
+        one_of('always', 'problems', 'never'),
         'When to mail: always, problems (warnings and errors only), never'),
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
@@ -947,6 +935,8 @@ def read_file(path: str, limit: int) -> bytes:
 
 def create_password_file(password: str, path: str) -> None:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
+    if not password:
+        raise ConfigError(f'an empty password: create-password-file={path}')
     try:
         kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
@@ -1194,11 +1184,6 @@ def retention_suffix(keep: Optional[int]) -> str:
     return '' if keep is None else f':{keep}'
 
 
-def is_tagged_nobak(vm: Vm) -> bool:
-    """Whether a VM has the tag xo:no-bak or xo:no-bak=... (xen-orchestra: Backup modifier tags)."""
-    return any(re.match('xo:no-bak(=|\\Z)', tag) for tag in vm.record.get('tags', ()))
-
-
 class DiskChoice(NamedTuple):
     """Which disks of a VM are backed up."""
 
@@ -1229,6 +1214,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
     for method, ref, definition in chosen:
         vm = state.vms[ref]
         namesakes = state.by['name'][vm.name]
+        no_bak = [tag for tag in vm.record.get('tags', ())     # xen-orchestra: Backup modifier tags
+                  if tag == 'xo:no-bak' or tag.startswith('xo:no-bak=')]
         if ref in covered:
             if definition.literal and ref in state.excluded:
                 state.messages.append(f'***NOTE - forcing exclude of: {vm.name}')
@@ -1239,7 +1226,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             state.messages.append(f'ERROR more than one vm with the name {vm.name}')
             failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
                                     error='more than one VM with this name'))
-        elif honour_nobak and is_tagged_nobak(vm):
+        elif honour_nobak and no_bak:
             severity = 'ERROR' if definition.literal else 'NOTE'
             state.messages.append(
                 f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
@@ -1649,7 +1636,7 @@ def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool
             timeout, asked = min(timeout, elapsed() + REAP_TIMEOUT), True
         if elapsed() > timeout:
             return False
-        pause(0.02)
+        time.sleep(0.02)
     return True
 
 
@@ -2017,7 +2004,7 @@ class Pool:
                 if not told:
                     self.console.log(f'***NOTE - {error}: trying again')
                 told = True
-            pause(wait)
+            time.sleep(wait)
 
     @staticmethod
     def guarded(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -2179,7 +2166,7 @@ class Pool:
         for wait in SNAPSHOT_PAUSES + (0,):
             if idle():
                 return
-            pause(wait)
+            time.sleep(wait)
         raise PoolError(what)
 
     def wait_for_snapshot(self, kind: str, ref: str) -> None:
@@ -3215,7 +3202,7 @@ class BackupStore:
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         found = os.statvfs(self.root)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
-        if total and free < max(room_bytes(least, total), last):
+        if total and free < max(space_bytes(least, total), last):
             raise BackupFailed('NO-SPACE', '{} free of {} in {}, wanted are {}'.format(
                 human_size(free), human_size(total), self.root, ' and '.join(
                     [f'min_free={least}'] * bool(least) +
@@ -3265,7 +3252,7 @@ class BackupStore:
                 if waited() >= patience:
                     raise BackupFailed('VM-LOCKED', 'another run is at work on it (see lock_wait)')
                 check()
-                pause(1)
+                time.sleep(1)
             yield
         finally:
             with contextlib.suppress(TargetError):     # and with it the lock, as in death
@@ -4297,7 +4284,7 @@ def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
         except CommandFailed as error:
             if not wait or not re.search('currently in progress|HANDLE_INVALID', str(error)):
                 raise
-        pause(wait)
+        time.sleep(wait)
     ova = ova_xml(archive)
     try:
         backup.write(indented(ova), METADATA)
@@ -4549,7 +4536,7 @@ def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequenc
             return
         if seen is None:
             leaked = held
-            pause(SECOND_LOOK)
+            time.sleep(SECOND_LOOK)
     for hold in held:
         if hold.vbd['uuid'] in [each.vbd['uuid'] for each in leaked]:
             if hold.vbd['currently_attached']:
@@ -4867,7 +4854,7 @@ class Exporter:
                     self.console.log(f'***NOTE - {error}: trying again')
                 else:
                     self.warnings.append(str(error))
-                pause(pauses[attempt])
+                time.sleep(pauses[attempt])
 
     def free(self, intent: Intent) -> None:
         """See that nothing else has the snapshot's disks: it would keep them, while the record of
@@ -5260,7 +5247,7 @@ class Importer:
                 if not wait:
                     raise
                 self.console.log(f'***NOTE - {error}: trying again')
-            pause(wait)
+            time.sleep(wait)
 
     def check_unused(self, made: Dict[str, Dict[str, Dict[str, Any]]], since: str) -> None:
         """Raise VmBackupError if somebody has used what was made: started it, or taken a snapshot
@@ -5708,7 +5695,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
             console.log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
                 ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, error))
         if attempt + 1 < MAIL_ATTEMPTS:
-            pause(MAIL_PAUSE)
+            time.sleep(MAIL_PAUSE)
     return False
 
 
@@ -6193,7 +6180,7 @@ class BackupRun:
                 self.again.append(history)
                 self.doubtful.append(self.made[history.directory].path)
             self.console.log(f'***NOTE - {error}: trying {job.vm.name} again')
-        pause(RESTART_PAUSE)
+        time.sleep(RESTART_PAUSE)
         del warnings[:]
         return self.back_up(job, history, now(), warnings)
 
@@ -6526,8 +6513,9 @@ def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
     vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
            Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
     if selector_text:                                  # it may be such a directory's name
-        rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms if vm.uuid and
-                      os.path.basename(vm.ref) == native(rules[0].text) != vm.name) or rules
+        rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
+                      if os.path.basename(vm.ref) == native(rules[0].text) != vm.name and vm.uuid
+                      ) or rules
     if not rules:
         return [found[vm.ref] for vm in vms], Plan()
     plan = select(rules, vms, keep, twins=True)
@@ -7696,10 +7684,6 @@ Also: {name} help    - for additional parameter usage
   or: {name} example - for some simple example usage
 """
 
-HELP_TAIL = """this is version {version}; exit status:
-	0 all good, 1 warnings only, 2 errors, 128+N ended by signal N
-"""
-
 CONFIG_HEAD = """# Example config file for {name}
 # Lines are key=value; a # begins a comment line. {name} <password> <this file> preview
 # shows what it means.
@@ -7760,8 +7744,7 @@ EXAMPLES = """Usage-examples:
 
 SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
-TEXTS = ('help', 'config', 'example')
-HELP_WORDS = ('-h', '--help')
+TEXTS = {'help': 'help', 'h': 'help', 'config': 'config', 'example': 'example'}
 
 
 def run_create_password_file(line: CommandLine, console: Console, _: Signals) -> int:
@@ -7777,15 +7760,6 @@ class Command(NamedTuple):
 
     run: Callable[[CommandLine, Console, Signals], int]
     help: str                  # its first line is the usage; what is in brackets are options
-
-    @property
-    def usage(self) -> str:
-        """The words that it wants."""
-        return self.help.partition('\n')[0]
-
-    def logs_in(self) -> bool:
-        """Whether its name comes second, after a password."""
-        return self.help.startswith('<password')
 
     def options(self) -> Dict[str, Sequence[str]]:
         """Return the values that each option may have: any for [sr=<name|uuid>], one of these for
@@ -7893,6 +7867,7 @@ test-mail <config-file>
 		the current path or absolute
 """),
 }
+LOGGING_IN = [name for name in COMMANDS if COMMANDS[name].help.startswith('<password')]
 
 
 def config_text() -> str:
@@ -7917,7 +7892,8 @@ def help_text(topic: str, program: str) -> str:
             if name != 'backup':
                 text += f'alternate form - {name}:\n'
             text += '{program}  ' + command.help + '\n'
-        text += HELP_TAIL
+        text += ('this is version {version}; exit status:\n'
+                 '\t0 all good, 1 warnings only, 2 errors, 128+N ended by signal N\n')
     else:
         text = {'config': 'Usage-config-file:\n\n' + config_text(), 'example': EXAMPLES}.get(
             topic, USAGE)
@@ -7929,16 +7905,12 @@ def help_text(topic: str, program: str) -> str:
 
 def help_topic(words: Sequence[str]) -> str:
     """Return which help a command line asks for; '' if it asks for something else."""
-    first, second = (list(words) + ['', ''])[:2]
-    if len(words) == 1 and first in HELP_WORDS:
-        return 'help'
-    if len(words) == 1 and first.lower() in TEXTS:
-        return first.lower()
-    if first in COMMANDS and second in HELP_WORDS:
-        return first
-    if first == 'help' and second in COMMANDS and len(words) == 2:
-        return second
-    return '' if len(words) > 1 or first in COMMANDS else 'usage'
+    if len(words) < 2:
+        word = ''.join(words).lower().lstrip('-')
+        return TEXTS.get(word, '' if word in COMMANDS else 'usage')
+    if words[0] in COMMANDS and words[1] in ('-h', '--help'):
+        return words[0]
+    return words[1] if words[0] == 'help' and words[1] in COMMANDS else ''
 
 
 def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
@@ -7960,24 +7932,22 @@ def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Divide a command line of two words or more into its parts. Raise UsageError."""
-    first, second = (list(words) + ['', ''])[:2]
+    """Divide a command line into its parts. Raise UsageError."""
+    first, second = (list(words) + [''])[:2]
     name, equals, value = second.partition('=')
-    name = name.lower()
-    if equals and name in COMMANDS and COMMANDS[name].logs_in():
-        if not (first and value):
-            raise UsageError(f'usage: VmBackup.py {COMMANDS[name].usage}')
-        return CommandLine(name, first, (value,), parse_options(name, words[2:]))
-    if first in TEXTS:
-        raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
-                         'a password file)')
-    if first not in COMMANDS or COMMANDS[first].logs_in():
-        return CommandLine('backup', first, (second,), parse_options('backup', words[2:]))
-    if not second:
-        raise UsageError(f'usage: VmBackup.py {COMMANDS[first].usage}')
-    if COMMANDS[first].usage.endswith('...'):
-        return CommandLine(first, '', tuple(words[1:]))
-    return CommandLine(first, '', (second,), parse_options(first, words[2:]))
+    name, password, about, rest = name.lower(), first, [value], words[2:]
+    if not equals or name not in LOGGING_IN:
+        if first in TEXTS:
+            raise UsageError(f"{first} is a command (a password that is a command's name has to be "
+                             'in a password file)')
+        name, about = 'backup', [second]
+        if first in COMMANDS and first not in LOGGING_IN:
+            name, password = first, ''
+            if name.endswith('protect'):               # any number of backups
+                about, rest = [second, *words[2:]], []
+    if name != 'backup' and not all(about):
+        raise UsageError('usage: VmBackup.py ' + COMMANDS[name].help.partition('\n')[0])
+    return CommandLine(name, password, tuple(about), parse_options(name, rest))
 
 
 def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
