@@ -118,7 +118,7 @@ class Lines(unittest.TestCase):
     def test_rules_keep_their_order_and_place_and_blanks_inside_a_name(self):
         rules = parsed('vm-export =\t DEV  mySql ', '', 'exclude=c', 'vdi-export=a').rules
         self.assertEqual([('vm-export', 'DEV  mySql', 'f line 1'), ('exclude', 'c', 'f line 3'),
-                          ('vdi-export', 'a', 'f line 4')], [tuple(rule) for rule in rules])
+                          ('vdi-export', 'a', 'f line 4')], [rule[:3] for rule in rules])
 
     def test_unknown_keys_are_errors_unless_they_are_to_be_ignored(self):
         lines = ['max_backup=3', 'Max_Backups=3', 'Exclude=x', '=x', 'vm_export=a']
@@ -240,7 +240,7 @@ class CommandLines(PoolCase):
         for name, command in VmBackup.COMMANDS.items():
             for words in (('help', name), (name, '--help'), (name, '-h')):
                 done = self.assert_ends(0, self.vmbackup(*words))
-                self.assertIn('  ' + command.help, done.output)
+                self.assertIn('  %s\n\n' % command.help.split('\n')[0], done.output)
                 self.assertIn(done.output.strip('\n'), whole)
         self.assertEqual([], self.sim.calls())
 

@@ -142,8 +142,9 @@ class PasswordFiles(LoginCase):
         for name, words in (('directory', 'not a file'), ('none/p', 'No such file'),
                             ('run.cfg/p', 'Not a directory'), ('x' * 300, 'File name too long')):
             self.assert_refused(self.create('x', name), words, name)
-        for arguments in (['x', 'create-password-file='], ['', 'create-password-file=p']):
-            self.assert_refused(self.vmbackup(*arguments), 'usage: ', 'create-password-file=')
+        self.assert_refused(self.vmbackup('x', 'create-password-file='),
+                            'usage: VmBackup.py <password> create-password-file=<filename>')
+        self.assert_refused(self.vmbackup('', 'create-password-file=p'), 'an empty password')
         self.assert_refused(self.vmbackup('x', 'create-password-file=p', 'preview'),
                             'unknown option: preview (see VmBackup.py help create-password-file)')
         self.assertEqual(before, sorted(os.listdir(self.directory)))
