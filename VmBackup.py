@@ -892,6 +892,33 @@ def read_config(invocation: Invocation) -> Config:
     return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
 
 
+def load_config(invocation: Invocation, console: Console) -> Config:
+    """Read the config, and tell where from."""
+    config = read_config(invocation)
+    if invocation.config_file:
+        console.log(f'VmBackup config loaded from: {invocation.config_file}')
+    for rule in invocation.rules:
+        if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
+            console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
+    return config
+
+
+def refuse_unexpected(config: Config, console: Console) -> None:
+    """Tell of lines of the config that are not understood; raise ConfigError if there are any."""
+    for line in config.unexpected:
+        console.log(line)
+    if config.unexpected:
+        keys = any('unexpected config key' in line for line in config.unexpected)
+        raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
+
+
+def refuse_mistakes(config: Config, console: Console) -> None:
+    """Raise ConfigError for whatever is wrong in a config."""
+    refuse_unexpected(config, console)
+    for error in config.errors:
+        raise ConfigError(error[len('ERROR: '):])
+
+
 def invocation_of(line: CommandLine) -> Invocation:
     """Return what a command line asks of a run or a preview. Raise UsageError."""
     target, options = line.words[0], line.options
@@ -1331,6 +1358,17 @@ def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
             why.append('newest')
         newer += backup.sound
     return [tuple(why) for why in found]
+
+
+def policy_of(settings: Settings, job: Job) -> Policy:
+    """Which backups of a VM to keep."""
+    return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
+                  settings.keep_monthly, settings.keep_yearly)
+
+
+def keep_of(settings: Settings) -> int:
+    """How many of the newest backups to keep where no line tells."""
+    return settings.max_backups if settings.keep_last is None else settings.keep_last
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6393,37 +6431,6 @@ class BackupRun:
             self.died(f'pool database not backed up: {error}')
 
 
-def policy_of(settings: Settings, job: Job) -> Policy:
-    """Which backups of a VM to keep."""
-    return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
-                  settings.keep_monthly, settings.keep_yearly)
-
-
-def keep_of(settings: Settings) -> int:
-    """How many of the newest backups to keep where no line tells."""
-    return settings.max_backups if settings.keep_last is None else settings.keep_last
-
-
-def load_config(invocation: Invocation, console: Console) -> Config:
-    """Read the config, and tell where from."""
-    config = read_config(invocation)
-    if invocation.config_file:
-        console.log(f'VmBackup config loaded from: {invocation.config_file}')
-    for rule in invocation.rules:
-        if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
-            console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
-    return config
-
-
-def refuse_unexpected(config: Config, console: Console) -> None:
-    """Tell of lines of the config that are not understood; raise ConfigError if there are any."""
-    for line in config.unexpected:
-        console.log(line)
-    if config.unexpected:
-        keys = any('unexpected config key' in line for line in config.unexpected)
-        raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
-
-
 def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
@@ -6488,13 +6495,6 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
 # ----------------------------------------------------------------------------------------------
 # 19. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
-
-
-def refuse_mistakes(config: Config, console: Console) -> None:
-    """Raise ConfigError for whatever is wrong in a config."""
-    refuse_unexpected(config, console)
-    for error in config.errors:
-        raise ConfigError(error[len('ERROR: '):])
 
 
 def open_store(config: Config, root: str, console: Console) -> BackupStore:
