@@ -1360,13 +1360,13 @@ def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
     return [tuple(why) for why in found]
 
 
-def policy_of(settings: Settings, job: Job) -> Policy:
+def policy_of(settings: Any, job: Job) -> Policy:
     """Which backups of a VM to keep."""
     return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
                   settings.keep_monthly, settings.keep_yearly)
 
 
-def keep_of(settings: Settings) -> int:
+def keep_of(settings: Any) -> int:
     """How many of the newest backups to keep where no line tells."""
     return settings.max_backups if settings.keep_last is None else settings.keep_last
 
