@@ -177,6 +177,9 @@ MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 # Exceptions go up; words and exit codes come out in one place (sections 15 to 17).
 
 
+Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by their fields
+
+
 class VmBackupError(Exception):
     """Something went wrong; the text is a sentence for the administrator."""
 
@@ -318,6 +321,11 @@ def compression_in(begin: bytes) -> Compression:
 def plain_name(name: str) -> str:
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
+
+
+def is_packed(name: str) -> bool:
+    """Tell whether a file is compressed, by its name."""
+    return compression_of(name).ending != ''
 
 # ----------------------------------------------------------------------------------------------
 # 3. Console: log lines, progress, text and byte forms, the only clock
@@ -3495,12 +3503,6 @@ LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
 SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170, SHA-1 before
-PROVED = collections.OrderedDict((             # from least to most
-    ('length', 'it can be read, but nothing tells how long it should be'),
-    ('metadata', 'whole, but metadata only, without disks'),
-    ('restorable', 'whole, but refused by xe vm-import alone: use restore=, which puts it right'),
-    ('structure', 'the structure is whole'),
-    ('checksums', 'every checksum is right')))
 
 
 class Proof(NamedTuple):
@@ -3513,8 +3515,8 @@ class Proof(NamedTuple):
 
 
 def end_of_export(data: bytes) -> str:
-    """What xapi says at the end of a file whose export failed: an answer of HTTP (xapi:
-    http_svr.ml, response_internal_error)."""
+    """Return what xapi wrote at the end of a file whose export failed: an answer of HTTP (xapi:
+    http_svr.ml, response_internal_error); '' if it did not."""
     found = re.search(rb'HTTP/1\.\d 500(.*)', data, re.DOTALL)
     if not found:
         return ''
@@ -3578,15 +3580,14 @@ class Source:
 
 @functools.lru_cache(maxsize=None)
 def xxhash_library() -> Optional[Callable[[int, int, int], int]]:
-    """The function XXH64(address, length, seed) of libxxhash, which xapi itself uses, or of the
-    module xxhash; None where neither is installed."""
+    """Return XXH64(address, length, seed) of libxxhash, which xapi itself uses, or of the module
+    xxhash; None where neither is installed."""
     for name in itertools.chain(XXHASH[:1], map(ctypes.util.find_library, XXHASH[1:])):
         with contextlib.suppress(OSError, AttributeError):
-            function = ctypes.CDLL(name).XXH64 if name else None
-            if function:
-                function.restype = ctypes.c_uint64
-                function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
-                return function
+            function = ctypes.CDLL(name).XXH64
+            function.restype = ctypes.c_uint64
+            function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
+            return function
     with contextlib.suppress(ImportError):
         import xxhash
         return lambda address, length, seed: xxhash.xxh64_intdigest(
@@ -3606,19 +3607,19 @@ def ova_xml(archive: bytes) -> bytes:
 
 
 class Unpacker(xmlrpc.client.Unmarshaller):
-    """Makes a value of XML-RPC what Python has for it; numbers stay text, as xapi writes them."""
+    """Converts a value of XML-RPC to Python's; numbers stay text, as xapi writes them."""
 
     dispatch = {tag: xmlrpc.client.Unmarshaller.dispatch[tag] for tag in (
         'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
         'struct', 'value')}
     dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), dispatch['string']))
-
     depth = 0                  # elements that are open
 
     def start(self, tag: str, attributes: Any) -> None:
-        """Begin an element."""
+        """Begin an element; raise ValueError if too many are open: each end joins all the text
+        before it."""
         self.depth += 1
-        if self.depth > DEEPEST:                       # each end looks at all text before it
+        if self.depth > DEEPEST:
             raise ValueError(f'more than {DEEPEST} elements within each other')
         super().start(tag, attributes)
 
@@ -3629,8 +3630,8 @@ class Unpacker(xmlrpc.client.Unmarshaller):
 
 
 @contextlib.contextmanager
-def understanding() -> Iterator[None]:
-    """An ova.xml is read here; raise Damaged for what is missing or not as it should be."""
+def damaged_if_malformed() -> Iterator[None]:
+    """Read an ova.xml within this; raise Damaged for what is missing or not as it should be."""
     try:
         yield
     except KeyError as error:
@@ -3641,8 +3642,8 @@ def understanding() -> Iterator[None]:
         raise Damaged('it does not describe a VM as xapi does')
 
 
-def unpacked(ova: bytes) -> Dict[str, Any]:
-    """What an ova.xml holds, which is one value of XML-RPC."""
+def xmlrpc_value(ova: bytes) -> Record:
+    """Return what an ova.xml holds, one value of XML-RPC. Raise as damaged_if_malformed expects."""
     if b'<!' in ova or b'\0' in ova:                   # the latter in other encodings
         raise ValueError('it has a declaration, which xapi does not write')
     unpacker = Unpacker()
@@ -3654,15 +3655,15 @@ def unpacked(ova: bytes) -> Dict[str, Any]:
     return value
 
 
-def described(ova: bytes) -> Tuple[Dict[str, Any], Dict[str, Dict[str, Dict[str, Any]]]]:
-    """What an ova.xml tells of who wrote it, and of its objects: class, id, record; of a vTPM, xapi
+def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Dict[str, Record]]]:
+    """Return the version that an ova.xml names, and its records by class and id; of a vTPM, xapi
     calls VM `vTPM'_VM` and so on (recorded from 25.33.2 and 26.17.0). Raise Damaged."""
-    with understanding():
-        document = unpacked(ova)
+    with damaged_if_malformed():
+        document = xmlrpc_value(ova)
         version = text_of(document['version'], 'export_vsn')
         if version != '2':
             raise ValueError(f'unknown version of the format: {version}')
-        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Dict[str, Any]]]
+        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Record]]
         for each in document['objects']:
             objects[each['class']][each['id']] = {
                 re.sub("^vTPM'_", '', name): value for name, value in each['snapshot'].items()}
@@ -3671,16 +3672,18 @@ def described(ova: bytes) -> Tuple[Dict[str, Any], Dict[str, Dict[str, Dict[str,
         return document['version'], objects
 
 
-def text_of(record: Dict[str, Any], field: str) -> str:
-    """A field of a record, as xapi writes it; raise KeyError, ValueError."""
+def text_of(record: Record, field: str) -> str:
+    """Return a field of a record, as xapi writes it. Raise KeyError, ValueError."""
     value = record[field]
-    if not isinstance(value, (str, bool)):
+    if isinstance(value, bool):
+        return '1' if value else '0'
+    if not isinstance(value, str):
         raise ValueError(f'{field} is no text')
-    return value if isinstance(value, str) else str(int(value))
+    return value
 
 
-def number_of(record: Dict[str, Any], field: str) -> int:
-    """A number in a record; raise KeyError, ValueError."""
+def number_of(record: Record, field: str) -> int:
+    """Return a number in a record. Raise KeyError, ValueError."""
     text = text_of(record, field)
     if not re.match(r'[0-9]{1,19}\Z', text):           # xapi has 64 bits for it
         raise ValueError(f'{field} is no number: {text[:40]}')
@@ -3695,21 +3698,20 @@ class ArchivedDisk(NamedTuple):
     label: str
 
 
-class Contents(NamedTuple):
-    """What an ova.xml promises."""
+class Expected(NamedTuple):
+    """What an archive has to hold."""
 
     disks: List[ArchivedDisk]  # in the order of the archive
     kept: bool                 # whether the VM's state was preserved, as in an archive of metadata
     vm: str                    # uuid of the (first) VM
 
 
-def promised(ova: bytes) -> Contents:
-    """What an archive with this ova.xml has to hold (xapi: export.ml, export, make_vm).
-
-    Raise Damaged if it does not describe a VM.
-    """
-    objects, labels, kept = described(ova)[1], {}, False     # type: Any, Dict[str, str], bool
-    with understanding():
+def expected(ova: bytes) -> Expected:
+    """Return what an archive with this ova.xml has to hold (xapi: export.ml, export, make_vm).
+    Raise Damaged."""
+    _, objects = ova_objects(ova)
+    labels, disks, kept = {}, [], False        # type: Dict[str, str], List[ArchivedDisk], bool
+    with damaged_if_malformed():
         for vbd in objects['VBD'].values():
             if text_of(vbd, 'type') != 'CD' and text_of(vbd, 'empty') != '1':
                 labels[text_of(vbd, 'VDI')] = 'disk ' + device_name(
@@ -3719,17 +3721,41 @@ def promised(ova: bytes) -> Contents:
             kept = kept or state != 'Halted' or suspended != NULL
             if state == 'Suspended':
                 labels.setdefault(suspended, 'suspend image')
-        disks = []
         for ref, label in sorted(labels.items()):
             vdi = objects['VDI'][ref]
             if text_of(objects['SR'][text_of(vdi, 'SR')], 'content_type') != 'iso':
                 name = printable(text_of(vdi, 'name_label'))
                 disks.append(ArchivedDisk(ref, number_of(vdi, 'virtual_size'),
                                           f'{label} ({name}, {ref})'))
-        return Contents(disks, kept, text_of(next(iter(objects['VM'].values())), 'uuid'))
+        first, *_ = objects['VM'].values()
+        return Expected(disks, kept, text_of(first, 'uuid'))
 
 
-class ArchiveReader:
+class Reader:
+    """Reads a file from its beginning to its end."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.digest = hashlib.sha256()
+        self.view = memoryview(bytearray(CHUNK))
+
+    def fill(self, view: memoryview, where: str) -> memoryview:
+        """Fill a buffer with what comes next; raise Damaged if the file ends before."""
+        try:
+            got = self.source.fill(view)
+        except Damaged as error:
+            raise Damaged(f'{where}: {error}')
+        if got < len(view):
+            raise Damaged(f'it ends at byte {self.source.at}, in {where}' +
+                          end_of_export(view[max(0, got - 4096):got].tobytes()))
+        return view
+
+    def proof(self, proved: str, vm: str = '') -> Proof:
+        """Return the proof that all was read."""
+        return Proof(proved, self.digest.hexdigest(), self.source.at, vm)
+
+
+class ArchiveReader(Reader):
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
 
     header = re.compile(rb'([^\0]+)\0*\Z')             # ocaml-tar: lib/tar.ml, V7 headers
@@ -3737,58 +3763,52 @@ class ArchiveReader:
     total = re.compile(rb'[0-7]{7}\0\Z|[0-7]{6}\0 \Z')
 
     def __init__(self, source: Source) -> None:
-        self.source = source
-        self.buffer = bytearray(CHUNK + 3 * BLOCK)
-        self.view = memoryview(self.buffer)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
-        self.digest = hashlib.sha256()
-        self.head = b''        # the header that was read last: that of the next member
+        super().__init__(source)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.view))
+        self.head = b''        # the block that was read last: the header of the next member
         self.where = 'ova.xml'     # what is read now
         self.first = -1        # bytes of the first chunk of all
         self.hashed = True     # whether every checksum was compared
         self.refused = False   # by xe vm-import
 
+    def read_block(self) -> bytes:
+        """Read a header or the block of a checksum. Raise Damaged."""
+        self.head = self.fill(memoryview(bytearray(BLOCK)), self.where).tobytes()
+        self.digest.update(self.head)
+        return self.head
+
     def read_ova(self) -> Tuple[bytes, bytes]:
         """Read ova.xml; return its header and what it holds. Raise Damaged."""
-        head = self.head = self.take(self.view[:BLOCK]).tobytes()
-        self.digest.update(self.head)
+        head = self.read_block()
         name, size = self.member()
         if name != 'ova.xml' or size > LARGEST_OVA:
             raise self.fault(f'it begins with {name} of {size} bytes, not with ova.xml')
-        ova = self.take(memoryview(bytearray(size + -size % BLOCK + BLOCK)))
+        ova = self.fill(memoryview(bytearray(size + -size % BLOCK)), self.where)
         self.digest.update(ova)
-        self.head = ova[-BLOCK:].tobytes()
-        self.padded(ova[size:-BLOCK])
+        self.check_padding(ova[size:])
+        self.read_block()
         return head, ova[:size].tobytes()
 
     def read(self) -> Proof:
         """Read all of it; raise Damaged where it is not as it should be."""
         _, ova = self.read_ova()
         try:
-            contents = promised(ova)
+            contents = expected(ova)
         except Damaged as error:
             raise Damaged(f'ova.xml: {error}')
         metadata = contents.disks and contents.kept and not any(self.head)
-        for disk in () if metadata else contents.disks:
-            self.read_disk(disk)
+        if not metadata:
+            for disk in contents.disks:
+                self.read_disk(disk)
         self.read_end()
-        proved = ('metadata' if metadata else 'restorable' if self.refused else
-                  'checksums' if self.hashed else 'structure')
-        return Proof(proved, self.digest.hexdigest(), self.source.at, contents.vm)
-
-    def take(self, view: memoryview) -> memoryview:
-        """Fill a buffer; raise Damaged if the file ends before."""
-        try:
-            got = self.source.fill(view)
-        except Damaged as error:
-            raise Damaged(f'{self.where}: {error}')
-        if got < len(view):
-            raise Damaged(f'it ends at byte {self.source.at}, in {self.where}' +
-                          end_of_export(view[max(0, got - 4096):got].tobytes()))
-        return view
+        if metadata:
+            return self.proof('metadata', contents.vm)
+        if self.refused:
+            return self.proof('restorable', contents.vm)
+        return self.proof('checksums' if self.hashed else 'structure', contents.vm)
 
     def fault(self, text: str, back: int = BLOCK) -> Damaged:
-        """An error so many bytes before the place where we are."""
+        """Return an error so many bytes before the place where we are."""
         at = self.source.at - back
         tail = bytearray(4096)
         with contextlib.suppress(Damaged, OSError):    # the first error is the one to tell
@@ -3796,24 +3816,24 @@ class ArchiveReader:
         return Damaged(f'{self.where}, byte {at}: {printable(text)}' +
                        end_of_export(self.head + tail))
 
-    def padded(self, view: memoryview, back: int = BLOCK) -> None:
-        """Raise Damaged if a member is filled up with anything but zeros."""
-        if view.tobytes().strip(b'\0'):
-            raise self.fault('something between its end and the next header', back + len(view))
+    def check_padding(self, padding: Any) -> None:
+        """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
+        if bytes(padding).strip(b'\0'):
+            raise self.fault('something between its end and the next header', len(padding))
 
-    def member(self, back: int = BLOCK) -> Tuple[str, int]:
-        """Name and size that the last header tells; ('', 0) for the end. Raise Damaged."""
+    def member(self) -> Tuple[str, int]:
+        """Return name and size from the last header; ('', 0) at the end. Raise Damaged."""
         head = self.head
         if not any(head):
             return '', 0
-        name = self.header.match(head[:100])
-        if not (name and self.number.match(head[124:136]) and self.total.match(head[148:156]) and
-                int(head[148:154 + (head[154] != 0)], 8) ==
-                sum(head) - sum(head[148:156]) + 8 * ord(' ')):
-            raise self.fault('a header was expected, or one with another checksum', back)
-        if head[156] not in (0, ord('0')):                # a file
-            raise self.fault('a member of an unknown kind', back)
-        return name.group(1).decode('utf-8', 'replace'), int(head[124:135], 8)
+        name, size, total, kind = struct.unpack('100s24x12s12x8sc355x', head)
+        found = self.header.match(name)
+        if not (found and self.number.match(size) and self.total.match(total) and
+                int(total.rstrip(b'\0 '), 8) == sum(head) - sum(total) + 8 * ord(' ')):
+            raise self.fault('a header was expected, or one with another checksum')
+        if kind not in (b'\0', b'0'):                  # a file
+            raise self.fault('a member of an unknown kind')
+        return found.group(1).decode('utf-8', 'replace'), int(size[:11], 8)
 
     def read_disk(self, disk: ArchivedDisk) -> None:
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
@@ -3846,36 +3866,35 @@ class ArchiveReader:
             self.read_chunk(name, size)
             last, offset = number, offset + size
 
-    def read_chunk(self, name: str, size: int) -> None:
-        """Read a chunk, its checksum, and the header that follows; compare the checksum."""
+    def read_chunk(self, name: str, size: int) -> Tuple[bytes, bytes]:
+        """Read a chunk into the buffer, its checksum, and the header that follows; compare the
+        checksum. Return the two blocks of the checksum."""
         end = size + -size % BLOCK
-        rest = self.take(self.view[:end + 3 * BLOCK])[end:]
-        self.digest.update(rest)
-        self.padded(self.view[size:end], 3 * BLOCK)
-        self.head = rest[:BLOCK].tobytes()
-        found, length = self.member(3 * BLOCK)
+        self.check_padding(self.fill(self.view[:end], self.where)[size:])
+        head = self.read_block()
+        found, length = self.member()
         kind = found[len(name):]
         if not found.startswith(name) or SUMS.get(kind) != length:
-            raise self.fault(f'its checksum was expected, found {found or "the end"}', 3 * BLOCK)
-        told = rest[BLOCK:BLOCK + length].tobytes()
-        self.padded(rest[BLOCK + length:2 * BLOCK])
-        right = self.checksum(kind, size)
+            raise self.fault(f'its checksum was expected, found {found or "the end"}')
+        block = self.read_block()
+        self.check_padding(block[length:])
+        told, right = block[:length], self.checksum(kind, size)
         if told != right if right else not re.match(rb'[0-9A-Fa-f]*\Z', told):
             raise self.fault('the checksum is {}, that of the data here is {}'.format(
-                told.decode('ascii', 'replace'), right.decode('ascii')), end + 3 * BLOCK)
-        self.head = rest[2 * BLOCK:].tobytes()
+                told.decode('ascii', 'replace'), right.decode('ascii')), end + 2 * BLOCK)
+        self.read_block()
+        return head, block
 
-    def moved(self) -> bytes:
-        """Read a disk of one chunk; the same members, with names that come after all others."""
-        head, (name, size) = self.head, self.member()
-        self.read_chunk(name, size)
-        end = size + -size % BLOCK
-        data, told, total = (self.view[at:to].tobytes() for at, to in (
-            (0, end), (end, end + BLOCK), (end + BLOCK, end + 2 * BLOCK)))
-        return changed(last_name(head)) + data + changed(last_name(told)) + total
+    def read_moved(self) -> bytes:
+        """Read a disk of one chunk; return its members, with names that come after all others."""
+        head = self.head
+        name, size = self.member()
+        sum_head, block = self.read_chunk(name, size)
+        data = self.view[:size + -size % BLOCK].tobytes()
+        return tar_header(last_name(head)) + data + tar_header(last_name(sum_head)) + block
 
     def checksum(self, kind: str, size: int) -> bytes:
-        """The checksum of the chunk in the buffer; nothing if there is no function for it."""
+        """Return the checksum of the chunk in the buffer; b'' if there is no function for it."""
         if kind == '.checksum':
             return hashlib.sha1(self.view[:size]).hexdigest().encode('ascii')
         library = xxhash_library()
@@ -3890,7 +3909,7 @@ class ArchiveReader:
         name, _ = self.member()
         if name:
             raise self.fault(f'{name} belongs to no disk')
-        self.head = self.take(self.view[:BLOCK]).tobytes()
+        self.head = self.fill(self.view[:BLOCK], self.where).tobytes()
         if any(self.head):
             raise self.fault('a second block of zeros was expected')
         got = self.source.fill(self.view[:BLOCK])
@@ -3899,31 +3918,25 @@ class ArchiveReader:
             raise self.fault('something follows the end', got)
 
 
-class ImageReader:
+class ImageReader(Reader):
     """Reads what is no archive: an image of a disk, or a document. `size` is the disk's."""
 
     def __init__(self, source: Source, size: Optional[int] = None) -> None:
-        self.source = source
+        super().__init__(source)
         self.size = size       # bytes
-        self.digest = hashlib.sha256()
-        self.view = memoryview(bytearray(CHUNK))
 
     def read_on(self, most: int = CHUNK) -> memoryview:
-        """The next bytes, fewer at the end."""
-        view = self.view[:min(most, CHUNK)]
+        """Return the next bytes, fewer at the end."""
+        view = self.view[:most]
         view = view[:self.source.fill(view)]
         self.digest.update(view)
         return view
 
-    def take(self, size: int, what: str) -> bytes:
-        """The next bytes; raise Damaged if the file ends before."""
-        data = bytearray()
-        while len(data) < size:
-            view = self.read_on(size - len(data))
-            if not view:
-                raise Damaged(f'it ends at byte {self.source.at}, in {what}')
-            data += view
-        return bytes(data)
+    def take(self, size: int, what: str) -> bytearray:
+        """Return the next bytes; raise Damaged if the file ends before."""
+        data = bytearray(size)
+        self.digest.update(self.fill(memoryview(data), what))
+        return data
 
     def skip_to(self, offset: int, what: str) -> None:
         """Read on to where something has to be; raise Damaged if that is behind us."""
@@ -3933,26 +3946,24 @@ class ImageReader:
             if not self.read_on(offset - self.source.at):
                 raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
 
-    def proof(self, proved: str) -> Proof:
-        """That all was read."""
-        return Proof(proved, self.digest.hexdigest(), self.source.at)
-
     def read_raw(self) -> Proof:
         """Read a raw image, which is as long as its disk."""
         last = b''
         for view in iter(self.read_on, b''):
             last = view[-4096:].tobytes()
-        if self.size not in (None, self.source.at):
+        if self.size is None:
+            return self.proof('length')
+        if self.size != self.source.at:
             raise Damaged(f'it has {self.source.at} bytes, its disk {self.size}' +
                           end_of_export(last))
-        return self.proof('length' if self.size is None else 'structure')
+        return self.proof('structure')
 
     def read_head(self) -> Tuple[bytes, Any]:
         """Read the beginning of a dynamic VHD image; return its footer, and its table of where each
         block is, in sectors."""
         footer = self.take(BLOCK, 'its first footer')
-        fields = struct.unpack('>8sIIQ16x2QHBBII', footer[:68])
-        cookie, _, version, header_at, _, size, cylinders, heads, sectors, kind, total = fields
+        cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
+            '>8s4xIQ24xQHBBII', footer[:68])
         if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
@@ -3998,11 +4009,13 @@ class ImageReader:
                           f'{size} bytes')
 
     def check_table(self, table: Any) -> int:
-        """Where the last block ends, in bytes; raise Damaged where blocks overlap. Each block has
+        """Return where the last block ends, in bytes; raise Damaged where blocks overlap. Each has
         its place among places as large as a block, so that only neighbours can overlap."""
         length = 1 + VHD_BLOCK // BLOCK                # sectors: its bitmap, its data
         first = -(-self.source.at // BLOCK)
         highest = max((sector for sector in table if sector != NOWHERE), default=-1)
+        if highest < 0:
+            return first * BLOCK
         places = array.array('I', bytes(4 * (highest // length + 3)))
         for number, sector in enumerate(table):
             if sector == NOWHERE:
@@ -4014,60 +4027,56 @@ class ImageReader:
                 raise Damaged(f'block {number} overlaps what is elsewhere, at byte '
                               f'{sector * BLOCK}')
             places[place] = sector
-        return (highest + length) * BLOCK if highest >= 0 else first * BLOCK
+        return (highest + length) * BLOCK
 
     def disk(self, size: int) -> Iterator[bytes]:
-        """The bytes of the disk of that size that a VHD image is of, whose blocks are in the order
+        """Yield the bytes of a disk of that size from its VHD image, whose blocks are in the order
         of the disk, as vhd-tool writes them (libs/vhd: f.ml). A sector that its block's bitmap does
         not name is zeros."""
         at = 0
         for number, sector in enumerate(self.read_head()[1]):
             if sector == NOWHERE or number * VHD_BLOCK >= size:
                 continue
-            for offset in range(at, number * VHD_BLOCK, CHUNK):
-                yield bytes(CHUNK)
+            yield from zeros(number * VHD_BLOCK - at)
             self.skip_to(sector * BLOCK, f'block {number}')
             bitmap = self.take(BLOCK, f'block {number}')
-            data = bytearray(self.take(VHD_BLOCK, f'block {number}'))
-            for index in range(VHD_BLOCK // BLOCK) if bitmap.strip(b'\xff') else ():
-                if not bitmap[index // 8] << index % 8 & 128:
-                    data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
+            data = self.take(VHD_BLOCK, f'block {number}')
+            if bitmap.strip(b'\xff'):
+                for index in range(VHD_BLOCK // BLOCK):
+                    if not bitmap[index // 8] << index % 8 & 128:
+                        data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
             at = (number + 1) * VHD_BLOCK
             yield data[:max(0, size - at + VHD_BLOCK)]
-        for offset in range(at, size, CHUNK):
-            yield bytes(min(CHUNK, size - offset))
+        yield from zeros(size - at)
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
-        parser = xml.parsers.expat.ParserCreate('utf-8')       # whatever it says itself
-        open_ones, at = [], 0  # type: List[str], int
+        parser = xml.parsers.expat.ParserCreate()
+        depth = begun = 0      # elements that are open; where the last one began
 
         def begin(name: str, _: Any) -> None:
-            nonlocal at
-            at = parser.CurrentByteIndex
-            if not open_ones and name != root:
+            nonlocal depth, begun
+            if not depth and name != root:
                 raise Damaged(f'its outermost element is {printable(name)}, not {root}')
-            open_ones.append(name)
-            if len(open_ones) > DEEPEST:               # it would take memory without end
+            depth, begun = depth + 1, parser.CurrentByteIndex
+            if depth > DEEPEST:                        # it would take memory without end
                 raise Damaged(f'more than {DEEPEST} elements within each other')
-        parser.StartElementHandler = begin
-        parser.EndElementHandler = lambda _: open_ones.pop()
 
-        def declare(_: str, encoding: Optional[str], __: int) -> None:
-            if (encoding or 'utf-8').lower() != 'utf-8':
-                raise Damaged(f'its encoding is {printable(encoding)}, not UTF-8')
-        parser.XmlDeclHandler = declare
+        def end(_: str) -> None:
+            nonlocal depth
+            depth -= 1
 
         def refuse(*_: Any) -> None:
             raise Damaged('it has a declaration, which xapi does not write')
+        parser.StartElementHandler, parser.EndElementHandler = begin, end
         parser.StartDoctypeDeclHandler = refuse
         try:
             for view in iter(self.read_on, b''):
                 parser.Parse(view.tobytes(), False)
-                if self.source.at - at > LARGEST_METADATA:
+                if self.source.at - begun > LARGEST_METADATA:
                     raise Damaged('something in it has no end')
             parser.Parse(b'', True)
-        except xml.parsers.expat.ExpatError as error:
+        except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
             raise Damaged(f'it is no whole XML: {error}')
         finally:                                       # it and the parser hold each other
             parser.StartElementHandler = None
@@ -4075,17 +4084,25 @@ class ImageReader:
 
 
 def inverted(data: bytes, at: int) -> int:
-    """The checksum of a VHD's footer or header, whose field is there."""
+    """Return the checksum of a VHD's footer or header, whose own field is there."""
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
 
 
+def zeros(size: int) -> Iterator[bytes]:
+    """Yield so many zeros."""
+    for offset in range(0, size, CHUNK):
+        yield bytes(min(CHUNK, size - offset))
+
+
 def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
-    """Read what has one of FORMS. Raise Damaged, OSError."""
+    """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return ArchiveReader(source).read()
     reader = ImageReader(source, size)
-    if form in ('.raw', '.vhd'):
-        return reader.read_raw() if form == '.raw' else reader.read_vhd()
+    if form == '.raw':
+        return reader.read_raw()
+    if form == '.vhd':
+        return reader.read_vhd()
     return reader.read_document('database' if form == '.dump' else 'value')
 
 
@@ -4106,62 +4123,53 @@ def form_of_file(path: str) -> str:
     return '.vhd' if begin == b'conectix' else ''
 
 
-def is_packed(path: str) -> bool:
-    """Tell whether an image is compressed, by its name."""
-    return plain_name(path) != path
-
-
-def firmware_of(vm: Dict[str, Any]) -> Dict[str, Any]:
-    """What a VM's record tells of its firmware, of UEFI's variables and of a TPM."""
-    platform = vm.get('platform') or {}
-    return {'firmware': (vm.get('HVM_boot_params') or {}).get('firmware', 'bios'),
-            'nvram': bool(vm.get('NVRAM')),
-            'tpm': bool(vm.get('VTPMs')) or platform.get('vtpm') == 'true'}
-
-
-class Archived(NamedTuple):
-    """What an ova.xml tells of its VM."""
+class ArchivedVm(NamedTuple):
+    """The VM of an archive, as its ova.xml describes it."""
 
     name: str
     uuid: str
-    version: Tuple[int, int]       # of the xapi that wrote it: major, minor
+    version: Tuple[int, int]   # of the xapi that wrote it: major, minor
     disks: Dict[str, int]      # bytes of each, by its user device
     vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
     seed: str                  # of which MAC addresses are made
     macs: List[str]
-    firmware: Dict[str, Any]   # see firmware_of
+    firmware: Record           # firmware, and whether it has nvram (UEFI's variables) and a tpm
 
 
-def archived(ova: bytes) -> Archived:
-    """What an ova.xml tells of its VM, of which there has to be one. Raise Damaged."""
-    version, things = described(ova)
-    with understanding():
-        if len(things['VM']) != 1:
-            raise ValueError(f'{len(things["VM"])} VMs in it, where one was expected')
-        vm, = things['VM'].values()
-        disks = {}             # type: Dict[str, int]
-        for vbd in things['VBD'].values():
-            vdi = things['VDI'].get(text_of(vbd, 'VDI'))
-            if vbd['type'] != 'CD' and vdi and things['SR'][vdi['SR']]['content_type'] != 'iso':
+def archived_vm(ova: bytes) -> ArchivedVm:
+    """Return the VM of an ova.xml, which has to have just one. Raise Damaged."""
+    version, objects = ova_objects(ova)
+    with damaged_if_malformed():
+        if len(objects['VM']) != 1:
+            raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
+        vm, = objects['VM'].values()
+        disks, vifs, macs = {}, [], []     # type: Dict[str, int], List[Any], List[str]
+        for vbd in objects['VBD'].values():
+            vdi = objects['VDI'].get(text_of(vbd, 'VDI'))
+            if vbd['type'] != 'CD' and vdi and objects['SR'][vdi['SR']]['content_type'] != 'iso':
                 disks[text_of(vbd, 'userdevice')] = number_of(vdi, 'virtual_size')
-        vifs = []
-        for vif in things['VIF'].values():
-            network = things['network'][vif['network']]
+        for vif in objects['VIF'].values():
+            network = objects['network'][vif['network']]
             vifs.append((text_of(vif, 'device'), text_of(network, 'name_label'),
                          text_of(network, 'bridge')))
-        return Archived(
+            macs.append(text_of(vif, 'MAC'))
+        has_tpm = vm.get('VTPMs') or (vm.get('platform') or {}).get('vtpm') == 'true'
+        firmware = {'firmware': (vm.get('HVM_boot_params') or {}).get('firmware', 'bios'),
+                    'nvram': bool(vm.get('NVRAM')), 'tpm': bool(has_tpm)}
+        return ArchivedVm(
             text_of(vm, 'name_label'), text_of(vm, 'uuid'),
             (number_of(version, 'xapi_major'), number_of(version, 'xapi_minor')), disks,
-            sorted(vifs), vm['other_config'].get('mac_seed', ''),
-            [text_of(vif, 'MAC') for vif in things['VIF'].values()], firmware_of(vm))
+            sorted(vifs), vm['other_config'].get('mac_seed', ''), macs, firmware)
 
 
-def restorable(ova: bytes, name: str, mark: str) -> bytes:
-    """An ova.xml for an import whose VM gets that name, is no template and does not start by
-    itself, nor ever did; it and what comes with it carry the mark, in the field that an import
-    leaves as it is (xapi: import.ml). All other values are as they were. Raise Damaged."""
-    with understanding():
-        document = unpacked(ova)
+def rewrite_for_import(ova: bytes, name: str, mark: str) -> bytes:
+    """Return an ova.xml whose VM gets that name, is no template and does not start by itself, nor
+    ever did; it and what comes with it carry the mark, in the field that an import leaves as it is
+    (xapi: import.ml). All other values are as they were. Raise Damaged."""
+    new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
+           'ha_always_run': False}             # not all versions have all of them
+    with damaged_if_malformed():
+        document = xmlrpc_value(ova)
         for each in document['objects']:
             record = each['snapshot']
             if each['class'] in ('VM', 'VDI', 'network'):
@@ -4170,16 +4178,15 @@ def restorable(ova: bytes, name: str, mark: str) -> bytes:
             if each['class'] == 'VM_metrics':          # an import keeps it: see check_unused
                 record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
             if each['class'] == 'VM':
-                new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
-                       'ha_always_run': False}         # not all versions have all of them
                 record.update({field: new[field] for field in new if field in record})
         text = xmlrpc.client.dumps((document,))
     text = text[text.index('<value>'):text.rindex('</value>') + len('</value>')]
     return encoded(text.replace('\r', '&#13;'))        # XML reads a bare one as a line feed
 
 
-def changed(head: bytes, size: Optional[int] = None) -> bytes:
-    """A tar header that was changed, with the right checksum (ocaml-tar: lib/tar.ml)."""
+def tar_header(head: bytes, size: Optional[int] = None) -> bytes:
+    """Return a changed tar header, with another size if any, and the right checksum (ocaml-tar:
+    lib/tar.ml)."""
     new = bytearray(head)
     if size is not None:
         new[124:136] = b'%011o\0' % size
@@ -4190,7 +4197,7 @@ def changed(head: bytes, size: Optional[int] = None) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
-    """A file to be read in its order, decompressed unless it is `plain`. Raise OSError,
+    """Open a file to be read in order, decompressed unless it is `plain`. Raise OSError,
     CommandFailed."""
     with open(path, 'rb', buffering=0) as stream:
         with contextlib.closing(Source(stream.fileno(), plain)) as source:
@@ -4198,47 +4205,48 @@ def opened(path: str, plain: bool = False) -> Iterator[Source]:
 
 
 def ova_of(path: str) -> bytes:
-    """The ova.xml of an archive. Raise Damaged, CommandFailed, OSError."""
+    """Return the ova.xml of an archive. Raise Damaged, CommandFailed, OSError."""
     with opened(path) as source:
         return ArchiveReader(source).read_ova()[1]
 
 
-def pieces_of(source: Source) -> Iterator[bytes]:
-    """What is still to be read of a file."""
+def pieces_of(source: Source) -> Iterator[memoryview]:
+    """Yield what is still to be read of a file; each piece is gone with the next."""
     view = memoryview(bytearray(CHUNK))
     for got in iter(lambda: source.fill(view), 0):
         yield view[:got]
 
 
 def last_name(head: bytes) -> bytes:
-    """A tar header, or just its name, of a disk that is to come after all others: Ref:~2."""
+    """Return a tar header, or just its name, of a disk that is to come after all others: Ref:~2."""
     return head[:100].replace(b'Ref:', b'Ref:~', 1)[:100] + head[100:]
 
 
-def archive_with(path: str, name: str, mark: str) -> Iterator[bytes]:
-    """The bytes of an archive, uncompressed, whose ova.xml is `restorable`. Disks below 1 MiB that
-    come first go last, with ids that say so, as an import would be refused (see `read_disk`)."""
+def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
+    """Yield an archive, uncompressed, with its ova.xml rewritten. Disks below 1 MiB that come first
+    go last, with ids that say so, as an import would be refused (see `read_disk`)."""
     with opened(path) as source:
         reader = ArchiveReader(source)
         head, ova = reader.read_ova()
-        disks = promised(ova).disks
+        disks = expected(ova).disks
         small = list(itertools.takewhile(lambda disk: disk.size < CHUNK, disks))
-        for identity in [encoded(disk.id) for disk in small]:
+        for disk in small:
+            identity = encoded(disk.id)
             ova = ova.replace(b'>%s<' % identity, b'>%s<' % last_name(identity))
-        ova = restorable(ova, name, mark)
-        yield changed(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
-        late = b''.join(reader.moved() for disk in small if disk.size)
+        ova = rewrite_for_import(ova, name, mark)
+        yield tar_header(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
+        moved = b''.join(reader.read_moved() for disk in small if disk.size)
         rest = reader.head
         for piece in pieces_of(source):
             rest += piece
             yield rest[:-2 * BLOCK]
             rest = rest[-2 * BLOCK:]
-        yield late + rest                              # before the two blocks that end it
+        yield moved + rest                             # before the two blocks that end it
 
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
-    """The bytes of the disk of that size that an image is of, with zeros up to the whole of the new
-    one, which xapi waits for (vhd-tool: impl.ml, serve). Raise Damaged, CommandFailed, OSError."""
+    """Yield the disk of an image, of that size, with zeros up to the whole of the new one, which
+    xapi waits for (vhd-tool: impl.ml, serve). Raise Damaged, CommandFailed, OSError."""
     with opened(path, not is_packed(path)) as source:
         at = 0
         for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk(size):
@@ -4246,21 +4254,22 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
             at += len(piece)
         if at != size:
             raise Damaged(f'{path} has {at} bytes, not {size}')
-        for offset in range(at, whole, CHUNK):
-            yield bytes(min(CHUNK, whole - offset))
+        yield from zeros(whole - at)
 
 
 def scattered(path: str) -> int:
-    """The bytes of a packed VHD image whose blocks are in another order than the disk's, so that
-    it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
+    """Return the bytes of a packed VHD image whose blocks are in another order than the disk's, so
+    that it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
     with opened(path) as source:
         sectors = [sector for sector in ImageReader(source).read_head()[1] if sector != NOWHERE]
-    return 0 if sectors == sorted(sectors) else (max(sectors) + 2) * BLOCK + VHD_BLOCK
+    if sectors == sorted(sectors):
+        return 0
+    return (max(sectors) + 2) * BLOCK + VHD_BLOCK
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
-    """Bytes of the disk that an image is of; `known` is what its directory tells. Raise Damaged,
-    CommandFailed, OSError."""
+    """Return the bytes of the disk that an image is of; `known` is what its directory tells. Raise
+    Damaged, CommandFailed, OSError."""
     if form == '.raw' and not is_packed(path):
         return size_of(path)
     if form == '.raw' and known:
@@ -4268,10 +4277,10 @@ def image_size(path: str, form: str, known: Optional[int]) -> int:
     with opened(path) as source:
         if form == '.raw':
             return sum(len(piece) for piece in pieces_of(source))
-        footer = bytearray(BLOCK)
-        if source.fill(memoryview(footer)) < BLOCK or not footer.startswith(b'conectix'):
-            raise Damaged(f'{path} does not begin as a VHD image')
-        return struct.unpack_from('>Q', footer, 48)[0]
+        footer = ImageReader(source).take(BLOCK, 'its first footer')
+    if not footer.startswith(b'conectix'):
+        raise Damaged(f'{path} does not begin as a VHD image')
+    return struct.unpack_from('>Q', footer, 48)[0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4352,6 +4361,13 @@ def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console)
 # ----------------------------------------------------------------------------------------------
 # 14. Verification: proving backups whole
 # ----------------------------------------------------------------------------------------------
+
+PROVED = {                 # from least to most
+    'length': 'it can be read, but nothing tells how long it should be',
+    'metadata': 'whole, but metadata only, without disks',
+    'restorable': 'whole, but refused by xe vm-import alone: use restore=, which puts it right',
+    'structure': 'the structure is whole',
+    'checksums': 'every checksum is right'}
 
 
 def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
@@ -4507,8 +4523,8 @@ class Verifier:
         manifest, by the name of the archive."""
         try:
             digest = self.prove_in(backup, METADATA, manifest).digest
-            vms = described(read_file(backup.file(METADATA), LARGEST_METADATA))[1]['VM'].values()
-            with understanding():
+            vms = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))[1]['VM'].values()
+            with damaged_if_malformed():
                 names = [portable(path_part(text_of(vm, 'name_label'))) for vm in vms]
                 uuids = [text_of(vm, 'uuid') for vm in vms]
         except (Damaged, OSError) as error:
@@ -5361,7 +5377,8 @@ class Importer:
         """Import an archive; return reference and record of the VM. `limit`: the seconds in which
         something has to move. Raise CommandFailed, PoolError, Damaged, OSError."""
         with advising():
-            uuid = self.feed('vm-import', path, archive_with(path, target.name, mark), limit, 0,
+            pieces = archive_for_import(path, target.name, mark)
+            uuid = self.feed('vm-import', path, pieces, limit, 0,
                              **target.words)
         self.console.log('vm-uuid: ' + uuid)
         made = list(self.pool.marked(mark)['VM'].items())
@@ -7092,13 +7109,13 @@ class Restorer:
         if chosen.form == '.xva':
             if options.get('attach'):
                 raise UsageError('attach= is for the image of a disk, this is a whole VM')
-            return self.look_at_vm(chosen, archived(ova_of(chosen.path)), options)
+            return self.look_at_vm(chosen, archived_vm(ova_of(chosen.path)), options)
         for word in ('preserve', 'start'):
             if options.get(word) == 'true':
                 raise UsageError(f'{word}= is for a whole VM, this is the image of a disk')
         return self.look_at_disk(chosen, options)
 
-    def look_at_vm(self, chosen: Chosen, found: Archived, options: Dict[str, str]) -> Target:
+    def look_at_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
         """As `look`, for an archive."""
         self.check_version(found)
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
@@ -7125,7 +7142,7 @@ class Restorer:
             words['preserve'] = True
         return Target(name, sr, words, size, found.disks, '', '')
 
-    def check_version(self, found: Archived) -> None:
+    def check_version(self, found: ArchivedVm) -> None:
         """Raise PoolError if the pool's xapi refuses what was exported by this one (xapi:
         importexport.ml, assert_compatible)."""
         ours = self.pool.version()
@@ -7149,7 +7166,7 @@ class Restorer:
             (f'{original}-restored-{when[:10]}-{number}' for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
-    def check_addresses(self, found: Archived) -> None:
+    def check_addresses(self, found: ArchivedVm) -> None:
         """Raise UsageError if MAC addresses would be there twice."""
         vifs = self.pool.records('VIF', 'get_all_records')
         for ref, vm in self.vms.items():
@@ -7191,7 +7208,7 @@ class Restorer:
         if total > 0 and size > total - used:
             self.console.log('***NOTE - that is enough only if the SR is thin-provisioned')
 
-    def tell_networks(self, found: Archived) -> None:
+    def tell_networks(self, found: ArchivedVm) -> None:
         """Tell which networks of the archive are here: by name or else bridge (xapi: import.ml)."""
         here = list(self.pool.records('network', 'get_all_records').values())
         for device, name, bridge in found.vifs:

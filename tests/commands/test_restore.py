@@ -709,8 +709,8 @@ class OvaXml(unittest.TestCase):
         cls.ova = data[512:512 + size]
 
     def test_only_names_marks_and_what_starts_a_vm(self):
-        changed = VmBackup.restorable(self.ova, 'new <&> "name"\n', '0' * 32)
-        before, after = (VmBackup.described(ova)[1] for ova in (self.ova, changed))
+        changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32)
+        before, after = (VmBackup.ova_objects(ova)[1] for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
             for ref, fields in objects.items():
@@ -732,7 +732,8 @@ class OvaXml(unittest.TestCase):
                'not': False, 'many': [[], {}, ['']], '名前': '\U0001f600'}
         value[0]['objects'][0]['snapshot'].update(odd)
         text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
-        changed = VmBackup.restorable(text.replace('\r', '&#13;').encode('utf-8'), 'x', '0' * 32)
+        ova = text.replace('\r', '&#13;').encode('utf-8')
+        changed = VmBackup.rewrite_for_import(ova, 'x', '0' * 32)
         (found,), _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % changed)
         found = found['objects'][0]['snapshot']
         self.assertEqual(odd, {key: found[key] for key in odd})
@@ -743,9 +744,9 @@ class OvaXml(unittest.TestCase):
         for path in samples:
             with self.subTest(path=path):
                 ova = VmBackup.ova_of(path)
-                changed = VmBackup.restorable(ova, 'again', '1' * 32)
-                self.assertEqual('again', VmBackup.archived(changed).name)
-                before, after = VmBackup.promised(ova), VmBackup.promised(changed)
+                changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32)
+                self.assertEqual('again', VmBackup.archived_vm(changed).name)
+                before, after = VmBackup.expected(ova), VmBackup.expected(changed)
                 self.assertEqual(before, after)
 
     def test_one_that_another_program_wrote_or_indented_is_read_as_it_is_meant(self):
@@ -754,15 +755,15 @@ class OvaXml(unittest.TestCase):
         text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
         indented = text.replace('<value><', '<value>\n  <').replace('></value>', '>\n</value>')
         for ova in (text.encode('utf-8'), indented.encode('utf-8')):
-            self.assertEqual(VmBackup.archived(self.ova), VmBackup.archived(ova))
-            self.assertEqual(VmBackup.promised(self.ova), VmBackup.promised(ova))
+            self.assertEqual(VmBackup.archived_vm(self.ova), VmBackup.archived_vm(ova))
+            self.assertEqual(VmBackup.expected(self.ova), VmBackup.expected(ova))
 
     def test_values_without_an_end_tag(self):
         for new in (b'<value/>', b'<value />'):
             ova = self.ova.replace(b'<value></value>', new)
             self.assertNotEqual(ova, self.ova)
-            changed = VmBackup.archived(VmBackup.restorable(ova, 'again', '0' * 32))
-            self.assertEqual(VmBackup.archived(ova)._replace(name='again'), changed)
+            changed = VmBackup.archived_vm(VmBackup.rewrite_for_import(ova, 'again', '0' * 32))
+            self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'), changed)
 
     def test_what_is_no_ova_xml(self):
         """It is refused, and takes neither long nor much memory."""
@@ -786,8 +787,8 @@ class OvaXml(unittest.TestCase):
                 b'<value>' * 200000 + lines + b'</value>' * 200000,
                 b'<value><array><data>' * 90000 + b'</data></array></value>' * 90000):
             with self.subTest(text=text[:40], bytes=len(text)):
-                for read in (VmBackup.described, VmBackup.archived, VmBackup.promised,
-                             lambda ova: VmBackup.restorable(ova, 'x', '0' * 32)):
+                for read in (VmBackup.ova_objects, VmBackup.archived_vm, VmBackup.expected,
+                             lambda ova: VmBackup.rewrite_for_import(ova, 'x', '0' * 32)):
                     with self.assertRaises(VmBackup.Damaged):
                         read(text)
 
@@ -795,7 +796,7 @@ class OvaXml(unittest.TestCase):
         for new in (b'9' * 3000000, b'-1', b'<int>%s</int>' % (b'9' * 3000000), b'1e9', b''):
             ova = self.ova.replace(b'<value>1048576</value>', b'<value>%s</value>' % new)
             self.assertNotEqual(ova, self.ova)
-            for read in (VmBackup.archived, VmBackup.promised):
+            for read in (VmBackup.archived_vm, VmBackup.expected):
                 with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
                     read(ova)
-            VmBackup.restorable(ova, 'x', '0' * 32)
+            VmBackup.rewrite_for_import(ova, 'x', '0' * 32)
