@@ -1480,8 +1480,7 @@ WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 
 class Signals:
     """Handles SIGTERM, SIGINT and SIGHUP. Before anything is begun they end us at once, later they
-    end exports; every other step is finished first, and `check` raises Interrupted after it.
-    """
+    end exports; every other step is finished first, and `check` raises Interrupted after it."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -1497,10 +1496,8 @@ class Signals:
                 signal.signal(signum, self.note)
 
     def note(self, signum: int, _frame: Any) -> None:
-        """Remember the first signal and end the running exports; a further one ends them hard.
-
-        A login has some seconds to end, then SIGALRM ends it.
-        """
+        """Remember the first signal and end the running exports; a further one ends them hard. A
+        login has some seconds to end, then SIGALRM ends it."""
         first, alarm = not self.received, signum == signal.SIGALRM
         self.received = self.received or signum
         if self.children:
@@ -1621,8 +1618,7 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
 def wait_for(child: subprocess.Popen, signals: Signals, timeout: float,
              watchdog: Optional[Watchdog], feeder: Optional[Feeder]) -> Result:
     """Wait for a child to end. Raise subprocess.TimeoutExpired after `timeout` seconds or, with a
-    watchdog in place of that, CommandFailed if nothing moves; Interrupted if a signal does not
-    end it."""
+    watchdog in place of that, CommandFailed if it stalls, Interrupted if it ignores a signal."""
     while True:
         try:
             output, errors = child.communicate(timeout=watchdog.pause() if watchdog else timeout)
@@ -1641,8 +1637,7 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     compresses its output, and the open file into which it does.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
-    with a watchdog in place of that, does not move, and if the packer fails; and what a feeder
-    met.
+    with a watchdog in place of that, stalls, and if the packer fails; and what a feeder met.
     """
     signals = signals or Signals()
     with contextlib.ExitStack() as stack:
@@ -1749,10 +1744,11 @@ class Filter:
         self.child = self.running.enter_context(started(argv, stdin=handle))
         with contextlib.suppress(OSError):             # it is only a matter of speed
             fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, 1 << 20)      # bytes
+        self.close = self.running.close
 
     def readinto(self, view: memoryview) -> int:
-        """Read what is there; 0 at the end. Raise Damaged if the program found the input bad,
-        CommandFailed if it did not live to tell."""
+        """Read what is there; return 0 at the end. Raise Damaged if the program found the input
+        bad, CommandFailed if it was killed."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
             words = self.child.stderr.read().decode('utf-8', 'replace').strip()
@@ -1762,10 +1758,6 @@ class Filter:
             if status:
                 raise Damaged(f'{self.name} says: ' + words.replace('\n', ' / '))
         return got
-
-    def close(self) -> None:
-        """End the program."""
-        self.running.close()
 
 
 def be_gentle(idle: bool) -> None:
@@ -1795,8 +1787,7 @@ class Xe:
         return words
 
     def ask(self, verb: str, **parameters: Any) -> bytes:
-        """Return the output of a command that changes nothing and is not logged. Raise
-        CommandFailed."""
+        """Return the output of a command that changes nothing, unlogged. Raise CommandFailed."""
         return self.finish(self.argv(verb, parameters), signals=self.signals).output
 
     def tell(self, verb: str, **parameters: Any) -> str:
@@ -1806,11 +1797,8 @@ class Xe:
     def export(self, verb: str, watchdog: Optional[Watchdog] = None,
                packer: Optional[Tuple[Sequence[str], int]] = None, **parameters: Any) -> str:
         """Run a command that writes a file, or whose output a packer compresses into one (see
-        `run`), as long as it moves; a signal ends it. Return its output.
-
-        Raise CommandFailed. Exit status 0 does not prove that there is a file (xapi:
-        cli_operations.ml, download_file).
-        """
+        `run`), as long as it moves; a signal ends it. Return its output. Raise CommandFailed; but
+        status 0 does not prove that there is a file (xapi: cli_operations.ml, download_file)."""
         text = self.finish(self.announce(verb, parameters), signals=self.signals,
                            watchdog=watchdog, packer=packer).text
         self.console.log_lines(text)
@@ -3823,13 +3811,13 @@ class ArchiveReader(Reader):
 
     def member(self) -> Tuple[str, int]:
         """Return name and size from the last header; ('', 0) at the end. Raise Damaged."""
-        head = self.head
-        if not any(head):
+        if not any(self.head):
             return '', 0
-        name, size, total, kind = struct.unpack('100s24x12s12x8sc355x', head)
+        name, size, total, kind = struct.unpack('100s24x12s12x8sc355x', self.head)
         found = self.header.match(name)
+        right = sum(self.head) - sum(total) + sum(b' ' * 8)        # as if it were blank
         if not (found and self.number.match(size) and self.total.match(total) and
-                int(total.rstrip(b'\0 '), 8) == sum(head) - sum(total) + 8 * ord(' ')):
+                int(total.rstrip(b'\0 '), 8) == right):
             raise self.fault('a header was expected, or one with another checksum')
         if kind not in (b'\0', b'0'):                  # a file
             raise self.fault('a member of an unknown kind')
@@ -4296,26 +4284,28 @@ VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable',
 VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
 
 
-def cfg(keys: Sequence[str], record: Dict[str, Any], **further: Any) -> str:
-    """Lines of key=value, in 3.25's order; control characters in values are escaped."""
+def cfg(keys: Sequence[str], record: Record, **further: Any) -> str:
+    """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
     values = dict(record, orig_uuid=record.get('uuid', ''), **further)
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
 
 
 def indented(text: bytes) -> str:
-    """XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
+    """Return XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
     root = xml.etree.ElementTree.fromstring(text)
-
-    def spread(element: Any, margin: str) -> None:
-        if len(element):
-            element.text = margin + '  '
-            for child in element:
-                spread(child, margin + '  ')
-                child.tail = margin + '  '
-            element[-1].tail = margin
-    spread(root, '\n')
+    indent(root, '\n')
     return ('<?xml version="1.0"?>\n' +
             xml.etree.ElementTree.tostring(root, encoding='unicode') + '\n')
+
+
+def indent(element: Any, margin: str) -> None:
+    """Put each element within this one on a line of its own."""
+    if len(element):
+        element.text = margin + '  '
+        for child in element:
+            indent(child, margin + '  ')
+            child.tail = margin + '  '
+        element[-1].tail = margin
 
 
 def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
@@ -4390,7 +4380,7 @@ class Verified(NamedTuple):
 
 
 class Reading:
-    """A file that is read as its storage has it, in a thread of its own: the storage may hang."""
+    """A file that is read in a thread of its own, as its storage may hang."""
 
     def __init__(self, path: str, form: str) -> None:
         self.path = path
@@ -4402,25 +4392,24 @@ class Reading:
         self.ended = False
 
     def read(self, size: Optional[int]) -> Proof:
-        """Read it to its end. Raise Damaged, CommandFailed, OSError."""
+        """Read it as its storage has it, to its end. Raise Damaged, CommandFailed, OSError."""
         try:
             form = self.form or form_of_file(self.path)
-            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
-            status = os.fstat(handle)
+            status = os.stat(self.path)
             if not stat.S_ISREG(status.st_mode):
-                os.close(handle)
                 raise Damaged('it is no file')
-            self.handle, self.total = handle, status.st_size
+            self.handle = os.open(self.path, os.O_RDONLY)
+            self.total = status.st_size
             force(self.handle)
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            self.source = Source(self.handle, form in ('.raw', '.vhd') and
-                                 not is_packed(self.path))
+            plain = form in ('.raw', '.vhd') and not is_packed(self.path)
+            self.source = Source(self.handle, plain)
             return read_form(form, self.source, size)
         finally:
             self.ended = True
 
     def at(self) -> int:
-        """How far it was read, by us or by what decompresses it."""
+        """Return how far it was read, by us or by what decompresses it."""
         return os.lseek(self.handle, 0, os.SEEK_CUR) if self.handle >= 0 else 0
 
     def forget(self, done: int) -> None:
@@ -4431,7 +4420,7 @@ class Reading:
             self.forgotten = done
 
     def close(self) -> None:
-        """End it. A thread that hangs in it keeps the file open."""
+        """Stop reading. A thread that hangs keeps the file open."""
         if self.source:
             self.source.close()
         if self.handle >= 0 and self.ended:
@@ -4449,11 +4438,8 @@ class Verifier:
         self.noted = False     # whether it was said that checksums are not compared
 
     def prove(self, path: str, size: Optional[int] = None, form: str = '') -> Proof:
-        """Read a file to its end; `size` is that of its disk in bytes, for an image; `form` is one
-        of FORMS, where its name does not tell.
-
-        Raise Damaged, CommandFailed, OSError, Interrupted.
-        """
+        """Read a file to its end; `size` is that of an image's disk, in bytes; `form` is one of
+        FORMS, where its name does not tell. Raise Damaged, CommandFailed, OSError, Interrupted."""
         reading = Reading(path, form)
         meter = Meter(self.console, 'verified', os.path.basename(path))
         watchdog = Watchdog(self.limit, reading.at, meter, verb='read')
