@@ -1769,6 +1769,11 @@ def be_gentle(idle: bool) -> None:
         run(words + ['-p', str(os.getpid())], SHARE_TIMEOUT)
 
 
+# What a command says that met xapi's end. Of the task that xapi forgot xe tells the text alone.
+WENT_AWAY = re.compile('Lost connection|Connection (refused|reset)|Broken pipe|Unable to contact|'
+                       'HANDLE_INVALID|You gave an invalid object reference')
+
+
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
 
@@ -4312,14 +4317,15 @@ def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
     """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
 
     An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml). Before xapi
-    25.20 it is refused while somebody takes a snapshot of the VM (recorded from 25.6.0).
+    25.20 it is refused while somebody takes a snapshot of the VM (recorded from 25.6.0). It is
+    asked for again then, and where xapi went away.
     """
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
             archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
             break
         except CommandFailed as error:
-            if not wait or not re.search('currently in progress|HANDLE_INVALID', str(error)):
+            if not wait or not re.search('currently in progress|' + WENT_AWAY.pattern, str(error)):
                 raise
         time.sleep(wait)
     ova = ova_xml(archive)
@@ -4552,8 +4558,6 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT = 'left in the pool'  # in each warning that the next attempt may mend
-WENT_AWAY = re.compile('Lost connection|Connection (refused|reset)|Broken pipe|Unable to contact|'
-                       'HANDLE_INVALID')     # words of a command that met xapi's end
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
 
@@ -4563,25 +4567,27 @@ def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequenc
     """Take from disks of ours, which are to be removed, the VBDs that transfers have left on them
     when they ended (see Pool.holds); seen twice, for nothing keeps xapi from unplugging a VBD in
     use. Raise CommandFailed; PoolError while one is in use, VmBackupError if by somebody else."""
-    leaked = []                # type: List[Hold]
-    for seen in (None, leaked):
+    leaked = None              # type: Optional[List[str]]
+    for _ in range(2):
         held = pool.holds(owners, disks, mode, sure)
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
             if hold.state in (RUNNING, IN_DOUBT) or programs_with('/' + disk):     # vhd-tool's path
                 raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}')
-            if hold.state == NOT_OURS and seen is not None:
-                raise VmBackupError(f'the disk {disk} has {hold.what}')
+            if leaked is not None:
+                if hold.state == NOT_OURS:
+                    raise VmBackupError(f'the disk {disk} has {hold.what}')
+                if hold.vbd['uuid'] not in leaked:
+                    raise PoolError(f'the disk {disk} is in use, since a moment ago')
         if not held:
             return
-        if seen is None:
-            leaked = held
+        if leaked is None:
+            leaked = [hold.vbd['uuid'] for hold in held if hold.state == LEAKED]
             time.sleep(SECOND_LOOK)
     for hold in held:
-        if hold.vbd['uuid'] in [each.vbd['uuid'] for each in leaked]:
-            if hold.vbd['currently_attached']:
-                xe.tell('vbd-unplug', uuid=hold.vbd['uuid'])
-            xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
+        if hold.vbd['currently_attached']:
+            xe.tell('vbd-unplug', uuid=hold.vbd['uuid'])
+        xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
 
 
 class Part(NamedTuple):
@@ -4812,7 +4818,9 @@ class Exporter:
             if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
-                backup.set_intent(ours)                # a removal loses the snapshot's record first
+                if ours != intent:                     # a removal loses the snapshot's record first
+                    with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
+                        backup.set_intent(ours)
                 self.end_clients(ours)
                 self.pool.await_exports(self.kind, found.ref)
                 self.remove(ours)
@@ -5334,6 +5342,15 @@ class Importer:
                 for each in records.values()]
         if left:
             raise CommandFailed('still there: ' + ', '.join(left))
+
+    def free(self, mark: str) -> None:
+        """Free disks that were restored from dom0: an import says success although storage did not
+        let go (recorded from xapi 25.33.2 and 26.17.0). Warn if that is not possible."""
+        made = self.pool.marked(mark)
+        disks = ', '.join(vdi['uuid'] for vdi in made['VDI'].values())
+        with tolerating(self.warnings, f'dom0 may still have what was restored (look at it: xe '
+                        f'vbd-list vdi-uuid={disks})'):
+            let_go(self.pool, self.xe, made['VM'], list(made['VDI']), 'RW', True)
 
     def holders(self, made: Dict[str, Dict[str, Dict[str, Any]]]) -> Dict[str, Tuple[Any, bool]]:
         """By disk: references of the VMs that have it, beside those that were made, and whether one
@@ -6219,9 +6236,13 @@ class BackupRun:
                 raise
             if any(LEFT in warning for warning in warnings):   # xapi may make it as it starts
                 self.again.append(history)
-                self.doubtful.append(self.made[history.directory].path)
+                if history.directory in self.made:
+                    self.doubtful.append(self.made[history.directory].path)
             self.console.log(f'***NOTE - {error}: trying {job.vm.name} again')
-        time.sleep(RESTART_PAUSE)
+        waited = stopwatch()
+        while waited() < RESTART_PAUSE:
+            self.signals.check()
+            time.sleep(min(1, RESTART_PAUSE))
         del warnings[:]
         return self.back_up(job, history, now(), warnings)
 
@@ -7250,6 +7271,7 @@ class Restorer:
         with self.importer.making(self.store, target.name, True) as record:
             uuid = self.put(chosen, target, record)
             self.signals.check()
+            self.importer.free(record.mark)
             if target.attach:
                 self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid,
                              device=target.device, mode='RW', type='Disk', bootable=False)

@@ -12,6 +12,7 @@ from tests.tools.support import PoolCase
 
 VERSIONS = '25.33', '26.17'        # a transfer's VBD names its task, or does not
 EXPORTS = {'vm-export': {}, 'vdi-export': {}, 'vdi-export of several': {'vdi_disks': 'all'}}
+VHD = {'vdi-export of a VHD': {'vdi_export_format': 'vhd'}}
 SOON = (0.05, 0.05, 0.05)
 BEGUN = 150000                     # bytes: in mid-export
 
@@ -31,7 +32,7 @@ class HeldCase(PoolCase):
             self.setUp()
             self.sim.pool.xapi_version = version
             verb = method.split()[0]
-            yield verb + '=web', EXPORTS.get(method, {}), verb
+            yield verb + '=web', dict(EXPORTS, **VHD).get(method, {}), verb
             self.assert_clean()
 
     def held(self):
@@ -102,6 +103,36 @@ class Leaked(HeldCase):
             self.ends(0, rule, **keys)
             self.assertNotIn('vbd-unplug', self.verbs())
             self.assert_order()
+
+    def test_by_an_import_that_says_success(self):
+        for rule, keys, verb in self.each(['vm-export', 'vdi-export', 'vdi-export of a VHD']):
+            self.ends(0, rule, **keys)
+            self.sim.pool.failing_detaches = 1
+            done = self.assert_ends(0, self.vmbackup(
+                'password', 'restore=web', 'from=' + self.backups,
+                *['start=True'] * (verb == 'vm-export')))
+            self.assertEqual({}, self.held(), done.output)
+            self.assertEqual(1, self.verbs().count('vbd-unplug'))
+            self.before = self.contents()
+
+    def test_a_disk_that_something_else_has_as_well_is_restored_with_a_warning(self):
+        self.ends(0, 'vdi-export=web')
+
+        def plug():
+            vdi, = [ref for ref, vdi in self.sim.pool.tables['VDI'].items()
+                    if 'vmbackup' in vdi['name_label'].lower()]
+            tables = self.sim.pool.tables
+            made.append(self.sim.pool.call('VBD.create', {
+                'VM': tables['host'][self.sim.pool.master]['control_domain'], 'VDI': vdi,
+                'userdevice': 'autodetect', 'mode': 'RO', 'type': 'Disk', 'other_config': {}}))
+        made = []
+        self.at_call('vdi-import', plug)
+        done = self.assert_ends(1, self.vmbackup(
+            'password', 'restore=web', 'from=' + self.backups))
+        self.assertIn('xe vbd-destroy uuid=' + self.sim.pool.tables['VBD'][made[0]]['uuid'],
+                      done.output)
+        self.sim.pool.call('VBD.destroy', made[0])
+        self.before = self.contents()
 
     def test_by_an_import(self):
         for rule, keys, verb in self.each(['vm-export', 'vdi-export']):

@@ -323,6 +323,27 @@ class Restarts(StallCase):
         self.assertIn('vm-export,end,SNAPSHOT-FAIL web', self.status())
         self.assertEqual([], self.records())
 
+    def test_what_it_says_when_xapi_forgot_its_task_is_tried_again_too(self):
+        forgotten = ['HANDLE_INVALID', 'task', 'OpaqueRef:1']
+        for verb, again in (('vm-snapshot', 1), ('template-param-set', 1), ('vm-export', 0)):
+            with self.subTest(verb):
+                self.setUp()
+                self.fault(verb, 'refuse', error=forgotten)
+                done = self.ends(0, 'vm-export=web')
+                self.assertEqual(again, done.output.count(': trying web again'))
+                self.assert_clean()
+
+    def test_metadata_are_asked_for_again(self):
+        self.fault('vm-export', 'print', exit=1, stderr='Lost connection to the server.')
+        self.ends(0, 'vm-export=web')
+
+    def test_a_signal_while_it_waits_to_try_again_ends_the_run(self):
+        self.script = self.changed_script(RESTART_PAUSE=60)
+        self.fault('vm-snapshot', 'print', exit=1, stderr='Lost connection to the server.')
+        done = self.signalled(self.start_until('vm-snapshot', 1, 'password',
+                                               self.config('vm-export=web')))
+        self.assertEqual(1, self.verbs().count('vm-snapshot'), done and done.output)
+
     def test_a_snapshot_of_a_disk_that_xapi_makes_again_as_it_starts_is_spoken_of_in_each_run(self):
         def make():
             for disk in disks:
