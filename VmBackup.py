@@ -97,7 +97,7 @@ import xml.etree.ElementTree
 import xml.parsers.expat
 import xmlrpc.client
 from typing import (Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+                    Set, Tuple)
 
 try:
     import XenAPI
@@ -176,8 +176,8 @@ MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 # ----------------------------------------------------------------------------------------------
 # Exceptions go up; words and exit codes come out in one place (sections 15 to 17).
 
-
 Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by their fields
+Records = Dict[str, Record]    # objects of xapi by reference
 
 
 class VmBackupError(Exception):
@@ -1848,6 +1848,7 @@ class Xe:
 # 8. Pool: the only user of XenAPI
 # ----------------------------------------------------------------------------------------------
 # Whole tables are read, not a call per VM, and kept with the fields in use only.
+# Every method that calls the pool raises PoolError where that fails.
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
@@ -1872,6 +1873,9 @@ FURTHER_FIELDS = {         # those of whole tables that are kept where there are
     'SR': ('uuid', 'name_label', 'physical_utilisation', 'physical_size'),
     'network': ('name_label',), 'host': ('software_version',), 'pool': ('name_label',),
     'VM_guest_metrics': ('os_version',)}
+PERSONS_VBD = (
+    'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
+    'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})')
 
 
 class Disk(NamedTuple):
@@ -1879,17 +1883,10 @@ class Disk(NamedTuple):
 
     device: str                # xvda and so on
     vbd_ref: str
-    vbd: Dict[str, Any]
+    vbd: Record
     vdi_ref: str
-    vdi: Dict[str, Any]
+    vdi: Record
     sr_uuid: str
-
-
-class Vif(NamedTuple):
-    """A network interface of a VM."""
-
-    record: Dict[str, Any]
-    network: str               # name-label
 
 
 class Snapshot(NamedTuple):
@@ -1905,18 +1902,34 @@ class Snapshot(NamedTuple):
     size: int                  # bytes of a disk
     tags: Tuple[str, ...]
 
+    @classmethod
+    def of_record(cls, ref: str, record: Record) -> 'Snapshot':
+        """Return the Snapshot of a VM's or disk's record."""
+        return cls(ref, record['uuid'], record['name_label'], record['snapshot_of'],
+                   str(record['snapshot_time']), tuple(record['VBDs']),
+                   record.get('is_a_template', False), int(record.get('virtual_size', 0)),
+                   tuple(record.get('tags') or ()))
+
 
 class Hold(NamedTuple):
     """A VBD by which something has a disk that we are to remove."""
 
-    vbd: Dict[str, Any]
+    vbd: Record
     state: str                 # LEAKED, RUNNING, IN_DOUBT, or NOT_OURS
     what: str                  # what has it
 
 
+class Marked(NamedTuple):
+    """What carries the mark of a restore: records by reference."""
+
+    vms: Records
+    disks: Records
+    networks: Records
+
+
 @contextlib.contextmanager
 def unless_gone() -> Iterator[None]:
-    """Calls about an object that may be gone from the pool by now."""
+    """Allow calls about an object that may be gone from the pool by now."""
     try:
         yield
     except PoolError as error:
@@ -1925,37 +1938,44 @@ def unless_gone() -> Iterator[None]:
 
 
 def marked_name(mark: str) -> str:
-    """The name of a disk while it is being restored."""
+    """Return the name of a disk while it is being restored."""
     return f'{MARK} {mark}'
 
 
-def device_name(vbd: Dict[str, Any]) -> str:
-    """The device of a VBD; one of a VM that never ran has a number only (0 is xvda)."""
-    number = vbd['userdevice']
-    if not vbd['device'] and number.isdigit() and int(number) < 26:
+def device_name(device: str, number: str) -> str:
+    """Return the device of a VBD. One of a VM that never ran has only a number (0 is xvda)."""
+    if not device and number.isdigit() and int(number) < 26:
         return 'xvd' + chr(ord('a') + int(number))
-    return vbd['device'] or number
+    return device or number
 
 
 def without_password(url: str) -> str:
-    """An address without user and password."""
+    """Return an address without user and password."""
     return re.sub('//.*@', '//', url)
 
 
-def session_at(url: str) -> Any:
-    """A session object for http://..., https://... or unix:/path; nothing is sent yet.
+def is_complete(kind: str, record: Any) -> bool:
+    """Return whether a record of a class has the fields that we rely on."""
+    if not isinstance(record, dict):
+        return False
+    for field in FIELDS.get(kind, ()):
+        if field not in record or field in MAPS and not isinstance(record[field], dict):
+            return False
+    return True
 
-    Certificates are not verified: xapi's own is self-signed. Raise PoolError for another URL.
-    """
+
+def session_at(url: str) -> Any:
+    """Return a session object for http://..., https://... or unix:/path; nothing is sent yet. It
+    does not verify certificates: xapi's own is self-signed. Raise PoolError for another URL."""
     if XenAPI is None:
         raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
-    shown, agent = without_password(url), 'VmBackup/' + VERSION
+    shown = without_password(url)
+    options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
     try:
         if url.startswith('unix:/'):
-            return XenAPI.xapi_local(path=native(url[len('unix:'):]), timeout=XAPI_TIMEOUT,
-                                     user_agent=agent)
+            return XenAPI.xapi_local(native(url[len('unix:'):]), **options)
         if url.startswith(('http://', 'https://')):
-            return XenAPI.Session(url, ignore_ssl=True, timeout=XAPI_TIMEOUT, user_agent=agent)
+            return XenAPI.Session(url, ignore_ssl=True, **options)
     except TypeError:                                  # the SDK's module has no timeout
         raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
     except ValueError as error:
@@ -1976,21 +1996,18 @@ class Pool:
         self.lock = threading.RLock()      # a connection carries one call at a time
         self.snapshotting = threading.RLock()      # snapshots are taken one after another
         self.clock = None                  # type: Optional[int]
-        self.tables = {}                   # type: Dict[str, Dict[str, Dict[str, Any]]]
+        self.tables = {}                   # type: Dict[str, Records]
         self.vm_labels = {}                # type: Dict[str, Tuple[str, str]]
 
     @classmethod
     @contextlib.contextmanager
     def connect(cls, password: Optional[str], console: Console,
                 signals: Signals) -> Iterator['Pool']:
-        """Log in, yield a Pool, log out. `None` as the password: the local unix socket.
-
-        A pool member answers HOST_IS_SLAVE over TCP, with the master's address, before it
-        looks at the password (xapi: xapi_session.ml); the password then goes over TLS only.
-        Raise PoolError.
-        """
-        url = os.environ.get('VMBACKUP_XAPI_URL') or (
-            XAPI_SOCKET if password is None else XAPI_URL)
+        """Log in, yield a Pool, log out. `None` as the password: the local unix socket. A pool
+        member answers HOST_IS_SLAVE over TCP, with the master's address, before it looks at the
+        password (xapi: xapi_session.ml); that then goes over TLS only."""
+        usual = XAPI_SOCKET if password is None else XAPI_URL
+        url = os.environ.get('VMBACKUP_XAPI_URL') or usual
         pool = cls(url, password or '', False, console)
         signals.logging_in = True
         try:
@@ -2014,16 +2031,14 @@ class Pool:
             pool.session('close')()
 
     def login(self) -> None:
-        """Log in as root; raise PoolError."""
+        """Log in as root."""
         self.guarded('login at ' + without_password(self.url), self.session.login_with_password,
                      'root', self.password, '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The result of a XenAPI call, which must be one that may be repeated; raise PoolError.
-
-        A restart of xapi ends connections: the call is repeated. It ends sessions too, as a day
-        without a call does; XenAPI.py then logs in again.
-        """
+        """Return the result of a XenAPI call, which must be one that may be repeated: a restart of
+        xapi ends connections. It ends sessions too, as a day without a call does; XenAPI.py then
+        logs in again."""
         target = self.session.xenapi
         for part in method.split('.'):
             target = getattr(target, part)
@@ -2046,155 +2061,145 @@ class Pool:
             time.sleep(wait)
 
     @staticmethod
-    def guarded(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def guarded(what: str, function: Callable, *arguments: Any) -> Any:
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
         try:
             return function(*arguments)
         except XenAPI.Failure as failure:
             details = [str(detail) for detail in failure.details]
-            raise PoolError('XenAPI {} failed: {}'.format(what, ' '.join(details)),
+            raise PoolError(f'XenAPI {what} failed: ' + ' '.join(details),
                             details[0] if details else '', details)
+        except xmlrpc.client.ProtocolError as error:   # its text has the password
+            raise PoolError(f'XenAPI {what} failed: HTTP {error.errcode} {error.errmsg}')
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError,
                 xml.parsers.expat.ExpatError) as error:
-            if isinstance(error, xmlrpc.client.ProtocolError):     # its text has the password
-                error = ValueError(f'HTTP {error.errcode} {error.errmsg}')
-            lost = isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(
-                error, (socket.timeout, ssl.SSLError))
+            lost = isinstance(error, (OSError, http.client.HTTPException))
+            if isinstance(error, (socket.timeout, ssl.SSLError)):
+                lost = False
             raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}',
                             'UNREACHABLE' if lost else '')
 
     def get(self, method: str, kind: type, *arguments: Any) -> Any:
-        """As `call`, for a result of a kind that is known. Raise PoolError for another."""
+        """As `call`, for a result of a type that is known. Raise PoolError for another."""
         result = self.call(method, *arguments)
         if not isinstance(result, kind):
             raise PoolError(f'XenAPI {method} gave no sensible answer')
         return result
 
-    def records(self, name: str, method: str, *arguments: str) -> Dict[str, Dict[str, Any]]:
-        """The records of a class, by reference, that a method tells. One call; raise PoolError."""
-        return self.checked(name, method, self.get(f'{name}.{method}', dict, *arguments))
-
-    def record(self, name: str, ref: str) -> Dict[str, Any]:
-        """An object's record, as it is now; raise PoolError."""
-        found = {ref: self.call(name + '.get_record', ref)}
-        return self.checked(name, 'get_record', found)[ref]
-
-    @staticmethod
-    def checked(name: str, method: str, records: Dict[str, Any]) -> Dict[str, Any]:
-        """Records that have what we rely on; raise PoolError for others."""
-        if not all(isinstance(record, dict) and all(
-                field in record and (field not in MAPS or isinstance(record[field], dict))
-                for field in FIELDS.get(name, ())) for record in records.values()):
-            raise PoolError(f'XenAPI {name}.{method} gave no sensible answer')
+    def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
+        """Return the records of a class, by reference. One call."""
+        method = f'{kind}.{method}'
+        records = self.get(method, dict, *arguments)
+        if not all(is_complete(kind, record) for record in records.values()):
+            raise PoolError(f'XenAPI {method} gave no sensible answer')
         return records
 
-    def where(self, name: str, field: str, values: Sequence[str]) -> Dict[str, Dict[str, Any]]:
-        """The records of a class, by reference, with one of these values in a field. One call.
-        (xapi: db_filter_parse.mly.) Raise PoolError."""
-        return self.records(name, 'get_all_records_where', ' or '.join(
-            f'field "{field}" = "{value}"' for value in values)) if values else {}
+    def record(self, kind: str, ref: str) -> Record:
+        """Return an object's record, as it is now. One call."""
+        record = self.call(kind + '.get_record', ref)
+        if not is_complete(kind, record):
+            raise PoolError(f'XenAPI {kind}.get_record gave no sensible answer')
+        return record
 
-    def table(self, name: str) -> Dict[str, Dict[str, Any]]:
-        """All records of a class by reference, read once. Raise PoolError."""
+    def where(self, kind: str, field: str, values: Sequence[str]) -> Records:
+        """Return the records of a class, by reference, with one of these values in a field. One
+        call (xapi: db_filter_parse.mly)."""
+        if not values:
+            return {}
+        query = ' or '.join(f'field "{field}" = "{value}"' for value in values)
+        return self.records(kind, 'get_all_records_where', query)
+
+    def table(self, kind: str) -> Records:
+        """Return all records of a class by reference, read once."""
         with self.lock:
-            if name not in self.tables:
-                kept = FIELDS.get(name, ()) + FURTHER_FIELDS.get(name, ())
-                self.tables[name] = {
-                    ref: {field: record[field] for field in kept if field in record}
-                    for ref, record in self.records(name, 'get_all_records').items()}
-            return self.tables[name]
+            if kind not in self.tables:
+                fields = FIELDS.get(kind, ()) + FURTHER_FIELDS.get(kind, ())
+                self.tables[kind] = {
+                    ref: {field: record[field] for field in fields if field in record}
+                    for ref, record in self.records(kind).items()}
+            return self.tables[kind]
 
-    def forget(self, *names: str) -> None:
+    def forget(self, *kinds: str) -> None:
         """Have tables read again when they are needed."""
         with self.lock:
-            for name in names:
-                self.tables.pop(name, None)
+            for kind in kinds:
+                self.tables.pop(kind, None)
 
     def vms(self, marks: Sequence[str] = ()) -> List[Vm]:
-        """The real VMs: no templates, snapshots, control domains, nor what carries one of the marks
-        of restores that go on. One call."""
-        records = {ref: record for ref, record in self.table('VM').items()
-                   if (record.get('other_config') or {}).get(MARK) not in marks}
+        """Return the real VMs: no templates, snapshots, control domains, nor what carries one of
+        the marks of restores that go on. One call."""
+        found = []
+        for ref, record in self.table('VM').items():
+            if (record.get('other_config') or {}).get(MARK) in marks:
+                continue
+            self.vm_labels[ref] = record['name_label'], record['uuid']
+            if not (record['is_a_template'] or record['is_a_snapshot'] or
+                    record['is_control_domain']):
+                found.append(self.vm(ref, record))
         self.forget('VM')                              # the largest of all
-        self.vm_labels = {ref: (record['name_label'], record['uuid'])
-                          for ref, record in records.items()}
-        return [self.vm(ref, record) for ref, record in records.items()
-                if not (record['is_a_template'] or record['is_a_snapshot'] or
-                        record['is_control_domain'])]
+        return found
 
     @staticmethod
-    def vm(ref: str, record: Dict[str, Any]) -> Vm:
-        """A Vm of a record."""
+    def vm(ref: str, record: Record) -> Vm:
+        """Return the Vm of a record."""
         return Vm(ref, record['uuid'], record['name_label'],
                   {field: record[field] for field in VM_FIELDS})
 
     def reread(self, vm: Vm) -> Vm:
-        """The VM as it is now; raise BackupFailed if it is gone."""
-        try:
+        """Return the VM as it is now; raise BackupFailed if it is gone."""
+        with unless_gone():
             return self.vm(vm.ref, self.record('VM', vm.ref))
-        except PoolError as error:
-            if error.code == 'HANDLE_INVALID':
-                raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
-            raise
+        raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
     def disks(self, vm: Vm) -> List[Disk]:
-        """A VM's disks, in the order of their devices; CD drives and empty ones are left out."""
+        """Return a VM's disks, in the order of their devices, without CD drives and empty ones."""
         found = []
         for ref in vm.record['VBDs']:
             vbd = self.table('VBD').get(ref) or self.record('VBD', ref)
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 vdi = self.table('VDI').get(vbd['VDI']) or self.record('VDI', vbd['VDI'])
                 sr_uuid = self.table('SR').get(vdi['SR'], {}).get('uuid', '')
-                found.append(Disk(device_name(vbd), ref, vbd, vbd['VDI'], vdi, sr_uuid))
-        return sorted(found, key=lambda disk: (len(disk.vbd['userdevice']),
-                                               disk.vbd['userdevice']))
+                found.append(Disk(device_name(vbd['device'], vbd['userdevice']), ref, vbd,
+                                  vbd['VDI'], vdi, sr_uuid))
+        return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
     def is_current(self, disk: Disk) -> bool:
-        """Whether a VBD still is of the disk that the tables tell."""
-        try:
+        """Return whether a VBD still is of the disk that the tables tell."""
+        with unless_gone():
             return bool(self.call('VBD.get_VDI', disk.vbd_ref) == disk.vdi_ref)
-        except PoolError as error:
-            if error.code == 'HANDLE_INVALID':
-                return False
-            raise
+        return False
 
-    def vifs(self, vm: Vm) -> List[Vif]:
-        """A VM's network interfaces, in the order of their devices."""
-        records = [self.table('VIF').get(ref) or self.record('VIF', ref)
-                   for ref in vm.record['VIFs']]
-        return [Vif(record, self.table('network').get(record['network'], {}).get('name_label', ''))
-                for record in sorted(records, key=lambda record: (len(record['device']),
-                                                                  record['device']))]
+    def vifs(self, vm: Vm) -> List[Record]:
+        """Return a VM's network interfaces, in the order of their devices, with the names of their
+        networks."""
+        vifs = []
+        for ref in vm.record['VIFs']:
+            vif = self.table('VIF').get(ref) or self.record('VIF', ref)
+            network = self.table('network').get(vif['network'], {}).get('name_label', '')
+            vifs.append(dict(vif, network_name_label=network))
+        return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
 
     def os_version(self, vm: Vm) -> str:
-        """The guest's operating system, as its tools tell it, or ''."""
+        """Return the guest's operating system, as its tools tell it, or ''."""
         metrics = self.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
         return metrics.get('os_version', {}).get('name', '')
 
     def snapshots(self, kind: str, refs: Sequence[str]) -> List[Snapshot]:
-        """The snapshots of VMs (kind 'VM') or disks ('VDI'). One call; raise PoolError."""
-        return [self.as_snapshot(ref, record)
+        """Return the snapshots of VMs (kind 'VM') or disks ('VDI'). One call."""
+        return [Snapshot.of_record(ref, record)
                 for ref, record in self.where(kind, 'snapshot_of', refs).items()
                 if record['is_a_snapshot']]
 
     def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
-        """A snapshot of that object. One call; raise PoolError if it is none."""
+        """Return a snapshot of that object; raise PoolError if it is none. One call."""
         for ref, record in self.where(kind, 'uuid', [uuid]).items():
             if record['is_a_snapshot'] and record['snapshot_of'] == of_ref:
-                return self.as_snapshot(ref, record)
+                return Snapshot.of_record(ref, record)
             raise PoolError(f'{uuid} is not a snapshot of this {kind}')
         raise PoolError(f'there is no {kind} {uuid}')
 
-    @staticmethod
-    def as_snapshot(ref: str, record: Dict[str, Any]) -> Snapshot:
-        """A Snapshot of a record."""
-        return Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
-                        str(record['snapshot_time']), tuple(record['VBDs']),
-                        record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                        tuple(record.get('tags') or ()))
-
     def label(self, kind: str, ref: str) -> Tuple[str, str]:
-        """Name-label and uuid of a VM or VDI as the tables had them; no call for each."""
+        """Return name-label and uuid of a VM or VDI as the tables had them; no call for each."""
         if kind == 'VM':
             return self.vm_labels.get(ref, ('', ''))
         record = self.table(kind).get(ref, {})
@@ -2209,88 +2214,24 @@ class Pool:
         raise PoolError(what)
 
     def wait_for_snapshot(self, kind: str, ref: str) -> None:
-        """Wait until no snapshot of an object is being made; raise PoolError after a while.
-
-        xapi finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for
-        another operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry;
-        context.ml, of_http_req).
-        """
+        """Wait until no snapshot of an object is being made; raise PoolError after a while. xapi
+        finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
+        operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry; context.ml,
+        of_http_req)."""
         def idle() -> bool:
-            operations = {}    # type: Dict[str, str]
             with unless_gone():
                 operations = self.get(kind + '.get_current_operations', dict, ref)
-            tasks = self.records('task', 'get_all_records').values()
-            return all(each == 'export' for each in operations.values()) and not any(
-                task['status'] == 'pending' and task['name_label'].endswith(f'{kind}.snapshot')
-                for task in tasks)
+                if any(each != 'export' for each in operations.values()):
+                    return False
+            for task in self.records('task').values():
+                if task['status'] == 'pending' and task['name_label'].endswith(kind + '.snapshot'):
+                    return False
+            return True
         self.wait_until(idle, 'a snapshot may still be being made')
-
-    def holds(self, owners: Dict[str, Dict[str, Any]], disks: Sequence[str], mode: str,
-              sure: bool) -> List[Hold]:
-        """The VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four calls
-        where there is one, and two for each; raise PoolError.
-
-        A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
-        The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
-        26.15 it names its task; later it shows only whether it is from before xapi's last start
-        (recorded from xapi 25.33.2 and 26.17.0; xapi: attach_helpers.ml).
-        """
-        vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
-        tasks = self.records('task', 'get_all_records') if vbds else {}
-        pending = {ref: str(task['name_label']) for ref, task in tasks.items()
-                   if task['status'] in ('pending', 'cancelling')}
-        try:
-            vms = self.records('VM', 'get_all_records') if vbds else {}
-            busy = [each for ref in vms if ref in owners
-                    for each in vms[ref]['current_operations'].values()]
-            named = {task for vm in vms.values() for task in vm['current_operations']}
-            at_work = ''.join(busy[:1]), ''.join(
-                [label for task, label in pending.items() if task not in named][:1])
-            return [Hold(vbd, *self.judged(vbd, mode, sure, pending, at_work)) for vbd in vbds]
-        except (AttributeError, TypeError, KeyError):
-            raise PoolError('XenAPI gave no sensible answer about who has a disk')
-
-    def judged(self, vbd: Dict[str, Any], mode: str, sure: bool, pending: Dict[str, str],
-               at_work: Tuple[str, str]) -> Tuple[str, str]:
-        """State and words of a Hold. `at_work`: an operation on the owner, a task of no VM's."""
-        disk, task = self.record('VDI', vbd['VDI'])['uuid'], vbd['other_config'].get('task_id')
-        of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
-        of_xapi = of_dom0 and vbd['mode'] == mode and vbd['type'] == 'Disk' and (
-            not vbd['bootable'] and set(vbd['other_config']) <= {'task_id'}) and (
-                vbd['metrics'] != NULL or self.is_here(vbd['VM']))     # else vhd-tool may go on
-        if task is None:
-            of_xapi = of_xapi and sure and self.version() >= TASKLESS and re.match(
-                f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device'])
-        if task in pending or vbd['current_operations']:
-            return RUNNING, 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
-        if of_xapi and (task or vbd['metrics'] == NULL):
-            return LEAKED, ''
-        if of_xapi and at_work[0]:
-            return RUNNING, 'a transfer, ' + at_work[0]
-        if of_dom0 and at_work[1] and task is None:
-            return IN_DOUBT, 'perhaps the task ' + at_work[1]
-        return (LEAKED, '') if of_xapi else (NOT_OURS, (
-            'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
-            'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})').format(vbd['uuid']))
-
-    def is_here(self, dom0: str) -> bool:
-        """Whether a control domain is this host's. Raise PoolError."""
-        hosts, host = self.table('host'), self.call('VM.get_resident_on', dom0)
-        return len(hosts) == 1 or hosts.get(host, {}).get('uuid') == installation_uuid()
-
-    def progress(self, word: str) -> List[float]:
-        """Which share of their work the tasks have done that carry a word in name or description:
-        the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2, 26.17.0)."""
-        with contextlib.suppress(PoolError):
-            told = [task.get('progress') for task in self.records(
-                'task', 'get_all_records').values() if task['status'] == 'pending' and word in
-                str(task['name_label']) + str(task.get('name_description'))]
-            return sorted(each for each in told if isinstance(each, float) and each == each)
-        return []
 
     def await_exports(self, kind: str, ref: str) -> None:
         """Wait for the end of a VM snapshot's exports, as it cannot be removed before; those of a
-        disk show on it (see `holds`). None is cancelled: it may be anybody's. Raise PoolError."""
+        disk show on it (see `holds`). None is cancelled: it may be anybody's."""
         def idle() -> bool:
             with contextlib.suppress(PoolError):       # removing the snapshot will tell
                 return 'export' not in self.record('VM', ref)['current_operations'].values()
@@ -2298,83 +2239,153 @@ class Pool:
         if kind == 'VM':
             self.wait_until(idle, 'it is still being exported')
 
+    def holds(self, owners: Records, disks: Sequence[str], mode: str, sure: bool) -> List[Hold]:
+        """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four
+        calls where there is one, and two for each.
+
+        A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
+        The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
+        26.15 it names its task; later it shows only whether it is from before xapi's last start
+        (recorded from xapi 25.33.2 and 26.17.0; xapi: attach_helpers.ml).
+        """
+        vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
+        if not vbds:
+            return []
+        pending = {ref: str(task['name_label']) for ref, task in self.records('task').items()
+                   if task['status'] in ('pending', 'cancelling')}
+        vms = self.records('VM')
+        try:
+            busy, others = '', dict(pending)           # of an owner; of no VM
+            for ref, vm in vms.items():
+                for task, operation in vm['current_operations'].items():
+                    others.pop(task, '')
+                    if ref in owners:
+                        busy = busy or operation
+            at_work = busy, next(iter(others.values()), '')
+            return [Hold(vbd, *self.judged(vbd, mode, sure, pending, at_work)) for vbd in vbds]
+        except (AttributeError, TypeError, KeyError):
+            raise PoolError('XenAPI gave no sensible answer about who has a disk')
+
+    def judged(self, vbd: Record, mode: str, sure: bool, pending: Dict[str, str],
+               at_work: Tuple[str, str]) -> Tuple[str, str]:
+        """Return state and words of a Hold. `pending`: labels of tasks by reference; `at_work`: an
+        operation on an owner, the label of a task that is no VM's."""
+        disk = self.record('VDI', vbd['VDI'])['uuid']
+        config, task = vbd['other_config'], vbd['other_config'].get('task_id')
+        of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
+        of_xapi = (of_dom0 and vbd['mode'] == mode and vbd['type'] == 'Disk' and
+                   not vbd['bootable'] and set(config) <= {'task_id'})
+        from_before = vbd['metrics'] == NULL           # xapi's last start
+        if of_xapi and from_before:                    # another host's vhd-tool may go on
+            host = self.table('host').get(self.call('VM.get_resident_on', vbd['VM']), {})
+            of_xapi = len(self.table('host')) == 1 or host.get('uuid') == installation_uuid()
+        if of_xapi and task is None:
+            device = f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z'
+            of_xapi = sure and self.version() >= TASKLESS and re.match(device, vbd['device'])
+        if task in pending or vbd['current_operations']:
+            return RUNNING, 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
+        if of_xapi and (task or from_before):
+            return LEAKED, ''
+        operation, other_task = at_work
+        if of_xapi and operation:
+            return RUNNING, 'a transfer, ' + operation
+        if of_dom0 and other_task and task is None:
+            return IN_DOUBT, 'perhaps the task ' + other_task
+        return (LEAKED, '') if of_xapi else (NOT_OURS, PERSONS_VBD.format(vbd['uuid']))
+
+    def progress(self, word: str) -> List[float]:
+        """Return which share of their work the tasks have done that carry a word in name or
+        description: the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2,
+        26.17.0). None, where xapi does not tell."""
+        found = []
+        with contextlib.suppress(PoolError):
+            for task in self.records('task').values():
+                words = str(task['name_label']) + str(task.get('name_description'))
+                share = task.get('progress')
+                if task['status'] == 'pending' and word in words and isinstance(share, float):
+                    found.append(share)
+        return sorted(share for share in found if 0 <= share <= 1)
+
     def is_gone(self, kind: str, uuid: str) -> bool:
-        """Whether the pool says that there is no such object."""
+        """Return whether the pool says that there is no such object."""
         try:
             self.call(kind + '.get_by_uuid', uuid)
         except PoolError as error:
             return error.code == 'UUID_INVALID'
         return False
 
-    def disks_of(self, vm_ref: str, snapshot_ref: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
-        """References of a VM's disks and of those that came with its snapshot. One call."""
-        vbds = self.where('VBD', 'VM', [vm_ref, snapshot_ref]).values()
-        sources, disks = [tuple(vbd['VDI'] for vbd in vbds if vbd['VM'] == ref and
-                                vbd['type'] == 'Disk' and vbd['VDI'] != NULL)
-                          for ref in (vm_ref, snapshot_ref)]
-        return sources, disks
+    def disks_of(self, *vm_refs: str) -> List[Tuple[str, ...]]:
+        """Return the references of the disks of each of some VMs or snapshots. One call."""
+        vbds = [vbd for vbd in self.where('VBD', 'VM', vm_refs).values()
+                if vbd['type'] == 'Disk' and vbd['VDI'] != NULL]
+        return [tuple(vbd['VDI'] for vbd in vbds if vbd['VM'] == ref) for ref in vm_refs]
 
-    def marked(self, mark: str) -> Dict[str, Dict[str, Dict[str, Any]]]:
-        """The VMs, disks and networks that carry a restore's mark: class, reference, record.
-        Three calls; raise PoolError."""
-        def is_marked(record: Dict[str, Any]) -> bool:
-            other = record.get('other_config')
-            return record.get('name_label') == marked_name(mark) or (
-                isinstance(other, dict) and other.get(MARK) == mark)
-        return {kind: {ref: record for ref, record in self.records(kind, 'get_all_records').items()
-                       if is_marked(record)} for kind in ('VM', 'VDI', 'network')}
+    def marked(self, mark: str) -> Marked:
+        """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
+        found = []
+        for kind in ('VM', 'VDI', 'network'):
+            found.append({})
+            for ref, record in self.records(kind).items():
+                config = record.get('other_config')
+                if record.get('name_label') == marked_name(mark) or (
+                        isinstance(config, dict) and config.get(MARK) == mark):
+                    found[-1][ref] = record
+        return Marked(*found)
 
-    def room_of(self, srs: Sequence[str]) -> str:
-        """How full storage repositories are, given by uuid; '' where xapi does not tell."""
+    def sr_usage(self, uuids: Sequence[str]) -> str:
+        """Return how full storage repositories are; '' where xapi does not tell."""
         self.forget('SR')
+        words = []
         with contextlib.suppress(PoolError, ValueError, LookupError):
-            return ', '.join('SR {} ({}): {} of {} used'.format(
-                printable(sr['name_label']), sr['uuid'],
-                human_size(int(sr['physical_utilisation'])), human_size(int(sr['physical_size'])))
-                for sr in self.table('SR').values() if sr['uuid'] in srs)
-        return ''
+            for sr in self.table('SR').values():
+                if sr['uuid'] in uuids:
+                    words.append('SR {} ({}): {} of {} used'.format(
+                        printable(sr['name_label']), sr['uuid'],
+                        human_size(int(sr['physical_utilisation'])),
+                        human_size(int(sr['physical_size']))))
+        return ', '.join(words)
 
-    def master(self) -> Dict[str, Any]:
-        """The record of the pool's master. Raise PoolError."""
-        ref = next((pool['master'] for pool in self.table('pool').values()), NULL)
-        if ref not in self.table('host'):
-            raise PoolError('XenAPI tells no master of the pool')
-        return self.table('host')[ref]
-
-    def version(self) -> Tuple[int, int]:
-        """Major and minor version of the master's xapi; (0, 0) if unknown. Raise PoolError."""
-        text = str(self.master().get('software_version', {}).get('xapi', ''))
-        digits = re.match(r'(\d+)\.(\d+)', text)
-        return (int(digits.group(1)), int(digits.group(2))) if digits else (0, 0)
-
-    def identity(self) -> Dict[str, Any]:
-        """What a manifest tells of the pool: pool {name, uuid}, xapi. Raise PoolError."""
-        version = self.master().get('software_version', {}).get('xapi', '')
-        pool = next(iter(self.table('pool').values()))
-        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']}, 'xapi': version}
-
-    def uuid(self) -> str:
-        """The uuid of the pool. Raise PoolError."""
+    def own_record(self) -> Record:
+        """Return the pool's own record, as the table has it."""
         for record in self.table('pool').values():
-            return record['uuid']
+            return record
         raise PoolError('XenAPI tells no pool')
 
+    def uuid(self) -> str:
+        """Return the uuid of the pool."""
+        return self.own_record()['uuid']
+
+    def master(self) -> Record:
+        """Return the record of the pool's master."""
+        master = self.table('host').get(self.own_record()['master'])
+        if not master:
+            raise PoolError('XenAPI tells no master of the pool')
+        return master
+
+    def identity(self) -> Record:
+        """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
+        pool, versions = self.own_record(), self.master().get('software_version', {})
+        return {'pool': {'name': pool.get('name_label', ''), 'uuid': pool['uuid']},
+                'xapi': str(versions.get('xapi', ''))}
+
+    def version(self) -> Tuple[int, int]:
+        """Return major and minor version of the master's xapi; (0, 0) if unknown."""
+        digits = re.match(r'(\d+)\.(\d+)', self.identity()['xapi'])
+        return (int(digits.group(1)), int(digits.group(2))) if digits else (0, 0)
+
     def ahead(self) -> int:
-        """How many seconds the master's clock is ahead of ours, as far as is known; asked once."""
+        """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
         if self.clock is None:
             self.clock = 0
             with contextlib.suppress(PoolError, ValueError):
-                self.clock = seconds_ahead(str(self.call(
-                    'host.get_servertime', next(iter(self.table('pool').values()))['master'])))
+                time_there = self.call('host.get_servertime', self.own_record()['master'])
+                self.clock = seconds_ahead(str(time_there))
         return self.clock
 
     def is_master(self) -> bool:
-        """Whether this host is the pool's master.
-
-        A session over the unix socket of a member is forwarded to the master (xapi:
-        api_server.ml), so the session cannot tell: the installation's uuid is compared where
-        there is one.
-        """
+        """Return whether this host is the pool's master. A session over the unix socket of a member
+        is forwarded to the master (xapi: api_server.ml), so it cannot tell: the installation's uuid
+        is compared where there is one."""
         if self.redirected:
             return False
         master, here = self.master(), installation_uuid()
@@ -3708,7 +3719,7 @@ def expected(ova: bytes) -> Expected:
         for vbd in objects['VBD'].values():
             if text_of(vbd, 'type') != 'CD' and text_of(vbd, 'empty') != '1':
                 labels[text_of(vbd, 'VDI')] = 'disk ' + device_name(
-                    {name: text_of(vbd, name) for name in ('device', 'userdevice')})
+                    text_of(vbd, 'device'), text_of(vbd, 'userdevice'))
         for vm in objects['VM'].values():
             state, suspended = text_of(vm, 'power_state'), text_of(vm, 'suspend_VDI')
             kept = kept or state != 'Halted' or suspended != NULL
@@ -4348,10 +4359,9 @@ def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console)
         backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
     console.log('Writing VIF info')
     for vif in pool.vifs(vm):
-        console.log('Writing VIF: ' + vif.record['device'])
+        console.log('Writing VIF: ' + vif['device'])
         directory = backup.make_directory('VIFs')
-        backup.write(cfg(VIF_CFG, vif.record, network_name_label=vif.network),
-                     directory, path_part('vif-{}.cfg'.format(vif.record['device'])))
+        backup.write(cfg(VIF_CFG, vif), directory, path_part('vif-{}.cfg'.format(vif['device'])))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4800,7 +4810,7 @@ class Exporter:
 
     def room(self) -> str:
         """How full the SRs of the disks are."""
-        return self.pool.room_of([disk.sr_uuid for disk in self.touched()])
+        return self.pool.sr_usage([disk.sr_uuid for disk in self.touched()])
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """The record completed with the disks that came with a snapshot, if any do."""
@@ -5183,7 +5193,8 @@ class DisksExporter(VmExporter):
 # ----------------------------------------------------------------------------------------------
 # What a restore makes carries its mark from the first moment on: a number that nobody can guess,
 # written down before. The mark of the VM, or the name that a disk has meanwhile, goes last; what
-# carries it when a restore has ended is half restored, is ours, and is removed.
+# carries it when a restore has ended is partly restored, is ours, and is removed. What fails raises
+# CommandFailed or PoolError; reading a file, Damaged or OSError too.
 
 QCOW2 = ('sm-config:image-format', 'qcow2')    # of a disk that no SR has as VHD
 ADVICE = (                 # (what xe or xapi says, what to do)
@@ -5196,7 +5207,7 @@ ADVICE = (                 # (what xe or xapi says, what to do)
 
 @contextlib.contextmanager
 def advising() -> Iterator[None]:
-    """A command about whose failure there is something to say."""
+    """Add to the failure of a command what can be done about it."""
     try:
         yield
     except CommandFailed as error:
@@ -5210,86 +5221,92 @@ class Target(NamedTuple):
     """Where a restore goes, and as what."""
 
     name: str                  # of the new VM or disk
-    sr: Dict[str, Any]         # record
-    words: Dict[str, Any]      # further ones of xe vm-import
+    sr: Record
     size: int                  # bytes of all disks
-    disks: Dict[str, int]      # bytes, by user device
-    attach: str                # uuid of the VM that gets the disk, or ''
-    device: str                # as what
+    disks: Dict[str, int] = {}     # of an archive: bytes, by user device
+    preserve: bool = False     # the MAC addresses
+    attach: str = ''           # uuid of the VM that gets the disk
+    device: str = ''           # user device that the disk becomes there
 
 
 class Importer:
-    """Imports archives and images, and takes back what is half imported."""
+    """Imports archives and images, and takes back what is partly imported."""
 
-    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
+    def __init__(self, pool: Pool, xe: Xe, store: BackupStore, warnings: List[str],
+                 limit: float = 0) -> None:
         self.pool = pool
         self.xe = xe
-        self.console = console
+        self.store = store
+        self.console = xe.console
         self.warnings = warnings
+        self.limit = limit     # seconds in which an import has to move
 
     @contextlib.contextmanager
-    def making(self, store: BackupStore, name: str, keep: bool) -> Iterator[Restoring]:
-        """Yield the record of what is made. It is removed afterwards, unless it is to be kept and
-        that ends without an error; `name` is the one that a disk then gets."""
-        with store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
+    def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
+        """Record a restore, and yield the record. What it made is removed afterwards, unless it is
+        to be kept and no error came; a disk then gets the name."""
+        since = utc(self.pool.ahead() - 60)
+        with self.store.restoring(self.pool.uuid(), name, since) as record:
             if not record.path:
-                self.console.log(f'***NOTE - cannot write in {store.root}: should this be killed, '
-                                 f'look for {MARK} in the other-config of VMs and disks')
+                self.console.log(f'***NOTE - cannot write in {self.store.root}: should this be '
+                                 f'killed, look for {MARK} in the other-config of VMs and disks')
             complete = False
             try:
                 yield record
                 if keep:
-                    store.complete(record)
+                    self.store.complete(record)
                 complete = keep
             finally:
                 with tolerating(self.warnings, f'what was restored was {LEFT}, or its mark'):
-                    if complete:
-                        self.finish(record)
-                    else:
-                        self.remove(record)
-                    store.restored(record)
+                    self.end(record._replace(complete=complete))
 
-    def settle(self, store: BackupStore) -> None:
-        """Finish or remove what restores that were killed have left; raise TargetError."""
-        for path in sorted(store.restores().values()):
-            with tolerating(self.warnings, path), store.taken(path) as record:
-                if record and record.pool != self.pool.uuid():
+    def clean_up(self) -> None:
+        """End restores that were killed."""
+        paths = []             # type: List[str]
+        with tolerating(self.warnings, 'cannot look for what a restore has left'):
+            paths = sorted(self.store.restores().values())
+        for path in paths:
+            with tolerating(self.warnings, path), self.store.taken(path) as record:
+                if not record:
+                    continue
+                if record.pool != self.pool.uuid():
                     self.console.log(f'***NOTE - {path} tells of a restore in another pool, '
                                      f'{record.pool}: not touched')
-                elif record:
-                    if record.complete:
-                        self.finish(record)
-                    else:
-                        self.console.log('removing what is left of a restore that was killed')
-                        self.remove(record)
-                    store.restored(record)
+                    continue
+                if not record.complete:
+                    self.console.log('removing what is left of a restore that was killed')
+                self.end(record)
 
-    def finish(self, record: Restoring) -> None:
-        """Take the marks from what is complete. Raise CommandFailed, PoolError."""
-        made = self.pool.marked(record.mark)
-        for vm in made['VM'].values():
-            self.unmark('vm', vm)
-        for vdi in made['VDI'].values():
-            self.release(vdi, record)
-        for network in made['network'].values():
-            self.unmark('network', network)
-
-    def release(self, vdi: Dict[str, Any], record: Restoring) -> None:
-        """Take the mark from a disk. Raise CommandFailed."""
-        if vdi['name_label'] == marked_name(record.mark):
-            self.xe.tell('vdi-param-set', uuid=vdi['uuid'], name_label=label_part(record.name))
+    def end(self, record: Restoring) -> None:
+        """Take the marks from what a restore made, or remove it all if it is not complete; then
+        delete the record."""
+        if record.complete:
+            made = self.pool.marked(record.mark)
+            for word, records in zip(('vm', 'vdi', 'network'), made):
+                for each in records.values():
+                    self.unmark(word, each, record)
         else:
-            self.unmark('vdi', vdi)
+            self.remove(record)
+        self.store.restored(record)
+
+    def unmark(self, word: str, made: Record, record: Restoring) -> None:
+        """Take a restore's mark from a VM (word 'vm'), disk ('vdi') or network."""
+        if made['name_label'] == marked_name(record.mark):
+            self.xe.tell('vdi-param-set', uuid=made['uuid'], name_label=label_part(record.name))
+        else:
+            self.xe.tell(word + '-param-remove', uuid=made['uuid'], param_name='other-config',
+                         param_key=MARK)
 
     def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, several times if need be. Raise the last VmBackupError if
+        """Remove what carries a mark, trying several times. Raise the last VmBackupError if
         something is left."""
+        def idle() -> bool:
+            made = self.pool.marked(record.mark)
+            return not any(vm.get('current_operations') for vm in made.vms.values())
+
         for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
             try:
-                self.pool.wait_until(lambda: not any(
-                    vm.get('current_operations')
-                    for vm in self.pool.marked(record.mark)['VM'].values()),
-                    'it is still being imported')
+                self.pool.wait_until(idle, 'it is still being imported')
                 return self.destroy(record)
             except (CommandFailed, PoolError) as error:
                 if not wait:
@@ -5297,138 +5314,157 @@ class Importer:
                 self.console.log(f'***NOTE - {error}: trying again')
             time.sleep(wait)
 
-    def check_unused(self, made: Dict[str, Dict[str, Dict[str, Any]]], since: str) -> None:
+    def destroy(self, record: Restoring) -> None:
+        """Destroy what carries a mark; raise VmBackupError where trying again would not help. From
+        a disk or network that something else has by now, only the mark is taken."""
+        made = self.pool.marked(record.mark)
+        self.check_unused(made, record.since)
+        shared = self.shared_disks(made)
+        ours = record.process == process(str(os.getpid())) and record.host == os.uname().nodename
+        let_go(self.pool, self.xe, made.vms, [disk for disk in made.disks if disk not in shared],
+               'RW', ours)
+        for vm in made.vms.values():
+            self.xe.tell('vm-destroy', uuid=vm['uuid'])
+        made = self.pool.marked(record.mark)
+        shared = self.shared_disks(made)
+        for vm in self.pool.where('VM', 'suspend_VDI', list(made.disks)).values():
+            shared.add(vm.get('suspend_VDI'))
+        for ref, vdi in made.disks.items():
+            if ref in shared:
+                self.unmark('vdi', vdi, record)
+            else:
+                self.xe.tell('vdi-destroy', uuid=vdi['uuid'])
+        for network in made.networks.values():
+            if network['VIFs']:
+                self.unmark('network', network, record)
+            else:
+                self.xe.tell('network-destroy', uuid=network['uuid'])
+        left = [each['uuid'] for kind in self.pool.marked(record.mark) for each in kind.values()]
+        if left:
+            raise CommandFailed('still there: ' + ', '.join(left))
+
+    def check_unused(self, made: Marked, since: str) -> None:
         """Raise VmBackupError if somebody has used what was made: started it, or taken a snapshot
         or a copy, which carry the mark too."""
-        for vm in made['VM'].values():
+        for vm in made.vms.values():
             started = ''
             with unless_gone():
                 started = str(self.pool.call('VM_metrics.get_start_time', vm['metrics']))
-            if vm['power_state'] not in ('Halted', 'Suspended') or started > since or (
-                    vm['snapshots'] or vm['is_a_snapshot'] or len(made['VM']) > 1):
+            running = vm['power_state'] not in ('Halted', 'Suspended') or started > since
+            if running or vm['snapshots'] or vm['is_a_snapshot'] or len(made.vms) > 1:
                 raise VmBackupError(f'the VM {vm["uuid"]} is half restored, but in use: not '
                                     'touched (remove it, it is not whole)')
-        for vdi in made['VDI'].values():
+        for vdi in made.disks.values():
             if vdi['is_a_snapshot'] or vdi['snapshots']:
                 raise VmBackupError(f'the disk {vdi["uuid"]} is half restored, but has a snapshot '
                                     'or is one: not touched (remove it, it is not whole)')
 
-    def destroy(self, record: Restoring) -> None:
-        """Destroy what carries a mark, or raise CommandFailed, PoolError; VmBackupError where that
-        would not help. A disk or network that something else has by now is only marked no more."""
-        made = self.pool.marked(record.mark)
-        self.check_unused(made, record.since)
-        ours = record.process == process(str(os.getpid())) and record.host == os.uname().nodename
-        let_go(self.pool, self.xe, made['VM'], [
-            disk for disk, (holders, elsewhere) in self.holders(made).items()
-            if holders and not elsewhere], 'RW', ours)
-        for vm in made['VM'].values():
-            self.xe.tell('vm-destroy', uuid=vm['uuid'])
-        made = self.pool.marked(record.mark)
-        taken = self.holders(made)
-        asleep = self.pool.where('VM', 'suspend_VDI', list(made['VDI'])).values()
-        memories = {vm.get('suspend_VDI') for vm in asleep}
-        for ref, vdi in made['VDI'].items():
-            if ref in memories or taken[ref][1]:
-                self.release(vdi, record)
-            else:
-                self.xe.tell('vdi-destroy', uuid=vdi['uuid'])
-        for network in made['network'].values():
-            if network['VIFs']:
-                self.unmark('network', network)
-            else:
-                self.xe.tell('network-destroy', uuid=network['uuid'])
-        left = [each['uuid'] for records in self.pool.marked(record.mark).values()
-                for each in records.values()]
-        if left:
-            raise CommandFailed('still there: ' + ', '.join(left))
+    def shared_disks(self, made: Marked) -> Set[str]:
+        """Return which of the disks that were made another VM has, dom0 apart."""
+        shared = set()
+        for vbd in self.pool.where('VBD', 'VDI', list(made.disks)).values():
+            if vbd['VM'] not in made.vms and not self.pool.call(
+                    'VM.get_is_control_domain', vbd['VM']):
+                shared.add(vbd['VDI'])
+        return shared
 
     def free(self, mark: str) -> None:
         """Free disks that were restored from dom0: an import says success although storage did not
         let go (recorded from xapi 25.33.2 and 26.17.0). Warn if that is not possible."""
         made = self.pool.marked(mark)
-        disks = ', '.join(vdi['uuid'] for vdi in made['VDI'].values())
+        disks = ', '.join(vdi['uuid'] for vdi in made.disks.values())
         with tolerating(self.warnings, f'dom0 may still have what was restored (look at it: xe '
                         f'vbd-list vdi-uuid={disks})'):
-            let_go(self.pool, self.xe, made['VM'], list(made['VDI']), 'RW', True)
+            let_go(self.pool, self.xe, made.vms, list(made.disks), 'RW', True)
 
-    def holders(self, made: Dict[str, Dict[str, Dict[str, Any]]]) -> Dict[str, Tuple[Any, bool]]:
-        """By disk: references of the VMs that have it, beside those that were made, and whether one
-        is no control domain. Raise PoolError."""
-        vbds = self.pool.where('VBD', 'VDI', list(made['VDI'])).values()
-        found = {disk: {vbd['VM'] for vbd in vbds if vbd['VDI'] == disk} - set(made['VM'])
-                 for disk in made['VDI']}
-        return {disk: (vms, not all(self.pool.call('VM.get_is_control_domain', vm) for vm in vms))
-                for disk, vms in found.items()}
-
-    def unmark(self, word: str, record: Dict[str, Any]) -> None:
-        """Take the mark from a VM (word 'vm'), disk or network. Raise CommandFailed."""
-        self.xe.tell(word + '-param-remove', uuid=record['uuid'], param_name='other-config',
-                     param_key=MARK)
-
-    def feed(self, verb: str, path: str, pieces: Iterator[Any], limit: float, size: int,
+    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
              **parameters: Any) -> str:
         """Let a command import what is made of a file, of so many bytes if that is known, for as
         long as it takes some; return its output."""
         feeder = Feeder(pieces)
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
-        return self.xe.feed(verb, Watchdog(limit, lambda: feeder.done, meter), feeder,
-                            filename='/dev/stdin', **parameters)
-
-    def import_vm(self, path: str, target: Target, mark: str,
-                  limit: float) -> Tuple[str, Dict[str, Any]]:
-        """Import an archive; return reference and record of the VM. `limit`: the seconds in which
-        something has to move. Raise CommandFailed, PoolError, Damaged, OSError."""
+        watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
         with advising():
-            pieces = archive_for_import(path, target.name, mark)
-            uuid = self.feed('vm-import', path, pieces, limit, 0,
-                             **target.words)
+            return self.xe.feed(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
+
+    def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
+        """Import an archive and look whether all disks are there; return the uuid of the VM.
+        `cut_off`: take it from all networks first."""
+        preserve = {'preserve': True} if target.preserve else {}
+        uuid = self.feed('vm-import', path, archive_for_import(path, target.name, mark), 0,
+                         sr_uuid=target.sr['uuid'], **preserve)
         self.console.log('vm-uuid: ' + uuid)
-        made = list(self.pool.marked(mark)['VM'].items())
-        if [vm['uuid'] for _, vm in made] != [uuid]:
+        vms = self.pool.marked(mark).vms
+        if [vm['uuid'] for vm in vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
-        return made[0]
-
-    def check_disks(self, vm_ref: str, mark: str, wanted: Dict[str, int]) -> None:
-        """Raise CommandFailed unless a VM that was made has each disk, by its user device, with its
-        size in bytes, to which an SR may add some."""
-        sizes = {ref: int(vdi['virtual_size'])
-                 for ref, vdi in self.pool.marked(mark)['VDI'].items()}
-        found = {vbd['userdevice']: sizes.get(vbd['VDI'], 0)
-                 for vbd in self.pool.where('VBD', 'VM', [vm_ref]).values()
-                 if vbd['type'] != 'CD' and vbd['VDI'] != NULL}
-        for device in sorted(set(wanted) | set(found)):
-            if device not in wanted or found.get(device, -1) < wanted[device]:
-                raise CommandFailed('disk {} has {} bytes, not {}'.format(
-                    device, found.get(device, 0), wanted.get(device, 0)))
-
-    def import_disk(self, path: str, form: str, target: Target, mark: str, limit: float) -> str:
-        """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
-        mark. Raise CommandFailed, PoolError, Damaged, OSError."""
-        size = target.size
-        with advising():
-            uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(mark), virtual_size=str(size),
-                                **dict([QCOW2] if size > LARGEST_STORED else []))
-            made = [int(vdi['virtual_size']) for vdi in self.pool.marked(mark)['VDI'].values()
-                    if vdi['uuid'] == uuid]
-            if not made or made[0] < size:
-                raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
-            if form == '.vhd' and not is_packed(path):
-                self.import_vhd(path, uuid, size, limit)
-            else:
-                self.feed('vdi-import', path, image_pieces(path, form, size, made[0]), limit,
-                          made[0], uuid=uuid, format='raw')
+        ref, = vms
+        if cut_off:
+            for vif in self.pool.where('VIF', 'VM', [ref]).values():
+                self.xe.tell('vif-destroy', uuid=vif['uuid'])
+        self.check_disks(ref, mark, target.disks)
         return uuid
 
-    def import_vhd(self, path: str, uuid: str, size: int, limit: float) -> None:
+    def check_disks(self, vm_ref: str, mark: str, expected: Dict[str, int]) -> None:
+        """Raise CommandFailed unless a VM that was made has each disk, by its user device, with its
+        size in bytes, to which an SR may add some."""
+        disks = self.pool.marked(mark).disks
+        found = {}
+        for vbd in self.pool.where('VBD', 'VM', [vm_ref]).values():
+            if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
+                made = vbd['VDI'] in disks
+                found[vbd['userdevice']] = int(disks[vbd['VDI']]['virtual_size']) if made else 0
+        for device in sorted(set(expected) | set(found)):
+            if device not in expected or found.get(device, -1) < expected[device]:
+                raise CommandFailed('disk {} has {} bytes, not {}'.format(
+                    device, found.get(device, 0), expected.get(device, 0)))
+
+    def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
+        """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
+        mark."""
+        size = target.size
+        if form == '.vhd' and is_packed(path):
+            unpacked_size = scattered(path)
+            if unpacked_size:
+                path = self.unpack(path, unpacked_size, record)
+        words = dict([QCOW2]) if size > LARGEST_STORED else {}
+        with advising():
+            uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
+                                name_label=marked_name(record.mark), virtual_size=str(size),
+                                **words)
+        made = [int(vdi['virtual_size']) for vdi in self.pool.marked(record.mark).disks.values()
+                if vdi['uuid'] == uuid]
+        if not made or made[0] < size:
+            raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
+        if form == '.vhd' and not is_packed(path):
+            self.import_vhd(path, uuid, size)
+        else:
+            self.feed('vdi-import', path, image_pieces(path, form, size, made[0]), made[0],
+                      uuid=uuid, format='raw')
+        return uuid
+
+    def unpack(self, path: str, size: int, record: Restoring) -> str:
+        """Unpack an image whose blocks cannot be fed as they come; return the path of the new
+        file, of so many bytes, which is deleted with the record. Raise TargetError, Interrupted."""
+        self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not in the '
+                         'order of the disk')
+        meter = Meter(self.console, 'unpacked', os.path.basename(path), size)
+        watchdog = Watchdog(self.limit, lambda: size_of(record.unpacked), meter)
+
+        def check() -> None:
+            self.xe.signals.check()
+            watchdog.check()
+        with opened(path) as source:
+            return self.store.unpack(record, pieces_of(source), size, check)
+
+    def import_vhd(self, path: str, uuid: str, size: int) -> None:
         """Let xapi read a VHD image itself, which leaves blocks of zeros unwritten: it takes none
         without a length (recorded from xapi 25.6.0 to 26.17.0). Its task tells percents; one may
         take as long as at 1 MB/s."""
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
-        self.xe.feed('vdi-import', Watchdog(
-            limit + size / 10**8, lambda: 0, meter, lambda: self.pool.progress('VDI import')),
-            uuid=uuid, format='vhd', filename=path)
+        watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
+                            lambda: self.pool.progress('VDI import'))
+        with advising():
+            self.xe.feed('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
 
 
 GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
@@ -6117,8 +6153,8 @@ class BackupRun:
         with tolerating(warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
-            Importer(self.pool, Xe(self.console, self.signals, False), self.console,
-                     warnings).settle(self.store)
+            Importer(self.pool, Xe(self.console, self.signals, False), self.store,
+                     warnings).clean_up()
         self.warn(warnings)
 
     def clean_up_one(self, history: VmHistory) -> None:
@@ -7002,17 +7038,16 @@ class Sources:
         self.given = bool(origin)
 
     def find(self, word: str, date: str) -> Chosen:
-        """What a word stands for: a VM's name, a directory, a file. Raise UsageError, TargetError,
-        OSError."""
+        """Return what a word stands for: a VM's name, a directory, a file. Raise UsageError,
+        TargetError, OSError."""
         for history in (self.store.history(word), VmHistory(   # a name, or that of a directory
                 os.path.join(self.store.root, native(word)), self.store.patterns)):
             if not re.match(r'\.{0,2}(/|\Z)', word) and history.holds_any():
-                return self.of_history(history, date)
+                return self.of_backup(self.newest(history, date))
         path = os.path.abspath(native(word))
         kind = kind_of(path) if word else ''
         if kind == 'history':
-            self.look_in(os.path.dirname(path))
-            return self.of_history(VmHistory(path, self.store.patterns), date)
+            return self.of_backup(self.newest(VmHistory(path, self.store.patterns), date))
         if not kind or kind == 'store':
             raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
                              'backup or file (see from=, and the command list)')
@@ -7025,30 +7060,21 @@ class Sources:
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def look_in(self, root: str) -> None:
-        """That is backup_dir, unless somebody has told."""
-        if not self.given:
-            self.store.root = root
-
-    def of_history(self, history: VmHistory, date: str) -> Chosen:
-        """As `newest`, which has one archive or image."""
-        return self.of_backup(self.newest(history, date))
-
     def newest(self, history: VmHistory, date: str) -> BackupDir:
-        """The newest backup that is good, of a time that begins so. Raise UsageError,
+        """Return the newest backup that is good, of a time that begins so. Raise UsageError,
         TargetError."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
         for backup in reversed(in_order(history.kept() + history.good())):
-            if self.time_of(backup).replace('-', '').replace(':', '').replace(
-                    ' ', '').startswith(digits) and not backup.is_damaged():
+            when = re.sub('[^0-9]', '', self.time_of(backup))
+            if when.startswith(digits) and not backup.is_damaged():
                 return backup
-        raise TargetError('no good backup {}in {}'.format(f'of {date} ' * bool(date),
-                                                          history.directory))
+        of_date = f'of {date} ' if date else ''
+        raise TargetError(f'no good backup {of_date}in {history.directory}')
 
     def time_of(self, backup: BackupDir) -> str:
-        """When a backup was begun, as far as is known: 2026-03-01 00:10:01."""
+        """Return when a backup was begun, as far as is known: 2026-03-01 00:10:01."""
         started = backup.manifest().get('started')
         if isinstance(started, str) and ISO.match(started):
             return started[:19].replace('T', ' ')
@@ -7056,19 +7082,21 @@ class Sources:
         return f'{when:%Y-%m-%d %H:%M:%S}' if when else ''
 
     def of_backup(self, backup: BackupDir) -> Chosen:
-        """The archive or image of a backup."""
-        names = backup.archives()
-        if len(names) != 1:
-            raise TargetError('{} archives or images in {}, where one was expected (give the one '
-                              'that is meant: {})'.format(len(names), backup.path, ' '.join(
-                                  backup.file(name) for name in names)))
-        return self.of_file(backup.file(names[0]))
+        """Return the archive or image of a backup; raise TargetError if it has not just one."""
+        paths = [backup.file(name) for name in backup.archives()]
+        if len(paths) != 1:
+            raise TargetError(f'{len(paths)} archives or images in {backup.path}, where one was '
+                              f'expected (give the one that is meant: {" ".join(paths)})')
+        return self.of_file(paths[0])
 
     def of_file(self, path: str) -> Chosen:
-        """A file, and what its directory tells of it."""
+        """Return a file, with what its directory tells of it, which is below backup_dir unless
+        somebody has told another."""
         backup = BackupDir(os.path.dirname(path), 0)
         in_backup = kind_of(backup.path) == 'backup'
-        self.look_in(os.path.dirname(os.path.dirname(backup.path)) if in_backup else backup.path)
+        if not self.given:
+            self.store.root = (os.path.dirname(os.path.dirname(backup.path)) if in_backup
+                               else backup.path)
         manifest = backup.manifest() if in_backup else {}
         name = part(manifest, 'vm').get('name')
         return Chosen(path, form_of_file(path), backup, manifest,
@@ -7080,39 +7108,31 @@ class Restorer:
 
     def __init__(self, pool: Any, sources: Sources, console: Console, signals: Signals) -> None:
         self.pool = pool
-        self.store = sources.store
         self.console = console
         self.signals = signals
-        self.limit = sources.config.settings.stall_timeout * 60
         self.warnings = []     # type: List[str]
         self.xe = Xe(console, signals, False)
-        self.importer = Importer(pool, self.xe, console, self.warnings)
-        self.vms = {}          # type: Dict[str, Dict[str, Any]]
+        self.importer = Importer(pool, self.xe, sources.store, self.warnings,
+                                 sources.config.settings.stall_timeout * 60)
+        self.vms = {}          # type: Records
 
     def carry_out(self, chosen: Chosen, options: Dict[str, str]) -> int:
-        """Look, verify, restore; return the exit status. Raise VmBackupError, OSError,
-        Interrupted."""
+        """Plan, verify, restore; return the exit status."""
         target = self.look(chosen, options)
         if options['preview']:
             self.console.log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
-        self.settle()
+        self.importer.clean_up()
         if options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target, options['start'] == 'true')
         return (WARNING if self.warnings else SUCCESS).status
 
-    def settle(self) -> None:
-        """Begin with the pool as it should be."""
-        with tolerating(self.warnings, 'cannot look for what a restore has left'):
-            self.importer.settle(self.store)
-
     def look(self, chosen: Chosen, options: Dict[str, str]) -> Target:
-        """Find out where a restore goes; tell it. Raise UsageError, PoolError, Damaged,
-        CommandFailed, OSError."""
-        self.vms = self.pool.records('VM', 'get_all_records')
-        self.console.log('restore of {}{}: {}'.format(
-            chosen.vm or 'a VM', f' as of {chosen.when}' * bool(chosen.when), chosen.path))
+        """Find out where a restore goes, and log it."""
+        self.vms = self.pool.records('VM')
+        when = f' as of {chosen.when}' if chosen.when else ''
+        self.console.log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
         if chosen.form == '.xva':
             if options.get('attach'):
                 raise UsageError('attach= is for the image of a disk, this is a whole VM')
@@ -7123,34 +7143,32 @@ class Restorer:
         return self.look_at_disk(chosen, options)
 
     def look_at_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
-        """As `look`, for an archive."""
+        """Plan the restore of an archive."""
         self.check_version(found)
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = self.free_name(original, chosen.when, options)
+        name = self.free_name(original, chosen.when, options['name'])
         preserve = options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found)
         size = sum(found.disks.values())
         sr = self.sr(options['sr'])
-        tell = self.console.log
-        tell(f'  new VM:   {name}{"" if name == original else f" (original: {original})"}')
-        self.tell_room(sr, size)
-        for device, each in sorted(found.disks.items(), key=lambda item: item[0].zfill(9)):
-            tell('  disk:     {} of {}'.format(
-                device_name({'device': '', 'userdevice': device}), human_size(each)))
-        self.tell_networks(found)
-        tell('  MAC:      {}'.format('those of the backup' if preserve else 'new ones'))
-        tell('  firmware: {firmware}{}{}'.format(
-            ', with its variables (NVRAM)' * found.firmware['nvram'],
-            ', with a TPM, whose content this pool may not restore' * found.firmware['tpm'],
-            **found.firmware))
-        words = {'sr_uuid': sr['uuid']}                # type: Dict[str, Any]
-        if preserve:
-            words['preserve'] = True
-        return Target(name, sr, words, size, found.disks, '', '')
+        log = self.console.log
+        log(f'  new VM:   {name}' + ('' if name == original else f' (original: {original})'))
+        self.log_space(sr, size)
+        for device in sorted(found.disks, key=lambda device: device.zfill(9)):
+            log(f'  disk:     {device_name("", device)} of {human_size(found.disks[device])}')
+        self.log_networks(found)
+        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'))
+        firmware = found.firmware['firmware']
+        if found.firmware['nvram']:
+            firmware += ', with its variables (NVRAM)'
+        if found.firmware['tpm']:
+            firmware += ', with a TPM, whose content this pool may not restore'
+        log('  firmware: ' + firmware)
+        return Target(name, sr, size, found.disks, preserve)
 
     def check_version(self, found: ArchivedVm) -> None:
-        """Raise PoolError if the pool's xapi refuses what was exported by this one (xapi:
+        """Raise PoolError if the pool's xapi refuses what that of an archive has exported (xapi:
         importexport.ml, assert_compatible)."""
         ours = self.pool.version()
         if ours[0] and (found.version > ours or ours[0] == 1 and found.version[0] != 1):
@@ -7158,56 +7176,53 @@ class Restorer:
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
 
-    def free_name(self, original: str, when: str, options: Dict[str, str]) -> str:
-        """The name for a new VM; raise UsageError if it is taken."""
+    def free_name(self, original: str, when: str, name: str) -> str:
+        """Return the name for a new VM, which is `name` if that is given."""
         taken = {vm['name_label'] for vm in self.vms.values()}
-        name = options['name']
         if name:
-            if name in taken or name != printable(name):
-                raise UsageError('{} (choose another name=)'.format(
-                    f'a VM called {name} is there' if name in taken else
-                    f'a name with control characters: {name}'))
+            if name in taken:
+                raise UsageError(f'a VM called {name} is there (choose another name=)')
+            if name != printable(name):
+                raise UsageError(f'a name with control characters: {name} (choose another name=)')
             return name
-        names = itertools.chain(
-            [original], [f'{original}-restored-{when[:10] or now().strftime("%Y-%m-%d")}'],
-            (f'{original}-restored-{when[:10]}-{number}' for number in itertools.count(2)))
-        return next(name for name in names if name not in taken)
+        restored = '{}-restored-{}'.format(original, when[:10] or f'{now():%Y-%m-%d}')
+        name, number = original, 1
+        while name in taken:
+            name = f'{restored}-{number}' if number > 1 else restored
+            number += 1
+        return name
 
     def check_addresses(self, found: ArchivedVm) -> None:
         """Raise UsageError if MAC addresses would be there twice."""
-        vifs = self.pool.records('VIF', 'get_all_records')
+        vifs = self.pool.records('VIF').values()
         for ref, vm in self.vms.items():
             seed = (vm.get('other_config') or {}).get('mac_seed')
-            macs = {vif['MAC'] for vif in vifs.values() if vif['VM'] == ref}
+            macs = {vif['MAC'] for vif in vifs if vif['VM'] == ref}
             same = found.seed and seed == found.seed or macs & set(found.macs)
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
-                raise UsageError('preserve=True: the VM {} ({}) has the same {} (remove it, or '
-                                 'restore without preserve)'.format(
-                                     vm['name_label'], vm['uuid'],
-                                     'MAC addresses' if same else 'uuid'))
+                what = 'MAC addresses' if same else 'uuid'
+                raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
+                                 f'same {what} (remove it, or restore without preserve)')
 
-    def sr(self, word: str) -> Dict[str, Any]:
-        """The record of an SR by name or uuid, of the pool's default SR for ''. Raise UsageError,
-        PoolError."""
-        srs = self.pool.records('SR', 'get_all_records')
+    def sr(self, word: str) -> Record:
+        """Return the record of an SR by name or uuid; '' stands for the pool's default SR."""
+        srs = self.pool.records('SR')
         if not word:
-            pools = self.pool.records('pool', 'get_all_records').values()
-            default = next((pool['default_SR'] for pool in pools), NULL)
-            if default not in srs:
-                raise UsageError('the pool has no default SR (choose one with sr=)')
-            return srs[default]
+            for pool in self.pool.records('pool').values():
+                if pool['default_SR'] in srs:
+                    return srs[pool['default_SR']]
+            raise UsageError('the pool has no default SR (choose one with sr=)')
         found = [sr for sr in srs.values() if word in (sr['uuid'], sr['name_label'])]
         if len(found) != 1:
+            names = [sr['name_label'] for sr in srs.values() if sr.get('content_type') != 'iso']
             raise UsageError('{} SR {} (there are: {})'.format(
-                'more than one' if found else 'no', word,
-                ', '.join(sorted(sr['name_label'] for sr in srs.values()
-                                 if sr.get('content_type') != 'iso'))))
+                'more than one' if found else 'no', word, ', '.join(sorted(names))))
         if found[0].get('content_type') == 'iso':
             raise UsageError(f'the SR {word} is for ISO images, not for disks')
         return found[0]
 
-    def tell_room(self, sr: Dict[str, Any], size: int) -> None:
-        """Tell of an SR, and warn if it may be too full."""
+    def log_space(self, sr: Record, size: int) -> None:
+        """Log how full an SR is, and a note if it may be too full for so many bytes."""
         total, used = int(sr['physical_size']), int(sr['physical_utilisation'])
         self.console.log('  SR:       {} ({}): {} of {} free, the disks have {}'.format(
             sr['name_label'], sr['uuid'], human_size(max(0, total - used)), human_size(total),
@@ -7215,35 +7230,37 @@ class Restorer:
         if total > 0 and size > total - used:
             self.console.log('***NOTE - that is enough only if the SR is thin-provisioned')
 
-    def tell_networks(self, found: ArchivedVm) -> None:
-        """Tell which networks of the archive are here: by name or else bridge (xapi: import.ml)."""
-        here = list(self.pool.records('network', 'get_all_records').values())
+    def log_networks(self, found: ArchivedVm) -> None:
+        """Log which networks VIFs go to: of that name, or else that bridge (xapi: import.ml)."""
+        here = self.pool.records('network').values()
         for device, name, bridge in found.vifs:
             same = [each['name_label'] for each in here if each['name_label'] == name] or [
                 each['name_label'] for each in here if each['bridge'] == bridge]
-            self.console.log('  network:  VIF {} in "{}"{}'.format(
-                device, (same + [name])[0], '' if same else ', which is not here: it will be made'))
+            note = f'"{same[0]}"' if same else f'"{name}", which is not here: it will be made'
+            self.console.log(f'  network:  VIF {device} in {note}')
 
     def look_at_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
-        """As `look`, for an image."""
+        """Plan the restore of an image."""
         file = os.path.basename(chosen.path)
-        disk = disk_of(chosen.manifest, file)
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest, file))
-        original = str(disk.get('name') or os.path.basename(plain_name(chosen.path)))
-        name = options['name'] or '-'.join(
-            filter(None, (original, 'restored', chosen.when[:10])))
+        name = options['name']
+        if not name:
+            name = '{}-restored'.format(disk_of(chosen.manifest, file).get('name') or
+                                        os.path.basename(plain_name(chosen.path)))
+            if chosen.when:
+                name += '-' + chosen.when[:10]
         sr = self.sr(options['sr'])
         self.console.log(f'  new disk: {name}')
-        self.tell_room(sr, size)
-        uuid, device = self.holder(options['attach']) if options.get('attach') else ('', '')
-        if uuid:
+        self.log_space(sr, size)
+        target = Target(name, sr, size)
+        if options.get('attach'):
+            target = self.attached(target, options['attach'])
             self.console.log('  attached: to {} as {}'.format(
-                options['attach'], device_name({'device': '', 'userdevice': device})))
-        return Target(name, sr, {}, size, {}, uuid, device)
+                options['attach'], device_name('', target.device)))
+        return target
 
-    def holder(self, word: str) -> Tuple[str, str]:
-        """The uuid of a halted VM that gets a disk, and the first user device that is free there.
-        Raise UsageError, PoolError."""
+    def attached(self, target: Target, word: str) -> Target:
+        """Return the target with a halted VM that gets the disk, as its first free device."""
         found = [(ref, vm) for ref, vm in self.vms.items() if word in (vm['uuid'], vm['name_label'])
                  and not (vm['is_a_template'] or vm['is_a_snapshot'] or vm['is_control_domain'])]
         if len(found) != 1:
@@ -7255,20 +7272,20 @@ class Restorer:
         free = self.pool.get('VM.get_allowed_VBD_devices', list, ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        return vm['uuid'], str(free[0])
+        return target._replace(attach=vm['uuid'], device=str(free[0]))
 
-    def verify(self, chosen: Chosen) -> Proof:
-        """Prove what is to be restored. Raise Damaged, CommandFailed, OSError, Interrupted."""
-        verifier = Verifier(self.console, self.signals, self.limit)
-        proof = verifier.prove_in(chosen.backup, os.path.basename(chosen.path), chosen.manifest)
+    def verify(self, chosen: Chosen) -> None:
+        """Prove what is to be restored. Raise Damaged."""
+        file = os.path.basename(chosen.path)
+        verifier = Verifier(self.console, self.signals, self.importer.limit)
+        proof = verifier.prove_in(chosen.backup, file, chosen.manifest)
         if proof.proved == 'metadata':
             raise Damaged('there are no disks in it')
-        self.console.log(f'verified {os.path.basename(chosen.path)}: {PROVED[proof.proved]}')
-        return proof
+        self.console.log(f'verified {file}: {PROVED[proof.proved]}')
 
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
-        """Restore what was looked at. Raise VmBackupError, OSError, Interrupted."""
-        with self.importer.making(self.store, target.name, True) as record:
+        """Restore as planned, and log what was made."""
+        with self.importer.restoring(target.name, True) as record:
             uuid = self.put(chosen, target, record)
             self.signals.check()
             self.importer.free(record.mark)
@@ -7288,50 +7305,32 @@ class Restorer:
                 self.console.log('  ' + quoted([self.xe.program] + words))
 
     def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
-        """Import an archive or image and look whether all of it is there; return the uuid of the VM
-        or disk. `cut_off`: from all networks, before anything else. Raise as `restore`."""
+        """Import an archive (`cut_off`: as import_vm) or image; return the uuid of the new one."""
         self.signals.check()
-        mark, path = record.mark, chosen.path
-        if chosen.form != '.xva':
-            size = scattered(path) if chosen.form == '.vhd' and is_packed(path) else 0
-            if size:
-                self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not '
-                                 'in the order of the disk')
-                watchdog = Watchdog(self.limit, lambda: size_of(record.unpacked), Meter(
-                    self.console, 'unpacked', os.path.basename(path), size))
-                with opened(path) as source:
-                    path = self.store.unpack(record, pieces_of(source), size, lambda: (
-                        self.signals.check(), watchdog.check()))
-            return self.importer.import_disk(path, chosen.form, target, mark, self.limit)
-        ref, vm = self.importer.import_vm(path, target, mark, self.limit)
-        for vif in self.pool.where('VIF', 'VM', [ref]).values() if cut_off else ():
-            self.xe.tell('vif-destroy', uuid=vif['uuid'])
-        self.importer.check_disks(ref, mark, target.disks)
-        return vm['uuid']
+        if chosen.form == '.xva':
+            return self.importer.import_vm(chosen.path, target, record.mark, cut_off)
+        return self.importer.import_disk(chosen.path, chosen.form, target, record)
 
     def test(self, chosen: Chosen, target: Target) -> None:
-        """Restore what was looked at, prove it and destroy it again. An archive's checksums are
-        compared by the toolstack, those of an image, which has none, here.
-
-        Raise VmBackupError, OSError, Interrupted.
-        """
+        """Restore as planned, prove it and destroy it again. An archive's checksums are compared
+        by the toolstack, those of an image, which has none, here."""
         if chosen.form != '.xva':
             self.verify(chosen)
-        with self.importer.making(self.store, target.name, False) as record:
+        with self.importer.restoring(target.name, False) as record:
             self.put(chosen, target, record, True)
         self.signals.check()
 
 
 def refuse_dump(path: str, console: Console) -> None:
-    """Tell how the database of a pool is restored; raise UsageError."""
-    program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
-    console.log('a dump of the pool database is restored on the pool master, at a time of the same '
-                'release and hardware; what is running on the hosts is lost')
-    console.log('let it be checked first, which changes nothing:')
-    console.log('  ' + quoted([program, 'pool-restore-database', f'file-name={path}',
-                               'dry-run=true']))
-    console.log('restore it; the master starts again with it:')
-    console.log('  ' + quoted([program, 'pool-restore-database', f'file-name={path}']))
+    """Log how the database of a pool is restored; raise UsageError."""
+    words = [os.environ.get('VMBACKUP_XE') or XE_PROGRAM, 'pool-restore-database',
+             f'file-name={path}']
+    for line in ('a dump of the pool database is restored on the pool master, at a time of the '
+                 'same release and hardware; what is running on the hosts is lost',
+                 'let it be checked first, which changes nothing:',
+                 '  ' + quoted(words + ['dry-run=true']),
+                 'restore it; the master starts again with it:', '  ' + quoted(words)):
+        console.log(line)
     raise UsageError(f'not restored: {path} is a dump of the pool database (see above)')
 
 
@@ -7379,7 +7378,7 @@ class TestRestore:
         if not histories:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         if not self.previewing:
-            self.restorer.settle()
+            self.restorer.importer.clean_up()
         for warning in self.restorer.warnings:
             self.console.log(f'***WARNING - {warning}')
         for history, job in zip(histories, plan.jobs):
