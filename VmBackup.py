@@ -1456,12 +1456,14 @@ class Watchdog:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
         answer. `fed`: xapi has all the data. What it then writes, for seconds or minutes, shows
         nowhere, so it gets as long as any command without data."""
-        size, telling = bounded(self.size, 'the share'), self.meter.is_due()
-        seen = (size, self.progress() if telling or size == self.seen[0] else self.seen[1])
-        if telling:
-            self.meter.tell(size, max(seen[1], default=0))
-        if seen != self.seen:
-            self.seen, self.standing = seen, stopwatch()
+        size, (seen_size, shares) = bounded(self.size, 'the share'), self.seen
+        due = self.meter.is_due()
+        if due or size == seen_size:
+            shares = self.progress()
+        if due:
+            self.meter.tell(size, max(shares, default=0))
+        if self.seen != (size, shares):
+            self.seen, self.standing = (size, shares), stopwatch()
         limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
         if self.standing() > limit:
             raise CommandFailed(f'no progress for {limit / 60:g} minutes (stall_timeout), '
@@ -1799,22 +1801,15 @@ class Xe:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
         return self.finish(self.announce(verb, parameters)).text
 
-    def export(self, verb: str, watchdog: Optional[Watchdog] = None,
-               packer: Optional[Tuple[Sequence[str], int]] = None, **parameters: Any) -> str:
-        """Run a command that writes a file, or whose output a packer compresses into one (see
-        `run`), as long as it moves; a signal ends it. Return its output. Raise CommandFailed; but
-        status 0 does not prove that there is a file (xapi: cli_operations.ml, download_file)."""
-        text = self.finish(self.announce(verb, parameters), signals=self.signals,
-                           watchdog=watchdog, packer=packer).text
-        self.console.log_lines(text)
-        return text
-
-    def feed(self, verb: str, watchdog: Watchdog, feeder: Optional[Feeder] = None,
-             **parameters: Any) -> str:
-        """Run a command that reads a file, or what is fed to its standard input, as long as it
-        moves; a signal ends it. Return its output. Raise CommandFailed, and what the feeder met."""
+    def transfer(self, verb: str, watchdog: Optional[Watchdog] = None,
+                 feeder: Optional[Feeder] = None,
+                 packer: Optional[Tuple[Sequence[str], int]] = None, **parameters: Any) -> str:
+        """Run a command that writes or reads a file, whose output a packer compresses into one or
+        whose input comes from a feeder (see `run`), as long as it moves; a signal ends it. Return
+        its output. Raise CommandFailed, and what the feeder met; but status 0 does not prove that
+        an export made a file (xapi: cli_operations.ml, download_file)."""
         return self.finish(self.announce(verb, parameters), signals=self.signals,
-                           watchdog=watchdog, feeder=feeder).text
+                           watchdog=watchdog, feeder=feeder, packer=packer).text
 
     def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
         """Log a command, with a number if they are numbered; return its arguments."""
@@ -3813,8 +3808,7 @@ class ArchiveReader(Reader):
 
     def fault(self, text: str, back: int = BLOCK) -> Damaged:
         """Return an error so many bytes before the place where we are."""
-        at = self.source.at - back
-        tail = bytearray(4096)
+        at, tail = self.source.at - back, bytearray(4096)
         with contextlib.suppress(Damaged, OSError):    # the first error is the one to tell
             del tail[self.source.fill(memoryview(tail)):]
         return Damaged(f'{self.where}, byte {at}: {printable(text)}' +
@@ -3849,23 +3843,21 @@ class ArchiveReader(Reader):
             self.where = f'{disk.label} at {offset} of {disk.size}'
             name, size = self.member()
             directory, _, digits = name.rpartition('/')
-            if directory != disk.id or not re.match(r'[0-9]{8,}\Z', digits):
-                raise self.fault(f'a chunk {disk.id}/{last + 1:08d} or later was expected, found '
-                                 f'{name or "the end"}')
-            number = int(digits)
-            if last < 0 and (number or not size):
-                raise self.fault(f'its first chunk, {disk.id}/00000000, was expected, found {name} '
-                                 f'of {size} bytes')
-            if number <= last:
-                raise self.fault(f'chunk {name} comes after number {last}')
+            number = -1
+            if directory == disk.id and re.match(r'[0-9]{8,}\Z', digits):
+                number = int(digits)
+            if number <= last or last < 0 and (number or not size):
+                wanted = f'{disk.id}/{last + 1:08d}' + (' or later' if last >= 0 else '')
+                found = f'{name} of {size} bytes' if name else 'the end'
+                raise self.fault(f'chunk {wanted} was expected, found {found}')
             if self.first < 0:
                 self.first = size
             offset += (number - last - 1) * CHUNK
             self.refused = self.refused or number > last + 1 and self.first < CHUNK
-            wanted = min(CHUNK, disk.size - offset)
-            if size not in (wanted, 0) or wanted <= 0:
+            room = max(0, min(CHUNK, disk.size - offset))
+            if size not in (room, 0) or not room:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
-                                 f'{max(wanted, 0)} were expected')
+                                 f'{room} were expected')
             self.where = f'{disk.label}, chunk {name}'
             self.read_chunk(name, size)
             last, offset = number, offset + size
@@ -4013,25 +4005,13 @@ class ImageReader(Reader):
                           f'{size} bytes')
 
     def check_table(self, table: Any) -> int:
-        """Return where the last block ends, in bytes; raise Damaged where blocks overlap. Each has
-        its place among places as large as a block, so that only neighbours can overlap."""
-        length = 1 + VHD_BLOCK // BLOCK                # sectors: its bitmap, its data
-        first = -(-self.source.at // BLOCK)
-        highest = max((sector for sector in table if sector != NOWHERE), default=-1)
-        if highest < 0:
-            return first * BLOCK
-        places = array.array('I', bytes(4 * (highest // length + 3)))
-        for number, sector in enumerate(table):
-            if sector == NOWHERE:
-                continue
-            place = sector // length + 1
-            near = [other for other in places[place - 1:place + 2]
-                    if other and abs(other - sector) < length]
-            if sector < first or near:
-                raise Damaged(f'block {number} overlaps what is elsewhere, at byte '
-                              f'{sector * BLOCK}')
-            places[place] = sector
-        return (highest + length) * BLOCK
+        """Return where the last block ends, in bytes; raise Damaged where blocks overlap."""
+        end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
+        for sector in sorted(sector for sector in table if sector != NOWHERE):
+            if sector < end:
+                raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
+            end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
+        return end * BLOCK
 
     def disk(self, size: int) -> Iterator[bytes]:
         """Yield the bytes of a disk of that size from its VHD image, whose blocks are in the order
@@ -4404,7 +4384,6 @@ class Reading:
         self.handle = -1
         self.source = None     # type: Optional[Source]
         self.total = 0         # bytes of the file
-        self.forgotten = 0     # bytes of it that the system no longer keeps in memory for us
         self.ended = False
 
     def read(self, size: Optional[int]) -> Proof:
@@ -4428,19 +4407,17 @@ class Reading:
         """Return how far it was read, by us or by what decompresses it."""
         return os.lseek(self.handle, 0, os.SEEK_CUR) if self.handle >= 0 else 0
 
-    def forget(self, done: int) -> None:
-        """Let the system forget what was read."""
-        if done > self.forgotten:
-            os.posix_fadvise(self.handle, self.forgotten, done - self.forgotten,
-                             os.POSIX_FADV_DONTNEED)
-            self.forgotten = done
+    def forget(self) -> None:
+        """Let the system drop from its memory what was read."""
+        if self.handle >= 0:
+            os.posix_fadvise(self.handle, 0, self.at(), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Stop reading. A thread that hangs keeps the file open."""
         if self.source:
             self.source.close()
+        self.forget()
         if self.handle >= 0 and self.ended:
-            os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(self.handle)
 
 
@@ -4475,7 +4452,7 @@ class Verifier:
         self.signals.check()
         watchdog.meter.expected = reading.total
         watchdog.check()
-        reading.forget(reading.at())
+        reading.forget()
 
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
         """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
@@ -4704,12 +4681,12 @@ class Exporter:
         words = {'format': form[1:], 'uuid': snapshot.uuid}
         try:
             if plain == path:
-                self.xe.export('vdi-export', watchdog, filename=path, **words)
+                self.xe.transfer('vdi-export', watchdog, filename=path, **words)
             else:
                 with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
                     command = packing_command(compression_of(path))
-                    self.xe.export('vdi-export', watchdog, (command, stream.fileno()),
-                                   filename='', **words)
+                    self.xe.transfer('vdi-export', watchdog, filename='',
+                                     packer=(command, stream.fileno()), **words)
         except CommandFailed as error:
             if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
@@ -5010,8 +4987,9 @@ class VmExporter(Exporter):
     def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
         """Success is exit status 0 and these words and a file that is not empty
         (xapi: cli_operations.ml, download_file)."""
-        output = self.xe.export('vm-export', watchdog, uuid=part.snapshot.uuid, filename=path,
-                                **self.compress)
+        output = self.xe.transfer('vm-export', watchdog, uuid=part.snapshot.uuid, filename=path,
+                                  **self.compress)
+        self.console.log_lines(output)
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
 
@@ -5385,7 +5363,7 @@ class Importer:
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
         with advising():
-            return self.xe.feed(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
+            return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive and look whether all disks are there; return the uuid of the VM.
@@ -5464,7 +5442,7 @@ class Importer:
         watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
                             lambda: self.pool.progress('VDI import'))
         with advising():
-            self.xe.feed('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
+            self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
 
 
 GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
@@ -6480,7 +6458,8 @@ class BackupRun:
                 with self.store.completed(path) as partial:
                     watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                         Meter(self.console, 'dumped', os.path.basename(path)))
-                    xe.export('pool-dump-database', watchdog, file_name=partial)
+                    output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
+                    self.console.log_lines(output)
                     if self.settings.verify == 'yes':
                         self.verifier.prove(partial, form='.dump')
                 with tolerating(warnings, 'cannot delete old dumps'):

@@ -501,17 +501,18 @@ class Messages(ArchiveCase):
                 (wrong % (0, heads[1] + BLOCK, '0' * 16, right), self.with_data(2, b'0' * 16)),
                 (wrong % (0, heads[1] + BLOCK, right.lower(), right),
                  self.with_data(2, right.lower().encode())),
-                ('DISK at 0 of %d, byte %d: its first chunk, Ref:9/00000000, was expected, found '
+                ('DISK at 0 of %d, byte %d: chunk Ref:9/00000000 was expected, found '
                  'Ref:9/00000001 of 70000 bytes' % (size, heads[1]), joined(found[:1] + found[3:])),
-                ('DISK at 1048576 of %d, byte %d: a chunk Ref:9/00000001 or later was expected, '
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 or later was expected, '
                  'found the end' % (size, heads[3]), joined(found[:3])),
                 ('DISK, chunk Ref:9/00000000, byte %d: its checksum was expected, found '
                  'Ref:9/00000001' % heads[2], self.replaced(2)),
                 ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 69999 bytes for offset '
                  '1048576, where 70000 were expected' % (size, heads[3]),
                  self.with_data(3, found[3].data[:-1])),
-                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000000 comes after number 0' % (
-                    size, heads[3]), joined(found[:3] + found[1:])),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 or later was expected, '
+                 'found Ref:9/00000000 of 1048576 bytes' % (size, heads[3]),
+                 joined(found[:3] + found[1:])),
                 ('the end, byte %d: notes belongs to no disk' % heads[5],
                  joined(found + [Member('notes', b'x')]))):
             self.says(text, data)
