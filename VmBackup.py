@@ -61,8 +61,6 @@ import base64
 import binascii
 import collections
 import contextlib
-import ctypes
-import ctypes.util
 import datetime
 import email.message
 import email.utils
@@ -165,7 +163,7 @@ SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on
 SECOND_LOOK = 3            # seconds until what seems left over is looked at again
 RESTART_PAUSE = 30         # seconds before a VM is tried again, when xapi went away
 FSTAB = '/etc/fstab'
-XXHASH = ('libxxhash.so.0', 'xxhash')      # that library's file, and its name for ldconfig
+XXHASH = 'libxxhash.so.0'
 TELL_EVERY = 600           # seconds between log lines of what takes long
 MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
@@ -1441,16 +1439,13 @@ class Watchdog:
     def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
                  progress: Callable[[], Sequence[float]] = tuple, verb: str = 'written') -> None:
         self.limit = limit         # seconds
+        self.every = min(1 if meter.console.terminal else LOOK_EVERY, limit / 4)   # seconds
         self.size = size           # bytes so far
         self.meter = meter
         self.progress = progress   # shares of what the tasks have to do
         self.verb = verb
         self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
         self.standing = stopwatch()
-
-    def pause(self) -> float:
-        """Return the seconds until the next check."""
-        return min(1 if self.meter.console.terminal else LOOK_EVERY, self.limit / 4)
 
     def check(self, fed: bool = False) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
@@ -1623,7 +1618,7 @@ def wait_for(child: subprocess.Popen, signals: Signals, timeout: float,
     watchdog in place of that, CommandFailed if it stalls, Interrupted if it ignores a signal."""
     while True:
         try:
-            output, errors = child.communicate(timeout=watchdog.pause() if watchdog else timeout)
+            output, errors = child.communicate(timeout=watchdog.every if watchdog else timeout)
             return Result(child.returncode, output or b'', errors)
         except subprocess.TimeoutExpired:
             if watchdog is None:
@@ -3578,19 +3573,18 @@ class Source:
 
 
 @functools.lru_cache(maxsize=None)
-def xxhash_library() -> Optional[Callable[[int, int, int], int]]:
-    """Return XXH64(address, length, seed) of libxxhash, which xapi itself uses, or of the module
-    xxhash; None where neither is installed."""
-    for name in itertools.chain(XXHASH[:1], map(ctypes.util.find_library, XXHASH[1:])):
-        with contextlib.suppress(OSError, AttributeError):
-            function = ctypes.CDLL(name).XXH64
-            function.restype = ctypes.c_uint64
-            function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
-            return function
+def xxh64_function() -> Optional[Callable[[Any], int]]:
+    """Return what computes XXH64 of a writable buffer: libxxhash, which xapi itself uses, or the
+    module xxhash; None where neither is installed."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+        function = ctypes.CDLL(XXHASH).XXH64
+        function.restype = ctypes.c_uint64
+        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
+        return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
     with contextlib.suppress(ImportError):
         import xxhash
-        return lambda address, length, seed: xxhash.xxh64_intdigest(
-            ctypes.string_at(address, length), seed)
+        return xxhash.xxh64_intdigest
     return None
 
 
@@ -3763,7 +3757,6 @@ class ArchiveReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.view))
         self.head = b''        # the block that was read last: the header of the next member
         self.where = 'ova.xml'     # what is read now
         self.first = -1        # bytes of the first chunk of all
@@ -3891,11 +3884,12 @@ class ArchiveReader(Reader):
 
     def checksum(self, kind: str, size: int) -> bytes:
         """Return the checksum of the chunk in the buffer; b'' if there is no function for it."""
+        data = self.view[:size]
         if kind == '.checksum':
-            return hashlib.sha1(self.view[:size]).hexdigest().encode('ascii')
-        library = xxhash_library()
-        if library:
-            return b'%016X' % library(self.address, size, 0)
+            return hashlib.sha1(data).hexdigest().encode('ascii')
+        xxh64 = xxh64_function()
+        if xxh64:
+            return b'%016X' % xxh64(data)
         self.hashed = False
         return b''
 
@@ -3928,19 +3922,17 @@ class ImageReader(Reader):
         self.digest.update(view)
         return view
 
-    def take(self, size: int, what: str) -> bytearray:
-        """Return the next bytes; raise Damaged if the file ends before."""
-        data = bytearray(size)
-        self.digest.update(self.fill(memoryview(data), what))
-        return data
-
-    def skip_to(self, offset: int, what: str) -> None:
-        """Read on to where something has to be; raise Damaged if that is behind us."""
+    def take(self, offset: int, size: int, what: str) -> bytearray:
+        """Read on to where something has to be, and return it. Raise Damaged if that is behind us,
+        or the file ends before."""
         if offset < self.source.at:
             raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
         while self.source.at < offset:
             if not self.read_on(offset - self.source.at):
                 raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
+        data = bytearray(size)
+        self.digest.update(self.fill(memoryview(data), what))
+        return data
 
     def read_raw(self) -> Proof:
         """Read a raw image, which is as long as its disk."""
@@ -3957,23 +3949,21 @@ class ImageReader(Reader):
     def read_head(self) -> Tuple[bytes, Any]:
         """Read the beginning of a dynamic VHD image; return its footer, and its table of where each
         block is, in sectors."""
-        footer = self.take(BLOCK, 'its first footer')
+        footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
             '>8s4xIQ24xQHBBII', footer[:68])
         if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
         self.check_size(size, cylinders, heads, sectors)
-        self.skip_to(header_at, 'its header')
-        header = self.take(1024, 'its header')
+        header = self.take(header_at, 1024, 'its header')
         cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
         if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
                                                inverted(header, 36)):
             raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
         if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
-        self.skip_to(table_at, 'its table of blocks')
-        table = array.array('I', self.take(4 * count, 'its table of blocks'))
+        table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
         if sys.byteorder == 'little':
             table.byteswap()
         return footer, table
@@ -3981,16 +3971,16 @@ class ImageReader(Reader):
     def read_vhd(self) -> Proof:
         """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
         footer, table = self.read_head()
-        end = self.check_table(table)
+        end, latest = self.check_table(table)
         last = b''
         for view in iter(self.read_on, b''):
             last = (last + view[-BLOCK:].tobytes())[-BLOCK:]
-        gap = self.source.at - BLOCK - end
-        if gap < 0 or gap and any(sector != NOWHERE for sector in table) or gap > VHD_BLOCK:
+        footer_at = self.source.at - BLOCK
+        if not end <= footer_at <= latest:
             raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
         if last != footer:
-            raise Damaged(f'byte {self.source.at - BLOCK}: the same footer as at its beginning was '
-                          'expected' + end_of_export(last))
+            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected' +
+                          end_of_export(last))
         return self.proof('structure')
 
     def check_size(self, size: int, cylinders: int, heads: int, sectors: int) -> None:
@@ -4004,14 +3994,16 @@ class ImageReader(Reader):
             raise Damaged(f'a geometry of {cylinders}/{heads}/{sectors} does not fit a disk of '
                           f'{size} bytes')
 
-    def check_table(self, table: Any) -> int:
-        """Return where the last block ends, in bytes; raise Damaged where blocks overlap."""
+    def check_table(self, table: Any) -> Tuple[int, int]:
+        """Return where the last block ends, and until where the footer may begin, in bytes: without
+        any block there may be an empty one. Raise Damaged where blocks overlap."""
         end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
-        for sector in sorted(sector for sector in table if sector != NOWHERE):
+        sectors = sorted(sector for sector in table if sector != NOWHERE)
+        for sector in sectors:
             if sector < end:
                 raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
             end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
-        return end * BLOCK
+        return end * BLOCK, end * BLOCK + (0 if sectors else VHD_BLOCK)
 
     def disk(self, size: int) -> Iterator[bytes]:
         """Yield the bytes of a disk of that size from its VHD image, whose blocks are in the order
@@ -4019,18 +4011,18 @@ class ImageReader(Reader):
         not name is zeros."""
         at = 0
         for number, sector in enumerate(self.read_head()[1]):
-            if sector == NOWHERE or number * VHD_BLOCK >= size:
+            begin = number * VHD_BLOCK
+            if sector == NOWHERE or begin >= size:
                 continue
-            yield from zeros(number * VHD_BLOCK - at)
-            self.skip_to(sector * BLOCK, f'block {number}')
-            bitmap = self.take(BLOCK, f'block {number}')
-            data = self.take(VHD_BLOCK, f'block {number}')
+            yield from zeros(begin - at)
+            data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
+            bitmap, data = data[:BLOCK], data[BLOCK:]
             if bitmap.strip(b'\xff'):
                 for index in range(VHD_BLOCK // BLOCK):
                     if not bitmap[index // 8] << index % 8 & 128:
                         data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
-            at = (number + 1) * VHD_BLOCK
-            yield data[:max(0, size - at + VHD_BLOCK)]
+            at = begin + VHD_BLOCK
+            yield data[:size - begin]
         yield from zeros(size - at)
 
     def read_document(self, root: str) -> Proof:
@@ -4261,7 +4253,7 @@ def image_size(path: str, form: str, known: Optional[int]) -> int:
     with opened(path) as source:
         if form == '.raw':
             return sum(len(piece) for piece in pieces_of(source))
-        footer = ImageReader(source).take(BLOCK, 'its first footer')
+        footer = ImageReader(source).take(0, BLOCK, 'its first footer')
     if not footer.startswith(b'conectix'):
         raise Damaged(f'{path} does not begin as a VHD image')
     return struct.unpack_from('>Q', footer, 48)[0]

@@ -505,7 +505,7 @@ class Troubles(PoolCase):
     @prints('this host has no libxxhash', 'it is whole, but not what it was',
             'it is of another snapshot')
     def the_library_for_checksums_is_missing_and_then_backups_are_changed(self):
-        self.script, self.prelude = self.changed_script(XXHASH=()), NO_XXHASH
+        self.script, self.prelude = self.changed_script(XXHASH='none'), NO_XXHASH
         before = self.says('vm-export=db', 'vm-export=web')
         self.script, self.prelude = SCRIPT, ''
         self.says('vm-export=web')

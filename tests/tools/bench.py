@@ -48,11 +48,10 @@ source.close()
 '''
 COMMAND = "VmBackup.main(['VmBackup.py', 'verify', sys.argv[2]])"
 LIMIT = '''
-import ctypes, hashlib
+import hashlib
 buffer = bytearray(1 << 20)
-address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-library, sha256 = VmBackup.xxhash_library(), hashlib.sha256()
-digest = {'xxh64': lambda: library(address, len(buffer), 0),
+xxh64, sha256 = VmBackup.xxh64_function(), hashlib.sha256()
+digest = {'xxh64': lambda: xxh64(buffer),
           'sha256': lambda: sha256.update(buffer),
           'sha1': lambda: hashlib.sha1(buffer).digest()}[sys.argv[3]]
 stream = open(handle, 'rb', buffering=0)
@@ -174,7 +173,7 @@ def machine():
 
 
 def bench_verify(place, size, runs):
-    if not VmBackup.xxhash_library() or not shutil.which('zstd'):
+    if not VmBackup.xxh64_function() or not shutil.which('zstd'):
         print('libxxhash and zstd are needed (Debian: libxxhash0, zstd)')
         return 1
     if shutil.disk_usage(place).free < 3 * size * MIB:
