@@ -42,16 +42,17 @@ Map of this file, in the order in which a run meets its sections; each uses only
     10 Backups       dated directories, manifests, markers, rotation
     11 Store         all of backup_dir, and what is in work there
     12 Formats       archives, images and dumps: read, proved whole, changed for a restore
-    13 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+    13 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/, RESTORE.txt
     14 Verification  proving backups whole
     15 Exporters     what vm-export and vdi-export do differently
     16 Importers     what a restore makes in the pool, and how it is taken back
     17 Reports       status log, report, mail, hooks
-    18 Runs          a night's backup, its preview
-    19 Commands      verify, list, prune, protect
-    20 Restores      restore, test-restore
-    21 Checks        status, check-config, test-mail
-    22 Command line  help texts, main
+    18 One VM        the backup of one VM, from its begin line to its end line
+    19 Runs          a night's backup, its preview
+    20 Commands      verify, list, prune, protect
+    21 Restores      restore, test-restore
+    22 Checks        status, check-config, test-mail
+    23 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
@@ -74,7 +75,6 @@ import http.client
 import itertools
 import json
 import os
-import queue
 import re
 import shlex
 import shutil
@@ -3492,6 +3492,7 @@ NOWHERE = 0xffffffff       # in the place of a block of zeros, which is not ther
 LARGEST_VHD = 1 << 41      # bytes of a disk
 LARGEST_EXPORT = 2040 << 30    # bytes of one that xapi exports as VHD (xapi-consts: constants.ml)
 LARGEST_STORED = 2093051 << 20     # bytes of one that an SR has as VHD (sm: vhdutil.py)
+QCOW2 = ('sm-config:image-format', 'qcow2')    # for a larger one
 LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
 LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its snapshots too
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
@@ -4260,7 +4261,7 @@ def image_size(path: str, form: str, known: Optional[int]) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 13. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/
+# 13. Metadata: vm-metadata.xml, vm.cfg, DISK-*/, VIFs/, RESTORE.txt
 # ----------------------------------------------------------------------------------------------
 # What a person needs to build the VM again where an import alone will not do.
 
@@ -4334,6 +4335,81 @@ def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console)
         console.log('Writing VIF: ' + vif['device'])
         directory = backup.make_directory('VIFs')
         backup.write(cfg(VIF_CFG, vif), directory, path_part('vif-{}.cfg'.format(vif['device'])))
+
+
+class ExportFile(NamedTuple):
+    """A file that is exported of a snapshot."""
+
+    name: str
+    snapshot: Snapshot
+    disk: Optional[Disk] = None    # whose image it is; None for the archive of a VM
+
+
+GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
+
+With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
+tells of sr=, name=, preserve=True, start=True and attach=):
+
+{program} local {restore} preview
+{program} local {restore}
+
+"""
+GUIDE_REFUSED = 'With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
+GUIDE_XE = """\
+With xe alone, in a shell on a host of the pool; the path is the one where the backup was made:
+
+"""
+GUIDE_VM = GUIDE_XE + """\
+VM=$(xe vm-import {filename})
+xe vm-param-set uuid=$VM {name}
+xe vm-param-set uuid=$VM ha-restart-priority=
+xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
+
+The last one is for a VM that starts with its host; others have no such key. The disks go to the
+default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new MAC addresses, unless
+preserve=true is added. It is not started: xe vm-start uuid=$VM
+"""
+GUIDE_DISK = GUIDE_XE + """\
+{unpack}VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
+xe vdi-import uuid=$VDI {filename} format={form}
+xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
+{clean}
+This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
+halted. If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
+vm-metadata.xml beside the image tell how it was made.
+"""
+
+
+def write_guide(backup: BackupDir, files: Sequence[ExportFile], manifest: Dict[str, Any]) -> None:
+    """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
+    quote, vm, texts = shlex.quote, manifest['vm'], []
+    for file in files:
+        path = portable(backup.file(file.name))
+        values = dict(
+            method=manifest['method'], vm=printable(vm['name']), started=manifest['started'],
+            program=quote(portable(os.path.abspath(sys.argv[0]))),
+            restore=quote('restore=' + (path if files[1:] else portable(backup.path))))
+        if file.disk:
+            way, disk, form, size = GUIDE_DISK, file.disk, form_of(file.name), file.snapshot.size
+            if form == '.vhd':
+                size += -size % VHD_BLOCK
+            plain, unpack, clean = plain_name(path), compression_of(path).unpack, ''
+            if plain != path:
+                unpack, clean = f'{unpack} {quote(path)}\n', f'rm {quote(plain)}\n'
+            bootable = bool(disk.vbd['bootable']) or len(files) == 1
+            values.update(
+                form=form[1:], vm_uuid=vm['uuid'], sr=disk.sr_uuid, device=disk.vbd['userdevice'],
+                boot=str(bootable).lower(), filename=quote('filename=' + plain),
+                name=quote('name-label=' + label_part(disk.vdi['name_label'])),
+                size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size,
+                unpack=unpack, clean=clean)
+        else:
+            proved = manifest.get('verified', {}).get('proved')
+            way = GUIDE_REFUSED if proved == 'restorable' else GUIDE_VM
+            values.update(filename=quote('filename=' + path),
+                          name=quote('name-label=' + label_part(vm['name'])))
+        texts.append((GUIDE_HEAD + way).format(**values))
+    backup.write('\n'.join(texts), GUIDE)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4516,10 +4592,17 @@ class Verifier:
 # its uuid from having made it, or wrote down before that we were about to, and it is new and
 # carries our label. Never by its name alone.
 
+STALE = 60                 # seconds after which a VM is looked at again before its snapshot
+LEFT = 'left in the pool'  # in each warning that the next attempt may mend
+IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
+FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
+TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
+NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+
 
 @contextlib.contextmanager
 def failing_as(token: str) -> Iterator[None]:
-    """A step whose failure has a word of its own in the status log."""
+    """Give the failure of a step its word in the status log."""
     try:
         yield
     except (CommandFailed, PoolError) as error:
@@ -4528,26 +4611,19 @@ def failing_as(token: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tolerating(warnings: List[str], what: str) -> Iterator[None]:
-    """A step that is allowed to fail: the VM's backup then ends with a warning."""
+    """Allow a step to fail: the VM's backup then ends with a warning."""
     try:
         yield
     except (VmBackupError, OSError) as error:
         warnings.append(f'{what}: {error}')
 
 
-STALE = 60                 # seconds after which a VM is looked at again before its snapshot
-LEFT = 'left in the pool'  # in each warning that the next attempt may mend
-IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
-FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
-
-
-def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequence[str],
-           mode: str = 'RO', sure: bool = True) -> None:
-    """Take from disks of ours, which are to be removed, the VBDs that transfers have left on them
-    when they ended (see Pool.holds); seen twice, for nothing keeps xapi from unplugging a VBD in
-    use. Raise CommandFailed; PoolError while one is in use, VmBackupError if by somebody else."""
+def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], mode: str = 'RO',
+                     sure: bool = True) -> None:
+    """Take from disks that are to be removed the VBDs that transfers have left (see Pool.holds).
+    Raise CommandFailed; PoolError while a disk is in use, VmBackupError if by somebody else."""
     leaked = None              # type: Optional[List[str]]
-    for _ in range(2):
+    for _ in range(2):         # nothing keeps xapi from unplugging a VBD that is in use
         held = pool.holds(owners, disks, mode, sure)
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
@@ -4569,79 +4645,73 @@ def let_go(pool: Pool, xe: Xe, owners: Dict[str, Dict[str, Any]], disks: Sequenc
         xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
 
 
-class Part(NamedTuple):
-    """A file that is exported of a snapshot."""
-
-    name: str
-    kind: str                  # VM or VDI
-    snapshot: Snapshot
-    disk: int = 0              # which of the exporter's disks it is, if it is one
-
-
-TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
-NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
-
-
 def vhd_problem(disk: Disk) -> str:
-    """What is in the way of exporting a disk as VHD; '' for nothing (recorded from xapi 26.17.0;
-    vhd-tool: channels.ml)."""
+    """Return what is in the way of exporting a disk as VHD; '' for nothing (recorded from xapi
+    26.17.0; vhd-tool: channels.ml)."""
     size = int(disk.vdi['virtual_size'])
-    found = TOO_LARGE if size > LARGEST_EXPORT else NEVER_ENDS if size % VHD_BLOCK else ''
-    return found and '{}: {} of {} (set vdi_export_format=auto or raw)'.format(
-        found, disk.device, human_size(size))
+    if size <= LARGEST_EXPORT and not size % VHD_BLOCK:
+        return ''
+    return '{}: {} of {} (set vdi_export_format=auto or raw)'.format(
+        TOO_LARGE if size > LARGEST_EXPORT else NEVER_ENDS, disk.device, human_size(size))
 
 
 class Exporter:
-    """Snapshot, export and clean up one VM or disk. Subclasses bring the nouns."""
+    """Snapshots, exports and cleans up one VM or disk. Subclasses bring the nouns, and
+    `select_target`, `files`, `make_snapshot`, `prepare` and `discard`."""
 
-    method = kind = extension = ''
-    snapshot_token = prepare_token = export_token = ''
+    kind = snapshot_token = prepare_token = export_token = ''
     choice = DiskChoice()      # which disks
 
-    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str]) -> None:
+    def __init__(self, pool: Pool, xe: Xe, extension: str, warnings: List[str]) -> None:
         self.pool = pool
         self.xe = xe
-        self.console = console
+        self.console = xe.console
+        self.extension = extension
         self.warnings = warnings
-        self.vm = None         # type: Any
-        self.target = self.uuid = self.label = ''      # these and the next two are set by aim()
-        self.before = ()       # type: Tuple[str, ...]
-        self.disks = []        # type: List[Disk]
         self.left_out = []     # type: List[Tuple[Disk, str]]
         self.prepared = False
+        # select_target sets these: the VM, reference and uuid of what is to be snapshotted, the
+        # snapshot's label, the references of those before, and the VM's disks.
+        self.vm = None         # type: Any
+        self.target = self.uuid = self.label = ''
+        self.before = ()       # type: Tuple[str, ...]
+        self.disks = []        # type: List[Disk]
+        self.others = []       # type: List[Disk]
+        self.ignoring = False  # the toolstack leaves the others out of the snapshot
+        self.copies = ()       # type: Tuple[str, ...]
 
     def choose(self, vm: Vm) -> List[Disk]:
-        """The disks that are exported, as far as the tables tell. Raise PoolError."""
-        raise NotImplementedError
-
-    def sift(self, vm: Vm) -> List[Disk]:
-        """A VM's disks without those that are to be left out, which are noted with the reason."""
-        disks = [(disk, self.choice.reason(vm.name, disk.device, disk.vdi['name_label']))
-                 for disk in self.pool.disks(vm)]
-        self.left_out = [(disk, why) for disk, why in disks if why]
-        return [disk for disk, why in disks if not why]
+        """Return the disks to export, as the tables tell; note those left out. Raise PoolError."""
+        kept, self.left_out = [], []
+        for disk in self.pool.disks(vm):
+            why = self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
+            if why:
+                self.left_out.append((disk, why))
+            else:
+                kept.append(disk)
+        return kept
 
     def names(self, base: str, vm: Vm) -> List[str]:
-        """The names of the files to be exported; `base` is that of the VM's directory. Raise
-        PoolError."""
-        return [base + self.extension]
+        """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
+        if '.xva' in self.extension:
+            return [base + self.extension]
+        return [self.name_of(base, disk) for disk in self.choose(vm)]
 
-    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
-        """What to export of a snapshot. Raise PoolError, CommandFailed."""
-        return [Part(base + self.extension, self.kind, snapshot)]
-
-    def ending(self, disk: Disk) -> str:
-        """The ending of a disk's file; `auto` stands for VHD where xapi makes it."""
-        return self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
+    def name_of(self, base: str, disk: Disk) -> str:
+        """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
+        return base + self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
-        """What is to be known of the sizes of disks: ERROR, WARNING or NOTE, and words."""
-        sizes = [int(disk.vdi['virtual_size']) for disk in disks] or [CHUNK]
-        if '.xva' in self.extension and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
+        """Return what is to be known of the sizes of disks: ERROR, WARNING or NOTE, and words."""
+        sizes = [int(disk.vdi['virtual_size']) for disk in disks]
+        if '.xva' in self.extension and sizes and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
             return [('NOTE', 'with a disk below 1 MiB its archive may be one that xe vm-import '
                      'alone refuses (restore= puts it right)')]
-        return [('ERROR' if TOO_LARGE in text else 'WARNING', text)
-                for text in map(vhd_problem, disks) if text and '.vhd' in self.extension]
+        found = []
+        for text in map(vhd_problem, disks if '.vhd' in self.extension else ()):
+            if text:
+                found.append(('ERROR' if TOO_LARGE in text else 'WARNING', text))
+        return found
 
     def check_form(self) -> None:
         """Raise BackupFailed if a disk is too large to be exported as VHD."""
@@ -4649,30 +4719,13 @@ class Exporter:
             if word == 'ERROR':
                 raise BackupFailed(self.export_token, text)
 
-    def aim(self, vm: Vm) -> None:
-        """Find out what to snapshot: set vm, target (reference), uuid, label, the references of the
-        snapshots before, and the disks. Raise BackupFailed if there is none."""
-        raise NotImplementedError
-
-    def make_snapshot(self) -> str:
-        """Issue the first command; return what it printed. Raise CommandFailed."""
-        raise NotImplementedError
-
-    def prepare(self, snapshot: str) -> None:
-        """Issue the second command. Raise CommandFailed."""
-        raise NotImplementedError
-
-    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
-        """Issue the third command. Raise CommandFailed unless the file is there."""
-        raise NotImplementedError
-
-    def export_image(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
+    def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
         """Export a disk, compressed if the name tells so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
-        form, plain = form_of(path), plain_name(path)
-        words = {'format': form[1:], 'uuid': snapshot.uuid}
+        form, packed, size = form_of(path), is_packed(path), file.snapshot.size
+        words = {'format': form[1:], 'uuid': file.snapshot.uuid}
         try:
-            if plain == path:
+            if not packed:
                 self.xe.transfer('vdi-export', watchdog, filename=path, **words)
             else:
                 with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
@@ -4680,26 +4733,16 @@ class Exporter:
                     self.xe.transfer('vdi-export', watchdog, filename='',
                                      packer=(command, stream.fileno()), **words)
         except CommandFailed as error:
-            if form == '.vhd' and snapshot.size % VHD_BLOCK and 'stall_timeout' in str(error):
+            if form == '.vhd' and size % VHD_BLOCK and 'stall_timeout' in str(error):
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
             raise
-        if form == '.raw' and plain == path and size_of(path) != snapshot.size:
-            raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {snapshot.size}')
-
-    def thin(self, intent: Intent) -> None:
-        """Take out of a snapshot what is to be left out. Raise CommandFailed, PoolError."""
-
-    def discard(self, snapshot: str, attempt: int) -> None:
-        """Issue the fourth command. Raise CommandFailed."""
-        raise NotImplementedError
+        if form == '.raw' and not packed and size_of(path) != size:
+            raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
     @contextlib.contextmanager
     def snapshot(self, backup: BackupDir, known: Sequence[str]) -> Iterator[Snapshot]:
-        """Make and prepare a snapshot, yield it; it is gone afterwards, come what may.
-
-        `known` are the uuids of earlier ones that were told of already.
-        Raise BackupFailed with the token of the step that failed.
-        """
+        """Make and prepare a snapshot, yield it; it is gone afterwards, come what may. `known`: the
+        uuids of earlier ones that were told of. Raise BackupFailed with the step's token."""
         for ref in self.before:
             label, uuid = self.pool.label(self.kind, ref)
             if label == self.label and uuid not in known:
@@ -4707,13 +4750,13 @@ class Exporter:
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
-                self.aim(self.pool.reread(self.vm)._replace(name=self.vm.name))
+                self.select_target(self.pool.reread(self.vm)._replace(name=self.vm.name))
             intent, snapshot = self.take(backup)
-        exported = False
+        self.copies, exported = intent.disks, False
         try:
             backup.set_intent(intent)
             with failing_as(self.prepare_token):
-                self.thin(intent)
+                self.drop_excluded_disks()
                 self.prepare(intent.uuid)
             self.prepared = True
             yield snapshot
@@ -4731,13 +4774,7 @@ class Exporter:
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
         with failing_as(self.snapshot_token):
-            pool, ahead = self.pool.uuid(), self.pool.ahead()
-        disks = self.touched()
-        intent = Intent(pool, self.kind, self.uuid, self.target, self.label, utc(ahead - 60),
-                        utc(ahead + 900), utc(ahead + 2 * XE_TIMEOUT + 900),
-                        os.uname().nodename, process(str(os.getpid())), self.before,
-                        tuple(disk.vdi_ref for disk in disks),
-                        names=tuple(disk.vdi['name_label'] for disk in disks))
+            intent = self.intended()
         backup.set_intent(intent)
         taken = unknown = False
         try:
@@ -4754,41 +4791,66 @@ class Exporter:
                 intent = self.with_disks(intent, found)
             taken = True
         except BackupFailed as error:
-            unknown = not intent.uuid and bool(re.search(
-                WENT_AWAY.pattern + '|no end within', str(error)))
-            if FULL.search(str(error)):
-                raise BackupFailed(error.token, f'{error} ({self.room()})')
+            text = str(error)
+            # Recorded: where xapi went away it may make the snapshot when it starts.
+            unknown = not intent.uuid and ('no end within' in text or bool(WENT_AWAY.search(text)))
+            if FULL.search(text):
+                used = self.pool.sr_usage([disk.sr_uuid for disk in self.snapshotted_disks()])
+                raise BackupFailed(error.token, f'{error} ({used})')
             raise
         finally:
             if not taken:
                 with tolerating(self.warnings, f'a snapshot may have been {LEFT}'):
-                    made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
-                            if each.ref not in self.before]
-                    clear = self.settle(intent if intent.uuid in made
-                                        else intent._replace(uuid=''), backup)
-                    if unknown:                        # recorded: xapi may make it when it starts
-                        backup.set_intent(intent)
-                        self.warnings.append(f'a snapshot may still be made and {LEFT}')
-                    elif clear:
-                        backup.drop_intent()
+                    self.clean_up_failure(intent, backup, unknown)
         return intent, found
 
-    def touched(self) -> List[Disk]:
-        """The disks of which the snapshot makes one."""
-        return self.disks
+    def intended(self) -> Intent:
+        """Return the record of the snapshot that is about to be made. Raise PoolError."""
+        pool, ahead, disks = self.pool.uuid(), self.pool.ahead(), self.snapshotted_disks()
+        return Intent(
+            pool=pool, kind=self.kind, of=self.uuid, ref=self.target, label=self.label,
+            since=utc(ahead - 60), until=utc(ahead + 900),
+            latest=utc(ahead + 2 * XE_TIMEOUT + 900), host=os.uname().nodename,
+            process=process(str(os.getpid())), before=self.before,
+            sources=tuple(disk.vdi_ref for disk in disks),
+            names=tuple(disk.vdi['name_label'] for disk in disks))
 
-    def room(self) -> str:
-        """How full the SRs of the disks are."""
-        return self.pool.sr_usage([disk.sr_uuid for disk in self.touched()])
+    def clean_up_failure(self, intent: Intent, backup: BackupDir, unknown: bool) -> None:
+        """Remove what a snapshot that failed has left; `unknown`: it may still be made."""
+        made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
+                if each.ref not in self.before]
+        clear = self.clean_up_snapshot(
+            intent if intent.uuid in made else intent._replace(uuid=''), backup)
+        if unknown:
+            backup.set_intent(intent)
+            self.warnings.append(f'a snapshot may still be made and {LEFT}')
+        elif clear:
+            backup.drop_intent()
+
+    def snapshotted_disks(self) -> List[Disk]:
+        """Return the disks that are snapshotted, wanted or not."""
+        return self.disks if self.ignoring else self.disks + self.others
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
-        """The record completed with the disks that came with a snapshot, if any do."""
-        return intent
+        """Return the record with the disks that came with a VM's snapshot. One call."""
+        if self.kind == 'VDI':
+            return intent
+        sources, disks = self.pool.disks_of(intent.ref, snapshot.ref)
+        if not sources or sources == intent.sources:
+            return intent._replace(disks=disks)
+        return intent._replace(sources=sources, names=(), disks=disks)
 
-    def settle(self, intent: Intent, backup: BackupDir) -> bool:
-        """Destroy the snapshot that was made, or was about to be made, and what is left of it;
-        warn of others that may be it. Return False if these are to be spoken of again. Raise
-        VmBackupError if that is not possible."""
+    def drop_excluded_disks(self) -> None:
+        """Destroy the copies of disks that are left out of an archive, which also takes them from
+        the snapshot (xapi: xapi_vdi.ml, destroy). Raise CommandFailed, PoolError."""
+        if '.xva' in self.extension and self.left_out and not self.ignoring:
+            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
+                if found.ref in self.copies:
+                    self.xe.tell('vdi-destroy', uuid=found.uuid)
+
+    def clean_up_snapshot(self, intent: Intent, backup: BackupDir) -> bool:
+        """Destroy the snapshot of a record and what is left of it; warn of others that may be it,
+        and return False if that is to be told again. Raise VmBackupError."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(self.kind, intent.ref)
         clear, new = True, [found for found in self.pool.snapshots(self.kind, [intent.ref])
@@ -4809,7 +4871,7 @@ class Exporter:
                 self.warn_of(found.uuid, found.label)
         if intent.uuid:
             self.check_gone(intent)
-            self.check_record_gone(intent)
+            Exporter.check_gone(self, intent)          # a VM's record, too
         return clear
 
     def end_clients(self, intent: Intent) -> None:
@@ -4821,19 +4883,14 @@ class Exporter:
                 end_program(number)
 
     def copies_of(self, intent: Intent) -> List[Snapshot]:
-        """The disks that came with a snapshot, or the one that it is. One call."""
+        """Return the disks that came with a snapshot, or the one that it is. One call."""
         return [found for found in self.pool.snapshots('VDI', intent.sources or [intent.ref])
                 if found.ref in intent.disks or found.uuid == intent.uuid]
 
-    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Whether one of the snapshots since we meant to make one is that one, whose uuid we did
-        not get to know and which we so did not prepare."""
-        raise NotImplementedError
-
     def may_be(self, found: Snapshot, intent: Intent) -> bool:
-        """Whether a disk's snapshot may be one that we meant to make, as nobody has marked it for
-        his own; then warn of it. When xapi ends meanwhile, up to two can come of one request, also
-        after its next start (recorded from xapi 25.33.2 and 26.17.0)."""
+        """Tell whether a disk's snapshot may be one that we meant to make, as nobody has marked it
+        for his own; then warn of it. When xapi ends meanwhile, up to two can come of one request,
+        also after its next start (recorded from xapi 25.33.2 and 26.17.0)."""
         if found.vbds or found.tags or found.when < intent.since or (
                 found.label != self.name_of_source(found, intent)):
             return False
@@ -4845,31 +4902,30 @@ class Exporter:
         return True
 
     def name_of_source(self, found: Snapshot, intent: Intent) -> str:
-        """The name of the disk that a snapshot is of, as it was or is."""
-        return dict(zip(intent.sources, intent.names)).get(found.of) or self.pool.label(
-            'VDI', found.of)[0]
+        """Return the name of the disk that a snapshot is of, as it was or is."""
+        names = dict(zip(intent.sources, intent.names))
+        return names.get(found.of) or self.pool.label('VDI', found.of)[0]
 
-    def is_only_one(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Whether a disk's snapshot without our label can be that one only: it has the disk's own
-        (xapi: xapi_vdi.ml, snapshot_and_clone), and no other without a VBD was made right after we
-        meant to make one."""
-        return found.label == self.name_of_source(found, intent) and [found.ref] == [
-            each.ref for each in new if each.of == found.of and not each.vbds
-            and intent.since <= each.when <= intent.until]
+    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+        """Tell whether a snapshot can only be the one that we meant to make, whose uuid we did not
+        get to know. A disk's has the disk's own label until it is prepared (xapi: xapi_vdi.ml,
+        snapshot_and_clone), and no other without a VBD was made right then."""
+        likely = [each.ref for each in new if each.of == found.of and not each.vbds
+                  and intent.since <= each.when <= intent.until]
+        return found.label == self.name_of_source(found, intent) and likely == [found.ref]
 
     def warn_of(self, uuid: str, label: str) -> None:
-        """Tell of a snapshot that may be ours."""
+        """Warn of a snapshot that may be ours."""
         self.warnings.append(f'the snapshot {uuid}, called {label}, was not made by this program '
                              'as far as it knows: not touched')
 
     def remove(self, intent: Intent) -> None:
-        """Issue the fourth command, several times if need be, until the snapshot is gone with its
-        disks. Raise the last CommandFailed or PoolError."""
+        """Discard a snapshot until it is gone with its disks. Raise CommandFailed, PoolError."""
         pauses = list(DISCARD_PAUSES)
         for attempt in itertools.count():
             try:
                 if not attempt or not self.pool.is_gone(self.kind, intent.uuid):
-                    self.free(intent)
+                    self.free_disks(intent)
                     self.discard(intent.uuid, attempt)
                 return self.check_gone(intent)
             except (CommandFailed, PoolError) as error:
@@ -4883,24 +4939,17 @@ class Exporter:
                     self.warnings.append(str(error))
                 time.sleep(pauses[attempt])
 
-    def free(self, intent: Intent) -> None:
-        """See that nothing else has the snapshot's disks: it would keep them, while the record of
-        the snapshot is lost (recorded: snapshot-uninstall). One call, as a rule. Raise as
-        let_go."""
-        own = self.kind == 'VM'                        # each disk has one VBD
-        held = [found.ref for found in self.copies_of(intent) if found.vbds[own:]]
+    def free_disks(self, intent: Intent) -> None:
+        """See that nothing else has the snapshot's disks, which would stay when the record of the
+        snapshot is gone (recorded: snapshot-uninstall). Raise as drop_leaked_vbds."""
+        own = 1 if self.kind == 'VM' else 0            # VBDs of each disk
+        held = [found.ref for found in self.copies_of(intent) if len(found.vbds) > own]
         if held:
-            let_go(self.pool, self.xe, self.pool.where('VM', 'uuid', [intent.uuid]), held)
+            owners = self.pool.where('VM', 'uuid', [intent.uuid])
+            drop_leaked_vbds(self.pool, self.xe, owners, held)
 
     def check_gone(self, intent: Intent) -> None:
-        """Look whether the snapshot is really gone; remove disks of it that are left.
-
-        Raise CommandFailed, PoolError.
-        """
-        self.check_record_gone(intent)
-
-    def check_record_gone(self, intent: Intent) -> None:
-        """Raise CommandFailed if the snapshot is still there."""
+        """Raise CommandFailed if the snapshot is still there, or PoolError."""
         if not self.pool.is_gone(self.kind, intent.uuid):
             raise CommandFailed(f'the snapshot {intent.uuid} is still there')
 
@@ -4908,26 +4957,12 @@ class Exporter:
 class VmExporter(Exporter):
     """A whole VM as an XVA archive."""
 
-    method, kind = 'vm-export', 'VM'
+    kind = 'VM'
     snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
     export_token = 'VM-EXPORT-FAIL'
 
-    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
-                 compression: str) -> None:
-        super().__init__(pool, xe, console, warnings)
-        self.extension = '.xva' + COMPRESSIONS[compression].ending
-        self.compress = COMPRESSIONS[compression].parameters
-        self.others = []       # type: List[Disk]
-        self.ignoring = False  # the toolstack leaves the others out of the snapshot
-        self.copies = ()       # type: Tuple[str, ...]
-
-    def choose(self, vm: Vm) -> List[Disk]:
-        """All that are not to be left out."""
-        return self.sift(vm)
-
-    def aim(self, vm: Vm) -> None:
-        """The VM itself. The disks' snapshots are those of the table: later ones are known by
-        their time."""
+    def select_target(self, vm: Vm) -> None:
+        """Take the VM. The disks' snapshots are the tables': later ones are known by their time."""
         self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
         self.label = label_part('RESTORE_' + vm.name)
         try:
@@ -4941,118 +4976,106 @@ class VmExporter(Exporter):
             if self.choice != DiskChoice():
                 raise
         self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
-        self.before = tuple(vm.record['snapshots']) + tuple(
-            ref for disk in self.touched() for ref in disk.vdi['snapshots'])
+        before = list(vm.record['snapshots'])
+        for disk in self.snapshotted_disks():
+            before += disk.vdi['snapshots']
+        self.before = tuple(before)
 
-    def touched(self) -> List[Disk]:
-        """Also those that are not wanted, where they cannot be left out of a snapshot."""
-        return self.disks + ([] if self.ignoring else self.others)
+    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
+        """Return the archive."""
+        return [ExportFile(base + self.extension, snapshot)]
 
     def make_snapshot(self) -> str:
-        """uuid= is exact, where vm= would also find a VM whose name is that uuid."""
-        words = {'ignore_vdi_uuids': ','.join(
-            disk.vdi['uuid'] for disk in self.others)} if self.ignoring else {}
+        """Take the VM by uuid=, where vm= would also find one whose name is that uuid."""
+        words = {}             # type: Dict[str, Any]
+        if self.ignoring:
+            words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
         return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label, **words)
 
-    def thin(self, intent: Intent) -> None:
-        """Destroy the copies of disks that are left out, which also takes them from the snapshot
-        (xapi: xapi_vdi.ml, destroy)."""
-        self.copies = intent.disks
-        if self.left_out and not self.ignoring:
-            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
-                if found.ref in intent.disks:
-                    self.xe.tell('vdi-destroy', uuid=found.uuid)
-
-    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
-        """One call."""
-        sources, disks = self.pool.disks_of(intent.ref, snapshot.ref)
-        if not sources or sources == intent.sources:
-            return intent._replace(disks=disks)
-        return intent._replace(sources=sources, names=(), disks=disks)
-
     def prepare(self, snapshot: str) -> None:
-        """xe's vm-export and vm-uninstall do not see templates, which a snapshot is, and the
-        archive keeps the mark (xapi: cli_operations.ml, select_vms; export.ml, make_vm)."""
+        """Make it no template, as xe's vm-export and vm-uninstall see none, which a snapshot is;
+        the archive keeps the mark (xapi: cli_operations.ml, select_vms; export.ml, make_vm)."""
         self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
                      uuid=snapshot)
 
-    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
-        """Success is exit status 0 and these words and a file that is not empty
-        (xapi: cli_operations.ml, download_file)."""
-        output = self.xe.transfer('vm-export', watchdog, uuid=part.snapshot.uuid, filename=path,
-                                  **self.compress)
+    def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
+        """Export an archive, or a disk. Success is exit status 0 and these words and a file that
+        is not empty (xapi: cli_operations.ml, download_file)."""
+        if file.disk:
+            super().export(file, path, watchdog)
+            return
+        output = self.xe.transfer('vm-export', watchdog, uuid=file.snapshot.uuid, filename=path,
+                                  **compression_of(path).parameters)
         self.console.log_lines(output)
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
 
     def discard(self, snapshot: str, attempt: int) -> None:
-        """vm-uninstall removes the snapshot's disks too, as they are marked as its own (xapi:
-        xapi_vm_clone.ml); snapshot-uninstall does so whether it is still a template or not."""
+        """Uninstall it with its disks, which are marked as its own (xapi: xapi_vm_clone.ml);
+        snapshot-uninstall does so whether it is still a template or not."""
         verb = 'vm-uninstall' if self.prepared and not attempt else 'snapshot-uninstall'
         self.console.log_lines(self.xe.tell(verb, uuid=snapshot, force=True))
 
     def check_gone(self, intent: Intent) -> None:
-        """vm-uninstall removes the VM's record first and then one disk after the other until one
-        fails (xapi: cli_operations.ml, vm_uninstall_common). One call if there are disks."""
+        """Remove disks that are left, too: vm-uninstall removes the VM's record, then one disk
+        after the other until one fails (xapi: cli_operations.ml, vm_uninstall_common)."""
         left = [found for found in self.pool.snapshots('VDI', intent.sources)
                 if found.ref in intent.disks]
         if not intent.disks or any(found.vbds for found in left):
-            self.check_record_gone(intent)
+            super().check_gone(intent)
         self.destroy_disks(left)
 
     def destroy_disks(self, disks: Sequence[Snapshot]) -> None:
-        """Destroy disks of a snapshot that is gone; one that fails leaves no other there. Raise
-        CommandFailed."""
+        """Destroy the disks of a snapshot that is gone, all that can be. Raise CommandFailed."""
         words = []             # type: List[str]
         for disk in disks:
             with tolerating(words, disk.uuid):
                 if disk.vbds:
-                    let_go(self.pool, self.xe, {}, [disk.ref])
+                    drop_leaked_vbds(self.pool, self.xe, {}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
         left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
         if left:
             raise CommandFailed('disks of it are still there: ' + ', '.join(words or left))
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """The only one with our label that was made soon after."""
-        return found.template and [found.ref] == [
-            each.ref for each in new if each.label == intent.label
-            and intent.since <= each.when <= intent.latest]
+        """Tell whether it is the only one with our label that was made soon after."""
+        likely = [each.ref for each in new if each.label == intent.label
+                  and intent.since <= each.when <= intent.latest]
+        return found.template and likely == [found.ref]
 
-    def settle(self, intent: Intent, backup: BackupDir) -> bool:
-        """Disks of a snapshot that was only half made are looked for too: they come first, and are
-        not anybody's yet (xapi: xapi_vm_clone.ml)."""
-        clear = super().settle(intent, backup)
+    def clean_up_snapshot(self, intent: Intent, backup: BackupDir) -> bool:
+        """Look, too, for disks of a snapshot that was only half made: they come first, and are not
+        anybody's yet (xapi: xapi_vm_clone.ml)."""
+        clear = super().clean_up_snapshot(intent, backup)
+        if intent.uuid:
+            return clear
         new = [found for found in self.pool.snapshots('VDI', intent.sources)
-               if found.ref not in intent.before and not intent.uuid]
-        ours = [found for found in new if self.is_only_one(found, new, intent)]
+               if found.ref not in intent.before]
+        ours, others = [], []  # type: List[Snapshot], List[Snapshot]
+        for found in new:
+            (ours if super().is_ours(found, new, intent) else others).append(found)
         self.destroy_disks(ours)
-        doubtful = [self.may_be(found, intent) for found in new if found not in ours]
-        return clear and not any(doubtful)
+        return not any([self.may_be(found, intent) for found in others]) and clear
 
 
 class VdiExporter(Exporter):
     """The boot disk of a VM as a raw or VHD image."""
 
-    method, kind = 'vdi-export', 'VDI'
+    kind = 'VDI'
     snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
     export_token = 'VDI-EXPORT-FAIL'
 
-    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
-                 extension: str) -> None:
-        super().__init__(pool, xe, console, warnings)
-        self.extension = extension
-
-    def aim(self, vm: Vm) -> None:
-        """One disk, of which the snapshot is."""
+    def select_target(self, vm: Vm) -> None:
+        """Take the one disk, of which the snapshot is."""
         self.disks = self.choose(vm)
         if not self.disks or not self.pool.is_current(self.disks[0]):
             self.pool.forget('VBD', 'VDI')             # the night is long: disks may have moved
             self.disks = self.choose(vm)
         if not self.disks:
-            raise BackupFailed('NO-BOOT-DISK', 'the boot disk is left out ({})'.format(
-                self.left_out[0][1]) if self.left_out else
-                'no boot disk: no xvda, bootable disk or disk 0')
+            why = 'no boot disk: no xvda, bootable disk or disk 0'
+            if self.left_out:
+                why = 'the boot disk is left out ({})'.format(self.left_out[0][1])
+            raise BackupFailed('NO-BOOT-DISK', why)
         disk = self.disks[0]
         self.vm, self.target, self.uuid = vm, disk.vdi_ref, disk.vdi['uuid']
         self.label = label_part('SNAP_{}_{}'.format(
@@ -5062,100 +5085,74 @@ class VdiExporter(Exporter):
             self.before = tuple(self.pool.get('VDI.get_snapshots', list, self.target))
 
     def choose(self, vm: Vm) -> List[Disk]:
-        """xvda, else the first bootable disk, else user device 0, unless that is left out."""
-        kept, disks = self.sift(vm), self.pool.disks(vm)
-        for wanted in (lambda disk: disk.vbd['device'] == 'xvda',
-                       lambda disk: disk.vbd['bootable'],
-                       lambda disk: disk.vbd['userdevice'] == '0'):
-            for disk in filter(wanted, disks):
-                self.left_out.sort(key=lambda each: each[0] != disk)
-                return [disk] if disk in kept else []
-        self.left_out = []
-        return []
+        """Return xvda, else the first bootable disk, else user device 0, unless left out."""
+        kept, disks = super().choose(vm), self.pool.disks(vm)
+        candidates = [disk for disk in disks if disk.vbd['device'] == 'xvda'] + [
+            disk for disk in disks if disk.vbd['bootable']] + [
+            disk for disk in disks if disk.vbd['userdevice'] == '0']
+        boot = candidates[:1]
+        self.left_out.sort(key=lambda each: each[0] not in boot)
+        if not boot:
+            self.left_out = []
+        return [disk for disk in boot if disk in kept]
 
-    def names(self, base: str, vm: Vm) -> List[str]:
-        """That of the disk's image."""
-        return [base + self.ending(disk) for disk in self.choose(vm)]
-
-    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
-        """The disk."""
-        return [Part(base + self.ending(self.disks[0]), self.kind, snapshot)]
+    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
+        """Return the disk's image."""
+        disk = self.disks[0]
+        return [ExportFile(self.name_of(base, disk), snapshot, disk)]
 
     def make_snapshot(self) -> str:
-        """The snapshot carries its disk's name until it is prepared."""
+        """Make one that carries its disk's name until it is prepared."""
         return self.xe.tell('vdi-snapshot', uuid=self.uuid)
 
     def prepare(self, snapshot: str) -> None:
         """Give the snapshot our label."""
         self.xe.tell('vdi-param-set', uuid=snapshot, name_label=self.label)
 
-    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
-        """The disk."""
-        self.export_image(part.snapshot, path, watchdog)
-
-    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """If it can be that one only: we were killed before we knew its uuid and labelled it."""
-        return self.is_only_one(found, new, intent)
-
     def discard(self, snapshot: str, attempt: int) -> None:
-        """Refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
+        """Destroy it; refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
         self.xe.tell('vdi-destroy', uuid=snapshot)
 
 
 class DisksExporter(VmExporter):
     """Some disks of a VM as images, all of one moment: that of a snapshot of the VM."""
 
-    method = 'vdi-export'
     snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
     export_token = 'VDI-EXPORT-FAIL'
 
-    def __init__(self, pool: Pool, xe: Xe, console: Console, warnings: List[str],
-                 extension: str) -> None:
-        super().__init__(pool, xe, console, warnings, 'none')
-        self.extension = extension
-
     def choose(self, vm: Vm) -> List[Disk]:
-        """All, or those of the devices that are wanted."""
+        """Return all disks, or those of the devices that are wanted."""
         wanted = self.choice.wanted.split(',')
-        return [disk for disk in self.sift(vm) if wanted == ['all'] or disk.device in wanted]
+        return [disk for disk in super().choose(vm)
+                if wanted == ['all'] or disk.device in wanted]
 
-    def aim(self, vm: Vm) -> None:
-        """The VM, if there is a disk to be exported."""
-        super().aim(vm)
+    def select_target(self, vm: Vm) -> None:
+        """Take the VM, if there is a disk to be exported."""
+        super().select_target(vm)
         if not self.disks:
-            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: vdi_disks={}{}'.format(
-                self.choice.wanted, ''.join(', ' + why for _, why in self.left_out[:1])))
+            why = ''.join(', ' + why for _, why in self.left_out[:1])
+            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: vdi_disks='
+                               + self.choice.wanted + why)
         self.check_form()
+        there = [disk.device for disk in self.pool.disks(vm)]
         for device in self.choice.wanted.split(','):
-            if device not in ['all'] + [disk.device for disk in self.pool.disks(vm)]:
+            if device not in ['all'] + there:
                 self.console.log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
 
-    def thin(self, intent: Intent) -> None:
-        """All of the snapshot is discarded anyway."""
-        self.copies = intent.disks
+    def name_of(self, base: str, disk: Disk) -> str:
+        """Return the name of a disk's file, which is that of its device."""
+        return super().name_of(path_part(f'DISK-{disk.device}'), disk)
 
-    def names(self, base: str, vm: Vm) -> List[str]:
-        """One for each disk."""
-        return [self.name_of(disk) for disk in self.choose(vm)]
-
-    def name_of(self, disk: Disk) -> str:
-        """The name of a disk's file."""
-        return path_part(f'DISK-{disk.device}') + self.ending(disk)
-
-    def parts(self, base: str, snapshot: Snapshot) -> List[Part]:
-        """The copies of the disks, as the snapshot has them."""
+    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
+        """Return the copies of the disks, as the snapshot has them."""
         refs = [disk.vdi_ref for disk in self.disks]
         copies = {found.of: found for found in self.pool.snapshots('VDI', refs)
                   if found.ref in self.copies}
         lost = [disk.device for disk in self.disks if disk.vdi_ref not in copies]
         if lost:
             raise CommandFailed('the snapshot has no copy of ' + ', '.join(lost))
-        return [Part(self.name_of(disk), 'VDI', copies[disk.vdi_ref], number)
-                for number, disk in enumerate(self.disks)]
-
-    def export(self, part: Part, path: str, watchdog: Watchdog) -> None:
-        """One of the disks."""
-        self.export_image(part.snapshot, path, watchdog)
+        return [ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk)
+                for disk in self.disks]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5166,7 +5163,6 @@ class DisksExporter(VmExporter):
 # carries it when a restore has ended is partly restored, is ours, and is removed. What fails raises
 # CommandFailed or PoolError; reading a file, Damaged or OSError too.
 
-QCOW2 = ('sm-config:image-format', 'qcow2')    # of a disk that no SR has as VHD
 ADVICE = (                 # (what xe or xapi says, what to do)
     ('IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
      'it was exported by a newer release: restore it in a pool that is as new'),
@@ -5291,8 +5287,8 @@ class Importer:
         self.check_unused(made, record.since)
         shared = self.shared_disks(made)
         ours = record.process == process(str(os.getpid())) and record.host == os.uname().nodename
-        let_go(self.pool, self.xe, made.vms, [disk for disk in made.disks if disk not in shared],
-               'RW', ours)
+        drop_leaked_vbds(self.pool, self.xe, made.vms,
+                         [disk for disk in made.disks if disk not in shared], 'RW', ours)
         for vm in made.vms.values():
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = self.pool.marked(record.mark)
@@ -5345,7 +5341,7 @@ class Importer:
         disks = ', '.join(vdi['uuid'] for vdi in made.disks.values())
         with tolerating(self.warnings, f'dom0 may still have what was restored (look at it: xe '
                         f'vbd-list vdi-uuid={disks})'):
-            let_go(self.pool, self.xe, made.vms, list(made.disks), 'RW', True)
+            drop_leaked_vbds(self.pool, self.xe, made.vms, list(made.disks), 'RW', True)
 
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
              **parameters: Any) -> str:
@@ -5437,75 +5433,6 @@ class Importer:
             self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
 
 
-GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
-
-With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
-tells of sr=, name=, preserve=True, start=True and attach=):
-
-{program} local {restore} preview
-{program} local {restore}
-
-"""
-GUIDE_REFUSED = 'With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
-GUIDE_XE = """\
-With xe alone, in a shell on a host of the pool; the path is the one where the backup was made:
-
-"""
-GUIDE_VM = GUIDE_XE + """\
-VM=$(xe vm-import {filename})
-xe vm-param-set uuid=$VM {name}
-xe vm-param-set uuid=$VM ha-restart-priority=
-xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
-
-The last one is for a VM that starts with its host; others have no such key. The disks go to the
-default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new MAC addresses, unless
-preserve=true is added. It is not started: xe vm-start uuid=$VM
-"""
-GUIDE_DISK = GUIDE_XE + """\
-{unpack}VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
-xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
-{clean}
-This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
-halted. If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
-vm-metadata.xml beside the image tell how it was made.
-"""
-
-
-def write_guide(backup: BackupDir, parts: Sequence[Part], manifest: Dict[str, Any],
-                disks: Sequence[Disk]) -> None:
-    """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
-    vm = manifest['vm']
-    values = dict(
-        method=manifest['method'], vm=printable(vm['name']), vm_uuid=vm['uuid'],
-        started=manifest['started'],
-        program=shlex.quote(portable(os.path.abspath(sys.argv[0]))))
-    texts, many = [], len(parts) > 1
-    for part in parts:
-        form, plain, path = form_of(part.name), plain_name(part.name), backup.file(part.name)
-        unpack = compression_of(part.name).unpack
-        values.update(
-            restore=shlex.quote('restore=' + portable(path if many else backup.path)),
-            filename=shlex.quote('filename=' + portable(backup.file(plain))),
-            name=shlex.quote('name-label=' + label_part(vm['name'])), form=form[1:],
-            unpack=f'{unpack} {shlex.quote(portable(path))}\n' if unpack else '',
-            clean='rm {}\n'.format(shlex.quote(portable(backup.file(plain)))) * (
-                plain != part.name))
-        if part.kind == 'VDI':
-            disk, size = disks[part.disk], part.snapshot.size
-            size += -size % VHD_BLOCK if form == '.vhd' else 0
-            values.update(sr=disk.sr_uuid, device=disk.vbd['userdevice'],
-                          boot=str(bool(disk.vbd['bootable']) or not many).lower(),
-                          size=str(size) + ' {}={}'.format(*QCOW2) * (size > LARGEST_STORED),
-                          name=shlex.quote('name-label=' + label_part(disk.vdi['name_label'])))
-        else:
-            values.update(filename=shlex.quote('filename=' + portable(path)))
-        refused = manifest.get('verified', {}).get('proved') == 'restorable'
-        way = GUIDE_DISK if part.kind == 'VDI' else GUIDE_REFUSED if refused else GUIDE_VM
-        texts.append((GUIDE_HEAD + way).format(**values))
-    backup.write('\n'.join(texts), GUIDE)
-
-
 # ----------------------------------------------------------------------------------------------
 # 17. Reports: status log, report, mail, hooks
 # ----------------------------------------------------------------------------------------------
@@ -5521,9 +5448,9 @@ VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for a run without a config file."""
 
-    def __init__(self, path: str, host: str, console: Console) -> None:
+    def __init__(self, path: str, console: Console) -> None:
         self.path = path
-        self.host = host
+        self.host = os.uname().nodename
         self.console = console
         self.broken = False
         self.lock = threading.Lock()   # its lines are in the order of their times
@@ -5551,22 +5478,22 @@ class StatusLog:
             stream.write(encoded(printable(line)) + b'\n')
 
     def begin(self) -> None:
-        """A run begins; that is told once."""
+        """Note, once, that a run begins."""
         if not self.begun:
             self.begun = True
             self.write('vmbackup.py', 'begin')
 
     def end(self, verdict: Verdict, counts: Tally) -> None:
-        """A run ends."""
+        """Note that a run ends."""
         self.begin()
         self.write('vmbackup.py', 'end', verdict.token, str(counts))
 
     def vm_begin(self, job: Job) -> None:
-        """The backup of a VM begins."""
+        """Note that the backup of a VM begins."""
         self.write(job.method, 'begin', job.vm.name)
 
     def vm_end(self, outcome: Outcome) -> None:
-        """The backup of a VM has ended; size in GiB and time in minutes, both cut."""
+        """Note how the backup of a VM ended; size in GiB and time in minutes, both cut."""
         words = [f'{outcome.token} {outcome.name}']
         if outcome.token in ('SUCCESS', 'WARNING'):
             words.append(f'elapse:{outcome.minutes} size:{outcome.size >> 30}G')
@@ -5582,22 +5509,22 @@ class LastRun(NamedTuple):
 
 
 def run_in(lines: Sequence[str]) -> Optional[LastRun]:
-    """The last run in lines of a status log, with what an overlapping one of this host wrote."""
-    entries = [found.groups() for found in map(ENTRY.match, lines) if found]
-    begins = [number for number, (_, actor, _, event, _) in enumerate(entries)
-              if (actor, event) == ('vmbackup.py', 'begin')]
-    result, failed = '', []    # type: str, List[Tuple[str, str]]
-    for _, actor, host, event, words in entries[begins[-1]:] if begins else ():
-        token, _, name = (words or '').partition(' ')
-        if event == 'begin' or host != entries[begins[-1]][2]:
-            continue
-        if actor == 'vmbackup.py' and not result.startswith('ERROR'):
-            result = (words or '').replace(',', ' ')
-        if actor in METHODS and token not in ('SUCCESS', 'WARNING', 'SKIPPED'):
-            failed.append((name, token))
-    with contextlib.suppress(ValueError, IndexError):  # no time of any day; no run at all
-        begun = datetime.datetime.strptime(entries[begins[-1]][0], '%Y/%m/%d %H:%M:%S')
-        return LastRun(begun, result, tuple(failed))
+    """Return the last run in a status log, with what an overlapping one of its host wrote."""
+    begun = own_host = result = ''
+    failed = []                # type: List[Tuple[str, str]]
+    for when, actor, host, event, words in (
+            found.groups('') for found in map(ENTRY.match, lines) if found):
+        token, _, name = words.partition(' ')
+        if (actor, event) == ('vmbackup.py', 'begin'):
+            begun, own_host, result, failed = when, host, '', []
+        elif event == 'end' and host == own_host:
+            if actor == 'vmbackup.py' and not result.startswith('ERROR'):
+                result = words.replace(',', ' ')
+            elif actor in METHODS and token not in ('SUCCESS', 'WARNING', 'SKIPPED'):
+                failed.append((name, token))
+    with contextlib.suppress(ValueError):              # no time of any day; no run at all
+        return LastRun(datetime.datetime.strptime(begun, '%Y/%m/%d %H:%M:%S'), result,
+                       tuple(failed))
     return None
 
 
@@ -5617,40 +5544,12 @@ def last_run(path: str) -> Optional[LastRun]:
     return None
 
 
-class Report:
-    """What a run tells in `report_file`, as JSON; none for a run without a config file."""
-
-    def __init__(self, settings: Settings, config_file: str) -> None:
-        self.path = settings.report_file if config_file else ''
-        self.facts = {'schema': 1, 'version': VERSION, 'host': os.uname().nodename,
-                      'config': portable(config_file), 'started': iso(now()),
-                      'backup_dir': portable(settings.backup_dir)}     # type: Dict[str, Any]
-
-    def write(self, outcomes: Sequence[Outcome], counts: Tally, **facts: Any) -> None:
-        """Write it whole or not at all. Raise OSError, TargetError."""
-        vms = [{'name': each.name, 'uuid': each.uuid, 'method': each.method, 'status': each.token,
-                'started': each.started, 'seconds': each.seconds,
-                'path': each.path and portable(each.path), 'files': each.files, 'size': each.size,
-                'warnings': each.warnings, 'error': each.error} for each in outcomes]
-        skipped = [outcome.token for outcome in outcomes].count('SKIPPED')
-        document = dict(self.facts, finished=iso(now()), **facts,
-                        counts=dict(counts._asdict(), skipped=skipped), vms=vms)
-        if self.path:
-            bounded(lambda: self.put(document), 'the file system')
-
-    def put(self, document: Dict[str, Any]) -> None:
-        """Write a document; raise OSError, as for a device, which it would take the place of."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
-            raise OSError(errno.EINVAL, 'not a file')
-        write_json(self.path, document)
-
-
 def hook_problem(path: str) -> str:
     """What is wrong with the program that `hook` names, or ''."""
-    wrong = ('' if not path else 'does not exist' if not os.path.exists(path) else
-             'is not a program' if not (os.path.isfile(path) and os.access(path, os.X_OK)) else '')
-    return wrong and f'ERROR: config hook {wrong} -> {path}'
+    if not path or os.path.isfile(path) and os.access(path, os.X_OK):
+        return ''
+    wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
+    return f'ERROR: config hook {wrong} -> {path}'
 
 
 class Hooks:
@@ -5683,8 +5582,8 @@ class Hooks:
         if begins and status == NOT_NOW:
             self.console.log(f'hook {phase}: exit status {NOT_NOW}: skipped')
         elif status:
-            raise CommandFailed(f'hook {phase} failed: ' + (
-                f'exit status {status}' if status > 0 else f'ended by signal {-status}'))
+            how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
+            raise CommandFailed(f'hook {phase} failed: {how}')
         return not status
 
     def tell(self, phase: str, warnings: List[str], **known: str) -> None:
@@ -5763,19 +5662,501 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     return False
 
 
-def mail_verdict(settings: Settings, verdict: Verdict, subject: str, console: Console) -> bool:
-    """Mail this run's lines if mail_mode wants it; False if that could not be done."""
-    wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
-    return not wanted[settings.mail_mode] or send_mail(settings, subject, console)
+class Attempt:
+    """What a run does for one VM, as far as it is done."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.warnings = []     # type: List[str]
+        self.skipped = False   # as a hook wants it
+        self.path = None       # type: Optional[str]
+        self.size = 0          # bytes, once all is done
+        self.files = {}        # type: Dict[str, int]
+
+
+class Run:
+    """Something that is done for VMs: collects how it ends for each, and reports how it ended."""
+
+    def __init__(self, settings: Settings, status_log: StatusLog, console: Console) -> None:
+        self.settings = settings
+        self.status_log = status_log
+        self.console = console
+        self.outcomes = []     # type: List[Outcome]
+        self.warnings = []     # type: List[str]
+        self.errors = []       # type: List[str]
+        self.further_errors = 0        # those that belong to no VM
+        self.skipped = False   # as a hook wants it
+        self.signum = 0        # of the signal that ended it
+        self.started = iso(now())
+
+    def attempt(self, attempt: Attempt, shown: str, work: Callable[[], None]) -> Outcome:
+        """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
+        job, log, elapsed, started = attempt.job, self.console.log, stopwatch(), iso(now())
+        log(f'*** {job.method} begin {shown}')
+        self.status_log.vm_begin(job)
+        token, reason = 'INTERRUPTED', 'ended by a signal'     # type: str, Optional[str]
+        try:
+            work()
+            token, reason = 'WARNING' if attempt.warnings else 'SUCCESS', None
+            if attempt.skipped:
+                token = 'SKIPPED'
+        except Exception as error:                     # it must not stop the others
+            token, reason = token_of(error), explain(error, self.console)
+            log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
+        finally:
+            for warning in attempt.warnings:
+                log(f'***WARNING - {job.vm.name}: {warning}')
+            outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), attempt.size,
+                              job.vm.uuid, started, int(elapsed()), attempt.path, attempt.files,
+                              tuple(attempt.warnings), reason)
+            self.outcomes.append(outcome)
+            self.status_log.vm_end(outcome)
+        return outcome
+
+    @contextlib.contextmanager
+    def surviving(self) -> Iterator[None]:
+        """Do a step whose error, even a bug of ours, does not end the run."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(explain(error, self.console))
+
+    @contextlib.contextmanager
+    def until_ended(self) -> Iterator[None]:
+        """Do all of the run, until an error or a signal ends it."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(explain(error, self.console))
+        except Interrupted as interruption:
+            self.signum = interruption.signum
+            self.console.log('ERROR ' + explain(interruption, self.console))
+
+    @contextlib.contextmanager
+    def tolerating(self, what: str) -> Iterator[None]:
+        """Allow a step that belongs to no VM to fail, with a warning."""
+        warnings = []          # type: List[str]
+        with tolerating(warnings, what):
+            yield
+        self.warn(warnings)
+
+    def fail(self, reason: str) -> None:
+        """Log and count an error that belongs to no VM."""
+        self.console.log(f'ERROR {reason}')
+        self.errors.append(reason)
+        self.further_errors += 1
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Log warnings that belong to no VM."""
+        for warning in warnings:
+            self.console.log(f'***WARNING - {warning}')
+        self.warnings.extend(warnings)
+
+    def counts(self) -> Tally:
+        """Return the counts, as far as they are known."""
+        return tally(self.outcomes, self.further_errors)
+
+    def verdict(self) -> Verdict:
+        """Return the result, as far as it is known."""
+        counts = self.counts()
+        if counts.errors or self.signum:
+            return ERROR
+        if counts.warnings or self.warnings or self.status_log.broken:
+            return WARNING
+        return SKIPPED if self.skipped else SUCCESS
+
+    def tell_end(self, words: str) -> bool:
+        """Log and mail how it ended; return False if the mail could not be sent."""
+        verdict, counts = self.verdict(), self.counts()
+        self.console.log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
+        wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
+        if verdict == SKIPPED or not wanted[self.settings.mail_mode]:
+            return True
+        return send_mail(self.settings, f'{words}{verdict.token} - {counts}', self.console)
+
+    def exit_status(self, mailed: bool = True) -> int:
+        """Return the exit status; a mail that could not be sent is a warning."""
+        if self.signum:
+            return 128 + self.signum
+        return max(self.verdict().status, 0 if mailed else WARNING.status)
+
+
+def write_report(path: str, run: Run, config_file: str, identity: Dict[str, Any]) -> None:
+    """Write a run's report as JSON; `identity`: pool and xapi. Raise OSError, TargetError."""
+    vms, warnings, errors = [], list(run.warnings), list(run.errors)
+    for each in run.outcomes:
+        vms.append({
+            'name': each.name, 'uuid': each.uuid, 'method': each.method, 'status': each.token,
+            'started': each.started, 'seconds': each.seconds,
+            'path': each.path and portable(each.path), 'files': each.files, 'size': each.size,
+            'warnings': each.warnings, 'error': each.error})
+    if run.status_log.broken:
+        warnings.append(f'cannot write status_log {portable(run.status_log.path)}')
+    if run.signum:
+        errors.append(f'ended by signal {run.signum}')
+    skipped = [each.token for each in run.outcomes].count('SKIPPED')
+    document = dict(
+        schema=1, version=VERSION, host=os.uname().nodename, config=portable(config_file),
+        started=run.started, backup_dir=portable(run.settings.backup_dir), finished=iso(now()),
+        status=run.verdict().token, signal=run.signum or None, exit_status=run.exit_status(),
+        warnings=warnings, errors=errors, **identity,
+        counts=dict(run.counts()._asdict(), skipped=skipped), vms=vms)
+    bounded(lambda: put_report(path, document), 'the file system')
+
+
+def put_report(path: str, document: Dict[str, Any]) -> None:
+    """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(errno.EINVAL, 'not a file')
+    write_json(path, document)
 
 
 # ----------------------------------------------------------------------------------------------
-# 18. Runs: a night's backup, its preview
+# 18. One VM: the backup of one VM, from its begin line to its end line
 # ----------------------------------------------------------------------------------------------
+# VmBackup.back_up is the list of all that is done, in this order. What differs between the methods
+# is in the exporters. Until the last step but one the dated directory has no marker: it is the
+# record of a failure.
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 NO_DISK_LEFT = 'all of its disks are left out'
+
+
+def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[str]) -> Exporter:
+    """Return the exporter of a method, with the settings that it needs."""
+    settings, wanted = config.settings, 'boot'
+    kind = VmExporter          # type: Any
+    extension = '.xva' + COMPRESSIONS[settings.compress].ending
+    if method == 'vdi-export':
+        wanted = settings.vdi_disks
+        kind = VdiExporter if wanted == 'boot' else DisksExporter
+        ending = COMPRESSIONS[settings.vdi_compress].ending
+        extension = f'.{settings.vdi_export_format}{ending}'
+    exporter = kind(pool, xe, extension, warnings)     # type: Exporter
+    patterns = [rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text]
+    exporter.choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
+    return exporter
+
+
+def disk_words(disk: Disk, why: str) -> str:
+    """Return what a log says of a disk that is left out."""
+    return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
+
+
+class Shared:
+    """What the backups of one run have in common."""
+
+    def __init__(self, config: Config, store: BackupStore, pool: Any, hooks: Hooks) -> None:
+        self.config = config
+        self.store = store
+        self.pool = pool
+        self.hooks = hooks
+        self.console = hooks.console
+        self.signals = hooks.signals
+        self.verifier = Verifier(hooks.console, hooks.signals, config.settings.stall_timeout * 60)
+        self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
+        self.beginning = threading.Lock()      # one after the other looks at the free space
+        self.writing = []      # type: List[VmBackup]
+        self.noted = False     # that the share cannot lock
+        self.unsettled = {}    # type: Dict[str, str]
+        self.doubtful = []     # type: List[str]
+        self.again = []        # type: List[VmHistory]
+
+    @contextlib.contextmanager
+    def locked(self, directory: str, patience: float) -> Iterator[None]:
+        """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
+        with self.store.locked(os.path.basename(directory), patience, self.signals.check):
+            if self.store.unlocked and not self.noted:
+                self.noted = True
+                self.console.log(self.store.lock_note())
+            yield
+
+    def clean_up(self, history: VmHistory, warnings: List[str]) -> List[str]:
+        """Remove what a run that died left of a VM's backup, in the pool and on disk; return the
+        uuids of snapshots that are still there, of which a run warns once."""
+        records = history.open_records()
+        for backup in records:
+            if backup.path not in self.unsettled and backup.path not in self.doubtful:
+                with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
+                    self.settle(backup, warnings)
+        for path in history.half_deleted():
+            with tolerating(warnings, f'cannot delete {path}'):
+                history.finish_deleting(path)
+        return [self.unsettled[backup.path] for backup in records if backup.path in self.unsettled]
+
+    def settle(self, backup: BackupDir, warnings: List[str]) -> None:
+        """Remove the snapshot that a directory tells of. Raise VmBackupError, OSError."""
+        intent = backup.intent()
+        if intent and intent.pool != self.pool.uuid():
+            self.console.log(f'***NOTE - {backup.path} tells of a snapshot in another pool, '
+                             f'{intent.pool}: not touched')
+            return
+        if intent:
+            self.unsettled[backup.path] = intent.uuid
+            if self.store.unlocked and is_in_work(intent):
+                raise TargetError(f'its run on {intent.host} may be at work still, and backup_dir '
+                                  'cannot lock')
+            kind = VdiExporter if intent.kind == 'VDI' else VmExporter     # type: Any
+            exporter = kind(self.pool, Xe(self.console, self.signals), '', warnings)
+            with self.pool.snapshotting:
+                clear = exporter.clean_up_snapshot(intent, backup)
+            del self.unsettled[backup.path]
+            if not clear:
+                self.doubtful.append(backup.path)
+                return
+        backup.drop_intent()
+
+
+class VmBackup(Attempt):
+    """The backup of one VM."""
+
+    def __init__(self, shared: Shared, job: Job) -> None:
+        super().__init__(job)
+        self.shared = shared
+        self.settings = shared.config.settings
+        self.console = shared.console
+        self.pool = shared.pool
+        self.policy = policy_of(self.settings, job)
+        self.history = self.backup = self.exporter = None      # type: Any
+        self.manifest = {}     # type: Dict[str, Any]
+        self.exported = []     # type: List[ExportFile]
+        self.paths = []        # type: List[str]
+        self.last = 0          # bytes that the files of the last one take
+        self.reserved = 0      # bytes by which the free space will shrink
+
+    def carry_out(self) -> None:
+        """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
+        self.history = self.shared.store.history_of(self.job)
+        with self.shared.locked(self.history.directory, self.settings.lock_wait * 60):
+            self.shared.store.history_of(self.job)     # another VM's, by now?
+            try:
+                self.back_up_with_hooks()
+            finally:
+                self.release()
+                if any(LEFT in warning for warning in self.warnings):
+                    self.shared.again.append(self.history)
+
+    def back_up_with_hooks(self) -> None:
+        """Make the backup between its hooks. Raise as `carry_out`."""
+        hooks, vm = self.shared.hooks, self.job.vm
+        known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
+        try:
+            with failing_as('HOOK-FAIL'):
+                self.skipped = not hooks.run('backup-start', **known)
+            if self.skipped:
+                return
+            self.back_up_or_retry()
+        except BaseException as error:
+            hooks.tell('backup-abort', self.warnings, status=token_of(error),
+                       target=self.path or '', **known)
+            raise
+        files = sorted(self.backup.file(file.name) for file in self.exported)
+        hooks.tell('backup-end', self.warnings, target=self.path, file='\n'.join(files),
+                   size=str(self.size), status='WARNING' if self.warnings else 'SUCCESS', **known)
+
+    def back_up_or_retry(self) -> None:
+        """Make the backup; once more where xapi went away before anything was exported: one restart
+        would else cost two VMs their backups, the exported one's and the next one's."""
+        try:
+            return self.back_up(now())
+        except VmBackupError as error:
+            begun = re.search('-EXPORT-FAIL|VERIFY-FAIL', token_of(error))
+            if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
+                raise
+            if any(LEFT in warning for warning in self.warnings):  # xapi may make it as it starts
+                self.shared.again.append(self.history)
+                if self.path:
+                    self.shared.doubtful.append(self.path)
+            self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
+        self.release()
+        waited = stopwatch()
+        while waited() < RESTART_PAUSE:
+            self.shared.signals.check()
+            time.sleep(min(1, RESTART_PAUSE))
+        del self.warnings[:]
+        self.back_up(now())
+
+    def back_up(self, started: datetime.datetime) -> None:
+        """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
+        log, job, warnings = self.console.log, self.job, self.warnings
+        log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
+        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
+        known = self.clean_up()
+        self.drop_failures()
+        xe = Xe(self.console, self.shared.signals)
+        exporter = exporter_of(self.shared.config, job.method, self.pool, xe, warnings)
+        self.exporter = exporter
+        self.begin(exporter.names(os.path.basename(self.history.directory), vm), started)
+        log(f'new backup_dir: {self.path}')
+        self.write_metadata(vm)
+        log(f'*** {job.method} begin xe command sequence')
+        running = vm.record['power_state'] == 'Running'
+        if running:
+            log('power-state ( RO): running')
+        log('vm is running' if running else 'vm is NOT running')
+        exporter.select_target(vm)
+        self.log_disks()
+        self.shared.signals.check()
+        with self.backup.whole(), exporter.snapshot(self.backup, known) as snapshot:
+            self.shared.signals.check()
+            self.manifest = self.describe(started, snapshot)
+            if self.settings.pre_clean:
+                self.prune(self.history.expendable(self.policy, started))
+                self.reserved = self.last
+            size = self.export(snapshot)
+            log(f'{job.method} success')
+        log(f'*** {job.method} end')
+        self.verify()
+        self.complete(size)
+        with tolerating(warnings, 'cannot look for older backups'):
+            self.prune(self.history.surplus(self.backup, self.policy))
+
+    def clean_up(self) -> List[str]:
+        """Do so for this VM; raise BackupFailed if more snapshots would be too many."""
+        known = self.shared.clean_up(self.history, self.warnings)
+        if len(known) >= MOST_LEFTOVERS or '' in known:
+            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
+                               + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
+        return known
+
+    def drop_failures(self) -> None:
+        """Delete the records of failures, but for one that tells of a snapshot in the pool."""
+        self.console.log(f'Check for last **unsuccessful** backup: {self.history.directory}')
+        for failure in self.history.failures():
+            if failure.path not in self.shared.doubtful:
+                self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
+                with tolerating(self.warnings, f'cannot delete {failure.path}'):
+                    self.history.delete(failure)
+
+    def begin(self, names: Sequence[str], started: datetime.datetime) -> None:
+        """Make the dated directory, if there is free space. Raise VmBackupError, OSError."""
+        gain = 0               # bytes
+        if self.settings.pre_clean:
+            going = self.history.expendable(self.policy, started)
+            gain = sum(backup.occupied() for backup in going)
+        self.last = sum(self.history.last_size(name) for name in names)
+        shared = self.shared
+        with shared.beginning:
+            due = sum(other.unwritten() for other in list(shared.writing))
+            shared.store.check_room(self.settings.min_free, self.last, gain - due)
+            shared.store.check_mounted()
+            self.backup = self.history.begin(started)
+            self.path = self.backup.path
+            self.paths = [self.backup.file(name) for name in names]
+            self.reserved = self.last - gain
+            shared.writing.append(self)
+
+    def unwritten(self) -> int:
+        """Return the bytes that it will still take of the free space."""
+        with contextlib.suppress(OSError):             # its own thread will meet that too
+            return max(0, self.reserved - sum(size_of(path) for path in self.paths))
+        return 0
+
+    def release(self) -> None:
+        """Reserve no free space any more."""
+        if self in self.shared.writing:
+            self.shared.writing.remove(self)
+
+    def write_metadata(self, vm: Vm) -> None:
+        """Write the metadata; what is missing becomes a warning."""
+        self.console.log('Exporting VM metadata XML info')
+        with tolerating(self.warnings, 'vm-metadata.xml is missing'):
+            write_metadata(self.backup, vm, self.exporter.xe)
+        self.console.log('*** vm-export metadata end')
+        with tolerating(self.warnings, 'metadata is missing'):
+            write_configuration(self.backup, vm, self.pool, self.console)
+
+    def log_disks(self) -> None:
+        """Log which disks are left out, and which might have been; warn if none is left."""
+        left_out, disks = self.exporter.left_out, self.exporter.disks
+        if left_out and not disks:
+            self.warnings.append(NO_DISK_LEFT)
+        for disk, why in left_out:
+            self.console.log('left out: ' + disk_words(disk, why))
+        for disk in disks:
+            if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
+                self.console.log('***NOTE - backed up, as honour_nobak=no: '
+                                 + disk_words(disk, NOBAK))
+
+    def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
+        """Return what the manifest tells, as far as it is known before the export."""
+        def of_disk(disk: Disk, **further: Any) -> Dict[str, Any]:
+            return dict(device=disk.device, uuid=disk.vdi['uuid'], name=disk.vdi['name_label'],
+                        **further)
+        vm, exporter = self.job.vm, self.exporter
+        return dict(
+            schema=1, version=VERSION,
+            vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
+            method=self.job.method, host=os.uname().nodename, started=iso(started),
+            disks=[of_disk(disk, virtual_size=int(disk.vdi['virtual_size']))
+                   for disk in exporter.disks],
+            left_out=[of_disk(disk, why=why) for disk, why in exporter.left_out],
+            **self.shared.identity, snapshot=snapshot.uuid)
+
+    def export(self, snapshot: Snapshot) -> int:
+        """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
+        with failing_as(self.exporter.export_token):
+            self.exported = self.exporter.files(
+                os.path.basename(self.history.directory), snapshot)
+        size = sum([self.export_file(file) for file in self.exported])
+        self.release()
+        return size
+
+    def export_file(self, file: ExportFile) -> int:
+        """Export a file of a snapshot; return its bytes. Raise BackupFailed, OSError."""
+        path = self.backup.file(file.name)
+        if file.disk:                                  # as it is by now
+            told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
+            told.update(file=portable(file.name), virtual_size=file.snapshot.size)
+        meter = Meter(self.console, 'exported', file.name,
+                      self.last if len(self.exported) == 1 else 0)
+        with failing_as(self.exporter.export_token):
+            self.exporter.export(file, path, Watchdog(
+                self.settings.stall_timeout * 60, lambda: size_of(path), meter,
+                lambda: self.pool.progress(file.snapshot.uuid)))
+            return written(path)
+
+    def verify(self) -> None:
+        """Verify what was exported, unless verify=no; metadata may warn. Raise BackupFailed."""
+        if self.settings.verify == 'no':
+            return
+        elapsed = stopwatch()
+        try:
+            verified = self.shared.verifier.check(self.backup, self.manifest)
+        except (VmBackupError, OSError) as error:
+            raise BackupFailed('VERIFY-FAIL', str(error))
+        names = ', '.join(file.name for file in self.exported)
+        self.console.log(f'verified {names}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
+        self.warnings.extend(verified.problems)
+        self.manifest['verified'] = verified.record(self.manifest)
+
+    def complete(self, size: int) -> None:
+        """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
+        with tolerating(self.warnings, f'{GUIDE} is missing'):
+            write_guide(self.backup, self.exported, self.manifest)
+        self.manifest.update(finished=iso(now()), warnings=self.warnings)
+        self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
+        self.size, self.files = size, part(self.backup.manifest(), 'files')
+        path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
+        self.console.log(f'*** success: {path} : {size >> 30}G')
+
+    def prune(self, backups: Sequence[BackupDir]) -> None:
+        """Delete older backups; one that knows of a snapshot of ours in the pool stays."""
+        for backup in backups:
+            with tolerating(self.warnings, f'cannot delete {backup.path}'):
+                self.console.log(f'Deleting oldest backup {backup.path} ')
+                self.history.delete(backup)
+
+
+# ----------------------------------------------------------------------------------------------
+# 19. Runs: a night's backup, its preview
+# ----------------------------------------------------------------------------------------------
+
 RULER = '==========================='
+WARNINGS_FOUND = {False: '', True: ' - WARNINGS found (see above)'}    # after a check, as 3.25
+ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
+                'pool_db_backup')
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
                   'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify',
                   'parallel', 'parallel_per_sr', 'keep_last', 'keep_hourly', 'keep_daily',
@@ -5788,26 +6169,22 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
     shown = config.settings._asdict()
     shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
     console.log('VmBackup.py running with these settings:')
-    for name in ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
-                 'pool_db_backup'):
-        console.log(f'  {name:17s} = {shown[name]}')
     defaults = default_values()
-    for name in SHOWN_WHEN_SET:
-        if shown[name] != defaults[name]:
+    for name in ALWAYS_SHOWN + SHOWN_WHEN_SET:
+        if name in ALWAYS_SHOWN or shown[name] != defaults[name]:
             value = ', '.join(shown[name]) if name == 'mail_to' else shown[name]
             console.log(f'  {name:17s} = {value}')
-    lists = {'exclude': list(plan.excluded)}
-    for method in ('vdi-export', 'vm-export'):
-        lists[method] = ([job.shown for job in plan.jobs if job.method == method] +
-                         [rule.text for rule in plan.invalid if rule.method == method])
     for name in ('exclude', 'vdi-export', 'vm-export'):
-        console.log(f'  {name} (cnt)= {len(lists[name])}')
-        console.log('  {}: {}'.format(name, ', '.join(sorted(lists[name]))))
+        names = list(plan.excluded) if name == 'exclude' else []
+        names += [job.shown for job in plan.jobs if job.method == name]
+        names += [rule.text for rule in plan.invalid if rule.method == name]
+        console.log(f'  {name} (cnt)= {len(names)}')
+        console.log('  {}: {}'.format(name, ', '.join(sorted(names))))
 
 
 def program_problems(settings: Settings) -> List[str]:
-    """Which programs that the settings need are not here."""
-    problems = list(filter(None, (hook_problem(settings.hook),)))
+    """Return what is wrong with the programs that the settings need."""
+    problems = list(filter(None, [hook_problem(settings.hook)]))
     for name, value, undo in (
             ('compress', settings.compress if settings.verify == 'yes' else 'none', True),
             ('vdi_compress', settings.vdi_compress, False)):
@@ -5828,18 +6205,12 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
     problems = list(filter(None, config.errors + (problem,))) + program_problems(config.settings)
     if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
         console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
-    for error in problems:
-        console.log(error)
+    errors = tuple(problems) + plan.errors
     if problems or plan.invalid:
-        plan = plan._replace(errors=plan.errors + ('ERROR in configuration settings...',))
-    for error in plan.errors:
+        errors += ('ERROR in configuration settings...',)
+    for error in errors:
         console.log(error)
-    return tuple(problems) + plan.errors
-
-
-def warning_words(plan: Plan) -> str:
-    """3.25's remark after a check of the parameters."""
-    return ' - WARNINGS found (see above)' if plan.warnings else ''
+    return errors
 
 
 class Load(NamedTuple):
@@ -5868,80 +6239,44 @@ def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> 
     return None
 
 
-def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[str]) -> Exporter:
-    """The exporter of a method, with the settings that it needs."""
-    settings = config.settings
-    if method == 'vm-export':
-        exporter = VmExporter(pool, xe, xe.console, warnings, settings.compress)   # type: Exporter
-    else:
-        kind = VdiExporter if settings.vdi_disks == 'boot' else DisksExporter
-        exporter = kind(pool, xe, xe.console, warnings, '.{}{}'.format(
-            settings.vdi_export_format, COMPRESSIONS[settings.vdi_compress].ending))
-    exporter.choice = DiskChoice(
-        tuple(rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text),
-        settings.honour_nobak, settings.vdi_disks if method == 'vdi-export' else 'boot')
-    return exporter
-
-
-def disk_words(disk: Disk, why: str) -> str:
-    """A disk that is left out, for a log."""
-    return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
-
-
 def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
-    """A plan that tells which disks are left out, and what is to be known of their sizes. Raise
-    PoolError."""
+    """Return a plan with what is to be known of its VMs' disks. Raise PoolError."""
     left_out, failures, messages = [], [], []
-    doubtful = False
+    doubtful = plan.warnings
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
         disks = exporter.choose(job.vm)
+        left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
         for word, text in exporter.remarks(disks):
             messages.append(f'***{word} - {job.shown}: {text}')
-            failures += [Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL')] * (word == 'ERROR')
             doubtful = doubtful or word == 'WARNING'
-        left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
+            if word == 'ERROR':
+                failures.append(Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL'))
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             failures.append(Outcome(job.method, job.vm.name, 'NO-BOOT-DISK'))
         elif exporter.left_out and not disks:
             messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
             doubtful = True
-    return plan._replace(left_out=tuple(left_out), failures=plan.failures + tuple(failures),
-                         warnings=plan.warnings or doubtful,
-                         messages=plan.messages + tuple(messages))
+    return plan._replace(
+        left_out=tuple(left_out), failures=plan.failures + tuple(failures), warnings=doubtful,
+        messages=plan.messages + tuple(messages))
 
 
-class BackupRun:
-    """A night's backup. Whatever happens, `end` tells it."""
+class BackupRun(Run):
+    """A night's backup. Whatever happens, `end` reports it."""
 
     def __init__(self, config: Config, console: Console, status_log: StatusLog,
                  signals: Signals, config_file: str = '') -> None:
+        super().__init__(config.settings, status_log, console)
         self.config = config
-        self.settings = config.settings
-        self.store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
-        self.console = console
-        self.status_log = status_log
         self.signals = signals
-        self.report = Report(config.settings, config_file)
-        self.hooks = Hooks(config.settings, self.report.path, console, signals)
+        self.store = BackupStore(self.settings.backup_dir, self.settings.backup_dir_pattern)
+        self.config_file = config_file
+        self.report_file = self.settings.report_file if config_file else ''
+        self.hooks = Hooks(self.settings, self.report_file, console, signals)
         self.closing = ''      # the phase of the hook that is to follow
-        self.skipped = False   # as a hook wants it
-        self.verifier = Verifier(console, signals, self.settings.stall_timeout * 60)
-        self.host = os.uname().nodename
-        self.pool = None       # type: Any
-        self.unsettled = []    # type: List[str]
-        self.doubtful = []     # type: List[str]
-        self.again = []        # type: List[VmHistory]
-        self.told_unlocked = False
-        self.beginning = threading.Lock()
-        self.due = {}          # type: Dict[str, Tuple[List[str], int]]
-        self.made = {}         # type: Dict[str, BackupDir]
-        self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
-        self.outcomes = []     # type: List[Outcome]
-        self.further_errors = 0
-        self.told_errors = []  # type: List[str]
-        self.warnings = []     # type: List[str]
+        self.shared = Shared(config, self.store, None, self.hooks)
 
     def carry_out(self, invocation: Invocation) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
@@ -5951,16 +6286,17 @@ class BackupRun:
             return
         self.status_log.begin()
         password = login_word(invocation.password, self.console)
-        with Pool.connect(password, self.console, self.signals) as self.pool:
-            plan = select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
+        with Pool.connect(password, self.console, self.signals) as pool:
+            self.shared.pool = pool
+            plan = select(self.config.rules, pool.vms(tuple(self.store.restores())),
                           keep_of(self.settings), self.settings.honour_nobak)
             wrong = check_plan(self.config, plan, self.store, self.console)
             if wrong:
                 self.add_failures(plan)
-                self.told_errors.extend(wrong)
+                self.errors.extend(wrong)
                 self.further_errors += not plan.failures
                 return
-            self.console.log(f'SUCCESS check of parameters {warning_words(plan)}')
+            self.console.log('SUCCESS check of parameters ' + WARNINGS_FOUND[plan.warnings])
             self.skipped = not self.hooks.run('job-start')
             if not self.skipped:
                 self.warnings.extend(message.partition(' - ')[2] for message in plan.messages
@@ -5968,54 +6304,25 @@ class BackupRun:
                 self.execute(plan)
             self.closing = 'job-end'
 
-    def died(self, reason: str) -> None:
-        """Log an error that belongs to no VM, such as what ended the run."""
-        self.console.log(f'ERROR {reason}')
-        self.told_errors.append(reason)
-        self.further_errors += 1
-
-    def verdict(self, signum: int) -> Verdict:
-        """The result, as far as it is known."""
-        counts = tally(self.outcomes, self.further_errors)
-        return (ERROR if counts.errors or signum else
-                WARNING if counts.warnings or self.warnings or self.status_log.broken else
-                SKIPPED if self.skipped else SUCCESS)
-
-    def end(self, signum: int) -> int:
+    def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         self.signals.at_once = False
         begun = self.closing or self.skipped
         if self.closing:
-            self.tell(self.closing, signum)
-        counts = tally(self.outcomes, self.further_errors)
-        self.write_report(signum, counts)
-        verdict = self.verdict(signum)
-        self.status_log.end(verdict, counts)
-        self.console.log(f'VmBackup ended - {verdict.phrase} - {counts}')
-        told = verdict == SKIPPED or mail_verdict(
-            self.settings, verdict, f'{verdict.token} - {counts}', self.console)
+            self.run_hook(self.closing)
+        if self.report_file:
+            with self.tolerating(f'cannot write report_file {self.report_file}'):
+                write_report(self.report_file, self, self.config_file, self.shared.identity)
+        self.status_log.end(self.verdict(), self.counts())
+        mailed = self.tell_end('')
         if begun:
-            told = self.tell('log-end', signum) and told
-        return 128 + signum if signum else max(verdict.status, 0 if told else 1)
+            self.run_hook('log-end')
+        return self.exit_status(mailed)
 
-    def tell(self, phase: str, signum: int) -> bool:
-        """Run the hook at a phase that ends the run; whether it went well."""
+    def run_hook(self, phase: str) -> None:
+        """Run the hook at a phase that ends the run; its failure is a warning."""
         warnings = []          # type: List[str]
-        self.hooks.tell(phase, warnings, status=self.verdict(signum).token)
-        self.warn(warnings)
-        return not warnings
-
-    def write_report(self, signum: int, counts: Tally) -> None:
-        """Write the report; that it cannot be done is a warning."""
-        verdict, warnings = self.verdict(signum), []   # type: Verdict, List[str]
-        broken = [f'cannot write status_log {portable(self.status_log.path)}']
-        with tolerating(warnings, f'cannot write report_file {self.report.path}'):
-            self.report.write(
-                self.outcomes, counts, status=verdict.token, signal=signum or None,
-                exit_status=128 + signum if signum else verdict.status,
-                warnings=self.warnings + broken * self.status_log.broken,
-                errors=self.told_errors + [f'ended by signal {signum}'] * bool(signum),
-                **self.identity)
+        self.hooks.tell(phase, warnings, status=self.verdict().token)
         self.warn(warnings)
 
     def execute(self, plan: Plan) -> None:
@@ -6023,7 +6330,7 @@ class BackupRun:
         log = self.console.log
         self.signals.at_once = False
         be_gentle(False)
-        for line in (RULER, f'VmBackup running on {self.host} ...', RULER,
+        for line in (RULER, f'VmBackup running on {os.uname().nodename} ...', RULER,
                      f'Check if backup directory {self.store.root} is writable ...'):
             log(line)
         self.store.try_writing()
@@ -6041,9 +6348,10 @@ class BackupRun:
         else:
             self.one_by_one(plan.jobs)
         self.signals.check()
-        with self.surviving():
-            self.unsettled, self.doubtful = [], []
-            for history in self.again:
+        with self.surviving():                         # what had to be left in the pool, once more
+            self.shared.unsettled.clear()
+            del self.shared.doubtful[:]
+            for history in self.shared.again:
                 self.clean_up_one(history)
         log(RULER)
         self.show_space('Space status')
@@ -6055,41 +6363,44 @@ class BackupRun:
             for job in jobs:
                 if job.method == method:
                     self.signals.check()
-                    self.attempt(job)
+                    self.back_up(job)
 
     def side_by_side(self, jobs: Sequence[Job]) -> None:
         """Back up several VMs at once, each in a thread; after a signal none begins."""
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
         waiting = longest_first([self.load(job) for job in jobs])
-        running, threads = [], []      # type: List[Load], List[threading.Thread]
-        ended = queue.Queue()  # type: queue.Queue
+        running = []           # type: List[Load]
+        most, changed = self.settings.parallel_per_sr or len(jobs), threading.Condition()
 
-        def work(load: Load) -> None:
-            try:
-                with self.surviving(), self.console.about(load.job.vm.name), (
-                        contextlib.suppress(Interrupted)):
-                    self.attempt(load.job)
-            finally:
-                ended.put(load)
+        def work() -> None:
+            while True:
+                with changed:
+                    load = next_load(waiting, running, most)
+                    while waiting and not load and not self.signals.received:
+                        changed.wait(1)                # a signal is seen within a second
+                        load = next_load(waiting, running, most)
+                    if not load or self.signals.received:
+                        return
+                    waiting.remove(load)
+                    running.append(load)
+                try:
+                    with self.surviving(), self.console.about(load.job.vm.name), (
+                            contextlib.suppress(Interrupted)):
+                        self.back_up(load.job)
+                finally:
+                    with changed:
+                        running.remove(load)
+                        changed.notify_all()
 
-        def begin(load: Load) -> None:
-            waiting.remove(load)
-            running.append(load)
-            thread = threading.Thread(target=work, args=(load,))
-            try:
-                thread.start()
-                threads.append(thread)
-            except RuntimeError:                       # the system has no more
-                work(load)
+        threads = []           # type: List[threading.Thread]
         try:
-            while waiting and not self.signals.received or running:
-                free = len(running) < self.settings.parallel and not self.signals.received
-                load = next_load(waiting, running, self.settings.parallel_per_sr or len(jobs))
-                if free and load:
-                    begin(load)
-                    continue
-                with contextlib.suppress(queue.Empty):         # a signal is seen within a second
-                    running.remove(ended.get(timeout=1))
+            for _ in range(min(self.settings.parallel, len(waiting))):
+                thread = threading.Thread(target=work)
+                with contextlib.suppress(RuntimeError):        # the system has no more
+                    thread.start()
+                    threads.append(thread)
+            if not threads:
+                work()
         finally:
             for thread in threads:                     # they need the pool
                 thread.join()
@@ -6097,33 +6408,33 @@ class BackupRun:
     def load(self, job: Job) -> Load:
         """What is known of a backup before it begins. Raise Interrupted."""
         self.signals.check()
-        srs, size, seconds = frozenset(), 0, 0.0       # type: FrozenSet[str], int, float
+        srs, size, seconds = frozenset(), 0, 0.0       # type: Any, int, float
         with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
             xe = Xe(self.console, self.signals)
-            disks = exporter_of(self.config, job.method, self.pool, xe, []).choose(job.vm)
+            disks = exporter_of(self.config, job.method, self.shared.pool, xe, []).choose(job.vm)
             srs = frozenset(disk.sr_uuid for disk in disks)
             size = sum(int(disk.vdi['virtual_size']) for disk in disks)
             seconds = self.store.history_of(job).last_seconds(job.method)
         return Load(job, srs, size, seconds)
 
-    @contextlib.contextmanager
-    def surviving(self) -> Iterator[None]:
-        """A step beside the VMs: a bug of ours in it must not cost them their backups."""
-        try:
-            yield
-        except Exception as error:
-            self.console.log_lines(traceback.format_exc())
-            self.died(f'a bug in VmBackup.py, please report it: {error!r}')
+    def back_up(self, job: Job) -> None:
+        """Back up one VM; whatever its failure, it becomes that VM's outcome."""
+        backup = VmBackup(self.shared, job)
+        outcome = self.attempt(backup, job.shown, backup.carry_out)
+        if outcome.token in ('SUCCESS', 'WARNING'):
+            self.console.log('VmBackup {} {} - ***{}*** t:{}'.format(
+                job.method, job.vm.name, outcome.token.replace('SUCCESS', 'Success'),
+                outcome.minutes))
 
     def clean_up(self) -> None:
         """Remove what earlier runs that died left behind, also of VMs that are not selected."""
+        with self.tolerating('cannot tell which pool this is'):
+            self.shared.identity = self.shared.pool.identity()
         warnings = []          # type: List[str]
-        with tolerating(warnings, 'cannot tell which pool this is'):
-            self.identity = self.pool.identity()
-        with tolerating(warnings, 'cannot look for leftovers'):
+        with self.tolerating('cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
-            Importer(self.pool, Xe(self.console, self.signals, False), self.store,
+            Importer(self.shared.pool, Xe(self.console, self.signals, False), self.store,
                      warnings).clean_up()
         self.warn(warnings)
 
@@ -6134,31 +6445,16 @@ class BackupRun:
             if history.open_records() or history.half_deleted():
                 self.signals.check()
                 try:
-                    with self.locked(history.directory, 0):
-                        self.settle_leftovers(history, warnings)
+                    with self.shared.locked(history.directory, 0):
+                        self.shared.clean_up(history, warnings)
                 except BackupFailed as error:
                     self.console.log(f'***NOTE - {history.directory}: {error}')
         self.warn(warnings)
 
-    def warn(self, warnings: Sequence[str]) -> None:
-        """Log warnings that belong to no VM."""
-        for warning in warnings:
-            self.console.log(f'***WARNING - {warning}')
-        self.warnings.extend(warnings)
-
-    @contextlib.contextmanager
-    def locked(self, directory: str, patience: float) -> Iterator[None]:
-        """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
-        with self.store.locked(os.path.basename(directory), patience, self.signals.check):
-            if self.store.unlocked and not self.told_unlocked:
-                self.told_unlocked = True
-                self.console.log(self.store.lock_note())
-            yield
-
     def add_failures(self, plan: Plan) -> None:
         """Count and tell of configured VMs that cannot be backed up."""
+        self.outcomes.extend(plan.failures)
         for outcome in plan.failures:
-            self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
 
     def show_space(self, title: str) -> None:
@@ -6169,283 +6465,16 @@ class BackupRun:
         except CommandFailed as error:
             self.console.log(f'NOTE {error}')
 
-    def attempt(self, job: Job) -> None:
-        """Back up one VM; whatever its failure, it becomes that VM's outcome."""
-        elapsed, started = stopwatch(), now()
-        size, warnings, backup = None, [], None    # type: Optional[int], List[str], Any
-        history = self.store.history(job.vm.name)
-        self.console.log(f'*** {job.method} begin {job.shown}')
-        self.status_log.vm_begin(job)
-        token, reason = 'INTERRUPTED', 'ended by a signal'     # type: str, Optional[str]
-        try:
-            history = self.store.history_of(job)
-            with self.locked(history.directory, self.settings.lock_wait * 60):
-                self.store.history_of(job)             # another VM's, by now?
-                try:
-                    size = self.back_up_with_hooks(job, history, warnings)
-                finally:
-                    self.due.pop(history.directory, None)
-                    backup = self.made.pop(history.directory, None)
-            reason = None
-            token = 'SKIPPED' if size is None else 'WARNING' if warnings else 'SUCCESS'
-        except Exception as error:
-            token, reason = token_of(error), str(error)
-            if token == 'INTERNAL-ERROR':              # it must not stop the others
-                self.console.log_lines(traceback.format_exc())
-                reason = f'a bug in VmBackup.py: {error!r}'
-            self.console.log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
-        finally:
-            if any(LEFT in warning for warning in warnings):
-                self.again.append(history)
-            for warning in warnings:
-                self.console.log(f'***WARNING - {job.vm.name}: {warning}')
-            outcome = Outcome(
-                job.method, job.vm.name, token, int(elapsed() // 60), size or 0, job.vm.uuid,
-                iso(started), int(elapsed()), backup and backup.path,
-                part(backup.manifest(), 'files') if size else {}, warnings, reason)
-            self.outcomes.append(outcome)
-            self.status_log.vm_end(outcome)
-        if token in ('SUCCESS', 'WARNING'):
-            self.console.log('VmBackup {} {} - ***{}*** t:{}'.format(
-                job.method, job.vm.name, token.replace('SUCCESS', 'Success'), outcome.minutes))
-
-    def back_up_with_hooks(self, job: Job, history: VmHistory,
-                           warnings: List[str]) -> Optional[int]:
-        """Make one backup between its hooks; None if they want it skipped. Raise as back_up()."""
-        known = {'vm': job.vm.name, 'uuid': job.vm.uuid, 'method': job.method}
-        try:
-            with failing_as('HOOK-FAIL'):
-                if not self.hooks.run('backup-start', **known):
-                    return None
-            size = self.back_up_again(job, history, warnings)
-        except BaseException as error:
-            if history.directory in self.made:
-                known['target'] = self.made[history.directory].path
-            self.hooks.tell('backup-abort', warnings, status=token_of(error), **known)
-            raise
-        if self.hooks.program:
-            backup = self.made[history.directory]
-            files = [backup.file(native(name)) for name in part(backup.manifest(), 'files')
-                     if name.endswith(IMAGES)]
-            self.hooks.tell('backup-end', warnings, target=backup.path, file='\n'.join(files),
-                            size=str(size), status='WARNING' if warnings else 'SUCCESS', **known)
-        return size
-
-    def back_up_again(self, job: Job, history: VmHistory, warnings: List[str]) -> int:
-        """As back_up; once more where xapi went away before anything was exported: one restart
-        would else cost two VMs their backups, the exported one's and the next one's."""
-        try:
-            return self.back_up(job, history, now(), warnings)
-        except VmBackupError as error:
-            begun = re.search('-EXPORT-FAIL|VERIFY-FAIL', token_of(error))
-            if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
-                raise
-            if any(LEFT in warning for warning in warnings):   # xapi may make it as it starts
-                self.again.append(history)
-                if history.directory in self.made:
-                    self.doubtful.append(self.made[history.directory].path)
-            self.console.log(f'***NOTE - {error}: trying {job.vm.name} again')
-        waited = stopwatch()
-        while waited() < RESTART_PAUSE:
-            self.signals.check()
-            time.sleep(min(1, RESTART_PAUSE))
-        del warnings[:]
-        return self.back_up(job, history, now(), warnings)
-
-    def back_up(self, job: Job, history: VmHistory, started: datetime.datetime,
-                warnings: List[str]) -> int:
-        """Make one backup; return the bytes of its files. `warnings` collects what went wrong
-        without spoiling it. Raise BackupFailed or another VmBackupError, or OSError."""
-        log = self.console.log
-        log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
-        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
-        policy = policy_of(self.settings, job)
-        xe = Xe(self.console, self.signals)
-        known = self.settle_leftovers(history, warnings)
-        if len(known) >= MOST_LEFTOVERS or '' in known:
-            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
-        log(f'Check for last **unsuccessful** backup: {history.directory}')
-        for failure in [each for each in history.failures() if each.path not in self.doubtful]:
-            log(f'Deleting last **unsuccessful** backup {failure.path} ')
-            with tolerating(warnings, f'cannot delete {failure.path}'):
-                history.delete(failure)
-        exporter = exporter_of(self.config, job.method, self.pool, xe, warnings)
-        base = os.path.basename(history.directory)
-        backup, last = self.begin(job, history, exporter.names(base, vm), started)
-        log(f'new backup_dir: {backup.path}')
-        self.gather_metadata(backup, vm, xe, warnings)
-        log(f'*** {job.method} begin xe command sequence')
-        if vm.record['power_state'] == 'Running':
-            log('power-state ( RO): running')
-            log('vm is running')
-        else:
-            log('vm is NOT running')
-        exporter.aim(vm)
-        self.tell_disks(exporter, warnings)
-        self.signals.check()
-        with backup.whole(), exporter.snapshot(backup, known) as snapshot:
-            self.signals.check()
-            if self.settings.pre_clean:
-                self.prune(history, history.expendable(policy, started), warnings)
-                self.due[history.directory] = self.due[history.directory][0], last
-            manifest = dict(self.manifest(job, exporter, started), snapshot=snapshot.uuid)
-            with failing_as(exporter.export_token):
-                parts = exporter.parts(base, snapshot)
-            size = sum([self.export(exporter, part, backup, manifest, last) for part in parts])
-            del self.due[history.directory]
-            log(f'{job.method} success')
-        log(f'*** {job.method} end')
-        manifest.update(self.verify(backup, ', '.join(part.name for part in parts), manifest,
-                                    warnings))
-        with tolerating(warnings, f'{GUIDE} is missing'):
-            write_guide(backup, parts, manifest, exporter.disks)
-        backup.complete(dict(manifest, finished=iso(now()), warnings=warnings),
-                        size > self.settings.large_backup << 30)
-        log('*** success: {} : {}G'.format(
-            backup.path if parts[1:] else backup.file(parts[0].name), size >> 30))
-        with tolerating(warnings, 'cannot look for older backups'):
-            self.prune(history, history.surplus(backup, policy), warnings)
-        return size
-
-    def export(self, exporter: Exporter, part: Part, backup: BackupDir, manifest: Dict[str, Any],
-               last: int) -> int:
-        """Export a file of a snapshot; return its bytes. Raise BackupFailed, OSError."""
-        path = backup.file(part.name)
-        if part.kind == 'VDI':                         # as it is by now
-            manifest['disks'][part.disk].update(file=portable(part.name),
-                                                virtual_size=part.snapshot.size)
-        with failing_as(exporter.export_token):
-            exporter.export(part, path, Watchdog(
-                self.settings.stall_timeout * 60, lambda: size_of(path),
-                Meter(self.console, 'exported', part.name, last * (exporter.kind == part.kind)),
-                lambda: self.pool.progress(part.snapshot.uuid)))
-            return written(path)
-
-    def tell_disks(self, exporter: Exporter, warnings: List[str]) -> None:
-        """Log which disks are left out, and which might have been; warn if none is left."""
-        if exporter.left_out and not exporter.disks:
-            warnings.append(NO_DISK_LEFT)
-        for disk, why in exporter.left_out:
-            self.console.log('left out: ' + disk_words(disk, why))
-        for disk in exporter.disks:
-            if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
-                self.console.log('***NOTE - backed up, as honour_nobak=no: {}'.format(
-                    disk_words(disk, NOBAK)))
-
-    def begin(self, job: Job, history: VmHistory, names: Sequence[str],
-              started: datetime.datetime) -> Tuple[BackupDir, int]:
-        """Make the directory of a backup, if there is room for it beside those that are being made;
-        return also the last one's bytes. Raise BackupFailed, TargetError, OSError."""
-        going = (history.expendable(policy_of(self.settings, job), started)
-                 if self.settings.pre_clean else [])
-        gain = sum(backup.occupied() for backup in going)
-        last = sum(history.last_size(name) for name in names)
-        with self.beginning:
-            due = 0
-            for paths, size in list(self.due.values()):
-                with contextlib.suppress(OSError):     # it is another VM's
-                    due += max(0, size - sum(size_of(path) for path in paths))
-            self.store.check_room(self.settings.min_free, last, gain - due)
-            self.store.check_mounted()
-            backup = history.begin(started)
-            self.due[history.directory] = [backup.file(name) for name in names], last - gain
-            self.made[history.directory] = backup
-        return backup, last
-
-    def verify(self, backup: BackupDir, name: str, manifest: Dict[str, Any],
-               warnings: List[str]) -> Dict[str, Any]:
-        """Prove what was exported; return what the manifest is to tell. Raise BackupFailed."""
-        if self.settings.verify == 'no':
-            return {}
-        elapsed = stopwatch()
-        try:
-            verified = self.verifier.check(backup, manifest)
-        except (VmBackupError, OSError) as error:
-            raise BackupFailed('VERIFY-FAIL', str(error))
-        self.console.log(f'verified {name}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
-        warnings.extend(verified.problems)
-        return {'verified': verified.record(manifest)}
-
-    def manifest(self, job: Job, exporter: Exporter, started: datetime.datetime) -> Dict[str, Any]:
-        """What a backup tells of itself, as far as it is known before the export."""
-        return dict(
-            {'schema': 1, 'version': VERSION, 'vm': {
-                'name': job.vm.name, 'uuid': job.vm.uuid, 'tags': job.vm.record.get('tags', [])},
-             'method': job.method, 'host': self.host, 'started': iso(started),
-             'disks': [{'device': disk.device, 'uuid': disk.vdi['uuid'],
-                        'name': disk.vdi['name_label'],
-                        'virtual_size': int(disk.vdi['virtual_size'])} for disk in exporter.disks],
-             'left_out': [{'device': disk.device, 'uuid': disk.vdi['uuid'],
-                           'name': disk.vdi['name_label'], 'why': why}
-                          for disk, why in exporter.left_out]},
-            **self.identity)
-
-    def settle_leftovers(self, history: VmHistory, warnings: List[str]) -> List[str]:
-        """Remove what an earlier run that died left of a VM's backup: in the pool what it wrote
-        down, on disk what it was deleting. Return the uuids of snapshots that are still there."""
-        left = []              # type: List[str]
-        for backup in history.open_records():
-            with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
-                intent = backup.intent()
-                if intent:
-                    if intent.pool != self.pool.uuid():
-                        self.console.log(f'***NOTE - {backup.path} tells of a snapshot in another '
-                                         f'pool, {intent.pool}: not touched')
-                        continue
-                    if backup.path in self.doubtful:
-                        continue                       # the same
-                    left.append(intent.uuid)
-                    if backup.path in self.unsettled:
-                        continue                       # told at the beginning of this run
-                    self.unsettled.append(backup.path)
-                    if self.store.unlocked and is_in_work(intent):
-                        raise TargetError(f'its run on {intent.host} may be at work still, and '
-                                          'backup_dir cannot lock')
-                    kind, form = (VdiExporter, '.raw') if intent.kind == 'VDI' else (
-                        VmExporter, 'none')            # type: Any, str
-                    exporter = kind(self.pool, Xe(self.console, self.signals), self.console,
-                                    warnings, form)
-                    with self.pool.snapshotting:
-                        clear = exporter.settle(intent, backup)
-                    left.pop()
-                    self.unsettled.remove(backup.path)
-                    if not clear:
-                        self.doubtful.append(backup.path)
-                        continue
-                backup.drop_intent()
-        for path in history.half_deleted():
-            with tolerating(warnings, f'cannot delete {path}'):
-                history.finish_deleting(path)
-        return left
-
-    def gather_metadata(self, backup: BackupDir, vm: Vm, xe: Xe, warnings: List[str]) -> None:
-        """Write the metadata; what is missing becomes a warning."""
-        self.console.log('Exporting VM metadata XML info')
-        with tolerating(warnings, 'vm-metadata.xml is missing'):
-            write_metadata(backup, vm, xe)
-        self.console.log('*** vm-export metadata end')
-        with tolerating(warnings, 'metadata is missing'):
-            write_configuration(backup, vm, self.pool, self.console)
-
-    def prune(self, history: VmHistory, backups: Sequence[BackupDir], warnings: List[str]) -> None:
-        """Delete backups, but for one that knows of a snapshot of ours in the pool."""
-        for backup in backups:
-            with tolerating(warnings, f'cannot delete {backup.path}'):
-                self.console.log(f'Deleting oldest backup {backup.path} ')
-                history.delete(backup)
-
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master; a failure is an error of the run."""
-        log, warnings = self.console.log, []   # type: Any, List[str]
-        xe = Xe(self.console, self.signals, False)
+        log, xe = self.console.log, Xe(self.console, self.signals, False)
         log('*** begin backup_pool_metadata ***')
         try:
-            if not self.pool.is_master():
+            if not self.shared.pool.is_master():
                 log('NOTE not the pool master: no backup of the pool database here')
                 return
-            directory = self.store.pool_dumps(self.host)
-            with self.locked(directory, self.settings.lock_wait * 60):
+            directory = self.store.pool_dumps(os.uname().nodename)
+            with self.shared.locked(directory, self.settings.lock_wait * 60):
                 path = self.store.new_pool_dump(directory, now())
                 with self.store.completed(path) as partial:
                     watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
@@ -6453,13 +6482,12 @@ class BackupRun:
                     output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
                     self.console.log_lines(output)
                     if self.settings.verify == 'yes':
-                        self.verifier.prove(partial, form='.dump')
-                with tolerating(warnings, 'cannot delete old dumps'):
+                        self.shared.verifier.prove(partial, form='.dump')
+                with self.tolerating('cannot delete old dumps'):
                     for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
                         log(f'Deleting oldest pool database dump {old}')
-                self.warn(warnings)
         except (VmBackupError, OSError) as error:
-            self.died(f'pool database not backed up: {error}')
+            self.fail(f'pool database not backed up: {error}')
 
 
 def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
@@ -6485,7 +6513,7 @@ def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     if plan.failures:
         console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
         return ERROR.status
-    console.log(f'SUCCESS preview of parameters {warning_words(plan)}')
+    console.log('SUCCESS preview of parameters ' + WARNINGS_FOUND[plan.warnings])
     return WARNING.status if plan.warnings else SUCCESS.status
 
 
@@ -6501,30 +6529,21 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
         unreadable = str(error)
         invocation = invocation._replace(config_file='')
         config = parse_config([], '', invocation)
-    known = invocation.config_file and not any('config status_log ' in error
-                                               for error in config.errors)
-    status_log = StatusLog(config.settings.status_log if known else '',
-                           os.uname().nodename, console)
-    run_of_tonight = BackupRun(config, console, status_log, signals, invocation.config_file)
-    signum = 0
-    try:
+    path = config.settings.status_log if invocation.config_file else ''
+    if any('config status_log ' in error for error in config.errors):
+        path = ''
+    run_of_tonight = BackupRun(config, console, StatusLog(path, console), signals,
+                               invocation.config_file)
+    with run_of_tonight.until_ended():
         if unreadable:
             raise ConfigError(unreadable)
         refuse_unexpected(config, console)
         run_of_tonight.carry_out(invocation)
-    except Interrupted as interruption:
-        signum = interruption.signum
-        console.log(f'ERROR ended by signal {signum}')
-    except VmBackupError as error:
-        run_of_tonight.died(str(error))
-    except Exception as error:
-        console.log_lines(traceback.format_exc())
-        run_of_tonight.died(f'a bug in VmBackup.py, please report it: {error!r}')
-    return run_of_tonight.end(signum)
+    return run_of_tonight.end()
 
 
 # ----------------------------------------------------------------------------------------------
-# 19. Commands: verify, list, prune, protect
+# 20. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
 
 
@@ -6662,8 +6681,7 @@ class VerifyCommand:
             self.tell(path, 'NOTE' if gone else 'ERROR',
                       'it was deleted meanwhile' if gone else words)
         except Exception as error:                     # a bug of ours must not stop the others
-            self.console.log_lines(traceback.format_exc())
-            self.tell(path, 'ERROR', f'a bug in VmBackup.py, please report it: {error!r}')
+            self.tell(path, 'ERROR', explain(error, self.console))
 
     def tell(self, path: str, token: str, text: str) -> None:
         """Log a line, and count it unless it is a note."""
@@ -6979,7 +6997,7 @@ def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 20. Restores: restore, test-restore
+# 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
 
@@ -7323,20 +7341,19 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
                 console.log(f'***WARNING - {warning}')
 
 
-class TestRestore:
+class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
 
     def __init__(self, restorer: Restorer, sources: Sources, options: Dict[str, str]) -> None:
+        settings = sources.config.settings
+        self.previewing = options['preview'] == 'preview'
+        if self.previewing:
+            settings = settings._replace(status_log='', mail_mode='never')
+        path = settings.status_log if sources.config_file else ''
+        super().__init__(settings, StatusLog(path, restorer.console), restorer.console)
         self.restorer = restorer
         self.sources = sources
         self.options = options
-        self.previewing = options['preview'] == 'preview'
-        self.console = restorer.console
-        settings = sources.config.settings
-        self.status_log = StatusLog(
-            settings.status_log if sources.config_file and not self.previewing else '',
-            os.uname().nodename, self.console)
-        self.outcomes = []     # type: List[Outcome]
 
     def carry_out(self, word: str) -> None:
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
@@ -7350,45 +7367,27 @@ class TestRestore:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         if not self.previewing:
             self.restorer.importer.clean_up()
-        for warning in self.restorer.warnings:
-            self.console.log(f'***WARNING - {warning}')
+        self.warn(self.restorer.warnings)
         for history, job in zip(histories, plan.jobs):
             self.restorer.signals.check()
-            self.attempt(job._replace(method='test-restore'), history)
+            self.test_vm(job._replace(method='test-restore'), history)
 
-    def attempt(self, job: Job, history: VmHistory) -> None:
+    def test_vm(self, job: Job, history: VmHistory) -> None:
         """Test one backup; whatever its failure, it becomes that VM's outcome."""
-        elapsed, before = stopwatch(), len(self.restorer.warnings)
-        self.console.log(f'*** test-restore begin {job.vm.name}')
-        self.status_log.vm_begin(job)
-        token, size = 'INTERRUPTED', 0
-        try:
-            size = self.test(history)
-            token = 'SUCCESS' if len(self.restorer.warnings) == before else 'WARNING'
-        except (VmBackupError, OSError) as error:
-            token = 'TEST-RESTORE-FAIL'
-            self.console.log(f'ERROR test-restore {token} {job.vm.name}: {error}')
-        except Exception as error:                     # a bug of ours must not stop the others
-            self.console.log_lines(traceback.format_exc())
-            token = 'INTERNAL-ERROR'
-            self.console.log(f'ERROR test-restore {token} {job.vm.name}: a bug in VmBackup.py, '
-                             f'please report it: {error!r}')
-        finally:
-            for warning in self.restorer.warnings[before:]:
-                self.console.log(f'***WARNING - {job.vm.name}: {warning}')
-            outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), size)
-            self.outcomes.append(outcome)
-            self.status_log.vm_end(outcome)
-        if token in ('SUCCESS', 'WARNING') and not self.previewing:
+        del self.restorer.warnings[:]
+        attempt = Attempt(job)
+        attempt.warnings = self.restorer.warnings
+        outcome = self.attempt(attempt, job.vm.name, lambda: self.test(attempt, history))
+        if outcome.token in ('SUCCESS', 'WARNING') and not self.previewing:
             self.console.log('test-restore {} - ***{}*** t:{}'.format(
-                job.vm.name, token.replace('SUCCESS', 'Success'), outcome.minutes))
+                job.vm.name, outcome.token.replace('SUCCESS', 'Success'), outcome.minutes))
 
-    def test(self, history: VmHistory) -> int:
-        """Test the newest good backup; return its bytes. Raise VmBackupError, OSError."""
-        backup = self.sources.newest(history, '')
+    def test(self, attempt: Attempt, history: VmHistory) -> None:
+        """Test the newest good backup. Raise BackupFailed, Interrupted."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
         proved, size = False, 0
         try:
+            backup = self.sources.newest(history, '')
             for file in backup.check_archives(backup.manifest()):
                 chosen = self.sources.of_file(backup.file(file))
                 name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
@@ -7402,7 +7401,7 @@ class TestRestore:
         except (VmBackupError, OSError) as error:
             if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
                 result['fault'] = printable(str(error))
-            raise
+            raise BackupFailed('TEST-RESTORE-FAIL', str(error))
         finally:
             if proved or 'fault' in result:            # else it was not, or was interrupted
                 result['seconds'] = int(elapsed())
@@ -7411,19 +7410,12 @@ class TestRestore:
         if proved:
             self.console.log('proved: {} can be restored ({:.0f} s)'.format(
                 backup.path if backup.archives()[1:] else chosen.path, elapsed()))
-        return size
+        attempt.size = size
 
-    def end(self, signum: int, errors: int) -> int:
-        """Tell how it ended, by mail too; return the exit status. `errors` belong to no VM."""
+    def end(self) -> int:
+        """Tell how it ended, by mail too; return the exit status."""
         self.restorer.signals.at_once = False
-        counts = tally(self.outcomes, errors)
-        verdict = ERROR if counts.errors or signum else (
-            WARNING if counts.warnings or self.restorer.warnings else SUCCESS)
-        self.console.log(f'VmBackup test-restore ended - {verdict.phrase} - {counts}')
-        mailed = self.previewing or mail_verdict(
-            self.sources.config.settings, verdict, f'test-restore {verdict.token} - {counts}',
-            self.console)
-        return 128 + signum if signum else max(verdict.status, 0 if mailed else 1)
+        return self.exit_status(self.tell_end('test-restore '))
 
 
 def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:
@@ -7432,26 +7424,16 @@ def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> i
     sources = Sources(line.options['from'], console)
     be_gentle(False)
     restorer = Restorer(None, sources, console, signals)
-    test, signum, errors = TestRestore(restorer, sources, line.options), 0, 0
-    try:
-        with Pool.connect(login_word(line.password, console), console, signals) as pool:
-            restorer.pool = restorer.importer.pool = pool
-            test.carry_out(line.words[0])
-    except Interrupted as interruption:
-        signum = interruption.signum
-        console.log(f'ERROR ended by signal {signum}')
-    except (VmBackupError, OSError) as error:
-        console.log(f'ERROR {error}')
-        errors = 1
-    except Exception as error:
-        console.log_lines(traceback.format_exc())
-        console.log(f'ERROR a bug in VmBackup.py, please report it: {error!r}')
-        errors = 1
-    return test.end(signum, errors)
+    test = TestRestore(restorer, sources, line.options)
+    with test.until_ended(), (
+            Pool.connect(login_word(line.password, console), console, signals)) as pool:
+        restorer.pool = restorer.importer.pool = pool
+        test.carry_out(line.words[0])
+    return test.end()
 
 
 # ----------------------------------------------------------------------------------------------
-# 21. Checks: status, check-config, test-mail
+# 22. Checks: status, check-config, test-mail
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
@@ -7668,7 +7650,7 @@ def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 22. Command line: help texts, main
+# 23. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
 
 USAGE = """Usage:

@@ -6,7 +6,6 @@ import difflib
 import errno
 import fcntl
 import glob
-import io
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from tests.simpool import SimPool, pools
 from tests.tools import forked
 from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
-from tests.tools.support import LIMIT, NO_XXHASH, PoolCase
+from tests.tools.support import LIMIT, NO_XXHASH, PoolCase, shared_without_pool
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -482,13 +481,11 @@ class Troubles(PoolCase):
 
     @prints('cannot lock')
     def the_share_knows_no_locks(self):
-        run = VmBackup.BackupRun(VmBackup.parse_config(
-            ['backup_dir=' + self.backups], 'f', VmBackup.Invocation('', '', (), False, False, {})),
-            VmBackup.Console(io.BytesIO()), None, VmBackup.Signals())
-        run.store.problem('no')
+        shared = shared_without_pool(self.backups)
+        shared.store.problem('no')
         with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
-            with run.locked(self.backups + '/db', 0):
-                return run.console.lines[-1]
+            with shared.locked(self.backups + '/db', 0):
+                return shared.console.lines[-1]
 
     @prints('no progress for')
     def an_export_stands_still(self):

@@ -11,7 +11,7 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import SMALL, PoolCase
+from tests.tools.support import SMALL, PoolCase, shared_without_pool
 
 NAMES = ('one', 'two', 'three', 'four')
 PREFIX = re.compile(r'\[([^]]*)\] ')
@@ -141,7 +141,7 @@ class Told(ParallelCase):
         done = self.back_up('vm-export=.*', parallel=4)
         self.assertEqual(2, done.status, done.output)
         self.assertRegex(done.output, r'\[(\w+)\] ERROR vm-export INTERNAL-ERROR \1: a bug in '
-                         r'VmBackup\.py: \w+Error')
+                         r'VmBackup\.py, please report it: \w+Error')
         self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:2 W:0 E:2', done.lines)
         self.assertEqual(2, sum(path.endswith('/success') for path in self.tree()))
 
@@ -221,28 +221,42 @@ class Room(ParallelCase):
     """What is being written counts as written."""
 
     def test_room_that_another_vm_needs_is_not_free(self):
-        run = VmBackup.BackupRun(VmBackup.parse_config(
-            ['backup_dir=' + self.backups], 'test', VmBackup.Invocation(
-                '', '', (), False, False, {})), VmBackup.Console(None), None, VmBackup.Signals())
+        shared = shared_without_pool(self.backups)
         histories = {}
         for name in NAMES[:2]:
             path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
             self.put_file(os.path.join(path, name + '.xva'), bytes(1 << 20))
-            histories[name] = run.store.history(name)
-        run.store.problem('no')
+            histories[name] = shared.store.history(name)
+        shared.store.problem('no')
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0)
 
         def begin(name, free):
             found.f_bavail = free
+            backup = VmBackup.VmBackup(shared, Order.load(name).job)
+            backup.history = histories[name]
             with unittest.mock.patch('os.statvfs', return_value=found):
-                return run.begin(Order.load(name).job, histories[name], [name + '.xva'],
-                                 VmBackup.now())[0]
+                backup.begin([name + '.xva'], VmBackup.now())
+            return backup
         first = begin('one', 1)
         with self.assertRaises(VmBackup.BackupFailed) as caught:
             begin('two', 1)
         self.assertEqual('NO-SPACE', caught.exception.token)
-        self.put_file(first.file('one.xva'), bytes(1 << 20))
+        self.put_file(first.backup.file('one.xva'), bytes(1 << 20))
         self.assertTrue(begin('two', 1).path)
+
+    def test_what_has_failed_leaves_its_room_to_the_next_try(self):
+        path = self.old_backup('one', 'backup-2026-01-01-(00:00:00)', 'success')
+        self.put_file(os.path.join(path, 'one.xva'), bytes(1 << 20))
+        found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=1, f_bfree=1)
+        shared = shared_without_pool(self.backups)
+        shared.store.problem('no')
+        backup = VmBackup.VmBackup(shared, Order.load('one').job)
+        backup.history = shared.store.history('one')
+        with unittest.mock.patch('os.statvfs', return_value=found):
+            backup.begin(['one.xva'], VmBackup.now())
+            backup.release()
+            backup.begin(['one.xva'], VmBackup.now())
+        self.assertEqual([backup], shared.writing)
 
 
 class Gentle(ParallelCase):

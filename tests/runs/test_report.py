@@ -238,7 +238,7 @@ class Places(ReportCase):
     def test_a_place_that_hangs_is_given_up(self):
         self.script = self.changed_script(SHARE_TIMEOUT=0.3)
         self.prelude = ('import time, VmBackup\n'
-                        'VmBackup.Report.put = lambda self, document: time.sleep(300)\n')
+                        'VmBackup.put_report = lambda path, document: time.sleep(300)\n')
         done = self.assert_ends(1, self.run_reporting())
         self.assertIn('the file system does not answer within 0.3 seconds', done.output)
 
@@ -247,9 +247,7 @@ class Places(ReportCase):
         before = self.read_bytes(self.path)
         with unittest.mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
             with self.assertRaises(OSError):
-                report = VmBackup.Report.__new__(VmBackup.Report)
-                report.path = self.path
-                report.put({'schema': 1})
+                VmBackup.put_report(self.path, {'schema': 1})
         self.assertEqual(before, self.read_bytes(self.path))
         self.assertEqual(['report.json'], os.listdir(os.path.dirname(self.path)))
 
