@@ -63,15 +63,12 @@ import binascii
 import collections
 import contextlib
 import datetime
-import email.message
-import email.utils
 import errno
 import fcntl
 import functools
 import glob
 import hashlib
 import heapq
-import http.client
 import itertools
 import json
 import os
@@ -79,28 +76,20 @@ import re
 import shlex
 import shutil
 import signal
-import smtplib
-import socket
-import ssl
 import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import unicodedata
-import xml.etree.ElementTree
 import xml.parsers.expat
-import xmlrpc.client
 from typing import (Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
-try:
-    import XenAPI
-except (ImportError, SyntaxError):     # said in one clear line by Pool.connect()
-    XenAPI = None          # type: ignore
+# What only some commands need (mail, HTTP, XML-RPC, XenAPI.py) is imported where it is used: `help`
+# and `list` begin in half the time.
 
 VERSION = '5.0.0'
 
@@ -974,6 +963,7 @@ def create_password_file(password: str, path: str) -> None:
         kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
         if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
             raise ConfigError(f'not a file: password file {path}')
+        import tempfile
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')
         try:
             with open(handle, 'wb') as stream:
@@ -1957,7 +1947,9 @@ def is_complete(kind: str, record: Any) -> bool:
 def session_at(url: str) -> Any:
     """Return a session object for http://..., https://... or unix:/path; nothing is sent yet. It
     does not verify certificates: xapi's own is self-signed. Raise PoolError for another URL."""
-    if XenAPI is None:
+    try:
+        import XenAPI
+    except (ImportError, SyntaxError):
         raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
     shown = without_password(url)
     options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
@@ -2053,6 +2045,11 @@ class Pool:
     @staticmethod
     def guarded(what: str, function: Callable, *arguments: Any) -> Any:
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
+        import http.client
+        import socket
+        import ssl
+        import xmlrpc.client
+        import XenAPI
         try:
             return function(*arguments)
         except XenAPI.Failure as failure:
@@ -3600,32 +3597,10 @@ def ova_xml(archive: bytes) -> bytes:
     return archive[BLOCK:end]
 
 
-class Unpacker(xmlrpc.client.Unmarshaller):
-    """Converts a value of XML-RPC to Python's; numbers stay text, as xapi writes them."""
-
-    dispatch = {tag: xmlrpc.client.Unmarshaller.dispatch[tag] for tag in (
-        'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
-        'struct', 'value')}
-    dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), dispatch['string']))
-    depth = 0                  # elements that are open
-
-    def start(self, tag: str, attributes: Any) -> None:
-        """Begin an element; raise ValueError if too many are open: each end joins all the text
-        before it."""
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise ValueError(f'more than {DEEPEST} elements within each other')
-        super().start(tag, attributes)
-
-    def end(self, tag: str) -> None:
-        """End an element."""
-        self.depth -= 1
-        super().end(tag)
-
-
 @contextlib.contextmanager
 def damaged_if_malformed() -> Iterator[None]:
     """Read an ova.xml within this; raise Damaged for what is missing or not as it should be."""
+    import xmlrpc.client
     try:
         yield
     except KeyError as error:
@@ -3638,6 +3613,30 @@ def damaged_if_malformed() -> Iterator[None]:
 
 def xmlrpc_value(ova: bytes) -> Record:
     """Return what an ova.xml holds, one value of XML-RPC. Raise as damaged_if_malformed expects."""
+    import xmlrpc.client
+
+    class Unpacker(xmlrpc.client.Unmarshaller):
+        """Converts a value of XML-RPC to Python's; numbers stay text, as xapi writes them."""
+
+        dispatch = {tag: xmlrpc.client.Unmarshaller.dispatch[tag] for tag in (
+            'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
+            'struct', 'value')}
+        dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), dispatch['string']))
+        depth = 0                  # elements that are open
+
+        def start(self, tag: str, attributes: Any) -> None:
+            """Begin an element; raise ValueError if too many are open: each end joins all the text
+            before it."""
+            self.depth += 1
+            if self.depth > DEEPEST:
+                raise ValueError(f'more than {DEEPEST} elements within each other')
+            super().start(tag, attributes)
+
+        def end(self, tag: str) -> None:
+            """End an element."""
+            self.depth -= 1
+            super().end(tag)
+
     if b'<!' in ova or b'\0' in ova:                   # the latter in other encodings
         raise ValueError('it has a declaration, which xapi does not write')
     unpacker = Unpacker()
@@ -4143,6 +4142,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str) -> bytes:
     """Return an ova.xml whose VM gets that name, is no template and does not start by itself, nor
     ever did; it and what comes with it carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). All other values are as they were. Raise Damaged."""
+    import xmlrpc.client
     new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
            'ha_always_run': False}             # not all versions have all of them
     with damaged_if_malformed():
@@ -4281,6 +4281,7 @@ def cfg(keys: Sequence[str], record: Record, **further: Any) -> str:
 
 def indented(text: bytes) -> str:
     """Return XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
+    import xml.etree.ElementTree
     root = xml.etree.ElementTree.fromstring(text)
     indent(root, '\n')
     return ('<?xml version="1.0"?>\n' +
@@ -4315,7 +4316,7 @@ def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
     ova = ova_xml(archive)
     try:
         backup.write(indented(ova), METADATA)
-    except xml.etree.ElementTree.ParseError as error:
+    except SyntaxError as error:                       # ElementTree's error is one
         raise CommandFailed(f'the metadata export is no XML: {error}')
 
 
@@ -5596,6 +5597,8 @@ class Hooks:
 
 def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -> Any:
     """The mail of a run."""
+    import email.message
+    import email.utils
     message = email.message.EmailMessage()
     message['Subject'] = printable(f'VmBackup {host} - {subject}')
     own_address = 'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost')
@@ -5617,6 +5620,8 @@ def security_of(settings: Settings) -> str:
 
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
     """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
+    import smtplib
+    import ssl
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     security = security_of(settings)
     if security == 'tls':

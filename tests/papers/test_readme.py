@@ -539,7 +539,7 @@ class Troubles(PoolCase):
         before = self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
         before += self.vmbackup('password', self.config('vm-export=db'),
                                 VMBACKUP_XE='/nosuch/xe').output
-        self.prelude = 'import VmBackup; VmBackup.XenAPI = None'
+        self.prelude = 'import sys; sys.modules["XenAPI"] = None'
         return before + self.previews('db')
 
     @prints('SR_BACKEND_FAILURE_44', 'was left in the pool')
