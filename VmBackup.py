@@ -701,11 +701,6 @@ class Key(NamedTuple):
     parse: Callable[[str], Any]    # raises ValueError with a word for what is wrong
     meaning: str
 
-    @property
-    def range(self) -> str:
-        """The numbers or words that it takes, or '' where its meaning tells what it takes."""
-        return getattr(self.parse, 'range', '')
-
 
 KEYS = (
     Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, whole_number(0, 1),
@@ -939,20 +934,11 @@ def selector(word: str) -> Rule:
 
 
 def read_file(path: str, limit: int) -> bytes:
-    """What a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
-    handle, data = os.open(path, os.O_RDONLY | os.O_NONBLOCK), b''
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
+    """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, 'not a file')
-        while len(data) < limit:
-            piece = os.read(handle, min(limit - len(data), max(status.st_size, 4096)))
-            data += piece
-            if not piece or len(data) == status.st_size:       # a file of the kernel has no size
-                break
-        return data
-    finally:
-        os.close(handle)
+        return stream.read(limit)
 
 
 def create_password_file(password: str, path: str) -> None:
@@ -1086,13 +1072,6 @@ def covers(exclude: Rule, rule: Rule) -> bool:
     return (exclude.kind, exclude.word) == (rule.kind, rule.word)
 
 
-class Definition(NamedTuple):
-    """The winning rule for one VM."""
-
-    keep: Optional[int]
-    literal: bool              # the rule was this very name or uuid
-
-
 class Selector:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
@@ -1105,6 +1084,7 @@ class Selector:
             for tag in vm.record.get('tags', ()):
                 self.by['tag'].setdefault(tag, []).append(vm.ref)
         self.names = list(self.by['name'])     # as dicts, in the order in which they came
+        # the winning rule for each VM, and whether it is this very name or uuid
         self.definitions = {'vm-export': {}, 'vdi-export': {}}     # type: Dict[str, Any]
         self.exact = set()     # type: set
         self.excludes = []     # type: List[Rule]
@@ -1161,11 +1141,11 @@ class Selector:
         for ref in found or ():                # the last definition, at the first one's place
             name = self.vms[ref].name
             literal = rule.kind == 'uuid' or rule.kind == 'name' and rule.pattern == name
-            old = self.definitions[rule.method].get(ref)
-            if old and old.literal and not literal and old.keep != rule.keep:
+            old, was_literal = self.definitions[rule.method].get(ref, (rule, False))
+            if was_literal and not literal and old.keep != rule.keep:
                 self.messages.append('***NOTE - a later regex overrides the retention of '
                                      f'{name}{retention_suffix(old.keep)}')
-            self.definitions[rule.method][ref] = Definition(rule.keep, literal)
+            self.definitions[rule.method][ref] = rule, literal
             if rule.kind != 'name':
                 self.exact.add(ref)
 
@@ -1232,15 +1212,15 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
     jobs = []                  # type: List[Job]
     failures = [Outcome(rule.method, pattern, 'VM-NOT-FOUND', error='not in the pool')
                 for pattern, rule in state.missing.items()]
-    chosen = [(method, ref, definition) for method in ('vdi-export', 'vm-export')
-              for ref, definition in state.definitions[method].items()]
-    for method, ref, definition in chosen:
-        vm = state.vms[ref]
+    chosen = itertools.chain(state.definitions['vdi-export'].items(),
+                             state.definitions['vm-export'].items())
+    for ref, (rule, literal) in chosen:
+        vm, method = state.vms[ref], rule.method
         namesakes = state.by['name'][vm.name]
         no_bak = [tag for tag in vm.record.get('tags', ())     # xen-orchestra: Backup modifier tags
                   if tag == 'xo:no-bak' or tag.startswith('xo:no-bak=')]
         if ref in covered:
-            if definition.literal and ref in state.excluded:
+            if literal and ref in state.excluded:
                 state.messages.append(f'***NOTE - forcing exclude of: {vm.name}')
             continue
         covered.add(ref)
@@ -1250,17 +1230,17 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
                                     error='more than one VM with this name'))
         elif honour_nobak and no_bak:
-            severity = 'ERROR' if definition.literal else 'NOTE'
+            severity = 'ERROR' if literal else 'NOTE'
             state.messages.append(
                 f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
-            if definition.literal:
+            if literal:
                 failures.append(Outcome(method, vm.name, 'NOBAK-TAG',
                                         error='it has the tag xo:no-bak'))
         else:
             shared = len(namesakes) > 1
             shown = f'{vm.name}~{vm.uuid[:8]}' if shared else vm.name
-            shown += retention_suffix(definition.keep)
-            jobs.append(Job(method, vm, definition.keep or max_backups, shown, shared))
+            shown += retention_suffix(rule.keep)
+            jobs.append(Job(method, vm, rule.keep or max_backups, shown, shared))
     if not jobs and not state.errors:
         state.errors.append('ERROR no VMs loaded')
     excluded = dict.fromkeys(state.vms[ref].name for ref in state.excluded)
@@ -1269,19 +1249,17 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
                 tuple(state.invalid), tuple(state.messages), state.warnings, tuple(state.errors))
 
 
-def is_valid(rule: Rule) -> bool:
-    """Whether a rule's pattern is one, as long as no VM has just this name."""
-    try:
-        return rule.kind != 'name' or matching(rule.pattern, ()) is not None
-    except re.error:
-        return False
-
-
 def rule_problems(rules: Sequence[Rule]) -> List[str]:
     """Return what is wrong with rules, and which can never do anything, whatever VMs there are."""
-    problems = [f'***ERROR - invalid regex: {rule} ({rule.where})'
-                for rule in rules if not is_valid(rule)]
-    excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text and is_valid(rule)]
+    problems, excludes = [], []        # type: List[str], List[Rule]
+    for rule in rules:
+        try:
+            if rule.kind == 'name':
+                matching(rule.pattern, ())
+            if rule.text and rule.method == 'exclude':
+                excludes.append(rule)
+        except re.error:
+            problems.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
     seen = {}                  # type: Dict[str, str]
     for rule in rules:
         first, why = seen.setdefault(str(rule), rule.where), ''
@@ -3625,15 +3603,12 @@ def xmlrpc_value(ova: bytes) -> Record:
         depth = 0                  # elements that are open
 
         def start(self, tag: str, attributes: Any) -> None:
-            """Begin an element; raise ValueError if too many are open: each end joins all the text
-            before it."""
             self.depth += 1
-            if self.depth > DEEPEST:
+            if self.depth > DEEPEST:                   # each end joins all the text before it
                 raise ValueError(f'more than {DEEPEST} elements within each other')
             super().start(tag, attributes)
 
         def end(self, tag: str) -> None:
-            """End an element."""
             self.depth -= 1
             super().end(tag)
 
@@ -7567,16 +7542,13 @@ class StatusCheck:
         if not last:
             self.found.append((1, f'no run in status_log {path}'))
             return
-        since = f'{last.begun:%Y-%m-%d %H:%M}'
-        old = (self.moment - last.begun).total_seconds() > self.limit
-        if old and last.result:
-            self.found.append((2, f'the last run began {since}'))
-        elif old:
-            self.found.append((2, f'the last run, of {since}, did not finish'))
-        else:
-            self.found.append((int(last.result.startswith('ERROR')), (
-                f'last run, of {since}: {last.result}' if last.result else
-                f'running since {since}')))
+        since, status = f'{last.begun:%Y-%m-%d %H:%M}', int(last.result.startswith('ERROR'))
+        text = f'last run, of {since}: {last.result}' if last.result else f'running since {since}'
+        if (self.moment - last.begun).total_seconds() > self.limit:
+            status, text = 2, f'the last run, of {since}, did not finish'
+            if last.result:
+                text = f'the last run began {since}'
+        self.found.append((status, text))
         if last.failed:
             self.found.append((0, 'failed in it: ' + some_of([
                 about_vm(name, token) for name, token in last.failed])))
@@ -7857,8 +7829,9 @@ def config_text() -> str:
     lines = [CONFIG_HEAD]
     for key in KEYS:
         lines += ['# ' + line for line in key.meaning.split('\n')]
+        allowed = getattr(key.parse, 'range', '')      # of numbers or words
         lines += ['# (default: {}{})'.format(str(key.default) or 'empty',
-                                             '; allowed: ' * bool(key.range) + key.range),
+                                             f'; allowed: {allowed}' if allowed else ''),
                   '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
                                    SHOWN_KEYS.get(key.name, key.default)), '']
     return '\n'.join(lines) + CONFIG_RULES
