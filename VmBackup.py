@@ -41,9 +41,9 @@ Map of this file, in the order in which a run meets its sections; each uses only
      9 Files         names, writing that lasts, removing
     10 Backups       dated directories, manifests, markers, rotation
     11 Store         all of backup_dir, and what is in work there
-    12 Formats       archives, images and dumps: read, proved whole, changed for a restore
+    12 Formats       archives, images and dumps: read, verified, rewritten for a restore
     13 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/, RESTORE.txt
-    14 Verification  proving backups whole
+    14 Verification  a backup verified, file by file
     15 Exporters     what vm-export and vdi-export do differently
     16 Importers     what a restore makes in the pool, and how it is taken back
     17 Reports       status log, report, mail, hooks
@@ -3454,7 +3454,7 @@ class BackupStore:
 
 
 # ----------------------------------------------------------------------------------------------
-# 12. Formats: archives, images and dumps: read, proved whole, changed for a restore
+# 12. Formats: archives, images and dumps: read, verified, rewritten for a restore
 # ----------------------------------------------------------------------------------------------
 # A file is read once, from its beginning to its end, a chunk at a time, whatever its size, as its
 # storage has it. The format of archives: xapi: export.ml, and stream_vdi.ml, which writes and
@@ -3495,8 +3495,8 @@ def end_of_export(data: bytes) -> str:
 
 
 class Source:
-    """The bytes of an open file in their order, decompressed if need be, which `plain` ones are
-    not, whatever they begin with."""
+    """The bytes of an open file in order. They are decompressed if they begin so, except `plain`
+    ones."""
 
     def __init__(self, handle: int, plain: bool = False) -> None:
         self.handle = handle
@@ -3510,10 +3510,8 @@ class Source:
             self.stream = open(handle, 'rb', buffering=0, closefd=False)
 
     def fill(self, view: memoryview) -> int:
-        """Fill a buffer as far as the file goes; the bytes that it had.
-
-        Raise Damaged, CommandFailed, OSError.
-        """
+        """Fill a buffer as far as the file goes; return the number of bytes. Raise Damaged,
+        CommandFailed, OSError."""
         done, got = 0, 1
         try:
             while got and done < len(view) and not self.stopped:
@@ -3539,11 +3537,11 @@ class Source:
             raise Damaged('something follows the end of the gzip file')
 
     def last(self, size: int) -> bytes:
-        """The last bytes of the file as it is."""
+        """Return the last bytes of the file as it is."""
         return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
 
     def close(self) -> None:
-        """Have whoever reads it stop."""
+        """Stop whoever reads it."""
         self.stopped = True
         self.stream.close()
 
@@ -3884,7 +3882,7 @@ class ArchiveReader(Reader):
 
 
 class ImageReader(Reader):
-    """Reads what is no archive: an image of a disk, or a document. `size` is the disk's."""
+    """Reads an image of a disk of that size, or a document."""
 
     def __init__(self, source: Source, size: Optional[int] = None) -> None:
         super().__init__(source)
@@ -3898,8 +3896,8 @@ class ImageReader(Reader):
         return view
 
     def take(self, offset: int, size: int, what: str) -> bytearray:
-        """Read on to where something has to be, and return it. Raise Damaged if that is behind us,
-        or the file ends before."""
+        """Read on to where something has to be; return so many bytes of it. Raise Damaged if that
+        is behind us, or the file ends before."""
         if offset < self.source.at:
             raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
         while self.source.at < offset:
@@ -4040,7 +4038,7 @@ def inverted(data: bytes, at: int) -> int:
 
 
 def zeros(size: int) -> Iterator[bytes]:
-    """Yield so many zeros."""
+    """Yield so many bytes of zeros."""
     for offset in range(0, size, CHUNK):
         yield bytes(min(CHUNK, size - offset))
 
@@ -4064,7 +4062,7 @@ def form_of(name: str) -> str:
 
 
 def form_of_file(path: str) -> str:
-    """As form_of or, where the name says nothing, by the first bytes. Raise OSError."""
+    """Return form_of its name or, where that tells nothing, of its first bytes. Raise OSError."""
     form = form_of(path)
     if form:
         return form
@@ -4114,8 +4112,8 @@ def archived_vm(ova: bytes) -> ArchivedVm:
 
 
 def rewrite_for_import(ova: bytes, name: str, mark: str) -> bytes:
-    """Return an ova.xml whose VM gets that name, is no template and does not start by itself, nor
-    ever did; it and what comes with it carry the mark, in the field that an import leaves as it is
+    """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
+    ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). All other values are as they were. Raise Damaged."""
     import xmlrpc.client
     new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
@@ -4389,8 +4387,10 @@ def write_guide(backup: BackupDir, files: Sequence[ExportFile], manifest: Dict[s
 
 
 # ----------------------------------------------------------------------------------------------
-# 14. Verification: proving backups whole
+# 14. Verification: a backup verified, file by file
 # ----------------------------------------------------------------------------------------------
+# A file is read as its storage has it, not as memory remembers it, and watched, as storage may
+# hang. What is found is for the manifest, so that a later verification can compare.
 
 PROVED = {                 # from least to most
     'length': 'it can be read, but nothing tells how long it should be',
@@ -4466,7 +4466,7 @@ class Reading:
 
 
 class Verifier:
-    """Reads files, watched, and tells how far it is."""
+    """Reads files under watch, and shows how far it is."""
 
     def __init__(self, console: Console, signals: Signals, limit: float) -> None:
         self.console = console
@@ -4499,7 +4499,7 @@ class Verifier:
         reading.forget()
 
     def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
-        """As `prove`, for a file of a backup, which has to be what its manifest tells of it."""
+        """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
         proof, plain = self.prove(
             backup.file(name), backup.disk_size(manifest, name)), plain_name(name)
         known, snapshot = recorded(manifest).get(portable(plain)), manifest.get('snapshot')
@@ -4542,7 +4542,7 @@ class Verifier:
 
     def check_metadata(self, backup: BackupDir, manifest: Dict[str, Any], digests: Dict[str, str],
                        problems: List[str], remarks: List[str]) -> None:
-        """Look whether vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
+        """Check that vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
         manifest, by the name of the archive."""
         try:
             digest = self.prove_in(backup, METADATA, manifest).digest
