@@ -217,18 +217,17 @@ class Interrupted(BaseException):
 
 
 class Outcome(NamedTuple):
-    """How the backup of one VM ended."""
+    """How the backup of one VM ended, as the report has it."""
 
-    method: str                # vm-export or vdi-export
     name: str                  # the VM's name-label
-    token: str                 # SUCCESS, WARNING, SKIPPED, or what failed
-    minutes: int = 0
-    size: int = 0              # bytes of what was exported
-    uuid: Optional[str] = None         # this and what follows are the report's
+    uuid: Optional[str]        # None if it was not even tried
+    method: str                # vm-export or vdi-export
+    status: str                # SUCCESS, WARNING, SKIPPED, or what failed
     started: Optional[str] = None      # as iso() writes it
     seconds: int = 0
     path: Optional[str] = None         # of the dated directory, if it was made
     files: Dict[str, int] = {}         # bytes of each file in a complete backup
+    size: int = 0              # bytes of what was exported
     warnings: Sequence[str] = ()
     error: Optional[str] = None        # why it failed
 
@@ -244,9 +243,8 @@ class Tally(NamedTuple):
         return 'S:{} W:{} E:{}'.format(*self)
 
 
-def tally(outcomes: Sequence[Outcome], further_errors: int) -> Tally:
-    """Count outcomes; `further_errors` are those that belong to no VM."""
-    tokens = [outcome.token for outcome in outcomes]
+def tally(tokens: Sequence[str], further_errors: int = 0) -> Tally:
+    """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned = tokens.count('SUCCESS'), tokens.count('WARNING')
     bad = len(tokens) - good - warned - tokens.count('SKIPPED')
     return Tally(good, warned, bad + further_errors)
@@ -1210,7 +1208,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
     state = Selector(rules, vms)
     covered = set(state.excluded)
     jobs = []                  # type: List[Job]
-    failures = [Outcome(rule.method, pattern, 'VM-NOT-FOUND', error='not in the pool')
+    failures = [Outcome(pattern, None, rule.method, 'VM-NOT-FOUND', error='not in the pool')
                 for pattern, rule in state.missing.items()]
     chosen = itertools.chain(state.definitions['vdi-export'].items(),
                              state.definitions['vm-export'].items())
@@ -1227,14 +1225,14 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
         if not twins and state.ambiguous(vm):
             covered.update(set(namesakes) - state.exact)
             state.messages.append(f'ERROR more than one vm with the name {vm.name}')
-            failures.append(Outcome(method, vm.name, 'VM-NAME-DUPLICATE',
+            failures.append(Outcome(vm.name, None, method, 'VM-NAME-DUPLICATE',
                                     error='more than one VM with this name'))
         elif honour_nobak and no_bak:
             severity = 'ERROR' if literal else 'NOTE'
             state.messages.append(
                 f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
             if literal:
-                failures.append(Outcome(method, vm.name, 'NOBAK-TAG',
+                failures.append(Outcome(vm.name, None, method, 'NOBAK-TAG',
                                         error='it has the tag xo:no-bak'))
         else:
             shared = len(namesakes) > 1
@@ -5470,9 +5468,9 @@ class StatusLog:
 
     def vm_end(self, outcome: Outcome) -> None:
         """Note how the backup of a VM ended; size in GiB and time in minutes, both cut."""
-        words = [f'{outcome.token} {outcome.name}']
-        if outcome.token in ('SUCCESS', 'WARNING'):
-            words.append(f'elapse:{outcome.minutes} size:{outcome.size >> 30}G')
+        words = [f'{outcome.status} {outcome.name}']
+        if outcome.status in ('SUCCESS', 'WARNING'):
+            words.append(f'elapse:{outcome.seconds // 60} size:{outcome.size >> 30}G')
         self.write(outcome.method, 'end', *words)
 
 
@@ -5657,6 +5655,8 @@ class Attempt:
 class Run:
     """Something that is done for VMs: collects how it ends for each, and reports how it ended."""
 
+    done = 'VmBackup {} {} - ***{}*** t:{}'    # what is logged of a VM in the end; '' for nothing
+
     def __init__(self, settings: Settings, status_log: StatusLog, console: Console) -> None:
         self.settings = settings
         self.status_log = status_log
@@ -5669,29 +5669,32 @@ class Run:
         self.signum = 0        # of the signal that ended it
         self.started = iso(now())
 
-    def attempt(self, attempt: Attempt, shown: str, work: Callable[[], None]) -> Outcome:
+    def attempt(self, attempt: Attempt, work: Callable[[], None]) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         job, log, elapsed, started = attempt.job, self.console.log, stopwatch(), iso(now())
-        log(f'*** {job.method} begin {shown}')
+        name = job.vm.name
+        log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
-        token, reason = 'INTERRUPTED', 'ended by a signal'     # type: str, Optional[str]
+        status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
         try:
             work()
-            token, reason = 'WARNING' if attempt.warnings else 'SUCCESS', None
+            status, reason = 'WARNING' if attempt.warnings else 'SUCCESS', None
             if attempt.skipped:
-                token = 'SKIPPED'
+                status = 'SKIPPED'
         except Exception as error:                     # it must not stop the others
-            token, reason = token_of(error), explain(error, self.console)
-            log(f'ERROR {job.method} {token} {job.vm.name}: {reason}')
+            status, reason = token_of(error), explain(error, self.console)
+            log(f'ERROR {job.method} {status} {name}: {reason}')
         finally:
             for warning in attempt.warnings:
-                log(f'***WARNING - {job.vm.name}: {warning}')
-            outcome = Outcome(job.method, job.vm.name, token, int(elapsed() // 60), attempt.size,
-                              job.vm.uuid, started, int(elapsed()), attempt.path, attempt.files,
-                              tuple(attempt.warnings), reason)
+                log(f'***WARNING - {name}: {warning}')
+            seconds = int(elapsed())
+            outcome = Outcome(name, job.vm.uuid, job.method, status, started, seconds, attempt.path,
+                              attempt.files, attempt.size, tuple(attempt.warnings), reason)
             self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
-        return outcome
+        if self.done and status in ('SUCCESS', 'WARNING'):
+            phrase = 'WARNING' if attempt.warnings else 'Success'
+            log(self.done.format(job.method, name, phrase, seconds // 60))
 
     @contextlib.contextmanager
     def surviving(self) -> Iterator[None]:
@@ -5734,7 +5737,7 @@ class Run:
 
     def counts(self) -> Tally:
         """Return the counts, as far as they are known."""
-        return tally(self.outcomes, self.further_errors)
+        return tally([outcome.status for outcome in self.outcomes], self.further_errors)
 
     def verdict(self) -> Verdict:
         """Return the result, as far as it is known."""
@@ -5764,17 +5767,13 @@ class Run:
 def write_report(path: str, run: Run, config_file: str, identity: Dict[str, Any]) -> None:
     """Write a run's report as JSON; `identity`: pool and xapi. Raise OSError, TargetError."""
     vms, warnings, errors = [], list(run.warnings), list(run.errors)
-    for each in run.outcomes:
-        vms.append({
-            'name': each.name, 'uuid': each.uuid, 'method': each.method, 'status': each.token,
-            'started': each.started, 'seconds': each.seconds,
-            'path': each.path and portable(each.path), 'files': each.files, 'size': each.size,
-            'warnings': each.warnings, 'error': each.error})
+    for outcome in run.outcomes:
+        vms.append(dict(outcome._asdict(), path=outcome.path and portable(outcome.path)))
     if run.status_log.broken:
         warnings.append(f'cannot write status_log {portable(run.status_log.path)}')
     if run.signum:
         errors.append(f'ended by signal {run.signum}')
-    skipped = [each.token for each in run.outcomes].count('SKIPPED')
+    skipped = [outcome.status for outcome in run.outcomes].count('SKIPPED')
     document = dict(
         schema=1, version=VERSION, host=os.uname().nodename, config=portable(config_file),
         started=run.started, backup_dir=portable(run.settings.backup_dir), finished=iso(now()),
@@ -6231,10 +6230,10 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
             messages.append(f'***{word} - {job.shown}: {text}')
             doubtful = doubtful or word == 'WARNING'
             if word == 'ERROR':
-                failures.append(Outcome(job.method, job.vm.name, 'VDI-EXPORT-FAIL'))
+                failures.append(Outcome(job.vm.name, None, job.method, 'VDI-EXPORT-FAIL'))
         if job.method == 'vdi-export' and not disks:
             messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
-            failures.append(Outcome(job.method, job.vm.name, 'NO-BOOT-DISK'))
+            failures.append(Outcome(job.vm.name, None, job.method, 'NO-BOOT-DISK'))
         elif exporter.left_out and not disks:
             messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
             doubtful = True
@@ -6400,11 +6399,7 @@ class BackupRun(Run):
     def back_up(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
         backup = VmBackup(self.shared, job)
-        outcome = self.attempt(backup, job.shown, backup.carry_out)
-        if outcome.token in ('SUCCESS', 'WARNING'):
-            self.console.log('VmBackup {} {} - ***{}*** t:{}'.format(
-                job.method, job.vm.name, outcome.token.replace('SUCCESS', 'Success'),
-                outcome.minutes))
+        self.attempt(backup, backup.carry_out)
 
     def clean_up(self) -> None:
         """Remove what earlier runs that died left behind, also of VMs that are not selected."""
@@ -6583,7 +6578,7 @@ class VerifyCommand:
             self.verify_store(target if kind == 'config' else '', path, selector_text, every)
         if not self.tokens:
             raise UsageError(f'no backups in {target}')
-        counts = tally([Outcome('verify', '', token) for token in self.tokens], 0)
+        counts = tally(self.tokens)
         verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
         self.console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
         return verdict.status
@@ -7327,6 +7322,7 @@ class TestRestore(Run):
     def __init__(self, restorer: Restorer, sources: Sources, options: Dict[str, str]) -> None:
         settings = sources.config.settings
         self.previewing = options['preview'] == 'preview'
+        self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
             settings = settings._replace(status_log='', mail_mode='never')
         path = settings.status_log if sources.config_file else ''
@@ -7350,17 +7346,14 @@ class TestRestore(Run):
         self.warn(self.restorer.warnings)
         for history, job in zip(histories, plan.jobs):
             self.restorer.signals.check()
-            self.test_vm(job._replace(method='test-restore'), history)
+            self.test_vm(job._replace(method='test-restore', shown=job.vm.name), history)
 
     def test_vm(self, job: Job, history: VmHistory) -> None:
         """Test one backup; whatever its failure, it becomes that VM's outcome."""
         del self.restorer.warnings[:]
         attempt = Attempt(job)
         attempt.warnings = self.restorer.warnings
-        outcome = self.attempt(attempt, job.vm.name, lambda: self.test(attempt, history))
-        if outcome.token in ('SUCCESS', 'WARNING') and not self.previewing:
-            self.console.log('test-restore {} - ***{}*** t:{}'.format(
-                job.vm.name, outcome.token.replace('SUCCESS', 'Success'), outcome.minutes))
+        self.attempt(attempt, lambda: self.test(attempt, history))
 
     def test(self, attempt: Attempt, history: VmHistory) -> None:
         """Test the newest good backup. Raise BackupFailed, Interrupted."""

@@ -29,7 +29,7 @@ def shown(plan, method):
 
 
 def failures(plan):
-    return [(failure.name, failure.token) for failure in plan.failures]
+    return [(failure.name, failure.status) for failure in plan.failures]
 
 
 class RecordedSelections(unittest.TestCase):
