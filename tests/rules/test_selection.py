@@ -139,7 +139,7 @@ class Exact(unittest.TestCase):
         plan = self.chosen(vms, 'vm-export=.*', honour_nobak=True)
         self.assertEqual((['app'], ()), (shown(plan, 'vm-export'), plan.failures))
         plan = self.chosen(vms, 'vm-export=app', 'vm-export=web', honour_nobak=True)
-        self.assertEqual(['NOBAK-TAG'], [failure.token for failure in plan.failures])
+        self.assertEqual(['NOBAK-TAG'], [failure.status for failure in plan.failures])
 
 
 class Patterns(unittest.TestCase):
