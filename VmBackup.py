@@ -1811,24 +1811,24 @@ MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which ha
 LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
 LEAKED, RUNNING, IN_DOUBT, NOT_OURS = 'leaked', 'running', 'in doubt', 'not ours'
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
-VM_FIELDS = ('tags', 'name_description', 'power_state', 'memory_dynamic_max', 'VCPUs_max',
-             'VCPUs_at_startup', 'VBDs', 'VIFs', 'guest_metrics', 'snapshots')
+VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
+             'VIFs guest_metrics snapshots').split()
 FIELDS = {                 # those of whole records that we rely on
-    'VM': VM_FIELDS + ('uuid', 'name_label', 'is_a_template', 'is_a_snapshot',
-                       'is_control_domain', 'snapshot_of', 'snapshot_time', 'current_operations'),
-    'VDI': ('uuid', 'name_label', 'is_a_snapshot', 'snapshot_of', 'snapshot_time', 'snapshots',
-            'VBDs', 'SR', 'virtual_size'),
-    'VBD': ('uuid', 'VM', 'VDI', 'type', 'device', 'userdevice', 'bootable', 'other_config', 'mode',
-            'metrics', 'current_operations', 'currently_attached'),
-    'VIF': ('uuid', 'device', 'network'), 'host': ('uuid',), 'pool': ('uuid', 'master'),
-    'task': ('status', 'name_label')}
+    'VM': VM_FIELDS + ('uuid name_label is_a_template is_a_snapshot is_control_domain snapshot_of '
+                       'snapshot_time current_operations').split(),
+    'VDI': ('uuid name_label is_a_snapshot snapshot_of snapshot_time snapshots VBDs SR '
+            'virtual_size').split(),
+    'VBD': ('uuid VM VDI type device userdevice bootable other_config mode metrics '
+            'current_operations currently_attached').split(),
+    'VIF': ['uuid', 'device', 'network'], 'host': ['uuid'], 'pool': ['uuid', 'master'],
+    'task': ['status', 'name_label']}
 MAPS = ('other_config', 'current_operations')
 FURTHER_FIELDS = {         # those of whole tables that are kept where there are any
-    'VM': ('other_config',), 'VDI': ('name_description', 'type', 'sharable', 'read_only'),
-    'VBD': ('unpluggable', 'empty'), 'VIF': ('MTU', 'MAC', 'other_config'),
-    'SR': ('uuid', 'name_label', 'physical_utilisation', 'physical_size'),
-    'network': ('name_label',), 'host': ('software_version',), 'pool': ('name_label',),
-    'VM_guest_metrics': ('os_version',)}
+    'VM': ['other_config'], 'VDI': 'name_description type sharable read_only'.split(),
+    'VBD': ['unpluggable', 'empty'], 'VIF': ['MTU', 'MAC', 'other_config'],
+    'SR': 'uuid name_label physical_utilisation physical_size'.split(),
+    'network': ['name_label'], 'host': ['software_version'], 'pool': ['name_label'],
+    'VM_guest_metrics': ['os_version']}
 PERSONS_VBD = (
     'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
     'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})')
@@ -1914,7 +1914,7 @@ def is_complete(kind: str, record: Any) -> bool:
     """Return whether a record of a class has the fields that we rely on."""
     if not isinstance(record, dict):
         return False
-    for field in FIELDS.get(kind, ()):
+    for field in FIELDS.get(kind, []):
         if field not in record or field in MAPS and not isinstance(record[field], dict):
             return False
     return True
@@ -1944,12 +1944,11 @@ def session_at(url: str) -> Any:
 class Pool:
     """A logged-in session with the pool."""
 
-    def __init__(self, url: str, password: str, redirected: bool, console: Console) -> None:
+    def __init__(self, url: str, console: Console) -> None:
         self.session = session_at(url)
         self.url = url
-        self.password = password
-        self.redirected = redirected       # this host is not the master
         self.console = console
+        self.redirected = False            # this host is not the master
         self.patience = XAPI_PATIENCE      # seconds
         self.lock = threading.RLock()      # a connection carries one call at a time
         self.snapshotting = threading.RLock()      # snapshots are taken one after another
@@ -1966,18 +1965,19 @@ class Pool:
         password (xapi: xapi_session.ml); that then goes over TLS only."""
         usual = XAPI_SOCKET if password is None else XAPI_URL
         url = os.environ.get('VMBACKUP_XAPI_URL') or usual
-        pool = cls(url, password or '', False, console)
+        pool = cls(url, console)
         signals.logging_in = True
         try:
-            pool.login()
+            pool.login(password or '')
         except PoolError as error:
             if error.code != 'HOST_IS_SLAVE' or len(error.details) < 2:
                 raise
             master = error.details[1]
             if master.count(':') > 1 and not master.startswith('['):
                 master = f'[{master}]'                 # an IPv6 address
-            pool = cls(f'https://{master}/', password or '', True, console)
-            pool.login()
+            pool = cls(f'https://{master}/', console)
+            pool.redirected = True
+            pool.login(password or '')
         try:
             signals.logging_in = False
             signals.check()
@@ -1988,10 +1988,10 @@ class Pool:
                 pool.guarded('logout', pool.session.xenapi.session.logout)
             pool.session('close')()
 
-    def login(self) -> None:
+    def login(self, password: str) -> None:
         """Log in as root."""
         self.guarded('login at ' + without_password(self.url), self.session.login_with_password,
-                     'root', self.password, '1.0', 'VmBackup.py')
+                     'root', password, '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a XenAPI call, which must be one that may be repeated: a restart of
@@ -2033,14 +2033,13 @@ class Pool:
             raise PoolError(f'XenAPI {what} failed: ' + ' '.join(details),
                             details[0] if details else '', details)
         except xmlrpc.client.ProtocolError as error:   # its text has the password
-            raise PoolError(f'XenAPI {what} failed: HTTP {error.errcode} {error.errmsg}')
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError,
+            words, code = f'HTTP {error.errcode} {error.errmsg}', ''
+        except (socket.timeout, ssl.SSLError, xmlrpc.client.Error, ValueError,
                 xml.parsers.expat.ExpatError) as error:
-            lost = isinstance(error, (OSError, http.client.HTTPException))
-            if isinstance(error, (socket.timeout, ssl.SSLError)):
-                lost = False
-            raise PoolError(f'XenAPI {what} failed: {str(error) or type(error).__name__}',
-                            'UNREACHABLE' if lost else '')
+            words, code = str(error) or type(error).__name__, ''
+        except (OSError, http.client.HTTPException) as error:
+            words, code = str(error) or type(error).__name__, 'UNREACHABLE'
+        raise PoolError(f'XenAPI {what} failed: {words}', code)
 
     def get(self, method: str, kind: type, *arguments: Any) -> Any:
         """As `call`, for a result of a type that is known. Raise PoolError for another."""
@@ -2076,7 +2075,7 @@ class Pool:
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
-                fields = FIELDS.get(kind, ()) + FURTHER_FIELDS.get(kind, ())
+                fields = FIELDS.get(kind, []) + FURTHER_FIELDS.get(kind, [])
                 self.tables[kind] = {
                     ref: {field: record[field] for field in fields if field in record}
                     for ref, record in self.records(kind).items()}

@@ -53,7 +53,7 @@ class Tables(PoolCase):
         self.assertLessEqual({'VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'},
                              set(pool.tables))
         for name, table in pool.tables.items():
-            kept = set(VmBackup.FIELDS.get(name, ()) + VmBackup.FURTHER_FIELDS.get(name, ()))
+            kept = set(VmBackup.FIELDS.get(name, []) + VmBackup.FURTHER_FIELDS.get(name, []))
             for record in table.values():
                 self.assertLessEqual(set(record), kept, name)
 
