@@ -147,6 +147,29 @@ class Leaked(HeldCase):
             self.assertLess(verbs.index('vbd-destroy'), len(verbs) - 1 - verbs[::-1].index(
                 'vdi-destroy'))
 
+    def test_what_comes_between_the_two_looks_is_not_cut_and_nothing_is_removed(self):
+        for rule, keys, _ in self.each(['vm-export']):
+            def plug():
+                looks.append(1)
+                if len(looks) == 1:
+                    vdi = [ref for ref, vdi in pool.tables['VDI'].items() if vdi['is_a_snapshot']]
+                    made.append(pool.call('VBD.create', {
+                        'VM': pool.tables['host'][pool.master]['control_domain'], 'VDI': vdi[-1],
+                        'userdevice': 'autodetect', 'mode': 'RO', 'type': 'Disk',
+                        'other_config': {}}))
+            pool, looks, made = self.sim.pool, [], []
+            pool.failing_detaches = 1
+            self.at_call('task.get_all_records', plug, 0)
+            done = self.back_up(rule, **keys)
+            if pool.version < (26,):                   # it names no task: a person's
+                self.assertEqual(1, done.status, done.output)
+                self.assertNotIn('vm-uninstall', self.verbs())
+                pool.call('VBD.destroy', made[0])
+                done = self.ends(0, 'vdi-export=db')
+            self.assertEqual(0, done.status, done.output)
+            self.assertIn('vbd-destroy', self.verbs())
+            self.assert_order()
+
 
 class Running(HeldCase):
     """No transfer that goes on is ever cut off, whosever it is."""
@@ -254,6 +277,39 @@ class Running(HeldCase):
             done = self.ends(0, 'vdi-export=db')
             self.assertIn('is in use by', done.output)
             self.assertNotIn('vbd-unplug', self.verbs())
+
+    def test_an_import_by_an_xe_that_outlived_its_restore_is_ended(self):
+        self.pool_description = {'vms': [dict(vm, disks=['4 MiB'])
+                                         for vm in self.pool_description['vms']]}
+        for rule, keys, verb in self.each(['vdi-export of a VHD']):
+            self.script = self.changed_script(DISCARD_PAUSES=SOON, BUSY_PAUSES=(0.5, 1, 2, 4),
+                                              SECOND_LOOK=0.05)
+            self.ends(0, rule, **keys)
+            self.fault('vdi-import', 'slow', rate=200000)
+            child = self.start('password', 'restore=web', 'from=' + self.backups, LC_ALL='C')
+            self.wait_for(self.held)                       # not forked: /proc shows its xe
+            child.kill()
+            self.finish(child)
+            self.sim.pool.tables['session'].clear()
+            done = self.ends(0, 'vdi-export=db')
+            self.assertIn('ending a transfer of a run that was killed', done.output)
+
+    def test_one_that_may_have_what_an_earlier_run_left_is_looked_at_again_at_the_end(self):
+        self.sim.pool.xapi_version = '26.17'
+        self.sim.pool.failing_detaches = 1
+        self.fault('task.get_all_records', 'hang')
+        child = self.start('password', self.config('vdi-export=web'))
+        self.wait_for(self.held)
+        self.wait_for_call('task.get_all_records')
+        child.kill()
+        self.finish(child)
+        self.sim.pool.tables['session'].clear()
+        self.sim.pool.faults.clear()
+        self.begin(self.sim.pool.export_vdi(self.sim.pool.ref_of('VDI', self.disk_of('db', '0'))))
+        self.at_call('vm-export', self.end, nth=2)
+        done = self.ends(1, 'vm-export=web')
+        self.assertIn('in use by perhaps the task VDI export', done.output)
+        self.assertEqual({}, self.held())
 
     def test_an_answer_without_sense_cuts_nothing_and_is_no_traceback(self):
         for name, value in (('VM.get_is_control_domain', []), ('task.get_all_records', 'x'),

@@ -1,10 +1,14 @@
 """Leftovers: what is ours in the pool is removed, sooner or later, and nothing else ever is."""
 
+import contextlib
 import os
 import re
+import signal
 
 import VmBackup
+from tests.faults import test_disk as test_faults_disk
 from tests.simpool import XapiError
+from tests.tools.processes import children_of
 from tests.tools.support import PoolCase
 
 FAILURE = ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']
@@ -17,6 +21,51 @@ class LeftoverCase(PoolCase):
     def setUp(self):
         super().setUp()
         self.script = self.changed_script(DISCARD_PAUSES=(0.05, 0.05, 0.05))
+
+
+class OnAFullShare(LeftoverCase):
+    """A run was killed in mid-export, and the disk is full of what it had written."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': [{'size': '3 MiB', 'fill': 1}]}]}
+
+    def setUp(self):
+        super().setUp()
+        if test_faults_disk.missing():
+            self.skipTest(test_faults_disk.missing())
+        namespace = test_faults_disk.Namespace()
+        self.addCleanup(namespace.close)
+        namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=1m', 'tmpfs', self.backups)
+        self.share, self.backups = self.backups, namespace.path(self.backups)
+        self.prelude = namespace.prelude()
+
+    def config(self, *lines, **keys):
+        return super().config(*lines, **dict(keys, backup_dir=self.share))
+
+    def test_the_next_run_removes_the_snapshot_and_what_fills_the_disk(self):
+        for verb, nth, image in (('vm-export', 2, 'xva'), ('vdi-export', 1, 'raw')):
+            with self.subTest(verb):
+                self.setUp()
+                self.fault(verb, 'stall', nth=nth, after=600000)
+                child = self.start('password', self.config(verb + '=web'))
+                self.addCleanup(child.stdout.close)
+                self.wait_for_call(verb, nth)
+                self.wait_for(lambda: any('web.' in name for name in self.tree()))
+                children = children_of(child.pid)
+                child.kill()
+                child.wait()
+                for number in children:
+                    os.kill(number, signal.SIGKILL)
+                self.sim.pool.tables['session'].clear()
+                self.sim.pool.faults.clear()
+                with contextlib.suppress(OSError):
+                    with open(self.newest('web', 'web.' + image), 'ab', 0) as stream:
+                        while True:
+                            stream.write(bytes(4096))
+                full = os.path.basename(self.newest('web'))
+                done = self.back_up(verb + '=web')
+                self.assertIn('removing the snapshot of an unfinished backup', done.output)
+                self.assert_clean()
+                self.assertFalse(os.path.exists(os.path.join(self.backups, 'web', full)))
 
 
 class DisksOfASnapshot(LeftoverCase):

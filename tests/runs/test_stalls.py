@@ -256,7 +256,7 @@ class LeftBehind(StallCase):
                 self.sim.pool.tables['session'].clear()        # xapi's own time-out: a day
                 done = self.ends(0, 'vm-export=db')            # web is not selected any more
                 self.assertNotIn('task.cancel', [call.name for call in self.sim.calls('xapi')])
-                self.assertIn('ending an export of a run that was killed: process ', done.output)
+                self.assertIn('ending a transfer of a run that was killed: process ', done.output)
                 self.assertLess(done.output.index('removing the snapshot of an unfinished backup'),
                                 done.output.index('*** vm-export begin db'))
                 self.assert_settled()
