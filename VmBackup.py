@@ -2255,18 +2255,22 @@ class Pool:
             return IN_DOUBT, 'perhaps the task ' + other_task
         return (LEAKED, '') if of_xapi else (NOT_OURS, PERSONS_VBD.format(vbd['uuid']))
 
-    def progress(self, word: str) -> List[float]:
-        """Return which share of their work the tasks have done that carry a word in name or
+    def pending(self, word: str) -> Dict[str, Any]:
+        """Return the progress, by reference, of pending tasks that carry a word in name or
         description: the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2,
         26.17.0). None, where xapi does not tell."""
-        found = []
+        found = {}             # type: Dict[str, Any]
         with contextlib.suppress(PoolError):
-            for task in self.records('task').values():
+            for ref, task in self.records('task').items():
                 words = str(task['name_label']) + str(task.get('name_description'))
-                share = task.get('progress')
-                if task['status'] == 'pending' and word in words and isinstance(share, float):
-                    found.append(share)
-        return sorted(share for share in found if 0 <= share <= 1)
+                if task['status'] == 'pending' and word in words:
+                    found[ref] = task.get('progress')
+        return found
+
+    def progress(self, word: str, others: Sequence[str] = ()) -> List[float]:
+        """Return which share of their work those tasks have done, but for the others."""
+        shares = [share for ref, share in self.pending(word).items() if ref not in others]
+        return sorted(share for share in shares if isinstance(share, float) and 0 <= share <= 1)
 
     def is_gone(self, kind: str, uuid: str) -> bool:
         """Return whether the pool says that there is no such object."""
@@ -4562,6 +4566,16 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
         warnings.append(f'{what}: {error}')
 
 
+def end_clients(uuids: Sequence[str], run: str, console: Console) -> None:
+    """End each xe of a run that was killed, a process as in Intent, which still transfers one of
+    these objects."""
+    variable = '{}={}\0'.format(CHILD, run.partition(' ')[0])
+    for uuid in uuids:
+        for number in programs_with('uuid=' + uuid, variable):
+            console.log(f'ending a transfer of a run that was killed: process {number}')
+            end_program(number)
+
+
 def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], mode: str = 'RO',
                      sure: bool = True) -> None:
     """Take from disks that are to be removed the VBDs that transfers have left (see Pool.holds).
@@ -4806,7 +4820,8 @@ class Exporter:
                 if ours != intent:                     # a removal loses the snapshot's record first
                     with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
                         backup.set_intent(ours)
-                self.end_clients(ours)
+                end_clients([ours.uuid] + [each.uuid for each in self.copies_of(ours)],
+                            ours.process, self.console)
                 self.pool.await_exports(self.kind, found.ref)
                 self.remove(ours)
             elif not intent.uuid and self.kind == 'VDI' and self.may_be(found, intent):
@@ -4817,14 +4832,6 @@ class Exporter:
             self.check_gone(intent)
             Exporter.check_gone(self, intent)          # a VM's record, too
         return clear
-
-    def end_clients(self, intent: Intent) -> None:
-        """End the xe of a run that was killed, if it still exports what we are to remove."""
-        run = intent.process.partition(' ')[0]
-        for uuid in {intent.uuid, *[found.uuid for found in self.copies_of(intent)]}:
-            for number in programs_with('uuid=' + uuid, f'{CHILD}={run}\0'):
-                self.console.log(f'ending an export of a run that was killed: process {number}')
-                end_program(number)
 
     def copies_of(self, intent: Intent) -> List[Snapshot]:
         """Return the disks that came with a snapshot, or the one that it is. One call."""
@@ -5185,6 +5192,8 @@ class Importer:
                     continue
                 if not record.complete:
                     self.console.log('removing what is left of a restore that was killed')
+                    disks = self.pool.marked(record.mark).disks.values()
+                    end_clients([vdi['uuid'] for vdi in disks], record.process, self.console)
                 self.end(record)
 
     def end(self, record: Restoring) -> None:
@@ -5352,9 +5361,10 @@ class Importer:
         """Let xapi read a VHD image itself, which leaves blocks of zeros unwritten: it takes none
         without a length (recorded from xapi 25.6.0 to 26.17.0). Its task tells percents; one may
         take as long as at 1 MB/s."""
+        others = list(self.pool.pending('VDI import'))
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
-                            lambda: self.pool.progress('VDI import'))
+                            lambda: self.pool.progress('VDI import', others))
         with advising():
             self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
 
@@ -6207,6 +6217,7 @@ class BackupRun(Run):
         self.report_file = self.settings.report_file if config_file else ''
         self.hooks = Hooks(self.settings, self.report_file, console, signals)
         self.closing = ''      # the phase of the hook that is to follow
+        self.restores_left = False
         self.shared = Shared(config, self.store, None, self.hooks)
 
     def carry_out(self, invocation: Invocation) -> None:
@@ -6279,11 +6290,8 @@ class BackupRun(Run):
         else:
             self.one_by_one(plan.jobs)
         self.signals.check()
-        with self.surviving():                         # what had to be left in the pool, once more
-            self.shared.unsettled.clear()
-            del self.shared.doubtful[:]
-            for history in self.shared.again:
-                self.clean_up_one(history)
+        with self.surviving():
+            self.clean_up_again()
         log(RULER)
         self.show_space('Space status')
 
@@ -6357,12 +6365,27 @@ class BackupRun(Run):
         """Remove what earlier runs that died left behind, also of VMs that are not selected."""
         with self.tolerating('cannot tell which pool this is'):
             self.shared.identity = self.shared.pool.identity()
-        warnings = []          # type: List[str]
         with self.tolerating('cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
-            Importer(self.shared.pool, Xe(self.console, self.signals, False), self.store,
-                     warnings).clean_up()
+            self.clean_up_restores()
+
+    def clean_up_again(self) -> None:
+        """Look again at the end at what had to be left in the pool."""
+        self.shared.unsettled.clear()
+        del self.shared.doubtful[:]
+        histories, self.shared.again = self.shared.again, []
+        for history in histories:
+            self.clean_up_one(history)
+        if self.restores_left:
+            self.clean_up_restores()
+
+    def clean_up_restores(self) -> None:
+        """End restores that were killed."""
+        warnings = []          # type: List[str]
+        Importer(self.shared.pool, Xe(self.console, self.signals, False), self.store,
+                 warnings).clean_up()
+        self.restores_left = bool(warnings)
         self.warn(warnings)
 
     def clean_up_one(self, history: VmHistory) -> None:
@@ -6376,6 +6399,8 @@ class BackupRun(Run):
                         self.shared.clean_up(history, warnings)
                 except BackupFailed as error:
                     self.console.log(f'***NOTE - {history.directory}: {error}')
+        if any(LEFT in warning for warning in warnings):
+            self.shared.again.append(history)
         self.warn(warnings)
 
     def add_failures(self, plan: Plan) -> None:
