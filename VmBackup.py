@@ -322,7 +322,7 @@ def is_packed(name: str) -> bool:
 
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
                  r'([+-][01]\d|[+-]2[0-3]):([0-5]\d)\Z', re.ASCII)
-EPOCH = datetime.date(1970, 1, 1).toordinal()
+EPOCH = datetime.datetime(1970, 1, 1)
 
 
 def now() -> datetime.datetime:
@@ -341,23 +341,25 @@ def local_time(seconds: float) -> datetime.datetime:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds since 1970 of a time that iso() wrote; raise ValueError for another text."""
+    """Return the seconds since 1970 of a time that iso() wrote. Raise ValueError for another
+    text."""
     found = ISO.match(text)                            # quicker than strptime by far
     if not found:
         raise ValueError('no time')
-    year, month, day, hours, least, seconds, ahead, further = map(int, found.groups())
-    days = datetime.date(year, month, day).toordinal() - EPOCH
-    offset = ahead * 60 + (-further if text[-6] == '-' else further)
-    return float(days * 86400 + (hours * 60 + least - offset) * 60 + seconds)
+    local = datetime.datetime(*map(int, found.groups()[:6]))
+    ahead, further = found.group(7), found.group(7)[0] + found.group(8)        # +05, +30
+    return (local - EPOCH).total_seconds() - 3600 * int(ahead) - 60 * int(further)
 
 
 def human_size(size: float) -> str:
-    """Bytes for a person: 1.5 GiB."""
-    units = iter(('bytes', 'KiB', 'MiB', 'GiB', 'TiB'))
-    unit = next(units)
-    while size >= 1024 and unit != 'TiB':
-        size, unit = size / 1024, next(units)
-    return f'{size:.0f} {unit}' if unit == 'bytes' else f'{size:.1f} {unit}'
+    """Return bytes for a person: 1.5 GiB."""
+    if size < 1024:
+        return f'{size:.0f} bytes'
+    for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
+        size /= 1024
+        if size < 1024:
+            break
+    return f'{size:.1f} {unit}'
 
 
 def utc(seconds: int) -> str:
@@ -516,11 +518,12 @@ class Meter:
     def tell(self, done: int, share: float = 0) -> None:
         """So many bytes are done, and that share of the whole, if somebody knows."""
         seconds = self.seconds()
-        share = share if 0 < share <= 1 else min(done / self.expected, 1) if self.expected else 0
+        if self.expected and not 0 < share <= 1:
+            share = min(done / self.expected, 1)
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
-        if share:
+        if 0 < share <= 1:
             left = seconds / share - seconds
             text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
         text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
@@ -591,35 +594,35 @@ class Invocation(NamedTuple):
     overrides: Dict[str, str] = {}     # config keys that the command line sets
 
 
-def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers in a range."""
-    def parse(text: str) -> int:
-        if not re.match('[0-9]{1,9}$', text) or not lowest <= int(text) <= highest:
+def in_range(kind: Callable, digits: str, lowest: float, highest: int) -> Callable[[str], Any]:
+    """Return a parser of numbers in a range, of int or float."""
+    def parse(text: str) -> Any:
+        if not re.match(digits + '$', text) or not lowest <= kind(text) <= highest:
             raise ValueError('out of range')
-        return int(text)
+        return kind(text)
     parse.range = f'{lowest} to {highest}'             # type: ignore
     return parse
 
 
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers in a range."""
+    return in_range(int, '[0-9]{1,9}', lowest, highest)
+
+
 def minutes(lowest: float) -> Callable[[str], float]:
     """Return a parser of minutes, up to a year of them; fractions are allowed."""
-    def parse(text: str) -> float:
-        if not re.match(r'[0-9]{1,6}(\.[0-9]{1,6})?$', text) or not lowest <= float(text) <= 525600:
-            raise ValueError('out of range (minutes are wanted)')
-        return float(text)
-    parse.range = f'{lowest:g} to 525600'              # type: ignore
-    return parse
+    return in_range(float, r'[0-9]{1,6}(\.[0-9]{1,6})?', lowest, 525600)
 
 
 def one_of(*words: str, **meanings: Any) -> Callable[[str], Any]:
     """Return a parser of words, in any case, to what they mean: themselves, or something else."""
-    known = dict(meanings, **dict(zip(words, words)))
+    meanings.update(zip(words, words))
 
     def parse(text: str) -> Any:
-        if text.lower() not in known:
+        if text.lower() not in meanings:
             raise ValueError('invalid')
-        return known[text.lower()]
-    parse.range = ', '.join(known)                     # type: ignore
+        return meanings[text.lower()]
+    parse.range = ', '.join(meanings)                  # type: ignore
     return parse
 
 
@@ -700,23 +703,24 @@ class Key(NamedTuple):
     meaning: str
 
 
+ANY_NUMBER, ONE_OR_MORE = whole_number(0, 10**6), whole_number(1, 10**6)
 KEYS = (
     Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, whole_number(0, 1),
         'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
-    Key('pool_db_max_backups', DEFAULT_POOL_DB_MAX_BACKUPS, whole_number(0, 10**6),
+    Key('pool_db_max_backups', DEFAULT_POOL_DB_MAX_BACKUPS, ANY_NUMBER,
         'How many pool database dumps to keep; 0 keeps all'),
-    Key('max_backups', DEFAULT_MAX_BACKUPS, whole_number(1, 10**6),
+    Key('max_backups', DEFAULT_MAX_BACKUPS, ONE_OR_MORE,
         'How many backups to keep for each VM'),
-    Key('keep_last', DEFAULT_KEEP_LAST, or_nothing(whole_number(0, 10**6), None),
+    Key('keep_last', DEFAULT_KEEP_LAST, or_nothing(ANY_NUMBER, None),
         'The same as max_backups, whose place it takes; 0: only the rules below count'),
-    Key('keep_hourly', DEFAULT_KEEP_HOURLY, whole_number(0, 10**6),
+    Key('keep_hourly', DEFAULT_KEEP_HOURLY, ANY_NUMBER,
         'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
         'that any of these rules keeps stays, and the last good one always does'),
-    Key('keep_daily', DEFAULT_KEEP_DAILY, whole_number(0, 10**6), 'The same for days'),
-    Key('keep_weekly', DEFAULT_KEEP_WEEKLY, whole_number(0, 10**6),
+    Key('keep_daily', DEFAULT_KEEP_DAILY, ANY_NUMBER, 'The same for days'),
+    Key('keep_weekly', DEFAULT_KEEP_WEEKLY, ANY_NUMBER,
         'The same for weeks, which begin on Monday'),
-    Key('keep_monthly', DEFAULT_KEEP_MONTHLY, whole_number(0, 10**6), 'The same for months'),
-    Key('keep_yearly', DEFAULT_KEEP_YEARLY, whole_number(0, 10**6), 'The same for years'),
+    Key('keep_monthly', DEFAULT_KEEP_MONTHLY, ANY_NUMBER, 'The same for months'),
+    Key('keep_yearly', DEFAULT_KEEP_YEARLY, ANY_NUMBER, 'The same for years'),
     Key('backup_dir', DEFAULT_BACKUP_DIR, absolute,
         'Directory of all backups; it must exist (mount the share there)'),
     Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, directory_pattern,
@@ -740,7 +744,7 @@ KEYS = (
     Key('honour_nobak', DEFAULT_HONOUR_NOBAK, one_of(yes=True, no=False),
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
         'as Xen Orchestra does'),
-    Key('large_backup', DEFAULT_LARGE_BACKUP, whole_number(1, 10**6),
+    Key('large_backup', DEFAULT_LARGE_BACKUP, ONE_OR_MORE,
         'A backup of more than so many GiB is marked success_compress instead of success'),
     Key('lock_wait', DEFAULT_LOCK_WAIT, minutes(0),
         'Minutes to wait for a VM on which another run is at work'),
@@ -797,7 +801,7 @@ class Config(NamedTuple):
     rules: Tuple[Rule, ...]
     unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
     errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
-    given: Dict[str, Tuple[str, str]] = {}     # text and place of each value that is no default
+    given: Dict[str, Tuple[str, str]] = {}     # text and place of each value
     notes: Tuple[str, ...] = ()    # what may be meant otherwise
 
 
@@ -820,12 +824,11 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
     parsers = {key.name: key.parse for key in KEYS}
     rules, unexpected, errors, notes = [], [], [], []
     given = {}                 # type: Dict[str, Tuple[str, str]]
-    places = {}                # type: Dict[str, str]
 
     def take(name: str, text: str, place: str) -> None:
+        given[name] = text, place
         try:
             values[name] = parsers[name](text)
-            given[name] = text, place
         except ValueError as error:
             errors.append(f'ERROR: config {name} {error} -> {text} ({place})')
 
@@ -839,24 +842,23 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
         elif name in METHODS:
             rules.append(parse_rule(name, text, place))
         elif name in parsers:
-            if name in places:
+            if name in given:
                 notes.append(f'***NOTE - config {name} is there twice: the one in {place} counts, '
-                             f'not the one in {places[name]}')
-            places[name] = place
+                             f'not the one in {given[name][1]}')
             take(name, text, place)
         elif not invocation.ignore_extra_keys:
             unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
     for name, text in sorted(invocation.overrides.items()):
         take(name, text, 'command line')
-    for name, path in (('the config', invocation.config_file),
-                       ('the password file', native(invocation.password)),
-                       ('status_log', values['status_log']), ('hook', values['hook']),
-                       ('mail_smtp_password_file', values['mail_smtp_password_file'])):
-        report = values['report_file']
-        if report and path and os.path.abspath(path) == os.path.abspath(report):
+    others = {'the config': invocation.config_file,
+              'the password file': native(invocation.password)}
+    for name in ('status_log', 'hook', 'mail_smtp_password_file'):
+        others[name] = values[name]
+    for name, path in others.items():
+        if path and os.path.abspath(path) == values['report_file']:
             values['report_file'] = ''
-            errors.append(f'ERROR: config report_file would replace {name} -> {report} '
-                          f'({given.get("report_file", ("", "default"))[1]})')
+            text, place = given.get('report_file', (DEFAULT_REPORT_FILE, 'default'))
+            errors.append(f'ERROR: config report_file would replace {name} -> {text} ({place})')
     return Config(Settings(**values), tuple(rules) + invocation.rules,
                   tuple(unexpected), tuple(errors), given, tuple(notes))
 
@@ -941,13 +943,12 @@ def read_file(path: str, limit: int) -> bytes:
 
 def create_password_file(password: str, path: str) -> None:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
+    import tempfile
     if not password:
         raise ConfigError(f'an empty password: create-password-file={path}')
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f'not a file: password file {path}')
     try:
-        kind = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
-        if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-            raise ConfigError(f'not a file: password file {path}')
-        import tempfile
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')
         try:
             with open(handle, 'wb') as stream:
@@ -966,10 +967,11 @@ def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         mode = os.stat(path).st_mode
-        password = base64.b64decode(text, validate=True).decode('utf-8')
     except OSError as error:
         raise ConfigError(f'cannot read password file {path}: {error.strerror}')
-    except (binascii.Error, UnicodeDecodeError):
+    try:
+        password = base64.b64decode(text, validate=True).decode('utf-8')
+    except ValueError:
         password = ''
     if not password or '\0' in password or len(text) > LONGEST_PASSWORD:
         raise ConfigError(f'no password in password file {path} (make it with '
@@ -1304,10 +1306,11 @@ class Aged(NamedTuple):
     sound: bool = True         # it was not found damaged
 
 
-PERIODS = collections.OrderedDict((    # a week is ISO 8601's, which begins on Monday
-    ('hourly', lambda when: when.timetuple()[:4]), ('daily', lambda when: when.timetuple()[:3]),
-    ('weekly', lambda when: when.isocalendar()[:2]), ('monthly', lambda when: when.timetuple()[:2]),
-    ('yearly', lambda when: when.year)))   # type: Dict[str, Callable[[datetime.datetime], Any]]
+PERIODS = {                    # what the times in one have in common
+    'hourly': lambda when: when.timetuple()[:4], 'daily': lambda when: when.timetuple()[:3],
+    'weekly': lambda when: when.isocalendar()[:2],     # of ISO 8601, which begins on Monday
+    'monthly': lambda when: when.timetuple()[:2], 'yearly': lambda when: when.year
+}                              # type: Dict[str, Callable[[datetime.datetime], Any]]
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
 
 
@@ -7545,10 +7548,8 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
         config_file=native(line.words[0]),
         ignore_extra_keys=line.options['ignore_extra_keys'] == 'true'), console)
     for key in KEYS:
-        value = getattr(config.settings, key.name)
-        text, place = config.given.get(key.name, (str(key.default), 'default'))
-        shown = value if isinstance(value, str) else text      # a path in full, a number as it was
-        console.log(f'  {key.name:23s} = {shown}   ({place})')
+        text, place = config.given.get(key.name, (key.default, 'default'))
+        console.log(f'  {key.name:23s} = {text}   ({place})')
     for rule in config.rules:
         console.log(f'  {rule.method}={rule.text}   ({rule.where})')
     problems = list(config.unexpected + config.errors) + rule_problems(config.rules)
@@ -7875,26 +7876,20 @@ def parse(words: Sequence[str]) -> CommandLine:
     return CommandLine(name, password, tuple(about), parse_options(name, rest))
 
 
-def command(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
-    """Do what a command line asks for; return the exit status. Raise VmBackupError, OSError,
-    Interrupted."""
-    topic = help_topic(words)
-    if topic:
-        console.write(help_text(topic, program))
-        return ERROR.status if topic == 'usage' else SUCCESS.status
-    line = parse(words)
-    try:
-        return COMMANDS[line.command].run(line, console, signals)
-    except OSError as error:
-        error.filename = error.filename or line.words[0]       # where the system names no file
-        raise
-
-
 def perform(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
+    target = ''
     try:
-        return command(words, program, console, signals)
+        topic = help_topic(words)
+        if topic:
+            console.write(help_text(topic, program))
+            return ERROR.status if topic == 'usage' else SUCCESS.status
+        line = parse(words)
+        target = line.words[0]
+        return COMMANDS[line.command].run(line, console, signals)
     except (Interrupted, Exception) as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or target  # where the system names no file
         if words[:1] == ['status']:                    # whatever happens, it prints one line
             text = re.sub(r'^\**ERROR\W*', '', explain(error, Console(None)))
             console.write(answer(UNKNOWN, text))

@@ -47,10 +47,9 @@ class WhatItShows(CheckCase):
                             'vm-export=db')
         found = self.settings(self.check(0, path))
         wanted = {key.name: (key.default, 'default') for key in VmBackup.KEYS}
-        wanted.update(compress=('none', 'default'))
         wanted.update(max_backups=('7', path + ' line 1'), mail_to=('a@b,c@d', path + ' line 2'),
-                      compress=('gzip', path + ' line 5'), honour_nobak=('YES', path + ' line 6'),
-                      status_log=(self.directory + '/here/log', path + ' line 7'),
+                      compress=('TRUE', path + ' line 5'), honour_nobak=('YES', path + ' line 6'),
+                      status_log=('here/log', path + ' line 7'),
                       lock_wait=('1.5', path + ' line 8'))
         self.assertEqual(wanted, found)
 
@@ -92,7 +91,7 @@ class WhatIsWrong(CheckCase):
     def test_what_is_said_of_the_lines_of_a_config(self):
         log, none = self.at('log'), '***NOTE - keep_last=0 and no other keep_ key: the newest ' \
             'good backup of a VM is kept all the same'
-        replaced = 'ERROR: config report_file would replace status_log -> log (own.cfg line 3)'
+        replaced = 'ERROR: config report_file would replace status_log -> ./log (own.cfg line 3)'
         for status, lines, said in (
                 (0, ('vm-export=db', 'exclude=[ab].*'), []),
                 (2, ('vm-export=db', 'rubbish', 'bogus=secret'), [
