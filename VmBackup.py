@@ -4096,10 +4096,10 @@ def archived_vm(ova: bytes) -> ArchivedVm:
             sorted(vifs), vm['other_config'].get('mac_seed', ''), macs, firmware)
 
 
-def rewrite_for_import(ova: bytes, name: str, mark: str) -> bytes:
+def rewrite_for_import(ova: bytes, name: str, mark: str, ids: Dict[str, str]) -> bytes:
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). All other values are as they were. Raise Damaged."""
+    (xapi: import.ml). Objects get new `ids`. All other values are as they were. Raise Damaged."""
     import xmlrpc.client
     new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
            'ha_always_run': False}             # not all versions have all of them
@@ -4107,6 +4107,12 @@ def rewrite_for_import(ova: bytes, name: str, mark: str) -> bytes:
         document = xmlrpc_value(ova)
         for each in document['objects']:
             record = each['snapshot']
+            each['id'] = ids.get(each['id'], each['id'])
+            for field in ('VDI', 'suspend_VDI'):
+                if field in record:
+                    record[field] = ids.get(record[field], record[field])
+            if 'VDIs' in record:
+                record['VDIs'] = [ids.get(disk, disk) for disk in record['VDIs']]
             if each['class'] in ('VM', 'VDI', 'network'):
                 record['other_config'].pop('auto_poweron', None)
                 record['other_config'][MARK] = mark
@@ -4165,10 +4171,8 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
         head, ova = reader.read_ova()
         disks = expected(ova).disks
         small = list(itertools.takewhile(lambda disk: disk.size < CHUNK, disks))
-        for disk in small:
-            identity = encoded(disk.id)
-            ova = ova.replace(b'>%s<' % identity, b'>%s<' % last_name(identity))
-        ova = rewrite_for_import(ova, name, mark)
+        ova = rewrite_for_import(ova, name, mark, {
+            disk.id: last_name(encoded(disk.id)).decode() for disk in small})
         yield tar_header(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
         moved = b''.join(reader.read_moved() for disk in small if disk.size)
         rest = reader.head

@@ -709,7 +709,7 @@ class OvaXml(unittest.TestCase):
         cls.ova = data[512:512 + size]
 
     def test_only_names_marks_and_what_starts_a_vm(self):
-        changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32)
+        changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32, {})
         before, after = (VmBackup.ova_objects(ova)[1] for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
@@ -733,7 +733,7 @@ class OvaXml(unittest.TestCase):
         value[0]['objects'][0]['snapshot'].update(odd)
         text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
         ova = text.replace('\r', '&#13;').encode('utf-8')
-        changed = VmBackup.rewrite_for_import(ova, 'x', '0' * 32)
+        changed = VmBackup.rewrite_for_import(ova, 'x', '0' * 32, {})
         (found,), _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % changed)
         found = found['objects'][0]['snapshot']
         self.assertEqual(odd, {key: found[key] for key in odd})
@@ -744,7 +744,7 @@ class OvaXml(unittest.TestCase):
         for path in samples:
             with self.subTest(path=path):
                 ova = VmBackup.ova_of(path)
-                changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32)
+                changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32, {})
                 self.assertEqual('again', VmBackup.archived_vm(changed).name)
                 before, after = VmBackup.expected(ova), VmBackup.expected(changed)
                 self.assertEqual(before, after)
@@ -762,7 +762,7 @@ class OvaXml(unittest.TestCase):
         for new in (b'<value/>', b'<value />'):
             ova = self.ova.replace(b'<value></value>', new)
             self.assertNotEqual(ova, self.ova)
-            changed = VmBackup.archived_vm(VmBackup.rewrite_for_import(ova, 'again', '0' * 32))
+            changed = VmBackup.archived_vm(VmBackup.rewrite_for_import(ova, 'again', '0' * 32, {}))
             self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'), changed)
 
     def test_what_is_no_ova_xml(self):
@@ -788,7 +788,7 @@ class OvaXml(unittest.TestCase):
                 b'<value><array><data>' * 90000 + b'</data></array></value>' * 90000):
             with self.subTest(text=text[:40], bytes=len(text)):
                 for read in (VmBackup.ova_objects, VmBackup.archived_vm, VmBackup.expected,
-                             lambda ova: VmBackup.rewrite_for_import(ova, 'x', '0' * 32)):
+                             lambda ova: VmBackup.rewrite_for_import(ova, 'x', '0' * 32, {})):
                     with self.assertRaises(VmBackup.Damaged):
                         read(text)
 
@@ -799,4 +799,4 @@ class OvaXml(unittest.TestCase):
             for read in (VmBackup.archived_vm, VmBackup.expected):
                 with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
                     read(ova)
-            VmBackup.rewrite_for_import(ova, 'x', '0' * 32)
+            VmBackup.rewrite_for_import(ova, 'x', '0' * 32, {})

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import subprocess
+import tarfile
 
 import VmBackup
 from tests.commands.test_restore import RestoreCase
@@ -284,3 +285,15 @@ class SmallDisks(RestoreCase):
         self.assertEqual(['vm0', 'vm1', 'vm3', 'vm4'], [
             re.findall(r'NOTE - (\w+):', line)[0] for line in done.lines
             if 'with a disk below 1 MiB its archive may be one that xe vm-import' in line])
+
+    def test_a_description_that_looks_like_an_id_stays_as_it_is(self):
+        disk = self.sim.pool.ref_of('VDI', self.disk_of('vm0', '0'))
+        for _ in range(2):
+            self.sim.pool._numbers = 8
+            self.ok(self.back_up('vm-export=vm0'))
+            with tarfile.open(self.newest('vm0', 'vm0.xva')) as archive:
+                identity = os.path.dirname(archive.getnames()[1])
+            self.sim.pool.put('VDI', disk, name_description=identity)
+        self.ok(self.restore('vm0', 'name=copy', 'verify=no'))
+        self.assertEqual(identity + '\n', self.xe(
+            'vdi-param-get', 'uuid=' + self.disk_of('copy', '0'), 'param-name=name-description'))
