@@ -4868,9 +4868,11 @@ class Exporter:
         """Tell whether a snapshot can only be the one that we meant to make, whose uuid we did not
         get to know. A disk's has the disk's own label until it is prepared (xapi: xapi_vdi.ml,
         snapshot_and_clone), and no other without a VBD was made right then."""
-        likely = [each.ref for each in new if each.of == found.of and not each.vbds
-                  and intent.since <= each.when <= intent.until]
-        return found.label == self.name_of_source(found, intent) and likely == [found.ref]
+        likely = []
+        for each in new:
+            if each.of == found.of and not each.vbds and intent.since <= each.when <= intent.until:
+                likely.append(each)
+        return likely == [found] and found.label == self.name_of_source(found, intent)
 
     def warn_of(self, uuid: str, label: str) -> None:
         """Warn of a snapshot that may be ours."""
@@ -4957,8 +4959,8 @@ class VmExporter(Exporter):
                      uuid=snapshot)
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
-        """Export an archive, or a disk. Success is exit status 0 and these words and a file that
-        is not empty (xapi: cli_operations.ml, download_file)."""
+        """Export an archive, or a disk. Exit status 0 alone proves nothing: xe has to say so, too
+        (xapi: cli_operations.ml, download_file)."""
         if file.disk:
             super().export(file, path, watchdog)
             return
@@ -4997,9 +4999,9 @@ class VmExporter(Exporter):
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Tell whether it is the only one with our label that was made soon after."""
-        likely = [each.ref for each in new if each.label == intent.label
+        likely = [each for each in new if each.label == intent.label
                   and intent.since <= each.when <= intent.latest]
-        return found.template and likely == [found.ref]
+        return found.template and likely == [found]
 
     def clean_up_snapshot(self, intent: Intent, backup: BackupDir) -> bool:
         """Look, too, for disks of a snapshot that was only half made: they come first, and are not
@@ -5009,11 +5011,15 @@ class VmExporter(Exporter):
             return clear
         new = [found for found in self.pool.snapshots('VDI', intent.sources)
                if found.ref not in intent.before]
-        ours, others = [], []  # type: List[Snapshot], List[Snapshot]
+        ours = []
         for found in new:
-            (ours if super().is_ours(found, new, intent) else others).append(found)
+            if super().is_ours(found, new, intent):
+                ours.append(found)
         self.destroy_disks(ours)
-        return not any([self.may_be(found, intent) for found in others]) and clear
+        for found in new:
+            if found not in ours and self.may_be(found, intent):
+                clear = False
+        return clear
 
 
 class VdiExporter(Exporter):
@@ -5045,10 +5051,10 @@ class VdiExporter(Exporter):
     def choose(self, vm: Vm) -> List[Disk]:
         """Return xvda, else the first bootable disk, else user device 0, unless left out."""
         kept, disks = super().choose(vm), self.pool.disks(vm)
-        candidates = [disk for disk in disks if disk.vbd['device'] == 'xvda'] + [
-            disk for disk in disks if disk.vbd['bootable']] + [
-            disk for disk in disks if disk.vbd['userdevice'] == '0']
-        boot = candidates[:1]
+        boot = [disk for disk in disks if disk.vbd['device'] == 'xvda']
+        boot += [disk for disk in disks if disk.vbd['bootable']]
+        boot += [disk for disk in disks if disk.vbd['userdevice'] == '0']
+        del boot[1:]
         self.left_out.sort(key=lambda each: each[0] not in boot)
         if not boot:
             self.left_out = []
@@ -5472,7 +5478,7 @@ def run_in(lines: Sequence[str]) -> Optional[LastRun]:
 
 
 def last_run(path: str) -> Optional[LastRun]:
-    """The last run in a status log, or None; only the end of it is read. Raise OSError."""
+    """Return the last run in a status log, of which only the end is read. Raise OSError."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -5488,7 +5494,7 @@ def last_run(path: str) -> Optional[LastRun]:
 
 
 def hook_problem(path: str) -> str:
-    """What is wrong with the program that `hook` names, or ''."""
+    """Return what is wrong with the program that `hook` names, or ''."""
     if not path or os.path.isfile(path) and os.access(path, os.X_OK):
         return ''
     wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
@@ -5496,7 +5502,7 @@ def hook_problem(path: str) -> str:
 
 
 class Hooks:
-    """Runs the program that `hook` names at each phase of a run; none: nothing is run."""
+    """Runs the program that `hook` names, if it names one, at each phase of a run."""
 
     def __init__(self, settings: Settings, report: str, console: Console, signals: Signals) -> None:
         self.program = '' if hook_problem(settings.hook) else settings.hook
@@ -5506,7 +5512,7 @@ class Hooks:
         self.signals = signals
 
     def run(self, phase: str, **known: str) -> bool:
-        """Run it at a phase; False if what begins is to be skipped. Raise CommandFailed, and
+        """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed, and
         Interrupted at a phase that begins something: the others run to their end."""
         if not self.program:
             return True
@@ -5529,7 +5535,7 @@ class Hooks:
             raise CommandFailed(f'hook {phase} failed: {how}')
         return not status
 
-    def tell(self, phase: str, warnings: List[str], **known: str) -> None:
+    def notify(self, phase: str, warnings: List[str], **known: str) -> None:
         """Run it at a phase where a failure is a warning."""
         try:
             self.run(phase, **known)
@@ -5538,7 +5544,7 @@ class Hooks:
 
 
 def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -> Any:
-    """The mail of a run."""
+    """Return the mail of a run."""
     import email.message
     import email.utils
     message = email.message.EmailMessage()
@@ -5555,7 +5561,7 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
 
 
 def security_of(settings: Settings) -> str:
-    """The encryption to the mail server: none, starttls or tls."""
+    """Return how the mail server is talked to: none, starttls or tls."""
     usual = {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
     return usual if settings.mail_smtp_security == 'auto' else settings.mail_smtp_security
 
@@ -5587,7 +5593,7 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
 
 
 def send_mail(settings: Settings, subject: str, console: Console) -> bool:
-    """Mail this run's lines; False if it was wanted and could not be done in three attempts."""
+    """Mail this run's lines; return False if that failed three times."""
     if not settings.mail_to:
         return True
     recipients = list(settings.mail_to)
@@ -5622,7 +5628,7 @@ class Attempt:
 
 
 class Run:
-    """Something that is done for VMs: collects how it ends for each, and reports how it ended."""
+    """Does something for VMs: collects how that ends for each, and reports how it all ended."""
 
     done = 'VmBackup {} {} - ***{}*** t:{}'    # what is logged of a VM in the end; '' for nothing
 
@@ -5717,7 +5723,7 @@ class Run:
             return WARNING
         return SKIPPED if self.skipped else SUCCESS
 
-    def tell_end(self, words: str) -> bool:
+    def report_end(self, words: str) -> bool:
         """Log and mail how it ended; return False if the mail could not be sent."""
         verdict, counts = self.verdict(), self.counts()
         self.console.log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
@@ -5763,9 +5769,9 @@ def put_report(path: str, document: Dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------------
 # 18. One VM: the backup of one VM, from its begin line to its end line
 # ----------------------------------------------------------------------------------------------
-# VmBackup.back_up is the list of all that is done, in this order. What differs between the methods
-# is in the exporters. Until the last step but one the dated directory has no marker: it is the
-# record of a failure.
+# VmBackup.back_up lists all that is done, in this order; what differs between the two methods is
+# in the exporters. Until its last step but one the dated directory has no marker, which makes it
+# the record of a failure. What one VM's backup has to know of the others is in Shared.
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 NO_DISK_LEFT = 'all of its disks are left out'
@@ -5792,6 +5798,11 @@ def disk_words(disk: Disk, why: str) -> str:
     return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
 
 
+def disk_facts(disk: Disk) -> Dict[str, Any]:
+    """Return what a manifest tells of every disk."""
+    return {'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.vdi['name_label']}
+
+
 class Shared:
     """What the backups of one run have in common."""
 
@@ -5805,8 +5816,10 @@ class Shared:
         self.verifier = Verifier(hooks.console, hooks.signals, config.settings.stall_timeout * 60)
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.beginning = threading.Lock()      # one after the other looks at the free space
-        self.writing = []      # type: List[VmBackup]
-        self.noted = False     # that the share cannot lock
+        self.writing = []      # type: List[VmBackup]      # those that still need free space
+        self.noted = False     # it was said that the share cannot lock
+        # Directories with a record of a snapshot that is still in the pool, with its uuid; those
+        # whose snapshot may be somebody else's or not be there; what is cleaned up once more.
         self.unsettled = {}    # type: Dict[str, str]
         self.doubtful = []     # type: List[str]
         self.again = []        # type: List[VmHistory]
@@ -5827,14 +5840,14 @@ class Shared:
         for backup in records:
             if backup.path not in self.unsettled and backup.path not in self.doubtful:
                 with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
-                    self.settle(backup, warnings)
+                    self.remove_snapshot(backup, warnings)
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
                 history.finish_deleting(path)
         return [self.unsettled[backup.path] for backup in records if backup.path in self.unsettled]
 
-    def settle(self, backup: BackupDir, warnings: List[str]) -> None:
-        """Remove the snapshot that a directory tells of. Raise VmBackupError, OSError."""
+    def remove_snapshot(self, backup: BackupDir, warnings: List[str]) -> None:
+        """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent = backup.intent()
         if intent and intent.pool != self.pool.uuid():
             self.console.log(f'***NOTE - {backup.path} tells of a snapshot in another pool, '
@@ -5896,12 +5909,13 @@ class VmBackup(Attempt):
                 return
             self.back_up_or_retry()
         except BaseException as error:
-            hooks.tell('backup-abort', self.warnings, status=token_of(error),
-                       target=self.path or '', **known)
+            hooks.notify('backup-abort', self.warnings, status=token_of(error),
+                         target=self.path or '', **known)
             raise
         files = sorted(self.backup.file(file.name) for file in self.exported)
-        hooks.tell('backup-end', self.warnings, target=self.path, file='\n'.join(files),
-                   size=str(self.size), status='WARNING' if self.warnings else 'SUCCESS', **known)
+        status = 'WARNING' if self.warnings else 'SUCCESS'
+        hooks.notify('backup-end', self.warnings, target=self.path, file='\n'.join(files),
+                     size=str(self.size), status=status, **known)
 
     def back_up_or_retry(self) -> None:
         """Make the backup; once more where xapi went away before anything was exported: one restart
@@ -5930,12 +5944,12 @@ class VmBackup(Attempt):
         log, job, warnings = self.console.log, self.job, self.warnings
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
-        known = self.clean_up()
-        self.drop_failures()
+        known = self.discard_leftovers()
+        self.drop_last_failure()
         xe = Xe(self.console, self.shared.signals)
         exporter = exporter_of(self.shared.config, job.method, self.pool, xe, warnings)
         self.exporter = exporter
-        self.begin(exporter.names(os.path.basename(self.history.directory), vm), started)
+        self.new_directory(exporter.names(os.path.basename(self.history.directory), vm), started)
         log(f'new backup_dir: {self.path}')
         self.write_metadata(vm)
         log(f'*** {job.method} begin xe command sequence')
@@ -5960,16 +5974,17 @@ class VmBackup(Attempt):
         with tolerating(warnings, 'cannot look for older backups'):
             self.prune(self.history.surplus(self.backup, self.policy))
 
-    def clean_up(self) -> List[str]:
-        """Do so for this VM; raise BackupFailed if more snapshots would be too many."""
+    def discard_leftovers(self) -> List[str]:
+        """Remove what an earlier run left; return the uuids of snapshots that are still there.
+        Raise BackupFailed if one more would be too many."""
         known = self.shared.clean_up(self.history, self.warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
                                + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
         return known
 
-    def drop_failures(self) -> None:
-        """Delete the records of failures, but for one that tells of a snapshot in the pool."""
+    def drop_last_failure(self) -> None:
+        """Delete what is no backup, but for a record of a snapshot that may be in the pool."""
         self.console.log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.failures():
             if failure.path not in self.shared.doubtful:
@@ -5977,8 +5992,9 @@ class VmBackup(Attempt):
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
                     self.history.delete(failure)
 
-    def begin(self, names: Sequence[str], started: datetime.datetime) -> None:
-        """Make the dated directory, if there is free space. Raise VmBackupError, OSError."""
+    def new_directory(self, names: Sequence[str], started: datetime.datetime) -> None:
+        """Make the dated directory, if there is free space for files of these names beside those of
+        the backups that are being made. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
             going = self.history.expendable(self.policy, started)
@@ -5996,13 +6012,13 @@ class VmBackup(Attempt):
             shared.writing.append(self)
 
     def unwritten(self) -> int:
-        """Return the bytes that it will still take of the free space."""
-        with contextlib.suppress(OSError):             # its own thread will meet that too
+        """Return how many bytes of the free space it will still take."""
+        with contextlib.suppress(OSError):             # its own thread will meet that, too
             return max(0, self.reserved - sum(size_of(path) for path in self.paths))
         return 0
 
     def release(self) -> None:
-        """Reserve no free space any more."""
+        """Give back the free space that was reserved and not used."""
         if self in self.shared.writing:
             self.shared.writing.remove(self)
 
@@ -6029,18 +6045,16 @@ class VmBackup(Attempt):
 
     def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
         """Return what the manifest tells, as far as it is known before the export."""
-        def of_disk(disk: Disk, **further: Any) -> Dict[str, Any]:
-            return dict(device=disk.device, uuid=disk.vdi['uuid'], name=disk.vdi['name_label'],
-                        **further)
-        vm, exporter = self.job.vm, self.exporter
+        vm, disks, left_out = self.job.vm, [], []
+        for disk in self.exporter.disks:
+            disks.append(dict(disk_facts(disk), virtual_size=int(disk.vdi['virtual_size'])))
+        for disk, why in self.exporter.left_out:
+            left_out.append(dict(disk_facts(disk), why=why))
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
-            method=self.job.method, host=os.uname().nodename, started=iso(started),
-            disks=[of_disk(disk, virtual_size=int(disk.vdi['virtual_size']))
-                   for disk in exporter.disks],
-            left_out=[of_disk(disk, why=why) for disk, why in exporter.left_out],
-            **self.shared.identity, snapshot=snapshot.uuid)
+            method=self.job.method, host=os.uname().nodename, started=iso(started), disks=disks,
+            left_out=left_out, **self.shared.identity, snapshot=snapshot.uuid)
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6171,15 +6185,15 @@ class Load(NamedTuple):
 
 
 def longest_first(loads: Sequence[Load]) -> List[Load]:
-    """In the order in which they begin when several run side by side, so that none is left over
-    at the end. Where the time is not known, it is as the size, by what the others took."""
+    """Return them in the order to begin in side by side, so that none is left over at the end. An
+    unknown duration is estimated from the size, by what the others took."""
     known = [load for load in loads if load.seconds]
     rate = sum(load.seconds for load in known) / (sum(load.size for load in known) or 1) or 1
     return sorted(loads, key=lambda load: -(load.seconds or load.size * rate))
 
 
 def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> Optional[Load]:
-    """The first that may begin beside those that run: no SR of it is read by `per_sr` of them."""
+    """Return the first that may begin beside the running ones, `per_sr` of which may read an SR."""
     read = collections.Counter(sr for load in running for sr in load.srs)
     for load in waiting:
         if all(read[sr] < per_sr for sr in load.srs):
@@ -6263,7 +6277,7 @@ class BackupRun(Run):
             with self.tolerating(f'cannot write report_file {self.report_file}'):
                 write_report(self.report_file, self, self.config_file, self.shared.identity)
         self.status_log.end(self.verdict(), self.counts())
-        mailed = self.tell_end('')
+        mailed = self.report_end('')
         if begun:
             self.run_hook('log-end')
         return self.exit_status(mailed)
@@ -6271,7 +6285,7 @@ class BackupRun(Run):
     def run_hook(self, phase: str) -> None:
         """Run the hook at a phase that ends the run; its failure is a warning."""
         warnings = []          # type: List[str]
-        self.hooks.tell(phase, warnings, status=self.verdict().token)
+        self.hooks.notify(phase, warnings, status=self.verdict().token)
         self.warn(warnings)
 
     def execute(self, plan: Plan) -> None:
@@ -6352,7 +6366,7 @@ class BackupRun(Run):
                 thread.join()
 
     def load(self, job: Job) -> Load:
-        """What is known of a backup before it begins. Raise Interrupted."""
+        """Return what is known of a backup before it begins. Raise Interrupted."""
         self.signals.check()
         srs, size, seconds = frozenset(), 0, 0.0       # type: Any, int, float
         with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
@@ -6477,8 +6491,8 @@ def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
 
 
 def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
-    """The command that makes backups; return the exit status. Where the config file cannot be read,
-    the mail goes to whom the script's first page says."""
+    """Make backups; return the exit status. Where the config file cannot be read, the mail goes to
+    whom the script's first page says."""
     invocation, unreadable = invocation_of(line), ''
     if invocation.preview:
         return preview(invocation, console, signals)
@@ -7372,7 +7386,7 @@ class TestRestore(Run):
     def end(self) -> int:
         """Tell how it ended, by mail too; return the exit status."""
         self.restorer.signals.at_once = False
-        return self.exit_status(self.tell_end('test-restore '))
+        return self.exit_status(self.report_end('test-restore '))
 
 
 def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:

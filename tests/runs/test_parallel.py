@@ -235,7 +235,7 @@ class Room(ParallelCase):
             backup = VmBackup.VmBackup(shared, Order.load(name).job)
             backup.history = histories[name]
             with unittest.mock.patch('os.statvfs', return_value=found):
-                backup.begin([name + '.xva'], VmBackup.now())
+                backup.new_directory([name + '.xva'], VmBackup.now())
             return backup
         first = begin('one', 1)
         with self.assertRaises(VmBackup.BackupFailed) as caught:
@@ -253,9 +253,9 @@ class Room(ParallelCase):
         backup = VmBackup.VmBackup(shared, Order.load('one').job)
         backup.history = shared.store.history('one')
         with unittest.mock.patch('os.statvfs', return_value=found):
-            backup.begin(['one.xva'], VmBackup.now())
+            backup.new_directory(['one.xva'], VmBackup.now())
             backup.release()
-            backup.begin(['one.xva'], VmBackup.now())
+            backup.new_directory(['one.xva'], VmBackup.now())
         self.assertEqual([backup], shared.writing)
 
 
