@@ -311,6 +311,23 @@ class Running(HeldCase):
         self.assertIn('in use by perhaps the task VDI export', done.output)
         self.assertEqual({}, self.held())
 
+    def test_one_that_may_have_a_restored_disk_is_not_cut_and_told(self):
+        for rule, keys, verb in self.each(['vm-export', 'vdi-export', 'vdi-export of a VHD']):
+            self.ends(0, rule, **keys)
+            other = self.sim.pool.ref_of('VDI', self.disk_of('db', '0'))
+            self.begin(self.sim.pool.export_vdi(other))
+            self.sim.pool.failing_detaches = 1
+            done = self.vmbackup('password', 'restore=web', 'from=' + self.backups)
+            if self.sim.pool.version > (26,):
+                self.assertEqual(1, done.status, done.output)
+                self.assertIn('dom0 may still have what was restored', done.output)
+                self.assertNotIn('vbd-unplug', self.verbs())
+            else:
+                self.assertEqual(0, done.status, done.output)
+                self.assertEqual(1, len(self.held()))
+            self.end()
+            self.before = self.contents()
+
     def test_an_answer_without_sense_cuts_nothing_and_is_no_traceback(self):
         for name, value in (('VM.get_is_control_domain', []), ('task.get_all_records', 'x'),
                             ('task.get_all_records', {'OpaqueRef:1': {
