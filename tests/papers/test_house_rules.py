@@ -9,6 +9,7 @@ import functools
 import glob
 import os
 import re
+import statistics
 import symtable
 import sys
 import textwrap
@@ -64,6 +65,7 @@ FURTHER_EFFECTS = '''print input exec eval __import__ sys.stdout sys.stderr sys.
 ALL_EFFECTS = ' '.join([effect.names for effect in EFFECTS] + [FURTHER_EFFECTS])
 
 LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS, COLUMNS = 8000, 800, 60, 6, 4, 100
+NODES, STATEMENT_NODES, FUNCTIONS, MEDIAN_LINES = 65000, 11.5, 600, 12
 
 # Not in Python 3.6, or no more in new ones, as identifiers wherever they stand.
 FOREIGN = set('''dataclasses dataclass capture_output nullcontext ThreadingHTTPServer missing_ok
@@ -271,6 +273,22 @@ def budgets(source):
                 yield source.complaint(function, '%s has %d %s' % (function.name, count, what))
 
 
+def sizes(source):
+    """How much there is to understand in all, as the newest Python parses it."""
+    if sys.version_info < (3, 9):       # other kinds of nodes
+        return
+    nodes = list(ast.walk(source.tree))
+    statements = sum(isinstance(node, ast.stmt) for node in nodes) or 1
+    lengths = [node.end_lineno - node.lineno + 1 for node in source.functions] or [0]
+    for count, most, what in (
+            (len(nodes), NODES, '%d nodes'),
+            (len(nodes) / statements, STATEMENT_NODES, '%.1f nodes a statement'),
+            (len(lengths), FUNCTIONS, '%d functions'),
+            (statistics.median(lengths), MEDIAN_LINES, 'a median function of %d lines')):
+        if count > most:
+            yield source.complaint(1, what % count)
+
+
 def parameters(function):
     own = function.args
     names = [part.arg for part in getattr(own, 'posonlyargs', []) + own.args + own.kwonlyargs +
@@ -397,7 +415,8 @@ class Rules(unittest.TestCase):
 
     def test_every_rule_holds(self):
         programs, everything = ['VmBackup.py', 'XenAPI.py'], python_files()
-        held = [(rule, programs[:1]) for rule in (sections, effects, impurities, order, budgets)]
+        of_program = sections, effects, impurities, order, budgets, sizes
+        held = [(rule, programs[:1]) for rule in of_program]
         held += [(docstrings, programs)]
         held += [(imports, programs)] * hasattr(sys, 'stdlib_module_names')     # from Python 3.10
         held += [(rule, everything) for rule in (grammar, wide, silence)]
@@ -541,6 +560,12 @@ if sys.version_info >= (3, 7):
 if sys.version_info >= (3, 8):
     SAMPLES += tuple((grammar, text, '') for text in (
         'if (a := 1): pass', 'def f(a, /): pass', 'f"{1=}"', 'f"é{(a + b) = !r}"'))
+if sys.version_info >= (3, 9):
+    SAMPLES += (
+        (sizes, 'x = 1\n' * (NODES // 4), '%d nodes' % (NODES // 4 * 4 + 1)),
+        (sizes, 'x = %s\n' % '+'.join('1' * 20), 'nodes a statement'),
+        (sizes, 'def f(): pass\n' * (FUNCTIONS + 1), '%d functions' % (FUNCTIONS + 1)),
+        (sizes, 'def f():\n' + '    x = 1\n' * (MEDIAN_LINES + 1), 'a median function of'))
 if hasattr(sys, 'stdlib_module_names'):
     SAMPLES += (imports, 'import os, XenAPI, yaml.x\n', 'imports yaml'),
 
