@@ -4611,8 +4611,8 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
 
 
 def vhd_problem(disk: Disk) -> str:
-    """Return what is in the way of exporting a disk as VHD; '' for nothing (recorded from xapi
-    26.17.0; vhd-tool: channels.ml)."""
+    """Return why a disk cannot be exported as VHD, or '' (recorded from xapi 26.17.0; vhd-tool:
+    channels.ml)."""
     size = int(disk.vdi['virtual_size'])
     if size <= LARGEST_EXPORT and not size % VHD_BLOCK:
         return ''
@@ -4635,8 +4635,8 @@ class Exporter:
         self.warnings = warnings
         self.left_out = []     # type: List[Tuple[Disk, str]]
         self.prepared = False
-        # select_target sets these: the VM, reference and uuid of what is to be snapshotted, the
-        # snapshot's label, the references of those before, and the VM's disks.
+        # Set by select_target: the VM; reference and uuid of what gets a snapshot; the label of
+        # this one and references of those before; disks that are exported, and the others.
         self.vm = None         # type: Any
         self.target = self.uuid = self.label = ''
         self.before = ()       # type: Tuple[str, ...]
@@ -4646,7 +4646,7 @@ class Exporter:
         self.copies = ()       # type: Tuple[str, ...]
 
     def choose(self, vm: Vm) -> List[Disk]:
-        """Return the disks to export, as the tables tell; note those left out. Raise PoolError."""
+        """Return the disks to export, by the tables; note those left out. Raise PoolError."""
         kept, self.left_out = [], []
         for disk in self.pool.disks(vm):
             why = self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
@@ -4667,7 +4667,7 @@ class Exporter:
         return base + self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
-        """Return what is to be known of the sizes of disks: ERROR, WARNING or NOTE, and words."""
+        """Return remarks on the sizes of disks: ERROR, WARNING or NOTE, and a text."""
         sizes = [int(disk.vdi['virtual_size']) for disk in disks]
         if '.xva' in self.extension and sizes and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
             return [('NOTE', 'with a disk below 1 MiB its archive may be one that xe vm-import '
@@ -4685,7 +4685,7 @@ class Exporter:
                 raise BackupFailed(self.export_token, text)
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
-        """Export a disk, compressed if the name tells so. vdi-export prints nothing when it
+        """Export a disk, compressed if the file's name says so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
         form, packed, size = form_of(path), is_packed(path), file.snapshot.size
         words = {'format': form[1:], 'uuid': file.snapshot.uuid}
@@ -4706,8 +4706,8 @@ class Exporter:
 
     @contextlib.contextmanager
     def snapshot(self, backup: BackupDir, known: Sequence[str]) -> Iterator[Snapshot]:
-        """Make and prepare a snapshot, yield it; it is gone afterwards, come what may. `known`: the
-        uuids of earlier ones that were told of. Raise BackupFailed with the step's token."""
+        """Make and prepare a snapshot, yield it, and remove it whatever happens. `known`: the uuids
+        of earlier ones, already warned of. Raise BackupFailed with the step's token."""
         for ref in self.before:
             label, uuid = self.pool.label(self.kind, ref)
             if label == self.label and uuid not in known:
@@ -4735,7 +4735,7 @@ class Exporter:
                     backup.drop_intent()
 
     def take(self, backup: BackupDir) -> Tuple[Intent, Snapshot]:
-        """Make the snapshot and know it for ours. Raise BackupFailed, Interrupted."""
+        """Record the intent, make the snapshot and identify it. Raise BackupFailed, Interrupted."""
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
         with failing_as(self.snapshot_token):
@@ -4781,7 +4781,7 @@ class Exporter:
             names=tuple(disk.vdi['name_label'] for disk in disks))
 
     def clean_up_failure(self, intent: Intent, backup: BackupDir, unknown: bool) -> None:
-        """Remove what a snapshot that failed has left; `unknown`: it may still be made."""
+        """Remove what a failed snapshot has left; `unknown`: xapi may still make it."""
         made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
                 if each.ref not in self.before]
         clear = self.clean_up_snapshot(
@@ -4814,8 +4814,8 @@ class Exporter:
                     self.xe.tell('vdi-destroy', uuid=found.uuid)
 
     def clean_up_snapshot(self, intent: Intent, backup: BackupDir) -> bool:
-        """Destroy the snapshot of a record and what is left of it; warn of others that may be it,
-        and return False if that is to be told again. Raise VmBackupError."""
+        """Destroy the snapshot of a record and what is left of it. Return False, after a warning,
+        if it may be among others that are not ours for certain. Raise VmBackupError."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(self.kind, intent.ref)
         clear, new = True, [found for found in self.pool.snapshots(self.kind, [intent.ref])
@@ -4846,9 +4846,9 @@ class Exporter:
                 if found.ref in intent.disks or found.uuid == intent.uuid]
 
     def may_be(self, found: Snapshot, intent: Intent) -> bool:
-        """Tell whether a disk's snapshot may be one that we meant to make, as nobody has marked it
-        for his own; then warn of it. When xapi ends meanwhile, up to two can come of one request,
-        also after its next start (recorded from xapi 25.33.2 and 26.17.0)."""
+        """Return, after a warning, if a disk's snapshot may be one that we meant to make: nobody
+        has marked it for his own. Where xapi ends meanwhile, one request can make two, also
+        after the next start (recorded from xapi 25.33.2 and 26.17.0)."""
         if found.vbds or found.tags or found.when < intent.since or (
                 found.label != self.name_of_source(found, intent)):
             return False
@@ -4865,8 +4865,8 @@ class Exporter:
         return names.get(found.of) or self.pool.label('VDI', found.of)[0]
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Tell whether a snapshot can only be the one that we meant to make, whose uuid we did not
-        get to know. A disk's has the disk's own label until it is prepared (xapi: xapi_vdi.ml,
+        """Return if a snapshot can only be the one that we meant to make, of which we have no uuid.
+        A disk's has the disk's own label until it is prepared (xapi: xapi_vdi.ml,
         snapshot_and_clone), and no other without a VBD was made right then."""
         likely = []
         for each in new:
@@ -4915,7 +4915,7 @@ class Exporter:
 
 
 class VmExporter(Exporter):
-    """A whole VM as an XVA archive."""
+    """Exports a VM as an XVA archive."""
 
     kind = 'VM'
     snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
@@ -4932,7 +4932,7 @@ class VmExporter(Exporter):
             self.disks = self.choose(vm)
             chosen = [disk.vdi_ref for disk in self.disks]
             self.others = [disk for disk in self.pool.disks(vm) if disk.vdi_ref not in chosen]
-        except PoolError:                              # the metadata step has told
+        except PoolError:                              # the metadata step has warned of it
             if self.choice != DiskChoice():
                 raise
         self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
@@ -4998,7 +4998,7 @@ class VmExporter(Exporter):
             raise CommandFailed('disks of it are still there: ' + ', '.join(words or left))
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Tell whether it is the only one with our label that was made soon after."""
+        """Return if it is the only one with our label that was made soon after."""
         likely = [each for each in new if each.label == intent.label
                   and intent.since <= each.when <= intent.latest]
         return found.template and likely == [found]
@@ -5023,7 +5023,7 @@ class VmExporter(Exporter):
 
 
 class VdiExporter(Exporter):
-    """The boot disk of a VM as a raw or VHD image."""
+    """Exports the boot disk of a VM as a raw or VHD image."""
 
     kind = 'VDI'
     snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
@@ -5079,7 +5079,7 @@ class VdiExporter(Exporter):
 
 
 class DisksExporter(VmExporter):
-    """Some disks of a VM as images, all of one moment: that of a snapshot of the VM."""
+    """Exports disks of a VM as images, all of one moment: that of a snapshot of the VM."""
 
     snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
     export_token = 'VDI-EXPORT-FAIL'
@@ -5450,7 +5450,7 @@ class StatusLog:
 
 
 class LastRun(NamedTuple):
-    """What a status log tells of the last run."""
+    """The last run in a status log."""
 
     begun: datetime.datetime
     result: str                # SUCCESS, WARNING, ERROR or SKIPPED, and counts; '' if it has no end
@@ -5494,7 +5494,7 @@ def last_run(path: str) -> Optional[LastRun]:
 
 
 def hook_problem(path: str) -> str:
-    """Return what is wrong with the program that `hook` names, or ''."""
+    """Return the problem with the program that `hook` names, or ''."""
     if not path or os.path.isfile(path) and os.access(path, os.X_OK):
         return ''
     wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
@@ -5616,7 +5616,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
 
 
 class Attempt:
-    """What a run does for one VM, as far as it is done."""
+    """One VM's turn in a run, so far."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -5630,7 +5630,7 @@ class Attempt:
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
 
-    done = 'VmBackup {} {} - ***{}*** t:{}'    # what is logged of a VM in the end; '' for nothing
+    done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
 
     def __init__(self, settings: Settings, status_log: StatusLog, console: Console) -> None:
         self.settings = settings
@@ -5794,17 +5794,17 @@ def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[
 
 
 def disk_words(disk: Disk, why: str) -> str:
-    """Return what a log says of a disk that is left out."""
+    """Return a disk that is left out as the log has it."""
     return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
 
 
 def disk_facts(disk: Disk) -> Dict[str, Any]:
-    """Return what a manifest tells of every disk."""
+    """Return the keys that every disk has in a manifest."""
     return {'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.vdi['name_label']}
 
 
 class Shared:
-    """What the backups of one run have in common."""
+    """What the backups of one run share."""
 
     def __init__(self, config: Config, store: BackupStore, pool: Any, hooks: Hooks) -> None:
         self.config = config
@@ -5818,11 +5818,11 @@ class Shared:
         self.beginning = threading.Lock()      # one after the other looks at the free space
         self.writing = []      # type: List[VmBackup]      # those that still need free space
         self.noted = False     # it was said that the share cannot lock
-        # Directories with a record of a snapshot that is still in the pool, with its uuid; those
-        # whose snapshot may be somebody else's or not be there; what is cleaned up once more.
-        self.unsettled = {}    # type: Dict[str, str]
+        # By path of their directories: snapshots that could not be removed. Directories whose
+        # snapshot may be somebody else's, or not be made yet. VMs to clean up when the run ends.
+        self.not_removed = {}    # type: Dict[str, str]
         self.doubtful = []     # type: List[str]
-        self.again = []        # type: List[VmHistory]
+        self.to_retry = []        # type: List[VmHistory]
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -5834,17 +5834,18 @@ class Shared:
             yield
 
     def clean_up(self, history: VmHistory, warnings: List[str]) -> List[str]:
-        """Remove what a run that died left of a VM's backup, in the pool and on disk; return the
-        uuids of snapshots that are still there, of which a run warns once."""
+        """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
+        the uuids of snapshots that cannot be removed; a run warns of each once."""
         records = history.open_records()
         for backup in records:
-            if backup.path not in self.unsettled and backup.path not in self.doubtful:
+            if backup.path not in self.not_removed and backup.path not in self.doubtful:
                 with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
                     self.remove_snapshot(backup, warnings)
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
                 history.finish_deleting(path)
-        return [self.unsettled[backup.path] for backup in records if backup.path in self.unsettled]
+        return [self.not_removed[record.path] for record in records
+                if record.path in self.not_removed]
 
     def remove_snapshot(self, backup: BackupDir, warnings: List[str]) -> None:
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
@@ -5854,7 +5855,7 @@ class Shared:
                              f'{intent.pool}: not touched')
             return
         if intent:
-            self.unsettled[backup.path] = intent.uuid
+            self.not_removed[backup.path] = intent.uuid
             if self.store.unlocked and is_in_work(intent):
                 raise TargetError(f'its run on {intent.host} may be at work still, and backup_dir '
                                   'cannot lock')
@@ -5862,7 +5863,7 @@ class Shared:
             exporter = kind(self.pool, Xe(self.console, self.signals), '', warnings)
             with self.pool.snapshotting:
                 clear = exporter.clean_up_snapshot(intent, backup)
-            del self.unsettled[backup.path]
+            del self.not_removed[backup.path]
             if not clear:
                 self.doubtful.append(backup.path)
                 return
@@ -5886,7 +5887,7 @@ class VmBackup(Attempt):
         self.last = 0          # bytes that the files of the last one take
         self.reserved = 0      # bytes by which the free space will shrink
 
-    def carry_out(self) -> None:
+    def run(self) -> None:
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
         self.history = self.shared.store.history_of(self.job)
         with self.shared.locked(self.history.directory, self.settings.lock_wait * 60):
@@ -5896,10 +5897,10 @@ class VmBackup(Attempt):
             finally:
                 self.release()
                 if any(LEFT in warning for warning in self.warnings):
-                    self.shared.again.append(self.history)
+                    self.shared.to_retry.append(self.history)
 
     def back_up_with_hooks(self) -> None:
-        """Make the backup between its hooks. Raise as `carry_out`."""
+        """Make the backup between its hooks. Raise as `run`."""
         hooks, vm = self.shared.hooks, self.job.vm
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
         try:
@@ -5927,7 +5928,7 @@ class VmBackup(Attempt):
             if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
                 raise
             if any(LEFT in warning for warning in self.warnings):  # xapi may make it as it starts
-                self.shared.again.append(self.history)
+                self.shared.to_retry.append(self.history)
                 if self.path:
                     self.shared.doubtful.append(self.path)
             self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
@@ -5975,8 +5976,8 @@ class VmBackup(Attempt):
             self.prune(self.history.surplus(self.backup, self.policy))
 
     def discard_leftovers(self) -> List[str]:
-        """Remove what an earlier run left; return the uuids of snapshots that are still there.
-        Raise BackupFailed if one more would be too many."""
+        """Remove what an earlier run has left; return the uuids of snapshots that are still there.
+        Raise BackupFailed if they are too many to make another."""
         known = self.shared.clean_up(self.history, self.warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
@@ -5984,7 +5985,7 @@ class VmBackup(Attempt):
         return known
 
     def drop_last_failure(self) -> None:
-        """Delete what is no backup, but for a record of a snapshot that may be in the pool."""
+        """Delete the records of failures, but for one of a snapshot that may be in the pool."""
         self.console.log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.failures():
             if failure.path not in self.shared.doubtful:
@@ -6023,7 +6024,7 @@ class VmBackup(Attempt):
             self.shared.writing.remove(self)
 
     def write_metadata(self, vm: Vm) -> None:
-        """Write the metadata; what is missing becomes a warning."""
+        """Write the metadata; warn of what is missing."""
         self.console.log('Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
             write_metadata(self.backup, vm, self.exporter.xe)
@@ -6044,7 +6045,7 @@ class VmBackup(Attempt):
                                  + disk_words(disk, NOBAK))
 
     def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
-        """Return what the manifest tells, as far as it is known before the export."""
+        """Return the manifest, as far as it is known before the export."""
         vm, disks, left_out = self.job.vm, [], []
         for disk in self.exporter.disks:
             disks.append(dict(disk_facts(disk), virtual_size=int(disk.vdi['virtual_size'])))
@@ -6080,7 +6081,7 @@ class VmBackup(Attempt):
             return written(path)
 
     def verify(self) -> None:
-        """Verify what was exported, unless verify=no; metadata may warn. Raise BackupFailed."""
+        """Verify the backup, unless verify=no; warn of its metadata. Raise BackupFailed."""
         if self.settings.verify == 'no':
             return
         elapsed = stopwatch()
@@ -6145,7 +6146,7 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
 
 
 def program_problems(settings: Settings) -> List[str]:
-    """Return what is wrong with the programs that the settings need."""
+    """Return the problems with the programs that the settings need."""
     problems = list(filter(None, [hook_problem(settings.hook)]))
     for name, value, undo in (
             ('compress', settings.compress if settings.verify == 'yes' else 'none', True),
@@ -6159,7 +6160,7 @@ def program_problems(settings: Settings) -> List[str]:
 
 
 def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console) -> Sequence[str]:
-    """Print settings, lists and what is wrong; return what makes a run impossible."""
+    """Print settings, lists and problems; return those that make a run impossible."""
     for message in plan.messages:
         console.log(message)
     show_settings(config, plan, console)
@@ -6176,7 +6177,7 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
 
 
 class Load(NamedTuple):
-    """What is known of the backup of a VM before it begins."""
+    """A VM's backup as far as it is known before it begins."""
 
     job: Job
     srs: FrozenSet[str]        # uuids of those that its disks are in
@@ -6202,7 +6203,7 @@ def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> 
 
 
 def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
-    """Return a plan with what is to be known of its VMs' disks. Raise PoolError."""
+    """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
     left_out, failures, messages = [], [], []
     doubtful = plan.warnings
     for job in plan.jobs:
@@ -6241,7 +6242,7 @@ class BackupRun(Run):
         self.restores_left = False
         self.shared = Shared(config, self.store, None, self.hooks)
 
-    def carry_out(self, invocation: Invocation) -> None:
+    def run(self, invocation: Invocation) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
         if not self.hooks.run('job-init'):             # which may mount what holds the status log
@@ -6366,7 +6367,7 @@ class BackupRun(Run):
                 thread.join()
 
     def load(self, job: Job) -> Load:
-        """Return what is known of a backup before it begins. Raise Interrupted."""
+        """Return the load that a backup will be. Raise Interrupted."""
         self.signals.check()
         srs, size, seconds = frozenset(), 0, 0.0       # type: Any, int, float
         with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
@@ -6380,10 +6381,10 @@ class BackupRun(Run):
     def back_up(self, job: Job) -> None:
         """Back up one VM; whatever its failure, it becomes that VM's outcome."""
         backup = VmBackup(self.shared, job)
-        self.attempt(backup, backup.carry_out)
+        self.attempt(backup, backup.run)
 
     def clean_up(self) -> None:
-        """Remove what earlier runs that died left behind, also of VMs that are not selected."""
+        """Remove what earlier runs that died have left, also of VMs that are not selected."""
         with self.tolerating('cannot tell which pool this is'):
             self.shared.identity = self.shared.pool.identity()
         with self.tolerating('cannot look for leftovers'):
@@ -6392,10 +6393,10 @@ class BackupRun(Run):
             self.clean_up_restores()
 
     def clean_up_again(self) -> None:
-        """Look again at the end at what had to be left in the pool."""
-        self.shared.unsettled.clear()
+        """Try again, at the end, to remove what had to be left in the pool."""
+        self.shared.not_removed.clear()
         del self.shared.doubtful[:]
-        histories, self.shared.again = self.shared.again, []
+        histories, self.shared.to_retry = self.shared.to_retry, []
         for history in histories:
             self.clean_up_one(history)
         if self.restores_left:
@@ -6421,11 +6422,11 @@ class BackupRun(Run):
                 except BackupFailed as error:
                     self.console.log(f'***NOTE - {history.directory}: {error}')
         if any(LEFT in warning for warning in warnings):
-            self.shared.again.append(history)
+            self.shared.to_retry.append(history)
         self.warn(warnings)
 
     def add_failures(self, plan: Plan) -> None:
-        """Count and tell of configured VMs that cannot be backed up."""
+        """Count and record configured VMs that cannot be backed up."""
         self.outcomes.extend(plan.failures)
         for outcome in plan.failures:
             self.status_log.vm_end(outcome)
@@ -6511,7 +6512,7 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
         if unreadable:
             raise ConfigError(unreadable)
         refuse_unexpected(config, console)
-        run_of_tonight.carry_out(invocation)
+        run_of_tonight.run(invocation)
     return run_of_tonight.end()
 
 
