@@ -2548,6 +2548,11 @@ def process(number: str) -> str:
     return f'{number} {fields[19].decode("ascii")}'
 
 
+def own_process() -> Tuple[str, str]:
+    """Return this host and this process, as a record of what is in progress has them."""
+    return os.uname().nodename, process(str(os.getpid()))
+
+
 def programs_with(word: str, variable: str = '') -> List[int]:
     """The processes of this host that have a word in their arguments, and a variable, as NAME=TEXT
     with a NUL, in their environment (Linux: proc(5), cmdline and environ)."""
@@ -5258,7 +5263,7 @@ class Importer:
         made = self.pool.marked(record.mark)
         self.check_unused(made, record.since)
         shared = self.shared_disks(made)
-        ours = record.process == process(str(os.getpid())) and record.host == os.uname().nodename
+        ours = (record.host, record.process) == own_process()
         drop_leaked_vbds(self.pool, self.xe, made.vms,
                          [disk for disk in made.disks if disk not in shared], 'RW', ours)
         for vm in made.vms.values():
@@ -5328,9 +5333,9 @@ class Importer:
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive and look whether all disks are there; return the uuid of the VM.
         `cut_off`: take it from all networks first."""
+        pieces = archive_for_import(path, target.name, mark)
         preserve = {'preserve': True} if target.preserve else {}
-        uuid = self.feed('vm-import', path, archive_for_import(path, target.name, mark), 0,
-                         sr_uuid=target.sr['uuid'], **preserve)
+        uuid = self.feed('vm-import', path, pieces, 0, sr_uuid=target.sr['uuid'], **preserve)
         self.console.log('vm-uuid: ' + uuid)
         vms = self.pool.marked(mark).vms
         if [vm['uuid'] for vm in vms.values()] != [uuid]:
@@ -5345,35 +5350,36 @@ class Importer:
     def check_disks(self, vm_ref: str, mark: str, expected: Dict[str, int]) -> None:
         """Raise CommandFailed unless a VM that was made has each disk, by its user device, with its
         size in bytes, to which an SR may add some."""
-        disks = self.pool.marked(mark).disks
-        found = {}
+        disks, found = self.pool.marked(mark).disks, {}
         for vbd in self.pool.where('VBD', 'VM', [vm_ref]).values():
             if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
-                made = vbd['VDI'] in disks
-                found[vbd['userdevice']] = int(disks[vbd['VDI']]['virtual_size']) if made else 0
+                vdi = disks.get(vbd['VDI'], {})
+                found[vbd['userdevice']] = int(vdi.get('virtual_size', 0))
         for device in sorted(set(expected) | set(found)):
             if device not in expected or found.get(device, -1) < expected[device]:
-                raise CommandFailed('disk {} has {} bytes, not {}'.format(
-                    device, found.get(device, 0), expected.get(device, 0)))
+                raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not '
+                                    f'{expected.get(device, 0)}')
 
-    def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
+    def import_disk(self, path: str, form: str, target: Target, mark: str) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
         mark."""
-        size = target.size
-        words = dict([QCOW2]) if size > LARGEST_STORED else {}
+        size, words = target.size, {}
+        if size > LARGEST_STORED:
+            words = dict([QCOW2])
         with advising():
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(record.mark), virtual_size=str(size),
-                                **words)
-        made = [int(vdi['virtual_size']) for vdi in self.pool.marked(record.mark).disks.values()
-                if vdi['uuid'] == uuid]
-        if not made or made[0] < size:
+                                name_label=marked_name(mark), virtual_size=str(size), **words)
+        made = 0
+        for vdi in self.pool.marked(mark).disks.values():
+            if vdi['uuid'] == uuid:
+                made = int(vdi['virtual_size'])
+        if made < size or not made:
             raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
         if form == '.vhd' and not is_packed(path):
             self.import_vhd(path, uuid, size)
         else:
-            self.feed('vdi-import', path, image_pieces(path, form, size, made[0]), made[0],
-                      uuid=uuid, format='raw')
+            pieces = image_pieces(path, form, size, made)
+            self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
         return uuid
 
     def import_vhd(self, path: str, uuid: str, size: int) -> None:
@@ -7255,7 +7261,7 @@ class Restorer:
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore as planned, and log what was made."""
         with self.importer.restoring(target.name, True) as record:
-            uuid = self.put(chosen, target, record)
+            uuid = self.put(chosen, target, record.mark)
             self.signals.check()
             self.importer.free(record.mark)
             if target.attach:
@@ -7273,12 +7279,12 @@ class Restorer:
                            'bootable=true', 'mode=RW', 'type=Disk']):
                 self.console.log('  ' + quoted([self.xe.program] + words))
 
-    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, mark: str, cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: as import_vm) or image; return the uuid of the new one."""
         self.signals.check()
         if chosen.form == '.xva':
-            return self.importer.import_vm(chosen.path, target, record.mark, cut_off)
-        return self.importer.import_disk(chosen.path, chosen.form, target, record)
+            return self.importer.import_vm(chosen.path, target, mark, cut_off)
+        return self.importer.import_disk(chosen.path, chosen.form, target, mark)
 
     def test(self, chosen: Chosen, target: Target) -> None:
         """Restore as planned, prove it and destroy it again. An archive's checksums are compared
@@ -7286,7 +7292,7 @@ class Restorer:
         if chosen.form != '.xva':
             self.verify(chosen)
         with self.importer.restoring(target.name, False) as record:
-            self.put(chosen, target, record, True)
+            self.put(chosen, target, record.mark, True)
         self.signals.check()
 
 
