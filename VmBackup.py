@@ -82,7 +82,7 @@ import threading
 import time
 import unicodedata
 import xml.parsers.expat
-from typing import (Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence,
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
 # What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
@@ -5898,6 +5898,18 @@ class VmBackup(Attempt):
         self.paths = []        # type: List[str]
         self.last = 0          # bytes that the files of the last one take
         self.reserved = 0      # bytes by which the free space will shrink
+        # An estimate: the uuids of the disks' SRs, bytes of the disks, seconds; 0 if unknown.
+        self.srs, self.bytes, self.seconds = frozenset(), 0, 0.0       # type: Any, int, float
+
+    def estimate(self) -> None:
+        """Estimate the backup, as far as the tables and the last one show."""
+        shared, job = self.shared, self.job
+        with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own turn will show that
+            xe = Xe(self.console, shared.signals)
+            disks = exporter_of(shared.config, job.method, self.pool, xe, []).choose(job.vm)
+            self.srs = frozenset(disk.sr_uuid for disk in disks)
+            self.bytes = sum(int(disk.vdi['virtual_size']) for disk in disks)
+            self.seconds = shared.store.history_of(job).last_seconds(job.method)
 
     def run(self) -> None:
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
@@ -6188,29 +6200,22 @@ def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console)
     return errors
 
 
-class Load(NamedTuple):
-    """A VM's backup as far as it is known before it begins."""
-
-    job: Job
-    srs: FrozenSet[str]        # uuids of those that its disks are in
-    size: int                  # bytes of its disks
-    seconds: float             # that the last one took; 0 if that is not known
-
-
-def longest_first(loads: Sequence[Load]) -> List[Load]:
+def longest_first(backups: Sequence[VmBackup]) -> List[VmBackup]:
     """Return them in the order to begin in side by side, so that none is left over at the end. An
     unknown duration is estimated from the size, by what the others took."""
-    known = [load for load in loads if load.seconds]
-    rate = sum(load.seconds for load in known) / (sum(load.size for load in known) or 1) or 1
-    return sorted(loads, key=lambda load: -(load.seconds or load.size * rate))
+    known = [backup for backup in backups if backup.seconds]
+    seconds, size = sum(backup.seconds for backup in known), sum(backup.bytes for backup in known)
+    rate = seconds / (size or 1) or 1
+    return sorted(backups, key=lambda backup: -(backup.seconds or backup.bytes * rate))
 
 
-def next_load(waiting: Sequence[Load], running: Sequence[Load], per_sr: int) -> Optional[Load]:
+def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
+                per_sr: int) -> Optional[VmBackup]:
     """Return the first that may begin beside the running ones, `per_sr` of which may read an SR."""
-    read = collections.Counter(sr for load in running for sr in load.srs)
-    for load in waiting:
-        if all(read[sr] < per_sr for sr in load.srs):
-            return load
+    read = collections.Counter(sr for backup in running for sr in backup.srs)
+    for backup in waiting:
+        if all(read[sr] < per_sr for sr in backup.srs):
+            return backup
     return None
 
 
@@ -6319,50 +6324,53 @@ class BackupRun(Run):
             with self.surviving():
                 self.back_up_pool_database()
         self.add_failures(plan)
+        backups = [VmBackup(self.shared, job) for job in plan.jobs]
         if self.settings.parallel > 1:
-            self.side_by_side(plan.jobs)
+            self.side_by_side(backups)
         else:
-            self.one_by_one(plan.jobs)
+            self.one_by_one(backups)
         self.signals.check()
         with self.surviving():
             self.clean_up_again()
         log(RULER)
         self.show_space('Space status')
 
-    def one_by_one(self, jobs: Sequence[Job]) -> None:
+    def one_by_one(self, backups: Sequence[VmBackup]) -> None:
         """Back up the VMs in the order of the config; raise Interrupted."""
         for method in ('vdi-export', 'vm-export'):
             self.console.log(f'************ {method}= ***************')
-            for job in jobs:
-                if job.method == method:
+            for backup in backups:
+                if backup.job.method == method:
                     self.signals.check()
-                    self.back_up(job)
+                    self.attempt(backup, backup.run)
 
-    def side_by_side(self, jobs: Sequence[Job]) -> None:
+    def side_by_side(self, backups: Sequence[VmBackup]) -> None:
         """Back up several VMs at once, each in a thread; after a signal none begins."""
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
-        waiting = longest_first([self.load(job) for job in jobs])
-        running = []           # type: List[Load]
-        most, changed = self.settings.parallel_per_sr or len(jobs), threading.Condition()
+        for backup in backups:
+            self.signals.check()
+            backup.estimate()
+        waiting, running = longest_first(backups), []  # type: List[VmBackup], List[VmBackup]
+        most, changed = self.settings.parallel_per_sr or len(backups), threading.Condition()
 
         def work() -> None:
             while True:
                 with changed:
-                    load = next_load(waiting, running, most)
-                    while waiting and not load and not self.signals.received:
+                    backup = next_backup(waiting, running, most)
+                    while waiting and not backup and not self.signals.received:
                         changed.wait(1)                # a signal is seen within a second
-                        load = next_load(waiting, running, most)
-                    if not load or self.signals.received:
+                        backup = next_backup(waiting, running, most)
+                    if not backup or self.signals.received:
                         return
-                    waiting.remove(load)
-                    running.append(load)
+                    waiting.remove(backup)
+                    running.append(backup)
                 try:
-                    with self.surviving(), self.console.about(load.job.vm.name), (
+                    with self.surviving(), self.console.about(backup.job.vm.name), (
                             contextlib.suppress(Interrupted)):
-                        self.back_up(load.job)
+                        self.attempt(backup, backup.run)
                 finally:
                     with changed:
-                        running.remove(load)
+                        running.remove(backup)
                         changed.notify_all()
 
         threads = []           # type: List[threading.Thread]
@@ -6377,23 +6385,6 @@ class BackupRun(Run):
         finally:
             for thread in threads:                     # they need the pool
                 thread.join()
-
-    def load(self, job: Job) -> Load:
-        """Return the load that a backup will be. Raise Interrupted."""
-        self.signals.check()
-        srs, size, seconds = frozenset(), 0, 0.0       # type: Any, int, float
-        with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own time will tell
-            xe = Xe(self.console, self.signals)
-            disks = exporter_of(self.config, job.method, self.shared.pool, xe, []).choose(job.vm)
-            srs = frozenset(disk.sr_uuid for disk in disks)
-            size = sum(int(disk.vdi['virtual_size']) for disk in disks)
-            seconds = self.store.history_of(job).last_seconds(job.method)
-        return Load(job, srs, size, seconds)
-
-    def back_up(self, job: Job) -> None:
-        """Back up one VM; whatever its failure, it becomes that VM's outcome."""
-        backup = VmBackup(self.shared, job)
-        self.attempt(backup, backup.run)
 
     def clean_up(self) -> None:
         """Remove what earlier runs that died have left, also of VMs that are not selected."""

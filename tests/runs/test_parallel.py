@@ -180,12 +180,14 @@ class Told(ParallelCase):
 
 class Order(ParallelCase):
     @staticmethod
-    def load(name, size=0, seconds=0.0, srs=()):
-        return VmBackup.Load(VmBackup.Job(
-            'vm-export', VmBackup.Vm(name, name, name, {}), 1, name), frozenset(srs), size, seconds)
+    def backup(name, size=0, seconds=0.0, srs=()):
+        backup = VmBackup.VmBackup(shared_without_pool('/nowhere'), VmBackup.Job(
+            'vm-export', VmBackup.Vm(name, name, name, {}), 1, name))
+        backup.srs, backup.bytes, backup.seconds = frozenset(srs), size, seconds
+        return backup
 
     def test_the_longest_begins_first_as_far_as_durations_and_sizes_tell(self):
-        for what, begun, *loads in (
+        for what, begun, *backups in (
                 ('by the last duration', 'bca', ('a', 9, 10), ('b', 1, 30), ('c', 5, 20)),
                 ('by size where no duration is known', 'bcad', ('a', 1), ('b', 9), ('c', 5),
                  ('d', 1)),
@@ -193,16 +195,16 @@ class Order(ParallelCase):
                  ('n', 14), ('a', 10, 30)),
                 ('none', ''), ('nothing known', 'ab', ('a',), ('b',))):
             with self.subTest(what):
-                found = VmBackup.longest_first([self.load(*words) for words in loads])
-                self.assertEqual(list(begun), [load.job.vm.name for load in found])
+                found = VmBackup.longest_first([self.backup(*words) for words in backups])
+                self.assertEqual(list(begun), [backup.job.vm.name for backup in found])
 
     def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
-        waiting = [self.load('a', srs='x'), self.load('b', srs='xy'), self.load('c', srs='y')]
-        running = [self.load('d', srs='x')]
-        self.assertEqual('c', VmBackup.next_load(waiting, running, 1).job.vm.name)
-        self.assertEqual('a', VmBackup.next_load(waiting, running, 2).job.vm.name)
-        self.assertIsNone(VmBackup.next_load(waiting[:2], running, 1))
-        self.assertEqual('a', VmBackup.next_load(waiting, [], 1).job.vm.name)
+        waiting = [self.backup('a', srs='x'), self.backup('b', srs='xy'), self.backup('c', srs='y')]
+        running = [self.backup('d', srs='x')]
+        self.assertEqual('c', VmBackup.next_backup(waiting, running, 1).job.vm.name)
+        self.assertEqual('a', VmBackup.next_backup(waiting, running, 2).job.vm.name)
+        self.assertIsNone(VmBackup.next_backup(waiting[:2], running, 1))
+        self.assertEqual('a', VmBackup.next_backup(waiting, [], 1).job.vm.name)
 
     def test_a_run_begins_with_what_took_longest(self):
         for name, minutes in zip(NAMES, (10, 40, 20, 30)):
@@ -232,7 +234,7 @@ class Room(ParallelCase):
 
         def begin(name, free):
             found.f_bavail = free
-            backup = VmBackup.VmBackup(shared, Order.load(name).job)
+            backup = VmBackup.VmBackup(shared, Order.backup(name).job)
             backup.history = histories[name]
             with unittest.mock.patch('os.statvfs', return_value=found):
                 backup.new_directory([name + '.xva'], VmBackup.now())
@@ -250,7 +252,7 @@ class Room(ParallelCase):
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=1, f_bfree=1)
         shared = shared_without_pool(self.backups)
         shared.store.problem('no')
-        backup = VmBackup.VmBackup(shared, Order.load('one').job)
+        backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         with unittest.mock.patch('os.statvfs', return_value=found):
             backup.new_directory(['one.xva'], VmBackup.now())
