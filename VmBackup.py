@@ -1698,8 +1698,9 @@ def packing_command(compression: Compression, undo: bool = False) -> List[str]:
         path = shutil.which(program)
         if path:
             return [path, '-dc' if undo else '-c']
-    purpose = ('verify it with (install it, or set verify=no)' if undo else
-               'compress with (install it, or set vdi_compress=none)')
+    purpose = 'compress with (install it, or set vdi_compress=none)'
+    if undo:
+        purpose = 'verify it with (install it, or set verify=no)'
     raise CommandFailed(f'no program {compression.name} to {purpose}')
 
 
@@ -3694,15 +3695,16 @@ class Reader:
         import hashlib
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
+        self.where = ''        # what is read now
 
-    def fill(self, view: memoryview, where: str) -> memoryview:
+    def fill(self, view: memoryview) -> memoryview:
         """Fill a buffer with what comes next; raise Damaged if the file ends before."""
         try:
             got = self.source.fill(view)
         except Damaged as error:
-            raise Damaged(f'{where}: {error}')
+            raise Damaged(f'{self.where}: {error}')
         if got < len(view):
-            raise Damaged(f'it ends at byte {self.source.at}, in {where}' +
+            raise Damaged(f'it ends at byte {self.source.at}, in {self.where}' +
                           end_of_export(view[max(0, got - 4096):got].tobytes()))
         return view
 
@@ -3721,14 +3723,14 @@ class ArchiveReader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.head = b''        # the block that was read last: the header of the next member
-        self.where = 'ova.xml'     # what is read now
+        self.where = 'ova.xml'
         self.first = -1        # bytes of the first chunk of all
         self.hashed = True     # whether every checksum was compared
         self.refused = False   # by xe vm-import
 
     def read_block(self) -> bytes:
         """Read a header or the block of a checksum. Raise Damaged."""
-        self.head = self.fill(memoryview(bytearray(BLOCK)), self.where).tobytes()
+        self.head = self.fill(memoryview(bytearray(BLOCK))).tobytes()
         self.digest.update(self.head)
         return self.head
 
@@ -3738,7 +3740,7 @@ class ArchiveReader(Reader):
         name, size = self.member()
         if name != 'ova.xml' or size > LARGEST_OVA:
             raise self.fault(f'it begins with {name} of {size} bytes, not with ova.xml')
-        ova = self.fill(memoryview(bytearray(size + -size % BLOCK)), self.where)
+        ova = self.fill(memoryview(bytearray(size + -size % BLOCK)))
         self.digest.update(ova)
         self.check_padding(ova[size:])
         self.read_block()
@@ -3802,14 +3804,15 @@ class ArchiveReader(Reader):
             number = -1
             if directory == disk.id and re.match(r'[0-9]{8,}\Z', digits):
                 number = int(digits)
-            if number <= last or last < 0 and (number or not size):
+            if number <= last or (last < 0 and (number or not size)):
                 wanted = f'{disk.id}/{last + 1:08d}' + (' or later' if last >= 0 else '')
                 found = f'{name} of {size} bytes' if name else 'the end'
                 raise self.fault(f'chunk {wanted} was expected, found {found}')
             if self.first < 0:
                 self.first = size
             offset += (number - last - 1) * CHUNK
-            self.refused = self.refused or number > last + 1 and self.first < CHUNK
+            if number > last + 1 and self.first < CHUNK:
+                self.refused = True
             room = max(0, min(CHUNK, disk.size - offset))
             if size not in (room, 0) or not room:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
@@ -3822,7 +3825,7 @@ class ArchiveReader(Reader):
         """Read a chunk into the buffer, its checksum, and the header that follows; compare the
         checksum. Return the two blocks of the checksum."""
         end = size + -size % BLOCK
-        self.check_padding(self.fill(self.view[:end], self.where)[size:])
+        self.check_padding(self.fill(self.view[:end])[size:])
         head = self.read_block()
         found, length = self.member()
         kind = found[len(name):]
@@ -3863,7 +3866,7 @@ class ArchiveReader(Reader):
         name, _ = self.member()
         if name:
             raise self.fault(f'{name} belongs to no disk')
-        self.head = self.fill(self.view[:BLOCK], self.where).tobytes()
+        self.head = self.fill(self.view[:BLOCK]).tobytes()
         if any(self.head):
             raise self.fault('a second block of zeros was expected')
         got = self.source.fill(self.view[:BLOCK])
@@ -3894,8 +3897,8 @@ class ImageReader(Reader):
         while self.source.at < offset:
             if not self.read_on(offset - self.source.at):
                 raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
-        data = bytearray(size)
-        self.digest.update(self.fill(memoryview(data), what))
+        self.where, data = what, bytearray(size)
+        self.digest.update(self.fill(memoryview(data)))
         return data
 
     def read_raw(self) -> Proof:
@@ -3954,7 +3957,7 @@ class ImageReader(Reader):
         if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
             raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
         rest = size // BLOCK - cylinders * heads * sectors
-        if rest < 0 or rest >= heads * sectors and cylinders < 65535:
+        if rest < 0 or (rest >= heads * sectors and cylinders < 65535):
             raise Damaged(f'a geometry of {cylinders}/{heads}/{sectors} does not fit a disk of '
                           f'{size} bytes')
 
@@ -4344,7 +4347,7 @@ vm-metadata.xml beside the image tell how it was made.
 """
 
 
-def write_guide(backup: BackupDir, files: Sequence[ExportFile], manifest: Dict[str, Any]) -> None:
+def write_guide(backup: BackupDir, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
     quote, vm, texts = shlex.quote, manifest['vm'], []
     for file in files:
