@@ -4624,14 +4624,18 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
         xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
 
 
-def vhd_problem(disk: Disk) -> str:
-    """Return why a disk cannot be exported as VHD, or '' (recorded from xapi 26.17.0; vhd-tool:
-    channels.ml)."""
+def vhd_remarks(disk: Disk) -> List[Tuple[str, str]]:
+    """Return why a disk cannot be exported as VHD, as Exporter.remarks; [] if it can (recorded from
+    xapi 26.17.0; vhd-tool: channels.ml)."""
     size = int(disk.vdi['virtual_size'])
-    if size <= LARGEST_EXPORT and not size % VHD_BLOCK:
-        return ''
-    return '{}: {} of {} (set vdi_export_format=auto or raw)'.format(
-        TOO_LARGE if size > LARGEST_EXPORT else NEVER_ENDS, disk.device, human_size(size))
+    if size > LARGEST_EXPORT:
+        word, why = 'ERROR', TOO_LARGE
+    elif size % VHD_BLOCK:
+        word, why = 'WARNING', NEVER_ENDS
+    else:
+        return []
+    return [(word, f'{why}: {disk.device} of {human_size(size)} (set vdi_export_format=auto or '
+             'raw)')]
 
 
 class Exporter:
@@ -4678,7 +4682,7 @@ class Exporter:
 
     def name_of(self, base: str, disk: Disk) -> str:
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
-        return base + self.extension.replace('.auto', '.raw' if vhd_problem(disk) else '.vhd')
+        return base + self.extension.replace('.auto', '.raw' if vhd_remarks(disk) else '.vhd')
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
         """Return remarks on the sizes of disks: ERROR, WARNING or NOTE, and a text."""
@@ -4686,10 +4690,9 @@ class Exporter:
         if '.xva' in self.extension and sizes and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
             return [('NOTE', 'with a disk below 1 MiB its archive may be one that xe vm-import '
                      'alone refuses (restore= puts it right)')]
-        found = []
-        for text in map(vhd_problem, disks if '.vhd' in self.extension else ()):
-            if text:
-                found.append(('ERROR' if TOO_LARGE in text else 'WARNING', text))
+        found = []             # type: List[Tuple[str, str]]
+        for disk in disks if '.vhd' in self.extension else ():
+            found += vhd_remarks(disk)
         return found
 
     def check_form(self) -> None:
@@ -4832,10 +4835,11 @@ class Exporter:
         if it may be among others that are not ours for certain. Raise VmBackupError."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(self.kind, intent.ref)
-        clear, new = True, [found for found in self.pool.snapshots(self.kind, [intent.ref])
-                            if found.ref not in intent.before]
+        new = [found for found in self.pool.snapshots(self.kind, [intent.ref])
+               if found.ref not in intent.before and intent.uuid in ('', found.uuid)]
+        clear = True
         for found in new:
-            if found.uuid == intent.uuid or not intent.uuid and self.is_ours(found, new, intent):
+            if intent.uuid or self.is_ours(found, new, intent):
                 self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
                 if ours != intent:                     # a removal loses the snapshot's record first
@@ -4845,9 +4849,9 @@ class Exporter:
                             ours.process, self.console)
                 self.pool.await_exports(self.kind, found.ref)
                 self.remove(ours)
-            elif not intent.uuid and self.kind == 'VDI' and self.may_be(found, intent):
+            elif self.kind == 'VDI' and self.may_be(found, intent):
                 clear = False
-            elif not intent.uuid and found.label == intent.label:
+            elif found.label == intent.label:
                 self.warn_of(found.uuid, found.label)
         if intent.uuid:
             self.check_gone(intent)
