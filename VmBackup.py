@@ -248,7 +248,7 @@ def tally(tokens: Sequence[str], further_errors: int = 0) -> Tally:
 
 
 def token_of(error: BaseException) -> str:
-    """The word in the status log for what ended a VM's backup."""
+    """Return the word in the status log for what ended a VM's backup."""
     if isinstance(error, BackupFailed):
         return error.token
     if isinstance(error, (VmBackupError, OSError)):
@@ -323,17 +323,17 @@ EPOCH = datetime.datetime(1970, 1, 1)
 
 
 def now() -> datetime.datetime:
-    """The local time, without a zone, as directory names and logs carry it."""
+    """Return the local time without a zone, as directory names and logs carry it."""
     return datetime.datetime.now()
 
 
 def iso(moment: datetime.datetime) -> str:
-    """A local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
+    """Return a local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
     return moment.astimezone().isoformat(timespec='seconds')
 
 
 def local_time(seconds: float) -> datetime.datetime:
-    """The local time so many seconds after 1970, or the end of these times."""
+    """Return the local time so many seconds after 1970, at most the year 9999."""
     return datetime.datetime.fromtimestamp(max(0, min(seconds, 253370764800)))     # the year 9999
 
 
@@ -360,13 +360,14 @@ def human_size(size: float) -> str:
 
 
 def utc(seconds: int) -> str:
-    """The time so many seconds from now, as xapi writes times."""
+    """Return the time so many seconds from now, as xapi writes times."""
     moment = now().astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
     return moment.strftime('%Y%m%dT%H:%M:%SZ')
 
 
 def seconds_ahead(text: str) -> int:
-    """Seconds that a clock is ahead which says 20260301T00:10:01Z now. Raise ValueError."""
+    """Return the seconds by which a clock that says 20260301T00:10:01Z is ahead. Raise
+    ValueError."""
     there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
     if abs(ahead) > 10**8:                             # three years
@@ -375,34 +376,34 @@ def seconds_ahead(text: str) -> int:
 
 
 def stopwatch() -> Callable[[], float]:
-    """A function that tells the seconds since now, whatever becomes of the clock."""
+    """Return a function that returns the seconds since now, whatever becomes of the clock."""
     begun = time.monotonic()
     return lambda: time.monotonic() - begun
 
 
 def encoded(text: str) -> bytes:
-    """The UTF-8 bytes of text or of a path, whatever the locale."""
+    """Return the UTF-8 bytes of text or of a path, whatever the locale."""
     return text.encode('utf-8', 'surrogateescape')
 
 
 def native(text: str) -> str:
-    """Text as a path that the os module turns into the UTF-8 bytes of that text."""
+    """Return the path that the os module turns into the UTF-8 bytes of a text."""
     return os.fsdecode(encoded(text))
 
 
 def portable(path: str) -> str:
-    """A path as text that is the same whatever the locale; `native` turns it back."""
+    """Return a path as text that is the same in every locale; `native` turns it back."""
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
 def printable(text: str) -> str:
-    """Text for one line: control characters are shown as escapes."""
+    """Return text for one line: control characters become escapes."""
     return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udc7f\udd00-\udfff]',
                   lambda found: repr(found.group())[1:-1], text)
 
 
 def cut(text: str, columns: int) -> str:
-    """As much of a text as a terminal shows in so many columns."""
+    """Return as much of a text as a terminal shows in so many columns."""
     for index, letter in enumerate(text):
         columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
         if columns < 0:
@@ -411,16 +412,18 @@ def cut(text: str, columns: int) -> str:
 
 
 def quoted(argv: Sequence[str]) -> str:
-    """A command as a line that can be pasted into a shell, in 3.25's style where that is safe."""
-    def word(text: str) -> str:
-        key, equals, value = text.partition('=')
-        if key in ('filename', 'new-name-label', 'name-label') and equals:
-            if value and not re.search('["$`\\\\!\x00-\x1f]', value):
-                return f'{key}="{value}"'
-        if key == 'file-name' and equals and not re.search("['\x00-\x1f]", value):
-            return f"{key}='{value}'"
-        return shlex.quote(text)
-    return ' '.join(word(text) for text in argv)
+    """Return a command as a line for a shell, in 3.25's style where that is safe."""
+    words = []
+    for text in argv:
+        key, _, value = text.partition('=')
+        if (key in ('filename', 'new-name-label', 'name-label') and value and
+                not re.search('["$`\\\\!\x00-\x1f]', value)):
+            words.append(f'{key}="{value}"')
+        elif key == 'file-name' and value and not re.search("['\x00-\x1f]", value):
+            words.append(f"{key}='{value}'")
+        else:
+            words.append(shlex.quote(text))
+    return ' '.join(words)
 
 
 class Console:
@@ -463,7 +466,7 @@ class Console:
                 self.draw('')
 
     def draw(self, text: str) -> None:
-        """Print text, and below it the passing lines, as far as there is room."""
+        """Print text, and below it as many of the passing lines as fit."""
         clear = '\r\x1b[K' + '\x1b[A\x1b[K' * (self.drawn - 1) if self.drawn else ''
         shown = []             # type: List[str]
         if self.passing:
@@ -502,7 +505,7 @@ def explain(error: BaseException, console: Console) -> str:
 
 
 class Meter:
-    """Tells how far a file is: always on a terminal, every ten minutes in a log."""
+    """Shows the progress of a file: always on a terminal, every ten minutes in a log."""
 
     def __init__(self, console: Console, verb: str, name: str, expected: int = 0) -> None:
         self.console = console
@@ -510,14 +513,14 @@ class Meter:
         self.name = name
         self.expected = expected   # bytes, as far as is known
         self.seconds = stopwatch()
-        self.told = 0.0            # when it was told in the log
+        self.logged = 0.0          # seconds until its last line in the log
 
     def is_due(self) -> bool:
-        """Whether `tell` would say anything now."""
-        return self.console.terminal or self.seconds() - self.told > TELL_EVERY
+        """Return whether `show` would print anything now."""
+        return self.console.terminal or self.seconds() - self.logged > TELL_EVERY
 
-    def tell(self, done: int, share: float = 0) -> None:
-        """So many bytes are done, and that share of the whole, if somebody knows."""
+    def show(self, done: int, share: float = 0) -> None:
+        """Show that so many bytes are done, and that share of the whole, 0 if it is unknown."""
         seconds = self.seconds()
         if self.expected and not 0 < share <= 1:
             share = min(done / self.expected, 1)
@@ -529,8 +532,8 @@ class Meter:
             text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
         text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
         self.console.show(text)
-        if seconds - self.told > TELL_EVERY:
-            self.told = seconds
+        if seconds - self.logged > TELL_EVERY:
+            self.logged = seconds
             self.console.log(text)
 
 
@@ -635,14 +638,14 @@ def or_nothing(parse: Callable[[str], Any], nothing: Any = '') -> Callable[[str]
 def time_span(text: str) -> int:
     """Return the seconds of some minutes, hours or days: 90m, 26h, 2d."""
     if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', text):
-        raise ValueError('invalid (wanted: 90m, 26h or 2d)')
+        raise ValueError('invalid (expected 90m, 26h or 2d)')
     return int(text[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[text[-1]]
 
 
 def space(text: str) -> str:
     """Return a size or a percentage as it is; space_bytes() tells how much that is."""
     if not re.match('([0-9]{1,6}[KMGT]|[0-9]{1,2}%)$', text):
-        raise ValueError('invalid (wanted: 10% or 500M, 50G, 2T)')
+        raise ValueError('invalid (expected 10% or 500M, 50G, 2T)')
     return text
 
 
@@ -659,21 +662,21 @@ def devices(text: str) -> str:
     words = [word.strip() for word in text.lower().split(',')]
     named = [word for word in words if re.match('(xvd|hd|sd)[a-z]{1,2}$', word)]
     if words not in (['boot'], ['all'], named):
-        raise ValueError('invalid (wanted: boot, all, or devices such as xvda,xvdc)')
+        raise ValueError('invalid (expected boot, all, or devices such as xvda,xvdc)')
     return ','.join(words)
 
 
 def absolute(text: str) -> str:
     """Return a path; a relative one is taken from the current directory, as 3.25."""
     if not text or '\0' in text:
-        raise ValueError('invalid (a path is wanted)')
+        raise ValueError('invalid (expected a path)')
     return os.path.abspath(native(text))
 
 
 def directory_pattern(text: str) -> str:
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or '/' in text or '\0' in text:
-        raise ValueError('invalid (wanted once each: %Y %m %d %H %M %S)')
+        raise ValueError('invalid (expected each of %Y %m %d %H %M %S once)')
     if text.startswith('.') or len(encoded(text)) > 200:
         raise ValueError('invalid (hidden or too long)')
     return native(text)
@@ -684,14 +687,14 @@ def addresses(text: str) -> Tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(',') if part.strip())
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@]+'
     if not all(re.match(f'{part}(@{part})?$', address) for address in found):
-        raise ValueError('invalid (wanted: name@host, separated by commas)')
+        raise ValueError('invalid (expected name@host, separated by commas)')
     return found
 
 
 def one_address(text: str) -> str:
     """Return a mail address. Raise ValueError for more than one."""
     if len(addresses(text)) != 1:
-        raise ValueError('invalid (one address is wanted)')
+        raise ValueError('invalid (expected one address)')
     return text
 
 
@@ -753,13 +756,13 @@ KEYS = (
         'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
         'point of /etc/fstab where nothing is mounted; no looks at neither'),
     Key('min_free', DEFAULT_MIN_FREE, or_nothing(space),
-        'A VM is not backed up with less room than this in backup_dir (10% or 500M, 50G, 2T)\n'
+        'A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)\n'
         'or, in any case, with less than its last backup took'),
     Key('stall_timeout', DEFAULT_STALL_TIMEOUT, minutes(0.001),
         'Minutes after which an export that does not move is ended'),
     Key('verify', DEFAULT_VERIFY, one_of('yes', 'no'),
-        'yes reads each backup after it was made and proves it whole, before it counts;\n'
-        'no makes the night shorter'),
+        'yes verifies each backup after it was made, before it counts; no makes the night\n'
+        'shorter'),
     Key('parallel', DEFAULT_PARALLEL, whole_number(1, 64),
         'How many VMs to back up side by side; with more than one, the longest come first'),
     Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, whole_number(0, 64),
@@ -807,7 +810,7 @@ class Config(NamedTuple):
 
 
 def default_values() -> Dict[str, Any]:
-    """The first page's values by key, where 4 is as good as '4'. Raise ConfigError."""
+    """Return the first page's values by key, where 4 is as good as '4'. Raise ConfigError."""
     values = {}
     for key in KEYS:
         try:
@@ -844,8 +847,8 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
             rules.append(parse_rule(name, text, place))
         elif name in parsers:
             if name in given:
-                notes.append(f'***NOTE - config {name} is there twice: the one in {place} counts, '
-                             f'not the one in {given[name][1]}')
+                notes.append(f'***NOTE - config {name} is set twice: {place} overrides '
+                             f'{given[name][1]}')
             take(name, text, place)
         elif not invocation.ignore_extra_keys:
             unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
@@ -884,7 +887,7 @@ def read_config(invocation: Invocation) -> Config:
 
 
 def load_config(invocation: Invocation, console: Console) -> Config:
-    """Read the config, and tell where from."""
+    """Read the config, and log where from. Raise ConfigError."""
     config = read_config(invocation)
     if invocation.config_file:
         console.log(f'VmBackup config loaded from: {invocation.config_file}')
@@ -895,7 +898,7 @@ def load_config(invocation: Invocation, console: Console) -> Config:
 
 
 def refuse_unexpected(config: Config, console: Console) -> None:
-    """Tell of lines of the config that are not understood; raise ConfigError if there are any."""
+    """Log the lines of a config that are not understood; raise ConfigError if there are any."""
     for line in config.unexpected:
         console.log(line)
     if config.unexpected:
@@ -904,7 +907,7 @@ def refuse_unexpected(config: Config, console: Console) -> None:
 
 
 def refuse_mistakes(config: Config, console: Console) -> None:
-    """Raise ConfigError for whatever is wrong in a config."""
+    """Raise ConfigError for the first mistake in a config."""
     refuse_unexpected(config, console)
     for error in config.errors:
         raise ConfigError(error[len('ERROR: '):])
@@ -927,7 +930,7 @@ def invocation_of(line: CommandLine) -> Invocation:
 
 
 def selector(word: str) -> Rule:
-    """The rule of a vm-selector: a VM name or regex, or vm-export=, vdi-export= and such."""
+    """Return the rule of a vm-selector: NAME or REGEX, vm-export=... or vdi-export=..."""
     method, equals, text = word.partition('=')
     if equals and method.lower() in EXPORTS:
         return parse_rule(method.lower(), text, 'command line')
@@ -983,7 +986,7 @@ def read_password_file(path: str, warn: Callable[[str], None]) -> str:
 
 
 def login_word(word: str, console: Console) -> Optional[str]:
-    """The password that a command line's first word stands for; None for `local`."""
+    """Return the password that a command line's first word stands for, None for `local`."""
     if word == 'local':
         return None
     if os.path.isfile(native(word)):
@@ -994,7 +997,7 @@ def login_word(word: str, console: Console) -> Optional[str]:
 
 
 def installation_uuid() -> str:
-    """This host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
+    """Return this host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     try:
         with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
             found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
@@ -1046,7 +1049,7 @@ class Plan(NamedTuple):
 
 
 def is_literal(pattern: str) -> bool:
-    """Whether a pattern is a plain name: letters, digits, blanks, hyphens, underscores only."""
+    """Return whether a pattern is a plain name: letters, digits, blanks, - and _ only."""
     return bool(re.match(r'[\w -]+\Z', pattern))
 
 
@@ -1067,7 +1070,7 @@ def matching(pattern: str, names: Sequence[str]) -> List[str]:
 
 
 def covers(exclude: Rule, rule: Rule) -> bool:
-    """Whether an exclude= line is for just what another line is for. Raise re.error."""
+    """Return whether an exclude= line excludes what another line names. Raise re.error."""
     if exclude.kind == rule.kind == 'name':
         return bool(matching(exclude.pattern, [rule.pattern]))
     return (exclude.kind, exclude.word) == (rule.kind, rule.word)
@@ -1118,7 +1121,7 @@ class Selector:
         return [ref for name in names for ref in self.by['name'][name]]
 
     def exclude(self, rule: Rule) -> None:
-        """Take an exclude= line; without a match it changes nothing."""
+        """Add an exclude= line; without a match it changes nothing."""
         found = self.matching(rule) if rule.text else []
         if found is None:
             return
@@ -1129,7 +1132,7 @@ class Selector:
         self.excluded.update(dict.fromkeys(found))
 
     def include(self, rule: Rule) -> None:
-        """Take a vm-export= or vdi-export= line; an empty vm-export= means every VM."""
+        """Add a vm-export= or vdi-export= line; an empty vm-export= means every VM."""
         if not rule.text:
             if rule.method == 'vdi-export':
                 return
@@ -1151,7 +1154,7 @@ class Selector:
                 self.exact.add(ref)
 
     def is_invalid_retention(self, rule: Rule) -> bool:
-        """Whether what follows the last colon was meant to be a number of backups."""
+        """Return whether what follows the last colon was meant as a number of backups."""
         name, colon, number = rule.pattern.rpartition(':')
         if rule.kind != 'name' or not colon:
             return False
@@ -1163,7 +1166,7 @@ class Selector:
             return False
 
     def not_found(self, rule: Rule) -> None:
-        """A line without a match: an error for a name or uuid, a warning for a regex or tag."""
+        """Note a line without a match: an error for a name or uuid, else a warning."""
         if self.is_invalid_retention(rule):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
@@ -1177,14 +1180,14 @@ class Selector:
             self.warnings = True
 
     def ambiguous(self, vm: Vm) -> bool:
-        """Whether the rules do not tell which VM of that name is meant."""
+        """Return whether the rules leave open which VM of that name is meant."""
         left = [ref for ref in self.by['name'][vm.name]
                 if ref not in self.excluded and ref not in self.exact]
         return len(left) > 1 and vm.ref not in self.exact
 
 
 def retention_suffix(keep: Optional[int]) -> str:
-    """The :N of a name in the lists."""
+    """Return the :N of a name in the lists."""
     return '' if keep is None else f':{keep}'
 
 
@@ -1196,7 +1199,7 @@ class DiskChoice(NamedTuple):
     wanted: str = 'boot'       # of a vdi-export: boot, all, or devices separated by commas
 
     def reason(self, vm: str, device: str, name: str) -> str:
-        """Why a disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
+        """Return why a disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
         if self.honour_nobak and NOBAK in name:
             return NOBAK
         for pattern in self.excludes:
@@ -1316,9 +1319,11 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 
 
 def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
-    """Why each backup, oldest first, is kept; one without a reason may go. A rule keeps the newest
-    sound backup of each of its periods, without regard to the other rules. The newest sound one
-    always stays; a damaged one, while fewer than `last` are newer."""
+    """Return why each backup, oldest first, is kept; one without a reason may go.
+
+    A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
+    The newest sound one always stays; a damaged one, while fewer than `last` are newer.
+    """
     found = [[] for _ in backups]      # type: List[List[str]]
     seen = {name: set() for name in PERIODS if getattr(policy, name)}      # type: Dict[str, set]
     newer = 0                  # sound ones
@@ -1337,13 +1342,13 @@ def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
 
 
 def policy_of(settings: Any, job: Job) -> Policy:
-    """Which backups of a VM to keep."""
+    """Return which backups of a VM to keep."""
     return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
                   settings.keep_monthly, settings.keep_yearly)
 
 
 def keep_of(settings: Any) -> int:
-    """How many of the newest backups to keep where no line tells."""
+    """Return how many of the newest backups to keep where no line says so."""
     return settings.max_backups if settings.keep_last is None else settings.keep_last
 
 
@@ -1426,7 +1431,7 @@ class Watchdog:
         if due or size == seen_size:
             shares = self.progress()
         if due:
-            self.meter.tell(size, max(shares, default=0))
+            self.meter.show(size, max(shares, default=0))
         if self.seen != (size, shares):
             self.seen, self.standing = (size, shares), stopwatch()
         limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
@@ -7749,30 +7754,30 @@ optional params:
     'verify': Command(run_verify, """\
 verify <config-file|backup_dir|backup|file> [vm=<vm-selector>] [backups=newest|all]
 
-	reads backups and proves them whole, without the pool: the newest one (default) or all of
-		each VM that the config file or vm= chooses
+	verifies backups, without the pool: the newest one (default) or all of each VM that the config
+		file or vm= chooses
 """),
     'list': Command(run_list, """\
 list <config-file|backup_dir> [vm=<vm-selector>] [format=table|json]
 
-	tells what backups there are of each VM that the config file or vm= chooses, and which of
-		these VMs has no good one, without the pool
+	lists the backups of each VM that the config file or vm= chooses, and which of these VMs has no
+		good one, without the pool
 """),
     'prune': Command(run_prune, """\
 prune <config-file> [vm=<vm-selector>] [preview]
 
-	deletes the backups that no rule of the config file keeps, and tells of each backup which rule
-		does, without the pool
+	deletes the backups that no rule of the config file keeps, and shows which rule keeps each of
+		the others, without the pool
 """),
     'protect': Command(run_protect, """\
 protect <backup>...
 
-	a backup that is protected is not counted by any rule, and never deleted
+	protects a backup: no rule counts it, and it is never deleted
 """),
     'unprotect': Command(run_protect, """\
 unprotect <backup>...
 
-	takes the protection of a backup away
+	removes the protection of a backup
 """),
     'restore': Command(run_restore, """\
 <password|local> restore=<vm-name|backup|file> [preview] [optional params]
@@ -7780,19 +7785,19 @@ unprotect <backup>...
 	brings back a VM from a vm-export, or a disk from a vdi-export: the newest good backup, as a
 		new VM or disk that is not started; preview shows what would be done
 
-	[date=<2026-03-01>] - the backup of that time, of which the beginning is enough
+	[date=<2026-03-01>] - the newest backup of that time; its beginning is enough
 	[from=<config-file|backup_dir>] - where the VM's backups are (default: the first page's)
 	[sr=<name|uuid>] - where the disks go (default: the pool's default SR)
 	[name=<new-name>] - of the VM or disk
 	[preserve=True|False] - keep the MAC addresses; refused while the VM is there
 	[start=True|False] - start the VM
 	[attach=<vm>] - a disk: put it on this VM, which has to be halted
-	[verify=yes|no] - no: do not prove the backup first
+	[verify=yes|no] - no: do not verify the backup first
 """),
     'test-restore': Command(run_test_restore, """\
 <password|local> test-restore=<vm-selector> [preview] [optional params]
 
-	restores the newest good backup of each VM, proves it, and destroys what was restored
+	restores the newest good backup of each VM, verifies it, and destroys what was restored
 
 	[from=<config-file|backup_dir>] - where the backups are (default: the first page's)
 	[sr=<name|uuid>] - where the disks go (default: the pool's default SR)
@@ -7807,7 +7812,7 @@ status <config-file> [max_age=<26h>]
     'check-config': Command(run_check_config, """\
 check-config <config-file> [ignore_extra_keys=True|False]
 
-	tells the settings that are in effect, and what is wrong in a config file, without the pool
+	shows the settings that are in effect and what is wrong in a config file, without the pool
 """),
     'test-mail': Command(run_test_mail, """\
 test-mail <config-file>

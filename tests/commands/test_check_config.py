@@ -101,8 +101,8 @@ class WhatIsWrong(CheckCase):
                     'ERROR: config max_backups out of range -> 0 (own.cfg line 2)',
                     'ERROR: config mail_mode invalid -> often (own.cfg line 3)']),
                 (0, ('max_backups=2', 'vm-export=db', 'max_backups=3', 'max_backups=3'), [
-                    '***NOTE - config max_backups is there twice: the one in own.cfg line %d '
-                    'counts, not the one in own.cfg line %d' % both for both in ((3, 1), (4, 3))]),
+                    '***NOTE - config max_backups is set twice: own.cfg line %d overrides own.cfg '
+                    'line %d' % both for both in ((3, 1), (4, 3))]),
                 (1, ('vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=', 'exclude=TEMP.*',
                      'vm-export=TEMP 1:3', 'vdi-export=db', 'vm-export=TEMP.*', 'vm-export='), [
                     '***WARNING - vm-export=db (own.cfg line 2) does nothing: it is in own.cfg '

@@ -428,7 +428,7 @@ class OneLine(StatusCase):
         for max_age in ('26', '0h', '1w', '-1h', '1.5h', 'h', '٣h', '26 h', '99999999d', '26h\n'):
             found, status = self.here(self.run_config, 'max_age=' + max_age)
             self.assertEqual((3, 'UNKNOWN'), (status, found.state))
-            self.assertIn('max_age invalid (wanted: 90m, 26h or 2d) -> ', found.text)
+            self.assertIn('max_age invalid (expected 90m, 26h or 2d) -> ', found.text)
 
     def test_a_config_that_cannot_be_used_is_unknown_and_other_keys_do_not_matter(self):
         for keys, text in (
