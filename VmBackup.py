@@ -859,7 +859,8 @@ def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Co
     for name in ('status_log', 'hook', 'mail_smtp_password_file'):
         others[name] = values[name]
     for name, path in others.items():
-        if path and os.path.abspath(path) == values['report_file']:
+        report = values['report_file']                 # a current directory may be gone
+        if report and path and os.path.abspath(path) == report:
             values['report_file'] = ''
             text, place = given.get('report_file', (DEFAULT_REPORT_FILE, 'default'))
             errors.append(f'ERROR: config report_file would replace {name} -> {text} ({place})')

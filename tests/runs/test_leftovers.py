@@ -61,11 +61,11 @@ class OnAFullShare(LeftoverCase):
                     with open(self.newest('web', 'web.' + image), 'ab', 0) as stream:
                         while True:
                             stream.write(bytes(4096))
-                full = os.path.basename(self.newest('web'))
+                full = os.stat(self.newest('web')).st_ino
                 done = self.back_up(verb + '=web')
                 self.assertIn('removing the snapshot of an unfinished backup', done.output)
                 self.assert_clean()
-                self.assertFalse(os.path.exists(os.path.join(self.backups, 'web', full)))
+                self.assertNotIn(full, [os.stat(path).st_ino for path in self.dated('web')])
 
 
 class DisksOfASnapshot(LeftoverCase):
