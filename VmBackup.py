@@ -7721,13 +7721,10 @@ class Command(NamedTuple):
     run: Callable[[CommandLine, Console, Signals], int]
     help: str                  # its first line is the usage; what is in brackets are options
 
-    def options(self) -> Dict[str, Sequence[str]]:
-        """Return the values that each option may have: any for [sr=<name|uuid>], one of these for
-        [verify=yes|no], only its own name for [preview]."""
-        found = {}             # type: Dict[str, Sequence[str]]
-        for name, values in re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help):
-            found[name] = [] if values.startswith('<') else (values or name).lower().split('|')
-        return found
+    def options(self) -> Dict[str, str]:
+        """Return its options and their forms: <name|uuid> of [sr=<name|uuid>], which takes any
+        text, yes|no of [verify=yes|no], and '' of [preview], which is a word."""
+        return dict(re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help))
 
 
 COMMANDS = {
@@ -7876,19 +7873,22 @@ def help_topic(words: Sequence[str]) -> str:
 
 def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
     """Return the value of each option of a command, '' if it is not given. Raise UsageError."""
-    known = COMMANDS[name].options()
-    options = dict.fromkeys(known, '')
+    forms = COMMANDS[name].options()
+    options = dict.fromkeys(forms, '')
     for word in words:
         option, equals, value = word.partition('=')
         option = option.lower()
-        is_bare = known.get(option) == [option]
-        if option not in known or is_bare == bool(equals):
+        if option not in forms or bool(equals) != bool(forms[option]):
             raise UsageError(f'unknown option: {word} (see VmBackup.py help {name})')
-        if is_bare:
+        if not equals:
             value = option
-        elif not value or known[option] and value.lower() not in known[option]:
+        elif not forms[option].startswith('<'):
+            value = value.lower()
+            if value not in forms[option].lower().split('|'):
+                value = ''
+        if not value:
             raise UsageError(f'invalid value: {word} (see VmBackup.py help {name})')
-        options[option] = value.lower() if known[option] else value
+        options[option] = value
     return options
 
 
@@ -7896,16 +7896,18 @@ def parse(words: Sequence[str]) -> CommandLine:
     """Divide a command line into its parts. Raise UsageError."""
     first, second = (list(words) + [''])[:2]
     name, equals, value = second.partition('=')
-    name, password, about, rest = name.lower(), first, [value], words[2:]
-    if not equals or name not in LOGGING_IN:
-        if first in TEXTS:
-            raise UsageError(f"{first} is a command (a password that is a command's name has to be "
-                             'in a password file)')
-        name, about = 'backup', [second]
-        if first in COMMANDS and first not in LOGGING_IN:
-            name, password = first, ''
-            if name.endswith('protect'):               # any number of backups
-                about, rest = [second, *words[2:]], []
+    about, rest = [second], words[2:]
+    if equals and name.lower() in LOGGING_IN:
+        name, password, about = name.lower(), first, [value]
+    elif first in TEXTS:
+        raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
+                         'a password file)')
+    elif first in COMMANDS and first not in LOGGING_IN:
+        name, password = first, ''
+    else:
+        name, password = 'backup', first
+    if name.endswith('protect'):                       # any number of backups
+        about, rest = [second, *rest], []
     if name != 'backup' and not all(about):
         raise UsageError('usage: VmBackup.py ' + COMMANDS[name].help.partition('\n')[0])
     return CommandLine(name, password, tuple(about), parse_options(name, rest))
