@@ -4842,7 +4842,9 @@ class Exporter:
         if not intent.uuid:
             self.pool.wait_for_snapshot(self.kind, intent.ref)
         new = [found for found in self.pool.snapshots(self.kind, [intent.ref])
-               if found.ref not in intent.before and intent.uuid in ('', found.uuid)]
+               if found.ref not in intent.before]
+        if intent.uuid:
+            new = [found for found in new if found.uuid == intent.uuid]
         clear = True
         for found in new:
             if intent.uuid or self.is_ours(found, new, intent):
@@ -6154,7 +6156,7 @@ class VmBackup(Attempt):
 # ----------------------------------------------------------------------------------------------
 
 RULER = '==========================='
-WARNINGS_FOUND = {False: '', True: ' - WARNINGS found (see above)'}    # after a check, as 3.25
+WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
                 'pool_db_backup')
 SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
@@ -6290,7 +6292,8 @@ class BackupRun(Run):
                 self.errors.extend(wrong)
                 self.further_errors += not plan.failures
                 return
-            self.console.log('SUCCESS check of parameters ' + WARNINGS_FOUND[plan.warnings])
+            found = WARNINGS_FOUND if plan.warnings else ''
+            self.console.log('SUCCESS check of parameters ' + found)
             self.skipped = not self.hooks.run('job-start')
             if not self.skipped:
                 self.warnings.extend(message.partition(' - ')[2] for message in plan.messages
@@ -6503,7 +6506,7 @@ def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     if plan.failures:
         console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
         return ERROR.status
-    console.log('SUCCESS preview of parameters ' + WARNINGS_FOUND[plan.warnings])
+    console.log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
     return WARNING.status if plan.warnings else SUCCESS.status
 
 
