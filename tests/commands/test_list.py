@@ -324,7 +324,7 @@ class Robust(ListCase):
         def reading(path, limit):
             for gone in (paths[1], paths[3]):
                 if path == gone + '/backup.json':
-                    VmBackup.shutil.rmtree(gone)
+                    shutil.rmtree(gone)
             return real(path, limit)
         with unittest.mock.patch.object(VmBackup, 'read_file', reading):
             output, status = self.here(self.backups, 'format=json')
