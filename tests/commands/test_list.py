@@ -4,6 +4,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import unicodedata
 import unittest
 import unittest.mock
