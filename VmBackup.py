@@ -39,8 +39,8 @@ Map of this file, in the order in which a run meets its sections; each uses only
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
      9 Files         names, writing that lasts, removing
-    10 Backups       dated directories, manifests, markers, rotation
-    11 Store         all of backup_dir, and what is in work there
+    10 Catalogue     what backup_dir holds: it only reads
+    11 Store         makes, completes, locks and deletes in backup_dir
     12 Formats       archives, images and dumps: read, verified, rewritten for a restore
     13 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/, RESTORE.txt
     14 Verification  a backup verified, file by file
@@ -2574,21 +2574,30 @@ def programs_with(word: str, variable: str = '') -> List[int]:
 
 
 # ----------------------------------------------------------------------------------------------
-# 10. Backups: dated directories, manifests, markers, rotation
+# 10. Catalogue: what backup_dir holds; it only reads
 # ----------------------------------------------------------------------------------------------
 # backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
-# it is neither counted nor touched.
+# it is neither counted nor touched. A directory is read by Backup.read alone.
 
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
 MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
-OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
-                  r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 METADATA = 'vm-metadata.xml'
+INTENT_LISTS = ('before', 'sources', 'disks', 'names')
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
+RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
+LOCKS = '.locks'           # in backup_dir: a file for each VM
+TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
 LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
-NO_BACKUP = ('foreign', 'being deleted')       # outcomes of what is, or will be, none
+COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
+NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
+PROVED = {                 # from least to most
+    'length': 'it can be read, but nothing tells how long it should be',
+    'metadata': 'whole, but metadata only, without disks',
+    'restorable': 'whole, but refused by xe vm-import alone: use restore=, which puts it right',
+    'structure': 'the structure is whole',
+    'checksums': 'every checksum is right'}
 
 
 class Intent(NamedTuple):
@@ -2613,284 +2622,281 @@ class Intent(NamedTuple):
     @classmethod
     def parse(cls, data: bytes) -> 'Intent':
         """The Intent that a file holds; raise TargetError if it holds none."""
-        try:
+        with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
             fields = json.loads(data.decode('utf-8'))
             encoded(str(fields))                       # raises for what cannot be printed
             intent = cls(**{name: tuple(value) if isinstance(value, list) else value
                             for name, value in fields.items() if name in cls._fields})
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            raise TargetError('damaged')
-        lists = [intent.before, intent.sources, intent.disks]
-        texts = [value for value in intent if value not in lists + [intent.names]]
-        if intent.kind in ('VM', 'VDI') and all(
-                isinstance(each, tuple) for each in lists + [intent.names]) and all(
-                isinstance(text, str) for text in texts + list(intent.names)) and all(
-                re.match(r'OpaqueRef:[\w-]+\Z', str(ref))
-                for ref in itertools.chain([intent.ref], *lists)):
-            return intent
-        raise TargetError('damaged')
+            refs = [intent.ref, *intent.before, *intent.sources, *intent.disks]
+            classes = [tuple if name in INTENT_LISTS else str for name in cls._fields]
+            if (intent.kind in ('VM', 'VDI') and all(map(isinstance, intent, classes)) and
+                    all(re.match(r'OpaqueRef:[\w-]+\Z', ref) for ref in refs)):
+                return intent
+        raise TargetError(f'{INTENT}, the record of a snapshot, is damaged (look for the '
+                          'snapshot, then delete the record)')
 
 
-def part(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
-    """A part of a manifest; {} if it has none, or what is none."""
-    found = manifest.get(name)
-    return found if isinstance(found, dict) else {}
+def value_in(document: Dict[str, Any], key: str, default: Any) -> Any:
+    """Return a value in a document if it is of the default's class, else the default."""
+    found = document.get(key)
+    return found if isinstance(found, type(default)) else default
 
 
-def text_in(record: Dict[str, Any], key: str, *allowed: str) -> Optional[str]:
-    """A text in a part of a manifest, one of those allowed if there are any; None for all else."""
-    found = record.get(key)
-    return found if isinstance(found, str) and found in (allowed or (found,)) else None
+def as_time(text: Any) -> Optional[str]:
+    """Return a text that is a time, as iso() writes it; None for all else."""
+    try:
+        seconds_of(text)
+    except (ValueError, TypeError):
+        return None
+    return text
 
 
-def disk_of(manifest: Dict[str, Any], name: str) -> Dict[str, Any]:
-    """A manifest's disk of that image, compressed or not; else its first disk, or {}."""
-    told = manifest.get('disks')
-    disks = [disk for disk in told if isinstance(disk, dict)] if isinstance(told, list) else []
-    plain = plain_name(portable(name))
-    same = [disk for disk in disks if plain_name(text_in(disk, 'file') or '') == plain]
-    return (same + disks + [{}])[0]
+def finding(found: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what a manifest tells of a verification or a test restore, {} where there was none."""
+    if not found:
+        return {}
+    fault, proved = value_in(found, 'fault', ''), found.get('proved')
+    if not fault and found.get('fault') is not None:
+        fault = 'unknown'
+    if proved not in list(PROVED):
+        proved = None
+    seconds = found.get('seconds')
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e9:
+        seconds = None                                 # no person could have meant it
+    return {'when': as_time(found.get('when')), 'proved': proved, 'fault': fault or None,
+            'sr': value_in(found, 'sr', '') or None, 'seconds': seconds}
 
 
-class BackupDir(NamedTuple):
-    """One dated directory: a backup when it carries a marker, else a failure's record."""
+class Manifest(NamedTuple):
+    """What a backup tells of itself; of what somebody has edited, what can be meant."""
+
+    document: Dict[str, Any] = {}      # all of it
+    number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
+    started: Optional[str] = None      # as iso() writes it; never None if there is a number
+    method: str = ''
+    name: str = ''             # of the VM, and so on
+    uuid: str = ''
+    tags: Optional[List[str]] = None   # None: not known
+    snapshot: Any = None       # uuid
+    files: Dict[str, Any] = {}         # bytes by name
+    disks: Sequence[Dict[str, Any]] = ()
+    verified: Dict[str, Any] = {}      # as finding() has it
+    test_restore: Dict[str, Any] = {}
+    digests: Dict[str, Any] = {}       # SHA-256 by the names of the files, uncompressed
+
+    @classmethod
+    def of(cls, document: Dict[str, Any]) -> 'Manifest':
+        """Return what a document tells."""
+        vm, number = value_in(document, 'vm', {}), value_in(document, 'number', 0)
+        verified = value_in(document, 'verified', {})
+        started, tags = as_time(document.get('started')), None
+        if isinstance(vm.get('tags'), list):
+            tags = [tag for tag in vm['tags'] if isinstance(tag, str)]
+        return cls(
+            document, number if number > 0 and started else 0, started,
+            value_in(document, 'method', ''), value_in(vm, 'name', ''), value_in(vm, 'uuid', ''),
+            tags, document.get('snapshot'), value_in(document, 'files', {}),
+            [disk for disk in value_in(document, 'disks', []) if isinstance(disk, dict)],
+            finding(verified), finding(value_in(document, 'test_restore', {})),
+            value_in(verified, 'digests', {}))
+
+    @classmethod
+    def read(cls, directory: str) -> 'Manifest':
+        """Return that of a directory, an empty one for none or a damaged one. Raise OSError."""
+        try:
+            document = json.loads(read_file(f'{directory}/{MANIFEST}',
+                                            LONGEST_RECORD).decode('utf-8'))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
+                raise
+            return cls()
+        except (ValueError, RecursionError):
+            return cls()
+        return cls.of(document) if isinstance(document, dict) else cls()
+
+    def disk(self, name: str) -> Dict[str, Any]:
+        """Return the disk of that image, compressed or not; else the first disk, or {}."""
+        for disk in self.disks:
+            if plain_name(value_in(disk, 'file', '')) == plain_name(portable(name)):
+                return disk
+        return self.disks[0] if self.disks else {}
+
+    def images(self) -> List[str]:
+        """Return the names of the archives and images that it tells of, uncompressed."""
+        names = [name for name in self.files if name.endswith(IMAGES)]
+        names += [value_in(disk, 'file', '') for disk in self.disks]
+        return [plain_name(name) for name in names if name]
+
+
+def is_there(path: str) -> bool:
+    """Return whether there is a file. Raise OSError, as a share in trouble proves nothing."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class Backup(NamedTuple):
+    """A directory of a VM's, as it was when it was read: a backup when it carries a marker, else a
+    failure's record, or somebody else's."""
 
     path: str
-    when: float                # seconds since 1970
-    number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
-    damaged: Optional[bool] = None     # as its manifest has it; None: that was not read
+    outcome: str = ''          # of COMPLETE or NO_BACKUP, failed, or unreadable
+    when: float = 0            # seconds since 1970
+    started: Optional[str] = None      # as iso() writes it, by the manifest or else the name
+    manifest: Manifest = Manifest()
+    sizes: Dict[str, int] = {}         # bytes of its archives and images
+    protected: bool = False
+    trouble: Optional[OSError] = None  # why it could not be read
 
-    def is_good(self) -> bool:
-        """Whether it is a completed backup. Raise OSError, as a share in trouble proves nothing."""
-        for marker in MARKERS:
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(f'{self.path}/{marker}')
-                return True
+    @classmethod
+    def read(cls, path: str, date: Optional[datetime.datetime]) -> 'Backup':
+        """Read a directory; `date` is the time that its name stands for, None for another name.
+        Raise FileNotFoundError if it is gone."""
+        when, started = 0.0, None      # type: float, Optional[str]
+        if date and date < now() + datetime.timedelta(days=1):     # else it counts as the oldest
+            when = date.timestamp()
+        with contextlib.suppress(ValueError, OverflowError):   # the ends of time
+            started = as_time(iso(date)) if date else None
+        try:
+            manifest = Manifest.read(path)
+            seen = cls(path, manifest=manifest)
+            good, protected = seen.has_marker(), seen.is_protected()
+            sizes = seen.find_sizes() if good or date else {}
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            return cls(path, 'unreadable' if date else 'foreign', when, started, trouble=error)
+        if manifest.number:
+            when, started = seconds_of(manifest.started), manifest.started
+        if good and (date or manifest.number or sizes):
+            outcome = 'damaged' if manifest.verified.get('fault') else 'good'
+        else:
+            outcome = 'failed' if date else 'foreign'
+        return cls(path, outcome, when, started, manifest, sizes, protected)
+
+    def has_marker(self) -> bool:
+        """Look anew whether it carries a marker. Raise OSError."""
+        if any(is_there(f'{self.path}/{marker}') for marker in MARKERS):
+            return True
         os.lstat(self.path)
         return False
 
-    def is_damaged(self) -> bool:
-        """Whether its manifest tells that it did not verify. Raise OSError, as `is_good`."""
-        if self.damaged is None:
-            return 'fault' in part(self.manifest(strict=True), 'verified')
-        return self.damaged
-
-    def known(self) -> 'BackupDir':
-        """It with what its manifest tells, if it has one that can be read."""
-        try:
-            return self.told(self.manifest(strict=True))
-        except OSError:
-            return self
-
-    def told(self, manifest: Dict[str, Any]) -> 'BackupDir':
-        """It with what this manifest, its own, tells."""
-        number, damaged = manifest.get('number'), 'fault' in part(manifest, 'verified')
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            if isinstance(number, int) and number >= 1:
-                return BackupDir(self.path, seconds_of(manifest['started']), number, damaged)
-        return self._replace(damaged=damaged)
-
     def is_protected(self) -> bool:
-        """Whether somebody has said that it is not to be deleted. Raise OSError."""
-        with contextlib.suppress(FileNotFoundError):   # anything else proves nothing
-            os.lstat(self.file(PROTECTED))
-            return True
-        return False
-
-    def protect(self, wanted: bool) -> None:
-        """Have it never deleted, nor counted; unless wanted, as others. Raise OSError."""
-        if wanted:
-            os.close(private(self.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
-        else:
-            os.unlink(self.file(PROTECTED))
-        sync(self.path)
+        """Look anew whether somebody has said that it is not to be deleted. Raise OSError."""
+        return is_there(self.file(PROTECTED))
 
     def file(self, *parts: str) -> str:
-        """The path of a file in it."""
+        """Return the path of a file in it."""
         return os.path.join(self.path, *parts)
 
-    def make_directory(self, name: str) -> str:
-        """Make a directory in it, for a device's name or such; return that name."""
-        part = path_part(name)
-        make_directory(self.file(part))
-        return part
-
-    def write(self, text: str, *parts: str) -> None:
-        """Write a text file in it, UTF-8 whatever the locale."""
-        with open(self.file(*parts), 'wb', opener=private) as stream:
-            stream.write(encoded(text))
-
-    def manifest(self, strict: bool = False) -> Dict[str, Any]:
-        """Its manifest; {} for none or a damaged one. `strict`: OSError if it cannot be read."""
-        try:
-            data = read_file(f'{self.path}/{MANIFEST}', LONGEST_RECORD)
-        except OSError as error:
-            if strict and error.errno not in (errno.ENOENT, errno.EINVAL):
-                raise
-            return {}
-        try:
-            found = json.loads(data.decode('utf-8'))
-        except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def vm(self) -> Dict[str, Any]:
-        """Its VM's name, uuid and tags by the manifest, without tags by vm.cfg; '': not known."""
-        found = dict(part(self.manifest(), 'vm'))
+    def vm(self) -> Tuple[str, str]:
+        """Return its VM's name and uuid by the manifest or else vm.cfg; '': not known."""
+        name, uuid = self.manifest.name, self.manifest.uuid
+        if uuid:
+            return name, uuid
         with contextlib.suppress(OSError):
-            lines = [] if found.get('uuid') else read_file(
-                self.file('vm.cfg'), LONGEST_RECORD).decode('utf-8', 'replace').split('\n')
-            for key, _, value in (line.partition('=') for line in lines):
-                if key == 'name_label' or key == 'orig_uuid' and re.match('[-0-9a-f]+\\Z', value):
-                    found.setdefault({'name_label': 'name', 'orig_uuid': 'uuid'}[key], value)
-        return dict(found, **{key: text_in(found, key) or '' for key in ('name', 'uuid')})
-
-    def note(self, **results: Dict[str, Any]) -> None:
-        """Put the results of a verification or test restore into its manifest. Raise OSError."""
-        manifest = self.manifest()
-        if manifest:
-            write_json(self.file(MANIFEST), dict(manifest, **results))
+            text = read_file(self.file('vm.cfg'), LONGEST_RECORD).decode('utf-8', 'replace')
+            for line in text.split('\n'):
+                key, _, value = line.partition('=')
+                if key == 'name_label':
+                    name = name or value
+                elif key == 'orig_uuid' and re.match('[-0-9a-f]+\\Z', value):
+                    uuid = uuid or value
+        return name, uuid
 
     def archives(self) -> List[str]:
-        """The names of the archives and images in it. Raise OSError."""
+        """Return the names of the archives and images in it. Raise OSError."""
         return sorted(name for name in os.listdir(self.path) if name.endswith(IMAGES))
 
-    def check_archives(self, manifest: Dict[str, Any]) -> List[str]:
+    def check_archives(self) -> List[str]:
         """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
         found = self.archives()
-        here = {plain_name(portable(name)) for name in found}
-        told = [plain_name(name) for name in part(manifest, 'files') if name.endswith(IMAGES)]
         if not found:
             raise Damaged('there is no archive or image in it')
-        disks = manifest.get('disks')
-        told += [text_in(disk, 'file') or '' for disk in (disks if isinstance(disks, list) else ())
-                 if isinstance(disk, dict)]
-        for name in filter(None, told):
-            if plain_name(name) not in here:
+        here = {plain_name(portable(name)) for name in found}
+        for name in self.manifest.images():
+            if name not in here:
                 raise Damaged(f'{printable(name)} is missing')
         return found
 
-    def sizes(self, manifest: Dict[str, Any]) -> Dict[str, int]:
-        """Bytes of each archive and image, by its manifest or else as found. Raise OSError."""
-        told = {name: size for name, size in part(manifest, 'files').items()
-                if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
-        return told or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
+    def find_sizes(self) -> Dict[str, int]:
+        """Return bytes of its archives and images, by its manifest or as found. Raise OSError."""
+        sizes = {name: size for name, size in self.manifest.files.items()
+                 if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
+        return sizes or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
-    def disk_size(self, manifest: Dict[str, Any], name: str) -> Optional[int]:
-        """Bytes of an image's disk by its manifest or, for 3.25's, vdi.cfg of xvda; or None."""
+    def disk_size(self, name: str) -> Optional[int]:
+        """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
         with contextlib.suppress(OSError, LookupError, TypeError, ValueError, OverflowError):
-            if manifest:
-                return int(disk_of(manifest, name)['virtual_size'])
+            if self.manifest.document:
+                return int(self.manifest.disk(name)['virtual_size'])
             text = read_file(self.file('DISK-xvda', 'vdi.cfg'), LONGEST_RECORD)
             return int(re.findall(b'^virtual_size=([0-9]+)$', text, re.MULTILINE)[0])
         return None
 
     def files(self) -> Dict[str, int]:
-        """The bytes of each file in it, by its path from here. Raise OSError."""
+        """Return the bytes of each file in it, by its path from here. Raise OSError."""
         def fail(error: OSError) -> None:              # os.walk would pass over it
             raise error
-        return {os.path.relpath(os.path.join(directory, name), self.path):
-                os.lstat(os.path.join(directory, name)).st_size
-                for directory, _, names in os.walk(self.path, onerror=fail) for name in names}
+        found = {}             # type: Dict[str, int]
+        for directory, _, names in os.walk(self.path, onerror=fail):
+            for name in names:
+                path = os.path.join(directory, name)
+                found[os.path.relpath(path, self.path)] = os.lstat(path).st_size
+        return found
 
     def occupied(self) -> int:
-        """The bytes that all that is in it takes on disk."""
+        """Return the bytes that all that is in it takes on disk. Raise OSError."""
         return sum(occupied(self.file(name)) for name in self.files())
 
-    def complete(self, manifest: Dict[str, Any], large: bool) -> None:
-        """Make it count as a backup: sync all, then write the marker, last. Raise OSError."""
-        files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
-        for name in files:
-            sync(self.file(name))
-        for directory, _, _ in os.walk(self.path):
-            sync(directory)
-        write_json(self.file(MANIFEST), dict(manifest, number=self.number, files={
-            portable(name): size for name, size in files.items()}))
-        marker = MARKERS[1] if large else MARKERS[0]
-        self.write('', marker)
-        sync(self.file(marker))
-        sync(self.path)
-
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """Delete what a failure leaves of archives at once, as others may need the room."""
-        def clear() -> None:
-            for name in self.archives():
-                os.unlink(self.file(name))
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
-                bounded(clear, 'the share')
-            raise
-
     def intent(self) -> Optional[Intent]:
-        """The snapshot that may still be in the pool, or None. Raise TargetError, OSError."""
+        """Return the snapshot that may be in the pool, or None. Raise TargetError, OSError."""
         try:
             return Intent.parse(read_file(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
             return None
-        except TargetError as error:
-            raise TargetError(f'{INTENT}, the record of a snapshot, is {error} (look for the '
-                              'snapshot, then delete the record)')
-
-    def set_intent(self, intent: Intent) -> None:
-        """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
-        bounded(lambda: write_json(self.file(INTENT), intent._asdict()), 'the share')
-
-    def drop_intent(self) -> None:
-        """Record that no snapshot of ours is left."""
-        with contextlib.suppress(FileNotFoundError):
-            bounded(lambda: os.unlink(self.file(INTENT)), 'the share')
 
 
-def local_iso(when: datetime.datetime) -> Optional[str]:
-    """As iso(), but None for the ends of time, and for the days before time zones."""
-    with contextlib.suppress(ValueError, OverflowError):
-        text = iso(when)
-        seconds_of(text)
-        return text
-    return None
-
-
-class Listed(NamedTuple):
-    """A directory in a VM's, with what is known of it."""
-
-    backup: BackupDir
-    outcome: str               # good, damaged, failed, unreadable, or one of NO_BACKUP
-    when: Optional[str] = None     # as iso() writes it
-    manifest: Dict[str, Any] = {}
-    sizes: Dict[str, int] = {}     # bytes of its archives and images
-    protected: bool = False
-
-
-def in_order(backups: Sequence[BackupDir]) -> List[BackupDir]:
-    """Oldest first: those with a number in the order of these, whatever the clock was; the others,
-    3.25's and failures, stand among them by their time."""
-    numbered = [backup for backup in backups if backup.number]
-    others = [backup for backup in backups if not backup.number]
-    numbered.sort(key=lambda backup: (backup.number, backup.when, backup.path))
+def in_order(backups: Sequence[Backup]) -> List[Backup]:
+    """Return them oldest first: those with a number in the order of these, whatever the clock was;
+    the others, 3.25's and failures, stand among them by their time."""
+    numbered = [backup for backup in backups if backup.manifest.number]
+    others = [backup for backup in backups if not backup.manifest.number]
+    numbered.sort(key=lambda backup: (backup.manifest.number, backup.when, backup.path))
     others.sort(key=lambda backup: (backup.when, backup.path))
-    return list(heapq.merge(numbered, others, key=lambda backup: backup.when)
-                if others else numbered)
+    if not others:                                     # their times may be out of order
+        return numbered
+    return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
 
-class VmHistory:
-    """The backups of one VM."""
+def judge(good: Sequence[Backup], policy: Policy,
+          newer: Sequence[Aged] = ()) -> List[Tuple[Backup, Tuple[str, ...]]]:
+    """Return why each good backup, oldest first, is kept beside newer ones; none: it may go."""
+    aged = [Aged(local_time(backup.when), backup.outcome == 'good')
+            for backup in good if not backup.protected]
+    why = iter(reasons(aged + list(newer), policy))
+    return [(backup, (PROTECTED,) if backup.protected else next(why)) for backup in good]
+
+
+class History:
+    """The directory of one VM, and its backups."""
 
     def __init__(self, directory: str, patterns: Sequence[str]) -> None:
         self.directory = directory
         self.expressions = [dated(pattern) for pattern in patterns]
         self.pattern = patterns[0]
         self.listed = None     # type: Optional[List[str]]
+        self.known = {}        # type: Dict[str, Backup]
 
-    def as_it_is(self) -> 'VmHistory':
-        """It, with what its directory has now: that is not listed again."""
+    def as_it_is(self) -> 'History':
+        """Return it, with what its directory has now: nothing in it is read again."""
         self.listed = self.names()
         return self
 
     def names(self) -> List[str]:
-        """The directories in it, symbolic links left out; none where we may not look."""
+        """Return the directories in it, without symbolic links; none where we may not look."""
         if self.listed is not None:
             return self.listed
         with contextlib.suppress(FileNotFoundError, PermissionError):
@@ -2898,64 +2904,8 @@ class VmHistory:
                 return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         return []
 
-    def dated(self) -> Dict[str, datetime.datetime]:
-        """The dated directories, as far as their names tell, with the times that they stand for."""
-        found = ((name, self.date_of(name)) for name in self.names())
-        return {name: when for name, when in found if when}
-
-    def backups(self) -> List[BackupDir]:
-        """All dated directories, oldest first."""
-        return in_order([self.placed(BackupDir(f'{self.directory}/{name}', 0).known(), when)
-                         for name, when in self.dated().items()])
-
-    @staticmethod
-    def placed(backup: BackupDir, when: datetime.datetime) -> BackupDir:
-        """Date a backup without a number by its name; one of the future counts as the oldest."""
-        if backup.number:
-            return backup
-        future = when > now() + datetime.timedelta(days=1)
-        return backup._replace(when=0 if future else when.timestamp())
-
-    def holds_any(self) -> bool:
-        """Whether there are backups in it, or failures' records. Raise OSError."""
-        return bool(self.dated() or self.kept())
-
-    def everything(self) -> List[Listed]:
-        """All directories in it: backups, the newest first, then what is none. Raise OSError."""
-        found = {}             # type: Dict[str, Listed]
-        for name in sorted(self.names()):
-            with contextlib.suppress(FileNotFoundError):   # it was deleted meanwhile
-                found[name] = self.look(name)
-        backups = [listed.backup for listed in found.values() if listed.outcome not in NO_BACKUP]
-        return [found[os.path.basename(backup.path)] for backup in reversed(in_order(backups))] + [
-            listed for listed in found.values() if listed.outcome in NO_BACKUP]
-
-    def look(self, name: str) -> Listed:
-        """What a directory in it is; its manifest is read once. Raise FileNotFoundError."""
-        backup, date = BackupDir(f'{self.directory}/{name}', 0), self.date_of(name)
-        if name.startswith('.'):
-            ours = name.startswith(DELETING) and self.date_of(name[len(DELETING):])
-            return Listed(backup, 'being deleted' if ours else 'foreign')
-        try:
-            manifest = backup.manifest(strict=True)
-            backup, good = backup.told(manifest), backup.is_good()
-            sizes = backup.sizes(manifest) if good or date else {}
-            protected = backup.is_protected()
-        except FileNotFoundError:
-            raise
-        except OSError:
-            return Listed(self.placed(backup, date), 'unreadable', local_iso(date)) if date else (
-                Listed(backup, 'foreign'))
-        if date:
-            backup = self.placed(backup, date)
-        elif not good or not (backup.number or sizes):
-            return Listed(backup, 'foreign')
-        return Listed(backup, 'failed' if not good else 'damaged' if backup.damaged else 'good',
-                      manifest['started'] if backup.number else date and local_iso(date),
-                      manifest, sizes, protected)
-
     def date_of(self, name: str) -> Optional[datetime.datetime]:
-        """The time that a directory name stands for, or None if it is not one of ours."""
+        """Return the time that a directory's name stands for, None if it is not one of ours."""
         for expression in self.expressions:
             found = expression.match(name)
             if found:
@@ -2965,180 +2915,153 @@ class VmHistory:
                         return when
         return None
 
-    def good(self) -> List[BackupDir]:
-        """The completed backups, oldest first."""
-        return [backup for backup in self.backups() if backup.is_good()]
+    def dated(self) -> List[str]:
+        """Return the dated directories, the newest by its name first."""
+        dates = {name: self.date_of(name) for name in self.names()}
+        return sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
+
+    def others(self) -> List[str]:
+        """Return the directories under other names, such as backups that somebody wants to keep."""
+        return [name for name in self.names() if not (name.startswith('.') or self.date_of(name))]
+
+    def read(self, names: Sequence[str]) -> Iterator[Backup]:
+        """Read directories in it, but for those that were deleted meanwhile."""
+        for name in names:
+            backup = self.known.get(name)
+            if not backup:
+                with contextlib.suppress(FileNotFoundError):
+                    backup = Backup.read(f'{self.directory}/{name}', self.date_of(name))
+            if backup:
+                if self.listed is not None:
+                    self.known[name] = backup
+                yield backup
+
+    def backups(self) -> List[Backup]:
+        """Return all dated directories, oldest first."""
+        return in_order(list(self.read(self.dated())))
+
+    def good(self) -> List[Backup]:
+        """Return the completed backups, oldest first. Raise OSError if one cannot be read."""
+        return self.readable(self.backups())
+
+    def renamed(self) -> List[Backup]:
+        """Return the backups under other names, oldest first. Raise OSError."""
+        return self.readable(in_order(list(self.read(self.others()))))
 
     @staticmethod
-    def judge(good: Sequence[BackupDir], policy: Policy,
-              newer: Sequence[Aged] = ()) -> List[Tuple[BackupDir, Tuple[str, ...]]]:
-        """Good backups, oldest first, each with why it is kept beside newer ones; without a reason
-        it may go. Those that are protected do not count."""
-        counted = [backup for backup in good if not backup.is_protected()]
-        aged = [Aged(local_time(backup.when), not backup.is_damaged()) for backup in counted]
-        why = dict(zip(counted, reasons(aged + list(newer), policy)))
-        return [(backup, why.get(backup, (PROTECTED,))) for backup in good]
+    def readable(backups: Sequence[Backup]) -> List[Backup]:
+        """Return those that are backups. Raise OSError where that cannot be known."""
+        for backup in backups:
+            denied = isinstance(backup.trouble, PermissionError) and backup.outcome == 'foreign'
+            if backup.trouble and not denied:
+                raise backup.trouble
+        return [backup for backup in backups if backup.outcome in COMPLETE]
 
-    def expendable(self, policy: Policy, moment: datetime.datetime) -> List[BackupDir]:
-        """What pre_clean may delete, before a backup of that moment; never the last good one."""
-        judged = self.judge(self.good(), policy, [Aged(moment)])
-        sound = [number for number, (backup, why) in enumerate(judged)
-                 if not backup.is_damaged() and why != (PROTECTED,)]
+    def complete(self) -> List[Backup]:
+        """Return all backups, whatever their names, oldest first. Raise OSError."""
+        return in_order(self.renamed() + self.good())
+
+    def holds_any(self) -> bool:
+        """Return whether there are backups in it, or failures' records. Raise OSError."""
+        return bool(self.dated() or self.renamed())
+
+    def everything(self) -> List[Backup]:
+        """Return all directories in it: backups, the newest first, then what is none."""
+        found = list(self.read(sorted(self.dated() + self.others())))
+        backups = in_order([backup for backup in found if backup.outcome not in NO_BACKUP])
+        hidden = [Backup(f'{self.directory}/{name}', 'being deleted' if self.is_half_deleted(name)
+                         else 'foreign') for name in self.names() if name.startswith('.')]
+        rest = hidden + [backup for backup in found if backup.outcome in NO_BACKUP]
+        return backups[::-1] + sorted(rest, key=lambda backup: backup.path)
+
+    def expendable(self, policy: Policy, moment: datetime.datetime) -> List[Backup]:
+        """Return what pre_clean may delete before a new backup; never the last good one."""
+        judged = judge(self.good(), policy, [Aged(moment)])
+        sound = [number for number, (backup, _) in enumerate(judged)
+                 if backup.outcome == 'good' and not backup.protected]
         return [backup for backup, why in judged[:max(sound, default=0)] if not why]
 
-    def surplus(self, new: BackupDir, policy: Policy) -> List[BackupDir]:
-        """What may be deleted after a new backup was made."""
+    def surplus(self, new: Backup, policy: Policy) -> List[Backup]:
+        """Return what may be deleted after a new backup was made."""
         older = [backup for backup in self.good() if backup.path != new.path]
         made = Aged(local_time(new.when))
-        return [backup for backup, why in self.judge(older, policy, [made]) if not why]
+        return [backup for backup, why in judge(older, policy, [made]) if not why]
 
-    def kept(self) -> List[BackupDir]:
-        """Backups under other names, such as those that somebody wants to keep, oldest first."""
-        found = []
-        for name in self.names():
-            if not self.date_of(name) and not name.startswith('.'):
-                backup = BackupDir(os.path.join(self.directory, name), 0).known()
-                with contextlib.suppress(PermissionError, FileNotFoundError):  # not ours, or gone
-                    if backup.is_good() and (backup.number or backup.archives()):
-                        found.append(backup)
-        return sorted(found, key=lambda backup: (backup.number, backup.when, backup.path))
-
-    def newest(self) -> List[BackupDir]:
-        """The newest backup, if there is one, whatever its name."""
-        return sorted(self.kept() + self.good()[-1:],
-                      key=lambda backup: (backup.number, backup.when))[-1:]
+    def failures(self) -> List[Backup]:
+        """Return the dated directories that are no backups."""
+        return [backup for backup in self.backups() if backup.outcome == 'failed']
 
     def vm_name(self) -> str:
-        """The name of its VM: the directory's or, where that was cut, the newest manifest's."""
+        """Return its VM's name: the directory's or, where that was cut, the newest manifest's."""
         directory = os.path.basename(self.directory)
         name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                       encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
         if path_part(name) != directory:
-            dates = self.dated()
-            for dated_name in sorted(dates, key=dates.__getitem__, reverse=True):
-                told = part(BackupDir(f'{self.directory}/{dated_name}', 0).manifest(), 'vm')
-                with contextlib.suppress(LookupError, TypeError, ValueError):      # no name
-                    if path_part(told['name']) == directory:
-                        return told['name']
+            for backup in self.read(self.dated()):
+                if path_part(backup.manifest.name) == directory:
+                    return backup.manifest.name
         return name
 
     def owner(self) -> Vm:
-        """The VM that they are of: its uuid by the newest, even a failure or one in progress, name
-        and tags by its newest backup; without `tags` in the record they are not known."""
-        dates = self.dated()
-        names = sorted(dates, key=dates.__getitem__, reverse=True) + [
-            name for name in self.names() if name not in dates and not name.startswith('.')]
-        uuid, name, record = '', self.vm_name(), {}        # type: str, str, Dict[str, Any]
-        for directory in names:
-            backup = BackupDir(f'{self.directory}/{directory}', 0)
-            told = backup.vm()
-            if not told.get('uuid') or uuid not in ('', told['uuid']):
-                if uuid:
-                    break                              # it was another VM's before
+        """Return the VM that they are of: its uuid by the newest, even a failure or one in
+        progress, name and tags by its newest backup; no `tags` in the record: not known."""
+        name, uuid, record = self.vm_name(), '', {}    # type: str, str, Dict[str, Any]
+        for backup in self.read(self.dated() + self.others()):
+            its_name, its_uuid = backup.vm()
+            if uuid and its_uuid != uuid:
+                break                                  # it was another VM's before
+            if not its_uuid:
                 continue
-            uuid = told['uuid']
-            if path_part('{name}~{uuid:.8}'.format(**told)) == os.path.basename(self.directory):
-                name = told['name']                    # it has a namesake, or had one
-            if isinstance(told.get('tags'), list):
-                record = {'tags': [tag for tag in told['tags'] if isinstance(tag, str)]}
-            with contextlib.suppress(OSError):
-                if record or backup.is_good():
-                    break
+            uuid = its_uuid
+            if path_part(f'{its_name}~{uuid:.8}') == os.path.basename(self.directory):
+                name = its_name                        # it has a namesake, or had one
+            if backup.manifest.tags is not None:
+                record = {'tags': backup.manifest.tags}
+            if record or backup.outcome in COMPLETE:
+                break
         return Vm(self.directory, uuid, name, record)
 
     def last_seconds(self, method: str) -> float:
-        """Seconds that the last backup by a method took, by names; 0 if not known."""
-        for name, _ in sorted(self.dated().items(), key=lambda item: item[1], reverse=True):
-            manifest = BackupDir(f'{self.directory}/{name}', 0).manifest()
-            with contextlib.suppress(ValueError, LookupError, TypeError):
-                if manifest['method'] == method:
-                    return seconds_of(manifest['finished']) - seconds_of(manifest['started'])
+        """Return the seconds that the last backup by a method took, by names; 0: not known."""
+        for backup in self.read(self.dated()):
+            manifest = backup.manifest
+            finished = as_time(manifest.document.get('finished'))
+            if manifest.method == method and manifest.started and finished:
+                return seconds_of(finished) - seconds_of(manifest.started)
         return 0
 
     def last_size(self, name: str) -> int:
-        """Bytes that a file of that name takes in the last good backup that has one, or 0."""
-        for backup in reversed(self.good()):
-            with contextlib.suppress(OSError):
-                return occupied(backup.file(name))
+        """Return the bytes of a file of that name in the last backup that has one, or 0."""
+        for backup in reversed(self.backups()):
+            if backup.outcome in COMPLETE:
+                with contextlib.suppress(OSError):
+                    return occupied(backup.file(name))
         return 0
 
-    def open_records(self) -> List[BackupDir]:
-        """Those of which a snapshot may still be in the pool."""
-        found = [BackupDir(os.path.join(self.directory, name), 0) for name in self.names()]
+    def open_records(self) -> List[Backup]:
+        """Return those of which a snapshot may still be in the pool."""
+        found = [Backup(f'{self.directory}/{name}') for name in self.names()]
         return [backup for backup in found if os.path.lexists(backup.file(INTENT))]
 
+    def is_half_deleted(self, name: str) -> bool:
+        """Return whether a name is of a directory of ours that was being deleted."""
+        return name.startswith(DELETING) and bool(self.date_of(name[len(DELETING):]))
+
     def half_deleted(self) -> List[str]:
-        """Paths of what a run that ended early was deleting."""
-        return [os.path.join(self.directory, name) for name in self.names()
-                if name.startswith(DELETING) and self.date_of(name[len(DELETING):])
-                and not os.path.islink(self.directory)]
-
-    def failures(self) -> List[BackupDir]:
-        """The dated directories that are no backups."""
-        return [backup for backup in self.backups() if not backup.is_good()]
-
-    def begin(self, when: datetime.datetime) -> BackupDir:
-        """Make a new dated directory, a few seconds later where that one exists."""
-        make_directory(self.directory)
-        sync(os.path.dirname(self.directory))
-        number = 1 + max((backup.number for backup in self.backups()), default=0)
-        for moment in moments(when):
-            path = os.path.join(self.directory, filled(self.pattern, moment))
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-                sync(self.directory)
-                return BackupDir(path, moment.timestamp(), number)
-        raise TargetError(f'cannot make a new directory below {self.directory}')
-
-    def delete(self, backup: BackupDir) -> None:
-        """Delete a directory of ours, which counts no more at once. Raise TargetError, OSError."""
-        if os.path.islink(self.directory):
-            raise TargetError(f'{self.directory} is a symbolic link')
-        if backup.intent():
-            raise TargetError('it tells of a snapshot that is still to be removed')
-        files = [os.path.basename(self.directory) + ending for ending in IMAGES]
-        foreign = [name for name in os.listdir(backup.path)
-                   if not OURS.match(name) and name not in files]
-        if foreign and not backup.is_good():
-            raise TargetError(f'it holds {printable(foreign[0])}, which this program did not make')
-        refuse_mounts(backup.path)
-        path = os.path.join(self.directory, DELETING + os.path.basename(backup.path))
-        os.rename(backup.path, path)
-        sync(self.directory)
-        if not self.finish_deleting(path):
-            raise TargetError('it is protected')
-
-    def finish_deleting(self, path: str) -> bool:
-        """Go on deleting; what is protected by now gets its name back, and False is returned."""
-        if BackupDir(path, 0).is_protected():
-            os.rename(path, os.path.join(self.directory, os.path.basename(path)[len(DELETING):]))
-            return False
-        import shutil
-        refuse_mounts(path)
-        shutil.rmtree(path)
-        return True
+        """Return the paths of what a run that ended early was deleting."""
+        names = [] if os.path.islink(self.directory) else self.names()
+        return [f'{self.directory}/{name}' for name in names if self.is_half_deleted(name)]
 
 
 def kind_of(path: str) -> str:
-    """What a path is: file, backup, history (of one VM), store (of all) or ''. Raise OSError."""
+    """Return what a path is: file, backup, history (one VM's), store (all), ''. Raise OSError."""
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
-    history, names = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
+    history, names = History(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
     if any(name in MARKERS or name == MANIFEST for name in names) or (
             history.date_of(os.path.basename(os.path.abspath(path)))):
         return 'backup'
     return 'history' if history.holds_any() else 'store'
-
-
-# ----------------------------------------------------------------------------------------------
-# 11. Store: all of backup_dir, and what is in work there
-# ----------------------------------------------------------------------------------------------
-
-RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
-PARTIAL = '.partial'       # ends the name of a dump while it is written
-TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
-LOCKS = '.locks'           # in backup_dir: a file for each VM
-WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 
 
 class Restoring(NamedTuple):
@@ -3176,17 +3099,21 @@ def is_in_work(record: Any) -> bool:
         process(record.process.partition(' ')[0]) == record.process)
 
 
-class BackupStore:
-    """backup_dir: where everything goes."""
+class Catalogue:
+    """backup_dir: the directories of all VMs, and what else is in it."""
 
     def __init__(self, root: str, pattern: str) -> None:
         self.root = root
         self.patterns = [pattern, DEFAULT_BACKUP_DIR_PATTERN]
         self.mounted = ''      # the mount point that it lies in, once problem() has looked
-        self.unlocked = ''     # why the share cannot lock
+
+    @classmethod
+    def of(cls, settings: Settings) -> Any:
+        """Return the one that a config names."""
+        return cls(settings.backup_dir, settings.backup_dir_pattern)
 
     def problem(self, require_mount: str) -> str:
-        """Why backups cannot be written here, as far as can be known without trying, or ''."""
+        """Return why backups cannot be written here, as far as is known without trying, or ''."""
         try:
             return bounded(lambda: self.look(require_mount), f'backup_dir {self.root}')
         except TargetError as error:
@@ -3208,6 +3135,235 @@ class BackupStore:
         if not os.access(self.root, os.W_OK | os.X_OK):
             return f'ERROR: config backup_dir is not writable -> {self.root}'
         return ''
+
+    def history(self, vm_name: str) -> History:
+        """Return the backups of a VM."""
+        return History(os.path.join(self.root, path_part(vm_name)), self.patterns)
+
+    def history_of(self, job: Job) -> History:
+        """Return the backups of a VM. A namesake that does not own the directory of its name gets
+        another, and keeps it. Raise TargetError if another VM has that very name; OSError."""
+        vm, history = job.vm, self.history(job.vm.name)
+        own = self.history(f'{vm.name}~{vm.uuid[:8]}')
+        if (own.holds_any() and own.owner().uuid == vm.uuid or
+                job.shared and history.owner().uuid != vm.uuid):
+            history = own
+        elif not TWIN.search(vm.name):
+            return history
+        owner = history.owner()
+        if owner.uuid not in ('', vm.uuid) and (history is own or owner.name != vm.name):
+            raise TargetError(f'{history.directory} has backups of another VM, {owner.uuid} '
+                              '(rename this one)')
+        return history
+
+    def histories(self) -> List[History]:
+        """Return all directories that may be a VM's. Raise TargetError, OSError."""
+        try:
+            with os.scandir(self.root) as entries:
+                return [History(entry.path, self.patterns) for entry in entries
+                        if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
+
+    def vms(self) -> List[History]:
+        """Return those that have backups, or failures' records. Raise TargetError, OSError."""
+        return [history for history in self.histories() if history.holds_any()]
+
+    def backup(self, path: str) -> Backup:
+        """Read a directory, wherever it is. Raise OSError if it is gone."""
+        date = History(os.path.dirname(path), self.patterns).date_of(os.path.basename(path))
+        return Backup.read(path, date)
+
+    def restores(self) -> Dict[str, str]:
+        """Return the paths of the records of restores, by their marks. Raise TargetError."""
+        paths = bounded(lambda: glob.glob(os.path.join(
+            glob.escape(self.root), RESTORING.format('*'))), f'backup_dir {self.root}')
+        marks = [re.search('[0-9a-f]{32}', os.path.basename(path)) for path in paths]
+        return {mark.group(): path for mark, path in zip(marks, paths) if mark}
+
+    def leftovers(self, histories: Sequence[History], patience: float) -> List[str]:
+        """Return records of snapshots and restores that ended early: of this host, whose process
+        is gone; of another, that are so many seconds old. Lock nothing. Raise TargetError."""
+        paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
+        return [path for path in paths + sorted(self.restores().values())
+                if self.is_left(path, patience)]
+
+    @staticmethod
+    def is_left(path: str, patience: float) -> bool:
+        """Return whether a record is of something that ended early, or is damaged."""
+        try:
+            data, of_snapshot = read_file(path, LONGEST_RECORD), os.path.basename(path) == INTENT
+            if not data and not of_snapshot:           # a restore that has made nothing yet
+                return False
+            record = Intent.parse(data) if of_snapshot else Restoring.parse(data, path)  # type: Any
+            if record.host == os.uname().nodename:
+                return not is_in_work(record)
+            return -seconds_ahead(record.since) > patience
+        except FileNotFoundError:                      # it was settled meanwhile
+            return False
+        except (OSError, TargetError, ValueError):
+            return True
+
+    def all_pool_dumps(self) -> List[List[str]]:
+        """Return paths of the dumps in each directory for them, oldest first. Raise OSError."""
+        directories = glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))
+        return [self.dumps_in(directory) for directory in sorted(directories)]
+
+    @staticmethod
+    def dumps_in(directory: str) -> List[str]:
+        """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
+        return sorted(os.path.join(directory, name) for name in os.listdir(directory)
+                      if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
+
+
+def choose(histories: Sequence[History], config: Config, selector_text: str,
+           keep: int = 1) -> Tuple[List[History], Plan]:
+    """Return those that a selector or else the lines of a config choose; without any, all. The plan
+    tells what was not found, and how many to keep where no line does."""
+    found = {history.directory: history for history in histories}
+    rules = (selector(selector_text),) if selector_text else config.rules
+    by_name = all(rule.kind == 'name' for rule in rules)
+    vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
+           Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
+    if selector_text:                                  # it may be such a directory's name
+        word = native(rules[0].text)
+        rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
+                      if vm.uuid and os.path.basename(vm.ref) == word != vm.name) or rules
+    if not rules:
+        return [found[vm.ref] for vm in vms], Plan()
+    plan = select(rules, vms, keep, twins=True)
+    return [found[job.vm.ref] for job in plan.jobs], plan
+
+
+# ----------------------------------------------------------------------------------------------
+# 11. Store: makes, completes, locks and deletes in backup_dir
+# ----------------------------------------------------------------------------------------------
+
+OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
+                  r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
+PARTIAL = '.partial'       # ends the name of a dump while it is written
+WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
+
+
+def protect(backup: Backup, wanted: bool) -> None:
+    """Have a backup never deleted, nor counted; unless wanted, as others. Raise OSError."""
+    if wanted:
+        os.close(private(backup.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
+    else:
+        os.unlink(backup.file(PROTECTED))
+    sync(backup.path)
+
+
+def note(backup: Backup, **results: Dict[str, Any]) -> None:
+    """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
+    manifest = Manifest.read(backup.path)              # somebody else may have noted some
+    if manifest.document:
+        write_json(backup.file(MANIFEST), dict(manifest.document, **results))
+
+
+def set_intent(backup: Backup, intent: Intent) -> None:
+    """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
+    bounded(lambda: write_json(backup.file(INTENT), intent._asdict()), 'the share')
+
+
+def drop_intent(backup: Backup) -> None:
+    """Record that no snapshot of ours is left."""
+    with contextlib.suppress(FileNotFoundError):
+        bounded(lambda: os.unlink(backup.file(INTENT)), 'the share')
+
+
+class NewBackup(Backup):
+    """A backup that is being made."""
+
+    def make_directory(self, name: str) -> str:
+        """Make a directory in it, for a device's name or such; return that name."""
+        part = path_part(name)
+        make_directory(self.file(part))
+        return part
+
+    def write(self, text: str, *parts: str) -> None:
+        """Write a text file in it, UTF-8 whatever the locale."""
+        with open(self.file(*parts), 'wb', opener=private) as stream:
+            stream.write(encoded(text))
+
+    def complete(self, document: Dict[str, Any], large: bool) -> None:
+        """Make it count as a backup: sync all, then write the marker, last. Raise OSError."""
+        files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
+        for name in files:
+            sync(self.file(name))
+        for directory, _, _ in os.walk(self.path):
+            sync(directory)
+        write_json(self.file(MANIFEST), dict(document, number=self.manifest.number, files={
+            portable(name): size for name, size in files.items()}))
+        marker = MARKERS[1] if large else MARKERS[0]
+        self.write('', marker)
+        sync(self.file(marker))
+        sync(self.path)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Delete what a failure leaves of archives at once, as others may need the room."""
+        def clear() -> None:
+            for name in self.archives():
+                os.unlink(self.file(name))
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
+                bounded(clear, 'the share')
+            raise
+
+
+class Store(Catalogue):
+    """backup_dir: where everything goes."""
+
+    def __init__(self, root: str, pattern: str) -> None:
+        super().__init__(root, pattern)
+        self.unlocked = ''     # why the share cannot lock
+
+    def begin(self, history: History, when: datetime.datetime) -> NewBackup:
+        """Make a new dated directory, a few seconds later where that one exists."""
+        make_directory(history.directory)
+        sync(os.path.dirname(history.directory))
+        number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
+        for moment in moments(when):
+            path = os.path.join(history.directory, filled(history.pattern, moment))
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+                sync(history.directory)
+                return NewBackup(path, when=moment.timestamp(), manifest=Manifest(number=number))
+        raise TargetError(f'cannot make a new directory below {history.directory}')
+
+    def delete(self, backup: Backup) -> None:
+        """Delete a directory of ours, which counts no more at once. Raise TargetError, OSError."""
+        directory, name = os.path.split(backup.path)
+        if os.path.islink(directory):
+            raise TargetError(f'{directory} is a symbolic link')
+        if backup.intent():
+            raise TargetError('it tells of a snapshot that is still to be removed')
+        files = [os.path.basename(directory) + ending for ending in IMAGES]
+        foreign = [each for each in os.listdir(backup.path)
+                   if not OURS.match(each) and each not in files]
+        if foreign and not backup.has_marker():
+            raise TargetError(f'it holds {printable(foreign[0])}, which this program did not make')
+        refuse_mounts(backup.path)
+        path = os.path.join(directory, DELETING + name)
+        os.rename(backup.path, path)
+        sync(directory)
+        if not self.finish_deleting(path):
+            raise TargetError('it is protected')
+
+    @staticmethod
+    def finish_deleting(path: str) -> bool:
+        """Go on deleting; what is protected by now gets its name back, and False is returned."""
+        if Backup(path).is_protected():
+            directory, name = os.path.split(path)
+            os.rename(path, os.path.join(directory, name[len(DELETING):]))
+            return False
+        import shutil
+        refuse_mounts(path)
+        shutil.rmtree(path)
+        return True
 
     def try_writing(self) -> None:
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
@@ -3237,35 +3393,6 @@ class BackupStore:
                 human_size(free), human_size(total), self.root, ' and '.join(
                     [f'min_free={least}'] * bool(least) +
                     [f'{human_size(last)} as the last backup took'] * bool(last))))
-
-    def history(self, vm_name: str) -> VmHistory:
-        """The backups of a VM."""
-        return VmHistory(os.path.join(self.root, path_part(vm_name)), self.patterns)
-
-    def history_of(self, job: Job) -> VmHistory:
-        """The backups of a VM. A namesake that does not own the directory of its name gets another,
-        and keeps it. Raise TargetError if another VM has that very name; OSError."""
-        vm, history = job.vm, self.history(job.vm.name)
-        own = self.history(f'{vm.name}~{vm.uuid[:8]}')
-        if (own.holds_any() and own.owner().uuid == vm.uuid or
-                job.shared and history.owner().uuid != vm.uuid):
-            history = own
-        elif not TWIN.search(vm.name):
-            return history
-        owner = history.owner()
-        if owner.uuid not in ('', vm.uuid) and (history is own or owner.name != vm.name):
-            raise TargetError(f'{history.directory} has backups of another VM, {owner.uuid} '
-                              '(rename this one)')
-        return history
-
-    def histories(self) -> List[VmHistory]:
-        """The backups of everything that has a directory here. Raise TargetError, OSError."""
-        try:
-            with os.scandir(self.root) as entries:
-                return [VmHistory(entry.path, self.patterns) for entry in entries
-                        if entry.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
-            raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
@@ -3348,13 +3475,6 @@ class BackupStore:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.path)
 
-    def restores(self) -> Dict[str, str]:
-        """The paths of the records of restores, by their marks. Raise TargetError."""
-        paths = bounded(lambda: glob.glob(os.path.join(
-            glob.escape(self.root), RESTORING.format('*'))), f'backup_dir {self.root}')
-        found = {path: re.search('([0-9a-f]{32})', os.path.basename(path)) for path in paths}
-        return {mark.group(): path for path, mark in found.items() if mark}
-
     @contextlib.contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
         """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
@@ -3370,43 +3490,9 @@ class BackupStore:
                         os.unlink(path)
             yield None if record and self.unlocked and is_in_work(record) else record
 
-    def leftovers(self, histories: Sequence[VmHistory], patience: float) -> List[str]:
-        """Records of snapshots and restores that ended early: of this host, whose process is gone;
-        of another, that are so many seconds old. Lock nothing. Raise TargetError."""
-        paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
-        return [path for path in paths + sorted(self.restores().values())
-                if self.is_left(path, patience)]
-
-    @staticmethod
-    def is_left(path: str, patience: float) -> bool:
-        """Whether a record is of something that ended early, or is damaged."""
-        try:
-            data, of_snapshot = read_file(path, LONGEST_RECORD), os.path.basename(path) == INTENT
-            if not data and not of_snapshot:           # a restore that has made nothing yet
-                return False
-            record = Intent.parse(data) if of_snapshot else Restoring.parse(data, path)  # type: Any
-            if record.host == os.uname().nodename:
-                return not is_in_work(record)
-            return -seconds_ahead(record.since) > patience
-        except FileNotFoundError:                      # it was settled meanwhile
-            return False
-        except (OSError, TargetError, ValueError):
-            return True
-
     def pool_dumps(self, host_name: str) -> str:
         """The directory for dumps of the pool database."""
         return os.path.join(self.root, 'METADATA_' + path_part(host_name))
-
-    def all_pool_dumps(self) -> List[List[str]]:
-        """Paths of the dumps in each directory for them, oldest first. Raise OSError."""
-        directories = glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))
-        return [self.dumps_in(directory) for directory in sorted(directories)]
-
-    @staticmethod
-    def dumps_in(directory: str) -> List[str]:
-        """Paths of the dumps of the pool database in a directory, oldest first. Raise OSError."""
-        return sorted(os.path.join(directory, name) for name in os.listdir(directory)
-                      if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
 
     @staticmethod
     def new_pool_dump(directory: str, when: datetime.datetime) -> str:
@@ -3438,7 +3524,7 @@ class BackupStore:
     def prune_pool_dumps(newest: str, keep: int) -> List[str]:
         """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return their paths."""
         directory = os.path.dirname(newest)
-        dumps = [path for path in BackupStore.dumps_in(directory) if path != newest]
+        dumps = [path for path in Store.dumps_in(directory) if path != newest]
         old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
         partial = [os.path.join(directory, name) for name in os.listdir(directory)
                    if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
@@ -3447,6 +3533,38 @@ class BackupStore:
         for path in old + partial:                     # partial: a run was killed
             os.unlink(path)
         return old
+
+
+class Opened(NamedTuple):
+    """What a command works on."""
+
+    kind: str                  # config, store (all VMs), history (one VM's), backup or file
+    path: str
+    config: Config             # of the config file, or else as the script's first page says
+    store: Store
+
+
+def open_config(word: str, console: Console, announce: bool = False) -> Opened:
+    """Open backup_dir of a config file, of the script's first page for ''. Raise ConfigError."""
+    invocation = Invocation(config_file=native(word))
+    config = load_config(invocation, console) if announce else read_config(invocation)
+    refuse_mistakes(config, console)
+    return Opened('config', native(word), config, Store.of(config.settings))
+
+
+def open_target(word: str, console: Console, announce: bool = False,
+                is_archive: Optional[Callable[[str], Any]] = None) -> Opened:
+    """Open what a word of the command line stands for; any file is a config, but for what
+    `is_archive` finds. Raise UsageError, ConfigError, OSError."""
+    path = os.path.abspath(native(word))
+    kind = kind_of(path)
+    if not kind:
+        raise UsageError(f'no such file or directory: {word}')
+    if kind == 'file' and not (is_archive and is_archive(path)):
+        return open_config(word, console, announce)
+    opened = open_config('', console)
+    opened.store.root = path if kind == 'store' else os.path.dirname(path)
+    return opened._replace(kind=kind, path=path)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4270,7 +4388,7 @@ def indent(element: Any, margin: str) -> None:
         element[-1].tail = margin
 
 
-def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
+def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
 
     An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml). Before xapi
@@ -4292,7 +4410,7 @@ def write_metadata(backup: BackupDir, vm: Vm, xe: Xe) -> None:
         raise CommandFailed(f'the metadata export is no XML: {error}')
 
 
-def write_configuration(backup: BackupDir, vm: Vm, pool: Pool, console: Console) -> None:
+def write_configuration(backup: NewBackup, vm: Vm, pool: Pool, console: Console) -> None:
     """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
     backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
                      os_version=pool.os_version(vm)), 'vm.cfg')
@@ -4353,7 +4471,7 @@ vm-metadata.xml beside the image tell how it was made.
 """
 
 
-def write_guide(backup: BackupDir, files: Sequence[ExportFile], manifest: Record) -> None:
+def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
     quote, vm, texts = shlex.quote, manifest['vm'], []
     for file in files:
@@ -4391,18 +4509,6 @@ def write_guide(backup: BackupDir, files: Sequence[ExportFile], manifest: Record
 # A file is read as its storage has it, not as memory remembers it, and watched, as storage may
 # hang. What is found is for the manifest, so that a later verification can compare.
 
-PROVED = {                 # from least to most
-    'length': 'it can be read, but nothing tells how long it should be',
-    'metadata': 'whole, but metadata only, without disks',
-    'restorable': 'whole, but refused by xe vm-import alone: use restore=, which puts it right',
-    'structure': 'the structure is whole',
-    'checksums': 'every checksum is right'}
-
-
-def recorded(manifest: Dict[str, Any]) -> Dict[str, Any]:
-    """The digests that a manifest tells, by the names of the files, uncompressed."""
-    return part(part(manifest, 'verified'), 'digests')
-
 
 class Verified(NamedTuple):
     """What was found true of a backup."""
@@ -4412,10 +4518,9 @@ class Verified(NamedTuple):
     problems: Tuple[str, ...]  # with its metadata
     remarks: Tuple[str, ...]   # on what else is not as it was, or cannot be known
 
-    def record(self, manifest: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        """What a manifest is to tell of it; what it told of other files stays."""
-        return {'when': iso(now()), 'proved': self.proved,
-                'digests': dict(recorded(manifest or {}), **self.digests)}
+    def record(self, known: Dict[str, Any]) -> Dict[str, Any]:
+        """Return what a manifest is to tell of it; what it told of other files stays."""
+        return {'when': iso(now()), 'proved': self.proved, 'digests': dict(known, **self.digests)}
 
 
 class Reading:
@@ -4497,11 +4602,11 @@ class Verifier:
         watchdog.check()
         reading.forget()
 
-    def prove_in(self, backup: BackupDir, name: str, manifest: Dict[str, Any]) -> Proof:
+    def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
         proof, plain = self.prove(
-            backup.file(name), backup.disk_size(manifest, name)), plain_name(name)
-        known, snapshot = recorded(manifest).get(portable(plain)), manifest.get('snapshot')
+            backup.file(name), backup.disk_size(name)), plain_name(name)
+        known, snapshot = backup.manifest.digests.get(portable(plain)), backup.manifest.snapshot
         if proof.vm and snapshot not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {snapshot}')
         if known not in (None, proof.digest):
@@ -4509,13 +4614,13 @@ class Verifier:
         return proof._replace(proved='checksums') if known and plain.endswith(
             ('.raw', '.vhd')) else proof
 
-    def check(self, backup: BackupDir, manifest: Dict[str, Any]) -> Verified:
+    def check(self, backup: Backup) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
         digests, proved = {}, []       # type: Dict[str, str], List[str]
         problems, remarks = [], []     # type: List[str], List[str]
-        for name in backup.check_archives(manifest):
+        for name in backup.check_archives():
             try:
-                proof = self.prove_in(backup, name, manifest)
+                proof = self.prove_in(backup, name)
                 if proof.proved == 'metadata':
                     raise Damaged('there are no disks in it')
             except (Damaged, CommandFailed) as error:
@@ -4525,26 +4630,26 @@ class Verifier:
         least = min(proved, key=list(PROVED).index)
         if least == 'length':
             remarks.append('the size of its disk is not known')
-        if not manifest and os.path.lexists(backup.file(MANIFEST)):
+        if not backup.manifest.document and os.path.lexists(backup.file(MANIFEST)):
             problems.append(f'{MANIFEST} is damaged')
-        for name, size in part(manifest, 'files').items():
+        for name, size in backup.manifest.files.items():
             found = 0
             with contextlib.suppress(ValueError):      # no name of a file
                 found = size_of(backup.file(native(name)))
             if found != size and (found or plain_name(name) not in digests):
                 remarks.append(f'{printable(name)} has {found} bytes, not {size}')
         if os.path.lexists(backup.file(METADATA)):
-            self.check_metadata(backup, manifest, digests, problems, remarks)
-        elif METADATA not in part(manifest, 'files'):
+            self.check_metadata(backup, digests, problems, remarks)
+        elif METADATA not in backup.manifest.files:
             remarks.append(METADATA + ' is missing')
         return Verified(least, digests, tuple(problems), tuple(remarks))
 
-    def check_metadata(self, backup: BackupDir, manifest: Dict[str, Any], digests: Dict[str, str],
-                       problems: List[str], remarks: List[str]) -> None:
+    def check_metadata(self, backup: Backup, digests: Dict[str, str], problems: List[str],
+                       remarks: List[str]) -> None:
         """Check that vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
         manifest, by the name of the archive."""
         try:
-            digest = self.prove_in(backup, METADATA, manifest).digest
+            digest = self.prove_in(backup, METADATA).digest
             vms = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))[1]['VM'].values()
             with damaged_if_malformed():
                 names = [portable(path_part(text_of(vm, 'name_label'))) for vm in vms]
@@ -4552,7 +4657,7 @@ class Verifier:
         except (Damaged, OSError) as error:
             problems.append(f'{METADATA}: {error}')
             return
-        uuid = part(manifest, 'vm').get('uuid')
+        uuid = backup.manifest.uuid
         if uuid and uuid not in uuids:
             problems.append('{}: it is of another VM: {}'.format(METADATA, ', '.join(uuids)))
         elif not uuid and not set(names) & {os.path.splitext(name)[0] for name in digests}:
@@ -4728,7 +4833,7 @@ class Exporter:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
     @contextlib.contextmanager
-    def snapshot(self, backup: BackupDir, known: Sequence[str]) -> Iterator[Snapshot]:
+    def snapshot(self, backup: Backup, known: Sequence[str]) -> Iterator[Snapshot]:
         """Make and prepare a snapshot, yield it, and remove it whatever happens. `known`: the uuids
         of earlier ones, already warned of. Raise BackupFailed with the step's token."""
         for ref in self.before:
@@ -4742,7 +4847,7 @@ class Exporter:
             intent, snapshot = self.take(backup)
         self.copies, exported = intent.disks, False
         try:
-            backup.set_intent(intent)
+            set_intent(backup, intent)
             with failing_as(self.prepare_token):
                 self.drop_excluded_disks()
                 self.prepare(intent.uuid)
@@ -4755,15 +4860,15 @@ class Exporter:
                     self.pool.await_exports(self.kind, snapshot.ref)
                 self.remove(intent)
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
-                    backup.drop_intent()
+                    drop_intent(backup)
 
-    def take(self, backup: BackupDir) -> Tuple[Intent, Snapshot]:
+    def take(self, backup: Backup) -> Tuple[Intent, Snapshot]:
         """Record the intent, make the snapshot and identify it. Raise BackupFailed, Interrupted."""
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
         with failing_as(self.snapshot_token):
             intent = self.intended()
-        backup.set_intent(intent)
+        set_intent(backup, intent)
         taken = unknown = False
         try:
             with failing_as(self.snapshot_token):
@@ -4772,7 +4877,7 @@ class Exporter:
                 if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 intent = intent._replace(uuid=uuid)
-                backup.set_intent(intent)
+                set_intent(backup, intent)
                 found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
                 if found.ref in self.before:
                     raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
@@ -4803,17 +4908,17 @@ class Exporter:
             sources=tuple(disk.vdi_ref for disk in disks),
             names=tuple(disk.vdi['name_label'] for disk in disks))
 
-    def clean_up_failure(self, intent: Intent, backup: BackupDir, unknown: bool) -> None:
+    def clean_up_failure(self, intent: Intent, backup: Backup, unknown: bool) -> None:
         """Remove what a failed snapshot has left; `unknown`: xapi may still make it."""
         made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
                 if each.ref not in self.before]
         clear = self.clean_up_snapshot(
             intent if intent.uuid in made else intent._replace(uuid=''), backup)
         if unknown:
-            backup.set_intent(intent)
+            set_intent(backup, intent)
             self.warnings.append(f'a snapshot may still be made and {LEFT}')
         elif clear:
-            backup.drop_intent()
+            drop_intent(backup)
 
     def snapshotted_disks(self) -> List[Disk]:
         """Return the disks that are snapshotted, wanted or not."""
@@ -4836,7 +4941,7 @@ class Exporter:
                 if found.ref in self.copies:
                     self.xe.tell('vdi-destroy', uuid=found.uuid)
 
-    def clean_up_snapshot(self, intent: Intent, backup: BackupDir) -> bool:
+    def clean_up_snapshot(self, intent: Intent, backup: Backup) -> bool:
         """Destroy the snapshot of a record and what is left of it. Return False, after a warning,
         if it may be among others that are not ours for certain. Raise VmBackupError."""
         if not intent.uuid:
@@ -4852,7 +4957,7 @@ class Exporter:
                 ours = self.with_disks(intent._replace(uuid=found.uuid), found)
                 if ours != intent:                     # a removal loses the snapshot's record first
                     with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
-                        backup.set_intent(ours)
+                        set_intent(backup, ours)
                 end_clients([ours.uuid] + [each.uuid for each in self.copies_of(ours)],
                             ours.process, self.console)
                 self.pool.await_exports(self.kind, found.ref)
@@ -5029,7 +5134,7 @@ class VmExporter(Exporter):
                   and intent.since <= each.when <= intent.latest]
         return found.template and likely == [found]
 
-    def clean_up_snapshot(self, intent: Intent, backup: BackupDir) -> bool:
+    def clean_up_snapshot(self, intent: Intent, backup: Backup) -> bool:
         """Look, too, for disks of a snapshot that was only half made: they come first, and are not
         anybody's yet (xapi: xapi_vm_clone.ml)."""
         clear = super().clean_up_snapshot(intent, backup)
@@ -5188,7 +5293,7 @@ class Target(NamedTuple):
 class Importer:
     """Imports archives and images, and takes back what is partly imported."""
 
-    def __init__(self, pool: Pool, xe: Xe, store: BackupStore, warnings: List[str],
+    def __init__(self, pool: Pool, xe: Xe, store: Store, warnings: List[str],
                  limit: float = 0) -> None:
         self.pool = pool
         self.xe = xe
@@ -5833,7 +5938,7 @@ def disk_facts(disk: Disk) -> Dict[str, Any]:
 class Shared:
     """What the backups of one run share."""
 
-    def __init__(self, config: Config, store: BackupStore, pool: Any, hooks: Hooks) -> None:
+    def __init__(self, config: Config, store: Store, pool: Any, hooks: Hooks) -> None:
         self.config = config
         self.store = store
         self.pool = pool
@@ -5849,7 +5954,7 @@ class Shared:
         # snapshot may be somebody else's, or not be made yet. VMs to clean up when the run ends.
         self.not_removed = {}    # type: Dict[str, str]
         self.doubtful = []     # type: List[str]
-        self.to_retry = []        # type: List[VmHistory]
+        self.to_retry = []        # type: List[History]
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -5860,7 +5965,7 @@ class Shared:
                 self.console.log(self.store.lock_note())
             yield
 
-    def clean_up(self, history: VmHistory, warnings: List[str]) -> List[str]:
+    def clean_up(self, history: History, warnings: List[str]) -> List[str]:
         """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
         the uuids of snapshots that cannot be removed; a run warns of each once."""
         records = history.open_records()
@@ -5870,11 +5975,11 @@ class Shared:
                     self.remove_snapshot(backup, warnings)
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
-                history.finish_deleting(path)
+                self.store.finish_deleting(path)
         return [self.not_removed[record.path] for record in records
                 if record.path in self.not_removed]
 
-    def remove_snapshot(self, backup: BackupDir, warnings: List[str]) -> None:
+    def remove_snapshot(self, backup: Backup, warnings: List[str]) -> None:
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent = backup.intent()
         if intent and intent.pool != self.pool.uuid():
@@ -5894,7 +5999,7 @@ class Shared:
             if not clear:
                 self.doubtful.append(backup.path)
                 return
-        backup.drop_intent()
+        drop_intent(backup)
 
 
 class VmBackup(Attempt):
@@ -6030,7 +6135,7 @@ class VmBackup(Attempt):
             if failure.path not in self.shared.doubtful:
                 self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
-                    self.history.delete(failure)
+                    self.shared.store.delete(failure)
 
     def new_directory(self, names: Sequence[str], started: datetime.datetime) -> None:
         """Make the dated directory, if there is free space for files of these names beside those of
@@ -6045,7 +6150,7 @@ class VmBackup(Attempt):
             due = sum(other.unwritten() for other in list(shared.writing))
             shared.store.check_room(self.settings.min_free, self.last, gain - due)
             shared.store.check_mounted()
-            self.backup = self.history.begin(started)
+            self.backup = shared.store.begin(self.history, started)
             self.path = self.backup.path
             self.paths = [self.backup.file(name) for name in names]
             self.reserved = self.last - gain
@@ -6125,13 +6230,14 @@ class VmBackup(Attempt):
             return
         elapsed = stopwatch()
         try:
-            verified = self.shared.verifier.check(self.backup, self.manifest)
+            verified = self.shared.verifier.check(
+                self.backup._replace(manifest=Manifest.of(self.manifest)))
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
         names = ', '.join(file.name for file in self.exported)
         self.console.log(f'verified {names}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
         self.warnings.extend(verified.problems)
-        self.manifest['verified'] = verified.record(self.manifest)
+        self.manifest['verified'] = verified.record({})
 
     def complete(self, size: int) -> None:
         """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
@@ -6139,16 +6245,16 @@ class VmBackup(Attempt):
             write_guide(self.backup, self.exported, self.manifest)
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
         self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
-        self.size, self.files = size, part(self.backup.manifest(), 'files')
+        self.size, self.files = size, Manifest.read(self.backup.path).files
         path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
         self.console.log(f'*** success: {path} : {size >> 30}G')
 
-    def prune(self, backups: Sequence[BackupDir]) -> None:
+    def prune(self, backups: Sequence[Backup]) -> None:
         """Delete older backups; one that knows of a snapshot of ours in the pool stays."""
         for backup in backups:
             with tolerating(self.warnings, f'cannot delete {backup.path}'):
                 self.console.log(f'Deleting oldest backup {backup.path} ')
-                self.history.delete(backup)
+                self.shared.store.delete(backup)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6198,7 +6304,7 @@ def program_problems(settings: Settings) -> List[str]:
     return problems
 
 
-def check_plan(config: Config, plan: Plan, store: BackupStore, console: Console) -> Sequence[str]:
+def check_plan(config: Config, plan: Plan, store: Store, console: Console) -> Sequence[str]:
     """Print settings, lists and problems; return those that make a run impossible."""
     for message in plan.messages:
         console.log(message)
@@ -6266,7 +6372,7 @@ class BackupRun(Run):
         super().__init__(config.settings, status_log, console)
         self.config = config
         self.signals = signals
-        self.store = BackupStore(self.settings.backup_dir, self.settings.backup_dir_pattern)
+        self.store = Store.of(self.settings)
         self.config_file = config_file
         self.report_file = self.settings.report_file if config_file else ''
         self.hooks = Hooks(self.settings, self.report_file, console, signals)
@@ -6429,7 +6535,7 @@ class BackupRun(Run):
         self.restores_left = bool(warnings)
         self.warn(warnings)
 
-    def clean_up_one(self, history: VmHistory) -> None:
+    def clean_up_one(self, history: History) -> None:
         """Clean up one directory, unless another run is at work there."""
         warnings = []          # type: List[str]
         with tolerating(warnings, f'cannot clean up {history.directory}'):
@@ -6487,7 +6593,7 @@ def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
     config = load_config(invocation, console)
     refuse_unexpected(config, console)
-    store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
+    store = Store.of(config.settings)
     with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(tuple(store.restores())),
                       keep_of(config.settings), config.settings.honour_nobak)
@@ -6540,31 +6646,6 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
 # ----------------------------------------------------------------------------------------------
 
 
-def open_store(config: Config, root: str, console: Console) -> BackupStore:
-    """The backups in a directory or, if it is '', in that of the config. Raise ConfigError."""
-    refuse_mistakes(config, console)
-    return BackupStore(root or config.settings.backup_dir, config.settings.backup_dir_pattern)
-
-
-def choose(histories: Sequence[VmHistory], config: Config, selector_text: str,
-           keep: int = 1) -> Tuple[List[VmHistory], Plan]:
-    """Those that a selector or else the lines of a config choose; without any, all. The plan tells
-    what was not found, and how many to keep where no line does."""
-    found = {history.directory: history for history in histories}
-    rules = (selector(selector_text),) if selector_text else config.rules
-    by_name = all(rule.kind == 'name' for rule in rules)
-    vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
-           Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
-    if selector_text:                                  # it may be such a directory's name
-        rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
-                      if os.path.basename(vm.ref) == native(rules[0].text) != vm.name and vm.uuid
-                      ) or rules
-    if not rules:
-        return [found[vm.ref] for vm in vms], Plan()
-    plan = select(rules, vms, keep, twins=True)
-    return [found[job.vm.ref] for job in plan.jobs], plan
-
-
 class VerifyCommand:
     """`verify`: proves backups of this program, or of 3.25, whole."""
 
@@ -6574,93 +6655,90 @@ class VerifyCommand:
         self.signals = signals
         self.tokens = []       # type: List[str]
 
-    def carry_out(self, target: str, selector_text: str, every: bool) -> int:
+    def run(self, word: str, selector_text: str, every: bool) -> int:
         """Verify what a path stands for; return the exit status. Raise VmBackupError, OSError."""
         self.signals.at_once = False
         be_gentle(True)
-        kind, path = kind_of(target), os.path.abspath(target)
-        if kind == 'file' and not form_of_file(path):
-            kind = 'config'
-        if not kind:
-            raise UsageError(f'no such file or directory: {target}')
-        if selector_text and kind not in ('config', 'store') or (
-                every and kind in ('file', 'backup')):
-            raise UsageError(f'there is nothing to choose from in {target}')
-        if kind == 'file':
-            self.verify_file(path)
-        elif kind == 'backup':
-            self.verify_backup(BackupDir(path, 0))
-        elif kind == 'history':
-            self.verify_history(VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]), every)
+        target = open_target(word, self.console, True, form_of_file)
+        many = target.kind in ('config', 'store')
+        if selector_text and not many or every and target.kind in ('file', 'backup'):
+            raise UsageError(f'there is nothing to choose from in {word}')
+        self.verifier.limit = target.config.settings.stall_timeout * 60
+        if many:
+            self.verify_store(target, selector_text, every)
+        elif target.kind == 'history':
+            self.verify_history(History(target.path, target.store.patterns), every)
+        elif target.kind == 'backup':
+            self.verify_backup(target.path)
         else:
-            self.verify_store(target if kind == 'config' else '', path, selector_text, every)
+            self.verify_file(target.path)
         if not self.tokens:
-            raise UsageError(f'no backups in {target}')
+            raise UsageError(f'no backups in {word}')
         counts = tally(self.tokens)
         verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
         self.console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
         return verdict.status
 
-    def verify_store(self, config_file: str, root: str, selector_text: str, every: bool) -> None:
+    def verify_store(self, target: Opened, selector_text: str, every: bool) -> None:
         """Verify the backups that a config file or a selector chooses of all in backup_dir."""
-        config = load_config(Invocation(config_file=config_file), self.console)
-        store = open_store(config, '' if config_file else root, self.console)
-        self.verifier.limit = config.settings.stall_timeout * 60
-        histories, plan = choose([history for history in store.histories() if history.holds_any()],
-                                 config, selector_text)
+        histories, plan = choose(target.store.vms(), target.config, selector_text)
         for message in plan.messages + plan.errors:
             self.console.log(message)
-        self.tokens += ['ERROR'] * len(plan.failures or plan.errors) + ['WARNING'] * plan.warnings
+        for _ in plan.failures or plan.errors:
+            self.tokens.append('ERROR')
+        if plan.warnings:
+            self.tokens.append('WARNING')
         for history in histories:
             self.verify_history(history, every)
-        for dumps in () if selector_text else store.all_pool_dumps():
+        for dumps in [] if selector_text else target.store.all_pool_dumps():
             for path in dumps if every else dumps[-1:]:
                 self.verify_file(path)
 
-    def verify_history(self, history: VmHistory, every: bool) -> None:
+    def verify_history(self, history: History, every: bool) -> None:
         """Verify the newest or every backup of a VM, the newest first."""
         with self.telling(history.directory):
-            backups = history.kept() + history.good() if every else history.newest()
+            backups = history.complete()[::-1]
             if not backups:
                 raise Damaged('no good backup of this VM')
-            for backup in reversed(backups):
-                self.verify_backup(backup)
+            for backup in backups if every else backups[:1]:
+                self.verify_backup(backup.path)
 
     def verify_file(self, path: str) -> None:
         """Verify one file; if it is all of a backup, that backup."""
-        backup = BackupDir(os.path.dirname(path), 0)
+        directory, name = os.path.split(path)
         with self.telling(path):
-            if backup.archives() == [os.path.basename(path)] and backup.is_good():
-                self.verify_backup(backup)
+            backup = Backup.read(directory, None)
+            if backup.archives() == [name] and backup.has_marker():
+                self.verify_backup(directory)
                 return
-            proof = self.verifier.prove_in(backup, os.path.basename(path), backup.manifest())
+            proof = self.verifier.prove_in(backup, name)
             self.tell(path, 'WARNING' if proof.proved == 'length' else 'SUCCESS',
                       f'{PROVED[proof.proved]}, {human_size(proof.size)}')
 
-    def verify_backup(self, backup: BackupDir) -> None:
+    def verify_backup(self, path: str) -> None:
         """Verify one backup, and put the result into its manifest."""
         record = {}            # type: Dict[str, Any]
-        with self.telling(backup.path):
-            manifest = backup.manifest()
-            if not backup.is_good():
+        with self.telling(path):
+            backup = Backup.read(path, None)
+            if not backup.has_marker():
                 raise Damaged('it has no marker: the record of a failure, not a backup')
             try:
-                found = self.verifier.check(backup, manifest)
+                found = self.verifier.check(backup)
             except Damaged as error:
-                record = {'when': iso(now()), 'proved': '', 'digests': recorded(manifest),
+                record = {'when': iso(now()), 'proved': '', 'digests': backup.manifest.digests,
                           'fault': printable(str(error))}
                 raise
-            record = found.record(manifest)
+            record = found.record(backup.manifest.digests)
             if found.problems:
                 raise Damaged('; '.join(found.problems + found.remarks))
-            self.tell(backup.path, 'WARNING' if found.remarks else 'SUCCESS',
+            self.tell(path, 'WARNING' if found.remarks else 'SUCCESS',
                       '; '.join((PROVED[found.proved],) + found.remarks))
-        if record and kind_of(backup.path):
+        if record and kind_of(path):
             try:
-                backup.note(verified=record)
+                note(backup, verified=record)
             except OSError as error:
                 token = 'NOTE' if error.errno == errno.EROFS else 'WARNING'
-                self.tell(backup.path, token, f'the result is not recorded: {error.strerror}')
+                self.tell(path, token, f'the result is not recorded: {error.strerror}')
 
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:
@@ -6669,10 +6747,10 @@ class VerifyCommand:
         try:
             yield
         except (VmBackupError, OSError) as error:
-            words = getattr(error, 'strerror', None) or str(error)
-            gone = not kind_of(path)
-            self.tell(path, 'NOTE' if gone else 'ERROR',
-                      'it was deleted meanwhile' if gone else words)
+            if kind_of(path):
+                self.tell(path, 'ERROR', getattr(error, 'strerror', None) or str(error))
+            else:
+                self.tell(path, 'NOTE', 'it was deleted meanwhile')
         except Exception as error:                     # a bug of ours must not stop the others
             self.tell(path, 'ERROR', explain(error, self.console))
 
@@ -6680,33 +6758,14 @@ class VerifyCommand:
         """Log a line, and count it unless it is a note."""
         words = {'SUCCESS': 'good', 'NOTE': '***NOTE -', 'WARNING': '***WARNING -'}
         self.console.log(f'{words.get(token, token)} {path}: {text}')
-        self.tokens += [token] * (token != 'NOTE')
+        if token != 'NOTE':
+            self.tokens.append(token)
 
 
 def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
-    return VerifyCommand(console, signals).carry_out(
-        native(line.words[0]), line.options['vm'], line.options['backups'] == 'all')
-
-
-def time_in(record: Dict[str, Any]) -> Optional[str]:
-    """When something was done, as a part of a manifest tells; None if it does not."""
-    when = record.get('when')
-    with contextlib.suppress(ValueError, TypeError):
-        seconds_of(when)                               # type: ignore
-        return when
-    return None
-
-
-def number_in(record: Dict[str, Any], key: str) -> Any:
-    """A number in a part of a manifest that a person could have meant; None for all else."""
-    found = record.get(key)
-    return found if type(found) in (int, float) and 0 <= found < 1e9 else None
-
-
-def fault_in(record: Dict[str, Any]) -> Optional[str]:
-    """The fault that a part of a manifest tells of."""
-    return None if record.get('fault') is None else text_in(record, 'fault') or 'unknown'
+    return VerifyCommand(console, signals).run(
+        line.words[0], line.options['vm'], line.options['backups'] == 'all')
 
 
 def age(when: Optional[str], moment: datetime.datetime) -> str:
@@ -6733,80 +6792,68 @@ class Listing:
         self.pool_dumps = []   # type: List[Dict[str, Any]]
         self.foreign = []      # type: List[str]
 
-    def look(self, target: str, selector_text: str, console: Console) -> None:
-        """Take in what a path stands for. Raise VmBackupError, OSError."""
-        kind, path = kind_of(target), os.path.abspath(target)
-        if not kind:
-            raise UsageError(f'no such file or directory: {target}')
-        if kind == 'backup' or kind == 'history' and selector_text:
-            raise UsageError(f'there is nothing to choose from in {target}')
-        if kind == 'history':
-            history = VmHistory(path, [DEFAULT_BACKUP_DIR_PATTERN]).as_it_is()
-            self.root = os.path.dirname(path)
-            self.add_vm(history.vm_name(), path, history.everything())
+    def read(self, target: Opened, selector_text: str) -> None:
+        """Take in what there is. Raise VmBackupError, OSError."""
+        self.root = target.store.root
+        if target.kind == 'history':
+            history = History(target.path, target.store.patterns).as_it_is()
+            self.add_vm(history.vm_name(), target.path, history.everything())
             return
-        config_file = target if kind == 'file' else ''
-        config = read_config(Invocation(config_file=config_file))
-        store = open_store(config, '' if config_file else path, console)
-        self.root = store.root
-        ours, others = [], []  # type: List[VmHistory], List[VmHistory]
-        for history in store.histories():
-            (ours if history.as_it_is().holds_any() else others).append(history)
-        chosen, self.plan = choose(ours, config, selector_text)
+        ours, others = [], []  # type: List[History], List[History]
+        for history in target.store.histories():
+            if history.as_it_is().holds_any():
+                ours.append(history)
+            else:
+                others.append(history)
+        chosen, self.plan = choose(ours, target.config, selector_text)
         for history in chosen:
             self.add_vm(history.vm_name(), history.directory, history.everything())
         for missing in self.plan.failures:
-            self.add_vm(missing.name, store.history(missing.name).directory, [])
+            self.add_vm(missing.name, target.store.history(missing.name).directory, [])
         self.vms.sort(key=lambda vm: vm['name'])
         if not selector_text:
-            self.add_others(store, sorted(history.directory for history in others))
-        if not (self.vms or self.pool_dumps or self.plan.messages):
-            raise UsageError(f'no backups in {target}')
+            for path in sorted(history.directory for history in others):
+                self.add_other(target.store, path)
 
-    def add_vm(self, name: str, directory: str, everything: Sequence[Listed]) -> None:
+    def add_vm(self, name: str, directory: str, everything: Sequence[Backup]) -> None:
         """Take in a VM's backups."""
-        backups = [self.told(listed) for listed in everything]
+        backups = [self.describe(backup) for backup in everything]
         self.vms.append({'name': name, 'path': portable(directory),
                          'good': [backup['outcome'] for backup in backups].count('good'),
                          'size': sum(backup['size'] or 0 for backup in backups),
                          'backups': backups})
 
-    def add_others(self, store: BackupStore, directories: Sequence[str]) -> None:
-        """Take in directories that are no VM's."""
-        for path in directories:
-            name, dumps = os.path.basename(path), []       # type: str, List[str]
-            if name.startswith('METADATA_'):
-                with contextlib.suppress(OSError):     # unreadable, or gone
-                    dumps = store.dumps_in(path)
-            if dumps:
-                self.pool_dumps.append({'path': portable(path), 'dumps': len(dumps),
-                                        'newest': os.path.basename(dumps[-1])})
-            elif name != LOCKS and portable(path) not in [vm['path'] for vm in self.vms]:
-                self.foreign.append(portable(path))
+    def add_other(self, store: Catalogue, path: str) -> None:
+        """Take in a directory that is no VM's."""
+        name, dumps = os.path.basename(path), []       # type: str, List[str]
+        if name.startswith('METADATA_'):
+            with contextlib.suppress(OSError):         # unreadable, or gone
+                dumps = store.dumps_in(path)
+        if dumps:
+            self.pool_dumps.append({'path': portable(path), 'dumps': len(dumps),
+                                    'newest': os.path.basename(dumps[-1])})
+        elif name != LOCKS and portable(path) not in [vm['path'] for vm in self.vms]:
+            self.foreign.append(portable(path))
 
     @staticmethod
-    def told(listed: Listed) -> Dict[str, Any]:
-        """What the document has of a directory in a VM's."""
-        manifest, name = listed.manifest, min(listed.sizes, default='')
-        verified, restored = part(manifest, 'verified'), part(manifest, 'test_restore')
-        by_form = {'': None, '.xva': 'vm-export', '.raw': 'vdi-export', '.vhd': 'vdi-export'}
+    def describe(backup: Backup) -> Dict[str, Any]:
+        """Return what the document has of a directory in a VM's."""
+        def shown(finding: Dict[str, Any], *keys: str) -> Optional[Dict[str, Any]]:
+            return {key: finding[key] for key in keys} if finding else None
+        manifest, name = backup.manifest, min(backup.sizes, default='')
+        method = manifest.method       # type: Optional[str]
+        if method not in METHODS[:2]:
+            method = {'': None, '.xva': 'vm-export'}.get(form_of(name), 'vdi-export')
         return {
-            'path': portable(listed.backup.path), 'when': listed.when, 'outcome': listed.outcome,
-            'method': text_in(manifest, 'method', 'vm-export', 'vdi-export') or
-            by_form[form_of(name)],
-            'size': sum(listed.sizes.values()) if name else None,
+            'path': portable(backup.path), 'when': backup.started, 'outcome': backup.outcome,
+            'method': method, 'size': sum(backup.sizes.values()) if name else None,
             'compression': compression_of(name).name if name else None,
-            'verified': {
-                'when': time_in(verified), 'proved': text_in(verified, 'proved', *PROVED),
-                'fault': fault_in(verified)} if verified else None,
-            'test_restore': {
-                'when': time_in(restored), 'sr': text_in(restored, 'sr'),
-                'seconds': number_in(restored, 'seconds'),
-                'fault': fault_in(restored)} if restored else None,
-            'protected': listed.protected}
+            'verified': shown(manifest.verified, 'when', 'proved', 'fault'),
+            'test_restore': shown(manifest.test_restore, 'when', 'sr', 'seconds', 'fault'),
+            'protected': backup.protected}
 
     def document(self) -> Dict[str, Any]:
-        """All of it, as the README has its form."""
+        """Return all of it, as the README has its form."""
         return {'schema': 1, 'when': iso(self.moment), 'backup_dir': portable(self.root),
                 'vms': self.vms, 'pool_dumps': self.pool_dumps, 'foreign': self.foreign,
                 'messages': self.plan.messages + self.plan.errors,
@@ -6814,60 +6861,69 @@ class Listing:
                 'size': sum(vm['size'] for vm in self.vms)}
 
     def status(self) -> int:
-        """2 if a VM has no good backup; 1 if the newest of one is not good."""
+        """Return 2 if a VM has no good backup; 1 if the newest of one is not good."""
         if self.plan.errors or not all(vm['good'] for vm in self.vms):
             return ERROR.status
-        newest = [vm['backups'][0]['outcome'] for vm in self.vms]
-        return (WARNING if self.plan.warnings or set(newest) - {'good'} else SUCCESS).status
+        newest = {vm['backups'][0]['outcome'] for vm in self.vms}
+        return (WARNING if self.plan.warnings or newest - {'good'} else SUCCESS).status
 
     def table(self) -> List[str]:
-        """All of it for a person. A column in which there is nothing is left out."""
+        """Return all of it for a person. A column in which there is nothing is left out."""
         rows = {backup['path']: self.cells(backup) for vm in self.vms for backup in vm['backups']
                 if backup['outcome'] not in NO_BACKUP}
-        columns = [(number, max(map(len, column)))
-                   for number, column in enumerate(zip(self.HEAD, *rows.values()))
-                   if set(column[1:]) - {'-'}]
+        columns = []           # type: List[Tuple[int, int]]
+        for number, column in enumerate(zip(self.HEAD, *rows.values())):
+            if set(column[1:]) - {'-'}:
+                columns.append((number, max(map(len, column))))
 
         def line(cells: Sequence[str]) -> str:
             return '  '.join(cells[number].ljust(width) for number, width in columns).rstrip()
-        lines, whole = [line(self.HEAD)] * bool(rows), self.document()
+        lines, whole = [line(self.HEAD)] if rows else [], self.document()
         for vm in self.vms:
-            lines.append('{name} ({path}): {good} good, '.format(**vm) + human_size(vm['size'])
-                         if vm['good'] else '{name} ({path}): NO GOOD BACKUP'.format(**vm))
+            sum_up = f'{vm["good"]} good, {human_size(vm["size"])}'
+            lines.append('{} ({}): {}'.format(
+                vm['name'], vm['path'], sum_up if vm['good'] else 'NO GOOD BACKUP'))
             for backup in vm['backups']:
-                cells = rows.get(backup['path'])
-                lines.append(line(cells) if cells else '    {}: {}'.format(
-                    backup['outcome'], os.path.basename(backup['path'])))
-                lines += [f'    {what}: {backup[key]["fault"]}' for key, what in (
-                    ('verified', 'damaged'), ('test_restore', 'test restore'))
-                          if backup[key] and backup[key]['fault']]
-        lines += ['pool database ({path}): {dumps} dumps, newest {newest}'.format(**each)
-                  for each in self.pool_dumps]
+                if backup['path'] in rows:
+                    lines.append(line(rows[backup['path']]))
+                else:
+                    lines.append('    {}: {}'.format(backup['outcome'],
+                                                     os.path.basename(backup['path'])))
+                for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
+                    if backup[key] and backup[key]['fault']:
+                        lines.append(f'    {what}: {backup[key]["fault"]}')
+        for each in self.pool_dumps:
+            lines.append('pool database ({path}): {dumps} dumps, newest {newest}'.format(**each))
         lines += ['foreign: ' + path for path in self.foreign]
         lines += whole['messages']
+        total = f'total of {len(self.vms)} VMs: {whole["good"]} good, {human_size(whole["size"])}'
         without = ', '.join(vm['name'] for vm in self.vms if not vm['good'])
-        return lines + [f'total of {len(self.vms)} VMs: {whole["good"]} good, ' + human_size(
-            whole['size']) + (f'; NO GOOD BACKUP of {without}' if without else '')]
+        return lines + [total + (f'; NO GOOD BACKUP of {without}' if without else '')]
 
     def cells(self, backup: Dict[str, Any]) -> List[str]:
-        """A line of the table."""
-        def done(key: str) -> str:
-            record = backup[key]
-            return '-' if not record else '{} {}'.format(
-                'fault' if record['fault'] else record.get('proved', 'good') or 'unknown',
-                age(record['when'], self.moment))
+        """Return a line of the table."""
+        def done(record: Optional[Dict[str, Any]]) -> str:
+            if not record:
+                return '-'
+            word = 'fault' if record['fault'] else record.get('proved', 'good') or 'unknown'
+            return f'{word} {age(record["when"], self.moment)}'
         size = '-' if backup['size'] is None else human_size(backup['size'])
-        packed = '' if backup['compression'] in (None, 'none') else ' ' + backup['compression']
+        if backup['compression'] not in (None, 'none'):
+            size += ' ' + backup['compression']
         return [(backup['when'] or '-')[:16].replace('T', ' '), age(backup['when'], self.moment),
-                backup['method'] or '-', size + packed, backup['outcome'], done('verified'),
-                done('test_restore'), 'yes' if backup['protected'] else '-',
+                backup['method'] or '-', size, backup['outcome'], done(backup['verified']),
+                done(backup['test_restore']), 'yes' if backup['protected'] else '-',
                 os.path.basename(backup['path'])]
 
 
 def run_list(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
-    listing = Listing()
-    listing.look(native(line.words[0]), line.options['vm'], console)
+    word, target, listing = line.words[0], open_target(line.words[0], console), Listing()
+    if target.kind == 'backup' or target.kind == 'history' and line.options['vm']:
+        raise UsageError(f'there is nothing to choose from in {word}')
+    listing.read(target, line.options['vm'])
+    if not (listing.vms or listing.pool_dumps or listing.plan.messages):
+        raise UsageError(f'no backups in {word}')
     if line.options['format'] == 'json':
         console.write(json.dumps(listing.document(), indent=1) + '\n')
     else:
@@ -6879,53 +6935,60 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
 class Prune:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
 
-    def __init__(self, config: Config, previewing: bool, console: Console,
+    def __init__(self, target: Opened, previewing: bool, console: Console,
                  signals: Signals) -> None:
-        self.settings = config.settings
-        self.store = open_store(config, '', console)
-        self.config = config
+        self.config = target.config
+        self.settings = target.config.settings
+        self.store = target.store
         self.previewing = previewing
         self.console = console
         self.signals = signals
-        self.kept = self.deleted = self.errors = self.room = 0
+        self.kept = self.deleted = self.errors = self.freed = 0
 
-    def carry_out(self, selector_text: str) -> int:
+    def run(self, selector_text: str) -> int:
         """Prune the backups of the config's VMs, or of some; return the exit status."""
         problem = self.store.problem(self.settings.require_mount)
         if problem:
             raise TargetError(problem.partition('ERROR: ')[2])
-        ours = [history for history in self.store.histories() if history.holds_any()]
+        chosen = self.choose(selector_text)
+        if not chosen and not self.errors:
+            raise UsageError('no backups in {} of a VM that the config names{}'.format(
+                self.store.root, f' and {selector_text} chooses' if selector_text else ''))
+        for job, history in chosen:
+            self.signals.check()
+            policy = policy_of(self.settings, job)
+            try:
+                if self.previewing:
+                    self.prune(history, policy)
+                else:
+                    with self.store.locked(os.path.basename(history.directory),
+                                           self.settings.lock_wait * 60, self.signals.check):
+                        self.prune(history, policy)
+            except (VmBackupError, OSError) as error:
+                self.fail(history.directory, error)
+        if self.store.unlocked:
+            self.console.log(self.store.lock_note())
+        verdict = ERROR if self.errors else SUCCESS
+        command, done = 'prune', 'deleted'
+        if self.previewing:
+            command, done = 'prune preview', 'would be deleted'
+        self.console.log(f'VmBackup {command} ended - {verdict.phrase} - {self.kept} kept, '
+                         f'{self.deleted} {done} ({human_size(self.freed)})')
+        return verdict.status
+
+    def choose(self, selector_text: str) -> List[Tuple[Job, History]]:
+        """Return the VMs that the config and a selector choose. Raise ConfigError, OSError."""
+        ours = self.store.vms()
         histories, plan = choose(ours, self.config, '', keep_of(self.settings))
         for error in plan.errors if plan.jobs or plan.invalid else ():
             raise ConfigError(f'{error.strip()}: {"; ".join(plan.messages)}')
         wanted = choose(ours, self.config, selector_text)[0] if selector_text else histories
         for failure in plan.failures:
             self.console.log(f'***NOTE - no backups of {failure.name}')
-        chosen = [(job, history) for job, history in zip(plan.jobs, histories)
-                  if history in wanted and not self.is_unclear(history)]
-        if not chosen and not self.errors:
-            raise UsageError('no backups in {} of a VM that the config names{}'.format(
-                self.store.root, f' and {selector_text} chooses' * bool(selector_text)))
-        for job, history in chosen:
-            self.signals.check()
-            try:
-                with contextlib.ExitStack() as stack:
-                    if not self.previewing:
-                        stack.enter_context(self.store.locked(
-                            os.path.basename(history.directory), self.settings.lock_wait * 60,
-                            self.signals.check))
-                    self.prune(history, policy_of(self.settings, job))
-            except (VmBackupError, OSError) as error:
-                self.fail(history.directory, error)
-        if self.store.unlocked:
-            self.console.log(self.store.lock_note())
-        verdict = ERROR if self.errors else SUCCESS
-        self.console.log('VmBackup prune {}ended - {} - {} kept, {} {} ({})'.format(
-            'preview ' * self.previewing, verdict.phrase, self.kept, self.deleted,
-            'would be deleted' if self.previewing else 'deleted', human_size(self.room)))
-        return verdict.status
+        return [(job, history) for job, history in zip(plan.jobs, histories)
+                if history in wanted and not self.is_unclear(history)]
 
-    def is_unclear(self, history: VmHistory) -> bool:
+    def is_unclear(self, history: History) -> bool:
         """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
         kinds = {rule.kind for rule in self.config.rules}
         if not kinds & {'tag', 'uuid'}:
@@ -6938,24 +7001,26 @@ class Prune:
                 return True
         return False
 
-    def prune(self, history: VmHistory, policy: Policy) -> None:
+    def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
         self.console.log('{}: {}'.format(history.directory, ' '.join(
             f'keep_{name}={count}' for name, count in policy._asdict().items()
             if count or name == 'last')))
         for path in () if self.previewing else history.half_deleted():
-            history.finish_deleting(path)
-        for backup, why in history.judge(history.good(), policy):
-            words = 'keep   {} ({})' if why else 'delete {}'
-            self.console.log('  ' + words.format(os.path.basename(backup.path), ', '.join(why)))
+            self.store.finish_deleting(path)
+        for backup, why in judge(history.good(), policy):
+            name = os.path.basename(backup.path)
             if why:
+                self.console.log(f'  keep   {name} ({", ".join(why)})')
                 self.kept += 1
                 continue
+            self.console.log(f'  delete {name}')
             try:
-                room = backup.occupied()
+                size = backup.occupied()
                 if not self.previewing:
-                    history.delete(backup)
-                self.deleted, self.room = self.deleted + 1, self.room + room
+                    self.store.delete(backup)
+                self.deleted += 1
+                self.freed += size
             except (VmBackupError, OSError) as error:
                 self.fail(backup.path, error)
 
@@ -6967,24 +7032,24 @@ class Prune:
 
 def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
-    config = read_config(Invocation(config_file=native(line.words[0])))
+    target = open_config(line.words[0], console)
     signals.at_once = False
     previewing = line.options['preview'] == 'preview'
-    return Prune(config, previewing, console, signals).carry_out(line.options['vm'])
+    return Prune(target, previewing, console, signals).run(line.options['vm'])
 
 
 def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
     """The commands `protect` and `unprotect`; return the exit status. Raise VmBackupError,
     OSError."""
-    protect = line.command == 'protect'
-    backups = [BackupDir(os.path.abspath(native(word)), 0) for word in line.words]
+    protecting = line.command == 'protect'
+    backups = [Backup(os.path.abspath(native(word))) for word in line.words]
     for backup in backups:
-        if kind_of(backup.path) != 'backup' or not backup.is_good() or os.path.basename(
-                backup.path).startswith(DELETING):
+        deleting = os.path.basename(backup.path).startswith(DELETING)
+        if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
             raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
     for backup in backups:
-        if backup.is_protected() != protect:
-            backup.protect(protect)
+        if backup.is_protected() != protecting:
+            protect(backup, protecting)
         console.log(f'{line.command}ed: {backup.path}')
     return SUCCESS.status
 
@@ -6999,8 +7064,7 @@ class Chosen(NamedTuple):
 
     path: str                  # of the archive or image
     form: str                  # one of FORMS, or ''
-    backup: BackupDir          # its directory
-    manifest: Dict[str, Any]
+    backup: Backup             # its directory
     vm: str                    # name of the VM, '' where only the archive tells
     when: str                  # of the backup: 2026-03-01 00:10:01, '' if that is not known
 
@@ -7009,27 +7073,25 @@ class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
 
     def __init__(self, origin: str, console: Console) -> None:
-        kind = kind_of(native(origin)) if origin else ''
-        if origin and kind not in ('file', 'store'):
+        target = (open_target if origin else open_config)(origin, console, True)
+        if target.kind not in ('config', 'store'):
             raise UsageError(f'no config-file or backup_dir: from={origin}')
-        config_file = native(origin) if kind == 'file' else ''
-        self.config = load_config(Invocation('', config_file, (), False, False, {}), console)
-        root = os.path.abspath(native(origin)) if kind == 'store' else ''
-        self.store = open_store(self.config, root, console)
-        self.config_file = config_file
+        self.config = target.config
+        self.store = target.store
+        self.config_file = target.path if target.kind == 'config' else ''
         self.given = bool(origin)
 
     def find(self, word: str, date: str) -> Chosen:
         """Return what a word stands for: a VM's name, a directory, a file. Raise UsageError,
         TargetError, OSError."""
-        for history in (self.store.history(word), VmHistory(   # a name, or that of a directory
+        for history in (self.store.history(word), History(     # a name, or that of a directory
                 os.path.join(self.store.root, native(word)), self.store.patterns)):
             if not re.match(r'\.{0,2}(/|\Z)', word) and history.holds_any():
                 return self.of_backup(self.newest(history, date))
         path = os.path.abspath(native(word))
         kind = kind_of(path) if word else ''
         if kind == 'history':
-            return self.of_backup(self.newest(VmHistory(path, self.store.patterns), date))
+            return self.of_backup(self.newest(History(path, self.store.patterns), date))
         if not kind or kind == 'store':
             raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
                              'backup or file (see from=, and the command list)')
@@ -7037,33 +7099,25 @@ class Sources:
             raise UsageError(f'there is nothing to choose from in {word}')
         if kind == 'file':
             return self.of_file(path)
-        backup = BackupDir(path, 0)
-        if not backup.is_good():
+        backup = self.store.backup(path)
+        if not backup.has_marker():
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def newest(self, history: VmHistory, date: str) -> BackupDir:
+    def newest(self, history: History, date: str) -> Backup:
         """Return the newest backup that is good, of a time that begins so. Raise UsageError,
         TargetError."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
-        for backup in reversed(in_order(history.kept() + history.good())):
-            when = re.sub('[^0-9]', '', self.time_of(backup))
-            if when.startswith(digits) and not backup.is_damaged():
+        for backup in reversed(history.complete()):
+            when = re.sub('[^0-9]', '', backup.started or '')
+            if when.startswith(digits) and backup.outcome == 'good':
                 return backup
         of_date = f'of {date} ' if date else ''
         raise TargetError(f'no good backup {of_date}in {history.directory}')
 
-    def time_of(self, backup: BackupDir) -> str:
-        """Return when a backup was begun, as far as is known: 2026-03-01 00:10:01."""
-        started = backup.manifest().get('started')
-        if isinstance(started, str) and ISO.match(started):
-            return started[:19].replace('T', ' ')
-        when = VmHistory('', self.store.patterns).date_of(os.path.basename(backup.path))
-        return f'{when:%Y-%m-%d %H:%M:%S}' if when else ''
-
-    def of_backup(self, backup: BackupDir) -> Chosen:
+    def of_backup(self, backup: Backup) -> Chosen:
         """Return the archive or image of a backup; raise TargetError if it has not just one."""
         paths = [backup.file(name) for name in backup.archives()]
         if len(paths) != 1:
@@ -7074,15 +7128,13 @@ class Sources:
     def of_file(self, path: str) -> Chosen:
         """Return a file, with what its directory tells of it, which is below backup_dir unless
         somebody has told another."""
-        backup = BackupDir(os.path.dirname(path), 0)
-        in_backup = kind_of(backup.path) == 'backup'
+        backup = self.store.backup(os.path.dirname(path))
         if not self.given:
+            in_backup = kind_of(backup.path) == 'backup'
             self.store.root = (os.path.dirname(os.path.dirname(backup.path)) if in_backup
                                else backup.path)
-        manifest = backup.manifest() if in_backup else {}
-        name = part(manifest, 'vm').get('name')
-        return Chosen(path, form_of_file(path), backup, manifest,
-                      name if isinstance(name, str) else '', self.time_of(backup))
+        return Chosen(path, form_of_file(path), backup, backup.manifest.name,
+                      (backup.started or '')[:19].replace('T', ' '))
 
 
 class Restorer:
@@ -7224,10 +7276,10 @@ class Restorer:
     def look_at_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """Plan the restore of an image."""
         file = os.path.basename(chosen.path)
-        size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(chosen.manifest, file))
+        size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(file))
         name = options['name']
         if not name:
-            name = '{}-restored'.format(disk_of(chosen.manifest, file).get('name') or
+            name = '{}-restored'.format(chosen.backup.manifest.disk(file).get('name') or
                                         os.path.basename(plain_name(chosen.path)))
             if chosen.when:
                 name += '-' + chosen.when[:10]
@@ -7260,7 +7312,7 @@ class Restorer:
         """Prove what is to be restored. Raise Damaged."""
         file = os.path.basename(chosen.path)
         verifier = Verifier(self.console, self.signals, self.importer.limit)
-        proof = verifier.prove_in(chosen.backup, file, chosen.manifest)
+        proof = verifier.prove_in(chosen.backup, file)
         if proof.proved == 'metadata':
             raise Damaged('there are no disks in it')
         self.console.log(f'verified {file}: {PROVED[proof.proved]}')
@@ -7353,8 +7405,7 @@ class TestRestore(Run):
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
         Interrupted, OSError."""
         store = self.sources.store
-        histories, plan = choose([history for history in store.histories() if history.holds_any()],
-                                 self.sources.config, word)
+        histories, plan = choose(store.vms(), self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
         if not histories:
@@ -7366,20 +7417,20 @@ class TestRestore(Run):
             self.restorer.signals.check()
             self.test_vm(job._replace(method='test-restore', shown=job.vm.name), history)
 
-    def test_vm(self, job: Job, history: VmHistory) -> None:
+    def test_vm(self, job: Job, history: History) -> None:
         """Test one backup; whatever its failure, it becomes that VM's outcome."""
         del self.restorer.warnings[:]
         attempt = Attempt(job)
         attempt.warnings = self.restorer.warnings
         self.attempt(attempt, lambda: self.test(attempt, history))
 
-    def test(self, attempt: Attempt, history: VmHistory) -> None:
+    def test(self, attempt: Attempt, history: History) -> None:
         """Test the newest good backup. Raise BackupFailed, Interrupted."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
         proved, size = False, 0
         try:
             backup = self.sources.newest(history, '')
-            for file in backup.check_archives(backup.manifest()):
+            for file in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(file))
                 name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
                                            binascii.hexlify(os.urandom(4)).decode('ascii'))
@@ -7397,7 +7448,7 @@ class TestRestore(Run):
             if proved or 'fault' in result:            # else it was not, or was interrupted
                 result['seconds'] = int(elapsed())
                 with tolerating(self.restorer.warnings, 'the result is not recorded'):
-                    backup.note(test_restore=result)
+                    note(backup, test_restore=result)
         if proved:
             self.console.log('proved: {} can be restored ({:.0f} s)'.format(
                 backup.path if backup.archives()[1:] else chosen.path, elapsed()))
@@ -7473,7 +7524,7 @@ class StatusCheck:
         config = read_config(Invocation(config_file=config_file, ignore_extra_keys=True))
         for problem in config.unexpected + config.errors:
             raise ConfigError(problem)
-        store = BackupStore(config.settings.backup_dir, config.settings.backup_dir_pattern)
+        store = Store.of(config.settings)
         problem = store.problem(config.settings.require_mount)
         if problem:
             raise TargetError(problem)
@@ -7485,24 +7536,19 @@ class StatusCheck:
         if left:
             self.found.append((1, 'left over: ' + some_of(left)))
 
-    def look_at_backups(self, config: Config, store: BackupStore,
-                        histories: Sequence[VmHistory]) -> None:
+    def look_at_backups(self, config: Config, store: Store,
+                        histories: Sequence[History]) -> None:
         """Judge the newest good backup of each VM. The manifest of each backup is read once."""
-        listed = {history.directory: history.everything() for history in histories
-                  if not history.dated()}              # backups that somebody renamed, or none
-        chosen, plan = choose([
-            history for history in histories if history.dated() or any(
-                each.outcome not in NO_BACKUP for each in listed[history.directory])], config, '')
+        chosen, plan = choose([history for history in histories if history.holds_any()], config, '')
         wrong = [text for text in plan.messages if text.startswith('***ERROR - invalid')] + [
             text for text in plan.errors if text.startswith('ERROR: ')]
         for problem in wrong:
             raise ConfigError(problem)
         newest = {failure.name: [] for failure in plan.failures}       # type: Dict[str, Any]
         uuids = [job.vm.uuid for job in plan.jobs] or [''] * len(chosen)
-        newest.update(self.newest_of([
-            (uuid or history.directory, history, listed.get(history.directory) or
-             history.everything()) for uuid, history in zip(uuids, chosen)]))
-        ages = {name: self.seconds_since(good[0].when) for name, good in newest.items() if good}
+        newest.update(self.newest_of([(uuid or history.directory, history)
+                                      for uuid, history in zip(uuids, chosen)]))
+        ages = {name: self.seconds_since(good[0].started) for name, good in newest.items() if good}
         bad = sorted(name for name in newest if not 0 <= ages.get(name, -1) <= self.limit)
         if bad or not newest:
             self.found.append((2, f'no good backup within {self.max_age}: ' + (some_of([
@@ -7518,16 +7564,18 @@ class StatusCheck:
             sum(good[0].sizes.values()) for good in newest.values() if good)))
 
     @staticmethod
-    def newest_of(backups: Sequence[Tuple[str, VmHistory, Sequence[Listed]]]) -> Dict[str, Any]:
+    def newest_of(backups: Sequence[Tuple[str, History]]) -> Dict[str, Any]:
         """The newest good backup of each VM, or none, in a list; of a renamed one the better."""
         found = {}             # type: Dict[str, Tuple[str, Any]]
 
         def begun(each: Tuple[str, Any]) -> float:
-            return seconds_of(each[1][0].when) if each[1] and each[1][0].when else len(each[1]) - 1
-        for vm, history, everything in backups:
+            if each[1] and each[1][0].started:
+                return seconds_of(each[1][0].started)
+            return len(each[1]) - 1
+        for vm, history in backups:
             directory = os.path.basename(history.directory)
             new = (portable(directory) if TWIN.search(directory) else history.vm_name(),
-                   [each for each in everything if each.outcome == 'good'][:1])
+                   [each for each in history.everything() if each.outcome == 'good'][:1])
             found[vm] = max(found.get(vm, new), new, key=begun)
         return dict(found.values())
 
@@ -7536,12 +7584,12 @@ class StatusCheck:
         seconds = self.moment.timestamp() - seconds_of(when) if when else -1
         return -1 if not when or seconds < -86400 else max(seconds, 0)
 
-    def age_of(self, good: Sequence[Listed]) -> str:
+    def age_of(self, good: Sequence[Backup]) -> str:
         """The age of a VM's newest good backup, for a person."""
         if not good:
             return 'none'
-        return 'time unknown' if self.seconds_since(good[0].when) < 0 else age(
-            good[0].when, self.moment)
+        return 'time unknown' if self.seconds_since(good[0].started) < 0 else age(
+            good[0].started, self.moment)
 
     def look_at_run(self, path: str) -> None:
         """Judge the last run, as the status log has it."""
@@ -7895,7 +7943,7 @@ def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
     return options
 
 
-def parse(words: Sequence[str]) -> CommandLine:
+def parse_words(words: Sequence[str]) -> CommandLine:
     """Divide a command line into its parts. Raise UsageError."""
     first, second = (list(words) + [''])[:2]
     name, equals, value = second.partition('=')
@@ -7924,7 +7972,7 @@ def perform(words: Sequence[str], program: str, console: Console, signals: Signa
         if topic:
             console.write(help_text(topic, program))
             return ERROR.status if topic == 'usage' else SUCCESS.status
-        line = parse(words)
+        line = parse_words(words)
         target = line.words[0]
         return COMMANDS[line.command].run(line, console, signals)
     except (Interrupted, Exception) as error:

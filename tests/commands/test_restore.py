@@ -295,7 +295,7 @@ class Choosing(RestoreCase):
                               ('name=web', 'a VM called web is there'),
                               ('name=a\x07b', 'control characters'),
                               ('attach=web', 'attach= is for the image of a disk'),
-                              ('from=/nowhere', 'no config-file or backup_dir')):
+                              ('from=/nowhere', 'no such file or directory: /nowhere')):
             with self.subTest(option=option):
                 self.refused(words, self.restore('web', option))
         pool, = self.sim.pool.tables['pool'].values()

@@ -314,7 +314,7 @@ class Backups(FuzzCase):
 
     def setUp(self):
         super().setUp()
-        self.backup = VmBackup.BackupDir(os.path.join(self.directory, 'dated'), 0)
+        self.backup = VmBackup.Backup(os.path.join(self.directory, 'dated'))
         os.mkdir(self.backup.path)
         data = KINDS['one small disk']()
         self.text = members(data)[0].data
@@ -336,13 +336,13 @@ class Backups(FuzzCase):
         verifier = self.verifier()
         figures.add('odd backups', faults=1, checks=1)
         try:
-            found = verifier.check(self.backup, self.backup.manifest())
+            found = verifier.check(VmBackup.Backup.read(self.backup.path, None))
         except VmBackup.Damaged as damaged:
             return damaged
         self.assertIsInstance(found, VmBackup.Verified)
         for line in found.problems + found[3]:
             VmBackup.encoded(VmBackup.printable(line))         # it can be told
-        json.dumps(found.record())
+        json.dumps(found.record({}))
         return found
 
     def test_manifests(self):

@@ -418,12 +418,12 @@ class Recorded(Mutations):
 
     def setUp(self):
         super().setUp()
-        self.backup = VmBackup.BackupDir(os.path.join(self.directory, 'dated'), 0)
+        self.backup = VmBackup.Backup(os.path.join(self.directory, 'dated'))
         os.mkdir(self.backup.path)
         os.link(self.path, self.backup.file('vm.xva'))
 
     def check(self):
-        return self.verifier().check(self.backup, self.backup.manifest())
+        return self.verifier().check(VmBackup.Backup.read(self.backup.path, None))
 
     def test_it_is_found_by_that_digest_and_by_nothing_else(self):
         for data, found, _ in self.each_kind():
@@ -445,7 +445,7 @@ class Recorded(Mutations):
                     self.put(joined(changed))
                     self.assertEqual('checksums', self.check().proved)     # whole in itself
                     with open(self.backup.file('backup.json'), 'w', encoding='utf-8') as stream:
-                        json.dump({'verified': good.record()}, stream)
+                        json.dump({'verified': good.record({})}, stream)
                     with self.assertRaisesRegex(VmBackup.Damaged, 'not what it was when'):
                         self.check()
                     self.put(data)

@@ -336,7 +336,7 @@ class Examples(unittest.TestCase):
             self.assertEqual('/opt/VmBackup/VmBackup.py', words[0])
             if words[1] == 'verify' or words[2].startswith('test-restore='):   # they have tests
                 continue
-            rules = VmBackup.invocation_of(VmBackup.parse(words[1:])).rules
+            rules = VmBackup.invocation_of(VmBackup.parse_words(words[1:])).rules
             self.assertEqual([words[2]], [rule.text for rule in rules])
 
     def test_worked_examples_of_choosing_vms_are_right(self):
@@ -453,7 +453,7 @@ class Troubles(PoolCase):
     @prints('ERROR: config backup_dir is not writable')
     def backup_dir_is_not_writable(self):
         with unittest.mock.patch('os.access', return_value=False):     # root may write anywhere
-            return VmBackup.BackupStore(self.backups, 'x').problem('no')
+            return VmBackup.Store(self.backups, 'x').problem('no')
 
     @prints('cannot write in backup_dir')
     def the_write_test_fails(self):

@@ -292,7 +292,7 @@ class Words(BadInputCase):
                      'backup_dir=/', 'vm-export=db', 'exclude=db'):
             for words in ([word], ['preview', word], [word, 'preview']):
                 with self.subTest(words), self.assertRaises(VmBackup.UsageError):
-                    VmBackup.parse(['password', config] + words)
+                    VmBackup.parse_words(['password', config] + words)
         for words in (['compress=zstd', 'preview', '=x'], ['\udcff'], ['compress=\udcff'],
                       ['x' * 100000], ['create-password-file=' + self.at('p')]):
             self.refused('password', config, *words)
@@ -317,7 +317,7 @@ class Words(BadInputCase):
         for _ in range(2000):
             chosen = [chance.choice(words) for _ in range(chance.randrange(2, 6))]
             try:
-                invocation = VmBackup.invocation_of(VmBackup.parse(chosen))
+                invocation = VmBackup.invocation_of(VmBackup.parse_words(chosen))
             except VmBackup.UsageError as error:
                 self.assertRegex(str(error), 'see VmBackup.py help|^usage: VmBackup.py ')
             else:

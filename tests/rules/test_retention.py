@@ -120,10 +120,11 @@ class Candidates(unittest.TestCase):
     """What a run may delete: the history is named by letters, oldest first."""
 
     def history(self, letters, damaged):
-        """A VmHistory that has these backups, each a day after the one before."""
-        history = VmBackup.VmHistory('/nowhere', [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
+        """A History that has these backups, each a day after the one before."""
+        history = VmBackup.History('/nowhere', [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
         history.good = lambda: [
-            VmBackup.BackupDir('/nowhere/' + letter, 86400.0 * number, number, letter in damaged)
+            VmBackup.Backup('/nowhere/' + letter, 'damaged' if letter in damaged else 'good',
+                            86400.0 * number)
             for number, letter in enumerate(letters, 1)]
         return history
 
@@ -131,7 +132,7 @@ class Candidates(unittest.TestCase):
         return ''.join(backup.path[-1] for backup in backups)
 
     def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
-        new = VmBackup.BackupDir('/nowhere/new', 86400.0 * 99, 99)
+        new = VmBackup.Backup('/nowhere/new', 'good', 86400.0 * 99)
         for letters, keep, damaged, gone in (
                 ('abcd', 3, '', 'ab'), ('abcd', 3, 'd', 'a'), ('abcd', 3, 'cd', ''),
                 ('abcd', 3, 'abc', ''), ('abcd', 1, 'b', 'abcd'), ('abcd', 2, 'cd', 'a'),
@@ -216,7 +217,7 @@ class Prune(RetentionCase):
         first, _ = self.made('web', 1, 2)
         self.made('db', 1, 2)
         config = self.config('vm-export=.*', max_backups=1)
-        store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store = VmBackup.Store(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
         store.look('no')
         with store.locked('web', 0, lambda: None):
             done = self.told(2, 'prune', config)
@@ -290,8 +291,8 @@ class Protected(RetentionCase):
 
     def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty(self):
         path, = self.made('web', 1)
-        backup = VmBackup.BackupDir(path, 0)
-        backup.protect(True)
+        backup = VmBackup.Backup(path)
+        VmBackup.protect(backup, True)
         error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
             backup.is_protected()
@@ -319,12 +320,12 @@ class Protected(RetentionCase):
 
     def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
         path, newer = self.made('web', 1, 2)
-        history = VmBackup.VmHistory(os.path.dirname(path), [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
-        VmBackup.BackupDir(path, 0).protect(True)
+        store = VmBackup.Store(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        VmBackup.protect(VmBackup.Backup(path), True)
         with self.assertRaisesRegex(VmBackup.TargetError, 'it is protected'):
-            history.delete(VmBackup.BackupDir(path, 0))
+            store.delete(VmBackup.Backup(path))
         self.assertEqual([path, newer], self.dated('web'))
-        os.rename(path, os.path.join(history.directory, '.deleting-' + os.path.basename(path)))
+        os.rename(path, os.path.join(self.backups, 'web', '.deleting-' + os.path.basename(path)))
         self.ends(0, 'vm-export=web')
         self.assertEqual(path, self.dated('web')[0])
 

@@ -91,10 +91,10 @@ class Store(PoolCase):
             yield seen
 
     def test_each_directory_of_a_vm_is_listed_once_and_each_manifest_is_read_once(self):
-        store = VmBackup.BackupStore(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store = VmBackup.Store(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
         with self.watched() as seen:
             for history in store.histories():
-                new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
+                new = VmBackup.Backup(os.path.join(history.directory, 'new'))
                 self.assertEqual(5, len(history.surplus(new, VmBackup.Policy(3))))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
         self.assertEqual((14, 14), (len(seen['open']), len(set(seen['open']))))

@@ -85,10 +85,11 @@ class Rotation(RunCase):
             self.assertEqual(min(number, 2), len(self.dated('db')))
 
     def test_two_backups_of_one_second_get_directories_of_their_own(self):
-        history = VmBackup.BackupStore(self.backups, 'b-%Y%m%d%H%M%S').history('db')
+        store = VmBackup.Store(self.backups, 'b-%Y%m%d%H%M%S')
+        history = store.history('db')
         moment = datetime.datetime(2026, 3, 1, 23, 59, 59, 999999)
         self.assertEqual(['b-20260301235959', 'b-20260302000000'], [
-            os.path.basename(history.begin(moment).path) for _ in range(2)])
+            os.path.basename(store.begin(history, moment).path) for _ in range(2)])
 
     def test_what_a_new_backup_leaves_of_older_ones(self):
         for what, files, keep, left in (

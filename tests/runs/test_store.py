@@ -67,10 +67,11 @@ class StoreCase(PoolCase):
 
     def numbers(self, vm):
         """The number of each backup of a VM, by the name of its directory; 0 for 3.25's."""
-        return {os.path.basename(backup.path): backup.number for backup in self.history(vm).good()}
+        return {os.path.basename(backup.path): backup.manifest.number
+                for backup in self.history(vm).good()}
 
     def history(self, vm):
-        return VmBackup.BackupStore(self.backups, NAME).history(vm)
+        return VmBackup.Store(self.backups, NAME).history(vm)
 
     def through(self, text):
         """From now on the script is started by a program that ends with `start`."""
@@ -190,7 +191,7 @@ class Order(StoreCase):
                 for backup in backups:
                     self.made('db', *backup)
                 self.assertEqual([backup[1] for backup in backups],
-                                 [each.number for each in self.history('db').good()])
+                                 [each.manifest.number for each in self.history('db').good()])
                 self.assertEqual(kept, self.rotated(keep))
                 shutil.rmtree(os.path.join(self.backups, 'db'))
 
@@ -481,7 +482,7 @@ class Target(StoreCase):
         self.ends(0, 'vm-export=db', require_mount='no')
 
     def test_a_share_that_was_unmounted_since_is_noticed(self):
-        store = VmBackup.BackupStore(self.backups, NAME)
+        store = VmBackup.Store(self.backups, NAME)
         self.assertEqual('', store.problem('no'))
         store.check_mounted()
         store.mounted = self.backups                   # where the test found it a moment ago

@@ -377,15 +377,15 @@ def make_backups(root):
 
 
 def rotate(root):
-    store = VmBackup.BackupStore(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+    store = VmBackup.Store(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
-        new = VmBackup.BackupDir(os.path.join(history.directory, 'new'), 0)
+        new = VmBackup.Backup(os.path.join(history.directory, 'new'))
         assert len(history.surplus(new, VmBackup.Policy(BACKUPS - 1))) == 2
 
 
 def list_all(root):
-    store = VmBackup.BackupStore(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+    store = VmBackup.Store(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
     assert sum(len(history.backups()) for history in store.histories()) == HISTORIES * BACKUPS
 
 
