@@ -1592,13 +1592,27 @@ def wait_for(child: subprocess.Popen, signals: Signals, timeout: float,
              watchdog: Optional[Watchdog], feeder: Optional[Feeder]) -> Result:
     """Wait for a child to end. Raise subprocess.TimeoutExpired after `timeout` seconds or, with a
     watchdog in place of that, CommandFailed if it stalls, Interrupted if it ignores a signal."""
-    while True:
+    results, failures = [], []         # type: List[Tuple[bytes, bytes]], List[Exception]
+
+    def work() -> None:
         try:
-            output, errors = child.communicate(timeout=watchdog.every if watchdog else timeout)
+            results.append(child.communicate())
+        except Exception as error:                     # reap() closes what nobody awaits any more
+            failures.append(error)
+
+    # In a thread, as communicate() of Python 3.6 fails if it is called again after a time limit
+    # and the child has closed one of its outputs meanwhile.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while True:
+        thread.join(watchdog.every if watchdog else timeout)
+        if results:
+            output, errors = results[0]
             return Result(child.returncode, output or b'', errors)
-        except subprocess.TimeoutExpired:
-            if watchdog is None:
-                raise
+        if failures:
+            raise failures[0]
+        if watchdog is None:
+            raise subprocess.TimeoutExpired(child.args, timeout)
         watchdog.check(feeder is not None and not feeder.thread.is_alive())
         signals.check()                                # it was told to end already
 
