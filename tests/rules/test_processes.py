@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 import unittest
-from subprocess import Popen
 from unittest import mock
 
 import VmBackup
@@ -167,12 +166,12 @@ class Running(ProgramCase):
         self.assertIn('cannot start', self.refusal([self.script('')], 60, None))
 
     def test_what_takes_too_long_is_killed_with_what_it_started(self):
-        script, real = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait', Popen.communicate
+        script, real = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait', threading.Thread.join
 
-        def once_begun(child, timeout):
+        def once_begun(thread, timeout):
             self.wait_for('pids')
-            return real(child, timeout=timeout)
-        with mock.patch.object(Popen, 'communicate', once_begun):
+            real(thread, timeout)
+        with mock.patch.object(threading.Thread, 'join', once_begun):
             message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
         self.assertTrue(message.startswith('no end within 0.5 seconds: sh -c'), message)
         for pid in self.wait_for('pids').split():
