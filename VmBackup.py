@@ -5761,7 +5761,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     return False
 
 
-class Attempt:
+class Turn:
     """One VM's turn in a run, so far."""
 
     def __init__(self, job: Job) -> None:
@@ -5790,31 +5790,31 @@ class Run:
         self.signum = 0        # of the signal that ended it
         self.started = iso(now())
 
-    def attempt(self, attempt: Attempt, work: Callable[[], None]) -> None:
+    def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
-        job, log, elapsed, started = attempt.job, self.console.log, stopwatch(), iso(now())
+        job, log, elapsed, started = turn.job, self.console.log, stopwatch(), iso(now())
         name = job.vm.name
         log(f'*** {job.method} begin {job.shown}')
         self.status_log.vm_begin(job)
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
         try:
             work()
-            status, reason = 'WARNING' if attempt.warnings else 'SUCCESS', None
-            if attempt.skipped:
+            status, reason = 'WARNING' if turn.warnings else 'SUCCESS', None
+            if turn.skipped:
                 status = 'SKIPPED'
         except Exception as error:                     # it must not stop the others
             status, reason = token_of(error), explain(error, self.console)
             log(f'ERROR {job.method} {status} {name}: {reason}')
         finally:
-            for warning in attempt.warnings:
+            for warning in turn.warnings:
                 log(f'***WARNING - {name}: {warning}')
             seconds = int(elapsed())
-            outcome = Outcome(name, job.vm.uuid, job.method, status, started, seconds, attempt.path,
-                              attempt.files, attempt.size, tuple(attempt.warnings), reason)
+            outcome = Outcome(name, job.vm.uuid, job.method, status, started, seconds, turn.path,
+                              turn.files, turn.size, tuple(turn.warnings), reason)
             self.outcomes.append(outcome)
             self.status_log.vm_end(outcome)
         if self.done and status in ('SUCCESS', 'WARNING'):
-            phrase = 'WARNING' if attempt.warnings else 'Success'
+            phrase = 'WARNING' if turn.warnings else 'Success'
             log(self.done.format(job.method, name, phrase, seconds // 60))
 
     @contextlib.contextmanager
@@ -6016,7 +6016,7 @@ class Shared:
         drop_intent(backup)
 
 
-class VmBackup(Attempt):
+class VmBackup(Turn):
     """The backup of one VM."""
 
     def __init__(self, shared: Shared, job: Job) -> None:
@@ -7434,11 +7434,11 @@ class TestRestore(Run):
     def test_vm(self, job: Job, history: History) -> None:
         """Test one backup; whatever its failure, it becomes that VM's outcome."""
         del self.restorer.warnings[:]
-        attempt = Attempt(job)
-        attempt.warnings = self.restorer.warnings
-        self.attempt(attempt, lambda: self.test(attempt, history))
+        turn = Turn(job)
+        turn.warnings = self.restorer.warnings
+        self.attempt(turn, lambda: self.test(turn, history))
 
-    def test(self, attempt: Attempt, history: History) -> None:
+    def test(self, turn: Turn, history: History) -> None:
         """Test the newest good backup. Raise BackupFailed, Interrupted."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
         proved, size = False, 0
@@ -7466,7 +7466,7 @@ class TestRestore(Run):
         if proved:
             self.console.log('proved: {} can be restored ({:.0f} s)'.format(
                 backup.path if backup.archives()[1:] else chosen.path, elapsed()))
-        attempt.size = size
+        turn.size = size
 
     def end(self) -> int:
         """Tell how it ended, by mail too; return the exit status."""

@@ -394,6 +394,6 @@ class Live(PoolCase):
             stream = Terminal()
             meter = VmBackup.Meter(VmBackup.Console(stream), 'exported', 'x', expected)
             meter.seconds = lambda seconds=seconds: seconds
-            meter.told = seconds
-            meter.tell(done, share)
+            meter.logged = seconds
+            meter.show(done, share)
             self.assertEqual(told, screen(stream.getvalue().decode())[-1])
