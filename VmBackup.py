@@ -4529,10 +4529,10 @@ class Verified(NamedTuple):
 
     proved: str                # the least that was proved of its archive or images
     digests: Dict[str, str]    # SHA-256 by the name of the file, without the ending .gz or .zst
-    problems: Tuple[str, ...]  # with its metadata
-    remarks: Tuple[str, ...]   # on what else is not as it was, or cannot be known
+    problems: List[str]        # with its metadata
+    remarks: List[str]         # on what else is not as it was, or cannot be known
 
-    def record(self, known: Dict[str, Any]) -> Dict[str, Any]:
+    def record(self, known: Record) -> Record:
         """Return what a manifest is to tell of it; what it told of other files stays."""
         return {'when': iso(now()), 'proved': self.proved, 'digests': dict(known, **self.digests)}
 
@@ -4618,20 +4618,20 @@ class Verifier:
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
-        proof, plain = self.prove(
-            backup.file(name), backup.disk_size(name)), plain_name(name)
-        known, snapshot = backup.manifest.digests.get(portable(plain)), backup.manifest.snapshot
-        if proof.vm and snapshot not in (None, proof.vm):
-            raise Damaged(f'it is of another snapshot: {proof.vm}, not {snapshot}')
+        manifest, plain = backup.manifest, plain_name(name)
+        proof = self.prove(backup.file(name), backup.disk_size(name))
+        if proof.vm and manifest.snapshot not in (None, proof.vm):
+            raise Damaged(f'it is of another snapshot: {proof.vm}, not {manifest.snapshot}')
+        known = manifest.digests.get(portable(plain))
         if known not in (None, proof.digest):
             raise Damaged('it is whole, but not what it was when it was verified first')
-        return proof._replace(proved='checksums') if known and plain.endswith(
-            ('.raw', '.vhd')) else proof
+        if known and plain.endswith(('.raw', '.vhd')):
+            return proof._replace(proved='checksums')
+        return proof
 
     def check(self, backup: Backup) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        digests, proved = {}, []       # type: Dict[str, str], List[str]
-        problems, remarks = [], []     # type: List[str], List[str]
+        found, proved = Verified('', {}, [], []), []
         for name in backup.check_archives():
             try:
                 proof = self.prove_in(backup, name)
@@ -4639,44 +4639,45 @@ class Verifier:
                     raise Damaged('there are no disks in it')
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            digests[portable(plain_name(name))] = proof.digest
+            found.digests[portable(plain_name(name))] = proof.digest
             proved.append(proof.proved)
         least = min(proved, key=list(PROVED).index)
         if least == 'length':
-            remarks.append('the size of its disk is not known')
+            found.remarks.append('the size of its disk is not known')
         if not backup.manifest.document and os.path.lexists(backup.file(MANIFEST)):
-            problems.append(f'{MANIFEST} is damaged')
-        for name, size in backup.manifest.files.items():
-            found = 0
+            found.problems.append(f'{MANIFEST} is damaged')
+        for name, expected_size in backup.manifest.files.items():
+            size = 0
             with contextlib.suppress(ValueError):      # no name of a file
-                found = size_of(backup.file(native(name)))
-            if found != size and (found or plain_name(name) not in digests):
-                remarks.append(f'{printable(name)} has {found} bytes, not {size}')
+                size = size_of(backup.file(native(name)))
+            if size != expected_size and (size or plain_name(name) not in found.digests):
+                found.remarks.append(f'{printable(name)} has {size} bytes, not {expected_size}')
         if os.path.lexists(backup.file(METADATA)):
-            self.check_metadata(backup, digests, problems, remarks)
+            self.check_metadata(backup, found)
         elif METADATA not in backup.manifest.files:
-            remarks.append(METADATA + ' is missing')
-        return Verified(least, digests, tuple(problems), tuple(remarks))
+            found.remarks.append(METADATA + ' is missing')
+        return found._replace(proved=least)
 
-    def check_metadata(self, backup: Backup, digests: Dict[str, str], problems: List[str],
-                       remarks: List[str]) -> None:
+    def check_metadata(self, backup: Backup, found: Verified) -> None:
         """Check that vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
-        manifest, by the name of the archive."""
+        manifest, by the name of the archive. Note in `found` what is not so."""
         try:
             digest = self.prove_in(backup, METADATA).digest
-            vms = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))[1]['VM'].values()
+            _, objects = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))
             with damaged_if_malformed():
+                vms = objects['VM'].values()
                 names = [portable(path_part(text_of(vm, 'name_label'))) for vm in vms]
                 uuids = [text_of(vm, 'uuid') for vm in vms]
         except (Damaged, OSError) as error:
-            problems.append(f'{METADATA}: {error}')
+            found.problems.append(f'{METADATA}: {error}')
             return
         uuid = backup.manifest.uuid
+        archives = {os.path.splitext(name)[0] for name in found.digests}
         if uuid and uuid not in uuids:
-            problems.append('{}: it is of another VM: {}'.format(METADATA, ', '.join(uuids)))
-        elif not uuid and not set(names) & {os.path.splitext(name)[0] for name in digests}:
-            remarks.append('{} is of the VM {}'.format(METADATA, printable(', '.join(names))))
-        digests[METADATA] = digest
+            found.problems.append(f'{METADATA}: it is of another VM: ' + ', '.join(uuids))
+        if not uuid and not archives & set(names):
+            found.remarks.append(f'{METADATA} is of the VM ' + printable(', '.join(names)))
+        found.digests[METADATA] = digest
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6746,7 +6747,7 @@ class VerifyCommand:
             if found.problems:
                 raise Damaged('; '.join(found.problems + found.remarks))
             self.tell(path, 'WARNING' if found.remarks else 'SUCCESS',
-                      '; '.join((PROVED[found.proved],) + found.remarks))
+                      '; '.join([PROVED[found.proved]] + found.remarks))
         if record and kind_of(path):
             try:
                 note(backup, verified=record)

@@ -382,7 +382,7 @@ class Backups(FuzzCase):
                         b'<?xml version="1.0" encoding="nonsense"?>' + text):
             found = self.check_with('vm-metadata.xml', changed)
             self.assertTrue(isinstance(found, VmBackup.Damaged) or found.problems, found)
-        self.assertEqual((), self.check_with('vm-metadata.xml', text).problems)
+        self.assertEqual([], self.check_with('vm-metadata.xml', text).problems)
 
 
 @unittest.skipUnless(hypothesis, 'no package hypothesis')
