@@ -7099,9 +7099,10 @@ class Sources:
     def find(self, word: str, date: str) -> Chosen:
         """Return what a word stands for: a VM's name, a directory, a file. Raise UsageError,
         TargetError, OSError."""
-        for history in (self.store.history(word), History(     # a name, or that of a directory
-                os.path.join(self.store.root, native(word)), self.store.patterns)):
-            if not re.match(r'\.{0,2}(/|\Z)', word) and history.holds_any():
+        is_path = re.match(r'\.{0,2}(/|\Z)', word)
+        directory = os.path.join(self.store.root, native(word))
+        for history in (self.store.history(word), History(directory, self.store.patterns)):
+            if not is_path and history.holds_any():
                 return self.of_backup(self.newest(history, date))
         path = os.path.abspath(native(word))
         kind = kind_of(path) if word else ''
@@ -7145,29 +7146,29 @@ class Sources:
         somebody has told another."""
         backup = self.store.backup(os.path.dirname(path))
         if not self.given:
-            in_backup = kind_of(backup.path) == 'backup'
-            self.store.root = (os.path.dirname(os.path.dirname(backup.path)) if in_backup
-                               else backup.path)
-        return Chosen(path, form_of_file(path), backup, backup.manifest.name,
-                      (backup.started or '')[:19].replace('T', ' '))
+            self.store.root = backup.path
+            if kind_of(backup.path) == 'backup':
+                self.store.root = os.path.dirname(os.path.dirname(backup.path))
+        when = (backup.started or '')[:19].replace('T', ' ')
+        return Chosen(path, form_of_file(path), backup, backup.manifest.name, when)
 
 
 class Restorer:
     """Puts a backup into the pool: `restore`, and for a while `test-restore`."""
 
-    def __init__(self, pool: Any, sources: Sources, console: Console, signals: Signals) -> None:
+    def __init__(self, pool: Pool, sources: Sources, console: Console, signals: Signals,
+                 warnings: List[str]) -> None:
         self.pool = pool
         self.console = console
         self.signals = signals
-        self.warnings = []     # type: List[str]
         self.xe = Xe(console, signals, False)
-        self.importer = Importer(pool, self.xe, sources.store, self.warnings,
-                                 sources.config.settings.stall_timeout * 60)
+        limit = sources.config.settings.stall_timeout * 60
+        self.importer = Importer(pool, self.xe, sources.store, warnings, limit)
         self.vms = {}          # type: Records
 
-    def carry_out(self, chosen: Chosen, options: Dict[str, str]) -> int:
+    def run(self, chosen: Chosen, options: Dict[str, str]) -> int:
         """Plan, verify, restore; return the exit status."""
-        target = self.look(chosen, options)
+        target = self.plan(chosen, options)
         if options['preview']:
             self.console.log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
@@ -7175,9 +7176,9 @@ class Restorer:
         if options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target, options['start'] == 'true')
-        return (WARNING if self.warnings else SUCCESS).status
+        return (WARNING if self.importer.warnings else SUCCESS).status
 
-    def look(self, chosen: Chosen, options: Dict[str, str]) -> Target:
+    def plan(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """Find out where a restore goes, and log it."""
         self.vms = self.pool.records('VM')
         when = f' as of {chosen.when}' if chosen.when else ''
@@ -7185,13 +7186,13 @@ class Restorer:
         if chosen.form == '.xva':
             if options.get('attach'):
                 raise UsageError('attach= is for the image of a disk, this is a whole VM')
-            return self.look_at_vm(chosen, archived_vm(ova_of(chosen.path)), options)
+            return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), options)
         for word in ('preserve', 'start'):
             if options.get(word) == 'true':
                 raise UsageError(f'{word}= is for a whole VM, this is the image of a disk')
-        return self.look_at_disk(chosen, options)
+        return self.plan_disk(chosen, options)
 
-    def look_at_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
+    def plan_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
         """Plan the restore of an archive."""
         self.check_version(found)
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
@@ -7246,8 +7247,9 @@ class Restorer:
         vifs = self.pool.records('VIF').values()
         for ref, vm in self.vms.items():
             seed = (vm.get('other_config') or {}).get('mac_seed')
-            macs = {vif['MAC'] for vif in vifs if vif['VM'] == ref}
-            same = found.seed and seed == found.seed or macs & set(found.macs)
+            same = [vif for vif in vifs if vif['VM'] == ref and vif['MAC'] in found.macs]
+            if found.seed and seed == found.seed:
+                same.append(seed)
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
                 what = 'MAC addresses' if same else 'uuid'
                 raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
@@ -7283,19 +7285,21 @@ class Restorer:
         """Log which networks VIFs go to: of that name, or else that bridge (xapi: import.ml)."""
         here = self.pool.records('network').values()
         for device, name, bridge in found.vifs:
-            same = [each['name_label'] for each in here if each['name_label'] == name] or [
-                each['name_label'] for each in here if each['bridge'] == bridge]
-            note = f'"{same[0]}"' if same else f'"{name}", which is not here: it will be made'
-            self.console.log(f'  network:  VIF {device} in {note}')
+            same = [each for each in here if each['name_label'] == name]
+            same += [each for each in here if each['bridge'] == bridge]
+            where = f'"{name}", which is not here: it will be made'
+            if same:
+                where = f'"{same[0]["name_label"]}"'
+            self.console.log(f'  network:  VIF {device} in {where}')
 
-    def look_at_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
+    def plan_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """Plan the restore of an image."""
         file = os.path.basename(chosen.path)
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(file))
         name = options['name']
         if not name:
-            name = '{}-restored'.format(chosen.backup.manifest.disk(file).get('name') or
-                                        os.path.basename(plain_name(chosen.path)))
+            original = chosen.backup.manifest.disk(file).get('name')
+            name = f'{original or plain_name(file)}-restored'
             if chosen.when:
                 name += '-' + chosen.when[:10]
         sr = self.sr(options['sr'])
@@ -7310,15 +7314,18 @@ class Restorer:
 
     def attached(self, target: Target, word: str) -> Target:
         """Return the target with a halted VM that gets the disk, as its first free device."""
-        found = [(ref, vm) for ref, vm in self.vms.items() if word in (vm['uuid'], vm['name_label'])
-                 and not (vm['is_a_template'] or vm['is_a_snapshot'] or vm['is_control_domain'])]
+        found = []
+        for ref, vm in self.vms.items():
+            if not (vm['is_a_template'] or vm['is_a_snapshot'] or vm['is_control_domain']):
+                if word in (vm['uuid'], vm['name_label']):
+                    found.append(ref)
         if len(found) != 1:
-            raise UsageError('{} VM {} to attach a disk to'.format(
-                'more than one' if found else 'no', word))
-        (ref, vm), = found
+            count = 'more than one' if found else 'no'
+            raise UsageError(f'{count} VM {word} to attach a disk to')
+        vm = self.vms[found[0]]
         if vm['power_state'] != 'Halted':
             raise UsageError(f'the VM {word} is {vm["power_state"]} (shut it down first)')
-        free = self.pool.get('VM.get_allowed_VBD_devices', list, ref)
+        free = self.pool.get('VM.get_allowed_VBD_devices', list, found[0])
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
         return target._replace(attach=vm['uuid'], device=str(free[0]))
@@ -7384,7 +7391,7 @@ def refuse_dump(path: str, console: Console) -> None:
 
 
 def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
-    """The command `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
+    """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     signals.at_once = False
     sources = Sources(line.options['from'], console)
     chosen = sources.find(line.words[0], line.options['date'])
@@ -7392,68 +7399,67 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
         refuse_dump(chosen.path, console)
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
+    warnings = []              # type: List[str]
     with Pool.connect(login_word(line.password, console), console, signals) as pool:
-        restorer = Restorer(pool, sources, console, signals)
         try:
-            return restorer.carry_out(chosen, line.options)
+            restorer = Restorer(pool, sources, console, signals, warnings)
+            return restorer.run(chosen, line.options)
         finally:
-            for warning in restorer.warnings:
+            for warning in warnings:
                 console.log(f'***WARNING - {warning}')
 
 
 class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
 
-    def __init__(self, restorer: Restorer, sources: Sources, options: Dict[str, str]) -> None:
+    def __init__(self, sources: Sources, options: Dict[str, str], console: Console,
+                 signals: Signals) -> None:
         settings = sources.config.settings
         self.previewing = options['preview'] == 'preview'
         self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
             settings = settings._replace(status_log='', mail_mode='never')
         path = settings.status_log if sources.config_file else ''
-        super().__init__(settings, StatusLog(path, restorer.console), restorer.console)
-        self.restorer = restorer
+        super().__init__(settings, StatusLog(path, console), console)
         self.sources = sources
         self.options = options
+        self.signals = signals
 
-    def carry_out(self, word: str) -> None:
+    def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
         Interrupted, OSError."""
-        store = self.sources.store
+        store, warnings = self.sources.store, []       # type: Store, List[str]
         histories, plan = choose(store.vms(), self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
         if not histories:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         if not self.previewing:
-            self.restorer.importer.clean_up()
-        self.warn(self.restorer.warnings)
+            restorer = Restorer(pool, self.sources, self.console, self.signals, warnings)
+            restorer.importer.clean_up()
+        self.warn(warnings)
         for history, job in zip(histories, plan.jobs):
-            self.restorer.signals.check()
-            self.test_vm(job._replace(method='test-restore', shown=job.vm.name), history)
+            self.signals.check()
+            turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
+            restorer = Restorer(pool, self.sources, self.console, self.signals, turn.warnings)
+            self.attempt(turn, lambda: self.test(turn, restorer, history))
 
-    def test_vm(self, job: Job, history: History) -> None:
-        """Test one backup; whatever its failure, it becomes that VM's outcome."""
-        del self.restorer.warnings[:]
-        turn = Turn(job)
-        turn.warnings = self.restorer.warnings
-        self.attempt(turn, lambda: self.test(turn, history))
-
-    def test(self, turn: Turn, history: History) -> None:
+    def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
         """Test the newest good backup. Raise BackupFailed, Interrupted."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
         proved, size = False, 0
         try:
             backup = self.sources.newest(history, '')
-            for file in backup.check_archives():
-                chosen = self.sources.of_file(backup.file(file))
-                name = '{}-test-{}'.format(chosen.vm or os.path.basename(history.directory),
-                                           binascii.hexlify(os.urandom(4)).decode('ascii'))
-                target = self.restorer.look(chosen, dict(self.options, name=name))
+            paths = [backup.file(name) for name in backup.check_archives()]
+            for path in paths:
+                chosen = self.sources.of_file(path)
+                number = binascii.hexlify(os.urandom(4)).decode('ascii')
+                name = chosen.vm or os.path.basename(history.directory)
+                target = restorer.plan(chosen, dict(self.options, name=f'{name}-test-{number}'))
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
-                    self.restorer.test(chosen, target)
-                    size += size_of(chosen.path)
+                    restorer.test(chosen, target)
+                    size += size_of(path)
             proved = not self.previewing
         except (VmBackupError, OSError) as error:
             if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
@@ -7462,30 +7468,28 @@ class TestRestore(Run):
         finally:
             if proved or 'fault' in result:            # else it was not, or was interrupted
                 result['seconds'] = int(elapsed())
-                with tolerating(self.restorer.warnings, 'the result is not recorded'):
+                with tolerating(turn.warnings, 'the result is not recorded'):
                     note(backup, test_restore=result)
         if proved:
-            self.console.log('proved: {} can be restored ({:.0f} s)'.format(
-                backup.path if backup.archives()[1:] else chosen.path, elapsed()))
+            what = backup.path if len(paths) > 1 else paths[0]
+            self.console.log(f'proved: {what} can be restored ({elapsed():.0f} s)')
         turn.size = size
 
     def end(self) -> int:
-        """Tell how it ended, by mail too; return the exit status."""
-        self.restorer.signals.at_once = False
+        """Report the end, by mail too; return the exit status."""
+        self.signals.at_once = False
         return self.exit_status(self.report_end('test-restore '))
 
 
 def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:
-    """The command `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
+    """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
     signals.at_once = False
     sources = Sources(line.options['from'], console)
     be_gentle(False)
-    restorer = Restorer(None, sources, console, signals)
-    test = TestRestore(restorer, sources, line.options)
-    with test.until_ended(), (
-            Pool.connect(login_word(line.password, console), console, signals)) as pool:
-        restorer.pool = restorer.importer.pool = pool
-        test.carry_out(line.words[0])
+    test = TestRestore(sources, line.options, console, signals)
+    with test.until_ended():
+        with Pool.connect(login_word(line.password, console), console, signals) as pool:
+            test.run(line.words[0], pool)
     return test.end()
 
 
