@@ -1931,11 +1931,6 @@ def device_name(device: str, number: str) -> str:
     return device or number
 
 
-def without_password(url: str) -> str:
-    """Return an address without user and password."""
-    return re.sub('//.*@', '//', url)
-
-
 def is_complete(kind: str, record: Any) -> bool:
     """Return whether a record of a class has the fields that we rely on."""
     if not isinstance(record, dict):
@@ -1946,33 +1941,29 @@ def is_complete(kind: str, record: Any) -> bool:
     return True
 
 
-def session_at(url: str) -> Any:
-    """Return a session object for http://..., https://... or unix:/path; nothing is sent yet. It
-    does not verify certificates: xapi's own is self-signed. Raise PoolError for another URL."""
-    try:
-        import XenAPI
-    except (ImportError, SyntaxError):
-        raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
-    shown = without_password(url)
-    options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
-    try:
-        if url.startswith('unix:/'):
-            return XenAPI.xapi_local(native(url[len('unix:'):]), **options)
-        if url.startswith(('http://', 'https://')):
-            return XenAPI.Session(url, ignore_ssl=True, **options)
-    except TypeError:                                  # the SDK's module has no timeout
-        raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
-    except ValueError as error:
-        raise PoolError(f'not a XenAPI address: {shown} ({error})')
-    raise PoolError(f'not a XenAPI address: {shown} (http://, https:// or unix:/path)')
-
-
 class Pool:
     """A logged-in session with the pool."""
 
     def __init__(self, url: str, console: Console) -> None:
-        self.session = session_at(url)
-        self.url = url
+        """Prepare a session at http://..., https://... or unix:/path, which does not verify
+        certificates: xapi's own is self-signed. Raise PoolError for another URL."""
+        try:
+            import XenAPI
+        except (ImportError, SyntaxError):
+            raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
+        self.shown = re.sub('//.*@', '//', url)        # without a password
+        options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
+        try:
+            if url.startswith('unix:/'):
+                self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
+            elif url.startswith(('http://', 'https://')):
+                self.session = XenAPI.Session(url, ignore_ssl=True, **options)
+            else:
+                raise ValueError('http://, https:// or unix:/path')
+        except TypeError:                              # the SDK's module has no timeout
+            raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
+        except ValueError as error:
+            raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
         self.console = console
         self.redirected = False            # this host is not the master
         self.patience = XAPI_PATIENCE      # seconds
@@ -2016,8 +2007,8 @@ class Pool:
 
     def login(self, password: str) -> None:
         """Log in as root."""
-        self.guarded('login at ' + without_password(self.url), self.session.login_with_password,
-                     'root', password, '1.0', 'VmBackup.py')
+        self.guarded('login at ' + self.shown, self.session.login_with_password, 'root', password,
+                     '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a XenAPI call, which must be one that may be repeated: a restart of
@@ -2123,20 +2114,17 @@ class Pool:
             self.vm_labels[ref] = record['name_label'], record['uuid']
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain']):
-                found.append(self.vm(ref, record))
+                fields = {field: record[field] for field in VM_FIELDS}
+                found.append(Vm(ref, record['uuid'], record['name_label'], fields))
         self.forget('VM')                              # the largest of all
         return found
-
-    @staticmethod
-    def vm(ref: str, record: Record) -> Vm:
-        """Return the Vm of a record."""
-        return Vm(ref, record['uuid'], record['name_label'],
-                  {field: record[field] for field in VM_FIELDS})
 
     def reread(self, vm: Vm) -> Vm:
         """Return the VM as it is now; raise BackupFailed if it is gone."""
         with unless_gone():
-            return self.vm(vm.ref, self.record('VM', vm.ref))
+            record = self.record('VM', vm.ref)
+            fields = {field: record[field] for field in VM_FIELDS}
+            return vm._replace(name=record['name_label'], record=fields)
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
     def disks(self, vm: Vm) -> List[Disk]:
@@ -2167,11 +2155,6 @@ class Pool:
             vifs.append(dict(vif, network_name_label=network))
         return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
 
-    def os_version(self, vm: Vm) -> str:
-        """Return the guest's operating system, as its tools tell it, or ''."""
-        metrics = self.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
-        return metrics.get('os_version', {}).get('name', '')
-
     def snapshots(self, kind: str, refs: Sequence[str]) -> List[Snapshot]:
         """Return the snapshots of VMs (kind 'VM') or disks ('VDI'). One call."""
         return [Snapshot.of_record(ref, record)
@@ -2193,11 +2176,11 @@ class Pool:
         record = self.table(kind).get(ref, {})
         return record.get('name_label', ''), record.get('uuid', '')
 
-    def wait_until(self, idle: Callable[[], bool], what: str) -> None:
-        """Wait until xapi has ended what nobody waits for; raise PoolError after a while."""
+    @staticmethod
+    def waiting(what: str) -> Iterator[None]:
+        """Yield while xapi may be ending what nobody waits for; raise PoolError after a while."""
         for wait in SNAPSHOT_PAUSES + (0,):
-            if idle():
-                return
+            yield
             time.sleep(wait)
         raise PoolError(what)
 
@@ -2206,26 +2189,26 @@ class Pool:
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
         operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry; context.ml,
         of_http_req)."""
-        def idle() -> bool:
+        for _ in self.waiting('a snapshot may still be being made'):
+            operations = {}    # type: Dict[str, str]
             with unless_gone():
                 operations = self.get(kind + '.get_current_operations', dict, ref)
-                if any(each != 'export' for each in operations.values()):
-                    return False
+            busy = [each for each in operations.values() if each != 'export']
             for task in self.records('task').values():
                 if task['status'] == 'pending' and task['name_label'].endswith(kind + '.snapshot'):
-                    return False
-            return True
-        self.wait_until(idle, 'a snapshot may still be being made')
+                    busy.append(task['name_label'])
+            if not busy:
+                return
 
     def await_exports(self, kind: str, ref: str) -> None:
         """Wait for the end of a VM snapshot's exports, as it cannot be removed before; those of a
         disk show on it (see `holds`). None is cancelled: it may be anybody's."""
-        def idle() -> bool:
+        for _ in self.waiting('it is still being exported'):
+            operations = {}    # type: Dict[str, str]
             with contextlib.suppress(PoolError):       # removing the snapshot will tell
-                return 'export' not in self.record('VM', ref)['current_operations'].values()
-            return True
-        if kind == 'VM':
-            self.wait_until(idle, 'it is still being exported')
+                operations = self.record('VM', ref)['current_operations'] if kind == 'VM' else {}
+            if 'export' not in operations.values():
+                return
 
     def holds(self, owners: Records, disks: Sequence[str], mode: str, sure: bool) -> List[Hold]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four
@@ -4426,8 +4409,9 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
 
 def write_configuration(backup: NewBackup, vm: Vm, pool: Pool, console: Console) -> None:
     """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
+    metrics = pool.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
     backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
-                     os_version=pool.os_version(vm)), 'vm.cfg')
+                     os_version=metrics.get('os_version', {}).get('name', '')), 'vm.cfg')
     console.log('Writing disk info')
     for disk in pool.disks(vm):
         console.log('vbd: ' + disk.vbd_ref)
@@ -5378,14 +5362,12 @@ class Importer:
     def remove(self, record: Restoring) -> None:
         """Remove what carries a mark, trying several times. Raise the last VmBackupError if
         something is left."""
-        def idle() -> bool:
-            made = self.pool.marked(record.mark)
-            return not any(vm.get('current_operations') for vm in made.vms.values())
-
         for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
             try:
-                self.pool.wait_until(idle, 'it is still being imported')
-                return self.destroy(record)
+                for _ in self.pool.waiting('it is still being imported'):
+                    vms = self.pool.marked(record.mark).vms.values()
+                    if not any(vm.get('current_operations') for vm in vms):
+                        return self.destroy(record)
             except (CommandFailed, PoolError) as error:
                 if not wait:
                     raise
@@ -7475,11 +7457,6 @@ class TestRestore(Run):
             self.console.log(f'proved: {what} can be restored ({elapsed():.0f} s)')
         turn.size = size
 
-    def end(self) -> int:
-        """Report the end, by mail too; return the exit status."""
-        self.signals.at_once = False
-        return self.exit_status(self.report_end('test-restore '))
-
 
 def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:
     """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
@@ -7490,7 +7467,8 @@ def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> i
     with test.until_ended():
         with Pool.connect(login_word(line.password, console), console, signals) as pool:
             test.run(line.words[0], pool)
-    return test.end()
+    signals.at_once = False
+    return test.exit_status(test.report_end('test-restore '))
 
 
 # ----------------------------------------------------------------------------------------------

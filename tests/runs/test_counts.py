@@ -48,7 +48,7 @@ class Tables(PoolCase):
                     self.assertEqual(set(VmBackup.VM_FIELDS), set(vm.record))
                     pool.disks(vm)
                     pool.vifs(vm)
-                    pool.os_version(vm)
+                    pool.table('VM_guest_metrics')
                 pool.identity()
         self.assertLessEqual({'VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'},
                              set(pool.tables))
