@@ -5360,8 +5360,7 @@ class Importer:
                          param_key=MARK)
 
     def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, trying several times. Raise the last VmBackupError if
-        something is left."""
+        """Remove what carries a mark, in several tries. Raise the last one's VmBackupError."""
         for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
             try:
                 for _ in self.pool.waiting('it is still being imported'):
@@ -5480,9 +5479,8 @@ class Importer:
     def import_disk(self, path: str, form: str, target: Target, mark: str) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
         mark."""
-        size, words = target.size, {}
-        if size > LARGEST_STORED:
-            words = dict([QCOW2])
+        size = target.size
+        words = dict([QCOW2]) if size > LARGEST_STORED else {}
         with advising():
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                                 name_label=marked_name(mark), virtual_size=str(size), **words)
@@ -7313,7 +7311,7 @@ class Restorer:
         return target._replace(attach=vm['uuid'], device=str(free[0]))
 
     def verify(self, chosen: Chosen) -> None:
-        """Prove what is to be restored. Raise Damaged."""
+        """Verify what is to be restored. Raise Damaged."""
         file = os.path.basename(chosen.path)
         verifier = Verifier(self.console, self.signals, self.importer.limit)
         proof = verifier.prove_in(chosen.backup, file)
@@ -7381,13 +7379,12 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
         refuse_dump(chosen.path, console)
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
-    warnings = []              # type: List[str]
     with Pool.connect(login_word(line.password, console), console, signals) as pool:
+        restorer = Restorer(pool, sources, console, signals, [])
         try:
-            restorer = Restorer(pool, sources, console, signals, warnings)
             return restorer.run(chosen, line.options)
         finally:
-            for warning in warnings:
+            for warning in restorer.importer.warnings:
                 console.log(f'***WARNING - {warning}')
 
 
