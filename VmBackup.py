@@ -5085,8 +5085,7 @@ class VmExporter(Exporter):
     def prepare(self, snapshot: str) -> None:
         """Make it no template, as xe's vm-export and vm-uninstall see none, which a snapshot is;
         the archive keeps the mark (xapi: cli_operations.ml, select_vms; export.ml, make_vm)."""
-        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
-                     uuid=snapshot)
+        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False, uuid=snapshot)
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
         """Export an archive, or a disk. Exit status 0 alone proves nothing: xe has to say so, too
@@ -5217,8 +5216,7 @@ class DisksExporter(VmExporter):
     def choose(self, vm: Vm) -> List[Disk]:
         """Return all disks, or those of the devices that are wanted."""
         wanted = self.choice.wanted.split(',')
-        return [disk for disk in super().choose(vm)
-                if wanted == ['all'] or disk.device in wanted]
+        return [disk for disk in super().choose(vm) if wanted == ['all'] or disk.device in wanted]
 
     def select_target(self, vm: Vm) -> None:
         """Take the VM, if there is a disk to be exported."""
@@ -6115,8 +6113,7 @@ class VmBackup(Turn):
             self.prune(self.history.surplus(self.backup, self.policy))
 
     def discard_leftovers(self) -> List[str]:
-        """Remove what an earlier run has left; return the uuids of snapshots that are still there.
-        Raise BackupFailed if they are too many to make another."""
+        """Remove what an earlier run has left; raise BackupFailed if too many snapshots stay."""
         known = self.shared.clean_up(self.history, self.warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
@@ -6133,8 +6130,7 @@ class VmBackup(Turn):
                     self.shared.store.delete(failure)
 
     def new_directory(self, names: Sequence[str], started: datetime.datetime) -> None:
-        """Make the dated directory, if there is free space for files of these names beside those of
-        the backups that are being made. Raise VmBackupError, OSError."""
+        """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
             going = self.history.expendable(self.policy, started)
@@ -6199,8 +6195,7 @@ class VmBackup(Turn):
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
         with failing_as(self.exporter.export_token):
-            self.exported = self.exporter.files(
-                os.path.basename(self.history.directory), snapshot)
+            self.exported = self.exporter.files(os.path.basename(self.history.directory), snapshot)
         size = sum([self.export_file(file) for file in self.exported])
         self.release()
         return size
@@ -6317,8 +6312,7 @@ def check_plan(config: Config, plan: Plan, store: Store, console: Console) -> Se
 
 
 def longest_first(backups: Sequence[VmBackup]) -> List[VmBackup]:
-    """Return them in the order to begin in side by side, so that none is left over at the end. An
-    unknown duration is estimated from the size, by what the others took."""
+    """Return them in the order to begin in; an unknown duration is estimated from the size."""
     known = [backup for backup in backups if backup.seconds]
     seconds, size = sum(backup.seconds for backup in known), sum(backup.bytes for backup in known)
     rate = seconds / (size or 1) or 1
