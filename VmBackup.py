@@ -7472,25 +7472,26 @@ LONGEST_ANSWER = 4000      # bytes; Nagios takes 4096
 MOST_NAMES = 10            # of VMs or such in one text
 
 
-def some_of(texts: Sequence[str]) -> str:
-    """The first of these texts, and how many there are more."""
+def abbreviate(texts: Sequence[str]) -> str:
+    """Return the first of these texts, and how many more there are."""
     more = len(texts) - MOST_NAMES
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def about_vm(name: str, text: str) -> str:
-    """What there is to tell of a VM."""
+def vm_phrase(name: str, text: str) -> str:
+    """Return a VM's name with what is to be said of it."""
     return f'{cut(printable(name), 80)} ({text})'
 
 
-def answer(status: int, text: str, figures: str = '') -> str:
-    """The one line of a monitoring plug-in. Nothing in the text can end it, or begin the figures
-    (Nagios plug-in guidelines: text | 'label'=value[UOM];[warn];[crit];[min];[max])."""
-    clean = re.sub('[|\x80-\x9f]', lambda found: f'\\x{ord(found.group()):02x}',
-                   printable(encoded(text).decode('utf-8', 'replace')))
-    line, room_left = encoded(f'VMBACKUP {STATES[status]} - {clean}'), LONGEST_ANSWER - len(figures)
-    if len(line) > room_left:
-        line = line[:room_left - 4] + b' ...'
+def plugin_line(status: int, text: str, figures: str = '') -> str:
+    """Return the one line of a monitoring plug-in. Nothing in the text can end it, or begin the
+    figures (Nagios plug-in guidelines: text | 'label'=value[UOM];[warn];[crit];[min];[max])."""
+    clean = printable(encoded(text).decode('utf-8', 'replace'))
+    clean = re.sub('[|\x80-\x9f]', lambda found: f'\\x{ord(found.group()):02x}', clean)
+    line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
+    limit = LONGEST_ANSWER - len(figures)
+    if len(line) > limit:
+        line = line[:limit - 4] + b' ...'
     return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
 
 
@@ -7507,8 +7508,8 @@ class StatusCheck:
         self.found = []        # type: List[Tuple[int, str]]
         self.figures = []      # type: List[str]
 
-    def look(self, config_file: str) -> None:
-        """Take in what there is. Raise VmBackupError, OSError where that cannot be known."""
+    def check(self, config_file: str) -> None:
+        """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
         config = read_config(Invocation(config_file=config_file, ignore_extra_keys=True))
         for problem in config.unexpected + config.errors:
             raise ConfigError(problem)
@@ -7517,69 +7518,67 @@ class StatusCheck:
         if problem:
             raise TargetError(problem)
         histories = [history.as_it_is() for history in store.histories()]
-        self.look_at_backups(config, store, histories)
-        self.look_at_run(config.settings.status_log)
+        self.check_backups(config, histories)
+        self.check_run(config.settings.status_log)
         left = store.leftovers(histories, self.limit)
         self.figures.insert(-1, f'leftovers={len(left)}')
         if left:
-            self.found.append((1, 'left over: ' + some_of(left)))
+            self.found.append((1, 'left over: ' + abbreviate(left)))
 
-    def look_at_backups(self, config: Config, store: Store,
-                        histories: Sequence[History]) -> None:
+    def check_backups(self, config: Config, histories: Sequence[History]) -> None:
         """Judge the newest good backup of each VM. The manifest of each backup is read once."""
         chosen, plan = choose([history for history in histories if history.holds_any()], config, '')
-        wrong = [text for text in plan.messages if text.startswith('***ERROR - invalid')] + [
-            text for text in plan.errors if text.startswith('ERROR: ')]
-        for problem in wrong:
-            raise ConfigError(problem)
-        newest = {failure.name: [] for failure in plan.failures}       # type: Dict[str, Any]
-        uuids = [job.vm.uuid for job in plan.jobs] or [''] * len(chosen)
-        newest.update(self.newest_of([(uuid or history.directory, history)
-                                      for uuid, history in zip(uuids, chosen)]))
-        ages = {name: self.seconds_since(good[0].started) for name, good in newest.items() if good}
-        bad = sorted(name for name in newest if not 0 <= ages.get(name, -1) <= self.limit)
+        for text in plan.messages + plan.errors:
+            if text.startswith(('***ERROR - invalid', 'ERROR: ')):
+                raise ConfigError(text)
+            if text.startswith('***WARNING - '):
+                self.found.append((1, text[len('***WARNING - '):]))
+        newest = self.newest_by_name(chosen, plan)
+        bad, ages, size = [], [], 0
+        for name, backup in sorted(newest.items()):
+            size += sum(backup.sizes.values())
+            seconds = self.seconds_since(backup)
+            if seconds is not None:
+                ages.append(seconds)
+            if seconds is None or seconds > self.limit:
+                text = 'time unknown' if seconds is None else age(backup.started, self.moment)
+                bad.append(vm_phrase(name, text if backup.path else 'none'))
+        good = len(newest) - len(bad)
         if bad or not newest:
-            self.found.append((2, f'no good backup within {self.max_age}: ' + (some_of([
-                about_vm(name, self.age_of(newest[name])) for name in bad]) or 'of any VM')))
-        self.found += [(1, text[len('***WARNING - '):]) for text in plan.messages
-                       if text.startswith('***WARNING - ')]
-        self.found.append((0, f'{len(newest) - len(bad)} of {len(newest)} VMs have a good backup '
-                              f'within {self.max_age}'))
-        known = [seconds for seconds in ages.values() if seconds >= 0]
-        self.figures = [f'vms={len(newest)}', f'good={len(newest) - len(bad)}']
-        self.figures += [f'oldest={max(known):.0f}s;;{self.limit}'] if known else []
-        self.figures.append('size={}B'.format(sum(
-            sum(good[0].sizes.values()) for good in newest.values() if good)))
+            text = abbreviate(bad) or 'of any VM'
+            self.found.append((2, f'no good backup within {self.max_age}: {text}'))
+        text = f'{good} of {len(newest)} VMs have a good backup within {self.max_age}'
+        self.found.append((0, text))
+        self.figures = [f'vms={len(newest)}', f'good={good}']
+        if ages:
+            self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
+        self.figures.append(f'size={size}B')
 
     @staticmethod
-    def newest_of(backups: Sequence[Tuple[str, History]]) -> Dict[str, Any]:
-        """The newest good backup of each VM, or none, in a list; of a renamed one the better."""
-        found = {}             # type: Dict[str, Tuple[str, Any]]
-
-        def begun(each: Tuple[str, Any]) -> float:
-            if each[1] and each[1][0].started:
-                return seconds_of(each[1][0].started)
-            return len(each[1]) - 1
-        for vm, history in backups:
+    def newest_by_name(chosen: Sequence[History], plan: Plan) -> Dict[str, Backup]:
+        """Return the newest good backup of each VM, one without a path where there is none. Of a
+        VM that was renamed, and has the uuid of another directory, it is the newer one."""
+        found = {}             # type: Dict[str, Tuple[str, Backup]]
+        uuids = [job.vm.uuid for job in plan.jobs] or [''] * len(chosen)
+        for uuid, history in zip(uuids, chosen):
             directory = os.path.basename(history.directory)
-            new = (portable(directory) if TWIN.search(directory) else history.vm_name(),
-                   [each for each in history.everything() if each.outcome == 'good'][:1])
-            found[vm] = max(found.get(vm, new), new, key=begun)
-        return dict(found.values())
+            name = portable(directory) if TWIN.search(directory) else history.vm_name()
+            good = [backup for backup in history.everything() if backup.outcome == 'good']
+            newest = good[0] if good else Backup('')
+            vm = uuid or history.directory
+            _, other = found.get(vm, ('', Backup('')))
+            if vm not in found or newest.path and (newest.when > other.when or not other.path):
+                found[vm] = name, newest
+        newest_by_name = {failure.name: Backup('') for failure in plan.failures}
+        newest_by_name.update(found.values())
+        return newest_by_name
 
-    def seconds_since(self, when: Optional[str]) -> float:
-        """How long ago that was; -1 if it is not known, as when it is after tomorrow."""
-        seconds = self.moment.timestamp() - seconds_of(when) if when else -1
-        return -1 if not when or seconds < -86400 else max(seconds, 0)
+    def seconds_since(self, backup: Backup) -> Optional[float]:
+        """Return the age of a backup; None if its time is not known, or after tomorrow."""
+        seconds = self.moment.timestamp() - backup.when
+        return max(seconds, 0) if backup.when and seconds > -86400 else None
 
-    def age_of(self, good: Sequence[Backup]) -> str:
-        """The age of a VM's newest good backup, for a person."""
-        if not good:
-            return 'none'
-        return 'time unknown' if self.seconds_since(good[0].started) < 0 else age(
-            good[0].started, self.moment)
-
-    def look_at_run(self, path: str) -> None:
+    def check_run(self, path: str) -> None:
         """Judge the last run, as the status log has it."""
         try:
             last = last_run(path)
@@ -7597,8 +7596,8 @@ class StatusCheck:
                 text = f'the last run began {since}'
         self.found.append((status, text))
         if last.failed:
-            self.found.append((0, 'failed in it: ' + some_of([
-                about_vm(name, token) for name, token in last.failed])))
+            failed = [vm_phrase(name, token) for name, token in last.failed]
+            self.found.append((0, 'failed in it: ' + abbreviate(failed)))
 
 
 def run_status(line: CommandLine, console: Console, _: Signals) -> int:
@@ -7609,10 +7608,10 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
         if waited() > STATUS_TIMEOUT:
             raise TargetError(f'no answer within {STATUS_TIMEOUT} seconds')
     status_check = StatusCheck(line.options['max_age'] or '26h')
-    bounded(lambda: status_check.look(native(line.words[0])), 'backup_dir', check)
+    bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', check)
     found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
     text = '; '.join(text for _, text in found)
-    console.write(answer(found[0][0], text, ' '.join(status_check.figures)))
+    console.write(plugin_line(found[0][0], text, ' '.join(status_check.figures)))
     return found[0][0]
 
 
@@ -7968,7 +7967,7 @@ def perform(words: Sequence[str], program: str, console: Console, signals: Signa
             error.filename = error.filename or target  # where the system names no file
         if words[:1] == ['status']:                    # whatever happens, it prints one line
             text = re.sub(r'^\**ERROR\W*', '', explain(error, Console(None)))
-            console.write(answer(UNKNOWN, text))
+            console.write(plugin_line(UNKNOWN, text))
             return UNKNOWN
         if isinstance(error, Interrupted):
             return 128 + error.signum

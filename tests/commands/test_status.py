@@ -407,9 +407,9 @@ class OneLine(StatusCase):
             os.makedirs(path)
             self.put_file(path + '/snapshot.json')
         for text in (self.check('CRITICAL', self.config('vm-export=.*')).text,
-                     VmBackup.answer(0, '語' * 5000, 'vms=1')):
+                     VmBackup.plugin_line(0, '語' * 5000, 'vms=1')):
             self.assertIn(' ...', text)
-        self.assertEqual(3999, len(VmBackup.answer(0, 'x' * 5000).encode('utf-8')) - 2)
+        self.assertEqual(3999, len(VmBackup.plugin_line(0, 'x' * 5000).encode('utf-8')) - 2)
 
     def test_bad_words_are_unknown(self):
         for words, text in (
