@@ -919,15 +919,15 @@ def invocation_of(line: CommandLine) -> Invocation:
     target, options = line.words[0], line.options
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
-    path = native(target)
-    if '/' in target and os.path.isdir(path):
+    path, rules = native(target), ()   # type: str, Tuple[Rule, ...]
+    is_directory = os.path.isdir(path)
+    if is_directory and '/' in target:
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
-    is_file = os.path.exists(path) and not os.path.isdir(path)
-    return Invocation(
-        line.password, path if is_file else '', () if is_file else (selector(target),),
-        preview=options['preview'] == 'preview',
-        ignore_extra_keys=options['ignore_extra_keys'] == 'true',
-        overrides={name: value for name, value in options.items() if name in OVERRIDES and value})
+    if is_directory or not os.path.exists(path):
+        path, rules = '', (selector(target),)
+    overrides = {name: options[name] for name in OVERRIDES if options[name]}
+    return Invocation(line.password, path, rules, bool(options['preview']),
+                      options['ignore_extra_keys'] == 'true', overrides)
 
 
 def selector(word: str) -> Rule:
@@ -1213,7 +1213,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
     state = Selector(rules, vms)
-    covered = set(state.excluded)
+    note, covered = state.messages.append, set(state.excluded)
     jobs = []                  # type: List[Job]
     failures = [Outcome(pattern, None, rule.method, 'VM-NOT-FOUND', error='not in the pool')
                 for pattern, rule in state.missing.items()]
@@ -1226,18 +1226,17 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
                   if tag == 'xo:no-bak' or tag.startswith('xo:no-bak=')]
         if ref in covered:
             if literal and ref in state.excluded:
-                state.messages.append(f'***NOTE - forcing exclude of: {vm.name}')
+                note(f'***NOTE - forcing exclude of: {vm.name}')
             continue
         covered.add(ref)
         if not twins and state.ambiguous(vm):
             covered.update(set(namesakes) - state.exact)
-            state.messages.append(f'ERROR more than one vm with the name {vm.name}')
+            note(f'ERROR more than one vm with the name {vm.name}')
             failures.append(Outcome(vm.name, None, method, 'VM-NAME-DUPLICATE',
                                     error='more than one VM with this name'))
         elif honour_nobak and no_bak:
             severity = 'ERROR' if literal else 'NOTE'
-            state.messages.append(
-                f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
+            note(f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
             if literal:
                 failures.append(Outcome(vm.name, None, method, 'NOBAK-TAG',
                                         error='it has the tag xo:no-bak'))
@@ -7591,9 +7590,8 @@ class StatusCheck:
         since, status = f'{last.begun:%Y-%m-%d %H:%M}', int(last.result.startswith('ERROR'))
         text = f'last run, of {since}: {last.result}' if last.result else f'running since {since}'
         if (self.moment - last.begun).total_seconds() > self.limit:
-            status, text = 2, f'the last run, of {since}, did not finish'
-            if last.result:
-                text = f'the last run began {since}'
+            status, text = 2, (f'the last run began {since}' if last.result else
+                               f'the last run, of {since}, did not finish')
         self.found.append((status, text))
         if last.failed:
             failed = [vm_phrase(name, token) for name, token in last.failed]
@@ -7617,37 +7615,38 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
 
 def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    config = load_config(Invocation(
-        config_file=native(line.words[0]),
-        ignore_extra_keys=line.options['ignore_extra_keys'] == 'true'), console)
+    log, ignore = console.log, line.options['ignore_extra_keys'] == 'true'
+    config = load_config(Invocation(config_file=native(line.words[0]), ignore_extra_keys=ignore),
+                         console)
+    settings = config.settings
     for key in KEYS:
         text, place = config.given.get(key.name, (key.default, 'default'))
-        console.log(f'  {key.name:23s} = {text}   ({place})')
+        log(f'  {key.name:23s} = {text}   ({place})')
     for rule in config.rules:
-        console.log(f'  {rule.method}={rule.text}   ({rule.where})')
-    problems = list(config.unexpected + config.errors) + rule_problems(config.rules)
-    if config.settings.mail_smtp_password_file:
+        log(f'  {rule}   ({rule.where})')
+    problems = [*config.unexpected, *config.errors, *rule_problems(config.rules)]
+    if settings.mail_smtp_password_file:
         try:
-            read_password_file(config.settings.mail_smtp_password_file, problems.append)
+            read_password_file(settings.mail_smtp_password_file, problems.append)
         except ConfigError as error:
             problems.append(f'ERROR: config mail_smtp_password_file: {error}')
-    problems += program_problems(config.settings)
-    for text in config.notes + tuple(problems):
-        console.log(text)
-    if config.settings.keep_last == 0 and not any(
-            getattr(config.settings, 'keep_' + name) for name in PERIODS):
-        console.log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM '
-                    'is kept all the same')
-    if config.settings.vdi_export_format == 'vhd':
-        console.log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
-    console.log('***NOTE - only a preview tells which VMs these lines choose, and whether password '
-                'and backup_dir are right')
+    problems += program_problems(settings)
+    for text in [*config.notes, *problems]:
+        log(text)
+    kept = [name for name in PERIODS if getattr(settings, f'keep_{name}')]
+    if settings.keep_last == 0 and not kept:
+        log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
+            'all the same')
+    if settings.vdi_export_format == 'vhd':
+        log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
+    log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
+        'backup_dir are right')
     if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):
-        console.log('ERROR check-config: errors found (see above)')
+        log('ERROR check-config: errors found (see above)')
         return ERROR.status
-    console.log('SUCCESS check-config: no errors' +
-                (' - WARNINGS found (see above)' if problems else ''))
-    return (WARNING if problems else SUCCESS).status
+    log('SUCCESS check-config: no errors' +
+        (' - WARNINGS found (see above)' if problems else ''))
+    return WARNING.status if problems else SUCCESS.status
 
 
 def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
