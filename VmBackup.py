@@ -1213,7 +1213,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
     state = Selector(rules, vms)
-    note, covered = state.messages.append, set(state.excluded)
+    remark, covered = state.messages.append, set(state.excluded)
     jobs = []                  # type: List[Job]
     failures = [Outcome(pattern, None, rule.method, 'VM-NOT-FOUND', error='not in the pool')
                 for pattern, rule in state.missing.items()]
@@ -1226,17 +1226,17 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
                   if tag == 'xo:no-bak' or tag.startswith('xo:no-bak=')]
         if ref in covered:
             if literal and ref in state.excluded:
-                note(f'***NOTE - forcing exclude of: {vm.name}')
+                remark(f'***NOTE - forcing exclude of: {vm.name}')
             continue
         covered.add(ref)
         if not twins and state.ambiguous(vm):
             covered.update(set(namesakes) - state.exact)
-            note(f'ERROR more than one vm with the name {vm.name}')
+            remark(f'ERROR more than one vm with the name {vm.name}')
             failures.append(Outcome(vm.name, None, method, 'VM-NAME-DUPLICATE',
                                     error='more than one VM with this name'))
         elif honour_nobak and no_bak:
             severity = 'ERROR' if literal else 'NOTE'
-            note(f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
+            remark(f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
             if literal:
                 failures.append(Outcome(vm.name, None, method, 'NOBAK-TAG',
                                         error='it has the tag xo:no-bak'))
