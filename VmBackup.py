@@ -920,10 +920,9 @@ def invocation_of(line: CommandLine) -> Invocation:
     if not target:
         raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
     path, rules = native(target), ()   # type: str, Tuple[Rule, ...]
-    is_directory = os.path.isdir(path)
-    if is_directory and '/' in target:
+    if '/' in target and os.path.isdir(path):
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
-    if is_directory or not os.path.exists(path):
+    if os.path.isdir(path) or not os.path.exists(path):
         path, rules = '', (selector(target),)
     overrides = {name: options[name] for name in OVERRIDES if options[name]}
     return Invocation(line.password, path, rules, bool(options['preview']),
@@ -7542,12 +7541,10 @@ class StatusCheck:
             if seconds is None or seconds > self.limit:
                 text = 'time unknown' if seconds is None else age(backup.started, self.moment)
                 bad.append(vm_phrase(name, text if backup.path else 'none'))
-        good = len(newest) - len(bad)
+        good, wanted = len(newest) - len(bad), f'good backup within {self.max_age}'
         if bad or not newest:
-            text = abbreviate(bad) or 'of any VM'
-            self.found.append((2, f'no good backup within {self.max_age}: {text}'))
-        text = f'{good} of {len(newest)} VMs have a good backup within {self.max_age}'
-        self.found.append((0, text))
+            self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
+        self.found.append((0, f'{good} of {len(newest)} VMs have a {wanted}'))
         self.figures = [f'vms={len(newest)}', f'good={good}']
         if ages:
             self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
