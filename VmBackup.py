@@ -3604,8 +3604,7 @@ def end_of_export(data: bytes) -> str:
 
 
 class Source:
-    """The bytes of an open file in order. They are decompressed if they begin so, except `plain`
-    ones."""
+    """The bytes of an open file in order, decompressed if they begin so and are not `plain`."""
 
     def __init__(self, handle: int, plain: bool = False) -> None:
         self.handle = handle
