@@ -2762,6 +2762,8 @@ class Backup(NamedTuple):
         except FileNotFoundError:
             raise
         except OSError as error:
+            if not date and isinstance(error, PermissionError):
+                return cls(path, 'foreign')
             return cls(path, 'unreadable' if date else 'foreign', when, started, trouble=error)
         if manifest.number:
             when, started = seconds_of(manifest.started), manifest.started
@@ -2937,23 +2939,23 @@ class History:
 
     def good(self) -> List[Backup]:
         """Return the completed backups, oldest first. Raise OSError if one cannot be read."""
-        return self.readable(self.backups())
+        return self.complete(self.dated())
 
     def renamed(self) -> List[Backup]:
         """Return the backups under other names, oldest first. Raise OSError."""
-        return self.readable(in_order(list(self.read(self.others()))))
+        return self.complete(self.others())
 
-    @staticmethod
-    def readable(backups: Sequence[Backup]) -> List[Backup]:
-        """Return those that are backups. Raise OSError where that cannot be known."""
-        for backup in backups:
-            denied = isinstance(backup.trouble, PermissionError) and backup.outcome == 'foreign'
-            if backup.trouble and not denied:
+    def complete(self, names: Sequence[str]) -> List[Backup]:
+        """Return the backups under some names, oldest first. Raise OSError if one cannot be read,
+        as it may be the newest."""
+        found = in_order(list(self.read(names)))
+        for backup in found:
+            if backup.trouble:
                 raise backup.trouble
-        return [backup for backup in backups if backup.outcome in COMPLETE]
+        return [backup for backup in found if backup.outcome in COMPLETE]
 
-    def complete(self) -> List[Backup]:
-        """Return all backups, whatever their names, oldest first. Raise OSError."""
+    def all_good(self) -> List[Backup]:
+        """Return all completed backups, whatever their names, oldest first. Raise OSError."""
         return in_order(self.renamed() + self.good())
 
     def holds_any(self) -> bool:
@@ -2972,9 +2974,9 @@ class History:
     def expendable(self, policy: Policy, moment: datetime.datetime) -> List[Backup]:
         """Return what pre_clean may delete before a new backup; never the last good one."""
         judged = judge(self.good(), policy, [Aged(moment)])
-        sound = [number for number, (backup, _) in enumerate(judged)
-                 if backup.outcome == 'good' and not backup.protected]
-        return [backup for backup, why in judged[:max(sound, default=0)] if not why]
+        while judged and (judged[-1][0].outcome != 'good' or judged[-1][0].protected):
+            judged.pop()
+        return [backup for backup, why in judged[:-1] if not why]
 
     def surplus(self, new: Backup, policy: Policy) -> List[Backup]:
         """Return what may be deleted after a new backup was made."""
@@ -3075,16 +3077,13 @@ class Restoring(NamedTuple):
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
         first, _, more = data.partition(b'\n')
-        words = 'no such record'
-        try:
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
-            if all(isinstance(text, str) for text in found[:-1]) and re.match(
-                    '[0-9a-f]{32}\\Z', found.mark):
+            texts = all(isinstance(text, str) for text in found[:-1])
+            if texts and re.match('[0-9a-f]{32}\\Z', found.mark):
                 return found
-        except (ValueError, TypeError, RecursionError) as error:
-            words = str(error)
-        raise TargetError(f'the record of a restore is damaged: {words} (look for a VM with {MARK} '
-                          'in its other-config, then delete the record)')
+        raise TargetError(f'the record of a restore is damaged (look for a VM with {MARK} in its '
+                          'other-config, then delete the record)')
 
 
 def is_in_work(record: Any) -> bool:
@@ -6637,7 +6636,7 @@ class VerifyCommand:
 
     def __init__(self, console: Console, signals: Signals) -> None:
         self.console = console
-        self.verifier = Verifier(console, signals, float(DEFAULT_STALL_TIMEOUT) * 60)
+        self.verifier = Verifier(console, signals, 0)
         self.signals = signals
         self.tokens = []       # type: List[str]
 
@@ -6683,7 +6682,7 @@ class VerifyCommand:
     def verify_history(self, history: History, every: bool) -> None:
         """Verify the newest or every backup of a VM, the newest first."""
         with self.telling(history.directory):
-            backups = history.complete()[::-1]
+            backups = history.all_good()[::-1]
             if not backups:
                 raise Damaged('no good backup of this VM')
             for backup in backups if every else backups[:1]:
@@ -6850,31 +6849,31 @@ class Listing:
         """Return 2 if a VM has no good backup; 1 if the newest of one is not good."""
         if self.plan.errors or not all(vm['good'] for vm in self.vms):
             return ERROR.status
-        newest = {vm['backups'][0]['outcome'] for vm in self.vms}
-        return (WARNING if self.plan.warnings or newest - {'good'} else SUCCESS).status
+        not_good = [vm for vm in self.vms if vm['backups'][0]['outcome'] != 'good']
+        return (WARNING if self.plan.warnings or not_good else SUCCESS).status
 
     def table(self) -> List[str]:
         """Return all of it for a person. A column in which there is nothing is left out."""
         rows = {backup['path']: self.cells(backup) for vm in self.vms for backup in vm['backups']
                 if backup['outcome'] not in NO_BACKUP}
-        columns = []           # type: List[Tuple[int, int]]
-        for number, column in enumerate(zip(self.HEAD, *rows.values())):
-            if set(column[1:]) - {'-'}:
-                columns.append((number, max(map(len, column))))
+        widths = []            # type: List[int]
+        for head, *column in zip(self.HEAD, *rows.values()):
+            widths.append(max(map(len, [head] + column)) if set(column) - {'-'} else 0)
 
         def line(cells: Sequence[str]) -> str:
-            return '  '.join(cells[number].ljust(width) for number, width in columns).rstrip()
+            return '  '.join(cell.ljust(width) for cell, width in zip(cells, widths)
+                             if width).rstrip()
         lines, whole = [line(self.HEAD)] if rows else [], self.document()
         for vm in self.vms:
-            sum_up = f'{vm["good"]} good, {human_size(vm["size"])}'
-            lines.append('{} ({}): {}'.format(
-                vm['name'], vm['path'], sum_up if vm['good'] else 'NO GOOD BACKUP'))
+            good = f'{vm["good"]} good, {human_size(vm["size"])}'
+            lines.append('{name} ({path}): '.format(**vm) +
+                         (good if vm['good'] else 'NO GOOD BACKUP'))
             for backup in vm['backups']:
                 if backup['path'] in rows:
                     lines.append(line(rows[backup['path']]))
                 else:
-                    lines.append('    {}: {}'.format(backup['outcome'],
-                                                     os.path.basename(backup['path'])))
+                    name = os.path.basename(backup['path'])
+                    lines.append(f'    {backup["outcome"]}: {name}')
                 for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
                     if backup[key] and backup[key]['fault']:
                         lines.append(f'    {what}: {backup[key]["fault"]}')
@@ -6980,12 +6979,15 @@ class Prune:
         if not kinds & {'tag', 'uuid'}:
             return False
         owner = history.owner()
-        for kind, known in (('uuid', owner.uuid), ('tag', 'tags' in owner.record)):
-            if kind in kinds and not known:
-                self.fail(history.directory, TargetError(
-                    f'its newest backup does not tell the {kind} of the VM: not touched'))
-                return True
-        return False
+        unknown = ''
+        if 'uuid' in kinds and not owner.uuid:
+            unknown = 'uuid'
+        elif 'tag' in kinds and 'tags' not in owner.record:
+            unknown = 'tag'
+        if unknown:
+            self.fail(history.directory, TargetError(
+                f'its newest backup does not tell the {unknown} of the VM: not touched'))
+        return bool(unknown)
 
     def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
@@ -7097,7 +7099,7 @@ class Sources:
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
-        for backup in reversed(history.complete()):
+        for backup in reversed(history.all_good()):
             when = re.sub('[^0-9]', '', backup.started or '')
             if when.startswith(digits) and backup.outcome == 'good':
                 return backup
