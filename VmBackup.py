@@ -3484,10 +3484,6 @@ class Store(Catalogue):
                         os.unlink(path)
             yield None if record and self.unlocked and is_in_work(record) else record
 
-    def pool_dumps(self, host_name: str) -> str:
-        """The directory for dumps of the pool database."""
-        return os.path.join(self.root, 'METADATA_' + path_part(host_name))
-
     @staticmethod
     def new_pool_dump(directory: str, when: datetime.datetime) -> str:
         """The path for a new dump of the pool database; its directory is made."""
@@ -6557,7 +6553,7 @@ class BackupRun(Run):
             if not self.shared.pool.is_master():
                 log('NOTE not the pool master: no backup of the pool database here')
                 return
-            directory = self.store.pool_dumps(os.uname().nodename)
+            directory = f'{self.store.root}/METADATA_{path_part(os.uname().nodename)}'
             with self.shared.locked(directory, self.settings.lock_wait * 60):
                 path = self.store.new_pool_dump(directory, now())
                 with self.store.completed(path) as partial:
@@ -6796,9 +6792,16 @@ class Listing:
         for missing in self.plan.failures:
             self.add_vm(missing.name, target.store.history(missing.name).directory, [])
         self.vms.sort(key=lambda vm: vm['name'])
-        if not selector_text:
-            for path in sorted(history.directory for history in others):
-                self.add_other(target.store, path)
+        for path in [] if selector_text else sorted(history.directory for history in others):
+            name, dumps = os.path.basename(path), []       # type: str, List[str]
+            if name.startswith('METADATA_'):
+                with contextlib.suppress(OSError):     # unreadable, or gone
+                    dumps = target.store.dumps_in(path)
+            if dumps:
+                self.pool_dumps.append({'path': portable(path), 'dumps': len(dumps),
+                                        'newest': os.path.basename(dumps[-1])})
+            elif name != LOCKS and portable(path) not in [vm['path'] for vm in self.vms]:
+                self.foreign.append(portable(path))
 
     def add_vm(self, name: str, directory: str, everything: Sequence[Backup]) -> None:
         """Take in a VM's backups."""
@@ -6807,18 +6810,6 @@ class Listing:
                          'good': [backup['outcome'] for backup in backups].count('good'),
                          'size': sum(backup['size'] or 0 for backup in backups),
                          'backups': backups})
-
-    def add_other(self, store: Catalogue, path: str) -> None:
-        """Take in a directory that is no VM's."""
-        name, dumps = os.path.basename(path), []       # type: str, List[str]
-        if name.startswith('METADATA_'):
-            with contextlib.suppress(OSError):         # unreadable, or gone
-                dumps = store.dumps_in(path)
-        if dumps:
-            self.pool_dumps.append({'path': portable(path), 'dumps': len(dumps),
-                                    'newest': os.path.basename(dumps[-1])})
-        elif name != LOCKS and portable(path) not in [vm['path'] for vm in self.vms]:
-            self.foreign.append(portable(path))
 
     @staticmethod
     def describe(backup: Backup) -> Dict[str, Any]:
@@ -6844,13 +6835,6 @@ class Listing:
                 'messages': self.plan.messages + self.plan.errors,
                 'good': sum(vm['good'] for vm in self.vms),
                 'size': sum(vm['size'] for vm in self.vms)}
-
-    def status(self) -> int:
-        """Return 2 if a VM has no good backup; 1 if the newest of one is not good."""
-        if self.plan.errors or not all(vm['good'] for vm in self.vms):
-            return ERROR.status
-        not_good = [vm for vm in self.vms if vm['backups'][0]['outcome'] != 'good']
-        return (WARNING if self.plan.warnings or not_good else SUCCESS).status
 
     def table(self) -> List[str]:
         """Return all of it for a person. A column in which there is nothing is left out."""
@@ -6914,7 +6898,10 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
     else:
         for row in listing.table():
             console.write(printable(row) + '\n')
-    return listing.status()
+    if listing.plan.errors or not all(vm['good'] for vm in listing.vms):
+        return ERROR.status
+    newest = {vm['backups'][0]['outcome'] for vm in listing.vms}
+    return (WARNING if listing.plan.warnings or newest - {'good'} else SUCCESS).status
 
 
 class Prune:
@@ -6935,7 +6922,15 @@ class Prune:
         problem = self.store.problem(self.settings.require_mount)
         if problem:
             raise TargetError(problem.partition('ERROR: ')[2])
-        chosen = self.choose(selector_text)
+        ours = self.store.vms()
+        histories, plan = choose(ours, self.config, '', keep_of(self.settings))
+        for error in plan.errors if plan.jobs or plan.invalid else ():
+            raise ConfigError(f'{error.strip()}: {"; ".join(plan.messages)}')
+        wanted = choose(ours, self.config, selector_text)[0] if selector_text else histories
+        for failure in plan.failures:
+            self.console.log(f'***NOTE - no backups of {failure.name}')
+        chosen = [(job, history) for job, history in zip(plan.jobs, histories)
+                  if history in wanted and not self.is_unclear(history)]
         if not chosen and not self.errors:
             raise UsageError('no backups in {} of a VM that the config names{}'.format(
                 self.store.root, f' and {selector_text} chooses' if selector_text else ''))
@@ -6943,12 +6938,12 @@ class Prune:
             self.signals.check()
             policy = policy_of(self.settings, job)
             try:
-                if self.previewing:
+                with contextlib.ExitStack() as stack:
+                    if not self.previewing:
+                        stack.enter_context(self.store.locked(
+                            os.path.basename(history.directory), self.settings.lock_wait * 60,
+                            self.signals.check))
                     self.prune(history, policy)
-                else:
-                    with self.store.locked(os.path.basename(history.directory),
-                                           self.settings.lock_wait * 60, self.signals.check):
-                        self.prune(history, policy)
             except (VmBackupError, OSError) as error:
                 self.fail(history.directory, error)
         if self.store.unlocked:
@@ -6960,18 +6955,6 @@ class Prune:
         self.console.log(f'VmBackup {command} ended - {verdict.phrase} - {self.kept} kept, '
                          f'{self.deleted} {done} ({human_size(self.freed)})')
         return verdict.status
-
-    def choose(self, selector_text: str) -> List[Tuple[Job, History]]:
-        """Return the VMs that the config and a selector choose. Raise ConfigError, OSError."""
-        ours = self.store.vms()
-        histories, plan = choose(ours, self.config, '', keep_of(self.settings))
-        for error in plan.errors if plan.jobs or plan.invalid else ():
-            raise ConfigError(f'{error.strip()}: {"; ".join(plan.messages)}')
-        wanted = choose(ours, self.config, selector_text)[0] if selector_text else histories
-        for failure in plan.failures:
-            self.console.log(f'***NOTE - no backups of {failure.name}')
-        return [(job, history) for job, history in zip(plan.jobs, histories)
-                if history in wanted and not self.is_unclear(history)]
 
     def is_unclear(self, history: History) -> bool:
         """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
