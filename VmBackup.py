@@ -3073,6 +3073,11 @@ class Restoring(NamedTuple):
     path: str = ''             # of the record; '' where none could be written
     complete: bool = False     # nothing is to be removed any more
 
+    @property
+    def unpacked(self) -> str:
+        """The path of a file that the restore may make."""
+        return os.path.splitext(self.path)[0] + '.vhd'
+
     @classmethod
     def parse(cls, data: bytes, path: str) -> 'Restoring':
         """The Restoring that a file holds; raise TargetError if it holds none."""
@@ -3465,9 +3470,28 @@ class Store(Catalogue):
     @staticmethod
     def restored(record: Restoring) -> None:
         """Nothing half restored is left. Raise OSError."""
-        if record.path:
+        for path in (record.unpacked, record.path) if record.path else ():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(record.path)
+                os.unlink(path)
+
+    def unpack(self, record: Restoring, pieces: Iterator[bytes], size: int,
+               check: Callable[[], None]) -> str:
+        """Write so many bytes into a file beside the record of a restore, which goes with that;
+        return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
+        found = os.statvfs(self.root)
+        if not record.path or found.f_bavail * found.f_frsize < size:
+            raise TargetError(f'its blocks are in an odd order, and {self.root} cannot be written, '
+                              f'or has no room for {human_size(size)} to unpack it (unpack it '
+                              'elsewhere, with gzip -d or zstd -d, and restore that file)')
+
+        def work() -> None:
+            with open(private(record.unpacked, os.O_WRONLY | os.O_CREAT), 'wb') as stream:
+                for piece in pieces:
+                    stream.write(piece)
+                    if stream.tell() > size:
+                        raise Damaged(f'it has more than the {size} bytes of its blocks')
+        bounded(work, self.root, check)
+        return record.unpacked
 
     @contextlib.contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
@@ -4089,13 +4113,8 @@ class ImageReader(Reader):
         """Yield the bytes of a disk of that size from its VHD image, whose blocks are in the order
         of the disk, as vhd-tool writes them (libs/vhd: f.ml). A sector that its block's bitmap does
         not name is zeros."""
-        _, table = self.read_head()
-        sectors = [sector for sector in table if sector != NOWHERE]
-        if sectors != sorted(sectors):
-            raise Damaged('its blocks are not in the order of the disk, as xapi writes them '
-                          '(decompress it, with gzip -d or zstd -d, and restore that file)')
         at = 0
-        for number, sector in enumerate(table):
+        for number, sector in enumerate(self.read_head()[1]):
             begin = number * VHD_BLOCK
             if sector == NOWHERE or begin >= size:
                 continue
@@ -4321,6 +4340,16 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
         if at != size:
             raise Damaged(f'{path} has {at} bytes, not {size}')
         yield from zeros(whole - at)
+
+
+def scattered(path: str) -> int:
+    """Return the bytes of a packed VHD image whose blocks are in another order than the disk's, so
+    that it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
+    with opened(path) as source:
+        sectors = [sector for sector in ImageReader(source).read_head()[1] if sector != NOWHERE]
+    if sectors == sorted(sectors):
+        return 0
+    return (max(sectors) + 2) * BLOCK + VHD_BLOCK
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
@@ -5466,10 +5495,14 @@ class Importer:
                 raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not '
                                     f'{expected.get(device, 0)}')
 
-    def import_disk(self, path: str, form: str, target: Target, mark: str) -> str:
+    def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
         mark."""
-        size = target.size
+        size, mark = target.size, record.mark
+        if form == '.vhd' and is_packed(path):
+            unpacked_size = scattered(path)
+            if unpacked_size:
+                path = self.unpack(path, unpacked_size, record)
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
         with advising():
             uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
@@ -5486,6 +5519,20 @@ class Importer:
             pieces = image_pieces(path, form, size, made)
             self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
         return uuid
+
+    def unpack(self, path: str, size: int, record: Restoring) -> str:
+        """Unpack an image whose blocks cannot be fed as they come; return the path of the new
+        file, of so many bytes, which is deleted with the record. Raise TargetError, Interrupted."""
+        self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not in the '
+                         'order of the disk')
+        meter = Meter(self.console, 'unpacked', os.path.basename(path), size)
+        watchdog = Watchdog(self.limit, lambda: size_of(record.unpacked), meter)
+
+        def check() -> None:
+            self.xe.signals.check()
+            watchdog.check()
+        with opened(path) as source:
+            return self.store.unpack(record, pieces_of(source), size, check)
 
     def import_vhd(self, path: str, uuid: str, size: int) -> None:
         """Let xapi read a VHD image itself, which leaves blocks of zeros unwritten: it takes none
@@ -7298,7 +7345,7 @@ class Restorer:
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore as planned, and log what was made."""
         with self.importer.restoring(target.name, True) as record:
-            uuid = self.put(chosen, target, record.mark)
+            uuid = self.put(chosen, target, record)
             self.signals.check()
             self.importer.free(record.mark)
             if target.attach:
@@ -7316,12 +7363,13 @@ class Restorer:
                            'bootable=true', 'mode=RW', 'type=Disk']):
                 self.console.log('  ' + quoted([self.xe.program] + words))
 
-    def put(self, chosen: Chosen, target: Target, mark: str, cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, record: Restoring,
+            cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: as import_vm) or image; return the uuid of the new one."""
         self.signals.check()
         if chosen.form == '.xva':
-            return self.importer.import_vm(chosen.path, target, mark, cut_off)
-        return self.importer.import_disk(chosen.path, chosen.form, target, mark)
+            return self.importer.import_vm(chosen.path, target, record.mark, cut_off)
+        return self.importer.import_disk(chosen.path, chosen.form, target, record)
 
     def test(self, chosen: Chosen, target: Target) -> None:
         """Restore as planned, prove it and destroy it again. An archive's checksums are compared
@@ -7329,7 +7377,7 @@ class Restorer:
         if chosen.form != '.xva':
             self.verify(chosen)
         with self.importer.restoring(target.name, False) as record:
-            self.put(chosen, target, record.mark, True)
+            self.put(chosen, target, record, True)
         self.signals.check()
 
 
