@@ -338,8 +338,7 @@ def local_time(seconds: float) -> datetime.datetime:
 
 
 def seconds_of(text: str) -> float:
-    """Return the seconds since 1970 of a time that iso() wrote. Raise ValueError for another
-    text."""
+    """Return the seconds since 1970 of a time that iso() wrote. Raise ValueError."""
     found = ISO.match(text)                            # quicker than strptime by far
     if not found:
         raise ValueError('no time')
@@ -366,8 +365,7 @@ def utc(seconds: int) -> str:
 
 
 def seconds_ahead(text: str) -> int:
-    """Return the seconds by which a clock that says 20260301T00:10:01Z is ahead. Raise
-    ValueError."""
+    """Return the seconds that a clock is ahead which says 20260301T00:10:01Z."""
     there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
     if abs(ahead) > 10**8:                             # three years
@@ -1359,16 +1357,14 @@ def keep_of(settings: Any) -> int:
 
 
 def send_signal(child: subprocess.Popen, signum: int) -> None:
-    """Send a signal to a running child and to what it started, as VMBACKUP_XE may name a script
-    that starts ssh."""
+    """Send a signal to a child and what it started: VMBACKUP_XE may name a script with ssh."""
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signum)
 
 
 def reap(child: subprocess.Popen) -> None:
-    """End a child that still runs, gently, then hard. One that survives even that, as its storage
-    hangs, is not waited for."""
+    """End a child that still runs, gently, then hard. One whose storage hangs survives that."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
             send_signal(child, signum)
@@ -2009,9 +2005,8 @@ class Pool:
                      '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Return the result of a XenAPI call, which must be one that may be repeated: a restart of
-        xapi ends connections. It ends sessions too, as a day without a call does; XenAPI.py then
-        logs in again."""
+        """Return the result of a XenAPI call, which may be repeated: a restart of xapi ends
+        connections, and sessions, as a day without a call does; XenAPI.py then logs in again."""
         target = self.session.xenapi
         for part in method.split('.'):
             target = getattr(target, part)
@@ -2144,8 +2139,7 @@ class Pool:
         return False
 
     def vifs(self, vm: Vm) -> List[Record]:
-        """Return a VM's network interfaces, in the order of their devices, with the names of their
-        networks."""
+        """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = []
         for ref in vm.record['VIFs']:
             vif = self.table('VIF').get(ref) or self.record('VIF', ref)
@@ -2946,8 +2940,7 @@ class History:
         return self.complete(self.others())
 
     def complete(self, names: Sequence[str]) -> List[Backup]:
-        """Return the backups under some names, oldest first. Raise OSError if one cannot be read,
-        as it may be the newest."""
+        """Return the backups under some names, oldest first. Raise OSError if one is unreadable."""
         found = in_order(list(self.read(names)))
         for backup in found:
             if backup.trouble:
@@ -3637,8 +3630,7 @@ class Source:
             self.stream = open(handle, 'rb', buffering=0, closefd=False)
 
     def fill(self, view: memoryview) -> int:
-        """Fill a buffer as far as the file goes; return the number of bytes. Raise Damaged,
-        CommandFailed, OSError."""
+        """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
         done, got = 0, 1
         try:
             while got and done < len(view) and not self.stopped:
@@ -3800,8 +3792,7 @@ class Expected(NamedTuple):
 
 
 def expected(ova: bytes) -> Expected:
-    """Return what an archive with this ova.xml has to hold (xapi: export.ml, export, make_vm).
-    Raise Damaged."""
+    """Return what an archive with this ova.xml has to hold (xapi: export.ml). Raise Damaged."""
     _, objects = ova_objects(ova)
     labels, disks, kept = {}, [], False        # type: Dict[str, str], List[ArchivedDisk], bool
     with damaged_if_malformed():
@@ -4051,8 +4042,7 @@ class ImageReader(Reader):
         return self.proof('structure')
 
     def read_head(self) -> Tuple[bytes, Any]:
-        """Read the beginning of a dynamic VHD image; return its footer, and its table of where each
-        block is, in sectors."""
+        """Return the footer of a dynamic VHD image, and the first sector of each block."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
             '>8s4xIQ24xQHBBII', footer[:68])
@@ -4272,8 +4262,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, ids: Dict[str, str]) ->
 
 
 def tar_header(head: bytes, size: Optional[int] = None) -> bytes:
-    """Return a changed tar header, with another size if any, and the right checksum (ocaml-tar:
-    lib/tar.ml)."""
+    """Return a tar header, with another size if any, and its checksum (ocaml-tar: lib/tar.ml)."""
     new = bytearray(head)
     if size is not None:
         new[124:136] = b'%011o\0' % size
@@ -4284,8 +4273,7 @@ def tar_header(head: bytes, size: Optional[int] = None) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
-    """Open a file to be read in order, decompressed unless it is `plain`. Raise OSError,
-    CommandFailed."""
+    """Return a tar header, with another size if any, and its checksum (see ocaml-tar)."""
     with open(path, 'rb', buffering=0) as stream:
         with contextlib.closing(Source(stream.fileno(), plain)) as source:
             yield source
@@ -4719,8 +4707,7 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
 
 
 def end_clients(uuids: Sequence[str], run: str, console: Console) -> None:
-    """End each xe of a run that was killed, a process as in Intent, which still transfers one of
-    these objects."""
+    """End each xe of a killed run, a process as in Intent, that still transfers an object."""
     variable = '{}={}\0'.format(CHILD, run.partition(' ')[0])
     for uuid in uuids:
         for number in programs_with('uuid=' + uuid, variable):
@@ -5359,8 +5346,7 @@ class Importer:
                 self.end(record)
 
     def end(self, record: Restoring) -> None:
-        """Take the marks from what a restore made, or remove it all if it is not complete; then
-        delete the record."""
+        """Unmark what a restore made, or remove it if it is not complete; delete the record."""
         if record.complete:
             made = self.pool.marked(record.mark)
             for word, records in zip(('vm', 'vdi', 'network'), made):
@@ -5496,8 +5482,7 @@ class Importer:
                                     f'{expected.get(device, 0)}')
 
     def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
-        """Import an image of one of FORMS; return the uuid of the new disk, whose name still is the
-        mark."""
+        """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
         size, mark = target.size, record.mark
         if form == '.vhd' and is_packed(path):
             unpacked_size = scattered(path)
@@ -5535,9 +5520,8 @@ class Importer:
             return self.store.unpack(record, pieces_of(source), size, check)
 
     def import_vhd(self, path: str, uuid: str, size: int) -> None:
-        """Let xapi read a VHD image itself, which leaves blocks of zeros unwritten: it takes none
-        without a length (recorded from xapi 25.6.0 to 26.17.0). Its task tells percents; one may
-        take as long as at 1 MB/s."""
+        """Let xapi read a VHD image itself, as it takes none without a length, and leaves out zeros
+        (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s."""
         others = list(self.pool.pending('VDI import'))
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
@@ -7057,8 +7041,7 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
 
 
 def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
-    """The commands `protect` and `unprotect`; return the exit status. Raise VmBackupError,
-    OSError."""
+    """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
     backups = [Backup(os.path.abspath(native(word))) for word in line.words]
     for backup in backups:
@@ -7124,8 +7107,7 @@ class Sources:
         return self.of_backup(backup)
 
     def newest(self, history: History, date: str) -> Backup:
-        """Return the newest backup that is good, of a time that begins so. Raise UsageError,
-        TargetError."""
+        """Return the newest good backup of a time that begins so. Raise UsageError, TargetError."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
@@ -7145,8 +7127,7 @@ class Sources:
         return self.of_file(paths[0])
 
     def of_file(self, path: str) -> Chosen:
-        """Return a file, with what its directory tells of it, which is below backup_dir unless
-        somebody has told another."""
+        """Return a file, with what its directory tells of it."""
         backup = self.store.backup(os.path.dirname(path))
         if not self.given:
             self.store.root = backup.path
@@ -7429,8 +7410,7 @@ class TestRestore(Run):
         self.signals = signals
 
     def run(self, word: str, pool: Pool) -> None:
-        """Test the newest good backup of each VM that a selector chooses. Raise UsageError,
-        Interrupted, OSError."""
+        """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store, warnings = self.sources.store, []       # type: Store, List[str]
         histories, plan = choose(store.vms(), self.sources.config, word)
         for message in plan.messages:
