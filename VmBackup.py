@@ -10,10 +10,10 @@ Do not run this script unless you are comfortable with the commands that it issu
 
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
-for disks of such a snapshot that are left; and `xe pool-dump-database` on request. Afterwards it
-reads what was exported and proves it whole; `verify` does so at any later time, without the pool,
-`list` tells what there is, `status` whether that is as it should be, and `prune` deletes what no
-rule keeps.
+for disks of such a snapshot that are left, `xe vbd-unplug` and `vbd-destroy` where dom0 still has
+them; and `xe pool-dump-database` on request. Afterwards it reads and verifies what was exported, as
+`verify` does at any later time, without the pool. `list` shows what there is, `status` whether that
+is as it should be, and `prune` deletes what no rule keeps.
 
 A restore, which has to be asked for, issues
 
@@ -937,10 +937,14 @@ def selector(word: str) -> Rule:
 
 def read_file(path: str, limit: int) -> bytes:
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, 'not a file')
-        return stream.read(limit)
+        with open(handle, 'rb', closefd=False) as stream:
+            return stream.read(limit)
+    finally:
+        os.close(handle)
 
 
 def create_password_file(password: str, path: str) -> None:
@@ -2179,8 +2183,7 @@ class Pool:
     def wait_for_snapshot(self, kind: str, ref: str) -> None:
         """Wait until no snapshot of an object is being made; raise PoolError after a while. xapi
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
-        operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry; context.ml,
-        of_http_req)."""
+        operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry)."""
         for _ in self.waiting('a snapshot may still be being made'):
             operations = {}    # type: Dict[str, str]
             with unless_gone():
@@ -4100,9 +4103,8 @@ class ImageReader(Reader):
         return end * BLOCK, end * BLOCK + (0 if sectors else VHD_BLOCK)
 
     def disk(self, size: int) -> Iterator[bytes]:
-        """Yield the bytes of a disk of that size from its VHD image, whose blocks are in the order
-        of the disk, as vhd-tool writes them (libs/vhd: f.ml). A sector that its block's bitmap does
-        not name is zeros."""
+        """Yield the bytes of a disk of that size from its VHD image, with blocks in order, as
+        vhd-tool writes them (libs/vhd: f.ml). A sector that a bitmap does not name is zeros."""
         at = 0
         for number, sector in enumerate(self.read_head()[1]):
             begin = number * VHD_BLOCK
@@ -4273,7 +4275,7 @@ def tar_header(head: bytes, size: Optional[int] = None) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
-    """Return a tar header, with another size if any, and its checksum (see ocaml-tar)."""
+    """Open a file to read in order, decompressed unless `plain`. Raise OSError, CommandFailed."""
     with open(path, 'rb', buffering=0) as stream:
         with contextlib.closing(Source(stream.fileno(), plain)) as source:
             yield source
@@ -7083,8 +7085,7 @@ class Sources:
         self.given = bool(origin)
 
     def find(self, word: str, date: str) -> Chosen:
-        """Return what a word stands for: a VM's name, a directory, a file. Raise UsageError,
-        TargetError, OSError."""
+        """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         is_path = re.match(r'\.{0,2}(/|\Z)', word)
         directory = os.path.join(self.store.root, native(word))
         for history in (self.store.history(word), History(directory, self.store.patterns)):
