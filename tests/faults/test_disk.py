@@ -66,6 +66,27 @@ class Namespace:
         self.holder.communicate()
 
 
+class SmallShare:
+    """A case whose backup_dir is a mount of so much, in a namespace of its own."""
+
+    share_size = '16m'
+
+    def setUp(self):
+        super().setUp()
+        if missing():
+            self.skipTest(missing())
+        namespace = Namespace()
+        self.addCleanup(namespace.close)
+        namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=' + self.share_size, 'tmpfs',
+                     self.backups)
+        self.share, self.backups = self.backups, namespace.path(self.backups)
+        self.prelude = namespace.prelude()
+
+    def config(self, *lines, **keys):
+        """The script sees the share where it is mounted, and this process elsewhere."""
+        return super().config(*lines, **dict(keys, backup_dir=self.share))
+
+
 class DiskCase(FaultCase):
     """A test whose backup_dir is a mount of a small file system of its own.
 

@@ -23,23 +23,11 @@ class LeftoverCase(PoolCase):
         self.script = self.changed_script(DISCARD_PAUSES=(0.05, 0.05, 0.05))
 
 
-class OnAFullShare(LeftoverCase):
+class OnAFullShare(test_faults_disk.SmallShare, LeftoverCase):
     """A run was killed in mid-export, and the disk is full of what it had written."""
 
     pool_description = {'vms': [{'name': 'web', 'disks': [{'size': '3 MiB', 'fill': 1}]}]}
-
-    def setUp(self):
-        super().setUp()
-        if test_faults_disk.missing():
-            self.skipTest(test_faults_disk.missing())
-        namespace = test_faults_disk.Namespace()
-        self.addCleanup(namespace.close)
-        namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=1m', 'tmpfs', self.backups)
-        self.share, self.backups = self.backups, namespace.path(self.backups)
-        self.prelude = namespace.prelude()
-
-    def config(self, *lines, **keys):
-        return super().config(*lines, **dict(keys, backup_dir=self.share))
+    share_size = '1m'
 
     def test_the_next_run_removes_the_snapshot_and_what_fills_the_disk(self):
         for verb, nth, image in (('vm-export', 2, 'xva'), ('vdi-export', 1, 'raw')):

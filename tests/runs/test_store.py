@@ -521,22 +521,8 @@ class MinFree(RoomCase):
             self.ends(0, 'vm-export=db:1', min_free=least)
 
 
-class RoomOfTheLastBackup(RoomCase):
+class RoomOfTheLastBackup(test_faults_disk.SmallShare, RoomCase):
     """What the last comparable backup took, on a share of 16 MiB."""
-
-    def setUp(self):
-        super().setUp()
-        if test_faults_disk.missing():
-            self.skipTest(test_faults_disk.missing())
-        namespace = test_faults_disk.Namespace()
-        self.addCleanup(namespace.close)
-        namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,size=16m', 'tmpfs', self.backups)
-        self.share, self.backups = self.backups, namespace.path(self.backups)
-        self.prelude = namespace.prelude()
-
-    def config(self, *lines, **keys):
-        """The script sees the share where it is mounted, and this process elsewhere."""
-        return super().config(*lines, **dict(keys, backup_dir=self.share))
 
     def took(self, day, mebibytes):
         """A backup of db, of that day, has taken so much."""
