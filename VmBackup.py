@@ -5833,9 +5833,8 @@ class Run:
     def until_ended(self) -> Iterator[None]:
         """Do all of the run, until an error or a signal ends it."""
         try:
-            yield
-        except Exception as error:
-            self.fail(explain(error, self.console))
+            with self.surviving():
+                yield
         except Interrupted as interruption:
             self.signum = interruption.signum
             self.console.log('ERROR ' + explain(interruption, self.console))
@@ -6086,7 +6085,8 @@ class VmBackup(Turn):
         try:
             return self.back_up(now())
         except VmBackupError as error:
-            begun = re.search('-EXPORT-FAIL|VERIFY-FAIL', token_of(error))
+            begun = re.search('-EXPORT-FAIL|VERIFY-FAIL', token_of(error)) and (
+                'Connection refused' not in str(error))
             if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
                 raise
             if any(LEFT in warning for warning in self.warnings):  # xapi may make it as it starts

@@ -333,6 +333,16 @@ class Restarts(StallCase):
                 self.assertEqual(again, done.output.count(': trying web again'))
                 self.assert_clean()
 
+    def test_an_export_that_nobody_was_there_for_is_tried_again_as_nothing_was_exported(self):
+        for verb, nth in (('vm-export', 2), ('vdi-export', 1)):
+            with self.subTest(verb):
+                self.setUp()
+                self.fault(verb, 'print', nth=nth, exit=1,
+                           stderr='Error: Connection refused (calling connect )')
+                done = self.ends(0, verb + '=web')
+                self.assertEqual(1, done.output.count(': trying web again'))
+                self.assert_clean()
+
     def test_metadata_are_asked_for_again(self):
         self.fault('vm-export', 'print', exit=1, stderr='Lost connection to the server.')
         self.ends(0, 'vm-export=web')
