@@ -164,8 +164,20 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 
 
+# Codes of ours, beside xapi's: a command that did not end in time; a transfer that did not move;
+# xapi was not there, so that nothing was begun; it was not, or ended meanwhile.
+TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'UNREACHABLE'
+WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
+IN_USE, FULL = 'VDI_IN_USE', 'SR_FULL'
+
+
 class VmBackupError(Exception):
-    """Something went wrong; the text is a sentence for the administrator."""
+    """Something went wrong; the text is a sentence for the administrator, and `code`, xapi's or one
+    of ours, tells the program what it was; '' where it need not know."""
+
+    def __init__(self, text: str, code: str = '') -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class UsageError(VmBackupError):
@@ -181,11 +193,10 @@ class TargetError(VmBackupError):
 
 
 class PoolError(VmBackupError):
-    """XenAPI refused or could not be reached; `code` is xapi's error code, or ''."""
+    """XenAPI refused or could not be reached; `details`: xapi's code and what it tells with it."""
 
     def __init__(self, text: str, code: str = '', details: Sequence[str] = ()) -> None:
-        super().__init__(text)
-        self.code = code
+        super().__init__(text, code)
         self.details = list(details)
 
 
@@ -200,8 +211,8 @@ class Damaged(VmBackupError):
 class BackupFailed(VmBackupError):
     """One VM's backup failed; `token` is its word in the status log."""
 
-    def __init__(self, token: str, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, token: str, text: str, code: str = '') -> None:
+        super().__init__(text, code)
         self.token = token
 
 
@@ -1436,7 +1447,7 @@ class Watchdog:
         limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
         if self.standing() > limit:
             raise CommandFailed(f'no progress for {limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(max(size, 0))} {self.verb}')
+                                f'with {human_size(max(size, 0))} {self.verb}', STALLED)
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -1643,7 +1654,7 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
                 results = [wait_for(each, signals, timeout, watchdog, feeder)
                            for each in children]
         except subprocess.TimeoutExpired:
-            raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}')
+            raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}', TIMED_OUT)
         if feeder:
             feeder.finish()
         last = results[-1]
@@ -1756,9 +1767,24 @@ def be_gentle(idle: bool) -> None:
         run(words + ['-p', str(os.getpid())], SHARE_TIMEOUT)
 
 
-# What a command says that met xapi's end. Of the task that xapi forgot xe tells the text alone.
-WENT_AWAY = re.compile('Lost connection|Connection (refused|reset)|Broken pipe|Unable to contact|'
-                       'HANDLE_INVALID|You gave an invalid object reference')
+# The codes of what xe says: words of its own of a connection (xapi: xe-cli/newcli.ml; recorded from
+# xapi 25.33.2 and 26.17.0); an error of xapi as its sentence (xapi: datamodel_errors.ml), or as its
+# code where it has none.
+XE_CODES = (
+    (REFUSED, 'Connection refused'),
+    (UNREACHABLE, 'Lost connection|Connection reset|Broken pipe|Unable to contact'),
+    ('HANDLE_INVALID', 'HANDLE_INVALID|You gave an invalid object reference'),
+    ('OTHER_OPERATION_IN_PROGRESS', 'currently in progress'),
+    (FULL, 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space'),
+    ('IMPORT_INCOMPATIBLE_VERSION',
+     'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
+    ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
+    (IN_USE, 'in use'))
+
+
+def code_of(words: str) -> str:
+    """Return the code of what xe says when it fails, '' for what is none of XE_CODES."""
+    return next((code for code, said in XE_CODES if re.search(said, words)), '')
 
 
 class Xe:
@@ -1818,7 +1844,7 @@ class Xe:
             self.console.log('ERROR ' + quoted(argv))
             last_words = ' / '.join(result.words.splitlines()[-4:])
             raise CommandFailed('xe {} failed: {}'.format(
-                argv[1], last_words or f'exit status {result.status}'))
+                argv[1], last_words or f'exit status {result.status}'), code_of(last_words))
         if re.search('^Export (failed|cancelled)', result.words, re.MULTILINE):
             raise CommandFailed(f'xe {argv[1]} failed, with exit status 0')
         return result
@@ -1832,7 +1858,7 @@ class Xe:
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
-LOST = ('UNREACHABLE', 'HOST_STILL_BOOTING')   # a call may be repeated
+LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 LEAKED, RUNNING, IN_DOUBT, NOT_OURS = 'leaked', 'running', 'in doubt', 'not ours'
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
@@ -2052,7 +2078,7 @@ class Pool:
                 xml.parsers.expat.ExpatError) as error:
             words, code = str(error) or type(error).__name__, ''
         except (OSError, http.client.HTTPException) as error:
-            words, code = str(error) or type(error).__name__, 'UNREACHABLE'
+            words, code = str(error) or type(error).__name__, UNREACHABLE
         raise PoolError(f'XenAPI {what} failed: {words}', code)
 
     def get(self, method: str, kind: type, *arguments: Any) -> Any:
@@ -4408,7 +4434,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
             archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
             break
         except CommandFailed as error:
-            if not wait or not re.search('currently in progress|' + WENT_AWAY.pattern, str(error)):
+            if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
                 raise
         time.sleep(wait)
     ova = ova_xml(archive)
@@ -4683,9 +4709,7 @@ class Verifier:
 # carries our label. Never by its name alone.
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
-LEFT = 'left in the pool'  # in each warning that the next attempt may mend
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
-FULL = re.compile('SR_BACKEND_FAILURE_44|SR_FULL|insufficient space')
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
 
@@ -4696,7 +4720,7 @@ def failing_as(token: str) -> Iterator[None]:
     try:
         yield
     except (CommandFailed, PoolError) as error:
-        raise BackupFailed(token, str(error)) from error
+        raise BackupFailed(token, str(error), error.code) from error
 
 
 @contextlib.contextmanager
@@ -4727,12 +4751,12 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
             if hold.state in (RUNNING, IN_DOUBT) or programs_with('/' + disk):     # vhd-tool's path
-                raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}')
+                raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}', IN_USE)
             if leaked is not None:
                 if hold.state == NOT_OURS:
                     raise VmBackupError(f'the disk {disk} has {hold.what}')
                 if hold.vbd['uuid'] not in leaked:
-                    raise PoolError(f'the disk {disk} is in use, since a moment ago')
+                    raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
         if not held:
             return
         if leaked is None:
@@ -4773,6 +4797,7 @@ class Exporter:
         self.warnings = warnings
         self.left_out = []     # type: List[Tuple[Disk, str]]
         self.prepared = False
+        self.left = False      # a snapshot of ours may be in the pool, for a later attempt
         # Set by select_target: the VM; reference and uuid of what gets a snapshot; the label of
         # this one and references of those before; disks that are exported, and the others.
         self.vm = None         # type: Any
@@ -4835,7 +4860,7 @@ class Exporter:
                     self.xe.transfer('vdi-export', watchdog, filename='',
                                      packer=(command, stream.fileno()), **words)
         except CommandFailed as error:
-            if form == '.vhd' and size % VHD_BLOCK and 'stall_timeout' in str(error):
+            if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
             raise
         if form == '.raw' and not packed and size_of(path) != size:
@@ -4864,10 +4889,11 @@ class Exporter:
             yield snapshot
             exported = True
         finally:
-            with tolerating(self.warnings, f'the snapshot {intent.uuid} was {LEFT}'):
+            with tolerating(self.warnings, f'the snapshot {intent.uuid} was left in the pool'):
                 if not exported:
                     self.pool.await_exports(self.kind, snapshot.ref)
                 self.remove(intent)
+                self.left = False
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_intent(backup)
 
@@ -4878,7 +4904,7 @@ class Exporter:
         with failing_as(self.snapshot_token):
             intent = self.intended()
         set_intent(backup, intent)
-        taken = unknown = False
+        self.left, taken, unknown = True, False, False
         try:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
@@ -4893,16 +4919,15 @@ class Exporter:
                 intent = self.with_disks(intent, found)
             taken = True
         except BackupFailed as error:
-            text = str(error)
             # Recorded: where xapi went away it may make the snapshot when it starts.
-            unknown = not intent.uuid and ('no end within' in text or bool(WENT_AWAY.search(text)))
-            if FULL.search(text):
+            unknown = not intent.uuid and error.code in WENT_AWAY + (TIMED_OUT,)
+            if error.code == FULL:
                 used = self.pool.sr_usage([disk.sr_uuid for disk in self.snapshotted_disks()])
                 raise BackupFailed(error.token, f'{error} ({used})')
             raise
         finally:
             if not taken:
-                with tolerating(self.warnings, f'a snapshot may have been {LEFT}'):
+                with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                     self.clean_up_failure(intent, backup, unknown)
         return intent, found
 
@@ -4923,9 +4948,10 @@ class Exporter:
                 if each.ref not in self.before]
         clear = self.clean_up_snapshot(
             intent if intent.uuid in made else intent._replace(uuid=''), backup)
+        self.left = unknown
         if unknown:
             set_intent(backup, intent)
-            self.warnings.append(f'a snapshot may still be made and {LEFT}')
+            self.warnings.append('a snapshot may still be made and left in the pool')
         elif clear:
             drop_intent(backup)
 
@@ -5029,11 +5055,11 @@ class Exporter:
                     self.discard(intent.uuid, attempt)
                 return self.check_gone(intent)
             except (CommandFailed, PoolError) as error:
-                if attempt == len(DISCARD_PAUSES) and 'in use' in str(error):
+                if attempt == len(DISCARD_PAUSES) and error.code == IN_USE:
                     pauses += BUSY_PAUSES
                 if attempt >= len(pauses):
                     raise
-                if 'in use' in str(error):             # until a transfer has quite ended, as a rule
+                if error.code == IN_USE:               # until a transfer has quite ended, as a rule
                     self.console.log(f'***NOTE - {error}: trying again')
                 else:
                     self.warnings.append(str(error))
@@ -5126,15 +5152,18 @@ class VmExporter(Exporter):
 
     def destroy_disks(self, disks: Sequence[Snapshot]) -> None:
         """Destroy the disks of a snapshot that is gone, all that can be. Raise CommandFailed."""
-        words = []             # type: List[str]
+        words, code = [], ''
         for disk in disks:
-            with tolerating(words, disk.uuid):
+            try:
                 if disk.vbds:
                     drop_leaked_vbds(self.pool, self.xe, {}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
+            except VmBackupError as error:
+                words.append(f'{disk.uuid}: {error}')
+                code = IN_USE if error.code == IN_USE else code
         left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
         if left:
-            raise CommandFailed('disks of it are still there: ' + ', '.join(words or left))
+            raise CommandFailed('disks of it are still there: ' + ', '.join(words or left), code)
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Return if it is the only one with our label that was made soon after."""
@@ -5265,12 +5294,11 @@ class DisksExporter(VmExporter):
 # carries it when a restore has ended is partly restored, is ours, and is removed. What fails raises
 # CommandFailed or PoolError; reading a file, Damaged or OSError too.
 
-ADVICE = (                 # (what xe or xapi says, what to do)
-    ('IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
-     'it was exported by a newer release: restore it in a pool that is as new'),
-    ('DUPLICATE_MAC_SEED|MAC seed is already in use',
-     'a VM with the same MAC addresses is there: restore without preserve'),
-    (FULL.pattern, 'choose another SR with sr='))
+ADVICE = {                 # what to do, by the code of what went wrong
+    'IMPORT_INCOMPATIBLE_VERSION':
+        'it was exported by a newer release: restore it in a pool that is as new',
+    'DUPLICATE_MAC_SEED': 'a VM with the same MAC addresses is there: restore without preserve',
+    FULL: 'choose another SR with sr='}
 
 
 @contextlib.contextmanager
@@ -5279,9 +5307,8 @@ def advising() -> Iterator[None]:
     try:
         yield
     except CommandFailed as error:
-        for words, advice in ADVICE:
-            if re.search(words, str(error)):
-                raise CommandFailed(f'{error} ({advice})')
+        if error.code in ADVICE:
+            raise CommandFailed(f'{error} ({ADVICE[error.code]})')
         raise
 
 
@@ -5325,7 +5352,8 @@ class Importer:
                     self.store.complete(record)
                 complete = keep
             finally:
-                with tolerating(self.warnings, f'what was restored was {LEFT}, or its mark'):
+                with tolerating(self.warnings,
+                                'what was restored was left in the pool, or its mark'):
                     self.end(record._replace(complete=complete))
 
     def clean_up(self) -> None:
@@ -5988,8 +6016,12 @@ class Shared:
         records = history.open_records()
         for backup in records:
             if backup.path not in self.not_removed and backup.path not in self.doubtful:
-                with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
+                try:
                     self.remove_snapshot(backup, warnings)
+                except (VmBackupError, OSError) as error:
+                    warnings.append(
+                        f'a snapshot of {backup.path} may be left in the pool: {error}')
+                    self.to_retry.append(history)
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
                 self.store.finish_deleting(path)
@@ -6057,7 +6089,7 @@ class VmBackup(Turn):
                 self.back_up_with_hooks()
             finally:
                 self.release()
-                if any(LEFT in warning for warning in self.warnings):
+                if self.exporter and self.exporter.left:
                     self.shared.to_retry.append(self.history)
 
     def back_up_with_hooks(self) -> None:
@@ -6085,14 +6117,12 @@ class VmBackup(Turn):
         try:
             return self.back_up(now())
         except VmBackupError as error:
-            begun = re.search('-EXPORT-FAIL|VERIFY-FAIL', token_of(error)) and (
-                'Connection refused' not in str(error))
-            if begun or not WENT_AWAY.search(str(error)) or not self.pool.patience:
+            survivable = (REFUSED,) if token_of(error).endswith('-EXPORT-FAIL') else WENT_AWAY
+            if error.code not in survivable or not self.pool.patience:
                 raise
-            if any(LEFT in warning for warning in self.warnings):  # xapi may make it as it starts
+            if self.exporter and self.exporter.left:       # xapi may make it as it starts
                 self.shared.to_retry.append(self.history)
-                if self.path:
-                    self.shared.doubtful.append(self.path)
+                self.shared.doubtful.append(self.path)
             self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
         self.release()
         waited = stopwatch()
@@ -6560,8 +6590,6 @@ class BackupRun(Run):
                         self.shared.clean_up(history, warnings)
                 except BackupFailed as error:
                     self.console.log(f'***NOTE - {history.directory}: {error}')
-        if any(LEFT in warning for warning in warnings):
-            self.shared.to_retry.append(history)
         self.warn(warnings)
 
     def add_failures(self, plan: Plan) -> None:
