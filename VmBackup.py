@@ -4883,8 +4883,7 @@ class Exporter:
         try:
             set_intent(backup, intent)
             with failing_as(self.prepare_token):
-                self.drop_excluded_disks()
-                self.prepare(intent.uuid)
+                self.prepare(intent)
             self.prepared = True
             yield snapshot
             exported = True
@@ -4901,8 +4900,16 @@ class Exporter:
         """Record the intent, make the snapshot and identify it. Raise BackupFailed, Interrupted."""
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
+        disks = self.snapshotted_disks()
         with failing_as(self.snapshot_token):
-            intent = self.intended()
+            pool, ahead = self.pool.uuid(), self.pool.ahead()
+        intent = Intent(
+            pool=pool, kind=self.kind, of=self.uuid, ref=self.target, label=self.label,
+            since=utc(ahead - 60), until=utc(ahead + 900),
+            latest=utc(ahead + 2 * XE_TIMEOUT + 900), host=os.uname().nodename,
+            process=process(str(os.getpid())), before=self.before,
+            sources=tuple(disk.vdi_ref for disk in disks),
+            names=tuple(disk.vdi['name_label'] for disk in disks))
         set_intent(backup, intent)
         self.left, taken, unknown = True, False, False
         try:
@@ -4922,7 +4929,7 @@ class Exporter:
             # Recorded: where xapi went away it may make the snapshot when it starts.
             unknown = not intent.uuid and error.code in WENT_AWAY + (TIMED_OUT,)
             if error.code == FULL:
-                used = self.pool.sr_usage([disk.sr_uuid for disk in self.snapshotted_disks()])
+                used = self.pool.sr_usage([disk.sr_uuid for disk in disks])
                 raise BackupFailed(error.token, f'{error} ({used})')
             raise
         finally:
@@ -4930,17 +4937,6 @@ class Exporter:
                 with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                     self.clean_up_failure(intent, backup, unknown)
         return intent, found
-
-    def intended(self) -> Intent:
-        """Return the record of the snapshot that is about to be made. Raise PoolError."""
-        pool, ahead, disks = self.pool.uuid(), self.pool.ahead(), self.snapshotted_disks()
-        return Intent(
-            pool=pool, kind=self.kind, of=self.uuid, ref=self.target, label=self.label,
-            since=utc(ahead - 60), until=utc(ahead + 900),
-            latest=utc(ahead + 2 * XE_TIMEOUT + 900), host=os.uname().nodename,
-            process=process(str(os.getpid())), before=self.before,
-            sources=tuple(disk.vdi_ref for disk in disks),
-            names=tuple(disk.vdi['name_label'] for disk in disks))
 
     def clean_up_failure(self, intent: Intent, backup: Backup, unknown: bool) -> None:
         """Remove what a failed snapshot has left; `unknown`: xapi may still make it."""
@@ -4967,14 +4963,6 @@ class Exporter:
         if not sources or sources == intent.sources:
             return intent._replace(disks=disks)
         return intent._replace(sources=sources, names=(), disks=disks)
-
-    def drop_excluded_disks(self) -> None:
-        """Destroy the copies of disks that are left out of an archive, which also takes them from
-        the snapshot (xapi: xapi_vdi.ml, destroy). Raise CommandFailed, PoolError."""
-        if '.xva' in self.extension and self.left_out and not self.ignoring:
-            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
-                if found.ref in self.copies:
-                    self.xe.tell('vdi-destroy', uuid=found.uuid)
 
     def clean_up_snapshot(self, intent: Intent, backup: Backup) -> bool:
         """Destroy the snapshot of a record and what is left of it. Return False, after a warning,
@@ -5047,11 +5035,17 @@ class Exporter:
 
     def remove(self, intent: Intent) -> None:
         """Discard a snapshot until it is gone with its disks. Raise CommandFailed, PoolError."""
+        own = 1 if self.kind == 'VM' else 0            # VBDs of each disk
         pauses = list(DISCARD_PAUSES)
         for attempt in itertools.count():
             try:
                 if not attempt or not self.pool.is_gone(self.kind, intent.uuid):
-                    self.free_disks(intent)
+                    # Disks that something else has would stay when the record of the snapshot is
+                    # gone (recorded: snapshot-uninstall).
+                    held = [found.ref for found in self.copies_of(intent) if len(found.vbds) > own]
+                    if held:
+                        owners = self.pool.where('VM', 'uuid', [intent.uuid])
+                        drop_leaked_vbds(self.pool, self.xe, owners, held)
                     self.discard(intent.uuid, attempt)
                 return self.check_gone(intent)
             except (CommandFailed, PoolError) as error:
@@ -5064,15 +5058,6 @@ class Exporter:
                 else:
                     self.warnings.append(str(error))
                 time.sleep(pauses[attempt])
-
-    def free_disks(self, intent: Intent) -> None:
-        """See that nothing else has the snapshot's disks, which would stay when the record of the
-        snapshot is gone (recorded: snapshot-uninstall). Raise as drop_leaked_vbds."""
-        own = 1 if self.kind == 'VM' else 0            # VBDs of each disk
-        held = [found.ref for found in self.copies_of(intent) if len(found.vbds) > own]
-        if held:
-            owners = self.pool.where('VM', 'uuid', [intent.uuid])
-            drop_leaked_vbds(self.pool, self.xe, owners, held)
 
     def check_gone(self, intent: Intent) -> None:
         """Raise CommandFailed if the snapshot is still there, or PoolError."""
@@ -5118,10 +5103,17 @@ class VmExporter(Exporter):
             words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
         return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label, **words)
 
-    def prepare(self, snapshot: str) -> None:
-        """Make it no template, as xe's vm-export and vm-uninstall see none, which a snapshot is;
-        the archive keeps the mark (xapi: cli_operations.ml, select_vms; export.ml, make_vm)."""
-        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False, uuid=snapshot)
+    def prepare(self, intent: Intent) -> None:
+        """Destroy copies that are not for the archive, which takes them from the snapshot, too
+        (xapi: xapi_vdi.ml, destroy). Make it no template, as xe's vm-export and vm-uninstall see
+        none, which a snapshot is; the archive keeps the mark (xapi: cli_operations.ml, select_vms;
+        export.ml, make_vm)."""
+        if '.xva' in self.extension and not self.ignoring:
+            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
+                if found.ref in intent.disks:
+                    self.xe.tell('vdi-destroy', uuid=found.uuid)
+        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
+                     uuid=intent.uuid)
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
         """Export an archive, or a disk. Exit status 0 alone proves nothing: xe has to say so, too
@@ -5237,9 +5229,9 @@ class VdiExporter(Exporter):
         """Make one that carries its disk's name until it is prepared."""
         return self.xe.tell('vdi-snapshot', uuid=self.uuid)
 
-    def prepare(self, snapshot: str) -> None:
+    def prepare(self, intent: Intent) -> None:
         """Give the snapshot our label."""
-        self.xe.tell('vdi-param-set', uuid=snapshot, name_label=self.label)
+        self.xe.tell('vdi-param-set', uuid=intent.uuid, name_label=self.label)
 
     def discard(self, snapshot: str, attempt: int) -> None:
         """Destroy it; refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
@@ -5299,17 +5291,6 @@ ADVICE = {                 # what to do, by the code of what went wrong
         'it was exported by a newer release: restore it in a pool that is as new',
     'DUPLICATE_MAC_SEED': 'a VM with the same MAC addresses is there: restore without preserve',
     FULL: 'choose another SR with sr='}
-
-
-@contextlib.contextmanager
-def advising() -> Iterator[None]:
-    """Add to the failure of a command what can be done about it."""
-    try:
-        yield
-    except CommandFailed as error:
-        if error.code in ADVICE:
-            raise CommandFailed(f'{error} ({ADVICE[error.code]})')
-        raise
 
 
 class Target(NamedTuple):
@@ -5462,15 +5443,6 @@ class Importer:
                 shared.add(vbd['VDI'])
         return shared
 
-    def free(self, mark: str) -> None:
-        """Free disks that were restored from dom0: an import says success although storage did not
-        let go (recorded from xapi 25.33.2 and 26.17.0). Warn if that is not possible."""
-        made = self.pool.marked(mark)
-        disks = ', '.join(vdi['uuid'] for vdi in made.disks.values())
-        with tolerating(self.warnings, f'dom0 may still have what was restored (look at it: xe '
-                        f'vbd-list vdi-uuid={disks})'):
-            drop_leaked_vbds(self.pool, self.xe, made.vms, list(made.disks), 'RW', True)
-
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
              **parameters: Any) -> str:
         """Let a command import what is made of a file, of so many bytes if that is known, for as
@@ -5478,8 +5450,7 @@ class Importer:
         feeder = Feeder(pieces)
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
-        with advising():
-            return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
+        return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive and look whether all disks are there; return the uuid of the VM.
@@ -5519,9 +5490,8 @@ class Importer:
             if unpacked_size:
                 path = self.unpack(path, unpacked_size, record)
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
-        with advising():
-            uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                                name_label=marked_name(mark), virtual_size=str(size), **words)
+        uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
+                            name_label=marked_name(mark), virtual_size=str(size), **words)
         made = 0
         for vdi in self.pool.marked(mark).disks.values():
             if vdi['uuid'] == uuid:
@@ -5556,8 +5526,7 @@ class Importer:
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
                             lambda: self.pool.progress('VDI import', others))
-        with advising():
-            self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
+        self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -7206,8 +7175,13 @@ class Restorer:
         return self.plan_disk(chosen, options)
 
     def plan_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
-        """Plan the restore of an archive."""
-        self.check_version(found)
+        """Plan the restore of an archive. Raise PoolError if the pool's xapi refuses what that of
+        the archive has exported (xapi: importexport.ml, assert_compatible)."""
+        ours = self.pool.version()
+        if ours[0] and (found.version > ours or ours[0] == 1 and found.version[0] != 1):
+            raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
+                            'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
+                            'new)'.format(*(found.version + ours)))
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
         name = self.free_name(original, chosen.when, options['name'])
         preserve = options.get('preserve') == 'true'
@@ -7220,7 +7194,13 @@ class Restorer:
         self.log_space(sr, size)
         for device in sorted(found.disks, key=lambda device: device.zfill(9)):
             log(f'  disk:     {device_name("", device)} of {human_size(found.disks[device])}')
-        self.log_networks(found)
+        networks = self.pool.records('network').values()
+        for device, label, bridge in found.vifs:       # of that name, or else that bridge (xapi:
+            same = [each for each in networks if each['name_label'] == label]      # import.ml)
+            same += [each for each in networks if each['bridge'] == bridge]
+            where = f'"{same[0]["name_label"]}"' if same else (
+                f'"{label}", which is not here: it will be made')
+            log(f'  network:  VIF {device} in {where}')
         log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'))
         firmware = found.firmware['firmware']
         if found.firmware['nvram']:
@@ -7229,15 +7209,6 @@ class Restorer:
             firmware += ', with a TPM, whose content this pool may not restore'
         log('  firmware: ' + firmware)
         return Target(name, sr, size, found.disks, preserve)
-
-    def check_version(self, found: ArchivedVm) -> None:
-        """Raise PoolError if the pool's xapi refuses what that of an archive has exported (xapi:
-        importexport.ml, assert_compatible)."""
-        ours = self.pool.version()
-        if ours[0] and (found.version > ours or ours[0] == 1 and found.version[0] != 1):
-            raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
-                            'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
-                            'new)'.format(*(found.version + ours)))
 
     def free_name(self, original: str, when: str, name: str) -> str:
         """Return the name for a new VM, which is `name` if that is given."""
@@ -7294,17 +7265,6 @@ class Restorer:
         if total > 0 and size > total - used:
             self.console.log('***NOTE - that is enough only if the SR is thin-provisioned')
 
-    def log_networks(self, found: ArchivedVm) -> None:
-        """Log which networks VIFs go to: of that name, or else that bridge (xapi: import.ml)."""
-        here = self.pool.records('network').values()
-        for device, name, bridge in found.vifs:
-            same = [each for each in here if each['name_label'] == name]
-            same += [each for each in here if each['bridge'] == bridge]
-            where = f'"{name}", which is not here: it will be made'
-            if same:
-                where = f'"{same[0]["name_label"]}"'
-            self.console.log(f'  network:  VIF {device} in {where}')
-
     def plan_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """Plan the restore of an image."""
         file = os.path.basename(chosen.path)
@@ -7357,7 +7317,13 @@ class Restorer:
         with self.importer.restoring(target.name, True) as record:
             uuid = self.put(chosen, target, record)
             self.signals.check()
-            self.importer.free(record.mark)
+            # An import says success although storage did not let go of a disk (recorded from xapi
+            # 25.33.2 and 26.17.0).
+            made = self.pool.marked(record.mark)
+            disks = ', '.join(vdi['uuid'] for vdi in made.disks.values())
+            with tolerating(self.importer.warnings, 'dom0 may still have what was restored (look '
+                            f'at it: xe vbd-list vdi-uuid={disks})'):
+                drop_leaked_vbds(self.pool, self.xe, made.vms, list(made.disks), 'RW')
             if target.attach:
                 self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid,
                              device=target.device, mode='RW', type='Disk', bootable=False)
@@ -7377,9 +7343,14 @@ class Restorer:
             cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: as import_vm) or image; return the uuid of the new one."""
         self.signals.check()
-        if chosen.form == '.xva':
-            return self.importer.import_vm(chosen.path, target, record.mark, cut_off)
-        return self.importer.import_disk(chosen.path, chosen.form, target, record)
+        try:
+            if chosen.form == '.xva':
+                return self.importer.import_vm(chosen.path, target, record.mark, cut_off)
+            return self.importer.import_disk(chosen.path, chosen.form, target, record)
+        except CommandFailed as error:
+            if error.code in ADVICE:
+                raise CommandFailed(f'{error} ({ADVICE[error.code]})')
+            raise
 
     def test(self, chosen: Chosen, target: Target) -> None:
         """Restore as planned, prove it and destroy it again. An archive's checksums are compared
