@@ -3186,10 +3186,6 @@ class Catalogue:
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
 
-    def vms(self) -> List[History]:
-        """Return those that have backups, or failures' records. Raise TargetError, OSError."""
-        return [history for history in self.histories() if history.holds_any()]
-
     def backup(self, path: str) -> Backup:
         """Read a directory, wherever it is. Raise OSError if it is gone."""
         date = History(os.path.dirname(path), self.patterns).date_of(os.path.basename(path))
@@ -3239,9 +3235,10 @@ class Catalogue:
 
 def choose(histories: Sequence[History], config: Config, selector_text: str,
            keep: int = 1) -> Tuple[List[History], Plan]:
-    """Return those that a selector or else the lines of a config choose; without any, all. The plan
-    tells what was not found, and how many to keep where no line does."""
-    found = {history.directory: history for history in histories}
+    """Return those with backups or failures' records that a selector or else the lines of a config
+    choose; without any, all. The plan tells what was not found, and how many to keep where no line
+    does. Raise OSError."""
+    found = {history.directory: history for history in histories if history.holds_any()}
     rules = (selector(selector_text),) if selector_text else config.rules
     by_name = all(rule.kind == 'name' for rule in rules)
     vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
@@ -6657,42 +6654,22 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
 # ----------------------------------------------------------------------------------------------
 
 
+TABLE_HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored', 'protected',
+              'name')
+
+
 class VerifyCommand:
     """`verify`: proves backups of this program, or of 3.25, whole."""
 
-    def __init__(self, console: Console, signals: Signals) -> None:
+    def __init__(self, console: Console, signals: Signals, limit: float, every: bool) -> None:
         self.console = console
-        self.verifier = Verifier(console, signals, 0)
-        self.signals = signals
+        self.verifier = Verifier(console, signals, limit)
+        self.every = every     # all backups of a VM; else the newest
         self.tokens = []       # type: List[str]
 
-    def run(self, word: str, selector_text: str, every: bool) -> int:
-        """Verify what a path stands for; return the exit status. Raise VmBackupError, OSError."""
-        self.signals.at_once = False
-        be_gentle(True)
-        target = open_target(word, self.console, True, form_of_file)
-        many = target.kind in ('config', 'store')
-        if selector_text and not many or every and target.kind in ('file', 'backup'):
-            raise UsageError(f'there is nothing to choose from in {word}')
-        self.verifier.limit = target.config.settings.stall_timeout * 60
-        if many:
-            self.verify_store(target, selector_text, every)
-        elif target.kind == 'history':
-            self.verify_history(History(target.path, target.store.patterns), every)
-        elif target.kind == 'backup':
-            self.verify_backup(target.path)
-        else:
-            self.verify_file(target.path)
-        if not self.tokens:
-            raise UsageError(f'no backups in {word}')
-        counts = tally(self.tokens)
-        verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
-        self.console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
-        return verdict.status
-
-    def verify_store(self, target: Opened, selector_text: str, every: bool) -> None:
-        """Verify the backups that a config file or a selector chooses of all in backup_dir."""
-        histories, plan = choose(target.store.vms(), target.config, selector_text)
+    def verify_vms(self, target: Opened, selector_text: str) -> None:
+        """Verify backups of the VMs that a config file or a selector chooses of all there are."""
+        histories, plan = choose(histories_in(target), target.config, selector_text)
         for message in plan.messages + plan.errors:
             self.console.log(message)
         for _ in plan.failures or plan.errors:
@@ -6700,19 +6677,16 @@ class VerifyCommand:
         if plan.warnings:
             self.tokens.append('WARNING')
         for history in histories:
-            self.verify_history(history, every)
-        for dumps in [] if selector_text else target.store.all_pool_dumps():
-            for path in dumps if every else dumps[-1:]:
-                self.verify_file(path)
-
-    def verify_history(self, history: History, every: bool) -> None:
-        """Verify the newest or every backup of a VM, the newest first."""
-        with self.telling(history.directory):
-            backups = history.all_good()[::-1]
-            if not backups:
-                raise Damaged('no good backup of this VM')
-            for backup in backups if every else backups[:1]:
-                self.verify_backup(backup.path)
+            with self.telling(history.directory):
+                backups = history.all_good()
+                if not backups:
+                    raise Damaged('no good backup of this VM')
+                for backup in reversed(backups if self.every else backups[-1:]):
+                    self.verify_backup(backup.path)
+        if target.kind != 'history' and not selector_text:
+            for dumps in target.store.all_pool_dumps():
+                for path in dumps if self.every else dumps[-1:]:
+                    self.verify_file(path)
 
     def verify_file(self, path: str) -> None:
         """Verify one file; if it is all of a backup, that backup."""
@@ -6728,279 +6702,243 @@ class VerifyCommand:
 
     def verify_backup(self, path: str) -> None:
         """Verify one backup, and put the result into its manifest."""
-        record = {}            # type: Dict[str, Any]
         with self.telling(path):
             backup = Backup.read(path, None)
             if not backup.has_marker():
                 raise Damaged('it has no marker: the record of a failure, not a backup')
+            known = backup.manifest.digests
             try:
                 found = self.verifier.check(backup)
+                record = found.record(known)
             except Damaged as error:
-                record = {'when': iso(now()), 'proved': '', 'digests': backup.manifest.digests,
-                          'fault': printable(str(error))}
-                raise
-            record = found.record(backup.manifest.digests)
+                found = Verified('', {}, [str(error)], [])
+                record = dict(found.record(known), fault=printable(str(error)))
             if found.problems:
-                raise Damaged('; '.join(found.problems + found.remarks))
-            self.tell(path, 'WARNING' if found.remarks else 'SUCCESS',
-                      '; '.join([PROVED[found.proved]] + found.remarks))
-        if record and kind_of(path):
+                self.tell(path, 'ERROR', '; '.join(found.problems + found.remarks))
+            else:
+                self.tell(path, 'WARNING' if found.remarks else 'SUCCESS',
+                          '; '.join([PROVED[found.proved]] + found.remarks))
             try:
                 note(backup, verified=record)
             except OSError as error:
-                token = 'NOTE' if error.errno == errno.EROFS else 'WARNING'
-                self.tell(path, token, f'the result is not recorded: {error.strerror}')
+                harmless = error.errno in (errno.EROFS, errno.ENOENT)
+                self.tell(path, 'NOTE' if harmless else 'WARNING',
+                          f'the result is not recorded: {error.strerror}')
 
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:
         """Verify something: what is wrong with it is told, and the others follow."""
-        self.signals.check()
+        self.verifier.signals.check()
         try:
             yield
-        except (VmBackupError, OSError) as error:
-            if kind_of(path):
-                self.tell(path, 'ERROR', getattr(error, 'strerror', None) or str(error))
-            else:
-                self.tell(path, 'NOTE', 'it was deleted meanwhile')
-        except Exception as error:                     # a bug of ours must not stop the others
+        except Exception as error:                     # also a bug of ours
             self.tell(path, 'ERROR', explain(error, self.console))
 
     def tell(self, path: str, token: str, text: str) -> None:
-        """Log a line, and count it unless it is a note."""
+        """Log a line, and count it unless it is a note, as of what was deleted meanwhile."""
+        with contextlib.suppress(OSError):
+            if token == 'ERROR' and not is_there(path):
+                token, text = 'NOTE', 'it was deleted meanwhile'
         words = {'SUCCESS': 'good', 'NOTE': '***NOTE -', 'WARNING': '***WARNING -'}
         self.console.log(f'{words.get(token, token)} {path}: {text}')
         if token != 'NOTE':
             self.tokens.append(token)
 
 
+def histories_in(target: Opened) -> List[History]:
+    """Return the directories that may be a VM's: all, or the one. Raise TargetError, OSError."""
+    if target.kind == 'history':
+        return [History(target.path, target.store.patterns)]
+    return target.store.histories()
+
+
 def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
-    return VerifyCommand(console, signals).run(
-        line.words[0], line.options['vm'], line.options['backups'] == 'all')
+    word, selector_text = line.words[0], line.options['vm']
+    every = line.options['backups'] == 'all'
+    signals.at_once = False
+    be_gentle(True)
+    target = open_target(word, console, True, form_of_file)
+    if (selector_text and target.kind not in ('config', 'store') or
+            every and target.kind in ('file', 'backup')):
+        raise UsageError(f'there is nothing to choose from in {word}')
+    command = VerifyCommand(console, signals, target.config.settings.stall_timeout * 60, every)
+    if target.kind == 'file':
+        command.verify_file(target.path)
+    elif target.kind == 'backup':
+        command.verify_backup(target.path)
+    else:
+        command.verify_vms(target, selector_text)
+    if not command.tokens:
+        raise UsageError(f'no backups in {word}')
+    counts = tally(command.tokens)
+    verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
+    console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
+    return verdict.status
 
 
-def age(when: Optional[str], moment: datetime.datetime) -> str:
+class Stock(NamedTuple):
+    """What there is of one VM."""
+
+    name: str
+    path: str                  # of its directory
+    backups: Sequence[Backup] = ()     # the newest first, then what is none
+    uuid: str = ''             # '' where nothing tells it
+
+    def good(self) -> List[Backup]:
+        """Return the good backups, the newest first."""
+        return [backup for backup in self.backups if backup.outcome == 'good']
+
+    def newest(self) -> Backup:
+        """Return the newest good backup, one without a path where there is none."""
+        return next(iter(self.good()), Backup(''))
+
+    def size(self) -> int:
+        """Return the bytes of all archives and images."""
+        return sum(sum(backup.sizes.values()) for backup in self.backups)
+
+
+def take_stock(histories: Sequence[History], config: Config, store: Store,
+               selector_text: str) -> Tuple[List[Stock], Plan]:
+    """Return, by name, what there is of each VM that a selector or else a config chooses, also
+    where that is nothing; and the plan, which tells what was not found."""
+    stocks = []                # type: List[Stock]
+    chosen, plan = choose(histories, config, selector_text)
+    uuids = {job.vm.ref: job.vm.uuid for job in plan.jobs}
+    for history in chosen:
+        path = history.directory
+        stocks.append(Stock(history.vm_name(), path, history.everything(), uuids.get(path, '')))
+    for failure in plan.failures:
+        stocks.append(Stock(failure.name, store.history(failure.name).directory))
+    stocks.sort(key=lambda stock: stock.name)
+    return stocks, plan
+
+
+def age(when: Optional[str]) -> str:
     """How long ago that was, for a person: 3d, 20h, 10min."""
     if not when:
         return '-'
-    seconds = max(moment.timestamp() - seconds_of(when), 0)
-    for limit, unit, name in ((172800, 86400, 'd'), (3600, 3600, 'h')):
-        if seconds >= limit:
-            return f'{seconds // unit:.0f}{name}'
-    return f'{seconds // 60:.0f}min'
+    seconds = max(now().timestamp() - seconds_of(when), 0)
+    if seconds < 3600:
+        return f'{seconds // 60:.0f}min'
+    if seconds < 172800:
+        return f'{seconds // 3600:.0f}h'
+    return f'{seconds // 86400:.0f}d'
 
 
-class Listing:
-    """`list`: tells what there is, from names and manifests."""
+def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str]) -> Record:
+    """Return what `list` tells, as the README has its form."""
+    listed = []                # type: List[Record]
+    for vm in vms:
+        listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
+                       'size': vm.size(), 'backups': list(map(described, vm.backups))})
+    return {'schema': 1, 'when': iso(now()), 'backup_dir': portable(root), 'vms': listed,
+            'messages': messages, 'good': sum(vm['good'] for vm in listed),
+            'size': sum(vm['size'] for vm in listed)}
 
-    HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored', 'protected', 'name')
 
-    def __init__(self) -> None:
-        self.moment = now()
-        self.root = ''
-        self.plan = Plan()
-        self.vms = []          # type: List[Dict[str, Any]]
-        self.pool_dumps = []   # type: List[Dict[str, Any]]
-        self.foreign = []      # type: List[str]
+def described(backup: Backup) -> Record:
+    """Return what the document has of a directory in a VM's."""
+    method = backup.manifest.method or None    # type: Optional[str]
+    size = compression = None  # type: Any
+    for name in backup.sizes:
+        size, compression = sum(backup.sizes.values()), compression_of(name).name
+        if not method:                                 # 3.25 has written none down
+            method = 'vm-export' if form_of(name) == '.xva' else 'vdi-export'
+    return {
+        'path': portable(backup.path), 'when': backup.started, 'outcome': backup.outcome,
+        'method': method, 'size': size, 'compression': compression,
+        'verified': backup.manifest.verified or None,
+        'test_restore': backup.manifest.test_restore or None, 'protected': backup.protected}
 
-    def read(self, target: Opened, selector_text: str) -> None:
-        """Take in what there is. Raise VmBackupError, OSError."""
-        self.root = target.store.root
-        if target.kind == 'history':
-            history = History(target.path, target.store.patterns).as_it_is()
-            self.add_vm(history.vm_name(), target.path, history.everything())
-            return
-        ours, others = [], []  # type: List[History], List[History]
-        for history in target.store.histories():
-            if history.as_it_is().holds_any():
-                ours.append(history)
-            else:
-                others.append(history)
-        chosen, self.plan = choose(ours, target.config, selector_text)
-        for history in chosen:
-            self.add_vm(history.vm_name(), history.directory, history.everything())
-        for missing in self.plan.failures:
-            self.add_vm(missing.name, target.store.history(missing.name).directory, [])
-        self.vms.sort(key=lambda vm: vm['name'])
-        for path in [] if selector_text else sorted(history.directory for history in others):
-            name, dumps = os.path.basename(path), []       # type: str, List[str]
-            if name.startswith('METADATA_'):
-                with contextlib.suppress(OSError):     # unreadable, or gone
-                    dumps = target.store.dumps_in(path)
-            if dumps:
-                self.pool_dumps.append({'path': portable(path), 'dumps': len(dumps),
-                                        'newest': os.path.basename(dumps[-1])})
-            elif name != LOCKS and portable(path) not in [vm['path'] for vm in self.vms]:
-                self.foreign.append(portable(path))
 
-    def add_vm(self, name: str, directory: str, everything: Sequence[Backup]) -> None:
-        """Take in a VM's backups."""
-        backups = [self.describe(backup) for backup in everything]
-        self.vms.append({'name': name, 'path': portable(directory),
-                         'good': [backup['outcome'] for backup in backups].count('good'),
-                         'size': sum(backup['size'] or 0 for backup in backups),
-                         'backups': backups})
+def table_of(document: Record) -> List[str]:
+    """Return the document for a person."""
+    rows, lines = [TABLE_HEAD], []     # type: List[Sequence[str]], List[str]
+    for vm in document['vms']:
+        rows.extend(map(row_of, vm['backups']))
+    table = aligned(rows)
+    if len(rows) > 1:
+        lines.append(next(table))
+    for vm in document['vms']:
+        good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
+        lines.append(f'{vm["name"]} ({vm["path"]}): {good}')
+        for backup in vm['backups']:
+            lines.append(next(table))
+            for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
+                if backup[key] and backup[key]['fault']:
+                    lines.append(f'    {what}: {backup[key]["fault"]}')
+    lines += document['messages']
+    lines.append('total of {} VMs: {} good, {}'.format(
+        len(document['vms']), document['good'], human_size(document['size'])))
+    without = [vm['name'] for vm in document['vms'] if not vm['good']]
+    if without:
+        lines[-1] += '; NO GOOD BACKUP of ' + ', '.join(without)
+    return lines
 
-    @staticmethod
-    def describe(backup: Backup) -> Dict[str, Any]:
-        """Return what the document has of a directory in a VM's."""
-        def shown(finding: Dict[str, Any], *keys: str) -> Optional[Dict[str, Any]]:
-            return {key: finding[key] for key in keys} if finding else None
-        manifest, name = backup.manifest, min(backup.sizes, default='')
-        method = manifest.method       # type: Optional[str]
-        if method not in METHODS[:2]:
-            method = {'': None, '.xva': 'vm-export'}.get(form_of(name), 'vdi-export')
-        return {
-            'path': portable(backup.path), 'when': backup.started, 'outcome': backup.outcome,
-            'method': method, 'size': sum(backup.sizes.values()) if name else None,
-            'compression': compression_of(name).name if name else None,
-            'verified': shown(manifest.verified, 'when', 'proved', 'fault'),
-            'test_restore': shown(manifest.test_restore, 'when', 'sr', 'seconds', 'fault'),
-            'protected': backup.protected}
 
-    def document(self) -> Dict[str, Any]:
-        """Return all of it, as the README has its form."""
-        return {'schema': 1, 'when': iso(self.moment), 'backup_dir': portable(self.root),
-                'vms': self.vms, 'pool_dumps': self.pool_dumps, 'foreign': self.foreign,
-                'messages': self.plan.messages + self.plan.errors,
-                'good': sum(vm['good'] for vm in self.vms),
-                'size': sum(vm['size'] for vm in self.vms)}
+def row_of(told: Record) -> List[str]:
+    """Return the row of a directory."""
+    when, size = told['when'] or '-', '-'
+    if told['size'] is not None:
+        size = human_size(told['size'])
+        if told['compression'] != 'none':
+            size += ' ' + told['compression']
+    row = [when[:16].replace('T', ' '), age(told['when']), told['method'] or '-', size,
+           told['outcome']]
+    for found in (told['verified'], told['test_restore']):
+        if found:
+            word = 'fault' if found['fault'] else found['proved'] or 'good'
+            row.append(f'{word} {age(found["when"])}')
+        else:
+            row.append('-')
+    row.append('yes' if told['protected'] else '-')
+    row.append(os.path.basename(told['path']))
+    return row
 
-    def table(self) -> List[str]:
-        """Return all of it for a person. A column in which there is nothing is left out."""
-        rows = {backup['path']: self.cells(backup) for vm in self.vms for backup in vm['backups']
-                if backup['outcome'] not in NO_BACKUP}
-        widths = []            # type: List[int]
-        for head, *column in zip(self.HEAD, *rows.values()):
-            widths.append(max(map(len, [head] + column)) if set(column) - {'-'} else 0)
 
-        def line(cells: Sequence[str]) -> str:
-            return '  '.join(cell.ljust(width) for cell, width in zip(cells, widths)
-                             if width).rstrip()
-        lines, whole = [line(self.HEAD)] if rows else [], self.document()
-        for vm in self.vms:
-            good = f'{vm["good"]} good, {human_size(vm["size"])}'
-            lines.append('{name} ({path}): '.format(**vm) +
-                         (good if vm['good'] else 'NO GOOD BACKUP'))
-            for backup in vm['backups']:
-                if backup['path'] in rows:
-                    lines.append(line(rows[backup['path']]))
-                else:
-                    name = os.path.basename(backup['path'])
-                    lines.append(f'    {backup["outcome"]}: {name}')
-                for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
-                    if backup[key] and backup[key]['fault']:
-                        lines.append(f'    {what}: {backup[key]["fault"]}')
-        for each in self.pool_dumps:
-            lines.append('pool database ({path}): {dumps} dumps, newest {newest}'.format(**each))
-        lines += ['foreign: ' + path for path in self.foreign]
-        lines += whole['messages']
-        total = f'total of {len(self.vms)} VMs: {whole["good"]} good, {human_size(whole["size"])}'
-        without = ', '.join(vm['name'] for vm in self.vms if not vm['good'])
-        return lines + [total + (f'; NO GOOD BACKUP of {without}' if without else '')]
-
-    def cells(self, backup: Dict[str, Any]) -> List[str]:
-        """Return a line of the table."""
-        def done(record: Optional[Dict[str, Any]]) -> str:
-            if not record:
-                return '-'
-            word = 'fault' if record['fault'] else record.get('proved', 'good') or 'unknown'
-            return f'{word} {age(record["when"], self.moment)}'
-        size = '-' if backup['size'] is None else human_size(backup['size'])
-        if backup['compression'] not in (None, 'none'):
-            size += ' ' + backup['compression']
-        return [(backup['when'] or '-')[:16].replace('T', ' '), age(backup['when'], self.moment),
-                backup['method'] or '-', size, backup['outcome'], done(backup['verified']),
-                done(backup['test_restore']), 'yes' if backup['protected'] else '-',
-                os.path.basename(backup['path'])]
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the rows of a table, its head first, without the columns in which there is nothing."""
+    columns = []               # type: List[List[str]]
+    for column in zip(*rows):
+        if set(column[1:]) != {'-'}:
+            width = max(map(len, column))
+            columns.append([cell.ljust(width) for cell in column])
+    for cells in zip(*columns):
+        yield '  '.join(cells).rstrip()
 
 
 def run_list(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
-    word, target, listing = line.words[0], open_target(line.words[0], console), Listing()
-    if target.kind == 'backup' or target.kind == 'history' and line.options['vm']:
+    word, selector_text = line.words[0], line.options['vm']
+    target = open_target(word, console)
+    if target.kind == 'backup' or target.kind == 'history' and selector_text:
         raise UsageError(f'there is nothing to choose from in {word}')
-    listing.read(target, line.options['vm'])
-    if not (listing.vms or listing.pool_dumps or listing.plan.messages):
+    histories = [history.as_it_is() for history in histories_in(target)]
+    vms, plan = take_stock(histories, target.config, target.store, selector_text)
+    if not (vms or plan.messages):
         raise UsageError(f'no backups in {word}')
+    document = document_of(vms, target.store.root, plan.messages + plan.errors)
     if line.options['format'] == 'json':
-        console.write(json.dumps(listing.document(), indent=1) + '\n')
+        console.write(json.dumps(document, indent=1) + '\n')
     else:
-        for row in listing.table():
+        for row in table_of(document):
             console.write(printable(row) + '\n')
-    if listing.plan.errors or not all(vm['good'] for vm in listing.vms):
+    if plan.errors or not all(vm.good() for vm in vms):
         return ERROR.status
-    newest = {vm['backups'][0]['outcome'] for vm in listing.vms}
-    return (WARNING if listing.plan.warnings or newest - {'good'} else SUCCESS).status
+    if plan.warnings or any(vm.backups[0].outcome != 'good' for vm in vms):
+        return WARNING.status
+    return SUCCESS.status
 
 
-class Prune:
+class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
 
-    def __init__(self, target: Opened, previewing: bool, console: Console,
-                 signals: Signals) -> None:
-        self.config = target.config
-        self.settings = target.config.settings
-        self.store = target.store
+    def __init__(self, store: Store, previewing: bool, console: Console) -> None:
+        self.store = store
         self.previewing = previewing
         self.console = console
-        self.signals = signals
         self.kept = self.deleted = self.errors = self.freed = 0
-
-    def run(self, selector_text: str) -> int:
-        """Prune the backups of the config's VMs, or of some; return the exit status."""
-        problem = self.store.problem(self.settings.require_mount)
-        if problem:
-            raise TargetError(problem.partition('ERROR: ')[2])
-        ours = self.store.vms()
-        histories, plan = choose(ours, self.config, '', keep_of(self.settings))
-        for error in plan.errors if plan.jobs or plan.invalid else ():
-            raise ConfigError(f'{error.strip()}: {"; ".join(plan.messages)}')
-        wanted = choose(ours, self.config, selector_text)[0] if selector_text else histories
-        for failure in plan.failures:
-            self.console.log(f'***NOTE - no backups of {failure.name}')
-        chosen = [(job, history) for job, history in zip(plan.jobs, histories)
-                  if history in wanted and not self.is_unclear(history)]
-        if not chosen and not self.errors:
-            raise UsageError('no backups in {} of a VM that the config names{}'.format(
-                self.store.root, f' and {selector_text} chooses' if selector_text else ''))
-        for job, history in chosen:
-            self.signals.check()
-            policy = policy_of(self.settings, job)
-            try:
-                with contextlib.ExitStack() as stack:
-                    if not self.previewing:
-                        stack.enter_context(self.store.locked(
-                            os.path.basename(history.directory), self.settings.lock_wait * 60,
-                            self.signals.check))
-                    self.prune(history, policy)
-            except (VmBackupError, OSError) as error:
-                self.fail(history.directory, error)
-        if self.store.unlocked:
-            self.console.log(self.store.lock_note())
-        verdict = ERROR if self.errors else SUCCESS
-        command, done = 'prune', 'deleted'
-        if self.previewing:
-            command, done = 'prune preview', 'would be deleted'
-        self.console.log(f'VmBackup {command} ended - {verdict.phrase} - {self.kept} kept, '
-                         f'{self.deleted} {done} ({human_size(self.freed)})')
-        return verdict.status
-
-    def is_unclear(self, history: History) -> bool:
-        """Whether lines by tag or uuid may be for a VM whose backups do not tell these."""
-        kinds = {rule.kind for rule in self.config.rules}
-        if not kinds & {'tag', 'uuid'}:
-            return False
-        owner = history.owner()
-        unknown = ''
-        if 'uuid' in kinds and not owner.uuid:
-            unknown = 'uuid'
-        elif 'tag' in kinds and 'tags' not in owner.record:
-            unknown = 'tag'
-        if unknown:
-            self.fail(history.directory, TargetError(
-                f'its newest backup does not tell the {unknown} of the VM: not touched'))
-        return bool(unknown)
 
     def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
@@ -7028,15 +6966,67 @@ class Prune:
     def fail(self, path: str, error: Exception) -> None:
         """Tell of what could not be done."""
         self.errors += 1
-        self.console.log(f'ERROR {path}: {getattr(error, "strerror", None) or error}')
+        self.console.log(f'ERROR {path}: {explain(error, self.console)}')
+
+
+def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple[Job, History]]:
+    """Return the VMs of a config that a selector chooses, '' for all. Raise VmBackupError."""
+    settings, histories = target.config.settings, target.store.histories()
+    chosen, plan = choose(histories, target.config, '', keep_of(settings))
+    if plan.errors:
+        for message in plan.messages + plan.errors:
+            console.log(message)
+        raise ConfigError('nothing is pruned (see above)')
+    for failure in plan.failures:
+        console.log(f'***NOTE - no backups of {failure.name}')
+    found = list(zip(plan.jobs, chosen))
+    if selector_text:
+        wanted, _ = choose(histories, target.config, selector_text)
+        found = [(job, history) for job, history in found if history in wanted]
+    if not found:
+        raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
+                         f'{selector_text} chooses')
+    return found
+
+
+def check_known(vm: Vm, rules: Sequence[Rule]) -> None:
+    """Raise TargetError if rules by uuid or tag may be for a VM whose backups do not tell these."""
+    kinds = {rule.kind for rule in rules}
+    for kind, known in (('uuid', vm.uuid), ('tag', 'tags' in vm.record)):
+        if kind in kinds and not known:
+            raise TargetError(f'its newest backup does not tell the {kind} of the VM: not touched')
 
 
 def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_config(line.words[0], console)
+    settings, store = target.config.settings, target.store
     signals.at_once = False
-    previewing = line.options['preview'] == 'preview'
-    return Prune(target, previewing, console, signals).run(line.options['vm'])
+    problem = store.problem(settings.require_mount)
+    if problem:
+        raise TargetError(problem.partition('ERROR: ')[2])
+    command, done = 'prune', 'deleted'
+    if line.options['preview']:
+        command, done = 'prune preview', 'would be deleted'
+    pruning = Pruning(store, bool(line.options['preview']), console)
+    for job, history in to_prune(target, line.options['vm'], console):
+        signals.check()
+        try:
+            check_known(job.vm, target.config.rules)
+            with contextlib.ExitStack() as stack:
+                if not pruning.previewing:
+                    stack.enter_context(store.locked(
+                        os.path.basename(history.directory), settings.lock_wait * 60,
+                        signals.check))
+                pruning.prune(history, policy_of(settings, job))
+        except (VmBackupError, OSError) as error:
+            pruning.fail(history.directory, error)
+    if store.unlocked:
+        console.log(store.lock_note())
+    verdict = ERROR if pruning.errors else SUCCESS
+    console.log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
+                f'{pruning.deleted} {done} ({human_size(pruning.freed)})')
+    return verdict.status
 
 
 def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
@@ -7412,7 +7402,7 @@ class TestRestore(Run):
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store, warnings = self.sources.store, []       # type: Store, List[str]
-        histories, plan = choose(store.vms(), self.sources.config, word)
+        histories, plan = choose(store.histories(), self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
         if not histories:
@@ -7478,7 +7468,7 @@ def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> i
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
 UNKNOWN = 3
-LONGEST_ANSWER = 4000      # bytes; Nagios takes 4096
+LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
 MOST_NAMES = 10            # of VMs or such in one text
 
 
@@ -7499,9 +7489,8 @@ def plugin_line(status: int, text: str, figures: str = '') -> str:
     clean = printable(encoded(text).decode('utf-8', 'replace'))
     clean = re.sub('[|\x80-\x9f]', lambda found: f'\\x{ord(found.group()):02x}', clean)
     line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
-    limit = LONGEST_ANSWER - len(figures)
-    if len(line) > limit:
-        line = line[:limit - 4] + b' ...'
+    if len(line) > LONGEST_TEXT:
+        line = line[:LONGEST_TEXT] + b' ...'
     return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
 
 
@@ -7528,58 +7517,41 @@ class StatusCheck:
         if problem:
             raise TargetError(problem)
         histories = [history.as_it_is() for history in store.histories()]
-        self.check_backups(config, histories)
+        self.check_backups(*take_stock(histories, config, store, ''))
         self.check_run(config.settings.status_log)
         left = store.leftovers(histories, self.limit)
-        self.figures.insert(-1, f'leftovers={len(left)}')
+        self.figures.append(f'leftovers={len(left)}')
         if left:
             self.found.append((1, 'left over: ' + abbreviate(left)))
 
-    def check_backups(self, config: Config, histories: Sequence[History]) -> None:
-        """Judge the newest good backup of each VM. The manifest of each backup is read once."""
-        chosen, plan = choose([history for history in histories if history.holds_any()], config, '')
+    def check_backups(self, stocks: Sequence[Stock], plan: Plan) -> None:
+        """Judge the newest good backup of each VM, the oldest first."""
         for text in plan.messages + plan.errors:
             if text.startswith(('***ERROR - invalid', 'ERROR: ')):
                 raise ConfigError(text)
             if text.startswith('***WARNING - '):
                 self.found.append((1, text[len('***WARNING - '):]))
-        newest = self.newest_by_name(chosen, plan)
+        vms = {}               # type: Dict[str, Stock]
+        for vm in sorted(stocks, key=lambda stock: stock.newest().when):
+            vms[vm.uuid or vm.path] = vm               # of a VM that was renamed, the newer one
         bad, ages, size = [], [], 0
-        for name, backup in sorted(newest.items()):
-            size += sum(backup.sizes.values())
-            seconds = self.seconds_since(backup)
-            if seconds is not None:
-                ages.append(seconds)
-            if seconds is None or seconds > self.limit:
-                text = 'time unknown' if seconds is None else age(backup.started, self.moment)
-                bad.append(vm_phrase(name, text if backup.path else 'none'))
-        good, wanted = len(newest) - len(bad), f'good backup within {self.max_age}'
-        if bad or not newest:
+        for vm in vms.values():
+            newest = vm.newest()
+            size += sum(newest.sizes.values())
+            seconds = self.seconds_since(newest)
+            if seconds is None:
+                bad.append(vm_phrase(vm.name, 'time unknown' if newest.path else 'none'))
+                continue
+            ages.append(seconds)
+            if seconds > self.limit:
+                bad.append(vm_phrase(vm.name, age(newest.started)))
+        good, wanted = len(vms) - len(bad), f'good backup within {self.max_age}'
+        if bad or not vms:
             self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
-        self.found.append((0, f'{good} of {len(newest)} VMs have a {wanted}'))
-        self.figures = [f'vms={len(newest)}', f'good={good}']
+        self.found.append((0, f'{good} of {len(vms)} VMs have a {wanted}'))
+        self.figures = [f'vms={len(vms)}', f'good={good}', f'size={size}B']
         if ages:
             self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
-        self.figures.append(f'size={size}B')
-
-    @staticmethod
-    def newest_by_name(chosen: Sequence[History], plan: Plan) -> Dict[str, Backup]:
-        """Return the newest good backup of each VM, one without a path where there is none. Of a
-        VM that was renamed, and has the uuid of another directory, it is the newer one."""
-        found = {}             # type: Dict[str, Tuple[str, Backup]]
-        uuids = [job.vm.uuid for job in plan.jobs] or [''] * len(chosen)
-        for uuid, history in zip(uuids, chosen):
-            directory = os.path.basename(history.directory)
-            name = portable(directory) if TWIN.search(directory) else history.vm_name()
-            good = [backup for backup in history.everything() if backup.outcome == 'good']
-            newest = good[0] if good else Backup('')
-            vm = uuid or history.directory
-            _, other = found.get(vm, ('', Backup('')))
-            if vm not in found or newest.path and (newest.when > other.when or not other.path):
-                found[vm] = name, newest
-        newest_by_name = {failure.name: Backup('') for failure in plan.failures}
-        newest_by_name.update(found.values())
-        return newest_by_name
 
     def seconds_since(self, backup: Backup) -> Optional[float]:
         """Return the age of a backup; None if its time is not known, or after tomorrow."""
@@ -7642,12 +7614,6 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     problems += program_problems(settings)
     for text in [*config.notes, *problems]:
         log(text)
-    kept = [name for name in PERIODS if getattr(settings, f'keep_{name}')]
-    if settings.keep_last == 0 and not kept:
-        log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
-            'all the same')
-    if settings.vdi_export_format == 'vhd':
-        log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
     log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
         'backup_dir are right')
     if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):
