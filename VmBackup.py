@@ -6989,14 +6989,6 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
     return found
 
 
-def check_known(vm: Vm, rules: Sequence[Rule]) -> None:
-    """Raise TargetError if rules by uuid or tag may be for a VM whose backups do not tell these."""
-    kinds = {rule.kind for rule in rules}
-    for kind, known in (('uuid', vm.uuid), ('tag', 'tags' in vm.record)):
-        if kind in kinds and not known:
-            raise TargetError(f'its newest backup does not tell the {kind} of the VM: not touched')
-
-
 def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_config(line.words[0], console)
@@ -7009,10 +7001,14 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(store, bool(line.options['preview']), console)
+    kinds = {rule.kind for rule in target.config.rules}
     for job, history in to_prune(target, line.options['vm'], console):
         signals.check()
         try:
-            check_known(job.vm, target.config.rules)
+            for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
+                if kind in kinds and not known:        # it may be what a line means
+                    raise TargetError(f'its newest backup does not tell the {kind} of the VM: not '
+                                      'touched')
             with contextlib.ExitStack() as stack:
                 if not pruning.previewing:
                     stack.enter_context(store.locked(
@@ -7474,8 +7470,10 @@ MOST_NAMES = 10            # of VMs or such in one text
 
 def abbreviate(texts: Sequence[str]) -> str:
     """Return the first of these texts, and how many more there are."""
-    more = len(texts) - MOST_NAMES
-    return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
+    text = ', '.join(texts[:MOST_NAMES])
+    if len(texts) > MOST_NAMES:
+        text += f' and {len(texts) - MOST_NAMES} more'
+    return text
 
 
 def vm_phrase(name: str, text: str) -> str:
@@ -7491,7 +7489,10 @@ def plugin_line(status: int, text: str, figures: str = '') -> str:
     line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
     if len(line) > LONGEST_TEXT:
         line = line[:LONGEST_TEXT] + b' ...'
-    return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
+    text = line.decode('utf-8', 'ignore')
+    if figures:
+        text += ' | ' + figures
+    return text + '\n'
 
 
 class StatusCheck:
@@ -7538,13 +7539,15 @@ class StatusCheck:
         for vm in vms.values():
             newest = vm.newest()
             size += sum(newest.sizes.values())
-            seconds = self.seconds_since(newest)
-            if seconds is None:
-                bad.append(vm_phrase(vm.name, 'time unknown' if newest.path else 'none'))
-                continue
-            ages.append(seconds)
-            if seconds > self.limit:
-                bad.append(vm_phrase(vm.name, age(newest.started)))
+            seconds = self.moment.timestamp() - newest.when
+            if not newest.path:
+                bad.append(vm_phrase(vm.name, 'none'))
+            elif not newest.when or seconds < -86400:      # which proves nothing
+                bad.append(vm_phrase(vm.name, 'time unknown'))
+            else:
+                ages.append(max(seconds, 0))
+                if seconds > self.limit:
+                    bad.append(vm_phrase(vm.name, age(newest.started)))
         good, wanted = len(vms) - len(bad), f'good backup within {self.max_age}'
         if bad or not vms:
             self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
@@ -7552,11 +7555,6 @@ class StatusCheck:
         self.figures = [f'vms={len(vms)}', f'good={good}', f'size={size}B']
         if ages:
             self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
-
-    def seconds_since(self, backup: Backup) -> Optional[float]:
-        """Return the age of a backup; None if its time is not known, or after tomorrow."""
-        seconds = self.moment.timestamp() - backup.when
-        return max(seconds, 0) if backup.when and seconds > -86400 else None
 
     def check_run(self, path: str) -> None:
         """Judge the last run, as the status log has it."""
@@ -7619,9 +7617,11 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):
         log('ERROR check-config: errors found (see above)')
         return ERROR.status
-    log('SUCCESS check-config: no errors' +
-        (' - WARNINGS found (see above)' if problems else ''))
-    return WARNING.status if problems else SUCCESS.status
+    if problems:
+        log('SUCCESS check-config: no errors' + WARNINGS_FOUND)
+        return WARNING.status
+    log('SUCCESS check-config: no errors')
+    return SUCCESS.status
 
 
 def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
