@@ -555,8 +555,8 @@ class Meter:
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
-RETENTION = re.compile(r'((?:tag|uuid):\s*[^\s].*|(?!(?:tag|uuid):).*):\s*([0-9]{1,9})\Z',
-                       re.DOTALL)
+RETENTION = re.compile(r'(.*):\s*([0-9]{1,9})\Z', re.DOTALL)
+KIND = re.compile(r'(tag|uuid):\s*(\S.*)\Z', re.DOTALL)
 
 
 class Rule(NamedTuple):
@@ -566,8 +566,7 @@ class Rule(NamedTuple):
     text: str                  # what follows the =
     where: str                 # 'FILE line N' or 'command line'
     kind: str                  # what it is compared with: name, tag or uuid
-    pattern: str               # the text without its :N
-    word: str                  # the tag or uuid, else the pattern
+    word: str                  # the tag or uuid, else the pattern of names
     keep: Optional[int] = None     # the N: how many backups to keep
 
     def __str__(self) -> str:
@@ -576,15 +575,14 @@ class Rule(NamedTuple):
 
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
-    pattern, keep = text, None
-    found = RETENTION.match(text)
-    if found and method in EXPORTS:
-        pattern, keep = found.group(1), int(found.group(2))
-    kind, word = 'name', pattern
-    found = re.match(r'(tag|uuid):\s*([^\s].*)\Z', pattern, re.DOTALL)
+    kind, word, keep = 'name', text, None
+    found = KIND.match(text)
     if found and method != 'exclude-disk':
         kind, word = found.groups()
-    return Rule(method, text, where, kind, pattern, word.lower() if kind == 'uuid' else word, keep)
+    found = RETENTION.match(word)
+    if found and method in EXPORTS:
+        word, keep = found.group(1), int(found.group(2))
+    return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
 class CommandLine(NamedTuple):
@@ -1025,7 +1023,7 @@ def installation_uuid() -> str:
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
 NOBAK = '[NOBAK]'
-UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\\Z')
+NO_NUMBER = re.compile(r':\s*[\w+.-]*\Z')      # ends what was meant as NAME:N
 
 
 class Vm(NamedTuple):
@@ -1034,7 +1032,7 @@ class Vm(NamedTuple):
     ref: str
     uuid: str
     name: str
-    record: Dict[str, Any]     # the fields of section 8's VM_FIELDS
+    record: Record             # the fields of section 8's VM_FIELDS
 
 
 class Job(NamedTuple):
@@ -1054,9 +1052,10 @@ class Plan(NamedTuple):
     excluded: Tuple[str, ...] = ()     # names
     uncovered: Tuple[str, ...] = ()    # names that no rule mentions
     failures: Tuple[Outcome, ...] = ()     # configured VMs that cannot be backed up
-    invalid: Tuple[Rule, ...] = ()     # definitions with a retention that is no number
-    messages: Tuple[str, ...] = ()
-    warnings: bool = False
+    broken: Tuple[Rule, ...] = ()      # those that are no regular expressions
+    invalid: Tuple[Rule, ...] = ()     # those with a retention that is no number
+    messages: Tuple[str, ...] = ()     # what a log has to tell, warnings included
+    warnings: Tuple[str, ...] = ()
     errors: Tuple[str, ...] = ()       # with any of these nothing is backed up
     left_out: Tuple[str, ...] = ()     # disks, as a preview tells of them
 
@@ -1066,137 +1065,103 @@ def is_literal(pattern: str) -> bool:
     return bool(re.match(r'[\w -]+\Z', pattern))
 
 
-def matching(pattern: str, names: Sequence[str]) -> List[str]:
-    """Return the names that equal a pattern or that it matches. Raise re.error if it is neither
-    a regular expression nor one of them, or tag: or uuid: with nothing behind."""
-    if is_literal(pattern):
-        return [name for name in names if name == pattern]
+def regex_of(pattern: str) -> Any:
+    """Return a pattern as a compiled regular expression, None if it is none; nor is a tag: or uuid:
+    with nothing behind."""
     try:
-        matches = re.compile(pattern).match
+        return None if re.match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
-        if pattern not in names:
-            raise re.error('invalid regex')
-        return [pattern]
-    if re.match(r'(tag|uuid):\s*\Z', pattern):
-        raise re.error('nothing follows')
-    return [name for name in names if name == pattern or matches(name)]
+        return None
 
 
-def covers(exclude: Rule, rule: Rule) -> bool:
-    """Return whether an exclude= line excludes what another line names. Raise re.error."""
-    if exclude.kind == rule.kind == 'name':
-        return bool(matching(exclude.pattern, [rule.pattern]))
-    return (exclude.kind, exclude.word) == (rule.kind, rule.word)
+def matching(pattern: str, names: Sequence[str]) -> List[str]:
+    """Return the names that equal a pattern or that it matches."""
+    regex = None if is_literal(pattern) else regex_of(pattern)
+    return [name for name in names if name == pattern or regex and regex.match(name)]
+
+
+def is_called(vm: Vm, rule: Rule) -> bool:
+    """Return whether a rule means a VM by its very name or uuid."""
+    return rule.word in (vm.name, vm.uuid)
 
 
 class Selector:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
     def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm]) -> None:
-        self.vms = {vm.ref: vm for vm in vms}
-        self.by = {'name': {}, 'uuid': {}, 'tag': {}}      # type: Dict[str, Dict[str, List[str]]]
-        for vm in vms:
-            self.by['name'].setdefault(vm.name, []).append(vm.ref)
-            self.by['uuid'].setdefault(vm.uuid, []).append(vm.ref)
-            for tag in vm.record.get('tags', ()):
-                self.by['tag'].setdefault(tag, []).append(vm.ref)
-        self.names = list(self.by['name'])     # as dicts, in the order in which they came
-        # the winning rule for each VM, and whether it is this very name or uuid
-        self.definitions = {'vm-export': {}, 'vdi-export': {}}     # type: Dict[str, Any]
-        self.exact = set()     # type: set
-        self.excludes = []     # type: List[Rule]
-        self.excluded = {}     # type: Dict[str, None]
-        self.missing = {}      # type: Dict[str, Rule]
+        self.vms = vms
+        self.excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text]
+        self.excluded = {}     # type: Dict[str, str]  # their names
+        self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
+        self.exact = set()     # type: Set[str]        # chosen by tag or uuid
+        self.failures = {}     # type: Dict[str, Outcome]      # by name
+        self.broken = []       # type: List[Rule]
         self.invalid = []      # type: List[Rule]
         self.messages = []     # type: List[str]
-        self.errors = []       # type: List[str]
-        self.warnings = False
-        for rule in rules:
-            if rule.method == 'exclude':
-                self.exclude(rule)
-            elif rule.method == 'exclude-disk':
-                self.matching(rule)
-        for rule in rules:
-            if rule.method in EXPORTS:
-                self.include(rule)
+        self.warnings = []     # type: List[str]
+        names = {vm.name for vm in vms}
+        for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
+            if rule.method in EXPORTS and rule.kind == 'name' and rule.text in names:
+                rule = rule._replace(word=rule.text, keep=None)        # a name that ends in :N
+            found = self.selected(rule)
+            for vm in found:
+                self.take(rule, vm)
+            if not found and rule.kind == 'name' and not regex_of(rule.word):
+                self.broken.append(rule)
+                self.remark('ERROR', f'invalid regex: {rule} ({rule.where})')
+            elif not found and rule.method != 'exclude-disk':
+                self.not_found(rule)
 
-    def matching(self, rule: Rule) -> Optional[List[str]]:
-        """Return the VMs that a rule selects, None after noting an invalid regular expression."""
-        if rule.kind != 'name':
-            return self.by[rule.kind].get(rule.word, [])
-        try:
-            names = matching(rule.pattern, self.names if rule.method != 'exclude-disk' else ())
-        except re.error:
-            self.messages.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
-            if 'ERROR regex errors found (see above) ' not in self.errors:
-                self.errors.append('ERROR regex errors found (see above) ')
-            return None
-        return [ref for name in names for ref in self.by['name'][name]]
+    def remark(self, level: str, text: str) -> None:
+        """Note a line for the log."""
+        self.messages.append(f'***{level} - {text}')
+        if level == 'WARNING':
+            self.warnings.append(text)
 
-    def exclude(self, rule: Rule) -> None:
-        """Add an exclude= line; without a match it changes nothing."""
-        found = self.matching(rule) if rule.text else []
-        if found is None:
+    def fail(self, name: str, rule: Rule, token: str, reason: str) -> None:
+        """Note that a VM which a rule means cannot be backed up."""
+        self.failures[name] = Outcome(name, None, rule.method, token, error=reason)
+
+    def selected(self, rule: Rule) -> List[Vm]:
+        """Return the VMs that a rule is about; an empty vm-export= means every VM."""
+        if rule.method == 'exclude-disk' or not rule.text and rule.method != 'vm-export':
+            return []
+        if rule.kind == 'uuid':
+            return [vm for vm in self.vms if vm.uuid == rule.word]
+        if rule.kind == 'tag':
+            return [vm for vm in self.vms if rule.word in vm.record.get('tags', ())]
+        names = set(matching(rule.word, [vm.name for vm in self.vms]))
+        return [vm for vm in self.vms if vm.name in names]
+
+    def take(self, rule: Rule, vm: Vm) -> None:
+        """Take in that a rule selects a VM: the last one wins, at the first one's place."""
+        if rule.method == 'exclude':
+            self.excluded[vm.ref] = vm.name
             return
-        if rule.text:
-            self.excludes.append(rule)
-        if not found:
-            self.messages.append(f'***NOTE - vm not found: {rule}')
-        self.excluded.update(dict.fromkeys(found))
-
-    def include(self, rule: Rule) -> None:
-        """Add a vm-export= or vdi-export= line; an empty vm-export= means every VM."""
-        if not rule.text:
-            if rule.method == 'vdi-export':
-                return
-            rule = parse_rule(rule.method, '.*', rule.where)
-        if rule.kind == 'name' and rule.text in self.names:        # a name that ends in :N
-            rule = rule._replace(pattern=rule.text, keep=None)
-        found = self.matching(rule)
-        if found == []:
-            self.not_found(rule)
-        for ref in found or ():                # the last definition, at the first one's place
-            name = self.vms[ref].name
-            literal = rule.kind == 'uuid' or rule.kind == 'name' and rule.pattern == name
-            old, was_literal = self.definitions[rule.method].get(ref, (rule, False))
-            if was_literal and not literal and old.keep != rule.keep:
-                self.messages.append('***NOTE - a later regex overrides the retention of '
-                                     f'{name}{retention_suffix(old.keep)}')
-            self.definitions[rule.method][ref] = rule, literal
-            if rule.kind != 'name':
-                self.exact.add(ref)
-
-    def is_invalid_retention(self, rule: Rule) -> bool:
-        """Return whether what follows the last colon was meant as a number of backups."""
-        name, colon, number = rule.pattern.rpartition(':')
-        if rule.kind != 'name' or not colon:
-            return False
-        if re.match(r'[\w-]*\Z', number):
-            return True
-        try:
-            return bool(re.match(r'[\s+.-]*\w[\s\w+.-]*\Z', number) and matching(name, self.names))
-        except re.error:
-            return False
+        old, _ = self.winners.get((rule.method, vm.ref), (rule, vm))
+        if is_called(vm, old) and not is_called(vm, rule) and old.keep != rule.keep:
+            self.remark('NOTE', 'a later regex overrides the retention of '
+                                f'{vm.name}{retention_suffix(old.keep)}')
+        self.winners[rule.method, vm.ref] = rule, vm
+        if rule.kind != 'name':
+            self.exact.add(vm.ref)
 
     def not_found(self, rule: Rule) -> None:
-        """Note a line without a match: an error for a name or uuid, else a warning."""
-        if self.is_invalid_retention(rule):
+        """Tell of a rule that selects no VM: an error for a name or uuid, else a warning."""
+        by_name = rule.kind == 'name'
+        if by_name and rule.method in EXPORTS and NO_NUMBER.search(rule.word):
             self.invalid.append(rule)
-            self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})')
-        elif any(covers(exclude, rule) for exclude in self.excludes):
-            self.messages.append(f'***NOTE - vm not found, and excluded: {rule}')
-        elif rule.kind == 'uuid' or rule.kind == 'name' and is_literal(rule.pattern):
-            self.messages.append(f'***ERROR - vm not found: {rule} ({rule.where})')
-            self.missing[rule.pattern] = rule
+        elif not rule.text or any(
+                exclude.kind == rule.kind and exclude.word == rule.word or
+                exclude.kind == 'name' == rule.kind and matching(exclude.word, [rule.word])
+                for exclude in self.excludes):         # which is so of an exclude= itself
+            self.remark('NOTE', f'vm not found: {rule}')
+        elif rule.kind == 'uuid' or by_name and is_literal(rule.word):
+            self.remark('ERROR', f'vm not found: {rule} ({rule.where})')
+            name = rule.word if by_name else 'uuid:' + rule.word
+            self.fail(name, rule, 'VM-NOT-FOUND', 'not in the pool')
         else:
-            self.messages.append(f'***WARNING - vm not found: {rule}')
-            self.warnings = True
-
-    def ambiguous(self, vm: Vm) -> bool:
-        """Return whether the rules leave open which VM of that name is meant."""
-        left = [ref for ref in self.by['name'][vm.name]
-                if ref not in self.excluded and ref not in self.exact]
-        return len(left) > 1 and vm.ref not in self.exact
+            self.remark('WARNING', f'vm not found: {rule}')
 
 
 def retention_suffix(keep: Optional[int]) -> str:
@@ -1225,76 +1190,42 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
     state = Selector(rules, vms)
-    remark, covered = state.messages.append, set(state.excluded)
-    jobs = []                  # type: List[Job]
-    failures = [Outcome(pattern, None, rule.method, 'VM-NOT-FOUND', error='not in the pool')
-                for pattern, rule in state.missing.items()]
-    chosen = itertools.chain(state.definitions['vdi-export'].items(),
-                             state.definitions['vm-export'].items())
-    for ref, (rule, literal) in chosen:
-        vm, method = state.vms[ref], rule.method
-        namesakes = state.by['name'][vm.name]
+    namesakes = collections.Counter(vm.name for vm in vms)
+    unclear = collections.Counter(vm.name for vm in vms
+                                  if vm.ref not in state.excluded and vm.ref not in state.exact)
+    covered, jobs = set(state.excluded), []    # type: Set[str], List[Job]
+    for rule, vm in sorted(state.winners.values(), key=lambda each: each[0].method):   # vdi- first
+        name, ref, called = vm.name, vm.ref, is_called(vm, rule)
         no_bak = [tag for tag in vm.record.get('tags', ())     # xen-orchestra: Backup modifier tags
-                  if tag == 'xo:no-bak' or tag.startswith('xo:no-bak=')]
+                  if re.match(r'xo:no-bak(=|\Z)', tag)]
+        if called and ref in state.excluded:
+            state.remark('NOTE', f'forcing exclude of: {name}')
         if ref in covered:
-            if literal and ref in state.excluded:
-                remark(f'***NOTE - forcing exclude of: {vm.name}')
             continue
         covered.add(ref)
-        if not twins and state.ambiguous(vm):
-            covered.update(set(namesakes) - state.exact)
-            remark(f'ERROR more than one vm with the name {vm.name}')
-            failures.append(Outcome(vm.name, None, method, 'VM-NAME-DUPLICATE',
-                                    error='more than one VM with this name'))
+        if not twins and unclear[name] > 1 and ref not in state.exact:
+            if name not in state.failures:
+                state.messages.append(f'ERROR more than one vm with the name {name}')
+            state.fail(name, rule, 'VM-NAME-DUPLICATE', 'more than one VM with this name')
         elif honour_nobak and no_bak:
-            severity = 'ERROR' if literal else 'NOTE'
-            remark(f'***{severity} - vm has the tag xo:no-bak: {vm.name} (honour_nobak)')
-            if literal:
-                failures.append(Outcome(vm.name, None, method, 'NOBAK-TAG',
-                                        error='it has the tag xo:no-bak'))
+            text = f'vm has the tag xo:no-bak: {name} (honour_nobak)'
+            state.remark('ERROR' if called else 'NOTE', text)
+            if called:
+                state.fail(name, rule, 'NOBAK-TAG', 'it has the tag xo:no-bak')
         else:
-            shared = len(namesakes) > 1
-            shown = f'{vm.name}~{vm.uuid[:8]}' if shared else vm.name
+            shared = namesakes[name] > 1
+            shown = f'{name}~{vm.uuid[:8]}' if shared else name
             shown += retention_suffix(rule.keep)
-            jobs.append(Job(method, vm, rule.keep or max_backups, shown, shared))
-    if not jobs and not state.errors:
-        state.errors.append('ERROR no VMs loaded')
-    excluded = dict.fromkeys(state.vms[ref].name for ref in state.excluded)
-    uncovered = [name for name in state.names if not covered.issuperset(state.by['name'][name])]
-    return Plan(tuple(jobs), tuple(excluded), tuple(uncovered), tuple(failures),
-                tuple(state.invalid), tuple(state.messages), state.warnings, tuple(state.errors))
-
-
-def rule_problems(rules: Sequence[Rule]) -> List[str]:
-    """Return what is wrong with rules, and which can never do anything, whatever VMs there are."""
-    problems, excludes = [], []        # type: List[str], List[Rule]
-    for rule in rules:
-        try:
-            if rule.kind == 'name':
-                matching(rule.pattern, ())
-            if rule.text and rule.method == 'exclude':
-                excludes.append(rule)
-        except re.error:
-            problems.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
-    seen = {}                  # type: Dict[str, str]
-    for rule in rules:
-        first, why = seen.setdefault(str(rule), rule.where), ''
-        if rule.kind == 'uuid' and not UUID.match(rule.word):
-            problems.append(f'***ERROR - no uuid: {rule} ({rule.where})')
-        if first != rule.where:
-            why = f'it is in {first} already'
-        elif not rule.text and rule.method != 'vm-export':
-            why = 'it is empty'
-        elif rule.method in EXPORTS and is_literal(rule.pattern):
-            excluding = [exclude.where for exclude in excludes if covers(exclude, rule)]
-            if excluding:
-                why = f'{excluding[0]} excludes this VM'
-        if why:
-            problems.append(f'***WARNING - {rule} ({rule.where}) does nothing: {why}')
-    if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
-               for rule in rules):
-        problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
-    return problems
+            jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown, shared))
+    errors = ['ERROR regex errors found (see above) '] if state.broken else []
+    errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
+               for rule in state.invalid]
+    if not (jobs or errors):
+        errors.append('ERROR no VMs loaded')
+    uncovered = dict.fromkeys(vm.name for vm in vms if vm.ref not in covered)
+    return Plan(tuple(jobs), tuple(dict.fromkeys(state.excluded.values())), tuple(uncovered),
+                tuple(state.failures.values()), tuple(state.broken), tuple(state.invalid),
+                tuple(state.messages), tuple(state.warnings), tuple(errors))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6352,15 +6283,15 @@ def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
 
 def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
     """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
-    left_out, failures, messages = [], [], []
-    doubtful = plan.warnings
+    left_out, failures, messages, warnings = [], [], [], list(plan.warnings)
     for job in plan.jobs:
         exporter = exporter_of(config, job.method, pool, xe, [])
         disks = exporter.choose(job.vm)
         left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
         for word, text in exporter.remarks(disks):
             messages.append(f'***{word} - {job.shown}: {text}')
-            doubtful = doubtful or word == 'WARNING'
+            if word == 'WARNING':
+                warnings.append(text)
             if word == 'ERROR':
                 failures.append(Outcome(job.vm.name, None, job.method, 'VDI-EXPORT-FAIL'))
         if job.method == 'vdi-export' and not disks:
@@ -6368,10 +6299,10 @@ def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
             failures.append(Outcome(job.vm.name, None, job.method, 'NO-BOOT-DISK'))
         elif exporter.left_out and not disks:
             messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
-            doubtful = True
+            warnings.append(NO_DISK_LEFT)
     return plan._replace(
-        left_out=tuple(left_out), failures=plan.failures + tuple(failures), warnings=doubtful,
-        messages=plan.messages + tuple(messages))
+        left_out=tuple(left_out), failures=plan.failures + tuple(failures),
+        messages=plan.messages + tuple(messages), warnings=tuple(warnings))
 
 
 class BackupRun(Run):
@@ -6412,8 +6343,7 @@ class BackupRun(Run):
             self.console.log('SUCCESS check of parameters ' + found)
             self.skipped = not self.hooks.run('job-start')
             if not self.skipped:
-                self.warnings.extend(message.partition(' - ')[2] for message in plan.messages
-                                     if message.startswith('***WARNING'))
+                self.warnings.extend(plan.warnings)
                 self.execute(plan)
             self.closing = 'job-end'
 
@@ -7527,11 +7457,9 @@ class StatusCheck:
 
     def check_backups(self, stocks: Sequence[Stock], plan: Plan) -> None:
         """Judge the newest good backup of each VM, the oldest first."""
-        for text in plan.messages + plan.errors:
-            if text.startswith(('***ERROR - invalid', 'ERROR: ')):
-                raise ConfigError(text)
-            if text.startswith('***WARNING - '):
-                self.found.append((1, text[len('***WARNING - '):]))
+        for rule in plan.broken + plan.invalid:
+            raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
+        self.found += [(1, text) for text in plan.warnings]
         vms = {}               # type: Dict[str, Stock]
         for vm in sorted(stocks, key=lambda stock: stock.newest().when):
             vms[vm.uuid or vm.path] = vm               # of a VM that was renamed, the newer one
@@ -7603,7 +7531,12 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
         log(f'  {key.name:23s} = {text}   ({place})')
     for rule in config.rules:
         log(f'  {rule}   ({rule.where})')
-    problems = [*config.unexpected, *config.errors, *rule_problems(config.rules)]
+    problems = [*config.unexpected, *config.errors]
+    problems += [f'***ERROR - invalid regex: {rule} ({rule.where})' for rule in config.rules
+                 if rule.kind == 'name' and not regex_of(rule.word)]
+    if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
+               for rule in config.rules):
+        problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
     if settings.mail_smtp_password_file:
         try:
             read_password_file(settings.mail_smtp_password_file, problems.append)

@@ -102,14 +102,6 @@ class WhatIsWrong(CheckCase):
                 (0, ('max_backups=2', 'vm-export=db', 'max_backups=3', 'max_backups=3'), [
                     '***NOTE - config max_backups is set twice: own.cfg line %d overrides own.cfg '
                     'line %d' % both for both in ((3, 1), (4, 3))]),
-                (1, ('vm-export=db', 'vm-export=db', 'vdi-export=', 'exclude=', 'exclude=TEMP.*',
-                     'vm-export=TEMP 1:3', 'vdi-export=db', 'vm-export=TEMP.*', 'vm-export='), [
-                    '***WARNING - vm-export=db (own.cfg line 2) does nothing: it is in own.cfg '
-                    'line 1 already',
-                    '***WARNING - vdi-export= (own.cfg line 3) does nothing: it is empty',
-                    '***WARNING - exclude= (own.cfg line 4) does nothing: it is empty',
-                    '***WARNING - vm-export=TEMP 1:3 (own.cfg line 6) does nothing: own.cfg '
-                    'line 5 excludes this VM']),
                 (2, ('vm-export=db', 'status_log=' + log,
                      'report_file={}/./log'.format(self.directory)), [replaced]),
                 (0, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'), []),

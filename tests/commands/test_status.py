@@ -436,8 +436,8 @@ class OneLine(StatusCase):
                 (dict(max_backups='many'), 'config max_backups out of range -> many ('),
                 (dict(backup_dir='/nosuch'), 'config backup_dir does not exist -> /nosuch'),
                 (dict(require_mount='yes', backup_dir='/'), 'is on the root file system'),
-                ({'vm-export': 'd[b'}, 'invalid regex: vm-export=d[b'),
-                ({'vm-export': 'web:x'}, 'vm_max_backup is invalid - web:x')):
+                ({'vm-export': 'd[b'}, 'invalid regex or retention: vm-export=d[b'),
+                ({'vm-export': 'web:x'}, 'invalid regex or retention: vm-export=web:x')):
             with self.subTest(text):
                 found = self.check('UNKNOWN', self.config(**keys))
                 self.assertIn(text, found.text)

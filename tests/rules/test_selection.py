@@ -79,12 +79,13 @@ class Exact(unittest.TestCase):
 
     def test_the_last_number_is_the_retention_where_something_remains(self):
         for text, parts in (
-                ('tag:2', ('tag:2', None)), ('tag:daily:3', ('tag:daily', 3)),
-                ('tag:a:b:7', ('tag:a:b', 7)), ('tag: a b : 7', ('tag: a b ', 7)),
-                ('uuid:%s:9' % UUIDS[0], ('uuid:' + UUIDS[0], 9)),
-                ('uuid:%s' % UUIDS[0], ('uuid:' + UUIDS[0], None)), ('tags:3', ('tags', 3))):
+                ('tag:2', ('tag', '2', None)), ('tag:daily:3', ('tag', 'daily', 3)),
+                ('tag:a:b:7', ('tag', 'a:b', 7)), ('tag: a b : 7', ('tag', 'a b ', 7)),
+                ('uuid:%s:9' % UUIDS[0], ('uuid', UUIDS[0], 9)),
+                ('uuid:%s' % UUIDS[0], ('uuid', UUIDS[0], None)),
+                ('tags:3', ('name', 'tags', 3))):
             rule = VmBackup.parse_rule('vm-export', text, '')
-            self.assertEqual(parts, (rule.pattern, rule.keep), text)
+            self.assertEqual(parts, (rule.kind, rule.word, rule.keep), text)
 
     def test_a_tag_without_a_vm_is_a_warning_and_a_uuid_an_error(self):
         plan = self.chosen(pool('web'), 'vm-export=web', 'vm-export=tag:gone',
@@ -187,10 +188,10 @@ class Verdicts(unittest.TestCase):
 
     def test_a_missing_literal_name_that_is_excluded_is_a_note(self):
         for exclude in ('exclude=gone', 'exclude=go.*'):
-            plan = select(['vm-export=gone', exclude, 'vm-export=web'], 'web')
+            plan = select(['vm-export=gone', exclude, 'vm-export=web', 'exclude=a(b'], 'web', 'a(b')
             self.assertEqual((), plan.failures)
             self.assertFalse(plan.warnings)
-            self.assertIn('***NOTE - vm not found, and excluded: vm-export=gone', plan.messages)
+            self.assertIn('***NOTE - vm not found: vm-export=gone', plan.messages)
 
     def test_an_excluded_name_excludes_no_missing_tag_or_uuid(self):
         plan = select(['vm-export=uuid:' + UUIDS[0], 'vm-export=tag:devel', 'vm-export=web',
@@ -203,7 +204,7 @@ class Verdicts(unittest.TestCase):
 
     def test_a_regex_without_a_match_is_a_warning_and_an_exclude_without_one_a_note(self):
         plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
-        self.assertEqual((True, ()), (plan.warnings, plan.failures))
+        self.assertEqual((('vm not found: vm-export=go.*',), ()), (plan.warnings, plan.failures))
         plan = select(['exclude=gone', 'exclude=go.*', 'vm-export=web'], 'web')
         self.assertFalse(plan.warnings)
         self.assertEqual(['***NOTE - vm not found: exclude=gone',
@@ -246,7 +247,7 @@ class Excludes(unittest.TestCase):
     def test_one_of_a_vm_that_is_chosen_by_name_is_a_note(self):
         plan = select(['vm-export=db', 'vm-export=web', 'exclude=web'], 'web', 'db')
         self.assertEqual(['***NOTE - forcing exclude of: web'], list(plan.messages))
-        self.assertEqual((False, (), ()), (plan.warnings, plan.failures, plan.errors))
+        self.assertEqual(((), (), ()), (plan.warnings, plan.failures, plan.errors))
 
     def test_all_that_a_dot_catches_is_shown(self):
         names = ('db1.example.com', 'db1.example.com-replica', 'db1xexample.com')
