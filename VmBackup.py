@@ -588,65 +588,20 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
 class CommandLine(NamedTuple):
     """The parts of a command line."""
 
-    command: str
-    password: str = ''         # '' for a command that does not log in
+    command: str = ''
+    password: str = ''         # as given: it, the name of its file, or local; '' for no login
     words: Tuple[str, ...] = ()        # what it is about: a config file, a directory, a VM
     options: Dict[str, str] = {}       # all that the command has; '' for those not given
 
 
-class Invocation(NamedTuple):
-    """What is asked of a run or a preview."""
-
-    password: str = ''         # as given: a password, the name of a password file, or 'local'
-    config_file: str = ''      # '' when a vm-selector was given
-    rules: Tuple[Rule, ...] = ()       # the vm-selector's
-    preview: bool = False
-    ignore_extra_keys: bool = False
-    overrides: Dict[str, str] = {}     # config keys that the command line sets
+def is_yes(word: str) -> bool:
+    """Return whether a word agrees."""
+    return word in ('yes', 'true')
 
 
-def in_range(kind: Callable, digits: str, lowest: float, highest: int) -> Callable[[str], Any]:
-    """Return a parser of numbers in a range, of int or float."""
-    def parse(text: str) -> Any:
-        if not re.match(digits + '$', text) or not lowest <= kind(text) <= highest:
-            raise ValueError('out of range')
-        return kind(text)
-    parse.range = f'{lowest} to {highest}'             # type: ignore
-    return parse
-
-
-def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers in a range."""
-    return in_range(int, '[0-9]{1,9}', lowest, highest)
-
-
-def minutes(lowest: float) -> Callable[[str], float]:
-    """Return a parser of minutes, up to a year of them; fractions are allowed."""
-    return in_range(float, r'[0-9]{1,6}(\.[0-9]{1,6})?', lowest, 525600)
-
-
-def one_of(*words: str, **meanings: Any) -> Callable[[str], Any]:
-    """Return a parser of words, in any case, to what they mean: themselves, or something else."""
-    meanings.update(zip(words, words))
-
-    def parse(text: str) -> Any:
-        if text.lower() not in meanings:
-            raise ValueError('invalid')
-        return meanings[text.lower()]
-    parse.range = ', '.join(meanings)                  # type: ignore
-    return parse
-
-
-def or_nothing(parse: Callable[[str], Any], nothing: Any = '') -> Callable[[str], Any]:
-    """Return a parser that also takes an empty text."""
-    return lambda text: parse(text) if text else nothing
-
-
-def time_span(text: str) -> int:
-    """Return the seconds of some minutes, hours or days: 90m, 26h, 2d."""
-    if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', text):
-        raise ValueError('invalid (expected 90m, 26h or 2d)')
-    return int(text[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[text[-1]]
+def compression_word(word: str) -> str:
+    """Return the compression that 3.25's words and newer ones stand for."""
+    return {'true': 'gzip', 'false': 'none'}.get(word, word)
 
 
 def space(text: str) -> str:
@@ -666,11 +621,10 @@ def space_bytes(text: str, total: int) -> int:
 
 def devices(text: str) -> str:
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
-    words = [word.strip() for word in text.lower().split(',')]
-    named = [word for word in words if re.match('(xvd|hd|sd)[a-z]{1,2}$', word)]
-    if words not in (['boot'], ['all'], named):
+    text, device = re.sub(r'\s*,\s*', ',', text.lower()), '(xvd|hd|sd)[a-z]{1,2}'
+    if not re.match(f'(boot|all|{device}(,{device})*)$', text):
         raise ValueError('invalid (expected boot, all, or devices such as xvda,xvdc)')
-    return ','.join(words)
+    return text
 
 
 def absolute(text: str) -> str:
@@ -682,27 +636,27 @@ def absolute(text: str) -> str:
 
 def directory_pattern(text: str) -> str:
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
-    if sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or '/' in text or '\0' in text:
-        raise ValueError('invalid (expected each of %Y %m %d %H %M %S once)')
-    if text.startswith('.') or len(encoded(text)) > 200:
-        raise ValueError('invalid (hidden or too long)')
+    if (sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or re.search('^[.]|[/\0]', text) or
+            len(encoded(text)) > 200):
+        raise ValueError('invalid (expected each of %Y %m %d %H %M %S once, no / and no dot '
+                         'in front, 200 bytes at most)')
     return native(text)
+
+
+def address(text: str) -> str:
+    """Return a mail address as it is."""
+    part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@,]+'
+    if not re.match(f'{part}(@{part})?$', text):
+        raise ValueError('invalid (expected name@host)')
+    return text
 
 
 def addresses(text: str) -> Tuple[str, ...]:
     """Return mail addresses that are separated by commas."""
-    found = tuple(part.strip() for part in text.split(',') if part.strip())
-    part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@]+'
-    if not all(re.match(f'{part}(@{part})?$', address) for address in found):
-        raise ValueError('invalid (expected name@host, separated by commas)')
-    return found
+    return tuple(address(part.strip()) for part in text.split(',') if part.strip())
 
 
-def one_address(text: str) -> str:
-    """Return a mail address. Raise ValueError for more than one."""
-    if len(addresses(text)) != 1:
-        raise ValueError('invalid (expected one address)')
-    return text
+NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
 
 
 class Key(NamedTuple):
@@ -710,93 +664,106 @@ class Key(NamedTuple):
 
     name: str
     default: str
-    parse: Callable[[str], Any]    # raises ValueError with a word for what is wrong
+    allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
+    convert: Callable[[str], Any]  # raises ValueError with a word for what is wrong
     meaning: str
+    optional: bool = False     # it may be empty
+
+    def parse(self, text: str) -> Any:
+        """Return what a text means. Raise ValueError with a word for what is wrong."""
+        if self.optional and not text:
+            return ''
+        if ' to ' in self.allowed:
+            lowest, highest = map(float, self.allowed.split(' to '))
+            if not re.match(NUMBERS[self.convert], text) or not lowest <= float(text) <= highest:
+                raise ValueError('out of range')
+        elif self.allowed:
+            text = text.lower()
+            if text not in self.allowed.split(', '):
+                raise ValueError('invalid')
+        return self.convert(text)
 
 
-ANY_NUMBER, ONE_OR_MORE = whole_number(0, 10**6), whole_number(1, 10**6)
+ANY_NUMBER = '0 to 1000000'
+MINUTES = '0.001 to 525600'    # a year of them
 KEYS = (
-    Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, whole_number(0, 1),
+    Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, '0 to 1', int,
         'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
-    Key('pool_db_max_backups', DEFAULT_POOL_DB_MAX_BACKUPS, ANY_NUMBER,
+    Key('pool_db_max_backups', DEFAULT_POOL_DB_MAX_BACKUPS, ANY_NUMBER, int,
         'How many pool database dumps to keep; 0 keeps all'),
-    Key('max_backups', DEFAULT_MAX_BACKUPS, ONE_OR_MORE,
+    Key('max_backups', DEFAULT_MAX_BACKUPS, '1 to 1000000', int,
         'How many backups to keep for each VM'),
-    Key('keep_last', DEFAULT_KEEP_LAST, or_nothing(ANY_NUMBER, None),
-        'The same as max_backups, whose place it takes; 0: only the rules below count'),
-    Key('keep_hourly', DEFAULT_KEEP_HOURLY, ANY_NUMBER,
+    Key('keep_last', DEFAULT_KEEP_LAST, ANY_NUMBER, int,
+        'The same as max_backups, whose place it takes; 0: only the rules below count', True),
+    Key('keep_hourly', DEFAULT_KEEP_HOURLY, ANY_NUMBER, int,
         'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
         'that any of these rules keeps stays, and the last good one always does'),
-    Key('keep_daily', DEFAULT_KEEP_DAILY, ANY_NUMBER, 'The same for days'),
-    Key('keep_weekly', DEFAULT_KEEP_WEEKLY, ANY_NUMBER,
+    Key('keep_daily', DEFAULT_KEEP_DAILY, ANY_NUMBER, int, 'The same for days'),
+    Key('keep_weekly', DEFAULT_KEEP_WEEKLY, ANY_NUMBER, int,
         'The same for weeks, which begin on Monday'),
-    Key('keep_monthly', DEFAULT_KEEP_MONTHLY, ANY_NUMBER, 'The same for months'),
-    Key('keep_yearly', DEFAULT_KEEP_YEARLY, ANY_NUMBER, 'The same for years'),
-    Key('backup_dir', DEFAULT_BACKUP_DIR, absolute,
+    Key('keep_monthly', DEFAULT_KEEP_MONTHLY, ANY_NUMBER, int, 'The same for months'),
+    Key('keep_yearly', DEFAULT_KEEP_YEARLY, ANY_NUMBER, int, 'The same for years'),
+    Key('backup_dir', DEFAULT_BACKUP_DIR, '', absolute,
         'Directory of all backups; it must exist (mount the share there)'),
-    Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, directory_pattern,
+    Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, '', directory_pattern,
         'Name of a backup below its VM; an SMB share wants one without : ( )\n'
         'such as backup-%Y-%m-%d-%H%M%S'),
-    Key('status_log', DEFAULT_STATUS_LOG, absolute,
+    Key('status_log', DEFAULT_STATUS_LOG, '', absolute,
         'Status log file; its directory is made if it is missing'),
-    Key('compress', DEFAULT_COMPRESS, one_of(*COMPRESSIONS, true='gzip', false='none'),
+    Key('compress', DEFAULT_COMPRESS, 'true, false, gzip, zstd, none', compression_word,
         'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
-    Key('pre_clean', DEFAULT_PRE_CLEAN, one_of(true=True, false=False),
+    Key('pre_clean', DEFAULT_PRE_CLEAN, 'true, false', is_yes,
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
         'instead of after it; never the last good one'),
-    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, one_of('raw', 'vhd', 'auto'),
+    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, 'raw, vhd, auto', str,
         'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
         'of more than 2040 GiB, or of no whole 2 MiB'),
-    Key('vdi_disks', DEFAULT_VDI_DISKS, devices,
+    Key('vdi_disks', DEFAULT_VDI_DISKS, '', devices,
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
         'each disk gets a file, and all are of one moment'),
-    Key('vdi_compress', DEFAULT_VDI_COMPRESS, one_of(*COMPRESSIONS),
+    Key('vdi_compress', DEFAULT_VDI_COMPRESS, 'gzip, zstd, none', str,
         'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
-    Key('honour_nobak', DEFAULT_HONOUR_NOBAK, one_of(yes=True, no=False),
+    Key('honour_nobak', DEFAULT_HONOUR_NOBAK, 'yes, no', is_yes,
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
         'as Xen Orchestra does'),
-    Key('large_backup', DEFAULT_LARGE_BACKUP, ONE_OR_MORE,
+    Key('large_backup', DEFAULT_LARGE_BACKUP, '1 to 1000000', int,
         'A backup of more than so many GiB is marked success_compress instead of success'),
-    Key('lock_wait', DEFAULT_LOCK_WAIT, minutes(0),
+    Key('lock_wait', DEFAULT_LOCK_WAIT, '0 to 525600', float,
         'Minutes to wait for a VM on which another run is at work'),
-    Key('require_mount', DEFAULT_REQUIRE_MOUNT, one_of('yes', 'no', 'auto'),
+    Key('require_mount', DEFAULT_REQUIRE_MOUNT, 'yes, no, auto', str,
         'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
         'point of /etc/fstab where nothing is mounted; no looks at neither'),
-    Key('min_free', DEFAULT_MIN_FREE, or_nothing(space),
+    Key('min_free', DEFAULT_MIN_FREE, '', space,
         'A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)\n'
-        'or, in any case, with less than its last backup took'),
-    Key('stall_timeout', DEFAULT_STALL_TIMEOUT, minutes(0.001),
+        'or, in any case, with less than its last backup took', True),
+    Key('stall_timeout', DEFAULT_STALL_TIMEOUT, MINUTES, float,
         'Minutes after which an export that does not move is ended'),
-    Key('verify', DEFAULT_VERIFY, one_of('yes', 'no'),
+    Key('verify', DEFAULT_VERIFY, 'yes, no', str,
         'yes verifies each backup after it was made, before it counts; no makes the night\n'
         'shorter'),
-    Key('parallel', DEFAULT_PARALLEL, whole_number(1, 64),
+    Key('parallel', DEFAULT_PARALLEL, '1 to 64', int,
         'How many VMs to back up side by side; with more than one, the longest come first'),
-    Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, whole_number(0, 64),
+    Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, '0 to 64', int,
         'How many of them may have disks in the same SR; 0: no limit'),
-    Key('hook', DEFAULT_HOOK, or_nothing(absolute),
-        'A program that is run at each phase of a run, such as job-start and backup-end'),
-    Key('hook_timeout', DEFAULT_HOOK_TIMEOUT, minutes(0.001),
-        'Minutes after which it is ended'),
-    Key('report_file', DEFAULT_REPORT_FILE, or_nothing(absolute),
-        'A file that gets a report of each run, as JSON'),
-    Key('mail_to', DEFAULT_MAIL_TO, addresses,
+    Key('hook', DEFAULT_HOOK, '', absolute,
+        'A program that is run at each phase of a run, such as job-start and backup-end', True),
+    Key('hook_timeout', DEFAULT_HOOK_TIMEOUT, MINUTES, float, 'Minutes after which it is ended'),
+    Key('report_file', DEFAULT_REPORT_FILE, '', absolute,
+        'A file that gets a report of each run, as JSON', True),
+    Key('mail_to', DEFAULT_MAIL_TO, '', addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
-    Key('mail_from', DEFAULT_MAIL_FROM, or_nothing(one_address),
-        'Sender of that mail; empty is root@ this host'),
-    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, str, 'Mail server'),
-    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, whole_number(1, 65535),
-        'Port of the mail server'),
-    Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY,
-        one_of('auto', 'none', 'starttls', 'tls'),
+    Key('mail_from', DEFAULT_MAIL_FROM, '', address,
+        'Sender of that mail; empty is root@ this host', True),
+    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, '', str, 'Mail server'),
+    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, '1 to 65535', int, 'Port of the mail server'),
+    Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY, 'auto, none, starttls, tls', str,
         'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
         'port 465); auto is what is usual on its port'),
-    Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, str,
+    Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, '', str,
         'Account on the mail server, if it wants one'),
-    Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, or_nothing(absolute),
-        'Password of that account, in a file made with create-password-file='),
-    Key('mail_mode', DEFAULT_MAIL_MODE,
-        one_of('always', 'problems', 'never'),
+    Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, '', absolute,
+        'Password of that account, in a file made with create-password-file=', True),
+    Key('mail_mode', DEFAULT_MAIL_MODE, 'always, problems, never', str,
         'When to mail: always, problems (warnings and errors only), never'),
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
@@ -808,12 +775,13 @@ Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of 
 class Config(NamedTuple):
     """What a config file says, with everything that is wrong in it."""
 
+    path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
     rules: Tuple[Rule, ...]
+    given: Dict[str, Tuple[str, str]]  # text and place of each key
     unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
-    errors: Tuple[str, ...]        # values that cannot be used: a preview can still go on
-    given: Dict[str, Tuple[str, str]] = {}     # text and place of each value
-    notes: Tuple[str, ...] = ()    # what may be meant otherwise
+    errors: Dict[str, str]     # of keys whose values cannot be used: a preview can still go on
+    notes: Tuple[str, ...]     # what may be meant otherwise
 
 
 def default_values() -> Dict[str, Any]:
@@ -828,151 +796,134 @@ def default_values() -> Dict[str, Any]:
     return values
 
 
-def parse_config(lines: Sequence[str], where: str, invocation: Invocation) -> Config:
+def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = CommandLine()) -> Config:
     """Read `key=value` lines, split at the first =; the command line's words win over them. A value
     that cannot be used is an error in the result and the default in its settings."""
-    values = default_values()
-    parsers = {key.name: key.parse for key in KEYS}
-    rules, unexpected, errors, notes = [], [], [], []
-    given = {}                 # type: Dict[str, Tuple[str, str]]
-
-    def take(name: str, text: str, place: str) -> None:
-        given[name] = text, place
-        try:
-            values[name] = parsers[name](text)
-        except ValueError as error:
-            errors.append(f'ERROR: config {name} {error} -> {text} ({place})')
-
-    for number, line in enumerate(lines, 1):
-        line, place = line.strip(), f'{where} line {number}'
-        name, equals, text = (part.strip() for part in line.partition('='))
-        if not line or line.startswith('#'):
+    values, errors = default_values(), {}      # type: Dict[str, Any], Dict[str, str]
+    given = {key.name: (str(key.default), 'default') for key in KEYS}
+    rules, unexpected, notes = [], [], []
+    for number, text in enumerate(lines, 1):
+        name, equals, text = (part.strip() for part in text.partition('='))
+        place = f'{path} line {number}'
+        if name.startswith('#') or not (name or equals):
             continue
         if not equals:
-            unexpected.append(f'***ERROR not a key=value line: {line} ({place})')
+            unexpected.append(f'***ERROR not a key=value line: {name} ({place})')
         elif name in METHODS:
             rules.append(parse_rule(name, text, place))
-        elif name in parsers:
-            if name in given:
+        elif name in given:
+            if given[name][1] != 'default':
                 notes.append(f'***NOTE - config {name} is set twice: {place} overrides '
                              f'{given[name][1]}')
-            take(name, text, place)
-        elif not invocation.ignore_extra_keys:
+            given[name] = text, place
+        elif line.options.get('ignore_extra_keys') != 'true':
             unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
-    for name, text in sorted(invocation.overrides.items()):
-        take(name, text, 'command line')
-    others = {'the config': invocation.config_file,
-              'the password file': native(invocation.password)}
+    for name in OVERRIDES:
+        if line.options.get(name):
+            given[name] = line.options[name], 'command line'
+    for key in KEYS:
+        text, place = given[key.name]
+        try:
+            values[key.name] = key.parse(text)
+        except ValueError as error:
+            errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
+    files = {'the config': path, 'the password file': native(line.password)}
     for name in ('status_log', 'hook', 'mail_smtp_password_file'):
-        others[name] = values[name]
-    for name, path in others.items():
+        files[name] = values[name]
+    for name, file in files.items():
         report = values['report_file']                 # a current directory may be gone
-        if report and path and os.path.abspath(path) == report:
+        if report and file and os.path.abspath(file) == report:
             values['report_file'] = ''
-            text, place = given.get('report_file', (DEFAULT_REPORT_FILE, 'default'))
-            errors.append(f'ERROR: config report_file would replace {name} -> {text} ({place})')
-    return Config(Settings(**values), tuple(rules) + invocation.rules,
-                  tuple(unexpected), tuple(errors), given, tuple(notes))
+            errors['report_file'] = 'ERROR: config report_file would replace {} -> {} ({})'.format(
+                name, *given['report_file'])
+    return Config(path, Settings(**values), tuple(rules), given, tuple(unexpected), errors,
+                  tuple(notes))
 
 
-def read_config(invocation: Invocation) -> Config:
-    """Read the config file, or the defaults with a vm-selector. Raise ConfigError."""
-    path = invocation.config_file
+def read_config(path: str, line: CommandLine = CommandLine()) -> Config:
+    """Read a config file, or the defaults for ''. Raise ConfigError."""
     if not path:
-        return parse_config([], '', invocation)
+        return parse_config([], '', line)
     try:
         data = read_file(path, 2**20 + 1)
+        if len(data) > 2**20 or b'\0' in data:
+            raise ConfigError(f'not a config file (binary, or over 1 MiB): {path}')
+        text = data.decode('utf-8-sig')
     except OSError as error:
         raise ConfigError(f'cannot read config file {path}: {error.strerror}')
-    if len(data) > 2**20 or b'\0' in data:
-        raise ConfigError(f'not a config file (binary, or over 1 MiB): {path}')
-    try:
-        text = data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ConfigError('config file {} line {} is not UTF-8 text (save it as UTF-8)'.format(
-            path, data[:error.start].count(b'\n') + 1))
-    return parse_config(re.split('\r\n|\r|\n', text), path, invocation)
+        number = data[:error.start].count(b'\n') + 1
+        raise ConfigError(f'config file {path} line {number} is not UTF-8 text (save it as UTF-8)')
+    return parse_config(re.split('\r\n|\r|\n', text), path, line)
 
 
-def load_config(invocation: Invocation, console: Console) -> Config:
-    """Read the config, and log where from. Raise ConfigError."""
-    config = read_config(invocation)
-    if invocation.config_file:
-        console.log(f'VmBackup config loaded from: {invocation.config_file}')
-    for rule in invocation.rules:
-        if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
-            console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
+def load_config(path: str, line: CommandLine, console: Console) -> Config:
+    """Read a config file, and log where from. Raise ConfigError."""
+    config = read_config(path, line)
+    if path:
+        console.log(f'VmBackup config loaded from: {path}')
     return config
+
+
+def config_of(line: CommandLine, console: Console) -> Config:
+    """Return the config of a run: that of its file, or else the defaults with a vm-selector. Raise
+    UsageError, ConfigError."""
+    target, path = line.words[0], native(line.words[0])
+    if not target:
+        raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
+    if os.path.exists(path) and not os.path.isdir(path):
+        return load_config(path, line, console)
+    if '/' in target and os.path.isdir(path):
+        raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
+    rule = selector(target)
+    if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
+        console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
+    return parse_config([], '', line)._replace(rules=(rule,))
 
 
 def refuse_unexpected(config: Config, console: Console) -> None:
     """Log the lines of a config that are not understood; raise ConfigError if there are any."""
-    for line in config.unexpected:
-        console.log(line)
+    for text in config.unexpected:
+        console.log(text)
     if config.unexpected:
-        keys = any('unexpected config key' in line for line in config.unexpected)
-        raise ConfigError('in config_load' + (', consider ignore_extra_keys=true' if keys else ''))
+        raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
 
 
 def refuse_mistakes(config: Config, console: Console) -> None:
     """Raise ConfigError for the first mistake in a config."""
     refuse_unexpected(config, console)
-    for error in config.errors:
-        raise ConfigError(error[len('ERROR: '):])
-
-
-def invocation_of(line: CommandLine) -> Invocation:
-    """Return what a command line asks of a run or a preview. Raise UsageError."""
-    target, options = line.words[0], line.options
-    if not target:
-        raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
-    path, rules = native(target), ()   # type: str, Tuple[Rule, ...]
-    if '/' in target and os.path.isdir(path):
-        raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
-    if os.path.isdir(path) or not os.path.exists(path):
-        path, rules = '', (selector(target),)
-    overrides = {name: options[name] for name in OVERRIDES if options[name]}
-    return Invocation(line.password, path, rules, bool(options['preview']),
-                      options['ignore_extra_keys'] == 'true', overrides)
+    for text in config.errors.values():
+        raise ConfigError(text.partition(': ')[2])
 
 
 def selector(word: str) -> Rule:
     """Return the rule of a vm-selector: NAME or REGEX, vm-export=... or vdi-export=..."""
     method, equals, text = word.partition('=')
-    if equals and method.lower() in EXPORTS:
-        return parse_rule(method.lower(), text, 'command line')
-    return parse_rule('vm-export', word, 'command line')
+    if not equals or method.lower() not in EXPORTS:
+        method, text = 'vm-export', word
+    return parse_rule(method.lower(), text, 'command line')
 
 
 def read_file(path: str, limit: int) -> bytes:
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, 'not a file')
-        with open(handle, 'rb', closefd=False) as stream:
-            return stream.read(limit)
-    finally:
-        os.close(handle)
+        return file.read(limit)
 
 
 def create_password_file(password: str, path: str) -> None:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
-    import tempfile
     if not password:
         raise ConfigError(f'an empty password: create-password-file={path}')
     if os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f'not a file: password file {path}')
     try:
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.')
-        try:
-            with open(handle, 'wb') as stream:
-                os.fchmod(handle, 0o600)               # whatever the umask
-                stream.write(base64.b64encode(encoded(password)))
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with contextlib.suppress(FileNotFoundError):   # others may have the old one open
+            os.unlink(path)
+        with open(path, 'xb', opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
+            stream.write(base64.b64encode(encoded(password)))
     except OSError as error:
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
 
@@ -980,19 +931,17 @@ def create_password_file(password: str, path: str) -> None:
 def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
-        text = read_file(path, LONGEST_PASSWORD + 1).strip()
-        mode = os.stat(path).st_mode
+        text = read_file(path, LONGEST_PASSWORD).strip()
+        if os.stat(path).st_mode & 0o077:
+            warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
+        password = base64.b64decode(text, validate=True).decode('utf-8')
     except OSError as error:
         raise ConfigError(f'cannot read password file {path}: {error.strerror}')
-    try:
-        password = base64.b64decode(text, validate=True).decode('utf-8')
     except ValueError:
         password = ''
-    if not password or '\0' in password or len(text) > LONGEST_PASSWORD:
+    if not password or '\0' in password:
         raise ConfigError(f'no password in password file {path} (make it with '
                           'create-password-file=)')
-    if stat.S_IMODE(mode) & 0o077:
-        warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
     return password
 
 
@@ -1292,7 +1241,7 @@ def policy_of(settings: Any, job: Job) -> Policy:
 
 def keep_of(settings: Any) -> int:
     """Return how many of the newest backups to keep where no line says so."""
-    return settings.max_backups if settings.keep_last is None else settings.keep_last
+    return settings.max_backups if settings.keep_last == '' else settings.keep_last
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3510,10 +3459,10 @@ class Opened(NamedTuple):
 
 def open_config(word: str, console: Console, announce: bool = False) -> Opened:
     """Open backup_dir of a config file, of the script's first page for ''. Raise ConfigError."""
-    invocation = Invocation(config_file=native(word))
-    config = load_config(invocation, console) if announce else read_config(invocation)
+    path = native(word)
+    config = load_config(path, CommandLine(), console) if announce else read_config(path)
     refuse_mistakes(config, console)
-    return Opened('config', native(word), config, Store.of(config.settings))
+    return Opened('config', path, config, Store.of(config.settings))
 
 
 def open_target(word: str, console: Console, announce: bool = False,
@@ -6252,7 +6201,8 @@ def check_plan(config: Config, plan: Plan, store: Store, console: Console) -> Se
         console.log(message)
     show_settings(config, plan, console)
     problem = store.problem(config.settings.require_mount)
-    problems = list(filter(None, config.errors + (problem,))) + program_problems(config.settings)
+    problems = list(filter(None, [*config.errors.values(), problem]))
+    problems += program_problems(config.settings)
     if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
         console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
     errors = tuple(problems) + plan.errors
@@ -6309,26 +6259,25 @@ class BackupRun(Run):
     """A night's backup. Whatever happens, `end` reports it."""
 
     def __init__(self, config: Config, console: Console, status_log: StatusLog,
-                 signals: Signals, config_file: str = '') -> None:
+                 signals: Signals) -> None:
         super().__init__(config.settings, status_log, console)
         self.config = config
         self.signals = signals
         self.store = Store.of(self.settings)
-        self.config_file = config_file
-        self.report_file = self.settings.report_file if config_file else ''
+        self.report_file = self.settings.report_file if config.path else ''
         self.hooks = Hooks(self.settings, self.report_file, console, signals)
         self.closing = ''      # the phase of the hook that is to follow
         self.restores_left = False
         self.shared = Shared(config, self.store, None, self.hooks)
 
-    def run(self, invocation: Invocation) -> None:
+    def run(self, login: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
         if not self.hooks.run('job-init'):             # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
         self.status_log.begin()
-        password = login_word(invocation.password, self.console)
+        password = login_word(login, self.console)
         with Pool.connect(password, self.console, self.signals) as pool:
             self.shared.pool = pool
             plan = select(self.config.rules, pool.vms(tuple(self.store.restores())),
@@ -6355,7 +6304,7 @@ class BackupRun(Run):
             self.run_hook(self.closing)
         if self.report_file:
             with self.tolerating(f'cannot write report_file {self.report_file}'):
-                write_report(self.report_file, self, self.config_file, self.shared.identity)
+                write_report(self.report_file, self, self.config.path, self.shared.identity)
         self.status_log.end(self.verdict(), self.counts())
         mailed = self.report_end('')
         if begun:
@@ -6527,12 +6476,12 @@ class BackupRun(Run):
             self.fail(f'pool database not backed up: {error}')
 
 
-def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
+def preview(line: CommandLine, console: Console, signals: Signals) -> int:
     """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
-    config = load_config(invocation, console)
+    config = config_of(line, console)
     refuse_unexpected(config, console)
     store = Store.of(config.settings)
-    with Pool.connect(login_word(invocation.password, console), console, signals) as pool:
+    with Pool.connect(login_word(line.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(tuple(store.restores())),
                       keep_of(config.settings), config.settings.honour_nobak)
         if not plan.errors:
@@ -6542,9 +6491,9 @@ def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
     console.log('Checking all VMs for duplicate names ...')
     if plan.left_out:
         console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
-        for line in plan.left_out:
-            console.log('  left out: ' + line)
-    if plan.uncovered and invocation.config_file:
+        for disk in plan.left_out:
+            console.log('  left out: ' + disk)
+    if plan.uncovered and config.path:
         console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
         console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
     if plan.failures:
@@ -6557,25 +6506,22 @@ def preview(invocation: Invocation, console: Console, signals: Signals) -> int:
 def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
     """Make backups; return the exit status. Where the config file cannot be read, the mail goes to
     whom the script's first page says."""
-    invocation, unreadable = invocation_of(line), ''
-    if invocation.preview:
-        return preview(invocation, console, signals)
+    if line.options['preview']:
+        return preview(line, console, signals)
+    unreadable = ''
     try:
-        config = load_config(invocation, console)
+        config = config_of(line, console)
     except ConfigError as error:
-        unreadable = str(error)
-        invocation = invocation._replace(config_file='')
-        config = parse_config([], '', invocation)
-    path = config.settings.status_log if invocation.config_file else ''
-    if any('config status_log ' in error for error in config.errors):
+        unreadable, config = str(error), parse_config([], '', line)
+    path = config.settings.status_log
+    if not config.path or 'status_log' in config.errors:
         path = ''
-    run_of_tonight = BackupRun(config, console, StatusLog(path, console), signals,
-                               invocation.config_file)
+    run_of_tonight = BackupRun(config, console, StatusLog(path, console), signals)
     with run_of_tonight.until_ended():
         if unreadable:
             raise ConfigError(unreadable)
         refuse_unexpected(config, console)
-        run_of_tonight.run(invocation)
+        run_of_tonight.run(line.password)
     return run_of_tonight.end()
 
 
@@ -7431,17 +7377,16 @@ class StatusCheck:
     def __init__(self, max_age: str) -> None:
         self.max_age = max_age     # as the administrator wrote it
         self.moment = now()
-        try:
-            self.limit = time_span(max_age)
-        except ValueError as error:
-            raise UsageError(f'max_age {error} -> {max_age}')
+        if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
+            raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
+        self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
         self.found = []        # type: List[Tuple[int, str]]
         self.figures = []      # type: List[str]
 
     def check(self, config_file: str) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(Invocation(config_file=config_file, ignore_extra_keys=True))
-        for problem in config.unexpected + config.errors:
+        config = read_config(config_file, CommandLine(options={'ignore_extra_keys': 'true'}))
+        for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store.of(config.settings)
         problem = store.problem(config.settings.require_mount)
@@ -7522,16 +7467,13 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
 
 def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    log, ignore = console.log, line.options['ignore_extra_keys'] == 'true'
-    config = load_config(Invocation(config_file=native(line.words[0]), ignore_extra_keys=ignore),
-                         console)
+    log, config = console.log, load_config(native(line.words[0]), line, console)
     settings = config.settings
-    for key in KEYS:
-        text, place = config.given.get(key.name, (key.default, 'default'))
-        log(f'  {key.name:23s} = {text}   ({place})')
+    for name, (text, place) in config.given.items():
+        log(f'  {name:23s} = {text}   ({place})')
     for rule in config.rules:
         log(f'  {rule}   ({rule.where})')
-    problems = [*config.unexpected, *config.errors]
+    problems = [*config.unexpected, *config.errors.values()]
     problems += [f'***ERROR - invalid regex: {rule} ({rule.where})' for rule in config.rules
                  if rule.kind == 'name' and not regex_of(rule.word)]
     if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
@@ -7560,7 +7502,7 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
 def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     path = native(line.words[0])
-    config = load_config(Invocation(config_file=path, ignore_extra_keys=True), console)
+    config = load_config(path, line._replace(options={'ignore_extra_keys': 'true'}), console)
     refuse_mistakes(config, console)
     settings = config.settings
     if not settings.mail_to:
@@ -7777,9 +7719,8 @@ def config_text() -> str:
     lines = [CONFIG_HEAD]
     for key in KEYS:
         lines += ['# ' + line for line in key.meaning.split('\n')]
-        allowed = getattr(key.parse, 'range', '')      # of numbers or words
-        lines += ['# (default: {}{})'.format(str(key.default) or 'empty',
-                                             f'; allowed: {allowed}' if allowed else ''),
+        allowed = f'; allowed: {key.allowed}' if key.allowed else ''
+        lines += ['# (default: {}{})'.format(str(key.default) or 'empty', allowed),
                   '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
                                    SHOWN_KEYS.get(key.name, key.default)), '']
     return '\n'.join(lines) + CONFIG_RULES

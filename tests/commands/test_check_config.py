@@ -78,10 +78,6 @@ class WhatItShows(CheckCase):
         self.assertFalse(os.path.exists(os.path.dirname(self.status_log)))
 
     def test_the_range_of_a_key_is_in_the_help_text(self):
-        ranges = {key.name: getattr(key.parse, 'range', '') for key in VmBackup.KEYS}
-        self.assertEqual('1 to 64', ranges['parallel'])
-        self.assertEqual('0.001 to 525600', ranges['stall_timeout'])
-        self.assertEqual('always, problems, never', ranges['mail_mode'])
         text = self.vmbackup('config').output
         self.assertIn('# (default: 1; allowed: 1 to 64)\n#parallel=1\n', text)
         self.assertIn('# (default: /snapshots/BACKUPS)\n', text)

@@ -24,9 +24,8 @@ class Tables(unittest.TestCase):
                         self.assertIn(name, known | {'job-init', 'log-end', 'create-password-file',
                                                      'test-restore', 'mail_'}, title)
                     if name in known and value and value not in ('UUID', 'NAME'):
-                        config = VmBackup.parse_config([word], 'f', VmBackup.Invocation(
-                            '', 'f', (), False, False, {}))
-                        self.assertEqual(((), ()), (config.errors, config.unexpected), word)
+                        config = VmBackup.parse_config([word], 'f')
+                        self.assertEqual(({}, ()), (config.errors, config.unexpected), word)
 
 
 class Fork(PoolCase):

@@ -302,9 +302,8 @@ class Examples(unittest.TestCase):
     """Config files, cron lines, selections."""
 
     def parse(self, lines):
-        config = VmBackup.parse_config(lines, 'README.md', VmBackup.Invocation(
-            '', '', (), False, False, {}))
-        self.assertEqual(((), ()), (config.unexpected, config.errors))
+        config = VmBackup.parse_config(lines, 'README.md')
+        self.assertEqual(((), {}), (config.unexpected, config.errors))
         return config
 
     def test_every_config_file_shown_is_understood(self):
@@ -336,7 +335,8 @@ class Examples(unittest.TestCase):
             self.assertEqual('/opt/VmBackup/VmBackup.py', words[0])
             if words[1] == 'verify' or words[2].startswith('test-restore='):   # they have tests
                 continue
-            rules = VmBackup.invocation_of(VmBackup.parse_words(words[1:])).rules
+            line = VmBackup.parse_words(words[1:])
+            rules = VmBackup.config_of(line, VmBackup.Console(None)).rules
             self.assertEqual([words[2]], [rule.text for rule in rules])
 
     def test_worked_examples_of_choosing_vms_are_right(self):

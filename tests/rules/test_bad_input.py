@@ -196,8 +196,7 @@ class Values(BadInputCase):
     @staticmethod
     def parsed(name, text):
         """The Config of one line, read as from a file."""
-        return VmBackup.parse_config(['%s=%s' % (name, text)], 'f', VmBackup.Invocation(
-            'p', 'f', (), False, False, {}))
+        return VmBackup.parse_config(['%s=%s' % (name, text)], 'f')
 
     def refused(self, key):
         found = []
@@ -216,7 +215,7 @@ class Values(BadInputCase):
                     config = self.parsed(key.name, text)
                     self.assertEqual((), config.unexpected)
                     if config.errors:
-                        error, = config.errors
+                        error, = config.errors.values()
                         self.assertRegex(error, r'^ERROR: config %s ' % key.name)
                         self.assertIn('(f line 1)', error)
                         self.assertEqual(default, config.settings)
@@ -317,11 +316,13 @@ class Words(BadInputCase):
         for _ in range(2000):
             chosen = [chance.choice(words) for _ in range(chance.randrange(2, 6))]
             try:
-                invocation = VmBackup.invocation_of(VmBackup.parse_words(chosen))
+                config = VmBackup.config_of(VmBackup.parse_words(chosen), VmBackup.Console(None))
             except VmBackup.UsageError as error:
                 self.assertRegex(str(error), 'see VmBackup.py help|^usage: VmBackup.py ')
+            except VmBackup.ConfigError as error:
+                self.assertEqual('cannot read config file /dev/null: not a file', str(error))
             else:
-                self.assertEqual(bool(invocation.config_file), not invocation.rules)
+                self.assertEqual(('', 1), (config.path, len(config.rules)))
 
 
 class PasswordFiles(BadInputCase):
@@ -474,8 +475,7 @@ class Mutations(BadInputCase):
     def read_config(self, data):
         self.put_file(self.at('run.cfg'), data)
         try:
-            return VmBackup.read_config(VmBackup.Invocation('password', self.at('run.cfg'), (),
-                                                            False, False, {}))
+            return VmBackup.read_config(self.at('run.cfg'))
         except VmBackup.ConfigError as error:
             return error
 
@@ -491,7 +491,7 @@ class Mutations(BadInputCase):
                     refused += 1
                     self.assertIn(self.at('run.cfg'), str(config))
                     continue
-                for line in config.errors + config.unexpected:
+                for line in [*config.errors.values(), *config.unexpected]:
                     self.assertIn('run.cfg line ', line)
                 plan = VmBackup.select(config.rules, vms, config.settings.max_backups)
                 self.assertLessEqual(len(plan.jobs), len(vms))

@@ -15,8 +15,7 @@ def vms(*names):
 
 
 def rules(*lines):
-    invocation = VmBackup.Invocation('', '', (), False, False, {})
-    return VmBackup.parse_config(lines, 'test.cfg', invocation).rules
+    return VmBackup.parse_config(lines, 'test.cfg').rules
 
 
 def select(lines, *names):
@@ -41,8 +40,7 @@ class RecordedSelections(unittest.TestCase):
         self.assertEqual(42, len(recorded['cases']))
         for case in recorded['cases']:
             with self.subTest(case['name']):
-                invocation = VmBackup.Invocation('', '', (), False, False, {})
-                config = VmBackup.parse_config(case['config'], 'test.cfg', invocation)
+                config = VmBackup.parse_config(case['config'], 'test.cfg')
                 if case['exclude'] is None:            # 3.25 stopped before it selected
                     self.assertTrue(config.unexpected)
                     continue

@@ -12,7 +12,7 @@ KEYS = {
     'pool_db_backup': (0, {'1': 1, '0': 0}, ['', 'yes', '2', '-1', 'True']),
     'pool_db_max_backups': (0, {'0': 0, '7': 7, '1000000': 10**6}, ['', '-1', '1000001', 'all']),
     'max_backups': (4, {'1': 1, '007': 7}, ['', '0', '-1', '1.5', '4 # four', '٤', '9' * 5000]),
-    'keep_last': (None, {'0': 0, '7': 7, '': None}, ['-1', 'all', '1000001']),
+    'keep_last': ('', {'0': 0, '7': 7, '': ''}, ['-1', 'all', '1000001']),
     'keep_hourly': (0, {'24': 24, '0': 0}, ['', '-1', 'all']),
     'keep_daily': (0, {'7': 7}, ['', '-1', '1.5']),
     'keep_weekly': (0, {'5': 5}, ['', '-1']),
@@ -62,8 +62,7 @@ KEYS = {
 
 
 def parsed(*lines, **options):
-    invocation = VmBackup.Invocation('p', 'f', (), False, options.pop('ignore', False), options)
-    return VmBackup.parse_config(lines, 'f', invocation)
+    return VmBackup.parse_config(lines, 'f', VmBackup.CommandLine('backup', 'p', ('f',), options))
 
 
 class Keys(unittest.TestCase):
@@ -81,7 +80,7 @@ class Keys(unittest.TestCase):
             for text, value in good.items():
                 for line in ('%s=%s', ' %s = %s ', '\t%s\t=\t%s\t'):
                     config = parsed(line % (name, text))
-                    self.assertEqual(((), ()), (config.errors, config.unexpected))
+                    self.assertEqual(({}, ()), (config.errors, config.unexpected))
                     self.assertEqual(value, getattr(config.settings, name), line % (name, text))
 
     def test_wrong_values_are_named_with_file_and_line_and_the_default_stays(self):
@@ -89,7 +88,7 @@ class Keys(unittest.TestCase):
             for text in bad:
                 with self.subTest(name=name, text=text):
                     config = parsed('# first', '%s=%s' % (name, text))
-                    error, = config.errors
+                    error, = config.errors.values()
                     self.assertRegex(error, r'^ERROR: config %s (out of range|invalid)' % name)
                     self.assertTrue(error.endswith('-> %s (f line 2)' % text), error)
                     self.assertEqual(default, getattr(config.settings, name))
@@ -125,12 +124,12 @@ class Lines(unittest.TestCase):
         self.assertEqual(tuple(
             '***ERROR unexpected config key: %s (f line %d)' % (line.partition('=')[0], number)
             for number, line in enumerate(lines, 1)), parsed(*lines).unexpected)
-        self.assertEqual(parsed(), parsed(*lines, ignore=True))
+        self.assertEqual(parsed(), parsed(*lines, ignore_extra_keys='true'))
 
     def test_a_line_without_equals_sign_is_never_ignored(self):
-        for ignore in (False, True):
+        for ignore in ('', 'true'):
             self.assertEqual(('***ERROR not a key=value line: vm-export db (f line 1)',),
-                             parsed('vm-export db', ignore=ignore).unexpected)
+                             parsed('vm-export db', ignore_extra_keys=ignore).unexpected)
 
 
 class Files(PoolCase):
@@ -202,12 +201,12 @@ class Files(PoolCase):
         example = self.read(ROOT, 'example.cfg')
         self.assertIn(example.rstrip('\n'), self.vmbackup('config').output)
         config = parsed(*example.splitlines())
-        self.assertEqual(((), ()), (config.errors, config.unexpected))
+        self.assertEqual(({}, ()), (config.errors, config.unexpected))
         self.assertEqual(['exclude', 'vdi-export', 'vm-export'],
                          sorted({rule.method for rule in config.rules}))
         config = parsed(*(line[1:] if line[1:].partition('=')[0] in KEYS else line
                           for line in example.splitlines()))
-        self.assertEqual(((), ()), (config.errors, config.unexpected))
+        self.assertEqual(({}, ()), (config.errors, config.unexpected))
         for name in KEYS:
             self.assertRegex(example, r'(?m)^#?%s=' % name)
 

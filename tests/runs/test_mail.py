@@ -107,8 +107,7 @@ class TheMail(MailCase):
         self.assertEqual(done.output.splitlines()[:-1], mail.text.splitlines())
 
     def test_a_host_name_cannot_add_headers(self):
-        invocation = VmBackup.Invocation('', '', (), False, False, {})
-        settings = VmBackup.parse_config(['mail_to=a@b'], 'test', invocation).settings
+        settings = VmBackup.parse_config(['mail_to=a@b']).settings
         plain = VmBackup.compose(settings, 'xen1', 'SUCCESS', ['line']).keys()
         for host in ('h\nBcc: evil@example.org', 'h\r\n\r\nbody', '(none)', '', 'h h', '<h>', 'h;',
                      'é', '"', 'h,evil@example.org', '[', '\udcff', '\0'):
@@ -459,8 +458,7 @@ class Automatic(MailCase):
         for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
             for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
                 settings = VmBackup.parse_config(
-                    ['mail_smtp_port=%d' % port, 'mail_smtp_security=' + security], 'test',
-                    VmBackup.Invocation('', '', (), False, False, {})).settings
+                    ['mail_smtp_port=%d' % port, 'mail_smtp_security=' + security]).settings
                 self.assertEqual(wanted if security.lower() == 'auto' else security,
                                  VmBackup.security_of(settings))
 

@@ -302,8 +302,7 @@ class PoolCase(unittest.TestCase):
 
 def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
-    config = VmBackup.parse_config(['backup_dir=' + backup_dir], 'test', VmBackup.Invocation(
-        '', '', (), False, False, {}))
+    config = VmBackup.parse_config(['backup_dir=' + backup_dir])
     store = VmBackup.Store.of(config.settings)
     hooks = VmBackup.Hooks(config.settings, '', VmBackup.Console(None), VmBackup.Signals())
     return VmBackup.Shared(config, store, None, hooks)
