@@ -6596,10 +6596,8 @@ class VerifyCommand:
                           '; '.join([PROVED[found.proved]] + found.remarks))
             try:
                 note(backup, verified=record)
-            except OSError as error:
-                harmless = error.errno in (errno.EROFS, errno.ENOENT)
-                self.tell(path, 'NOTE' if harmless else 'WARNING',
-                          f'the result is not recorded: {error.strerror}')
+            except OSError as error:                   # such as a share that is read-only
+                self.tell(path, 'NOTE', f'the result is not recorded: {error.strerror}')
 
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:

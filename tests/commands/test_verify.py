@@ -326,15 +326,15 @@ class TheCommand(MadeCase):
             self.assertIn(told, self.verify(status, self.backups)[2])
         self.assertEqual(2, len(self.verify(0, self.backups, 'vm=web')))
 
-    def test_a_manifest_that_cannot_be_written_is_a_warning(self):
+    def test_a_manifest_that_cannot_be_written_is_a_note(self):
         path = self.web
         self.prelude = AS_NO_MORE_THAN_THE_OWNER
         os.chmod(path, 0o500)
         self.addCleanup(os.chmod, path, 0o700)
         self.assertEqual(['good %s: every checksum is right' % path,
-                          '***WARNING - %s: the result is not recorded: Permission denied' % path,
-                          'VmBackup verify ended - **WARNING(s)** - S:1 W:1 E:0'],
-                         self.verify(1, path))
+                          '***NOTE - %s: the result is not recorded: Permission denied' % path,
+                          'VmBackup verify ended - Success - S:1 W:0 E:0'],
+                         self.verify(0, path))
 
     def test_names_of_any_kind(self):
         names = ['a/b', '..', 'x$(id)', 'büro', 'n\nl', 'z' * 255]
