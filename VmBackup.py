@@ -2482,7 +2482,6 @@ MANIFEST = 'backup.json'   # in a dated directory that is complete
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 METADATA = 'vm-metadata.xml'
-INTENT_LISTS = ('before', 'sources', 'disks', 'names')
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
 LOCKS = '.locks'           # in backup_dir: a file for each VM
@@ -2511,27 +2510,64 @@ class Intent(NamedTuple):
     latest: str                # and a VM's, which xapi may make later and which has our label
     host: str                  # whose process this is
     process: str               # its number and, against another of that number, its beginning
-    before: Tuple[str, ...]    # references of the snapshots that it and its disks had already
-    sources: Tuple[str, ...]   # references of a VM's disks
+    before: tuple              # references of the snapshots that it and its disks had already
+    sources: tuple             # references of a VM's disks
     uuid: str = ''             # of the snapshot, once it is known
-    disks: Tuple[str, ...] = ()    # references of the disks that came with a VM's snapshot
-    names: Tuple[str, ...] = ()    # those of the sources, which may be gone by then
+    disks: tuple = ()          # references of the disks that came with a VM's snapshot
+    names: tuple = ()          # those of the sources, which may be gone by then
 
-    @classmethod
-    def parse(cls, data: bytes) -> 'Intent':
-        """The Intent that a file holds; raise TargetError if it holds none."""
-        with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
-            fields = json.loads(data.decode('utf-8'))
-            encoded(str(fields))                       # raises for what cannot be printed
-            intent = cls(**{name: tuple(value) if isinstance(value, list) else value
-                            for name, value in fields.items() if name in cls._fields})
-            refs = [intent.ref, *intent.before, *intent.sources, *intent.disks]
-            classes = [tuple if name in INTENT_LISTS else str for name in cls._fields]
-            if (intent.kind in ('VM', 'VDI') and all(map(isinstance, intent, classes)) and
-                    all(re.match(r'OpaqueRef:[\w-]+\Z', ref) for ref in refs)):
-                return intent
-        raise TargetError(f'{INTENT}, the record of a snapshot, is damaged (look for the '
-                          'snapshot, then delete the record)')
+    damaged = (f'{INTENT}, the record of a snapshot, is damaged (look for the snapshot, then '
+               'delete the record)')
+
+    def is_sound(self) -> bool:
+        """Return whether what xapi is asked for can be what we wrote."""
+        return self.kind in ('VM', 'VDI') and all(
+            re.match(r'OpaqueRef:[\w-]+\Z', ref)
+            for ref in (self.ref, *self.before, *self.sources, *self.disks))
+
+
+class Restoring(NamedTuple):
+    """A restore, written down before it makes anything in the pool."""
+
+    mark: str                  # a number that nobody can guess: what it makes carries it
+    pool: str                  # uuid
+    name: str                  # that a disk gets in the end
+    since: str                 # UTC, as xapi writes times
+    host: str                  # whose process this is
+    process: str               # see Intent
+    path: str = ''             # of the record; '' where none could be written
+    complete: bool = False     # nothing is to be removed any more
+
+    damaged = (f'the record of a restore is damaged (look for a VM with {MARK} in its '
+               'other-config, then delete the record)')
+
+    @property
+    def unpacked(self) -> str:
+        """The path of a file that the restore may make."""
+        return os.path.splitext(self.path)[0] + '.vhd'
+
+    def is_sound(self) -> bool:
+        """Return whether what is looked for in the pool can be what we wrote."""
+        return re.match('[0-9a-f]{32}\\Z', self.mark) is not None
+
+
+def parse_record(kind: Any, data: bytes) -> Any:
+    """Return the Intent or Restoring that a file holds; raise TargetError if it holds none."""
+    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
+        told, _ = json.JSONDecoder().raw_decode(data.decode('utf-8'))
+        encoded(str(told))                             # raises for what cannot be printed
+        record = kind(**{name: tuple(value) if isinstance(value, list) else value
+                         for name, value in told.items() if name in kind._fields})
+        if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
+            return record
+    raise TargetError(kind.damaged)
+
+
+def is_in_work(record: Any) -> bool:
+    """Return whether the process of an Intent or a Restoring may go on, where nothing is locked."""
+    host, own = own_process()
+    return record.process != own and (
+        record.host != host or process(record.process.partition(' ')[0]) == record.process)
 
 
 def value_in(document: Dict[str, Any], key: str, default: Any) -> Any:
@@ -2553,16 +2589,13 @@ def finding(found: Dict[str, Any]) -> Dict[str, Any]:
     """Return what a manifest tells of a verification or a test restore, {} where there was none."""
     if not found:
         return {}
-    fault, proved = value_in(found, 'fault', ''), found.get('proved')
-    if not fault and found.get('fault') is not None:
-        fault = 'unknown'
-    if proved not in list(PROVED):
-        proved = None
-    seconds = found.get('seconds')
-    if type(seconds) not in (int, float) or not 0 <= seconds < 1e9:
-        seconds = None                                 # no person could have meant it
-    return {'when': as_time(found.get('when')), 'proved': proved, 'fault': fault or None,
-            'sr': value_in(found, 'sr', '') or None, 'seconds': seconds}
+    fault, proved, seconds = map(found.get, ('fault', 'proved', 'seconds'))
+    if fault is not None:
+        fault = value_in(found, 'fault', '') or 'unknown'
+    return {'when': as_time(found.get('when')), 'fault': fault,
+            'proved': proved if proved in list(PROVED) else None,
+            'sr': value_in(found, 'sr', '') or None,
+            'seconds': seconds if isinstance(seconds, int) else None}
 
 
 class Manifest(NamedTuple):
@@ -2619,12 +2652,6 @@ class Manifest(NamedTuple):
                 return disk
         return self.disks[0] if self.disks else {}
 
-    def images(self) -> List[str]:
-        """Return the names of the archives and images that it tells of, uncompressed."""
-        names = [name for name in self.files if name.endswith(IMAGES)]
-        names += [value_in(disk, 'file', '') for disk in self.disks]
-        return [plain_name(name) for name in names if name]
-
 
 def is_there(path: str) -> bool:
     """Return whether there is a file. Raise OSError, as a share in trouble proves nothing."""
@@ -2660,7 +2687,7 @@ class Backup(NamedTuple):
         try:
             manifest = Manifest.read(path)
             seen = cls(path, manifest=manifest)
-            good, protected = seen.has_marker(), seen.is_protected()
+            good, protected = seen.has_marker(), is_there(seen.file(PROTECTED))
             sizes = seen.find_sizes() if good or date else {}
         except FileNotFoundError:
             raise
@@ -2678,33 +2705,22 @@ class Backup(NamedTuple):
 
     def has_marker(self) -> bool:
         """Look anew whether it carries a marker. Raise OSError."""
-        if any(is_there(f'{self.path}/{marker}') for marker in MARKERS):
+        if any(is_there(self.file(marker)) for marker in MARKERS):
             return True
         os.lstat(self.path)
         return False
-
-    def is_protected(self) -> bool:
-        """Look anew whether somebody has said that it is not to be deleted. Raise OSError."""
-        return is_there(self.file(PROTECTED))
 
     def file(self, *parts: str) -> str:
         """Return the path of a file in it."""
         return os.path.join(self.path, *parts)
 
-    def vm(self) -> Tuple[str, str]:
-        """Return its VM's name and uuid by the manifest or else vm.cfg; '': not known."""
-        name, uuid = self.manifest.name, self.manifest.uuid
-        if uuid:
-            return name, uuid
+    def told(self, file: str, key: str) -> str:
+        """Return a value that a .cfg file in it has, '' if there is none."""
         with contextlib.suppress(OSError):
-            text = read_file(self.file('vm.cfg'), LONGEST_RECORD).decode('utf-8', 'replace')
-            for line in text.split('\n'):
-                key, _, value = line.partition('=')
-                if key == 'name_label':
-                    name = name or value
-                elif key == 'orig_uuid' and re.match('[-0-9a-f]+\\Z', value):
-                    uuid = uuid or value
-        return name, uuid
+            text = read_file(self.file(file), LONGEST_RECORD).decode('utf-8', 'replace')
+            found = re.search(f'^{key}=(.*)$', text, re.MULTILINE)
+            return found.group(1) if found else ''
+        return ''
 
     def archives(self) -> List[str]:
         """Return the names of the archives and images in it. Raise OSError."""
@@ -2716,9 +2732,11 @@ class Backup(NamedTuple):
         if not found:
             raise Damaged('there is no archive or image in it')
         here = {plain_name(portable(name)) for name in found}
-        for name in self.manifest.images():
-            if name not in here:
-                raise Damaged(f'{printable(name)} is missing')
+        known = [name for name in self.manifest.files if name.endswith(IMAGES)]
+        known += [value_in(disk, 'file', '') for disk in self.manifest.disks]
+        for name in known:
+            if name and plain_name(name) not in here:
+                raise Damaged(f'{printable(plain_name(name))} is missing')
         return found
 
     def find_sizes(self) -> Dict[str, int]:
@@ -2729,11 +2747,10 @@ class Backup(NamedTuple):
 
     def disk_size(self, name: str) -> Optional[int]:
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
-        with contextlib.suppress(OSError, LookupError, TypeError, ValueError, OverflowError):
+        with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
             if self.manifest.document:
                 return int(self.manifest.disk(name)['virtual_size'])
-            text = read_file(self.file('DISK-xvda', 'vdi.cfg'), LONGEST_RECORD)
-            return int(re.findall(b'^virtual_size=([0-9]+)$', text, re.MULTILINE)[0])
+            return int(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
         return None
 
     def files(self) -> Dict[str, int]:
@@ -2754,7 +2771,7 @@ class Backup(NamedTuple):
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool, or None. Raise TargetError, OSError."""
         try:
-            return Intent.parse(read_file(self.file(INTENT), LONGEST_RECORD))
+            return parse_record(Intent, read_file(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
             return None
 
@@ -2762,12 +2779,9 @@ class Backup(NamedTuple):
 def in_order(backups: Sequence[Backup]) -> List[Backup]:
     """Return them oldest first: those with a number in the order of these, whatever the clock was;
     the others, 3.25's and failures, stand among them by their time."""
-    numbered = [backup for backup in backups if backup.manifest.number]
-    others = [backup for backup in backups if not backup.manifest.number]
-    numbered.sort(key=lambda backup: (backup.manifest.number, backup.when, backup.path))
-    others.sort(key=lambda backup: (backup.when, backup.path))
-    if not others:                                     # their times may be out of order
-        return numbered
+    found = sorted(backups, key=lambda each: (each.manifest.number, each.when, each.path))
+    numbered = [backup for backup in found if backup.manifest.number]
+    others = found[:len(found) - len(numbered)]        # of no number, and so by their time
     return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
 
@@ -2840,55 +2854,41 @@ class History:
         """Return all dated directories, oldest first."""
         return in_order(list(self.read(self.dated())))
 
-    def good(self) -> List[Backup]:
-        """Return the completed backups, oldest first. Raise OSError if one cannot be read."""
-        return self.complete(self.dated())
-
-    def renamed(self) -> List[Backup]:
-        """Return the backups under other names, oldest first. Raise OSError."""
-        return self.complete(self.others())
-
-    def complete(self, names: Sequence[str]) -> List[Backup]:
-        """Return the backups under some names, oldest first. Raise OSError if one is unreadable."""
-        found = in_order(list(self.read(names)))
+    def good(self, renamed: bool = False) -> List[Backup]:
+        """Return the completed backups, if `renamed` those under other names too, oldest first.
+        Raise OSError if one cannot be read."""
+        found = in_order(list(self.read(self.dated() + (self.others() if renamed else []))))
         for backup in found:
             if backup.trouble:
                 raise backup.trouble
         return [backup for backup in found if backup.outcome in COMPLETE]
 
-    def all_good(self) -> List[Backup]:
-        """Return all completed backups, whatever their names, oldest first. Raise OSError."""
-        return in_order(self.renamed() + self.good())
-
     def holds_any(self) -> bool:
         """Return whether there are backups in it, or failures' records. Raise OSError."""
-        return bool(self.dated() or self.renamed())
+        return bool(self.dated() or self.good(True))
 
     def everything(self) -> List[Backup]:
         """Return all directories in it: backups, the newest first, then what is none."""
-        found = list(self.read(sorted(self.dated() + self.others())))
+        found, half_deleted = list(self.read(self.dated() + self.others())), self.half_deleted()
         backups = in_order([backup for backup in found if backup.outcome not in NO_BACKUP])
-        hidden = [Backup(f'{self.directory}/{name}', 'being deleted' if self.is_half_deleted(name)
-                         else 'foreign') for name in self.names() if name.startswith('.')]
-        rest = hidden + [backup for backup in found if backup.outcome in NO_BACKUP]
+        rest = [backup for backup in found if backup.outcome in NO_BACKUP]
+        for name in self.names():
+            path = f'{self.directory}/{name}'
+            if name.startswith('.'):
+                rest.append(Backup(path, 'being deleted' if path in half_deleted else 'foreign'))
         return backups[::-1] + sorted(rest, key=lambda backup: backup.path)
 
-    def expendable(self, policy: Policy, moment: datetime.datetime) -> List[Backup]:
-        """Return what pre_clean may delete before a new backup; never the last good one."""
-        judged = judge(self.good(), policy, [Aged(moment)])
-        while judged and (judged[-1][0].outcome != 'good' or judged[-1][0].protected):
-            judged.pop()
-        return [backup for backup, why in judged[:-1] if not why]
-
-    def surplus(self, new: Backup, policy: Policy) -> List[Backup]:
-        """Return what may be deleted after a new backup was made."""
-        older = [backup for backup in self.good() if backup.path != new.path]
-        made = Aged(local_time(new.when))
-        return [backup for backup, why in judge(older, policy, [made]) if not why]
-
-    def failures(self) -> List[Backup]:
-        """Return the dated directories that are no backups."""
-        return [backup for backup in self.backups() if backup.outcome == 'failed']
+    def expendable(self, policy: Policy, moment: datetime.datetime,
+                   new: str = '') -> List[Backup]:
+        """Return what no rule keeps beside a new backup of that moment and path. Before there is
+        one, the last sound one is kept as well, and what is newer than that."""
+        older = [backup for backup in self.good() if backup.path != new]
+        judged = judge(older, policy, [Aged(moment)])
+        if not new:
+            sound = [place for place, backup in enumerate(older)
+                     if backup.outcome == 'good' and not backup.protected]
+            del judged[max(sound, default=0):]
+        return [backup for backup, why in judged if not why]
 
     def vm_name(self) -> str:
         """Return its VM's name: the directory's or, where that was cut, the newest manifest's."""
@@ -2906,7 +2906,8 @@ class History:
         progress, name and tags by its newest backup; no `tags` in the record: not known."""
         name, uuid, record = self.vm_name(), '', {}    # type: str, str, Dict[str, Any]
         for backup in self.read(self.dated() + self.others()):
-            its_name, its_uuid = backup.vm()
+            its_name = backup.manifest.name or backup.told('vm.cfg', 'name_label')
+            its_uuid = backup.manifest.uuid or backup.told('vm.cfg', 'orig_uuid')
             if uuid and its_uuid != uuid:
                 break                                  # it was another VM's before
             if not its_uuid:
@@ -2929,27 +2930,29 @@ class History:
                 return seconds_of(finished) - seconds_of(manifest.started)
         return 0
 
-    def last_size(self, name: str) -> int:
-        """Return the bytes of a file of that name in the last backup that has one, or 0."""
-        for backup in reversed(self.backups()):
-            if backup.outcome in COMPLETE:
+    def last_size(self, names: Sequence[str]) -> int:
+        """Return the bytes of files of these names, each in the last backup that has one."""
+        sizes = {}             # type: Dict[str, int]
+        for backup in self.backups():
+            for name in names if backup.outcome in COMPLETE else ():
                 with contextlib.suppress(OSError):
-                    return occupied(backup.file(name))
-        return 0
+                    sizes[name] = occupied(backup.file(name))
+        return sum(sizes.values())
 
     def open_records(self) -> List[Backup]:
-        """Return those of which a snapshot may still be in the pool."""
-        found = [Backup(f'{self.directory}/{name}') for name in self.names()]
-        return [backup for backup in found if os.path.lexists(backup.file(INTENT))]
-
-    def is_half_deleted(self, name: str) -> bool:
-        """Return whether a name is of a directory of ours that was being deleted."""
-        return name.startswith(DELETING) and bool(self.date_of(name[len(DELETING):]))
+        """Return those of which a snapshot may still be in the pool. Raise OSError."""
+        found = []
+        for name in self.names():
+            backup = Backup(f'{self.directory}/{name}')
+            with contextlib.suppress(PermissionError):     # it is somebody else's
+                if is_there(backup.file(INTENT)):
+                    found.append(backup)
+        return found
 
     def half_deleted(self) -> List[str]:
         """Return the paths of what a run that ended early was deleting."""
-        names = [] if os.path.islink(self.directory) else self.names()
-        return [f'{self.directory}/{name}' for name in names if self.is_half_deleted(name)]
+        return [f'{self.directory}/{name}' for name in self.names()
+                if name.startswith(DELETING) and self.date_of(name[len(DELETING):])]
 
 
 def kind_of(path: str) -> str:
@@ -2957,61 +2960,20 @@ def kind_of(path: str) -> str:
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
     history, names = History(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
-    if any(name in MARKERS or name == MANIFEST for name in names) or (
+    if {MANIFEST, *MARKERS}.intersection(names) or (
             history.date_of(os.path.basename(os.path.abspath(path)))):
         return 'backup'
     return 'history' if history.holds_any() else 'store'
 
 
-class Restoring(NamedTuple):
-    """A restore, written down before it makes anything in the pool."""
-
-    mark: str                  # a number that nobody can guess: what it makes carries it
-    pool: str                  # uuid
-    name: str                  # that a disk gets in the end
-    since: str                 # UTC, as xapi writes times
-    host: str                  # whose process this is
-    process: str               # see Intent
-    path: str = ''             # of the record; '' where none could be written
-    complete: bool = False     # nothing is to be removed any more
-
-    @property
-    def unpacked(self) -> str:
-        """The path of a file that the restore may make."""
-        return os.path.splitext(self.path)[0] + '.vhd'
-
-    @classmethod
-    def parse(cls, data: bytes, path: str) -> 'Restoring':
-        """The Restoring that a file holds; raise TargetError if it holds none."""
-        first, _, more = data.partition(b'\n')
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            found = cls(**dict(json.loads(first.decode('utf-8')), path=path, complete=bool(more)))
-            texts = all(isinstance(text, str) for text in found[:-1])
-            if texts and re.match('[0-9a-f]{32}\\Z', found.mark):
-                return found
-        raise TargetError(f'the record of a restore is damaged (look for a VM with {MARK} in its '
-                          'other-config, then delete the record)')
-
-
-def is_in_work(record: Any) -> bool:
-    """Whether the process of an Intent or a Restoring may go on, on a share that cannot lock."""
-    return record.process != process(str(os.getpid())) and (
-        record.host != os.uname().nodename or
-        process(record.process.partition(' ')[0]) == record.process)
-
-
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
 
-    def __init__(self, root: str, pattern: str) -> None:
-        self.root = root
-        self.patterns = [pattern, DEFAULT_BACKUP_DIR_PATTERN]
-        self.mounted = ''      # the mount point that it lies in, once problem() has looked
+    mounted = ''               # the mount point that it lies in, once problem() has looked
 
-    @classmethod
-    def of(cls, settings: Settings) -> Any:
-        """Return the one that a config names."""
-        return cls(settings.backup_dir, settings.backup_dir_pattern)
+    def __init__(self, settings: Settings) -> None:
+        self.root = settings.backup_dir
+        self.patterns = [settings.backup_dir_pattern, DEFAULT_BACKUP_DIR_PATTERN]
 
     def problem(self, require_mount: str) -> str:
         """Return why backups cannot be written here, as far as is known without trying, or ''."""
@@ -3073,10 +3035,9 @@ class Catalogue:
 
     def restores(self) -> Dict[str, str]:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
-        paths = bounded(lambda: glob.glob(os.path.join(
-            glob.escape(self.root), RESTORING.format('*'))), f'backup_dir {self.root}')
-        marks = [re.search('[0-9a-f]{32}', os.path.basename(path)) for path in paths]
-        return {mark.group(): path for mark, path in zip(marks, paths) if mark}
+        pattern = os.path.join(glob.escape(self.root), RESTORING.format('[0-9a-f]' * 32))
+        paths = bounded(lambda: glob.glob(pattern), f'backup_dir {self.root}')
+        return {re.findall('[0-9a-f]{32}', path)[-1]: path for path in paths}
 
     def leftovers(self, histories: Sequence[History], patience: float) -> List[str]:
         """Return records of snapshots and restores that ended early: of this host, whose process
@@ -3092,7 +3053,7 @@ class Catalogue:
             data, of_snapshot = read_file(path, LONGEST_RECORD), os.path.basename(path) == INTENT
             if not data and not of_snapshot:           # a restore that has made nothing yet
                 return False
-            record = Intent.parse(data) if of_snapshot else Restoring.parse(data, path)  # type: Any
+            record = parse_record(Intent if of_snapshot else Restoring, data)
             if record.host == os.uname().nodename:
                 return not is_in_work(record)
             return -seconds_ahead(record.since) > patience
@@ -3107,10 +3068,11 @@ class Catalogue:
         return [self.dumps_in(directory) for directory in sorted(directories)]
 
     @staticmethod
-    def dumps_in(directory: str) -> List[str]:
+    def dumps_in(directory: str, ending: str = '.dump') -> List[str]:
         """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
+        ours = re.compile(r'pool_db_[0-9]{8}-[0-9]{6}\.dump(\.partial)?\Z')
         return sorted(os.path.join(directory, name) for name in os.listdir(directory)
-                      if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\Z', name))
+                      if ours.match(name) and name.endswith(ending))
 
 
 def choose(histories: Sequence[History], config: Config, selector_text: str,
@@ -3141,6 +3103,12 @@ OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metad
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
+
+
+def refuse_link(directory: str) -> None:
+    """Raise TargetError if a directory in which something is to be deleted is a symbolic link."""
+    if os.path.islink(directory):
+        raise TargetError(f'{directory} is a symbolic link')
 
 
 def protect(backup: Backup, wanted: bool) -> None:
@@ -3215,9 +3183,7 @@ class NewBackup(Backup):
 class Store(Catalogue):
     """backup_dir: where everything goes."""
 
-    def __init__(self, root: str, pattern: str) -> None:
-        super().__init__(root, pattern)
-        self.unlocked = ''     # why the share cannot lock
+    unlocked = ''              # why the share cannot lock
 
     def begin(self, history: History, when: datetime.datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
@@ -3235,8 +3201,7 @@ class Store(Catalogue):
     def delete(self, backup: Backup) -> None:
         """Delete a directory of ours, which counts no more at once. Raise TargetError, OSError."""
         directory, name = os.path.split(backup.path)
-        if os.path.islink(directory):
-            raise TargetError(f'{directory} is a symbolic link')
+        refuse_link(directory)
         if backup.intent():
             raise TargetError('it tells of a snapshot that is still to be removed')
         files = [os.path.basename(directory) + ending for ending in IMAGES]
@@ -3254,8 +3219,9 @@ class Store(Catalogue):
     @staticmethod
     def finish_deleting(path: str) -> bool:
         """Go on deleting; what is protected by now gets its name back, and False is returned."""
-        if Backup(path).is_protected():
-            directory, name = os.path.split(path)
+        directory, name = os.path.split(path)
+        refuse_link(directory)
+        if is_there(os.path.join(path, PROTECTED)):
             os.rename(path, os.path.join(directory, name[len(DELETING):]))
             return False
         import shutil
@@ -3286,11 +3252,12 @@ class Store(Catalogue):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         found = os.statvfs(self.root)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
-        if total and free < max(space_bytes(least, total), last):
+        wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
+        if last:
+            wanted[f'{human_size(last)} as the last backup took'] = last
+        if total and free < max(wanted.values(), default=0):
             raise BackupFailed('NO-SPACE', '{} free of {} in {}, wanted are {}'.format(
-                human_size(free), human_size(total), self.root, ' and '.join(
-                    [f'min_free={least}'] * bool(least) +
-                    [f'{human_size(last)} as the last backup took'] * bool(last))))
+                human_size(free), human_size(total), self.root, ' and '.join(wanted)))
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
@@ -3332,31 +3299,24 @@ class Store(Catalogue):
     @contextlib.contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
         """Record and lock a restore, until `restored`; without a path where that is impossible."""
+        mark = binascii.hexlify(os.urandom(16)).decode('ascii')
+        record = Restoring(mark, pool, name, since, *own_process())
+        path = os.path.join(self.root, RESTORING.format(mark))
         with contextlib.ExitStack() as stack:
-            record = None      # type: Optional[Restoring]
-            while record is None:
-                record = self.record(Restoring(
-                    binascii.hexlify(os.urandom(16)).decode('ascii'), pool, name, since,
-                    os.uname().nodename, process(str(os.getpid()))), stack)
+            try:
+                handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                stack.callback(os.close, handle)
+                locked = self.lock(handle)
+                told = list(record._asdict().items())[:-2]     # without path and complete
+                os.write(handle, encoded(json.dumps(dict(told))))
+                force(handle)
+                sync(self.root)
+                if locked and os.fstat(handle).st_nlink:       # nobody took it for a dead one's
+                    record = record._replace(path=path)
+            except OSError:                            # a share that is read-only, or full
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             yield record
-
-    def record(self, record: Restoring, stack: contextlib.ExitStack) -> Optional[Restoring]:
-        """As `restoring`; None if the file was removed while empty, as if left by a kill."""
-        path = os.path.join(self.root, RESTORING.format(record.mark))
-        try:
-            handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            stack.callback(os.close, handle)
-            locked = self.lock(handle)
-            os.write(handle, encoded(json.dumps({
-                name: value for name, value in record._asdict().items()
-                if name not in ('path', 'complete')})))
-            force(handle)
-            sync(self.root)
-            return record._replace(path=path) if locked and os.fstat(handle).st_nlink else None
-        except OSError:                                # a share that is read-only, or full
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            return record
 
     @staticmethod
     def complete(record: Restoring) -> None:
@@ -3402,48 +3362,41 @@ class Store(Catalogue):
                 if self.lock(stream.fileno()):
                     data = stream.read(LONGEST_RECORD)
                     if data:
-                        record = Restoring.parse(data, path)
+                        record = parse_record(Restoring, data)._replace(
+                            path=path, complete=b'\n' in data)
                     else:                              # it was killed before it made anything
                         os.unlink(path)
             yield None if record and self.unlocked and is_in_work(record) else record
 
     @staticmethod
-    def new_pool_dump(directory: str, when: datetime.datetime) -> str:
-        """The path for a new dump of the pool database; its directory is made."""
+    @contextlib.contextmanager
+    def new_pool_dump(directory: str, when: datetime.datetime) -> Iterator[str]:
+        """Yield the path of a new dump of the pool database, which a command is to write under that
+        name with PARTIAL; what a failure left of it is removed. Raise CommandFailed if the file is
+        missing or empty, OSError."""
         make_directory(directory)
         for moment in moments(when):
             path = os.path.join(directory, filled('pool_db_%Y%m%d-%H%M%S.dump', moment))
-            if not os.path.lexists(path) and not os.path.lexists(path + PARTIAL):
-                return path
-        raise TargetError(f'cannot make a new dump in {directory}')
-
-    @staticmethod
-    @contextlib.contextmanager
-    def completed(path: str) -> Iterator[str]:
-        """Yield the name under which a command is to write a file; it gets its own afterwards. What
-        a failure left is removed. Raise CommandFailed if the file is missing or empty."""
-        partial = path + PARTIAL
+            if not os.path.lexists(path):
+                break
         try:
-            yield partial
-            written(partial)
-            sync(partial)
-            os.rename(partial, path)
-            sync(os.path.dirname(path))
+            yield path
+            written(path + PARTIAL)
+            sync(path + PARTIAL)
+            os.rename(path + PARTIAL, path)
+            sync(directory)
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
+                os.unlink(path + PARTIAL)
 
-    @staticmethod
-    def prune_pool_dumps(newest: str, keep: int) -> List[str]:
-        """Delete the oldest dumps beside `newest` beyond `keep` (0: none); return their paths."""
+    def prune_pool_dumps(self, newest: str, keep: int) -> List[str]:
+        """Delete the oldest dumps beside `newest` beyond `keep` (0: none), and what runs that were
+        killed have left of theirs. Return the paths of the dumps."""
         directory = os.path.dirname(newest)
-        dumps = [path for path in Store.dumps_in(directory) if path != newest]
-        old = dumps[:max(0, len(dumps) + 1 - keep)] if keep else []
-        partial = [os.path.join(directory, name) for name in os.listdir(directory)
-                   if re.match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump\.partial\Z', name)]
-        if old + partial and os.path.islink(directory):
-            raise TargetError(f'{directory} is a symbolic link')
-        for path in old + partial:                     # partial: a run was killed
+        older = [path for path in self.dumps_in(directory) if path != newest]
+        old = older[:max(0, len(older) + 1 - keep)] if keep else []
+        for path in old + self.dumps_in(directory, PARTIAL):
+            refuse_link(directory)
             os.unlink(path)
         return old
 
@@ -3462,7 +3415,7 @@ def open_config(word: str, console: Console, announce: bool = False) -> Opened:
     path = native(word)
     config = load_config(path, CommandLine(), console) if announce else read_config(path)
     refuse_mistakes(config, console)
-    return Opened('config', path, config, Store.of(config.settings))
+    return Opened('config', path, config, Store(config.settings))
 
 
 def open_target(word: str, console: Console, announce: bool = False,
@@ -4443,25 +4396,18 @@ class Reading:
         self.form = form       # one of FORMS; '' where the file is to tell
         self.handle = -1
         self.source = None     # type: Optional[Source]
-        self.total = 0         # bytes of the file
-        self.ended = False
 
     def read(self, size: Optional[int]) -> Proof:
         """Read it as its storage has it, to its end. Raise Damaged, CommandFailed, OSError."""
-        try:
-            form = self.form or form_of_file(self.path)
-            status = os.stat(self.path)
-            if not stat.S_ISREG(status.st_mode):
-                raise Damaged('it is no file')
-            self.handle = os.open(self.path, os.O_RDONLY)
-            self.total = status.st_size
-            force(self.handle)
-            os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            plain = form in ('.raw', '.vhd') and not is_packed(self.path)
-            self.source = Source(self.handle, plain)
-            return read_form(form, self.source, size)
-        finally:
-            self.ended = True
+        form = self.form or form_of_file(self.path)
+        if not stat.S_ISREG(os.stat(self.path).st_mode):
+            raise Damaged('it is no file')
+        self.handle = os.open(self.path, os.O_RDONLY)
+        force(self.handle)
+        os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        plain = form in ('.raw', '.vhd') and not is_packed(self.path)
+        self.source = Source(self.handle, plain)
+        return read_form(form, self.source, size)
 
     def at(self) -> int:
         """Return how far it was read, by us or by what decompresses it."""
@@ -4473,11 +4419,11 @@ class Reading:
             os.posix_fadvise(self.handle, 0, self.at(), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Stop reading. A thread that hangs keeps the file open."""
+        """Stop reading. A thread that hangs ends with its next piece, which nobody awaits."""
         if self.source:
             self.source.close()
         self.forget()
-        if self.handle >= 0 and self.ended:
+        if self.handle >= 0:
             os.close(self.handle)
 
 
@@ -4494,10 +4440,16 @@ class Verifier:
         """Read a file to its end; `size` is that of an image's disk, in bytes; `form` is one of
         FORMS, where its name does not tell. Raise Damaged, CommandFailed, OSError, Interrupted."""
         reading = Reading(path, form)
-        meter = Meter(self.console, 'verified', os.path.basename(path))
+        total = bounded(lambda: size_of(path), path)
+        meter = Meter(self.console, 'verified', os.path.basename(path), total)
         watchdog = Watchdog(self.limit, reading.at, meter, verb='read')
+
+        def watch() -> None:
+            self.signals.check()
+            watchdog.check()
+            reading.forget()
         try:
-            proof = bounded(lambda: reading.read(size), path, lambda: self.watch(reading, watchdog))
+            proof = bounded(lambda: reading.read(size), path, watch)
         finally:
             self.console.show('')
             reading.close()
@@ -4506,13 +4458,6 @@ class Verifier:
             self.console.log('***NOTE - this host has no libxxhash: the checksums in archives are '
                              'not compared (install xxhash-libs, on Debian libxxhash0)')
         return proof
-
-    def watch(self, reading: Reading, watchdog: Watchdog) -> None:
-        """Check on a file that is read; raise Interrupted on a signal, CommandFailed if stalled."""
-        self.signals.check()
-        watchdog.meter.expected = reading.total
-        watchdog.check()
-        reading.forget()
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
@@ -4542,7 +4487,7 @@ class Verifier:
         least = min(proved, key=list(PROVED).index)
         if least == 'length':
             found.remarks.append('the size of its disk is not known')
-        if not backup.manifest.document and os.path.lexists(backup.file(MANIFEST)):
+        if not backup.manifest.document and is_there(backup.file(MANIFEST)):
             found.problems.append(f'{MANIFEST} is damaged')
         for name, expected_size in backup.manifest.files.items():
             size = 0
@@ -4550,32 +4495,25 @@ class Verifier:
                 size = size_of(backup.file(native(name)))
             if size != expected_size and (size or plain_name(name) not in found.digests):
                 found.remarks.append(f'{printable(name)} has {size} bytes, not {expected_size}')
-        if os.path.lexists(backup.file(METADATA)):
+        if is_there(backup.file(METADATA)):
             self.check_metadata(backup, found)
         elif METADATA not in backup.manifest.files:
             found.remarks.append(METADATA + ' is missing')
         return found._replace(proved=least)
 
     def check_metadata(self, backup: Backup, found: Verified) -> None:
-        """Check that vm-metadata.xml is whole, and of this VM: by uuid or, where there is no
-        manifest, by the name of the archive. Note in `found` what is not so."""
+        """Check that vm-metadata.xml is whole and, by the uuid in the manifest, of this VM; note in
+        `found` what is not so."""
         try:
             digest = self.prove_in(backup, METADATA).digest
             _, objects = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))
             with damaged_if_malformed():
-                vms = objects['VM'].values()
-                names = [portable(path_part(text_of(vm, 'name_label'))) for vm in vms]
-                uuids = [text_of(vm, 'uuid') for vm in vms]
+                uuids = [text_of(vm, 'uuid') for vm in objects['VM'].values()]
+            if backup.manifest.uuid not in ['', *uuids]:
+                raise Damaged('it is of another VM: ' + ', '.join(uuids))
+            found.digests[METADATA] = digest
         except (Damaged, OSError) as error:
             found.problems.append(f'{METADATA}: {error}')
-            return
-        uuid = backup.manifest.uuid
-        archives = {os.path.splitext(name)[0] for name in found.digests}
-        if uuid and uuid not in uuids:
-            found.problems.append(f'{METADATA}: it is of another VM: ' + ', '.join(uuids))
-        if not uuid and not archives & set(names):
-            found.remarks.append(f'{METADATA} is of the VM ' + printable(', '.join(names)))
-        found.digests[METADATA] = digest
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6011,7 +5949,7 @@ class VmBackup(Turn):
         self.verify()
         self.complete(size)
         with tolerating(warnings, 'cannot look for older backups'):
-            self.prune(self.history.surplus(self.backup, self.policy))
+            self.prune(self.history.expendable(self.policy, started, self.path))
 
     def discard_leftovers(self) -> List[str]:
         """Remove what an earlier run has left; raise BackupFailed if too many snapshots stay."""
@@ -6024,8 +5962,8 @@ class VmBackup(Turn):
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in the pool."""
         self.console.log(f'Check for last **unsuccessful** backup: {self.history.directory}')
-        for failure in self.history.failures():
-            if failure.path not in self.shared.doubtful:
+        for failure in self.history.backups():
+            if failure.outcome == 'failed' and failure.path not in self.shared.doubtful:
                 self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
                     self.shared.store.delete(failure)
@@ -6036,7 +5974,7 @@ class VmBackup(Turn):
         if self.settings.pre_clean:
             going = self.history.expendable(self.policy, started)
             gain = sum(backup.occupied() for backup in going)
-        self.last = sum(self.history.last_size(name) for name in names)
+        self.last = self.history.last_size(names)
         shared = self.shared
         with shared.beginning:
             due = sum(other.unwritten() for other in list(shared.writing))
@@ -6263,7 +6201,7 @@ class BackupRun(Run):
         super().__init__(config.settings, status_log, console)
         self.config = config
         self.signals = signals
-        self.store = Store.of(self.settings)
+        self.store = Store(self.settings)
         self.report_file = self.settings.report_file if config.path else ''
         self.hooks = Hooks(self.settings, self.report_file, console, signals)
         self.closing = ''      # the phase of the hook that is to follow
@@ -6461,8 +6399,8 @@ class BackupRun(Run):
                 return
             directory = f'{self.store.root}/METADATA_{path_part(os.uname().nodename)}'
             with self.shared.locked(directory, self.settings.lock_wait * 60):
-                path = self.store.new_pool_dump(directory, now())
-                with self.store.completed(path) as partial:
+                with self.store.new_pool_dump(directory, now()) as path:
+                    partial = path + PARTIAL
                     watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                         Meter(self.console, 'dumped', os.path.basename(path)))
                     output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
@@ -6480,7 +6418,7 @@ def preview(line: CommandLine, console: Console, signals: Signals) -> int:
     """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
     config = config_of(line, console)
     refuse_unexpected(config, console)
-    store = Store.of(config.settings)
+    store = Store(config.settings)
     with Pool.connect(login_word(line.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(tuple(store.restores())),
                       keep_of(config.settings), config.settings.honour_nobak)
@@ -6554,7 +6492,7 @@ class VerifyCommand:
             self.tokens.append('WARNING')
         for history in histories:
             with self.telling(history.directory):
-                backups = history.all_good()
+                backups = history.good(True)
                 if not backups:
                     raise Damaged('no good backup of this VM')
                 for backup in reversed(backups if self.every else backups[-1:]):
@@ -6908,7 +6846,7 @@ def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
         if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
             raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
     for backup in backups:
-        if backup.is_protected() != protecting:
+        if is_there(backup.file(PROTECTED)) != protecting:
             protect(backup, protecting)
         console.log(f'{line.command}ed: {backup.path}')
     return SUCCESS.status
@@ -6969,7 +6907,7 @@ class Sources:
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
-        for backup in reversed(history.all_good()):
+        for backup in reversed(history.good(True)):
             when = re.sub('[^0-9]', '', backup.started or '')
             if when.startswith(digits) and backup.outcome == 'good':
                 return backup
@@ -7386,7 +7324,7 @@ class StatusCheck:
         config = read_config(config_file, CommandLine(options={'ignore_extra_keys': 'true'}))
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
-        store = Store.of(config.settings)
+        store = Store(config.settings)
         problem = store.problem(config.settings.require_mount)
         if problem:
             raise TargetError(problem)

@@ -26,7 +26,8 @@ from tests.simpool import SimPool, pools
 from tests.tools import forked
 from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
-from tests.tools.support import LIMIT, NO_XXHASH, PoolCase, shared_without_pool
+from tests.tools.support import (
+    LIMIT, NO_XXHASH, PoolCase, shared_without_pool, store_at)
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -453,7 +454,7 @@ class Troubles(PoolCase):
     @prints('ERROR: config backup_dir is not writable')
     def backup_dir_is_not_writable(self):
         with unittest.mock.patch('os.access', return_value=False):     # root may write anywhere
-            return VmBackup.Store(self.backups, 'x').problem('no')
+            return store_at(self.backups).problem('no')
 
     @prints('cannot write in backup_dir')
     def the_write_test_fails(self):

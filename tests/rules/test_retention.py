@@ -11,7 +11,7 @@ import unittest.mock
 import VmBackup
 from tests.commands.saved import SavedCase
 from tests.faults.faulting import full
-from tests.tools.support import PoolCase
+from tests.tools.support import PoolCase, store_at
 
 RULES = VmBackup.Policy._fields
 PERIOD = {'hourly': '%Y-%m-%d %H', 'daily': '%Y-%m-%d', 'weekly': '%G-W%V', 'monthly': '%Y-%m',
@@ -132,13 +132,13 @@ class Candidates(unittest.TestCase):
         return ''.join(backup.path[-1] for backup in backups)
 
     def test_what_may_go_is_older_than_the_sound_ones_that_stay(self):
-        new = VmBackup.Backup('/nowhere/new', 'good', 86400.0 * 99)
+        moment = datetime.datetime(2026, 3, 1)
         for letters, keep, damaged, gone in (
                 ('abcd', 3, '', 'ab'), ('abcd', 3, 'd', 'a'), ('abcd', 3, 'cd', ''),
                 ('abcd', 3, 'abc', ''), ('abcd', 1, 'b', 'abcd'), ('abcd', 2, 'cd', 'a'),
                 ('abcd', 2, 'd', 'ab'), ('', 3, '', ''), ('ab', 3, '', '')):
-            self.assertEqual(gone, self.names(self.history(letters, damaged).surplus(
-                new, VmBackup.Policy(keep))), (letters, keep, damaged))
+            self.assertEqual(gone, self.names(self.history(letters, damaged).expendable(
+                VmBackup.Policy(keep), moment, '/nowhere/new')), (letters, keep, damaged))
 
     def test_pre_clean_leaves_the_last_sound_one_and_what_is_newer(self):
         moment = datetime.datetime(2026, 3, 1)
@@ -217,7 +217,7 @@ class Prune(RetentionCase):
         first, _ = self.made('web', 1, 2)
         self.made('db', 1, 2)
         config = self.config('vm-export=.*', max_backups=1)
-        store = VmBackup.Store(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store = store_at(self.backups)
         store.look('no')
         with store.locked('web', 0, lambda: None):
             done = self.told(2, 'prune', config)
@@ -295,7 +295,7 @@ class Protected(RetentionCase):
         VmBackup.protect(backup, True)
         error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
-            backup.is_protected()
+            VmBackup.is_there(backup.file('protected'))
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
             backup.files()
 
@@ -320,7 +320,7 @@ class Protected(RetentionCase):
 
     def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
         path, newer = self.made('web', 1, 2)
-        store = VmBackup.Store(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store = store_at(self.backups)
         VmBackup.protect(VmBackup.Backup(path), True)
         with self.assertRaisesRegex(VmBackup.TargetError, 'it is protected'):
             store.delete(VmBackup.Backup(path))

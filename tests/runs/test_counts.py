@@ -8,7 +8,7 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import SMALL, PoolCase
+from tests.tools.support import SMALL, PoolCase, store_at
 
 
 class Processes(PoolCase):
@@ -91,11 +91,11 @@ class Store(PoolCase):
             yield seen
 
     def test_each_directory_of_a_vm_is_listed_once_and_each_manifest_is_read_once(self):
-        store = VmBackup.Store(self.backups, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+        store = store_at(self.backups)
         with self.watched() as seen:
             for history in store.histories():
-                new = VmBackup.Backup(os.path.join(history.directory, 'new'))
-                self.assertEqual(5, len(history.surplus(new, VmBackup.Policy(3))))
+                self.assertEqual(5, len(history.expendable(
+                    VmBackup.Policy(3), VmBackup.now(), 'new')))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
         self.assertEqual((14, 14), (len(seen['open']), len(set(seen['open']))))
 

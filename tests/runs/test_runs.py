@@ -6,9 +6,8 @@ import os
 import shutil
 import xml.etree.ElementTree
 
-import VmBackup
 from tests.simpool import archive
-from tests.tools.support import HOST, PoolCase
+from tests.tools.support import HOST, PoolCase, store_at
 
 DAY = 'backup-2019-01-%02d-(00:00:00)'
 
@@ -85,7 +84,7 @@ class Rotation(RunCase):
             self.assertEqual(min(number, 2), len(self.dated('db')))
 
     def test_two_backups_of_one_second_get_directories_of_their_own(self):
-        store = VmBackup.Store(self.backups, 'b-%Y%m%d%H%M%S')
+        store = store_at(self.backups, 'b-%Y%m%d%H%M%S')
         history = store.history('db')
         moment = datetime.datetime(2026, 3, 1, 23, 59, 59, 999999)
         self.assertEqual(['b-20260301235959', 'b-20260302000000'], [

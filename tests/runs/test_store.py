@@ -15,7 +15,7 @@ import time
 import VmBackup
 from tests import ROOT
 from tests.faults import test_disk as test_faults_disk
-from tests.tools.support import HOST, PoolCase
+from tests.tools.support import HOST, PoolCase, store_at
 
 DAY = 'backup-2019-01-%02d-(00:00:00)'
 NAME = 'backup-%Y-%m-%d-(%H:%M:%S)'
@@ -71,7 +71,7 @@ class StoreCase(PoolCase):
                 for backup in self.history(vm).good()}
 
     def history(self, vm):
-        return VmBackup.Store(self.backups, NAME).history(vm)
+        return store_at(self.backups, NAME).history(vm)
 
     def through(self, text):
         """From now on the script is started by a program that ends with `start`."""
@@ -482,7 +482,7 @@ class Target(StoreCase):
         self.ends(0, 'vm-export=db', require_mount='no')
 
     def test_a_share_that_was_unmounted_since_is_noticed(self):
-        store = VmBackup.Store(self.backups, NAME)
+        store = store_at(self.backups, NAME)
         self.assertEqual('', store.problem('no'))
         store.check_mounted()
         store.mounted = self.backups                   # where the test found it a moment ago

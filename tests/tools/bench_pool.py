@@ -20,6 +20,7 @@ import VmBackup
 import XenAPI
 from tests import ROOT, SCRIPT
 from tests.simpool import SimPool, archive, pools
+from tests.tools.support import store_at
 
 MIB = 1 << 20
 MANY = 5000                    # VMs of a large pool
@@ -377,15 +378,14 @@ def make_backups(root):
 
 
 def rotate(root):
-    store = VmBackup.Store(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+    store = store_at(root)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
-        new = VmBackup.Backup(os.path.join(history.directory, 'new'))
-        assert len(history.surplus(new, VmBackup.Policy(BACKUPS - 1))) == 2
+        assert len(history.expendable(VmBackup.Policy(BACKUPS - 1), VmBackup.now(), 'new')) == 2
 
 
 def list_all(root):
-    store = VmBackup.Store(root, VmBackup.DEFAULT_BACKUP_DIR_PATTERN)
+    store = store_at(root)
     assert sum(len(history.backups()) for history in store.histories()) == HISTORIES * BACKUPS
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import types
 import unittest
 import unittest.mock
 from typing import List, NamedTuple
@@ -300,9 +301,14 @@ class PoolCase(unittest.TestCase):
         return path
 
 
+def store_at(backup_dir, pattern=VmBackup.DEFAULT_BACKUP_DIR_PATTERN):
+    """The Store of a config that names this directory."""
+    return VmBackup.Store(types.SimpleNamespace(backup_dir=backup_dir, backup_dir_pattern=pattern))
+
+
 def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
     config = VmBackup.parse_config(['backup_dir=' + backup_dir])
-    store = VmBackup.Store.of(config.settings)
+    store = VmBackup.Store(config.settings)
     hooks = VmBackup.Hooks(config.settings, '', VmBackup.Console(None), VmBackup.Signals())
     return VmBackup.Shared(config, store, None, hooks)
