@@ -220,7 +220,7 @@ class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signum)
+        super().__init__(f'ended by signal {signum}')
         self.signum = signum
 
 
@@ -329,7 +329,7 @@ def is_packed(name: str) -> bool:
 
 
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
-                 r'([+-][01]\d|[+-]2[0-3]):([0-5]\d)\Z', re.ASCII)
+                 r'[+-]([01]\d|2[0-3]):[0-5]\d\Z', re.ASCII)
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -353,9 +353,8 @@ def seconds_of(text: str) -> float:
     found = ISO.match(text)                            # quicker than strptime by far
     if not found:
         raise ValueError('no time')
-    local = datetime.datetime(*map(int, found.groups()[:6]))
-    ahead, further = found.group(7), found.group(7)[0] + found.group(8)        # +05, +30
-    return (local - EPOCH).total_seconds() - 3600 * int(ahead) - 60 * int(further)
+    local, ahead = datetime.datetime(*map(int, found.groups()[:6])), text[19:]         # +05:30
+    return (local - EPOCH).total_seconds() - 3600 * int(ahead[:3]) - 60 * int(ahead[0] + ahead[4:])
 
 
 def human_size(size: float) -> str:
@@ -420,16 +419,18 @@ def cut(text: str, columns: int) -> str:
     return text
 
 
+QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
+ACTS_WITHIN = {'"': '["$`\\\\!\x00-\x1f]', "'": "['\x00-\x1f]"}       # on what a shell acts there
+
+
 def quoted(argv: Sequence[str]) -> str:
     """Return a command as a line for a shell, in 3.25's style where that is safe."""
     words = []
     for text in argv:
         key, _, value = text.partition('=')
-        if (key in ('filename', 'new-name-label', 'name-label') and value and
-                not re.search('["$`\\\\!\x00-\x1f]', value)):
-            words.append(f'{key}="{value}"')
-        elif key == 'file-name' and value and not re.search("['\x00-\x1f]", value):
-            words.append(f"{key}='{value}'")
+        quote = QUOTES.get(key)
+        if quote and value and not re.search(ACTS_WITHIN[quote], value):
+            words.append(f'{key}={quote}{value}{quote}')
         else:
             words.append(shlex.quote(text))
     return ' '.join(words)
@@ -470,8 +471,6 @@ class Console:
         if self.terminal:
             with self.lock:
                 self.passing[threading.get_ident()] = text
-                if not text:
-                    del self.passing[threading.get_ident()]
                 self.draw('')
 
     def draw(self, text: str) -> None:
@@ -481,8 +480,8 @@ class Console:
         if self.passing:
             import shutil
             width, height = shutil.get_terminal_size()
-            shown = [cut(printable(line), (width or 80) - 1) for line in self.passing.values()]
-            shown = shown[:(height or 24) - 1]
+            shown = [cut(printable(line), (width or 80) - 1) for line in self.passing.values()
+                     if line][:(height or 24) - 1]
         self.drawn = len(shown)
         self.write(clear + text + '\n'.join(shown))
 
@@ -501,9 +500,7 @@ class Console:
 
 def explain(error: BaseException, console: Console) -> str:
     """Return the sentence for what ended something; log the traceback of a bug of ours."""
-    if isinstance(error, Interrupted):
-        return f'ended by signal {error.signum}'
-    if isinstance(error, VmBackupError):
+    if isinstance(error, (Interrupted, VmBackupError)):
         return str(error)
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
@@ -529,14 +526,12 @@ class Meter:
         return self.console.terminal or self.seconds() - self.logged > TELL_EVERY
 
     def show(self, done: int, share: float = 0) -> None:
-        """Show that so many bytes are done, and that share of the whole, 0 if it is unknown."""
-        seconds = self.seconds()
-        if self.expected and not 0 < share <= 1:
-            share = min(done / self.expected, 1)
-        text = f'{self.verb} {human_size(done)}'
+        """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
+        seconds, text = self.seconds(), f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
-        if 0 < share <= 1:
+            share = share if share > 0 else min(done / self.expected, 1)
+        if share > 0:
             left = seconds / share - seconds
             text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
         text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
@@ -592,16 +587,6 @@ class CommandLine(NamedTuple):
     password: str = ''         # as given: it, the name of its file, or local; '' for no login
     words: Tuple[str, ...] = ()        # what it is about: a config file, a directory, a VM
     options: Dict[str, str] = {}       # all that the command has; '' for those not given
-
-
-def is_yes(word: str) -> bool:
-    """Return whether a word agrees."""
-    return word in ('yes', 'true')
-
-
-def compression_word(word: str) -> str:
-    """Return the compression that 3.25's words and newer ones stand for."""
-    return {'true': 'gzip', 'false': 'none'}.get(word, word)
 
 
 def space(text: str) -> str:
@@ -710,9 +695,10 @@ KEYS = (
         'such as backup-%Y-%m-%d-%H%M%S'),
     Key('status_log', DEFAULT_STATUS_LOG, '', absolute,
         'Status log file; its directory is made if it is missing'),
-    Key('compress', DEFAULT_COMPRESS, 'true, false, gzip, zstd, none', compression_word,
+    Key('compress', DEFAULT_COMPRESS, 'true, false, gzip, zstd, none',
+        lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),        # as 3.25
         'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
-    Key('pre_clean', DEFAULT_PRE_CLEAN, 'true, false', is_yes,
+    Key('pre_clean', DEFAULT_PRE_CLEAN, 'true, false', lambda word: word == 'true',
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
         'instead of after it; never the last good one'),
     Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, 'raw, vhd, auto', str,
@@ -723,7 +709,7 @@ KEYS = (
         'each disk gets a file, and all are of one moment'),
     Key('vdi_compress', DEFAULT_VDI_COMPRESS, 'gzip, zstd, none', str,
         'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
-    Key('honour_nobak', DEFAULT_HONOUR_NOBAK, 'yes, no', is_yes,
+    Key('honour_nobak', DEFAULT_HONOUR_NOBAK, 'yes, no', lambda word: word == 'yes',
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
         'as Xen Orchestra does'),
     Key('large_backup', DEFAULT_LARGE_BACKUP, '1 to 1000000', int,
@@ -784,22 +770,11 @@ class Config(NamedTuple):
     notes: Tuple[str, ...]     # what may be meant otherwise
 
 
-def default_values() -> Dict[str, Any]:
-    """Return the first page's values by key, where 4 is as good as '4'. Raise ConfigError."""
-    values = {}
-    for key in KEYS:
-        try:
-            values[key.name] = key.parse(str(key.default))
-        except ValueError as error:
-            raise ConfigError(f'DEFAULT_{key.name.upper()} {error} -> {key.default} '
-                              "(this script's first page)")
-    return values
-
-
 def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = CommandLine()) -> Config:
     """Read `key=value` lines, split at the first =; the command line's words win over them. A value
-    that cannot be used is an error in the result and the default in its settings."""
-    values, errors = default_values(), {}      # type: Dict[str, Any], Dict[str, str]
+    that cannot be used is an error in the result and the default in its settings. Raise ConfigError
+    if a default is none."""
+    values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (str(key.default), 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
     for number, text in enumerate(lines, 1):
@@ -822,11 +797,14 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
         if line.options.get(name):
             given[name] = line.options[name], 'command line'
     for key in KEYS:
-        text, place = given[key.name]
-        try:
-            values[key.name] = key.parse(text)
-        except ValueError as error:
-            errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
+        for text, place in ((str(key.default), 'default'), given[key.name]):
+            try:
+                values[key.name] = key.parse(text)
+            except ValueError as error:
+                if place == 'default':
+                    raise ConfigError(f'DEFAULT_{key.name.upper()} {error} -> {text} '
+                                      "(this script's first page)")
+                errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
     files = {'the config': path, 'the password file': native(line.password)}
     for name in ('status_log', 'hook', 'mail_smtp_password_file'):
         files[name] = values[name]
@@ -869,8 +847,6 @@ def config_of(line: CommandLine, console: Console) -> Config:
     """Return the config of a run: that of its file, or else the defaults with a vm-selector. Raise
     UsageError, ConfigError."""
     target, path = line.words[0], native(line.words[0])
-    if not target:
-        raise UsageError('config-file or vm-selector is empty (see VmBackup.py help)')
     if os.path.exists(path) and not os.path.isdir(path):
         return load_config(path, line, console)
     if '/' in target and os.path.isdir(path):
@@ -1089,8 +1065,7 @@ class Selector:
             return
         old, _ = self.winners.get((rule.method, vm.ref), (rule, vm))
         if is_called(vm, old) and not is_called(vm, rule) and old.keep != rule.keep:
-            self.remark('NOTE', 'a later regex overrides the retention of '
-                                f'{vm.name}{retention_suffix(old.keep)}')
+            self.remark('NOTE', f'a later regex overrides the retention of {old.text}')
         self.winners[rule.method, vm.ref] = rule, vm
         if rule.kind != 'name':
             self.exact.add(vm.ref)
@@ -1111,11 +1086,6 @@ class Selector:
             self.fail(name, rule, 'VM-NOT-FOUND', 'not in the pool')
         else:
             self.remark('WARNING', f'vm not found: {rule}')
-
-
-def retention_suffix(keep: Optional[int]) -> str:
-    """Return the :N of a name in the lists."""
-    return '' if keep is None else f':{keep}'
 
 
 class DiskChoice(NamedTuple):
@@ -1164,7 +1134,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
         else:
             shared = namesakes[name] > 1
             shown = f'{name}~{vm.uuid[:8]}' if shared else name
-            shown += retention_suffix(rule.keep)
+            shown += '' if rule.keep is None else f':{rule.keep}'
             jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown, shared))
     errors = ['ERROR regex errors found (see above) '] if state.broken else []
     errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
@@ -6094,11 +6064,6 @@ RULER = '==========================='
 WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
                 'pool_db_backup')
-SHOWN_WHEN_SET = ('pre_clean', 'backup_dir_pattern', 'pool_db_max_backups', 'large_backup',
-                  'mail_to', 'mail_mode', 'lock_wait', 'min_free', 'stall_timeout', 'verify',
-                  'parallel', 'parallel_per_sr', 'keep_last', 'keep_hourly', 'keep_daily',
-                  'keep_weekly', 'keep_monthly', 'keep_yearly', 'vdi_disks', 'vdi_compress',
-                  'honour_nobak', 'hook', 'hook_timeout', 'report_file')
 
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
@@ -6106,11 +6071,11 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
     shown = config.settings._asdict()
     shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
     console.log('VmBackup.py running with these settings:')
-    defaults = default_values()
-    for name in ALWAYS_SHOWN + SHOWN_WHEN_SET:
-        if name in ALWAYS_SHOWN or shown[name] != defaults[name]:
-            value = ', '.join(shown[name]) if name == 'mail_to' else shown[name]
-            console.log(f'  {name:17s} = {value}')
+    given = [name for name, (_, place) in config.given.items()
+             if place != 'default' and name not in ALWAYS_SHOWN]
+    for name in [*ALWAYS_SHOWN, *given]:
+        value = ', '.join(shown[name]) if name == 'mail_to' else shown[name]
+        console.log(f'  {name:17s} = {value}')
     for name in ('exclude', 'vdi-export', 'vm-export'):
         names = list(plan.excluded) if name == 'exclude' else []
         names += [job.shown for job in plan.jobs if job.method == name]
@@ -7717,22 +7682,22 @@ def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
 def parse_words(words: Sequence[str]) -> CommandLine:
     """Divide a command line into its parts. Raise UsageError."""
     first, second = (list(words) + [''])[:2]
+    command, password, about = 'backup', first, second
     name, equals, value = second.partition('=')
-    about, rest = [second], words[2:]
     if equals and name.lower() in LOGGING_IN:
-        name, password, about = name.lower(), first, [value]
+        command, about = name.lower(), value
     elif first in TEXTS:
         raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
                          'a password file)')
     elif first in COMMANDS and first not in LOGGING_IN:
-        name, password = first, ''
-    else:
-        name, password = 'backup', first
-    if name.endswith('protect'):                       # any number of backups
-        about, rest = [second, *rest], []
-    if name != 'backup' and not all(about):
-        raise UsageError('usage: VmBackup.py ' + COMMANDS[name].help.partition('\n')[0])
-    return CommandLine(name, password, tuple(about), parse_options(name, rest))
+        command, password = first, ''
+    targets, rest = [about], words[2:]
+    if command.endswith('protect'):                    # any number of backups
+        targets, rest = [about, *rest], []
+    if not all(targets):
+        usage = COMMANDS[command].help.partition('\n')[0]
+        raise UsageError(f'usage: VmBackup.py {usage} (a word is missing or empty)')
+    return CommandLine(command, password, tuple(targets), parse_options(command, rest))
 
 
 def perform(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:

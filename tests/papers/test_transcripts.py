@@ -49,6 +49,7 @@ ADDED = [
     (r'All objects destroyed', 'the snapshot goes after a failure too'),
     (r'ERROR vm-export (VM-EXPORT|SNAPSHOT)-FAIL web1: .*', 'why a VM failed, in one line'),
     (r'  not covered by any line.*', 'VMs that no line covers'),
+    (r'  require_mount     = no', 'the share has to be mounted'),
     (r'verified (web1|old-halted)\.xva(\.gz)?: every checksum is right .*', 'what was proved'),
     (r'verified db big\.(raw|vhd): the structure is whole \(\d+ s\)', 'what was proved'),
 ]

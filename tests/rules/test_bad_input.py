@@ -208,7 +208,7 @@ class Values(BadInputCase):
         return found
 
     def test_no_value_of_any_key_is_anything_but_taken_or_named(self):
-        default = VmBackup.Settings(**VmBackup.default_values())
+        default = VmBackup.parse_config([]).settings
         for key in VmBackup.KEYS:
             for text in RUBBISH:
                 with self.subTest(key=key.name, text=text[:20]):
