@@ -2649,7 +2649,7 @@ class Backup(NamedTuple):
     def read(cls, path: str, date: Optional[datetime.datetime]) -> 'Backup':
         """Read a directory; `date` is the time that its name stands for, None for another name.
         Raise FileNotFoundError if it is gone."""
-        when, started = 0.0, None      # type: float, Optional[str]
+        when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Dict[str, int]
         if date and date < now() + datetime.timedelta(days=1):     # else it counts as the oldest
             when = date.timestamp()
         with contextlib.suppress(ValueError, OverflowError):   # the ends of time
@@ -2658,7 +2658,11 @@ class Backup(NamedTuple):
             manifest = Manifest.read(path)
             seen = cls(path, manifest=manifest)
             good, protected = seen.has_marker(), is_there(seen.file(PROTECTED))
-            sizes = seen.find_sizes() if good or date else {}
+            if good or date:
+                sizes = {name: size for name, size in manifest.files.items()
+                         if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
+                sizes = sizes or {name: os.lstat(seen.file(name)).st_size
+                                  for name in seen.archives()}
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -2708,12 +2712,6 @@ class Backup(NamedTuple):
             if name and plain_name(name) not in here:
                 raise Damaged(f'{printable(plain_name(name))} is missing')
         return found
-
-    def find_sizes(self) -> Dict[str, int]:
-        """Return bytes of its archives and images, by its manifest or as found. Raise OSError."""
-        sizes = {name: size for name, size in self.manifest.files.items()
-                 if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
-        return sizes or {name: os.lstat(self.file(name)).st_size for name in self.archives()}
 
     def disk_size(self, name: str) -> Optional[int]:
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
@@ -2799,35 +2797,29 @@ class History:
                         return when
         return None
 
-    def dated(self) -> List[str]:
-        """Return the dated directories, the newest by its name first."""
+    def read(self, renamed: bool = False) -> Iterator[Backup]:
+        """Read the dated directories, the newest by its name first, and if `renamed` those under
+        other names after them, but for those that were deleted meanwhile."""
         dates = {name: self.date_of(name) for name in self.names()}
-        return sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
-
-    def others(self) -> List[str]:
-        """Return the directories under other names, such as backups that somebody wants to keep."""
-        return [name for name in self.names() if not (name.startswith('.') or self.date_of(name))]
-
-    def read(self, names: Sequence[str]) -> Iterator[Backup]:
-        """Read directories in it, but for those that were deleted meanwhile."""
+        names = sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
+        if renamed:
+            names += [name for name in dates if not (dates[name] or name.startswith('.'))]
+        if self.listed is None:
+            self.known.clear()
         for name in names:
-            backup = self.known.get(name)
-            if not backup:
-                with contextlib.suppress(FileNotFoundError):
-                    backup = Backup.read(f'{self.directory}/{name}', self.date_of(name))
-            if backup:
-                if self.listed is not None:
-                    self.known[name] = backup
-                yield backup
+            with contextlib.suppress(FileNotFoundError):
+                if name not in self.known:
+                    self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
+                yield self.known[name]
 
     def backups(self) -> List[Backup]:
         """Return all dated directories, oldest first."""
-        return in_order(list(self.read(self.dated())))
+        return in_order(list(self.read()))
 
     def good(self, renamed: bool = False) -> List[Backup]:
         """Return the completed backups, if `renamed` those under other names too, oldest first.
         Raise OSError if one cannot be read."""
-        found = in_order(list(self.read(self.dated() + (self.others() if renamed else []))))
+        found = in_order(list(self.read(renamed)))
         for backup in found:
             if backup.trouble:
                 raise backup.trouble
@@ -2835,18 +2827,15 @@ class History:
 
     def holds_any(self) -> bool:
         """Return whether there are backups in it, or failures' records. Raise OSError."""
-        return bool(self.dated() or self.good(True))
+        return any(map(self.date_of, self.names())) or bool(self.good(True))
 
     def everything(self) -> List[Backup]:
         """Return all directories in it: backups, the newest first, then what is none."""
-        found, half_deleted = list(self.read(self.dated() + self.others())), self.half_deleted()
+        found = list(self.read(True))
+        found += [Backup(path, 'being deleted') for path in self.half_deleted()]
         backups = in_order([backup for backup in found if backup.outcome not in NO_BACKUP])
-        rest = [backup for backup in found if backup.outcome in NO_BACKUP]
-        for name in self.names():
-            path = f'{self.directory}/{name}'
-            if name.startswith('.'):
-                rest.append(Backup(path, 'being deleted' if path in half_deleted else 'foreign'))
-        return backups[::-1] + sorted(rest, key=lambda backup: backup.path)
+        others = [backup for backup in found if backup.outcome in NO_BACKUP]
+        return backups[::-1] + sorted(others, key=lambda backup: backup.path)
 
     def expendable(self, policy: Policy, moment: datetime.datetime,
                    new: str = '') -> List[Backup]:
@@ -2866,7 +2855,7 @@ class History:
         name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                       encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
         if path_part(name) != directory:
-            for backup in self.read(self.dated()):
+            for backup in self.read():
                 if path_part(backup.manifest.name) == directory:
                     return backup.manifest.name
         return name
@@ -2875,7 +2864,7 @@ class History:
         """Return the VM that they are of: its uuid by the newest, even a failure or one in
         progress, name and tags by its newest backup; no `tags` in the record: not known."""
         name, uuid, record = self.vm_name(), '', {}    # type: str, str, Dict[str, Any]
-        for backup in self.read(self.dated() + self.others()):
+        for backup in self.read(True):
             its_name = backup.manifest.name or backup.told('vm.cfg', 'name_label')
             its_uuid = backup.manifest.uuid or backup.told('vm.cfg', 'orig_uuid')
             if uuid and its_uuid != uuid:
@@ -2893,7 +2882,7 @@ class History:
 
     def last_seconds(self, method: str) -> float:
         """Return the seconds that the last backup by a method took, by names; 0: not known."""
-        for backup in self.read(self.dated()):
+        for backup in self.read():
             manifest = backup.manifest
             finished = as_time(manifest.document.get('finished'))
             if manifest.method == method and manifest.started and finished:
@@ -3010,27 +2999,25 @@ class Catalogue:
         return {re.findall('[0-9a-f]{32}', path)[-1]: path for path in paths}
 
     def leftovers(self, histories: Sequence[History], patience: float) -> List[str]:
-        """Return records of snapshots and restores that ended early: of this host, whose process
-        is gone; of another, that are so many seconds old. Lock nothing. Raise TargetError."""
+        """Return records of snapshots and restores that ended early, or are damaged: of this host,
+        whose process is gone; of another, that are so many seconds old. Lock nothing. Raise
+        TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
-        return [path for path in paths + sorted(self.restores().values())
-                if self.is_left(path, patience)]
-
-    @staticmethod
-    def is_left(path: str, patience: float) -> bool:
-        """Return whether a record is of something that ended early, or is damaged."""
-        try:
-            data, of_snapshot = read_file(path, LONGEST_RECORD), os.path.basename(path) == INTENT
-            if not data and not of_snapshot:           # a restore that has made nothing yet
-                return False
-            record = parse_record(Intent if of_snapshot else Restoring, data)
-            if record.host == os.uname().nodename:
-                return not is_in_work(record)
-            return -seconds_ahead(record.since) > patience
-        except FileNotFoundError:                      # it was settled meanwhile
-            return False
-        except (OSError, TargetError, ValueError):
-            return True
+        left = []              # type: List[str]
+        for path in paths + sorted(self.restores().values()):
+            kind = Intent if path in paths else Restoring
+            try:
+                data = read_file(path, LONGEST_RECORD)
+                if not data and kind is Restoring:     # it has made nothing yet
+                    continue
+                record = parse_record(kind, data)
+                ended = not is_in_work(record) or record.host != os.uname().nodename and (
+                    -seconds_ahead(record.since) > patience)
+            except (OSError, TargetError, ValueError) as error:
+                ended = not isinstance(error, FileNotFoundError)   # it was settled meanwhile
+            if ended:
+                left.append(path)
+        return left
 
     def all_pool_dumps(self) -> List[List[str]]:
         """Return paths of the dumps in each directory for them, oldest first. Raise OSError."""
@@ -3111,24 +3098,20 @@ def drop_intent(backup: Backup) -> None:
 class NewBackup(Backup):
     """A backup that is being made."""
 
-    def make_directory(self, name: str) -> str:
-        """Make a directory in it, for a device's name or such; return that name."""
-        part = path_part(name)
-        make_directory(self.file(part))
-        return part
-
     def write(self, text: str, *parts: str) -> None:
-        """Write a text file in it, UTF-8 whatever the locale."""
-        with open(self.file(*parts), 'wb', opener=private) as stream:
+        """Write a text file in it, or in a directory that is made in it, UTF-8 whatever the locale.
+        What they are called may hold a device's name or such."""
+        names = [path_part(part) for part in parts]
+        if names[1:]:
+            make_directory(self.file(names[0]))
+        with open(self.file(*names), 'wb', opener=private) as stream:
             stream.write(encoded(text))
 
     def complete(self, document: Dict[str, Any], large: bool) -> None:
         """Make it count as a backup: sync all, then write the marker, last. Raise OSError."""
         files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
-        for name in files:
+        for name in [*files, *{os.path.dirname(name) for name in files}]:
             sync(self.file(name))
-        for directory, _, _ in os.walk(self.path):
-            sync(directory)
         write_json(self.file(MANIFEST), dict(document, number=self.manifest.number, files={
             portable(name): size for name, size in files.items()}))
         marker = MARKERS[1] if large else MARKERS[0]
@@ -4253,14 +4236,13 @@ def write_configuration(backup: NewBackup, vm: Vm, pool: Pool, console: Console)
     for disk in pool.disks(vm):
         console.log('vbd: ' + disk.vbd_ref)
         console.log('disk: {} - begin'.format(disk.vdi['name_label']))
-        directory = backup.make_directory('DISK-' + disk.device)
+        directory = 'DISK-' + disk.device
         backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
         backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
     console.log('Writing VIF info')
     for vif in pool.vifs(vm):
         console.log('Writing VIF: ' + vif['device'])
-        directory = backup.make_directory('VIFs')
-        backup.write(cfg(VIF_CFG, vif), directory, path_part('vif-{}.cfg'.format(vif['device'])))
+        backup.write(cfg(VIF_CFG, vif), 'VIFs', 'vif-{}.cfg'.format(vif['device']))
 
 
 class ExportFile(NamedTuple):
@@ -4380,19 +4362,19 @@ class Reading:
         return read_form(form, self.source, size)
 
     def at(self) -> int:
-        """Return how far it was read, by us or by what decompresses it."""
-        return os.lseek(self.handle, 0, os.SEEK_CUR) if self.handle >= 0 else 0
-
-    def forget(self) -> None:
-        """Let the system drop from its memory what was read."""
-        if self.handle >= 0:
-            os.posix_fadvise(self.handle, 0, self.at(), os.POSIX_FADV_DONTNEED)
+        """Return how far it was read, by us or by what decompresses it, and let the system drop
+        that from its memory."""
+        if self.handle < 0:
+            return 0
+        place = os.lseek(self.handle, 0, os.SEEK_CUR)
+        os.posix_fadvise(self.handle, 0, place, os.POSIX_FADV_DONTNEED)
+        return place
 
     def close(self) -> None:
         """Stop reading. A thread that hangs ends with its next piece, which nobody awaits."""
         if self.source:
             self.source.close()
-        self.forget()
+        self.at()
         if self.handle >= 0:
             os.close(self.handle)
 
@@ -4417,7 +4399,6 @@ class Verifier:
         def watch() -> None:
             self.signals.check()
             watchdog.check()
-            reading.forget()
         try:
             proof = bounded(lambda: reading.read(size), path, watch)
         finally:

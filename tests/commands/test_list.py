@@ -94,8 +94,8 @@ class WhatIsTold(ListCase):
         os.symlink(self.directory, self.backups + '/web/' + DAY % 6)
         self.assertEqual([
             (DAY % 4, 'failed'), ('KEEP-it', 'good'), (DAY % 1, 'good'), (DAY % 2, 'damaged'),
-            ('.deleting-' + DAY % 5, 'being deleted'), ('.snapshot', 'foreign'),
-            ('backup-2019-02-31-(00:00:00)', 'foreign'), ('notes', 'foreign')],
+            ('.deleting-' + DAY % 5, 'being deleted'), ('backup-2019-02-31-(00:00:00)', 'foreign'),
+            ('notes', 'foreign')],
             self.outcomes(self.document(1, self.backups)))
         lines = self.table(1, self.backups)
         self.assertIn('    damaged: it is too short', lines)

@@ -80,12 +80,12 @@ class Samples(ArchiveCase):
     def test_what_was_read_is_forgotten_by_the_system(self):
         reading = VmBackup.Reading(self.path, '.xva')
         with unittest.mock.patch('os.posix_fadvise') as advise:
-            reading.forget()                           # nothing is read yet
+            reading.at()                               # nothing is read yet
             with open(self.path, 'rb') as stream:
                 reading.handle = stream.fileno()
                 for done in (5, 7):
                     os.lseek(reading.handle, done, os.SEEK_SET)
-                    reading.forget()
+                    reading.at()
         self.assertEqual([(0, 5), (0, 7)], [call[0][1:3] for call in advise.call_args_list])
 
     def test_one_that_is_read_on_may_take_any_time_one_that_stands_still_may_not(self):
