@@ -18,7 +18,7 @@ class CheckCase(PoolCase):
     def check(self, status, *words, **environ):
         """The lines it prints; it has to end with that status, the pool not asked."""
         self.sim.down()
-        done = self.assert_ends(status, self.vmbackup('check-config', *words, **environ))
+        done = self.command(status, 'check-config', *words, **environ)
         self.assertEqual([], self.sim.calls())
         self.assertTrue(done.lines[-1].startswith(
             'ERROR ' if status == 2 else 'SUCCESS check-config: '), done.output)

@@ -188,7 +188,7 @@ class TheBackups(StatusCase):
         self.xe('vm-param-set', 'uuid=' + uuid, 'name-label=a new name')
         self.before = self.contents()
         self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.assert_ends(2, self.vmbackup('password', config))
+        self.command(2, 'password', config)
         self.assertEqual(1, self.check('WARNING', config).figures['good'])
         self.assertEqual(0, self.vmbackup('password', config).status)
         self.aged('web', 48)

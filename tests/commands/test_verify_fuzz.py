@@ -1,7 +1,4 @@
-"""Any input ends with a verdict, in bounded memory: never a crash, never a file that hangs.
-
-With the package hypothesis its inputs come on top of those that a seeded chance makes.
-"""
+"""Any input ends with a verdict, in bounded memory: never a crash, never a file that hangs."""
 
 import errno
 import gzip
@@ -24,12 +21,6 @@ from tests.commands.archives import (
 from tests.faults.faulting import full, seed
 from tests.simpool import archive
 from tests.tools.processes import children_of
-
-try:
-    import hypothesis
-    from hypothesis import strategies
-except ImportError:
-    hypothesis = None
 
 FORMS = VmBackup.FORMS
 ROOM = 300                     # MiB of address space beyond what is in use: far less is needed
@@ -383,40 +374,3 @@ class Backups(FuzzCase):
             found = self.check_with('vm-metadata.xml', changed)
             self.assertTrue(isinstance(found, VmBackup.Damaged) or found.problems, found)
         self.assertEqual([], self.check_with('vm-metadata.xml', text).problems)
-
-
-@unittest.skipUnless(hypothesis, 'no package hypothesis')
-class Hypothesis(FuzzCase):
-    """Inputs that hypothesis thinks of."""
-
-    def ends(self, strategy, build, forms):
-        @hypothesis.settings(max_examples=self.times(60), deadline=None, database=None,
-                             suppress_health_check=list(hypothesis.HealthCheck))
-        @hypothesis.seed(seed())
-        @hypothesis.given(strategy)
-        def ends(made):
-            self.end(build(made), forms)
-        ends()
-
-    def test_bytes(self):
-        self.ends(strategies.binary(max_size=4096), bytes, FORMS)
-
-    def test_members_of_any_kind(self):
-        part = strategies.tuples(
-            strategies.sampled_from(('ova.xml', 'Ref:9/00000000', 'Ref:9/00000000.xxhash',
-                                     'Ref:9/00000001', 'Ref:12/00000000', 'x')),
-            strategies.binary(max_size=600))
-        first = members(KINDS['one small disk']())[0]
-        self.ends(strategies.lists(part, max_size=6), lambda made: joined(
-            [first] + [Member(*each) for each in made]), ['.xva'])
-
-    def test_documents(self):
-        self.ends(strategies.recursive(
-            strategies.text(max_size=5), lambda inner: strategies.lists(inner, max_size=4)),
-            lambda made: joined([Member('ova.xml', self.xml(made))]), ['.xva'])
-
-    def xml(self, made):
-        if isinstance(made, list):
-            name = (b'value', b'struct', b'member', b'array')[len(made) % 4]
-            return b'<%s>%s</%s>' % (name, b''.join(map(self.xml, made)), name)
-        return made.encode('utf-8', 'replace')

@@ -495,7 +495,7 @@ class Troubles(PoolCase):
 
     @prints('VERIFY-FAIL')
     def an_archive_is_damaged(self):
-        output = self.vmbackup('password', self.config('vm-export=db'), VMBACKUP_XE=self.xe_that(
+        output = self.back_up('vm-export=db', VMBACKUP_XE=self.xe_that(
             'printf "HTTP/1.0 500 x</h1>y" >> "$1"')).output
         self.assertIn('the export failed: y', output)
         return output
@@ -538,8 +538,7 @@ class Troubles(PoolCase):
     @prints('to verify it with', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
     def programs_and_modules_are_missing(self):
         before = self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
-        before += self.vmbackup('password', self.config('vm-export=db'),
-                                VMBACKUP_XE='/nosuch/xe').output
+        before += self.back_up('vm-export=db', VMBACKUP_XE='/nosuch/xe').output
         self.prelude = 'import sys; sys.modules["XenAPI"] = None'
         return before + self.previews('db')
 

@@ -11,7 +11,6 @@ import shutil
 import socket
 
 import VmBackup
-from tests.commands.archives import some
 from tests.faults.faulting import full, seed
 from tests.runs.test_store import AS_ANYBODY
 from tests.tools.support import LIMIT, Done, PoolCase
@@ -198,15 +197,6 @@ class Values(BadInputCase):
         """The Config of one line, read as from a file."""
         return VmBackup.parse_config(['%s=%s' % (name, text)], 'f')
 
-    def refused(self, key):
-        found = []
-        for text in RUBBISH:
-            try:
-                key.parse(text.strip())
-            except ValueError:
-                found.append(text)
-        return found
-
     def test_no_value_of_any_key_is_anything_but_taken_or_named(self):
         default = VmBackup.parse_config([]).settings
         for key in VmBackup.KEYS:
@@ -228,19 +218,6 @@ class Values(BadInputCase):
             for text in NO_NUMBERS:
                 with self.subTest(name=name, text=text[:20]):
                     self.assertTrue(self.parsed(name, text).errors)
-
-    def test_a_key_that_is_wrong_ends_the_run_before_anything_is_done(self):
-        keys = [key for key in VmBackup.KEYS if self.refused(key)]     # others take any text
-        for key in some(keys, random.Random(seed()), 12):
-            text = random.Random(seed() + key.name).choice(
-                [text for text in self.refused(key) if len(text) < 100])
-            with self.subTest(key=key.name, text=text):
-                line = '%s=%s' % (key.name, text)
-                config = self.config('vm-export=db', line)
-                words = ('ERROR', config) if '\0' in text else (
-                    'ERROR: config %s ' % key.name,
-                    '(%s)' % self.place(config, line.encode('utf-8')))
-                self.assert_refused(self.vmbackup('password', config), *words)
 
     def test_targets_that_cannot_be_backup_directories(self):
         self.put_file('file', 'precious')

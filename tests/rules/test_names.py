@@ -20,8 +20,7 @@ class OddNames(PoolCase):
         before = set(os.listdir(self.directory)) | {'run.cfg', 'logs'}
         for name in names:
             self.old_backup(VmBackup.path_part(name), 'backup-2019-01-01-(00:00:00)', 'success')
-        done = self.vmbackup('password', self.config(method + '=.*', max_backups=1),
-                             LC_ALL='C', LANG='C')
+        done = self.back_up(method + '=.*', max_backups=1, LC_ALL='C', LANG='C')
         self.assertEqual(0, done.status, done.output)
         self.assertEqual(before, set(os.listdir(self.directory)))
         directories = os.listdir(os.fsencode(self.backups))

@@ -30,7 +30,7 @@ class Preview(PoolCase):
         config = self.config('vm-export=.*', pool_db_backup=1, max_backups=1, pre_clean=True,
                              mail_to='admin@localhost', mail_smtp_port=1)
         disk, pool = self.state_of_disk(), self.state_of_pool()
-        self.assert_ends(0, self.vmbackup('password', config, 'preview'))
+        self.command(0, 'password', config, 'preview')
         self.assertEqual(disk, self.state_of_disk())
         self.assertEqual([], self.sim.calls('xe'))
         self.assertEqual(pool, self.state_of_pool())

@@ -163,9 +163,6 @@ class RetentionCase(PoolCase):
         return [int(re.search(r'2026-01-(\d\d)', path).group(1)) for path in self.dated(vm)
                 if '2026-01' in path]
 
-    def told(self, status, *words):
-        return self.assert_ends(status, self.vmbackup(*words))
-
 
 class Prune(RetentionCase):
     def test_each_backup_is_told_with_the_rules_that_keep_it(self):
@@ -173,7 +170,7 @@ class Prune(RetentionCase):
         self.made('db', 1, 2)
         config = self.config('vm-export=web', keep_last=2, keep_daily=3, keep_weekly=2)
         before = self.tree()
-        done = self.told(0, 'prune', config, 'preview')
+        done = self.command(0, 'prune', config, 'preview')
         self.assertEqual(before, self.tree())
         self.assertEqual([os.path.join(self.backups, 'web') +
                           ': keep_last=2 keep_daily=3 keep_weekly=2'] + [
@@ -184,11 +181,11 @@ class Prune(RetentionCase):
             '  keep   backup-2026-01-14-(03:00:00) (last, daily, weekly)',
             'VmBackup prune preview ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
             done.lines)
-        done = self.told(0, 'prune', config)
+        done = self.command(0, 'prune', config)
         self.assertIn('VmBackup prune ended - Success - 4 kept, 10 deleted (0 bytes)', done.lines)
         self.assertEqual(([11, 12, 13, 14], [1, 2]), (self.days('web'), self.days('db')))
         self.assertEqual([], self.sim.calls())
-        self.assertEqual(self.told(0, 'prune', config).lines[1:-1],
+        self.assertEqual(self.command(0, 'prune', config).lines[1:-1],
                          [line for line in done.lines if line.startswith('  keep')])
 
     def test_the_number_of_a_line_takes_the_place_of_keep_last_and_the_last_good_one_stays(self):
@@ -199,9 +196,9 @@ class Prune(RetentionCase):
                 (['vm=web'], dict(max_backups=1), ([3, 4], [1, 2, 3, 4])),
                 ([], dict(max_backups=3), ([3, 4], [2, 3, 4])),
                 ([], dict(keep_last=0), ([3, 4], [4]))):
-            self.told(0, 'prune', self.config(*lines, **keys), *words)
+            self.command(0, 'prune', self.config(*lines, **keys), *words)
             self.assertEqual(left, (self.days('web'), self.days('db')))
-        done = self.told(2, 'prune', self.config('vm-export=web'), 'vm=db')
+        done = self.command(2, 'prune', self.config('vm-export=web'), 'vm=db')
         self.assertIn('ERROR no backups in %s of a VM that the config names and db chooses' %
                       self.backups, done.lines)
 
@@ -209,7 +206,7 @@ class Prune(RetentionCase):
         self.made('web', 1, 2)
         self.old_backup('web', 'backup-2026-01-09-(03:00:00)', 'vm.cfg')
         self.old_backup('web', 'KEEP-golden', 'success', 'web.xva')
-        self.told(0, 'prune', self.config('vm-export=web', max_backups=1))
+        self.command(0, 'prune', self.config('vm-export=web', max_backups=1))
         self.assertEqual([2, 9], self.days('web'))
         self.assertIn('web/KEEP-golden/success', self.tree())
 
@@ -220,13 +217,13 @@ class Prune(RetentionCase):
         store = store_at(self.backups)
         store.look('no')
         with store.locked('web', 0, lambda: None):
-            done = self.told(2, 'prune', config)
+            done = self.command(2, 'prune', config)
         self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
         self.made('db', 1)
         self.record(first, self.disk_of('web', '0'))
-        done = self.told(2, 'prune', config)
+        done = self.command(2, 'prune', config)
         self.assertIn('ERROR %s: it tells of a snapshot that is still to be removed' % first,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
@@ -234,7 +231,7 @@ class Prune(RetentionCase):
     def test_lines_by_tag_are_not_for_backups_that_tell_no_tags(self):
         self.made('web', 1, 2, 3)
         for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
-            done = self.told(2, 'prune', self.config('vm-export=.*:1', line))
+            done = self.command(2, 'prune', self.config('vm-export=.*:1', line))
             self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not tell the '
                              '(tag|uuid) of the VM: not touched')
         self.assertEqual([1, 2, 3], self.days('web'))
@@ -244,18 +241,18 @@ class Prune(RetentionCase):
         good = self.config('vm-export=web', max_backups=1)
         for words in ([], [good, 'vm='], [good, 'keep=1'], [good, 'preview', 'x'], ['/none'],
                       [self.backups]):
-            self.assertRegex(self.told(2, 'prune', *words).lines[-1], '^ERROR ')
+            self.assertRegex(self.command(2, 'prune', *words).lines[-1], '^ERROR ')
         for line in ('keep_daily=x', 'nonsense=1', 'vm-export=(', 'exclude=('):
-            self.told(2, 'prune', self.config('vm-export=web', line, max_backups=1))
+            self.command(2, 'prune', self.config('vm-export=web', line, max_backups=1))
         self.assertEqual([1, 2, 3], self.days('web'))
 
     def test_a_preview_finishes_no_deletion(self):
         self.made('db', 1)
         half = self.old_backup('db', '.deleting-backup-2026-01-02-(03:00:00)', 'success')
         before = self.tree()
-        self.told(0, 'prune', self.config('vm-export=db'), 'preview')
+        self.command(0, 'prune', self.config('vm-export=db'), 'preview')
         self.assertEqual(before, self.tree())
-        self.told(0, 'prune', self.config('vm-export=db'))
+        self.command(0, 'prune', self.config('vm-export=db'))
         self.assertFalse(os.path.exists(half))
 
 
@@ -276,17 +273,17 @@ class Runs(RetentionCase):
 class Protected(RetentionCase):
     def test_what_is_protected_is_neither_counted_nor_deleted(self):
         paths = self.made('web', 1, 2, 3, 4, 5)
-        self.told(0, 'protect', paths[0], paths[4])
+        self.command(0, 'protect', paths[0], paths[4])
         self.assertTrue(os.path.exists(os.path.join(paths[0], 'protected')))
         config = self.config('vm-export=web', max_backups=2)
-        done = self.told(0, 'prune', config)
+        done = self.command(0, 'prune', config)
         self.assertIn('  keep   backup-2026-01-01-(03:00:00) (protected)', done.lines)
         self.assertEqual([1, 3, 4, 5], self.days('web'))
         self.vmbackup('password', config)
         self.assertEqual([1, 4, 5], self.days('web'))
         self.assertIn('yes', self.vmbackup('list', self.backups).output)
-        self.told(0, 'unprotect', os.path.relpath(paths[0], self.directory))
-        self.told(0, 'prune', config)
+        self.command(0, 'unprotect', os.path.relpath(paths[0], self.directory))
+        self.command(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
     def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty(self):
@@ -302,7 +299,7 @@ class Protected(RetentionCase):
     def test_twice_is_once(self):
         path, = self.made('web', 1)
         for word in ('protect', 'protect', 'unprotect', 'unprotect'):
-            self.assertEqual(['%sed: %s' % (word, path)], self.told(0, word, path).lines)
+            self.assertEqual(['%sed: %s' % (word, path)], self.command(0, word, path).lines)
 
     def test_what_is_no_good_backup_is_refused_and_nothing_is_changed(self):
         good, = self.made('web', 1)
@@ -315,7 +312,7 @@ class Protected(RetentionCase):
         before = self.tree()
         for words in ([], [good, failed], [self.backups], ['web'], [good + '/web.xva'], [''],
                       [half]):
-            self.assertRegex(self.told(2, 'protect', *words).lines[-1], '^ERROR ')
+            self.assertRegex(self.command(2, 'protect', *words).lines[-1], '^ERROR ')
         self.assertEqual(before, self.tree())
 
     def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
@@ -412,9 +409,9 @@ class Twins(HistoryCase):
         for lines, counts in (
                 (['vm-export=.*:1', 'vm-export=twin:9', 'exclude=uuid:' + self.first], (4, 3)),
                 (['vm-export=.*:1', 'exclude=uuid:' + self.second], (1, 3))):
-            self.assert_ends(0, self.vmbackup('prune', self.config(*lines)))
+            self.command(0, 'prune', self.config(*lines))
             self.assertEqual(counts, self.counts())
-        self.assert_ends(2, self.vmbackup('prune', self.config('vm-export=.*:1', 'exclude=twin')))
+        self.command(2, 'prune', self.config('vm-export=.*:1', 'exclude=twin'))
         self.assertEqual((1, 3), self.counts())
         done = self.vmbackup('prune', self.config(*both), 'vm=' + self.other, 'preview')
         self.assertIn('3 kept, 0 would be deleted', done.output)
@@ -462,8 +459,7 @@ class Twins(HistoryCase):
         lines = ['vm-export=%s' % each for each in (
             'uuid:' + self.second, 'uuid:' + self.first, self.other)]
         for count, wait in ((1, 1), (2, 0)):
-            done = self.assert_ends(2, self.vmbackup(
-                'password', self.config(*lines, parallel=2, lock_wait=wait), VMBACKUP_XE=xe))
+            done = self.ends(2, *lines, parallel=2, lock_wait=wait, VMBACKUP_XE=xe)
             self.assertIn('S:2 W:0 E:1', done.output)
             self.assertIn('has backups of another VM, ', done.output)
             self.assertEqual((1 + count, count), self.counts())

@@ -165,7 +165,7 @@ class Files(PoolCase):
     def test_lines_that_are_not_understood_end_a_run_before_the_login(self):
         config = self.raw_config(b'vm-export=db\nmax_backup=3\njust words\n')
         for words in ([], ['preview'], ['preview', 'ignore_extra_keys=False']):
-            done = self.assert_ends(2, self.vmbackup('password', config, *words))
+            done = self.command(2, 'password', config, *words)
             error, = [line for line in done.lines if line.startswith('ERROR')]
             self.assertIn('ERROR in config_load, consider ignore_extra_keys=true', error)
             for line in ('***ERROR unexpected config key: max_backup (%s line 5)',
@@ -178,7 +178,7 @@ class Files(PoolCase):
     def test_wrong_values_end_a_run_and_a_preview_shows_the_rest_too(self):
         config = self.raw_config(b'vm-export=db\nmax_backups=zero\n')
         for preview in ([], ['preview']):
-            done = self.assert_ends(2, self.vmbackup('password', config, *preview))
+            done = self.command(2, 'password', config, *preview)
             self.assertIn('ERROR: config max_backups out of range -> zero (%s line 5)' % config,
                           done.lines)
             self.assertIn('  vm-export: db', done.lines)
@@ -192,23 +192,18 @@ class Files(PoolCase):
         for name, *preview in (('weekend.cfg', 'preview'), (missing,), (missing, 'preview'),
                                ('./weekend',), ('VM-list.txt', 'preview')):
             with self.subTest(name):
-                done = self.assert_ends(2, self.vmbackup('password', name, *preview))
+                done = self.command(2, 'password', name, *preview)
                 self.assertIn('***NOTE - no file %s: taken as a VM name or regex' % name,
                               done.lines)
         self.assertNotIn('NOTE - no file', self.preview('db').output)
 
-    def test_the_example_is_what_the_command_prints_and_shows_every_key(self):
+    def test_the_example_is_what_the_command_prints(self):
         example = self.read(ROOT, 'example.cfg')
         self.assertIn(example.rstrip('\n'), self.vmbackup('config').output)
         config = parsed(*example.splitlines())
         self.assertEqual(({}, ()), (config.errors, config.unexpected))
         self.assertEqual(['exclude', 'vdi-export', 'vm-export'],
                          sorted({rule.method for rule in config.rules}))
-        config = parsed(*(line[1:] if line[1:].partition('=')[0] in KEYS else line
-                          for line in example.splitlines()))
-        self.assertEqual(({}, ()), (config.errors, config.unexpected))
-        for name in KEYS:
-            self.assertRegex(example, r'(?m)^#?%s=' % name)
 
 
 class CommandLines(PoolCase):
@@ -218,13 +213,13 @@ class CommandLines(PoolCase):
 
     def test_too_few_words_give_the_usage_and_status_2(self):
         for words in ([], ['password'], [''], ['preview']):
-            done = self.assert_ends(2, self.vmbackup(*words))
+            done = self.command(2, *words)
             self.assertIn('<password> <config-file|vm-selector> [preview]', done.output)
 
     def test_help_config_and_example_give_their_texts_and_status_0(self):
         for word, text in (('help', 'Usage-help:'), ('HELP', 'Usage-help:'),
                            ('config', 'Usage-config-file:'), ('Example', 'Usage-examples:')):
-            done = self.assert_ends(0, self.vmbackup(word))
+            done = self.command(0, word)
             self.assertEqual(text, done.output.split('\n')[1])
             self.assertNotRegex(done.output, r'[{}]')
             if word == 'help':
@@ -238,7 +233,7 @@ class CommandLines(PoolCase):
         whole = self.vmbackup('help').output
         for name, command in VmBackup.COMMANDS.items():
             for words in (('help', name), (name, '--help'), (name, '-h')):
-                done = self.assert_ends(0, self.vmbackup(*words))
+                done = self.command(0, *words)
                 self.assertIn('  %s\n\n' % command.help.split('\n')[0], done.output)
                 self.assertIn(done.output.strip('\n'), whole)
         self.assertEqual([], self.sim.calls())
@@ -264,7 +259,7 @@ class CommandLines(PoolCase):
         for words, compress in ((['COMPRESS=zstd', 'Preview'], 'zstd'),
                                 (['preview', 'compress=True', 'Compress=NONE'], 'False'),
                                 (['PREVIEW', 'Pre_Clean=true', 'compress=gZip'], 'True')):
-            done = self.assert_ends(0, self.vmbackup('password', config, *words))
+            done = self.command(0, 'password', config, *words)
             self.assertIn('  compress          = ' + compress, done.lines)
 
     def test_unknown_options_and_values_are_errors_and_nothing_is_done(self):
@@ -276,7 +271,7 @@ class CommandLines(PoolCase):
                            ('pre_clean=1', 'invalid value'), ('compress= zstd', 'invalid value'),
                            ('ignore_extra_keys=maybe', 'invalid value'), ('compress', 'unknown')):
             with self.subTest(word):
-                done = self.assert_ends(2, self.vmbackup('password', config, word))
+                done = self.command(2, 'password', config, word)
                 line, = done.lines
                 self.assertRegex(line, '^ERROR %s.*: %s ' % (what, word))
         self.assertEqual([], self.sim.calls())

@@ -69,8 +69,7 @@ class LeftOut(DiskCase):
 
     def test_what_is_left_out_is_not_restored_and_the_rest_is(self):
         self.ends(0, 'vm-export=web', honour_nobak='yes')
-        self.assert_ends(0, self.vmbackup('password', 'restore=web', 'from=' + self.backups,
-                                          'name=again'))
+        self.command(0, 'password', 'restore=web', 'from=' + self.backups, 'name=again')
         self.assertEqual(self.digest('web', '2'), self.digest('again', '2'))
         self.assertEqual('', self.disk_of('again', '1'))
         self.before = self.contents()
@@ -89,7 +88,7 @@ class LeftOut(DiskCase):
     def test_an_invalid_regex_is_refused(self):
         config = self.config('exclude-disk=da(ta', 'vm-export=web')
         for more in ([], ['preview']):
-            done = self.assert_ends(2, self.vmbackup('password', config, *more))
+            done = self.command(2, 'password', config, *more)
             self.assertIn('***ERROR - invalid regex: exclude-disk=da(ta', done.output)
         self.assertEqual([], self.xe_calls())
 
@@ -185,7 +184,7 @@ class Preview(DiskCase):
 
 class Images(DiskCase):
     def restored(self, status, command):
-        return self.assert_ends(status, self.vmbackup('password', command, 'from=' + self.backups))
+        return self.command(status, 'password', command, 'from=' + self.backups)
 
     def test_all_disks_are_of_one_snapshot(self):
         done = self.ends(0, 'vdi-export=web', vdi_disks='all')
@@ -231,7 +230,7 @@ class Images(DiskCase):
                 self.assertEqual(0, subprocess.call([packing, '-tq', path]))
                 self.assertEqual(0o600, os.stat(path).st_mode & 0o777)
                 self.assertEqual('structure', self.manifest(vm)['verified']['proved'])
-                self.assert_ends(0, self.vmbackup('verify', self.newest(vm)))
+                self.command(0, 'verify', self.newest(vm))
 
     def test_a_compressor_that_fails_is_a_failed_export(self):
         os.mkdir(self.at('bin'))
@@ -239,9 +238,8 @@ class Images(DiskCase):
                             ('head -c 1000 >/dev/null; echo full >&2; exit 1', 'failed: full'),
                             ('kill -9 $$', 'failed: exit status -9')):
             self.program('bin/zstd', body + '\n')
-            done = self.assert_ends(2, self.vmbackup(
-                'password', self.config('vdi-export=web', vdi_compress='zstd'),
-                PATH=self.at('bin') + ':' + os.environ['PATH']))
+            done = self.ends(2, 'vdi-export=web', vdi_compress='zstd',
+                             PATH=self.at('bin') + ':' + os.environ['PATH'])
             self.assertRegex(done.output, 'ERROR vdi-export VDI-EXPORT-FAIL web: .*' + words)
             self.assertEqual([], [path for path in self.tree() if '.zst' in path])
 
@@ -255,8 +253,7 @@ class Images(DiskCase):
             self.assertEqual([], [path for path in self.tree() if '.zst' in path])
 
     def test_a_host_without_the_program_is_told_before_anything_is_done(self):
-        done = self.assert_ends(2, self.vmbackup('password', self.config(
-            'vdi-export=web', vdi_compress='zstd', verify='no'), PATH=self.directory))
+        done = self.ends(2, 'vdi-export=web', vdi_compress='zstd', verify='no', PATH=self.directory)
         self.assertIn('ERROR: config vdi_compress -> zstd: no program zstd to compress with',
                       done.output)
         self.assertEqual([], self.xe_calls())
@@ -266,7 +263,7 @@ class Images(DiskCase):
         done = self.restored(2, 'restore=web')
         self.assertIn('3 archives or images in', done.output)
         path = self.newest('web', 'DISK-xvdc.raw.zst')
-        done = self.assert_ends(0, self.vmbackup('password', 'restore=' + path, 'name=data again'))
+        done = self.command(0, 'password', 'restore=' + path, 'name=data again')
         uuid = self.xe('vdi-list', 'name-label=data again', '--minimal').strip()
         pool = self.sim.pool
         self.assertEqual(self.digest('web', '2'), pool.content[pool.ref_of('VDI', uuid)].sha256())
@@ -286,7 +283,7 @@ class Images(DiskCase):
         self.assertEqual(0, self.vmbackup('verify', path).status)      # it is there
         os.unlink(os.path.join(path, 'DISK-xvdb.raw.gz'))
         for words in (['password', 'test-restore=web', 'from=' + self.backups], ['verify', path]):
-            done = self.assert_ends(2, self.vmbackup(*words))
+            done = self.command(2, *words)
             self.assertIn('DISK-xvdb.raw is missing', done.output)
         self.assertIn('fault', self.manifest('web')['test_restore'])
         self.assertIn('damaged', self.vmbackup('list', self.backups).output)

@@ -98,16 +98,15 @@ class FailingSteps(FailureCase):
                 self.assert_clean()
 
     def test_a_raw_image_that_is_shorter_than_the_disk_fails(self):
-        done = self.assert_ends(2, self.vmbackup('password', self.config(
-            'vdi-export=db'), VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"')))
+        done = self.ends(2, 'vdi-export=db',
+                         VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"'))
         self.assertIn('the image has 65536 bytes, the disk 262144', done.output)
         self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
 
     def test_an_export_that_says_that_it_failed_fails_whatever_its_exit_status(self):
         for method in ('vm-export', 'vdi-export'):
             xe = self.xe_that('case $* in *.xva|*.raw) echo "Export failed, why" >&2;; esac')
-            done = self.assert_ends(2, self.vmbackup(
-                'password', self.config(method + '=db'), VMBACKUP_XE=xe))
+            done = self.ends(2, method + '=db', VMBACKUP_XE=xe)
             self.assertIn('xe %s failed, with exit status 0' % method, done.output)
             self.assertNotIn('success', ' '.join(self.tree()))
 

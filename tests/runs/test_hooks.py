@@ -133,8 +133,7 @@ class Phases(HookCase):
     def test_its_variables_are_always_set_its_argument_is_the_phase_and_its_input_is_empty(self):
         hook = self.program('hook', 'set -eu\nread line || echo "%s" "$OTHER" "$XE_EXTRA_ARGS" $# '
                             '"$1"\n' % ' '.join('$VMBACKUP_' + name for name in VmBackup.VARIABLES))
-        done = self.vmbackup('password', self.config('vm-export=db', hook=hook),
-                             OTHER='other', XE_EXTRA_ARGS='debug=1')
+        done = self.back_up('vm-export=db', hook=hook, OTHER='other', XE_EXTRA_ARGS='debug=1')
         self.assert_ended(done, 0, 'SUCCESS,S:1 W:0 E:0')
         said = [line for line in done.lines if line.startswith('hook ')]
         self.assertEqual(len(PHASES), len(said), done.output)
@@ -227,7 +226,7 @@ class Phases(HookCase):
                 self.assertFalse(os.path.exists(self.at('pwned')))
 
     def test_a_preview_runs_none(self):
-        done = self.assert_ends(0, self.vmbackup('password', self.hooked(), 'preview'))
+        done = self.command(0, 'password', self.hooked(), 'preview')
         self.assertEqual([], self.noted())
         self.assertIn('  hook              = ' + self.at('my hook'), done.lines)
 
@@ -347,8 +346,8 @@ class Failures(HookCase):
                             (self.directory, 'is not a program')):
             for more in ((), ('preview',)):
                 with self.subTest((words, more)):
-                    done = self.assert_ends(2, self.vmbackup(
-                        'password', self.config('vm-export=db', hook=path), *more))
+                    done = self.command(2, 'password', self.config('vm-export=db', hook=path),
+                                        *more)
                     self.assertIn('ERROR: config hook %s -> %s' % (words, path), done.lines)
                     self.assertEqual(([], []), (self.tree(), self.verbs()))
 

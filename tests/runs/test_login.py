@@ -55,8 +55,7 @@ class Passwords(LoginCase):
             self.use_pool()
             for password, url in (('password', self.sim.url), ('local', self.sim.unix_url)):
                 self.sim.pool.user_agents.clear()
-                self.assert_ends(0, self.vmbackup(password, self.config('vm-export=db'),
-                                                  VMBACKUP_XAPI_URL=url))
+                self.command(0, password, self.config('vm-export=db'), VMBACKUP_XAPI_URL=url)
                 tracked = {'VmBackup': VmBackup.VERSION, 'xen-api-libs': version}
                 self.assertEqual(tracked, self.sim.pool.user_agents)
         with self.assertRaises(XapiError) as caught:
@@ -86,8 +85,7 @@ class Passwords(LoginCase):
 
     def test_local_needs_no_password_on_the_unix_socket(self):
         self.put_file('local', 'rubbish')              # of which it is not the name
-        self.assert_ends(0, self.vmbackup('local', self.config('vm-export=db'),
-                                          VMBACKUP_XAPI_URL=self.sim.unix_url))
+        self.command(0, 'local', self.config('vm-export=db'), VMBACKUP_XAPI_URL=self.sim.unix_url)
 
     def test_local_over_http_is_refused_as_every_empty_password(self):
         self.assert_refused(self.preview('local'), 'SESSION_AUTHENTICATION_FAILED')
@@ -102,7 +100,7 @@ class PasswordFiles(LoginCase):
 
     def test_it_holds_what_3_25_wrote(self):
         for option, name in (('create-password-file=', 'p'), ('Create-Password-File=', 'p=q')):
-            done = self.assert_ends(0, self.vmbackup('password', option + name))
+            done = self.command(0, 'password', option + name)
             self.assertEqual(b'cGFzc3dvcmQ=', self.read_bytes(name))
             self.assertNotIn('password', done.output.replace('password file created', ''))
         self.assertEqual([], self.sim.calls())
@@ -181,8 +179,7 @@ class Addresses(LoginCase):
 
     def test_a_pool_that_is_down_is_one_clear_line(self):
         self.sim.down()
-        self.assert_refused(self.vmbackup('password', self.config('vm-export=db')),
-                            'login', 'Connection refused')
+        self.assert_refused(self.back_up('vm-export=db'), 'login', 'Connection refused')
         self.assert_refused(self.preview('local', VMBACKUP_XAPI_URL=self.sim.unix_url),
                             self.sim.unix_url, 'No such file')
 
@@ -254,7 +251,7 @@ class Sessions(LoginCase):
                 (2, dict(do='die', after=100), config, 'preview')), 1):
             if fault:
                 self.fault('VM.get_all_records', **fault)
-            done = self.assert_ends(status, self.vmbackup('password', *words))
+            done = self.command(status, 'password', *words)
             self.assertEqual((number, number), self.logouts(), done.output)
 
     def test_a_failing_logout_does_not_spoil_the_run(self):

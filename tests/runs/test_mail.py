@@ -38,13 +38,12 @@ class MailCase(PoolCase):
 
     def mailed(self, status, sink, *lines, **keys):
         """A run with such a config that ends so."""
-        return self.assert_ends(status, self.vmbackup('password', self.mailing(
-            sink, *lines, **keys)))
+        return self.command(status, 'password', self.mailing(sink, *lines, **keys))
 
     def mailed_in_vain(self, config, attempts=3, timeout=30, status=1, **environ):
         """A run without pauses between its attempts to mail, of which so many fail; those."""
         self.script = self.changed_script(MAIL_PAUSE=0, MAIL_TIMEOUT=timeout)
-        done = self.assert_ends(status, self.vmbackup('password', config, **environ))
+        done = self.command(status, 'password', config, **environ)
         self.said = done.output
         failed = self.failed_attempts(done)
         self.assertEqual(attempts, len(failed), done.output)
@@ -79,8 +78,7 @@ class TheMail(MailCase):
         self.use_pool()
         sink = self.sink()
         for environ in ({'LC_ALL': 'C'}, {}):
-            self.assert_ends(0, self.vmbackup('password', self.mailing(sink, 'vm-export=名前'),
-                                              **environ))
+            self.command(0, 'password', self.mailing(sink, 'vm-export=名前'), **environ)
             self.assertIn('VmBackup vm-export 名前 - ***Success***', sink.mails[-1].text)
         self.assertEqual(2, len(sink.mails))
 
@@ -211,7 +209,7 @@ class TheFirstPage(MailCase):
         self.script = self.changed_script(**dict(dict(
             DEFAULT_MAIL_TO='page-one@example.org', DEFAULT_MAIL_SMTP_PORT=str(self.server.port),
             DEFAULT_BACKUP_DIR=self.backups), **more))
-        return self.assert_ends(status, self.vmbackup(*words))
+        return self.command(status, *words)
 
     def test_they_hold_for_a_vm_selector_and_numbers_need_no_quotes(self):
         self.run_edited(0, 'password', 'db', DEFAULT_MAIL_FROM='x@y', DEFAULT_MAX_BACKUPS=4,
@@ -242,7 +240,7 @@ class TheFirstPage(MailCase):
     def test_a_wrong_one_is_named(self):
         self.script = self.changed_script(DEFAULT_MAX_BACKUPS='many')
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
-            done = self.assert_ends(2, self.vmbackup('password', *words))
+            done = self.command(2, 'password', *words)
             self.assertEqual(["ERROR DEFAULT_MAX_BACKUPS out of range -> many (this script's "
                               'first page)'], done.lines)
 
@@ -263,8 +261,8 @@ class SecureServers(MailCase):
         for security in ('starttls', 'tls'):
             with self.subTest(security):
                 sink = self.account(security=security)
-                done = self.assert_ends(0, self.vmbackup('password', self.with_account(
-                    sink, mail_smtp_security=security), SSL_CERT_FILE=CERTIFICATE))
+                done = self.command(0, 'password', self.with_account(
+                    sink, mail_smtp_security=security), SSL_CERT_FILE=CERTIFICATE)
                 mail, = sink.mails
                 self.assertEqual(('backup', True), (mail.user, mail.encrypted))
                 for secret in (self.secret, base64.b64encode(self.secret.encode()).decode()):
@@ -392,7 +390,7 @@ class OnRequest(MailCase):
     def asked(self, status, *words, **environ):
         """What it does; it has to end with that status."""
         self.script = self.changed_script(MAIL_PAUSE=0)
-        done = self.assert_ends(status, self.vmbackup('test-mail', *words, **environ))
+        done = self.command(status, 'test-mail', *words, **environ)
         self.assertEqual([], self.sim.calls())
         return done
 

@@ -61,9 +61,8 @@ class ParallelCase(PoolCase):
 
     def side_by_side(self, *lines, status=0, wanted=1, **keys):
         """A run of all four VMs, unless the lines say others; it ends so."""
-        return self.assert_ends(status, self.vmbackup('password', self.config(
-            *(lines or ['vm-export=.*']), **dict({'parallel': 4}, **keys)),
-            VMBACKUP_XE=self.noting_xe(wanted)))
+        return self.ends(status, *(lines or ['vm-export=.*']), **dict({'parallel': 4}, **keys),
+                         VMBACKUP_XE=self.noting_xe(wanted))
 
 
 class AtOnce(ParallelCase):
@@ -86,11 +85,11 @@ class AtOnce(ParallelCase):
 
     def test_the_command_line_may_ask(self):
         config = self.config('vm-export=.*')
-        done = self.assert_ends(0, self.vmbackup(
-            'password', config, 'parallel=4', 'parallel_per_sr=2', VMBACKUP_XE=self.noting_xe(4)))
+        done = self.command(0, 'password', config, 'parallel=4', 'parallel_per_sr=2',
+                            VMBACKUP_XE=self.noting_xe(4))
         self.assertIn('  parallel          = 4', done.lines)
         for word, reason in (('parallel=0', 'out of range'), ('parallel_per_sr=x', 'out of range')):
-            done = self.assert_ends(2, self.vmbackup('password', config, word))
+            done = self.command(2, 'password', config, word)
             self.assertIn('ERROR: config {} {} -> {} (command line)'.format(
                 word.split('=')[0], reason, word.split('=')[1]), done.lines)
 
@@ -267,7 +266,7 @@ class Gentle(ParallelCase):
     def test_what_a_run_starts_lets_others_go_first(self):
         place = self.at('priorities')
         xe = self.xe_that('{ ps -o ni= -p $$; ionice -p $$; } >%s' % place)
-        self.assert_ends(0, self.vmbackup('password', self.config('vm-export=one'), VMBACKUP_XE=xe))
+        self.ends(0, 'vm-export=one', VMBACKUP_XE=xe)
         nice, disks = self.read(place).split('\n')[:2]
         self.assertGreaterEqual(int(nice), min(19, os.nice(0) + 10))
         self.assertEqual('best-effort: prio 7', disks)

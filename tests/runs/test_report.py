@@ -184,8 +184,8 @@ class Reports(ReportCase):
             with self.subTest(environ):
                 self.setUp()
                 self.path = self.at('Bericht ü', 'report.json')
-                vms = self.report(self.assert_ends(0, self.vmbackup(
-                    'password', self.reporting('vm-export=.*'), **environ)))['vms']
+                vms = self.report(self.command(0, 'password', self.reporting('vm-export=.*'),
+                                               **environ))['vms']
                 self.assertEqual(sorted(names), sorted(vm['name'] for vm in vms))
                 for vm in vms:
                     for name, size in vm['files'].items():

@@ -57,9 +57,8 @@ class ANight(RunCase):
                 ('zstd', None, '.xva.zst', 'zstd', b'\x28\xb5\x2f\xfd'),
                 ('zstd', 'none', '.xva', None, b'ova'), ('none', 'FALSE', '.xva', None, b'ova')):
             with self.subTest(config=config, word=word):
-                self.assert_ends(0, self.vmbackup(
-                    'password', self.config('vm-export=db', compress=config),
-                    *['Compress=' + word] if word else []))
+                self.command(0, 'password', self.config('vm-export=db', compress=config),
+                             *['Compress=' + word] if word else [])
                 with open(self.newest('db', 'db' + extension), 'rb') as stream:
                     self.assertEqual(magic, stream.read(len(magic)))
                 self.assertEqual(parameter, self.xe_calls()[-2][1].get('compress'))
@@ -142,8 +141,7 @@ class Rotation(RunCase):
     def test_a_name_pattern_of_any_alphabet_works_under_any_locale(self):
         pattern = 'sauvegardé-%Y%m%d%H%M%S'
         for environ in ({'LC_ALL': 'C'}, {}):
-            self.assert_ends(0, self.vmbackup('password', self.config(
-                'vm-export=db:1', backup_dir_pattern=pattern), **environ))
+            self.ends(0, 'vm-export=db:1', backup_dir_pattern=pattern, **environ)
         name, = os.listdir(os.fsencode(os.path.join(self.backups, 'db')))
         self.assertRegex(name.decode('utf-8'), r'^sauvegardé-\d{14}$')
 
@@ -163,9 +161,8 @@ class Rotation(RunCase):
 class Markers(RunCase):
     def marker_of(self, gib, **keys):
         """The marker of a vdi-export whose file is of that size, sparse."""
-        self.assert_ends(0, self.vmbackup('password', self.config(
-            'vdi-export=db', vdi_export_format='vhd', verify='no', **keys),
-            VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s %dG "$1"' % gib)))
+        self.ends(0, 'vdi-export=db', vdi_export_format='vhd', verify='no', **keys,
+                  VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s %dG "$1"' % gib))
         self.assertIn('vdi-export,end,SUCCESS db,elapse:0 size:%dG' % gib, self.status())
         return [name for name in os.listdir(self.newest('db')) if name.startswith('success')]
 
@@ -206,7 +203,7 @@ class Metadata(PoolCase):
 
     def test_cfg_files_and_indented_xml_are_as_3_25_wrote_them_in_utf_8_under_any_locale(self):
         for environ in ({'LC_ALL': 'C'}, {}):
-            self.assert_ends(0, self.vmbackup('password', self.config('vm-export=.*'), **environ))
+            self.ends(0, 'vm-export=.*', **environ)
             self.assertEqual(
                 ['name_label=dépôt', 'name_description=größer\\nals gedacht',
                  'memory_dynamic_max=268435456', 'VCPUs_max=1', 'VCPUs_at_startup=1'],

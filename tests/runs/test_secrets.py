@@ -22,7 +22,7 @@ class SecretCase(PoolCase):
         self.sim.pool.password = ROOTS
 
     def password_file(self, password, name):
-        self.assert_ends(0, self.vmbackup(password, 'create-password-file=' + name))
+        self.command(0, password, 'create-password-file=' + name)
         return self.at(name)
 
     def secrets(self):
@@ -80,9 +80,8 @@ class Children(SecretCase):
         config = self.mailing('vm-export=db', 'vdi-export=web', pool_db_backup=1, max_backups=1,
                               compress='gzip')
         for word in (ROOTS, self.password_file(ROOTS, 'password')):
-            done = self.assert_ends(0, self.vmbackup(
-                word, config, PATH=path, VMBACKUP_XE=os.path.join(path, 'xe'),
-                TMPDIR=self.directory))
+            done = self.command(0, word, config, PATH=path, VMBACKUP_XE=os.path.join(path, 'xe'),
+                                TMPDIR=self.directory)
             seen = self.read_bytes('seen')
             for each in ('/df', '/gzip', 'vm-snapshot', 'template-param-set', 'vm-export',
                          'vm-uninstall', 'vdi-snapshot', 'vdi-param-set', 'vdi-export',
@@ -123,7 +122,7 @@ class Words(SecretCase):
             with self.subTest(fault):
                 self.sim.pool.faults.clear()
                 self.fault('session.login_with_password', times=0, **fault)
-                done = self.assert_ends(2, self.vmbackup(ROOTS, config))
+                done = self.command(2, ROOTS, config)
                 error, = [line for line in done.lines if line.startswith('ERROR')]
                 self.assertIn('XenAPI ' if 'value' in fault else 'XenAPI login at http', error)
                 self.assert_silent(done)
@@ -154,7 +153,7 @@ class Words(SecretCase):
                       [ROOTS, 'create-password-file=/nonexistent/p'], [ROOTS, 'vm-export=['],
                       [ROOTS, config, ROOTS[:3]], [ROOTS, 'create-password-file=p', 'x']):
             with self.subTest(words[1:]):
-                done = self.assert_ends(2, self.vmbackup(*words))
+                done = self.command(2, *words)
                 self.assert_no_secret(done.output.encode('utf-8'), 'output')
 
 

@@ -107,9 +107,8 @@ class Stalls(StallCase):
     def test_an_xe_that_heeds_no_sigterm_is_killed(self):
         self.script = self.changed_script(REAP_TIMEOUT=0.3)
         pid = self.at('pid')
-        done = self.assert_ends(2, self.vmbackup(
-            'password', self.config('vdi-export=web', stall_timeout=SHORT),
-            VMBACKUP_XE=self.xe_whose('vdi-export', DEAF % pid)))
+        done = self.ends(2, 'vdi-export=web', stall_timeout=SHORT,
+                         VMBACKUP_XE=self.xe_whose('vdi-export', DEAF % pid))
         self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
                       '(stall_timeout), with 6 bytes written', done.lines)
         self.assertRaises(ProcessLookupError, os.kill, int(self.read(pid)), 0)

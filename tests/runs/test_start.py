@@ -143,8 +143,7 @@ class Environments(StartCase):
     def test_an_odd_time_zone_and_proxies_change_nothing(self):
         for environ in (dict(TZ='rubbish'),
                         dict(http_proxy='http://127.0.0.1:1', https_proxy='http://127.0.0.1:1')):
-            self.assert_backed_up(self.assert_ends(
-                0, self.vmbackup('password', self.selection, **environ)))
+            self.assert_backed_up(self.command(0, 'password', self.selection, **environ))
 
 
 class Outputs(StartCase):

@@ -172,7 +172,6 @@ class Worker(multiprocessing.context.ForkProcess):
             for number, stream in enumerate((null, output, output)):
                 os.dup2(stream.fileno(), number)
         os.environ.update(dict.fromkeys(('TMPDIR', 'TMP', 'TEMP'), self.tmp), **{
-            'HYPOTHESIS_STORAGE_DIRECTORY': self.tmp + '.hypothesis',
             figures.FILE: self.counts, MARK: '%s:%s' % (os.environ.get(MARK, ''), self.token)})
         tempfile.tempdir = None
         random.seed()

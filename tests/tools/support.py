@@ -181,8 +181,14 @@ class PoolCase(unittest.TestCase):
     def vmbackup(self, *arguments, **environ):
         return self.finish(self.start(*arguments, **environ))
 
+    def command(self, status, *arguments, **environ):
+        """The same; it has to end with that status, and without a crash."""
+        return self.assert_ends(status, self.vmbackup(*arguments, **environ))
+
     def back_up(self, *lines, **keys):
-        return self.vmbackup('password', self.config(*lines, **keys))
+        """A run with such a config; keys in capitals are of its environment."""
+        environ = {name: keys.pop(name) for name in list(keys) if name.isupper()}
+        return self.vmbackup('password', self.config(*lines, **keys), **environ)
 
     def ends(self, status, *lines, **keys):
         """The same; it has to end with that status, and without a crash."""

@@ -49,43 +49,39 @@ class Descriptions(unittest.TestCase):
                 self.assert_bad(inside({}), place.rstrip('.') + ': a ')
 
     def test_a_value_that_there_cannot_be_is_refused_with_its_place(self):
+        two = [{'name': 'a', 'uuid': ONE}, {'name': 'b'}, {'name': 'c', 'uuid': ONE}]
         for description, *words in (
                 ([], 'the description'), ({'vms': [5]}, 'vms[0]: an object'),
                 ({'srs': [{'name': 's', 'type': 'lvm', 'size': 4096}],
                   'vms': [{'name': 'a', 'disks': [8192]}]}, 'vms[0]', 'SR_BACKEND_FAILURE_44'),
-                ({'xapi_version': 'new'}, 'xapi_version'), ({'xapi_version': 26.1}, 'xapi_version'),
                 ({'xapi_version': '26.1-beta'}, 'xapi_version: '),
                 ({'networks': [5]}, 'networks[0]: a text'),
                 ({'srs': [{'name': 's', 'size': -1}]}, 'srs[0].size: a size'),
-                ({'vms': [{'name': 'a', 'uuid': ONE}, {'name': 'b'}, {'name': 'c', 'uuid': ONE}]},
-                 'vms[2].uuid', 'vms[0]'),
-                ({'vms': [{'name': 'a', 'uuid': ONE, 'count': 2}]}, 'vms[0].uuid'),
-                ({'srs': [{'name': 's'}, ISOS],
-                  'vms': [{'name': 'a', 'disks': [{'sr': 'ISOs'}]}]},
+                ({'vms': two}, 'vms[2].uuid', 'vms[0]'),
+                ({'vms': [dict(two[0], count=2)]}, 'vms[0].uuid'),
+                ({'srs': [{'name': 's'}, ISOS], 'vms': [{'name': 'a', 'disks': [{'sr': 'ISOs'}]}]},
                  'vms[0].disks[0].sr', "'ISOs'"),
                 ({'srs': [ISOS], 'vms': [{'name': 'a', 'disks': ['1 MiB']}]},
                  'vms[0].disks[0]', 'no SR')):
             self.assert_bad(description, *words)
-        for key, value, word in (
-                ('tags', [5], '[0]: a text'), ('other_config', {'a': 5}, '.a: a text'),
-                ('uuid', '', ': a uuid'), ('vcpus', True, ': a whole number'),
-                ('vcpus', 0, ': a whole number'), ('count', -1, ': a whole number'),
-                ('count', True, ': a whole number'), ('ran', 1, ': true or false'),
-                ('memory', 0, ': a size'), ('host', 'x', ': '), ('cd', 'x.iso', ''),
-                ('networks', ['x'], ''), ('firmware', 'efi', ': bios or uefi'),
-                ('power_state', 'on', '')):
-            self.assert_bad({'vms': [{'name': 'a'}, {'name': 'b', key: value}]},
-                            'vms[1].' + key + word)
-        for key, value, word in (
-                ('device', 'zz', ': a device'), ('device', -1, ': a device'),
-                ('device', 1.5, ': a device'), ('device', True, ': a device'),
-                ('device', 'autodetect', ': a device'), ('size', 0, ': a size'),
-                ('size', '0 MiB', ': a size'), ('size', '8 megs', ': a size'),
-                ('size', True, ': a size'), ('sr', 'x', ''), ('fill', '1', ': a number'),
-                ('fill', True, ': a number'), ('fill', 2, ''), ('mode', 'rw', ': RO or RW'),
-                ('on_boot', 'never', ': persist or reset')):
-            self.assert_bad({'vms': [{'name': 'a', 'disks': ['1 MiB', {key: value}]}]},
-                            'vms[0].disks[1].' + key + word)
+        for key, word, *values in (
+                ('tags', '[0]: a text', [5]), ('other_config', '.a: a text', {'a': 5}),
+                ('uuid', ': a uuid', ''), ('vcpus', ': a whole number', True, 0),
+                ('count', ': a whole number', True, -1), ('ran', ': true or false', 1),
+                ('memory', ': a size', 0), ('host', ': ', 'x'), ('cd', '', 'x.iso'),
+                ('networks', '', ['x']), ('firmware', ': bios or uefi', 'efi'),
+                ('power_state', '', 'on')):
+            for value in values:
+                self.assert_bad({'vms': [{'name': 'a'}, {'name': 'b', key: value}]},
+                                'vms[1].' + key + word)
+        for key, word, *values in (
+                ('device', ': a device', 'zz', -1, 1.5, True, 'autodetect'),
+                ('size', ': a size', 0, '0 MiB', '8 megs', True), ('sr', '', 'x'),
+                ('fill', ': a number', '1', True), ('fill', '', 2), ('mode', ': RO or RW', 'rw'),
+                ('on_boot', ': persist or reset', 'never')):
+            for value in values:
+                self.assert_bad({'vms': [{'name': 'a', 'disks': ['1 MiB', {key: value}]}]},
+                                'vms[0].disks[1].' + key + word)
         for disk in (0, None, [], '0'):
             self.assert_bad({'vms': [{'name': 'a', 'disks': [disk]}]},
                             'vms[0].disks[0].size: a size')
