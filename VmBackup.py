@@ -2461,7 +2461,6 @@ COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
 PROVED = {                 # from least to most
     'length': 'it can be read, but nothing tells how long it should be',
-    'metadata': 'whole, but metadata only, without disks',
     'restorable': 'whole, but refused by xe vm-import alone: use restore=, which puts it right',
     'structure': 'the structure is whole',
     'checksums': 'every checksum is right'}
@@ -3404,6 +3403,7 @@ QCOW2 = ('sm-config:image-format', 'qcow2')    # for a larger one
 LARGEST_OVA = 1 << 22      # bytes of ova.xml; 50 KiB is usual
 LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its snapshots too
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
+LAST = '~'                 # begins the id of a disk that is to come after all others
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
 SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170, SHA-1 before
 
@@ -3448,24 +3448,21 @@ class Source:
             while got and done < len(view) and not self.stopped:
                 got = self.stream.readinto(view[done:])
                 done += got
+                self.at += got
             if not got and self.compression.name == 'gzip':
-                self.check_gzip(self.at + done)
+                # One of a single member ends with the length of its content (RFC 1952). gzip
+                # passes over zeros that were added.
+                end = self.last(8)
+                if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
+                    raise Damaged('something follows the end of the gzip file')
         except Damaged as error:
-            raise Damaged(f'{error} (after {self.at + done} bytes of content)' +
+            raise Damaged(f'{error} (after {self.at} bytes of content)' +
                           end_of_export(self.last(4096)))
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            raise Damaged(f'{error.strerror} at byte {self.at + done}')
-        self.at += done
+            raise Damaged(f'{error.strerror} at byte {self.at}')
         return done
-
-    def check_gzip(self, size: int) -> None:
-        """Raise Damaged if a gzip file does not end with the length of its content, as one of a
-        single member does (RFC 1952): gzip passes over zeros that were added."""
-        end = self.last(8)
-        if end[4:] != struct.pack('<I', size & 0xffffffff) or not any(end):
-            raise Damaged('something follows the end of the gzip file')
 
     def last(self, size: int) -> bytes:
         """Return the last bytes of the file as it is."""
@@ -3479,29 +3476,16 @@ class Source:
 
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable[[Any], int]]:
-    """Return what computes XXH64 of a writable buffer: libxxhash, which xapi itself uses, or the
-    module xxhash; None where neither is installed."""
-    with contextlib.suppress(OSError, AttributeError):
-        import ctypes
+    """Return what computes XXH64 of a writable buffer, by the library that xapi itself uses; None
+    where that is not installed."""
+    import ctypes
+    try:
         function = ctypes.CDLL(XXHASH).XXH64
-        function.restype = ctypes.c_uint64
-        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
-        return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
-    with contextlib.suppress(ImportError):
-        import xxhash
-        return xxhash.xxh64_intdigest
-    return None
-
-
-def ova_xml(archive: bytes) -> bytes:
-    """Return the ova.xml in a metadata export, a tar (xapi: export.ml). Raise CommandFailed."""
-    header = re.match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
-    if not header:
-        raise CommandFailed('the metadata export holds no ova.xml')
-    end = BLOCK + int(header.group(1), 8)
-    if len(archive) < end:
-        raise CommandFailed('the metadata export is damaged')
-    return archive[BLOCK:end]
+    except (OSError, AttributeError):
+        return None
+    function.restype = ctypes.c_uint64
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
+    return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
 
 
 @contextlib.contextmanager
@@ -3518,70 +3502,64 @@ def damaged_if_malformed() -> Iterator[None]:
         raise Damaged('it does not describe a VM as xapi does')
 
 
+def xml_parser(begin: Callable[[str, Any], None], end: Callable[[str], Any]) -> Any:
+    """Return a parser of XML that calls these for each element. It raises Damaged where elements
+    within each other would take memory without end, and for a declaration."""
+    parser = xml.parsers.expat.ParserCreate()
+    around = []                # type: List[str]
+
+    def start(name: str, attributes: Any) -> None:
+        if len(around) == DEEPEST:
+            raise Damaged(f'more than {DEEPEST} elements within each other')
+        begin(name, attributes)
+        around.append(name)
+
+    def stop(name: str) -> None:
+        around.pop()
+        end(name)
+
+    def refuse(*_: Any) -> None:
+        raise Damaged('it has a declaration, which xapi does not write')
+    parser.StartElementHandler, parser.EndElementHandler = start, stop
+    parser.StartDoctypeDeclHandler = refuse
+    return parser
+
+
 def xmlrpc_value(ova: bytes) -> Record:
-    """Return what an ova.xml holds, one value of XML-RPC. Raise as damaged_if_malformed expects."""
+    """Return what an ova.xml holds, one value of XML-RPC; numbers stay text, as xapi writes them.
+    Raise as damaged_if_malformed expects."""
     import xmlrpc.client
-
-    class Unpacker(xmlrpc.client.Unmarshaller):
-        """Converts a value of XML-RPC to Python's; numbers stay text, as xapi writes them."""
-
-        dispatch = {tag: xmlrpc.client.Unmarshaller.dispatch[tag] for tag in (
-            'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
-            'struct', 'value')}
-        dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), dispatch['string']))
-        depth = 0                  # elements that are open
-
-        def start(self, tag: str, attributes: Any) -> None:
-            self.depth += 1
-            if self.depth > DEEPEST:                   # each end joins all the text before it
-                raise ValueError(f'more than {DEEPEST} elements within each other')
-            super().start(tag, attributes)
-
-        def end(self, tag: str) -> None:
-            self.depth -= 1
-            super().end(tag)
-
-    if b'<!' in ova or b'\0' in ova:                   # the latter in other encodings
-        raise ValueError('it has a declaration, which xapi does not write')
-    unpacker = Unpacker()
-    parser = xmlrpc.client.ExpatParser(unpacker)
-    parser.feed(ova)
-    parser.close()
+    unpacker = xmlrpc.client.Unmarshaller()    # type: Any
+    known = unpacker.dispatch
+    unpacker.dispatch = {tag: known[tag] for tag in (
+        'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
+        'struct', 'value')}
+    unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
+    unpacker.xml(None, None)                           # what the parser gives it is decoded
+    parser = xml_parser(unpacker.start, unpacker.end)
+    parser.CharacterDataHandler = unpacker.data
+    parser.Parse(ova, True)
     unpacker.end('params')                             # which is around a value elsewhere
     value, = unpacker.close()
     return value
 
 
 def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Dict[str, Record]]]:
-    """Return the version that an ova.xml names, and its records by class and id; of a vTPM, xapi
-    calls VM `vTPM'_VM` and so on (recorded from 25.33.2 and 26.17.0). Raise Damaged."""
+    """Return the version that an ova.xml names, and its records by class and id. Raise Damaged."""
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
-        version = text_of(document['version'], 'export_vsn')
-        if version != '2':
-            raise ValueError(f'unknown version of the format: {version}')
+        version = document['version']
+        if version['export_vsn'] != '2':
+            raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
         objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Record]]
         for each in document['objects']:
-            objects[each['class']][each['id']] = {
-                re.sub("^vTPM'_", '', name): value for name, value in each['snapshot'].items()}
-        if not objects['VM']:
-            raise ValueError('no VM in it')
-        return document['version'], objects
-
-
-def text_of(record: Record, field: str) -> str:
-    """Return a field of a record, as xapi writes it. Raise KeyError, ValueError."""
-    value = record[field]
-    if isinstance(value, bool):
-        return '1' if value else '0'
-    if not isinstance(value, str):
-        raise ValueError(f'{field} is no text')
-    return value
+            objects[each['class']][each['id']] = each['snapshot']
+        return version, objects
 
 
 def number_of(record: Record, field: str) -> int:
     """Return a number in a record. Raise KeyError, ValueError."""
-    text = text_of(record, field)
+    text = str(record[field])
     if not re.match(r'[0-9]{1,19}\Z', text):           # xapi has 64 bits for it
         raise ValueError(f'{field} is no number: {text[:40]}')
     return int(text)
@@ -3593,38 +3571,57 @@ class ArchivedDisk(NamedTuple):
     id: str                    # the directory of its chunks
     size: int                  # bytes, the virtual size
     label: str
+    device: str                # its user device; '' for a suspend image
 
 
-class Expected(NamedTuple):
-    """What an archive has to hold."""
+class ArchivedVm(NamedTuple):
+    """The VM of an archive, as its ova.xml describes it."""
 
+    name: str
+    uuid: str
+    version: Tuple[int, int]   # of the xapi that wrote it: major, minor
     disks: List[ArchivedDisk]  # in the order of the archive
-    kept: bool                 # whether the VM's state was preserved, as in an archive of metadata
-    vm: str                    # uuid of the (first) VM
+    vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
+    seed: str                  # of which MAC addresses are made
+    macs: List[str]
+    firmware: str              # and what comes with it, in words
 
 
-def expected(ova: bytes) -> Expected:
-    """Return what an archive with this ova.xml has to hold (xapi: export.ml). Raise Damaged."""
-    _, objects = ova_objects(ova)
-    labels, disks, kept = {}, [], False        # type: Dict[str, str], List[ArchivedDisk], bool
+def archived_vm(ova: bytes) -> ArchivedVm:
+    """Return the VM of an ova.xml, which has to have just one, with what its archive has to hold
+    (xapi: export.ml). Raise Damaged."""
+    version, objects = ova_objects(ova)
     with damaged_if_malformed():
+        if len(objects['VM']) != 1:
+            raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
+        vm, = objects['VM'].values()
+        vbds, disks, vifs = {}, [], []         # type: Dict[str, Record], List[Any], List[Any]
         for vbd in objects['VBD'].values():
-            if text_of(vbd, 'type') != 'CD' and text_of(vbd, 'empty') != '1':
-                labels[text_of(vbd, 'VDI')] = 'disk ' + device_name(
-                    text_of(vbd, 'device'), text_of(vbd, 'userdevice'))
-        for vm in objects['VM'].values():
-            state, suspended = text_of(vm, 'power_state'), text_of(vm, 'suspend_VDI')
-            kept = kept or state != 'Halted' or suspended != NULL
-            if state == 'Suspended':
-                labels.setdefault(suspended, 'suspend image')
-        for ref, label in sorted(labels.items()):
-            vdi = objects['VDI'][ref]
-            if text_of(objects['SR'][text_of(vdi, 'SR')], 'content_type') != 'iso':
-                name = printable(text_of(vdi, 'name_label'))
-                disks.append(ArchivedDisk(ref, number_of(vdi, 'virtual_size'),
-                                          f'{label} ({name}, {ref})'))
-        first, *_ = objects['VM'].values()
-        return Expected(disks, kept, text_of(first, 'uuid'))
+            if vbd['type'] != 'CD' and not vbd['empty']:
+                vbds[vbd['VDI']] = vbd
+        if vm['power_state'] == 'Suspended':
+            vbds.setdefault(vm['suspend_VDI'], {})
+        for ref, vbd in sorted(vbds.items()):
+            vdi, device, label = objects['VDI'][ref], '', 'suspend image'
+            if vbd:
+                device = str(vbd['userdevice'])
+                label = 'disk ' + device_name(vbd['device'], device)
+            if objects['SR'][vdi['SR']]['content_type'] != 'iso':
+                label += f' ({printable(vdi["name_label"])}, {ref})'
+                disks.append(ArchivedDisk(str(ref), number_of(vdi, 'virtual_size'), label, device))
+        for vif in objects['VIF'].values():
+            network = objects['network'][vif['network']]
+            vifs.append((vif['device'], network['name_label'], network['bridge']))
+        firmware = str((vm.get('HVM_boot_params') or {}).get('firmware', 'bios'))
+        if vm.get('NVRAM'):
+            firmware += ', with its variables (NVRAM)'
+        if vm.get('VTPMs') or (vm.get('platform') or {}).get('vtpm') == 'true':
+            firmware += ', with a TPM, whose content this pool may not restore'
+        return ArchivedVm(
+            str(vm['name_label']), str(vm['uuid']),
+            (number_of(version, 'xapi_major'), number_of(version, 'xapi_minor')), disks,
+            sorted(vifs), vm['other_config'].get('mac_seed', ''),
+            [vif['MAC'] for vif in objects['VIF'].values()], firmware)
 
 
 class Reader:
@@ -3656,17 +3653,15 @@ class Reader:
 class ArchiveReader(Reader):
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
 
-    header = re.compile(rb'([^\0]+)\0*\Z')             # ocaml-tar: lib/tar.ml, V7 headers
-    number = re.compile(rb'[0-7]{11}[\0 ]\Z')
-    total = re.compile(rb'[0-7]{7}\0\Z|[0-7]{6}\0 \Z')
+    # Name, size and checksum of a V7 header (ocaml-tar: lib/tar.ml).
+    header = re.compile(rb'([^\0]+)\0([0-7]{11})[\0 ]([0-7]{6,7})\0 ?\Z')
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.head = b''        # the block that was read last: the header of the next member
         self.where = 'ova.xml'
-        self.first = -1        # bytes of the first chunk of all
+        self.gaps = False      # whether chunks are left out
         self.hashed = True     # whether every checksum was compared
-        self.refused = False   # by xe vm-import
 
     def read_block(self) -> bytes:
         """Read a header or the block of a checksum. Raise Damaged."""
@@ -3690,19 +3685,17 @@ class ArchiveReader(Reader):
         """Read all of it; raise Damaged where it is not as it should be."""
         _, ova = self.read_ova()
         try:
-            contents = expected(ova)
+            vm = archived_vm(ova)
         except Damaged as error:
             raise Damaged(f'ova.xml: {error}')
-        metadata = contents.disks and contents.kept and not any(self.head)
-        if not metadata:
-            for disk in contents.disks:
-                self.read_disk(disk)
+        for disk in vm.disks:
+            self.read_disk(disk)
         self.read_end()
-        if metadata:
-            return self.proof('metadata', contents.vm)
-        if self.refused:
-            return self.proof('restorable', contents.vm)
-        return self.proof('checksums' if self.hashed else 'structure', contents.vm)
+        proved = 'checksums' if self.hashed else 'structure'
+        sizes = [disk.size for disk in vm.disks if disk.size]
+        if self.gaps and sizes[0] < CHUNK:             # xe vm-import takes that for all chunks'
+            proved = 'restorable'
+        return self.proof(proved, vm.uuid)
 
     def fault(self, text: str, back: int = BLOCK) -> Damaged:
         """Return an error so many bytes before the place where we are."""
@@ -3722,14 +3715,13 @@ class ArchiveReader(Reader):
         if not any(self.head):
             return '', 0
         name, size, total, kind = struct.unpack('100s24x12s12x8sc355x', self.head)
-        found = self.header.match(name)
+        found = self.header.match(name.rstrip(b'\0') + b'\0' + size + total)
         right = sum(self.head) - sum(total) + sum(b' ' * 8)        # as if it were blank
-        if not (found and self.number.match(size) and self.total.match(total) and
-                int(total.rstrip(b'\0 '), 8) == right):
+        if not found or int(found.group(3), 8) != right:
             raise self.fault('a header was expected, or one with another checksum')
         if kind not in (b'\0', b'0'):                  # a file
             raise self.fault('a member of an unknown kind')
-        return found.group(1).decode('utf-8', 'replace'), int(size[:11], 8)
+        return found.group(1).decode('utf-8', 'replace'), int(found.group(2), 8)
 
     def read_disk(self, disk: ArchivedDisk) -> None:
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
@@ -3740,19 +3732,14 @@ class ArchiveReader(Reader):
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
             name, size = self.member()
-            directory, _, digits = name.rpartition('/')
-            number = -1
-            if directory == disk.id and re.match(r'[0-9]{8,}\Z', digits):
-                number = int(digits)
+            digits = re.match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
+            number = int(digits.group(1)) if digits else -1
             if number <= last or (last < 0 and (number or not size)):
                 wanted = f'{disk.id}/{last + 1:08d}' + (' or later' if last >= 0 else '')
                 found = f'{name} of {size} bytes' if name else 'the end'
                 raise self.fault(f'chunk {wanted} was expected, found {found}')
-            if self.first < 0:
-                self.first = size
+            self.gaps = self.gaps or number > last + 1
             offset += (number - last - 1) * CHUNK
-            if number > last + 1 and self.first < CHUNK:
-                self.refused = True
             room = max(0, min(CHUNK, disk.size - offset))
             if size not in (room, 0) or not room:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
@@ -3773,32 +3760,20 @@ class ArchiveReader(Reader):
             raise self.fault(f'its checksum was expected, found {found or "the end"}')
         block = self.read_block()
         self.check_padding(block[length:])
-        told, right = block[:length], self.checksum(kind, size)
-        if told != right if right else not re.match(rb'[0-9A-Fa-f]*\Z', told):
-            raise self.fault('the checksum is {}, that of the data here is {}'.format(
-                told.decode('ascii', 'replace'), right.decode('ascii')), end + 2 * BLOCK)
-        self.read_block()
-        return head, block
-
-    def read_moved(self) -> bytes:
-        """Read a disk of one chunk; return its members, with names that come after all others."""
-        head = self.head
-        name, size = self.member()
-        sum_head, block = self.read_chunk(name, size)
-        data = self.view[:size + -size % BLOCK].tobytes()
-        return tar_header(last_name(head)) + data + tar_header(last_name(sum_head)) + block
-
-    def checksum(self, kind: str, size: int) -> bytes:
-        """Return the checksum of the chunk in the buffer; b'' if there is no function for it."""
-        data = self.view[:size]
+        told = right = block[:length].decode('ascii', 'replace')
+        data, xxh64 = self.view[:size], xxh64_function()
         if kind == '.checksum':
             import hashlib
-            return hashlib.sha1(data).hexdigest().encode('ascii')
-        xxh64 = xxh64_function()
-        if xxh64:
-            return b'%016X' % xxh64(data)
-        self.hashed = False
-        return b''
+            right = hashlib.sha1(data).hexdigest()
+        elif xxh64:
+            right = f'{xxh64(data):016X}'
+        else:
+            self.hashed = False
+        if told != right:
+            raise self.fault(f'the checksum is {told}, that of the data here is {right}',
+                             end + 2 * BLOCK)
+        self.read_block()
+        return head, block
 
     def read_end(self) -> None:
         """Read the two blocks that end an archive, and nothing more."""
@@ -3841,11 +3816,16 @@ class ImageReader(Reader):
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_raw(self) -> Proof:
-        """Read a raw image, which is as long as its disk."""
+    def read_rest(self) -> bytes:
+        """Read all that is left; return what it ends with."""
         last = b''
         for view in iter(self.read_on, b''):
-            last = view[-4096:].tobytes()
+            last = (last + view[-4096:].tobytes())[-4096:]
+        return last
+
+    def read_raw(self) -> Proof:
+        """Read a raw image, which is as long as its disk."""
+        last = self.read_rest()
         if self.size is None:
             return self.proof('length')
         if self.size != self.source.at:
@@ -3853,15 +3833,23 @@ class ImageReader(Reader):
                           end_of_export(last))
         return self.proof('structure')
 
-    def read_head(self) -> Tuple[bytes, Any]:
-        """Return the footer of a dynamic VHD image, and the first sector of each block."""
+    def read_head(self) -> Tuple[int, bytes, Any]:
+        """Return the bytes of the disk of a dynamic VHD image, its footer, and the first sector of
+        each block. Raise Damaged if size or geometry are another disk's; a geometry stands for less
+        than the size, by less than a cylinder, as far as it goes."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
             '>8s4xIQ24xQHBBII', footer[:68])
         if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
-        self.check_size(size, cylinders, heads, sectors)
+        wanted = self.size or size
+        if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
+            raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
+        rest = size // BLOCK - cylinders * heads * sectors
+        if rest < 0 or (rest >= heads * sectors and cylinders < 65535):
+            raise Damaged(f'a geometry of {cylinders}/{heads}/{sectors} does not fit a disk of '
+                          f'{size} bytes')
         header = self.take(header_at, 1024, 'its header')
         cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
         if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
@@ -3872,52 +3860,33 @@ class ImageReader(Reader):
         table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
         if sys.byteorder == 'little':
             table.byteswap()
-        return footer, table
+        return size, footer, table
 
     def read_vhd(self) -> Proof:
         """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
-        footer, table = self.read_head()
-        end, latest = self.check_table(table)
-        last = b''
-        for view in iter(self.read_on, b''):
-            last = (last + view[-BLOCK:].tobytes())[-BLOCK:]
-        footer_at = self.source.at - BLOCK
-        if not end <= footer_at <= latest:
-            raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
-        if last != footer:
-            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected' +
-                          end_of_export(last))
-        return self.proof('structure')
-
-    def check_size(self, size: int, cylinders: int, heads: int, sectors: int) -> None:
-        """Raise Damaged if size and geometry are not those of the disk. A geometry stands for less
-        than its disk, by less than a cylinder, as far as it goes."""
-        wanted = self.size or size
-        if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
-            raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
-        rest = size // BLOCK - cylinders * heads * sectors
-        if rest < 0 or (rest >= heads * sectors and cylinders < 65535):
-            raise Damaged(f'a geometry of {cylinders}/{heads}/{sectors} does not fit a disk of '
-                          f'{size} bytes')
-
-    def check_table(self, table: Any) -> Tuple[int, int]:
-        """Return where the last block ends, and until where the footer may begin, in bytes: without
-        any block there may be an empty one. Raise Damaged where blocks overlap."""
-        end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
+        _, footer, table = self.read_head()
         sectors = sorted(sector for sector in table if sector != NOWHERE)
+        end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
         for sector in sectors:
             if sector < end:
                 raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
             end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
-        return end * BLOCK, end * BLOCK + (0 if sectors else VHD_BLOCK)
+        last = self.read_rest()
+        footer_at, end = self.source.at - BLOCK, end * BLOCK
+        if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
+            raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
+        if last[-BLOCK:] != footer:
+            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected' +
+                          end_of_export(last))
+        return self.proof('structure')
 
-    def disk(self, size: int) -> Iterator[bytes]:
-        """Yield the bytes of a disk of that size from its VHD image, with blocks in order, as
-        vhd-tool writes them (libs/vhd: f.ml). A sector that a bitmap does not name is zeros."""
-        at = 0
-        for number, sector in enumerate(self.read_head()[1]):
+    def disk(self) -> Iterator[bytes]:
+        """Yield the bytes of a disk from its VHD image, with blocks in order, as vhd-tool writes
+        them (libs/vhd: f.ml). A sector that a bitmap does not name is zeros."""
+        at, (size, _, table) = 0, self.read_head()
+        for number, sector in enumerate(table):
             begin = number * VHD_BLOCK
-            if sector == NOWHERE or begin >= size:
+            if sector == NOWHERE:
                 continue
             yield from zeros(begin - at)
             data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
@@ -3932,25 +3901,14 @@ class ImageReader(Reader):
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
-        parser = xml.parsers.expat.ParserCreate()
-        depth = begun = 0      # elements that are open; where the last one began
+        begun = 0              # how far we were when the last element began
 
         def begin(name: str, _: Any) -> None:
-            nonlocal depth, begun
-            if not depth and name != root:
+            nonlocal begun
+            if not begun and name != root:
                 raise Damaged(f'its outermost element is {printable(name)}, not {root}')
-            depth, begun = depth + 1, parser.CurrentByteIndex
-            if depth > DEEPEST:                        # it would take memory without end
-                raise Damaged(f'more than {DEEPEST} elements within each other')
-
-        def end(_: str) -> None:
-            nonlocal depth
-            depth -= 1
-
-        def refuse(*_: Any) -> None:
-            raise Damaged('it has a declaration, which xapi does not write')
-        parser.StartElementHandler, parser.EndElementHandler = begin, end
-        parser.StartDoctypeDeclHandler = refuse
+            begun = self.source.at
+        parser = xml_parser(begin, str)
         try:
             for view in iter(self.read_on, b''):
                 parser.Parse(view.tobytes(), False)
@@ -3959,8 +3917,6 @@ class ImageReader(Reader):
             parser.Parse(b'', True)
         except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
             raise Damaged(f'it is no whole XML: {error}')
-        finally:                                       # it and the parser hold each other
-            parser.StartElementHandler = None
         return self.proof('structure')
 
 
@@ -4004,49 +3960,11 @@ def form_of_file(path: str) -> str:
     return '.vhd' if begin == b'conectix' else ''
 
 
-class ArchivedVm(NamedTuple):
-    """The VM of an archive, as its ova.xml describes it."""
-
-    name: str
-    uuid: str
-    version: Tuple[int, int]   # of the xapi that wrote it: major, minor
-    disks: Dict[str, int]      # bytes of each, by its user device
-    vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
-    seed: str                  # of which MAC addresses are made
-    macs: List[str]
-    firmware: Record           # firmware, and whether it has nvram (UEFI's variables) and a tpm
-
-
-def archived_vm(ova: bytes) -> ArchivedVm:
-    """Return the VM of an ova.xml, which has to have just one. Raise Damaged."""
-    version, objects = ova_objects(ova)
-    with damaged_if_malformed():
-        if len(objects['VM']) != 1:
-            raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
-        vm, = objects['VM'].values()
-        disks, vifs, macs = {}, [], []     # type: Dict[str, int], List[Any], List[str]
-        for vbd in objects['VBD'].values():
-            vdi = objects['VDI'].get(text_of(vbd, 'VDI'))
-            if vbd['type'] != 'CD' and vdi and objects['SR'][vdi['SR']]['content_type'] != 'iso':
-                disks[text_of(vbd, 'userdevice')] = number_of(vdi, 'virtual_size')
-        for vif in objects['VIF'].values():
-            network = objects['network'][vif['network']]
-            vifs.append((text_of(vif, 'device'), text_of(network, 'name_label'),
-                         text_of(network, 'bridge')))
-            macs.append(text_of(vif, 'MAC'))
-        has_tpm = vm.get('VTPMs') or (vm.get('platform') or {}).get('vtpm') == 'true'
-        firmware = {'firmware': (vm.get('HVM_boot_params') or {}).get('firmware', 'bios'),
-                    'nvram': bool(vm.get('NVRAM')), 'tpm': bool(has_tpm)}
-        return ArchivedVm(
-            text_of(vm, 'name_label'), text_of(vm, 'uuid'),
-            (number_of(version, 'xapi_major'), number_of(version, 'xapi_minor')), disks,
-            sorted(vifs), vm['other_config'].get('mac_seed', ''), macs, firmware)
-
-
-def rewrite_for_import(ova: bytes, name: str, mark: str, ids: Dict[str, str]) -> bytes:
+def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Sequence[str]) -> bytes:
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). Objects get new `ids`. All other values are as they were. Raise Damaged."""
+    (xapi: import.ml). The ids of disks that are moved begin with LAST. All other values are as they
+    were. Raise Damaged."""
     import xmlrpc.client
     new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
            'ha_always_run': False}             # not all versions have all of them
@@ -4054,12 +3972,9 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, ids: Dict[str, str]) ->
         document = xmlrpc_value(ova)
         for each in document['objects']:
             record = each['snapshot']
-            each['id'] = ids.get(each['id'], each['id'])
-            for field in ('VDI', 'suspend_VDI'):
-                if field in record:
-                    record[field] = ids.get(record[field], record[field])
-            if 'VDIs' in record:
-                record['VDIs'] = [ids.get(disk, disk) for disk in record['VDIs']]
+            for place, field in ((each, 'id'), (record, 'VDI'), (record, 'suspend_VDI')):
+                if place.get(field) in moved:
+                    place[field] = LAST + place[field]
             if each['class'] in ('VM', 'VDI', 'network'):
                 record['other_config'].pop('auto_poweron', None)
                 record['other_config'][MARK] = mark
@@ -4068,8 +3983,8 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, ids: Dict[str, str]) ->
             if each['class'] == 'VM':
                 record.update({field: new[field] for field in new if field in record})
         text = xmlrpc.client.dumps((document,))
-    text = text[text.index('<value>'):text.rindex('</value>') + len('</value>')]
-    return encoded(text.replace('\r', '&#13;'))        # XML reads a bare one as a line feed
+    value = re.search('<value>.*</value>', text, re.DOTALL).group()
+    return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
 def tar_header(head: bytes, size: Optional[int] = None) -> bytes:
@@ -4103,23 +4018,24 @@ def pieces_of(source: Source) -> Iterator[memoryview]:
         yield view[:got]
 
 
-def last_name(head: bytes) -> bytes:
-    """Return a tar header, or just its name, of a disk that is to come after all others: Ref:~2."""
-    return head[:100].replace(b'Ref:', b'Ref:~', 1)[:100] + head[100:]
-
-
 def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
     """Yield an archive, uncompressed, with its ova.xml rewritten. Disks below 1 MiB that come first
     go last, with ids that say so, as an import would be refused (see `read_disk`)."""
     with opened(path) as source:
         reader = ArchiveReader(source)
         head, ova = reader.read_ova()
-        disks = expected(ova).disks
-        small = list(itertools.takewhile(lambda disk: disk.size < CHUNK, disks))
-        ova = rewrite_for_import(ova, name, mark, {
-            disk.id: last_name(encoded(disk.id)).decode() for disk in small})
+        disks = archived_vm(ova).disks
+        small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK, disks))
+        ova = rewrite_for_import(ova, name, mark, [disk.id for disk in small])
         yield tar_header(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
-        moved = b''.join(reader.read_moved() for disk in small if disk.size)
+        moved = b''
+        for disk in small:
+            head = reader.head
+            checksum_head, checksum = reader.read_chunk(*reader.member())
+            data = reader.view[:disk.size + -disk.size % BLOCK].tobytes()
+            heads = [tar_header((LAST.encode() + each)[:100] + each[100:])
+                     for each in (head, checksum_head)]
+            moved += heads[0] + data + heads[1] + checksum
         rest = reader.head
         for piece in pieces_of(source):
             rest += piece
@@ -4133,7 +4049,7 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
     xapi waits for (vhd-tool: impl.ml, serve). Raise Damaged, CommandFailed, OSError."""
     with opened(path, not is_packed(path)) as source:
         at = 0
-        for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk(size):
+        for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk():
             yield piece
             at += len(piece)
         if at != size:
@@ -4145,7 +4061,7 @@ def scattered(path: str) -> int:
     """Return the bytes of a packed VHD image whose blocks are in another order than the disk's, so
     that it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
     with opened(path) as source:
-        sectors = [sector for sector in ImageReader(source).read_head()[1] if sector != NOWHERE]
+        sectors = [sector for sector in ImageReader(source).read_head()[2] if sector != NOWHERE]
     if sectors == sorted(sectors):
         return 0
     return (max(sectors) + 2) * BLOCK + VHD_BLOCK
@@ -4154,17 +4070,12 @@ def scattered(path: str) -> int:
 def image_size(path: str, form: str, known: Optional[int]) -> int:
     """Return the bytes of the disk that an image is of; `known` is what its directory tells. Raise
     Damaged, CommandFailed, OSError."""
-    if form == '.raw' and not is_packed(path):
-        return size_of(path)
-    if form == '.raw' and known:
-        return known
+    if form == '.raw' and (known or not is_packed(path)):
+        return known or size_of(path)
     with opened(path) as source:
-        if form == '.raw':
-            return sum(len(piece) for piece in pieces_of(source))
-        footer = ImageReader(source).take(0, BLOCK, 'its first footer')
-    if not footer.startswith(b'conectix'):
-        raise Damaged(f'{path} does not begin as a VHD image')
-    return struct.unpack_from('>Q', footer, 48)[0]
+        if form == '.vhd':
+            return ImageReader(source).read_head()[0]
+        return sum(len(piece) for piece in pieces_of(source))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4190,19 +4101,17 @@ def indented(text: bytes) -> str:
     """Return XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
     import xml.etree.ElementTree
     root = xml.etree.ElementTree.fromstring(text)
-    indent(root, '\n')
+    to_indent = [(root, '\n')]
+    for element, margin in to_indent:
+        inner = margin + '  '
+        if len(element):
+            element.text = inner
+            for child in element:
+                child.tail = inner
+                to_indent.append((child, inner))
+            element[-1].tail = margin
     return ('<?xml version="1.0"?>\n' +
             xml.etree.ElementTree.tostring(root, encoding='unicode') + '\n')
-
-
-def indent(element: Any, margin: str) -> None:
-    """Put each element within this one on a line of its own."""
-    if len(element):
-        element.text = margin + '  '
-        for child in element:
-            indent(child, margin + '  ')
-            child.tail = margin + '  '
-        element[-1].tail = margin
 
 
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
@@ -4220,7 +4129,11 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
             if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
                 raise
         time.sleep(wait)
-    ova = ova_xml(archive)
+    # A tar that begins with ova.xml (xapi: export.ml).
+    header = re.match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
+    if not header:
+        raise CommandFailed('the metadata export holds no ova.xml')
+    ova = archive[BLOCK:BLOCK + int(header.group(1), 8)]
     try:
         backup.write(indented(ova), METADATA)
     except SyntaxError as error:                       # ElementTree's error is one
@@ -4253,70 +4166,69 @@ class ExportFile(NamedTuple):
     disk: Optional[Disk] = None    # whose image it is; None for the archive of a VM
 
 
-GUIDE_HEAD = """How to restore this backup ({method}) of the VM {vm}, begun {started}.
-
-With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
-tells of sr=, name=, preserve=True, start=True and attach=):
+# Safe to be pasted into a shell, whatever the names are in it: comments and commands.
+GUIDE_HEAD = """\
+# How to restore this backup ({manifest[method]}) of the VM {vm}, begun {manifest[started]}.
+#
+# With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
+# tells of sr=, name=, preserve=True, start=True and attach=):
 
 {program} local {restore} preview
 {program} local {restore}
 
 """
-GUIDE_REFUSED = 'With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
+GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
 GUIDE_XE = """\
-With xe alone, in a shell on a host of the pool; the path is the one where the backup was made:
-
+# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 """
 GUIDE_VM = GUIDE_XE + """\
+# The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
+# MAC addresses, unless preserve=true is added. The last command is for a VM that starts with its
+# host; others have no such key.
+
 VM=$(xe vm-import {filename})
-xe vm-param-set uuid=$VM {name}
-xe vm-param-set uuid=$VM ha-restart-priority=
+xe vm-param-set uuid=$VM {name} ha-restart-priority=
 xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
 
-The last one is for a VM that starts with its host; others have no such key. The disks go to the
-default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new MAC addresses, unless
-preserve=true is added. It is not started: xe vm-start uuid=$VM
+# It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = GUIDE_XE + """\
-{unpack}VDI=$(xe vdi-create sr-uuid={sr} {name} type=user virtual-size={size})
+# This is the disk {disk.device}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
+# If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
+# vm-metadata.xml beside the image tell how it was made.
+
+{unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={vm_uuid} vdi-uuid=$VDI device={device} bootable={boot} mode=RW type=Disk
-{clean}
-This is the disk {device} of {vm}. sr-uuid= is where it was, vm-uuid= its VM, which has to be
-halted. If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
-vm-metadata.xml beside the image tell how it was made.
-"""
+xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI device={disk.vbd[userdevice]} \
+bootable={boot} mode=RW type=Disk
+{clean}"""
 
 
 def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
-    quote, vm, texts = shlex.quote, manifest['vm'], []
+    quote, label, texts = shlex.quote, manifest['vm']['name'], []
     for file in files:
-        path = portable(backup.file(file.name))
-        values = dict(
-            method=manifest['method'], vm=printable(vm['name']), started=manifest['started'],
-            program=quote(portable(os.path.abspath(sys.argv[0]))),
-            restore=quote('restore=' + (path if files[1:] else portable(backup.path))))
-        if file.disk:
-            way, disk, form, size = GUIDE_DISK, file.disk, form_of(file.name), file.snapshot.size
+        path, disk, size = portable(backup.file(file.name)), file.disk, file.snapshot.size
+        values = dict(manifest=manifest, disk=disk, vm=printable(manifest['vm']['name']),
+                      program=quote(portable(os.path.abspath(sys.argv[0]))),
+                      restore=quote('restore=' + path), unpack='', clean='')   # type: Record
+        way = GUIDE_VM
+        if manifest.get('verified', {}).get('proved') == 'restorable':
+            way = GUIDE_REFUSED
+        if disk:
+            way, label, form = GUIDE_DISK, disk.vdi['name_label'], form_of(path)
             if form == '.vhd':
                 size += -size % VHD_BLOCK
-            plain, unpack, clean = plain_name(path), compression_of(path).unpack, ''
-            if plain != path:
-                unpack, clean = f'{unpack} {quote(path)}\n', f'rm {quote(plain)}\n'
-            bootable = bool(disk.vbd['bootable']) or len(files) == 1
+            if is_packed(path):
+                values['unpack'] = f'{compression_of(path).unpack} {quote(path)}\n'
+                path = plain_name(path)
+                values['clean'] = f'rm {quote(path)}\n'
             values.update(
-                form=form[1:], vm_uuid=vm['uuid'], sr=disk.sr_uuid, device=disk.vbd['userdevice'],
-                boot=str(bootable).lower(), filename=quote('filename=' + plain),
-                name=quote('name-label=' + label_part(disk.vdi['name_label'])),
-                size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size,
-                unpack=unpack, clean=clean)
-        else:
-            proved = manifest.get('verified', {}).get('proved')
-            way = GUIDE_REFUSED if proved == 'restorable' else GUIDE_VM
-            values.update(filename=quote('filename=' + path),
-                          name=quote('name-label=' + label_part(vm['name'])))
-        texts.append((GUIDE_HEAD + way).format(**values))
+                form=form[1:], boot=str(disk.vbd['bootable']).lower(),
+                size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
+        texts.append((GUIDE_HEAD + way).format(
+            filename=quote('filename=' + path), name=quote('name-label=' + label_part(label)),
+            **values))
     backup.write('\n'.join(texts), GUIDE)
 
 
@@ -4429,8 +4341,6 @@ class Verifier:
         for name in backup.check_archives():
             try:
                 proof = self.prove_in(backup, name)
-                if proof.proved == 'metadata':
-                    raise Damaged('there are no disks in it')
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
             found.digests[portable(plain_name(name))] = proof.digest
@@ -4459,7 +4369,7 @@ class Verifier:
             digest = self.prove_in(backup, METADATA).digest
             _, objects = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))
             with damaged_if_malformed():
-                uuids = [text_of(vm, 'uuid') for vm in objects['VM'].values()]
+                uuids = [str(vm['uuid']) for vm in objects['VM'].values()]
             if backup.manifest.uuid not in ['', *uuids]:
                 raise Damaged('it is of another VM: ' + ', '.join(uuids))
             found.digests[METADATA] = digest
@@ -6931,13 +6841,14 @@ class Restorer:
         preserve = options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found)
-        size = sum(found.disks.values())
+        disks = {disk.device: disk.size for disk in found.disks if disk.device}
+        size = sum(disks.values())
         sr = self.sr(options['sr'])
         log = self.console.log
         log(f'  new VM:   {name}' + ('' if name == original else f' (original: {original})'))
         self.log_space(sr, size)
-        for device in sorted(found.disks, key=lambda device: device.zfill(9)):
-            log(f'  disk:     {device_name("", device)} of {human_size(found.disks[device])}')
+        for device in sorted(disks, key=lambda device: device.zfill(9)):
+            log(f'  disk:     {device_name("", device)} of {human_size(disks[device])}')
         networks = self.pool.records('network').values()
         for device, label, bridge in found.vifs:       # of that name, or else that bridge (xapi:
             same = [each for each in networks if each['name_label'] == label]      # import.ml)
@@ -6946,13 +6857,8 @@ class Restorer:
                 f'"{label}", which is not here: it will be made')
             log(f'  network:  VIF {device} in {where}')
         log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'))
-        firmware = found.firmware['firmware']
-        if found.firmware['nvram']:
-            firmware += ', with its variables (NVRAM)'
-        if found.firmware['tpm']:
-            firmware += ', with a TPM, whose content this pool may not restore'
-        log('  firmware: ' + firmware)
-        return Target(name, sr, size, found.disks, preserve)
+        log('  firmware: ' + found.firmware)
+        return Target(name, sr, size, disks, preserve)
 
     def free_name(self, original: str, when: str, name: str) -> str:
         """Return the name for a new VM, which is `name` if that is given."""
@@ -7052,8 +6958,6 @@ class Restorer:
         file = os.path.basename(chosen.path)
         verifier = Verifier(self.console, self.signals, self.importer.limit)
         proof = verifier.prove_in(chosen.backup, file)
-        if proof.proved == 'metadata':
-            raise Damaged('there are no disks in it')
         self.console.log(f'verified {file}: {PROVED[proof.proved]}')
 
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:

@@ -446,8 +446,9 @@ class Guides(RestoreCase):
         """The commands in RESTORE.txt: with this program, with xe."""
         lines = self.read(self.newest(self.name, 'RESTORE.txt')).splitlines()
         self.assertEqual([], [line for line in lines if len(line) > 100 and '=' not in line])
-        return ([line for line in lines if ' local ' in line],
-                [line for line in lines if line.startswith(('VM=', 'VDI=', 'xe '))])
+        commands = [line for line in lines if line and not line.startswith('#')]
+        return ([line for line in commands if ' local ' in line],
+                [line for line in commands if ' local ' not in line])
 
     def run_in_shell(self, lines):
         place = self.at('bin')
@@ -709,7 +710,7 @@ class OvaXml(unittest.TestCase):
         cls.ova = data[512:512 + size]
 
     def test_only_names_marks_and_what_starts_a_vm(self):
-        changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32, {})
+        changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32, ())
         before, after = (VmBackup.ova_objects(ova)[1] for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
@@ -733,7 +734,7 @@ class OvaXml(unittest.TestCase):
         value[0]['objects'][0]['snapshot'].update(odd)
         text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
         ova = text.replace('\r', '&#13;').encode('utf-8')
-        changed = VmBackup.rewrite_for_import(ova, 'x', '0' * 32, {})
+        changed = VmBackup.rewrite_for_import(ova, 'x', '0' * 32, ())
         (found,), _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % changed)
         found = found['objects'][0]['snapshot']
         self.assertEqual(odd, {key: found[key] for key in odd})
@@ -744,10 +745,9 @@ class OvaXml(unittest.TestCase):
         for path in samples:
             with self.subTest(path=path):
                 ova = VmBackup.ova_of(path)
-                changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32, {})
-                self.assertEqual('again', VmBackup.archived_vm(changed).name)
-                before, after = VmBackup.expected(ova), VmBackup.expected(changed)
-                self.assertEqual(before, after)
+                changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32, ())
+                self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'),
+                                 VmBackup.archived_vm(changed))
 
     def test_one_that_another_program_wrote_or_indented_is_read_as_it_is_meant(self):
         """A real xapi imports both (recorded from 26.17.0)."""
@@ -756,13 +756,12 @@ class OvaXml(unittest.TestCase):
         indented = text.replace('<value><', '<value>\n  <').replace('></value>', '>\n</value>')
         for ova in (text.encode('utf-8'), indented.encode('utf-8')):
             self.assertEqual(VmBackup.archived_vm(self.ova), VmBackup.archived_vm(ova))
-            self.assertEqual(VmBackup.expected(self.ova), VmBackup.expected(ova))
 
     def test_values_without_an_end_tag(self):
         for new in (b'<value/>', b'<value />'):
             ova = self.ova.replace(b'<value></value>', new)
             self.assertNotEqual(ova, self.ova)
-            changed = VmBackup.archived_vm(VmBackup.rewrite_for_import(ova, 'again', '0' * 32, {}))
+            changed = VmBackup.archived_vm(VmBackup.rewrite_for_import(ova, 'again', '0' * 32, ()))
             self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'), changed)
 
     def test_what_is_no_ova_xml(self):
@@ -774,7 +773,7 @@ class OvaXml(unittest.TestCase):
         lines = b'\n' * 1000000
         for text in (
                 b'', b'<value>', b'<!DOCTYPE x><value/>', b'<value/>', self.ova * 2,
-                self.ova + b'x', self.ova + b'\0', self.ova.decode('utf-8').encode('utf-16'),
+                self.ova + b'x', self.ova + b'\0',
                 with_value(b'>web<', b'>\xff<'),
                 with_value(version, b'<value>2</value>'),
                 with_value(version, b'<name>export_vsn</name>'),
@@ -787,16 +786,15 @@ class OvaXml(unittest.TestCase):
                 b'<value>' * 200000 + lines + b'</value>' * 200000,
                 b'<value><array><data>' * 90000 + b'</data></array></value>' * 90000):
             with self.subTest(text=text[:40], bytes=len(text)):
-                for read in (VmBackup.ova_objects, VmBackup.archived_vm, VmBackup.expected,
-                             lambda ova: VmBackup.rewrite_for_import(ova, 'x', '0' * 32, {})):
-                    with self.assertRaises(VmBackup.Damaged):
-                        read(text)
+                with self.assertRaises(VmBackup.Damaged):
+                    VmBackup.archived_vm(text)
+                with self.assertRaises(VmBackup.Damaged):
+                    VmBackup.rewrite_for_import(text, 'x', '0' * 32, ())
 
     def test_a_number_without_end_is_none(self):
         for new in (b'9' * 3000000, b'-1', b'<int>%s</int>' % (b'9' * 3000000), b'1e9', b''):
             ova = self.ova.replace(b'<value>1048576</value>', b'<value>%s</value>' % new)
             self.assertNotEqual(ova, self.ova)
-            for read in (VmBackup.archived_vm, VmBackup.expected):
-                with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
-                    read(ova)
-            VmBackup.rewrite_for_import(ova, 'x', '0' * 32, {})
+            with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
+                VmBackup.archived_vm(ova)
+            VmBackup.rewrite_for_import(ova, 'x', '0' * 32, ())

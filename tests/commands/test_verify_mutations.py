@@ -453,11 +453,6 @@ class Recorded(Mutations):
                     os.unlink(self.backup.file('backup.json'))
                     figures.add(self.kind, faults=1, checks=2)
 
-    def test_an_archive_of_metadata_is_no_backup(self):
-        self.put(joined(members(KINDS['a suspend image']())[:1]))
-        with self.assertRaisesRegex(VmBackup.Damaged, 'there are no disks in it'):
-            self.check()
-
 
 @archives.WITH_XXH64
 class Messages(ArchiveCase):
