@@ -1229,14 +1229,16 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
 
 
 def reap(child: subprocess.Popen) -> None:
-    """End a child that still runs, gently, then hard. One whose storage hangs survives that."""
+    """End a child that still runs, gently, then hard. One whose storage hangs survives that. Close
+    its outputs, except where a thread of `wait_for` reads them, which does so at their end: it
+    would go on to read from whatever file got the number."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
             send_signal(child, signum)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(REAP_TIMEOUT)
     for stream in (child.stdout, child.stderr):
-        if stream:
+        if stream and not hasattr(child, 'reader'):
             stream.close()
 
 
@@ -1456,12 +1458,12 @@ def wait_for(child: subprocess.Popen, signals: Signals, timeout: float,
     def work() -> None:
         try:
             results.append(child.communicate())
-        except Exception as error:                     # reap() closes what nobody awaits any more
+        except Exception as error:                     # raised below
             failures.append(error)
 
     # In a thread, as communicate() of Python 3.6 fails if it is called again after a time limit
     # and the child has closed one of its outputs meanwhile.
-    thread = threading.Thread(target=work, daemon=True)
+    child.reader = thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while True:
         thread.join(watchdog.every if watchdog else timeout)

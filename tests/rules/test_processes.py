@@ -1,5 +1,6 @@
 """Processes: commands as they are logged and as they are run, to their end or before it."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -176,6 +177,21 @@ class Running(ProgramCase):
         self.assertTrue(message.startswith('no end within 0.5 seconds: sh -c'), message)
         for pid in self.wait_for('pids').split():
             self.assert_gone(int(pid))
+
+    def test_a_child_given_up_whose_output_another_holds_costs_no_later_file_its_bytes(self):
+        self.refusal(['sh', '-c', 'setsid sh -c \'echo $$ >"$1"; until [ -e "$1.go" ]; do '
+                      'sleep 0.05; done\' sh "$1" & exit 0', 'sh', self.path('pid')], 0.5, None)
+        pid = int(self.wait_for('pid'))
+        with open(self.path('file'), 'wb') as stream:
+            stream.write(bytes(1000000))
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(stream.name, 'rb')) for _ in range(8)]
+            open(self.path('pid.go'), 'w').close()
+            self.assert_gone(pid)
+            for thread in threading.enumerate():
+                if thread is not threading.current_thread():
+                    thread.join(LIMIT)
+            self.assertEqual([0] * 8, [os.lseek(each.fileno(), 0, os.SEEK_CUR) for each in files])
 
     def interrupted(self, script, *signums):
         """Run a program of sh that says so in a file when it has begun; signals come then."""
