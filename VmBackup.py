@@ -805,6 +805,8 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
                     raise ConfigError(f'DEFAULT_{key.name.upper()} {error} -> {text} '
                                       "(this script's first page)")
                 errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
+    if values['keep_last'] == '':
+        values['keep_last'] = values['max_backups']
     files = {'the config': path, 'the password file': native(line.password)}
     for name in ('status_log', 'hook', 'mail_smtp_password_file'):
         files[name] = values[name]
@@ -888,9 +890,11 @@ def read_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def create_password_file(password: str, path: str) -> None:
-    """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
-    if not password:
+def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int:
+    """Write a password, obscured (base64, as 3.25), for its owner only; return the exit status.
+    Raise ConfigError."""
+    path = native(line.words[0])
+    if not line.password:
         raise ConfigError(f'an empty password: create-password-file={path}')
     if os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f'not a file: password file {path}')
@@ -899,9 +903,11 @@ def create_password_file(password: str, path: str) -> None:
             os.unlink(path)
         with open(path, 'xb', opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
             os.fchmod(stream.fileno(), 0o600)          # whatever the umask
-            stream.write(base64.b64encode(encoded(password)))
+            stream.write(base64.b64encode(encoded(line.password)))
     except OSError as error:
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
+    console.log(f'password file created: {path}')
+    return SUCCESS.status
 
 
 def read_password_file(path: str, warn: Callable[[str], None]) -> str:
@@ -1076,8 +1082,8 @@ class Selector:
         if by_name and rule.method in EXPORTS and NO_NUMBER.search(rule.word):
             self.invalid.append(rule)
         elif not rule.text or any(
-                exclude.kind == rule.kind and exclude.word == rule.word or
-                exclude.kind == 'name' == rule.kind and matching(exclude.word, [rule.word])
+                rule.kind == exclude.kind and (
+                    rule.word == exclude.word or by_name and matching(exclude.word, [rule.word]))
                 for exclude in self.excludes):         # which is so of an exclude= itself
             self.remark('NOTE', f'vm not found: {rule}')
         elif rule.kind == 'uuid' or by_name and is_literal(rule.word):
@@ -1207,11 +1213,6 @@ def policy_of(settings: Any, job: Job) -> Policy:
     """Return which backups of a VM to keep."""
     return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
                   settings.keep_monthly, settings.keep_yearly)
-
-
-def keep_of(settings: Any) -> int:
-    """Return how many of the newest backups to keep where no line says so."""
-    return settings.max_backups if settings.keep_last == '' else settings.keep_last
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6077,7 +6078,7 @@ class BackupRun(Run):
         with Pool.connect(password, self.console, self.signals) as pool:
             self.shared.pool = pool
             plan = select(self.config.rules, pool.vms(tuple(self.store.restores())),
-                          keep_of(self.settings), self.settings.honour_nobak)
+                          self.settings.keep_last, self.settings.honour_nobak)
             wrong = check_plan(self.config, plan, self.store, self.console)
             if wrong:
                 self.add_failures(plan)
@@ -6279,7 +6280,7 @@ def preview(line: CommandLine, console: Console, signals: Signals) -> int:
     store = Store(config.settings)
     with Pool.connect(login_word(line.password, console), console, signals) as pool:
         plan = select(config.rules, pool.vms(tuple(store.restores())),
-                      keep_of(config.settings), config.settings.honour_nobak)
+                      config.settings.keep_last, config.settings.honour_nobak)
         if not plan.errors:
             plan = with_left_out(config, plan, pool, Xe(console, signals))
     if check_plan(config, plan, store, console):
@@ -6642,7 +6643,7 @@ class Pruning:
 def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple[Job, History]]:
     """Return the VMs of a config that a selector chooses, '' for all. Raise VmBackupError."""
     settings, histories = target.config.settings, target.store.histories()
-    chosen, plan = choose(histories, target.config, '', keep_of(settings))
+    chosen, plan = choose(histories, target.config, '', settings.keep_last)
     if plan.errors:
         for message in plan.messages + plan.errors:
             console.log(message)
@@ -7382,19 +7383,11 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
 TEXTS = {'help': 'help', 'h': 'help', 'config': 'config', 'example': 'example'}
 
 
-def run_create_password_file(line: CommandLine, console: Console, _: Signals) -> int:
-    """The command `create-password-file=`; return the exit status. Raise ConfigError."""
-    path = native(line.words[0])
-    create_password_file(line.password, path)
-    console.log(f'password file created: {path}')
-    return SUCCESS.status
-
-
 class Command(NamedTuple):
     """A command."""
 
     run: Callable[[CommandLine, Console, Signals], int]
-    help: str                  # its first line is the usage; what is in brackets are options
+    help: str
 
     def options(self) -> Dict[str, str]:
         """Return its options and their forms: <name|uuid> of [sr=<name|uuid>], which takes any
@@ -7402,6 +7395,9 @@ class Command(NamedTuple):
         return dict(re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help))
 
 
+# The help of a command is its grammar as well: what stands there in brackets are its options, which
+# `parse_options` takes; its first line is what it is about, which `parse_words` tells if that is
+# missing; and those that begin with a password log in.
 COMMANDS = {
     'backup': Command(run_backup, """\
 <password|password-file|local> <config-file|vm-selector> [preview] [optional params]
@@ -7504,14 +7500,14 @@ LOGGING_IN = [name for name in COMMANDS if COMMANDS[name].help.startswith('<pass
 
 def config_text() -> str:
     """An example config file, which `config` prints and example.cfg is."""
-    lines = [CONFIG_HEAD]
+    text = CONFIG_HEAD
     for key in KEYS:
-        lines += ['# ' + line for line in key.meaning.split('\n')]
+        meaning, default = key.meaning.replace('\n', '\n# '), str(key.default) or 'empty'
         allowed = f'; allowed: {key.allowed}' if key.allowed else ''
-        lines += ['# (default: {}{})'.format(str(key.default) or 'empty', allowed),
-                  '{}{}={}'.format('' if key.name in SHOWN_KEYS else '#', key.name,
-                                   SHOWN_KEYS.get(key.name, key.default)), '']
-    return '\n'.join(lines) + CONFIG_RULES
+        name = key.name if key.name in SHOWN_KEYS else '#' + key.name
+        value = SHOWN_KEYS.get(key.name, key.default)
+        text += f'\n# {meaning}\n# (default: {default}{allowed})\n{name}={value}\n'
+    return text + CONFIG_RULES
 
 
 def help_text(topic: str, program: str) -> str:
