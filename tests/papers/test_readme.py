@@ -320,7 +320,7 @@ class Examples(unittest.TestCase):
         self.assertEqual([key.name for key in VmBackup.KEYS],
                          [line.partition('=')[0] for line in settings if '_' in line[:5] or
                           line.partition('=')[0] in {key.name for key in VmBackup.KEYS}])
-        given = {'max_backups': 3, 'backup_dir': '/path/to/backupspace',
+        given = {'max_backups': 3, 'keep_last': 3, 'backup_dir': '/path/to/backupspace',
                  'status_log': '/path/to/backupspace/logs/status.log'}
         defaults = {key.name: key.parse(key.default) for key in VmBackup.KEYS}
         self.assertEqual(dict(defaults, **given), config.settings._asdict())
