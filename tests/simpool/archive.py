@@ -444,7 +444,6 @@ def read_xva(source, expected=None, force=False, attached=None, watched=None):
 
 
 class _XvaReader:
-
     def __init__(self, sent, expected, force, attached, watched):
         self.expected = expected
         self.attached = attached

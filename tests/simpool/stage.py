@@ -296,7 +296,6 @@ CLIENT = compile(open(client.__file__, encoding='utf-8').read(), client.__file__
 
 
 class Stage:
-
     def __init__(self, pool, on_change=lambda: None):
         self.pool, self.on_change = pool, on_change
         self.now, self.epoch = 1000.0, int(time.time()) - 1000

@@ -46,7 +46,6 @@ class Stream:
 
 
 class Transfers:
-
     def next_number(self):
         with self.lock:
             self._numbers += 1

@@ -195,7 +195,6 @@ def shut(connection):
 
 
 class Printer:
-
     def __init__(self, talk, minimal):
         self.talk = talk
         self.minimal = minimal

@@ -44,7 +44,6 @@ STOPPING = (signal.SIGTERM, signal.SIGHUP)
 class Failure(NamedTuple):
     """What --fail VERB does: which call of that verb fails how, and what has to come of it."""
 
-    story: str
     nth: int
     fault: Dict[str, Any]
     status: int                # exit status of the run
@@ -61,24 +60,15 @@ BROKEN = refusal('VDI_IO_ERROR', 'Device I/O errors', after=700000)
 KEPT = refusal('SR_BACKEND_FAILURE_80', '', 'Failed to mark VDI hidden', '')
 # The third vm-export is that of web: db's and its own metadata come before it.
 FAILURES = {
-    'vm-snapshot': Failure("the storage is full when web's snapshot is to be taken",
-                           1, FULL, 2, 'ERROR vm-export SNAPSHOT-FAIL web: '),
-    'template-param-set': Failure("web's snapshot cannot be prepared",
-                                  1, BUSY, 2, 'ERROR vm-export TEMPLATE-PARAM-SET-FAIL web: '),
-    'vm-export': Failure("the storage fails in the middle of web's export",
-                         3, BROKEN, 2, 'ERROR vm-export VM-EXPORT-FAIL web: '),
-    'vm-uninstall': Failure("web's snapshot cannot be removed at the first attempt",
-                            1, KEPT, 1, 'VmBackup vm-export web - ***WARNING*** '),
-    'vdi-snapshot': Failure("the storage is full when the snapshot of db's disk is to be taken",
-                            1, FULL, 2, 'ERROR vdi-export VDI-SNAPSHOT-FAIL db: '),
-    'vdi-param-set': Failure("the snapshot of db's disk cannot be prepared",
-                             1, BUSY, 2, 'ERROR vdi-export VDI-PARAM-SET-FAIL db: '),
-    'vdi-export': Failure("the storage fails in the middle of db's export",
-                          1, BROKEN, 2, 'ERROR vdi-export VDI-EXPORT-FAIL db: '),
-    'vdi-destroy': Failure("the storage keeps the snapshot of db's disk at the first attempt",
-                           1, KEPT, 1, 'VmBackup vdi-export db - ***WARNING*** '),
-    'pool-dump-database': Failure('the pool database cannot be read',
-                                  1, refusal('INTERNAL_ERROR', 'dump'), 2,
+    'vm-snapshot': Failure(1, FULL, 2, 'ERROR vm-export SNAPSHOT-FAIL web: '),
+    'template-param-set': Failure(1, BUSY, 2, 'ERROR vm-export TEMPLATE-PARAM-SET-FAIL web: '),
+    'vm-export': Failure(3, BROKEN, 2, 'ERROR vm-export VM-EXPORT-FAIL web: '),
+    'vm-uninstall': Failure(1, KEPT, 1, 'VmBackup vm-export web - ***WARNING*** '),
+    'vdi-snapshot': Failure(1, FULL, 2, 'ERROR vdi-export VDI-SNAPSHOT-FAIL db: '),
+    'vdi-param-set': Failure(1, BUSY, 2, 'ERROR vdi-export VDI-PARAM-SET-FAIL db: '),
+    'vdi-export': Failure(1, BROKEN, 2, 'ERROR vdi-export VDI-EXPORT-FAIL db: '),
+    'vdi-destroy': Failure(1, KEPT, 1, 'VmBackup vdi-export db - ***WARNING*** '),
+    'pool-dump-database': Failure(1, refusal('INTERNAL_ERROR', 'dump'), 2,
                                   'ERROR pool database not backed up: '),
 }
 
@@ -87,18 +77,12 @@ class Unexpected(Exception):
     """Something did not go as it has to."""
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
-
-
 def parse(argv):
-    parser = Parser(prog='python3 -m tests demo', allow_abbrev=False,
-                    description="A night's backup, seen happening on a simulated pool.",
-                    epilog='Verbs: ' + ', '.join(FAILURES))
+    parser = argparse.ArgumentParser(
+        prog='python3 -m tests demo', epilog='Verbs: ' + ', '.join(FAILURES),
+        description="A night's backup, seen happening on a simulated pool.")
     parser.add_argument('--fail', metavar='VERB', choices=FAILURES,
                         help='let this xe command fail once, and see what comes of it')
-    parser.add_argument('--keep', action='store_true', help='keep the directory at the end')
     parser.add_argument('--shell', action='store_true',
                         help='open a shell in it before the pool is taken down')
     return parser.parse_args(argv)
@@ -210,7 +194,7 @@ def failure(demo, verb):
     demo.run('tail -n 1 VmBackup.log')
     demo.headline('The snapshots in the pool now, all of them made by somebody else:')
     before = demo.left()
-    demo.headline('The second night: %s (%s fails).' % (wanted.story, verb))
+    demo.headline('The second night: xe %s fails.' % verb)
     demo.sim.pool.faults.add(verb, nth=wanted.nth, **wanted.fault)
     log = demo.run(RUN, wanted.status)
     expect(wanted.line in log, 'the log does not say: ' + wanted.line)
@@ -237,54 +221,34 @@ def open_shell(demo):
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def new_directory(keep):
-    directory = tempfile.mkdtemp(prefix='vmbackup-demo-')
-    try:
-        yield directory
-    finally:
-        if keep:
-            say('', 'kept: ' + directory)
-        else:
-            shutil.rmtree(directory)
-
-
-def stop(number, _):
-    """A signal ends the demo as an exception does: everything is taken down."""
-    sys.exit(128 + number)
+def end_children():
+    """End what a signal found just as it was started."""
+    for pid in children_of(os.getpid()):
+        for send in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError):
+                send(pid, signal.SIGTERM)
 
 
 def main(argv):
     options = parse(argv)
-    for number in STOPPING:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        with new_directory(options.keep) as directory, SimPool(pools.DEMO) as sim:
-            demo = Demo(sim, directory)
-            status = 0
-            try:
-                say("A night's backup on a simulated pool of six VMs. All of it happens in",
-                    directory + ' and nowhere else on this machine.')
-                prepare(demo)
-                if options.fail:
-                    failure(demo, options.fail)
-                else:
-                    two_nights(demo)
-            except Unexpected as error:
-                say('', 'NOT AS EXPECTED: %s' % error)
-                status = 1
-            if options.shell:
-                open_shell(demo)
-        say('', 'All of that went as expected.' if not status else 'Something is wrong.')
+    for number in STOPPING:            # ends the demo as an exception does: all is taken down
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='vmbackup-demo-'))
+        demo, status = Demo(stack.enter_context(SimPool(pools.DEMO)), directory), 0
+        stack.callback(end_children)
+        try:
+            say("A night's backup on a simulated pool of six VMs. All of it happens in",
+                directory + ' and nowhere else on this machine.')
+            prepare(demo)
+            if options.fail:
+                failure(demo, options.fail)
+            else:
+                two_nights(demo)
+            say('', 'All of that went as expected.')
+        except Unexpected as error:
+            say('', 'NOT AS EXPECTED: %s' % error)
+            status = 1
+        if options.shell:
+            open_shell(demo)
         return status
-    except BrokenPipeError:                # nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    finally:
-        for pid in children_of(os.getpid()):       # a signal came just as one was started
-            for send in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError):
-                    send(pid, signal.SIGTERM)

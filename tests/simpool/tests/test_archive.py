@@ -92,7 +92,6 @@ def file_of(pieces):
 
 
 class TestCase(unittest.TestCase):
-
     def assert_same_disks(self, found, expected):
         self.assertEqual(list(found), sorted(expected))
         for directory, image in expected.items():
@@ -108,7 +107,6 @@ class TestCase(unittest.TestCase):
 
 
 class Images(TestCase):
-
     def test_what_is_written_is_read_across_chunks(self):
         image, model = Image(2 * MIB + 100), bytearray(2 * MIB + 100)
         self.assertEqual((bytes(model), []), (image.read(0, 3 * MIB), list(image.chunks())))
@@ -145,7 +143,6 @@ class Images(TestCase):
 
 
 class Checksums(TestCase):
-
     def ways(self):
         """The functions of XXH64 that there are here: the chosen one, as if there were no package,
         as if there were no library either, and the package."""
@@ -176,7 +173,6 @@ class Checksums(TestCase):
 
 
 class WritingXva(TestCase):
-
     def test_real_archives_are_rewritten_byte_for_byte(self):
         for original, disks_there in ((sample_xva(), 3), (sample('no-disks.xva'), 0),
                                       (sample('metadata.xva'), 0)):
@@ -205,7 +201,6 @@ class WritingXva(TestCase):
 
 
 class ReadingXva(TestCase):
-
     def test_real_samples_are_read(self):
         for name, compression in (('sample.xva.gz', 'gzip'), ('sample.xva.zst', 'zstd')):
             if compression == 'zstd' and not shutil.which('zstd'):
@@ -309,7 +304,6 @@ class ReadingXva(TestCase):
 
 
 class Compression(TestCase):
-
     def blocks(self):
         return [os.urandom(70000), bytes(700000), b'', b'x' * 131072, b'end']
 
@@ -361,7 +355,6 @@ def unzstd(data):
 
 
 class DiskImages(TestCase):
-
     def read(self, data):
         return archive.read_vhd(io.BytesIO(data))
 
@@ -451,7 +444,6 @@ def plain(value):
 
 
 class BuildingOva(TestCase):
-
     def test_spelling_is_that_of_all_real_archives(self):
         for name in ('sample.xva', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva'):
             original = ova_xml(name)
@@ -554,7 +546,6 @@ class BuildingOva(TestCase):
 
 
 class ParsingOva(TestCase):
-
     def changed(self, change):
         parsed = ova.parse(ova_xml('sample.xva'))
         objects = [{'class': cls, 'id': identity, 'snapshot': record}

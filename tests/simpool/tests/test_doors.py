@@ -61,7 +61,6 @@ def post(body, path='/', version='1.1'):
 
 
 class WireForms(ModelCase):
-
     def test_each_kind_of_value_has_its_form(self):
         session = self.pool.login('root', 'password')
         self.pool.put('VM', self.busy, name_label='a\x01b\x1b[31m\tc\nd\re名')
@@ -218,7 +217,6 @@ def over_unix(sim, method, *params):
 
 
 class Sessions(Case):
-
     def test_sessions_begin_with_a_password_and_end_with_their_logout(self):
         for more in ((), ('1.0',), ('1.0', 'VmBackup')):
             answer = self.raw('session.login_with_password', 'root', 'password', *more)
@@ -275,7 +273,6 @@ class Members(Case):
 
 
 class Faults(ModelCase):
-
     def fault(self, do, name='VM.get_all', **details):
         self.pool.faults.add(name, do, **details)
 
@@ -419,7 +416,6 @@ class Faults(ModelCase):
 
 
 class HalfWay(ModelCase):
-
     def die_in(self, method, *params, after):
         self.x('VM.get_all')
         self.pool.faults.add(method, 'down', after=after)
@@ -509,7 +505,6 @@ class HalfWay(ModelCase):
 
 
 class FaultsOfImports(Case):
-
     description = {'srs': [{'name': 'disks', 'type': 'ext'}],
                    'vms': [{'name': 'box', 'disks': ['4 MiB']}]}
 
@@ -586,7 +581,6 @@ class FaultsOfImports(Case):
 
 
 class Lifetimes(unittest.TestCase):
-
     def test_nothing_is_left_when_it_stops(self):
         def files():
             return len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0

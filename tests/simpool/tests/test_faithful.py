@@ -363,7 +363,6 @@ def tools_are_the_recorders():
 
 
 class CountTest(unittest.TestCase):
-
     def test_every_recording_is_replayed_or_says_why_not(self):
         steps = [step for chapter in chapters().values() for step in chapter['steps']
                  if 'command' in step]

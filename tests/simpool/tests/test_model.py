@@ -30,7 +30,6 @@ def recorded_columns():
 
 
 class ModelCase(Case):
-
     description = TWO_DISKS
 
     def setUp(self):
@@ -41,7 +40,6 @@ class ModelCase(Case):
 
 
 class Queries(ModelCase):
-
     def test_a_record_has_the_fields_that_were_recorded(self):
         internal = {'_ref', 'reserved', 'reserved_pci', 'recommended_guidances', 'wlb_password',
                     'boot_free_mem', 'port', 'default_vdi_visibility', 'host_pending_features'}
@@ -136,7 +134,6 @@ class Queries(ModelCase):
 
 
 class Snapshots(ModelCase):
-
     def snapshot(self, vm=None):
         return self.pool.record('VM', self.value('VM.snapshot', vm or self.box, 'RESTORE_box'))
 
@@ -202,7 +199,6 @@ class Snapshots(ModelCase):
 
 
 class LifeAndDeath(ModelCase):
-
     def test_illegal_moves_are_refused_at_both_doors(self):
         box, busy, dom0 = self.box, self.busy, self.dom0()
         snapshot = self.pool.call('VM.snapshot', box, 'x')
@@ -367,7 +363,6 @@ class LifeAndDeath(ModelCase):
 
 
 class Conflicts(ModelCase):
-
     def test_a_snapshot_waits_until_the_export_has_ended(self):
         with self.pool.export_vm(self.box) as stream:
             next(stream)
@@ -420,7 +415,6 @@ class Conflicts(ModelCase):
 
 
 class Transfers(ModelCase):
-
     def imported(self, data, **options):
         return self.pool.import_vm(io.BytesIO(data), **options)
 

@@ -22,7 +22,6 @@ ISOS = {'name': 'ISOs', 'content': 'iso', 'isos': ['x.iso']}
 
 
 class Descriptions(unittest.TestCase):
-
     def assert_bad(self, description, *words):
         with self.assertRaises(pools.DescriptionError) as caught:
             pools.from_description(description)
@@ -153,7 +152,6 @@ class Descriptions(unittest.TestCase):
 
 
 class Wrapper(unittest.TestCase):
-
     def setUp(self):
         place = tempfile.TemporaryDirectory()
         self.addCleanup(place.cleanup)

@@ -10,7 +10,6 @@ from .. import replay
 
 
 class Recordings(unittest.TestCase):
-
     def assert_replayed(self, version):
         with open(os.path.join(replay.RECORDED, 'differences.txt'), encoding='utf-8') as file:
             expected = replay.Expected(file.read(), version)

@@ -23,7 +23,6 @@ HINT = "\nFor usage run: 'xe help'\n"
 
 
 class XeCase(Case):
-
     description = POOL
 
     def setUp(self):
@@ -51,7 +50,6 @@ class XeCase(Case):
 
 
 class Printing(XeCase):
-
     def test_filters_look_into_maps_and_know_mac_addresses(self):
         mac = self.ask('vif-list', 'vm-name-label=web', 'params=MAC', '--minimal')
         self.assertEqual(mac, self.ask('vif-list', 'MAC=' + mac.upper(), 'params=MAC', '--minimal'))
@@ -76,7 +74,6 @@ class Printing(XeCase):
 
 
 class Grammar(XeCase):
-
     def test_the_client_takes_its_options_out_from_anywhere(self):
         self.assertEqual(self.web, self.ask(
             'vm-list', '-u', 'x', '-pw', 'y', 'name-label=web', 'nossl=true', 'username=z',
@@ -150,7 +147,6 @@ class Grammar(XeCase):
 
 
 class Parameters(XeCase):
-
     def test_params_are_set_and_removed(self):
         for verb, *words in (
                 ('set', 'other-config:a=1', 'other-config:role=back', 'name-label='),
@@ -197,7 +193,6 @@ class Parameters(XeCase):
 
 
 class Selectors(XeCase):
-
     def test_several_matches_need_multiple_which_reports_each_failure_on_stdout(self):
         many = ('Error: Multiple matches VMs found. --multiple required to complete the '
                 'operation\n')
@@ -225,7 +220,6 @@ class Selectors(XeCase):
 
 
 class Destroying(XeCase):
-
     def test_vm_uninstall_takes_running_vms_snapshots_and_own_disks(self):
         running = self.ask('vm-list', 'power-state=running', 'is-control-domain=false', '--minimal')
         self.ask('vm-snapshot', 'uuid=' + running, 'new-name-label=s')
@@ -244,7 +238,6 @@ class Destroying(XeCase):
 
 
 class Files(XeCase):
-
     def test_a_name_in_an_error_is_written_as_ocaml_writes_it(self):
         os.mkdir(self.path('"名'))
         self.assertEqual('Operation failed. Error: Sys_error("\\"\\229\\144\\141: File exists")\n',
@@ -413,7 +406,6 @@ class Files(XeCase):
 
 
 class TheProgram(XeCase):
-
     def test_it_can_be_started_by_a_shell_where_the_path_has_a_blank(self):
         program = self.path('with blank')
         os.mkdir(program)
