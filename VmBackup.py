@@ -4261,7 +4261,8 @@ class Reading:
     def __init__(self, path: str, form: str) -> None:
         self.path = path
         self.form = form       # one of FORMS; '' where the file is to tell
-        self.handle = -1
+        self.handle = -1       # while it is open, which only `read` opens and closes
+        self.place = 0         # bytes
         self.source = None     # type: Optional[Source]
 
     def read(self, size: Optional[int]) -> Proof:
@@ -4269,29 +4270,28 @@ class Reading:
         form = self.form or form_of_file(self.path)
         if not stat.S_ISREG(os.stat(self.path).st_mode):
             raise Damaged('it is no file')
-        self.handle = os.open(self.path, os.O_RDONLY)
-        force(self.handle)
-        os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        plain = form in ('.raw', '.vhd') and not is_packed(self.path)
-        self.source = Source(self.handle, plain)
-        return read_form(form, self.source, size)
+        sync(self.path)
+        with opened(self.path, form in ('.raw', '.vhd') and not is_packed(self.path)) as source:
+            self.source, self.handle = source, source.handle
+            try:
+                return read_form(form, source, size)
+            finally:
+                self.at()
+                self.handle = -1
 
     def at(self) -> int:
         """Return how far it was read, by us or by what decompresses it, and let the system drop
-        that from its memory."""
-        if self.handle < 0:
-            return 0
-        place = os.lseek(self.handle, 0, os.SEEK_CUR)
-        os.posix_fadvise(self.handle, 0, place, os.POSIX_FADV_DONTNEED)
-        return place
+        that from its memory. A read that hangs lets nobody ask the file itself: lseek(2) waits."""
+        with contextlib.suppress(OSError):             # it is not open yet, or not any more
+            with open(f'/proc/self/fdinfo/{self.handle}', 'rb') as stream:
+                self.place = int(stream.readline().split()[1])     # pos: (proc(5))
+            os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
+        return self.place
 
     def close(self) -> None:
         """Stop reading. A thread that hangs ends with its next piece, which nobody awaits."""
         if self.source:
             self.source.close()
-        self.at()
-        if self.handle >= 0:
-            os.close(self.handle)
 
 
 class Verifier:

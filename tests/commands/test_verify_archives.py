@@ -1,5 +1,6 @@
 """Archives and images that are good: none is refused, others read the same, memory is bounded."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 import unittest.mock
 
@@ -86,6 +88,45 @@ class Samples(ArchiveCase):
                     os.lseek(reading.handle, done, os.SEEK_SET)
                     reading.at()
         self.assertEqual([(0, 5), (0, 7)], [call[0][1:3] for call in advise.call_args_list])
+
+    @contextlib.contextmanager
+    def hanging_in(self, name):
+        """Yield a reading whose thread stands still at the call of a function, and goes on after
+        this."""
+        begun, going, real = threading.Event(), threading.Event(), getattr(VmBackup, name)
+
+        def hang(*arguments):
+            begun.set()
+            going.wait(LIMIT)
+            return real(*arguments)
+        self.put(bytes(MIB))
+        reading = VmBackup.Reading(self.path, '.raw')
+        thread = threading.Thread(target=reading.read, args=(MIB,))
+        with unittest.mock.patch('VmBackup.' + name, hang):
+            thread.start()
+            begun.wait(LIMIT)
+            try:
+                yield reading
+            finally:
+                going.set()
+                thread.join()
+
+    def test_how_far_a_read_is_can_be_told_and_it_be_given_up_while_it_hangs(self):
+        """lseek(2) waits until a read(2) of the same file has ended."""
+        with unittest.mock.patch('os.lseek', side_effect=AssertionError('it would wait')):
+            with self.hanging_in('read_form') as reading:
+                os.read(reading.handle, 512)
+                self.assertEqual(512, reading.at())
+                reading.close()
+                self.assertEqual(512, reading.at())
+        self.assertEqual(-1, reading.handle)
+
+    def test_a_reading_given_up_before_it_began_costs_no_later_file_its_bytes(self):
+        with contextlib.ExitStack() as stack:
+            with self.hanging_in('force') as reading:
+                reading.close()
+                files = [stack.enter_context(open(self.path, 'rb')) for _ in range(4)]
+            self.assertEqual([0] * 4, [os.lseek(each.fileno(), 0, os.SEEK_CUR) for each in files])
 
     def test_one_that_is_read_on_may_take_any_time_one_that_stands_still_may_not(self):
         clock, reading = [0], unittest.mock.Mock()
