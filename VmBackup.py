@@ -6386,11 +6386,11 @@ class VerifyCommand:
             except Damaged as error:
                 found = Verified('', {}, [str(error)], [])
                 record = dict(found.record(known), fault=printable(str(error)))
+            token = 'WARNING' if found.remarks else 'SUCCESS'
             if found.problems:
-                self.tell(path, 'ERROR', '; '.join(found.problems + found.remarks))
-            else:
-                self.tell(path, 'WARNING' if found.remarks else 'SUCCESS',
-                          '; '.join([PROVED[found.proved]] + found.remarks))
+                token = 'ERROR'
+            texts = found.problems or [PROVED[found.proved]]
+            self.tell(path, token, '; '.join(texts + found.remarks))
             try:
                 note(backup, verified=record)
             except OSError as error:                   # such as a share that is read-only
@@ -6613,9 +6613,9 @@ class Pruning:
 
     def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
-        self.console.log('{}: {}'.format(history.directory, ' '.join(
-            f'keep_{name}={count}' for name, count in policy._asdict().items()
-            if count or name == 'last')))
+        rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
+                 if count or name == 'last']
+        self.console.log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
             self.store.finish_deleting(path)
         for backup, why in judge(history.good(), policy):
@@ -7263,8 +7263,8 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     for rule in config.rules:
         log(f'  {rule}   ({rule.where})')
     problems = [*config.unexpected, *config.errors.values()]
-    problems += [f'***ERROR - invalid regex: {rule} ({rule.where})' for rule in config.rules
-                 if rule.kind == 'name' and not regex_of(rule.word)]
+    for rule in select(config.rules, [], 1).broken:
+        problems.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
     if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
                for rule in config.rules):
         problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
