@@ -754,7 +754,7 @@ KEYS = (
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
-LONGEST_PASSWORD = 4096    # bytes of a password file
+LONGEST_PASSWORD = 4096    # bytes of a password file; what is cut at one more is no base64
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
@@ -913,7 +913,7 @@ def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int
 def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
-        text = read_file(path, LONGEST_PASSWORD).strip()
+        text = read_file(path, LONGEST_PASSWORD + 1).strip()
         if os.stat(path).st_mode & 0o077:
             warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
         password = base64.b64decode(text, validate=True).decode('utf-8')
@@ -1016,7 +1016,7 @@ def is_called(vm: Vm, rule: Rule) -> bool:
     return rule.word in (vm.name, vm.uuid)
 
 
-class Selector:
+class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
     def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm]) -> None:
@@ -1114,43 +1114,43 @@ class DiskChoice(NamedTuple):
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
-    state = Selector(rules, vms)
+    found = Selection(rules, vms)
     namesakes = collections.Counter(vm.name for vm in vms)
     unclear = collections.Counter(vm.name for vm in vms
-                                  if vm.ref not in state.excluded and vm.ref not in state.exact)
-    covered, jobs = set(state.excluded), []    # type: Set[str], List[Job]
-    for rule, vm in sorted(state.winners.values(), key=lambda each: each[0].method):   # vdi- first
+                                  if vm.ref not in found.excluded and vm.ref not in found.exact)
+    covered, jobs = set(found.excluded), []    # type: Set[str], List[Job]
+    for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
         name, ref, called = vm.name, vm.ref, is_called(vm, rule)
         no_bak = [tag for tag in vm.record.get('tags', ())     # xen-orchestra: Backup modifier tags
                   if re.match(r'xo:no-bak(=|\Z)', tag)]
-        if called and ref in state.excluded:
-            state.remark('NOTE', f'forcing exclude of: {name}')
+        if called and ref in found.excluded:
+            found.remark('NOTE', f'forcing exclude of: {name}')
         if ref in covered:
             continue
         covered.add(ref)
-        if not twins and unclear[name] > 1 and ref not in state.exact:
-            if name not in state.failures:
-                state.messages.append(f'ERROR more than one vm with the name {name}')
-            state.fail(name, rule, 'VM-NAME-DUPLICATE', 'more than one VM with this name')
+        if not twins and unclear[name] > 1 and ref not in found.exact:
+            if name not in found.failures:
+                found.messages.append(f'ERROR more than one vm with the name {name}')
+            found.fail(name, rule, 'VM-NAME-DUPLICATE', 'more than one VM with this name')
         elif honour_nobak and no_bak:
             text = f'vm has the tag xo:no-bak: {name} (honour_nobak)'
-            state.remark('ERROR' if called else 'NOTE', text)
+            found.remark('ERROR' if called else 'NOTE', text)
             if called:
-                state.fail(name, rule, 'NOBAK-TAG', 'it has the tag xo:no-bak')
+                found.fail(name, rule, 'NOBAK-TAG', 'it has the tag xo:no-bak')
         else:
             shared = namesakes[name] > 1
             shown = f'{name}~{vm.uuid[:8]}' if shared else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown, shared))
-    errors = ['ERROR regex errors found (see above) '] if state.broken else []
+    errors = ['ERROR regex errors found (see above) '] if found.broken else []
     errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
-               for rule in state.invalid]
+               for rule in found.invalid]
     if not (jobs or errors):
         errors.append('ERROR no VMs loaded')
     uncovered = dict.fromkeys(vm.name for vm in vms if vm.ref not in covered)
-    return Plan(tuple(jobs), tuple(dict.fromkeys(state.excluded.values())), tuple(uncovered),
-                tuple(state.failures.values()), tuple(state.broken), tuple(state.invalid),
-                tuple(state.messages), tuple(state.warnings), tuple(errors))
+    return Plan(tuple(jobs), tuple(dict.fromkeys(found.excluded.values())), tuple(uncovered),
+                tuple(found.failures.values()), tuple(found.broken), tuple(found.invalid),
+                tuple(found.messages), tuple(found.warnings), tuple(errors))
 
 
 # ----------------------------------------------------------------------------------------------
