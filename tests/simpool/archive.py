@@ -16,7 +16,6 @@ import hashlib
 import os
 import random
 import selectors
-import shutil
 import struct
 import subprocess
 import uuid as uuids
@@ -336,8 +335,7 @@ def _gzip(stream):
 
 
 def _zstd(stream):
-    program = shutil.which('zstd')
-    return _through([program, '-q', '-c'], stream) if program else zstd_frame(stream)
+    return _through(['zstd', '-q', '-c'], stream)
 
 
 def _through(argv, stream):
@@ -373,29 +371,6 @@ def _pumped(process, stream):
                     yield os.read(process.stdout.fileno(), PIECE)
                 if process.stdin in ready:
                     view = view[os.write(process.stdin.fileno(), view):]
-
-
-_ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
-_ZSTD_BLOCK = 131072
-_RAW, _RLE, _COMPRESSED = 0, 1, 2
-
-
-def zstd_frame(stream):
-    """`stream` as one Zstandard frame (RFC 8878, 3.1.1) of raw and RLE blocks: only zeros shrink.
-
-    No content size, no checksum; a window of 128 KiB.
-    """
-    yield _ZSTD_MAGIC + bytes([0, 7 << 3])
-    for block in _regrouped(stream, _ZSTD_BLOCK):
-        if block.count(block[0]) == len(block):
-            yield _zstd_block_header(_RLE, len(block)) + block[:1]
-        else:
-            yield _zstd_block_header(_RAW, len(block)) + block
-    yield _zstd_block_header(_RAW, 0, last=True)
-
-
-def _zstd_block_header(kind, size, last=False):
-    return (size << 3 | kind << 1 | last).to_bytes(3, 'little')
 
 
 def _regrouped(stream, size):
@@ -630,7 +605,7 @@ def _decompressed(blocks):
     source = _Source(blocks)
     magic = source.take_up_to(4)
     rest = _joined(magic, source)
-    if magic == _ZSTD_MAGIC:
+    if magic == b'\x28\xb5\x2f\xfd':
         return 'zstd', _unzstd(rest)
     if magic[:2] == b'\x1f\x8b':
         return 'gzip', _gunzip(rest)
@@ -656,38 +631,10 @@ def _gunzip(blocks):
 
 def _unzstd(blocks):
     """The content of a zstd stream; it just ends where it is damaged, as a pipe from zstd does."""
-    program = shutil.which('zstd')
-    if not program:
-        yield from zstd_unframe(blocks)
-        return
     try:
-        yield from _through([program, '-q', '-d', '-c'], blocks)
+        yield from _through(['zstd', '-q', '-d', '-c'], blocks)
     except subprocess.CalledProcessError:
         return
-
-
-def zstd_unframe(blocks):
-    """The content of a Zstandard frame of raw and RLE blocks, thus of what zstd_frame makes.
-
-    ArchiveError for a compressed block, which needs the program `zstd`; EOFError at a cut.
-    """
-    source = _Source(blocks)
-    if source.take(4) != _ZSTD_MAGIC:
-        raise _invalid('no zstd frame')
-    descriptor, = source.take(1)
-    single_segment = descriptor >> 5 & 1
-    content_size = (single_segment, 2, 4, 8)[descriptor >> 6]
-    source.take((not single_segment) + (0, 1, 2, 4)[descriptor & 3] + content_size)
-    last = False
-    while not last:
-        header = int.from_bytes(source.take(3), 'little')
-        last, kind, size = header & 1, header >> 1 & 3, header >> 3
-        if kind == _RAW:
-            yield source.take(size)
-        elif kind == _RLE:
-            yield source.take(1) * size
-        else:
-            raise _invalid('compressed with zstd, which is not installed')
 
 
 # Raw images
