@@ -1222,6 +1222,17 @@ def policy_of(settings: Any, job: Job) -> Policy:
 # this program alone, which then ends what may be ended and cleans up with what may not.
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
+LOGIN_GRACE = 5            # seconds for a login to end after a signal
+REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
+LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
+LONGEST_LINE = 8192        # bytes of it in one line of the log
+LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
+WATCH_EVERY = 0.5          # seconds between checks of a file that is read, or of a hook
+F_SETPIPE_SZ = 1031        # fcntl(2)
+
+
 def send_signal(child: subprocess.Popen, signum: int) -> None:
     """Send a signal to a child and what it started: VMBACKUP_XE may name a script with ssh."""
     if child.returncode is None:
@@ -1229,26 +1240,12 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
             os.killpg(child.pid, signum)
 
 
-def reap(child: subprocess.Popen) -> None:
-    """End a child that still runs, gently, then hard. One whose storage hangs survives that. Close
-    its outputs, except where a thread of `wait_for` reads them, which does so at their end: it
-    would go on to read from whatever file got the number."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is None:
-            send_signal(child, signum)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(REAP_TIMEOUT)
-    for stream in (child.stdout, child.stderr):
-        if stream and not hasattr(child, 'reader'):
-            stream.close()
-
-
-def bounded(function: Callable[[], Any], what: str,
-            watch: Optional[Callable[[], None]] = None) -> Any:
+def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
+            every: float = WATCH_EVERY) -> Any:
     """Return the result of a function that hangs if the share does.
 
     Raise TargetError if it has none within SHARE_TIMEOUT seconds. With a `watch`, which is called
-    all the while, it may take any time, until that raises something.
+    every so many seconds, it may take any time, until that raises something.
     """
     results, errors = [], []   # type: List[Any], List[Exception]
 
@@ -1260,14 +1257,14 @@ def bounded(function: Callable[[], Any], what: str,
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while watch and thread.is_alive():
+    thread.join(every if watch else SHARE_TIMEOUT)
+    while thread.is_alive():
+        if not watch:
+            raise TargetError(f'{what} does not answer within {SHARE_TIMEOUT} seconds')
         watch()
-        thread.join(WATCH_EVERY)
-    thread.join(SHARE_TIMEOUT)
+        thread.join(every)
     if errors:
         raise errors[0]
-    if not results:
-        raise TargetError(f'{what} does not answer within {SHARE_TIMEOUT} seconds')
     return results[0]
 
 
@@ -1275,20 +1272,18 @@ class Watchdog:
     """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change."""
 
     def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
-                 progress: Callable[[], Sequence[float]] = tuple, verb: str = 'written') -> None:
+                 progress: Callable[[], Sequence[float]] = tuple) -> None:
         self.limit = limit         # seconds
         self.every = min(1 if meter.console.terminal else LOOK_EVERY, limit / 4)   # seconds
         self.size = size           # bytes so far
         self.meter = meter
         self.progress = progress   # shares of what the tasks have to do
-        self.verb = verb
         self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
         self.standing = stopwatch()
 
-    def check(self, fed: bool = False) -> None:
+    def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
-        answer. `fed`: xapi has all the data. What it then writes, for seconds or minutes, shows
-        nowhere, so it gets as long as any command without data."""
+        answer."""
         size, (seen_size, shares) = bounded(self.size, 'the share'), self.seen
         due = self.meter.is_due()
         if due or size == seen_size:
@@ -1297,20 +1292,9 @@ class Watchdog:
             self.meter.show(size, max(shares, default=0))
         if self.seen != (size, shares):
             self.seen, self.standing = (size, shares), stopwatch()
-        limit = max(self.limit, XE_TIMEOUT) if fed else self.limit
-        if self.standing() > limit:
-            raise CommandFailed(f'no progress for {limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(max(size, 0))} {self.verb}', STALLED)
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LOGIN_GRACE = 5            # seconds for a login to end after a signal
-REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
-LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
-LONGEST_LINE = 8192        # bytes of it in one line of the log
-LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
-F_SETPIPE_SZ = 1031        # fcntl(2)
-WATCH_EVERY = 0.5          # seconds between checks of a file that is read
+        if self.standing() > self.limit:
+            raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
+                                f'with {human_size(size)} {self.meter.verb}', STALLED)
 
 
 class Signals:
@@ -1323,12 +1307,19 @@ class Signals:
         self.logging_in = False    # a login that nobody awaits would stay in xapi
         self.children = set()  # type: set
 
-    def install(self) -> None:
-        """Handle the signals, except those that somebody chose to ignore (nohup)."""
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals, except those that somebody chose to ignore (nohup); ignore all of
+        them afterwards, for the sake of the exit status."""
         signal.signal(signal.SIGALRM, self.note)
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self.note)
+        try:
+            yield
+        finally:
+            for signum in SIGNALS:
+                signal.signal(signum, signal.SIG_IGN)
 
     def note(self, signum: int, _frame: Any) -> None:
         """Remember the first signal and end the running exports; a further one ends them hard. A
@@ -1342,12 +1333,6 @@ class Signals:
             signal.alarm(LOGIN_GRACE)
         elif self.at_once and (first or alarm):
             raise Interrupted(self.received)
-
-    @staticmethod
-    def ignore() -> None:
-        """Ignore them from now on, for the sake of the exit status."""
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -1369,72 +1354,17 @@ class Signals:
         self.check()
 
 
-class Result(NamedTuple):
-    """How a process ended."""
-
-    status: int                # exit status, or -N for signal N
-    output: bytes
-    errors: bytes
-
-    @property
-    def text(self) -> str:
-        """Return what it wrote to standard output."""
-        return self.output.decode('utf-8', 'replace').strip()
-
-    @property
-    def words(self) -> str:
-        """Return what it wrote to standard error."""
-        return self.errors.decode('utf-8', 'replace').strip()
-
-
-CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
-
-
 def end_program(number: int) -> None:
     """End a process that is not our child."""
     with contextlib.suppress(OSError):
         os.kill(number, signal.SIGTERM)
 
 
-class Feeder:
-    """Writes to a child's standard input, in a thread of its own, as what it reads may hang."""
-
-    def __init__(self, pieces: Iterator[Any]) -> None:
-        self.pieces = pieces   # of bytes; a generator, which is closed at the end
-        self.done = 0          # bytes
-        self.error = None      # type: Optional[Exception]
-        self.stream = None     # type: Any
-        self.thread = threading.Thread(target=self.work, daemon=True)
-
-    def start(self, stream: Any) -> None:
-        """Begin to write to a stream, which is closed at the end or after an error."""
-        self.stream = stream
-        self.thread.start()
-
-    def work(self) -> None:
-        """Write all of it; keep what fails for `finish`."""
-        try:
-            with self.stream, contextlib.closing(self.pieces):
-                for piece in map(memoryview, self.pieces):
-                    while piece:
-                        sent = self.stream.write(piece)
-                        piece = piece[sent:]
-                        self.done += sent
-        except Exception as error:
-            if not isinstance(error, BrokenPipeError):     # the child has words of its own
-                self.error = error
-
-    def finish(self) -> None:
-        """Wait for the thread, whose child has ended; raise what failed in it."""
-        self.thread.join(REAP_TIMEOUT)
-        if self.error:
-            raise self.error
-
-
 @contextlib.contextmanager
 def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
-    """Run a program in a session of its own, and reap it at the end; `how` is Popen's. Raise
-    CommandFailed if it cannot be started."""
+    """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs,
+    gently, then hard; one whose storage hangs survives that. Raise CommandFailed if it cannot be
+    started. Who reads its outputs closes them, as he else might read on from another file."""
     environ = dict(os.environ, **{CHILD: str(os.getpid())})
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
     usual = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -1447,36 +1377,41 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
     try:
         yield child
     finally:
-        reap(child)
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            if child.poll() is None:
+                send_signal(child, signum)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(REAP_TIMEOUT)
 
 
-def wait_for(child: subprocess.Popen, signals: Signals, timeout: float,
-             watchdog: Optional[Watchdog], feeder: Optional[Feeder]) -> Result:
-    """Wait for a child to end. Raise subprocess.TimeoutExpired after `timeout` seconds or, with a
-    watchdog in place of that, CommandFailed if it stalls, Interrupted if it ignores a signal."""
-    results, failures = [], []         # type: List[Tuple[bytes, bytes]], List[Exception]
+class Feeder:
+    """Writes to a child's standard input."""
 
-    def work() -> None:
-        try:
-            results.append(child.communicate())
-        except Exception as error:                     # raised below
-            failures.append(error)
+    def __init__(self, pieces: Iterator[Any]) -> None:
+        self.pieces = pieces   # of bytes; a generator, which is closed at the end
+        self.done = 0          # bytes
 
-    # In a thread, as communicate() of Python 3.6 fails if it is called again after a time limit
-    # and the child has closed one of its outputs meanwhile.
-    child.reader = thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while True:
-        thread.join(watchdog.every if watchdog else timeout)
-        if results:
-            output, errors = results[0]
-            return Result(child.returncode, output or b'', errors)
-        if failures:
-            raise failures[0]
-        if watchdog is None:
-            raise subprocess.TimeoutExpired(child.args, timeout)
-        watchdog.check(feeder is not None and not feeder.thread.is_alive())
-        signals.check()                                # it was told to end already
+    def feed(self, stream: Any) -> None:
+        """Write all of it, and close the stream. A child that ends before has words of its own."""
+        with contextlib.suppress(BrokenPipeError), stream, contextlib.closing(self.pieces):
+            for piece in map(memoryview, self.pieces):
+                while piece:
+                    sent = stream.write(piece)
+                    piece = piece[sent:]
+                    self.done += sent
+
+
+class Result(NamedTuple):
+    """How a process ended."""
+
+    status: int                # exit status, or -N for signal N
+    output: bytes
+    errors: bytes
+
+
+def decoded(output: bytes) -> str:
+    """Return what a program has written as text."""
+    return output.decode('utf-8', 'replace').strip()
 
 
 def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
@@ -1492,42 +1427,44 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
             argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
-        children = [child]
+        children, stream = [child], child.stdin
+        child.stdin = None                             # else communicate() would close it
         if packer:
             command, file = packer
             children.append(stack.enter_context(started(
                 command, stdin=child.stdout, stdout=file)))
             child.stdout.close()                       # the packer has it
             child.stdout = None
-        if feeder:
-            feeder.start(child.stdin)
-            child.stdin = None                         # else communicate() would close it
-        try:
-            with signals.ending(children):
-                results = [wait_for(each, signals, timeout, watchdog, feeder)
-                           for each in children]
-        except subprocess.TimeoutExpired:
-            raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}', TIMED_OUT)
-        if feeder:
-            feeder.finish()
-        last = results[-1]
-        if packer and last.status:
-            words = last.words or f'exit status {last.status}'
-            raise CommandFailed(f'{command[0]} failed: {words}')
-        return results[0]
 
+        def converse() -> List[Result]:
+            results = []
+            try:
+                if feeder:
+                    feeder.feed(stream)
+                    # What xapi writes when it has all the data, for seconds or minutes, shows
+                    # nowhere, so it gets as long as any command without data.
+                    watchdog.limit = max(watchdog.limit, timeout)
+            finally:
+                for each in children:
+                    output, errors = each.communicate()
+                    results.append(Result(each.returncode, output or b'', errors))
+            return results
 
-def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool:
-    """Wait for a child to end; return False if it has not done so in time, or soon after a signal.
-    It is not reaped: until then, nobody else gets the number of its process group."""
-    elapsed, asked = stopwatch(), False
-    while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        if signals.received and not asked:
-            timeout, asked = min(timeout, elapsed() + REAP_TIMEOUT), True
-        if elapsed() > timeout:
-            return False
-        time.sleep(0.02)
-    return True
+        def watch() -> None:
+            if not watchdog:
+                raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}', TIMED_OUT)
+            watchdog.check()
+            signals.check()                            # it was told to end already
+
+        # In a thread, as what a feeder reads may hang, and as communicate() of Python 3.6 fails if
+        # it is called again after a time limit and the child has closed one of its outputs.
+        with signals.ending(children):
+            results = bounded(converse, '', watch, watchdog.every if watchdog else timeout)
+    last = results[-1]
+    if packer and last.status:
+        words = decoded(last.errors) or f'exit status {last.status}'
+        raise CommandFailed(f'{command[0]} failed: {words}')
+    return results[0]
 
 
 def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
@@ -1538,38 +1475,28 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
     What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
     cannot be started or does not end within `timeout` seconds, Interrupted.
     """
+    signals, elapsed = signals or Signals(), stopwatch()
+
     def listen(stream: Any) -> None:
         with stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
 
-    signals = signals or Signals()
+    def watch() -> None:
+        signals.check()                                # it was told to end already
+        if elapsed() > timeout:
+            raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
+
     with started(argv, bufsize=-1, stderr=subprocess.STDOUT,
                  env=dict(os.environ, **environ)) as child:
         listener = threading.Thread(target=listen, args=(child.stdout,), daemon=True)
-        child.stdout, over = None, False               # the thread closes it
+        child.stdout = None                            # the thread closes it
+        listener.start()
         try:
-            listener.start()
             with signals.ending([child]):
-                over = has_ended(child, timeout, signals)
-            if not over:
-                raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
-            return child.wait()
+                return bounded(child.wait, '', watch)
         finally:
-            if not over or signals.received:           # it, and whatever it has started
-                send_signal(child, signal.SIGTERM)
-                has_ended(child, REAP_TIMEOUT, Signals())
-                send_signal(child, signal.SIGKILL)
-            if listener.is_alive():
-                listener.join(LAST_WORDS)
-
-
-def disk_free(path: str) -> str:
-    """Return what df prints of a directory; raise CommandFailed if it prints nothing."""
-    result = run(['df', '-Th', path], SHARE_TIMEOUT)
-    if result.status or not result.output:
-        raise CommandFailed('df failed: ' + result.words)
-    return result.text
+            listener.join(LAST_WORDS)
 
 
 def packing_command(compression: Compression, undo: bool = False) -> List[str]:
@@ -1580,9 +1507,8 @@ def packing_command(compression: Compression, undo: bool = False) -> List[str]:
         path = shutil.which(program)
         if path:
             return [path, '-dc' if undo else '-c']
-    purpose = 'compress with (install it, or set vdi_compress=none)'
-    if undo:
-        purpose = 'verify it with (install it, or set verify=no)'
+    purpose = ('verify it with (install it, or set verify=no)' if undo else
+               'compress with (install it, or set vdi_compress=none)')
     raise CommandFailed(f'no program {compression.name} to {purpose}')
 
 
@@ -1595,20 +1521,25 @@ class Filter:
         self.child = self.running.enter_context(started(argv, stdin=handle))
         with contextlib.suppress(OSError):             # it is only a matter of speed
             fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, 1 << 20)      # bytes
-        self.close = self.running.close
 
     def readinto(self, view: memoryview) -> int:
         """Read what is there; return 0 at the end. Raise Damaged if the program found the input
         bad, CommandFailed if it was killed."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
-            words = self.child.stderr.read().decode('utf-8', 'replace').strip()
+            words = decoded(self.child.stderr.read())
             status = self.child.wait()
             if status < 0:
                 raise CommandFailed(f'{self.name} was ended by signal {-status}')
             if status:
                 raise Damaged(f'{self.name} says: ' + words.replace('\n', ' / '))
         return got
+
+    def close(self) -> None:
+        """End the program."""
+        self.running.close()
+        self.child.stdout.close()
+        self.child.stderr.close()
 
 
 def be_gentle(idle: bool) -> None:
@@ -1649,21 +1580,13 @@ class Xe:
         self.signals = signals
         self.number = 0 if numbered else None          # type: Optional[int]
 
-    def argv(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
-        """Return the arguments of a command; True becomes true, and new_name becomes new-name."""
-        words = [self.program, verb]
-        for name, value in parameters.items():
-            text = str(value).lower() if isinstance(value, bool) else value
-            words.append('{}={}'.format(name.replace('_', '-'), text))
-        return words
-
     def ask(self, verb: str, **parameters: Any) -> bytes:
         """Return the output of a command that changes nothing, unlogged. Raise CommandFailed."""
-        return self.finish(self.argv(verb, parameters), signals=self.signals).output
+        return self.issue(verb, parameters, False, signals=self.signals)
 
     def tell(self, verb: str, **parameters: Any) -> str:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
-        return self.finish(self.announce(verb, parameters)).text
+        return decoded(self.issue(verb, parameters))
 
     def transfer(self, verb: str, watchdog: Optional[Watchdog] = None,
                  feeder: Optional[Feeder] = None,
@@ -1672,35 +1595,37 @@ class Xe:
         whose input comes from a feeder (see `run`), as long as it moves; a signal ends it. Return
         its output. Raise CommandFailed, and what the feeder met; but status 0 does not prove that
         an export made a file (xapi: cli_operations.ml, download_file)."""
-        return self.finish(self.announce(verb, parameters), signals=self.signals,
-                           watchdog=watchdog, feeder=feeder, packer=packer).text
+        return decoded(self.issue(verb, parameters, signals=self.signals, watchdog=watchdog,
+                                  feeder=feeder, packer=packer))
 
-    def announce(self, verb: str, parameters: Dict[str, Any]) -> List[str]:
-        """Log a command, with a number if they are numbered; return its arguments."""
-        argv = self.argv(verb, parameters)
-        number = ''
-        if self.number is not None:
-            self.number += 1
-            number = f'{self.number}.cmd: '
-        self.console.log(number + quoted(argv))
-        return argv
-
-    def finish(self, argv: List[str], **how: Any) -> Result:
-        """Run a command; on failure log its last words and raise CommandFailed with them.
+    def issue(self, verb: str, parameters: Dict[str, Any], logged: bool = True,
+              **how: Any) -> bytes:
+        """Log and run a command: True becomes true, and new_name becomes new-name. Return its
+        output; on failure log its last words and raise CommandFailed with them.
 
         xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml), but 0 after an export
         that failed (xapi: cli_operations.ml).
         """
+        argv = [self.program, verb]
+        for name, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else value
+            argv.append('{}={}'.format(name.replace('_', '-'), text))
+        if logged:
+            number = ''
+            if self.number is not None:
+                self.number += 1
+                number = f'{self.number}.cmd: '
+            self.console.log(number + quoted(argv))
         result = run(argv, XE_TIMEOUT, **how)
-        self.console.log_lines(result.words)
+        words = decoded(result.errors)
+        self.console.log_lines(words)
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
-            last_words = ' / '.join(result.words.splitlines()[-4:])
-            raise CommandFailed('xe {} failed: {}'.format(
-                argv[1], last_words or f'exit status {result.status}'), code_of(last_words))
-        if re.search('^Export (failed|cancelled)', result.words, re.MULTILINE):
-            raise CommandFailed(f'xe {argv[1]} failed, with exit status 0')
-        return result
+            last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
+            raise CommandFailed(f'xe {verb} failed: {last_words}', code_of(last_words))
+        if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
+            raise CommandFailed(f'xe {verb} failed, with exit status 0')
+        return result.output
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4309,7 +4234,7 @@ class Verifier:
         reading = Reading(path, form)
         total = bounded(lambda: size_of(path), path)
         meter = Meter(self.console, 'verified', os.path.basename(path), total)
-        watchdog = Watchdog(self.limit, reading.at, meter, verb='read')
+        watchdog = Watchdog(self.limit, reading.at, meter)
 
         def watch() -> None:
             self.signals.check()
@@ -6244,7 +6169,9 @@ class BackupRun(Run):
         """Log what df says."""
         self.console.log(f'{title}: df -Th {self.store.root}')
         try:
-            self.console.log_lines(disk_free(self.store.root))
+            result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
+            words = 'NOTE df failed: ' + decoded(result.errors)
+            self.console.log_lines(words if result.status else decoded(result.output))
         except CommandFailed as error:
             self.console.log(f'NOTE {error}')
 
@@ -7611,12 +7538,9 @@ def main(argv: Sequence[str]) -> int:
     """Run; return the exit status."""
     stdout = getattr(sys.stdout, 'buffer', None)
     console, signals = Console(getattr(stdout, 'raw', stdout)), Signals()
-    signals.install()
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
-    try:
+    with signals.handled():
         return perform(words[1:], words[0], console, signals)
-    finally:
-        signals.ignore()
 
 
 if __name__ == '__main__':

@@ -136,13 +136,13 @@ class Samples(ArchiveCase):
             return lambda: clock[0] - began
         with unittest.mock.patch('VmBackup.stopwatch', stopwatch):
             meter = VmBackup.Meter(VmBackup.Console(None), 'verified', 'x')
-            watchdog = VmBackup.Watchdog(60, reading.at, meter, verb='read')
+            watchdog = VmBackup.Watchdog(60, reading.at, meter)
             for reading.at.return_value in (1, 2, 3, 3):
                 clock[0] += 50
                 watchdog.check()
             clock[0] += 50
             with self.assertRaisesRegex(VmBackup.CommandFailed,
-                                        'no progress for 1 minutes .*, with 3 bytes read'):
+                                        'no progress for 1 minutes .*, with 3 bytes verified'):
                 watchdog.check()
 
     def test_the_disks_are_those_that_were_put_in(self):

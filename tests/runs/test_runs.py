@@ -74,6 +74,13 @@ class ANight(RunCase):
         self.assertIn('  backup_dir        = /snapshots/BACKUPS', done.lines)
         self.assertFalse(os.path.exists(self.status_log))
 
+    def test_a_df_that_fails_is_a_note(self):
+        df = self.program('df', 'echo df: stale >&2\nexit 1\n')
+        path = os.path.dirname(df) + os.pathsep + os.environ['PATH']
+        done = self.assert_ends(0, self.vmbackup('password', self.config('vm-export=db'),
+                                                 PATH=path))
+        self.assertEqual(2, done.lines.count('NOTE df failed: df: stale'))
+
 
 class Rotation(RunCase):
     def test_backups_are_numbered_and_the_oldest_goes_when_a_new_one_is_complete(self):

@@ -46,7 +46,7 @@ class Stalls(StallCase):
                 self.fault(verb, 'stall', nth=nth, after=BEGUN)
                 done = self.ends(2, method + '=web', method + '=db', stall_timeout=SHORT)
                 self.assertIn('ERROR %s %s web: no progress for 0.01 minutes (stall_timeout), '
-                              'with 146.5 KiB written' % (method, token), done.lines)
+                              'with 146.5 KiB exported' % (method, token), done.lines)
                 self.assert_told('%s,end,%s web' % (method, token),
                                  'vmbackup.py,end,ERROR,S:1 W:0 E:1')
                 self.wait_for(lambda: not self.sim.is_busy)        # xe is gone
@@ -57,7 +57,7 @@ class Stalls(StallCase):
         self.fault('pool-dump-database', 'stall', after=100)
         done = self.ends(2, 'vm-export=db', pool_db_backup=1, stall_timeout=SHORT)
         self.assertIn('ERROR pool database not backed up: no progress for 0.01 minutes '
-                      '(stall_timeout), with 100 bytes written', done.lines)
+                      '(stall_timeout), with 100 bytes dumped', done.lines)
         self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
         self.wait_for(lambda: not self.sim.is_busy)
         self.assertEqual([], [path for path in self.tree() if 'pool_db' in path])
@@ -110,7 +110,7 @@ class Stalls(StallCase):
         done = self.ends(2, 'vdi-export=web', stall_timeout=SHORT,
                          VMBACKUP_XE=self.xe_whose('vdi-export', DEAF % pid))
         self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
-                      '(stall_timeout), with 6 bytes written', done.lines)
+                      '(stall_timeout), with 6 bytes exported', done.lines)
         self.assertRaises(ProcessLookupError, os.kill, int(self.read(pid)), 0)
 
 
@@ -129,10 +129,10 @@ class Watch(unittest.TestCase):
         self.asked += 1
         return self.progress
 
-    def after(self, seconds, *fed):
+    def after(self, seconds):
         """So many seconds after it last saw something move, the watchdog looks."""
         self.watchdog.standing = lambda: seconds
-        self.watchdog.check(*fed)
+        self.watchdog.check()
         return self.watchdog.standing()
 
     def assert_stalled(self):
@@ -148,7 +148,7 @@ class Watch(unittest.TestCase):
         self.watchdog.limit, self.size = 90, 3 << 30
         self.after(61)
         with self.assertRaisesRegex(VmBackup.CommandFailed, r'^no progress for 1\.5 minutes '
-                                    r'\(stall_timeout\), with 3\.0 GiB written$'):
+                                    r'\(stall_timeout\), with 3\.0 GiB exported$'):
             self.after(91)
 
     def test_a_file_that_grows_starts_the_time_anew_and_the_task_is_not_asked(self):
@@ -157,13 +157,6 @@ class Watch(unittest.TestCase):
             self.assertLess(self.after(61), 60)
         self.assertEqual(0, self.asked)
         self.assert_stalled()
-
-    def test_what_was_fed_whole_may_be_written_as_long_as_any_command_may_take(self):
-        self.size = 5
-        self.after(61)
-        self.assertEqual(VmBackup.XE_TIMEOUT, self.after(VmBackup.XE_TIMEOUT, True))
-        with self.assertRaisesRegex(VmBackup.CommandFailed, '^no progress for 150 minutes'):
-            self.after(VmBackup.XE_TIMEOUT + 1, True)
 
     def test_a_task_that_moves_starts_the_time_anew(self):
         for progress in ([0.1], [0.2], [], [0.2, 0.0]):
