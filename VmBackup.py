@@ -1272,13 +1272,13 @@ class Watchdog:
     """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change."""
 
     def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
-                 progress: Callable[[], Sequence[float]] = tuple) -> None:
+                 progress: Callable[[], Dict[str, float]] = dict) -> None:
         self.limit = limit         # seconds
         self.every = min(1 if meter.console.terminal else LOOK_EVERY, limit / 4)   # seconds
         self.size = size           # bytes so far
         self.meter = meter
         self.progress = progress   # shares of what the tasks have to do
-        self.seen = (-1, ())       # type: Tuple[int, Sequence[float]]
+        self.seen = (-1, {})       # type: Tuple[int, Dict[str, float]]
         self.standing = stopwatch()
 
     def check(self) -> None:
@@ -1289,7 +1289,7 @@ class Watchdog:
         if due or size == seen_size:
             shares = self.progress()
         if due:
-            self.meter.show(size, max(shares, default=0))
+            self.meter.show(size, max(shares.values(), default=0))
         if self.seen != (size, shares):
             self.seen, self.standing = (size, shares), stopwatch()
         if self.standing() > self.limit:
@@ -1637,7 +1637,6 @@ class Xe:
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
-LEAKED, RUNNING, IN_DOUBT, NOT_OURS = 'leaked', 'running', 'in doubt', 'not ours'
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
              'VIFs guest_metrics snapshots').split()
@@ -1652,14 +1651,9 @@ FIELDS = {                 # those of whole records that we rely on
     'task': ['status', 'name_label']}
 MAPS = ('other_config', 'current_operations')
 FURTHER_FIELDS = {         # those of whole tables that are kept where there are any
-    'VM': ['other_config'], 'VDI': 'name_description type sharable read_only'.split(),
-    'VBD': ['unpluggable', 'empty'], 'VIF': ['MTU', 'MAC', 'other_config'],
-    'SR': 'uuid name_label physical_utilisation physical_size'.split(),
-    'network': ['name_label'], 'host': ['software_version'], 'pool': ['name_label'],
-    'VM_guest_metrics': ['os_version']}
-PERSONS_VBD = (
-    'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
-    'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})')
+    'VDI': 'name_description type sharable read_only'.split(), 'VBD': ['unpluggable', 'empty'],
+    'VIF': ['MTU', 'MAC', 'other_config'], 'SR': ['uuid'], 'network': ['name_label'],
+    'host': ['software_version'], 'pool': ['name_label'], 'VM_guest_metrics': ['os_version']}
 
 
 class Disk(NamedTuple):
@@ -1686,21 +1680,13 @@ class Snapshot(NamedTuple):
     size: int                  # bytes of a disk
     tags: Tuple[str, ...]
 
-    @classmethod
-    def of_record(cls, ref: str, record: Record) -> 'Snapshot':
-        """Return the Snapshot of a VM's or disk's record."""
-        return cls(ref, record['uuid'], record['name_label'], record['snapshot_of'],
-                   str(record['snapshot_time']), tuple(record['VBDs']),
-                   record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                   tuple(record.get('tags') or ()))
-
 
 class Hold(NamedTuple):
     """A VBD by which something has a disk that we are to remove."""
 
     vbd: Record
-    state: str                 # LEAKED, RUNNING, IN_DOUBT, or NOT_OURS
-    what: str                  # what has it
+    user: str                  # what uses it, or may do so; '' if nothing does
+    leaked: bool               # if nothing does: a transfer has left it; else it is a person's
 
 
 class Marked(NamedTuple):
@@ -1773,7 +1759,6 @@ class Pool:
         self.snapshotting = threading.RLock()      # snapshots are taken one after another
         self.clock = None                  # type: Optional[int]
         self.tables = {}                   # type: Dict[str, Records]
-        self.vm_labels = {}                # type: Dict[str, Tuple[str, str]]
 
     @classmethod
     @contextlib.contextmanager
@@ -1909,15 +1894,12 @@ class Pool:
         """Return the real VMs: no templates, snapshots, control domains, nor what carries one of
         the marks of restores that go on. One call."""
         found = []
-        for ref, record in self.table('VM').items():
-            if (record.get('other_config') or {}).get(MARK) in marks:
-                continue
-            self.vm_labels[ref] = record['name_label'], record['uuid']
+        for ref, record in self.records('VM').items():
             if not (record['is_a_template'] or record['is_a_snapshot'] or
-                    record['is_control_domain']):
+                    record['is_control_domain'] or
+                    (record.get('other_config') or {}).get(MARK) in marks):
                 fields = {field: record[field] for field in VM_FIELDS}
                 found.append(Vm(ref, record['uuid'], record['name_label'], fields))
-        self.forget('VM')                              # the largest of all
         return found
 
     def reread(self, vm: Vm) -> Vm:
@@ -1957,24 +1939,15 @@ class Pool:
 
     def snapshots(self, kind: str, refs: Sequence[str]) -> List[Snapshot]:
         """Return the snapshots of VMs (kind 'VM') or disks ('VDI'). One call."""
-        return [Snapshot.of_record(ref, record)
-                for ref, record in self.where(kind, 'snapshot_of', refs).items()
-                if record['is_a_snapshot']]
-
-    def snapshot_by_uuid(self, kind: str, uuid: str, of_ref: str) -> Snapshot:
-        """Return a snapshot of that object; raise PoolError if it is none. One call."""
-        for ref, record in self.where(kind, 'uuid', [uuid]).items():
-            if record['is_a_snapshot'] and record['snapshot_of'] == of_ref:
-                return Snapshot.of_record(ref, record)
-            raise PoolError(f'{uuid} is not a snapshot of this {kind}')
-        raise PoolError(f'there is no {kind} {uuid}')
-
-    def label(self, kind: str, ref: str) -> Tuple[str, str]:
-        """Return name-label and uuid of a VM or VDI as the tables had them; no call for each."""
-        if kind == 'VM':
-            return self.vm_labels.get(ref, ('', ''))
-        record = self.table(kind).get(ref, {})
-        return record.get('name_label', ''), record.get('uuid', '')
+        found = []
+        for ref, record in self.where(kind, 'snapshot_of', refs).items():
+            if record['is_a_snapshot']:
+                found.append(Snapshot(
+                    ref, record['uuid'], record['name_label'], record['snapshot_of'],
+                    str(record['snapshot_time']), tuple(record['VBDs']),
+                    record.get('is_a_template', False), int(record.get('virtual_size', 0)),
+                    tuple(record.get('tags', ()))))
+        return found
 
     @staticmethod
     def waiting(what: str) -> Iterator[None]:
@@ -2011,74 +1984,71 @@ class Pool:
 
     def holds(self, owners: Records, disks: Sequence[str], mode: str, sure: bool) -> List[Hold]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four
-        calls where there is one, and two for each.
-
-        A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
-        The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
-        26.15 it names its task; later it shows only whether it is from before xapi's last start
-        (recorded from xapi 25.33.2 and 26.17.0; xapi: attach_helpers.ml).
-        """
+        calls where there is one, and two for each. `mode`, `sure`: as in `is_of_transfer`."""
         vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
         if not vbds:
             return []
-        pending = {ref: str(task['name_label']) for ref, task in self.records('task').items()
-                   if task['status'] in ('pending', 'cancelling')}
-        vms = self.records('VM')
-        try:
-            busy, others = '', dict(pending)           # of an owner; of no VM
-            for ref, vm in vms.items():
-                for task, operation in vm['current_operations'].items():
-                    others.pop(task, '')
-                    if ref in owners:
-                        busy = busy or operation
-            at_work = busy, next(iter(others.values()), '')
-            return [Hold(vbd, *self.judged(vbd, mode, sure, pending, at_work)) for vbd in vbds]
-        except (AttributeError, TypeError, KeyError):
-            raise PoolError('XenAPI gave no sensible answer about who has a disk')
+        pending = {}           # type: Dict[str, str]      # labels of tasks that go on
+        for ref, task in self.records('task').items():
+            if task['status'] in ('pending', 'cancelling'):
+                pending[ref] = str(task['name_label'])
+        operations, of_owners = {}, []     # type: Dict[str, str], List[str]       # by tasks
+        for ref, vm in self.records('VM').items():
+            operations.update(vm['current_operations'])
+            if ref in owners:
+                of_owners += vm['current_operations'].values()
+        of_no_vm = [label for ref, label in pending.items() if ref not in operations]
+        found = []
+        for vbd in vbds:
+            user, task = '', vbd['other_config'].get('task_id')
+            of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
+            leaked = bool(of_dom0 and self.is_of_transfer(vbd, mode, sure))
+            if task in pending or vbd['current_operations']:
+                user = 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
+            elif task is None and not (leaked and vbd['metrics'] == NULL):
+                # It names no task that would have ended, nor is it from before xapi's last start,
+                # which ended all: a transfer of an owner has it or, perhaps, one of a disk.
+                if leaked and of_owners:
+                    user = 'a transfer, ' + of_owners[0]
+                elif of_dom0 and of_no_vm:
+                    user = 'perhaps the task ' + of_no_vm[0]
+            found.append(Hold(vbd, user, leaked))
+        return found
 
-    def judged(self, vbd: Record, mode: str, sure: bool, pending: Dict[str, str],
-               at_work: Tuple[str, str]) -> Tuple[str, str]:
-        """Return state and words of a Hold. `pending`: labels of tasks by reference; `at_work`: an
-        operation on an owner, the label of a task that is no VM's."""
-        disk = self.record('VDI', vbd['VDI'])['uuid']
-        config, task = vbd['other_config'], vbd['other_config'].get('task_id')
-        of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
-        of_xapi = (of_dom0 and vbd['mode'] == mode and vbd['type'] == 'Disk' and
-                   not vbd['bootable'] and set(config) <= {'task_id'})
-        from_before = vbd['metrics'] == NULL           # xapi's last start
-        if of_xapi and from_before:                    # another host's vhd-tool may go on
+    def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
+        """Return whether only a transfer can have made a VBD of dom0 (xapi: attach_helpers.ml).
+
+        A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
+        The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
+        26.15 it names its task; later it shows only, by its metrics, whether it is from before
+        xapi's last start (recorded from xapi 25.33.2 and 26.17.0).
+        """
+        if vbd['mode'] != mode or vbd['type'] != 'Disk' or vbd['bootable']:
+            return False
+        if vbd['metrics'] == NULL and len(self.table('host')) > 1:
             host = self.table('host').get(self.call('VM.get_resident_on', vbd['VM']), {})
-            of_xapi = len(self.table('host')) == 1 or host.get('uuid') == installation_uuid()
-        if of_xapi and task is None:
+            if host.get('uuid') != installation_uuid():        # whose vhd-tool may go on
+                return False
+        if not vbd['other_config']:
+            disk = self.record('VDI', vbd['VDI'])['uuid']
             device = f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z'
-            of_xapi = sure and self.version() >= TASKLESS and re.match(device, vbd['device'])
-        if task in pending or vbd['current_operations']:
-            return RUNNING, 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
-        if of_xapi and (task or from_before):
-            return LEAKED, ''
-        operation, other_task = at_work
-        if of_xapi and operation:
-            return RUNNING, 'a transfer, ' + operation
-        if of_dom0 and other_task and task is None:
-            return IN_DOUBT, 'perhaps the task ' + other_task
-        return (LEAKED, '') if of_xapi else (NOT_OURS, PERSONS_VBD.format(vbd['uuid']))
+            return sure and self.version() >= TASKLESS and bool(re.match(device, vbd['device']))
+        return list(vbd['other_config']) == ['task_id']
 
-    def pending(self, word: str) -> Dict[str, Any]:
-        """Return the progress, by reference, of pending tasks that carry a word in name or
-        description: the uuid of a VM that is exported, `VDI import` (recorded from xapi 25.33.2,
-        26.17.0). None, where xapi does not tell."""
-        found = {}             # type: Dict[str, Any]
+    def progress(self, word: str, others: Sequence[str] = ()) -> Dict[str, float]:
+        """Return which share of their work pending tasks have done, by reference, that carry a word
+        in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
+        25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
+        found = {}             # type: Dict[str, float]
         with contextlib.suppress(PoolError):
             for ref, task in self.records('task').items():
                 words = str(task['name_label']) + str(task.get('name_description'))
-                if task['status'] == 'pending' and word in words:
-                    found[ref] = task.get('progress')
+                share = task.get('progress')
+                if task['status'] == 'pending' and word in words and isinstance(share, float):
+                    found[ref] = share
+        for ref in others:
+            found.pop(ref, None)
         return found
-
-    def progress(self, word: str, others: Sequence[str] = ()) -> List[float]:
-        """Return which share of their work those tasks have done, but for the others."""
-        shares = [share for ref, share in self.pending(word).items() if ref not in others]
-        return sorted(share for share in shares if isinstance(share, float) and 0 <= share <= 1)
 
     def is_gone(self, kind: str, uuid: str) -> bool:
         """Return whether the pool says that there is no such object."""
@@ -2087,12 +2057,6 @@ class Pool:
         except PoolError as error:
             return error.code == 'UUID_INVALID'
         return False
-
-    def disks_of(self, *vm_refs: str) -> List[Tuple[str, ...]]:
-        """Return the references of the disks of each of some VMs or snapshots. One call."""
-        vbds = [vbd for vbd in self.where('VBD', 'VM', vm_refs).values()
-                if vbd['type'] == 'Disk' and vbd['VDI'] != NULL]
-        return [tuple(vbd['VDI'] for vbd in vbds if vbd['VM'] == ref) for ref in vm_refs]
 
     def marked(self, mark: str) -> Marked:
         """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
@@ -2108,15 +2072,12 @@ class Pool:
 
     def sr_usage(self, uuids: Sequence[str]) -> str:
         """Return how full storage repositories are; '' where xapi does not tell."""
-        self.forget('SR')
         words = []
         with contextlib.suppress(PoolError, ValueError, LookupError):
-            for sr in self.table('SR').values():
-                if sr['uuid'] in uuids:
-                    words.append('SR {} ({}): {} of {} used'.format(
-                        printable(sr['name_label']), sr['uuid'],
-                        human_size(int(sr['physical_utilisation'])),
-                        human_size(int(sr['physical_size']))))
+            for sr in self.where('SR', 'uuid', uuids).values():
+                used, size = int(sr['physical_utilisation']), int(sr['physical_size'])
+                words.append('SR {} ({}): {} of {} used'.format(
+                    printable(sr['name_label']), sr['uuid'], human_size(used), human_size(size)))
         return ', '.join(words)
 
     def own_record(self) -> Record:
@@ -2182,16 +2143,16 @@ ROOM_FOR_EXTENSION = 8     # .xva.zst
 def path_part(name: str) -> str:
     """A VM name as one part of a path, which stands for no other name: slashes and such are
     percent-encoded, as is what looks encoded; a name that is too long is cut and gets a digest."""
-    if name in ('', '.', '..'):
-        return {'': '%00', '.': '%2E', '..': '%2E%2E'}[name]
+    special = {'': '%00', '.': '%2E', '..': '%2E%2E'}
+    if name in special:
+        return special[name]
     safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
                   lambda found: f'%{ord(found.group()):02X}', name)
-    limit = LONGEST_NAME - ROOM_FOR_EXTENSION
-    if len(encoded(safe)) > limit or (
-            len(encoded(safe)) == limit and re.search('~[0-9a-f]{8}\\Z', safe)):
+    data, limit = encoded(safe), LONGEST_NAME - ROOM_FOR_EXTENSION
+    if len(data) > limit or len(data) == limit and re.search('~[0-9a-f]{8}\\Z', safe):
         import hashlib
         digest = hashlib.sha256(encoded(name)).hexdigest()[:8]
-        safe = encoded(safe)[:limit - 9].decode('utf-8', 'ignore') + '~' + digest
+        safe = data[:limit - 9].decode('utf-8', 'ignore') + '~' + digest
     return native(safe)
 
 
@@ -2255,19 +2216,14 @@ def sync(path: str) -> None:
         os.close(handle)
 
 
-def drop_parts(path: str) -> None:
-    """Delete what writes of a file that were killed have left beside it, a day ago or longer."""
-    for name in glob.glob(f'{glob.escape(path)}.*{NEW}'):
-        with contextlib.suppress(OSError):             # what stays does no harm
-            status, number = os.lstat(name), name[len(path) + 1:-len(NEW)]
-            old = now().timestamp() - status.st_mtime > 86400      # seconds
-            if old and re.match('[0-9]+\\Z', number) and stat.S_ISREG(status.st_mode):
-                os.unlink(name)
-
-
 def write_json(path: str, value: Any) -> None:
-    """Write a file whole or not at all, onto stable storage."""
-    drop_parts(path)
+    """Write a file whole or not at all, onto stable storage. Delete what writes of it that were
+    killed have left beside it, a day ago or longer."""
+    for part in glob.glob(f'{glob.escape(path)}.[0-9]*{NEW}'):
+        with contextlib.suppress(OSError):             # what stays does no harm
+            if part[len(path) + 1:-len(NEW)].isdigit() and (
+                    now().timestamp() - os.lstat(part).st_mtime > 86400):
+                os.unlink(part)
     temporary = f'{path}.{os.getpid()}{NEW}'           # others may write it now, too
     try:
         with open(temporary, 'wb', opener=private) as stream:
@@ -2282,30 +2238,18 @@ def write_json(path: str, value: Any) -> None:
     sync(os.path.dirname(path))
 
 
-def mount_points() -> List[str]:
-    """Where file systems are mounted (Linux: proc(5), mountinfo), [] if that is not known."""
-    try:
-        with open('/proc/self/mountinfo', 'rb') as stream:
-            return [unescaped(line.split()[4]) for line in stream]
-    except (OSError, IndexError):
-        return []
-
-
-def fstab_points() -> List[str]:
-    """Where file systems should be mounted, as fstab(5) says."""
-    try:
-        with open(FSTAB, 'rb') as stream:
-            lines = [line.split() for line in stream if not line.lstrip().startswith(b'#')]
-    except OSError:
-        return []
-    return [os.path.realpath(unescaped(words[1])) for words in lines
-            if len(words) > 1 and words[1].startswith(b'/')]
-
-
-def unescaped(path: bytes) -> str:
-    """A path in which blanks and such are written as octal escapes."""
-    return os.fsdecode(re.sub(rb'\\([0-7]{3})', lambda found: bytes([int(found.group(1), 8)]),
-                              path))
+def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> List[str]:
+    """Where file systems are mounted or, with FSTAB and 1, should be (proc(5), fstab(5)); [] if
+    that is not known. Blanks and such are written as octal escapes there."""
+    found = []
+    with contextlib.suppress(OSError), open(table, 'rb') as stream:
+        for line in stream:
+            words = line.split()
+            if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
+                found.append(os.fsdecode(re.sub(
+                    rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
+                    words[column])))
+    return found
 
 
 def deepest(points: Sequence[str], path: str) -> str:
@@ -2324,36 +2268,39 @@ def refuse_mounts(path: str) -> None:
 
 def dated(pattern: str) -> Any:
     """The compiled expression of a strftime pattern of directory_pattern's kind."""
-    parts = re.split('%([YmdHMS])', pattern)
-    return re.compile(''.join(
-        '(?P<{}>[0-9]{{{}}})'.format(part, 4 if part == 'Y' else 2) if number % 2
-        else re.escape(part) for number, part in enumerate(parts)) + r'\Z')
+    expression = ''
+    for number, part in enumerate(re.split('%([YmdHMS])', pattern)):
+        if number % 2:
+            digits = 4 if part == 'Y' else 2
+            expression += f'(?P<{part}>[0-9]{{{digits}}})'
+        else:
+            expression += re.escape(part)
+    return re.compile(expression + r'\Z')
 
 
-def filled(pattern: str, when: datetime.datetime) -> str:
-    """A pattern with a time in it (strftime on Python 3.6 takes ASCII only under LANG=C)."""
-    return re.sub('%([YmdHMS])', lambda found: when.strftime(found.group()), pattern)
-
-
-def moments(when: datetime.datetime) -> Iterator[datetime.datetime]:
-    """A time and the seconds after it, for a name that is not taken yet."""
+def names_from(pattern: str,
+               when: datetime.datetime) -> Iterator[Tuple[datetime.datetime, str]]:
+    """A time and the seconds after it, each with the name that a pattern makes of it: one may be
+    taken already (strftime on Python 3.6 takes ASCII only under LANG=C)."""
     for seconds in range(60):
-        yield when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
+        moment = when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
+        yield moment, re.sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
 
 
-def process(number: str) -> str:
-    """A process as its number and the time when it began, or '' (Linux: proc(5), stat)."""
+def process(number: str = 'self') -> str:
+    """A process, usually ours, as its number and the time when it began, or '' if there is none
+    (Linux: proc(5), stat)."""
     try:
         with open(f'/proc/{number}/stat', 'rb') as stream:
-            fields = stream.read().rpartition(b')')[2].split()
+            number, _, more = stream.read().decode('ascii', 'replace').partition(' ')
     except OSError:
         return ''
-    return f'{number} {fields[19].decode("ascii")}'
+    return '{} {}'.format(number, more.rpartition(')')[2].split()[19])
 
 
 def own_process() -> Tuple[str, str]:
     """Return this host and this process, as a record of what is in progress has them."""
-    return os.uname().nodename, process(str(os.getpid()))
+    return os.uname().nodename, process()
 
 
 def programs_with(word: str, variable: str = '') -> List[int]:
@@ -2362,10 +2309,10 @@ def programs_with(word: str, variable: str = '') -> List[int]:
     found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
         with contextlib.suppress(OSError):             # it has ended
-            if encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20) and (
-                    not variable or
-                    encoded(variable) in read_file(f'/proc/{number}/environ', 2**20)):
-                found.append(int(number))
+            if encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20):
+                if not variable or encoded(variable) in read_file(
+                        f'/proc/{number}/environ', 2**20):
+                    found.append(int(number))
     return found
 
 
@@ -2872,7 +2819,8 @@ class Catalogue:
         """As `problem`, for as long as the share takes."""
         real = os.path.realpath(self.root)
         self.mounted = deepest(mount_points(), real)
-        wanted = deepest(fstab_points(), real) if require_mount == 'auto' else ''
+        points = mount_points(FSTAB, 1) if require_mount == 'auto' else []
+        wanted = deepest([os.path.realpath(point) for point in points], real)
         if wanted not in ('', '/') and wanted not in mount_points():
             return (f'ERROR: config backup_dir -> {self.root} lies below {wanted}, where nothing '
                     'is mounted (mount it, see /etc/fstab)')
@@ -3070,8 +3018,8 @@ class Store(Catalogue):
         make_directory(history.directory)
         sync(os.path.dirname(history.directory))
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
-        for moment in moments(when):
-            path = os.path.join(history.directory, filled(history.pattern, moment))
+        for moment, name in names_from(history.pattern, when):
+            path = os.path.join(history.directory, name)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
                 sync(history.directory)
@@ -3255,8 +3203,8 @@ class Store(Catalogue):
         name with PARTIAL; what a failure left of it is removed. Raise CommandFailed if the file is
         missing or empty, OSError."""
         make_directory(directory)
-        for moment in moments(when):
-            path = os.path.join(directory, filled('pool_db_%Y%m%d-%H%M%S.dump', moment))
+        for _, name in names_from('pool_db_%Y%m%d-%H%M%S.dump', when):
+            path = os.path.join(directory, name)
             if not os.path.lexists(path):
                 break
         try:
@@ -4315,6 +4263,9 @@ class Verifier:
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
+PERSONS_VBD = (
+    'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
+    'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})')
 NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
 
 
@@ -4354,17 +4305,18 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
         held = pool.holds(owners, disks, mode, sure)
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
-            if hold.state in (RUNNING, IN_DOUBT) or programs_with('/' + disk):     # vhd-tool's path
-                raise PoolError(f'the disk {disk} is in use by {hold.what or "vhd-tool"}', IN_USE)
+            if hold.user or programs_with('/' + disk):     # vhd-tool's path
+                raise PoolError(f'the disk {disk} is in use by {hold.user or "vhd-tool"}', IN_USE)
             if leaked is not None:
-                if hold.state == NOT_OURS:
-                    raise VmBackupError(f'the disk {disk} has {hold.what}')
+                if not hold.leaked:
+                    raise VmBackupError(f'the disk {disk} has ' +
+                                        PERSONS_VBD.format(hold.vbd['uuid']))
                 if hold.vbd['uuid'] not in leaked:
                     raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
         if not held:
             return
         if leaked is None:
-            leaked = [hold.vbd['uuid'] for hold in held if hold.state == LEAKED]
+            leaked = [hold.vbd['uuid'] for hold in held if hold.leaked]
             time.sleep(SECOND_LOOK)
     for hold in held:
         if hold.vbd['currently_attached']:
@@ -4474,10 +4426,10 @@ class Exporter:
     def snapshot(self, backup: Backup, known: Sequence[str]) -> Iterator[Snapshot]:
         """Make and prepare a snapshot, yield it, and remove it whatever happens. `known`: the uuids
         of earlier ones, already warned of. Raise BackupFailed with the step's token."""
-        for ref in self.before:
-            label, uuid = self.pool.label(self.kind, ref)
-            if label == self.label and uuid not in known:
-                self.warn_of(uuid, label)
+        with failing_as(self.snapshot_token):
+            for older in self.pool.snapshots(self.kind, [self.target]):
+                if older.label == self.label and older.uuid not in known:
+                    self.warn_of(older.uuid, older.label)
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
@@ -4511,7 +4463,7 @@ class Exporter:
             pool=pool, kind=self.kind, of=self.uuid, ref=self.target, label=self.label,
             since=utc(ahead - 60), until=utc(ahead + 900),
             latest=utc(ahead + 2 * XE_TIMEOUT + 900), host=os.uname().nodename,
-            process=process(str(os.getpid())), before=self.before,
+            process=process(), before=self.before,
             sources=tuple(disk.vdi_ref for disk in disks),
             names=tuple(disk.vdi['name_label'] for disk in disks))
         set_intent(backup, intent)
@@ -4524,10 +4476,11 @@ class Exporter:
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 intent = intent._replace(uuid=uuid)
                 set_intent(backup, intent)
-                found = self.pool.snapshot_by_uuid(self.kind, uuid, self.target)
-                if found.ref in self.before:
-                    raise CommandFailed(f'xe printed the uuid of an older snapshot: {uuid}')
-                intent = self.with_disks(intent, found)
+                found = [each for each in self.pool.snapshots(self.kind, [self.target])
+                         if each.uuid == uuid and each.ref not in self.before]
+                if not found:
+                    raise CommandFailed(f'xe printed the uuid of no new snapshot: {uuid}')
+                intent = self.with_disks(intent, found[0])
             taken = True
         except BackupFailed as error:
             # Recorded: where xapi went away it may make the snapshot when it starts.
@@ -4540,7 +4493,7 @@ class Exporter:
             if not taken:
                 with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                     self.clean_up_failure(intent, backup, unknown)
-        return intent, found
+        return intent, found[0]
 
     def clean_up_failure(self, intent: Intent, backup: Backup, unknown: bool) -> None:
         """Remove what a failed snapshot has left; `unknown`: xapi may still make it."""
@@ -4563,7 +4516,11 @@ class Exporter:
         """Return the record with the disks that came with a VM's snapshot. One call."""
         if self.kind == 'VDI':
             return intent
-        sources, disks = self.pool.disks_of(intent.ref, snapshot.ref)
+        found = {intent.ref: [], snapshot.ref: []}     # type: Dict[str, List[str]]
+        for vbd in self.pool.where('VBD', 'VM', list(found)).values():
+            if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
+                found[vbd['VM']].append(vbd['VDI'])
+        sources, disks = map(tuple, found.values())
         if not sources or sources == intent.sources:
             return intent._replace(disks=disks)
         return intent._replace(sources=sources, names=(), disks=disks)
@@ -4620,7 +4577,8 @@ class Exporter:
     def name_of_source(self, found: Snapshot, intent: Intent) -> str:
         """Return the name of the disk that a snapshot is of, as it was or is."""
         names = dict(zip(intent.sources, intent.names))
-        return names.get(found.of) or self.pool.label('VDI', found.of)[0]
+        vdi = self.pool.table('VDI').get(found.of, {})
+        return names.get(found.of) or vdi.get('name_label', '')
 
     def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
         """Return if a snapshot can only be the one that we meant to make, of which we have no uuid.
@@ -5126,7 +5084,7 @@ class Importer:
     def import_vhd(self, path: str, uuid: str, size: int) -> None:
         """Let xapi read a VHD image itself, as it takes none without a length, and leaves out zeros
         (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s."""
-        others = list(self.pool.pending('VDI import'))
+        others = list(self.pool.progress('VDI import'))
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
                             lambda: self.pool.progress('VDI import', others))

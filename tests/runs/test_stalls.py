@@ -120,7 +120,7 @@ class Watch(unittest.TestCase):
     def setUp(self):
         self.now = self.size = 0
         self.meter = VmBackup.Meter(VmBackup.Console(None), 'exported', 'web.xva')
-        self.progress = ()
+        self.progress = {}
         self.asked = 0
         self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.meter, self.ask)
         self.after(1)
@@ -159,7 +159,7 @@ class Watch(unittest.TestCase):
         self.assert_stalled()
 
     def test_a_task_that_moves_starts_the_time_anew(self):
-        for progress in ([0.1], [0.2], [], [0.2, 0.0]):
+        for progress in ({'a': 0.1}, {'a': 0.2}, {}, {'a': 0.2, 'b': 0.0}):
             self.progress = progress
             self.assertLess(self.after(61), 60)
         self.assert_stalled()
