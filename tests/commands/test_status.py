@@ -200,7 +200,8 @@ class TheBackups(StatusCase):
     def test_backups_of_3_25_have_the_time_of_their_names(self):
         when = datetime.datetime.now() - datetime.timedelta(hours=3)
         shutil.rmtree(self.backups + '/web')
-        self.made('web', VmBackup.filled(VmBackup.DEFAULT_BACKUP_DIR_PATTERN, when), size=77)
+        _, name = next(VmBackup.names_from(VmBackup.DEFAULT_BACKUP_DIR_PATTERN, when))
+        self.made('web', name, size=77)
         self.logged((3, 'vmbackup.py,h,begin'), (2, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'))
         found = self.check('OK', self.config('vm-export=web'))
         self.assertAlmostEqual(3 * 3600, found.figures['oldest'], delta=LIMIT)
