@@ -5648,8 +5648,7 @@ class VmBackup(Turn):
         try:
             return self.back_up(now())
         except VmBackupError as error:
-            survivable = (REFUSED,) if token_of(error).endswith('-EXPORT-FAIL') else WENT_AWAY
-            if error.code not in survivable or not self.pool.patience:
+            if error.code not in WENT_AWAY or not self.pool.patience:
                 raise
             if self.exporter and self.exporter.left:       # xapi may make it as it starts
                 self.shared.to_retry.append(self.history)
@@ -5780,9 +5779,15 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        with failing_as(self.exporter.export_token):
-            self.exported = self.exporter.files(os.path.basename(self.history.directory), snapshot)
-        size = sum([self.export_file(file) for file in self.exported])
+        name = os.path.basename(self.history.directory)
+        try:
+            with failing_as(self.exporter.export_token):
+                self.exported = self.exporter.files(name, snapshot)
+            size = sum([self.export_file(file) for file in self.exported])
+        except BackupFailed as error:                  # a packer writes some bytes of nothing, too
+            if error.code != REFUSED or sum(map(size_of, self.paths)) > BLOCK:
+                error.code = ''                        # it was begun: no second try
+            raise
         self.release()
         return size
 

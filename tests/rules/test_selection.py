@@ -191,6 +191,12 @@ class Verdicts(unittest.TestCase):
             self.assertFalse(plan.warnings)
             self.assertIn('***NOTE - vm not found: vm-export=gone', plan.messages)
 
+    def test_an_exclude_by_name_that_is_no_regex_does_not_keep_others_from_their_backup(self):
+        plan = select(['vm-export=web', 'vm-export=gone', 'exclude=foo('], 'web', 'foo(')
+        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+        self.assertEqual([('gone', 'VM-NOT-FOUND')], failures(plan))
+        self.assertEqual((('foo(',), ()), (plan.excluded, plan.errors))
+
     def test_an_excluded_name_excludes_no_missing_tag_or_uuid(self):
         plan = select(['vm-export=uuid:' + UUIDS[0], 'vm-export=tag:devel', 'vm-export=web',
                        'exclude=.*[0-9]$', 'exclude=.*devel.*'], 'web')

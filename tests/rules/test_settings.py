@@ -50,7 +50,7 @@ KEYS = {
     'hook_timeout': (60.0, {'0.5': 0.5, '60': 60.0}, ['', '0', '-1', 'no']),
     'report_file': ('', {'/x/report.json': '/x/report.json', '': ''}, ['/a\0b']),
     'mail_to': ((), {'a@b': ('a@b',), 'a, b@c ,': ('a', 'b@c'), '': ()}, ['a b', 'a@b@c']),
-    'mail_from': ('', {'a@b': 'a@b', '': ''}, ['A <a@b>', 'a@b, c@d']),
+    'mail_from': ('', {'a@b': 'a@b', '': ''}, ['A <a@b>', 'a@b, c@d', 'a@b,', ',']),
     'mail_smtp_server': ('localhost', {'mail.example.org': 'mail.example.org'}, []),
     'mail_smtp_port': (25, {'587': 587, '65535': 65535}, ['', '0', '65536', 'smtp']),
     'mail_smtp_security': ('auto', {'STARTTLS': 'starttls', 'tls': 'tls', 'None': 'none'},

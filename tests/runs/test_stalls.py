@@ -13,6 +13,7 @@ SEVERAL = [('vdi-export', {'vdi_disks': 'all'})]     # of one snapshot of the VM
 SHORT = 0.01                   # minutes without progress after which an export is ended
 SOON = (0.05, 0.05, 0.05)      # seconds between attempts
 
+NOBODY_THERE = 'Error: Connection refused (calling connect )'
 BEGUN = 150000                 # bytes of web's archive or image: in mid-export
 # In the place of an export: it writes a little, then stands, and heeds no SIGTERM.
 DEAF = 'trap "" TERM; echo begun >"$1"; echo $$ >%s; while :; do sleep 0.05; done'
@@ -326,14 +327,22 @@ class Restarts(StallCase):
                 self.assert_clean()
 
     def test_an_export_that_nobody_was_there_for_is_tried_again_as_nothing_was_exported(self):
-        for verb, nth in (('vm-export', 2), ('vdi-export', 1)):
-            with self.subTest(verb):
+        for verb, nth, keys in (('vm-export', 2, {}), ('vdi-export', 1, {}),
+                                ('vdi-export', 1, {'vdi_compress': 'gzip'})):
+            with self.subTest(verb, **keys):
                 self.setUp()
-                self.fault(verb, 'print', nth=nth, exit=1,
-                           stderr='Error: Connection refused (calling connect )')
-                done = self.ends(0, verb + '=web')
+                self.fault(verb, 'print', nth=nth, exit=1, stderr=NOBODY_THERE)
+                done = self.ends(0, verb + '=web', **keys)
                 self.assertEqual(1, done.output.count(': trying web again'))
                 self.assert_clean()
+
+    def test_an_export_of_which_something_was_written_is_not_tried_again(self):
+        xe = self.xe_whose('vdi-export', 'head -c 4096 /dev/zero >"$1"; echo "%s" >&2; exit 1' %
+                           NOBODY_THERE)
+        done = self.assert_ends(2, self.vmbackup('password', self.config('vdi-export=web'),
+                                                 VMBACKUP_XE=xe))
+        self.assertNotIn(' again', done.output)
+        self.assertIn('vdi-export,end,VDI-EXPORT-FAIL web', self.status())
 
     def test_metadata_are_asked_for_again(self):
         self.fault('vm-export', 'print', exit=1, stderr='Lost connection to the server.')
