@@ -6354,10 +6354,6 @@ class Stock(NamedTuple):
         """Return the newest good backup, one without a path where there is none."""
         return next(iter(self.good()), Backup(''))
 
-    def size(self) -> int:
-        """Return the bytes of all archives and images."""
-        return sum(sum(backup.sizes.values()) for backup in self.backups)
-
 
 def take_stock(histories: Sequence[History], config: Config, store: Store,
                selector_text: str) -> Tuple[List[Stock], Plan]:
@@ -6391,8 +6387,9 @@ def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str]) -> Rec
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
     for vm in vms:
+        backups = [described(backup) for backup in vm.backups]
         listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
-                       'size': vm.size(), 'backups': list(map(described, vm.backups))})
+                       'size': sum(backup['size'] or 0 for backup in backups), 'backups': backups})
     return {'schema': 1, 'when': iso(now()), 'backup_dir': portable(root), 'vms': listed,
             'messages': messages, 'good': sum(vm['good'] for vm in listed),
             'size': sum(vm['size'] for vm in listed)}
