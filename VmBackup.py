@@ -2908,10 +2908,9 @@ class Catalogue:
 
 
 def choose(histories: Sequence[History], config: Config, selector_text: str,
-           keep: int = 1) -> Tuple[List[History], Plan]:
+           keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
     """Return those with backups or failures' records that a selector or else the lines of a config
-    choose; without any, all. The plan tells what was not found, and how many to keep where no line
-    does. Raise OSError."""
+    choose; without any, all. The plan tells what was not found. Raise OSError."""
     found = {history.directory: history for history in histories if history.holds_any()}
     rules = (selector(selector_text),) if selector_text else config.rules
     by_name = all(rule.kind == 'name' for rule in rules)
@@ -2921,10 +2920,10 @@ def choose(histories: Sequence[History], config: Config, selector_text: str,
         word = native(rules[0].text)
         rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
                       if vm.uuid and os.path.basename(vm.ref) == word != vm.name) or rules
-    if not rules:
-        return [found[vm.ref] for vm in vms], Plan()
-    plan = select(rules, vms, keep, twins=True)
-    return [found[job.vm.ref] for job in plan.jobs], plan
+    plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
+    if rules:
+        plan = select(rules, vms, keep, twins=True)
+    return [(job, found[job.vm.ref]) for job in plan.jobs], plan
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6232,14 +6231,14 @@ class VerifyCommand:
 
     def verify_vms(self, target: Opened, selector_text: str) -> None:
         """Verify backups of the VMs that a config file or a selector chooses of all there are."""
-        histories, plan = choose(histories_in(target), target.config, selector_text)
+        chosen, plan = choose(histories_in(target), target.config, selector_text)
         for message in plan.messages + plan.errors:
             self.console.log(message)
         for _ in plan.failures or plan.errors:
             self.tokens.append('ERROR')
         if plan.warnings:
             self.tokens.append('WARNING')
-        for history in histories:
+        for _, history in chosen:
             with self.telling(history.directory):
                 backups = history.good(True)
                 if not backups:
@@ -6361,10 +6360,9 @@ def take_stock(histories: Sequence[History], config: Config, store: Store,
     where that is nothing; and the plan, which tells what was not found."""
     stocks = []                # type: List[Stock]
     chosen, plan = choose(histories, config, selector_text)
-    uuids = {job.vm.ref: job.vm.uuid for job in plan.jobs}
-    for history in chosen:
-        path = history.directory
-        stocks.append(Stock(history.vm_name(), path, history.everything(), uuids.get(path, '')))
+    for job, history in chosen:
+        stocks.append(Stock(history.vm_name(), history.directory, history.everything(),
+                            job.vm.uuid))
     for failure in plan.failures:
         stocks.append(Stock(failure.name, store.history(failure.name).directory))
     stocks.sort(key=lambda stock: stock.name)
@@ -6537,14 +6535,13 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
         raise ConfigError('nothing is pruned (see above)')
     for failure in plan.failures:
         console.log(f'***NOTE - no backups of {failure.name}')
-    found = list(zip(plan.jobs, chosen))
     if selector_text:
-        wanted, _ = choose(histories, target.config, selector_text)
-        found = [(job, history) for job, history in found if history in wanted]
-    if not found:
+        wanted = [history for _, history in choose(histories, target.config, selector_text)[0]]
+        chosen = [(job, history) for job, history in chosen if history in wanted]
+    if not chosen:
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
                          f'{selector_text} chooses')
-    return found
+    return chosen
 
 
 def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
@@ -6950,16 +6947,16 @@ class TestRestore(Run):
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store, warnings = self.sources.store, []       # type: Store, List[str]
-        histories, plan = choose(store.histories(), self.sources.config, word)
+        chosen, plan = choose(store.histories(), self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
-        if not histories:
+        if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         if not self.previewing:
             restorer = Restorer(pool, self.sources, self.console, self.signals, warnings)
             restorer.importer.clean_up()
         self.warn(warnings)
-        for history, job in zip(histories, plan.jobs):
+        for job, history in chosen:
             self.signals.check()
             turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
             restorer = Restorer(pool, self.sources, self.console, self.signals, turn.warnings)
