@@ -7379,7 +7379,6 @@ test-mail <config-file>
 		the current path or absolute
 """),
 }
-LOGGING_IN = [name for name in COMMANDS if COMMANDS[name].help.startswith('<password')]
 
 
 def config_text() -> str:
@@ -7451,13 +7450,16 @@ def parse_words(words: Sequence[str]) -> CommandLine:
     first, second = (list(words) + [''])[:2]
     command, password, about = 'backup', first, second
     name, equals, value = second.partition('=')
-    if equals and name.lower() in LOGGING_IN:
-        command, about = name.lower(), value
-    elif first in TEXTS:
+    name = name.lower() if equals else ''
+    if name == 'create-password-file':                 # any password, a command's name, too
+        command, about = name, value
+    elif first in TEXTS.values():
         raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
                          'a password file)')
-    elif first in COMMANDS and first not in LOGGING_IN:
+    elif first in COMMANDS and COMMANDS[first].help.startswith(first):
         command, password = first, ''
+    elif name in ('restore', 'test-restore'):
+        command, about = name, value
     targets, rest = [about], words[2:]
     if command.endswith('protect'):                    # any number of backups
         targets, rest = [about, *rest], []

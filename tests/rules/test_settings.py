@@ -229,6 +229,19 @@ class CommandLines(PoolCase):
             self.assertEqual(self.vmbackup('help').output, self.vmbackup(word).output)
         self.assertEqual([], self.sim.calls())
 
+    def test_a_first_word_that_is_a_command_is_no_password_and_a_vm_may_be_called_backup(self):
+        for words, command, password, about in (
+                ('pass backup=x.cfg', 'backup', 'pass', 'backup=x.cfg'),
+                ('h x.cfg', 'backup', 'h', 'x.cfg'), ('pass restore', 'backup', 'pass', 'restore'),
+                ('restore x.cfg', 'backup', 'restore', 'x.cfg'),
+                ('pass Restore=x', 'restore', 'pass', 'x'),
+                ('list restore=x', 'list', '', 'restore=x'),
+                ('list create-password-file=p', 'create-password-file', 'list', 'p')):
+            self.assertEqual((command, password, (about,)),
+                             VmBackup.parse_words(words.split())[:3], words)
+        with self.assertRaisesRegex(VmBackup.UsageError, 'help is a command'):
+            VmBackup.parse_words(['help', 'restore=x'])
+
     def test_each_command_has_its_help(self):
         whole = self.vmbackup('help').output
         for name, command in VmBackup.COMMANDS.items():
