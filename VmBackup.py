@@ -4425,15 +4425,11 @@ class Exporter:
     def snapshot(self, backup: Backup, known: Sequence[str]) -> Iterator[Snapshot]:
         """Make and prepare a snapshot, yield it, and remove it whatever happens. `known`: the uuids
         of earlier ones, already warned of. Raise BackupFailed with the step's token."""
-        with failing_as(self.snapshot_token):
-            for older in self.pool.snapshots(self.kind, [self.target]):
-                if older.label == self.label and older.uuid not in known:
-                    self.warn_of(older.uuid, older.label)
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
                 self.select_target(self.pool.reread(self.vm)._replace(name=self.vm.name))
-            intent, snapshot = self.take(backup)
+            intent, snapshot = self.take(backup, known)
         self.copies, exported = intent.disks, False
         try:
             set_intent(backup, intent)
@@ -4451,8 +4447,9 @@ class Exporter:
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_intent(backup)
 
-    def take(self, backup: Backup) -> Tuple[Intent, Snapshot]:
-        """Record the intent, make the snapshot and identify it. Raise BackupFailed, Interrupted."""
+    def take(self, backup: Backup, known: Sequence[str]) -> Tuple[Intent, Snapshot]:
+        """Record the intent, make the snapshot and identify it; warn of earlier ones with our label
+        that are not `known`. Raise BackupFailed, Interrupted."""
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
         disks = self.snapshotted_disks()
@@ -4475,11 +4472,16 @@ class Exporter:
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 intent = intent._replace(uuid=uuid)
                 set_intent(backup, intent)
-                found = [each for each in self.pool.snapshots(self.kind, [self.target])
-                         if each.uuid == uuid and each.ref not in self.before]
+                found = None   # type: Optional[Snapshot]
+                for each in self.pool.snapshots(self.kind, [self.target]):
+                    if each.ref not in self.before and each.uuid == uuid:
+                        found = each
+                    elif each.ref in self.before and each.label == self.label and (
+                            each.uuid not in known):
+                        self.warn_of(each.uuid, each.label)
                 if not found:
                     raise CommandFailed(f'xe printed the uuid of no new snapshot: {uuid}')
-                intent = self.with_disks(intent, found[0])
+                intent = self.with_disks(intent, found)
             taken = True
         except BackupFailed as error:
             # Recorded: where xapi went away it may make the snapshot when it starts.
@@ -4492,7 +4494,7 @@ class Exporter:
             if not taken:
                 with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                     self.clean_up_failure(intent, backup, unknown)
-        return intent, found[0]
+        return intent, found
 
     def clean_up_failure(self, intent: Intent, backup: Backup, unknown: bool) -> None:
         """Remove what a failed snapshot has left; `unknown`: xapi may still make it."""
