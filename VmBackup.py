@@ -2506,6 +2506,12 @@ def is_there(path: str) -> bool:
     return True
 
 
+def directories_in(path: str) -> List[str]:
+    """Return the names of the directories in one, without symbolic links. Raise OSError."""
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
 class Backup(NamedTuple):
     """A directory of a VM's, as it was when it was read: a backup when it carries a marker, else a
     failure's record, or somebody else's."""
@@ -2642,7 +2648,6 @@ class History:
     def __init__(self, directory: str, patterns: Sequence[str]) -> None:
         self.directory = directory
         self.expressions = [dated(pattern) for pattern in patterns]
-        self.pattern = patterns[0]
         self.listed = None     # type: Optional[List[str]]
         self.known = {}        # type: Dict[str, Backup]
 
@@ -2652,12 +2657,11 @@ class History:
         return self
 
     def names(self) -> List[str]:
-        """Return the directories in it, without symbolic links; none where we may not look."""
+        """Return the directories in it; none where we may not look."""
         if self.listed is not None:
             return self.listed
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            with os.scandir(self.directory) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return directories_in(self.directory)
         return []
 
     def date_of(self, name: str) -> Optional[datetime.datetime]:
@@ -2802,36 +2806,31 @@ def kind_of(path: str) -> str:
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
 
-    mounted = ''               # the mount point that it lies in, once problem() has looked
+    mounted = ''               # the mount point that it lies in, once check() has looked
 
     def __init__(self, settings: Settings) -> None:
         self.root = settings.backup_dir
         self.patterns = [settings.backup_dir_pattern, DEFAULT_BACKUP_DIR_PATTERN]
 
-    def problem(self, require_mount: str) -> str:
-        """Return why backups cannot be written here, as far as is known without trying, or ''."""
-        try:
-            return bounded(lambda: self.look(require_mount), f'backup_dir {self.root}')
-        except TargetError as error:
-            return f'ERROR: {error}'
-
-    def look(self, require_mount: str) -> str:
-        """As `problem`, for as long as the share takes."""
-        real = os.path.realpath(self.root)
-        self.mounted = deepest(mount_points(), real)
-        points = mount_points(FSTAB, 1) if require_mount == 'auto' else []
-        wanted = deepest([os.path.realpath(point) for point in points], real)
-        if wanted not in ('', '/') and wanted not in mount_points():
-            return (f'ERROR: config backup_dir -> {self.root} lies below {wanted}, where nothing '
-                    'is mounted (mount it, see /etc/fstab)')
-        if require_mount == 'yes' and self.mounted == '/':
-            return (f'ERROR: config backup_dir -> {self.root} is on the root file system '
-                    '(require_mount=yes: is the share mounted?)')
-        if not os.path.isdir(self.root):
-            return f'ERROR: config backup_dir does not exist -> {self.root} (is the share mounted?)'
-        if not os.access(self.root, os.W_OK | os.X_OK):
-            return f'ERROR: config backup_dir is not writable -> {self.root}'
-        return ''
+    def check(self, require_mount: str) -> None:
+        """Raise TargetError if backups cannot be written here, as far as can be seen."""
+        def look() -> None:
+            real, place = os.path.realpath(self.root), f'config backup_dir -> {self.root}'
+            self.mounted = deepest(mount_points(), real)
+            points = mount_points(FSTAB, 1) if require_mount == 'auto' else []
+            wanted = deepest([os.path.realpath(point) for point in points], real)
+            if wanted not in ('', '/') and wanted not in mount_points():
+                raise TargetError(f'{place} lies below {wanted}, where nothing is mounted (mount '
+                                  'it, see /etc/fstab)')
+            if require_mount == 'yes' and self.mounted == '/':
+                raise TargetError(f'{place} is on the root file system (require_mount=yes: is the '
+                                  'share mounted?)')
+            if not os.path.isdir(self.root):
+                raise TargetError(f'config backup_dir does not exist -> {self.root} (is the share '
+                                  'mounted?)')
+            if not os.access(self.root, os.W_OK | os.X_OK):
+                raise TargetError(f'config backup_dir is not writable -> {self.root}')
+        bounded(look, f'backup_dir {self.root}')
 
     def history(self, vm_name: str) -> History:
         """Return the backups of a VM."""
@@ -2856,9 +2855,8 @@ class Catalogue:
     def histories(self) -> List[History]:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
-            with os.scandir(self.root) as entries:
-                return [History(entry.path, self.patterns) for entry in entries
-                        if entry.is_dir(follow_symlinks=False)]
+            return [History(os.path.join(self.root, name), self.patterns)
+                    for name in directories_in(self.root)]
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
 
@@ -2907,8 +2905,8 @@ class Catalogue:
                       if ours.match(name) and name.endswith(ending))
 
 
-def choose(histories: Sequence[History], config: Config, selector_text: str,
-           keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
+def select_histories(histories: Sequence[History], config: Config, selector_text: str,
+                     keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
     """Return those with backups or failures' records that a selector or else the lines of a config
     choose; without any, all. The plan tells what was not found. Raise OSError."""
     found = {history.directory: history for history in histories if history.holds_any()}
@@ -2942,6 +2940,21 @@ def refuse_link(directory: str) -> None:
         raise TargetError(f'{directory} is a symbolic link')
 
 
+def rename(path: str, name: str) -> str:
+    """Give a file or directory another name, on stable storage; return its path. Raise OSError."""
+    directory = os.path.dirname(path)
+    new = os.path.join(directory, name)
+    os.rename(path, new)
+    sync(directory)
+    return new
+
+
+def remove(path: str) -> None:
+    """Delete a file if it is there, which another run may have done. Raise OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def protect(backup: Backup, wanted: bool) -> None:
     """Have a backup never deleted, nor counted; unless wanted, as others. Raise OSError."""
     if wanted:
@@ -2951,7 +2964,7 @@ def protect(backup: Backup, wanted: bool) -> None:
     sync(backup.path)
 
 
-def note(backup: Backup, **results: Dict[str, Any]) -> None:
+def add_to_manifest(backup: Backup, **results: Dict[str, Any]) -> None:
     """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
     manifest = Manifest.read(backup.path)              # somebody else may have noted some
     if manifest.document:
@@ -2965,8 +2978,7 @@ def set_intent(backup: Backup, intent: Intent) -> None:
 
 def drop_intent(backup: Backup) -> None:
     """Record that no snapshot of ours is left."""
-    with contextlib.suppress(FileNotFoundError):
-        bounded(lambda: os.unlink(backup.file(INTENT)), 'the share')
+    bounded(lambda: remove(backup.file(INTENT)), 'the share')
 
 
 class NewBackup(Backup):
@@ -3017,7 +3029,7 @@ class Store(Catalogue):
         make_directory(history.directory)
         sync(os.path.dirname(history.directory))
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
-        for moment, name in names_from(history.pattern, when):
+        for moment, name in names_from(self.patterns[0], when):
             path = os.path.join(history.directory, name)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
@@ -3037,10 +3049,7 @@ class Store(Catalogue):
         if foreign and not backup.has_marker():
             raise TargetError(f'it holds {printable(foreign[0])}, which this program did not make')
         refuse_mounts(backup.path)
-        path = os.path.join(directory, DELETING + name)
-        os.rename(backup.path, path)
-        sync(directory)
-        if not self.finish_deleting(path):
+        if not self.finish_deleting(rename(backup.path, DELETING + name)):
             raise TargetError('it is protected')
 
     @staticmethod
@@ -3049,7 +3058,7 @@ class Store(Catalogue):
         directory, name = os.path.split(path)
         refuse_link(directory)
         if is_there(os.path.join(path, PROTECTED)):
-            os.rename(path, os.path.join(directory, name[len(DELETING):]))
+            rename(path, name[len(DELETING):])
             return False
         import shutil
         refuse_mounts(path)
@@ -3062,15 +3071,14 @@ class Store(Catalogue):
 
         def attempt() -> None:
             os.close(private(path, os.O_WRONLY | os.O_CREAT))
-            with contextlib.suppress(FileNotFoundError):   # another run's test was the same file
-                os.unlink(path)
+            remove(path)                               # another run's test was the same file
         try:
             bounded(attempt, f'backup_dir {self.root}')
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {error.strerror}')
 
     def check_mounted(self) -> None:
-        """Raise TargetError if the share was unmounted since `problem` has looked."""
+        """Raise TargetError if the share was unmounted since `check` has looked."""
         real = bounded(lambda: os.path.realpath(self.root), f'backup_dir {self.root}')
         if deepest(mount_points(), real) != self.mounted:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
@@ -3157,8 +3165,7 @@ class Store(Catalogue):
     def restored(record: Restoring) -> None:
         """Nothing half restored is left. Raise OSError."""
         for path in (record.unpacked, record.path) if record.path else ():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            remove(path)
 
     def unpack(self, record: Restoring, pieces: Iterator[bytes], size: int,
                check: Callable[[], None]) -> str:
@@ -3210,11 +3217,9 @@ class Store(Catalogue):
             yield path
             written(path + PARTIAL)
             sync(path + PARTIAL)
-            os.rename(path + PARTIAL, path)
-            sync(directory)
+            rename(path + PARTIAL, os.path.basename(path))
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + PARTIAL)
+            remove(path + PARTIAL)
 
     def prune_pool_dumps(self, newest: str, keep: int) -> List[str]:
         """Delete the oldest dumps beside `newest` beyond `keep` (0: none), and what runs that were
@@ -5886,11 +5891,15 @@ def check_plan(config: Config, plan: Plan, store: Store, console: Console) -> Se
     for message in plan.messages:
         console.log(message)
     show_settings(config, plan, console)
-    problem = store.problem(config.settings.require_mount)
-    problems = list(filter(None, [*config.errors.values(), problem]))
+    problems = list(config.errors.values())
+    try:
+        store.check(config.settings.require_mount)
+        if config.settings.require_mount == 'auto' and store.mounted == '/':
+            console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this '
+                        'host')
+    except TargetError as error:
+        problems.append(f'ERROR: {error}')
     problems += program_problems(config.settings)
-    if config.settings.require_mount == 'auto' and store.mounted == '/' and not problem:
-        console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this host')
     errors = tuple(problems) + plan.errors
     if problems or plan.invalid:
         errors += ('ERROR in configuration settings...',)
@@ -6233,7 +6242,7 @@ class VerifyCommand:
 
     def verify_vms(self, target: Opened, selector_text: str) -> None:
         """Verify backups of the VMs that a config file or a selector chooses of all there are."""
-        chosen, plan = choose(histories_in(target), target.config, selector_text)
+        chosen, plan = select_histories(histories_in(target), target.config, selector_text)
         for message in plan.messages + plan.errors:
             self.console.log(message)
         for _ in plan.failures or plan.errors:
@@ -6283,7 +6292,7 @@ class VerifyCommand:
             texts = found.problems or [PROVED[found.proved]]
             self.tell(path, token, '; '.join(texts + found.remarks))
             try:
-                note(backup, verified=record)
+                add_to_manifest(backup, verified=record)
             except OSError as error:                   # such as a share that is read-only
                 self.tell(path, 'NOTE', f'the result is not recorded: {error.strerror}')
 
@@ -6361,7 +6370,7 @@ def take_stock(histories: Sequence[History], config: Config, store: Store,
     """Return, by name, what there is of each VM that a selector or else a config chooses, also
     where that is nothing; and the plan, which tells what was not found."""
     stocks = []                # type: List[Stock]
-    chosen, plan = choose(histories, config, selector_text)
+    chosen, plan = select_histories(histories, config, selector_text)
     for job, history in chosen:
         stocks.append(Stock(history.vm_name(), history.directory, history.everything(),
                             job.vm.uuid))
@@ -6530,7 +6539,7 @@ class Pruning:
 def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple[Job, History]]:
     """Return the VMs of a config that a selector chooses, '' for all. Raise VmBackupError."""
     settings, histories = target.config.settings, target.store.histories()
-    chosen, plan = choose(histories, target.config, '', settings.keep_last)
+    chosen, plan = select_histories(histories, target.config, '', settings.keep_last)
     if plan.errors:
         for message in plan.messages + plan.errors:
             console.log(message)
@@ -6538,7 +6547,8 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
     for failure in plan.failures:
         console.log(f'***NOTE - no backups of {failure.name}')
     if selector_text:
-        wanted = [history for _, history in choose(histories, target.config, selector_text)[0]]
+        pairs, _ = select_histories(histories, target.config, selector_text)
+        wanted = [history for _, history in pairs]
         chosen = [(job, history) for job, history in chosen if history in wanted]
     if not chosen:
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
@@ -6551,9 +6561,7 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     target = open_config(line.words[0], console)
     settings, store = target.config.settings, target.store
     signals.at_once = False
-    problem = store.problem(settings.require_mount)
-    if problem:
-        raise TargetError(problem.partition('ERROR: ')[2])
+    store.check(settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
@@ -6949,7 +6957,7 @@ class TestRestore(Run):
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store, warnings = self.sources.store, []       # type: Store, List[str]
-        chosen, plan = choose(store.histories(), self.sources.config, word)
+        chosen, plan = select_histories(store.histories(), self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
         if not chosen:
@@ -6989,7 +6997,7 @@ class TestRestore(Run):
             if proved or 'fault' in result:            # else it was not, or was interrupted
                 result['seconds'] = int(elapsed())
                 with tolerating(turn.warnings, 'the result is not recorded'):
-                    note(backup, test_restore=result)
+                    add_to_manifest(backup, test_restore=result)
         if proved:
             what = backup.path if len(paths) > 1 else paths[0]
             self.console.log(f'proved: {what} can be restored ({elapsed():.0f} s)')
@@ -7064,9 +7072,7 @@ class StatusCheck:
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
-        problem = store.problem(config.settings.require_mount)
-        if problem:
-            raise TargetError(problem)
+        store.check(config.settings.require_mount)
         histories = [history.as_it_is() for history in store.histories()]
         self.check_backups(*take_stock(histories, config, store, ''))
         self.check_run(config.settings.status_log)

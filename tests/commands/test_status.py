@@ -457,7 +457,7 @@ class OneLine(StatusCase):
 
     def test_a_share_that_hangs_is_unknown_in_time(self):
         self.script = self.changed_script(STATUS_TIMEOUT=0.2)
-        for name in ('Store.look', 'Backup.has_marker'):
+        for name in ('Store.check', 'Backup.has_marker'):
             self.prelude = ('import time, VmBackup\n'
                             'VmBackup.%s = lambda *_: time.sleep(%d)\n' % (name, 9 * LIMIT))
             self.assertEqual('no answer within 0.2 seconds',

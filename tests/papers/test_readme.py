@@ -452,8 +452,10 @@ class Troubles(PoolCase):
 
     @prints('ERROR: config backup_dir is not writable')
     def backup_dir_is_not_writable(self):
-        with unittest.mock.patch('os.access', return_value=False):     # root may write anywhere
-            return store_at(self.backups).problem('no')
+        with unittest.mock.patch('os.access', return_value=False), (   # root may write anywhere
+                self.assertRaises(VmBackup.TargetError)) as raised:
+            store_at(self.backups).check('no')
+        return 'ERROR: %s' % raised.exception
 
     @prints('cannot write in backup_dir')
     def the_write_test_fails(self):
@@ -482,7 +484,7 @@ class Troubles(PoolCase):
     @prints('cannot lock')
     def the_share_knows_no_locks(self):
         shared = shared_without_pool(self.backups)
-        shared.store.problem('no')
+        shared.store.check('no')
         with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
             with shared.locked(self.backups + '/db', 0):
                 return shared.console.lines[-1]

@@ -215,7 +215,7 @@ class Prune(RetentionCase):
         self.made('db', 1, 2)
         config = self.config('vm-export=.*', max_backups=1)
         store = store_at(self.backups)
-        store.look('no')
+        store.check('no')
         with store.locked('web', 0, lambda: None):
             done = self.command(2, 'prune', config)
         self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,

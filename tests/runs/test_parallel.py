@@ -228,7 +228,7 @@ class Room(ParallelCase):
             path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
             self.put_file(os.path.join(path, name + '.xva'), bytes(1 << 20))
             histories[name] = shared.store.history(name)
-        shared.store.problem('no')
+        shared.store.check('no')
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0)
 
         def begin(name, free):
@@ -250,7 +250,7 @@ class Room(ParallelCase):
         self.put_file(os.path.join(path, 'one.xva'), bytes(1 << 20))
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=1, f_bfree=1)
         shared = shared_without_pool(self.backups)
-        shared.store.problem('no')
+        shared.store.check('no')
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         with unittest.mock.patch('os.statvfs', return_value=found):

@@ -482,7 +482,7 @@ class Target(StoreCase):
 
     def test_a_share_that_was_unmounted_since_is_noticed(self):
         store = store_at(self.backups, NAME)
-        self.assertEqual('', store.problem('no'))
+        store.check('no')
         store.check_mounted()
         store.mounted = self.backups                   # where the test found it a moment ago
         with self.assertRaises(VmBackup.TargetError) as caught:
