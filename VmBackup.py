@@ -7154,26 +7154,26 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
         log(f'  {name:23s} = {text}   ({place})')
     for rule in config.rules:
         log(f'  {rule}   ({rule.where})')
-    problems = [*config.unexpected, *config.errors.values()]
+    errors, warnings = [*config.unexpected, *config.errors.values()], []
     for rule in select(config.rules, [], 1).broken:
-        problems.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
+        errors.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
     if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
                for rule in config.rules):
-        problems.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
+        errors.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
     if settings.mail_smtp_password_file:
         try:
-            read_password_file(settings.mail_smtp_password_file, problems.append)
+            read_password_file(settings.mail_smtp_password_file, warnings.append)
         except ConfigError as error:
-            problems.append(f'ERROR: config mail_smtp_password_file: {error}')
-    problems += program_problems(settings)
-    for text in [*config.notes, *problems]:
+            errors.append(f'ERROR: config mail_smtp_password_file: {error}')
+    errors += program_problems(settings)
+    for text in [*config.notes, *errors, *warnings]:
         log(text)
     log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
         'backup_dir are right')
-    if any(re.match(r'(\*\*\*)?ERROR', text) for text in problems):
+    if errors:
         log('ERROR check-config: errors found (see above)')
         return ERROR.status
-    if problems:
+    if warnings:
         log('SUCCESS check-config: no errors' + WARNINGS_FOUND)
         return WARNING.status
     log('SUCCESS check-config: no errors')
