@@ -233,7 +233,7 @@ class Outcome(NamedTuple):
     status: str                # SUCCESS, WARNING, SKIPPED, or what failed
     started: Optional[str] = None      # as iso() writes it
     seconds: int = 0
-    path: Optional[str] = None         # of the dated directory, if it was made
+    path: Optional[str] = None         # of the dated directory, if it was made; portable
     files: Dict[str, int] = {}         # bytes of each file in a complete backup
     size: int = 0              # bytes of what was exported
     warnings: Sequence[str] = ()
@@ -241,11 +241,12 @@ class Outcome(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Counts of a run: VMs backed up, backed up with a warning, not backed up."""
+    """Counts of a run: VMs backed up, backed up with a warning, not backed up, skipped."""
 
     successes: int
     warnings: int
     errors: int
+    skipped: int
 
     def __str__(self) -> str:
         return 'S:{} W:{} E:{}'.format(*self)
@@ -254,8 +255,9 @@ class Tally(NamedTuple):
 def tally(tokens: Sequence[str], further_errors: int = 0) -> Tally:
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned = tokens.count('SUCCESS'), tokens.count('WARNING')
-    bad = len(tokens) - good - warned - tokens.count('SKIPPED')
-    return Tally(good, warned, bad + further_errors)
+    skipped = tokens.count('SKIPPED')
+    bad = len(tokens) - good - warned - skipped
+    return Tally(good, warned, bad + further_errors, skipped)
 
 
 def token_of(error: BaseException) -> str:
@@ -728,7 +730,7 @@ KEYS = (
         'yes verifies each backup after it was made, before it counts; no makes the night\n'
         'shorter'),
     Key('parallel', DEFAULT_PARALLEL, '1 to 64', int,
-        'How many VMs to back up side by side; with more than one, the longest come first'),
+        'How many VMs to back up side by side; with more than one, the largest come first'),
     Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, '0 to 64', int,
         'How many of them may have disks in the same SR; 0: no limit'),
     Key('hook', DEFAULT_HOOK, '', absolute,
@@ -2757,15 +2759,6 @@ class History:
             if record or backup.outcome in COMPLETE:
                 break
         return Vm(self.directory, uuid, name, record)
-
-    def last_seconds(self, method: str) -> float:
-        """Return the seconds that the last backup by a method took, by names; 0: not known."""
-        for backup in self.read():
-            manifest = backup.manifest
-            finished = as_time(manifest.document.get('finished'))
-            if manifest.method == method and manifest.started and finished:
-                return seconds_of(finished) - seconds_of(manifest.started)
-        return 0
 
     def last_size(self, names: Sequence[str]) -> int:
         """Return the bytes of files of these names, each in the last backup that has one."""
@@ -5102,11 +5095,21 @@ class Importer:
 # ----------------------------------------------------------------------------------------------
 # The first three cannot harm a backup; a hook can keep one from being made.
 
-ENTRY = re.compile('([0-9/]{10} [0-9:]{8}),([^,]*),([^,]*),(begin|end)(?:,(.*))?\\Z')
-LOG_ENDS = (1 << 16, 1 << 20, 1 << 24)     # bytes: thousands of VMs
+LAST_RUN = '.json'         # ends the name of a file beside a status log
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
+
+
+class LastRun(NamedTuple):
+    """A run as the file beside its status log has it when it has begun, and anew when it ends."""
+
+    begun: str                 # as iso() writes it
+    host: str                  # whose process this is
+    process: str               # see Intent
+    ended: Optional[str] = None
+    result: str = ''           # SUCCESS, WARNING, ERROR or SKIPPED, and counts
+    failed: Sequence[Tuple[str, str]] = ()     # names of VMs, and the tokens of what failed
 
 
 class StatusLog:
@@ -5114,98 +5117,48 @@ class StatusLog:
 
     def __init__(self, path: str, console: Console) -> None:
         self.path = path
-        self.host = os.uname().nodename
         self.console = console
         self.broken = False
         self.lock = threading.Lock()   # its lines are in the order of their times
-        self.begun = False
+        self.run = None        # type: Any
 
-    def write(self, actor: str, *words: str) -> None:
-        """Append `time,actor,host,words...`; problems are logged once."""
+    def write(self, actor: str, *words: str, run: Optional[LastRun] = None) -> None:
+        """Append `time,actor,host,words...`, and keep the run; problems are logged once."""
         if not self.path:
             return
         with self.lock:
-            line = ','.join((f'{now():%Y/%m/%d %H:%M:%S}', actor, self.host) + words)
+            fields = (f'{now():%Y/%m/%d %H:%M:%S}', actor, os.uname().nodename) + words
             try:
-                bounded(lambda: self.append(line), 'the file system')
+                bounded(lambda: self.append(','.join(fields), run), 'the file system')
             except (OSError, TargetError) as error:
                 if not self.broken:
                     self.console.log(f'***WARNING - cannot write status_log {self.path}: '
                                      f'{getattr(error, "strerror", error)}')
                 self.broken = True
 
-    def append(self, line: str) -> None:
-        """Append a line; raise OSError, for a pipe that nobody reads too."""
+    def append(self, line: str, run: Optional[LastRun]) -> None:
+        """Append a line, and keep the run, but for a pipe or device. Raise OSError, for a pipe
+        that nobody reads too."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         with open(os.open(self.path, flags, 0o666), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
+        if run and os.path.isfile(self.path):
+            write_json(self.path + LAST_RUN, run._asdict())
 
     def begin(self) -> None:
         """Note, once, that a run begins."""
-        if not self.begun:
-            self.begun = True
-            self.write('vmbackup.py', 'begin')
+        if not self.run:
+            self.run = LastRun(iso(now()), *own_process())
+            self.write('vmbackup.py', 'begin', run=self.run)
 
-    def end(self, verdict: Verdict, counts: Tally) -> None:
+    def end(self, verdict: Verdict, counts: Tally, outcomes: Sequence[Outcome]) -> None:
         """Note that a run ends."""
         self.begin()
-        self.write('vmbackup.py', 'end', verdict.token, str(counts))
-
-    def vm_begin(self, job: Job) -> None:
-        """Note that the backup of a VM begins."""
-        self.write(job.method, 'begin', job.vm.name)
-
-    def vm_end(self, outcome: Outcome) -> None:
-        """Note how the backup of a VM ended; size in GiB and time in minutes, both cut."""
-        words = [f'{outcome.status} {outcome.name}']
-        if outcome.status in ('SUCCESS', 'WARNING'):
-            words.append(f'elapse:{outcome.seconds // 60} size:{outcome.size >> 30}G')
-        self.write(outcome.method, 'end', *words)
-
-
-class LastRun(NamedTuple):
-    """The last run in a status log."""
-
-    begun: datetime.datetime
-    result: str                # SUCCESS, WARNING, ERROR or SKIPPED, and counts; '' if it has no end
-    failed: Tuple[Tuple[str, str], ...]        # names of VMs, and the tokens of what failed
-
-
-def run_in(lines: Sequence[str]) -> Optional[LastRun]:
-    """Return the last run in a status log, with what an overlapping one of its host wrote."""
-    begun = own_host = result = ''
-    failed = []                # type: List[Tuple[str, str]]
-    for when, actor, host, event, words in (
-            found.groups('') for found in map(ENTRY.match, lines) if found):
-        token, _, name = words.partition(' ')
-        if (actor, event) == ('vmbackup.py', 'begin'):
-            begun, own_host, result, failed = when, host, '', []
-        elif event == 'end' and host == own_host:
-            if actor == 'vmbackup.py' and not result.startswith('ERROR'):
-                result = words.replace(',', ' ')
-            elif actor in METHODS and token not in ('SUCCESS', 'WARNING', 'SKIPPED'):
-                failed.append((name, token))
-    with contextlib.suppress(ValueError):              # no time of any day; no run at all
-        return LastRun(datetime.datetime.strptime(begun, '%Y/%m/%d %H:%M:%S'), result,
-                       tuple(failed))
-    return None
-
-
-def last_run(path: str) -> Optional[LastRun]:
-    """Return the last run in a status log, of which only the end is read. Raise OSError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, 'not a file')
-        for most in LOG_ENDS:
-            stream.seek(max(status.st_size - most, 0))
-            text = stream.read(most).decode('utf-8', 'replace')
-            lines = text.split('\n')
-            found = run_in(lines[1:] if most < status.st_size else lines)
-            if found or most >= status.st_size:
-                return found
-    return None
+        failed = [(outcome.name, outcome.status) for outcome in outcomes
+                  if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
+        self.write('vmbackup.py', 'end', verdict.token, str(counts), run=self.run._replace(
+            ended=iso(now()), result=f'{verdict.token} {counts}', failed=failed))
 
 
 def hook_problem(path: str) -> str:
@@ -5337,9 +5290,29 @@ class Turn:
         self.job = job
         self.warnings = []     # type: List[str]
         self.skipped = False   # as a hook wants it
-        self.path = None       # type: Optional[str]
+        self.path = ''
         self.size = 0          # bytes, once all is done
         self.files = {}        # type: Dict[str, int]
+
+    @property
+    def status(self) -> str:
+        """Return the word for a turn that did not fail."""
+        if self.skipped:
+            return 'SKIPPED'
+        return 'WARNING' if self.warnings else 'SUCCESS'
+
+
+class Warnings(list):
+    """Warnings that belong to no VM; what is appended is logged at once."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def append(self, text: str) -> None:
+        """Log a warning and keep it."""
+        self.console.log(f'***WARNING - {text}')
+        super().append(text)
 
 
 class Run:
@@ -5352,7 +5325,7 @@ class Run:
         self.status_log = status_log
         self.console = console
         self.outcomes = []     # type: List[Outcome]
-        self.warnings = []     # type: List[str]
+        self.warnings = Warnings(console)
         self.errors = []       # type: List[str]
         self.further_errors = 0        # those that belong to no VM
         self.skipped = False   # as a hook wants it
@@ -5361,38 +5334,46 @@ class Run:
 
     def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
-        job, log, elapsed, started = turn.job, self.console.log, stopwatch(), iso(now())
-        name = job.vm.name
-        log(f'*** {job.method} begin {job.shown}')
-        self.status_log.vm_begin(job)
+        log, elapsed, started = self.console.log, stopwatch(), iso(now())
+        method, name = turn.job.method, turn.job.vm.name
+        log(f'*** {method} begin {turn.job.shown}')
+        self.status_log.write(method, 'begin', name)
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
         try:
             work()
-            status, reason = 'WARNING' if turn.warnings else 'SUCCESS', None
-            if turn.skipped:
-                status = 'SKIPPED'
+            status, reason = turn.status, None
         except Exception as error:                     # it must not stop the others
             status, reason = token_of(error), explain(error, self.console)
-            log(f'ERROR {job.method} {status} {name}: {reason}')
+            log(f'ERROR {method} {status} {name}: {reason}')
         finally:
             for warning in turn.warnings:
                 log(f'***WARNING - {name}: {warning}')
             seconds = int(elapsed())
-            outcome = Outcome(name, job.vm.uuid, job.method, status, started, seconds, turn.path,
-                              turn.files, turn.size, tuple(turn.warnings), reason)
-            self.outcomes.append(outcome)
-            self.status_log.vm_end(outcome)
+            self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds,
+                             portable(turn.path) or None, turn.files, turn.size,
+                             tuple(turn.warnings), reason))
         if self.done and status in ('SUCCESS', 'WARNING'):
-            phrase = 'WARNING' if turn.warnings else 'Success'
-            log(self.done.format(job.method, name, phrase, seconds // 60))
+            phrase = 'Success' if status == 'SUCCESS' else status
+            log(self.done.format(method, name, phrase, seconds // 60))
+
+    def add(self, outcome: Outcome) -> None:
+        """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
+        self.outcomes.append(outcome)
+        words = [f'{outcome.status} {outcome.name}']
+        if outcome.status in ('SUCCESS', 'WARNING'):
+            words.append(f'elapse:{outcome.seconds // 60} size:{outcome.size >> 30}G')
+        self.status_log.write(outcome.method, 'end', *words)
 
     @contextlib.contextmanager
-    def surviving(self) -> Iterator[None]:
+    def surviving(self, what: str = '') -> Iterator[None]:
         """Do a step whose error, even a bug of ours, does not end the run."""
         try:
             yield
         except Exception as error:
-            self.fail(explain(error, self.console))
+            reason = what + explain(error, self.console)
+            self.console.log(f'ERROR {reason}')
+            self.errors.append(reason)
+            self.further_errors += 1
 
     @contextlib.contextmanager
     def until_ended(self) -> Iterator[None]:
@@ -5403,26 +5384,6 @@ class Run:
         except Interrupted as interruption:
             self.signum = interruption.signum
             self.console.log('ERROR ' + explain(interruption, self.console))
-
-    @contextlib.contextmanager
-    def tolerating(self, what: str) -> Iterator[None]:
-        """Allow a step that belongs to no VM to fail, with a warning."""
-        warnings = []          # type: List[str]
-        with tolerating(warnings, what):
-            yield
-        self.warn(warnings)
-
-    def fail(self, reason: str) -> None:
-        """Log and count an error that belongs to no VM."""
-        self.console.log(f'ERROR {reason}')
-        self.errors.append(reason)
-        self.further_errors += 1
-
-    def warn(self, warnings: Sequence[str]) -> None:
-        """Log warnings that belong to no VM."""
-        for warning in warnings:
-            self.console.log(f'***WARNING - {warning}')
-        self.warnings.extend(warnings)
 
     def counts(self) -> Tally:
         """Return the counts, as far as they are known."""
@@ -5453,25 +5414,6 @@ class Run:
         return max(self.verdict().status, 0 if mailed else WARNING.status)
 
 
-def write_report(path: str, run: Run, config_file: str, identity: Dict[str, Any]) -> None:
-    """Write a run's report as JSON; `identity`: pool and xapi. Raise OSError, TargetError."""
-    vms, warnings, errors = [], list(run.warnings), list(run.errors)
-    for outcome in run.outcomes:
-        vms.append(dict(outcome._asdict(), path=outcome.path and portable(outcome.path)))
-    if run.status_log.broken:
-        warnings.append(f'cannot write status_log {portable(run.status_log.path)}')
-    if run.signum:
-        errors.append(f'ended by signal {run.signum}')
-    skipped = [outcome.status for outcome in run.outcomes].count('SKIPPED')
-    document = dict(
-        schema=1, version=VERSION, host=os.uname().nodename, config=portable(config_file),
-        started=run.started, backup_dir=portable(run.settings.backup_dir), finished=iso(now()),
-        status=run.verdict().token, signal=run.signum or None, exit_status=run.exit_status(),
-        warnings=warnings, errors=errors, **identity,
-        counts=dict(run.counts()._asdict(), skipped=skipped), vms=vms)
-    bounded(lambda: put_report(path, document), 'the file system')
-
-
 def put_report(path: str, document: Dict[str, Any]) -> None:
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -5491,22 +5433,6 @@ MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we
 NO_DISK_LEFT = 'all of its disks are left out'
 
 
-def exporter_of(config: Config, method: str, pool: Pool, xe: Xe, warnings: List[str]) -> Exporter:
-    """Return the exporter of a method, with the settings that it needs."""
-    settings, wanted = config.settings, 'boot'
-    kind = VmExporter          # type: Any
-    extension = '.xva' + COMPRESSIONS[settings.compress].ending
-    if method == 'vdi-export':
-        wanted = settings.vdi_disks
-        kind = VdiExporter if wanted == 'boot' else DisksExporter
-        ending = COMPRESSIONS[settings.vdi_compress].ending
-        extension = f'.{settings.vdi_export_format}{ending}'
-    exporter = kind(pool, xe, extension, warnings)     # type: Exporter
-    patterns = [rule.text for rule in config.rules if rule.method == 'exclude-disk' and rule.text]
-    exporter.choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
-    return exporter
-
-
 def disk_words(disk: Disk, why: str) -> str:
     """Return a disk that is left out as the log has it."""
     return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
@@ -5517,26 +5443,45 @@ def disk_facts(disk: Disk) -> Dict[str, Any]:
     return {'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.vdi['name_label']}
 
 
-class Shared:
-    """What the backups of one run share."""
+class Shared(Run):
+    """A run, as the backups of its VMs share it."""
 
-    def __init__(self, config: Config, store: Store, pool: Any, hooks: Hooks) -> None:
+    def __init__(self, config: Config, console: Console, status_log: StatusLog,
+                 signals: Signals) -> None:
+        settings = config.settings
+        super().__init__(settings, status_log, console)
         self.config = config
-        self.store = store
-        self.pool = pool
-        self.hooks = hooks
-        self.console = hooks.console
-        self.signals = hooks.signals
-        self.verifier = Verifier(hooks.console, hooks.signals, config.settings.stall_timeout * 60)
+        self.signals = signals
+        self.report_file = settings.report_file if config.path else ''
+        self.store = Store(settings)
+        self.hooks = Hooks(settings, self.report_file, console, signals)
+        self.verifier = Verifier(console, signals, settings.stall_timeout * 60)
+        self.pool = None       # type: Any     # once it is logged in
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.beginning = threading.Lock()      # one after the other looks at the free space
-        self.writing = []      # type: List[VmBackup]      # those that still need free space
+        self.writing = set()   # type: Set[VmBackup]       # those that still need free space
         self.noted = False     # it was said that the share cannot lock
         # By path of their directories: snapshots that could not be removed. Directories whose
-        # snapshot may be somebody else's, or not be made yet. VMs to clean up when the run ends.
-        self.not_removed = {}    # type: Dict[str, str]
+        # snapshot may be somebody else's, or not be made yet.
+        self.not_removed = {}  # type: Dict[str, str]
         self.doubtful = []     # type: List[str]
-        self.to_retry = []        # type: List[History]
+        self.left = False      # something in the pool that the end of the run may mend
+
+    def exporter(self, method: str, warnings: List[str]) -> Exporter:
+        """Return the exporter of a method, with the settings that it needs."""
+        settings, wanted = self.settings, 'boot'
+        kind = VmExporter      # type: Any
+        extension = '.xva' + COMPRESSIONS[settings.compress].ending
+        if method == 'vdi-export':
+            wanted = settings.vdi_disks
+            kind = VdiExporter if wanted == 'boot' else DisksExporter
+            ending = COMPRESSIONS[settings.vdi_compress].ending
+            extension = f'.{settings.vdi_export_format}{ending}'
+        exporter = kind(self.pool, Xe(self.console, self.signals), extension, warnings)
+        patterns = [rule.text for rule in self.config.rules
+                    if rule.method == 'exclude-disk' and rule.text]
+        exporter.choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
+        return exporter
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -5547,18 +5492,14 @@ class Shared:
                 self.console.log(self.store.lock_note())
             yield
 
-    def clean_up(self, history: History, warnings: List[str]) -> List[str]:
+    def remove_leftovers(self, history: History, warnings: List[str]) -> List[str]:
         """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
         the uuids of snapshots that cannot be removed; a run warns of each once."""
         records = history.open_records()
         for backup in records:
             if backup.path not in self.not_removed and backup.path not in self.doubtful:
-                try:
+                with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
                     self.remove_snapshot(backup, warnings)
-                except (VmBackupError, OSError) as error:
-                    warnings.append(
-                        f'a snapshot of {backup.path} may be left in the pool: {error}')
-                    self.to_retry.append(history)
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
                 self.store.finish_deleting(path)
@@ -5594,28 +5535,17 @@ class VmBackup(Turn):
     def __init__(self, shared: Shared, job: Job) -> None:
         super().__init__(job)
         self.shared = shared
-        self.settings = shared.config.settings
+        self.settings = shared.settings
         self.console = shared.console
         self.pool = shared.pool
         self.policy = policy_of(self.settings, job)
         self.history = self.backup = self.exporter = None      # type: Any
         self.manifest = {}     # type: Dict[str, Any]
         self.exported = []     # type: List[ExportFile]
-        self.paths = []        # type: List[str]
         self.last = 0          # bytes that the files of the last one take
         self.reserved = 0      # bytes by which the free space will shrink
-        # An estimate: the uuids of the disks' SRs, bytes of the disks, seconds; 0 if unknown.
-        self.srs, self.bytes, self.seconds = frozenset(), 0, 0.0       # type: Any, int, float
-
-    def estimate(self) -> None:
-        """Estimate the backup, as far as the tables and the last one show."""
-        shared, job = self.shared, self.job
-        with contextlib.suppress(VmBackupError, OSError, ValueError):  # its own turn will show that
-            xe = Xe(self.console, shared.signals)
-            disks = exporter_of(shared.config, job.method, self.pool, xe, []).choose(job.vm)
-            self.srs = frozenset(disk.sr_uuid for disk in disks)
-            self.bytes = sum(int(disk.vdi['virtual_size']) for disk in disks)
-            self.seconds = shared.store.history_of(job).last_seconds(job.method)
+        self.srs = set()       # type: Set[str]        # uuids of those with its disks
+        self.bytes = 0         # of its disks
 
     def run(self) -> None:
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
@@ -5625,9 +5555,9 @@ class VmBackup(Turn):
             try:
                 self.back_up_with_hooks()
             finally:
-                self.release()
+                self.shared.writing.discard(self)
                 if self.exporter and self.exporter.left:
-                    self.shared.to_retry.append(self.history)
+                    self.shared.left = True
 
     def back_up_with_hooks(self) -> None:
         """Make the backup between its hooks. Raise as `run`."""
@@ -5640,13 +5570,12 @@ class VmBackup(Turn):
                 return
             self.back_up_or_retry()
         except BaseException as error:
-            hooks.notify('backup-abort', self.warnings, status=token_of(error),
-                         target=self.path or '', **known)
+            hooks.notify('backup-abort', self.warnings, status=token_of(error), target=self.path,
+                         **known)
             raise
         files = sorted(self.backup.file(file.name) for file in self.exported)
-        status = 'WARNING' if self.warnings else 'SUCCESS'
         hooks.notify('backup-end', self.warnings, target=self.path, file='\n'.join(files),
-                     size=str(self.size), status=status, **known)
+                     size=str(self.size), status=self.status, **known)
 
     def back_up_or_retry(self) -> None:
         """Make the backup; once more where xapi went away before anything was exported: one restart
@@ -5657,10 +5586,10 @@ class VmBackup(Turn):
             if error.code not in WENT_AWAY or not self.pool.patience:
                 raise
             if self.exporter and self.exporter.left:       # xapi may make it as it starts
-                self.shared.to_retry.append(self.history)
                 self.shared.doubtful.append(self.path)
+                self.shared.left = True
             self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
-        self.release()
+        self.shared.writing.discard(self)
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
             self.shared.signals.check()
@@ -5670,22 +5599,27 @@ class VmBackup(Turn):
 
     def back_up(self, started: datetime.datetime) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
-        log, job, warnings = self.console.log, self.job, self.warnings
+        log, job, exporter = self.console.log, self.job, self.shared.exporter(
+            self.job.method, self.warnings)
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         known = self.discard_leftovers()
         self.drop_last_failure()
-        xe = Xe(self.console, self.shared.signals)
-        exporter = exporter_of(self.shared.config, job.method, self.pool, xe, warnings)
         self.exporter = exporter
         self.new_directory(exporter.names(os.path.basename(self.history.directory), vm), started)
         log(f'new backup_dir: {self.path}')
-        self.write_metadata(vm)
+        log('Exporting VM metadata XML info')
+        with tolerating(self.warnings, 'vm-metadata.xml is missing'):
+            write_metadata(self.backup, vm, exporter.xe)
+        log('*** vm-export metadata end')
+        with tolerating(self.warnings, 'metadata is missing'):
+            write_configuration(self.backup, vm, self.pool, self.console)
         log(f'*** {job.method} begin xe command sequence')
-        running = vm.record['power_state'] == 'Running'
-        if running:
+        if vm.record['power_state'] == 'Running':
             log('power-state ( RO): running')
-        log('vm is running' if running else 'vm is NOT running')
+            log('vm is running')
+        else:
+            log('vm is NOT running')
         exporter.select_target(vm)
         self.log_disks()
         self.shared.signals.check()
@@ -5699,13 +5633,13 @@ class VmBackup(Turn):
             log(f'{job.method} success')
         log(f'*** {job.method} end')
         self.verify()
-        self.complete(size)
-        with tolerating(warnings, 'cannot look for older backups'):
+        self.finish(size)
+        with tolerating(self.warnings, 'cannot look for older backups'):
             self.prune(self.history.expendable(self.policy, started, self.path))
 
     def discard_leftovers(self) -> List[str]:
         """Remove what an earlier run has left; raise BackupFailed if too many snapshots stay."""
-        known = self.shared.clean_up(self.history, self.warnings)
+        known = self.shared.remove_leftovers(self.history, self.warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
                                + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
@@ -5724,8 +5658,8 @@ class VmBackup(Turn):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
-            going = self.history.expendable(self.policy, started)
-            gain = sum(backup.occupied() for backup in going)
+            for backup in self.history.expendable(self.policy, started):
+                gain += backup.occupied()
         self.last = self.history.last_size(names)
         shared = self.shared
         with shared.beginning:
@@ -5734,29 +5668,14 @@ class VmBackup(Turn):
             shared.store.check_mounted()
             self.backup = shared.store.begin(self.history, started)
             self.path = self.backup.path
-            self.paths = [self.backup.file(name) for name in names]
             self.reserved = self.last - gain
-            shared.writing.append(self)
+            shared.writing.add(self)
 
     def unwritten(self) -> int:
         """Return how many bytes of the free space it will still take."""
         with contextlib.suppress(OSError):             # its own thread will meet that, too
-            return max(0, self.reserved - sum(size_of(path) for path in self.paths))
+            return max(0, self.reserved - self.backup.occupied())
         return 0
-
-    def release(self) -> None:
-        """Give back the free space that was reserved and not used."""
-        if self in self.shared.writing:
-            self.shared.writing.remove(self)
-
-    def write_metadata(self, vm: Vm) -> None:
-        """Write the metadata; warn of what is missing."""
-        self.console.log('Exporting VM metadata XML info')
-        with tolerating(self.warnings, 'vm-metadata.xml is missing'):
-            write_metadata(self.backup, vm, self.exporter.xe)
-        self.console.log('*** vm-export metadata end')
-        with tolerating(self.warnings, 'metadata is missing'):
-            write_configuration(self.backup, vm, self.pool, self.console)
 
     def log_disks(self) -> None:
         """Log which disks are left out, and which might have been; warn if none is left."""
@@ -5772,11 +5691,10 @@ class VmBackup(Turn):
 
     def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
         """Return the manifest, as far as it is known before the export."""
-        vm, disks, left_out = self.job.vm, [], []
-        for disk in self.exporter.disks:
-            disks.append(dict(disk_facts(disk), virtual_size=int(disk.vdi['virtual_size'])))
-        for disk, why in self.exporter.left_out:
-            left_out.append(dict(disk_facts(disk), why=why))
+        vm = self.job.vm
+        disks = [dict(disk_facts(disk), virtual_size=int(disk.vdi['virtual_size']))
+                 for disk in self.exporter.disks]
+        left_out = [dict(disk_facts(disk), why=why) for disk, why in self.exporter.left_out]
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
@@ -5791,10 +5709,11 @@ class VmBackup(Turn):
                 self.exported = self.exporter.files(name, snapshot)
             size = sum([self.export_file(file) for file in self.exported])
         except BackupFailed as error:                  # a packer writes some bytes of nothing, too
-            if error.code != REFUSED or sum(map(size_of, self.paths)) > BLOCK:
+            begun = sum(size_of(self.backup.file(file.name)) for file in self.exported)
+            if error.code != REFUSED or begun > BLOCK:
                 error.code = ''                        # it was begun: no second try
             raise
-        self.release()
+        self.shared.writing.discard(self)
         return size
 
     def export_file(self, file: ExportFile) -> int:
@@ -5826,13 +5745,13 @@ class VmBackup(Turn):
         self.warnings.extend(verified.problems)
         self.manifest['verified'] = verified.record({})
 
-    def complete(self, size: int) -> None:
+    def finish(self, size: int) -> None:
         """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
         with tolerating(self.warnings, f'{GUIDE} is missing'):
             write_guide(self.backup, self.exported, self.manifest)
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
         self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
-        self.size, self.files = size, Manifest.read(self.backup.path).files
+        self.size, self.files = size, Manifest.read(self.path).files
         path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
         self.console.log(f'*** success: {path} : {size >> 30}G')
 
@@ -5886,108 +5805,112 @@ def program_problems(settings: Settings) -> List[str]:
     return problems
 
 
-def check_plan(config: Config, plan: Plan, store: Store, console: Console) -> Sequence[str]:
-    """Print settings, lists and problems; return those that make a run impossible."""
-    for message in plan.messages:
-        console.log(message)
-    show_settings(config, plan, console)
-    problems = list(config.errors.values())
-    try:
-        store.check(config.settings.require_mount)
-        if config.settings.require_mount == 'auto' and store.mounted == '/':
-            console.log(f'***NOTE - backup_dir {store.root} is on the root file system of this '
-                        'host')
-    except TargetError as error:
-        problems.append(f'ERROR: {error}')
-    problems += program_problems(config.settings)
-    errors = tuple(problems) + plan.errors
-    if problems or plan.invalid:
-        errors += ('ERROR in configuration settings...',)
-    for error in errors:
-        console.log(error)
-    return errors
-
-
-def longest_first(backups: Sequence[VmBackup]) -> List[VmBackup]:
-    """Return them in the order to begin in; an unknown duration is estimated from the size."""
-    known = [backup for backup in backups if backup.seconds]
-    seconds, size = sum(backup.seconds for backup in known), sum(backup.bytes for backup in known)
-    rate = seconds / (size or 1) or 1
-    return sorted(backups, key=lambda backup: -(backup.seconds or backup.bytes * rate))
-
-
 def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
                 per_sr: int) -> Optional[VmBackup]:
     """Return the first that may begin beside the running ones, `per_sr` of which may read an SR."""
     read = collections.Counter(sr for backup in running for sr in backup.srs)
     for backup in waiting:
-        if all(read[sr] < per_sr for sr in backup.srs):
+        if not per_sr or all(read[sr] < per_sr for sr in backup.srs):
             return backup
     return None
 
 
-def with_left_out(config: Config, plan: Plan, pool: Pool, xe: Xe) -> Plan:
-    """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
-    left_out, failures, messages, warnings = [], [], [], list(plan.warnings)
-    for job in plan.jobs:
-        exporter = exporter_of(config, job.method, pool, xe, [])
-        disks = exporter.choose(job.vm)
-        left_out += [f'{job.shown}/{disk_words(disk, why)}' for disk, why in exporter.left_out]
-        for word, text in exporter.remarks(disks):
-            messages.append(f'***{word} - {job.shown}: {text}')
-            if word == 'WARNING':
-                warnings.append(text)
-            if word == 'ERROR':
-                failures.append(Outcome(job.vm.name, None, job.method, 'VDI-EXPORT-FAIL'))
-        if job.method == 'vdi-export' and not disks:
-            messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
-            failures.append(Outcome(job.vm.name, None, job.method, 'NO-BOOT-DISK'))
-        elif exporter.left_out and not disks:
-            messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
-            warnings.append(NO_DISK_LEFT)
-    return plan._replace(
-        left_out=tuple(left_out), failures=plan.failures + tuple(failures),
-        messages=plan.messages + tuple(messages), warnings=tuple(warnings))
-
-
-class BackupRun(Run):
+class BackupRun(Shared):
     """A night's backup. Whatever happens, `end` reports it."""
 
-    def __init__(self, config: Config, console: Console, status_log: StatusLog,
-                 signals: Signals) -> None:
-        super().__init__(config.settings, status_log, console)
-        self.config = config
-        self.signals = signals
-        self.store = Store(self.settings)
-        self.report_file = self.settings.report_file if config.path else ''
-        self.hooks = Hooks(self.settings, self.report_file, console, signals)
-        self.closing = ''      # the phase of the hook that is to follow
-        self.restores_left = False
-        self.shared = Shared(config, self.store, None, self.hooks)
+    closing = ''               # the phase of the hook that is to follow
 
-    def run(self, login: str) -> None:
+    def make_plan(self) -> Plan:
+        """Return what is to be done. Raise PoolError."""
+        return select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
+                      self.settings.keep_last, self.settings.honour_nobak)
+
+    def check(self, plan: Plan) -> Sequence[str]:
+        """Print settings, lists and problems; return those that make a run impossible."""
+        log, mount = self.console.log, self.settings.require_mount
+        for message in plan.messages:
+            log(message)
+        show_settings(self.config, plan, self.console)
+        problems = list(self.config.errors.values())
+        try:
+            self.store.check(mount)
+            if mount == 'auto' and self.store.mounted == '/':
+                log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
+                    'host')
+        except TargetError as error:
+            problems.append(f'ERROR: {error}')
+        problems += program_problems(self.settings)
+        errors = tuple(problems) + plan.errors
+        if problems or plan.invalid:
+            errors += ('ERROR in configuration settings...',)
+        for error in errors:
+            log(error)
+        return errors
+
+    def with_disks(self, plan: Plan) -> Plan:
+        """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
+        left_out, messages = [], []    # type: List[str], List[str]
+        for job in plan.jobs:
+            exporter = self.exporter(job.method, [])
+            disks = exporter.choose(job.vm)
+            for disk, why in exporter.left_out:
+                left_out.append(f'{job.shown}/{disk_words(disk, why)}')
+            for word, text in exporter.remarks(disks):
+                messages.append(f'***{word} - {job.shown}: {text}')
+            if job.method == 'vdi-export' and not disks:
+                messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
+            elif exporter.left_out and not disks:
+                messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
+        warnings = [message for message in messages if message.startswith('***WARNING')]
+        return plan._replace(left_out=tuple(left_out), messages=plan.messages + tuple(messages),
+                             warnings=plan.warnings + tuple(warnings))
+
+    def preview(self, word: str) -> int:
+        """Print what a run would do, changing nothing; return the exit status. Raise
+        VmBackupError."""
+        log = self.console.log
+        password = login_word(word, self.console)
+        with Pool.connect(password, self.console, self.signals) as self.pool:
+            plan = self.make_plan()
+            if not plan.errors:
+                plan = self.with_disks(plan)
+        if self.check(plan):
+            return ERROR.status
+        log('Checking all VMs for duplicate names ...')
+        if plan.left_out:
+            log(f'  left out disks (cnt)= {len(plan.left_out)}')
+            for line in plan.left_out:
+                log('  left out: ' + line)
+        if plan.uncovered and self.config.path:
+            log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
+            log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
+        if plan.failures or any(message.startswith('***ERROR') for message in plan.messages):
+            log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
+            return ERROR.status
+        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
+        return WARNING.status if plan.warnings else SUCCESS.status
+
+    def run(self, word: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
         if not self.hooks.run('job-init'):             # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
         self.status_log.begin()
-        password = login_word(login, self.console)
-        with Pool.connect(password, self.console, self.signals) as pool:
-            self.shared.pool = pool
-            plan = select(self.config.rules, pool.vms(tuple(self.store.restores())),
-                          self.settings.keep_last, self.settings.honour_nobak)
-            wrong = check_plan(self.config, plan, self.store, self.console)
+        password = login_word(word, self.console)
+        with Pool.connect(password, self.console, self.signals) as self.pool:
+            plan = self.make_plan()
+            wrong = self.check(plan)
             if wrong:
-                self.add_failures(plan)
+                for failure in plan.failures:
+                    self.add(failure)
                 self.errors.extend(wrong)
                 self.further_errors += not plan.failures
                 return
-            found = WARNINGS_FOUND if plan.warnings else ''
-            self.console.log('SUCCESS check of parameters ' + found)
+            self.console.log('SUCCESS check of parameters '
+                             + (WARNINGS_FOUND if plan.warnings else ''))
             self.skipped = not self.hooks.run('job-start')
             if not self.skipped:
-                self.warnings.extend(plan.warnings)
                 self.execute(plan)
             self.closing = 'job-end'
 
@@ -5996,25 +5919,36 @@ class BackupRun(Run):
         self.signals.at_once = False
         begun = self.closing or self.skipped
         if self.closing:
-            self.run_hook(self.closing)
+            self.hooks.notify(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
-            with self.tolerating(f'cannot write report_file {self.report_file}'):
-                write_report(self.report_file, self, self.config.path, self.shared.identity)
-        self.status_log.end(self.verdict(), self.counts())
+            with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
+                document = self.report()
+                bounded(lambda: put_report(self.report_file, document), 'the file system')
+        self.status_log.end(self.verdict(), self.counts(), self.outcomes)
         mailed = self.report_end('')
         if begun:
-            self.run_hook('log-end')
+            self.hooks.notify('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status(mailed)
 
-    def run_hook(self, phase: str) -> None:
-        """Run the hook at a phase that ends the run; its failure is a warning."""
-        warnings = []          # type: List[str]
-        self.hooks.notify(phase, warnings, status=self.verdict().token)
-        self.warn(warnings)
+    def report(self) -> Dict[str, Any]:
+        """Return what report_file gets."""
+        warnings, errors = list(self.warnings), list(self.errors)
+        if self.status_log.broken:
+            warnings.append(f'cannot write status_log {portable(self.status_log.path)}')
+        if self.signum:
+            errors.append(f'ended by signal {self.signum}')
+        return dict(
+            schema=1, version=VERSION, host=os.uname().nodename,
+            config=portable(self.config.path), started=self.started,
+            backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
+            status=self.verdict().token, signal=self.signum or None,
+            exit_status=self.exit_status(), warnings=warnings, errors=errors, **self.identity,
+            counts=self.counts()._asdict(), vms=[outcome._asdict() for outcome in self.outcomes])
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
         log = self.console.log
+        self.warnings.extend(plan.warnings)            # which are logged already
         self.signals.at_once = False
         be_gentle(False)
         for line in (RULER, f'VmBackup running on {os.uname().nodename} ...', RULER,
@@ -6024,20 +5958,22 @@ class BackupRun(Run):
         log('Success: backup directory area is writable')
         log(RULER)
         self.show_space('Space before backups')
-        with self.surviving():
-            self.clean_up()
+        with tolerating(self.warnings, 'cannot tell which pool this is'):
+            self.identity = self.pool.identity()
+        self.clean_up()
         if self.settings.pool_db_backup:
-            with self.surviving():
+            with self.surviving('pool database not backed up: '):
                 self.back_up_pool_database()
-        self.add_failures(plan)
-        backups = [VmBackup(self.shared, job) for job in plan.jobs]
+        for failure in plan.failures:
+            self.add(failure)
+        backups = [VmBackup(self, job) for job in plan.jobs]
         if self.settings.parallel > 1:
             self.side_by_side(backups)
         else:
             self.one_by_one(backups)
         self.signals.check()
-        with self.surviving():
-            self.clean_up_again()
+        if self.left or self.not_removed:
+            self.clean_up()
         log(RULER)
         self.show_space('Space status')
 
@@ -6051,92 +5987,66 @@ class BackupRun(Run):
                     self.attempt(backup, backup.run)
 
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
-        """Back up several VMs at once, each in a thread; after a signal none begins."""
+        """Back up several VMs at once, each in a thread, the largest first; after a signal none
+        begins."""
+        import queue
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
+        ended = queue.Queue()  # type: queue.Queue
+
+        def work(backup: VmBackup) -> None:
+            try:
+                with self.surviving(), self.console.about(backup.job.vm.name), (
+                        contextlib.suppress(Interrupted)):
+                    self.attempt(backup, backup.run)
+            finally:
+                ended.put(backup)
+
         for backup in backups:
-            self.signals.check()
-            backup.estimate()
-        waiting, running = longest_first(backups), []  # type: List[VmBackup], List[VmBackup]
-        most, changed = self.settings.parallel_per_sr or len(backups), threading.Condition()
-
-        def work() -> None:
-            while True:
-                with changed:
-                    backup = next_backup(waiting, running, most)
-                    while waiting and not backup and not self.signals.received:
-                        changed.wait(1)                # a signal is seen within a second
-                        backup = next_backup(waiting, running, most)
-                    if not backup or self.signals.received:
-                        return
-                    waiting.remove(backup)
-                    running.append(backup)
+            with contextlib.suppress(VmBackupError, ValueError):   # its own turn will show that
+                for disk in self.exporter(backup.job.method, []).choose(backup.job.vm):
+                    backup.srs.add(disk.sr_uuid)
+                    backup.bytes += int(disk.vdi['virtual_size'])
+        waiting = sorted(backups, key=lambda backup: -backup.bytes)
+        running = []           # type: List[VmBackup]
+        while True:
+            following = None   # type: Optional[VmBackup]
+            if len(running) < self.settings.parallel and not self.signals.received:
+                following = next_backup(waiting, running, self.settings.parallel_per_sr)
+            if following:
+                waiting.remove(following)
+                running.append(following)
                 try:
-                    with self.surviving(), self.console.about(backup.job.vm.name), (
-                            contextlib.suppress(Interrupted)):
-                        self.attempt(backup, backup.run)
-                finally:
-                    with changed:
-                        running.remove(backup)
-                        changed.notify_all()
-
-        threads = []           # type: List[threading.Thread]
-        try:
-            for _ in range(min(self.settings.parallel, len(waiting))):
-                thread = threading.Thread(target=work)
-                with contextlib.suppress(RuntimeError):        # the system has no more
-                    thread.start()
-                    threads.append(thread)
-            if not threads:
-                work()
-        finally:
-            for thread in threads:                     # they need the pool
-                thread.join()
+                    threading.Thread(target=work, args=(following,)).start()
+                except RuntimeError:                   # the system has no more threads
+                    work(following)
+            elif running:
+                running.remove(ended.get())
+            else:
+                return
 
     def clean_up(self) -> None:
-        """Remove what earlier runs that died have left, also of VMs that are not selected."""
-        with self.tolerating('cannot tell which pool this is'):
-            self.shared.identity = self.shared.pool.identity()
-        with self.tolerating('cannot look for leftovers'):
+        """Remove what earlier runs that died have left, also of VMs that are not selected, and at
+        the end of a run what it had to leave."""
+        self.not_removed.clear()
+        del self.doubtful[:]
+        with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
-            self.clean_up_restores()
-
-    def clean_up_again(self) -> None:
-        """Try again, at the end, to remove what had to be left in the pool."""
-        self.shared.not_removed.clear()
-        del self.shared.doubtful[:]
-        histories, self.shared.to_retry = self.shared.to_retry, []
-        for history in histories:
-            self.clean_up_one(history)
-        if self.restores_left:
-            self.clean_up_restores()
-
-    def clean_up_restores(self) -> None:
-        """End restores that were killed."""
-        warnings = []          # type: List[str]
-        Importer(self.shared.pool, Xe(self.console, self.signals, False), self.store,
-                 warnings).clean_up()
-        self.restores_left = bool(warnings)
-        self.warn(warnings)
+            known = len(self.warnings)
+            Importer(self.pool, Xe(self.console, self.signals, False), self.store,
+                     self.warnings).clean_up()         # restores that were killed
+            self.left = len(self.warnings) > known
 
     def clean_up_one(self, history: History) -> None:
         """Clean up one directory, unless another run is at work there."""
-        warnings = []          # type: List[str]
-        with tolerating(warnings, f'cannot clean up {history.directory}'):
+        with tolerating(self.warnings, f'cannot clean up {history.directory}'):
             if history.open_records() or history.half_deleted():
                 self.signals.check()
                 try:
-                    with self.shared.locked(history.directory, 0):
-                        self.shared.clean_up(history, warnings)
+                    with self.locked(history.directory, 0):
+                        self.remove_leftovers(history, self.warnings)
                 except BackupFailed as error:
                     self.console.log(f'***NOTE - {history.directory}: {error}')
-        self.warn(warnings)
-
-    def add_failures(self, plan: Plan) -> None:
-        """Count and record configured VMs that cannot be backed up."""
-        self.outcomes.extend(plan.failures)
-        for outcome in plan.failures:
-            self.status_log.vm_end(outcome)
 
     def show_space(self, title: str) -> None:
         """Log what df says."""
@@ -6149,71 +6059,44 @@ class BackupRun(Run):
             self.console.log(f'NOTE {error}')
 
     def back_up_pool_database(self) -> None:
-        """Dump the pool's database, on its master; a failure is an error of the run."""
+        """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
         log, xe = self.console.log, Xe(self.console, self.signals, False)
         log('*** begin backup_pool_metadata ***')
-        try:
-            if not self.shared.pool.is_master():
-                log('NOTE not the pool master: no backup of the pool database here')
-                return
-            directory = f'{self.store.root}/METADATA_{path_part(os.uname().nodename)}'
-            with self.shared.locked(directory, self.settings.lock_wait * 60):
-                with self.store.new_pool_dump(directory, now()) as path:
-                    partial = path + PARTIAL
-                    watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                        Meter(self.console, 'dumped', os.path.basename(path)))
-                    output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
-                    self.console.log_lines(output)
-                    if self.settings.verify == 'yes':
-                        self.shared.verifier.prove(partial, form='.dump')
-                with self.tolerating('cannot delete old dumps'):
-                    for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
-                        log(f'Deleting oldest pool database dump {old}')
-        except (VmBackupError, OSError) as error:
-            self.fail(f'pool database not backed up: {error}')
-
-
-def preview(line: CommandLine, console: Console, signals: Signals) -> int:
-    """Print what a run would do, changing nothing; return the exit status. Raise VmBackupError."""
-    config = config_of(line, console)
-    refuse_unexpected(config, console)
-    store = Store(config.settings)
-    with Pool.connect(login_word(line.password, console), console, signals) as pool:
-        plan = select(config.rules, pool.vms(tuple(store.restores())),
-                      config.settings.keep_last, config.settings.honour_nobak)
-        if not plan.errors:
-            plan = with_left_out(config, plan, pool, Xe(console, signals))
-    if check_plan(config, plan, store, console):
-        return ERROR.status
-    console.log('Checking all VMs for duplicate names ...')
-    if plan.left_out:
-        console.log(f'  left out disks (cnt)= {len(plan.left_out)}')
-        for disk in plan.left_out:
-            console.log('  left out: ' + disk)
-    if plan.uncovered and config.path:
-        console.log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
-        console.log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
-    if plan.failures:
-        console.log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
-        return ERROR.status
-    console.log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
-    return WARNING.status if plan.warnings else SUCCESS.status
+        if not self.pool.is_master():
+            log('NOTE not the pool master: no backup of the pool database here')
+            return
+        directory = f'{self.store.root}/METADATA_{path_part(os.uname().nodename)}'
+        with self.locked(directory, self.settings.lock_wait * 60):
+            with self.store.new_pool_dump(directory, now()) as path:
+                partial = path + PARTIAL
+                watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
+                                    Meter(self.console, 'dumped', os.path.basename(path)))
+                output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
+                self.console.log_lines(output)
+                if self.settings.verify == 'yes':
+                    self.verifier.prove(partial, form='.dump')
+            with tolerating(self.warnings, 'cannot delete old dumps'):
+                for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+                    log(f'Deleting oldest pool database dump {old}')
 
 
 def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
-    """Make backups; return the exit status. Where the config file cannot be read, the mail goes to
-    whom the script's first page says."""
-    if line.options['preview']:
-        return preview(line, console, signals)
+    """Make backups, or a preview; return the exit status. Where the config file cannot be read, the
+    mail goes to whom the script's first page says. Raise VmBackupError in a preview."""
     unreadable = ''
     try:
         config = config_of(line, console)
     except ConfigError as error:
+        if line.options['preview']:
+            raise
         unreadable, config = str(error), parse_config([], '', line)
     path = config.settings.status_log
     if not config.path or 'status_log' in config.errors:
         path = ''
     run_of_tonight = BackupRun(config, console, StatusLog(path, console), signals)
+    if line.options['preview']:
+        refuse_unexpected(config, console)
+        return run_of_tonight.preview(line.password)
     with run_of_tonight.until_ended():
         if unreadable:
             raise ConfigError(unreadable)
@@ -6956,16 +6839,15 @@ class TestRestore(Run):
 
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
-        store, warnings = self.sources.store, []       # type: Store, List[str]
+        store = self.sources.store
         chosen, plan = select_histories(store.histories(), self.sources.config, word)
         for message in plan.messages:
             self.console.log(message)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         if not self.previewing:
-            restorer = Restorer(pool, self.sources, self.console, self.signals, warnings)
+            restorer = Restorer(pool, self.sources, self.console, self.signals, self.warnings)
             restorer.importer.clean_up()
-        self.warn(warnings)
         for job, history in chosen:
             self.signals.check()
             turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
@@ -7075,7 +6957,7 @@ class StatusCheck:
         store.check(config.settings.require_mount)
         histories = [history.as_it_is() for history in store.histories()]
         self.check_backups(*take_stock(histories, config, store, ''))
-        self.check_run(config.settings.status_log)
+        self.check_run(config.settings.status_log + LAST_RUN)
         left = store.leftovers(histories, self.limit)
         self.figures.append(f'leftovers={len(left)}')
         if left:
@@ -7111,23 +6993,28 @@ class StatusCheck:
             self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
 
     def check_run(self, path: str) -> None:
-        """Judge the last run, as the status log has it."""
+        """Judge the last run, if a file beside the status log tells of one."""
         try:
-            last = last_run(path)
-        except OSError as error:
-            self.found.append((1, f'cannot read status_log {path}: {error.strerror}'))
+            last = LastRun(**json.loads(read_file(path, LONGEST_RECORD).decode('utf-8')))
+            late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
+            goes_on, bad = is_in_work(last), last.result.startswith('ERROR')
+            failed = [vm_phrase(*each) for each in last.failed]
+        except FileNotFoundError:                      # of a release before, or none yet
             return
-        if not last:
-            self.found.append((1, f'no run in status_log {path}'))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            self.found.append((1, f'cannot read {path}: {error}'))
             return
-        since, status = f'{last.begun:%Y-%m-%d %H:%M}', int(last.result.startswith('ERROR'))
-        text = f'last run, of {since}: {last.result}' if last.result else f'running since {since}'
-        if (self.moment - last.begun).total_seconds() > self.limit:
-            status, text = 2, (f'the last run began {since}' if last.result else
-                               f'the last run, of {since}, did not finish')
+        since = last.begun[:16].replace('T', ' ')
+        if last.ended and late:
+            status, text = 2, f'the last run began {since}'
+        elif last.ended:
+            status, text = int(bad), f'last run, of {since}: {last.result}'
+        elif late or not goes_on:
+            status, text = 2 if late else 1, f'the last run, of {since}, did not finish'
+        else:
+            status, text = 0, f'running since {since}'
         self.found.append((status, text))
-        if last.failed:
-            failed = [vm_phrase(name, token) for name, token in last.failed]
+        if failed:
             self.found.append((0, 'failed in it: ' + abbreviate(failed)))
 
 

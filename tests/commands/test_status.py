@@ -1,6 +1,5 @@
 """The command `status`: a plug-in for Nagios, Icinga and Checkmk. One line, and no lock."""
 
-import contextlib
 import datetime
 import io
 import json
@@ -102,12 +101,12 @@ class StatusCase(SavedCase, StoreCase):
         self.aged('web', hours, 0)
         self.aged('web', 0, told={'number': 2})
 
-    def logged(self, *entries):
-        """Write a status log of (hours ago, words)."""
-        now = datetime.datetime.now()
-        self.put_file(self.status_log, ''.join('%s,%s\n' % (
-            (now - datetime.timedelta(hours=hours)).strftime('%Y/%m/%d %H:%M:%S'), words)
-            for hours, words in entries))
+    def last_run(self, hours, result='', **fields):
+        """Let the last run have begun so many hours ago, and ended so, if it has."""
+        when = VmBackup.iso(datetime.datetime.now() - datetime.timedelta(hours=hours))
+        self.put_file(self.status_log + '.json', json.dumps(dict(dict(
+            begun=when, host=HOST, process='1 1', ended=when if result else None, result=result,
+            failed=[]), **fields)))
 
 
 class TheBackups(StatusCase):
@@ -202,10 +201,11 @@ class TheBackups(StatusCase):
         shutil.rmtree(self.backups + '/web')
         _, name = next(VmBackup.names_from(VmBackup.DEFAULT_BACKUP_DIR_PATTERN, when))
         self.made('web', name, size=77)
-        self.logged((3, 'vmbackup.py,h,begin'), (2, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'))
+        os.unlink(self.status_log + '.json')           # 3.25 kept none
         found = self.check('OK', self.config('vm-export=web'))
         self.assertAlmostEqual(3 * 3600, found.figures['oldest'], delta=LIMIT)
         self.assertEqual(77, found.figures['size'])
+        self.assertEqual('1 of 1 VMs have a good backup within 26h', found.text)
 
     def test_one_of_the_future_proves_nothing(self):
         config = self.config('vm-export=web')
@@ -228,12 +228,17 @@ class TheBackups(StatusCase):
 class TheRun(StatusCase):
     both = ('vm-export=web',)
 
-    def test_one_that_goes_on_is_said_and_one_that_never_ended_is_critical(self):
-        for hours, state, text in ((1, 'OK', 'running since 20'), (25, 'OK', 'running since'),
-                                   (27, 'CRITICAL', ' did not finish')):
-            self.logged((99, 'vmbackup.py,h,begin'), (98, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'),
-                        (hours, 'vmbackup.py,h,begin'), (hours, 'vm-export,h,begin,web'))
-            self.assertIn(text, self.check(state, self.run_config).text)
+    def test_one_that_goes_on_is_said_and_one_that_never_ended_is_critical_in_the_end(self):
+        own = VmBackup.process(str(os.getppid()))      # of another process than the check
+        for hours, state, text, fields in (
+                (1, 'OK', 'running since 20', dict(host='other')),
+                (25, 'OK', 'running since', dict(process=own)),
+                (1, 'WARNING', r'^the last run, of 20\S+ \S+, did not finish;', {}),
+                (27, 'CRITICAL', ' did not finish', dict(process=own)),
+                (27, 'CRITICAL', ' did not finish', dict(host='other'))):
+            with self.subTest(fields, hours=hours):
+                self.last_run(hours, **fields)
+                self.assertRegex(self.check(state, self.run_config).text, text)
 
     def test_a_run_that_is_at_work_now(self):
         self.fault('vm-export', 'hang', nth=2)
@@ -243,7 +248,7 @@ class TheRun(StatusCase):
         self.assertRegex(self.check('WARNING', self.run_config).text,
                          '^last run, of .*: ERROR S:0 W:0 E:1; .*; failed in it: web ')
 
-    def test_a_run_that_was_killed_is_told_by_what_it_left_and_in_the_end_by_the_log(self):
+    def test_a_run_that_was_killed_is_told_as_is_what_it_left(self):
         self.leaves_things_behind = True
         self.fault('vm-export', 'hang', nth=2)
         child = self.start_until('vm-export', 2, 'password', self.run_config)
@@ -252,77 +257,48 @@ class TheRun(StatusCase):
         found = self.check('WARNING', self.run_config)
         self.assertIn('left over: ' + self.dated('web')[-1] + '/snapshot.json', found.text)
         self.assertEqual(1, found.figures['leftovers'])
-        self.logged((2, 'vmbackup.py,h,begin'))
-        self.assertIn(' did not finish', self.check(
-            'CRITICAL', self.run_config, 'max_age=1h').text)
+        self.assertIn(' did not finish; ', found.text)
 
     def test_one_that_ended_with_an_error_is_a_warning_with_its_counts_and_vms(self):
-        self.logged((1, 'vmbackup.py,h,begin'), (1, 'vm-export,h,end,VM-NOT-FOUND gone,away'),
-                    (1, 'vm-export,h,begin,web'), (1, 'vm-export,other,end,VM-LOCKED db'),
-                    (1, 'test-restore,h,end,TEST-RESTORE-FAIL x'),
-                    (1, 'vm-export,h,end,SUCCESS web,elapse:0 size:0G'),
-                    (1, 'vmbackup.py,h,end,ERROR,S:1 W:0 E:1'))
-        text = self.check('WARNING', self.run_config).text
-        self.assertRegex(text, r'^last run, of .{16}: ERROR S:1 W:0 E:1; 1 of 1 .*; '
-                         r'failed in it: gone,away \(VM-NOT-FOUND\)$')
-        config = self.config('vm-export=web', 'vm-export=gone')
+        config = self.config('vm-export=web', 'vm-export=gone away')
         self.assertEqual(2, self.vmbackup('password', config).status)
-        self.assertRegex(self.check('CRITICAL', config).text, r'last run, of .*: ERROR S:1 W:0 E:1')
+        text = self.check('WARNING', self.config('vm-export=web')).text
+        self.assertRegex(text, r'^last run, of .{16}: ERROR S:1 W:0 E:1; 1 of 1 .*; '
+                         r'failed in it: gone away \(VM-NOT-FOUND\)$')
 
-    def test_warnings_and_skipped_runs_are_said_and_runs_side_by_side_hide_no_error(self):
-        begin, end = 'vmbackup.py,h,begin', 'vmbackup.py,h,end,'
-        for state, text, *entries in (
-                ('OK', r': WARNING S:1 W:1 E:0$', (1, begin), (1, end + 'WARNING,S:1 W:1 E:0')),
-                ('OK', r': SKIPPED S:0 W:0 E:0$', (1, begin), (1, 'vm-export,h,end,SKIPPED web'),
-                 (1, end + 'SKIPPED,S:0 W:0 E:0')),
-                ('CRITICAL', r'^the last run began 20\S+ \S+; 1 of 1', (30, begin),
-                 (29, end + 'ERROR,S:0 W:0 E:1')),
-                ('WARNING', 'ERROR S:0 W:0 E:1', (3, begin), (2, begin),
-                 (1, end + 'ERROR,S:0 W:0 E:1'), (1, end + 'SUCCESS,S:1 W:0 E:0'),
-                 (1, 'vmbackup.py,other,end,SUCCESS,S:9 W:0 E:0'))):
+    def test_warnings_and_skipped_runs_are_said(self):
+        for hours, state, text, result in (
+                (1, 'OK', r': WARNING S:1 W:1 E:0$', 'WARNING S:1 W:1 E:0'),
+                (1, 'OK', r': SKIPPED S:0 W:0 E:0$', 'SKIPPED S:0 W:0 E:0'),
+                (30, 'CRITICAL', r'^the last run began 20\S+ \S+; 1 of 1', 'ERROR S:0 W:0 E:1')):
             with self.subTest(text):
-                self.logged(*entries)
+                self.last_run(hours, result)
                 self.assertRegex(self.check(state, self.run_config).text, text)
 
-    def test_without_a_log_or_a_run_in_it_there_is_a_warning(self):
-        self.logged((1, 'vm-export,h,begin,web'), (1, 'vmbackup.py,h,end,SUCCESS,S:1 W:0 E:0'))
-        self.assertIn('no run in status_log', self.check('WARNING', self.run_config).text)
-        for content in (b'', b'\0' * 100, b'\xff\n' * 100, b',' * 10000,
-                        b'2026/99/99 99:99:99,vmbackup.py,h,begin'):
-            self.put_file(self.status_log, content)
-            self.assertIn('no run in status_log', self.check('WARNING', self.run_config).text)
+    def test_without_a_record_of_it_nothing_is_said_and_one_that_cannot_be_read_is_a_warning(self):
+        path = self.status_log + '.json'
+        for content in (b'', b'\0' * 100, b'\xff\n' * 100, b'[' * 10000, b'{}', b'[]', b'null',
+                        b'{"begun": 3, "host": "h", "process": "1 1"}',
+                        b'{"begun": "2026-01-01", "host": "h", "process": "1 1"}'):
+            self.put_file(path, content)
+            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
+        for fields in (dict(process=1), dict(failed=3), dict(failed=['x']), dict(result=None),
+                       dict(more=1)):
+            self.last_run(1, **fields)
+            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
+        os.unlink(path)
+        self.assertNotIn('run', self.check('OK', self.run_config).text)
+        for make in (os.mkdir, os.mkfifo):
+            make(path)
+            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
+            (os.rmdir if os.path.isdir(path) else os.unlink)(path)
+
+    def test_there_is_one_beside_a_file_only(self):
+        os.unlink(self.status_log + '.json')
         os.unlink(self.status_log)
-        for make in (os.mkdir, os.mkfifo, lambda path: None):
-            make(self.status_log)
-            self.assertIn('cannot read status_log ' + self.status_log,
-                          self.check('WARNING', self.run_config).text)
-            with contextlib.suppress(FileNotFoundError):
-                (os.rmdir if os.path.isdir(self.status_log) else os.unlink)(self.status_log)
-
-    def test_only_the_end_of_a_long_log_is_read(self):
-        self.logged(*[(1, 'vmbackup.py,h,begin'), (1, 'vmbackup.py,h,end,SUCCESS,S:7 W:0 E:0')])
-        end = self.read_bytes(self.status_log)
-        for filler, most in ((b'x' * 99 + b'\n', 1 << 16), (b'', 1 << 20)):
-            with open(self.status_log, 'wb') as stream:
-                stream.truncate(1 << 36)               # 64 GiB, a hole
-                stream.seek(0, os.SEEK_END)
-                stream.write(b'\n' + end + (filler or (b'T,vm-export,h,begin,x\n' * 4000)))
-            read = []
-
-            class Counting(io.BufferedReader):
-                def read(self, size=-1):
-                    read.append(size)
-                    return super().read(size)
-            with unittest.mock.patch('VmBackup.open', create=True, side_effect=lambda handle, _: (
-                    Counting(io.FileIO(handle)))):
-                self.assertEqual('SUCCESS S:7 W:0 E:0', VmBackup.last_run(self.status_log).result)
-            self.assertEqual(most, max(read))
-
-    def test_a_line_that_is_cut_by_the_end_that_is_read_is_none(self):
-        name = '2026/01/01 00:00:00,vmbackup.py,h,begin'
-        line = b'2026/01/01 00:00:00,vm-export,h,begin,' + name.encode('ascii') + b'\n'
-        self.put_file(self.status_log, line + b'x' * (65536 - len(name) - 2) + b'\n')
-        self.assertIsNone(VmBackup.last_run(self.status_log))
+        os.symlink('/dev/null', self.status_log)
+        self.assertEqual(0, self.vmbackup('password', self.run_config).status)
+        self.assertEqual(['status.log'], os.listdir(os.path.dirname(self.status_log)))
 
 
 class LeftOver(StatusCase):
@@ -388,8 +364,7 @@ class OneLine(StatusCase):
                  'büro', '日本語サーバー' * 30, '$(reboot)`;&', '\u2028\u202e', '...', '%41', "'", '|',
                  ' ']
         config = self.config(*['vm-export=x%d' % number for number in range(5)] + ['vm-export=.*'])
-        self.logged(*[(1, 'vmbackup.py,h,begin')] + [
-            (1, 'vm-export,h,end,VM-LOCKED ' + VmBackup.printable(name)) for name in names])
+        self.last_run(1, 'ERROR', failed=[(name, 'VM-LOCKED') for name in names])
         for name in names:
             os.makedirs(os.path.join(self.backups, VmBackup.path_part(name), DAY % 1))
         os.makedirs(os.path.join(os.fsencode(self.backups), b'b\xfcro', (DAY % 1).encode('ascii')))

@@ -145,11 +145,11 @@ class Told(ParallelCase):
         self.assertEqual(2, sum(path.endswith('/success') for path in self.tree()))
 
     def test_a_vm_whose_attempt_does_not_even_begin_is_an_error_and_no_thread_need_start(self):
-        def broken(log, job):
-            if job.vm.name == 'two':
+        def broken(log, *words, **more):
+            if words[1:] == ('begin', 'two'):
                 raise ValueError('x', 'y')
-            return real(log, job)
-        real = VmBackup.StatusLog.vm_begin
+            return real(log, *words, **more)
+        real = VmBackup.StatusLog.write
         start, started = threading.Thread.start, []
 
         def scarce(thread):
@@ -159,7 +159,7 @@ class Told(ParallelCase):
                 if len(started) == 3:
                     raise RuntimeError("can't start new thread")
             start(thread)
-        with unittest.mock.patch.object(VmBackup.StatusLog, 'vm_begin', broken), (
+        with unittest.mock.patch.object(VmBackup.StatusLog, 'write', broken), (
                 unittest.mock.patch.object(threading.Thread, 'start', scarce)):
             status, text = self.run_here('vm-export=.*', parallel=4)
         self.assertEqual((2, 4), (status, len(started)), text)
@@ -179,42 +179,28 @@ class Told(ParallelCase):
 
 class Order(ParallelCase):
     @staticmethod
-    def backup(name, size=0, seconds=0.0, srs=()):
+    def backup(name, srs=()):
         backup = VmBackup.VmBackup(shared_without_pool('/nowhere'), VmBackup.Job(
             'vm-export', VmBackup.Vm(name, name, name, {}), 1, name))
-        backup.srs, backup.bytes, backup.seconds = frozenset(srs), size, seconds
+        backup.srs = set(srs)
         return backup
 
-    def test_the_longest_begins_first_as_far_as_durations_and_sizes_tell(self):
-        for what, begun, *backups in (
-                ('by the last duration', 'bca', ('a', 9, 10), ('b', 1, 30), ('c', 5, 20)),
-                ('by size where no duration is known', 'bcad', ('a', 1), ('b', 9), ('c', 5),
-                 ('d', 1)),
-                ('a size stands for the time that others took for theirs', 'anb', ('b', 10, 10),
-                 ('n', 14), ('a', 10, 30)),
-                ('none', ''), ('nothing known', 'ab', ('a',), ('b',))):
-            with self.subTest(what):
-                found = VmBackup.longest_first([self.backup(*words) for words in backups])
-                self.assertEqual(list(begun), [backup.job.vm.name for backup in found])
-
     def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
-        waiting = [self.backup('a', srs='x'), self.backup('b', srs='xy'), self.backup('c', srs='y')]
-        running = [self.backup('d', srs='x')]
+        waiting = [self.backup('a', 'x'), self.backup('b', 'xy'), self.backup('c', 'y')]
+        running = [self.backup('d', 'x')]
         self.assertEqual('c', VmBackup.next_backup(waiting, running, 1).job.vm.name)
         self.assertEqual('a', VmBackup.next_backup(waiting, running, 2).job.vm.name)
         self.assertIsNone(VmBackup.next_backup(waiting[:2], running, 1))
         self.assertEqual('a', VmBackup.next_backup(waiting, [], 1).job.vm.name)
 
-    def test_a_run_begins_with_what_took_longest(self):
-        for name, minutes in zip(NAMES, (10, 40, 20, 30)):
-            path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
-            self.put_file(os.path.join(path, 'backup.json'),
-                          '{"schema": 1, "number": 1, "method": "vm-export", '
-                          '"started": "2026-01-01T00:00:00+00:00", '
-                          '"finished": "2026-01-01T00:%d:00+00:00"}' % minutes)
+    def test_a_run_begins_with_the_largest_disks(self):
+        sizes = ('64 KiB',), ('512 KiB',), ('96 KiB', '96 KiB'), ('256 KiB',)
+        self.pool_description = {'vms': [{'name': name, 'ran': True, 'disks': list(disks)}
+                                         for name, disks in zip(NAMES, sizes)]}
+        self.use_pool()
         self.ends(0, 'vm-export=.*', parallel=2)
         begun = [line.split(',')[-1] for line in self.status() if ',begin,' in line]
-        self.assertEqual(['two', 'four'], sorted(begun[:2], key='two four'.index))
+        self.assertEqual(['four', 'two'], sorted(begun[:2]))
         self.assertEqual('three', begun[2])
 
 
@@ -255,9 +241,9 @@ class Room(ParallelCase):
         backup.history = shared.store.history('one')
         with unittest.mock.patch('os.statvfs', return_value=found):
             backup.new_directory(['one.xva'], VmBackup.now())
-            backup.release()
+            shared.writing.discard(backup)
             backup.new_directory(['one.xva'], VmBackup.now())
-        self.assertEqual([backup], shared.writing)
+        self.assertEqual({backup}, shared.writing)
 
 
 class Gentle(ParallelCase):

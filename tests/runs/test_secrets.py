@@ -187,7 +187,8 @@ class Modes(SecretCase):
                 self.assert_private()
                 modes = self.modes(self.at('logs %o' % umask))
                 self.assertEqual({os.path.dirname(self.status_log): 0o777 & ~umask,
-                                  self.status_log: 0o666 & ~umask}, modes)
+                                  self.status_log: 0o666 & ~umask,
+                                  self.status_log + '.json': 0o600}, modes)
 
     def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
         for counts, failing in (

@@ -314,6 +314,5 @@ def store_at(backup_dir, pattern=VmBackup.DEFAULT_BACKUP_DIR_PATTERN):
 def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
     config = VmBackup.parse_config(['backup_dir=' + backup_dir])
-    store = VmBackup.Store(config.settings)
-    hooks = VmBackup.Hooks(config.settings, '', VmBackup.Console(None), VmBackup.Signals())
-    return VmBackup.Shared(config, store, None, hooks)
+    console = VmBackup.Console(None)
+    return VmBackup.Shared(config, console, VmBackup.StatusLog('', console), VmBackup.Signals())
