@@ -3500,12 +3500,13 @@ def archived_vm(ova: bytes) -> ArchivedVm:
 class Reader:
     """Reads a file from its beginning to its end."""
 
+    where = ''                 # what is read now
+
     def __init__(self, source: Source) -> None:
         self.source = source
         import hashlib
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
-        self.where = ''        # what is read now
 
     def fill(self, view: memoryview) -> memoryview:
         """Fill a buffer with what comes next; raise Damaged if the file ends before."""
@@ -3528,13 +3529,10 @@ class ArchiveReader(Reader):
 
     # Name, size and checksum of a V7 header (ocaml-tar: lib/tar.ml).
     header = re.compile(rb'([^\0]+)\0([0-7]{11})[\0 ]([0-7]{6,7})\0 ?\Z')
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(source)
-        self.head = b''        # the block that was read last: the header of the next member
-        self.where = 'ova.xml'
-        self.gaps = False      # whether chunks are left out
-        self.hashed = True     # whether every checksum was compared
+    where = 'ova.xml'
+    head = b''                 # the block that was read last: the header of the next member
+    gaps = False               # whether chunks are left out
+    hashed = True              # whether every checksum was compared
 
     def read_block(self) -> bytes:
         """Read a header or the block of a checksum. Raise Damaged."""
@@ -3664,11 +3662,7 @@ class ArchiveReader(Reader):
 
 
 class ImageReader(Reader):
-    """Reads an image of a disk of that size, or a document."""
-
-    def __init__(self, source: Source, size: Optional[int] = None) -> None:
-        super().__init__(source)
-        self.size = size       # bytes
+    """Reads an image of a disk, or a document."""
 
     def read_on(self, most: int = CHUNK) -> memoryview:
         """Return the next bytes, fewer at the end."""
@@ -3696,27 +3690,27 @@ class ImageReader(Reader):
             last = (last + view[-4096:].tobytes())[-4096:]
         return last
 
-    def read_raw(self) -> Proof:
-        """Read a raw image, which is as long as its disk."""
+    def read_raw(self, size: Optional[int]) -> Proof:
+        """Read a raw image, which is as long as its disk, if that is known."""
         last = self.read_rest()
-        if self.size is None:
+        if size is None:
             return self.proof('length')
-        if self.size != self.source.at:
-            raise Damaged(f'it has {self.source.at} bytes, its disk {self.size}' +
+        if size != self.source.at:
+            raise Damaged(f'it has {self.source.at} bytes, its disk {size}' +
                           end_of_export(last))
         return self.proof('structure')
 
-    def read_head(self) -> Tuple[int, bytes, Any]:
+    def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
         """Return the bytes of the disk of a dynamic VHD image, its footer, and the first sector of
-        each block. Raise Damaged if size or geometry are another disk's; a geometry stands for less
-        than the size, by less than a cylinder, as far as it goes."""
+        each block. Raise Damaged if they are not those that are known, or not of its geometry: that
+        stands for less than the disk, by less than a cylinder, as far as it goes."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
             '>8s4xIQ24xQHBBII', footer[:68])
         if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
-        wanted = self.size or size
+        wanted = known or size
         if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
             raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
         rest = size // BLOCK - cylinders * heads * sectors
@@ -3735,9 +3729,9 @@ class ImageReader(Reader):
             table.byteswap()
         return size, footer, table
 
-    def read_vhd(self) -> Proof:
+    def read_vhd(self, size: Optional[int]) -> Proof:
         """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
-        _, footer, table = self.read_head()
+        _, footer, table = self.read_head(size)
         sectors = sorted(sector for sector in table if sector != NOWHERE)
         end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
         for sector in sectors:
@@ -3808,11 +3802,11 @@ def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return ArchiveReader(source).read()
-    reader = ImageReader(source, size)
+    reader = ImageReader(source)
     if form == '.raw':
-        return reader.read_raw()
+        return reader.read_raw(size)
     if form == '.vhd':
-        return reader.read_vhd()
+        return reader.read_vhd(size)
     return reader.read_document('database' if form == '.dump' else 'value')
 
 
@@ -3860,11 +3854,9 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Sequence[str]) -
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
-def tar_header(head: bytes, size: Optional[int] = None) -> bytes:
-    """Return a tar header, with another size if any, and its checksum (ocaml-tar: lib/tar.ml)."""
+def tar_header(head: bytes) -> bytes:
+    """Return a tar header that was changed with its checksum (ocaml-tar: lib/tar.ml)."""
     new = bytearray(head)
-    if size is not None:
-        new[124:136] = b'%011o\0' % size
     new[148:156] = b' ' * 8
     new[148:156] = b'%06o\0 ' % sum(new)
     return bytes(new)
@@ -3900,7 +3892,8 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
         disks = archived_vm(ova).disks
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK, disks))
         ova = rewrite_for_import(ova, name, mark, [disk.id for disk in small])
-        yield tar_header(head, len(ova)) + ova + bytes(-len(ova) % BLOCK)
+        head = tar_header(head[:124] + b'%011o\0' % len(ova) + head[136:])
+        yield head + ova + bytes(-len(ova) % BLOCK)
         moved = b''
         for disk in small:
             head = reader.head
