@@ -6146,8 +6146,8 @@ class VerifyCommand:
                 self.verify_backup(directory)
                 return
             proof = self.verifier.prove_in(backup, name)
-            self.tell(path, 'WARNING' if proof.proved == 'length' else 'SUCCESS',
-                      f'{PROVED[proof.proved]}, {human_size(proof.size)}')
+            token = 'WARNING' if proof.proved == 'length' else 'SUCCESS'
+            self.tell(path, token, f'{PROVED[proof.proved]}, {human_size(proof.size)}')
 
     def verify_backup(self, path: str) -> None:
         """Verify one backup, and put the result into its manifest."""
@@ -6461,8 +6461,8 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     if store.unlocked:
         console.log(store.lock_note())
     verdict = ERROR if pruning.errors else SUCCESS
-    console.log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
-                f'{pruning.deleted} {done} ({human_size(pruning.freed)})')
+    counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'
+    console.log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')
     return verdict.status
 
 
@@ -6910,11 +6910,6 @@ def abbreviate(texts: Sequence[str]) -> str:
     return text
 
 
-def vm_phrase(name: str, text: str) -> str:
-    """Return a VM's name with what is to be said of it."""
-    return f'{cut(printable(name), 80)} ({text})'
-
-
 def plugin_line(status: int, text: str, figures: str = '') -> str:
     """Return the one line of a monitoring plug-in. Nothing in the text can end it, or begin the
     figures (Nagios plug-in guidelines: text | 'label'=value[UOM];[warn];[crit];[min];[max])."""
@@ -6970,13 +6965,13 @@ class StatusCheck:
             size += sum(newest.sizes.values())
             seconds = self.moment.timestamp() - newest.when
             if not newest.path:
-                bad.append(vm_phrase(vm.name, 'none'))
+                bad.append(f'{vm.name} (none)')
             elif not newest.when or seconds < -86400:      # which proves nothing
-                bad.append(vm_phrase(vm.name, 'time unknown'))
+                bad.append(f'{vm.name} (time unknown)')
             else:
                 ages.append(max(seconds, 0))
                 if seconds > self.limit:
-                    bad.append(vm_phrase(vm.name, age(newest.started)))
+                    bad.append(f'{vm.name} ({age(newest.started)})')
         good, wanted = len(vms) - len(bad), f'good backup within {self.max_age}'
         if bad or not vms:
             self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
@@ -6991,7 +6986,7 @@ class StatusCheck:
             last = LastRun(**json.loads(read_file(path, LONGEST_RECORD).decode('utf-8')))
             late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
             goes_on, bad = is_in_work(last), last.result.startswith('ERROR')
-            failed = [vm_phrase(*each) for each in last.failed]
+            failed = [f'{name} ({token})' for name, token in last.failed]
         except FileNotFoundError:                      # of a release before, or none yet
             return
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
