@@ -822,8 +822,8 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
                   tuple(notes))
 
 
-def read_config(path: str, line: CommandLine = CommandLine()) -> Config:
-    """Read a config file, or the defaults for ''. Raise ConfigError."""
+def read_config(path: str, console: Console, line: CommandLine = CommandLine()) -> Config:
+    """Read a config file, or the defaults for ''; log where from. Raise ConfigError."""
     if not path:
         return parse_config([], '', line)
     try:
@@ -836,14 +836,8 @@ def read_config(path: str, line: CommandLine = CommandLine()) -> Config:
     except UnicodeDecodeError as error:
         number = data[:error.start].count(b'\n') + 1
         raise ConfigError(f'config file {path} line {number} is not UTF-8 text (save it as UTF-8)')
-    return parse_config(re.split('\r\n|\r|\n', text), path, line)
-
-
-def load_config(path: str, line: CommandLine, console: Console) -> Config:
-    """Read a config file, and log where from. Raise ConfigError."""
-    config = read_config(path, line)
-    if path:
-        console.log(f'VmBackup config loaded from: {path}')
+    config = parse_config(re.split('\r\n|\r|\n', text), path, line)
+    console.log(f'VmBackup config loaded from: {path}')
     return config
 
 
@@ -852,7 +846,7 @@ def config_of(line: CommandLine, console: Console) -> Config:
     UsageError, ConfigError."""
     target, path = line.words[0], native(line.words[0])
     if os.path.exists(path) and not os.path.isdir(path):
-        return load_config(path, line, console)
+        return read_config(path, console, line)
     if '/' in target and os.path.isdir(path):
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
     rule = selector(target)
@@ -3238,7 +3232,7 @@ class Opened(NamedTuple):
 def open_config(word: str, console: Console, announce: bool = False) -> Opened:
     """Open backup_dir of a config file, of the script's first page for ''. Raise ConfigError."""
     path = native(word)
-    config = load_config(path, CommandLine(), console) if announce else read_config(path)
+    config = read_config(path, console if announce else Console(None))
     refuse_mistakes(config, console)
     return Opened('config', path, config, Store(config.settings))
 
@@ -6938,7 +6932,8 @@ class StatusCheck:
 
     def check(self, config_file: str) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(config_file, CommandLine(options={'ignore_extra_keys': 'true'}))
+        config = read_config(config_file, Console(None),
+                             CommandLine(options={'ignore_extra_keys': 'true'}))
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
@@ -7023,7 +7018,7 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
 
 def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    log, config = console.log, load_config(native(line.words[0]), line, console)
+    log, config = console.log, read_config(native(line.words[0]), console, line)
     settings = config.settings
     for name, (text, place) in config.given.items():
         log(f'  {name:23s} = {text}   ({place})')
@@ -7058,7 +7053,7 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
 def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     path = native(line.words[0])
-    config = load_config(path, line._replace(options={'ignore_extra_keys': 'true'}), console)
+    config = read_config(path, console, line._replace(options={'ignore_extra_keys': 'true'}))
     refuse_mistakes(config, console)
     settings = config.settings
     if not settings.mail_to:
@@ -7164,7 +7159,7 @@ class Command(NamedTuple):
 
 # The help of a command is its grammar as well: what stands there in brackets are its options, which
 # `parse_options` takes; its first line is what it is about, which `parse_words` tells if that is
-# missing; and those that begin with a password log in.
+# missing; and one that begins with its own name does not log in.
 COMMANDS = {
     'backup': Command(run_backup, """\
 <password|password-file|local> <config-file|vm-selector> [preview] [optional params]

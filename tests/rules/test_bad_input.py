@@ -452,7 +452,7 @@ class Mutations(BadInputCase):
     def read_config(self, data):
         self.put_file(self.at('run.cfg'), data)
         try:
-            return VmBackup.read_config(self.at('run.cfg'))
+            return VmBackup.read_config(self.at('run.cfg'), VmBackup.Console(None))
         except VmBackup.ConfigError as error:
             return error
 
