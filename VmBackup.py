@@ -894,13 +894,15 @@ def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int
         raise ConfigError(f'an empty password: create-password-file={path}')
     if os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f'not a file: password file {path}')
+    temporary = f'{path}.{os.getpid()}.new'            # the old one stays until this is whole
     try:
-        with contextlib.suppress(FileNotFoundError):   # others may have the old one open
-            os.unlink(path)
-        with open(path, 'xb', opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        with open(temporary, 'xb', opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
             os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(base64.b64encode(encoded(line.password)))
+        os.rename(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
     console.log(f'password file created: {path}')
     return SUCCESS.status

@@ -354,6 +354,16 @@ class PasswordFiles(BadInputCase):
                                     'ERROR', path)
         self.assertEqual([], self.sim.calls())
 
+    def test_a_full_disk_leaves_the_old_one(self):
+        self.command(0, 'old', 'create-password-file=p')
+        before = self.read_bytes(self.at('p'))
+        self.prelude = ('import resource\n'            # a file may have three bytes: EFBIG
+                        'resource.setrlimit(resource.RLIMIT_FSIZE, (3, 3))')
+        done = self.vmbackup('new', 'create-password-file=p')
+        self.assert_refused(done, 'ERROR', 'cannot write password file')
+        self.assertEqual(before, self.read_bytes(self.at('p')))
+        self.assertEqual(['p'], [name for name in os.listdir(self.directory) if name[0] == 'p'])
+
 
 class RubbishOnDisk(BadInputCase):
     RUBBISH = (b'', b'\0' * 100, b'null', b'[]', b'{}', b'"x"', b'[' * 100000, b'\xff\xfe',
