@@ -2898,11 +2898,15 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
                      keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
     """Return those with backups or failures' records that a selector or else the lines of a config
     choose; without any, all. The plan tells what was not found. Raise OSError."""
-    found = {history.directory: history for history in histories if history.holds_any()}
+    found, vms = {}, []        # type: Dict[str, History], List[Vm]
     rules = (selector(selector_text),) if selector_text else config.rules
-    by_name = all(rule.kind == 'name' for rule in rules)
-    vms = [found[directory].owner() if TWIN.search(directory) or not by_name else
-           Vm(directory, '', found[directory].vm_name(), {}) for directory in sorted(found)]
+    by_name = all(rule.kind == 'name' for rule in rules)       # then few manifests need be read
+    for history in sorted(histories, key=lambda each: each.directory):
+        if history.holds_any():
+            directory = history.directory
+            found[directory] = history
+            vms.append(Vm(directory, '', history.vm_name(), {})
+                       if by_name and not TWIN.search(directory) else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
         rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
@@ -3135,15 +3139,16 @@ class Store(Catalogue):
                 os.write(handle, encoded(json.dumps(dict(told))))
                 force(handle)
                 sync(self.root)
-                if locked and os.fstat(handle).st_nlink:       # nobody took it for a dead one's
-                    record = record._replace(path=path)
-            except OSError:                            # a share that is read-only, or full
+                if not (locked and os.fstat(handle).st_nlink):
+                    raise BlockingIOError('a run took it for one that a kill has left')
+                record = record._replace(path=path)
+            except OSError:                            # or the share is read-only, or full
                 with contextlib.suppress(OSError):
                     os.unlink(path)
             yield record
 
     @staticmethod
-    def complete(record: Restoring) -> None:
+    def mark_complete(record: Restoring) -> None:
         """Write down that what was restored is whole. Raise OSError."""
         if record.path:
             with open(record.path, 'ab', buffering=0) as stream:
@@ -4109,7 +4114,7 @@ class Verified(NamedTuple):
     problems: List[str]        # with its metadata
     remarks: List[str]         # on what else is not as it was, or cannot be known
 
-    def record(self, known: Record) -> Record:
+    def in_manifest(self, known: Record) -> Record:
         """Return what a manifest is to tell of it; what it told of other files stays."""
         return {'when': iso(now()), 'proved': self.proved, 'digests': dict(known, **self.digests)}
 
@@ -4880,7 +4885,7 @@ class Importer:
             try:
                 yield record
                 if keep:
-                    self.store.complete(record)
+                    self.store.mark_complete(record)
                 complete = keep
             finally:
                 with tolerating(self.warnings,
@@ -5732,7 +5737,7 @@ class VmBackup(Turn):
         names = ', '.join(file.name for file in self.exported)
         self.console.log(f'verified {names}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
         self.warnings.extend(verified.problems)
-        self.manifest['verified'] = verified.record({})
+        self.manifest['verified'] = verified.in_manifest({})
 
     def finish(self, size: int) -> None:
         """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
@@ -6154,10 +6159,10 @@ class VerifyCommand:
             known = backup.manifest.digests
             try:
                 found = self.verifier.check(backup)
-                record = found.record(known)
+                record = found.in_manifest(known)
             except Damaged as error:
                 found = Verified('', {}, [str(error)], [])
-                record = dict(found.record(known), fault=printable(str(error)))
+                record = dict(found.in_manifest(known), fault=printable(str(error)))
             token = 'WARNING' if found.remarks else 'SUCCESS'
             if found.problems:
                 token = 'ERROR'
