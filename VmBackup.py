@@ -896,7 +896,7 @@ def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int
         raise ConfigError(f'not a file: password file {path}')
     temporary = f'{path}.{os.getpid()}.new'            # the old one stays until this is whole
     try:
-        with open(temporary, 'xb', opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        with open(temporary, 'xb', opener=lambda path, flags: os.open(path, flags, 0)) as stream:
             os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(base64.b64encode(encoded(line.password)))
         os.rename(temporary, path)
