@@ -246,32 +246,17 @@ SCRIPTS = {
                             (5, 'TypeError'), ({'code': 'X'}, 'KeyError'))],
     'HTTP errors, broken XML and faults are those of the standard library': [
         LOGIN, call('ProtocolError: <ProtocolError for ADDRESS/RPC2: 500 X>', http('', '500 X')),
-        call('ProtocolError: <ProtocolError for ADDRESS/RPC2: 302 Found>',
-             http('', '302 Found', ['Location: http://192.0.2.1/'])),
-        call('ExpatError: ...', http('<methodResponse>')), call('ExpatError: ...', http('')),
         call("Fault: <Fault 3: 'fie'>", http(xmlrpc.client.dumps(xmlrpc.client.Fault(3, 'fie')))),
         call('ExpatError: ...', Answer(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<x', 'close')),
-        call('BadStatusLine: ...', Answer(b'garbage\r\n\r\n', 'close')), call("'v'", success('v'))],
-    'values are taken as xapi spells them': [LOGIN] + [
-        call(value, http('<methodResponse><params><param><value><struct><member><name>Status</name>'
-                         '<value>Success</value></member><member><name>Value</name><value>%s'
-                         '</value></member></struct></value></param></params></methodResponse>'
-                         % text))
-        for value, text in (
-            ("''", ''), ("'8589934592'", '8589934592'), ('True', '<boolean>1</boolean>'),
-            ('-1.0', '<double>-1</double>'), ("'a <&> b'", 'a &lt;&amp;&gt; b'), ('None', '<nil/>'),
-            ('[]', '<array><data/></array>'), ('{}', '<struct/>'),
-            ("<DateTime '20240131T23:59:59Z' at ...",
-             '<dateTime.iso8601>20240131T23:59:59Z</dateTime.iso8601>'))],
+        call("'v'", success('v'))],
     'parameters of every type arrive, but what XML-RPC cannot say is not sent': [
         ("s.xenapi.a.b('r', '名 \U0001f600 <&>')", "{'名': ['é', 'a\\tb\\n']}",
          ('a.b - r 名 \U0001f600 <&>', success({'名': ['é', 'a\tb\n']}))),
         ("s.xenapi.a.b(None, True, 0.5, -2**31, 2**31 - 1, ['x', []], {'k': {'': None}}, ())", "''",
          ("a.b - - True 0.5 -2147483648 2147483647 ['x', []] {'k': {'': None}} []", success(''))),
         ('s.xenapi.a.b(2**31)', 'OverflowError: int exceeds XML-RPC limits'),
-        ("s.xenapi.a.b({1: 'x'})", 'TypeError: dictionary key must be string'),
-        ('s.xenapi.a.b(object)', 'TypeError: ...'), ('s.logout(x=1)', 'TypeError: ...'),
-        ('s.xenapi.a.b(x=1)', 'TypeError: ...'), ('s.login(x=1)', 'TypeError: ...')],
+        ('s.logout(x=1)', 'TypeError: ...'), ('s.xenapi.a.b(x=1)', 'TypeError: ...'),
+        ('s.login(x=1)', 'TypeError: ...')],
 
     'any name can be dispatched': [
         ("getattr(s.xenapi.event, 'from')([], 'x')", "'1'", ('event.from - [] x', success('1'))),
@@ -293,8 +278,6 @@ SCRIPTS = {
         ('X.Failure()', 'TypeError: ...'), ("copy.copy(X.Failure(['A'])).args", "(['A'],)"),
         ("pickle.loads(pickle.dumps(X.Failure(['A']))).details", "['A']"),
         ("X.Failure(details=['A']).args", Fixed("(['A'],)", '()'))],
-    'nothing but http and https is spoken': [
-        ("X.Session('unix:/path')", 'OSError: unsupported XML-RPC protocol')],
 }
 
 
