@@ -1240,9 +1240,9 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
 
 def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
             every: float = WATCH_EVERY) -> Any:
-    """Return the result of a function that hangs if the share does.
+    """Return the result of a function that may hang, as a share does; it has a thread of its own.
 
-    Raise TargetError if it has none within SHARE_TIMEOUT seconds. With a `watch`, which is called
+    Raise TargetError if there is none within SHARE_TIMEOUT seconds. With a `watch`, which is called
     every so many seconds, it may take any time, until that raises something.
     """
     results, errors = [], []   # type: List[Any], List[Exception]
@@ -2004,8 +2004,8 @@ class Pool:
             if task in pending or vbd['current_operations']:
                 user = 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
             elif task is None and not (leaked and vbd['metrics'] == NULL):
-                # It names no task that would have ended, nor is it from before xapi's last start,
-                # which ended all: a transfer of an owner has it or, perhaps, one of a disk.
+                # It names no task which has ended, nor has xapi itself since it was made: of what
+                # goes on, an owner's transfer has it or, perhaps, a disk's, which no VM shows.
                 if leaked and of_owners:
                     user = 'a transfer, ' + of_owners[0]
                 elif of_dom0 and of_no_vm:
@@ -2014,11 +2014,11 @@ class Pool:
         return found
 
     def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
-        """Return whether only a transfer can have made a VBD of dom0 (xapi: attach_helpers.ml).
+        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml).
 
         A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
         The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
-        26.15 it names its task; later it shows only, by its metrics, whether it is from before
+        26.15 it names its task; later it shows only, having no metrics, that it is from before
         xapi's last start (recorded from xapi 25.33.2 and 26.17.0).
         """
         if vbd['mode'] != mode or vbd['type'] != 'Disk' or vbd['bootable']:
