@@ -326,7 +326,7 @@ class Backups(FuzzCase):
         self.assertIsInstance(found, VmBackup.Verified)
         for line in found.problems + found[3]:
             VmBackup.encoded(VmBackup.printable(line))         # it can be told
-        json.dumps(found.record({}))
+        json.dumps(found.in_manifest({}))
         return found
 
     def test_manifests(self):

@@ -428,7 +428,7 @@ class Recorded(Mutations):
                     self.put(joined(changed))
                     self.assertEqual('checksums', self.check().proved)     # whole in itself
                     with open(self.backup.file('backup.json'), 'w', encoding='utf-8') as stream:
-                        json.dump({'verified': good.record({})}, stream)
+                        json.dump({'verified': good.in_manifest({})}, stream)
                     with self.assertRaisesRegex(VmBackup.Damaged, 'not what it was when'):
                         self.check()
                     self.put(data)
