@@ -5593,8 +5593,8 @@ class VmBackup(Turn):
 
     def back_up(self, started: datetime.datetime) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
-        log, job, exporter = self.console.log, self.job, self.shared.exporter(
-            self.job.method, self.warnings)
+        log, job = self.console.log, self.job
+        exporter = self.shared.exporter(job.method, self.warnings)
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         known = self.discard_leftovers()
@@ -5769,20 +5769,20 @@ ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_expo
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
     """Print what a run would do, as 3.25."""
-    shown = config.settings._asdict()
+    log, shown = console.log, config.settings._asdict()
     shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
-    console.log('VmBackup.py running with these settings:')
-    given = [name for name, (_, place) in config.given.items()
-             if place != 'default' and name not in ALWAYS_SHOWN]
-    for name in [*ALWAYS_SHOWN, *given]:
-        value = ', '.join(shown[name]) if name == 'mail_to' else shown[name]
-        console.log(f'  {name:17s} = {value}')
+    log('VmBackup.py running with these settings:')
+    for name in ALWAYS_SHOWN:
+        log(f'  {name:17s} = {shown[name]}')
+    for name, (text, place) in config.given.items():
+        if place != 'default' and name not in ALWAYS_SHOWN:
+            log(f'  {name:17s} = {text}')
     for name in ('exclude', 'vdi-export', 'vm-export'):
         names = list(plan.excluded) if name == 'exclude' else []
         names += [job.shown for job in plan.jobs if job.method == name]
         names += [rule.text for rule in plan.invalid if rule.method == name]
-        console.log(f'  {name} (cnt)= {len(names)}')
-        console.log('  {}: {}'.format(name, ', '.join(sorted(names))))
+        log(f'  {name} (cnt)= {len(names)}')
+        log('  {}: {}'.format(name, ', '.join(sorted(names))))
 
 
 def program_problems(settings: Settings) -> List[str]:
