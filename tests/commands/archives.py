@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import struct
 import tempfile
 import unittest
 from typing import NamedTuple
@@ -153,6 +154,25 @@ class ArchiveCase(unittest.TestCase):
 def sample(name):
     with open(os.path.join(SAMPLES, name), 'rb') as stream:
         return lzma.decompress(stream.read()) if name.endswith('.xz') else stream.read()
+
+
+def vhd(image, **options):
+    return b''.join(archive.vhd_stream(image, **options))
+
+
+def shuffled(image):
+    """A dynamic VHD of the same, the last of its blocks first."""
+    data = vhd(image)
+    count = -(-image.virtual_size // archive.VHD_BLOCK)
+    table = struct.unpack_from('>%dI' % count, data, 2048)
+    used = [number for number, sector in enumerate(table) if sector != VmBackup.NOWHERE]
+    places = dict(zip(reversed(used), sorted(table[number] for number in used)))
+    head = bytearray(data[:min(places.values()) * 512])
+    struct.pack_into('>%dI' % count, head, 2048, *[
+        places.get(number, VmBackup.NOWHERE) for number in range(count)])
+    length = 512 + archive.VHD_BLOCK
+    return bytes(head) + b''.join(
+        data[table[number] * 512:][:length] for number in reversed(used)) + data[-512:]
 
 
 def chances(seed, salt):

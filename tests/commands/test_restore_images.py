@@ -9,31 +9,13 @@ import subprocess
 import tarfile
 
 import VmBackup
+from tests.commands.archives import shuffled, vhd
 from tests.commands.test_restore import RestoreCase
 from tests.simpool import archive
 from tests.tools.support import LIMIT
 
 MIB = 1 << 20
 SHORT = 0.01                   # minutes without progress after which an import is ended
-
-
-def vhd(image, **options):
-    return b''.join(archive.vhd_stream(image, **options))
-
-
-def shuffled(image):
-    """A dynamic VHD of the same, the last of its blocks first."""
-    data = vhd(image)
-    count = -(-image.virtual_size // archive.VHD_BLOCK)
-    table = struct.unpack_from('>%dI' % count, data, 2048)
-    used = [number for number, sector in enumerate(table) if sector != VmBackup.NOWHERE]
-    places = dict(zip(reversed(used), sorted(table[number] for number in used)))
-    head = bytearray(data[:min(places.values()) * 512])
-    struct.pack_into('>%dI' % count, head, 2048, *[
-        places.get(number, VmBackup.NOWHERE) for number in range(count)])
-    length = 512 + archive.VHD_BLOCK
-    return bytes(head) + b''.join(
-        data[table[number] * 512:][:length] for number in reversed(used)) + data[-512:]
 
 
 class ImageCase(RestoreCase):

@@ -175,7 +175,7 @@ class Images(FuzzCase):
     """VHD images that tell nonsense, with right checksums."""
 
     def test_any_numbers(self):
-        data = b''.join(archive.vhd_stream(archive.Image.sample(5 << 20, 'x', 0.5)))
+        data = archives.vhd(archive.Image.sample(5 << 20, 'x', 0.5))
         for _ in range(self.times(60)):
             changed = bytearray(data[:self.chance.choice((len(data), 4096, 60000))])
             for start, length, total in ((0, 512, 64), (512, 1024, 36)):
@@ -194,7 +194,7 @@ class Splices(FuzzCase):
 
     def test_of_good_ones(self):
         goods = [make() for name, make in KINDS.items() if name != 'keep-alive members']
-        goods += [b''.join(archive.vhd_stream(archive.Image.sample(70144, 'x', 1)))]
+        goods += [archives.vhd(archive.Image.sample(70144, 'x', 1))]
         for _ in range(self.times(25)):
             pieces = []
             for _ in range(self.chance.randrange(1, 4)):

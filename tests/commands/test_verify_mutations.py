@@ -309,7 +309,7 @@ class Images(Mutations):
     def setUp(self):
         super().setUp()
         image = archive.Image.sample(self.size, 'vhd', 0.6)
-        self.data = b''.join(archive.vhd_stream(image))
+        self.data = archives.vhd(image)
         self.good = self.proof(self.data, '.vhd', self.size)
         self.table, = struct.unpack_from('>Q', self.data, BLOCK + 16)
         self.how = {'form': '.vhd', 'size': self.size}
