@@ -3350,16 +3350,18 @@ class Source:
 
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable[[Any], int]]:
-    """Return what computes XXH64 of a writable buffer, by the library that xapi itself uses; None
-    where that is not installed."""
-    import ctypes
-    try:
+    """Return what computes XXH64 of a writable buffer: libxxhash, which xapi itself uses, or the
+    module xxhash; None where neither is installed."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
-    except (OSError, AttributeError):
-        return None
-    function.restype = ctypes.c_uint64
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
-    return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
+        function.restype = ctypes.c_uint64
+        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
+        return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
+    with contextlib.suppress(ImportError):
+        import xxhash
+        return xxhash.xxh64_intdigest
+    return None
 
 
 @contextlib.contextmanager
@@ -6269,7 +6271,27 @@ def age(when: Optional[str]) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str]) -> Record:
+def others_in(histories: Sequence[History],
+              vms: Sequence[Stock]) -> Tuple[List[Record], List[str]]:
+    """Return what `list` tells of the dumps of the pool database in directories without backups, and
+    the paths of the other ones."""
+    dumps, foreign = [], []    # type: List[Record], List[str]
+    known = [LOCKS] + [os.path.basename(vm.path) for vm in vms]
+    for path in sorted(history.directory for history in histories if not history.holds_any()):
+        name, found = os.path.basename(path), []       # type: str, List[str]
+        if name.startswith('METADATA_'):
+            with contextlib.suppress(OSError):         # unreadable, or gone
+                found = Store.dumps_in(path)
+        if found:
+            dumps.append({'path': portable(path), 'dumps': len(found),
+                          'newest': os.path.basename(found[-1])})
+        elif name not in known:
+            foreign.append(portable(path))
+    return dumps, foreign
+
+
+def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str],
+                others: Tuple[List[Record], List[str]]) -> Record:
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
     for vm in vms:
@@ -6277,7 +6299,8 @@ def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str]) -> Rec
         listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
                        'size': sum(backup['size'] or 0 for backup in backups), 'backups': backups})
     return {'schema': 1, 'when': iso(now()), 'backup_dir': portable(root), 'vms': listed,
-            'messages': messages, 'good': sum(vm['good'] for vm in listed),
+            'pool_dumps': others[0], 'foreign': others[1], 'messages': messages,
+            'good': sum(vm['good'] for vm in listed),
             'size': sum(vm['size'] for vm in listed)}
 
 
@@ -6312,6 +6335,9 @@ def table_of(document: Record) -> List[str]:
             for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
                 if backup[key] and backup[key]['fault']:
                     lines.append(f'    {what}: {backup[key]["fault"]}')
+    for dumps in document['pool_dumps']:
+        lines.append('pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps))
+    lines += ['foreign: ' + path for path in document['foreign']]
     lines += document['messages']
     lines.append('total of {} VMs: {} good, {}'.format(
         len(document['vms']), document['good'], human_size(document['size'])))
@@ -6360,9 +6386,10 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
         raise UsageError(f'there is nothing to choose from in {word}')
     histories = [history.as_it_is() for history in histories_in(target)]
     vms, plan = take_stock(histories, target.config, target.store, selector_text)
-    if not (vms or plan.messages):
+    others = others_in([] if selector_text else histories, vms)
+    if not (vms or others[0] or plan.messages):
         raise UsageError(f'no backups in {word}')
-    document = document_of(vms, target.store.root, plan.messages + plan.errors)
+    document = document_of(vms, target.store.root, plan.messages + plan.errors, others)
     if line.options['format'] == 'json':
         console.write(json.dumps(document, indent=1) + '\n')
     else:
@@ -7045,6 +7072,11 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     errors += program_problems(settings)
     for text in [*config.notes, *errors, *warnings]:
         log(text)
+    if settings.keep_last == 0 and not any(getattr(settings, f'keep_{name}') for name in PERIODS):
+        log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
+            'all the same')
+    if settings.vdi_export_format == 'vhd':
+        log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
     log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
         'backup_dir are right')
     if errors:

@@ -22,7 +22,7 @@ SAMPLES = os.path.join(DATA, 'samples')
 BLOCK = 512
 MIB = 1 << 20
 SMALL = 70000                  # bytes: a disk of less than a chunk
-WITH_XXH64 = unittest.skipUnless(VmBackup.xxh64_function(), 'no libxxhash')
+WITH_XXH64 = unittest.skipUnless(VmBackup.xxh64_function(), 'no XXH64')
 PACKERS = {program: kind for program, kind in (('gzip', 'gzip'), ('pigz', 'gzip'), ('zstd', 'zstd'))
            if shutil.which(program)}           # what decompresses, and what it decompresses
 COMPRESSIONS = dict(VmBackup.COMPRESSIONS)

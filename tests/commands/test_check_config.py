@@ -85,7 +85,8 @@ class WhatItShows(CheckCase):
 
 class WhatIsWrong(CheckCase):
     def test_what_is_said_of_the_lines_of_a_config(self):
-        log = self.at('log')
+        log, none = self.at('log'), '***NOTE - keep_last=0 and no other keep_ key: the newest ' \
+            'good backup of a VM is kept all the same'
         replaced = 'ERROR: config report_file would replace status_log -> ./log (own.cfg line 3)'
         for status, lines, said in (
                 (0, ('vm-export=db', 'exclude=[ab].*'), []),
@@ -101,6 +102,9 @@ class WhatIsWrong(CheckCase):
                 (2, ('vm-export=db', 'status_log=' + log,
                      'report_file={}/./log'.format(self.directory)), [replaced]),
                 (0, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'), []),
+                (0, ('vm-export=db', 'keep_last=0'), [none]),
+                (0, ('vm-export=db', 'keep_last=0', 'keep_weekly=1'), []),
+                (0, ('vm-export=db', 'keep_last=1'), []),
                 (0, ('vm-export=tag:db', 'exclude=tag:d('), [])):
             with self.subTest(lines):
                 self.assertEqual(said, self.told(status, *lines))

@@ -10,7 +10,7 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import PoolCase
+from tests.tools.support import HOST, PoolCase
 from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
 
 LATIN = os.fsdecode(b'b\xfcro')            # no UTF-8
@@ -73,8 +73,8 @@ class WhatIsTold(ListCase):
         self.backup('web', 2)
         self.backup('db', 3)
         document = self.document(0, self.backups)
-        self.assertEqual(['schema', 'when', 'backup_dir', 'vms', 'messages', 'good', 'size'],
-                         list(document))
+        self.assertEqual(['schema', 'when', 'backup_dir', 'vms', 'pool_dumps', 'foreign',
+                          'messages', 'good', 'size'], list(document))
         self.assertEqual((1, self.backups, 3, 15 << 30), tuple(
             document[key] for key in ('schema', 'backup_dir', 'good', 'size')))
         self.assertTrue(VmBackup.seconds_of(document['when']))
@@ -133,13 +133,24 @@ class WhatIsTold(ListCase):
         self.assertRegex(lines[2], ' good +- +fault - +- +backup-')
         self.assertEqual('    test restore: it did not boot', lines[3])
 
-    def test_directories_without_backups_are_no_vms(self):
+    def test_dumps_and_directories_without_backups_have_their_own_lines(self):
         self.ends(0, 'vm-export=web', pool_db_backup=1)
         for name in ('logs', 'METADATA_empty', 'project/build'):
             os.makedirs(os.path.join(self.backups, name))
         os.symlink(self.directory, self.backups + '/METADATA_link')
-        self.assertEqual(['web'], [vm['name'] for vm in self.document(0, self.backups)['vms']])
-        self.assertRegex(self.table(0, self.backups)[-1], r'^total of 1 VMs: 1 good, \d\.0 MiB$')
+        document = self.document(0, self.backups)
+        dumps, = document['pool_dumps']
+        self.assertEqual((self.backups + '/METADATA_' + HOST, 1),
+                         (dumps['path'], dumps['dumps']))
+        self.assertRegex(dumps['newest'], r'^pool_db_\d{8}-\d{6}\.dump$')
+        self.assertEqual([self.backups + '/' + name for name in (
+            'METADATA_empty', 'logs', 'project')], document['foreign'])
+        lines = self.table(0, self.backups)
+        self.assertRegex(lines[-1], r'^total of 1 VMs: 1 good, \d\.0 MiB$')
+        self.assertIn('foreign: %s/logs' % self.backups, lines)
+        self.assertRegex('\n'.join(lines), r'\npool database \(.*\): 1 dumps, newest pool_db_')
+        only = self.document(0, self.backups, 'vm=web')
+        self.assertEqual(([], []), (only['pool_dumps'], only['foreign']))
 
     def test_ages_are_in_minutes_hours_or_days(self):
         moment = datetime.datetime(2019, 3, 4, 12, 0, 0)
@@ -177,6 +188,7 @@ class WhichOnes(ListCase):
         document = self.document(2, config)
         self.assertEqual({'web': 1, 'db': 0, 'gone': 0, 'empty': 0, 'link': 0},
                          self.names(document))
+        self.assertEqual([], document['foreign'])
         lines = self.table(2, config)
         for name in ('db', 'gone', 'empty', 'link'):
             self.assertIn('%s (%s/%s): NO GOOD BACKUP' % (name, self.backups, name), lines)
@@ -304,6 +316,7 @@ class Robust(ListCase):
             self.addCleanup(os.chmod, path, 0o700)
         self.assertEqual([(DAY % 2, 'good'), (DAY % 1, 'unreadable'), (DAY % 1, 'good')],
                          self.outcomes(self.document(0, self.backups)))
+        self.assertEqual([locked[1]], self.document(0, self.backups)['foreign'])
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
         self.assertIn('cannot access ', self.refused(self.backups))

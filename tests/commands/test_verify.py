@@ -13,7 +13,7 @@ import VmBackup
 from tests import SCRIPT
 from tests.commands.archives import SAMPLES, WITH_XXH64, ArchiveCase, sample
 from tests.commands.saved import SavedCase
-from tests.tools.support import HOST, LIMIT, PoolCase
+from tests.tools.support import HOST, LIMIT, NO_XXHASH, PoolCase
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
 
 
@@ -138,7 +138,7 @@ class InARun(VerifyCase):
         self.assertIn('vm-export,end,INTERRUPTED web', self.status())
 
     def test_without_the_library_checksums_are_not_compared_and_one_note_names_the_package(self):
-        self.script = self.changed_script(XXHASH='none')
+        self.script, self.prelude = self.changed_script(XXHASH='none'), NO_XXHASH
         note = ('***NOTE - this host has no libxxhash: the checksums in archives are not compared '
                 '(install xxhash-libs, on Debian libxxhash0)')
         done = self.ends(0, 'vm-export=web', 'vm-export=db')
@@ -147,7 +147,7 @@ class InARun(VerifyCase):
         self.assertEqual('structure', self.proved(path))
         self.assertEqual(1, self.verify(0, self.backups).count(note))
         self.assertEqual('structure', self.proved(path))
-        self.script = SCRIPT
+        self.script, self.prelude = SCRIPT, ''
         self.assertNotIn(note, self.verify(0, path))
         self.assertEqual('checksums', self.proved(path))
 

@@ -26,6 +26,7 @@ if not forked.deferred:
 DATED = re.compile(r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)')
 TIME_STAMP = re.compile(r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
 # A prelude: the process has no module xxhash.
+NO_XXHASH = "import sys; sys.modules['xxhash'] = None"
 LIMIT = 120                    # seconds: far beyond what any of these children needs
 HOST = os.uname().nodename
 SMALL = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
