@@ -26,7 +26,7 @@ from tests.simpool import SimPool, pools
 from tests.tools import forked
 from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
-from tests.tools.support import LIMIT, PoolCase, shared_without_pool, store_at
+from tests.tools.support import LIMIT, NO_XXHASH, PoolCase, shared_without_pool, store_at
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -504,9 +504,9 @@ class Troubles(PoolCase):
     @prints('this host has no libxxhash', 'it is whole, but not what it was',
             'it is of another snapshot')
     def the_library_for_checksums_is_missing_and_then_backups_are_changed(self):
-        self.script = self.changed_script(XXHASH='none')
+        self.script, self.prelude = self.changed_script(XXHASH='none'), NO_XXHASH
         before = self.says('vm-export=db', 'vm-export=web')
-        self.script = SCRIPT
+        self.script, self.prelude = SCRIPT, ''
         self.says('vm-export=web')
         shutil.copy(*[path + '/web.xva' for path in self.dated('web')])
         path = self.newest('db', 'db.xva')
