@@ -6273,8 +6273,8 @@ def age(when: Optional[str]) -> str:
 
 def others_in(histories: Sequence[History],
               vms: Sequence[Stock]) -> Tuple[List[Record], List[str]]:
-    """Return what `list` tells of directories with dumps of the pool database, and the paths of those
-    in which there are neither dumps nor backups."""
+    """Return what `list` tells of directories with dumps of the pool database, and the paths of
+    those in which there are neither dumps nor backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
     known = [LOCKS] + [os.path.basename(vm.path) for vm in vms]
     for path in sorted(history.directory for history in histories if not history.holds_any()):
