@@ -164,10 +164,11 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 
 
-# Codes of ours, beside xapi's: a command that did not end in time; a transfer that did not move;
-# xapi was not there, so that nothing was begun; it was not, or ended meanwhile.
+# Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
+# there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
 TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'UNREACHABLE'
 WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
+NOT_OURS = 'NOT_OURS'
 IN_USE, FULL = 'VDI_IN_USE', 'SR_FULL'
 
 
@@ -1097,7 +1098,7 @@ class DiskChoice(NamedTuple):
 
     excludes: Tuple[str, ...] = ()     # patterns
     honour_nobak: bool = False
-    wanted: str = 'boot'       # of a vdi-export: boot, all, or devices separated by commas
+    wanted: str = 'all'        # boot, all, or devices separated by commas
 
     def reason(self, vm: str, device: str, name: str) -> str:
         """Return why a disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
@@ -1908,37 +1909,38 @@ class Pool:
             return vm._replace(name=record['name_label'], record=fields)
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
-    def disks(self, vm: Vm) -> List[Disk]:
-        """Return a VM's disks, in the order of their devices, without CD drives and empty ones."""
+    def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
+        """Return an object's record, as the table has it, unless it has to be fresh."""
+        return not fresh and self.table(kind).get(ref) or self.record(kind, ref)
+
+    def disks(self, vm: Vm, fresh: bool = False) -> List[Disk]:
+        """Return a VM's disks, in the order of their devices, without CD drives and empty ones. Two
+        calls for each, if they have to be fresh."""
         found = []
         for ref in vm.record['VBDs']:
-            vbd = self.table('VBD').get(ref) or self.record('VBD', ref)
+            vbd = self.known('VBD', ref, fresh)
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
-                vdi = self.table('VDI').get(vbd['VDI']) or self.record('VDI', vbd['VDI'])
+                vdi = self.known('VDI', vbd['VDI'], fresh)
                 sr_uuid = self.table('SR').get(vdi['SR'], {}).get('uuid', '')
                 found.append(Disk(device_name(vbd['device'], vbd['userdevice']), ref, vbd,
                                   vbd['VDI'], vdi, sr_uuid))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
-    def is_current(self, disk: Disk) -> bool:
-        """Return whether a VBD still is of the disk that the tables tell."""
-        with unless_gone():
-            return bool(self.call('VBD.get_VDI', disk.vbd_ref) == disk.vdi_ref)
-        return False
-
     def vifs(self, vm: Vm) -> List[Record]:
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = []
         for ref in vm.record['VIFs']:
-            vif = self.table('VIF').get(ref) or self.record('VIF', ref)
+            vif = self.known('VIF', ref)
             network = self.table('network').get(vif['network'], {}).get('name_label', '')
             vifs.append(dict(vif, network_name_label=network))
         return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
 
-    def snapshots(self, kind: str, refs: Sequence[str]) -> List[Snapshot]:
-        """Return the snapshots of VMs (kind 'VM') or disks ('VDI'). One call."""
+    def snapshots(self, kind: str, values: Sequence[str],
+                  field: str = 'snapshot_of') -> List[Snapshot]:
+        """Return the snapshots of VMs (kind 'VM') or disks ('VDI') by reference, or those that have
+        the values in another field. One call."""
         found = []
-        for ref, record in self.where(kind, 'snapshot_of', refs).items():
+        for ref, record in self.where(kind, field, values).items():
             if record['is_a_snapshot']:
                 found.append(Snapshot(
                     ref, record['uuid'], record['name_label'], record['snapshot_of'],
@@ -2366,6 +2368,10 @@ class Intent(NamedTuple):
         return self.kind in ('VM', 'VDI') and all(
             re.match(r'OpaqueRef:[\w-]+\Z', ref)
             for ref in (self.ref, *self.before, *self.sources, *self.disks))
+
+    def name_of(self, source: str) -> str:
+        """Return the name that a source had when the snapshot was meant to be made."""
+        return dict(zip(self.sources, self.names)).get(source, '')
 
 
 class Restoring(NamedTuple):
@@ -4253,7 +4259,6 @@ class Verifier:
 # its uuid from having made it, or wrote down before that we were about to, and it is new and
 # carries our label. Never by its name alone.
 
-STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 PERSONS_VBD = (
@@ -4289,117 +4294,463 @@ def end_clients(uuids: Sequence[str], run: str, console: Console) -> None:
             end_program(number)
 
 
+def in_several_tries(remove: Callable[[int], None], console: Console,
+                     warnings: Optional[List[str]] = None) -> None:
+    """Call what removes something, with the number of the try, until it does not fail. Raise its
+    last VmBackupError. Those before become warnings, but for IN_USE, which passes as a rule, when
+    a transfer has quite ended, and gets more time; so does everything where there are none."""
+    pauses = DISCARD_PAUSES + BUSY_PAUSES
+    for number in itertools.count():
+        try:
+            return remove(number)
+        except (CommandFailed, PoolError) as error:
+            passing = warnings is None or error.code == IN_USE
+            if number >= len(pauses if passing else DISCARD_PAUSES) or error.code == NOT_OURS:
+                raise
+            if passing:
+                console.log(f'***NOTE - {error}: trying again')
+            else:
+                warnings.append(str(error))
+        time.sleep(pauses[number])
+
+
 def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], mode: str = 'RO',
                      sure: bool = True) -> None:
     """Take from disks that are to be removed the VBDs that transfers have left (see Pool.holds).
     Raise CommandFailed; PoolError while a disk is in use, VmBackupError if by somebody else."""
     leaked = None              # type: Optional[List[str]]
-    for _ in range(2):         # nothing keeps xapi from unplugging a VBD that is in use
+    for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
+        time.sleep(pause)
         held = pool.holds(owners, disks, mode, sure)
+        if not held:
+            return
         for hold in held:
             disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
             if hold.user or programs_with('/' + disk):     # vhd-tool's path
                 raise PoolError(f'the disk {disk} is in use by {hold.user or "vhd-tool"}', IN_USE)
-            if leaked is not None:
-                if not hold.leaked:
-                    raise VmBackupError(f'the disk {disk} has ' +
-                                        PERSONS_VBD.format(hold.vbd['uuid']))
-                if hold.vbd['uuid'] not in leaked:
-                    raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
-        if not held:
-            return
-        if leaked is None:
-            leaked = [hold.vbd['uuid'] for hold in held if hold.leaked]
-            time.sleep(SECOND_LOOK)
+            if leaked is not None and not hold.leaked:
+                raise VmBackupError(f'the disk {disk} has ' + PERSONS_VBD.format(hold.vbd['uuid']),
+                                    NOT_OURS)
+            if leaked is not None and hold.vbd['uuid'] not in leaked:
+                raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
+        leaked = [hold.vbd['uuid'] for hold in held if hold.leaked]
     for hold in held:
         if hold.vbd['currently_attached']:
             xe.tell('vbd-unplug', uuid=hold.vbd['uuid'])
         xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
 
 
-def vhd_remarks(disk: Disk) -> List[Tuple[str, str]]:
-    """Return why a disk cannot be exported as VHD, as Exporter.remarks; [] if it can (recorded from
-    xapi 26.17.0; vhd-tool: channels.ml)."""
+class Remover:
+    """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
+
+    def __init__(self, pool: Pool, xe: Xe, warnings: List[str]) -> None:
+        self.pool = pool
+        self.xe = xe
+        self.warnings = warnings
+
+    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
+        """Return the record of a snapshot with its uuid, and with the disks that came with a VM's,
+        which takes one call."""
+        intent = intent._replace(uuid=snapshot.uuid)
+        if intent.kind == 'VDI':
+            return intent
+        found = {intent.ref: [], snapshot.ref: []}     # type: Dict[str, List[str]]
+        for vbd in self.pool.where('VBD', 'VM', list(found)).values():
+            if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
+                found[vbd['VM']].append(vbd['VDI'])
+        sources, disks = map(tuple, found.values())
+        return intent._replace(sources=sources or intent.sources, disks=disks)
+
+    def disks(self, intent: Intent) -> List[Snapshot]:
+        """Return the disks that came with a snapshot, or the one that it is, as far as they are
+        still there. One call."""
+        if intent.kind == 'VDI':
+            return self.pool.snapshots('VDI', [intent.uuid], 'uuid')
+        return [found for found in self.pool.snapshots('VDI', intent.sources)
+                if found.ref in intent.disks]
+
+    def remove(self, intent: Intent, prepared: bool = False) -> None:
+        """Remove a snapshot with its disks. Raise VmBackupError."""
+        in_several_tries(lambda number: self.try_removing(intent, number, prepared),
+                         self.xe.console, self.warnings)
+
+    def try_removing(self, intent: Intent, number: int, prepared: bool) -> None:
+        """Uninstall a VM's snapshot, and destroy the disks that are left: vm-uninstall removes the
+        VM's record, then one disk after the other, which are marked as its own, until one fails
+        (xapi: cli_operations.ml, vm_uninstall_common; xapi_vm_clone.ml). Raise VmBackupError."""
+        pool, xe = self.pool, self.xe
+        disks = self.disks(intent)
+        if intent.kind == 'VM' and not (number and pool.is_gone('VM', intent.uuid)):
+            # Those that something else has would stay, too (recorded: snapshot-uninstall).
+            held = [disk.ref for disk in disks if len(disk.vbds) > 1]
+            owners = pool.where('VM', 'uuid', [intent.uuid]) if held else {}
+            drop_leaked_vbds(pool, xe, owners, held)
+            # snapshot-uninstall does it whether it is still a template or not.
+            verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
+            xe.console.log_lines(xe.tell(verb, uuid=intent.uuid, force=True))
+            disks = self.disks(intent)
+            if not intent.disks or any(disk.vbds for disk in disks):
+                self.check_gone(intent)
+        self.destroy(disks)
+
+    def check_gone(self, intent: Intent) -> None:
+        """Raise CommandFailed if a snapshot is still there."""
+        if not self.pool.is_gone(intent.kind, intent.uuid):
+            raise CommandFailed(f'the snapshot {intent.uuid} is still there')
+
+    def destroy(self, disks: Sequence[Snapshot]) -> None:
+        """Destroy disks that belong to no VM any more, all that can be. An export of one may still
+        be ending, which is IN_USE (xapi: xapi_vdi.ml). Raise CommandFailed."""
+        words, code = [], ''
+        for disk in disks:
+            try:
+                if disk.vbds:
+                    drop_leaked_vbds(self.pool, self.xe, {}, [disk.ref])
+                self.xe.tell('vdi-destroy', uuid=disk.uuid)
+            except VmBackupError as error:
+                words.append(f'{error} (disk {disk.uuid})')
+                code = error.code or code
+        left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
+        if left:
+            raise CommandFailed(', '.join(words) or 'still there: ' + ', '.join(left), code)
+
+    def new(self, kind: str, refs: Sequence[str], intent: Intent) -> List[Snapshot]:
+        """Return the snapshots of a VM or of disks that were not there before. One call."""
+        return [found for found in self.pool.snapshots(kind, refs)
+                if found.ref not in intent.before]
+
+    def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
+        """Remove the snapshot that an unfinished backup has a record of, and what is left of it.
+        Return False, after a warning, if it may be one that is not ours for certain. Raise
+        VmBackupError."""
+        if intent.uuid:
+            for found in self.new(intent.kind, [intent.ref], intent):
+                if found.uuid == intent.uuid:
+                    self.remove_found(found, intent, backup)
+                    return True
+            self.check_gone(intent)
+            self.destroy(self.disks(intent))
+            return True
+        self.pool.wait_for_snapshot(intent.kind, intent.ref)
+        clear, places = True, [(intent.kind, (intent.ref,))]   # type: bool, List[Any]
+        if intent.kind == 'VM':        # of one that was only half made, the disks come first, and
+            places.append(('VDI', intent.sources))     # are not anybody's yet (xapi_vm_clone.ml)
+        for kind, refs in places:
+            new = self.new(kind, refs, intent)
+            for found in new:
+                if self.is_ours(kind, found, new, intent):
+                    if kind == intent.kind:
+                        self.remove_found(found, intent, backup)
+                    else:
+                        self.destroy([found])
+                elif kind == 'VDI' and self.may_be_ours(found, intent):
+                    clear = False
+                elif found.label == intent.label:
+                    self.warn_of(found)
+        return clear
+
+    def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
+        """Remove the snapshot of an unfinished backup, when its disks are recorded: a removal loses
+        the snapshot's own record first. Raise VmBackupError."""
+        self.xe.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
+        ours = self.with_disks(intent, found)
+        if ours != intent:
+            with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
+                set_intent(backup, ours)
+        end_clients([ours.uuid] + [disk.uuid for disk in self.disks(ours)], ours.process,
+                    self.xe.console)
+        self.pool.await_exports(intent.kind, found.ref)
+        self.remove(ours)
+
+    def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+        """Return if a snapshot can only be the one that we meant to make, of which we have no uuid:
+        of a VM, the only one with our label that was made soon after, and a template; of a disk,
+        the only one without a VBD that was made right then. That has the disk's own label until it
+        is prepared (xapi: xapi_vdi.ml, snapshot_and_clone)."""
+        if kind == 'VM':
+            likely = [each for each in new if each.label == intent.label
+                      and intent.since <= each.when <= intent.latest]
+            return found.template and likely == [found]
+        likely = [each for each in new if each.of == found.of and not each.vbds
+                  and intent.since <= each.when <= intent.until]
+        return likely == [found] and found.label == intent.name_of(found.of)
+
+    def may_be_ours(self, found: Snapshot, intent: Intent) -> bool:
+        """Return, after a warning, if a disk's snapshot may be one that we meant to make: nobody
+        has marked it for his own. Where xapi ends meanwhile, one request can make two, also
+        after the next start (recorded from xapi 25.33.2 and 26.17.0)."""
+        if found.vbds or found.tags or found.when < intent.since or (
+                found.label != intent.name_of(found.of)):
+            return False
+        self.warnings.append(
+            'the disk snapshot {0}, called {1}, is left of a backup that did not end, or somebody '
+            'made it: not touched (look at it: xe vdi-param-list uuid={0}; to remove it: xe '
+            'vdi-destroy uuid={0}; to keep it: give it another name or a tag)'.format(
+                found.uuid, found.label))
+        return True
+
+    def warn_of(self, found: Snapshot) -> None:
+        """Warn of a snapshot that may be ours."""
+        self.warnings.append(f'the snapshot {found.uuid}, called {found.label}, was not made by '
+                             'this program as far as it knows: not touched')
+
+
+def vhd_remark(disk: Disk) -> Tuple[str, str]:
+    """Return why a disk cannot be exported as VHD, or not for certain: ERROR or WARNING, and a
+    text; '' if it can (recorded from xapi 26.17.0; vhd-tool: channels.ml)."""
     size = int(disk.vdi['virtual_size'])
-    if size > LARGEST_EXPORT:
-        word, why = 'ERROR', TOO_LARGE
-    elif size % VHD_BLOCK:
-        word, why = 'WARNING', NEVER_ENDS
-    else:
-        return []
-    return [(word, f'{why}: {disk.device} of {human_size(size)} (set vdi_export_format=auto or '
-             'raw)')]
+    if size <= LARGEST_EXPORT and not size % VHD_BLOCK:
+        return '', ''
+    word, why = ('ERROR', TOO_LARGE) if size > LARGEST_EXPORT else ('WARNING', NEVER_ENDS)
+    return word, (f'{why}: {disk.device} of {human_size(size)} (set vdi_export_format=auto or '
+                  'raw)')
 
 
 class Exporter:
-    """Snapshots, exports and cleans up one VM or disk. Subclasses bring the nouns, and
-    `select_target`, `files`, `make_snapshot`, `prepare` and `discard`."""
+    """Exports a VM as an archive, or disks of it as images, from a snapshot: of the VM, so that all
+    of it is of one moment, or of the boot disk alone."""
 
-    kind = snapshot_token = prepare_token = export_token = ''
-    choice = DiskChoice()      # which disks
-
-    def __init__(self, pool: Pool, xe: Xe, extension: str, warnings: List[str]) -> None:
+    def __init__(self, pool: Pool, xe: Xe, extension: str, choice: DiskChoice,
+                 warnings: List[str]) -> None:
         self.pool = pool
         self.xe = xe
         self.console = xe.console
         self.extension = extension
+        self.archive = '.xva' in extension
+        self.choice = choice
         self.warnings = warnings
+        self.remover = Remover(pool, xe, warnings)
+        self.kind = 'VDI' if choice.wanted == 'boot' else 'VM'     # of what gets a snapshot
+        tokens = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL'
+        if self.archive:
+            tokens = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL'
+        self.snapshot_token, self.prepare_token, self.export_token = tokens
         self.left_out = []     # type: List[Tuple[Disk, str]]
-        self.prepared = False
         self.left = False      # a snapshot of ours may be in the pool, for a later attempt
-        # Set by select_target: the VM; reference and uuid of what gets a snapshot; the label of
-        # this one and references of those before; disks that are exported, and the others.
-        self.vm = None         # type: Any
-        self.target = self.uuid = self.label = ''
-        self.before = ()       # type: Tuple[str, ...]
+        # Set by select_target: disks that are exported, the VM's others, whether xapi leaves those
+        # out of the snapshot, and the record of that.
         self.disks = []        # type: List[Disk]
         self.others = []       # type: List[Disk]
-        self.ignoring = False  # the toolstack leaves the others out of the snapshot
-        self.copies = ()       # type: Tuple[str, ...]
+        self.ignoring = False
+        self.intent = None     # type: Any
 
-    def choose(self, vm: Vm) -> List[Disk]:
-        """Return the disks to export, by the tables; note those left out. Raise PoolError."""
-        kept, self.left_out = [], []
-        for disk in self.pool.disks(vm):
-            why = self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
-            if why:
-                self.left_out.append((disk, why))
-            else:
-                kept.append(disk)
+    def choose(self, vm: Vm, fresh: bool = False) -> List[Disk]:
+        """Return the disks to export, by the tables unless they have to be fresh; note those left
+        out, and all others. Raise PoolError. The boot disk is xvda, else the first bootable disk,
+        else user device 0."""
+        disks, wanted = self.pool.disks(vm, fresh), self.choice.wanted
+        if wanted == 'boot':
+            chosen = [disk for disk in disks if disk.vbd['device'] == 'xvda']
+            chosen += [disk for disk in disks if disk.vbd['bootable']]
+            chosen += [disk for disk in disks if disk.vbd['userdevice'] == '0']
+            del chosen[1:]
+        else:
+            chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
+        reasons = {disk.vbd_ref: self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
+                   for disk in disks}
+        self.left_out = [(disk, reasons[disk.vbd_ref]) for disk in disks if reasons[disk.vbd_ref]]
+        kept = [disk for disk in chosen if not reasons[disk.vbd_ref]]
+        refs = [disk.vdi_ref for disk in kept]
+        self.others = [disk for disk in disks if disk.vdi_ref not in refs]
         return kept
 
     def names(self, base: str, vm: Vm) -> List[str]:
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
-        if '.xva' in self.extension:
+        if self.archive:
             return [base + self.extension]
         return [self.name_of(base, disk) for disk in self.choose(vm)]
 
     def name_of(self, base: str, disk: Disk) -> str:
-        """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
-        return base + self.extension.replace('.auto', '.raw' if vhd_remarks(disk) else '.vhd')
+        """Return the name of a disk's file, that of its device where there may be several; `auto`
+        stands for VHD where xapi makes it."""
+        if self.kind == 'VM':
+            base = path_part(f'DISK-{disk.device}')
+        return base + self.extension.replace('.auto', '.raw' if any(vhd_remark(disk)) else '.vhd')
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
-        """Return remarks on the sizes of disks: ERROR, WARNING or NOTE, and a text."""
-        sizes = [int(disk.vdi['virtual_size']) for disk in disks]
-        if '.xva' in self.extension and sizes and min(sizes) < CHUNK and max(sizes) > 2 * CHUNK:
-            return [('NOTE', 'with a disk below 1 MiB its archive may be one that xe vm-import '
-                     'alone refuses (restore= puts it right)')]
-        found = []             # type: List[Tuple[str, str]]
-        for disk in disks if '.vhd' in self.extension else ():
-            found += vhd_remarks(disk)
-        return found
+        """Return remarks on the sizes of disks: ERROR or WARNING, and a text."""
+        found = [vhd_remark(disk) for disk in disks if '.vhd' in self.extension]
+        return [(word, text) for word, text in found if word]
 
-    def check_form(self) -> None:
-        """Raise BackupFailed if a disk is too large to be exported as VHD."""
+    def select_target(self, vm: Vm) -> None:
+        """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
+        already are the tables' if all are exported: later ones are known by their time. Raise
+        PoolError, and BackupFailed if there is nothing to export."""
+        choosy = self.choice != DiskChoice() or not self.archive
+        try:
+            self.disks = self.choose(vm, choosy)       # the night is long: disks may have moved
+        except PoolError:                              # the metadata step has warned of it
+            if choosy:
+                raise
+        if not self.archive:
+            self.check_images(vm.name)
+        taken, before = self.disks, []     # type: List[Disk], List[str]
+        if self.kind == 'VM':
+            ref, uuid, label = vm.ref, vm.uuid, 'RESTORE_' + vm.name
+            self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
+            taken = self.disks if self.ignoring else self.disks + self.others
+            before += vm.record['snapshots']
+        else:
+            disk, = self.disks
+            ref, uuid = disk.vdi_ref, disk.vdi['uuid']
+            label = 'SNAP_{}_{}'.format(vm.name, disk.vdi['name_label']).replace(' ', '-')
+        for disk in taken:
+            before += disk.vdi['snapshots']
+        self.intent = Intent(
+            pool='', kind=self.kind, of=uuid, ref=ref, label=label_part(label), since='', until='',
+            latest='', host=os.uname().nodename, process=process(),
+            before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
+            names=tuple(disk.vdi['name_label'] for disk in taken))
+
+    def check_images(self, vm_name: str) -> None:
+        """Raise BackupFailed if there is no disk, or one that xapi cannot export so; log the
+        devices that are wanted and not there. Raise PoolError."""
+        wanted = self.choice.wanted
+        if not self.disks:
+            left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
+            raise BackupFailed('NO-BOOT-DISK',
+                               f'no disk is to be exported: vdi_disks={wanted}{left_out}')
         for word, text in self.remarks(self.disks):
             if word == 'ERROR':
                 raise BackupFailed(self.export_token, text)
+        there = [disk.device for disk in self.disks + self.others]
+        for device in wanted.split(','):
+            if device not in there + ['boot', 'all']:
+                self.console.log(f'***NOTE - {vm_name} has no disk {device} (vdi_disks)')
+
+    @contextlib.contextmanager
+    def snapshot(self, backup: Backup, known: Sequence[str]) -> Iterator[Snapshot]:
+        """Make and prepare a snapshot, yield it, and try to remove it whatever happens; what cannot
+        be removed is a warning, and its record stays. `known`: the uuids of earlier ones, already
+        warned of. Raise BackupFailed with the step's token."""
+        with self.pool.snapshotting:
+            snapshot = self.take(backup, known)
+        prepared = exported = False
+        try:
+            with failing_as(self.prepare_token):
+                self.prepare()
+            prepared = True
+            yield snapshot
+            exported = True
+        finally:
+            with tolerating(self.warnings, f'the snapshot {snapshot.uuid} was left in the pool'):
+                if not exported:
+                    self.pool.await_exports(self.kind, snapshot.ref)
+                self.remover.remove(self.intent, prepared)
+                self.left = False
+                with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
+                    drop_intent(backup)
+
+    def take(self, backup: Backup, known: Sequence[str]) -> Snapshot:
+        """Record the intent, make the snapshot and identify it; warn of earlier ones with our label
+        that are not `known`. Raise BackupFailed, Interrupted."""
+        self.xe.signals.check()
+        self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
+        with failing_as(self.snapshot_token):
+            pool, ahead = self.pool.uuid(), self.pool.ahead()
+        intent = self.intent._replace(
+            pool=pool, since=utc(ahead - 60), until=utc(ahead + 900),
+            latest=utc(ahead + 2 * XE_TIMEOUT + 900))
+        self.record(backup, intent)
+        try:
+            with failing_as(self.snapshot_token):
+                uuid = self.make_snapshot()
+                self.console.log('snap-uuid: ' + uuid)
+                self.record(backup, intent._replace(uuid=uuid))
+                made = None    # type: Optional[Snapshot]
+                for each in self.pool.snapshots(self.kind, [intent.ref]):
+                    if each.ref in intent.before:
+                        if each.label == intent.label and each.uuid not in known:
+                            self.remover.warn_of(each)
+                    elif each.uuid == uuid:
+                        made = each
+                if not made:
+                    self.record(backup, intent)
+                    raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
+                self.record(backup, self.remover.with_disks(intent, made))
+            return made
+        except (VmBackupError, OSError) as error:
+            code, used = getattr(error, 'code', ''), ''
+            if code == FULL:
+                used = self.pool.sr_usage([disk.sr_uuid for disk in self.disks + self.others])
+            with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
+                # Recorded: where xapi went away it may make the snapshot when it starts.
+                self.clean_up_failure(backup, code in WENT_AWAY + (TIMED_OUT,))
+            if used:
+                raise BackupFailed(self.snapshot_token, f'{error} ({used})')
+            raise
+
+    def record(self, backup: Backup, intent: Intent) -> None:
+        """Write down what is known of the snapshot by now. Raise TargetError, OSError."""
+        self.intent = intent
+        set_intent(backup, intent)
+        self.left = True
+
+    def clean_up_failure(self, backup: Backup, went_away: bool) -> None:
+        """Remove what a failed snapshot has left, unless xapi may still make it."""
+        intent = self.intent
+        clear = self.remover.remove_unfinished(intent, backup)
+        self.left = went_away and not intent.uuid
+        if self.left:
+            set_intent(backup, intent)                 # not that of one that was removed
+            self.warnings.append('a snapshot may still be made and left in the pool')
+        elif clear:
+            drop_intent(backup)
+
+    def make_snapshot(self) -> str:
+        """Return what xe prints: a uuid. The VM is taken by uuid=, where vm= would also find one
+        whose name is that uuid; a disk's snapshot has the disk's name at first."""
+        if self.kind == 'VDI':
+            return self.xe.tell('vdi-snapshot', uuid=self.intent.of)
+        words = {}             # type: Dict[str, Any]
+        if self.ignoring:
+            words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
+        return self.xe.tell('vm-snapshot', uuid=self.intent.of, new_name_label=self.intent.label,
+                            **words)
+
+    def prepare(self) -> None:
+        """Give a disk's snapshot our label. Make a VM's no template, as xe's vm-export and
+        vm-uninstall see none, which a snapshot is; the archive keeps the mark (xapi:
+        cli_operations.ml, select_vms; export.ml, make_vm). Destroy the disks that are not for the
+        archive before, which takes them from the snapshot, too (xapi: xapi_vdi.ml, destroy)."""
+        uuid = self.intent.uuid
+        if self.kind == 'VDI':
+            self.xe.tell('vdi-param-set', uuid=uuid, name_label=self.intent.label)
+            return
+        if self.archive and not self.ignoring:
+            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
+                if found.ref in self.intent.disks:
+                    self.xe.tell('vdi-destroy', uuid=found.uuid)
+        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False, uuid=uuid)
+
+    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
+        """Return the files to export: the archive, or images of the snapshot's disks."""
+        if self.archive:
+            return [ExportFile(base + self.extension, snapshot)]
+        copies = {found.of: found for found in self.remover.disks(self.intent)}
+        lost = [disk.device for disk in self.disks if disk.vdi_ref not in copies]
+        if lost:
+            raise CommandFailed('the snapshot has no copy of ' + ', '.join(lost))
+        return [ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk)
+                for disk in self.disks]
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
+        """Export an archive or a disk. Exit status 0 alone proves nothing: of an archive xe has to
+        say so, too (xapi: cli_operations.ml, download_file)."""
+        if file.disk:
+            self.export_disk(file.snapshot, path, watchdog)
+            return
+        output = self.xe.transfer('vm-export', watchdog, uuid=file.snapshot.uuid, filename=path,
+                                  **compression_of(path).parameters)
+        self.console.log_lines(output)
+        if 'Export succeeded' not in output.splitlines():
+            raise CommandFailed('xe vm-export did not say that the export succeeded')
+
+    def export_disk(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
         """Export a disk, compressed if the file's name says so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
-        form, packed, size = form_of(path), is_packed(path), file.snapshot.size
-        words = {'format': form[1:], 'uuid': file.snapshot.uuid}
+        form, packed, size = form_of(path), is_packed(path), snapshot.size
+        words = {'format': form[1:], 'uuid': snapshot.uuid}
         try:
             if not packed:
                 self.xe.transfer('vdi-export', watchdog, filename=path, **words)
@@ -4414,425 +4765,6 @@ class Exporter:
             raise
         if form == '.raw' and not packed and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
-
-    @contextlib.contextmanager
-    def snapshot(self, backup: Backup, known: Sequence[str]) -> Iterator[Snapshot]:
-        """Make and prepare a snapshot, yield it, and remove it whatever happens. `known`: the uuids
-        of earlier ones, already warned of. Raise BackupFailed with the step's token."""
-        waited = stopwatch()
-        with self.pool.snapshotting:
-            if waited() > STALE:
-                self.select_target(self.pool.reread(self.vm)._replace(name=self.vm.name))
-            intent, snapshot = self.take(backup, known)
-        self.copies, exported = intent.disks, False
-        try:
-            set_intent(backup, intent)
-            with failing_as(self.prepare_token):
-                self.prepare(intent)
-            self.prepared = True
-            yield snapshot
-            exported = True
-        finally:
-            with tolerating(self.warnings, f'the snapshot {intent.uuid} was left in the pool'):
-                if not exported:
-                    self.pool.await_exports(self.kind, snapshot.ref)
-                self.remove(intent)
-                self.left = False
-                with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
-                    drop_intent(backup)
-
-    def take(self, backup: Backup, known: Sequence[str]) -> Tuple[Intent, Snapshot]:
-        """Record the intent, make the snapshot and identify it; warn of earlier ones with our label
-        that are not `known`. Raise BackupFailed, Interrupted."""
-        self.xe.signals.check()
-        self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.label}')
-        disks = self.snapshotted_disks()
-        with failing_as(self.snapshot_token):
-            pool, ahead = self.pool.uuid(), self.pool.ahead()
-        intent = Intent(
-            pool=pool, kind=self.kind, of=self.uuid, ref=self.target, label=self.label,
-            since=utc(ahead - 60), until=utc(ahead + 900),
-            latest=utc(ahead + 2 * XE_TIMEOUT + 900), host=os.uname().nodename,
-            process=process(), before=self.before,
-            sources=tuple(disk.vdi_ref for disk in disks),
-            names=tuple(disk.vdi['name_label'] for disk in disks))
-        set_intent(backup, intent)
-        self.left, taken, unknown = True, False, False
-        try:
-            with failing_as(self.snapshot_token):
-                uuid = self.make_snapshot()
-                self.console.log('snap-uuid: ' + uuid)
-                if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
-                    raise CommandFailed('xe printed no uuid of a snapshot')
-                intent = intent._replace(uuid=uuid)
-                set_intent(backup, intent)
-                found = None   # type: Optional[Snapshot]
-                for each in self.pool.snapshots(self.kind, [self.target]):
-                    if each.ref not in self.before and each.uuid == uuid:
-                        found = each
-                    elif each.ref in self.before and each.label == self.label and (
-                            each.uuid not in known):
-                        self.warn_of(each.uuid, each.label)
-                if not found:
-                    raise CommandFailed(f'xe printed the uuid of no new snapshot: {uuid}')
-                intent = self.with_disks(intent, found)
-            taken = True
-        except BackupFailed as error:
-            # Recorded: where xapi went away it may make the snapshot when it starts.
-            unknown = not intent.uuid and error.code in WENT_AWAY + (TIMED_OUT,)
-            if error.code == FULL:
-                used = self.pool.sr_usage([disk.sr_uuid for disk in disks])
-                raise BackupFailed(error.token, f'{error} ({used})')
-            raise
-        finally:
-            if not taken:
-                with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
-                    self.clean_up_failure(intent, backup, unknown)
-        return intent, found
-
-    def clean_up_failure(self, intent: Intent, backup: Backup, unknown: bool) -> None:
-        """Remove what a failed snapshot has left; `unknown`: xapi may still make it."""
-        made = [each.uuid for each in self.pool.snapshots(self.kind, [self.target])
-                if each.ref not in self.before]
-        clear = self.clean_up_snapshot(
-            intent if intent.uuid in made else intent._replace(uuid=''), backup)
-        self.left = unknown
-        if unknown:
-            set_intent(backup, intent)
-            self.warnings.append('a snapshot may still be made and left in the pool')
-        elif clear:
-            drop_intent(backup)
-
-    def snapshotted_disks(self) -> List[Disk]:
-        """Return the disks that are snapshotted, wanted or not."""
-        return self.disks if self.ignoring else self.disks + self.others
-
-    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
-        """Return the record with the disks that came with a VM's snapshot. One call."""
-        if self.kind == 'VDI':
-            return intent
-        found = {intent.ref: [], snapshot.ref: []}     # type: Dict[str, List[str]]
-        for vbd in self.pool.where('VBD', 'VM', list(found)).values():
-            if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
-                found[vbd['VM']].append(vbd['VDI'])
-        sources, disks = map(tuple, found.values())
-        if not sources or sources == intent.sources:
-            return intent._replace(disks=disks)
-        return intent._replace(sources=sources, names=(), disks=disks)
-
-    def clean_up_snapshot(self, intent: Intent, backup: Backup) -> bool:
-        """Destroy the snapshot of a record and what is left of it. Return False, after a warning,
-        if it may be among others that are not ours for certain. Raise VmBackupError."""
-        if not intent.uuid:
-            self.pool.wait_for_snapshot(self.kind, intent.ref)
-        new = [found for found in self.pool.snapshots(self.kind, [intent.ref])
-               if found.ref not in intent.before]
-        if intent.uuid:
-            new = [found for found in new if found.uuid == intent.uuid]
-        clear = True
-        for found in new:
-            if intent.uuid or self.is_ours(found, new, intent):
-                self.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
-                ours = self.with_disks(intent._replace(uuid=found.uuid), found)
-                if ours != intent:                     # a removal loses the snapshot's record first
-                    with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
-                        set_intent(backup, ours)
-                end_clients([ours.uuid] + [each.uuid for each in self.copies_of(ours)],
-                            ours.process, self.console)
-                self.pool.await_exports(self.kind, found.ref)
-                self.remove(ours)
-            elif self.kind == 'VDI' and self.may_be(found, intent):
-                clear = False
-            elif found.label == intent.label:
-                self.warn_of(found.uuid, found.label)
-        if intent.uuid:
-            self.check_gone(intent)
-            Exporter.check_gone(self, intent)          # a VM's record, too
-        return clear
-
-    def copies_of(self, intent: Intent) -> List[Snapshot]:
-        """Return the disks that came with a snapshot, or the one that it is. One call."""
-        return [found for found in self.pool.snapshots('VDI', intent.sources or [intent.ref])
-                if found.ref in intent.disks or found.uuid == intent.uuid]
-
-    def may_be(self, found: Snapshot, intent: Intent) -> bool:
-        """Return, after a warning, if a disk's snapshot may be one that we meant to make: nobody
-        has marked it for his own. Where xapi ends meanwhile, one request can make two, also
-        after the next start (recorded from xapi 25.33.2 and 26.17.0)."""
-        if found.vbds or found.tags or found.when < intent.since or (
-                found.label != self.name_of_source(found, intent)):
-            return False
-        self.warnings.append(
-            'the disk snapshot {0}, called {1}, is left of a backup that did not end, or somebody '
-            'made it: not touched (look at it: xe vdi-param-list uuid={0}; to remove it: xe '
-            'vdi-destroy uuid={0}; to keep it: give it another name or a tag)'.format(
-                found.uuid, found.label))
-        return True
-
-    def name_of_source(self, found: Snapshot, intent: Intent) -> str:
-        """Return the name of the disk that a snapshot is of, as it was or is."""
-        names = dict(zip(intent.sources, intent.names))
-        vdi = self.pool.table('VDI').get(found.of, {})
-        return names.get(found.of) or vdi.get('name_label', '')
-
-    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Return if a snapshot can only be the one that we meant to make, of which we have no uuid.
-        A disk's has the disk's own label until it is prepared (xapi: xapi_vdi.ml,
-        snapshot_and_clone), and no other without a VBD was made right then."""
-        likely = []
-        for each in new:
-            if each.of == found.of and not each.vbds and intent.since <= each.when <= intent.until:
-                likely.append(each)
-        return likely == [found] and found.label == self.name_of_source(found, intent)
-
-    def warn_of(self, uuid: str, label: str) -> None:
-        """Warn of a snapshot that may be ours."""
-        self.warnings.append(f'the snapshot {uuid}, called {label}, was not made by this program '
-                             'as far as it knows: not touched')
-
-    def remove(self, intent: Intent) -> None:
-        """Discard a snapshot until it is gone with its disks. Raise CommandFailed, PoolError."""
-        own = 1 if self.kind == 'VM' else 0            # VBDs of each disk
-        pauses = list(DISCARD_PAUSES)
-        for attempt in itertools.count():
-            try:
-                if not attempt or not self.pool.is_gone(self.kind, intent.uuid):
-                    # Disks that something else has would stay when the record of the snapshot is
-                    # gone (recorded: snapshot-uninstall).
-                    held = [found.ref for found in self.copies_of(intent) if len(found.vbds) > own]
-                    if held:
-                        owners = self.pool.where('VM', 'uuid', [intent.uuid])
-                        drop_leaked_vbds(self.pool, self.xe, owners, held)
-                    self.discard(intent.uuid, attempt)
-                return self.check_gone(intent)
-            except (CommandFailed, PoolError) as error:
-                if attempt == len(DISCARD_PAUSES) and error.code == IN_USE:
-                    pauses += BUSY_PAUSES
-                if attempt >= len(pauses):
-                    raise
-                if error.code == IN_USE:               # until a transfer has quite ended, as a rule
-                    self.console.log(f'***NOTE - {error}: trying again')
-                else:
-                    self.warnings.append(str(error))
-                time.sleep(pauses[attempt])
-
-    def check_gone(self, intent: Intent) -> None:
-        """Raise CommandFailed if the snapshot is still there, or PoolError."""
-        if not self.pool.is_gone(self.kind, intent.uuid):
-            raise CommandFailed(f'the snapshot {intent.uuid} is still there')
-
-
-class VmExporter(Exporter):
-    """Exports a VM as an XVA archive."""
-
-    kind = 'VM'
-    snapshot_token, prepare_token = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL'
-    export_token = 'VM-EXPORT-FAIL'
-
-    def select_target(self, vm: Vm) -> None:
-        """Take the VM. The disks' snapshots are the tables': later ones are known by their time."""
-        self.vm, self.target, self.uuid = vm, vm.ref, vm.uuid
-        self.label = label_part('RESTORE_' + vm.name)
-        try:
-            if self.choice != DiskChoice() and not all(
-                    self.pool.is_current(disk) for disk in self.pool.disks(vm)):
-                self.pool.forget('VBD', 'VDI')         # the night is long: disks may have moved
-            self.disks = self.choose(vm)
-            chosen = [disk.vdi_ref for disk in self.disks]
-            self.others = [disk for disk in self.pool.disks(vm) if disk.vdi_ref not in chosen]
-        except PoolError:                              # the metadata step has warned of it
-            if self.choice != DiskChoice():
-                raise
-        self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
-        before = list(vm.record['snapshots'])
-        for disk in self.snapshotted_disks():
-            before += disk.vdi['snapshots']
-        self.before = tuple(before)
-
-    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
-        """Return the archive."""
-        return [ExportFile(base + self.extension, snapshot)]
-
-    def make_snapshot(self) -> str:
-        """Take the VM by uuid=, where vm= would also find one whose name is that uuid."""
-        words = {}             # type: Dict[str, Any]
-        if self.ignoring:
-            words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
-        return self.xe.tell('vm-snapshot', uuid=self.uuid, new_name_label=self.label, **words)
-
-    def prepare(self, intent: Intent) -> None:
-        """Destroy copies that are not for the archive, which takes them from the snapshot, too
-        (xapi: xapi_vdi.ml, destroy). Make it no template, as xe's vm-export and vm-uninstall see
-        none, which a snapshot is; the archive keeps the mark (xapi: cli_operations.ml, select_vms;
-        export.ml, make_vm)."""
-        if '.xva' in self.extension and not self.ignoring:
-            for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
-                if found.ref in intent.disks:
-                    self.xe.tell('vdi-destroy', uuid=found.uuid)
-        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False,
-                     uuid=intent.uuid)
-
-    def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
-        """Export an archive, or a disk. Exit status 0 alone proves nothing: xe has to say so, too
-        (xapi: cli_operations.ml, download_file)."""
-        if file.disk:
-            super().export(file, path, watchdog)
-            return
-        output = self.xe.transfer('vm-export', watchdog, uuid=file.snapshot.uuid, filename=path,
-                                  **compression_of(path).parameters)
-        self.console.log_lines(output)
-        if 'Export succeeded' not in output.splitlines():
-            raise CommandFailed('xe vm-export did not say that the export succeeded')
-
-    def discard(self, snapshot: str, attempt: int) -> None:
-        """Uninstall it with its disks, which are marked as its own (xapi: xapi_vm_clone.ml);
-        snapshot-uninstall does so whether it is still a template or not."""
-        verb = 'vm-uninstall' if self.prepared and not attempt else 'snapshot-uninstall'
-        self.console.log_lines(self.xe.tell(verb, uuid=snapshot, force=True))
-
-    def check_gone(self, intent: Intent) -> None:
-        """Remove disks that are left, too: vm-uninstall removes the VM's record, then one disk
-        after the other until one fails (xapi: cli_operations.ml, vm_uninstall_common)."""
-        left = [found for found in self.pool.snapshots('VDI', intent.sources)
-                if found.ref in intent.disks]
-        if not intent.disks or any(found.vbds for found in left):
-            super().check_gone(intent)
-        self.destroy_disks(left)
-
-    def destroy_disks(self, disks: Sequence[Snapshot]) -> None:
-        """Destroy the disks of a snapshot that is gone, all that can be. Raise CommandFailed."""
-        words, code = [], ''
-        for disk in disks:
-            try:
-                if disk.vbds:
-                    drop_leaked_vbds(self.pool, self.xe, {}, [disk.ref])
-                self.xe.tell('vdi-destroy', uuid=disk.uuid)
-            except VmBackupError as error:
-                words.append(f'{disk.uuid}: {error}')
-                code = IN_USE if error.code == IN_USE else code
-        left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
-        if left:
-            raise CommandFailed('disks of it are still there: ' + ', '.join(words or left), code)
-
-    def is_ours(self, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Return if it is the only one with our label that was made soon after."""
-        likely = [each for each in new if each.label == intent.label
-                  and intent.since <= each.when <= intent.latest]
-        return found.template and likely == [found]
-
-    def clean_up_snapshot(self, intent: Intent, backup: Backup) -> bool:
-        """Look, too, for disks of a snapshot that was only half made: they come first, and are not
-        anybody's yet (xapi: xapi_vm_clone.ml)."""
-        clear = super().clean_up_snapshot(intent, backup)
-        if intent.uuid:
-            return clear
-        new = [found for found in self.pool.snapshots('VDI', intent.sources)
-               if found.ref not in intent.before]
-        ours = []
-        for found in new:
-            if super().is_ours(found, new, intent):
-                ours.append(found)
-        self.destroy_disks(ours)
-        for found in new:
-            if found not in ours and self.may_be(found, intent):
-                clear = False
-        return clear
-
-
-class VdiExporter(Exporter):
-    """Exports the boot disk of a VM as a raw or VHD image."""
-
-    kind = 'VDI'
-    snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
-    export_token = 'VDI-EXPORT-FAIL'
-
-    def select_target(self, vm: Vm) -> None:
-        """Take the one disk, of which the snapshot is."""
-        self.disks = self.choose(vm)
-        if not self.disks or not self.pool.is_current(self.disks[0]):
-            self.pool.forget('VBD', 'VDI')             # the night is long: disks may have moved
-            self.disks = self.choose(vm)
-        if not self.disks:
-            why = 'no boot disk: no xvda, bootable disk or disk 0'
-            if self.left_out:
-                why = 'the boot disk is left out ({})'.format(self.left_out[0][1])
-            raise BackupFailed('NO-BOOT-DISK', why)
-        disk = self.disks[0]
-        self.vm, self.target, self.uuid = vm, disk.vdi_ref, disk.vdi['uuid']
-        self.label = label_part('SNAP_{}_{}'.format(
-            vm.name, disk.vdi['name_label']).replace(' ', '-'))
-        self.check_form()
-        with failing_as(self.snapshot_token):
-            self.before = tuple(self.pool.get('VDI.get_snapshots', list, self.target))
-
-    def choose(self, vm: Vm) -> List[Disk]:
-        """Return xvda, else the first bootable disk, else user device 0, unless left out."""
-        kept, disks = super().choose(vm), self.pool.disks(vm)
-        boot = [disk for disk in disks if disk.vbd['device'] == 'xvda']
-        boot += [disk for disk in disks if disk.vbd['bootable']]
-        boot += [disk for disk in disks if disk.vbd['userdevice'] == '0']
-        del boot[1:]
-        self.left_out.sort(key=lambda each: each[0] not in boot)
-        if not boot:
-            self.left_out = []
-        return [disk for disk in boot if disk in kept]
-
-    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
-        """Return the disk's image."""
-        disk = self.disks[0]
-        return [ExportFile(self.name_of(base, disk), snapshot, disk)]
-
-    def make_snapshot(self) -> str:
-        """Make one that carries its disk's name until it is prepared."""
-        return self.xe.tell('vdi-snapshot', uuid=self.uuid)
-
-    def prepare(self, intent: Intent) -> None:
-        """Give the snapshot our label."""
-        self.xe.tell('vdi-param-set', uuid=intent.uuid, name_label=self.label)
-
-    def discard(self, snapshot: str, attempt: int) -> None:
-        """Destroy it; refused with VDI_IN_USE while an export still ends (xapi: xapi_vdi.ml)."""
-        self.xe.tell('vdi-destroy', uuid=snapshot)
-
-
-class DisksExporter(VmExporter):
-    """Exports disks of a VM as images, all of one moment: that of a snapshot of the VM."""
-
-    snapshot_token, prepare_token = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL'
-    export_token = 'VDI-EXPORT-FAIL'
-
-    def choose(self, vm: Vm) -> List[Disk]:
-        """Return all disks, or those of the devices that are wanted."""
-        wanted = self.choice.wanted.split(',')
-        return [disk for disk in super().choose(vm) if wanted == ['all'] or disk.device in wanted]
-
-    def select_target(self, vm: Vm) -> None:
-        """Take the VM, if there is a disk to be exported."""
-        super().select_target(vm)
-        if not self.disks:
-            why = ''.join(', ' + why for _, why in self.left_out[:1])
-            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: vdi_disks='
-                               + self.choice.wanted + why)
-        self.check_form()
-        there = [disk.device for disk in self.pool.disks(vm)]
-        for device in self.choice.wanted.split(','):
-            if device not in ['all'] + there:
-                self.console.log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
-
-    def name_of(self, base: str, disk: Disk) -> str:
-        """Return the name of a disk's file, which is that of its device."""
-        return super().name_of(path_part(f'DISK-{disk.device}'), disk)
-
-    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
-        """Return the copies of the disks, as the snapshot has them."""
-        refs = [disk.vdi_ref for disk in self.disks]
-        copies = {found.of: found for found in self.pool.snapshots('VDI', refs)
-                  if found.ref in self.copies}
-        lost = [disk.device for disk in self.disks if disk.vdi_ref not in copies]
-        if lost:
-            raise CommandFailed('the snapshot has no copy of ' + ', '.join(lost))
-        return [ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk)
-                for disk in self.disks]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4883,45 +4815,42 @@ class Importer:
             if not record.path:
                 self.console.log(f'***NOTE - cannot write in {self.store.root}: should this be '
                                  f'killed, look for {MARK} in the other-config of VMs and disks')
-            complete = False
             try:
                 yield record
                 if keep:
                     self.store.mark_complete(record)
-                complete = keep
+                    record = record._replace(complete=True)
             finally:
                 with tolerating(self.warnings,
                                 'what was restored was left in the pool, or its mark'):
-                    self.end(record._replace(complete=complete))
+                    self.end(record)
 
-    def clean_up(self) -> None:
+    def end_killed(self) -> None:
         """End restores that were killed."""
         paths = []             # type: List[str]
         with tolerating(self.warnings, 'cannot look for what a restore has left'):
             paths = sorted(self.store.restores().values())
         for path in paths:
             with tolerating(self.warnings, path), self.store.taken(path) as record:
-                if not record:
-                    continue
-                if record.pool != self.pool.uuid():
+                if record and record.pool != self.pool.uuid():
                     self.console.log(f'***NOTE - {path} tells of a restore in another pool, '
                                      f'{record.pool}: not touched')
-                    continue
-                if not record.complete:
-                    self.console.log('removing what is left of a restore that was killed')
-                    disks = self.pool.marked(record.mark).disks.values()
-                    end_clients([vdi['uuid'] for vdi in disks], record.process, self.console)
-                self.end(record)
+                elif record:
+                    self.end(record)
 
     def end(self, record: Restoring) -> None:
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
+        made = self.pool.marked(record.mark)
         if record.complete:
-            made = self.pool.marked(record.mark)
             for word, records in zip(('vm', 'vdi', 'network'), made):
                 for each in records.values():
                     self.unmark(word, each, record)
         else:
-            self.remove(record)
+            if (record.host, record.process) != own_process():
+                self.console.log('removing what is left of a restore that was killed')
+                end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process,
+                            self.console)
+            in_several_tries(lambda _: self.remove(record), self.console)
         self.store.restored(record)
 
     def unmark(self, word: str, made: Record, record: Restoring) -> None:
@@ -4933,71 +4862,65 @@ class Importer:
                          param_key=MARK)
 
     def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, in several tries. Raise the last one's VmBackupError."""
-        for wait in DISCARD_PAUSES + BUSY_PAUSES + (0,):
-            try:
-                for _ in self.pool.waiting('it is still being imported'):
-                    vms = self.pool.marked(record.mark).vms.values()
-                    if not any(vm.get('current_operations') for vm in vms):
-                        return self.destroy(record)
-            except (CommandFailed, PoolError) as error:
-                if not wait:
-                    raise
-                self.console.log(f'***NOTE - {error}: trying again')
-            time.sleep(wait)
-
-    def destroy(self, record: Restoring) -> None:
-        """Destroy what carries a mark; raise VmBackupError where trying again would not help. From
-        a disk or network that something else has by now, only the mark is taken."""
-        made = self.pool.marked(record.mark)
+        """Remove what carries a mark, when it is not being imported any more. From a disk or
+        network that something else has by now, only the mark is taken. Raise CommandFailed or
+        PoolError; VmBackupError where trying again would not help."""
+        pool, tell = self.pool, self.xe.tell
+        for _ in pool.waiting('it is still being imported'):
+            made = pool.marked(record.mark)
+            if not any(vm.get('current_operations') for vm in made.vms.values()):
+                break
         self.check_unused(made, record.since)
         shared = self.shared_disks(made)
         ours = (record.host, record.process) == own_process()
-        drop_leaked_vbds(self.pool, self.xe, made.vms,
+        drop_leaked_vbds(pool, self.xe, made.vms,
                          [disk for disk in made.disks if disk not in shared], 'RW', ours)
         for vm in made.vms.values():
-            self.xe.tell('vm-destroy', uuid=vm['uuid'])
-        made = self.pool.marked(record.mark)
+            tell('vm-destroy', uuid=vm['uuid'])
+        made = pool.marked(record.mark)
         shared = self.shared_disks(made)
-        for vm in self.pool.where('VM', 'suspend_VDI', list(made.disks)).values():
-            shared.add(vm.get('suspend_VDI'))
         for ref, vdi in made.disks.items():
             if ref in shared:
                 self.unmark('vdi', vdi, record)
             else:
-                self.xe.tell('vdi-destroy', uuid=vdi['uuid'])
+                tell('vdi-destroy', uuid=vdi['uuid'])
         for network in made.networks.values():
             if network['VIFs']:
                 self.unmark('network', network, record)
             else:
-                self.xe.tell('network-destroy', uuid=network['uuid'])
-        left = [each['uuid'] for kind in self.pool.marked(record.mark) for each in kind.values()]
+                tell('network-destroy', uuid=network['uuid'])
+        left = [each['uuid'] for kind in pool.marked(record.mark) for each in kind.values()]
         if left:
             raise CommandFailed('still there: ' + ', '.join(left))
 
     def check_unused(self, made: Marked, since: str) -> None:
         """Raise VmBackupError if somebody has used what was made: started it, or taken a snapshot
         or a copy, which carry the mark too."""
+        used = [each for each in [*made.vms.values(), *made.disks.values()]
+                if each['is_a_snapshot'] or each['snapshots']]
         for vm in made.vms.values():
             started = ''
             with unless_gone():
                 started = str(self.pool.call('VM_metrics.get_start_time', vm['metrics']))
-            running = vm['power_state'] not in ('Halted', 'Suspended') or started > since
-            if running or vm['snapshots'] or vm['is_a_snapshot'] or len(made.vms) > 1:
-                raise VmBackupError(f'the VM {vm["uuid"]} is half restored, but in use: not '
-                                    'touched (remove it, it is not whole)')
-        for vdi in made.disks.values():
-            if vdi['is_a_snapshot'] or vdi['snapshots']:
-                raise VmBackupError(f'the disk {vdi["uuid"]} is half restored, but has a snapshot '
-                                    'or is one: not touched (remove it, it is not whole)')
+            if (vm['power_state'] not in ('Halted', 'Suspended') or started > since or
+                    len(made.vms) > 1):
+                used.append(vm)
+        if used:
+            raise VmBackupError(f'{used[0]["uuid"]} is half restored, but in use: not touched (it '
+                                'was started or copied, or has a snapshot; remove it, it is not '
+                                'whole)')
 
     def shared_disks(self, made: Marked) -> Set[str]:
         """Return which of the disks that were made another VM has, dom0 apart."""
+        pool, disks = self.pool, list(made.disks)
         shared = set()
-        for vbd in self.pool.where('VBD', 'VDI', list(made.disks)).values():
-            if vbd['VM'] not in made.vms and not self.pool.call(
+        for vbd in pool.where('VBD', 'VDI', disks).values():
+            if vbd['VM'] not in made.vms and not pool.call(
                     'VM.get_is_control_domain', vbd['VM']):
                 shared.add(vbd['VDI'])
+        for ref, vm in pool.where('VM', 'suspend_VDI', disks).items():
+            if ref not in made.vms:
+                shared.add(vm.get('suspend_VDI'))
         return shared
 
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
@@ -5009,35 +4932,44 @@ class Importer:
         watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
         return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
 
+    def put(self, path: str, form: str, target: Target, record: Restoring,
+            cut_off: bool = False) -> str:
+        """Import an archive (`cut_off`: and take it from all networks) or the image of a disk;
+        return the uuid of what was made."""
+        self.xe.signals.check()
+        try:
+            if form == '.xva':
+                return self.import_vm(path, target, record.mark, cut_off)
+            return self.import_disk(path, form, target, record)
+        except CommandFailed as error:
+            if error.code in ADVICE:
+                raise CommandFailed(f'{error} ({ADVICE[error.code]})')
+            raise
+
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
-        """Import an archive and look whether all disks are there; return the uuid of the VM.
-        `cut_off`: take it from all networks first."""
+        """Import an archive; return the uuid of the VM. Raise CommandFailed unless that has each
+        disk, by its user device, with its size in bytes, to which an SR may add some."""
+        pool = self.pool
         pieces = archive_for_import(path, target.name, mark)
         preserve = {'preserve': True} if target.preserve else {}
         uuid = self.feed('vm-import', path, pieces, 0, sr_uuid=target.sr['uuid'], **preserve)
         self.console.log('vm-uuid: ' + uuid)
-        vms = self.pool.marked(mark).vms
-        if [vm['uuid'] for vm in vms.values()] != [uuid]:
+        made = pool.marked(mark)
+        if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
-        ref, = vms
         if cut_off:
-            for vif in self.pool.where('VIF', 'VM', [ref]).values():
+            for vif in pool.where('VIF', 'VM', list(made.vms)).values():
                 self.xe.tell('vif-destroy', uuid=vif['uuid'])
-        self.check_disks(ref, mark, target.disks)
-        return uuid
-
-    def check_disks(self, vm_ref: str, mark: str, expected: Dict[str, int]) -> None:
-        """Raise CommandFailed unless a VM that was made has each disk, by its user device, with its
-        size in bytes, to which an SR may add some."""
-        disks, found = self.pool.marked(mark).disks, {}
-        for vbd in self.pool.where('VBD', 'VM', [vm_ref]).values():
+        expected, found = target.disks, {}
+        for vbd in pool.where('VBD', 'VM', list(made.vms)).values():
             if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
-                vdi = disks.get(vbd['VDI'], {})
+                vdi = made.disks.get(vbd['VDI'], {})
                 found[vbd['userdevice']] = int(vdi.get('virtual_size', 0))
         for device in sorted(set(expected) | set(found)):
-            if device not in expected or found.get(device, -1) < expected[device]:
-                raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not '
-                                    f'{expected.get(device, 0)}')
+            size, least = found.get(device, -1), expected.get(device)
+            if least is None or size < least:
+                raise CommandFailed(f'disk {device} has {max(size, 0)} bytes, not {least or 0}')
+        return uuid
 
     def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
@@ -5049,14 +4981,18 @@ class Importer:
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=marked_name(mark), virtual_size=str(size), **words)
-        made = 0
-        for vdi in self.pool.marked(mark).disks.values():
-            if vdi['uuid'] == uuid:
-                made = int(vdi['virtual_size'])
-        if made < size or not made:
+        made = sum(int(vdi['virtual_size']) for vdi in self.pool.marked(mark).disks.values()
+                   if vdi['uuid'] == uuid)
+        if made < max(size, 1):
             raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
         if form == '.vhd' and not is_packed(path):
-            self.import_vhd(path, uuid, size)
+            # xapi reads it itself, as it takes none without a length, and leaves out zeros
+            # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
+            others = list(self.pool.progress('VDI import'))
+            watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
+                                Meter(self.console, 'restored', os.path.basename(path), size),
+                                lambda: self.pool.progress('VDI import', others))
+            self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
         else:
             pieces = image_pieces(path, form, size, made)
             self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
@@ -5075,15 +5011,6 @@ class Importer:
             watchdog.check()
         with opened(path) as source:
             return self.store.unpack(record, pieces_of(source), size, check)
-
-    def import_vhd(self, path: str, uuid: str, size: int) -> None:
-        """Let xapi read a VHD image itself, as it takes none without a length, and leaves out zeros
-        (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s."""
-        others = list(self.pool.progress('VDI import'))
-        meter = Meter(self.console, 'restored', os.path.basename(path), size)
-        watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, meter,
-                            lambda: self.pool.progress('VDI import', others))
-        self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5465,19 +5392,16 @@ class Shared(Run):
 
     def exporter(self, method: str, warnings: List[str]) -> Exporter:
         """Return the exporter of a method, with the settings that it needs."""
-        settings, wanted = self.settings, 'boot'
-        kind = VmExporter      # type: Any
+        settings, wanted = self.settings, 'all'
         extension = '.xva' + COMPRESSIONS[settings.compress].ending
         if method == 'vdi-export':
             wanted = settings.vdi_disks
-            kind = VdiExporter if wanted == 'boot' else DisksExporter
             ending = COMPRESSIONS[settings.vdi_compress].ending
             extension = f'.{settings.vdi_export_format}{ending}'
-        exporter = kind(self.pool, Xe(self.console, self.signals), extension, warnings)
         patterns = [rule.text for rule in self.config.rules
                     if rule.method == 'exclude-disk' and rule.text]
-        exporter.choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
-        return exporter
+        choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
+        return Exporter(self.pool, Xe(self.console, self.signals), extension, choice, warnings)
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -5514,10 +5438,9 @@ class Shared(Run):
             if self.store.unlocked and is_in_work(intent):
                 raise TargetError(f'its run on {intent.host} may be at work still, and backup_dir '
                                   'cannot lock')
-            kind = VdiExporter if intent.kind == 'VDI' else VmExporter     # type: Any
-            exporter = kind(self.pool, Xe(self.console, self.signals), '', warnings)
+            remover = Remover(self.pool, Xe(self.console, self.signals), warnings)
             with self.pool.snapshotting:
-                clear = exporter.clean_up_snapshot(intent, backup)
+                clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
             if not clear:
                 self.doubtful.append(backup.path)
@@ -6030,7 +5953,7 @@ class BackupRun(Shared):
                 self.clean_up_one(history)
             known = len(self.warnings)
             Importer(self.pool, Xe(self.console, self.signals, False), self.store,
-                     self.warnings).clean_up()         # restores that were killed
+                     self.warnings).end_killed()
             self.left = len(self.warnings) > known
 
     def clean_up_one(self, history: History) -> None:
@@ -6538,16 +6461,17 @@ class Sources:
 
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
-        is_path = re.match(r'\.{0,2}(/|\Z)', word)
-        directory = os.path.join(self.store.root, native(word))
-        for history in (self.store.history(word), History(directory, self.store.patterns)):
-            if not is_path and history.holds_any():
-                return self.of_backup(self.newest(history, date))
         path = os.path.abspath(native(word))
-        kind = kind_of(path) if word else ''
+        kind, histories = kind_of(path), []
+        if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
+            directory = os.path.join(self.store.root, native(word))
+            histories = [self.store.history(word), History(directory, self.store.patterns)]
         if kind == 'history':
-            return self.of_backup(self.newest(History(path, self.store.patterns), date))
-        if not kind or kind == 'store':
+            histories.append(History(path, self.store.patterns))
+        for history in histories:
+            if history.holds_any():
+                return self.of_backup(self.newest(history, date))
+        if kind not in ('file', 'backup'):
             raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
                              'backup or file (see from=, and the command list)')
         if date:
@@ -6590,18 +6514,12 @@ class Sources:
         return Chosen(path, form_of_file(path), backup, backup.manifest.name, when)
 
 
-class Restorer:
-    """Puts a backup into the pool: `restore`, and for a while `test-restore`."""
+class Restorer(Importer):
+    """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
-    def __init__(self, pool: Pool, sources: Sources, console: Console, signals: Signals,
-                 warnings: List[str]) -> None:
-        self.pool = pool
-        self.console = console
-        self.signals = signals
-        self.xe = Xe(console, signals, False)
-        limit = sources.config.settings.stall_timeout * 60
-        self.importer = Importer(pool, self.xe, sources.store, warnings, limit)
-        self.vms = {}          # type: Records
+    def __init__(self, pool: Pool, sources: Sources, console: Console, signals: Signals) -> None:
+        super().__init__(pool, Xe(console, signals, False), sources.store, [],
+                         sources.config.settings.stall_timeout * 60)
 
     def run(self, chosen: Chosen, options: Dict[str, str]) -> int:
         """Plan, verify, restore; return the exit status."""
@@ -6609,24 +6527,23 @@ class Restorer:
         if options['preview']:
             self.console.log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
-        self.importer.clean_up()
+        self.end_killed()
         if options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target, options['start'] == 'true')
-        return (WARNING if self.importer.warnings else SUCCESS).status
+        return (WARNING if self.warnings else SUCCESS).status
 
     def plan(self, chosen: Chosen, options: Dict[str, str]) -> Target:
         """Find out where a restore goes, and log it."""
-        self.vms = self.pool.records('VM')
         when = f' as of {chosen.when}' if chosen.when else ''
         self.console.log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
-        if chosen.form == '.xva':
-            if options.get('attach'):
-                raise UsageError('attach= is for the image of a disk, this is a whole VM')
+        whole = chosen.form == '.xva'
+        for word in ('attach',) if whole else ('preserve', 'start'):
+            if options.get(word) not in (None, '', 'false'):
+                fitting = 'the image of a disk' if whole else 'a whole VM'
+                raise UsageError(f'{word}= is for {fitting}, which this is not')
+        if whole:
             return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), options)
-        for word in ('preserve', 'start'):
-            if options.get(word) == 'true':
-                raise UsageError(f'{word}= is for a whole VM, this is the image of a disk')
         return self.plan_disk(chosen, options)
 
     def plan_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
@@ -6637,11 +6554,13 @@ class Restorer:
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
+        vms = self.pool.records('VM')
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = self.free_name(original, chosen.when, options['name'])
+        taken = {vm['name_label'] for vm in vms.values()}
+        name = self.free_name(original, chosen.when, options['name'], taken)
         preserve = options.get('preserve') == 'true'
         if preserve:
-            self.check_addresses(found)
+            self.check_addresses(found, vms)
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
         sr = self.sr(options['sr'])
@@ -6661,9 +6580,9 @@ class Restorer:
         log('  firmware: ' + found.firmware)
         return Target(name, sr, size, disks, preserve)
 
-    def free_name(self, original: str, when: str, name: str) -> str:
+    @staticmethod
+    def free_name(original: str, when: str, name: str, taken: Set[str]) -> str:
         """Return the name for a new VM, which is `name` if that is given."""
-        taken = {vm['name_label'] for vm in self.vms.values()}
         if name:
             if name in taken:
                 raise UsageError(f'a VM called {name} is there (choose another name=)')
@@ -6677,22 +6596,22 @@ class Restorer:
             number += 1
         return name
 
-    def check_addresses(self, found: ArchivedVm) -> None:
+    def check_addresses(self, found: ArchivedVm, vms: Records) -> None:
         """Raise UsageError if MAC addresses would be there twice."""
-        vifs = self.pool.records('VIF').values()
-        for ref, vm in self.vms.items():
+        owners = [vif['VM'] for vif in self.pool.records('VIF').values()
+                  if vif['MAC'] in found.macs]
+        for ref, vm in vms.items():
             seed = (vm.get('other_config') or {}).get('mac_seed')
-            same = [vif for vif in vifs if vif['VM'] == ref and vif['MAC'] in found.macs]
-            if found.seed and seed == found.seed:
-                same.append(seed)
+            same = ref in owners or found.seed and seed == found.seed
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
-                what = 'MAC addresses' if same else 'uuid'
                 raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
-                                 f'same {what} (remove it, or restore without preserve)')
+                                 'same MAC addresses or uuid (remove it, or restore without '
+                                 'preserve)')
 
     def sr(self, word: str) -> Record:
-        """Return the record of an SR by name or uuid; '' stands for the pool's default SR."""
-        srs = self.pool.records('SR')
+        """Return the record of an SR for disks, by name or uuid; '' is the pool's default one."""
+        srs = {ref: sr for ref, sr in self.pool.records('SR').items()
+               if sr.get('content_type') != 'iso'}
         if not word:
             for pool in self.pool.records('pool').values():
                 if pool['default_SR'] in srs:
@@ -6700,11 +6619,9 @@ class Restorer:
             raise UsageError('the pool has no default SR (choose one with sr=)')
         found = [sr for sr in srs.values() if word in (sr['uuid'], sr['name_label'])]
         if len(found) != 1:
-            names = [sr['name_label'] for sr in srs.values() if sr.get('content_type') != 'iso']
             raise UsageError('{} SR {} (there are: {})'.format(
-                'more than one' if found else 'no', word, ', '.join(sorted(names))))
-        if found[0].get('content_type') == 'iso':
-            raise UsageError(f'the SR {word} is for ISO images, not for disks')
+                'more than one' if found else 'no', word,
+                ', '.join(sorted(sr['name_label'] for sr in srs.values()))))
         return found[0]
 
     def log_space(self, sr: Record, size: int) -> None:
@@ -6731,97 +6648,68 @@ class Restorer:
         self.log_space(sr, size)
         target = Target(name, sr, size)
         if options.get('attach'):
-            target = self.attached(target, options['attach'])
+            uuid, device = self.free_device(options['attach'])
+            target = target._replace(attach=uuid, device=device)
             self.console.log('  attached: to {} as {}'.format(
-                options['attach'], device_name('', target.device)))
+                options['attach'], device_name('', device)))
         return target
 
-    def attached(self, target: Target, word: str) -> Target:
-        """Return the target with a halted VM that gets the disk, as its first free device."""
-        found = []
-        for ref, vm in self.vms.items():
-            if not (vm['is_a_template'] or vm['is_a_snapshot'] or vm['is_control_domain']):
-                if word in (vm['uuid'], vm['name_label']):
-                    found.append(ref)
+    def free_device(self, word: str) -> Tuple[str, str]:
+        """Return the uuid and the first free user device of a halted VM, which gets a disk."""
+        found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         if len(found) != 1:
             count = 'more than one' if found else 'no'
             raise UsageError(f'{count} VM {word} to attach a disk to')
-        vm = self.vms[found[0]]
-        if vm['power_state'] != 'Halted':
-            raise UsageError(f'the VM {word} is {vm["power_state"]} (shut it down first)')
-        free = self.pool.get('VM.get_allowed_VBD_devices', list, found[0])
+        state = found[0].record['power_state']
+        if state != 'Halted':
+            raise UsageError(f'the VM {word} is {state} (shut it down first)')
+        free = self.pool.get('VM.get_allowed_VBD_devices', list, found[0].ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        return target._replace(attach=vm['uuid'], device=str(free[0]))
+        return found[0].uuid, str(free[0])
 
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
         file = os.path.basename(chosen.path)
-        verifier = Verifier(self.console, self.signals, self.importer.limit)
+        verifier = Verifier(self.console, self.xe.signals, self.limit)
         proof = verifier.prove_in(chosen.backup, file)
         self.console.log(f'verified {file}: {PROVED[proof.proved]}')
 
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore as planned, and log what was made."""
-        with self.importer.restoring(target.name, True) as record:
-            uuid = self.put(chosen, target, record)
-            self.signals.check()
-            # An import says success although storage did not let go of a disk (recorded from xapi
-            # 25.33.2 and 26.17.0).
+        xe = self.xe
+        with self.restoring(target.name, True) as record:
+            uuid = self.put(chosen.path, chosen.form, target, record)
+            xe.signals.check()
             made = self.pool.marked(record.mark)
             disks = ', '.join(vdi['uuid'] for vdi in made.disks.values())
-            with tolerating(self.importer.warnings, 'dom0 may still have what was restored (look '
-                            f'at it: xe vbd-list vdi-uuid={disks})'):
-                drop_leaked_vbds(self.pool, self.xe, made.vms, list(made.disks), 'RW')
+            with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
+                            f'vbd-list vdi-uuid={disks})'):
+                # An import says success although storage did not let go of a disk (recorded from
+                # xapi 25.33.2 and 26.17.0).
+                drop_leaked_vbds(self.pool, xe, made.vms, list(made.disks), 'RW')
             if target.attach:
-                self.xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid,
-                             device=target.device, mode='RW', type='Disk', bootable=False)
+                xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
+                        mode='RW', type='Disk', bootable=False)
         kind = 'VM' if chosen.form == '.xva' else 'disk'
         self.console.log(f'restored: the {kind} {target.name} ({uuid})')
         if start:
-            self.xe.tell('vm-start', uuid=uuid)
+            xe.tell('vm-start', uuid=uuid)
             self.console.log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
             self.console.log('next: attach it to a VM that is halted')
-            for words in (['vm-list', 'params=uuid,name-label'],
-                          ['vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}', 'device=0',
-                           'bootable=true', 'mode=RW', 'type=Disk']):
-                self.console.log('  ' + quoted([self.xe.program] + words))
-
-    def put(self, chosen: Chosen, target: Target, record: Restoring,
-            cut_off: bool = False) -> str:
-        """Import an archive (`cut_off`: as import_vm) or image; return the uuid of the new one."""
-        self.signals.check()
-        try:
-            if chosen.form == '.xva':
-                return self.importer.import_vm(chosen.path, target, record.mark, cut_off)
-            return self.importer.import_disk(chosen.path, chosen.form, target, record)
-        except CommandFailed as error:
-            if error.code in ADVICE:
-                raise CommandFailed(f'{error} ({ADVICE[error.code]})')
-            raise
+            self.console.log('  ' + quoted([
+                xe.program, 'vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}',
+                'device=0', 'bootable=true', 'mode=RW', 'type=Disk']))
 
     def test(self, chosen: Chosen, target: Target) -> None:
         """Restore as planned, prove it and destroy it again. An archive's checksums are compared
         by the toolstack, those of an image, which has none, here."""
         if chosen.form != '.xva':
             self.verify(chosen)
-        with self.importer.restoring(target.name, False) as record:
-            self.put(chosen, target, record, True)
-        self.signals.check()
-
-
-def refuse_dump(path: str, console: Console) -> None:
-    """Log how the database of a pool is restored; raise UsageError."""
-    words = [os.environ.get('VMBACKUP_XE') or XE_PROGRAM, 'pool-restore-database',
-             f'file-name={path}']
-    for line in ('a dump of the pool database is restored on the pool master, at a time of the '
-                 'same release and hardware; what is running on the hosts is lost',
-                 'let it be checked first, which changes nothing:',
-                 '  ' + quoted(words + ['dry-run=true']),
-                 'restore it; the master starts again with it:', '  ' + quoted(words)):
-        console.log(line)
-    raise UsageError(f'not restored: {path} is a dump of the pool database (see above)')
+        with self.restoring(target.name, False) as record:
+            self.put(chosen.path, chosen.form, target, record, True)
+        self.xe.signals.check()
 
 
 def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
@@ -6830,15 +6718,21 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
     sources = Sources(line.options['from'], console)
     chosen = sources.find(line.words[0], line.options['date'])
     if chosen.form == '.dump':
-        refuse_dump(chosen.path, console)
+        words = [os.environ.get('VMBACKUP_XE') or XE_PROGRAM, 'pool-restore-database',
+                 f'file-name={chosen.path}']
+        console.log('next, on the pool master, of the same release and hardware as then: let it be '
+                    'checked, then restore it (what runs on the hosts is lost)')
+        for more in ['dry-run=true'], []:
+            console.log('  ' + quoted(words + more))
+        raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
     with Pool.connect(login_word(line.password, console), console, signals) as pool:
-        restorer = Restorer(pool, sources, console, signals, [])
+        restorer = Restorer(pool, sources, console, signals)
         try:
             return restorer.run(chosen, line.options)
         finally:
-            for warning in restorer.importer.warnings:
+            for warning in restorer.warnings:
                 console.log(f'***WARNING - {warning}')
 
 
@@ -6866,44 +6760,42 @@ class TestRestore(Run):
             self.console.log(message)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
+        restorer = Restorer(pool, self.sources, self.console, self.signals)
+        restorer.warnings = self.warnings
         if not self.previewing:
-            restorer = Restorer(pool, self.sources, self.console, self.signals, self.warnings)
-            restorer.importer.clean_up()
+            restorer.end_killed()
         for job, history in chosen:
             self.signals.check()
             turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
-            restorer = Restorer(pool, self.sources, self.console, self.signals, turn.warnings)
+            restorer.warnings = turn.warnings
             self.attempt(turn, lambda: self.test(turn, restorer, history))
 
     def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
-        """Test the newest good backup. Raise BackupFailed, Interrupted."""
-        elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Dict[str, Any]
-        proved, size = False, 0
+        """Test the newest good backup; record how that ended, unless it was not tried or a signal
+        ended it. Raise BackupFailed, Interrupted."""
+        elapsed, result, size = stopwatch(), {'when': iso(now())}, 0   # type: Any, Record, int
         try:
             backup = self.sources.newest(history, '')
-            paths = [backup.file(name) for name in backup.check_archives()]
-            for path in paths:
-                chosen = self.sources.of_file(path)
+            for name in backup.check_archives():
+                chosen = self.sources.of_file(backup.file(name))
                 number = binascii.hexlify(os.urandom(4)).decode('ascii')
                 name = chosen.vm or os.path.basename(history.directory)
                 target = restorer.plan(chosen, dict(self.options, name=f'{name}-test-{number}'))
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
                     restorer.test(chosen, target)
-                    size += size_of(path)
-            proved = not self.previewing
+                    size += size_of(chosen.path)
+                    self.console.log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
-            if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
-                result['fault'] = printable(str(error))
-            raise BackupFailed('TEST-RESTORE-FAIL', str(error))
-        finally:
-            if proved or 'fault' in result:            # else it was not, or was interrupted
-                result['seconds'] = int(elapsed())
-                with tolerating(turn.warnings, 'the result is not recorded'):
-                    add_to_manifest(backup, test_restore=result)
-        if proved:
-            what = backup.path if len(paths) > 1 else paths[0]
-            self.console.log(f'proved: {what} can be restored ({elapsed():.0f} s)')
+            if 'sr' not in result and not isinstance(error, (Damaged, CommandFailed)):
+                raise BackupFailed('TEST-RESTORE-FAIL', str(error))
+            result['fault'] = printable(str(error))
+        if 'sr' in result or 'fault' in result:
+            result['seconds'] = int(elapsed())
+            with tolerating(turn.warnings, 'the result is not recorded'):
+                add_to_manifest(backup, test_restore=result)
+        if 'fault' in result:
+            raise BackupFailed('TEST-RESTORE-FAIL', result['fault'])
         turn.size = size
 
 

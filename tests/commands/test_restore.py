@@ -398,8 +398,7 @@ class Places(RestoreCase):
         self.assert_restored(self.original, 'web')
 
     def test_a_full_sr_leaves_nothing_and_one_for_iso_images_is_refused(self):
-        self.refused('the SR isos is for ISO images, not for disks',
-                     self.restore('web', 'sr=isos'))
+        self.refused('no SR isos (there are: Local storage, small)', self.restore('web', 'sr=isos'))
         small = self.xe('sr-list', 'name-label=small', '--minimal').strip()
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()

@@ -292,10 +292,11 @@ class PoolCase(unittest.TestCase):
 
     def record(self, failed, disk, **fields):
         pool, = self.sim.pool.tables['pool'].values()
+        ref = self.sim.pool.ref_of('VDI', disk)
         intent = VmBackup.Intent(
-            pool['uuid'], 'VDI', disk, self.sim.pool.ref_of('VDI', disk), 'SNAP_x',
-            VmBackup.utc(-60), VmBackup.utc(900), VmBackup.utc(900), 'host', '1 1', (),
-            ())._replace(**fields)
+            pool['uuid'], 'VDI', disk, ref, 'SNAP_x', VmBackup.utc(-60), VmBackup.utc(900),
+            VmBackup.utc(900), 'host', '1 1', (), (ref,),
+            names=(self.sim.pool.tables['VDI'][ref]['name_label'],))._replace(**fields)
         self.put_file(os.path.join(failed, 'snapshot.json'), json.dumps(intent._asdict()))
 
     def old_backup(self, vm, name, *files):
