@@ -4659,10 +4659,10 @@ class Exporter:
                 self.record(backup, intent._replace(uuid=uuid))
                 made = None    # type: Optional[Snapshot]
                 for each in self.pool.snapshots(self.kind, [intent.ref]):
-                    if each.ref in intent.before:
-                        if each.label == intent.label and each.uuid not in known:
-                            self.remover.warn_of(each)
-                    elif each.uuid == uuid:
+                    older = each.ref in intent.before
+                    if older and each.label == intent.label and each.uuid not in known:
+                        self.remover.warn_of(each)
+                    if each.uuid == uuid and not older:
                         made = each
                 if not made:
                     self.record(backup, intent)
@@ -6517,13 +6517,16 @@ class Sources:
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
-    def __init__(self, pool: Pool, sources: Sources, console: Console, signals: Signals) -> None:
+    def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str], console: Console,
+                 signals: Signals) -> None:
         super().__init__(pool, Xe(console, signals, False), sources.store, [],
                          sources.config.settings.stall_timeout * 60)
+        self.options = options
 
-    def run(self, chosen: Chosen, options: Dict[str, str]) -> int:
+    def run(self, chosen: Chosen) -> int:
         """Plan, verify, restore; return the exit status."""
-        target = self.plan(chosen, options)
+        options = self.options
+        target = self.plan(chosen, options['name'])
         if options['preview']:
             self.console.log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
@@ -6533,20 +6536,20 @@ class Restorer(Importer):
         self.restore(chosen, target, options['start'] == 'true')
         return (WARNING if self.warnings else SUCCESS).status
 
-    def plan(self, chosen: Chosen, options: Dict[str, str]) -> Target:
-        """Find out where a restore goes, and log it."""
+    def plan(self, chosen: Chosen, name: str) -> Target:
+        """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
         when = f' as of {chosen.when}' if chosen.when else ''
         self.console.log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
         whole = chosen.form == '.xva'
         for word in ('attach',) if whole else ('preserve', 'start'):
-            if options.get(word) not in (None, '', 'false'):
+            if self.options.get(word, 'false') not in ('', 'false'):
                 fitting = 'the image of a disk' if whole else 'a whole VM'
                 raise UsageError(f'{word}= is for {fitting}, which this is not')
         if whole:
-            return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), options)
-        return self.plan_disk(chosen, options)
+            return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), name)
+        return self.plan_disk(chosen, name)
 
-    def plan_vm(self, chosen: Chosen, found: ArchivedVm, options: Dict[str, str]) -> Target:
+    def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str) -> Target:
         """Plan the restore of an archive. Raise PoolError if the pool's xapi refuses what that of
         the archive has exported (xapi: importexport.ml, assert_compatible)."""
         ours = self.pool.version()
@@ -6557,13 +6560,13 @@ class Restorer(Importer):
         vms = self.pool.records('VM')
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
         taken = {vm['name_label'] for vm in vms.values()}
-        name = self.free_name(original, chosen.when, options['name'], taken)
-        preserve = options.get('preserve') == 'true'
+        name = self.free_name(original, chosen.when, name, taken)
+        preserve = self.options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found, vms)
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
-        sr = self.sr(options['sr'])
+        sr = self.sr(self.options['sr'])
         log = self.console.log
         log(f'  new VM:   {name}' + ('' if name == original else f' (original: {original})'))
         self.log_space(sr, size)
@@ -6633,25 +6636,24 @@ class Restorer(Importer):
         if total > 0 and size > total - used:
             self.console.log('***NOTE - that is enough only if the SR is thin-provisioned')
 
-    def plan_disk(self, chosen: Chosen, options: Dict[str, str]) -> Target:
+    def plan_disk(self, chosen: Chosen, name: str) -> Target:
         """Plan the restore of an image."""
         file = os.path.basename(chosen.path)
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(file))
-        name = options['name']
         if not name:
             original = chosen.backup.manifest.disk(file).get('name')
             name = f'{original or plain_name(file)}-restored'
             if chosen.when:
                 name += '-' + chosen.when[:10]
-        sr = self.sr(options['sr'])
+        sr = self.sr(self.options['sr'])
         self.console.log(f'  new disk: {name}')
         self.log_space(sr, size)
         target = Target(name, sr, size)
-        if options.get('attach'):
-            uuid, device = self.free_device(options['attach'])
+        attach = self.options.get('attach')
+        if attach:
+            uuid, device = self.free_device(attach)
             target = target._replace(attach=uuid, device=device)
-            self.console.log('  attached: to {} as {}'.format(
-                options['attach'], device_name('', device)))
+            self.console.log(f'  attached: to {attach} as {device_name("", device)}')
         return target
 
     def free_device(self, word: str) -> Tuple[str, str]:
@@ -6728,9 +6730,9 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
     with Pool.connect(login_word(line.password, console), console, signals) as pool:
-        restorer = Restorer(pool, sources, console, signals)
+        restorer = Restorer(pool, sources, line.options, console, signals)
         try:
-            return restorer.run(chosen, line.options)
+            return restorer.run(chosen)
         finally:
             for warning in restorer.warnings:
                 console.log(f'***WARNING - {warning}')
@@ -6760,7 +6762,7 @@ class TestRestore(Run):
             self.console.log(message)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
-        restorer = Restorer(pool, self.sources, self.console, self.signals)
+        restorer = Restorer(pool, self.sources, self.options, self.console, self.signals)
         restorer.warnings = self.warnings
         if not self.previewing:
             restorer.end_killed()
@@ -6780,7 +6782,7 @@ class TestRestore(Run):
                 chosen = self.sources.of_file(backup.file(name))
                 number = binascii.hexlify(os.urandom(4)).decode('ascii')
                 name = chosen.vm or os.path.basename(history.directory)
-                target = restorer.plan(chosen, dict(self.options, name=f'{name}-test-{number}'))
+                target = restorer.plan(chosen, f'{name}-test-{number}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
                     restorer.test(chosen, target)
@@ -6808,7 +6810,6 @@ def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> i
     with test.until_ended():
         with Pool.connect(login_word(line.password, console), console, signals) as pool:
             test.run(line.words[0], pool)
-    signals.at_once = False
     return test.exit_status(test.report_end('test-restore '))
 
 
