@@ -286,13 +286,15 @@ class Protected(RetentionCase):
         self.command(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
 
-    def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty(self):
+    def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty_nor_settled(self):
         path, = self.made('web', 1)
         backup = VmBackup.Backup(path)
         VmBackup.protect(backup, True)
         error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
             VmBackup.is_there(backup.file('protected'))
+        with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
+            store_at(self.backups).history('web').open_records()
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
             backup.files()
 
