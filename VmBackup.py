@@ -2550,8 +2550,6 @@ class Backup(NamedTuple):
         except FileNotFoundError:
             raise
         except OSError as error:
-            if not date and isinstance(error, PermissionError):
-                return cls(path, 'foreign')
             return cls(path, 'unreadable' if date else 'foreign', when, started, trouble=error)
         if manifest.number:
             when, started = seconds_of(manifest.started), manifest.started
@@ -2700,15 +2698,12 @@ class History:
 
     def good(self, renamed: bool = False) -> List[Backup]:
         """Return the completed backups, if `renamed` those under other names too, oldest first.
-        Raise OSError if one cannot be read."""
+        What cannot be read is none of them: it neither counts nor is deleted."""
         found = in_order(list(self.read(renamed)))
-        for backup in found:
-            if backup.trouble:
-                raise backup.trouble
         return [backup for backup in found if backup.outcome in COMPLETE]
 
     def holds_any(self) -> bool:
-        """Return whether there are backups in it, or failures' records. Raise OSError."""
+        """Return whether there are backups in it, or failures' records."""
         return any(map(self.date_of, self.names())) or bool(self.good(True))
 
     def everything(self) -> List[Backup]:
@@ -2992,17 +2987,19 @@ class NewBackup(Backup):
         with open(self.file(*names), 'wb', opener=private) as stream:
             stream.write(encoded(text))
 
-    def complete(self, document: Dict[str, Any], large: bool) -> None:
-        """Make it count as a backup: sync all, then write the marker, last. Raise OSError."""
+    def complete(self, document: Record, large: bool) -> Dict[str, int]:
+        """Make it count as a backup: sync all, then write the marker, last. Return the bytes of its
+        files, as the manifest has them. Raise OSError."""
         files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
         for name in [*files, *{os.path.dirname(name) for name in files}]:
             sync(self.file(name))
-        write_json(self.file(MANIFEST), dict(document, number=self.manifest.number, files={
-            portable(name): size for name, size in files.items()}))
+        listed = {portable(name): size for name, size in files.items()}
+        write_json(self.file(MANIFEST), dict(document, number=self.manifest.number, files=listed))
         marker = MARKERS[1] if large else MARKERS[0]
         self.write('', marker)
         sync(self.file(marker))
         sync(self.path)
+        return listed
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -5568,6 +5565,9 @@ class VmBackup(Turn):
         """Delete the records of failures, but for one of a snapshot that may be in the pool."""
         self.console.log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.backups():
+            if failure.trouble:
+                self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
+                                     f'deleted: {failure.trouble.strerror}')
             if failure.outcome == 'failed' and failure.path not in self.shared.doubtful:
                 self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
@@ -5669,8 +5669,8 @@ class VmBackup(Turn):
         with tolerating(self.warnings, f'{GUIDE} is missing'):
             write_guide(self.backup, self.exported, self.manifest)
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
-        self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
-        self.size, self.files = size, Manifest.read(self.path).files
+        large = size > self.settings.large_backup << 30
+        self.size, self.files = size, self.backup.complete(self.manifest, large)
         path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
         self.console.log(f'*** success: {path} : {size >> 30}G')
 
@@ -6053,7 +6053,8 @@ class VerifyCommand:
             self.tokens.append('WARNING')
         for _, history in chosen:
             with self.telling(history.directory):
-                backups = history.good(True)
+                backups = [backup for backup in in_order(list(history.read(True)))
+                           if backup.outcome in COMPLETE + ('unreadable',)]
                 if not backups:
                     raise Damaged('no good backup of this VM')
                 for backup in reversed(backups if self.every else backups[-1:]):
@@ -6079,6 +6080,8 @@ class VerifyCommand:
         """Verify one backup, and put the result into its manifest."""
         with self.telling(path):
             backup = Backup.read(path, None)
+            if backup.trouble:
+                raise backup.trouble
             if not backup.has_marker():
                 raise Damaged('it has no marker: the record of a failure, not a backup')
             known = backup.manifest.digests
@@ -6341,7 +6344,12 @@ class Pruning:
         self.console.log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
             self.store.finish_deleting(path)
-        for backup, why in judge(history.good(), policy):
+        backups = history.backups()
+        for backup in backups:
+            if backup.trouble:
+                self.fail(backup.path, backup.trouble)
+        good = [backup for backup in backups if backup.outcome in COMPLETE]
+        for backup, why in judge(good, policy):
             name = os.path.basename(backup.path)
             if why:
                 self.console.log(f'  keep   {name} ({", ".join(why)})')
@@ -6458,6 +6466,7 @@ class Sources:
         self.store = target.store
         self.config_file = target.path if target.kind == 'config' else ''
         self.given = bool(origin)
+        self.console = console
 
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
@@ -6488,7 +6497,9 @@ class Sources:
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
-        for backup in reversed(history.good(True)):
+        for backup in in_order(list(history.read(True)))[::-1]:
+            if backup.trouble and backup.outcome == 'unreadable':
+                self.console.log(f'***NOTE - passed over: {explain(backup.trouble, self.console)}')
             when = re.sub('[^0-9]', '', backup.started or '')
             if when.startswith(digits) and backup.outcome == 'good':
                 return backup

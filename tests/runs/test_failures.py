@@ -243,6 +243,28 @@ class FailuresOfTheRun(FailureCase):
         self.ends(1, 'vm-export=db')
         self.assertIn('vm-export,end,WARNING db,elapse:0 size:0G', self.status())
 
+    def test_a_backup_that_cannot_be_read_neither_counts_nor_is_deleted_and_holds_up_nothing(self):
+        old = [self.old_backup('web', 'backup-2019-01-0%d-(00:00:00)' % day, 'success', 'web.xva')
+               for day in (1, 2, 3)]
+        os.symlink('backup.json', old[1] + '/backup.json')         # ELOOP
+        os.makedirs(self.backups + '/somebody/s')
+        os.symlink('backup.json', self.backups + '/somebody/s/backup.json')
+        for pre_clean, left in (('False', 3), ('True', 3)):
+            config = self.config('vm-export=web', max_backups=2, pre_clean=pre_clean)
+            done = self.command(1, 'password', config)
+            self.assertIn('WARNING - web: cannot read %s, which neither counts' % old[1],
+                          done.output)
+            self.assertEqual((left, True), (len(self.dated('web')), os.path.isdir(old[1])))
+        self.command(0, 'verify', config)
+        self.command(0, 'list', config)
+        self.command(0, 'status', config)
+        self.assertNotIn('passed over', self.command(
+            0, 'password', 'restore=web', 'preview', 'from=' + config).output)
+        self.assertIn('ERROR %s: cannot access' % old[1], self.command(
+            2, 'verify', config, 'backups=all').output)
+        done = self.command(2, 'prune', config)
+        self.assertIn('2 kept, 0 deleted', done.output)
+
     def test_a_backup_directory_that_vanishes_is_not_made_again(self):
         self.at_call('VM.get_record', lambda: os.rename(self.backups, self.backups + '.gone'))
         self.ends(2, 'vm-export=db', 'vm-export=web')
