@@ -4815,8 +4815,9 @@ class Importer:
             try:
                 yield record
                 if keep:
-                    self.store.mark_complete(record)
                     record = record._replace(complete=True)
+                    with tolerating(self.warnings, 'not written down that the restore is whole'):
+                        self.store.mark_complete(record)
             finally:
                 with tolerating(self.warnings,
                                 'what was restored was left in the pool, or its mark'):
@@ -6694,12 +6695,11 @@ class Restorer(Importer):
         with self.restoring(target.name, True) as record:
             uuid = self.put(chosen.path, chosen.form, target, record)
             xe.signals.check()
-            made = self.pool.marked(record.mark)
-            disks = ', '.join(vdi['uuid'] for vdi in made.disks.values())
+            # An import says success although storage did not let go of a disk (recorded from xapi
+            # 25.33.2 and 26.17.0).
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
-                            f'vbd-list vdi-uuid={disks})'):
-                # An import says success although storage did not let go of a disk (recorded from
-                # xapi 25.33.2 and 26.17.0).
+                            'vbd-list vdi-uuid=UUID-OF-THE-DISK)'):
+                made = self.pool.marked(record.mark)
                 drop_leaked_vbds(self.pool, xe, made.vms, list(made.disks), 'RW')
             if target.attach:
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,

@@ -363,6 +363,22 @@ class Places(RestoreCase):
         self.ok(self.back_up('vm-export=.*'))
         self.assert_restored(self.original, 'again')
 
+    def test_what_was_imported_whole_stays_where_a_further_step_fails(self):
+        def spoil():
+            path, = glob.glob(os.path.join(self.backups, VmBackup.RESTORING.format('*')))
+            os.unlink(path)
+            os.mkdir(path)
+            self.spoilt = path
+        self.fault('VM.get_all_records', 'refuse', nth=3, error=['INTERNAL_ERROR', 'x'])
+        done = self.assert_ends(1, self.restore('web', 'name=again'))
+        self.assertIn('***WARNING - dom0 may still have what was restored', done.output)
+        self.assert_restored(self.original, 'again')
+        self.at_call('VM.get_all_records', spoil, nth=3)
+        done = self.assert_ends(1, self.restore('web', 'name=another'))
+        self.assertIn('***WARNING - not written down that the restore is whole', done.output)
+        os.rmdir(self.spoilt)
+        self.assert_restored(self.original, 'another')
+
     def test_start(self):
         self.ok(self.restore('web', 'name=again', 'start=True'))
         self.assertEqual('Running', self.vms()['again']['power_state'])
