@@ -4378,7 +4378,8 @@ class Remover:
         pool, xe = self.pool, self.xe
         disks = self.disks(intent)
         if intent.kind == 'VM' and not (number and pool.is_gone('VM', intent.uuid)):
-            # Those that something else has would stay, too (recorded: snapshot-uninstall).
+            # Disks that something else has would stay when the VM's record is gone (recorded:
+            # snapshot-uninstall).
             held = [disk.ref for disk in disks if len(disk.vbds) > 1]
             owners = pool.where('VM', 'uuid', [intent.uuid]) if held else {}
             drop_leaked_vbds(pool, xe, owners, held)
@@ -4543,10 +4544,13 @@ class Exporter:
             del chosen[1:]
         else:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
-        reasons = {disk.vbd_ref: self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
-                   for disk in disks}
-        self.left_out = [(disk, reasons[disk.vbd_ref]) for disk in disks if reasons[disk.vbd_ref]]
-        kept = [disk for disk in chosen if not reasons[disk.vbd_ref]]
+        self.left_out, kept = [], []
+        for disk in disks:
+            why = self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
+            if why:
+                self.left_out.append((disk, why))
+            elif disk in chosen:
+                kept.append(disk)
         refs = [disk.vdi_ref for disk in kept]
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
         return kept
@@ -4566,8 +4570,12 @@ class Exporter:
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
         """Return remarks on the sizes of disks: ERROR or WARNING, and a text."""
-        found = [vhd_remark(disk) for disk in disks if '.vhd' in self.extension]
-        return [(word, text) for word, text in found if word]
+        found = []
+        for disk in disks:
+            word, text = vhd_remark(disk)
+            if word and '.vhd' in self.extension:
+                found.append((word, text))
+        return found
 
     def select_target(self, vm: Vm) -> None:
         """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
@@ -4725,11 +4733,12 @@ class Exporter:
         if self.archive:
             return [ExportFile(base + self.extension, snapshot)]
         copies = {found.of: found for found in self.remover.disks(self.intent)}
-        lost = [disk.device for disk in self.disks if disk.vdi_ref not in copies]
-        if lost:
-            raise CommandFailed('the snapshot has no copy of ' + ', '.join(lost))
-        return [ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk)
-                for disk in self.disks]
+        found = []
+        for disk in self.disks:
+            if disk.vdi_ref not in copies:
+                raise CommandFailed(f'the snapshot has no copy of {disk.device}')
+            found.append(ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk))
+        return found
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
         """Export an archive or a disk. Exit status 0 alone proves nothing: of an archive xe has to
