@@ -4903,8 +4903,10 @@ class Importer:
     def check_unused(self, made: Marked, since: str) -> None:
         """Raise VmBackupError if somebody has used what was made: started it, or taken a snapshot
         or a copy, which carry the mark too."""
-        used = [each for each in [*made.vms.values(), *made.disks.values()]
-                if each['is_a_snapshot'] or each['snapshots']]
+        used = []
+        for each in [*made.vms.values(), *made.disks.values()]:
+            if each['is_a_snapshot'] or each['snapshots']:
+                used.append(each)
         for vm in made.vms.values():
             started = ''
             with unless_gone():
@@ -6634,18 +6636,20 @@ class Restorer(Importer):
 
     def sr(self, word: str) -> Record:
         """Return the record of an SR for disks, by name or uuid; '' is the pool's default one."""
-        srs = {ref: sr for ref, sr in self.pool.records('SR').items()
-               if sr.get('content_type') != 'iso'}
-        if not word:
-            for pool in self.pool.records('pool').values():
-                if pool['default_SR'] in srs:
-                    return srs[pool['default_SR']]
+        default, names, found = '', [], []     # type: str, List[str], List[Record]
+        for pool in self.pool.records('pool').values():
+            default = pool['default_SR']
+        for ref, sr in self.pool.records('SR').items():
+            if sr.get('content_type') == 'iso':
+                continue
+            names.append(sr['name_label'])
+            if word in (sr['uuid'], sr['name_label']) if word else ref == default:
+                found.append(sr)
+        if not word and not found:
             raise UsageError('the pool has no default SR (choose one with sr=)')
-        found = [sr for sr in srs.values() if word in (sr['uuid'], sr['name_label'])]
         if len(found) != 1:
-            raise UsageError('{} SR {} (there are: {})'.format(
-                'more than one' if found else 'no', word,
-                ', '.join(sorted(sr['name_label'] for sr in srs.values()))))
+            count = 'more than one' if found else 'no'
+            raise UsageError(f'{count} SR {word} (there are: {", ".join(sorted(names))})')
         return found[0]
 
     def log_space(self, sr: Record, size: int) -> None:
