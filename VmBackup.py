@@ -255,7 +255,8 @@ class Tally(NamedTuple):
 
 def tally(tokens: Sequence[str], further_errors: int = 0) -> Tally:
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
-    good, warned = tokens.count('SUCCESS'), tokens.count('WARNING')
+    good = tokens.count('SUCCESS')
+    warned = tokens.count('WARNING')
     skipped = tokens.count('SKIPPED')
     bad = len(tokens) - good - warned - skipped
     return Tally(good, warned, bad + further_errors, skipped)
@@ -530,7 +531,8 @@ class Meter:
 
     def show(self, done: int, share: float = 0) -> None:
         """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
-        seconds, text = self.seconds(), f'{self.verb} {human_size(done)}'
+        seconds = self.seconds()
+        text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
             share = share if share > 0 else min(done / self.expected, 1)
@@ -579,7 +581,8 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
         kind, word = found.groups()
     found = RETENTION.match(word)
     if found and method in EXPORTS:
-        word, keep = found.group(1), int(found.group(2))
+        word = found.group(1)
+        keep = int(found.group(2))
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
@@ -603,13 +606,15 @@ def space_bytes(text: str, total: int) -> int:
     """Return the bytes of a size or a percentage, on storage of so many bytes."""
     if not text:
         return 0
-    number, unit = int(text[:-1]), text[-1]
+    number = int(text[:-1])
+    unit = text[-1]
     return total * number // 100 if unit == '%' else number << 10 * ('KMGT'.index(unit) + 1)
 
 
 def devices(text: str) -> str:
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
-    text, device = re.sub(r'\s*,\s*', ',', text.lower()), '(xvd|hd|sd)[a-z]{1,2}'
+    text = re.sub(r'\s*,\s*', ',', text.lower())
+    device = '(xvd|hd|sd)[a-z]{1,2}'
     if not re.match(f'(boot|all|{device}(,{device})*)$', text):
         raise ValueError('invalid (expected boot, all, or devices such as xvda,xvdc)')
     return text
@@ -845,7 +850,8 @@ def read_config(path: str, console: Console, line: CommandLine = CommandLine()) 
 def config_of(line: CommandLine, console: Console) -> Config:
     """Return the config of a run: that of its file, or else the defaults with a vm-selector. Raise
     UsageError, ConfigError."""
-    target, path = line.words[0], native(line.words[0])
+    target = line.words[0]
+    path = native(line.words[0])
     if os.path.exists(path) and not os.path.isdir(path):
         return read_config(path, console, line)
     if '/' in target and os.path.isdir(path):
@@ -1119,7 +1125,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
                                   if vm.ref not in found.excluded and vm.ref not in found.exact)
     covered, jobs = set(found.excluded), []    # type: Set[str], List[Job]
     for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
-        name, ref, called = vm.name, vm.ref, is_called(vm, rule)
+        name = vm.name
+        ref = vm.ref
+        called = is_called(vm, rule)
         no_bak = [tag for tag in vm.record.get('tags', ())     # xen-orchestra: Backup modifier tags
                   if re.match(r'xo:no-bak(=|\Z)', tag)]
         if called and ref in found.excluded:
@@ -1283,7 +1291,8 @@ class Watchdog:
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
         answer."""
-        size, (seen_size, shares) = bounded(self.size, 'the share'), self.seen
+        size = bounded(self.size, 'the share')
+        seen_size, shares = self.seen
         due = self.meter.is_due()
         if due or size == seen_size:
             shares = self.progress()
@@ -1323,7 +1332,8 @@ class Signals:
     def note(self, signum: int, _frame: Any) -> None:
         """Remember the first signal and end the running exports; a further one ends them hard. A
         login has some seconds to end, then SIGALRM ends it."""
-        first, alarm = not self.received, signum == signal.SIGALRM
+        first = not self.received
+        alarm = signum == signal.SIGALRM
         self.received = self.received or signum
         if self.children:
             for child in list(self.children):
@@ -1426,7 +1436,8 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
             argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
-        children, stream = [child], child.stdin
+        children = [child]
+        stream = child.stdin
         child.stdin = None                             # else communicate() would close it
         if packer:
             command, file = packer
@@ -1474,7 +1485,8 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
     What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
     cannot be started or does not end within `timeout` seconds, Interrupted.
     """
-    signals, elapsed = signals or Signals(), stopwatch()
+    signals = signals or Signals()
+    elapsed = stopwatch()
 
     def listen(stream: Any) -> None:
         with stream:
@@ -1802,7 +1814,8 @@ class Pool:
         target = self.session.xenapi
         for part in method.split('.'):
             target = getattr(target, part)
-        waited, told = stopwatch(), False
+        waited = stopwatch()
+        told = False
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
             try:
                 with self.lock:
@@ -1835,12 +1848,15 @@ class Pool:
             raise PoolError(f'XenAPI {what} failed: ' + ' '.join(details),
                             details[0] if details else '', details)
         except xmlrpc.client.ProtocolError as error:   # its text has the password
-            words, code = f'HTTP {error.errcode} {error.errmsg}', ''
+            words = f'HTTP {error.errcode} {error.errmsg}'
+            code = ''
         except (socket.timeout, ssl.SSLError, xmlrpc.client.Error, ValueError,
                 xml.parsers.expat.ExpatError) as error:
-            words, code = str(error) or type(error).__name__, ''
+            words = str(error) or type(error).__name__
+            code = ''
         except (OSError, http.client.HTTPException) as error:
-            words, code = str(error) or type(error).__name__, UNREACHABLE
+            words = str(error) or type(error).__name__
+            code = UNREACHABLE
         raise PoolError(f'XenAPI {what} failed: {words}', code)
 
     def get(self, method: str, kind: type, *arguments: Any) -> Any:
@@ -2000,7 +2016,8 @@ class Pool:
         of_no_vm = [label for ref, label in pending.items() if ref not in operations]
         found = []
         for vbd in vbds:
-            user, task = '', vbd['other_config'].get('task_id')
+            user = ''
+            task = vbd['other_config'].get('task_id')
             of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
             leaked = bool(of_dom0 and self.is_of_transfer(vbd, mode, sure))
             if task in pending or vbd['current_operations']:
@@ -2075,7 +2092,8 @@ class Pool:
         words = []
         with contextlib.suppress(PoolError, ValueError, LookupError):
             for sr in self.where('SR', 'uuid', uuids).values():
-                used, size = int(sr['physical_utilisation']), int(sr['physical_size'])
+                used = int(sr['physical_utilisation'])
+                size = int(sr['physical_size'])
                 words.append('SR {} ({}): {} of {} used'.format(
                     printable(sr['name_label']), sr['uuid'], human_size(used), human_size(size)))
         return ', '.join(words)
@@ -2099,7 +2117,8 @@ class Pool:
 
     def identity(self) -> Record:
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
-        pool, versions = self.own_record(), self.master().get('software_version', {})
+        pool = self.own_record()
+        versions = self.master().get('software_version', {})
         return {'pool': {'name': pool.get('name_label', ''), 'uuid': pool['uuid']},
                 'xapi': str(versions.get('xapi', ''))}
 
@@ -2123,7 +2142,8 @@ class Pool:
         is compared where there is one."""
         if self.redirected:
             return False
-        master, here = self.master(), installation_uuid()
+        master = self.master()
+        here = installation_uuid()
         if here in [record['uuid'] for record in self.table('host').values()]:
             return bool(master['uuid'] == here)
         this = self.get('session.get_this_host', str, self.session.handle)
@@ -2148,7 +2168,8 @@ def path_part(name: str) -> str:
         return special[name]
     safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
                   lambda found: f'%{ord(found.group()):02X}', name)
-    data, limit = encoded(safe), LONGEST_NAME - ROOM_FOR_EXTENSION
+    data = encoded(safe)
+    limit = LONGEST_NAME - ROOM_FOR_EXTENSION
     if len(data) > limit or len(data) == limit and re.search('~[0-9a-f]{8}\\Z', safe):
         import hashlib
         digest = hashlib.sha256(encoded(name)).hexdigest()[:8]
@@ -2466,9 +2487,11 @@ class Manifest(NamedTuple):
     @classmethod
     def of(cls, document: Dict[str, Any]) -> 'Manifest':
         """Return what a document tells."""
-        vm, number = value_in(document, 'vm', {}), value_in(document, 'number', 0)
+        vm = value_in(document, 'vm', {})
+        number = value_in(document, 'number', 0)
         verified = value_in(document, 'verified', {})
-        started, tags = as_time(document.get('started')), None
+        started = as_time(document.get('started'))
+        tags = None
         if isinstance(vm.get('tags'), list):
             tags = [tag for tag in vm['tags'] if isinstance(tag, str)]
         return cls(
@@ -2541,7 +2564,8 @@ class Backup(NamedTuple):
         try:
             manifest = Manifest.read(path)
             seen = cls(path, manifest=manifest)
-            good, protected = seen.has_marker(), is_there(seen.file(PROTECTED))
+            good = seen.has_marker()
+            protected = is_there(seen.file(PROTECTED))
             if good or date:
                 sizes = {name: size for name, size in manifest.files.items()
                          if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
@@ -2552,7 +2576,8 @@ class Backup(NamedTuple):
         except OSError as error:
             return cls(path, 'unreadable' if date else 'foreign', when, started, trouble=error)
         if manifest.number:
-            when, started = seconds_of(manifest.started), manifest.started
+            when = seconds_of(manifest.started)
+            started = manifest.started
         if good and (date or manifest.number or sizes):
             outcome = 'damaged' if manifest.verified.get('fault') else 'good'
         else:
@@ -2786,7 +2811,8 @@ def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''. Raise OSError."""
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
-    history, names = History(path, [DEFAULT_BACKUP_DIR_PATTERN]), os.listdir(path)
+    history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
+    names = os.listdir(path)
     if {MANIFEST, *MARKERS}.intersection(names) or (
             history.date_of(os.path.basename(os.path.abspath(path)))):
         return 'backup'
@@ -2805,7 +2831,8 @@ class Catalogue:
     def check(self, require_mount: str) -> None:
         """Raise TargetError if backups cannot be written here, as far as can be seen."""
         def look() -> None:
-            real, place = os.path.realpath(self.root), f'config backup_dir -> {self.root}'
+            real = os.path.realpath(self.root)
+            place = f'config backup_dir -> {self.root}'
             self.mounted = deepest(mount_points(), real)
             points = mount_points(FSTAB, 1) if require_mount == 'auto' else []
             wanted = deepest([os.path.realpath(point) for point in points], real)
@@ -2829,7 +2856,8 @@ class Catalogue:
     def history_of(self, job: Job) -> History:
         """Return the backups of a VM. A namesake that does not own the directory of its name gets
         another, and keeps it. Raise TargetError if another VM has that very name; OSError."""
-        vm, history = job.vm, self.history(job.vm.name)
+        vm = job.vm
+        history = self.history(vm.name)
         own = self.history(f'{vm.name}~{vm.uuid[:8]}')
         if (own.holds_any() and own.owner().uuid == vm.uuid or
                 job.shared and history.owner().uuid != vm.uuid):
@@ -3082,7 +3110,8 @@ class Store(Catalogue):
     def check_room(self, least: str, last: int, gain: int) -> None:
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         found = os.statvfs(self.root)
-        total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + gain
+        total = found.f_blocks * found.f_frsize
+        free = found.f_bavail * found.f_frsize + gain
         wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
         if last:
             wanted[f'{human_size(last)} as the last backup took'] = last
@@ -3481,7 +3510,9 @@ def archived_vm(ova: bytes) -> ArchivedVm:
         if vm['power_state'] == 'Suspended':
             vbds.setdefault(vm['suspend_VDI'], {})
         for ref, vbd in sorted(vbds.items()):
-            vdi, device, label = objects['VDI'][ref], '', 'suspend image'
+            vdi = objects['VDI'][ref]
+            device = ''
+            label = 'suspend image'
             if vbd:
                 device = str(vbd['userdevice'])
                 label = 'disk ' + device_name(vbd['device'], device)
@@ -3576,7 +3607,8 @@ class ArchiveReader(Reader):
 
     def fault(self, text: str, back: int = BLOCK) -> Damaged:
         """Return an error so many bytes before the place where we are."""
-        at, tail = self.source.at - back, bytearray(4096)
+        at = self.source.at - back
+        tail = bytearray(4096)
         with contextlib.suppress(Damaged, OSError):    # the first error is the one to tell
             del tail[self.source.fill(memoryview(tail)):]
         return Damaged(f'{self.where}, byte {at}: {printable(text)}' +
@@ -3605,7 +3637,8 @@ class ArchiveReader(Reader):
         last; an empty one, which only keeps a connection alive, takes up a number. What is left out
         is counted as whole chunks; the importer takes the length of the archive's first chunk, so
         that it fails if that is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
-        last, offset = -1, 0
+        last = -1
+        offset = 0
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
             name, size = self.member()
@@ -3623,7 +3656,8 @@ class ArchiveReader(Reader):
                                  f'{room} were expected')
             self.where = f'{disk.label}, chunk {name}'
             self.read_chunk(name, size)
-            last, offset = number, offset + size
+            last = number
+            offset += size
 
     def read_chunk(self, name: str, size: int) -> Tuple[bytes, bytes]:
         """Read a chunk into the buffer, its checksum, and the header that follows; compare the
@@ -3638,7 +3672,8 @@ class ArchiveReader(Reader):
         block = self.read_block()
         self.check_padding(block[length:])
         told = right = block[:length].decode('ascii', 'replace')
-        data, xxh64 = self.view[:size], xxh64_function()
+        data = self.view[:size]
+        xxh64 = xxh64_function()
         if kind == '.checksum':
             import hashlib
             right = hashlib.sha1(data).hexdigest()
@@ -3745,7 +3780,8 @@ class ImageReader(Reader):
                 raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
             end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
         last = self.read_rest()
-        footer_at, end = self.source.at - BLOCK, end * BLOCK
+        footer_at = self.source.at - BLOCK
+        end *= BLOCK
         if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
             raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
         if last[-BLOCK:] != footer:
@@ -3756,14 +3792,16 @@ class ImageReader(Reader):
     def disk(self) -> Iterator[bytes]:
         """Yield the bytes of a disk from its VHD image, with blocks in order, as vhd-tool writes
         them (libs/vhd: f.ml). A sector that a bitmap does not name is zeros."""
-        at, (size, _, table) = 0, self.read_head()
+        at = 0
+        size, _, table = self.read_head()
         for number, sector in enumerate(table):
             begin = number * VHD_BLOCK
             if sector == NOWHERE:
                 continue
             yield from zeros(begin - at)
             data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
-            bitmap, data = data[:BLOCK], data[BLOCK:]
+            bitmap = data[:BLOCK]
+            data = data[BLOCK:]
             if bitmap.strip(b'\xff'):
                 for index in range(VHD_BLOCK // BLOCK):
                     if not bitmap[index // 8] << index % 8 & 128:
@@ -4078,9 +4116,13 @@ bootable={boot} mode=RW type=Disk
 
 def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
-    quote, label, texts = shlex.quote, manifest['vm']['name'], []
+    quote = shlex.quote
+    label = manifest['vm']['name']
+    texts = []
     for file in files:
-        path, disk, size = portable(backup.file(file.name)), file.disk, file.snapshot.size
+        path = portable(backup.file(file.name))
+        disk = file.disk
+        size = file.snapshot.size
         values = dict(manifest=manifest, disk=disk, vm=printable(manifest['vm']['name']),
                       program=quote(portable(os.path.abspath(sys.argv[0]))),
                       restore=quote('restore=' + path), unpack='', clean='')   # type: Record
@@ -4088,7 +4130,9 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
         if manifest.get('verified', {}).get('proved') == 'restorable':
             way = GUIDE_REFUSED
         if disk:
-            way, label, form = GUIDE_DISK, disk.vdi['name_label'], form_of(path)
+            way = GUIDE_DISK
+            label = disk.vdi['name_label']
+            form = form_of(path)
             if form == '.vhd':
                 size += -size % VHD_BLOCK
             if is_packed(path):
@@ -4141,7 +4185,8 @@ class Reading:
             raise Damaged('it is no file')
         sync(self.path)
         with opened(self.path, form in ('.raw', '.vhd') and not is_packed(self.path)) as source:
-            self.source, self.handle = source, source.handle
+            self.source = source
+            self.handle = source.handle
             try:
                 return read_form(form, source, size)
             finally:
@@ -4196,7 +4241,8 @@ class Verifier:
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
-        manifest, plain = backup.manifest, plain_name(name)
+        manifest = backup.manifest
+        plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
         if proof.vm and manifest.snapshot not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {manifest.snapshot}')
@@ -4209,7 +4255,8 @@ class Verifier:
 
     def check(self, backup: Backup) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        found, proved = Verified('', {}, [], []), []
+        found = Verified('', {}, [], [])
+        proved = []
         for name in backup.check_archives():
             try:
                 proof = self.prove_in(backup, name)
@@ -7219,7 +7266,8 @@ def config_text() -> str:
     """An example config file, which `config` prints and example.cfg is."""
     text = CONFIG_HEAD
     for key in KEYS:
-        meaning, default = key.meaning.replace('\n', '\n# '), str(key.default) or 'empty'
+        meaning = key.meaning.replace('\n', '\n# ')
+        default = str(key.default) or 'empty'
         allowed = f'; allowed: {key.allowed}' if key.allowed else ''
         name = key.name if key.name in SHOWN_KEYS else '#' + key.name
         value = SHOWN_KEYS.get(key.name, key.default)
@@ -7294,9 +7342,11 @@ def parse_words(words: Sequence[str]) -> CommandLine:
         command, password = first, ''
     elif name in ('restore', 'test-restore'):
         command, about = name, value
-    targets, rest = [about], words[2:]
+    targets = [about]
+    rest = words[2:]
     if command.endswith('protect'):                    # any number of backups
-        targets, rest = [about, *rest], []
+        targets = [about, *rest]
+        rest = []
     if not all(targets):
         usage = COMMANDS[command].help.partition('\n')[0]
         raise UsageError(f'usage: VmBackup.py {usage} (a word is missing or empty)')
@@ -7330,7 +7380,8 @@ def perform(words: Sequence[str], program: str, console: Console, signals: Signa
 def main(argv: Sequence[str]) -> int:
     """Run; return the exit status."""
     stdout = getattr(sys.stdout, 'buffer', None)
-    console, signals = Console(getattr(stdout, 'raw', stdout)), Signals()
+    console = Console(getattr(stdout, 'raw', stdout))
+    signals = Signals()
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     with signals.handled():
         return perform(words[1:], words[0], console, signals)
