@@ -5134,15 +5134,20 @@ class StatusLog:
     def end(self, verdict: Verdict, counts: Tally, outcomes: Sequence[Outcome]) -> None:
         """Note that a run ends."""
         self.begin()
-        failed = [(outcome.name, outcome.status) for outcome in outcomes
-                  if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
-        self.write('vmbackup.py', 'end', verdict.token, str(counts), run=self.run._replace(
-            ended=iso(now()), result=f'{verdict.token} {counts}', failed=failed))
+        failed = []            # type: List[Tuple[str, str]]
+        for outcome in outcomes:
+            if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED'):
+                failed.append((outcome.name, outcome.status))
+        result = f'{verdict.token} {counts}'
+        last = self.run._replace(ended=iso(now()), result=result, failed=failed)
+        self.write('vmbackup.py', 'end', verdict.token, str(counts), run=last)
 
 
 def hook_problem(path: str) -> str:
     """Return the problem with the program that `hook` names, or ''."""
-    if not path or os.path.isfile(path) and os.access(path, os.X_OK):
+    if not path:
+        return ''
+    if os.path.isfile(path) and os.access(path, os.X_OK):
         return ''
     wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
     return f'ERROR: config hook {wrong} -> {path}'
@@ -5163,14 +5168,16 @@ class Hooks:
         Interrupted at a phase that begins something: the others run to their end."""
         if not self.program:
             return True
-        known, begins = dict(self.known, **known), phase in BEGINNINGS
+        begins = phase in BEGINNINGS
+        signals = self.signals if begins else None
+        known = dict(self.known, **known)
         environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
         begin = getattr(self.console.thread, 'begin', '')      # its output is another thread's
-        at_once, self.signals.at_once = self.signals.at_once, False
+        at_once = self.signals.at_once
+        self.signals.at_once = False
         try:
-            status = run_hook(
-                [self.program, phase], environ, self.timeout, self.signals if begins else None,
-                lambda line: self.console.log(f'{begin}hook {phase}: {line}'))
+            status = run_hook([self.program, phase], environ, self.timeout, signals,
+                              lambda line: self.console.log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
             raise CommandFailed(f'hook {phase} failed: {error}')
         finally:
@@ -5209,8 +5216,9 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
 
 def security_of(settings: Settings) -> str:
     """Return how the mail server is talked to: none, starttls or tls."""
-    usual = {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
-    return usual if settings.mail_smtp_security == 'auto' else settings.mail_smtp_security
+    if settings.mail_smtp_security != 'auto':
+        return settings.mail_smtp_security
+    return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
 
 
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
@@ -5246,8 +5254,9 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
     recipients = list(settings.mail_to)
     for attempt in range(MAIL_ATTEMPTS):
         try:
-            password = (read_password_file(settings.mail_smtp_password_file, console.log)
-                        if settings.mail_smtp_password_file else '')
+            password = ''
+            if settings.mail_smtp_password_file:
+                password = read_password_file(settings.mail_smtp_password_file, console.log)
             message = compose(settings, os.uname().nodename, subject, list(console.lines))
             deliver(settings, password, message, recipients)
             console.log('mail sent to {}'.format(', '.join(settings.mail_to)))
@@ -5313,7 +5322,9 @@ class Run:
 
     def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
-        log, elapsed, started = self.console.log, stopwatch(), iso(now())
+        log = self.console.log
+        elapsed = stopwatch()
+        started = iso(now())
         method, name = turn.job.method, turn.job.vm.name
         log(f'*** {method} begin {turn.job.shown}')
         self.status_log.write(method, 'begin', name)
@@ -5328,9 +5339,9 @@ class Run:
             for warning in turn.warnings:
                 log(f'***WARNING - {name}: {warning}')
             seconds = int(elapsed())
-            self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds,
-                             portable(turn.path) or None, turn.files, turn.size,
-                             tuple(turn.warnings), reason))
+            path = portable(turn.path) or None
+            self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds, path,
+                             turn.files, turn.size, tuple(turn.warnings), reason))
         if self.done and status in ('SUCCESS', 'WARNING'):
             phrase = 'Success' if status == 'SUCCESS' else status
             log(self.done.format(method, name, phrase, seconds // 60))
@@ -5379,7 +5390,8 @@ class Run:
 
     def report_end(self, words: str) -> bool:
         """Log and mail how it ended; return False if the mail could not be sent."""
-        verdict, counts = self.verdict(), self.counts()
+        verdict = self.verdict()
+        counts = self.counts()
         self.console.log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict == SKIPPED or not wanted[self.settings.mail_mode]:
@@ -5454,8 +5466,10 @@ class Shared(Run):
             wanted = settings.vdi_disks
             ending = COMPRESSIONS[settings.vdi_compress].ending
             extension = f'.{settings.vdi_export_format}{ending}'
-        patterns = [rule.text for rule in self.config.rules
-                    if rule.method == 'exclude-disk' and rule.text]
+        patterns = []          # type: List[str]
+        for rule in self.config.rules:
+            if rule.method == 'exclude-disk' and rule.text:
+                patterns.append(rule.text)
         choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
         return Exporter(self.pool, Xe(self.console, self.signals), extension, choice, warnings)
 
@@ -5581,7 +5595,8 @@ class VmBackup(Turn):
         known = self.discard_leftovers()
         self.drop_last_failure()
         self.exporter = exporter
-        self.new_directory(exporter.names(os.path.basename(self.history.directory), vm), started)
+        names = exporter.names(os.path.basename(self.history.directory), vm)
+        self.new_directory(names, started)
         log(f'new backup_dir: {self.path}')
         log('Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
@@ -5700,12 +5715,14 @@ class VmBackup(Turn):
         if file.disk:                                  # as it is by now
             told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
             told.update(file=portable(file.name), virtual_size=file.snapshot.size)
-        meter = Meter(self.console, 'exported', file.name,
-                      self.last if len(self.exported) == 1 else 0)
+        expected = 0           # bytes, as the last backup had; 0 where it cannot tell
+        if len(self.exported) == 1:
+            expected = self.last
+        meter = Meter(self.console, 'exported', file.name, expected)
         with failing_as(self.exporter.export_token):
-            self.exporter.export(file, path, Watchdog(
-                self.settings.stall_timeout * 60, lambda: size_of(path), meter,
-                lambda: self.pool.progress(file.snapshot.uuid)))
+            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), meter,
+                                lambda: self.pool.progress(file.snapshot.uuid))
+            self.exporter.export(file, path, watchdog)
             return written(path)
 
     def verify(self) -> None:
@@ -5714,8 +5731,8 @@ class VmBackup(Turn):
             return
         elapsed = stopwatch()
         try:
-            verified = self.shared.verifier.check(
-                self.backup._replace(manifest=Manifest.of(self.manifest)))
+            backup = self.backup._replace(manifest=Manifest.of(self.manifest))
+            verified = self.shared.verifier.check(backup)
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
         names = ', '.join(file.name for file in self.exported)
@@ -5729,8 +5746,11 @@ class VmBackup(Turn):
             write_guide(self.backup, self.exported, self.manifest)
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
         large = size > self.settings.large_backup << 30
-        self.size, self.files = size, self.backup.complete(self.manifest, large)
-        path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
+        self.files = self.backup.complete(self.manifest, large)
+        self.size = size
+        path = self.path
+        if len(self.exported) == 1:
+            path = self.backup.file(self.exported[0].name)
         self.console.log(f'*** success: {path} : {size >> 30}G')
 
     def prune(self, backups: Sequence[Backup]) -> None:
