@@ -5773,7 +5773,8 @@ ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_expo
 
 def show_settings(config: Config, plan: Plan, console: Console) -> None:
     """Print what a run would do, as 3.25."""
-    log, shown = console.log, config.settings._asdict()
+    log = console.log
+    shown = config.settings._asdict()
     shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
     log('VmBackup.py running with these settings:')
     for name in ALWAYS_SHOWN:
@@ -5783,18 +5784,27 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
             log(f'  {name:17s} = {text}')
     for name in ('exclude', 'vdi-export', 'vm-export'):
         names = list(plan.excluded) if name == 'exclude' else []
-        names += [job.shown for job in plan.jobs if job.method == name]
-        names += [rule.text for rule in plan.invalid if rule.method == name]
+        for job in plan.jobs:
+            if job.method == name:
+                names.append(job.shown)
+        for rule in plan.invalid:
+            if rule.method == name:
+                names.append(rule.text)
         log(f'  {name} (cnt)= {len(names)}')
         log('  {}: {}'.format(name, ', '.join(sorted(names))))
 
 
 def program_problems(settings: Settings) -> List[str]:
     """Return the problems with the programs that the settings need."""
-    problems = list(filter(None, [hook_problem(settings.hook)]))
+    problems = []              # type: List[str]
+    wrong = hook_problem(settings.hook)
+    if wrong:
+        problems.append(wrong)
+    unpacked = 'none'          # xapi packs vm-exports: only to verify them takes a program
+    if settings.verify == 'yes':
+        unpacked = settings.compress
     for name, value, undo in (
-            ('compress', settings.compress if settings.verify == 'yes' else 'none', True),
-            ('vdi_compress', settings.vdi_compress, False)):
+            ('compress', unpacked, True), ('vdi_compress', settings.vdi_compress, False)):
         try:
             if value != 'none':
                 packing_command(COMPRESSIONS[value], undo)
@@ -5820,8 +5830,8 @@ class BackupRun(Shared):
 
     def make_plan(self) -> Plan:
         """Return what is to be done. Raise PoolError."""
-        return select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
-                      self.settings.keep_last, self.settings.honour_nobak)
+        vms = self.pool.vms(tuple(self.store.restores()))
+        return select(self.config.rules, vms, self.settings.keep_last, self.settings.honour_nobak)
 
     def check(self, plan: Plan) -> Sequence[str]:
         """Print settings, lists and problems; return those that make a run impossible."""
@@ -5885,8 +5895,11 @@ class BackupRun(Shared):
         if plan.failures or any(message.startswith('***ERROR') for message in plan.messages):
             log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
             return ERROR.status
-        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
-        return WARNING.status if plan.warnings else SUCCESS.status
+        if plan.warnings:
+            log('SUCCESS preview of parameters ' + WARNINGS_FOUND)
+            return WARNING.status
+        log('SUCCESS preview of parameters ')
+        return SUCCESS.status
 
     def run(self, word: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
@@ -5930,7 +5943,9 @@ class BackupRun(Shared):
 
     def report(self) -> Dict[str, Any]:
         """Return what report_file gets."""
-        warnings, errors = list(self.warnings), list(self.errors)
+        warnings = list(self.warnings)
+        errors = list(self.errors)
+        vms = [outcome._asdict() for outcome in self.outcomes]
         if self.status_log.broken:
             warnings.append(f'cannot write status_log {portable(self.status_log.path)}')
         if self.signum:
@@ -5941,7 +5956,7 @@ class BackupRun(Shared):
             backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
             status=self.verdict().token, signal=self.signum or None,
             exit_status=self.exit_status(), warnings=warnings, errors=errors, **self.identity,
-            counts=self.counts()._asdict(), vms=[outcome._asdict() for outcome in self.outcomes])
+            counts=self.counts()._asdict(), vms=vms)
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -5949,9 +5964,10 @@ class BackupRun(Shared):
         self.warnings.extend(plan.warnings)            # which are logged already
         self.signals.at_once = False
         be_gentle(False)
-        for line in (RULER, f'VmBackup running on {os.uname().nodename} ...', RULER,
-                     f'Check if backup directory {self.store.root} is writable ...'):
-            log(line)
+        log(RULER)
+        log(f'VmBackup running on {os.uname().nodename} ...')
+        log(RULER)
+        log(f'Check if backup directory {self.store.root} is writable ...')
         self.store.try_writing()
         log('Success: backup directory area is writable')
         log(RULER)
@@ -6031,8 +6047,8 @@ class BackupRun(Shared):
             for history in self.store.histories():
                 self.clean_up_one(history)
             known = len(self.warnings)
-            Importer(self.pool, Xe(self.console, self.signals, False), self.store,
-                     self.warnings).end_killed()
+            xe = Xe(self.console, self.signals, False)
+            Importer(self.pool, xe, self.store, self.warnings).end_killed()
             self.left = len(self.warnings) > known
 
     def clean_up_one(self, history: History) -> None:
@@ -6058,7 +6074,8 @@ class BackupRun(Shared):
 
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
-        log, xe = self.console.log, Xe(self.console, self.signals, False)
+        log = self.console.log
+        xe = Xe(self.console, self.signals, False)
         log('*** begin backup_pool_metadata ***')
         if not self.pool.is_master():
             log('NOTE not the pool master: no backup of the pool database here')
@@ -6067,8 +6084,9 @@ class BackupRun(Shared):
         with self.locked(directory, self.settings.lock_wait * 60):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
+                meter = Meter(self.console, 'dumped', os.path.basename(path))
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                    Meter(self.console, 'dumped', os.path.basename(path)))
+                                    meter)
                 output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
                 self.console.log_lines(output)
                 if self.settings.verify == 'yes':
@@ -6087,7 +6105,8 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
     except ConfigError as error:
         if line.options['preview']:
             raise
-        unreadable, config = str(error), parse_config([], '', line)
+        unreadable = str(error)
+        config = parse_config([], '', line)
     path = config.settings.status_log
     if not config.path or 'status_log' in config.errors:
         path = ''
