@@ -6155,7 +6155,9 @@ class VerifyCommand:
                            if backup.outcome in COMPLETE + ('unreadable',)]
                 if not backups:
                     raise Damaged('no good backup of this VM')
-                for backup in reversed(backups if self.every else backups[-1:]):
+                if not self.every:
+                    backups = backups[-1:]
+                for backup in reversed(backups):
                     self.verify_backup(backup.path)
         if target.kind != 'history' and not selector_text:
             for dumps in target.store.all_pool_dumps():
@@ -6246,7 +6248,11 @@ def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     if not command.tokens:
         raise UsageError(f'no backups in {word}')
     counts = tally(command.tokens)
-    verdict = ERROR if counts.errors else WARNING if counts.warnings else SUCCESS
+    verdict = SUCCESS
+    if counts.errors:
+        verdict = ERROR
+    elif counts.warnings:
+        verdict = WARNING
     console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
     return verdict.status
 
@@ -6302,13 +6308,14 @@ def others_in(histories: Sequence[History],
     dumps, foreign = [], []    # type: List[Record], List[str]
     known = [LOCKS] + [os.path.basename(vm.path) for vm in vms]
     for path in sorted(history.directory for history in histories if not history.holds_any()):
-        name, found = os.path.basename(path), []       # type: str, List[str]
+        name = os.path.basename(path)
+        found = []             # type: List[str]
         if name.startswith('METADATA_'):
             with contextlib.suppress(OSError):         # unreadable, or gone
                 found = Store.dumps_in(path)
         if found:
-            dumps.append({'path': portable(path), 'dumps': len(found),
-                          'newest': os.path.basename(found[-1])})
+            newest = os.path.basename(found[-1])
+            dumps.append({'path': portable(path), 'dumps': len(found), 'newest': newest})
         elif name not in known:
             foreign.append(portable(path))
     return dumps, foreign
@@ -6318,29 +6325,35 @@ def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str],
                 others: Tuple[List[Record], List[str]]) -> Record:
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
+    all_good = all_size = 0
     for vm in vms:
         backups = [described(backup) for backup in vm.backups]
-        listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
-                       'size': sum(backup['size'] or 0 for backup in backups), 'backups': backups})
+        good = len(vm.good())
+        size = sum(backup['size'] or 0 for backup in backups)
+        listed.append({'name': vm.name, 'path': portable(vm.path), 'good': good, 'size': size,
+                       'backups': backups})
+        all_good += good
+        all_size += size
     return {'schema': 1, 'when': iso(now()), 'backup_dir': portable(root), 'vms': listed,
             'pool_dumps': others[0], 'foreign': others[1], 'messages': messages,
-            'good': sum(vm['good'] for vm in listed),
-            'size': sum(vm['size'] for vm in listed)}
+            'good': all_good, 'size': all_size}
 
 
 def described(backup: Backup) -> Record:
     """Return what the document has of a directory in a VM's."""
-    method = backup.manifest.method or None    # type: Optional[str]
+    manifest = backup.manifest
+    method = manifest.method or None   # type: Optional[str]
     size = compression = None  # type: Any
     for name in backup.sizes:
-        size, compression = sum(backup.sizes.values()), compression_of(name).name
+        size = sum(backup.sizes.values())
+        compression = compression_of(name).name
         if not method:                                 # 3.25 has written none down
             method = 'vm-export' if form_of(name) == '.xva' else 'vdi-export'
     return {
         'path': portable(backup.path), 'when': backup.started, 'outcome': backup.outcome,
         'method': method, 'size': size, 'compression': compression,
-        'verified': backup.manifest.verified or None,
-        'test_restore': backup.manifest.test_restore or None, 'protected': backup.protected}
+        'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
+        'protected': backup.protected}
 
 
 def table_of(document: Record) -> List[str]:
@@ -6352,7 +6365,9 @@ def table_of(document: Record) -> List[str]:
     if len(rows) > 1:
         lines.append(next(table))
     for vm in document['vms']:
-        good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
+        good = 'NO GOOD BACKUP'
+        if vm['good']:
+            good = f'{vm["good"]} good, {human_size(vm["size"])}'
         lines.append(f'{vm["name"]} ({vm["path"]}): {good}')
         for backup in vm['backups']:
             lines.append(next(table))
@@ -6363,17 +6378,19 @@ def table_of(document: Record) -> List[str]:
         lines.append('pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps))
     lines += ['foreign: ' + path for path in document['foreign']]
     lines += document['messages']
-    lines.append('total of {} VMs: {} good, {}'.format(
-        len(document['vms']), document['good'], human_size(document['size'])))
+    total = 'total of {} VMs: {} good, {}'.format(
+        len(document['vms']), document['good'], human_size(document['size']))
     without = [vm['name'] for vm in document['vms'] if not vm['good']]
     if without:
-        lines[-1] += '; NO GOOD BACKUP of ' + ', '.join(without)
+        total += '; NO GOOD BACKUP of ' + ', '.join(without)
+    lines.append(total)
     return lines
 
 
 def row_of(told: Record) -> List[str]:
     """Return the row of a directory."""
-    when, size = told['when'] or '-', '-'
+    when = told['when'] or '-'
+    size = '-'
     if told['size'] is not None:
         size = human_size(told['size'])
         if told['compression'] != 'none':
@@ -6382,7 +6399,9 @@ def row_of(told: Record) -> List[str]:
            told['outcome']]
     for found in (told['verified'], told['test_restore']):
         if found:
-            word = 'fault' if found['fault'] else found['proved'] or 'good'
+            word = found['proved'] or 'good'
+            if found['fault']:
+                word = 'fault'
             row.append(f'{word} {age(found["when"])}')
         else:
             row.append('-')
@@ -6437,8 +6456,10 @@ class Pruning:
 
     def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
-        rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
-                 if count or name == 'last']
+        rules = []             # type: List[str]
+        for name, count in policy._asdict().items():
+            if count or name == 'last':
+                rules.append(f'keep_{name}={count}')
         self.console.log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
             self.store.finish_deleting(path)
@@ -6471,7 +6492,8 @@ class Pruning:
 
 def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple[Job, History]]:
     """Return the VMs of a config that a selector chooses, '' for all. Raise VmBackupError."""
-    settings, histories = target.config.settings, target.store.histories()
+    settings = target.config.settings
+    histories = target.store.histories()
     chosen, plan = select_histories(histories, target.config, '', settings.keep_last)
     if plan.errors:
         for message in plan.messages + plan.errors:
@@ -6509,9 +6531,8 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
                                       'touched')
             with contextlib.ExitStack() as stack:
                 if not pruning.previewing:
-                    stack.enter_context(store.locked(
-                        os.path.basename(history.directory), settings.lock_wait * 60,
-                        signals.check))
+                    name = os.path.basename(history.directory)
+                    stack.enter_context(store.locked(name, settings.lock_wait * 60, signals.check))
                 pruning.prune(history, policy_of(settings, job))
         except (VmBackupError, OSError) as error:
             pruning.fail(history.directory, error)
@@ -6963,7 +6984,8 @@ class StatusCheck:
         self.moment = now()
         if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
-        self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
+        unit = {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]
+        self.limit = int(max_age[:-1]) * unit      # seconds
         self.found = []        # type: List[Tuple[int, str]]
         self.figures = []      # type: List[str]
 
@@ -7004,7 +7026,8 @@ class StatusCheck:
                 ages.append(max(seconds, 0))
                 if seconds > self.limit:
                     bad.append(f'{vm.name} ({age(newest.started)})')
-        good, wanted = len(vms) - len(bad), f'good backup within {self.max_age}'
+        good = len(vms) - len(bad)
+        wanted = f'good backup within {self.max_age}'
         if bad or not vms:
             self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
         self.found.append((0, f'{good} of {len(vms)} VMs have a {wanted}'))
@@ -7017,7 +7040,8 @@ class StatusCheck:
         try:
             last = LastRun(**json.loads(read_file(path, LONGEST_RECORD).decode('utf-8')))
             late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
-            goes_on, bad = is_in_work(last), last.result.startswith('ERROR')
+            goes_on = is_in_work(last)
+            bad = last.result.startswith('ERROR')
             failed = [f'{name} ({token})' for name, token in last.failed]
         except FileNotFoundError:                      # of a release before, or none yet
             return
@@ -7055,13 +7079,15 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
 
 def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    log, config = console.log, read_config(native(line.words[0]), console, line)
+    log = console.log
+    config = read_config(native(line.words[0]), console, line)
     settings = config.settings
     for name, (text, place) in config.given.items():
         log(f'  {name:23s} = {text}   ({place})')
     for rule in config.rules:
         log(f'  {rule}   ({rule.where})')
-    errors, warnings = [*config.unexpected, *config.errors.values()], []
+    errors = [*config.unexpected, *config.errors.values()]
+    warnings = []              # type: List[str]
     for rule in select(config.rules, [], 1).broken:
         errors.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
     if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
@@ -7075,7 +7101,8 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     errors += program_problems(settings)
     for text in [*config.notes, *errors, *warnings]:
         log(text)
-    if settings.keep_last == 0 and not any(getattr(settings, f'keep_{name}') for name in PERIODS):
+    keeps = any(getattr(settings, f'keep_{name}') for name in PERIODS)
+    if settings.keep_last == 0 and not keeps:
         log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
             'all the same')
     if settings.vdi_export_format == 'vhd':
@@ -7100,9 +7127,11 @@ def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     settings = config.settings
     if not settings.mail_to:
         raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {path})')
+    server = settings.mail_smtp_server or 'localhost'
+    account = settings.mail_smtp_user or 'none'
     console.log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
-        ', '.join(settings.mail_to), settings.mail_smtp_server or 'localhost',
-        settings.mail_smtp_port, security_of(settings), settings.mail_smtp_user or 'none'))
+        ', '.join(settings.mail_to), server, settings.mail_smtp_port, security_of(settings),
+        account))
     if settings.mail_mode == 'never':
         console.log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', console):
