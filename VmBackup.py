@@ -4422,7 +4422,8 @@ class Remover:
         """Uninstall a VM's snapshot, and destroy the disks that are left: vm-uninstall removes the
         VM's record, then one disk after the other, which are marked as its own, until one fails
         (xapi: cli_operations.ml, vm_uninstall_common; xapi_vm_clone.ml). Raise VmBackupError."""
-        pool, xe = self.pool, self.xe
+        pool = self.pool
+        xe = self.xe
         disks = self.disks(intent)
         if intent.kind == 'VM' and not (number and pool.is_gone('VM', intent.uuid)):
             # Disks that something else has would stay when the VM's record is gone (recorded:
@@ -4583,7 +4584,8 @@ class Exporter:
         """Return the disks to export, by the tables unless they have to be fresh; note those left
         out, and all others. Raise PoolError. The boot disk is xvda, else the first bootable disk,
         else user device 0."""
-        disks, wanted = self.pool.disks(vm, fresh), self.choice.wanted
+        disks = self.pool.disks(vm, fresh)
+        wanted = self.choice.wanted
         if wanted == 'boot':
             chosen = [disk for disk in disks if disk.vbd['device'] == 'xvda']
             chosen += [disk for disk in disks if disk.vbd['bootable']]
@@ -4638,13 +4640,16 @@ class Exporter:
             self.check_images(vm.name)
         taken, before = self.disks, []     # type: List[Disk], List[str]
         if self.kind == 'VM':
-            ref, uuid, label = vm.ref, vm.uuid, 'RESTORE_' + vm.name
+            ref = vm.ref
+            uuid = vm.uuid
+            label = 'RESTORE_' + vm.name
             self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
             taken = self.disks if self.ignoring else self.disks + self.others
             before += vm.record['snapshots']
         else:
             disk, = self.disks
-            ref, uuid = disk.vdi_ref, disk.vdi['uuid']
+            ref = disk.vdi_ref
+            uuid = disk.vdi['uuid']
             label = 'SNAP_{}_{}'.format(vm.name, disk.vdi['name_label']).replace(' ', '-')
         for disk in taken:
             before += disk.vdi['snapshots']
@@ -4699,7 +4704,8 @@ class Exporter:
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
-            pool, ahead = self.pool.uuid(), self.pool.ahead()
+            pool = self.pool.uuid()
+            ahead = self.pool.ahead()
         intent = self.intent._replace(
             pool=pool, since=utc(ahead - 60), until=utc(ahead + 900),
             latest=utc(ahead + 2 * XE_TIMEOUT + 900))
@@ -4721,8 +4727,9 @@ class Exporter:
                     raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
                 self.record(backup, self.remover.with_disks(intent, made))
             return made
-        except (VmBackupError, OSError) as error:
-            code, used = getattr(error, 'code', ''), ''
+        except BaseException as error:                 # whatever it is, a snapshot may be there
+            code = getattr(error, 'code', '')
+            used = ''
             if code == FULL:
                 used = self.pool.sr_usage([disk.sr_uuid for disk in self.disks + self.others])
             with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
@@ -4802,7 +4809,9 @@ class Exporter:
     def export_disk(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
         """Export a disk, compressed if the file's name says so. vdi-export prints nothing when it
         succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
-        form, packed, size = form_of(path), is_packed(path), snapshot.size
+        form = form_of(path)
+        packed = is_packed(path)
+        size = snapshot.size
         words = {'format': form[1:], 'uuid': snapshot.uuid}
         try:
             if not packed:
@@ -4919,7 +4928,8 @@ class Importer:
         """Remove what carries a mark, when it is not being imported any more. From a disk or
         network that something else has by now, only the mark is taken. Raise CommandFailed or
         PoolError; VmBackupError where trying again would not help."""
-        pool, tell = self.pool, self.xe.tell
+        pool = self.pool
+        tell = self.xe.tell
         for _ in pool.waiting('it is still being imported'):
             made = pool.marked(record.mark)
             if not any(vm.get('current_operations') for vm in made.vms.values()):
@@ -4968,7 +4978,8 @@ class Importer:
 
     def shared_disks(self, made: Marked) -> Set[str]:
         """Return which of the disks that were made another VM has, dom0 apart."""
-        pool, disks = self.pool, list(made.disks)
+        pool = self.pool
+        disks = list(made.disks)
         shared = set()
         for vbd in pool.where('VBD', 'VDI', disks).values():
             if vbd['VM'] not in made.vms and not pool.call(
@@ -5016,20 +5027,23 @@ class Importer:
         if cut_off:
             for vif in pool.where('VIF', 'VM', list(made.vms)).values():
                 self.xe.tell('vif-destroy', uuid=vif['uuid'])
-        expected, found = target.disks, {}
+        expected = target.disks
+        found = {}
         for vbd in pool.where('VBD', 'VM', list(made.vms)).values():
             if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
                 vdi = made.disks.get(vbd['VDI'], {})
                 found[vbd['userdevice']] = int(vdi.get('virtual_size', 0))
         for device in sorted(set(expected) | set(found)):
-            size, least = found.get(device, -1), expected.get(device)
+            size = found.get(device, -1)
+            least = expected.get(device)
             if least is None or size < least:
                 raise CommandFailed(f'disk {device} has {max(size, 0)} bytes, not {least or 0}')
         return uuid
 
     def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
-        size, mark = target.size, record.mark
+        size = target.size
+        mark = record.mark
         if form == '.vhd' and is_packed(path):
             unpacked_size = scattered(path)
             if unpacked_size:
@@ -6590,7 +6604,8 @@ class Sources:
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = os.path.abspath(native(word))
-        kind, histories = kind_of(path), []
+        kind = kind_of(path)
+        histories = []
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
             directory = os.path.join(self.store.root, native(word))
             histories = [self.store.history(word), History(directory, self.store.patterns)]
@@ -6761,7 +6776,8 @@ class Restorer(Importer):
 
     def log_space(self, sr: Record, size: int) -> None:
         """Log how full an SR is, and a note if it may be too full for so many bytes."""
-        total, used = int(sr['physical_size']), int(sr['physical_utilisation'])
+        total = int(sr['physical_size'])
+        used = int(sr['physical_utilisation'])
         self.console.log('  SR:       {} ({}): {} of {} free, the disks have {}'.format(
             sr['name_label'], sr['uuid'], human_size(max(0, total - used)), human_size(total),
             human_size(size)))
