@@ -723,7 +723,7 @@ KEYS = (
     Key('large_backup', DEFAULT_LARGE_BACKUP, '1 to 1000000', int,
         'A backup of more than so many GiB is marked success_compress instead of success'),
     Key('lock_wait', DEFAULT_LOCK_WAIT, '0 to 525600', float,
-        'Minutes to wait for a VM on which another run is at work'),
+        'Minutes to wait for a VM that another run has locked'),
     Key('require_mount', DEFAULT_REQUIRE_MOUNT, 'yes, no, auto', str,
         'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
         'point of /etc/fstab where nothing is mounted; no looks at neither'),
@@ -1267,7 +1267,7 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
     thread.join(every if watch else SHARE_TIMEOUT)
     while thread.is_alive():
         if not watch:
-            raise TargetError(f'{what} does not answer within {SHARE_TIMEOUT} seconds')
+            raise TargetError(f'{what} did not respond within {SHARE_TIMEOUT} seconds')
         watch()
         thread.join(every)
     if errors:
@@ -1462,7 +1462,8 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
 
         def watch() -> None:
             if not watchdog:
-                raise CommandFailed(f'no end within {timeout:g} seconds: {quoted(argv)}', TIMED_OUT)
+                raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
+                                    TIMED_OUT)
             watchdog.check()
             signals.check()                            # it was told to end already
 
@@ -1496,7 +1497,7 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
     def watch() -> None:
         signals.check()                                # it was told to end already
         if elapsed() > timeout:
-            raise CommandFailed(f'no end within {timeout / 60:g} minutes (hook_timeout)')
+            raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
 
     with started(argv, bufsize=-1, stderr=subprocess.STDOUT,
                  env=dict(os.environ, **environ)) as child:
@@ -1863,7 +1864,7 @@ class Pool:
         """As `call`, for a result of a type that is known. Raise PoolError for another."""
         result = self.call(method, *arguments)
         if not isinstance(result, kind):
-            raise PoolError(f'XenAPI {method} gave no sensible answer')
+            raise PoolError(f'XenAPI {method} gave an unexpected answer')
         return result
 
     def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
@@ -1871,14 +1872,14 @@ class Pool:
         method = f'{kind}.{method}'
         records = self.get(method, dict, *arguments)
         if not all(is_complete(kind, record) for record in records.values()):
-            raise PoolError(f'XenAPI {method} gave no sensible answer')
+            raise PoolError(f'XenAPI {method} gave an unexpected answer')
         return records
 
     def record(self, kind: str, ref: str) -> Record:
         """Return an object's record, as it is now. One call."""
         record = self.call(kind + '.get_record', ref)
         if not is_complete(kind, record):
-            raise PoolError(f'XenAPI {kind}.get_record gave no sensible answer')
+            raise PoolError(f'XenAPI {kind}.get_record gave an unexpected answer')
         return record
 
     def where(self, kind: str, field: str, values: Sequence[str]) -> Records:
@@ -2102,7 +2103,7 @@ class Pool:
         """Return the pool's own record, as the table has it."""
         for record in self.table('pool').values():
             return record
-        raise PoolError('XenAPI tells no pool')
+        raise PoolError('XenAPI names no pool')
 
     def uuid(self) -> str:
         """Return the uuid of the pool."""
@@ -2112,7 +2113,7 @@ class Pool:
         """Return the record of the pool's master."""
         master = self.table('host').get(self.own_record()['master'])
         if not master:
-            raise PoolError('XenAPI tells no master of the pool')
+            raise PoolError('XenAPI names no master of the pool')
         return master
 
     def identity(self) -> Record:
@@ -2356,10 +2357,10 @@ LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
 PROVED = {                 # from least to most
-    'length': 'it can be read, but nothing tells how long it should be',
-    'restorable': 'whole, but refused by xe vm-import alone: use restore=, which puts it right',
-    'structure': 'the structure is whole',
-    'checksums': 'every checksum is right'}
+    'length': 'readable, but nothing tells its expected size',
+    'restorable': 'intact, but xe vm-import refuses it as it is: restore it with restore=',
+    'structure': 'the structure is intact',
+    'checksums': 'all checksums match'}
 
 
 class Intent(NamedTuple):
@@ -3066,7 +3067,7 @@ class Store(Catalogue):
         directory, name = os.path.split(backup.path)
         refuse_link(directory)
         if backup.intent():
-            raise TargetError('it tells of a snapshot that is still to be removed')
+            raise TargetError('it records a snapshot that is still to be removed')
         files = [os.path.basename(directory) + ending for ending in IMAGES]
         foreign = [each for each in os.listdir(backup.path)
                    if not OURS.match(each) and each not in files]
@@ -3114,9 +3115,9 @@ class Store(Catalogue):
         free = found.f_bavail * found.f_frsize + gain
         wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
         if last:
-            wanted[f'{human_size(last)} as the last backup took'] = last
+            wanted[f'{human_size(last)} for a backup as large as the last'] = last
         if total and free < max(wanted.values(), default=0):
-            raise BackupFailed('NO-SPACE', '{} free of {} in {}, wanted are {}'.format(
+            raise BackupFailed('NO-SPACE', '{} free of {} in {}, needed: {}'.format(
                 human_size(free), human_size(total), self.root, ' and '.join(wanted)))
 
     @contextlib.contextmanager
@@ -3132,7 +3133,7 @@ class Store(Catalogue):
             waited = stopwatch()
             while not self.lock(handle):
                 if waited() >= patience:
-                    raise BackupFailed('VM-LOCKED', 'another run is at work on it (see lock_wait)')
+                    raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 check()
                 time.sleep(1)
             yield
@@ -3143,7 +3144,7 @@ class Store(Catalogue):
     def lock_note(self) -> str:
         """What to tell where the share cannot lock."""
         return (f'***NOTE - backup_dir {self.root} cannot lock ({self.unlocked}): two runs at once '
-                'would not know of each other')
+                'would not notice each other')
 
     def lock(self, handle: int) -> bool:
         """Try to lock a file; False if somebody else has locked it."""
@@ -3199,8 +3200,8 @@ class Store(Catalogue):
         return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
         found = os.statvfs(self.root)
         if not record.path or found.f_bavail * found.f_frsize < size:
-            raise TargetError(f'its blocks are in an odd order, and {self.root} cannot be written, '
-                              f'or has no room for {human_size(size)} to unpack it (unpack it '
+            raise TargetError(f'its blocks are out of order, and {self.root} cannot be written, '
+                              f'or has no space for {human_size(size)} to unpack it (unpack it '
                               'elsewhere, with gzip -d or zstd -d, and restore that file)')
 
         def work() -> None:
@@ -3824,10 +3825,10 @@ class ImageReader(Reader):
             for view in iter(self.read_on, b''):
                 parser.Parse(view.tobytes(), False)
                 if self.source.at - begun > LARGEST_METADATA:
-                    raise Damaged('something in it has no end')
+                    raise Damaged('an element of it is too large')
             parser.Parse(b'', True)
         except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
-            raise Damaged(f'it is no whole XML: {error}')
+            raise Damaged(f'it is no well-formed XML: {error}')
         return self.proof('structure')
 
 
@@ -4248,7 +4249,7 @@ class Verifier:
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {manifest.snapshot}')
         known = manifest.digests.get(portable(plain))
         if known not in (None, proof.digest):
-            raise Damaged('it is whole, but not what it was when it was verified first')
+            raise Damaged('intact, but not the file that was verified first')
         if known and plain.endswith(('.raw', '.vhd')):
             return proof._replace(proved='checksums')
         return proof
@@ -4308,7 +4309,7 @@ TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 PERSONS_VBD = (
     'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
     'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})')
-NEVER_ENDS = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 
 
 @contextlib.contextmanager
@@ -4875,7 +4876,7 @@ class Importer:
         since = utc(self.pool.ahead() - 60)
         with self.store.restoring(self.pool.uuid(), name, since) as record:
             if not record.path:
-                self.console.log(f'***NOTE - cannot write in {self.store.root}: should this be '
+                self.console.log(f'***NOTE - cannot write in {self.store.root}: if this is '
                                  f'killed, look for {MARK} in the other-config of VMs and disks')
             try:
                 yield record
@@ -4896,7 +4897,7 @@ class Importer:
         for path in paths:
             with tolerating(self.warnings, path), self.store.taken(path) as record:
                 if record and record.pool != self.pool.uuid():
-                    self.console.log(f'***NOTE - {path} tells of a restore in another pool, '
+                    self.console.log(f'***NOTE - {path} records a restore in another pool, '
                                      f'{record.pool}: not touched')
                 elif record:
                     self.end(record)
@@ -4972,9 +4973,9 @@ class Importer:
                     len(made.vms) > 1):
                 used.append(vm)
         if used:
-            raise VmBackupError(f'{used[0]["uuid"]} is half restored, but in use: not touched (it '
-                                'was started or copied, or has a snapshot; remove it, it is not '
-                                'whole)')
+            raise VmBackupError(f'{used[0]["uuid"]} is partly restored, but in use: not touched '
+                                '(it was started or copied, or has a snapshot; remove it: it is '
+                                'incomplete)')
 
     def shared_disks(self, made: Marked) -> Set[str]:
         """Return which of the disks that were made another VM has, dom0 apart."""
@@ -5435,7 +5436,7 @@ def put_report(path: str, document: Dict[str, Any]) -> None:
 # the record of a failure. What one VM's backup has to know of the others is in Shared.
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
-NO_DISK_LEFT = 'all of its disks are left out'
+NO_DISK_LEFT = 'all of its disks are excluded'
 
 
 def disk_words(disk: Disk, why: str) -> str:
@@ -5514,13 +5515,13 @@ class Shared(Run):
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent = backup.intent()
         if intent and intent.pool != self.pool.uuid():
-            self.console.log(f'***NOTE - {backup.path} tells of a snapshot in another pool, '
+            self.console.log(f'***NOTE - {backup.path} records a snapshot in another pool, '
                              f'{intent.pool}: not touched')
             return
         if intent:
             self.not_removed[backup.path] = intent.uuid
             if self.store.unlocked and is_in_work(intent):
-                raise TargetError(f'its run on {intent.host} may be at work still, and backup_dir '
+                raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
             remover = Remover(self.pool, Xe(self.console, self.signals), warnings)
             with self.pool.snapshotting:
@@ -6251,7 +6252,7 @@ def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     target = open_target(word, console, True, form_of_file)
     if (selector_text and target.kind not in ('config', 'store') or
             every and target.kind in ('file', 'backup')):
-        raise UsageError(f'there is nothing to choose from in {word}')
+        raise UsageError(f'vm=, backups= and date= do not apply to a single backup: {word}')
     command = VerifyCommand(console, signals, target.config.settings.stall_timeout * 60, every)
     if target.kind == 'file':
         command.verify_file(target.path)
@@ -6440,7 +6441,7 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
     word, selector_text = line.words[0], line.options['vm']
     target = open_target(word, console)
     if target.kind == 'backup' or target.kind == 'history' and selector_text:
-        raise UsageError(f'there is nothing to choose from in {word}')
+        raise UsageError(f'vm=, backups= and date= do not apply to a single backup: {word}')
     histories = [history.as_it_is() for history in histories_in(target)]
     vms, plan = take_stock(histories, target.config, target.store, selector_text)
     others = others_in([] if selector_text else histories, vms)
@@ -6541,8 +6542,8 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
         try:
             for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
                 if kind in kinds and not known:        # it may be what a line means
-                    raise TargetError(f'its newest backup does not tell the {kind} of the VM: not '
-                                      'touched')
+                    raise TargetError(f'its newest backup does not record the {kind} of the VM: '
+                                      'not touched')
             with contextlib.ExitStack() as stack:
                 if not pruning.previewing:
                     name = os.path.basename(history.directory)
@@ -6565,7 +6566,7 @@ def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
     for backup in backups:
         deleting = os.path.basename(backup.path).startswith(DELETING)
         if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
-            raise UsageError(f'no good backup: {backup.path} (wanted is its dated directory)')
+            raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
     for backup in backups:
         if is_there(backup.file(PROTECTED)) != protecting:
             protect(backup, protecting)
@@ -6618,7 +6619,7 @@ class Sources:
             raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
                              'backup or file (see from=, and the command list)')
         if date:
-            raise UsageError(f'there is nothing to choose from in {word}')
+            raise UsageError(f'vm=, backups= and date= do not apply to a single backup: {word}')
         if kind == 'file':
             return self.of_file(path)
         backup = self.store.backup(path)
@@ -6630,10 +6631,11 @@ class Sources:
         """Return the newest good backup of a time that begins so. Raise UsageError, TargetError."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
-            raise UsageError(f'no date: date={date} (wanted is its beginning: 2026-03-01)')
+            raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
+                             '2026-03-01)')
         for backup in in_order(list(history.read(True)))[::-1]:
             if backup.trouble and backup.outcome == 'unreadable':
-                self.console.log(f'***NOTE - passed over: {explain(backup.trouble, self.console)}')
+                self.console.log(f'***NOTE - skipped: {explain(backup.trouble, self.console)}')
             when = re.sub('[^0-9]', '', backup.started or '')
             if when.startswith(digits) and backup.outcome == 'good':
                 return backup
@@ -7084,7 +7086,7 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
 
     def check() -> None:
         if waited() > STATUS_TIMEOUT:
-            raise TargetError(f'no answer within {STATUS_TIMEOUT} seconds')
+            raise TargetError(f'no response within {STATUS_TIMEOUT} seconds')
     status_check = StatusCheck(line.options['max_age'] or '26h')
     bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', check)
     found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
@@ -7151,9 +7153,9 @@ def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     if settings.mail_mode == 'never':
         console.log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', console):
-        console.log('ERROR test-mail: the server did not take it for everybody (see above)')
+        console.log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status
-    console.log('SUCCESS test-mail: the server has taken it; look whether it arrives')
+    console.log('SUCCESS test-mail: the server accepted it; check that it arrives')
     return SUCCESS.status
 
 

@@ -150,7 +150,7 @@ class RoundTrips(RestoreCase):
                 if compress != 'none':
                     self.ok(self.back_up('vm-export=web', compress=compress))
                 done = self.ok(self.restore('web', 'name=web ' + compress))
-                self.assertIn('every checksum is right', done.output)
+                self.assertIn('all checksums match', done.output)
                 self.assert_restored(original, 'web ' + compress)
                 self.assertEqual(set(), self.macs('web') & self.macs('web ' + compress))
 
@@ -275,7 +275,7 @@ class Choosing(RestoreCase):
             self.assertEqual(self.older, self.chosen('date=' + date))
         self.assertEqual(newest, self.chosen('date=20'))
         self.refused('no good backup of 2024', self.restore('web', 'date=2024', 'preview'))
-        self.refused('no date: date=x', self.restore('web', 'date=x', 'preview'))
+        self.refused('invalid date: date=x', self.restore('web', 'date=x', 'preview'))
 
     def test_one_that_was_found_damaged_is_passed_over(self):
         self.damage('web')
@@ -665,7 +665,7 @@ class Leftovers(RestoreCase):
         """The next run warns of the half restored VM, and does not touch it."""
         half = self.half()
         done = self.ends(1, 'vm-export=.*', exclude='web-restored.*')
-        self.assertIn('is half restored, but in use: not touched', done.output)
+        self.assertIn('is partly restored, but in use: not touched', done.output)
         self.assertEqual(half, self.half())
 
     def test_unless_somebody_uses_it_or_has_used_it(self):
@@ -716,7 +716,7 @@ class Leftovers(RestoreCase):
 
     def test_one_of_another_pool_is_not_acted_upon(self):
         done = self.assert_left_alone(pool='another')
-        self.assertIn('***NOTE - %s tells of a restore in another pool, another: not touched' %
+        self.assertIn('***NOTE - %s records a restore in another pool, another: not touched' %
                       self.record_file, done.lines)
 
     def test_one_that_may_go_on_elsewhere_is_left_alone_where_nothing_can_be_locked(self):

@@ -92,8 +92,8 @@ class Kinds(ImageCase):
         path = self.put_file('disk.vhd.gz', gzip.compress(data))
         before = self.contents()
         done = self.assert_ends(2, self.restore(path, 'from=' + self.config(), 'verify=no'))
-        self.assertRegex(done.output, r'ERROR its blocks are in an odd order, and \S+ cannot be '
-                         r'written, or has no room for 2\.0 TiB to unpack it \(unpack it '
+        self.assertRegex(done.output, r'ERROR its blocks are out of order, and \S+ cannot be '
+                         r'written, or has no space for 2\.0 TiB to unpack it \(unpack it '
                          r'elsewhere, with gzip -d or zstd ')
         self.assertEqual(before, self.contents())
         self.assertEqual([], glob.glob(os.path.join(self.backups, '.*')))
@@ -153,7 +153,7 @@ class Forms(ImageCase):
 
     def test_a_preview_warns_of_an_export_that_never_ends_and_that_is_ended_with_the_reason(self):
         self.sized('3 MiB', 1)
-        words = 'xapi never ends the export as VHD of a disk that is no multiple of 2 MiB'
+        words = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
         done = self.assert_ends(1, self.vmbackup('password', self.config(
             'vdi-export=web', vdi_export_format='vhd'), 'preview'))
         self.assertIn('***WARNING - web: %s: xvda of 3.0 MiB (set vdi_export_format=auto or raw)'
@@ -265,7 +265,7 @@ class SmallDisks(RestoreCase):
                 with self.subTest(first=first, sizes=sizes):
                     path, original = self.archive(name), self.facts(name)
                     words = self.imported(path)
-                    self.assertEqual(bool(words), '%s: whole, but refused by xe vm-import alone' % (
+                    self.assertEqual(bool(words), '%s: intact, but xe vm-import refuses it' % (
                         os.path.dirname(path)) in told, words)
                     guide = self.read(self.newest(name, 'RESTORE.txt'))
                     self.assertEqual(bool(words), 'xe vm-import refuses this archive' in guide)

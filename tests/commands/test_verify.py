@@ -33,7 +33,7 @@ class VerifyCase(StoreCase):
     def assert_good(self, *paths):
         """Each of these, verified, is good and all its checksums are right."""
         for path in paths:
-            self.assertEqual('good %s: every checksum is right' % path, self.verify(0, path)[0])
+            self.assertEqual('good %s: all checksums match' % path, self.verify(0, path)[0])
 
     def manifest(self, path):
         return json.loads(self.read(path, 'backup.json'))
@@ -130,7 +130,8 @@ class InARun(VerifyCase):
             found = [path for path in self.tree() if path.endswith(('.dump', '.partial'))]
             self.assertEqual(verify == 'no', bool(found), found)
             self.assertIs(verify == 'yes', any(line.startswith(
-                'ERROR pool database not backed up: it is no whole XML') for line in done.lines))
+                'ERROR pool database not backed up: it is no well-formed XML')
+                for line in done.lines))
 
     def test_a_signal_during_verification_ends_the_run(self):
         self.ends_with_xe(143, 'rm "$1"; mkfifo "$1"; kill -TERM $PPID', 'vm-export=web',
@@ -174,7 +175,7 @@ class TheCommand(MadeCase):
     def test_what_may_be_named_and_the_pool_is_not_asked(self):
         self.sim.down()
         config = self.config('vdi-export=db', 'vm-export=web')
-        good = 'good %s: every checksum is right'
+        good = 'good %s: all checksums match'
         both = [good % self.db, good % self.web, 'VmBackup verify ended - Success - S:2 W:0 E:0']
         one = both[1:2] + ['VmBackup verify ended - Success - S:1 W:0 E:0']
         self.assertEqual(both, self.verify(0, config)[1:])
@@ -182,14 +183,14 @@ class TheCommand(MadeCase):
         for path in (os.path.join(self.backups, 'web'), self.web, self.web + '/web.xva'):
             self.assertEqual(one, self.verify(0, path))
         copy = shutil.copy(self.web + '/web.xva', self.at('copy.xva'))
-        self.assertEqual('good %s: every checksum is right, %s' % (
+        self.assertEqual('good %s: all checksums match, %s' % (
             copy, VmBackup.human_size(os.path.getsize(copy))), self.verify(0, copy)[0])
         self.assertEqual([], self.sim.calls())
 
     def test_the_newest_or_all_renamed_ones_too(self):
         kept = os.path.join(self.backups, 'web', 'KEEP-golden')
         os.rename(self.older(1), kept)
-        paths, good = [self.web, self.older(2), kept], 'good %s: every checksum is right'
+        paths, good = [self.web, self.older(2), kept], 'good %s: all checksums match'
         shutil.rmtree(self.backups + '/db')
         self.assertEqual([good % self.web], self.verify(0, self.backups)[:-1])
         self.assertEqual([good % path for path in paths],
@@ -246,7 +247,7 @@ class TheCommand(MadeCase):
         shutil.copy(self.db + '/db.raw', image)
         shutil.copytree(self.db + '/DISK-xvda', image + '/DISK-xvda')
         self.assert_good(path)
-        self.assertEqual('***WARNING - %s: the structure is whole; vm-metadata.xml is missing'
+        self.assertEqual('***WARNING - %s: the structure is intact; vm-metadata.xml is missing'
                          % image, self.verify(1, image)[0])
         self.assertEqual([], [name for place in (path, image) for name in os.listdir(place)
                               if 'json' in name])
@@ -258,9 +259,11 @@ class TheCommand(MadeCase):
         plain = self.made('vm-export=web', verify='no')
         text, of_another = self.read_bytes(path, name), self.read_bytes(self.db, name)
         for place, content, words in (
-                (path, text[:-20], 'it is no whole XML'), (path, b'', 'it is no whole XML'),
+                (path, text[:-20], 'it is no well-formed XML'),
+                (path, b'', 'it is no well-formed XML'),
                 (plain, of_another, 'it is of another VM'),
-                (path, text.replace(b'3145728', b'3145729'), 'it is whole, but not what it was')):
+                (path, text.replace(b'3145728', b'3145729'),
+                 'intact, but not the file that was verified first')):
             with self.subTest(words):
                 self.put_file(os.path.join(place, name), content)
                 self.assertIn(name + ': ' + words, self.verify(2, place)[0])
@@ -270,7 +273,7 @@ class TheCommand(MadeCase):
     def test_a_file_that_is_not_as_the_manifest_tells_is_found(self):
         os.truncate(self.web + '/vm.cfg', 3)
         self.assertRegex(self.verify(1, self.web)[0],
-                         r'WARNING - .*every checksum is right; vm\.cfg has 3 bytes, not \d+$')
+                         r'WARNING - .*all checksums match; vm\.cfg has 3 bytes, not \d+$')
         self.assertNotIn('fault', self.manifest(self.web)['verified'])
 
     def test_a_damaged_manifest_is_told_and_kept_and_without_a_marker_it_is_no_backup(self):
@@ -288,7 +291,7 @@ class TheCommand(MadeCase):
         path = self.backups + '/web/20260301-020000'
         os.rename(self.web, path)
         for target in (self.backups, os.path.join(self.backups, 'web')):
-            self.assertEqual('good %s: every checksum is right' % path, self.verify(0, target)[0])
+            self.assertEqual('good %s: all checksums match' % path, self.verify(0, target)[0])
 
     def test_dumps_of_the_pool_database_are_verified(self):
         directory = os.path.join(self.backups, 'METADATA_' + HOST)
@@ -296,7 +299,7 @@ class TheCommand(MadeCase):
         os.mkdir(directory)
         for content, status, told in (
                 (b'<database/>\n', 0, 'good %s: ' % dump),
-                (b'<database/', 2, 'ERROR %s: it is no whole XML' % dump),
+                (b'<database/', 2, 'ERROR %s: it is no well-formed XML' % dump),
                 (b'<html><h1>HTTP 500</h1></html>', 2,
                  'ERROR %s: its outermost element is html, not database' % dump)):
             self.put_file(dump, content)
@@ -308,7 +311,7 @@ class TheCommand(MadeCase):
         self.prelude = AS_NO_MORE_THAN_THE_OWNER
         os.chmod(path, 0o500)
         self.addCleanup(os.chmod, path, 0o700)
-        self.assertEqual(['good %s: every checksum is right' % path,
+        self.assertEqual(['good %s: all checksums match' % path,
                           '***NOTE - %s: the result is not recorded: Permission denied' % path,
                           'VmBackup verify ended - Success - S:1 W:0 E:0'],
                          self.verify(0, path))
@@ -340,7 +343,7 @@ class TheCommand(MadeCase):
             os.close(main)
             os.close(terminal)
         self.assertRegex(shown, r'(^|\x1b\[K)verified \d.*, .*/s: web\.xva\r\x1b\[K')
-        self.assertRegex(shown, r'\r\x1b\[K\d{4}-.* - \*\*\*WARNING - .*checksum is right')
+        self.assertRegex(shown, r'\r\x1b\[K\d{4}-.* - \*\*\*WARNING - .*checksums match')
         self.assertFalse([line for line in self.verify(1, self.web) if '/s: ' in line])
 
     def test_a_signal_ends_it(self):
@@ -360,8 +363,8 @@ class TheCommand(MadeCase):
                 ((empty,), 'no backups in ' + empty), ((empty, 'vms=x'), 'unknown option: vms=x'),
                 ((empty, 'backups=some'), 'invalid value: backups=some'),
                 ((rubbish + '.xva', 'vm=x'), 'no such file'),
-                ((self.web, 'vm=x'), 'there is nothing to choose from in'),
-                ((self.web, 'backups=all'), 'there is nothing to choose from in'),
+                ((self.web, 'vm=x'), 'do not apply to a single backup'),
+                ((self.web, 'backups=all'), 'do not apply to a single backup'),
                 ((rubbish,), 'not a config file (binary'),
                 ((self.put_file('gone.cfg', 'vm-export=x\nbackup_dir=/nosuch\n'),),
                  'backup_dir does not exist: /nosuch (is the share mounted?)'),
@@ -371,12 +374,12 @@ class TheCommand(MadeCase):
 
     def test_a_raw_image_that_nothing_is_known_of_proves_nothing(self):
         path = self.put_file('some.raw', '\0' * 4096)
-        self.assertEqual('***WARNING - %s: it can be read, but nothing tells how long it should '
-                         'be, 4.0 KiB' % path, self.verify(1, path)[0])
+        self.assertEqual('***WARNING - %s: readable, but nothing tells its expected size, 4.0 KiB'
+                         % path, self.verify(1, path)[0])
 
     def test_samples_of_a_real_pool(self):
         vhd = self.put_file('root.vhd', sample('sample-root.vhd.xz'))
-        self.assertIn(': the structure is whole, 8.0 MiB', self.verify(0, vhd)[0])
+        self.assertIn(': the structure is intact, 8.0 MiB', self.verify(0, vhd)[0])
         line = self.verify(2, os.path.join(SAMPLES, 'failed-no-disks.xva'))[0]
         self.assertTrue(line.endswith(': it ends at byte 44961, in ova.xml: the export failed: '
                                       'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]'))
@@ -429,7 +432,7 @@ class Robust(MadeCase):
                 done = self.vmbackup('verify', self.backups)
                 self.assertIn(done.status, (0, 1, 2))
                 self.assertNotIn('a bug in', done.output)
-                self.assertIn('good %s: every checksum is right' % good, done.lines)
+                self.assertIn('good %s: all checksums match' % good, done.lines)
                 self.assertTrue(done.lines[-1].startswith('VmBackup verify ended'), done.output)
 
     def test_odd_things_in_backup_dir_stop_nothing(self):
@@ -437,7 +440,7 @@ class Robust(MadeCase):
         os.makedirs(self.backups + '/project/build')
         for name in ('METADATA_notes', 'success.txt', 'project/build/success'):
             self.put_file(os.path.join(self.backups, name))
-        self.assertEqual(['good %s: every checksum is right' % path
+        self.assertEqual(['good %s: all checksums match' % path
                           for path in (self.db, self.web)], self.verify(0, self.backups)[:-1])
 
     def test_an_image_that_looks_compressed_is_an_image(self):
@@ -456,7 +459,7 @@ class Robust(MadeCase):
         self.pack(self.web + '/web.xva')
         done = self.command(0, 'verify', self.backups,
                             PATH=self.in_path('rm -r "%s"' % self.web, 'gzip', 'pigz'))
-        self.assertEqual(['good %s: every checksum is right' % self.db,
+        self.assertEqual(['good %s: all checksums match' % self.db,
                           '***NOTE - %s: it was deleted meanwhile' % self.web], done.lines[:2])
 
     def test_four_at_once_leave_a_whole_manifest(self):

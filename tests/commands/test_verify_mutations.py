@@ -429,7 +429,7 @@ class Recorded(Mutations):
                     self.assertEqual('checksums', self.check().proved)     # whole in itself
                     with open(self.backup.file('backup.json'), 'w', encoding='utf-8') as stream:
                         json.dump({'verified': good.in_manifest({})}, stream)
-                    with self.assertRaisesRegex(VmBackup.Damaged, 'not what it was when'):
+                    with self.assertRaisesRegex(VmBackup.Damaged, 'not the file that was'):
                         self.check()
                     self.put(data)
                     self.assertEqual(good.digests, self.check().digests)

@@ -132,7 +132,7 @@ class Busy(TwoRuns):
         self.assertEqual(before, sorted(os.listdir(os.path.join(self.backups, 'web'))))
         self.assertEqual(2, second.status, second.output)
         self.assertEqual(LOCKED, self.outcomes(2)['web'])
-        self.assertIn('ERROR vm-export VM-LOCKED web: another run is at work on it (see lock_wait)',
+        self.assertIn('ERROR vm-export VM-LOCKED web: locked by another run (see lock_wait)',
                       second.lines)
         self.assertIn(self.outcomes(2)['app'], ('SUCCESS', 'WARNING'))
         first = self.finish(child)

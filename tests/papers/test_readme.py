@@ -468,13 +468,13 @@ class Troubles(PoolCase):
             'fstab', 'server:/share %s nfs defaults 0 0\n' % self.backups.replace(' ', r'\040')))
         return self.says('vm-export=db', require_mount='auto')
 
-    @prints('does not answer within')
+    @prints('did not respond within')
     def the_share_hangs(self):
         os.mkfifo(os.path.join(self.backups, VmBackup.WRITE_TEST))
         self.script = self.changed_script(SHARE_TIMEOUT=0.2)
         return self.says('vm-export=db')
 
-    @prints('another run is at work on it')
+    @prints('locked by another run')
     def another_run_is_at_work(self):
         os.mkdir(os.path.join(self.backups, '.locks'))
         with open(os.path.join(self.backups, '.locks', 'db.lock'), 'w') as stream:
@@ -501,7 +501,7 @@ class Troubles(PoolCase):
         self.assertIn('the export failed: y', output)
         return output
 
-    @prints('this host has no libxxhash', 'it is whole, but not what it was',
+    @prints('this host has no libxxhash', 'intact, but not the file that was verified first',
             'it is of another snapshot')
     def the_library_for_checksums_is_missing_and_then_backups_are_changed(self):
         self.script, self.prelude = self.changed_script(XXHASH='none'), NO_XXHASH
@@ -552,7 +552,7 @@ class Troubles(PoolCase):
                    error=['VDI_IN_USE', 'OpaqueRef:NULL', 'destroy'])
         return self.says('vm-export=web', 'vdi-export=db')
 
-    @prints('HOOK-FAIL', 'no end within')
+    @prints('HOOK-FAIL', 'still running after')
     def a_hook_hangs(self):
         hook = self.program('hook', '[ $1 != backup-start ] || exec sleep 60')
         return self.says('vm-export=db', hook=hook, hook_timeout=0.005)

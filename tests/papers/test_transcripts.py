@@ -50,8 +50,8 @@ ADDED = [
     (r'ERROR vm-export (VM-EXPORT|SNAPSHOT)-FAIL web1: .*', 'why a VM failed, in one line'),
     (r'  not covered by any line.*', 'VMs that no line covers'),
     (r'  require_mount     = no', 'the share has to be mounted'),
-    (r'verified (web1|old-halted)\.xva(\.gz)?: every checksum is right .*', 'what was proved'),
-    (r'verified db big\.(raw|vhd): the structure is whole \(\d+ s\)', 'what was proved'),
+    (r'verified (web1|old-halted)\.xva(\.gz)?: all checksums match .*', 'what was proved'),
+    (r'verified db big\.(raw|vhd): the structure is intact \(\d+ s\)', 'what was proved'),
 ]
 STATUSES = {'05-export-fails': 2, '06-snapshot-fails': 2, '09-preview': 0}
 

@@ -174,7 +174,7 @@ class Running(ProgramCase):
             real(thread, timeout)
         with mock.patch.object(threading.Thread, 'join', once_begun):
             message = self.refusal(['sh', '-c', script, 'sh', self.path('pids')], 0.5, None)
-        self.assertTrue(message.startswith('no end within 0.5 seconds: sh -c'), message)
+        self.assertTrue(message.startswith('still running after 0.5 seconds: sh -c'), message)
         for pid in self.wait_for('pids').split():
             self.assert_gone(int(pid))
 

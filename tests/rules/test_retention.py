@@ -218,13 +218,13 @@ class Prune(RetentionCase):
         store.check('no')
         with store.locked('web', 0, lambda: None):
             done = self.command(2, 'prune', config)
-        self.assertIn('ERROR %s/web: another run is at work on it (see lock_wait)' % self.backups,
+        self.assertIn('ERROR %s/web: locked by another run (see lock_wait)' % self.backups,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
         self.made('db', 1)
         self.record(first, self.disk_of('web', '0'))
         done = self.command(2, 'prune', config)
-        self.assertIn('ERROR %s: it tells of a snapshot that is still to be removed' % first,
+        self.assertIn('ERROR %s: it records a snapshot that is still to be removed' % first,
                       done.lines)
         self.assertEqual(([1, 2], [2]), (self.days('web'), self.days('db')))
 
@@ -232,7 +232,7 @@ class Prune(RetentionCase):
         self.made('web', 1, 2, 3)
         for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
             done = self.command(2, 'prune', self.config('vm-export=.*:1', line))
-            self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not tell the '
+            self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not record the '
                              '(tag|uuid) of the VM: not touched')
         self.assertEqual([1, 2, 3], self.days('web'))
 

@@ -94,7 +94,7 @@ class LeftOut(DiskCase):
 
     def test_a_vm_without_a_disk_that_is_left_is_backed_up_with_a_warning(self):
         done = self.ends(1, 'vm-export=db', honour_nobak='yes')
-        self.assertIn('***WARNING - db: all of its disks are left out', done.lines)
+        self.assertIn('***WARNING - db: all of its disks are excluded', done.lines)
         self.assertEqual([], self.exported('db.xva', 'db'))
 
     def test_a_disk_that_was_moved_meanwhile_is_left_out_where_it_is_now(self):
@@ -166,7 +166,7 @@ class Preview(DiskCase):
         done = self.preview('vm-export=web', 'vm-export=db', 'exclude-disk=web/xvdc',
                             honour_nobak='yes')
         self.assertEqual(1, done.status, done.output)
-        self.assertIn('***WARNING - db: all of its disks are left out', done.lines)
+        self.assertIn('***WARNING - db: all of its disks are excluded', done.lines)
         first = done.lines.index('  left out disks (cnt)= 3')
         self.assertEqual(['  left out: web/xvdb (swap [NOBAK]): [NOBAK]',
                           '  left out: web/xvdc (data): exclude-disk=web/xvdc',

@@ -263,7 +263,7 @@ class ChangesInTheNight(LeftoverCase):
     def test_no_table_of_vms_ends_the_run_in_one_line(self):
         self.fault('VM.get_all_records', 'print', value=[])
         done = self.ends(2, 'vm-export=db')
-        self.assertIn('ERROR XenAPI VM.get_all_records gave no sensible answer', done.lines)
+        self.assertIn('ERROR XenAPI VM.get_all_records gave an unexpected answer', done.lines)
 
     def test_what_the_pool_does_not_tell_is_not_gone(self):
         for rule, verb, method in (('vm-export=db', 'vm-uninstall', 'VM.get_by_uuid'),

@@ -177,7 +177,7 @@ class WhenItIsSent(MailCase):
         self.fault('VM.get_all_records', 'refuse', error=['INTERNAL_ERROR', 'oops'])
         self.early_end('XenAPI VM.get_all_records failed: INTERNAL_ERROR oops')
         self.fault('VM.get_all_records', 'print', value={'OpaqueRef:1': {}})
-        self.early_end('XenAPI VM.get_all_records gave no sensible answer')
+        self.early_end('XenAPI VM.get_all_records gave an unexpected answer')
         self.fault('VM.get_all_records', 'print', value=RUBBISH)
         text = self.early_end('a bug in VmBackup.py, please report it: TypeError')
         self.assertIn('Traceback (most recent call last):', text)
@@ -402,7 +402,7 @@ class OnRequest(MailCase):
             'VmBackup config loaded from: ' + config,
             'mail to a@example.org, b@example.org through localhost port %d, encryption: none, '
             'account: none' % sink.port, 'mail sent to a@example.org, b@example.org',
-            'SUCCESS test-mail: the server has taken it; look whether it arrives'], lines)
+            'SUCCESS test-mail: the server accepted it; check that it arrives'], lines)
         mail, = sink.mails
         self.assertEqual('VmBackup %s - test-mail' % HOST, mail.message['Subject'])
         self.assertEqual(['a@example.org', 'b@example.org'], mail.recipients)

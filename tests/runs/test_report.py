@@ -240,7 +240,7 @@ class Places(ReportCase):
         self.prelude = ('import time, VmBackup\n'
                         'VmBackup.put_report = lambda path, document: time.sleep(300)\n')
         done = self.assert_ends(1, self.run_reporting())
-        self.assertIn('the file system does not answer within 0.3 seconds', done.output)
+        self.assertIn('the file system did not respond within 0.3 seconds', done.output)
 
     def test_what_cannot_be_written_leaves_the_last_one_as_it_was(self):
         self.run_reporting()

@@ -230,7 +230,7 @@ class LeftBehind(StallCase):
         self.record(failed, self.disk_of('db', '0'), pool='another')
         self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0'))
         done = self.ends(0, 'vm-export=web')
-        self.assertIn('***NOTE - %s tells of a snapshot in another pool, another: not touched'
+        self.assertIn('***NOTE - %s records a snapshot in another pool, another: not touched'
                       % failed, done.lines)
         self.assert_left('db')
 

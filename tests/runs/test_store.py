@@ -327,7 +327,7 @@ class Locks(StoreCase):
     def test_the_dump_of_the_pool_is_locked_too(self):
         self.hold('METADATA_' + HOST)
         done = self.ends(2, 'vm-export=db', pool_db_backup=1)
-        self.assertIn('ERROR pool database not backed up: another run is at work on it '
+        self.assertIn('ERROR pool database not backed up: locked by another run '
                       '(see lock_wait)', done.lines)
         self.assertNotIn('pool-dump-database', self.verbs())
         self.assertIn('vmbackup.py,end,ERROR,S:1 W:0 E:1', self.status())
@@ -336,7 +336,7 @@ class Locks(StoreCase):
         half = self.made('old', '.deleting-' + DAY % 1)
         self.hold('old')
         done = self.ends(0, 'vm-export=db')
-        self.assertIn('***NOTE - %s: another run is at work on it (see lock_wait)'
+        self.assertIn('***NOTE - %s: locked by another run (see lock_wait)'
                       % os.path.dirname(half), done.lines)
         self.assertTrue(os.path.exists(half))
 
@@ -386,8 +386,8 @@ class NoLocks(StoreCase):
                     self.before = self.contents()
                 done = self.ends(0 if died else 1, 'vm-export=web')
                 self.assertIn('removing the snapshot of an unfinished backup: ' + uuid if died else
-                              'a snapshot of %s may be left in the pool: its run on %s may be at '
-                              'work still, and backup_dir cannot lock' % (failed, host),
+                              'a snapshot of %s may be left in the pool: its run on %s may '
+                              'still be running, and backup_dir cannot lock' % (failed, host),
                               done.output)
                 self.assert_clean()
                 self.assertEqual(not died, os.path.exists(os.path.join(failed, 'snapshot.json')))
@@ -418,7 +418,7 @@ class Target(StoreCase):
         os.mkfifo(os.path.join(self.backups, VmBackup.WRITE_TEST))
         self.script = self.changed_script(SHARE_TIMEOUT=0.3)
         done = self.ends(2, 'vm-export=db')
-        self.assertEqual(['ERROR backup_dir %s does not answer within 0.3 seconds' % self.backups],
+        self.assertEqual(['ERROR backup_dir %s did not respond within 0.3 seconds' % self.backups],
                          [line for line in done.lines if line.startswith('ERROR')])
         self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:1', self.status())
         self.assertEqual([], self.verbs())
@@ -501,7 +501,7 @@ class RoomCase(StoreCase):
         self.assertIn('vmbackup.py,end,ERROR,S:0 W:0 E:%d' % (len(lines) or 2), self.status())
         for vm in ['db'] if lines else ['web', 'db']:
             self.assertRegex(done.output, r'ERROR vm-export NO-SPACE %s: [0-9.]+ \w+ free of '
-                             r'[0-9.]+ \w+ in \S+/BACKUPS, wanted are %s\n' % (vm, wanted))
+                             r'[0-9.]+ \w+ in \S+/BACKUPS, needed: %s\n' % (vm, wanted))
             self.assertIn('vm-export,end,NO-SPACE ' + vm, self.status())
         self.assertEqual([], self.verbs())
 
@@ -530,8 +530,8 @@ class RoomOfTheLastBackup(test_faults_disk.SmallShare, RoomCase):
 
     def test_less_than_that_fails_that_vm_and_both_limits_are_told(self):
         self.took(1, 9)
-        self.refused('9.0 MiB as the last backup took', 'vm-export=db')
-        self.refused('min_free=1K and 9.0 MiB as the last backup took', 'vm-export=db',
+        self.refused('9.0 MiB for a backup as large as the last', 'vm-export=db')
+        self.refused('min_free=1K and 9.0 MiB for a backup as large as the last', 'vm-export=db',
                      min_free='1K')
         self.ends(0, 'vm-export=web')
         self.assertEqual([0], list(self.numbers('db').values()))
@@ -555,7 +555,7 @@ class RoomOfTheLastBackup(test_faults_disk.SmallShare, RoomCase):
     def test_what_pre_clean_will_delete_counts_as_free(self):
         for day in (1, 2):
             self.took(day, 6)
-        self.refused('6.0 MiB as the last backup took', 'vm-export=db', max_backups=1)
+        self.refused('6.0 MiB for a backup as large as the last', 'vm-export=db', max_backups=1)
         self.ends(0, 'vm-export=db', max_backups=1, pre_clean='True')
         self.assertEqual([1], list(self.numbers('db').values()))
 

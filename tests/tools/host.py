@@ -173,7 +173,7 @@ class Pool:
                 return self.tables(['pool'])
             except (Broken, OSError, XenAPI.Failure, subprocess.SubprocessError) as error:
                 if time.monotonic() > end:
-                    raise Broken('the toolstack does not answer within %d s: %s' % (
+                    raise Broken('the toolstack did not respond within %d s: %s' % (
                         UP_LIMIT, error))
                 time.sleep(0.5)
 
@@ -329,7 +329,7 @@ class HostTest:
             status = self.child.wait(RUN_LIMIT)
         except subprocess.TimeoutExpired:
             self.child.kill()
-            status = 'no end within %d s' % RUN_LIMIT
+            status = 'still running after %d s' % RUN_LIMIT
             self.child.wait()
         self.child = None
         with self.log:
