@@ -6,11 +6,12 @@
 Do not run this script unless you are comfortable with the commands that it issues for each VM:
 
     vm-export     xe vm-snapshot, template-param-set, vm-export, vm-uninstall (of the snapshot)
-    vdi-export    xe vdi-snapshot, vdi-param-set, vdi-export, vdi-destroy (of the snapshot)
+    vdi-export    xe vdi-snapshot, vdi-param-set, vdi-export, vdi-destroy (of the snapshot);
+                  of several disks: vm-snapshot, template-param-set, vdi-export, vm-uninstall
 
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
-for disks of such a snapshot that are left, `xe vbd-unplug` and `vbd-destroy` where dom0 still has
+for disks of such a snapshot that are left, or are not to be exported; `xe vbd-unplug` and `vbd-destroy` where dom0 still has
 them; and `xe pool-dump-database` on request. Afterwards it reads and verifies what was exported, as
 `verify` does at any later time, without the pool. `list` shows what there is, `status` whether that
 is as it should be, and `prune` deletes what no rule keeps.
@@ -27,6 +28,8 @@ A program that the config names as `hook` is run at each phase of a run.
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N. `status` has those of
 a monitoring plug-in instead.
+
+3.25 is the last release of NAUbackup/VmBackup, for Python 2: its configs, backups and logs go on.
 
 Map of this file, in the order in which a run meets its sections; each uses only those above it:
 
@@ -158,7 +161,7 @@ MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 # ----------------------------------------------------------------------------------------------
 # 2. Vocabulary: what can go wrong, how a VM's backup can end
 # ----------------------------------------------------------------------------------------------
-# Exceptions go up; words and exit codes come out in one place (sections 15 to 17).
+# Exceptions go up. One VM's end in Run.attempt, a command's in `perform`, which tell them.
 
 Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by their fields
 Records = Dict[str, Record]    # objects of xapi by reference
@@ -978,7 +981,7 @@ class Job(NamedTuple):
     vm: Vm
     keep: int                  # backups to keep
     shown: str                 # NAME or NAME:N as the lists print it
-    shared: bool = False       # another VM of the pool has the same name
+    has_namesake: bool = False     # another VM of the pool has the same name
 
 
 class Plan(NamedTuple):
@@ -2154,8 +2157,6 @@ class Pool:
 # ----------------------------------------------------------------------------------------------
 # 9. Files: names, writing that lasts, removing
 # ----------------------------------------------------------------------------------------------
-# Nothing is deleted through a symbolic link.
-
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
@@ -2722,7 +2723,7 @@ class History:
         """Return all dated directories, oldest first."""
         return in_order(list(self.read()))
 
-    def good(self, renamed: bool = False) -> List[Backup]:
+    def completed(self, renamed: bool = False) -> List[Backup]:
         """Return the completed backups, if `renamed` those under other names too, oldest first.
         What cannot be read is none of them: it neither counts nor is deleted."""
         found = in_order(list(self.read(renamed)))
@@ -2730,7 +2731,7 @@ class History:
 
     def holds_any(self) -> bool:
         """Return whether there are backups in it, or failures' records."""
-        return any(map(self.date_of, self.names())) or bool(self.good(True))
+        return any(map(self.date_of, self.names())) or bool(self.completed(True))
 
     def everything(self) -> List[Backup]:
         """Return all directories in it: backups, the newest first, then what is none."""
@@ -2744,7 +2745,7 @@ class History:
                    new: str = '') -> List[Backup]:
         """Return what no rule keeps beside a new backup of that moment and path. Before there is
         one, the last sound one is kept as well, and what is newer than that."""
-        older = [backup for backup in self.good() if backup.path != new]
+        older = [backup for backup in self.completed() if backup.path != new]
         judged = judge(older, policy, [Aged(moment)])
         if not new:
             sound = [place for place, backup in enumerate(older)
@@ -2792,7 +2793,7 @@ class History:
                     sizes[name] = occupied(backup.file(name))
         return sum(sizes.values())
 
-    def open_records(self) -> List[Backup]:
+    def with_intent(self) -> List[Backup]:
         """Return those of which a snapshot may still be in the pool. Raise OSError."""
         found = []
         for name in self.names():
@@ -2861,7 +2862,7 @@ class Catalogue:
         history = self.history(vm.name)
         own = self.history(f'{vm.name}~{vm.uuid[:8]}')
         if (own.holds_any() and own.owner().uuid == vm.uuid or
-                job.shared and history.owner().uuid != vm.uuid):
+                job.has_namesake and history.owner().uuid != vm.uuid):
             history = own
         elif not TWIN.search(vm.name):
             return history
@@ -2894,7 +2895,7 @@ class Catalogue:
         """Return records of snapshots and restores that ended early, or are damaged: of this host,
         whose process is gone; of another, that are so many seconds old. Lock nothing. Raise
         TargetError, OSError."""
-        paths = [backup.file(INTENT) for history in histories for backup in history.open_records()]
+        paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
         left = []              # type: List[str]
         for path in paths + sorted(self.restores().values()):
             kind = Intent if path in paths else Restoring
@@ -2950,6 +2951,8 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
 # ----------------------------------------------------------------------------------------------
 # 11. Store: makes, completes, locks and deletes in backup_dir
 # ----------------------------------------------------------------------------------------------
+# No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
+# deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
@@ -3031,7 +3034,7 @@ class NewBackup(Backup):
         return listed
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def deleting_archives_on_failure(self) -> Iterator[None]:
         """Delete what a failure leaves of archives at once, as others may need the room."""
         def clear() -> None:
             for name in self.archives():
@@ -3047,7 +3050,7 @@ class NewBackup(Backup):
 class Store(Catalogue):
     """backup_dir: where everything goes."""
 
-    unlocked = ''              # why the share cannot lock
+    no_locking = ''              # why the share cannot lock
 
     def begin(self, history: History, when: datetime.datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
@@ -3063,7 +3066,9 @@ class Store(Catalogue):
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
     def delete(self, backup: Backup) -> None:
-        """Delete a directory of ours, which counts no more at once. Raise TargetError, OSError."""
+        """Delete a directory of ours, which counts no more at once; the caller holds its VM's lock.
+        Raise TargetError if it has a link above it, a snapshot's record (also a damaged one), what
+        is not ours and no marker, a mount in it, or is protected; OSError."""
         directory, name = os.path.split(backup.path)
         refuse_link(directory)
         if backup.intent():
@@ -3123,8 +3128,8 @@ class Store(Catalogue):
     @contextlib.contextmanager
     def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
         """Hold the lock of a directory in backup_dir against other runs, also of other hosts. Where
-        the share cannot lock, `unlocked` says why, and we go on. Raise BackupFailed if another run
-        still has it after so many seconds, TargetError; `check` is called meanwhile."""
+        the share cannot lock, `no_locking` says why, and we go on. Raise BackupFailed if another
+        run still has it after so many seconds, TargetError; `check` is called meanwhile."""
         self.check_mounted()
         make_directory(os.path.join(self.root, LOCKS))
         handle = private(os.path.join(self.root, LOCKS, name + '.lock'),
@@ -3143,18 +3148,18 @@ class Store(Catalogue):
 
     def lock_note(self) -> str:
         """What to tell where the share cannot lock."""
-        return (f'***NOTE - backup_dir {self.root} cannot lock ({self.unlocked}): two runs at once '
-                'would not notice each other')
+        return (f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs at '
+                'once would not notice each other')
 
     def lock(self, handle: int) -> bool:
         """Try to lock a file; False if somebody else has locked it."""
-        if not self.unlocked:
+        if not self.no_locking:
             try:
                 bounded(lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB), 'its lock')
             except BlockingIOError:
                 return False
             except (OSError, TargetError) as error:
-                self.unlocked = str(error)
+                self.no_locking = str(error)
         return True
 
     @contextlib.contextmanager
@@ -3227,7 +3232,7 @@ class Store(Catalogue):
                             path=path, complete=b'\n' in data)
                     else:                              # it was killed before it made anything
                         os.unlink(path)
-            yield None if record and self.unlocked and is_in_work(record) else record
+            yield None if record and self.no_locking and is_in_work(record) else record
 
     @staticmethod
     @contextlib.contextmanager
@@ -4341,9 +4346,9 @@ def end_clients(uuids: Sequence[str], run: str, console: Console) -> None:
 
 def in_several_tries(remove: Callable[[int], None], console: Console,
                      warnings: Optional[List[str]] = None) -> None:
-    """Call what removes something, with the number of the try, until it does not fail. Raise its
-    last VmBackupError. Those before become warnings, but for IN_USE, which passes as a rule, when
-    a transfer has quite ended, and gets more time; so does everything where there are none."""
+    """Call `remove` with the number of the try until it succeeds; at last raise its VmBackupError.
+    Earlier errors become warnings. IN_USE usually passes when a transfer has ended, so it gets
+    more tries and no warning; without a list of warnings every error does."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
     for number in itertools.count():
         try:
@@ -4573,8 +4578,8 @@ class Exporter:
             tokens = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL'
         self.snapshot_token, self.prepare_token, self.export_token = tokens
         self.left_out = []     # type: List[Tuple[Disk, str]]
-        self.left = False      # a snapshot of ours may be in the pool, for a later attempt
-        # Set by select_target: disks that are exported, the VM's others, whether xapi leaves those
+        self.snapshot_may_remain = False   # one of ours, in the pool, for a later attempt
+        # Set by choose_source: disks that are exported, the VM's others, whether xapi leaves those
         # out of the snapshot, and the record of that.
         self.disks = []        # type: List[Disk]
         self.others = []       # type: List[Disk]
@@ -4627,7 +4632,7 @@ class Exporter:
                 found.append((word, text))
         return found
 
-    def select_target(self, vm: Vm) -> None:
+    def choose_source(self, vm: Vm) -> None:
         """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
         already are the tables' if all are exported: later ones are known by their time. Raise
         PoolError, and BackupFailed if there is nothing to export."""
@@ -4677,12 +4682,12 @@ class Exporter:
                 self.console.log(f'***NOTE - {vm_name} has no disk {device} (vdi_disks)')
 
     @contextlib.contextmanager
-    def snapshot(self, backup: Backup, known: Sequence[str]) -> Iterator[Snapshot]:
+    def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
         """Make and prepare a snapshot, yield it, and try to remove it whatever happens; what cannot
-        be removed is a warning, and its record stays. `known`: the uuids of earlier ones, already
-        warned of. Raise BackupFailed with the step's token."""
+        be removed is a warning, and its record stays. `warned_of`: the uuids of earlier ones
+        that need no warning. Raise BackupFailed with the step's token."""
         with self.pool.snapshotting:
-            snapshot = self.take(backup, known)
+            snapshot = self.take(backup, warned_of)
         prepared = exported = False
         try:
             with failing_as(self.prepare_token):
@@ -4695,13 +4700,13 @@ class Exporter:
                 if not exported:
                     self.pool.await_exports(self.kind, snapshot.ref)
                 self.remover.remove(self.intent, prepared)
-                self.left = False
+                self.snapshot_may_remain = False
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_intent(backup)
 
-    def take(self, backup: Backup, known: Sequence[str]) -> Snapshot:
+    def take(self, backup: Backup, warned_of: Sequence[str]) -> Snapshot:
         """Record the intent, make the snapshot and identify it; warn of earlier ones with our label
-        that are not `known`. Raise BackupFailed, Interrupted."""
+        that are not in `warned_of`. Raise BackupFailed, Interrupted."""
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
@@ -4710,23 +4715,23 @@ class Exporter:
         intent = self.intent._replace(
             pool=pool, since=utc(ahead - 60), until=utc(ahead + 900),
             latest=utc(ahead + 2 * XE_TIMEOUT + 900))
-        self.record(backup, intent)
+        self.write_intent(backup, intent)
         try:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
                 self.console.log('snap-uuid: ' + uuid)
-                self.record(backup, intent._replace(uuid=uuid))
+                self.write_intent(backup, intent._replace(uuid=uuid))
                 made = None    # type: Optional[Snapshot]
                 for each in self.pool.snapshots(self.kind, [intent.ref]):
                     older = each.ref in intent.before
-                    if older and each.label == intent.label and each.uuid not in known:
+                    if older and each.label == intent.label and each.uuid not in warned_of:
                         self.remover.warn_of(each)
                     if each.uuid == uuid and not older:
                         made = each
                 if not made:
-                    self.record(backup, intent)
+                    self.write_intent(backup, intent)
                     raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
-                self.record(backup, self.remover.with_disks(intent, made))
+                self.write_intent(backup, self.remover.with_disks(intent, made))
             return made
         except BaseException as error:                 # whatever it is, a snapshot may be there
             code = getattr(error, 'code', '')
@@ -4740,18 +4745,18 @@ class Exporter:
                 raise BackupFailed(self.snapshot_token, f'{error} ({used})')
             raise
 
-    def record(self, backup: Backup, intent: Intent) -> None:
+    def write_intent(self, backup: Backup, intent: Intent) -> None:
         """Write down what is known of the snapshot by now. Raise TargetError, OSError."""
         self.intent = intent
         set_intent(backup, intent)
-        self.left = True
+        self.snapshot_may_remain = True
 
     def clean_up_failure(self, backup: Backup, went_away: bool) -> None:
         """Remove what a failed snapshot has left, unless xapi may still make it."""
         intent = self.intent
         clear = self.remover.remove_unfinished(intent, backup)
-        self.left = went_away and not intent.uuid
-        if self.left:
+        self.snapshot_may_remain = went_away and not intent.uuid
+        if self.snapshot_may_remain:
             set_intent(backup, intent)                 # not that of one that was removed
             self.warnings.append('a snapshot may still be made and left in the pool')
         elif clear:
@@ -5471,7 +5476,7 @@ class Shared(Run):
         # snapshot may be somebody else's, or not be made yet.
         self.not_removed = {}  # type: Dict[str, str]
         self.doubtful = []     # type: List[str]
-        self.left = False      # something in the pool that the end of the run may mend
+        self.clean_up_at_end = False      # something in the pool that the end of the run may mend
 
     def exporter(self, method: str, warnings: List[str]) -> Exporter:
         """Return the exporter of a method, with the settings that it needs."""
@@ -5492,7 +5497,7 @@ class Shared(Run):
     def locked(self, directory: str, patience: float) -> Iterator[None]:
         """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
         with self.store.locked(os.path.basename(directory), patience, self.signals.check):
-            if self.store.unlocked and not self.noted:
+            if self.store.no_locking and not self.noted:
                 self.noted = True
                 self.console.log(self.store.lock_note())
             yield
@@ -5500,7 +5505,7 @@ class Shared(Run):
     def remove_leftovers(self, history: History, warnings: List[str]) -> List[str]:
         """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
         the uuids of snapshots that cannot be removed; a run warns of each once."""
-        records = history.open_records()
+        records = history.with_intent()
         for backup in records:
             if backup.path not in self.not_removed and backup.path not in self.doubtful:
                 with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
@@ -5520,7 +5525,7 @@ class Shared(Run):
             return
         if intent:
             self.not_removed[backup.path] = intent.uuid
-            if self.store.unlocked and is_in_work(intent):
+            if self.store.no_locking and is_in_work(intent):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
             remover = Remover(self.pool, Xe(self.console, self.signals), warnings)
@@ -5546,6 +5551,7 @@ class VmBackup(Turn):
         self.history = self.backup = self.exporter = None      # type: Any
         self.manifest = {}     # type: Dict[str, Any]
         self.exported = []     # type: List[ExportFile]
+        self.begun = False     # something was exported: no second try
         self.last = 0          # bytes that the files of the last one take
         self.reserved = 0      # bytes by which the free space will shrink
         self.srs = set()       # type: Set[str]        # uuids of those with its disks
@@ -5560,8 +5566,8 @@ class VmBackup(Turn):
                 self.back_up_with_hooks()
             finally:
                 self.shared.writing.discard(self)
-                if self.exporter and self.exporter.left:
-                    self.shared.left = True
+                if self.exporter and self.exporter.snapshot_may_remain:
+                    self.shared.clean_up_at_end = True
 
     def back_up_with_hooks(self) -> None:
         """Make the backup between its hooks. Raise as `run`."""
@@ -5583,15 +5589,16 @@ class VmBackup(Turn):
 
     def back_up_or_retry(self) -> None:
         """Make the backup; once more where xapi went away before anything was exported: one restart
-        would else cost two VMs their backups, the exported one's and the next one's."""
+        would else cost two VMs their backups, the exported one's and the next one's. Not where xapi
+        has stayed away for so long that no call waits for it any more (Pool.patience)."""
         try:
             return self.back_up(now())
         except VmBackupError as error:
-            if error.code not in WENT_AWAY or not self.pool.patience:
+            if error.code not in WENT_AWAY or self.begun or not self.pool.patience:
                 raise
-            if self.exporter and self.exporter.left:       # xapi may make it as it starts
+            if self.exporter and self.exporter.snapshot_may_remain:    # made as xapi starts
                 self.shared.doubtful.append(self.path)
-                self.shared.left = True
+                self.shared.clean_up_at_end = True
             self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
         self.shared.writing.discard(self)
         waited = stopwatch()
@@ -5607,7 +5614,7 @@ class VmBackup(Turn):
         exporter = self.shared.exporter(job.method, self.warnings)
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
-        known = self.discard_leftovers()
+        warned_of = self.discard_leftovers()
         self.drop_last_failure()
         self.exporter = exporter
         names = exporter.names(os.path.basename(self.history.directory), vm)
@@ -5625,10 +5632,11 @@ class VmBackup(Turn):
             log('vm is running')
         else:
             log('vm is NOT running')
-        exporter.select_target(vm)
+        exporter.choose_source(vm)
         self.log_disks()
         self.shared.signals.check()
-        with self.backup.whole(), exporter.snapshot(self.backup, known) as snapshot:
+        with self.backup.deleting_archives_on_failure(), \
+                exporter.snapshot(self.backup, warned_of) as snapshot:
             self.shared.signals.check()
             self.manifest = self.describe(started, snapshot)
             if self.settings.pre_clean:
@@ -5712,14 +5720,14 @@ class VmBackup(Turn):
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
         name = os.path.basename(self.history.directory)
+        self.begun = True
         try:
             with failing_as(self.exporter.export_token):
                 self.exported = self.exporter.files(name, snapshot)
             size = sum([self.export_file(file) for file in self.exported])
         except BackupFailed as error:                  # a packer writes some bytes of nothing, too
-            begun = sum(size_of(self.backup.file(file.name)) for file in self.exported)
-            if error.code != REFUSED or begun > BLOCK:
-                error.code = ''                        # it was begun: no second try
+            written = sum(size_of(self.backup.file(file.name)) for file in self.exported)
+            self.begun = error.code != REFUSED or written > BLOCK
             raise
         self.shared.writing.discard(self)
         return size
@@ -6001,7 +6009,7 @@ class BackupRun(Shared):
         else:
             self.one_by_one(backups)
         self.signals.check()
-        if self.left or self.not_removed:
+        if self.clean_up_at_end or self.not_removed:
             self.clean_up()
         log(RULER)
         self.show_space('Space status')
@@ -6064,12 +6072,12 @@ class BackupRun(Shared):
             known = len(self.warnings)
             xe = Xe(self.console, self.signals, False)
             Importer(self.pool, xe, self.store, self.warnings).end_killed()
-            self.left = len(self.warnings) > known
+            self.clean_up_at_end = len(self.warnings) > known
 
     def clean_up_one(self, history: History) -> None:
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
-            if history.open_records() or history.half_deleted():
+            if history.with_intent() or history.half_deleted():
                 self.signals.check()
                 try:
                     with self.locked(history.directory, 0):
@@ -6551,7 +6559,7 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
                 pruning.prune(history, policy_of(settings, job))
         except (VmBackupError, OSError) as error:
             pruning.fail(history.directory, error)
-    if store.unlocked:
+    if store.no_locking:
         console.log(store.lock_note())
     verdict = ERROR if pruning.errors else SUCCESS
     counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'

@@ -122,7 +122,7 @@ class Candidates(unittest.TestCase):
     def history(self, letters, damaged):
         """A History that has these backups, each a day after the one before."""
         history = VmBackup.History('/nowhere', [VmBackup.DEFAULT_BACKUP_DIR_PATTERN])
-        history.good = lambda: [
+        history.completed = lambda: [
             VmBackup.Backup('/nowhere/' + letter, 'damaged' if letter in damaged else 'good',
                             86400.0 * number)
             for number, letter in enumerate(letters, 1)]
@@ -294,7 +294,7 @@ class Protected(RetentionCase):
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
             VmBackup.is_there(backup.file('protected'))
         with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
-            store_at(self.backups).history('web').open_records()
+            store_at(self.backups).history('web').with_intent()
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
             backup.files()
 

@@ -68,7 +68,7 @@ class StoreCase(PoolCase):
     def numbers(self, vm):
         """The number of each backup of a VM, by the name of its directory; 0 for 3.25's."""
         return {os.path.basename(backup.path): backup.manifest.number
-                for backup in self.history(vm).good()}
+                for backup in self.history(vm).completed()}
 
     def history(self, vm):
         return store_at(self.backups, NAME).history(vm)
@@ -190,7 +190,7 @@ class Order(StoreCase):
                 for backup in backups:
                     self.made('db', *backup)
                 self.assertEqual([backup[1] for backup in backups],
-                                 [each.manifest.number for each in self.history('db').good()])
+                                 [each.manifest.number for each in self.history('db').completed()])
                 self.assertEqual(kept, self.rotated(keep))
                 shutil.rmtree(os.path.join(self.backups, 'db'))
 
