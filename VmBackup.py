@@ -11,10 +11,10 @@ Do not run this script unless you are comfortable with the commands that it issu
 
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
-for disks of such a snapshot that are left, or are not to be exported; `xe vbd-unplug` and `vbd-destroy` where dom0 still has
-them; and `xe pool-dump-database` on request. Afterwards it reads and verifies what was exported, as
-`verify` does at any later time, without the pool. `list` shows what there is, `status` whether that
-is as it should be, and `prune` deletes what no rule keeps.
+for disks of such a snapshot that are left, or are not to be exported; `xe vbd-unplug` and
+`vbd-destroy` where dom0 still has them; and `xe pool-dump-database` on request. Afterwards it reads
+and verifies what was exported, as `verify` does at any later time, without the pool. `list` shows
+what there is, `status` whether that is as it should be, and `prune` deletes what no rule keeps.
 
 A restore, which has to be asked for, issues
 
@@ -6260,7 +6260,7 @@ def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     target = open_target(word, console, True, form_of_file)
     if (selector_text and target.kind not in ('config', 'store') or
             every and target.kind in ('file', 'backup')):
-        raise UsageError(f'vm=, backups= and date= do not apply to a single backup: {word}')
+        raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
     command = VerifyCommand(console, signals, target.config.settings.stall_timeout * 60, every)
     if target.kind == 'file':
         command.verify_file(target.path)
@@ -6449,7 +6449,7 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
     word, selector_text = line.words[0], line.options['vm']
     target = open_target(word, console)
     if target.kind == 'backup' or target.kind == 'history' and selector_text:
-        raise UsageError(f'vm=, backups= and date= do not apply to a single backup: {word}')
+        raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
     histories = [history.as_it_is() for history in histories_in(target)]
     vms, plan = take_stock(histories, target.config, target.store, selector_text)
     others = others_in([] if selector_text else histories, vms)
@@ -6627,7 +6627,7 @@ class Sources:
             raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
                              'backup or file (see from=, and the command list)')
         if date:
-            raise UsageError(f'vm=, backups= and date= do not apply to a single backup: {word}')
+            raise UsageError(f'date= does not apply to a single backup: {word}')
         if kind == 'file':
             return self.of_file(path)
         backup = self.store.backup(path)
