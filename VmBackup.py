@@ -2630,20 +2630,25 @@ class Backup(NamedTuple):
             return int(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
         return None
 
-    def files(self) -> Dict[str, int]:
-        """Return the bytes of each file in it, by its path from here. Raise OSError."""
+    def file_names(self) -> Iterator[str]:
+        """Yield the name of each file in it, by its path from here. Raise OSError."""
         def fail(error: OSError) -> None:              # os.walk would pass over it
             raise error
-        found = {}             # type: Dict[str, int]
         for directory, _, names in os.walk(self.path, onerror=fail):
             for name in names:
-                path = os.path.join(directory, name)
-                found[os.path.relpath(path, self.path)] = os.lstat(path).st_size
-        return found
+                yield os.path.relpath(os.path.join(directory, name), self.path)
+
+    def files(self) -> Dict[str, int]:
+        """Return the bytes of each file in it, by its name. Raise OSError."""
+        return {name: os.lstat(self.file(name)).st_size for name in self.file_names()}
 
     def occupied(self) -> int:
         """Return the bytes that all that is in it takes on disk. Raise OSError."""
-        return sum(occupied(self.file(name)) for name in self.files())
+        total = 0
+        for name in self.file_names():
+            with contextlib.suppress(FileNotFoundError):   # a record has got its name meanwhile
+                total += occupied(self.file(name))
+        return total
 
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool, or None. Raise TargetError, OSError."""

@@ -231,6 +231,23 @@ class Room(ParallelCase):
         self.put_file(first.backup.file('one.xva'), bytes(1 << 20))
         self.assertTrue(begin('two', 1).path)
 
+    def test_a_file_that_is_renamed_meanwhile_hides_no_room_that_is_needed(self):
+        shared = shared_without_pool(self.backups)
+        shared.store.check('no')
+        backup = VmBackup.VmBackup(shared, Order.backup('one').job)
+        backup.history = shared.store.history('one')
+        backup.new_directory(['one.xva'], VmBackup.now())
+        backup.reserved, walk = 1 << 20, os.walk
+        self.put_file(backup.backup.file('one.xva'), bytes(1 << 10))
+        self.put_file(backup.backup.file('record.1.new'), b'{}')
+
+        def walk_then_rename(*arguments, **how):
+            for found in walk(*arguments, **how):
+                os.rename(backup.backup.file('record.1.new'), backup.backup.file('record'))
+                yield found
+        with unittest.mock.patch('os.walk', walk_then_rename):
+            self.assertEqual((1 << 20) - (1 << 10), backup.unwritten())
+
     def test_what_has_failed_leaves_its_room_to_the_next_try(self):
         path = self.old_backup('one', 'backup-2026-01-01-(00:00:00)', 'success')
         self.put_file(os.path.join(path, 'one.xva'), bytes(1 << 20))
