@@ -962,7 +962,8 @@ def installation_uuid() -> str:
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
 NOBAK = '[NOBAK]'
-NO_NUMBER = re.compile(r':\s*[\w+.-]*\Z')      # ends what was meant as NAME:N
+# What was meant as NAME:N; only of such a VM if it ends in what can also be the end of a regex.
+NO_NUMBER = re.compile(r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', re.DOTALL)
 
 
 class Vm(NamedTuple):
@@ -1087,7 +1088,9 @@ class Selection:
     def not_found(self, rule: Rule) -> None:
         """Tell of a rule that selects no VM: an error for a name or uuid, else a warning."""
         by_name = rule.kind == 'name'
-        if by_name and rule.method in EXPORTS and NO_NUMBER.search(rule.word):
+        found = NO_NUMBER.match(rule.word)
+        if by_name and rule.method in EXPORTS and found and (
+                found.lastindex == 2 or matching(found.group(1), [vm.name for vm in self.vms])):
             self.invalid.append(rule)
         elif not rule.text or any(
                 rule.kind == exclude.kind and (

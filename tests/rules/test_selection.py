@@ -226,10 +226,18 @@ class Verdicts(unittest.TestCase):
 
     def test_a_retention_that_is_no_number_is_an_error(self):
         for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:', 'vm-export=web:4.5',
-                     'vm-export=we.*:+3'):
+                     'vm-export=we.*:+3', 'vm-export=web:1 0', 'vm-export=web: x y',
+                     'vm-export=gone:x'):
             plan = select([line, 'vm-export=web'], 'web')
             self.assertEqual(['ERROR: vm_max_backup is invalid - %s (test.cfg line 1)' %
                               line[10:]], list(plan.errors))
+
+    def test_a_pattern_with_a_colon_is_no_retention_that_is_no_number(self):
+        for line in ('vm-export=db:.+', 'vm-export=web:.', 'vm-export=a:b.example',
+                     'vm-export=db: 3.5', 'vm-export=gone: x y'):
+            plan = select([line, 'vm-export=web'], 'web')
+            self.assertEqual((['web'], ('vm not found: ' + line,), ()), (
+                shown(plan, 'vm-export'), plan.warnings, plan.errors))
 
     def test_the_run_follows_the_order_of_the_lines_with_disks_first(self):
         plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd', 'new')
