@@ -2802,13 +2802,16 @@ class History:
         return sum(sizes.values())
 
     def with_intent(self) -> List[Backup]:
-        """Return those of which a snapshot may still be in the pool. Raise OSError."""
+        """Return those of which a snapshot may still be in the pool, or that cannot be read."""
         found = []
         for name in self.names():
             backup = Backup(f'{self.directory}/{name}')
-            with contextlib.suppress(PermissionError):     # it is somebody else's
-                if is_there(backup.file(INTENT)):
-                    found.append(backup)
+            try:
+                may_be = is_there(backup.file(INTENT))
+            except OSError as error:                   # without permission it is somebody else's
+                may_be = not isinstance(error, PermissionError)
+            if may_be:
+                found.append(backup)
         return found
 
     def half_deleted(self) -> List[str]:
@@ -3015,6 +3018,11 @@ def drop_intent(backup: Backup) -> None:
     bounded(lambda: remove(backup.file(INTENT)), 'the share')
 
 
+def new_mark() -> str:
+    """Return a number that nobody can guess, for what a restore makes."""
+    return binascii.hexlify(os.urandom(16)).decode('ascii')
+
+
 class NewBackup(Backup):
     """A backup that is being made."""
 
@@ -3173,7 +3181,7 @@ class Store(Catalogue):
     @contextlib.contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
         """Record and lock a restore, until `restored`; without a path where that is impossible."""
-        mark = binascii.hexlify(os.urandom(16)).decode('ascii')
+        mark = new_mark()
         record = Restoring(mark, pool, name, since, *own_process())
         path = os.path.join(self.root, RESTORING.format(mark))
         with contextlib.ExitStack() as stack:
@@ -3191,6 +3199,8 @@ class Store(Catalogue):
             except OSError:                            # or the share is read-only, or full
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+                # Who took the record may look for what carries its mark.
+                record = record._replace(mark=new_mark())
             yield record
 
     @staticmethod
@@ -4317,6 +4327,7 @@ class Verifier:
 # its uuid from having made it, or wrote down before that we were about to, and it is new and
 # carries our label. Never by its name alone.
 
+STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 PERSONS_VBD = (
@@ -4497,16 +4508,18 @@ class Remover:
             places.append(('VDI', intent.sources))     # are not anybody's yet (xapi_vm_clone.ml)
         for kind, refs in places:
             new = self.new(kind, refs, intent)
+            halves = []        # type: List[Snapshot]
             for found in new:
                 if self.is_ours(kind, found, new, intent):
                     if kind == intent.kind:
                         self.remove_found(found, intent, backup)
                     else:
-                        self.destroy([found])
+                        halves.append(found)
                 elif kind == 'VDI' and self.may_be_ours(found, intent):
                     clear = False
                 elif found.label == intent.label:
                     self.warn_of(found)
+            self.destroy(halves)
         return clear
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
@@ -4587,8 +4600,9 @@ class Exporter:
         self.snapshot_token, self.prepare_token, self.export_token = tokens
         self.left_out = []     # type: List[Tuple[Disk, str]]
         self.snapshot_may_remain = False   # one of ours, in the pool, for a later attempt
-        # Set by choose_source: disks that are exported, the VM's others, whether xapi leaves those
-        # out of the snapshot, and the record of that.
+        # Set by choose_source: the VM, disks that are exported, its others, whether xapi leaves
+        # those out of the snapshot, and the record of that.
+        self.vm = None         # type: Any
         self.disks = []        # type: List[Disk]
         self.others = []       # type: List[Disk]
         self.ignoring = False
@@ -4644,6 +4658,7 @@ class Exporter:
         """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
         already are the tables' if all are exported: later ones are known by their time. Raise
         PoolError, and BackupFailed if there is nothing to export."""
+        self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
         try:
             self.disks = self.choose(vm, choosy)       # the night is long: disks may have moved
@@ -4694,7 +4709,10 @@ class Exporter:
         """Make and prepare a snapshot, yield it, and try to remove it whatever happens; what cannot
         be removed is a warning, and its record stays. `warned_of`: the uuids of earlier ones
         that need no warning. Raise BackupFailed with the step's token."""
+        waited = stopwatch()
         with self.pool.snapshotting:
+            if waited() > STALE:
+                self.choose_source(self.pool.reread(self.vm)._replace(name=self.vm.name))
             snapshot = self.take(backup, warned_of)
         prepared = exported = False
         try:
@@ -4728,6 +4746,8 @@ class Exporter:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
                 self.console.log('snap-uuid: ' + uuid)
+                if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
+                    raise CommandFailed('xe printed no uuid of a snapshot')
                 self.write_intent(backup, intent._replace(uuid=uuid))
                 made = None    # type: Optional[Snapshot]
                 for each in self.pool.snapshots(self.kind, [intent.ref]):
@@ -5728,14 +5748,18 @@ class VmBackup(Turn):
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
         name = os.path.basename(self.history.directory)
+        path, size = '', 0     # bytes
         self.begun = True
         try:
             with failing_as(self.exporter.export_token):
                 self.exported = self.exporter.files(name, snapshot)
-            size = sum([self.export_file(file) for file in self.exported])
-        except BackupFailed as error:                  # a packer writes some bytes of nothing, too
-            written = sum(size_of(self.backup.file(file.name)) for file in self.exported)
-            self.begun = error.code != REFUSED or written > BLOCK
+            for file in self.exported:
+                path = self.backup.file(file.name)
+                size += self.export_file(file)
+        except BackupFailed as error:
+            if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
+                with contextlib.suppress(OSError, TargetError):
+                    self.begun = bounded(lambda: size_of(path), 'the share') > BLOCK
             raise
         self.shared.writing.discard(self)
         return size

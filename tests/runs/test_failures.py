@@ -1,8 +1,10 @@
 """Failures: every step made to fail; one VM's failure never stops the others."""
 
+import errno
 import os
 import re
 import shutil
+import unittest.mock
 
 import VmBackup
 from tests.tools.support import PoolCase
@@ -264,6 +266,40 @@ class FailuresOfTheRun(FailureCase):
             2, 'verify', config, 'backups=all').output)
         done = self.command(2, 'prune', config)
         self.assertIn('2 kept, 0 deleted', done.output)
+
+    def refusing(self, name, refuses, number=errno.EIO):
+        """A function of os that fails for paths of which that is so."""
+        real = getattr(os, name)
+
+        def call(path, *arguments, **words):
+            if refuses(str(path)):
+                raise OSError(number, 'Input/output error')
+            return real(path, *arguments, **words)
+        return unittest.mock.patch('os.' + name, call)
+
+    def test_an_old_directory_in_which_nothing_can_be_looked_for_is_a_warning(self):
+        bad = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'success', 'web.xva')
+        with self.refusing('lstat', lambda path: path.startswith(bad + '/')):
+            status, output = self.run_here('vm-export=web')
+        self.assertEqual(1, status, output)
+        self.assertIn('WARNING - web: cannot read %s, which neither counts' % bad, output)
+        self.assertIn('vm-export,end,WARNING web', '\n'.join(self.status()))
+
+    def test_a_failed_export_on_a_share_in_trouble_keeps_its_word_and_reason(self):
+        xe = self.xe_whose('vm-export', '[ "$#" = 0 ] || { touch %s; echo oops >&2; exit 1; }'
+                           % self.at('failed'))
+        with self.refusing('stat', lambda path: path.endswith('.xva')
+                           and os.path.exists(self.at('failed'))):
+            status, output = self.run_here('vm-export=web', VMBACKUP_XE=xe)
+        self.assertEqual(2, status, output)
+        self.assertIn('ERROR vm-export VM-EXPORT-FAIL web: xe vm-export failed: oops', output)
+
+    def test_words_of_xe_beside_the_uuid_of_a_snapshot_leave_none_behind(self):
+        xe = self.program('words', '[ $1 = vm-snapshot ] && echo "a note of the shell"\n'
+                          'exec %s "$@"\n' % self.sim.xe)
+        done = self.ends(2, 'vm-export=web', VMBACKUP_XE=xe)
+        self.assertIn('SNAPSHOT-FAIL web: xe printed no uuid of a snapshot', done.output)
+        self.assert_clean()
 
     def test_a_backup_directory_that_vanishes_is_not_made_again(self):
         self.at_call('VM.get_record', lambda: os.rename(self.backups, self.backups + '.gone'))

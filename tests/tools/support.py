@@ -203,7 +203,8 @@ class PoolCase(unittest.TestCase):
     def run_here(self, *lines, **keys):
         """(exit status, output) of a run in this process, where parts of it can be broken."""
         stream = io.BytesIO()
-        with unittest.mock.patch.dict(os.environ, self.environ()):
+        environ = {name: keys.pop(name) for name in list(keys) if name.isupper()}
+        with unittest.mock.patch.dict(os.environ, self.environ(**environ)):
             status = VmBackup.perform(['password', self.config(*lines, **keys)], 'VmBackup.py',
                                       VmBackup.Console(stream), VmBackup.Signals())
         return status, stream.getvalue().decode('utf-8')
