@@ -1405,15 +1405,20 @@ class Feeder:
     def __init__(self, pieces: Iterator[Any]) -> None:
         self.pieces = pieces   # of bytes; a generator, which is closed at the end
         self.done = 0          # bytes
+        self.error = None      # type: Optional[Exception]
 
     def feed(self, stream: Any) -> None:
-        """Write all of it, and close the stream. A child that ends before has words of its own."""
-        with contextlib.suppress(BrokenPipeError), stream, contextlib.closing(self.pieces):
-            for piece in map(memoryview, self.pieces):
-                while piece:
-                    sent = stream.write(piece)
-                    piece = piece[sent:]
-                    self.done += sent
+        """Write all of it, and close the stream; keep what fails. A child that ends before has
+        words of its own."""
+        try:
+            with contextlib.suppress(BrokenPipeError), stream, contextlib.closing(self.pieces):
+                for piece in map(memoryview, self.pieces):
+                    while piece:
+                        sent = stream.write(piece)
+                        piece = piece[sent:]
+                        self.done += sent
+        except Exception as error:                     # raised where the child has ended
+            self.error = error
 
 
 class Result(NamedTuple):
@@ -1452,18 +1457,25 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
             child.stdout.close()                       # the packer has it
             child.stdout = None
 
+        def feed() -> None:
+            feeder.feed(stream)
+            # What xapi writes when it has all the data, for seconds or minutes, shows nowhere, so
+            # it gets as long as any command without data.
+            watchdog.limit = max(watchdog.limit, timeout)
+
         def converse() -> List[Result]:
+            # It is fed in a thread of its own, as a child may say much before it reads on.
+            feeding = threading.Thread(target=feed, daemon=True)
+            if feeder:
+                feeding.start()
             results = []
-            try:
-                if feeder:
-                    feeder.feed(stream)
-                    # What xapi writes when it has all the data, for seconds or minutes, shows
-                    # nowhere, so it gets as long as any command without data.
-                    watchdog.limit = max(watchdog.limit, timeout)
-            finally:
-                for each in children:
-                    output, errors = each.communicate()
-                    results.append(Result(each.returncode, output or b'', errors))
+            for each in children:
+                output, errors = each.communicate()
+                results.append(Result(each.returncode, output or b'', errors))
+            if feeder:
+                feeding.join()
+                if feeder.error:
+                    raise feeder.error
             return results
 
         def watch() -> None:

@@ -138,6 +138,32 @@ class Running(ProgramCase):
             self.assertEqual((3, b'out\n', b'err\n'), VmBackup.run(
                 ['sh', '-c', script], 60, None, watchdog))
 
+    def fed(self, script, pieces):
+        """What a program of sh said, and what it got, of which the watchdog is told."""
+        feeder = VmBackup.Feeder(pieces)
+        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, VmBackup.Meter(
+            VmBackup.Console(None), 'restored', 'x'))
+        watchdog.every = 0.1
+        return VmBackup.run(['sh', '-c', script], 1, None, watchdog, feeder)
+
+    def test_one_that_says_much_before_it_reads_is_heard_and_fed(self):
+        half = 'head -c 200000 /dev/zero'
+        result = self.fed('%s >&2; %s; wc -c; %s >&2; exit 3' % (half, half, half),
+                          (bytes(1 << 16) for _ in range(64)))
+        self.assertTrue((3, bytes(200000) + b'4194304\n', bytes(400000)) == result)
+
+    def test_what_its_feeder_meets_is_raised_when_it_has_ended(self):
+        def pieces():
+            yield bytes(1 << 20)
+            raise VmBackup.Damaged('a piece')
+        with self.assertRaisesRegex(VmBackup.Damaged, 'a piece'):
+            self.fed('cat >/dev/null; echo done >&2; echo over >"%s"' % self.path('over'), pieces())
+        self.assertEqual('over\n', self.wait_for('over'))
+
+    def test_one_that_ends_before_it_is_fed_has_its_own_words(self):
+        self.assertEqual((4, b'', b'words\n'), self.fed(
+            'echo words >&2; exit 4', (bytes(1 << 16) for _ in range(64))))
+
     def test_our_input_is_not_the_childs(self):
         code = 'import VmBackup; print(VmBackup.run(["cat"], 60, None).output)'
         output = subprocess.check_output([sys.executable, '-c', code], input=b'ours', cwd=ROOT)
