@@ -6573,8 +6573,8 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
         wanted = [history for _, history in pairs]
         chosen = [(job, history) for job, history in chosen if history in wanted]
     if not chosen:
-        words = f' and {selector_text} chooses' if selector_text else ''
-        raise UsageError(f'no backups in {target.store.root} of a VM that the config names{words}')
+        raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
+                         f'{selector_text} chooses')
     return chosen
 
 

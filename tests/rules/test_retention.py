@@ -198,9 +198,6 @@ class Prune(RetentionCase):
                 ([], dict(keep_last=0), ([3, 4], [4]))):
             self.command(0, 'prune', self.config(*lines, **keys), *words)
             self.assertEqual(left, (self.days('web'), self.days('db')))
-        done = self.command(2, 'prune', self.config('vm-export=nosuch'))
-        self.assertIn('ERROR no backups in %s of a VM that the config names' % self.backups,
-                      done.lines)
         done = self.command(2, 'prune', self.config('vm-export=web'), 'vm=db')
         self.assertIn('ERROR no backups in %s of a VM that the config names and db chooses' %
                       self.backups, done.lines)
