@@ -1242,7 +1242,7 @@ REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
 LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
 LONGEST_LINE = 8192        # bytes of it in one line of the log
 LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
-WATCH_EVERY = 0.5          # seconds between checks of a file that is read, or of a hook
+WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 F_SETPIPE_SZ = 1031        # fcntl(2)
 
 
@@ -1496,6 +1496,21 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     return results[0]
 
 
+def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool:
+    """Wait for a child to end; return False if it has not done so in time, or soon after a signal.
+    It is not reaped: until then, nobody else gets the number of its process group."""
+    elapsed = stopwatch()
+    asked = False
+    while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+        if signals.received and not asked:
+            timeout = min(timeout, elapsed() + REAP_TIMEOUT)
+            asked = True
+        if elapsed() > timeout:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
              signals: Optional[Signals], tell: Callable[[str], None]) -> int:
     """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
@@ -1505,17 +1520,11 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
     cannot be started or does not end within `timeout` seconds, Interrupted.
     """
     signals = signals or Signals()
-    elapsed = stopwatch()
 
     def listen(stream: Any) -> None:
         with stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
-
-    def watch() -> None:
-        signals.check()                                # it was told to end already
-        if elapsed() > timeout:
-            raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
 
     with started(argv, bufsize=-1, stderr=subprocess.STDOUT,
                  env=dict(os.environ, **environ)) as child:
@@ -1524,9 +1533,17 @@ def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
         listener.start()
         try:
             with signals.ending([child]):
-                return bounded(child.wait, '', watch)
+                over = has_ended(child, timeout, signals)
+            if not over:
+                raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
+        except BaseException:                          # end it, and whatever it has started
+            send_signal(child, signal.SIGTERM)
+            has_ended(child, REAP_TIMEOUT, Signals())
+            send_signal(child, signal.SIGKILL)
+            raise
         finally:
             listener.join(LAST_WORDS)
+        return child.wait()
 
 
 def packing_command(compression: Compression, undo: bool = False) -> List[str]:

@@ -30,6 +30,9 @@ KEYS = ('filename', 'file-name', 'new-name-label', 'name-label', 'uuid', 'format
 TELL = 'for word; do printf "%s\\000" "$word"; done'
 IGNORE_TERM = ('trap "" TERM; echo begun >"$1"; until [ -e "$1.go" ]; do sleep 0.05; done; '
                'echo finished >"$1.end"')
+CLEAN_UP = ('trap \'trap "echo disturbed" TERM; for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.2; '
+            'done; echo clean; exit 1\' TERM; echo begun >"$1"; until false; do sleep 0.05; done')
+LEAVE_STUBBORN = 'sh -c \'trap "" TERM; echo $$ >"$1"; exec sleep 60\' sh "$1" & wait'
 
 
 def told(line):
@@ -219,7 +222,7 @@ class Running(ProgramCase):
                     thread.join(LIMIT)
             self.assertEqual([0] * 8, [os.lseek(each.fileno(), 0, os.SEEK_CUR) for each in files])
 
-    def interrupted(self, script, *signums):
+    def interrupted(self, script, *signums, run=VmBackup.run):
         """Run a program of sh that says so in a file when it has begun; signals come then."""
         signals = VmBackup.Signals()
         signals.at_once = False        # as something is begun: a signal may come before `ending`
@@ -238,7 +241,7 @@ class Running(ProgramCase):
         thread.start()
         try:
             with self.assertRaises(VmBackup.Interrupted) as caught:
-                VmBackup.run(['sh', '-c', script, 'sh', self.path('begun')], LIMIT, signals)
+                run(['sh', '-c', script, 'sh', self.path('begun')], LIMIT, signals)
         finally:
             thread.join()
         self.assertEqual([], failures)
@@ -277,6 +280,22 @@ class Running(ProgramCase):
                            is_alive=mock.Mock(return_value=False))
         with mock.patch('threading.Thread', return_value=thread), self.assertRaises(RuntimeError):
             VmBackup.run_hook(['sh', '-c', script, 'sh', self.path('pid')], {}, 60, None, print)
+        self.assert_gone(int(self.wait_for('pid')))
+
+    def test_a_hook_has_some_seconds_to_end_after_a_signal_before_the_next(self):
+        lines = []
+        self.interrupted(CLEAN_UP, signal.SIGTERM, run=lambda argv, timeout, signals:
+                         VmBackup.run_hook(argv, {}, timeout, signals, lines.append))
+        self.assertIn('clean', lines)
+        self.assertNotIn('disturbed', lines)
+
+    def test_what_a_hook_started_that_ignores_signals_is_ended_with_it(self):
+        self.interrupted(LEAVE_STUBBORN, signal.SIGTERM, run=lambda argv, timeout, signals:
+                         VmBackup.run_hook(argv, {}, timeout, signals, print))
+        self.assert_gone(int(self.wait_for('begun')))
+        with self.assertRaisesRegex(VmBackup.CommandFailed, 'still running'):
+            VmBackup.run_hook(['sh', '-c', LEAVE_STUBBORN, 'sh', self.path('pid')], {}, 1, None,
+                              print)
         self.assert_gone(int(self.wait_for('pid')))
 
     def fail_to_start(self):
