@@ -560,6 +560,7 @@ EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 RETENTION = re.compile(r'(.*):\s*([0-9]{1,9})\Z', re.DOTALL)
 KIND = re.compile(r'(tag|uuid):\s*(\S.*)\Z', re.DOTALL)
+LAST_RUN = '.json'         # ends the name of a file beside a status log
 
 
 class Rule(NamedTuple):
@@ -818,7 +819,8 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
                 errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
-    files = {'the config': path, 'the password file': native(line.password)}
+    files = {'the config': path, 'the password file': native(line.password),
+             'the record of the last run': values['status_log'] + LAST_RUN}
     for name in ('status_log', 'hook', 'mail_smtp_password_file'):
         files[name] = values[name]
     for name, file in files.items():
@@ -5151,7 +5153,6 @@ class Importer:
 # ----------------------------------------------------------------------------------------------
 # The first three cannot harm a backup; a hook can keep one from being made.
 
-LAST_RUN = '.json'         # ends the name of a file beside a status log
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
