@@ -1024,7 +1024,7 @@ def matching(pattern: str, names: Sequence[str]) -> List[str]:
 
 def is_called(vm: Vm, rule: Rule) -> bool:
     """Return whether a rule means a VM by its very name or uuid."""
-    return rule.word in (vm.name, vm.uuid)
+    return rule.kind != 'tag' and rule.word in (vm.name, vm.uuid)
 
 
 class Selection:

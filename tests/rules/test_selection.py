@@ -140,6 +140,14 @@ class Exact(unittest.TestCase):
         plan = self.chosen(vms, 'vm-export=app', 'vm-export=web', honour_nobak=True)
         self.assertEqual(['NOBAK-TAG'], [failure.status for failure in plan.failures])
 
+    def test_a_vm_that_is_named_as_its_tag_is_not_chosen_by_its_name(self):
+        plan = self.chosen(pool('web', 'db', web=['web', 'xo:no-bak'], db=['web']),
+                           'vm-export=tag:web', honour_nobak=True)
+        self.assertEqual((['db'], ()), (shown(plan, 'vm-export'), plan.failures))
+        plan = self.chosen(pool('web', 'db', web=['web'], db=['web']), 'vm-export=tag:web',
+                           'exclude=web')
+        self.assertEqual((['db'], ()), (shown(plan, 'vm-export'), plan.messages))
+
 
 class Patterns(unittest.TestCase):
     def test_a_line_means_a_vm_of_any_name_or_a_regex_with_a_retention_after_its_last_colon(self):
