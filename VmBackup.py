@@ -584,7 +584,7 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
     if found and method != 'exclude-disk':
         kind, word = found.groups()
     found = RETENTION.match(word)
-    if found and method in EXPORTS:
+    if found and method in EXPORTS and (kind == 'name' or found.group(1)):
         word = found.group(1)
         keep = int(found.group(2))
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)

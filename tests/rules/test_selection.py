@@ -78,6 +78,7 @@ class Exact(unittest.TestCase):
     def test_the_last_number_is_the_retention_where_something_remains(self):
         for text, parts in (
                 ('tag:2', ('tag', '2', None)), ('tag:daily:3', ('tag', 'daily', 3)),
+                ('tag::3', ('tag', ':3', None)), (':3', ('name', '', 3)),
                 ('tag:a:b:7', ('tag', 'a:b', 7)), ('tag: a b : 7', ('tag', 'a b ', 7)),
                 ('uuid:%s:9' % UUIDS[0], ('uuid', UUIDS[0], 9)),
                 ('uuid:%s' % UUIDS[0], ('uuid', UUIDS[0], None)),
