@@ -41,13 +41,13 @@ Map of this file, in the order in which a run meets its sections; each uses only
      6 Retention     which backups to delete (pure)
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
-     9 Files         names, writing that lasts, removing
+     9 Files         names, writing that lasts, mount points, processes
     10 Catalogue     what backup_dir holds: it only reads
     11 Store         makes, completes, locks and deletes in backup_dir
     12 Formats       archives, images and dumps: read, verified, rewritten for a restore
     13 Metadata      vm-metadata.xml, vm.cfg, DISK-*/, VIFs/, RESTORE.txt
     14 Verification  a backup verified, file by file
-    15 Exporters     what vm-export and vdi-export do differently
+    15 Exporters     snapshots, what is exported from them, how they are removed
     16 Importers     what a restore makes in the pool, and how it is taken back
     17 Reports       status log, report, mail, hooks
     18 One VM        the backup of one VM, from its begin line to its end line
@@ -2189,7 +2189,7 @@ class Pool:
 
 
 # ----------------------------------------------------------------------------------------------
-# 9. Files: names, writing that lasts, removing
+# 9. Files: names, writing that lasts, mount points, processes
 # ----------------------------------------------------------------------------------------------
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
@@ -4352,7 +4352,7 @@ class Verifier:
 
 
 # ----------------------------------------------------------------------------------------------
-# 15. Exporters: what vm-export and vdi-export do differently
+# 15. Exporters: snapshots, what is exported from them, how they are removed
 # ----------------------------------------------------------------------------------------------
 # A snapshot is destroyed when XenAPI says that it is one OF this very VM or disk, and we have
 # its uuid from having made it, or wrote down before that we were about to, and it is new and
