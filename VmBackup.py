@@ -69,7 +69,6 @@ import datetime
 import errno
 import fcntl
 import functools
-import glob
 import heapq
 import itertools
 import json
@@ -85,7 +84,7 @@ import threading
 import time
 import unicodedata
 import xml.parsers.expat
-from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
 # What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
@@ -1438,9 +1437,9 @@ def decoded(output: bytes) -> str:
 
 def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
-        packer: Optional[Tuple[Sequence[str], int]] = None) -> Result:
+        packer: Optional[Tuple[Sequence[str], int]] = None, handle: int = -1) -> Result:
     """Run a program to its end; with `signals`, a signal ends it early. A packer is a program that
-    compresses its output, and the open file into which it does.
+    compresses its output, and the open file into which it does; `handle` is what it may use, too.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
     with a watchdog in place of that, stalls, and if the packer fails; and what a feeder met.
@@ -1448,7 +1447,8 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     signals = signals or Signals()
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
-            argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
+            argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL,
+            pass_fds=[handle] if handle >= 0 else []))
         children = [child]
         stream = child.stdin
         child.stdin = None                             # else communicate() would close it
@@ -1639,16 +1639,18 @@ class Xe:
 
     def transfer(self, verb: str, watchdog: Optional[Watchdog] = None,
                  feeder: Optional[Feeder] = None,
-                 packer: Optional[Tuple[Sequence[str], int]] = None, **parameters: Any) -> str:
+                 packer: Optional[Tuple[Sequence[str], int]] = None,
+                 at: Tuple[str, int] = ('', -1), **parameters: Any) -> str:
         """Run a command that writes or reads a file, whose output a packer compresses into one or
-        whose input comes from a feeder (see `run`), as long as it moves; a signal ends it. Return
-        its output. Raise CommandFailed, and what the feeder met; but status 0 does not prove that
-        an export made a file (xapi: cli_operations.ml, download_file)."""
-        return decoded(self.issue(verb, parameters, signals=self.signals, watchdog=watchdog,
-                                  feeder=feeder, packer=packer))
+        whose input comes from a feeder (see `run`), as long as it moves; a signal ends it. `at` has
+        the path of the file by a handle, and that. Return its output. Raise CommandFailed, and what
+        the feeder met; but status 0 does not prove that an export made a file (xapi:
+        cli_operations.ml, download_file)."""
+        return decoded(self.issue(verb, parameters, at=at, signals=self.signals,
+                                  watchdog=watchdog, feeder=feeder, packer=packer))
 
     def issue(self, verb: str, parameters: Dict[str, Any], logged: bool = True,
-              **how: Any) -> bytes:
+              at: Tuple[str, int] = ('', -1), **how: Any) -> bytes:
         """Log and run a command: True becomes true, and new_name becomes new-name. Return its
         output; on failure log its last words and raise CommandFailed with them.
 
@@ -1659,20 +1661,23 @@ class Xe:
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             argv.append('{}={}'.format(name.replace('_', '-'), text))
+        by_handle, handle = at
+        words = [f'{word.partition("=")[0]}={by_handle}' if handle >= 0 and re.match(
+            'file-?name=', word) else word for word in argv]
         if logged:
             number = ''
             if self.number is not None:
                 self.number += 1
                 number = f'{self.number}.cmd: '
             self.console.log(number + quoted(argv))
-        result = run(argv, XE_TIMEOUT, **how)
-        words = decoded(result.errors)
-        self.console.log_lines(words)
+        result = run(words, XE_TIMEOUT, handle=handle, **how)
+        said = decoded(result.errors)
+        self.console.log_lines(said)
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
-            last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
+            last_words = ' / '.join(said.splitlines()[-4:]) or f'exit status {result.status}'
             raise CommandFailed(f'xe {verb} failed: {last_words}', code_of(last_words))
-        if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
+        if re.search('^Export (failed|cancelled)', said, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return result.output
 
@@ -2191,6 +2196,14 @@ class Pool:
 # ----------------------------------------------------------------------------------------------
 # 9. Files: names, writing that lasts, mount points, processes
 # ----------------------------------------------------------------------------------------------
+# Who can write to a share may put a link, a pipe, or a directory of others where ours was. So all
+# that lies below backup_dir is reached from there by handles, part by part, and xe gets such a handle.
+
+ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
+HELD = {}                  # type: Dict[str, Held]     # by path
+HOLDING = threading.Lock()     # for looking at HELD, or changing it
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+DEEPEST_DIRECTORY = 32     # directories within each other in a backup; we make one
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
@@ -2219,21 +2232,248 @@ def label_part(text: str) -> str:
     return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
 
 
+def deepest(points: Iterable[str], path: str) -> str:
+    """The longest of some directories that a path lies in, or ''."""
+    return max((point for point in points
+                if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
+
+
+def refused(number: int, why: str, path: str) -> OSError:
+    """An error of ours, in the form of the system's."""
+    return OSError(number, why, path)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Have an OSError tell a path, where the system was given a handle."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def step_down(part: str, above: int, path: str) -> int:
+    """A handle of a directory, by its name in another one, which is closed. Raise OSError."""
+    try:
+        with naming(path):
+            status = os.stat(part, dir_fd=above, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                raise refused(errno.ELOOP, 'is a symbolic link', path)
+            if status.st_dev != os.fstat(above).st_dev or part == '..':
+                raise refused(errno.EXDEV, 'is not in the file system of backup_dir', path)
+            return os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+    finally:
+        os.close(above)
+
+
+@contextlib.contextmanager
+def folder(path: str) -> Iterator[int]:
+    """Yield a handle of a directory. Below one of ROOTS no part of its path may be a link, or lie
+    on another file system; of one that is held open, whatever has its path now counts for nothing.
+    Raise OSError."""
+    with HOLDING:
+        base = deepest(HELD, path)
+        handle = os.dup(HELD[base].handle) if base else -1
+    if not base:
+        base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
+        handle = os.open(base, DIRECTORY)
+    here = base
+    for part in filter(None, path[len(base):].split('/')):
+        here = os.path.join(here, part)
+        handle = step_down(part, handle, here)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def place(path: str) -> Iterator[Tuple[str, int]]:
+    """Yield the name of a file and a handle of its directory (see `folder`), for calls that take
+    both. Raise OSError."""
+    directory, name = os.path.split(path)
+    with folder(directory) as handle, naming(path):
+        yield name, handle
+
+
+@contextlib.contextmanager
+def handed(path: str) -> Iterator[Tuple[str, int]]:
+    """Yield a path for a program that is given a handle of the file's directory, and that handle
+    (Linux: proc(5), fd). Raise OSError."""
+    with place(path) as (name, handle):
+        yield f'/proc/self/fd/{handle}/{name}', handle
+
+
+class Held:
+    """A directory that is held open, by so many."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.count = 0
+
+
+@contextlib.contextmanager
+def hold(path: str) -> Iterator[None]:
+    """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
+    with folder(path) as handle, HOLDING:
+        if path not in HELD:
+            HELD[path] = Held(os.dup(handle))
+        held = HELD[path]
+        held.count += 1
+    try:
+        yield
+    finally:
+        with HOLDING:
+            held.count -= 1
+            if not held.count:
+                del HELD[path]
+                os.close(held.handle)
+
+
+def check_held(path: str) -> None:
+    """Raise TargetError if a path, or that above it, leads to another directory than the one that
+    is held open; OSError."""
+    for each in (os.path.dirname(path), path):
+        if each in HELD and not is_held(each, each):
+            raise TargetError(f'{each} was replaced by another directory meanwhile')
+
+
+def is_held(path: str, at: str) -> bool:
+    """Whether what is at one path is the directory that is held open as another. Raise OSError."""
+    return os.path.samestat(status_of(at), os.fstat(HELD[path].handle))
+
+
+def status_of(path: str) -> os.stat_result:
+    """What lstat(2) tells. Raise OSError."""
+    with place(path) as (name, directory):
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file. Raise OSError, as a share in trouble proves nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        status_of(path)
+        return True
+    return False
+
+
+def entries_in(path: str) -> List[Tuple[str, bool]]:
+    """The names in a directory, and whether each is a directory and no link. Raise OSError."""
+    with folder(path) as handle, naming(path):
+        with os.scandir(f'/proc/self/fd/{handle}') as entries:     # 3.6 takes no handle itself
+            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+
+def names_in(path: str) -> List[str]:
+    """The names in a directory. Raise OSError."""
+    return [name for name, _ in entries_in(path)]
+
+
+def directories_in(path: str) -> List[str]:
+    """The names of the directories in one, without symbolic links. Raise OSError."""
+    return [name for name, is_directory in entries_in(path) if is_directory]
+
+
+def files_below(path: str) -> Iterator[str]:
+    """Yield the name of each file in a directory and those in it, by its path from there, a link's
+    too. Raise OSError."""
+    directories = ['']
+    for directory in directories:
+        if directory.count('/') > DEEPEST_DIRECTORY:
+            raise refused(errno.ELOOP, 'has too many directories within each other', path)
+        for name, is_directory in entries_in(f'{path}/{directory}'.rstrip('/')):
+            if is_directory:
+                directories.append(f'{directory}{name}/')
+            else:
+                yield directory + name
+
+
+def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
+    file with several names (it may be anybody's), a pipe, a device: those are not even opened."""
+    with place(path) as (name, directory):
+        try:
+            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+            try:
+                return os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
+            except FileExistsError:                    # somebody else has made it meanwhile
+                if flags & os.O_EXCL:
+                    raise
+            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+        try:
+            status = os.fstat(handle)
+            for number, why, wrong in (
+                    (errno.EEXIST, 'exists', flags & os.O_EXCL),
+                    (errno.ELOOP, 'is a symbolic link', stat.S_ISLNK(status.st_mode)),
+                    (errno.EISDIR, 'is a directory', stat.S_ISDIR(status.st_mode)),
+                    (errno.EINVAL, 'is not a regular file', not stat.S_ISREG(status.st_mode)),
+                    (errno.EMLINK, 'has another name, too (a hard link)', status.st_nlink > 1)):
+                if wrong:
+                    raise refused(number, why, path)
+            return os.open(f'/proc/self/fd/{handle}', flags & ~os.O_CREAT)
+        finally:
+            os.close(handle)
+
+
+def create(path: str) -> Any:
+    """Make a file that only its owner may read; return it, open to be written. Raise OSError."""
+    return open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb')
+
+
+def load(path: str, limit: int) -> bytes:
+    """What a file on the share holds, so many bytes at most. Raise OSError."""
+    with open(open_file(path), 'rb') as stream:
+        return stream.read(limit)
+
+
 def make_directory(path: str) -> None:
     """Make one directory if it is missing, never those above it: the share may be gone."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
+    with contextlib.suppress(FileExistsError), place(path) as (name, directory):
+        os.mkdir(name, 0o700, dir_fd=directory)
 
 
-def private(path: str, flags: int) -> int:
-    """An opener of files that only their owner may read."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+def rename(path: str, name: str) -> str:
+    """Give a file or directory another name, on stable storage; return its path. Raise OSError."""
+    with place(path) as (old, directory):
+        os.rename(old, name, src_dir_fd=directory, dst_dir_fd=directory)
+        force(directory)
+    return os.path.join(os.path.dirname(path), name)
+
+
+def remove(path: str) -> None:
+    """Delete a file if it is there, which another run may have done. Raise OSError."""
+    with contextlib.suppress(FileNotFoundError), place(path) as (name, directory):
+        os.unlink(name, dir_fd=directory)
+
+
+def delete_tree(path: str) -> None:
+    """Delete a directory with all that is in it, through no link. Raise OSError, before anything is
+    deleted where another file system is mounted in it."""
+    files = [f'{path}/{name}' for name in files_below(path)]
+    for file in files:
+        remove(file)
+    found = [path]
+    for directory in found:
+        found += [f'{directory}/{name}' for name in directories_in(directory)]
+    for directory in reversed(found):
+        with place(directory) as (name, above):
+            os.rmdir(name, dir_fd=above)
+
+
+def room_in(path: str) -> Tuple[int, int]:
+    """The bytes of the file system of a directory, and those that are free. Raise OSError."""
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 def size_of(path: str) -> int:
     """Bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     try:
-        status = os.stat(path)
+        status = status_of(path)
     except (FileNotFoundError, NotADirectoryError):
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -2241,7 +2481,7 @@ def size_of(path: str) -> int:
 
 def occupied(path: str) -> int:
     """The bytes that a file takes on disk, where it may be sparse or compressed."""
-    found = os.lstat(path)
+    found = status_of(path)
     return min(found.st_size, found.st_blocks * 512)
 
 
@@ -2263,36 +2503,37 @@ def force(handle: int) -> None:
 
 
 def sync(path: str) -> None:
-    """Force a file or directory onto stable storage; the system need not keep it in memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        force(handle)
+    """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
+    with open(open_file(path), 'rb') as stream:
+        force(stream.fileno())
         with contextlib.suppress(OSError):
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync_directory(path: str) -> None:
+    """Force a directory onto stable storage. Raise OSError."""
+    with folder(path) as handle:
+        force(handle)
+
+
+def random_digits() -> str:
+    """32 hex digits that nobody can guess."""
+    return binascii.hexlify(os.urandom(16)).decode('ascii')
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a file whole or not at all, onto stable storage. Delete what writes of it that were
-    killed have left beside it, a day ago or longer."""
-    for part in glob.glob(f'{glob.escape(path)}.[0-9]*{NEW}'):
-        with contextlib.suppress(OSError):             # what stays does no harm
-            if part[len(path) + 1:-len(NEW)].isdigit() and (
-                    now().timestamp() - os.lstat(part).st_mtime > 86400):
-                os.unlink(part)
-    temporary = f'{path}.{os.getpid()}{NEW}'           # others may write it now, too
+    """Write a file whole or not at all, onto stable storage."""
+    temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
-        with open(temporary, 'wb', opener=private) as stream:
+        with create(temporary) as stream:
             stream.write(encoded(json.dumps(value, indent=1) + '\n'))
             stream.flush()
             os.fsync(stream.fileno())
-        os.rename(temporary, path)
+        rename(temporary, os.path.basename(path))
     except BaseException:
         with contextlib.suppress(OSError):             # the first error is the one to tell
-            os.unlink(temporary)
+            remove(temporary)
         raise
-    sync(os.path.dirname(path))
 
 
 def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> List[str]:
@@ -2307,12 +2548,6 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> List[s
                     rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
                     words[column])))
     return found
-
-
-def deepest(points: Sequence[str], path: str) -> str:
-    """The longest of some directories that a path lies in, or ''."""
-    return max((point for point in points
-                if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
 
 
 def refuse_mounts(path: str) -> None:
@@ -2441,6 +2676,7 @@ class Restoring(NamedTuple):
     host: str                  # whose process this is
     process: str               # see Intent
     path: str = ''             # of the record; '' where none could be written
+    handle: int = -1           # of it while it is locked
     complete: bool = False     # nothing is to be removed any more
 
     damaged = (f'the record of a restore is damaged (look for a VM with {MARK} in its '
@@ -2542,8 +2778,7 @@ class Manifest(NamedTuple):
     def read(cls, directory: str) -> 'Manifest':
         """Return that of a directory, an empty one for none or a damaged one. Raise OSError."""
         try:
-            document = json.loads(read_file(f'{directory}/{MANIFEST}',
-                                            LONGEST_RECORD).decode('utf-8'))
+            document = json.loads(load(f'{directory}/{MANIFEST}', LONGEST_RECORD).decode('utf-8'))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
                 raise
@@ -2558,21 +2793,6 @@ class Manifest(NamedTuple):
             if plain_name(value_in(disk, 'file', '')) == plain_name(portable(name)):
                 return disk
         return self.disks[0] if self.disks else {}
-
-
-def is_there(path: str) -> bool:
-    """Return whether there is a file. Raise OSError, as a share in trouble proves nothing."""
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def directories_in(path: str) -> List[str]:
-    """Return the names of the directories in one, without symbolic links. Raise OSError."""
-    with os.scandir(path) as entries:
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 class Backup(NamedTuple):
@@ -2598,15 +2818,16 @@ class Backup(NamedTuple):
         with contextlib.suppress(ValueError, OverflowError):   # the ends of time
             started = as_time(iso(date)) if date else None
         try:
-            manifest = Manifest.read(path)
-            seen = cls(path, manifest=manifest)
-            good = seen.has_marker()
-            protected = is_there(seen.file(PROTECTED))
-            if good or date:
-                sizes = {name: size for name, size in manifest.files.items()
-                         if name.endswith(IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
-                sizes = sizes or {name: os.lstat(seen.file(name)).st_size
-                                  for name in seen.archives()}
+            with hold(path):
+                manifest = Manifest.read(path)
+                seen = cls(path, manifest=manifest)
+                good = seen.has_marker()
+                protected = is_there(seen.file(PROTECTED))
+                if good or date:
+                    sizes = {name: size for name, size in manifest.files.items() if name.endswith(
+                        IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
+                    sizes = sizes or {name: status_of(seen.file(name)).st_size
+                                      for name in seen.archives()}
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -2624,24 +2845,24 @@ class Backup(NamedTuple):
         """Look anew whether it carries a marker. Raise OSError."""
         if any(is_there(self.file(marker)) for marker in MARKERS):
             return True
-        os.lstat(self.path)
+        status_of(self.path)
         return False
 
     def file(self, *parts: str) -> str:
         """Return the path of a file in it."""
-        return os.path.join(self.path, *parts)
+        return '/'.join((self.path, *parts))
 
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
         with contextlib.suppress(OSError):
-            text = read_file(self.file(file), LONGEST_RECORD).decode('utf-8', 'replace')
+            text = load(self.file(file), LONGEST_RECORD).decode('utf-8', 'replace')
             found = re.search(f'^{key}=(.*)$', text, re.MULTILINE)
             return found.group(1) if found else ''
         return ''
 
     def archives(self) -> List[str]:
         """Return the names of the archives and images in it. Raise OSError."""
-        return sorted(name for name in os.listdir(self.path) if name.endswith(IMAGES))
+        return sorted(name for name in names_in(self.path) if name.endswith(IMAGES))
 
     def check_archives(self) -> List[str]:
         """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
@@ -2664,22 +2885,14 @@ class Backup(NamedTuple):
             return int(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
         return None
 
-    def file_names(self) -> Iterator[str]:
-        """Yield the name of each file in it, by its path from here. Raise OSError."""
-        def fail(error: OSError) -> None:              # os.walk would pass over it
-            raise error
-        for directory, _, names in os.walk(self.path, onerror=fail):
-            for name in names:
-                yield os.path.relpath(os.path.join(directory, name), self.path)
-
     def files(self) -> Dict[str, int]:
         """Return the bytes of each file in it, by its name. Raise OSError."""
-        return {name: os.lstat(self.file(name)).st_size for name in self.file_names()}
+        return {name: status_of(self.file(name)).st_size for name in files_below(self.path)}
 
     def occupied(self) -> int:
         """Return the bytes that all that is in it takes on disk. Raise OSError."""
         total = 0
-        for name in self.file_names():
+        for name in files_below(self.path):
             with contextlib.suppress(FileNotFoundError):   # a record has got its name meanwhile
                 total += occupied(self.file(name))
         return total
@@ -2687,7 +2900,7 @@ class Backup(NamedTuple):
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool, or None. Raise TargetError, OSError."""
         try:
-            return parse_record(Intent, read_file(self.file(INTENT), LONGEST_RECORD))
+            return parse_record(Intent, load(self.file(INTENT), LONGEST_RECORD))
         except FileNotFoundError:
             return None
 
@@ -2728,8 +2941,11 @@ class History:
         """Return the directories in it; none where we may not look."""
         if self.listed is not None:
             return self.listed
-        with contextlib.suppress(FileNotFoundError, PermissionError):
+        try:
             return directories_in(self.directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EXDEV):
+                raise
         return []
 
     def date_of(self, name: str) -> Optional[datetime.datetime]:
@@ -2856,7 +3072,7 @@ def kind_of(path: str) -> str:
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
     history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
-    names = os.listdir(path)
+    names = names_in(path)
     if {MANIFEST, *MARKERS}.intersection(names) or (
             history.date_of(os.path.basename(os.path.abspath(path)))):
         return 'backup'
@@ -2869,8 +3085,14 @@ class Catalogue:
     mounted = ''               # the mount point that it lies in, once check() has looked
 
     def __init__(self, settings: Settings) -> None:
-        self.root = settings.backup_dir
+        self.set_root(settings.backup_dir)
         self.patterns = [settings.backup_dir_pattern, DEFAULT_BACKUP_DIR_PATTERN]
+
+    def set_root(self, path: str) -> None:
+        """Have a directory as backup_dir: links in its own path are somebody's who may have some,
+        below it there are none."""
+        self.root = path
+        ROOTS.add(path)
 
     def check(self, require_mount: str) -> None:
         """Raise TargetError if backups cannot be written here, as far as can be seen."""
@@ -2918,7 +3140,7 @@ class Catalogue:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
             return [History(os.path.join(self.root, name), self.patterns)
-                    for name in directories_in(self.root)]
+                    for name in directories_in(self.root) if not name.startswith('.')]
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
 
@@ -2929,9 +3151,9 @@ class Catalogue:
 
     def restores(self) -> Dict[str, str]:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
-        pattern = os.path.join(glob.escape(self.root), RESTORING.format('[0-9a-f]' * 32))
-        paths = bounded(lambda: glob.glob(pattern), f'backup_dir {self.root}')
-        return {re.findall('[0-9a-f]{32}', path)[-1]: path for path in paths}
+        ours = re.compile(RESTORING.replace('.', '[.]').format('([0-9a-f]{32})') + r'\Z')
+        found = map(ours.match, bounded(lambda: names_in(self.root), f'backup_dir {self.root}'))
+        return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
     def leftovers(self, histories: Sequence[History], patience: float) -> List[str]:
         """Return records of snapshots and restores that ended early, or are damaged: of this host,
@@ -2942,7 +3164,7 @@ class Catalogue:
         for path in paths + sorted(self.restores().values()):
             kind = Intent if path in paths else Restoring
             try:
-                data = read_file(path, LONGEST_RECORD)
+                data = load(path, LONGEST_RECORD)
                 if not data and kind is Restoring:     # it has made nothing yet
                     continue
                 record = parse_record(kind, data)
@@ -2956,14 +3178,14 @@ class Catalogue:
 
     def all_pool_dumps(self) -> List[List[str]]:
         """Return paths of the dumps in each directory for them, oldest first. Raise OSError."""
-        directories = glob.glob(os.path.join(glob.escape(self.root), 'METADATA_*', ''))
-        return [self.dumps_in(directory) for directory in sorted(directories)]
+        return [self.dumps_in(f'{self.root}/{name}') for name in sorted(directories_in(self.root))
+                if name.startswith('METADATA_')]
 
     @staticmethod
     def dumps_in(directory: str, ending: str = '.dump') -> List[str]:
         """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
         ours = re.compile(r'pool_db_[0-9]{8}-[0-9]{6}\.dump(\.partial)?\Z')
-        return sorted(os.path.join(directory, name) for name in os.listdir(directory)
+        return sorted(os.path.join(directory, name) for name in names_in(directory)
                       if ours.match(name) and name.endswith(ending))
 
 
@@ -2996,40 +3218,19 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9]+\.new)?|vm-metadata\.xml|vm\.cfg|'
+OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|vm-metadata\.xml|vm\.cfg|'
                   r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 
 
-def refuse_link(directory: str) -> None:
-    """Raise TargetError if a directory in which something is to be deleted is a symbolic link."""
-    if os.path.islink(directory):
-        raise TargetError(f'{directory} is a symbolic link')
-
-
-def rename(path: str, name: str) -> str:
-    """Give a file or directory another name, on stable storage; return its path. Raise OSError."""
-    directory = os.path.dirname(path)
-    new = os.path.join(directory, name)
-    os.rename(path, new)
-    sync(directory)
-    return new
-
-
-def remove(path: str) -> None:
-    """Delete a file if it is there, which another run may have done. Raise OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
 def protect(backup: Backup, wanted: bool) -> None:
     """Have a backup never deleted, nor counted; unless wanted, as others. Raise OSError."""
     if wanted:
-        os.close(private(backup.file(PROTECTED), os.O_WRONLY | os.O_CREAT))
+        create(backup.file(PROTECTED)).close()
     else:
-        os.unlink(backup.file(PROTECTED))
-    sync(backup.path)
+        remove(backup.file(PROTECTED))
+    sync_directory(backup.path)
 
 
 def add_to_manifest(backup: Backup, **results: Dict[str, Any]) -> None:
@@ -3049,11 +3250,6 @@ def drop_intent(backup: Backup) -> None:
     bounded(lambda: remove(backup.file(INTENT)), 'the share')
 
 
-def new_mark() -> str:
-    """Return a number that nobody can guess, for what a restore makes."""
-    return binascii.hexlify(os.urandom(16)).decode('ascii')
-
-
 class NewBackup(Backup):
     """A backup that is being made."""
 
@@ -3063,35 +3259,26 @@ class NewBackup(Backup):
         names = [path_part(part) for part in parts]
         if names[1:]:
             make_directory(self.file(names[0]))
-        with open(self.file(*names), 'wb', opener=private) as stream:
+        with create(self.file(*names)) as stream:
             stream.write(encoded(text))
 
     def complete(self, document: Record, large: bool) -> Dict[str, int]:
         """Make it count as a backup: sync all, then write the marker, last. Return the bytes of its
         files, as the manifest has them. Raise OSError."""
         files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
-        for name in [*files, *{os.path.dirname(name) for name in files}]:
+        for name in files:
             sync(self.file(name))
+        for name in {os.path.dirname(name) for name in files}:
+            sync_directory(self.file(name).rstrip('/'))
+        check_held(self.path)
         listed = {portable(name): size for name, size in files.items()}
         write_json(self.file(MANIFEST), dict(document, number=self.manifest.number, files=listed))
         marker = MARKERS[1] if large else MARKERS[0]
         self.write('', marker)
         sync(self.file(marker))
-        sync(self.path)
+        sync_directory(self.path)
+        check_held(self.path)
         return listed
-
-    @contextlib.contextmanager
-    def deleting_archives_on_failure(self) -> Iterator[None]:
-        """Delete what a failure leaves of archives at once, as others may need the room."""
-        def clear() -> None:
-            for name in self.archives():
-                os.unlink(self.file(name))
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
-                bounded(clear, 'the share')
-            raise
 
 
 class Store(Catalogue):
@@ -3102,13 +3289,13 @@ class Store(Catalogue):
     def begin(self, history: History, when: datetime.datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
-        sync(os.path.dirname(history.directory))
+        sync_directory(os.path.dirname(history.directory))
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for moment, name in names_from(self.patterns[0], when):
             path = os.path.join(history.directory, name)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-                sync(history.directory)
+            with contextlib.suppress(FileExistsError), place(path) as (_, directory):
+                os.mkdir(name, 0o700, dir_fd=directory)
+                force(directory)
                 return NewBackup(path, when=moment.timestamp(), manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
@@ -3117,29 +3304,31 @@ class Store(Catalogue):
         Raise TargetError if it has a link above it, a snapshot's record (also a damaged one), what
         is not ours and no marker, a mount in it, or is protected; OSError."""
         directory, name = os.path.split(backup.path)
-        refuse_link(directory)
-        if backup.intent():
-            raise TargetError('it records a snapshot that is still to be removed')
-        files = [os.path.basename(directory) + ending for ending in IMAGES]
-        foreign = [each for each in os.listdir(backup.path)
-                   if not OURS.match(each) and each not in files]
-        if foreign and not backup.has_marker():
-            raise TargetError(f'it holds {printable(foreign[0])}, which this program did not make')
-        refuse_mounts(backup.path)
-        if not self.finish_deleting(rename(backup.path, DELETING + name)):
+        with hold(backup.path):
+            if backup.intent():
+                raise TargetError('it records a snapshot that is still to be removed')
+            files = [os.path.basename(directory) + ending for ending in IMAGES]
+            foreign = [each for each in names_in(backup.path)
+                       if not OURS.match(each) and each not in files]
+            if foreign and not backup.has_marker():
+                raise TargetError(f'it holds {printable(foreign[0])}, which this program did not '
+                                  'make')
+            refuse_mounts(backup.path)
+            deleting = rename(backup.path, DELETING + name)
+            if not is_held(backup.path, deleting):
+                rename(deleting, name)
+                raise TargetError('it was replaced by another directory meanwhile')
+        if not self.finish_deleting(deleting):
             raise TargetError('it is protected')
 
     @staticmethod
     def finish_deleting(path: str) -> bool:
         """Go on deleting; what is protected by now gets its name back, and False is returned."""
-        directory, name = os.path.split(path)
-        refuse_link(directory)
         if is_there(os.path.join(path, PROTECTED)):
-            rename(path, name[len(DELETING):])
+            rename(path, os.path.basename(path)[len(DELETING):])
             return False
-        import shutil
         refuse_mounts(path)
-        shutil.rmtree(path)
+        delete_tree(path)
         return True
 
     def try_writing(self) -> None:
@@ -3147,7 +3336,7 @@ class Store(Catalogue):
         path = os.path.join(self.root, WRITE_TEST)
 
         def attempt() -> None:
-            os.close(private(path, os.O_WRONLY | os.O_CREAT))
+            os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
             remove(path)                               # another run's test was the same file
         try:
             bounded(attempt, f'backup_dir {self.root}')
@@ -3162,9 +3351,8 @@ class Store(Catalogue):
 
     def check_room(self, least: str, last: int, gain: int) -> None:
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
-        found = os.statvfs(self.root)
-        total = found.f_blocks * found.f_frsize
-        free = found.f_bavail * found.f_frsize + gain
+        total, free = room_in(self.root)
+        free += gain
         wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
         if last:
             wanted[f'{human_size(last)} for a backup as large as the last'] = last
@@ -3178,9 +3366,9 @@ class Store(Catalogue):
         the share cannot lock, `no_locking` says why, and we go on. Raise BackupFailed if another
         run still has it after so many seconds, TargetError; `check` is called meanwhile."""
         self.check_mounted()
-        make_directory(os.path.join(self.root, LOCKS))
-        handle = private(os.path.join(self.root, LOCKS, name + '.lock'),
-                         os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
+        locks = os.path.join(self.root, LOCKS)
+        make_directory(locks)
+        handle = open_file(f'{locks}/{name}.lock', os.O_RDWR | os.O_CREAT)
         try:
             waited = stopwatch()
             while not self.lock(handle):
@@ -3212,35 +3400,34 @@ class Store(Catalogue):
     @contextlib.contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
         """Record and lock a restore, until `restored`; without a path where that is impossible."""
-        mark = new_mark()
+        mark = random_digits()
         record = Restoring(mark, pool, name, since, *own_process())
         path = os.path.join(self.root, RESTORING.format(mark))
         with contextlib.ExitStack() as stack:
             try:
-                handle = private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 stack.callback(os.close, handle)
                 locked = self.lock(handle)
-                told = list(record._asdict().items())[:-2]     # without path and complete
+                told = list(record._asdict().items())[:-3]     # not the last three
                 os.write(handle, encoded(json.dumps(dict(told))))
                 force(handle)
-                sync(self.root)
+                sync_directory(self.root)
                 if not (locked and os.fstat(handle).st_nlink):
                     raise BlockingIOError('a run took it for one that a kill has left')
-                record = record._replace(path=path)
+                record = record._replace(path=path, handle=handle)
             except OSError:                            # or the share is read-only, or full
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    remove(path)
                 # Who took the record may look for what carries its mark.
-                record = record._replace(mark=new_mark())
+                record = record._replace(mark=random_digits())
             yield record
 
     @staticmethod
     def mark_complete(record: Restoring) -> None:
         """Write down that what was restored is whole. Raise OSError."""
         if record.path:
-            with open(record.path, 'ab', buffering=0) as stream:
-                stream.write(b'\ncomplete\n')
-                force(stream.fileno())
+            os.write(record.handle, b'\ncomplete\n')
+            force(record.handle)
 
     @staticmethod
     def restored(record: Restoring) -> None:
@@ -3252,14 +3439,13 @@ class Store(Catalogue):
                check: Callable[[], None]) -> str:
         """Write so many bytes into a file beside the record of a restore, which goes with that;
         return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
-        found = os.statvfs(self.root)
-        if not record.path or found.f_bavail * found.f_frsize < size:
+        if not record.path or room_in(self.root)[1] < size:
             raise TargetError(f'its blocks are out of order, and {self.root} cannot be written, '
                               f'or has no space for {human_size(size)} to unpack it (unpack it '
                               'elsewhere, with gzip -d or zstd -d, and restore that file)')
 
         def work() -> None:
-            with open(private(record.unpacked, os.O_WRONLY | os.O_CREAT), 'wb') as stream:
+            with create(record.unpacked) as stream:
                 for piece in pieces:
                     stream.write(piece)
                     if stream.tell() > size:
@@ -3273,14 +3459,14 @@ class Store(Catalogue):
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             with contextlib.suppress(FileNotFoundError):
-                stream = stack.enter_context(open(path, 'r+b'))
+                stream = stack.enter_context(open(open_file(path, os.O_RDWR), 'r+b'))
                 if self.lock(stream.fileno()):
                     data = stream.read(LONGEST_RECORD)
                     if data:
                         record = parse_record(Restoring, data)._replace(
                             path=path, complete=b'\n' in data)
                     else:                              # it was killed before it made anything
-                        os.unlink(path)
+                        remove(path)
             yield None if record and self.no_locking and is_in_work(record) else record
 
     @staticmethod
@@ -3290,17 +3476,19 @@ class Store(Catalogue):
         name with PARTIAL; what a failure left of it is removed. Raise CommandFailed if the file is
         missing or empty, OSError."""
         make_directory(directory)
-        for _, name in names_from('pool_db_%Y%m%d-%H%M%S.dump', when):
-            path = os.path.join(directory, name)
-            if not os.path.lexists(path):
-                break
-        try:
-            yield path
-            written(path + PARTIAL)
-            sync(path + PARTIAL)
-            rename(path + PARTIAL, os.path.basename(path))
-        finally:
-            remove(path + PARTIAL)
+        with hold(directory):
+            for _, name in names_from('pool_db_%Y%m%d-%H%M%S.dump', when):
+                path = os.path.join(directory, name)
+                if not is_there(path):
+                    break
+            try:
+                yield path
+                written(path + PARTIAL)
+                sync(path + PARTIAL)
+                rename(path + PARTIAL, os.path.basename(path))
+                check_held(directory)
+            finally:
+                remove(path + PARTIAL)
 
     def prune_pool_dumps(self, newest: str, keep: int) -> List[str]:
         """Delete the oldest dumps beside `newest` beyond `keep` (0: none), and what runs that were
@@ -3309,8 +3497,7 @@ class Store(Catalogue):
         older = [path for path in self.dumps_in(directory) if path != newest]
         old = older[:max(0, len(older) + 1 - keep)] if keep else []
         for path in old + self.dumps_in(directory, PARTIAL):
-            refuse_link(directory)
-            os.unlink(path)
+            remove(path)
         return old
 
 
@@ -3342,7 +3529,7 @@ def open_target(word: str, console: Console, announce: bool = False,
     if kind == 'file' and not (is_archive and is_archive(path)):
         return open_config(word, console, announce)
     opened = open_config('', console)
-    opened.store.root = path if kind == 'store' else os.path.dirname(path)
+    opened.store.set_root(path if kind == 'store' else os.path.dirname(path))
     return opened._replace(kind=kind, path=path)
 
 
@@ -3920,7 +4107,7 @@ def form_of_file(path: str) -> str:
     form = form_of(path)
     if form:
         return form
-    begin = read_file(path, 8)
+    begin = load(path, 8)
     if begin == b'ova.xml\0' or compression_in(begin).magic:
         return '.xva'
     return '.vhd' if begin == b'conectix' else ''
@@ -3964,7 +4151,7 @@ def tar_header(head: bytes) -> bytes:
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
     """Open a file to read in order, decompressed unless `plain`. Raise OSError, CommandFailed."""
-    with open(path, 'rb', buffering=0) as stream:
+    with open(open_file(path), 'rb', buffering=0) as stream:
         with contextlib.closing(Source(stream.fileno(), plain)) as source:
             yield source
 
@@ -4236,8 +4423,6 @@ class Reading:
     def read(self, size: Optional[int]) -> Proof:
         """Read it as its storage has it, to its end. Raise Damaged, CommandFailed, OSError."""
         form = self.form or form_of_file(self.path)
-        if not stat.S_ISREG(os.stat(self.path).st_mode):
-            raise Damaged('it is no file')
         sync(self.path)
         with opened(self.path, form in ('.raw', '.vhd') and not is_packed(self.path)) as source:
             self.source = source
@@ -4252,8 +4437,8 @@ class Reading:
         """Return how far it was read, by us or by what decompresses it, and let the system drop
         that from its memory. A read that hangs lets nobody ask the file itself: lseek(2) waits."""
         with contextlib.suppress(OSError):             # it is not open yet, or not any more
-            with open(f'/proc/self/fdinfo/{self.handle}', 'rb') as stream:
-                self.place = int(stream.readline().split()[1])     # pos: (proc(5))
+            told = read_file(f'/proc/self/fdinfo/{self.handle}', 80)
+            self.place = int(told.split()[1])          # pos: (proc(5))
             os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
         return self.place
 
@@ -4341,7 +4526,7 @@ class Verifier:
         `found` what is not so."""
         try:
             digest = self.prove_in(backup, METADATA).digest
-            _, objects = ova_objects(read_file(backup.file(METADATA), LARGEST_METADATA))
+            _, objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
             with damaged_if_malformed():
                 uuids = [str(vm['uuid']) for vm in objects['VM'].values()]
             if backup.manifest.uuid not in ['', *uuids]:
@@ -4865,8 +5050,9 @@ class Exporter:
         if file.disk:
             self.export_disk(file.snapshot, path, watchdog)
             return
-        output = self.xe.transfer('vm-export', watchdog, uuid=file.snapshot.uuid, filename=path,
-                                  **compression_of(path).parameters)
+        with handed(path) as at:
+            output = self.xe.transfer('vm-export', watchdog, at=at, uuid=file.snapshot.uuid,
+                                      filename=path, **compression_of(path).parameters)
         self.console.log_lines(output)
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
@@ -4880,9 +5066,10 @@ class Exporter:
         words = {'format': form[1:], 'uuid': snapshot.uuid}
         try:
             if not packed:
-                self.xe.transfer('vdi-export', watchdog, filename=path, **words)
+                with handed(path) as at:
+                    self.xe.transfer('vdi-export', watchdog, at=at, filename=path, **words)
             else:
-                with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb') as stream:
+                with create(path) as stream:
                     command = packing_command(compression_of(path))
                     self.xe.transfer('vdi-export', watchdog, filename='',
                                      packer=(command, stream.fileno()), **words)
@@ -5127,7 +5314,10 @@ class Importer:
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
                                 Meter(self.console, 'restored', os.path.basename(path), size),
                                 lambda: self.pool.progress('VDI import', others))
-            self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path)
+            with open(open_file(path), 'rb') as stream:
+                at = f'/proc/self/fd/{stream.fileno()}', stream.fileno()
+                self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
+                                 filename=path)
         else:
             pieces = image_pieces(path, form, size, made)
             self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
@@ -5607,6 +5797,7 @@ class VmBackup(Turn):
         self.pool = shared.pool
         self.policy = policy_of(self.settings, job)
         self.history = self.backup = self.exporter = None      # type: Any
+        self.held = contextlib.ExitStack()     # its directories, open
         self.manifest = {}     # type: Dict[str, Any]
         self.exported = []     # type: List[ExportFile]
         self.begun = False     # something was exported: no second try
@@ -5623,6 +5814,7 @@ class VmBackup(Turn):
             try:
                 self.back_up_with_hooks()
             finally:
+                self.held.close()
                 self.shared.writing.discard(self)
                 if self.exporter and self.exporter.snapshot_may_remain:
                     self.shared.clean_up_at_end = True
@@ -5693,7 +5885,7 @@ class VmBackup(Turn):
         exporter.choose_source(vm)
         self.log_disks()
         self.shared.signals.check()
-        with self.backup.deleting_archives_on_failure(), \
+        with self.deleting_on_failure(), \
                 exporter.snapshot(self.backup, warned_of) as snapshot:
             self.shared.signals.check()
             self.manifest = self.describe(started, snapshot)
@@ -5707,6 +5899,19 @@ class VmBackup(Turn):
         self.finish(size)
         with tolerating(self.warnings, 'cannot look for older backups'):
             self.prune(self.history.expendable(self.policy, started, self.path))
+
+    @contextlib.contextmanager
+    def deleting_on_failure(self) -> Iterator[None]:
+        """Delete what a failure leaves of its files at once, as others may need the room."""
+        def clear() -> None:
+            for file in self.exported:
+                remove(self.backup.file(file.name))
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
+                bounded(clear, 'the share')
+            raise
 
     def discard_leftovers(self) -> List[str]:
         """Remove what an earlier run has left; raise BackupFailed if too many snapshots stay."""
@@ -5742,6 +5947,8 @@ class VmBackup(Turn):
             shared.store.check_mounted()
             self.backup = shared.store.begin(self.history, started)
             self.path = self.backup.path
+            for path in (self.history.directory, self.path):
+                self.held.enter_context(hold(path))
             self.reserved = self.last - gain
             shared.writing.add(self)
 
@@ -6172,7 +6379,8 @@ class BackupRun(Shared):
                 meter = Meter(self.console, 'dumped', os.path.basename(path))
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     meter)
-                output = xe.transfer('pool-dump-database', watchdog, file_name=partial)
+                with handed(partial) as at:
+                    output = xe.transfer('pool-dump-database', watchdog, at=at, file_name=partial)
                 self.console.log_lines(output)
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial, form='.dump')
@@ -6634,6 +6842,7 @@ def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
     protecting = line.command == 'protect'
     backups = [Backup(os.path.abspath(native(word))) for word in line.words]
     for backup in backups:
+        ROOTS.add(os.path.dirname(backup.path))
         deleting = os.path.basename(backup.path).startswith(DELETING)
         if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
             raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
@@ -6724,9 +6933,8 @@ class Sources:
         """Return a file, with what its directory tells of it."""
         backup = self.store.backup(os.path.dirname(path))
         if not self.given:
-            self.store.root = backup.path
-            if kind_of(backup.path) == 'backup':
-                self.store.root = os.path.dirname(os.path.dirname(backup.path))
+            above = os.path.dirname(os.path.dirname(backup.path))
+            self.store.set_root(above if kind_of(backup.path) == 'backup' else backup.path)
         when = (backup.started or '')[:19].replace('T', ' ')
         return Chosen(path, form_of_file(path), backup, backup.manifest.name, when)
 
