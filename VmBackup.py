@@ -2197,7 +2197,7 @@ class Pool:
 # 9. Files: names, writing that lasts, mount points, processes
 # ----------------------------------------------------------------------------------------------
 # Who can write to a share may put a link, a pipe, or a directory of others where ours was. So all
-# that lies below backup_dir is reached from there by handles, part by part, and xe gets such a handle.
+# below backup_dir is reached from there by handles, part by part, and xe gets such a handle, too.
 
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
 HELD = {}                  # type: Dict[str, Held]     # by path
@@ -3152,7 +3152,10 @@ class Catalogue:
     def restores(self) -> Dict[str, str]:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         ours = re.compile(RESTORING.replace('.', '[.]').format('([0-9a-f]{32})') + r'\Z')
-        found = map(ours.match, bounded(lambda: names_in(self.root), f'backup_dir {self.root}'))
+        names = []             # type: List[str]
+        with contextlib.suppress(FileNotFoundError):
+            names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
+        found = map(ours.match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
     def leftovers(self, histories: Sequence[History], patience: float) -> List[str]:
@@ -3218,8 +3221,8 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|vm-metadata\.xml|vm\.cfg|'
-                  r'vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
+OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|vm-metadata\.xml|'
+                  r'vm\.cfg|vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 

@@ -273,13 +273,13 @@ class PoolDatabase(RunCase):
         self.assertEqual(2, len(self.dumps()))
         self.assertIn('vmbackup.py,end,WARNING,S:1 W:0 E:0', self.status())
 
-    def test_no_dump_is_deleted_through_a_link(self):
+    def test_no_dump_is_made_or_deleted_through_a_link(self):
         elsewhere = self.at('elsewhere')
         os.mkdir(elsewhere)
         os.symlink(elsewhere, os.path.join(self.backups, 'METADATA_' + HOST))
-        for status in (0, 1):
-            self.ends(status, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
-        self.assertEqual(2, len(self.dumps()))
+        done = self.ends(2, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
+        self.assertIn('METADATA_%s: is a symbolic link' % HOST, done.output)
+        self.assertEqual([], os.listdir(elsewhere))
 
     def test_whether_this_host_is_the_master_is_told_by_its_inventory(self):
         """A session of a member is forwarded, so that it is the master's (api_server.ml)."""
