@@ -1437,9 +1437,9 @@ def decoded(output: bytes) -> str:
 
 def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
-        packer: Optional[Tuple[Sequence[str], int]] = None, handle: int = -1) -> Result:
+        packer: Optional[Tuple[Sequence[str], int]] = None) -> Result:
     """Run a program to its end; with `signals`, a signal ends it early. A packer is a program that
-    compresses its output, and the open file into which it does; `handle` is what it may use, too.
+    compresses its output, and the open file into which it does.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
     with a watchdog in place of that, stalls, and if the packer fails; and what a feeder met.
@@ -1447,8 +1447,7 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
     signals = signals or Signals()
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
-            argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL,
-            pass_fds=[handle] if handle >= 0 else []))
+            argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
         children = [child]
         stream = child.stdin
         child.stdin = None                             # else communicate() would close it
@@ -1639,18 +1638,18 @@ class Xe:
 
     def transfer(self, verb: str, watchdog: Optional[Watchdog] = None,
                  feeder: Optional[Feeder] = None,
-                 packer: Optional[Tuple[Sequence[str], int]] = None,
-                 at: Tuple[str, int] = ('', -1), **parameters: Any) -> str:
-        """Run a command that writes or reads a file, whose output a packer compresses into one or
-        whose input comes from a feeder (see `run`), as long as it moves; a signal ends it. `at` has
-        the path of the file by a handle, and that. Return its output. Raise CommandFailed, and what
-        the feeder met; but status 0 does not prove that an export made a file (xapi:
-        cli_operations.ml, download_file)."""
+                 packer: Optional[Tuple[Sequence[str], int]] = None, at: str = '',
+                 **parameters: Any) -> str:
+        """Run a command that writes or reads a file, `at` the path that it is given for that, whose
+        output a packer compresses into one or whose input comes from a feeder (see `run`), as long
+        as it moves; a signal ends it. Return its output. Raise CommandFailed, and what the feeder
+        met; but status 0 does not prove that an export made a file (xapi: cli_operations.ml,
+        download_file)."""
         return decoded(self.issue(verb, parameters, at=at, signals=self.signals,
                                   watchdog=watchdog, feeder=feeder, packer=packer))
 
     def issue(self, verb: str, parameters: Dict[str, Any], logged: bool = True,
-              at: Tuple[str, int] = ('', -1), **how: Any) -> bytes:
+              at: str = '', **how: Any) -> bytes:
         """Log and run a command: True becomes true, and new_name becomes new-name. Return its
         output; on failure log its last words and raise CommandFailed with them.
 
@@ -1661,23 +1660,21 @@ class Xe:
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             argv.append('{}={}'.format(name.replace('_', '-'), text))
-        by_handle, handle = at
-        words = [f'{word.partition("=")[0]}={by_handle}' if handle >= 0 and re.match(
-            'file-?name=', word) else word for word in argv]
+        given = [re.sub('^(file-?name=).*', r'\1' + at, word) if at else word for word in argv]
         if logged:
             number = ''
             if self.number is not None:
                 self.number += 1
                 number = f'{self.number}.cmd: '
             self.console.log(number + quoted(argv))
-        result = run(words, XE_TIMEOUT, handle=handle, **how)
-        said = decoded(result.errors)
-        self.console.log_lines(said)
+        result = run(given, XE_TIMEOUT, **how)
+        words = decoded(result.errors)
+        self.console.log_lines(words)
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
-            last_words = ' / '.join(said.splitlines()[-4:]) or f'exit status {result.status}'
+            last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
             raise CommandFailed(f'xe {verb} failed: {last_words}', code_of(last_words))
-        if re.search('^Export (failed|cancelled)', said, re.MULTILINE):
+        if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return result.output
 
@@ -2200,7 +2197,7 @@ class Pool:
 # below backup_dir is reached from there by handles, part by part, and xe gets such a handle, too.
 
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
-HELD = {}                  # type: Dict[str, Held]     # by path
+HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = threading.Lock()     # for looking at HELD, or changing it
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 DEEPEST_DIRECTORY = 32     # directories within each other in a backup; we make one
@@ -2238,11 +2235,6 @@ def deepest(points: Iterable[str], path: str) -> str:
                 if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
 
 
-def refused(number: int, why: str, path: str) -> OSError:
-    """An error of ours, in the form of the system's."""
-    return OSError(number, why, path)
-
-
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Have an OSError tell a path, where the system was given a handle."""
@@ -2259,9 +2251,9 @@ def step_down(part: str, above: int, path: str) -> int:
         with naming(path):
             status = os.stat(part, dir_fd=above, follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
-                raise refused(errno.ELOOP, 'is a symbolic link', path)
+                raise OSError(errno.ELOOP, 'is a symbolic link', path)
             if status.st_dev != os.fstat(above).st_dev or part == '..':
-                raise refused(errno.EXDEV, 'is not in the file system of backup_dir', path)
+                raise OSError(errno.EXDEV, 'is not in the file system of backup_dir', path)
             return os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     finally:
         os.close(above)
@@ -2274,7 +2266,7 @@ def folder(path: str) -> Iterator[int]:
     Raise OSError."""
     with HOLDING:
         base = deepest(HELD, path)
-        handle = os.dup(HELD[base].handle) if base else -1
+        handle = os.dup(HELD[base][0]) if base else -1
     if not base:
         base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
         handle = os.open(base, DIRECTORY)
@@ -2298,37 +2290,33 @@ def place(path: str) -> Iterator[Tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def handed(path: str) -> Iterator[Tuple[str, int]]:
-    """Yield a path for a program that is given a handle of the file's directory, and that handle
+def handed(path: str) -> Iterator[str]:
+    """Yield a path for a program that makes a file: it leads through our handle of the directory
     (Linux: proc(5), fd). Raise OSError."""
     with place(path) as (name, handle):
-        yield f'/proc/self/fd/{handle}/{name}', handle
+        yield f'/proc/{os.getpid()}/fd/{handle}/{name}'
 
 
-class Held:
-    """A directory that is held open, by so many."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-        self.count = 0
+@contextlib.contextmanager
+def handed_open(path: str) -> Iterator[str]:
+    """Do as `handed` for a program that reads a file. Raise OSError."""
+    with reading(path) as stream:
+        yield f'/proc/{os.getpid()}/fd/{stream.fileno()}'
 
 
 @contextlib.contextmanager
 def hold(path: str) -> Iterator[None]:
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
-    with folder(path) as handle, HOLDING:
-        if path not in HELD:
-            HELD[path] = Held(os.dup(handle))
-        held = HELD[path]
-        held.count += 1
-    try:
-        yield
-    finally:
+    with folder(path) as handle:
         with HOLDING:
-            held.count -= 1
-            if not held.count:
-                del HELD[path]
-                os.close(held.handle)
+            HELD.setdefault(path, []).append(handle)
+        try:
+            yield
+        finally:
+            with HOLDING:
+                HELD[path].remove(handle)
+                if not HELD[path]:
+                    del HELD[path]
 
 
 def check_held(path: str) -> None:
@@ -2341,7 +2329,7 @@ def check_held(path: str) -> None:
 
 def is_held(path: str, at: str) -> bool:
     """Whether what is at one path is the directory that is held open as another. Raise OSError."""
-    return os.path.samestat(status_of(at), os.fstat(HELD[path].handle))
+    return os.path.samestat(status_of(at), os.fstat(HELD[path][0]))
 
 
 def status_of(path: str) -> os.stat_result:
@@ -2375,18 +2363,22 @@ def directories_in(path: str) -> List[str]:
     return [name for name, is_directory in entries_in(path) if is_directory]
 
 
-def files_below(path: str) -> Iterator[str]:
-    """Yield the name of each file in a directory and those in it, by its path from there, a link's
-    too. Raise OSError."""
+def tree(path: str) -> Iterator[Tuple[str, bool]]:
+    """Yield all that is in a directory, as `entries_in`, by its path from there; what is in one of
+    those comes after it. Raise OSError."""
     directories = ['']
     for directory in directories:
         if directory.count('/') > DEEPEST_DIRECTORY:
-            raise refused(errno.ELOOP, 'has too many directories within each other', path)
+            raise OSError(errno.ELOOP, 'has too many directories within each other', path)
         for name, is_directory in entries_in(f'{path}/{directory}'.rstrip('/')):
+            yield directory + name, is_directory
             if is_directory:
                 directories.append(f'{directory}{name}/')
-            else:
-                yield directory + name
+
+
+def files_below(path: str) -> List[str]:
+    """The names of all files in a directory and those in it. Raise OSError."""
+    return [name for name, is_directory in tree(path) if not is_directory]
 
 
 def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
@@ -2413,7 +2405,7 @@ def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
                     (errno.EINVAL, 'is not a regular file', not stat.S_ISREG(status.st_mode)),
                     (errno.EMLINK, 'has another name, too (a hard link)', status.st_nlink > 1)):
                 if wrong:
-                    raise refused(number, why, path)
+                    raise OSError(number, why, path)
             return os.open(f'/proc/self/fd/{handle}', flags & ~os.O_CREAT)
         finally:
             os.close(handle)
@@ -2424,16 +2416,32 @@ def create(path: str) -> Any:
     return open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb')
 
 
+def reading(path: str) -> Any:
+    """Return a file, open to be read without a buffer. Raise OSError."""
+    return open(open_file(path), 'rb', buffering=0)
+
+
+def stream_of(handle: int) -> Any:
+    """Return an open file to be read without a buffer; its handle is somebody else's."""
+    return open(handle, 'rb', buffering=0, closefd=False)
+
+
 def load(path: str, limit: int) -> bytes:
     """What a file on the share holds, so many bytes at most. Raise OSError."""
     with open(open_file(path), 'rb') as stream:
         return stream.read(limit)
 
 
+def make_new_directory(path: str) -> None:
+    """Make one directory. Raise FileExistsError, OSError."""
+    with place(path) as (name, directory):
+        os.mkdir(name, 0o700, dir_fd=directory)
+
+
 def make_directory(path: str) -> None:
     """Make one directory if it is missing, never those above it: the share may be gone."""
-    with contextlib.suppress(FileExistsError), place(path) as (name, directory):
-        os.mkdir(name, 0o700, dir_fd=directory)
+    with contextlib.suppress(FileExistsError):
+        make_new_directory(path)
 
 
 def rename(path: str, name: str) -> str:
@@ -2453,15 +2461,13 @@ def remove(path: str) -> None:
 def delete_tree(path: str) -> None:
     """Delete a directory with all that is in it, through no link. Raise OSError, before anything is
     deleted where another file system is mounted in it."""
-    files = [f'{path}/{name}' for name in files_below(path)]
-    for file in files:
-        remove(file)
-    found = [path]
-    for directory in found:
-        found += [f'{directory}/{name}' for name in directories_in(directory)]
-    for directory in reversed(found):
-        with place(directory) as (name, above):
-            os.rmdir(name, dir_fd=above)
+    found = [(path, True)] + [(f'{path}/{name}', is_directory) for name, is_directory in tree(path)]
+    for each, is_directory in reversed(found):
+        with place(each) as (name, directory):
+            if is_directory:
+                os.rmdir(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
 
 
 def room_in(path: str) -> Tuple[int, int]:
@@ -2504,7 +2510,7 @@ def force(handle: int) -> None:
 
 def sync(path: str) -> None:
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
-    with open(open_file(path), 'rb') as stream:
+    with reading(path) as stream:
         force(stream.fileno())
         with contextlib.suppress(OSError):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -2968,11 +2974,14 @@ class History:
             names += [name for name in dates if not (dates[name] or name.startswith('.'))]
         if self.listed is None:
             self.known.clear()
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                if name not in self.known:
-                    self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
-                yield self.known[name]
+        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+            if not self.known.keys() >= set(names):    # else nothing is to be read
+                stack.enter_context(hold(self.directory))
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    if name not in self.known:
+                        self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
+                    yield self.known[name]
 
     def backups(self) -> List[Backup]:
         """Return all dated directories, oldest first."""
@@ -3153,7 +3162,7 @@ class Catalogue:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         ours = re.compile(RESTORING.replace('.', '[.]').format('([0-9a-f]{32})') + r'\Z')
         names = []             # type: List[str]
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):             # `check` will tell
             names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
         found = map(ours.match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
@@ -3292,13 +3301,13 @@ class Store(Catalogue):
     def begin(self, history: History, when: datetime.datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
-        sync_directory(os.path.dirname(history.directory))
+        sync_directory(self.root)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for moment, name in names_from(self.patterns[0], when):
             path = os.path.join(history.directory, name)
-            with contextlib.suppress(FileExistsError), place(path) as (_, directory):
-                os.mkdir(name, 0o700, dir_fd=directory)
-                force(directory)
+            with contextlib.suppress(FileExistsError):
+                make_new_directory(path)
+                sync_directory(history.directory)
                 return NewBackup(path, when=moment.timestamp(), manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
@@ -3462,9 +3471,10 @@ class Store(Catalogue):
         with contextlib.ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             with contextlib.suppress(FileNotFoundError):
-                stream = stack.enter_context(open(open_file(path, os.O_RDWR), 'r+b'))
-                if self.lock(stream.fileno()):
-                    data = stream.read(LONGEST_RECORD)
+                handle = open_file(path, os.O_RDWR)
+                stack.callback(os.close, handle)
+                if self.lock(handle):
+                    data = os.pread(handle, LONGEST_RECORD, 0)
                     if data:
                         record = parse_record(Restoring, data)._replace(
                             path=path, complete=b'\n' in data)
@@ -3590,7 +3600,7 @@ class Source:
             command = packing_command(self.compression, undo=True)
             self.stream = Filter(command, handle)      # type: Any
         else:
-            self.stream = open(handle, 'rb', buffering=0, closefd=False)
+            self.stream = stream_of(handle)
 
     def fill(self, view: memoryview) -> int:
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
@@ -4154,7 +4164,7 @@ def tar_header(head: bytes) -> bytes:
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
     """Open a file to read in order, decompressed unless `plain`. Raise OSError, CommandFailed."""
-    with open(open_file(path), 'rb', buffering=0) as stream:
+    with reading(path) as stream:
         with contextlib.closing(Source(stream.fileno(), plain)) as source:
             yield source
 
@@ -5317,8 +5327,7 @@ class Importer:
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
                                 Meter(self.console, 'restored', os.path.basename(path), size),
                                 lambda: self.pool.progress('VDI import', others))
-            with open(open_file(path), 'rb') as stream:
-                at = f'/proc/self/fd/{stream.fileno()}', stream.fileno()
+            with handed_open(path) as at:
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
                                  filename=path)
         else:
@@ -5854,6 +5863,7 @@ class VmBackup(Turn):
                 self.shared.clean_up_at_end = True
             self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
         self.shared.writing.discard(self)
+        self.held.close()
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
             self.shared.signals.check()

@@ -325,14 +325,14 @@ class Robust(ListCase):
         paths = [self.backup('web', day) for day in (1, 2, 3)]
         paths.append(self.backups + '/web/KEEP')
         os.mkdir(paths[3])
-        real = VmBackup.read_file
+        real = VmBackup.load
 
         def reading(path, limit):
             for gone in (paths[1], paths[3]):
                 if path == gone + '/backup.json':
                     shutil.rmtree(gone)
             return real(path, limit)
-        with unittest.mock.patch.object(VmBackup, 'read_file', reading):
+        with unittest.mock.patch.object(VmBackup, 'load', reading):
             output, status = self.here(self.backups, 'format=json')
         self.assertEqual(0, status)
         self.assertEqual([(DAY % 3, 'good'), (DAY % 1, 'good')],

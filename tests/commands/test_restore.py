@@ -375,7 +375,7 @@ class Places(RestoreCase):
         self.assert_restored(self.original, 'again')
         self.at_call('VM.get_all_records', spoil, nth=3)
         done = self.assert_ends(1, self.restore('web', 'name=another'))
-        self.assertIn('***WARNING - not written down that the restore is whole', done.output)
+        self.assertIn('WARNING - what was restored was left in the pool, or its mark', done.output)
         os.rmdir(self.spoilt)
         self.assert_restored(self.original, 'another')
 

@@ -477,14 +477,14 @@ class WhatItCosts(StatusCase):
             for number in range(1, 9):
                 self.made(vm, DAY % number if vm != 'kept' else 'KEEP-%d' % number, number)
         os.mkdir(self.backups + '/foreign')
-        read, real = [], VmBackup.read_file
+        read, real = [], VmBackup.load
 
         def reading(path, limit):
             read.append(path)
             return real(path, limit)
         for rule, wanted in (('.*', 24), ('web', 16)):
             del read[:]
-            with unittest.mock.patch.object(VmBackup, 'read_file', reading):
+            with unittest.mock.patch.object(VmBackup, 'load', reading):
                 self.here(self.config('vm-export=' + rule))
             manifests = [path for path in read if path.endswith('backup.json')]
             self.assertEqual((wanted, wanted), (len(manifests), len(set(manifests))))

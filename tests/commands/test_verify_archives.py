@@ -68,11 +68,11 @@ class Samples(ArchiveCase):
             for other in ('x', 'x' + form, 'x.gz', 'x%s.gz' % form, 'x%s.zst' % form):
                 with self.subTest((name, other)):
                     path = os.path.join(self.directory, other)
-                    os.link(self.path, path)
+                    os.rename(self.path, path)
                     proofs.add(verifier.prove(path))
                     if form == '.xva':
                         VmBackup.ova_of(path)
-                    os.unlink(path)
+                    os.rename(path, self.path)
             found, = proofs
             self.assertEqual((proved, size or found.size), (found.proved, found.size))
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))

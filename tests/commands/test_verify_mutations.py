@@ -403,7 +403,8 @@ class Recorded(Mutations):
         super().setUp()
         self.backup = VmBackup.Backup(os.path.join(self.directory, 'dated'))
         os.mkdir(self.backup.path)
-        os.link(self.path, self.backup.file('vm.xva'))
+        os.rename(self.path, self.backup.file('vm.xva'))
+        self.path = self.backup.file('vm.xva')
 
     def check(self):
         return self.verifier().check(VmBackup.Backup.read(self.backup.path, None))

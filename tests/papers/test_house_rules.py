@@ -31,9 +31,10 @@ class Effect(NamedTuple):
 
 # What opens a file, for whatever purpose, and what changes files without that.
 OPENING = ' open io.open os.open os.fdopen '
-CHANGING = ''' os.mkdir os.makedirs os.rename os.renames os.replace os.unlink os.remove os.rmdir
-    os.removedirs os.link os.symlink os.chmod os.chown os.utime os.truncate os.mkfifo os.write
-    os.fsync shutil.rmtree shutil.copy* shutil.move shutil.chown tempfile fcntl.flock '''
+BY_PATH = ''' os.mkdir os.makedirs os.rename os.renames os.replace os.unlink os.remove os.rmdir
+    os.removedirs os.link os.symlink os.chmod os.chown os.utime os.truncate os.mkfifo os.mknod
+    shutil.rmtree shutil.copy* shutil.move shutil.chown tempfile '''
+CHANGING = BY_PATH + ' os.write os.fsync fcntl.flock '
 EFFECTS = (
     Effect('starts or kills processes', ('Processes',), '''
         subprocess multiprocessing pty os.fork os.forkpty os.kill os.killpg os.exec* os.spawn*
@@ -44,13 +45,13 @@ EFFECTS = (
     Effect('uses the network', ('Pool', 'Reports'), '''
         socket.socket socket.create_connection http.client urllib.request'''),
     Effect('locks', ('Store',), 'fcntl.flock fcntl.lockf os.lockf'),
-    Effect('touches files', (
-        'Settings', 'Files', 'Catalogue', 'Store', 'Metadata', 'Formats', 'Verification',
-        'Exporters', 'Reports'), '''
-        os.readlink os.listdir os.scandir os.walk os.stat os.lstat os.statvfs
-        os.access os.path.exists os.path.lexists os.path.isfile os.path.isdir os.path.islink
-        os.path.ismount os.path.getsize os.path.getmtime os.path.realpath os.path.samefile
-        shutil.disk_usage glob pathlib.Path''' + OPENING + CHANGING),
+    Effect('takes a path', ('Settings', 'Files', 'Reports'), '''
+        os.readlink os.listdir os.scandir os.walk os.stat os.lstat os.statvfs os.path.lexists
+        os.path.islink os.path.ismount os.path.getsize os.path.getmtime os.path.samefile
+        shutil.disk_usage glob pathlib.Path''' + OPENING + BY_PATH),
+    Effect('looks at files', ('Settings', 'Files', 'Catalogue', 'Store', 'Reports'), '''
+        os.access os.path.exists os.path.isfile os.path.isdir os.path.realpath'''),
+    Effect('writes', ('Files', 'Store'), 'os.write os.fsync os.pwrite'),
     Effect('asks the clock', ('Console',), '''
         datetime.datetime.now datetime.datetime.today datetime.datetime.utcnow datetime.date.today
         time.time time.time_ns time.localtime time.gmtime time.ctime time.asctime time.strftime''',
@@ -486,8 +487,8 @@ from datetime import datetime as dt
         move(path, os.path.join(path, 'x'))
         open(path)
         '''), 'Console asks the clock: datetime.datetime.now',
-     'Runs starts or kills processes: os.kill', 'Runs touches files: os.rename',
-     'Runs touches files: open'),
+     'Runs starts or kills processes: os.kill', 'Runs takes a path: os.rename',
+     'Runs takes a path: open'),
     (impurities, 'import os, re\n' + room(3, 'Console', '''
         def log(text): print(text)
         def shout(text): log(text.upper())

@@ -26,7 +26,8 @@ from tests.simpool import SimPool, pools
 from tests.tools import forked
 from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
-from tests.tools.support import LIMIT, NO_XXHASH, PoolCase, shared_without_pool, store_at
+from tests.tools.support import (
+    LIMIT, NO_XXHASH, PoolCase, hanging, shared_without_pool, store_at)
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -470,7 +471,7 @@ class Troubles(PoolCase):
 
     @prints('did not respond within')
     def the_share_hangs(self):
-        os.mkfifo(os.path.join(self.backups, VmBackup.WRITE_TEST))
+        self.prelude = hanging(VmBackup.WRITE_TEST)
         self.script = self.changed_script(SHARE_TIMEOUT=0.2)
         return self.says('vm-export=db')
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,9 +69,11 @@ class LoggedCommands(PoolCase):
 
     def test_every_line_can_be_pasted_and_is_what_xe_was_given(self):
         done = self.ends(0, 'vm-export=.*', 'vdi-export=a.*')
-        logged = [told(line.split(': ', 1)[1])[1:] for line in done.lines if '.cmd: ' in line]
-        given = [[call.name] + list(call.args) for call in self.sim.calls('xe')
-                 if 'metadata=true' not in call.args]
+        logged = [[re.sub('^(filename=).*/', r'\1', word)
+                   for word in told(line.split(': ', 1)[1])[1:]]
+                  for line in done.lines if '.cmd: ' in line]
+        given = [[call.name] + [re.sub('=/proc/[0-9]+/fd/[0-9]+/', '=', word) for word in call.args]
+                 for call in self.sim.calls('xe') if 'metadata=true' not in call.args]
         self.assertEqual(4 * len(self.pool_description['vms']), len(logged))
         self.assertEqual([sorted(words) for words in given], [sorted(words) for words in logged])
 

@@ -291,9 +291,15 @@ class Protected(RetentionCase):
         backup = VmBackup.Backup(path)
         VmBackup.protect(backup, True)
         error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
-        with unittest.mock.patch('os.lstat', side_effect=error), self.assertRaises(OSError):
+        look = os.stat
+
+        def stale(path, **how):
+            if path in ('protected', 'snapshot.json'):
+                raise error
+            return look(path, **how)
+        with unittest.mock.patch('os.stat', stale), self.assertRaises(OSError):
             VmBackup.is_there(backup.file('protected'))
-        with unittest.mock.patch('os.lstat', side_effect=error):
+        with unittest.mock.patch('os.stat', stale):
             found = store_at(self.backups).history('web').with_intent()
         self.assertEqual([path], [backup.path for backup in found])
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):

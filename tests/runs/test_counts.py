@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 import unittest
 import unittest.mock
@@ -75,17 +76,25 @@ class Store(PoolCase):
 
     @contextlib.contextmanager
     def watched(self):
-        """The paths below backup_dir that are listed, opened and looked at meanwhile."""
-        seen = {name: [] for name in ('scandir', 'listdir', 'open', 'lstat', 'stat')}
+        """The paths below backup_dir that are listed, opened (a directory: `entered`) and looked at
+        meanwhile."""
+        seen = {name: [] for name in ('scandir', 'open', 'entered', 'stat')}
 
         def watching(name, real):
             def call(path, *rest, **more):
-                if isinstance(path, str) and path.startswith(self.backups):
-                    seen[name].append(os.path.relpath(path, self.backups))
-                return real(path, *rest, **more)
+                path = re.sub('^/proc/self/fd/[0-9]+$', lambda found: os.readlink(found.group()),
+                              path if isinstance(path, str) else '')
+                if more.get('dir_fd') is not None:
+                    path = os.path.join(os.readlink('/proc/self/fd/%d' % more['dir_fd']), path)
+                if path.startswith(self.backups) and not (
+                        name == 'open' and rest[0] == os.O_RDONLY):    # the second one of a file
+                    is_directory = name == 'open' and rest[0] & os.O_DIRECTORY
+                    seen['entered' if is_directory else name].append(
+                        os.path.relpath(path, self.backups))
+                return real(path, *rest, **dict(more, dir_fd=None) if more else {})
             return call
         with contextlib.ExitStack() as stack:
-            for name in seen:
+            for name in ('scandir', 'open', 'stat'):
                 stack.enter_context(unittest.mock.patch(
                     'os.' + name, watching(name, getattr(os, name))))
             yield seen
@@ -96,8 +105,11 @@ class Store(PoolCase):
             for history in store.histories():
                 self.assertEqual(5, len(history.expendable(
                     VmBackup.Policy(3), VmBackup.now(), 'new')))
-        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
+        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir']))
         self.assertEqual((14, 14), (len(seen['open']), len(set(seen['open']))))
+        # A directory by its own path, for two purposes, is entered from backup_dir.
+        self.assertEqual((14, 4, 5), tuple(len([path for path in seen['entered'] if path.count(
+            '/') == depth and path != '.']) for depth in (1, 0)) + (seen['entered'].count('.'),))
 
     def list_here(self, *words):
         return VmBackup.perform(['list', *words], '', VmBackup.Console(io.BytesIO()), None)
@@ -106,17 +118,17 @@ class Store(PoolCase):
         config = self.config('vm-export=.*')
         with self.watched() as seen:
             self.assertEqual(0, self.list_here(config))
-        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir'] + seen['listdir']))
+        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir']))
         names = ['%s/backup-2026-01-0%d-(00:00:00)/' % (vm, day)
                  for vm in ('db', 'web') for day in range(1, 8)]
         self.assertEqual([name + 'backup.json' for name in names], sorted(seen['open']))
         self.assertEqual([name + file for name in names for file in ('protected', 'success')],
-                         sorted(seen['lstat']))
-        self.assertEqual([], seen['stat'])
+                         sorted(path for path in seen['stat'] if path.count('/') == 2))
 
     def test_to_list_one_vm_reads_no_manifest_of_another(self):
         config = self.config('vm-export=.*')
         with self.watched() as seen:
             self.list_here(config, 'vm=db')
         self.assertEqual(7, len(seen['open']))
-        self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['lstat']})
+        self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['stat']
+                                  if path.count('/') == 2})

@@ -237,15 +237,15 @@ class Room(ParallelCase):
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         backup.new_directory(['one.xva'], VmBackup.now())
-        backup.reserved, walk = 1 << 20, os.walk
+        backup.reserved, listed = 1 << 20, VmBackup.entries_in
         self.put_file(backup.backup.file('one.xva'), bytes(1 << 10))
         self.put_file(backup.backup.file('record.1.new'), b'{}')
 
-        def walk_then_rename(*arguments, **how):
-            for found in walk(*arguments, **how):
-                os.rename(backup.backup.file('record.1.new'), backup.backup.file('record'))
-                yield found
-        with unittest.mock.patch('os.walk', walk_then_rename):
+        def list_then_rename(path):
+            found = listed(path)
+            os.rename(backup.backup.file('record.1.new'), backup.backup.file('record'))
+            return found
+        with unittest.mock.patch.object(VmBackup, 'entries_in', list_then_rename):
             self.assertEqual((1 << 20) - (1 << 10), backup.unwritten())
 
     def test_what_has_failed_leaves_its_room_to_the_next_try(self):

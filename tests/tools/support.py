@@ -25,6 +25,15 @@ if not forked.deferred:
 
 DATED = re.compile(r'backup-\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)')
 TIME_STAMP = re.compile(r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
+
+
+def hanging(name):
+    """A prelude: whatever opens a file of that name waits, as for a share that does not answer."""
+    return ('import os, time\nopening = os.open\n'
+            'os.open = lambda path, *how, **more: (time.sleep(300) if path == %r else\n'
+            '                                      opening(path, *how, **more))\n' % name)
+
+
 # A prelude: the process has no module xxhash.
 NO_XXHASH = "import sys; sys.modules['xxhash'] = None"
 LIMIT = 120                    # seconds: far beyond what any of these children needs
