@@ -1660,7 +1660,8 @@ class Xe:
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             argv.append('{}={}'.format(name.replace('_', '-'), text))
-        given = [re.sub('^(file-?name=).*', r'\1' + at, word) if at else word for word in argv]
+        given = [f'{word.partition("=")[0]}={at}' if at and re.match('file-?name=', word) else word
+                 for word in argv]
         if logged:
             number = ''
             if self.number is not None:

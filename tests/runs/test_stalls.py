@@ -1,6 +1,7 @@
 """Time: nothing waits for ever, neither for an export that stands still nor for an xapi that is
 gone; and what had to be left in the pool is removed by the next run."""
 
+import glob
 import os
 import unittest
 
@@ -243,6 +244,7 @@ class LeftBehind(StallCase):
                 child = self.start('password', self.config(method + '=web', **keys), LC_ALL='C')
                 self.addCleanup(child.stdout.close)            # not forked: /proc shows its xe
                 self.wait_for_call(verb, nth)
+                self.wait_for(lambda: glob.glob(self.backups + '/web/*/*.[rxv]*[wad]*'))   # xe's
                 child.kill()
                 child.wait()
                 self.assert_left('web')
