@@ -2210,10 +2210,10 @@ ROOM_FOR_EXTENSION = 8     # .xva.zst
 def path_part(name: str) -> str:
     """A VM name as one part of a path, which stands for no other name: slashes and such are
     percent-encoded, as is what looks encoded; a name that is too long is cut and gets a digest."""
-    special = {'': '%00', '.': '%2E', '..': '%2E%2E'}
+    special = {'': '%00', '..': '%2E%2E'}
     if name in special:
         return special[name]
-    safe = re.sub('[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
+    safe = re.sub('^[.]|[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
                   lambda found: f'%{ord(found.group()):02X}', name)
     data = encoded(safe)
     limit = LONGEST_NAME - ROOM_FOR_EXTENSION
