@@ -14,8 +14,9 @@
 
 It takes the place of the SDK's module of the same name: what scripts use of that has the same
 names, sends the same requests and gives the same results and errors (tests/rules/test_xenapi.py
-compares the two call by call, with the PyPI package XenAPI 26.21.1). New here: a timeout, a user
-agent, and unix sockets of any path.
+compares the two call by call, with the PyPI package XenAPI 26.21.1). New here: a timeout for all of
+a call, limits of what may answer it, a pool's own certificates, a user agent, and unix sockets of
+any path.
 
 What Python gets: strings, enums and references as str, 64-bit integers as str too (send them so),
 bool, float, list, dict, and xmlrpc.client.DateTime (xapi: the XML-RPC codec of ocaml-rpc).
@@ -26,10 +27,12 @@ finds the connection dropped is sent once more by the standard library (xmlrpc.c
 
 import contextlib
 import http.client as httplib
+import io
 import os
 import re
 import socket
 import ssl
+import time
 import xmlrpc.client as xmlrpclib
 
 API_VERSION_1_1 = '1.1'
@@ -52,6 +55,13 @@ class Failure(Exception):
 
     def __str__(self):
         return str(self.details)
+
+
+class BadAnswer(xmlrpclib.ResponseError):
+    """What came is no answer, or one that would take memory or time without end."""
+
+    def __str__(self):
+        return str(self.args[0])
 
 
 class _SessionInvalid(Exception):
@@ -78,42 +88,132 @@ def _value_of(answer):
 
 
 # ----------------------------------------------------------------------------------------------
-# Transports: TCP, TLS, unix socket; each with an optional timeout
+# Parsing: an answer costs a few times its bytes at most, whoever wrote it
 # ----------------------------------------------------------------------------------------------
 
-class _Timed:
-    """Mixed into a transport: its connections wait `timeout` seconds at most for each next byte."""
-
-    timeout = None
-
-    def make_connection(self, host):
-        connection = super().make_connection(host)
-        if self.timeout is not None:
-            connection.timeout = self.timeout
-        return connection
+LONGEST_ANSWER = 2**29  # bytes, with headers; a VM's record has 6,000, a snapshot's ten times that
+LONGEST_TAG = 2**16     # bytes; expat reads one again with each part of it that arrives
+LONGEST_NUMBER = 400    # digits, as a double has 309; int() takes hours for millions
+NUMBERS = {'int', 'i1', 'i2', 'i4', 'i8', 'biginteger', 'bigdecimal', 'double', 'float'}
+DEEPEST = 100           # elements within each other; a map in a map of records has 17
 
 
-class _HTTPTransport(_Timed, xmlrpclib.Transport):
-    """Plain TCP."""
+class _Parser(xmlrpclib.ExpatParser):
+    """Refuses declarations, and so entities; tags, elements and numbers without end."""
+
+    def __init__(self, target):
+        super().__init__(target)
+        self._fed = 0
+        begin, finish = target.start, target.end    # closures take half the time of methods
+        depth = 0
+
+        def start(tag, attributes):
+            nonlocal depth
+            depth += 1
+            if depth > DEEPEST:
+                raise BadAnswer('an answer with more than %d elements within each other' % DEEPEST)
+            begin(tag, attributes)
+
+        def end(tag):
+            nonlocal depth
+            depth -= 1
+            if (tag in NUMBERS or ':' in tag) and sum(map(len, target._data)) > LONGEST_NUMBER:
+                raise BadAnswer('an answer with a number of more than %d digits' % LONGEST_NUMBER)
+            finish(tag)
+
+        def refuse(*_declaration):
+            raise BadAnswer('an answer with a declaration')
+
+        self._parser.StartElementHandler, self._parser.EndElementHandler = start, end
+        self._parser.StartDoctypeDeclHandler = refuse
+
+    def feed(self, data):
+        """Parse a part of an answer. Raises BadAnswer."""
+        super().feed(data)
+        self._fed += len(data)
+        if self._fed - self._parser.CurrentByteIndex > LONGEST_TAG:
+            raise BadAnswer('an answer with a tag of more than %d bytes' % LONGEST_TAG)
 
 
-class _HTTPSTransport(_Timed, xmlrpclib.SafeTransport):
-    """TLS over TCP."""
+# ----------------------------------------------------------------------------------------------
+# Connections: TCP, TLS, unix socket; each with one deadline for a call
+# ----------------------------------------------------------------------------------------------
+
+class _Incoming(io.RawIOBase):
+    """What the server of a connection sends for one request: LONGEST_ANSWER bytes at most."""
+
+    def __init__(self, connection, connected):
+        super().__init__()
+        self._connection = connection
+        self._stream = connected.makefile('rb', 0)
+        self._room = LONGEST_ANSWER
+
+    def makefile(self, _mode):
+        """Return a stream of it, as a response asks a socket for."""
+        return io.BufferedReader(self)
+
+    def readable(self):
+        """Return True."""
+        return True
+
+    def readinto(self, buffer):
+        """Read some bytes. Raises OSError, BadAnswer."""
+        self._connection.hurry()
+        count = self._stream.readinto(buffer)
+        self._room -= count
+        if self._room < 0:
+            raise BadAnswer('an answer of more than %d bytes' % LONGEST_ANSWER)
+        return count
+
+    def close(self):
+        """Let go of the connection, which may be used again."""
+        super().close()
+        self._stream.close()
 
 
-def _tcp_transport(uri, ignore_ssl):
-    """Make a transport for an http or https `uri`; it verifies certificates unless `ignore_ssl`."""
-    if not uri.startswith('https:'):
-        return _HTTPTransport()
-    if not ignore_ssl:
-        return _HTTPSTransport()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return _HTTPSTransport(context=context)
+class _Bounded:
+    """Mixed into a connection: all that it does ends at the moment `until` (of time.monotonic).
+
+    The timeout of a socket is one for each next byte; here it is what remains.
+    """
+
+    until = None
+
+    def hurry(self):
+        """Have whatever comes next wait no longer than that. Raises socket.timeout."""
+        if self.until is None:
+            return
+        self.timeout = self.until - time.monotonic()
+        if self.timeout <= 0:
+            raise socket.timeout('timed out')
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+
+    def connect(self):
+        """Open the connection. Raises OSError."""
+        self.hurry()
+        super().connect()
+
+    def send(self, data):
+        """Send bytes, in parts, as TLS has the timeout for each of its own."""
+        for begin in range(0, len(data), 16384):
+            self.hurry()
+            super().send(data[begin:begin + 16384])
+
+    def response_class(self, connected, *args, **options):
+        """Return a response that is read from the socket."""
+        return httplib.HTTPResponse(_Incoming(self, connected), *args, **options)
 
 
-class UDSHTTPConnection(httplib.HTTPConnection):
+class _HTTPConnection(_Bounded, httplib.HTTPConnection):
+    """HTTP over TCP."""
+
+
+class _HTTPSConnection(_Bounded, httplib.HTTPSConnection):
+    """HTTP over TLS."""
+
+
+class UDSHTTPConnection(_Bounded, httplib.HTTPConnection):
     """HTTP over the unix socket `path`, or over the one that the host spells with _ for /.
 
     The second is the SDK's way, '_var_lib_xcp_xapi', and cannot name a path with a _ in it.
@@ -123,6 +223,7 @@ class UDSHTTPConnection(httplib.HTTPConnection):
 
     def connect(self):
         """Open the connection. Raises OSError."""
+        self.hurry()
         path = self.host.replace('_', '/') if self.path is None else os.fsencode(self.path)
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -135,17 +236,114 @@ class UDSHTTPConnection(httplib.HTTPConnection):
         self.sock = connected
 
 
-class UDSTransport(xmlrpclib.Transport):
-    """XML-RPC over a unix socket: that of `path`, or the one that the URI's host spells."""
+# ----------------------------------------------------------------------------------------------
+# Transports
+# ----------------------------------------------------------------------------------------------
 
-    path = timeout = None
+class _Transport(xmlrpclib.Transport):
+    """XML-RPC over TCP; `timeout`: seconds for a call with its answer, or None.
+
+    A server is not asked for gzip, a megabyte of which may be a gigabyte, and followed nowhere.
+    """
+
+    accept_gzip_encoding = False
+    timeout = None
+    _until = None
+
+    def connection_to(self, host):
+        """Make a connection."""
+        return _HTTPConnection(host)
 
     def make_connection(self, host):
         """Return the connection to `host`, kept from the last request where there was one."""
         if self._connection[0] != host:
-            self._connection = host, UDSHTTPConnection(host, timeout=self.timeout)
-            self._connection[1].path = self.path
+            plain_host, self._extra_headers, _ = self.get_host_info(host)
+            self._connection = host, self.connection_to(plain_host)
+        self._connection[1].until = self._until
         return self._connection[1]
+
+    def request(self, *args, **options):
+        """Send a request, twice where the connection was dropped; return what it answers."""
+        self._until = None if self.timeout is None else time.monotonic() + self.timeout
+        return super().request(*args, **options)
+
+    def single_request(self, host, handler, request_body, verbose=False):
+        """Send a request; return what it answers. Any other status than 200 is a ProtocolError."""
+        try:
+            response = self.send_request(host, handler, request_body, verbose).getresponse()
+            coding = response.getheader('Content-Encoding')
+            if response.status != 200 or coding:
+                raise xmlrpclib.ProtocolError(
+                    host + handler, response.status, coding or response.reason,
+                    dict(response.getheaders()))
+            self.verbose = verbose
+            return self.parse_response(response)
+        except xmlrpclib.Fault:
+            raise
+        except Exception:       # of what is left on the connection nobody knows
+            self.close()
+            raise
+
+    def parse_response(self, response):
+        """Return what it holds. Raises as the standard library, BadAnswer for odd elements."""
+        try:
+            return super().parse_response(response)
+        except (ArithmeticError, LookupError, TypeError) as error:
+            raise BadAnswer('an answer that is none: %s' % error) from None
+
+    def getparser(self):
+        """Return a parser and what collects the values from it."""
+        _, target = super().getparser()
+        return _Parser(target), target
+
+
+class _TLSTransport(_Transport):
+    """XML-RPC over TLS."""
+
+    context = None
+
+    def connection_to(self, host):
+        """Make a connection."""
+        return _HTTPSConnection(host, context=self.context)
+
+
+class _PoolContext(ssl.SSLContext):
+    """Asks each server for the certificate that hosts of a pool show each other, by `pool` as the
+    server's name (xapi: ocaml/libs/stunnel/stunnel.ml, ocaml/xapi/xapi_stunnel_server.ml)."""
+
+    def wrap_socket(self, *args, **options):
+        """Return a TLS socket, once hands are shaken. Raises OSError."""
+        return super().wrap_socket(*args, **dict(options, server_hostname='pool'))
+
+
+def _tcp_transport(uri, ignore_ssl, bundle):
+    """Make a transport for an http or https `uri`; it verifies certificates unless `ignore_ssl`,
+    and those in a `bundle` in any case. These have a host's uuid, no address (xapi:
+    ocaml/gencert/selfcert.ml): no name is compared, as by stunnel's verifyPeer.
+    """
+    if not uri.startswith('https:'):
+        return _Transport()
+    transport = _TLSTransport()
+    if bundle or ignore_ssl:
+        kind = _PoolContext if bundle else ssl.SSLContext
+        transport.context = kind(ssl.PROTOCOL_TLS_CLIENT)
+        transport.context.check_hostname = False
+        transport.context.verify_mode = ssl.CERT_REQUIRED if bundle else ssl.CERT_NONE
+    if bundle:
+        transport.context.load_verify_locations(bundle)
+    return transport
+
+
+class UDSTransport(_Transport):
+    """XML-RPC over a unix socket: that of `path`, or the one that the URI's host spells."""
+
+    path = None
+
+    def connection_to(self, host):
+        """Make a connection."""
+        connection = UDSHTTPConnection(host)
+        connection.path = self.path
+        return connection
 
 
 # ----------------------------------------------------------------------------------------------
@@ -184,29 +382,32 @@ class Session(xmlrpclib.ServerProxy):
     method, as of every ServerProxy: no session is sent, the {'Status': ...} comes back as it is. So
     are `with session:`, which closes the connection but does not log out, and session('close')().
 
-    ignore_ssl: accept any certificate. timeout: seconds that the server may stay silent, during
-    connecting or any read or write, before socket.timeout (an OSError) is raised; None: as long as
-    socket.getdefaulttimeout() says, which is for ever unless changed. A login of which nobody knows
-    how it ended may have left a session with the pool, which drops it after 24 idle hours (xapi:
-    ocaml/xapi/xapi_globs.ml, inactive_session_timeout). user_agent: what xapi counts its clients
-    by, and limits them (recorded from 26.17.0: host.get_tracked_user_agents); None: Python's own.
+    ignore_ssl: accept any certificate. bundle: path of a PEM file of certificates of hosts; one of
+    them has to be shown. timeout: seconds for a call, from connecting (to each of the addresses of
+    a name) to the end of the answer, before socket.timeout (an OSError) is raised; None: the server
+    may stay silent for as long as socket.getdefaulttimeout() says, for ever unless changed. A login
+    of which nobody knows how it ended may have left a session with the pool, which drops it after
+    24 idle hours (xapi: ocaml/xapi/xapi_globs.ml, inactive_session_timeout). user_agent: what xapi
+    counts its clients by, and limits them (recorded from 26.17.0: host.get_tracked_user_agents);
+    None: Python's own.
 
     Raises Failure for what the pool refuses; xmlrpc.client.Fault for answers that make no sense
-    (500) and calls that need a login (401); xmlrpc.client.ProtocolError for HTTP errors; OSError
-    for the rest of the network; OverflowError for an int beyond 32 bits.
+    (500) and calls that need a login (401); xmlrpc.client.ProtocolError for HTTP errors and
+    redirections, ResponseError for answers beyond our limits; OSError for the rest of the
+    network; OverflowError for an int beyond 32 bits.
 
     A session that the pool has forgotten is renewed with the parameters of the last login, so these
     are kept in memory, and `handle` changes; the caller never sees SESSION_INVALID.
     """
 
     def __init__(self, uri, transport=None, encoding=None, verbose=False, allow_none=True,
-                 ignore_ssl=False, timeout=None, user_agent=None):
+                 ignore_ssl=False, timeout=None, user_agent=None, bundle=None):
         if transport is None:
-            transport = _tcp_transport(uri, ignore_ssl)
+            transport = _tcp_transport(uri, ignore_ssl, bundle)
             transport.timeout = timeout
             transport.user_agent = user_agent or transport.user_agent
-        elif timeout is not None or user_agent is not None:
-            raise ValueError('a timeout or user agent is for a transport that is made here')
+        elif (timeout, user_agent, bundle) != (None, None, None):
+            raise ValueError('timeout, user agent and bundle are for a transport made here')
         self.transport = transport
         self._session = None
         self.last_login_method = None

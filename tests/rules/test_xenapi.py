@@ -1,13 +1,15 @@
 """XenAPI.py: scripts of calls, played by ours and, where that is installed, by the SDK's, too.
 
-Both have to give the same results, the same exceptions and the same requests, byte for byte but
-for the User-Agent. Where ours deliberately does better, the script says so: Fixed(ours, sdk).
+Both have to give the same results, the same exceptions and the same requests, byte for byte but for
+User-Agent and Accept-Encoding. Where ours deliberately does better, the script says so:
+Fixed(ours, sdk).
 """
 
 import contextlib
 import copy
 import errno
 import gc
+import gzip
 import importlib.util
 import os
 import pickle
@@ -30,6 +32,7 @@ import XenAPI
 from tests import DATA
 
 CERTIFICATE = os.path.join(DATA, 'selfsigned.pem')
+OF_POOL = os.path.join(DATA, 'pool.pem')
 CALM = dict.fromkeys(('TRACEPARENT', 'BAGGAGE', 'ORIGINATOR'), '')
 PATIENCE = 30  # seconds: far more than an answer needs
 
@@ -50,7 +53,8 @@ SDK = load_sdk()
 
 
 class Answer(NamedTuple):
-    """What the server sends for one request, and what becomes of the connection after that."""
+    """What the server sends for one request, and what becomes of the connection after that, or
+    how: by bytes ('drip', 'drip body'), without end ('flood')."""
     raw: bytes
     then: str = 'keep'  # or 'close', 'silence'
 
@@ -71,7 +75,8 @@ class Request(NamedTuple):
 class ScriptedServer:
     """Gives the n-th request the n-th answer of the script and keeps what it was sent.
 
-    door: 'tcp', 'tls' (with the self-signed certificate) or the path of a unix socket.
+    door: 'tcp', 'tls' (with the self-signed certificate; as the server `pool`, with the pool's: as
+    a host's stunnel) or the path of a unix socket.
     """
 
     def __init__(self, door, script):
@@ -82,6 +87,9 @@ class ScriptedServer:
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if door == 'tls' else None
         if self._tls:
             self._tls.load_cert_chain(CERTIFICATE)
+            self._of_pool = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._of_pool.load_cert_chain(OF_POOL)
+            self._tls.set_servername_callback(self._choose)
         is_path = '/' in door
         self._listener = socket.socket(socket.AF_UNIX if is_path else socket.AF_INET)
         self._listener.bind(door if is_path else ('127.0.0.1', 0))
@@ -116,6 +124,10 @@ class ScriptedServer:
                             self._connections[-1], server_side=True)
                     self._serve(self._connections[-1])
 
+    def _choose(self, connection, name, _context):
+        if name == 'pool':
+            connection.context = self._of_pool
+
     def _serve(self, connection):
         then = 'keep'
         with connection.makefile('rb') as incoming:
@@ -127,7 +139,13 @@ class ScriptedServer:
                 body = incoming.read(int(headers['Content-Length']))
                 raw, then = next(self._script, http('', '599 Not in the script'))
                 self.requests.append(Request(len(self._connections), line, headers.items(), body))
-                connection.sendall(raw)
+                at_once = {'drip': 0, 'drip body': raw.find(b'<')}.get(then, len(raw))
+                connection.sendall(raw[:at_once])
+                for byte in raw[at_once:]:
+                    time.sleep(0.02)
+                    connection.sendall(bytes([byte]))
+                while then == 'flood':
+                    connection.sendall(raw)
         if then == 'close':
             connection.shutdown(socket.SHUT_RDWR)
 
@@ -245,7 +263,8 @@ SCRIPTS = {
         for value, kind in (([], 'IndexError'), ('', 'IndexError'), (None, 'TypeError'),
                             (5, 'TypeError'), ({'code': 'X'}, 'KeyError'))],
     'HTTP errors, broken XML and faults are those of the standard library': [
-        LOGIN, call('ProtocolError: <ProtocolError for ADDRESS/RPC2: 500 X>', http('', '500 X')),
+        LOGIN, call(Fixed(*['ProtocolError: <ProtocolError for ADDRESS/RPC2: 500 X>'] * 2, False),
+                    http('', '500 X')),             # what is left of it is not read
         call("Fault: <Fault 3: 'fie'>", http(xmlrpc.client.dumps(xmlrpc.client.Fault(3, 'fie')))),
         call('ExpatError: ...', Answer(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<x', 'close')),
         call("'v'", success('v'))],
@@ -311,7 +330,7 @@ class Scripts(unittest.TestCase):
             self.assertEqual([ask for ask, _ in exchanges], list(map(str, server.requests)))
         return [request._replace(headers=[
             (name, value.replace(server.address, 'ADDRESS')) for name, value in request.headers
-            if name != 'User-Agent']) for request in server.requests]
+            if name not in ('User-Agent', 'Accept-Encoding')]) for request in server.requests]
 
     @staticmethod
     def outcome(step, names):
@@ -350,8 +369,8 @@ class Scripts(unittest.TestCase):
             'tcp', [LOGIN], session="X.Session(uri.replace('//', '//me:secret@') + '/a')",
             environ=dict.fromkeys(CALM, 'x'))
         self.assertEqual('POST /a HTTP/1.1', request.line)
-        self.assertEqual(['Host', 'Authorization', 'Accept-Encoding', 'Content-Type',
-                          'Content-Length'], [name for name, _ in request.headers])
+        self.assertEqual(['Host', 'Authorization', 'Content-Type', 'Content-Length'],
+                         [name for name, _ in request.headers])
 
     def test_certificates_are_verified_unless_that_is_not_wanted(self):
         self.play('unknown', [('s.xenapi.a.b()', 'SSLError: ...' if sys.version_info < (3, 7) else
@@ -383,6 +402,11 @@ class WhatTheSdkHasNot(unittest.TestCase):
         self.directory = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.directory)
 
+    def assert_patient(self, session):
+        """It waits for what is left of PATIENCE."""
+        left = session('transport')._connection[1].sock.gettimeout()
+        self.assertTrue(PATIENCE / 2 < left < PATIENCE, left)
+
     def test_silent_server_is_given_up_and_the_session_can_be_used_after_that(self):
         half = Answer(success('v').raw[:-20], 'silence')
         path = os.path.join(self.directory, 'x_y')
@@ -402,14 +426,14 @@ class WhatTheSdkHasNot(unittest.TestCase):
                     s('transport').timeout = PATIENCE
                     s.login()
                     self.assertEqual('v', s.xenapi.a.b())
-                    self.assertEqual(PATIENCE, s('transport')._connection[1].sock.gettimeout())
+                    self.assert_patient(s)
                 self.assertEqual([1, 2, 3, 3, 4], [each.connection for each in server.requests])
 
     def test_timeout_is_that_of_tls_too(self):
         with ScriptedServer('tls', [IS_A]) as server:
             with XenAPI.Session(server.uri, ignore_ssl=True, timeout=PATIENCE) as s:
                 s.login()
-                self.assertEqual(PATIENCE, s('transport')._connection[1].sock.gettimeout())
+                self.assert_patient(s)
             with self.assertRaises(ssl.SSLError):
                 XenAPI.Session(server.uri, timeout=PATIENCE).login()
         with socket.socket() as listener:       # never shakes hands
@@ -456,3 +480,102 @@ class WhatTheSdkHasNot(unittest.TestCase):
                 self.assertEqual(str(session), repr(session))
                 for thing in (session.xenapi, session.logout, session.login_with_password):
                     self.assertNotIn('secret', repr(thing))
+
+
+def xml(value, before=''):
+    """An answer with this in the place of its value."""
+    return http(before + '<methodResponse><params><param><value>%s</value></param></params>'
+                '</methodResponse>' % value)
+
+
+LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha">%s]>' % ''.join(
+    '<!ENTITY %s "%s">' % (name, '&%s;' % before * 9) for before, name in zip('abcde', 'bcdef'))
+GZIP = gzip.compress(success('v').raw.partition(b'\r\n\r\n')[2])
+TOO_LONG = 'BadAnswer: an answer of more than 100000 bytes'
+REFUSED_ANSWERS = {
+    'an entity that grows': (xml('&f;', LAUGHS), 'BadAnswer: an answer with a declaration'),
+    'a document type': (xml('v', '<!DOCTYPE x>'), 'BadAnswer: an answer with a declaration'),
+    'a number without end': (xml('<i4>%s</i4>' % ('1' * 4000)),
+                             'BadAnswer: an answer with a number of more than 400 digits'),
+    'one of a prefix': (xml('<a:int>%s</a:int>' % ('1' * 4000)),
+                        'BadAnswer: an answer with a number of more than 400 digits'),
+    'nesting without end': (xml('<array><data><value>' * 99 + '</value></data></array>' * 99),
+                            'BadAnswer: an answer with more than 100 elements'),
+    'a tag without end': (http('<methodResponse a="' + 'x' * 80000),
+                          'BadAnswer: an answer with a tag of more than 65536 bytes'),
+    'a fault that is none': (http(xml('1').raw.decode().partition('\r\n\r\n')[2].replace(
+        'param>', 'fault>').replace('<params>', '').replace('</params>', '')),
+                             'BadAnswer: an answer that is none'),
+    'a redirection': (http('', '302 Found', ['Location: http://192.0.2.1/']),
+                      'ProtocolError: <ProtocolError for ADDRESS/RPC2: 302 Found>'),
+    'gzip': (Answer(b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s' % (
+        len(GZIP), GZIP)), 'ProtocolError: <ProtocolError for ADDRESS/RPC2: 200 gzip>'),
+    'an error of a terabyte': (Answer(b'HTTP/1.1 500 X\r\nContent-Length: %d\r\n\r\n' % 10**12),
+                               'ProtocolError: <ProtocolError for ADDRESS/RPC2: 500 X>'),
+    'a status without end': (Answer(b'HTTP/1.1 200 ' + b'x' * 70000), 'LineTooLong: '),
+    'headers without end': (Answer(b'HTTP/1.1 200 OK\r\n' + b'a: b\r\n' * 200), 'HTTPException: '),
+    'answers without end before it': (Answer(b'HTTP/1.1 100 Continue\r\n\r\n', 'flood'), TOO_LONG),
+    'text without end': (Answer(b'HTTP/1.1 200 OK\r\n\r\n<a>' + b'x' * 9999, 'flood'), TOO_LONG),
+    'chunks without end': (Answer(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n<a>'
+                                  b'\r\n' + b'4;x=y\r\n<a/>\r\n' * 9999, 'silence'), TOO_LONG),
+}
+
+
+class HostileServers(unittest.TestCase):
+    """What may answer in the place of a pool costs a little time and memory, and is told."""
+
+    def refused(self, door, reply, **options):
+        """Kind and text of what a call raises; the server's requests."""
+        with ScriptedServer(door, [reply]) as server:
+            session = (XenAPI.xapi_local(door, **options) if '/' in door else
+                       XenAPI.Session(server.uri, **dict(dict(ignore_ssl=True), **options)))
+            with session, self.assertRaises(Exception) as caught:
+                session.xenapi.a.b()
+        self.requests = server.requests
+        return '%s: %s' % (type(caught.exception).__name__,
+                           str(caught.exception).replace(server.address, 'ADDRESS'))
+
+    def test_answers_that_would_take_all_memory_or_time_are_refused(self):
+        with mock.patch.object(XenAPI, 'LONGEST_ANSWER', 100000):
+            for what, (reply, words) in REFUSED_ANSWERS.items():
+                with self.subTest(what):
+                    refused = self.refused('tcp', reply, timeout=PATIENCE)
+                    self.assertEqual(words, refused[:len(words)])
+                    self.assertEqual(1, len(self.requests))
+                    self.assertIn(('Accept-Encoding', 'identity'), self.requests[0].headers)
+
+    def test_answers_of_a_byte_now_and_then_have_one_deadline(self):
+        with tempfile.TemporaryDirectory() as directory:
+            for door in 'tcp', 'tls', os.path.join(directory, 'sock'):
+                for then in 'drip', 'drip body':
+                    with self.subTest(door, then=then):
+                        self.assertEqual(socket.timeout.__name__, self.refused(
+                            door, success('v' * 99)._replace(then=then),
+                            timeout=0.5).partition(':')[0])
+
+    def test_a_call_that_is_sent_again_has_one_deadline_too(self):
+        with ScriptedServer('tcp', [IS_A, CUT, success('v')._replace(then='drip')]) as server:
+            with XenAPI.Session(server.uri, timeout=0.5) as session:
+                session.login()
+                with self.assertRaises(socket.timeout):
+                    session.xenapi.a.b()
+
+    def test_an_answer_as_large_as_pools_have_arrives(self):
+        value = {'OpaqueRef:%d' % number: {'other_config': {'k': 'x' * 5000}, 'tags': []}
+                 for number in range(2000)}
+        with ScriptedServer('tcp', [success(value)]) as server:
+            with XenAPI.Session(server.uri, timeout=PATIENCE) as session:
+                self.assertEqual(value, session.xenapi.VM.get_all_records())
+
+    def test_only_certificates_of_the_pool_are_trusted_whatever_the_address(self):
+        for bundle, trusted in ((OF_POOL, True), (CERTIFICATE, False)):
+            with self.subTest(bundle), ScriptedServer('tls', [IS_A]) as server:
+                with XenAPI.Session(server.uri, bundle=bundle, timeout=PATIENCE) as session:
+                    with contextlib.ExitStack() as stack:
+                        if not trusted:
+                            stack.enter_context(self.assertRaisesRegex(ssl.SSLError, 'VERIFY'))
+                        session.login_with_password('root', 'secret')
+            self.assertEqual(trusted, bool(server.requests))
+        for bundle, error in (('/nosuch', FileNotFoundError), (__file__, ssl.SSLError)):
+            with self.assertRaises(error):
+                XenAPI.Session('https://192.0.2.1', bundle=bundle)
