@@ -141,7 +141,7 @@ XE_PROGRAM = '/opt/xensource/bin/xe'
 XAPI_URL = 'http://localhost/'
 XAPI_SOCKET = 'unix:/var/lib/xcp/xapi'
 XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself waits up to 2 h
-XAPI_TIMEOUT = 600         # seconds for one XenAPI call
+XAPI_TIMEOUT = 600         # seconds for one XenAPI call and all of its answer
 XAPI_PATIENCE = 300        # seconds to wait for an xapi that is gone in mid-run
 SHARE_TIMEOUT = 120        # seconds for backup_dir to answer, where waiting would hold up a run
 STATUS_TIMEOUT = 50        # seconds for all that `status` reads; Nagios ends a check after 60
@@ -156,6 +156,7 @@ TELL_EVERY = 600           # seconds between log lines of what takes long
 MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
 MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
+MAIL_LIMIT = 120           # seconds for all of one attempt
 
 # ----------------------------------------------------------------------------------------------
 # 2. Vocabulary: what can go wrong, how a VM's backup can end
@@ -755,7 +756,7 @@ KEYS = (
     Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, '1 to 65535', int, 'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY, 'auto, none, starttls, tls', str,
         'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
-        'port 465); auto is what is usual on its port'),
+        'port 465); auto is what is usual on its port, but sends no password in clear'),
     Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, '', str,
         'Account on the mail server, if it wants one'),
     Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, '', absolute,
@@ -765,6 +766,8 @@ KEYS = (
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
+POOL_VERIFIES = '/var/xapi/verify-certificates'    # is there where hosts check each other's
+POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # those that they show each other
 LONGEST_PASSWORD = 4096    # bytes of a password file; what is cut at one more is no base64
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
@@ -955,6 +958,12 @@ def installation_uuid() -> str:
     except OSError:
         return ''
     return found.group(1) if found else ''
+
+
+def pool_certificates() -> Optional[str]:
+    """Return the file with the certificates of this pool's hosts if this host checks these, which
+    it may be told not to (xapi: xapi.ml, init_tls_verification; certificates.ml), else None."""
+    return POOL_CERTIFICATES if os.path.exists(POOL_VERIFIES) else None
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1255,10 +1264,10 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
 
 
 def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
-            every: float = WATCH_EVERY) -> Any:
+            every: float = WATCH_EVERY, limit: float = SHARE_TIMEOUT) -> Any:
     """Return the result of a function that may hang, as a share does; it has a thread of its own.
 
-    Raise TargetError if there is none within SHARE_TIMEOUT seconds. With a `watch`, which is called
+    Raise TargetError if there is none within `limit` seconds. With a `watch`, which is called
     every so many seconds, it may take any time, until that raises something.
     """
     results, errors = [], []   # type: List[Any], List[Exception]
@@ -1271,10 +1280,10 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(every if watch else SHARE_TIMEOUT)
+    thread.join(every if watch else limit)
     while thread.is_alive():
         if not watch:
-            raise TargetError(f'{what} did not respond within {SHARE_TIMEOUT} seconds')
+            raise TargetError(f'{what} did not respond within {limit} seconds')
         watch()
         thread.join(every)
     if errors:
@@ -1785,23 +1794,27 @@ class Pool:
     """A logged-in session with the pool."""
 
     def __init__(self, url: str, console: Console) -> None:
-        """Prepare a session at http://..., https://... or unix:/path, which does not verify
-        certificates: xapi's own is self-signed. Raise PoolError for another URL."""
+        """Prepare a session at http://..., https://... or unix:/path. A host's certificate is
+        checked as the pool's hosts do it, if they do. Raise PoolError for another URL."""
         try:
             import XenAPI
         except (ImportError, SyntaxError):
             raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
         self.shown = re.sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
+        bundle = pool_certificates()
+        self.trusting = url.startswith('https:') and not bundle    # any certificate
         try:
             if url.startswith('unix:/'):
                 self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
             elif url.startswith(('http://', 'https://')):
-                self.session = XenAPI.Session(url, ignore_ssl=True, **options)
+                self.session = XenAPI.Session(url, ignore_ssl=True, bundle=bundle, **options)
             else:
                 raise ValueError('http://, https:// or unix:/path')
         except TypeError:                              # the SDK's module has no timeout
             raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
+        except OSError as error:
+            raise PoolError(f'cannot read {bundle}: {error}')
         except ValueError as error:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
         self.console = console
@@ -1846,6 +1859,10 @@ class Pool:
 
     def login(self, password: str) -> None:
         """Log in as root."""
+        if self.trusting:
+            self.console.log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
+                             'of this pool do not check theirs (use local as the password, or xe '
+                             'pool-enable-tls-verification)')
         self.guarded('login at ' + self.shown, self.session.login_with_password, 'root', password,
                      '1.0', 'VmBackup.py')
 
@@ -1882,12 +1899,13 @@ class Pool:
         import ssl
         import xmlrpc.client
         import XenAPI
+        details = []           # type: List[str]
         try:
             return function(*arguments)
         except XenAPI.Failure as failure:
             details = [str(detail) for detail in failure.details]
-            raise PoolError(f'XenAPI {what} failed: ' + ' '.join(details),
-                            details[0] if details else '', details)
+            words = ' '.join(details)
+            code = details[0] if details else ''
         except xmlrpc.client.ProtocolError as error:   # its text has the password
             words = f'HTTP {error.errcode} {error.errmsg}'
             code = ''
@@ -1898,7 +1916,9 @@ class Pool:
         except (OSError, http.client.HTTPException) as error:
             words = str(error) or type(error).__name__
             code = UNREACHABLE
-        raise PoolError(f'XenAPI {what} failed: {words}', code)
+        if 'CERTIFICATE_VERIFY_FAILED' in words:
+            words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
+        raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code, details)
 
     def get(self, method: str, kind: type, *arguments: Any) -> Any:
         """As `call`, for a result of a type that is known. Raise PoolError for another."""
@@ -5359,6 +5379,7 @@ class Importer:
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
+LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 
 
 class LastRun(NamedTuple):
@@ -5502,17 +5523,56 @@ def security_of(settings: Settings) -> str:
     return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
 
 
+def check_account(settings: Settings) -> List[str]:
+    """Return a warning if the network can read the password of the mail account; raise ConfigError
+    where nobody has said that it may."""
+    if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
+        return []
+    words = 'password of mail_smtp_user in clear to {} port {}'.format(
+        settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
+    if settings.mail_smtp_security == 'auto':
+        raise ConfigError(f'mail_smtp_security=auto would send the {words} (set it to starttls or '
+                          'tls, or to none if the network may read it)')
+    return [f'***WARNING - mail_smtp_security=none sends the {words}']
+
+
+class Replies:
+    """What a mail server answers, line by line: LONGEST_REPLIES bytes at most."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.close = stream.close
+        self.room = LONGEST_REPLIES
+
+    def readline(self, limit: int) -> Any:
+        """Return a line. Raise OSError."""
+        line = self.stream.readline(limit)
+        self.room -= len(line)
+        if self.room < 0:
+            raise OSError(f'answers of more than {LONGEST_REPLIES} bytes')
+        return line
+
+
+def bounded_client(kind: Any) -> Any:
+    """Return a class of smtplib, whose answers can have any number of lines, with bounded ones."""
+    class Client(kind):        # type: ignore
+        def getreply(self) -> Any:
+            """Return code and text of an answer."""
+            self.file = self.file or Replies(self.sock.makefile('rb'))
+            return super().getreply()
+    return Client
+
+
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
     """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
     import smtplib
     import ssl
     address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     security = security_of(settings)
+    kind, options = smtplib.SMTP, {'timeout': MAIL_TIMEOUT}    # type: Any, Dict[str, Any]
     if security == 'tls':
-        server = smtplib.SMTP_SSL(*address, timeout=MAIL_TIMEOUT,
-                                  context=ssl.create_default_context())  # type: smtplib.SMTP
-    else:
-        server = smtplib.SMTP(*address, timeout=MAIL_TIMEOUT)
+        kind, options['context'] = smtplib.SMTP_SSL, ssl.create_default_context()
+    server = bounded_client(kind)(*address, **options)
     with contextlib.closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
@@ -5529,24 +5589,31 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
 
 
 def send_mail(settings: Settings, subject: str, console: Console) -> bool:
-    """Mail this run's lines; return False if that failed three times."""
+    """Mail this run's lines; return False if that failed three times, or must not be."""
     if not settings.mail_to:
         return True
     recipients = list(settings.mail_to)
+    try:
+        for warning in check_account(settings):
+            console.log(warning)
+    except ConfigError as error:
+        console.log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
+        return False
     for attempt in range(MAIL_ATTEMPTS):
         try:
             password = ''
             if settings.mail_smtp_password_file:
                 password = read_password_file(settings.mail_smtp_password_file, console.log)
             message = compose(settings, os.uname().nodename, subject, list(console.lines))
-            deliver(settings, password, message, recipients)
+            bounded(functools.partial(deliver, settings, password, message, recipients),
+                    'the mail server', limit=MAIL_LIMIT)
             console.log('mail sent to {}'.format(', '.join(settings.mail_to)))
             return True
         except Exception as error:                     # whatever it is, the backup stands
             refused = getattr(error, 'recipients', recipients)     # the others have it
             recipients = [address for address in recipients if address in refused]
             console.log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
-                ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, error))
+                ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, str(error)[:LONGEST_LINE]))
         if attempt + 1 < MAIL_ATTEMPTS:
             time.sleep(MAIL_PAUSE)
     return False
@@ -7408,6 +7475,10 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
             read_password_file(settings.mail_smtp_password_file, warnings.append)
         except ConfigError as error:
             errors.append(f'ERROR: config mail_smtp_password_file: {error}')
+    try:
+        warnings += check_account(settings)
+    except ConfigError as error:
+        errors.append(f'ERROR: config {error}')
     errors += program_problems(settings)
     for text in [*config.notes, *errors, *warnings]:
         log(text)
@@ -7442,6 +7513,7 @@ def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     console.log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
         ', '.join(settings.mail_to), server, settings.mail_smtp_port, security_of(settings),
         account))
+    check_account(settings)
     if settings.mail_mode == 'never':
         console.log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', console):

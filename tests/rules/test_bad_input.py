@@ -248,7 +248,8 @@ class Values(BadInputCase):
         self.script = self.changed_script(MAIL_PAUSE=0)
         for name, text in (('mail_smtp_server', '\x01 $(id)'), ('mail_smtp_user', 'x' * 5000)):
             with self.subTest(name):
-                self.ends(1, 'vm-export=db', mail_to='a@b', mail_smtp_port='1', **{name: text})
+                self.ends(1, 'vm-export=db', mail_to='a@b', mail_smtp_port='1',
+                          mail_smtp_security='none', **{name: text})
                 self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
 
 
@@ -340,7 +341,7 @@ class PasswordFiles(BadInputCase):
                      self.at('missing'), '/dev/zero']:
             with self.subTest(path):
                 done = self.ends(
-                    1, 'vm-export=db', mail_to='a@b', mail_smtp_port='1', mail_smtp_user='me',
+                    1, 'vm-export=db', mail_to='a@b', mail_smtp_port='465', mail_smtp_user='me',
                     mail_smtp_password_file=path)
                 self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
                 self.assertIn('password file ' + path, done.output)

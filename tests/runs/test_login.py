@@ -8,7 +8,10 @@ import unittest
 import xmlrpc.client
 
 import VmBackup
-from tests.simpool import XapiError
+import XenAPI
+from tests import DATA
+from tests.rules import test_xenapi
+from tests.simpool import CERTIFICATE, XapiError
 from tests.tools.support import PoolCase
 
 HARD_PASSWORD = ' pa$s"w\'ö`rd\\ %s{}名'
@@ -41,6 +44,13 @@ class Errors(unittest.TestCase):
             VmBackup.Pool.guarded('VM.get_all_records', refuse)
         self.assertEqual('XenAPI VM.get_all_records failed: HTTP 501 Not Implemented',
                          str(caught.exception))
+
+    def test_a_refusal_of_any_length_is_a_line_of_some(self):
+        def refuse():
+            raise XenAPI.Failure(['X', 'y' * 10**6])
+        with self.assertRaises(VmBackup.PoolError) as caught:
+            VmBackup.Pool.guarded('VM.get_all_records', refuse)
+        self.assertLess(len(str(caught.exception)), 10000)
 
 
 class Passwords(LoginCase):
@@ -177,6 +187,13 @@ class Addresses(LoginCase):
         self.assert_refused(done, 'login at %s failed' % self.sim.url)
         self.assertNotIn('s3cret', done.output)
 
+    def test_a_pool_that_answers_a_byte_now_and_then_is_one_clear_line(self):
+        self.script = self.changed_script(XAPI_TIMEOUT=0.5)
+        slow = test_xenapi.success('OpaqueRef:A')._replace(then='drip')
+        with test_xenapi.ScriptedServer('tcp', [slow]) as server:
+            self.assert_refused(self.preview('password', VMBACKUP_XAPI_URL=server.uri),
+                                'login at %s failed: timed out' % server.uri)
+
     def test_a_pool_that_is_down_is_one_clear_line(self):
         self.sim.down()
         self.assert_refused(self.back_up('vm-export=db'), 'login', 'Connection refused')
@@ -210,8 +227,31 @@ class Members(LoginCase):
             self.assertEqual(b'\x16\x03', data[:2])    # a TLS handshake
             self.assertNotIn(b'password', data)
 
+    def test_the_master_shows_a_certificate_of_the_pool_where_its_hosts_check_them(self):
+        self.use_pool(role='slave')
+        verifies, of_pool = self.put_file('verifies'), os.path.join(DATA, 'pool.pem')
+        for verifies, bundle, words in (
+                (verifies, of_pool, 'CERTIFICATE_VERIFY_FAILED'),
+                (verifies, verifies, 'cannot read ' + verifies),
+                (verifies, '/nosuch', 'cannot read /nosuch: '), (verifies, CERTIFICATE, None),
+                ('/nosuch', of_pool, None)):
+            with self.subTest(verifies, bundle=bundle):
+                self.script = self.changed_script(POOL_VERIFIES=verifies, POOL_CERTIFICATES=bundle)
+                del self.sim.pool.journal[:]
+                if words:
+                    self.assert_refused(self.preview('password'), words)
+                    self.assertEqual(1, len(self.sim.calls()))     # by the member
+                    continue
+                done = self.assert_ends(0, self.preview('password'))
+                self.assertEqual(verifies == '/nosuch', '***NOTE - the certificate of %s/ is not '
+                                 'checked' % self.sim.https_url in done.output)
+                self.assertLessEqual(done.output.count('is not checked'), 1)
+                self.assertNotIn('is not checked', self.preview(
+                    'local', VMBACKUP_XAPI_URL=self.sim.unix_url).output)
+
     def test_a_master_that_is_none_is_one_clear_line(self):
-        for address in ('', '[::1', ':::', 'a b', 'x/y@z', '127.0.0.1:1', '\x01'):
+        for address in ('', '[::1', ':::', 'a b', 'x/y@z', '127.0.0.1:1', '\x01',
+                        '127.0.0.1:1\r\nERROR x', '127.0.0.1\r\nX: y:1', 'a\nb', '%s' * 9):
             with self.subTest(address):
                 self.fault('session.login_with_password', 'refuse',
                            error=['HOST_IS_SLAVE', address])

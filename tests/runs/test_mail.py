@@ -6,7 +6,8 @@ import re
 import unittest
 
 import VmBackup
-from tests.tools.smtp_sink import CERTIFICATE, DROP, SILENCE, SmtpSink, deaf_port
+from tests.tools.smtp_sink import (CERTIFICATE, DRIP, DROP, FLOOD, SILENCE, SmtpSink,
+                                   deaf_port)
 from tests.tools.support import HOST, PoolCase
 
 try:
@@ -254,8 +255,8 @@ class SecureServers(MailCase):
     def with_account(self, sink, *lines, password=secret, **keys):
         """The path of a config that mails to it with the account's password, or another."""
         return self.mailing(sink, *lines, **dict(dict(
-            mail_smtp_user='backup', mail_smtp_password_file=self.password_file(password)),
-            **keys))
+            mail_smtp_security='none', mail_smtp_user='backup',
+            mail_smtp_password_file=self.password_file(password)), **keys))
 
     def test_starttls_and_tls_are_used_before_anything_is_said(self):
         for security in ('starttls', 'tls'):
@@ -302,10 +303,26 @@ class SecureServers(MailCase):
 
     def test_a_password_file_that_others_can_read_is_told(self):
         sink, path = self.account(), self.password_file(self.secret, 0o644)
-        done = self.mailed(0, sink, mail_smtp_user='backup', mail_smtp_password_file=path)
+        done = self.mailed(0, sink, mail_smtp_security='none', mail_smtp_user='backup',
+                           mail_smtp_password_file=path)
         self.assertIn('***WARNING - password file %s can be read by others (chmod 600 %s)' %
                       (path, path), done.lines)
         self.assertEqual('backup', sink.mails[0].user)
+
+    def test_a_password_goes_in_clear_only_where_the_config_says_so_and_that_is_told(self):
+        for security, words, begins, statuses, mails in (
+                ('auto', 'mail_smtp_security=auto would send ', 'ERROR', (1, 2, 2), 0),
+                ('none', 'mail_smtp_security=none sends ', '***WARNING - ', (0, 0, 1), 2)):
+            sink = self.account()
+            config = self.with_account(sink, *self.nothing(), mail_smtp_security=security)
+            words += 'the password of mail_smtp_user in clear to localhost port %d' % sink.port
+            for word, status in zip(('password', 'test-mail', 'check-config'), statuses):
+                done = self.command(status, word, config)
+                told = [line for line in done.lines if words in line]
+                self.assertEqual(1, len(told), done.output)
+                self.assertTrue(told[0].startswith(
+                    '***WARNING - mail' if word == 'password' else begins), told)
+            self.assertEqual((mails, mails), (sink.connections, len(sink.mails)))
 
 
 class BadServers(MailCase):
@@ -384,6 +401,22 @@ class BadServers(MailCase):
             with self.subTest(verb=verb, reply=reply[:20]):
                 sink = self.sink(replies={verb: [reply] * 3, 'HELO': [reply] * 3})
                 self.mailed_in_vain(self.mailing(sink, *self.nothing()))
+
+    def test_answers_without_end_are_a_warning(self):
+        long, slow = 'answers of more than 1048576 bytes', 'the mail server did not respond within'
+        for security, verb, reply, limit, words in (
+                ('none', 'CONNECT', FLOOD, 60, long), ('starttls', 'EHLO', FLOOD, 60, long),
+                ('tls', 'MAIL', FLOOD, 60, long), ('none', 'CONNECT', DRIP, 0.5, slow),
+                ('tls', 'EHLO', DRIP, 0.5, slow), ('starttls', 'BODY', DRIP, 0.5, slow)):
+            with self.subTest(security=security, verb=verb, reply=reply):
+                replies = {verb: [reply] * 3, 'HELO': [reply] * 3}
+                sink = self.sink(security=security, replies=replies)
+                self.script = self.changed_script(MAIL_PAUSE=0, MAIL_LIMIT=limit)
+                done = self.command(1, 'password', self.mailing(
+                    sink, *self.nothing(), mail_smtp_security=security), SSL_CERT_FILE=CERTIFICATE)
+                failed = self.failed_attempts(done)
+                self.assertEqual(3, len(failed), done.output)
+                self.assertEqual([], [line for line in failed if words not in line])
 
 
 class OnRequest(MailCase):

@@ -40,7 +40,8 @@ class SecretCase(PoolCase):
         sink = SmtpSink(user='me', password=MAILS)
         self.addCleanup(sink.stop)
         self.sink = sink
-        head = dict(mail_to='a@b', mail_smtp_port=sink.port, mail_smtp_user='me',
+        head = dict(mail_to='a@b', mail_smtp_port=sink.port, mail_smtp_security='none',
+                    mail_smtp_user='me',
                     mail_smtp_password_file=self.password_file(MAILS, 'mail-password'))
         return self.config(*lines, **dict(head, **keys))
 

@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from email import message_from_bytes, policy
 from typing import Any, List, NamedTuple
 
@@ -23,6 +24,8 @@ CERTIFICATE = os.path.join(DATA, 'selfsigned.pem')
 
 DROP = 'DROP'                  # as a reply: end the connection without one
 SILENCE = 'SILENCE'            # as a reply: none, for as long as the client has patience
+DRIP = 'DRIP'                  # as a reply: one without end, a byte now and then
+FLOOD = 'FLOOD'                # as a reply: lines without end
 USUAL = {'HELO': '250 sink.invalid', 'QUIT': '221 bye'}
 ADDRESS = re.compile('<(.*?)>')
 VERBS = ('EHLO', 'STARTTLS', 'AUTH', 'MAIL', 'RCPT', 'DATA', 'RSET')
@@ -156,6 +159,11 @@ class Dialogue(threading.Thread):
             self.stream.read()
         if reply in (DROP, SILENCE):
             raise EOFError
+        while reply == DRIP:
+            self.connection.sendall(b'2')
+            time.sleep(0.05)
+        while reply == FLOOD:
+            self.connection.sendall(b'250-more\r\n' * 1000)
         self.connection.sendall(reply.encode('utf-8') + b'\r\n')
 
     def encrypt(self):
