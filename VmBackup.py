@@ -1264,13 +1264,14 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
 
 
 def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
-            every: float = WATCH_EVERY, limit: float = SHARE_TIMEOUT) -> Any:
+            every: float = WATCH_EVERY, limit: float = 0) -> Any:
     """Return the result of a function that may hang, as a share does; it has a thread of its own.
 
-    Raise TargetError if there is none within `limit` seconds. With a `watch`, which is called
-    every so many seconds, it may take any time, until that raises something.
+    Raise TargetError if there is none within `limit` or SHARE_TIMEOUT seconds. With a `watch`,
+    which is called every so many seconds, it may take any time, until that raises something.
     """
     results, errors = [], []   # type: List[Any], List[Exception]
+    limit = limit or SHARE_TIMEOUT
 
     def work() -> None:
         try:
