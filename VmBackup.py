@@ -411,14 +411,31 @@ def portable(path: str) -> str:
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
+# What ends a line, acts on a terminal, turns its order or is not seen: C0, C1, separators of lines
+# and what Unicode has as Default_Ignorable (DerivedCoreProperties.txt), but for the selectors of
+# the forms of emojis and ideographs; of bytes that are no UTF-8 those that could be C1.
+HIDDEN = re.compile(
+    '[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
+    '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
+    '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
+LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
+
+
 def printable(text: str) -> str:
-    """Return text for one line: control characters become escapes."""
-    return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udc7f\udd00-\udfff]',
-                  lambda found: repr(found.group())[1:-1], text)
+    """Return text for one line: what is HIDDEN in it becomes escapes."""
+    def escaped(found: Any) -> str:
+        return found.group().encode('unicode_escape').decode('ascii')
+    return HIDDEN.sub(escaped, portable(LONE.sub(escaped, text)))
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON, of ASCII that a terminal shows."""
+    return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
 
 
 def cut(text: str, columns: int) -> str:
-    """Return as much of a text as a terminal shows in so many columns."""
+    """Return as much of a text as a terminal shows in so many columns, at most: letters that take
+    none count as well."""
     for index, letter in enumerate(text):
         columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
         if columns < 0:
@@ -427,7 +444,17 @@ def cut(text: str, columns: int) -> str:
 
 
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
-ACTS_WITHIN = {'"': '["$`\\\\!\x00-\x1f]', "'": "['\x00-\x1f]"}       # on what a shell acts there
+ACTS_WITHIN = {'"': '["$`\\\\!]', "'": "'"}            # on what a shell acts there
+
+
+def shell_word(text: str) -> str:
+    """Return text as one word for bash, which can be shown and pasted whatever is in it."""
+    text = portable(text)
+    if not HIDDEN.search(text):
+        return shlex.quote(text)
+    escaped = re.sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found.group()),
+                     encoded(text))
+    return "$'" + escaped.decode('ascii') + "'"
 
 
 def quoted(argv: Sequence[str]) -> str:
@@ -436,10 +463,11 @@ def quoted(argv: Sequence[str]) -> str:
     for text in argv:
         key, _, value = text.partition('=')
         quote = QUOTES.get(key)
-        if quote and value and not re.search(ACTS_WITHIN[quote], value):
+        if quote and value and not re.search(ACTS_WITHIN[quote], value) and not (
+                HIDDEN.search(portable(value))):
             words.append(f'{key}={quote}{value}{quote}')
         else:
-            words.append(shlex.quote(text))
+            words.append(shell_word(text))
     return ' '.join(words)
 
 
@@ -626,15 +654,16 @@ def devices(text: str) -> str:
 
 def absolute(text: str) -> str:
     """Return a path; a relative one is taken from the current directory, as 3.25."""
-    if not text or '\0' in text:
-        raise ValueError('invalid (expected a path)')
-    return os.path.abspath(native(text))
+    path = text and os.path.abspath(native(text))
+    if not path or re.search('[\x00-\x1f\x7f]', text + path):
+        raise ValueError('invalid (expected a path, without control characters)')
+    return path
 
 
 def directory_pattern(text: str) -> str:
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
-    if (sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or re.search('^[.]|[/\0]', text) or
-            len(encoded(text)) > 200):
+    if (sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or
+            re.search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
         raise ValueError('invalid (expected each of %Y %m %d %H %M %S once, no / and no dot '
                          'in front, 200 bytes at most)')
     return native(text)
@@ -900,6 +929,32 @@ def read_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
+def changeable(path: str) -> str:
+    """Return what others than root and this user may change or replace, on the way to a file or
+    itself, and what to do; '' for nothing, and for no file. Owners and modes count, not ACLs. In a
+    directory with the sticky bit nobody replaces what is ours (chmod(1))."""
+    here, rest = '/', os.path.join('/proc/self/cwd', path).split('/')
+    for _ in range(1000):                              # links may lead round
+        try:
+            status = os.lstat(here)
+        except OSError:
+            break
+        mode, link = status.st_mode, stat.S_ISLNK(status.st_mode)
+        safe = link or stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if status.st_uid not in (0, os.geteuid()) or mode & 0o022 and not safe:
+            word = shell_word(here)
+            return f'others may change {here} (chown root {word}; chmod go-w {word})'
+        if link:
+            target = os.readlink(here)
+            here = '/' if target.startswith('/') else os.path.dirname(here)
+            rest = target.split('/') + rest
+        elif rest:
+            here = os.path.normpath(os.path.join(here, rest.pop(0)))
+        else:
+            break
+    return ''
+
+
 def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only; return the exit status.
     Raise ConfigError."""
@@ -928,6 +983,9 @@ def read_password_file(path: str, warn: Callable[[str], None]) -> str:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         if os.stat(path).st_mode & 0o077:
             warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
+        wrong = changeable(path)
+        if wrong:
+            warn(f'***WARNING - password file {path}: {wrong}')
         password = base64.b64decode(text, validate=True).decode('utf-8')
     except OSError as error:
         raise ConfigError(f'cannot read password file {path}: {error.strerror}')
@@ -1051,7 +1109,8 @@ class Selection:
         self.warnings = []     # type: List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
-            if rule.method in EXPORTS and rule.kind == 'name' and rule.text in names:
+            if (rule.method in EXPORTS and rule.kind == 'name' and rule.text in names and
+                    not set(matching(rule.word, list(names))) - {rule.text}):
                 rule = rule._replace(word=rule.text, keep=None)        # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
@@ -1134,7 +1193,7 @@ class DiskChoice(NamedTuple):
 
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
-    """Choose VMs to back up. `twins`: a name may stand for several. Pure."""
+    """Choose VMs to back up. `twins`: that a name stands for several is as it should be. Pure."""
     found = Selection(rules, vms)
     namesakes = collections.Counter(vm.name for vm in vms)
     unclear = collections.Counter(vm.name for vm in vms
@@ -1152,10 +1211,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             continue
         covered.add(ref)
         if not twins and unclear[name] > 1 and ref not in found.exact:
-            if name not in found.failures:
-                found.messages.append(f'ERROR more than one vm with the name {name}')
-            found.fail(name, rule, 'VM-NAME-DUPLICATE', 'more than one VM with this name')
-        elif honour_nobak and no_bak:
+            unclear[name] = 0                          # this is said
+            found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
+        if honour_nobak and no_bak:
             text = f'vm has the tag xo:no-bak: {name} (honour_nobak)'
             found.remark('ERROR' if called else 'NOTE', text)
             if called:
@@ -1672,6 +1730,8 @@ class Xe:
             argv.append('{}={}'.format(name.replace('_', '-'), text))
         given = [f'{word.partition("=")[0]}={at}' if at and re.match('file-?name=', word) else word
                  for word in argv]
+        if re.search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
+            raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
         if logged:
             number = ''
             if self.number is not None:
@@ -2230,19 +2290,24 @@ ROOM_FOR_EXTENSION = 8     # .xva.zst
 
 def path_part(name: str) -> str:
     """A VM name as one part of a path, which stands for no other name: slashes and such are
-    percent-encoded, as is what looks encoded; a name that is too long is cut and gets a digest."""
-    special = {'': '%00', '..': '%2E%2E'}
-    if name in special:
-        return special[name]
-    safe = re.sub('^[.]|[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})',
-                  lambda found: f'%{ord(found.group()):02X}', name)
+    percent-encoded, as is what looks encoded or, in front, as a directory of ours; a name that is
+    too long is cut and gets a digest."""
+    if name in ('', '..'):
+        return {'': '%00', '..': '%2E%2E'}[name]
+    special = '^[.]|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})'
+    safe = re.sub(special, lambda found: f'%{ord(found.group()):02X}', name)
     data = encoded(safe)
     limit = LONGEST_NAME - ROOM_FOR_EXTENSION
-    if len(data) > limit or len(data) == limit and re.search('~[0-9a-f]{8}\\Z', safe):
+    if len(data) > limit:
         import hashlib
         digest = hashlib.sha256(encoded(name)).hexdigest()[:8]
         safe = data[:limit - 9].decode('utf-8', 'ignore') + '~' + digest
     return native(safe)
+
+
+def twin_part(name: str, uuid: str) -> str:
+    """The same for a VM whose name another one has, or had: that of no VM by its name alone."""
+    return re.sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
 def label_part(text: str) -> str:
@@ -2554,7 +2619,7 @@ def write_json(path: str, value: Any) -> None:
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
         with create(temporary) as stream:
-            stream.write(encoded(json.dumps(value, indent=1) + '\n'))
+            stream.write(encoded(as_json(value)))
             stream.flush()
             os.fsync(stream.fileno())
         rename(temporary, os.path.basename(path))
@@ -3062,7 +3127,7 @@ class History:
             if not its_uuid:
                 continue
             uuid = its_uuid
-            if path_part(f'{its_name}~{uuid:.8}') == os.path.basename(self.directory):
+            if twin_part(its_name, uuid) == os.path.basename(self.directory):
                 name = its_name                        # it has a namesake, or had one
             if backup.manifest.tags is not None:
                 record = {'tags': backup.manifest.tags}
@@ -3152,20 +3217,18 @@ class Catalogue:
 
     def history_of(self, job: Job) -> History:
         """Return the backups of a VM. A namesake that does not own the directory of its name gets
-        another, and keeps it. Raise TargetError if another VM has that very name; OSError."""
+        another, and keeps it. Raise TargetError if that has another VM's, as release 5.0.0 made
+        them for a VM that was called like it; OSError."""
         vm = job.vm
         history = self.history(vm.name)
-        own = self.history(f'{vm.name}~{vm.uuid[:8]}')
-        if (own.holds_any() and own.owner().uuid == vm.uuid or
-                job.has_namesake and history.owner().uuid != vm.uuid):
-            history = own
-        elif not TWIN.search(vm.name):
+        own = History(os.path.join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
+        owner = own.owner().uuid if own.holds_any() else ''
+        if owner != vm.uuid and not (job.has_namesake and history.owner().uuid != vm.uuid):
             return history
-        owner = history.owner()
-        if owner.uuid not in ('', vm.uuid) and (history is own or owner.name != vm.name):
-            raise TargetError(f'{history.directory} has backups of another VM, {owner.uuid} '
-                              '(rename this one)')
-        return history
+        if owner not in ('', vm.uuid):
+            raise TargetError(f'{own.directory} has backups of another VM, {owner} (rename this '
+                              'directory)')
+        return own
 
     def histories(self) -> List[History]:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
@@ -4380,20 +4443,20 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 # It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = GUIDE_XE + """\
-# This is the disk {disk.device}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
+# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
 # If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
 # vm-metadata.xml beside the image tell how it was made.
 
 {unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI device={disk.vbd[userdevice]} \
+xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI {device} \
 bootable={boot} mode=RW type=Disk
 {clean}"""
 
 
 def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
-    quote = shlex.quote
+    quote = shell_word
     label = manifest['vm']['name']
     texts = []
     for file in files:
@@ -4417,6 +4480,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
                 path = plain_name(path)
                 values['clean'] = f'rm {quote(path)}\n'
             values.update(
+                shown=printable(disk.device), device=quote('device=' + disk.vbd['userdevice']),
                 form=form[1:], boot=str(disk.vbd['bootable']).lower(),
                 size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
         texts.append((GUIDE_HEAD + way).format(
@@ -5383,6 +5447,23 @@ VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP
 LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 
 
+def own_file(path: str, flags: int) -> int:
+    """Open a log or the record of a run, or make it. Raise OSError if it is a symbolic link, has
+    other names, or is no file: what is written would go elsewhere, or what is read come from
+    there."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            error.strerror = 'is a symbolic link'
+        raise
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink < 2:
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, 'is no file, or has further names (hard links)', path)
+
+
 class LastRun(NamedTuple):
     """A run as the file beside its status log has it when it has begun, and anew when it ends."""
 
@@ -5394,11 +5475,17 @@ class LastRun(NamedTuple):
     failed: Sequence[Tuple[str, str]] = ()     # names of VMs, and the tokens of what failed
 
 
+def last_run(path: str) -> LastRun:
+    """Return what a file beside a status log tells. Raise OSError, ValueError, TypeError."""
+    with open(own_file(path, os.O_RDONLY), 'rb') as stream:
+        return LastRun(**json.loads(stream.read(LONGEST_RECORD).decode('utf-8')))
+
+
 class StatusLog:
-    """The file that 3.25 wrote, line by line; none for a run without a config file."""
+    """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
 
     def __init__(self, path: str, console: Console) -> None:
-        self.path = path
+        self.path = '' if path == os.devnull else path
         self.console = console
         self.broken = False
         self.lock = threading.Lock()   # its lines are in the order of their times
@@ -5419,13 +5506,11 @@ class StatusLog:
                 self.broken = True
 
     def append(self, line: str, run: Optional[LastRun]) -> None:
-        """Append a line, and keep the run, but for a pipe or device. Raise OSError, for a pipe
-        that nobody reads too."""
+        """Append a line, and keep the run. Raise OSError, for what is no file of its own too."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
-        with open(os.open(self.path, flags, 0o666), 'ab') as stream:
+        with open(own_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
-        if run and os.path.isfile(self.path):
+        if run:
             write_json(self.path + LAST_RUN, run._asdict())
 
     def begin(self) -> None:
@@ -5450,10 +5535,11 @@ def hook_problem(path: str) -> str:
     """Return the problem with the program that `hook` names, or ''."""
     if not path:
         return ''
-    if os.path.isfile(path) and os.access(path, os.X_OK):
-        return ''
-    wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
-    return f'ERROR: config hook {wrong} -> {path}'
+    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
+        return f'ERROR: config hook {wrong} -> {path}'
+    wrong = changeable(path)
+    return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
 class Hooks:
@@ -6214,6 +6300,9 @@ class BackupRun(Shared):
             log(message)
         show_settings(self.config, plan, self.console)
         problems = list(self.config.errors.values())
+        wrong = self.config.path and changeable(self.config.path)
+        if wrong:
+            log(f'***WARNING - the config {self.config.path}: {wrong}')
         try:
             self.store.check(mount)
             if mount == 'auto' and self.store.mounted == '/':
@@ -6809,7 +6898,7 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
         raise UsageError(f'no backups in {word}')
     document = document_of(vms, target.store.root, plan.messages + plan.errors, others)
     if line.options['format'] == 'json':
-        console.write(json.dumps(document, indent=1) + '\n')
+        console.write(as_json(document))
     else:
         for row in table_of(document):
             console.write(printable(row) + '\n')
@@ -7096,7 +7185,7 @@ class Restorer(Importer):
         if name:
             if name in taken:
                 raise UsageError(f'a VM called {name} is there (choose another name=)')
-            if name != printable(name):
+            if name != label_part(name):
                 raise UsageError(f'a name with control characters: {name} (choose another name=)')
             return name
         restored = '{}-restored-{}'.format(original, when[:10] or f'{now():%Y-%m-%d}')
@@ -7343,8 +7432,7 @@ def abbreviate(texts: Sequence[str]) -> str:
 def plugin_line(status: int, text: str, figures: str = '') -> str:
     """Return the one line of a monitoring plug-in. Nothing in the text can end it, or begin the
     figures (Nagios plug-in guidelines: text | 'label'=value[UOM];[warn];[crit];[min];[max])."""
-    clean = printable(encoded(text).decode('utf-8', 'replace'))
-    clean = re.sub('[|\x80-\x9f]', lambda found: f'\\x{ord(found.group()):02x}', clean)
+    clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
     line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
     if len(line) > LONGEST_TEXT:
         line = line[:LONGEST_TEXT] + b' ...'
@@ -7416,7 +7504,7 @@ class StatusCheck:
     def check_run(self, path: str) -> None:
         """Judge the last run, if a file beside the status log tells of one."""
         try:
-            last = LastRun(**json.loads(read_file(path, LONGEST_RECORD).decode('utf-8')))
+            last = last_run(path)
             late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
             goes_on = is_in_work(last)
             bad = last.result.startswith('ERROR')
@@ -7481,6 +7569,12 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     except ConfigError as error:
         errors.append(f'ERROR: config {error}')
     errors += program_problems(settings)
+    for name, path in (('the config', config.path), ('status_log', settings.status_log),
+                       ('report_file', settings.report_file)):
+        place = path if path == config.path else os.path.dirname(path)
+        wrong = path and bounded(lambda: changeable(place), 'the file system')
+        if wrong:
+            warnings.append(f'***WARNING - {name} {path}: {wrong}')
     for text in [*config.notes, *errors, *warnings]:
         log(text)
     keeps = any(getattr(settings, f'keep_{name}') for name in PERIODS)
@@ -7741,6 +7835,7 @@ def help_text(topic: str, program: str) -> str:
     else:
         text = {'config': 'Usage-config-file:\n\n' + config_text(), 'example': EXAMPLES}.get(
             topic, USAGE)
+    program = printable(program)
     return '\n' + text.format(program=program, name=os.path.basename(program),
                               compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
                               parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,

@@ -141,6 +141,68 @@ class WhatIsWrong(CheckCase):
         os.mkdir(path)
         self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
 
+    def places(self):
+        """(path of a file, what others may change on the way to it, '' for nothing)."""
+        def place(name, mode=0o700, owner=0):
+            os.mkdir(self.at(name))
+            file = self.program(name + '/file', 'exit 0')
+            os.chmod(self.at(name), mode)
+            if owner:
+                os.chown(self.at(name), owner, -1)
+            return file
+        yield place('ours', 0o755), ''
+        for name, mode in (('all', 0o757), ('group', 0o770)):
+            yield place(name, mode), self.at(name)
+        yield place('sticky', 0o1777), ''
+        os.chmod(place('file'), 0o775)
+        yield self.at('file/file'), self.at('file/file')
+        os.chmod(self.at('ours'), 0o755)
+        for name, target in (('good', 'ours/file'), ('to all', self.at('all/file')),
+                             ('round', 'to all/../../ours/file'), ('all/link', '../ours/file'),
+                             ('ours/two', '../all/link')):
+            os.symlink(target, self.at(name))
+        yield self.at('good'), ''
+        yield self.at('to all'), self.at('all')
+        yield self.at('ours/two'), self.at('all')      # although it ends at what is ours
+        if not os.geteuid():
+            yield place('theirs', owner=1), self.at('theirs')
+            os.symlink(self.at('ours/file'), self.at('sticky/link'))
+            os.lchown(self.at('sticky/link'), 1, -1)
+            yield self.at('sticky/link'), self.at('sticky/link')
+            os.chown(self.at('sticky/file'), 1, -1)
+            yield self.at('sticky/file'), self.at('sticky/file')
+
+    def test_what_others_may_change_is_found_on_the_way_to_a_file_and_at_its_end(self):
+        for path, found in self.places():
+            with self.subTest(path):
+                word = VmBackup.shell_word(found)
+                wanted = 'others may change {} (chown root {}; chmod go-w {})'
+                self.assertEqual(wanted.format(found, word, word) if found else '',
+                                 VmBackup.changeable(path))
+        os.symlink('loop', self.at('loop'))
+        for path in ('loop', 'no such file', 'ours/file/x'):
+            self.assertEqual('', VmBackup.changeable(self.at(path)))
+
+    def test_a_hook_that_others_may_change_is_refused_and_other_files_are_warned_of(self):
+        os.mkdir(self.at('all'))
+        hook, secret = self.program('all/hook', 'exit'), base64.b64encode(b's3cret')
+        os.chmod(self.put_file('all/pass', secret), 0o600)
+        for mode in 0o700, 0o777:
+            os.chmod(self.at('all'), mode)
+            for status, line, told in (
+                    (2, 'hook=' + hook, 'ERROR: config hook is not safe -> all/hook'),
+                    (1, 'mail_smtp_password_file=' + self.at('all/pass'),
+                     '***WARNING - password file all/pass'),
+                    (1, 'status_log=' + self.at('all/log'), '***WARNING - status_log all/log'),
+                    (1, 'report_file=' + self.at('all/x'), '***WARNING - report_file all/x')):
+                said = self.told(status if mode == 0o777 else 0, 'vm-export=db', line)
+                self.assertEqual([told + ': others may change all (chown root all; chmod go-w all)'
+                                  ] if mode == 0o777 else [], said)
+            path = self.put_file('all/cfg', 'vm-export=db\n')
+            lines = self.check(mode == 0o777, path)
+            self.assertEqual(mode == 0o777, any('the config %s: others' % path in line
+                                                for line in lines))
+
     def test_a_program_to_compress_with_that_is_not_here(self):
         os.environ['PATH'], path = self.directory, os.environ['PATH']
         self.addCleanup(os.environ.update, PATH=path)

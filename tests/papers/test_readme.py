@@ -420,17 +420,23 @@ class Troubles(PoolCase):
 
     @prints('ERROR no VMs loaded', '***ERROR unexpected config key',
             'ERROR: config backup_dir does not exist', 'is on the root file system', 'NO-SPACE',
-            'config hook is not a program')
+            'config hook is not a program', 'config hook is not safe')
     def configs_cannot_be_followed(self):
         return ''.join(self.says(line, **keys) for line, keys in (
             ('vm-export=nothing.*', {}), ('vm-export=db', dict(maxbackups=3)),
             ('vm-export=db', dict(backup_dir='/nosuch')),
             ('vm-export=db', dict(backup_dir='/', require_mount='yes')),
             ('vm-export=db', dict(min_free='9999T')),
-            ('vm-export=db', dict(hook=self.put_file('text', 'hello')))))
+            ('vm-export=db', dict(hook=self.put_file('text', 'hello'))),
+            ('vm-export=db', dict(hook=self.shared_hook()))))
+
+    def shared_hook(self):
+        path = self.program('hook', 'exit 1')
+        os.chmod(path, 0o777)
+        return path
 
     @prints('***ERROR - vm not found', '***WARNING - vm not found', '***NOTE - vm not found',
-            'ERROR more than one vm with the name', '***ERROR - invalid regex',
+            '***WARNING - more than one vm with the name', '***ERROR - invalid regex',
             'ERROR: vm_max_backup is invalid')
     def lines_choose_what_is_not_there(self):
         for _ in range(2):

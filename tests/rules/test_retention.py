@@ -391,7 +391,6 @@ class Twins(HistoryCase):
                          for path in self.dated(name)) for name in ('twin', self.other))
 
     def test_the_one_that_owns_the_history_keeps_its_directory(self):
-        self.ends(2, 'vm-export=twin')
         self.ends(0, 'vm-export=uuid:' + self.second, 'vm-export=uuid:' + self.first)
         self.assertEqual((2, 1), self.counts())
         self.assertIn(self.other + '/DATED/%s.xva' % self.other, self.tree())
@@ -427,24 +426,24 @@ class Twins(HistoryCase):
         self.finds('vm-export=twin', 'exclude=uuid:' + self.first,
                    status='VMBACKUP OK - 1 of 1 VMs')
 
-    def test_one_that_is_called_like_the_directory_harms_nobody(self):
-        self.ends(0, 'vm-export=uuid:' + self.second)
+    def test_one_that_is_called_like_the_directory_stops_and_rotates_nobody(self):
+        """It came first, and kept the second one from its backup."""
         self.add_vm(self.other)
-        done = self.ends(2, 'vm-export=%s:1' % self.other, 'vm-export=uuid:%s:1' % self.second)
-        self.assertIn('has backups of another VM, ' + self.second, done.output)
-        self.assertEqual((1, 1), self.counts())
+        self.ends(0, 'vm-export=%s:1' % self.other)
+        for count, parallel in (1, 1), (2, 2):
+            self.ends(1, 'vm-export=%s:1' % self.other, 'vm-export=twin', parallel=parallel)
+            self.assertEqual((1 + count, count), self.counts())
+            self.assertEqual(1, len(self.dated(self.other.replace('~', '%7E'))))
 
-    def test_a_failure_that_came_last_does_not_give_a_history_away(self):
-        """Its record has a vm.cfg and no manifest: the VM called like the directory rotated it."""
-        for good in 0, 2:
-            for _ in range(good):
-                self.ends(0, 'vm-export=uuid:' + self.second)
-            self.fails('vm-export=uuid:' + self.second)
-            if not good:
-                self.add_vm(self.other)
-            done = self.ends(2, 'vm-export=%s:1' % self.other)
-            self.assertIn('has backups of another VM, ' + self.second, done.output)
-            self.assertEqual((1, good), self.counts(good=True))
+    def test_a_directory_of_5_0_0_of_one_called_like_it_is_mixed_with_nobodys(self):
+        self.add_vm(self.other)
+        self.ends(0, 'vm-export=' + self.other)
+        os.rename(*(os.path.join(self.backups, name)
+                    for name in (self.other.replace('~', '%7E'), self.other)))
+        done = self.ends(2, 'vm-export=uuid:' + self.second, 'vm-export=' + self.other)
+        self.assertIn('S:1 W:0 E:1', done.output)
+        self.assertIn('has backups of another VM, ', done.output)
+        self.assertEqual((1, 1), self.counts())
 
     def test_a_directory_that_is_another_ones_by_name_locks_nobody_out(self):
         self.xe('vm-uninstall', 'uuid=' + self.second, 'force=true')
@@ -452,26 +451,6 @@ class Twins(HistoryCase):
         for count in 2, 3:
             self.ends(0, 'vm-export=.*')
             self.assertEqual(count, len(self.dated('twin')))
-
-    def test_side_by_side_too_only_one_fails(self):
-        self.ends(0, 'vm-export=uuid:' + self.second)
-        self.add_vm(self.other)
-        done = self.back_up('vm-export=%s' % self.other, 'vm-export=uuid:' + self.first,
-                            'vm-export=uuid:' + self.second, parallel=2)
-        self.assertIn('S:2 W:0 E:1', done.output)
-        self.assertEqual((2, 2), self.counts())
-
-    def test_while_the_other_one_is_at_work_it_is_left_alone(self):
-        """A VM that found the directory locked ended the backup that was being made there."""
-        self.add_vm(self.other)
-        xe = self.xe_that('case $1 in */twin~*) sleep 0.7;; esac')
-        lines = ['vm-export=%s' % each for each in (
-            'uuid:' + self.second, 'uuid:' + self.first, self.other)]
-        for count, wait in ((1, 1), (2, 0)):
-            done = self.ends(2, *lines, parallel=2, lock_wait=wait, VMBACKUP_XE=xe)
-            self.assertIn('S:2 W:0 E:1', done.output)
-            self.assertIn('has backups of another VM, ', done.output)
-            self.assertEqual((1 + count, count), self.counts())
 
     def test_a_failure_that_came_last_hides_no_backups(self):
         lines = 'vm-export=twin:1', 'exclude=uuid:' + self.first

@@ -127,10 +127,12 @@ class Exact(unittest.TestCase):
         for lines in (['vm-export=.*', 'vm-export=uuid:' + UUIDS[0]],
                       ['vm-export=uuid:' + UUIDS[0], 'vm-export=.*']):
             plan = self.chosen(vms, *lines)
-            self.assertEqual(['twin~11111111', 'web'], shown(plan, 'vm-export'))
-        plan = self.chosen(vms, 'vm-export=twin', 'vm-export=uuid:' + UUIDS[2])
-        self.assertEqual(['twin~33333333'], shown(plan, 'vm-export'))
-        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')], failures(plan))
+            self.assertEqual(['twin~11111111', 'twin~33333333', 'twin~44444444', 'web'],
+                             shown(plan, 'vm-export'))
+            self.assertEqual(1, len(plan.warnings))
+        plan = self.chosen(vms[:3], 'vm-export=twin', 'vm-export=uuid:' + UUIDS[2])
+        self.assertEqual((['twin~11111111', 'twin~33333333'], ()),
+                         (shown(plan, 'vm-export'), plan.warnings))
 
     def test_tags_of_xen_orchestra_count_where_they_are_honoured(self):
         vms = pool('web', 'db', 'app', web=['xo:no-bak'], db=['xo:no-bak=why'],
@@ -223,10 +225,16 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(['***NOTE - vm not found: exclude=gone',
                           '***NOTE - vm not found: exclude=go.*'], list(plan.messages))
 
-    def test_two_vms_of_one_name_are_an_error_for_that_name_only(self):
+    def test_a_second_vm_of_the_name_stops_the_backup_of_none(self):
         plan = select(['vm-export=.*'], 'twin', 'web', 'twin')
-        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
-        self.assertEqual([('twin', 'VM-NAME-DUPLICATE')], failures(plan))
+        self.assertEqual(['twin', 'web', 'twin'], [job.vm.name for job in plan.jobs])
+        self.assertEqual((('more than one vm with the name twin: all are backed up',), ()),
+                         (plan.warnings, plan.failures))
+
+    def test_a_vm_called_like_a_line_does_not_take_the_place_of_the_vm_that_is_meant(self):
+        for line, name in ('web:3', 'web:3'), ('we.*:3', 'we.*:3'):
+            plan = select(['vm-export=' + line], 'web', name)
+            self.assertIn(('web', 3), [(job.vm.name, job.keep) for job in plan.jobs])
 
     def test_a_regex_that_overrides_an_explicit_retention_is_pointed_out(self):
         plan = select(['vm-export=web:9', 'vm-export=we.*:2'], 'web')

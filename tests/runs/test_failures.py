@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 import unittest.mock
 
 import VmBackup
@@ -322,10 +323,33 @@ class FailuresOfTheRun(FailureCase):
         for _ in range(2):
             self.ends(0, 'vm-export=.*')
 
+    def bad_places(self):
+        """(path, what is said of it) of all that is no file of its own; what was in that stays."""
+        rc, no_file = self.put_file('.bashrc', 'PS1=#\n'), 'is no file, or has further names'
+        self.addCleanup(lambda: self.assertEqual('PS1=#\n', self.read(rc)))
+        yield self.at('.bashrc', 'status.log'), 'File exists'
+        yield self.directory, 'Is a directory'
+        yield '/dev/full', no_file
+        for make, reason in ((os.symlink, 'is a symbolic link'), (os.link, no_file)):
+            make(rc, self.at(make.__name__))
+            yield self.at(make.__name__), reason
+        os.mkfifo(self.at('pipe'))
+        yield self.at('pipe'), 'No such device'
+        handle = os.open(self.at('pipe'), os.O_RDONLY | os.O_NONBLOCK)     # somebody reads it
+        self.addCleanup(os.close, handle)
+        yield self.at('pipe'), no_file
+        self.addCleanup(lambda: self.assertEqual(b'', os.read(handle, 1)))
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(self.at('socket'))
+        yield self.at('socket'), 'No such device'
+
+    def test_no_status_log_is_written_to_dev_null(self):
+        self.ends(0, 'vm-export=db', status_log='/dev/null')
+        self.assertFalse(os.path.exists('/dev/null.json'))
+
     def test_a_status_log_that_cannot_be_written_is_one_warning(self):
-        self.put_file('file')
-        for path, reason in ((self.at('file', 'status.log'), 'File exists'),
-                             (self.directory, 'Is a directory'), ('/dev/full', 'No space left')):
+        for path, reason in self.bad_places():
             with self.subTest(path):
                 done = self.ends(1, 'vm-export=db', status_log=path)
                 self.assertTrue(os.path.exists(self.newest('db', 'success')))

@@ -156,6 +156,19 @@ class Phases(HookCase):
             'one', 'two', 'three', '\ufffd \\x1b[1m', '', 'no end')],
                          [line for line in done.lines if line.startswith(begin)])
 
+    def test_one_that_others_may_change_is_not_run_and_ends_the_run(self):
+        os.chmod(self.hook(), 0o722)
+        for options in [], ['preview']:
+            config = self.config('vm-export=db', hook=self.at('my hook'))
+            done = self.command(2, 'password', config, *options)
+            self.assertIn('ERROR: config hook is not safe -> ' + self.at('my hook'), done.output)
+        self.assert_phases()
+        self.assertEqual([], self.verbs())
+        os.chmod(config, 0o666)
+        os.chmod(self.at('my hook'), 0o700)
+        done = self.command(0, 'password', config)
+        self.assertEqual(1, done.output.count('***WARNING - the config %s: others may' % config))
+
     def test_job_init_comes_before_login_and_status_log_and_can_mount_backup_dir(self):
         os.rmdir(self.backups)
         done = self.run_hooked(

@@ -188,7 +188,7 @@ class Modes(SecretCase):
                 self.assert_private()
                 modes = self.modes(self.at('logs %o' % umask))
                 self.assertEqual({os.path.dirname(self.status_log): 0o777 & ~umask,
-                                  self.status_log: 0o666 & ~umask,
+                                  self.status_log: 0o640 & ~umask,
                                   self.status_log + '.json': 0o600}, modes)
 
     def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
@@ -233,4 +233,4 @@ class Modes(SecretCase):
         self.assert_ends(0, self.run_under(0o000, ROOTS, self.config('vm-export=db')))
         self.assertEqual(['vm-export,end,SUCCESS db,elapse:0 size:0G',
                           'vmbackup.py,end,SUCCESS,S:1 W:0 E:0'], self.status())
-        self.assertEqual('666', '%o' % stat.S_IMODE(os.stat(self.status_log).st_mode))
+        self.assertEqual('640', '%o' % stat.S_IMODE(os.stat(self.status_log).st_mode))
