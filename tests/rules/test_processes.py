@@ -37,9 +37,9 @@ LEAVE_STUBBORN = 'sh -c \'trap "" TERM; echo $$ >"$1"; exec sleep 60\' sh "$1" &
 
 
 def told(line):
-    """The words that a shell makes of a command line."""
+    """The words that bash makes of a command line."""
     script = 'tell() { %s; }\ntell %s' % (TELL, line)
-    output = subprocess.check_output(['sh', '-c', script.encode('utf-8', 'surrogateescape')])
+    output = subprocess.check_output(['bash', '-c', script.encode('utf-8', 'surrogateescape')])
     return [word.decode('utf-8', 'surrogateescape') for word in output.split(b'\0')[:-1]]
 
 
