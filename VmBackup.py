@@ -982,7 +982,8 @@ def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         if os.stat(path).st_mode & 0o077:
-            warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
+            warn(f'***WARNING - password file {path} can be read by others '
+                 f'(chmod 600 {shell_word(path)})')
         wrong = changeable(path)
         if wrong:
             warn(f'***WARNING - password file {path}: {wrong}')
@@ -4348,7 +4349,8 @@ def cfg(keys: Sequence[str], record: Record, **further: Any) -> str:
 
 
 def indented(text: bytes) -> str:
-    """Return XML with a line for each element; raise xml.etree.ElementTree.ParseError."""
+    """Return XML with a line for each element, what is HIDDEN in it as references to characters;
+    raise xml.etree.ElementTree.ParseError."""
     import xml.etree.ElementTree
     root = xml.etree.ElementTree.fromstring(text)
     to_indent = [(root, '\n')]
@@ -4360,8 +4362,9 @@ def indented(text: bytes) -> str:
                 child.tail = inner
                 to_indent.append((child, inner))
             element[-1].tail = margin
-    return ('<?xml version="1.0"?>\n' +
-            xml.etree.ElementTree.tostring(root, encoding='unicode') + '\n')
+    text = xml.etree.ElementTree.tostring(root, encoding='unicode')
+    return '<?xml version="1.0"?>\n' + re.sub(
+        f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};', text) + '\n'
 
 
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:

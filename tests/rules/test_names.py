@@ -74,7 +74,7 @@ class OneHostileName(PoolCase):
             self.told(2, *words)
         for directory, _, names in os.walk(self.directory):
             for name in names:
-                if re.search('[.](log|json|txt|cfg)$', name) and name != 'run.cfg':
+                if re.search('[.](log|json|txt|cfg|xml)$', name) and name != 'run.cfg':
                     self.assertEqual(set(), seen(self.read(directory, name)), name)
 
     def check_guide(self, directory, method):

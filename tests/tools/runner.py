@@ -372,6 +372,7 @@ def main(argv, prog='python3 -m tests', afterwards=None, **defaults):
     """Exit status of a whole run: 0 when nothing failed and something ran. Signals end it, and all
     that it has started. `afterwards` is called before the closing line is printed."""
     options = parse(argv, prog, **defaults)
+    os.umask(0o022)                                    # else others might change a hook
     in_a_locale_for_tests()
     forked.deferred = True
 
