@@ -1031,6 +1031,7 @@ def pool_certificates() -> Optional[str]:
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
 NOBAK = '[NOBAK]'
+LONGEST_MATCHED = 1024     # letters of a name that a regex sees: many would take it for ever
 # What was meant as NAME:N; only of such a VM if it ends in what can also be the end of a regex.
 NO_NUMBER = re.compile(r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', re.DOTALL)
 
@@ -1086,7 +1087,8 @@ def regex_of(pattern: str) -> Any:
 def matching(pattern: str, names: Sequence[str]) -> List[str]:
     """Return the names that equal a pattern or that it matches."""
     regex = None if is_literal(pattern) else regex_of(pattern)
-    return [name for name in names if name == pattern or regex and regex.match(name)]
+    return [name for name in names if name == pattern or
+            regex and regex.match(name[:LONGEST_MATCHED])]
 
 
 def is_called(vm: Vm, rule: Rule) -> bool:

@@ -180,6 +180,10 @@ class Patterns(unittest.TestCase):
     def test_an_empty_exclude_excludes_nothing(self):
         self.assertEqual(2, len(select(['exclude=', 'vm-export=.*'], 'web', 'db').jobs))
 
+    def test_a_name_of_a_megabyte_does_not_keep_a_regex_busy_for_ever(self):
+        plan = select(['vm-export=.*a.*b', 'vm-export=web'], 'a' * 10**6, 'web')
+        self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
+
     def test_catastrophic_numbers_in_a_regex_are_an_invalid_regex(self):
         plan = select(['vm-export=a{99999999999999999999}', 'vm-export=web'], 'web')
         self.assertIn('***ERROR - invalid regex: vm-export=a{99999999999999999999} '
