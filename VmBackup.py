@@ -1112,8 +1112,8 @@ class Selection:
         self.warnings = []     # type: List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
-            if (rule.method in EXPORTS and rule.kind == 'name' and rule.text in names and
-                    not set(matching(rule.word, list(names))) - {rule.text}):
+            if rule.keep is not None and rule.kind == 'name' and rule.text in names and (
+                    set(matching(rule.word, list(names))) <= {rule.text}):     # none is meant by it
                 rule = rule._replace(word=rule.text, keep=None)        # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
@@ -7574,9 +7574,10 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     except ConfigError as error:
         errors.append(f'ERROR: config {error}')
     errors += program_problems(settings)
-    for name, path in (('the config', config.path), ('status_log', settings.status_log),
-                       ('report_file', settings.report_file)):
-        place = path if path == config.path else os.path.dirname(path)
+    for name, path, place in (
+            ('the config', config.path, config.path),
+            ('status_log', settings.status_log, os.path.dirname(settings.status_log)),
+            ('report_file', settings.report_file, os.path.dirname(settings.report_file))):
         wrong = path and bounded(lambda: changeable(place), 'the file system')
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
@@ -7840,7 +7841,6 @@ def help_text(topic: str, program: str) -> str:
     else:
         text = {'config': 'Usage-config-file:\n\n' + config_text(), 'example': EXAMPLES}.get(
             topic, USAGE)
-    program = printable(program)
     return '\n' + text.format(program=program, name=os.path.basename(program),
                               compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
                               parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,
