@@ -411,9 +411,8 @@ def portable(path: str) -> str:
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
-# What ends a line, acts on a terminal, turns its order or is not seen: C0, C1, separators of lines
-# and what Unicode has as Default_Ignorable (DerivedCoreProperties.txt), but for the selectors of
-# the forms of emojis and ideographs; of bytes that are no UTF-8 those that could be C1.
+# What acts on a terminal or is not seen: C0, C1, ends of lines, what Unicode has as
+# Default_Ignorable but for forms of emojis and ideographs, bytes out of UTF-8 that could be C1.
 HIDDEN = re.compile(
     '[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
     '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
@@ -434,8 +433,7 @@ def as_json(value: Any) -> str:
 
 
 def cut(text: str, columns: int) -> str:
-    """Return as much of a text as a terminal shows in so many columns, at most: letters that take
-    none count as well."""
+    """Return as much of a text as a terminal shows in so many columns, or less."""
     for index, letter in enumerate(text):
         columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
         if columns < 0:
@@ -444,7 +442,7 @@ def cut(text: str, columns: int) -> str:
 
 
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
-ACTS_WITHIN = {'"': '["$`\\\\!]', "'": "'"}            # on what a shell acts there
+ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
 
 def shell_word(text: str) -> str:
@@ -460,11 +458,10 @@ def shell_word(text: str) -> str:
 def quoted(argv: Sequence[str]) -> str:
     """Return a command as a line for a shell, in 3.25's style where that is safe."""
     words = []
-    for text in argv:
+    for text in map(portable, argv):
         key, _, value = text.partition('=')
         quote = QUOTES.get(key)
-        if quote and value and not re.search(ACTS_WITHIN[quote], value) and not (
-                HIDDEN.search(portable(value))):
+        if quote and value and not re.search(ACTS_WITHIN[quote], value):
             words.append(f'{key}={quote}{value}{quote}')
         else:
             words.append(shell_word(text))
@@ -930,9 +927,8 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def changeable(path: str) -> str:
-    """Return what others than root and this user may change or replace, on the way to a file or
-    itself, and what to do; '' for nothing, and for no file. Owners and modes count, not ACLs. In a
-    directory with the sticky bit nobody replaces what is ours (chmod(1))."""
+    """Return what others than root and this user may replace or change, on the way to a file or
+    that itself, and what to do; '' for nothing. Owners, modes and sticky bits count, not ACLs."""
     here, rest = '/', os.path.join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         try:
@@ -982,8 +978,7 @@ def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
         if os.stat(path).st_mode & 0o077:
-            warn(f'***WARNING - password file {path} can be read by others '
-                 f'(chmod 600 {shell_word(path)})')
+            warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
         wrong = changeable(path)
         if wrong:
             warn(f'***WARNING - password file {path}: {wrong}')
@@ -4448,13 +4443,13 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 # It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = GUIDE_XE + """\
-# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
+# This is the disk {disk.device}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
 # If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
 # vm-metadata.xml beside the image tell how it was made.
 
 {unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI {device} \
+xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI device={disk.vbd[userdevice]} \
 bootable={boot} mode=RW type=Disk
 {clean}"""
 
@@ -4485,7 +4480,6 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
                 path = plain_name(path)
                 values['clean'] = f'rm {quote(path)}\n'
             values.update(
-                shown=printable(disk.device), device=quote('device=' + disk.vbd['userdevice']),
                 form=form[1:], boot=str(disk.vbd['bootable']).lower(),
                 size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
         texts.append((GUIDE_HEAD + way).format(
@@ -5452,21 +5446,13 @@ VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP
 LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 
 
-def own_file(path: str, flags: int) -> int:
-    """Open a log or the record of a run, or make it. Raise OSError if it is a symbolic link, has
-    other names, or is no file: what is written would go elsewhere, or what is read come from
-    there."""
-    try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            error.strerror = 'is a symbolic link'
-        raise
-    status = os.fstat(handle)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink < 2:
-        return handle
-    os.close(handle)
-    raise OSError(errno.EINVAL, 'is no file, or has further names (hard links)', path)
+def make_directories(path: str) -> None:
+    """Make a directory, and those above it, where they are missing. Raise OSError."""
+    above = os.path.dirname(path)
+    if above != path and not is_there(path):
+        make_directories(above)
+        with contextlib.suppress(FileExistsError), place(path) as (name, handle):
+            os.mkdir(name, dir_fd=handle)
 
 
 class LastRun(NamedTuple):
@@ -5478,12 +5464,6 @@ class LastRun(NamedTuple):
     ended: Optional[str] = None
     result: str = ''           # SUCCESS, WARNING, ERROR or SKIPPED, and counts
     failed: Sequence[Tuple[str, str]] = ()     # names of VMs, and the tokens of what failed
-
-
-def last_run(path: str) -> LastRun:
-    """Return what a file beside a status log tells. Raise OSError, ValueError, TypeError."""
-    with open(own_file(path, os.O_RDONLY), 'rb') as stream:
-        return LastRun(**json.loads(stream.read(LONGEST_RECORD).decode('utf-8')))
 
 
 class StatusLog:
@@ -5512,8 +5492,9 @@ class StatusLog:
 
     def append(self, line: str, run: Optional[LastRun]) -> None:
         """Append a line, and keep the run. Raise OSError, for what is no file of its own too."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with open(own_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 'ab') as stream:
+        make_directories(os.path.dirname(self.path))
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with open(open_file(self.path, flags, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
         if run:
             write_json(self.path + LAST_RUN, run._asdict())
@@ -5847,7 +5828,7 @@ class Run:
 
 def put_report(path: str, document: Dict[str, Any]) -> None:
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    make_directories(os.path.dirname(path))
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a file')
     write_json(path, document)
@@ -7509,7 +7490,7 @@ class StatusCheck:
     def check_run(self, path: str) -> None:
         """Judge the last run, if a file beside the status log tells of one."""
         try:
-            last = last_run(path)
+            last = LastRun(**json.loads(load(path, LONGEST_RECORD).decode('utf-8')))
             late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
             goes_on = is_in_work(last)
             bad = last.result.startswith('ERROR')

@@ -325,16 +325,17 @@ class FailuresOfTheRun(FailureCase):
 
     def bad_places(self):
         """(path, what is said of it) of all that is no file of its own; what was in that stays."""
-        rc, no_file = self.put_file('.bashrc', 'PS1=#\n'), 'is no file, or has further names'
+        rc, no_file = self.put_file('.bashrc', 'PS1=#\n'), 'is not a regular file'
         self.addCleanup(lambda: self.assertEqual('PS1=#\n', self.read(rc)))
-        yield self.at('.bashrc', 'status.log'), 'File exists'
-        yield self.directory, 'Is a directory'
+        yield self.at('.bashrc', 'status.log'), 'Not a directory'
+        yield self.directory, 'is a directory'
         yield '/dev/full', no_file
-        for make, reason in ((os.symlink, 'is a symbolic link'), (os.link, no_file)):
+        for make, reason in ((os.symlink, 'is a symbolic link'),
+                             (os.link, 'has another name, too (a hard link)')):
             make(rc, self.at(make.__name__))
             yield self.at(make.__name__), reason
         os.mkfifo(self.at('pipe'))
-        yield self.at('pipe'), 'No such device'
+        yield self.at('pipe'), no_file
         handle = os.open(self.at('pipe'), os.O_RDONLY | os.O_NONBLOCK)     # somebody reads it
         self.addCleanup(os.close, handle)
         yield self.at('pipe'), no_file
@@ -342,7 +343,13 @@ class FailuresOfTheRun(FailureCase):
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
         listener.bind(self.at('socket'))
-        yield self.at('socket'), 'No such device'
+        yield self.at('socket'), no_file
+        os.symlink(self.at('elsewhere'), self.backups + '/logs')   # on the share, which is others'
+        os.mkdir(self.at('elsewhere'))
+        yield self.backups + '/logs/new/status.log', 'is a symbolic link'
+        self.assertEqual([], os.listdir(self.at('elsewhere')))
+        yield self.backups + '/logs/status.log', 'is a symbolic link'
+        self.assertEqual([], os.listdir(self.at('elsewhere')))
 
     def test_no_status_log_is_written_to_dev_null(self):
         self.ends(0, 'vm-export=db', status_log='/dev/null')
