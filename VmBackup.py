@@ -140,6 +140,7 @@ DEFAULT_MAIL_MODE = 'always'
 XE_PROGRAM = '/opt/xensource/bin/xe'
 XAPI_URL = 'http://localhost/'
 XAPI_SOCKET = 'unix:/var/lib/xcp/xapi'
+STATE = '/var/lib/VmBackup'        # this host's own notes of what it has made in a pool
 XE_TIMEOUT = 9000          # seconds for an xe command without data; xapi itself waits up to 2 h
 XAPI_TIMEOUT = 600         # seconds for one XenAPI call and all of its answer
 XAPI_PATIENCE = 300        # seconds to wait for an xapi that is gone in mid-run
@@ -1725,7 +1726,9 @@ class Xe:
         argv = [self.program, verb]
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
-            argv.append('{}={}'.format(name.replace('_', '-'), text))
+            if ':' not in name:                        # else it has a key of a map
+                name = name.replace('_', '-')
+            argv.append(f'{name}={text}')
         given = [f'{word.partition("=")[0]}={at}' if at and re.match('file-?name=', word) else word
                  for word in argv]
         if re.search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
@@ -1756,6 +1759,7 @@ class Xe:
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
+OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
@@ -1799,6 +1803,7 @@ class Snapshot(NamedTuple):
     template: bool             # a VM's, as long as nobody has prepared it for an export
     size: int                  # bytes of a disk
     tags: Tuple[str, ...]
+    marked: bool               # whether it says itself that it is one of ours
 
 
 class Hold(NamedTuple):
@@ -1830,6 +1835,12 @@ def unless_gone() -> Iterator[None]:
 def marked_name(mark: str) -> str:
     """Return the name of a disk while it is being restored."""
     return f'{MARK} {mark}'
+
+
+def config_in(record: Record, key: str) -> Any:
+    """Return a value in the other_config of a record, None if there is none."""
+    config = record.get('other_config')
+    return config.get(key) if isinstance(config, dict) else None
 
 
 def device_name(device: str, number: str) -> str:
@@ -2032,7 +2043,7 @@ class Pool:
         for ref, record in self.records('VM').items():
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain'] or
-                    (record.get('other_config') or {}).get(MARK) in marks):
+                    config_in(record, MARK) in marks):
                 fields = {field: record[field] for field in VM_FIELDS}
                 found.append(Vm(ref, record['uuid'], record['name_label'], fields))
         return found
@@ -2078,11 +2089,12 @@ class Pool:
         found = []
         for ref, record in self.where(kind, field, values).items():
             if record['is_a_snapshot']:
+                uuid = record['uuid']
                 found.append(Snapshot(
-                    ref, record['uuid'], record['name_label'], record['snapshot_of'],
+                    ref, uuid, record['name_label'], record['snapshot_of'],
                     str(record['snapshot_time']), tuple(record['VBDs']),
                     record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                    tuple(record.get('tags', ()))))
+                    tuple(record.get('tags', ())), config_in(record, OWN) == uuid))
         return found
 
     @staticmethod
@@ -2201,9 +2213,8 @@ class Pool:
         for kind in ('VM', 'VDI', 'network'):
             found.append({})
             for ref, record in self.records(kind).items():
-                config = record.get('other_config')
-                if record.get('name_label') == marked_name(mark) or (
-                        isinstance(config, dict) and config.get(MARK) == mark):
+                if config_in(record, MARK) == mark or (
+                        record.get('name_label') == marked_name(mark)):
                     found[-1][ref] = record
         return Marked(*found)
 
@@ -2284,6 +2295,7 @@ DEEPEST_DIRECTORY = 32     # directories within each other in a backup; we make 
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
+OLDEST_NOTE = 30 * 86400   # seconds
 
 
 def path_part(name: str) -> str:
@@ -2686,6 +2698,29 @@ def own_process() -> Tuple[str, str]:
     return os.uname().nodename, process()
 
 
+def note_of(path: str) -> str:
+    """Return the path of this host's own note of a record on a share: what is in it was not changed
+    there. Raise OSError where somebody else could have changed it, or there is no place for it."""
+    import hashlib
+    directory = os.environ.get('VMBACKUP_STATE') or STATE
+    found = status_of(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise OSError(errno.EPERM, 'no directory that only its owner can change', directory)
+    return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest()[:32]}.json'
+
+
+def prepare_notes() -> None:
+    """Make the place of this host's notes if it is missing; delete those of long ago, of which the
+    record has vanished. Raise OSError."""
+    make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
+    directory = os.path.dirname(note_of(''))
+    for name in names_in(directory):
+        path = f'{directory}/{name}'
+        with contextlib.suppress(FileNotFoundError):   # it was the record of a run beside ours
+            if now().timestamp() - status_of(path).st_mtime > OLDEST_NOTE:
+                remove(path)
+
+
 def programs_with(word: str, variable: str = '') -> List[int]:
     """The processes of this host that have a word in their arguments, and a variable, as NAME=TEXT
     with a NUL, in their environment (Linux: proc(5), cmdline and environ)."""
@@ -2714,9 +2749,13 @@ DELETING = '.deleting-'    # begins the name of a dated directory that is being 
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
-LONGEST_RECORD = 2**24     # bytes of a manifest or a snapshot's record
+LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
+MOST_VALUES = 2**15        # in one
+LONGEST_NUMBER = 20        # characters of a number in one
+UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
+DISK_KEYS = ('file', 'name', 'virtual_size')   # of a disk in a manifest, which we need
 PROVED = {                 # from least to most
     'length': 'readable, but nothing tells its expected size',
     'restorable': 'intact, but xe vm-import refuses it as it is: restore it with restore=',
@@ -2742,15 +2781,17 @@ class Intent(NamedTuple):
     uuid: str = ''             # of the snapshot, once it is known
     disks: tuple = ()          # references of the disks that came with a VM's snapshot
     names: tuple = ()          # those of the sources, which may be gone by then
+    noted: bool = False        # whether this host knows it itself, not only from the share
 
     damaged = (f'{INTENT}, the record of a snapshot, is damaged (look for the snapshot, then '
                'delete the record)')
 
     def is_sound(self) -> bool:
         """Return whether what xapi is asked for can be what we wrote."""
-        return self.kind in ('VM', 'VDI') and all(
-            re.match(r'OpaqueRef:[\w-]+\Z', ref)
-            for ref in (self.ref, *self.before, *self.sources, *self.disks))
+        return (self.kind in ('VM', 'VDI') and self.label.startswith(('RESTORE_', 'SNAP_')) and
+                re.match(f'({UUID})?\\Z', self.uuid) is not None and
+                all(re.match(r'OpaqueRef:[\w-]+\Z', ref)
+                    for ref in (self.ref, *self.before, *self.sources, *self.disks)))
 
     def name_of(self, source: str) -> str:
         """Return the name that a source had when the snapshot was meant to be made."""
@@ -2783,11 +2824,39 @@ class Restoring(NamedTuple):
         return re.match('[0-9a-f]{32}\\Z', self.mark) is not None
 
 
+def parse_number(text: str) -> float:
+    """Return a number in JSON. Raise ValueError for what is none, as Infinity, or so long that
+    int() could take hours."""
+    if len(text) <= LONGEST_NUMBER:
+        number = int(text) if text.lstrip('-').isdigit() else float(text)
+        if abs(number) < float('inf'):
+            return number
+    raise ValueError('it has a number that cannot be meant')
+
+
+DECODER = json.JSONDecoder(parse_int=parse_number, parse_float=parse_number,
+                           parse_constant=parse_number)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return what JSON on a share holds. Raise ValueError for what is none, or would take more
+    memory or time than anything that we write."""
+    values = data.count(b',') + data.count(b'[') + data.count(b'{')
+    if len(data) > LONGEST_RECORD or values > MOST_VALUES:
+        raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
+                         f'{MOST_VALUES} are the most')
+    try:
+        value = DECODER.decode(data.decode('utf-8'))
+        encoded(json.dumps(value, ensure_ascii=False))     # raises for what is no text
+    except RecursionError:
+        raise ValueError('too many values within each other')
+    return value
+
+
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the Intent or Restoring that a file holds; raise TargetError if it holds none."""
-    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
-        told, _ = json.JSONDecoder().raw_decode(data.decode('utf-8'))
-        encoded(str(told))                             # raises for what cannot be printed
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
         record = kind(**{name: tuple(value) if isinstance(value, list) else value
                          for name, value in told.items() if name in kind._fields})
         if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
@@ -2795,11 +2864,30 @@ def parse_record(kind: Any, data: bytes) -> Any:
     raise TargetError(kind.damaged)
 
 
+def noted(kind: Any, path: str) -> Any:
+    """Return the record that this host has noted for that path on the share, None without one."""
+    with contextlib.suppress(OSError, TargetError):
+        return parse_record(kind, load(note_of(path), LONGEST_RECORD))
+    return None
+
+
+def is_alive(run: str) -> bool:
+    """Return whether the process of a record goes on, if it was one of this host."""
+    return re.match(r'[0-9]+ [0-9]+\Z', run) is not None and process(run.split()[0]) == run
+
+
 def is_in_work(record: Any) -> bool:
     """Return whether the process of an Intent or a Restoring may go on, where nothing is locked."""
     host, own = own_process()
-    return record.process != own and (
-        record.host != host or process(record.process.partition(' ')[0]) == record.process)
+    return record.process != own and (record.host != host or is_alive(record.process))
+
+
+def as_size(value: Any) -> Optional[int]:
+    """Return a number of bytes in a record, which may be text; None for what is none. xapi has 63
+    bits for one."""
+    if not re.match(r'[0-9]{1,19}\Z', str(value)) or int(value) >> 63:
+        return None
+    return int(value)
 
 
 def value_in(document: Dict[str, Any], key: str, default: Any) -> Any:
@@ -2833,19 +2921,19 @@ def finding(found: Dict[str, Any]) -> Dict[str, Any]:
 class Manifest(NamedTuple):
     """What a backup tells of itself; of what somebody has edited, what can be meant."""
 
-    document: Dict[str, Any] = {}      # all of it
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Optional[str] = None      # as iso() writes it; never None if there is a number
     method: str = ''
     name: str = ''             # of the VM, and so on
     uuid: str = ''
     tags: Optional[List[str]] = None   # None: not known
-    snapshot: Any = None       # uuid
-    files: Dict[str, Any] = {}         # bytes by name
+    snapshot: Optional[str] = None     # uuid
+    files: Dict[str, int] = {}         # bytes by name
     disks: Sequence[Dict[str, Any]] = ()
     verified: Dict[str, Any] = {}      # as finding() has it
     test_restore: Dict[str, Any] = {}
     digests: Dict[str, Any] = {}       # SHA-256 by the names of the files, uncompressed
+    known: bool = False        # whether there is one
 
     @classmethod
     def of(cls, document: Dict[str, Any]) -> 'Manifest':
@@ -2858,25 +2946,33 @@ class Manifest(NamedTuple):
         if isinstance(vm.get('tags'), list):
             tags = [tag for tag in vm['tags'] if isinstance(tag, str)]
         return cls(
-            document, number if number > 0 and started else 0, started,
+            number if number > 0 and started else 0, started,
             value_in(document, 'method', ''), value_in(vm, 'name', ''), value_in(vm, 'uuid', ''),
-            tags, document.get('snapshot'), value_in(document, 'files', {}),
-            [disk for disk in value_in(document, 'disks', []) if isinstance(disk, dict)],
+            tags, value_in(document, 'snapshot', '') or None,
+            {name: size for name, size in value_in(document, 'files', {}).items()
+             if as_size(size) == size},
+            [{key: disk[key] for key in DISK_KEYS if key in disk}
+             for disk in value_in(document, 'disks', []) if isinstance(disk, dict)],
             finding(verified), finding(value_in(document, 'test_restore', {})),
-            value_in(verified, 'digests', {}))
+            value_in(verified, 'digests', {}), bool(document))
+
+    @staticmethod
+    def document(directory: str) -> Record:
+        """Return all that one tells, {} where there is none or a damaged one. Raise OSError."""
+        try:
+            document = parse_json(load(f'{directory}/{MANIFEST}', LONGEST_RECORD + 1))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
+                raise
+            return {}
+        except ValueError:
+            return {}
+        return document if isinstance(document, dict) else {}
 
     @classmethod
     def read(cls, directory: str) -> 'Manifest':
         """Return that of a directory, an empty one for none or a damaged one. Raise OSError."""
-        try:
-            document = json.loads(load(f'{directory}/{MANIFEST}', LONGEST_RECORD).decode('utf-8'))
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
-                raise
-            return cls()
-        except (ValueError, RecursionError):
-            return cls()
-        return cls.of(document) if isinstance(document, dict) else cls()
+        return cls.of(cls.document(directory))
 
     def disk(self, name: str) -> Dict[str, Any]:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
@@ -2915,8 +3011,8 @@ class Backup(NamedTuple):
                 good = seen.has_marker()
                 protected = is_there(seen.file(PROTECTED))
                 if good or date:
-                    sizes = {name: size for name, size in manifest.files.items() if name.endswith(
-                        IMAGES) and isinstance(size, int) and 0 <= size < 1 << 63}
+                    sizes = {name: size for name, size in manifest.files.items()
+                             if name.endswith(IMAGES)}
                     sizes = sizes or {name: status_of(seen.file(name)).st_size
                                       for name in seen.archives()}
         except FileNotFoundError:
@@ -2970,11 +3066,9 @@ class Backup(NamedTuple):
 
     def disk_size(self, name: str) -> Optional[int]:
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
-        with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
-            if self.manifest.document:
-                return int(self.manifest.disk(name)['virtual_size'])
-            return int(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
-        return None
+        if self.manifest.known:
+            return as_size(self.manifest.disk(name).get('virtual_size'))
+        return as_size(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
     def files(self) -> Dict[str, int]:
         """Return the bytes of each file in it, by its name. Raise OSError."""
@@ -2989,11 +3083,14 @@ class Backup(NamedTuple):
         return total
 
     def intent(self) -> Optional[Intent]:
-        """Return the snapshot that may be in the pool, or None. Raise TargetError, OSError."""
+        """Return the snapshot that may be in the pool, or None: this host's own note, which nobody
+        can have changed, or else the record, which proves nothing. Raise TargetError, OSError."""
         try:
-            return parse_record(Intent, load(self.file(INTENT), LONGEST_RECORD))
+            data = load(self.file(INTENT), LONGEST_RECORD)
         except FileNotFoundError:
             return None
+        known = noted(Intent, self.file(INTENT))
+        return (known or parse_record(Intent, data))._replace(noted=known is not None)
 
 
 def in_order(backups: Sequence[Backup]) -> List[Backup]:
@@ -3330,19 +3427,41 @@ def protect(backup: Backup, wanted: bool) -> None:
 
 def add_to_manifest(backup: Backup, **results: Dict[str, Any]) -> None:
     """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
-    manifest = Manifest.read(backup.path)              # somebody else may have noted some
-    if manifest.document:
-        write_json(backup.file(MANIFEST), dict(manifest.document, **results))
+    document = Manifest.document(backup.path)          # somebody else may have noted some
+    if document:
+        write_json(backup.file(MANIFEST), dict(document, **results))
+
+
+def note(path: str, record: Any) -> None:
+    """Note a record on the share in this host, too, or that it has gone. Where that cannot be done,
+    as prepare_notes has told, what a kill leaves is spoken of and stays."""
+    with contextlib.suppress(OSError):
+        prepare_notes()
+        if record:
+            write_json(note_of(path), record._asdict())
+        else:
+            remove(note_of(path))
+
+
+def check_readable(document: Record) -> None:
+    """Raise TargetError for a manifest or record that we could not read again."""
+    try:
+        parse_json(encoded(json.dumps(document, indent=1)))
+    except ValueError as error:
+        raise TargetError(f'its record would be too long: {error} (give the VM fewer tags, or '
+                          'shorter names to it and its disks)')
 
 
 def set_intent(backup: Backup, intent: Intent) -> None:
     """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
+    note(backup.file(INTENT), intent)
     bounded(lambda: write_json(backup.file(INTENT), intent._asdict()), 'the share')
 
 
 def drop_intent(backup: Backup) -> None:
     """Record that no snapshot of ours is left."""
     bounded(lambda: remove(backup.file(INTENT)), 'the share')
+    note(backup.file(INTENT), None)
 
 
 class NewBackup(Backup):
@@ -3367,7 +3486,9 @@ class NewBackup(Backup):
             sync_directory(self.file(name).rstrip('/'))
         check_held(self.path)
         listed = {portable(name): size for name, size in files.items()}
-        write_json(self.file(MANIFEST), dict(document, number=self.manifest.number, files=listed))
+        manifest = dict(document, number=self.manifest.number, files=listed)
+        check_readable(manifest)
+        write_json(self.file(MANIFEST), manifest)
         marker = MARKERS[1] if large else MARKERS[0]
         self.write('', marker)
         sync(self.file(marker))
@@ -3510,6 +3631,7 @@ class Store(Catalogue):
                 if not (locked and os.fstat(handle).st_nlink):
                     raise BlockingIOError('a run took it for one that a kill has left')
                 record = record._replace(path=path, handle=handle)
+                note(path, record)
             except OSError:                            # or the share is read-only, or full
                 with contextlib.suppress(OSError):
                     remove(path)
@@ -3521,6 +3643,7 @@ class Store(Catalogue):
     def mark_complete(record: Restoring) -> None:
         """Write down that what was restored is whole. Raise OSError."""
         if record.path:
+            note(record.path, record)
             os.write(record.handle, b'\ncomplete\n')
             force(record.handle)
 
@@ -3529,6 +3652,7 @@ class Store(Catalogue):
         """Nothing half restored is left. Raise OSError."""
         for path in (record.unpacked, record.path) if record.path else ():
             remove(path)
+        note(record.path, None)
 
     def unpack(self, record: Restoring, pieces: Iterator[bytes], size: int,
                check: Callable[[], None]) -> str:
@@ -3557,13 +3681,22 @@ class Store(Catalogue):
                 handle = open_file(path, os.O_RDWR)
                 stack.callback(os.close, handle)
                 if self.lock(handle):
-                    data = os.pread(handle, LONGEST_RECORD, 0)
-                    if data:
-                        record = parse_record(Restoring, data)._replace(
-                            path=path, complete=b'\n' in data)
-                    else:                              # it was killed before it made anything
-                        remove(path)
-            yield None if record and self.no_locking and is_in_work(record) else record
+                    record = self.dead_restore(path, os.pread(handle, LONGEST_RECORD, 0))
+            yield record
+
+    def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
+        """Return this host's note of a restore, or else the record that nobody has locked; None if
+        it goes on, or has made nothing. Raise TargetError, OSError."""
+        known = noted(Restoring, path)
+        if not (known or data):                        # it was killed before it made anything
+            remove(path)
+            return None
+        record = known or parse_record(Restoring, data)._replace(complete=b'\n' in data)
+        record = record._replace(path=path)
+        if os.path.basename(path) != RESTORING.format(record.mark):
+            raise TargetError(Restoring.damaged)       # it is the copy of another
+        in_its_place = known and is_alive(record.process) and record.process != process()
+        return None if in_its_place or self.no_locking and is_in_work(record) else record
 
     @staticmethod
     @contextlib.contextmanager
@@ -3748,27 +3881,38 @@ def damaged_if_malformed() -> Iterator[None]:
         raise Damaged('it does not describe a VM as xapi does')
 
 
-def xml_parser(begin: Callable[[str, Any], None], end: Callable[[str], Any]) -> Any:
-    """Return a parser of XML that calls these for each element. It raises Damaged where elements
-    within each other would take memory without end, and for a declaration."""
+def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
+    """Parse XML with that outermost element, all within which goes to an unpacker. Raise Damaged
+    where elements within each other would take memory without end, or entities time: an exception
+    stops expat at the end of what it was given, so that is little, and has no declaration."""
     parser = xml.parsers.expat.ParserCreate()
-    around = []                # type: List[str]
+    around, last, size = [], b'', 0    # type: List[str], bytes, int
 
     def start(name: str, attributes: Any) -> None:
+        nonlocal size
+        size = 0
+        if not around and name != root:
+            raise Damaged(f'its outermost element is {printable(name)}, not {root}')
         if len(around) == DEEPEST:
             raise Damaged(f'more than {DEEPEST} elements within each other')
-        begin(name, attributes)
         around.append(name)
+        if unpacker:
+            unpacker.start(name, attributes)
 
     def stop(name: str) -> None:
         around.pop()
-        end(name)
-
-    def refuse(*_: Any) -> None:
-        raise Damaged('it has a declaration, which xapi does not write')
+        if unpacker:
+            unpacker.end(name)
     parser.StartElementHandler, parser.EndElementHandler = start, stop
-    parser.StartDoctypeDeclHandler = refuse
-    return parser
+    parser.CharacterDataHandler = getattr(unpacker, 'data', None)
+    for piece in pieces:
+        size += len(piece)
+        if size > LARGEST_METADATA or re.search(b'<!DOCTYPE|\0', last + piece):    # NUL: UTF-16
+            raise Damaged('it has a declaration, or too large an element, which xapi never writes')
+        for at in range(0, len(piece), CHUNK // 4):
+            parser.Parse(piece[at:at + CHUNK // 4], False)
+        last = piece[-8:]
+    parser.Parse(b'', True)
 
 
 def xmlrpc_value(ova: bytes) -> Record:
@@ -3782,9 +3926,7 @@ def xmlrpc_value(ova: bytes) -> Record:
         'struct', 'value')}
     unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
     unpacker.xml(None, None)                           # what the parser gives it is decoded
-    parser = xml_parser(unpacker.start, unpacker.end)
-    parser.CharacterDataHandler = unpacker.data
-    parser.Parse(ova, True)
+    parse_xml(iter([ova]), 'value', unpacker)
     unpacker.end('params')                             # which is around a value elsewhere
     value, = unpacker.close()
     return value
@@ -3805,10 +3947,10 @@ def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Dict[str, Record]]]:
 
 def number_of(record: Record, field: str) -> int:
     """Return a number in a record. Raise KeyError, ValueError."""
-    text = str(record[field])
-    if not re.match(r'[0-9]{1,19}\Z', text):           # xapi has 64 bits for it
-        raise ValueError(f'{field} is no number: {text[:40]}')
-    return int(text)
+    number = as_size(record[field])
+    if number is None:
+        raise ValueError(f'{field} is no number: {str(record[field])[:40]}')
+    return number
 
 
 class ArchivedDisk(NamedTuple):
@@ -4062,16 +4204,18 @@ class ImageReader(Reader):
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_rest(self) -> bytes:
-        """Read all that is left; return what it ends with."""
+    def read_rest(self, most: float) -> bytes:
+        """Read all that is left, or beyond byte `most`; return what it ends with."""
         last = b''
         for view in iter(self.read_on, b''):
             last = (last + view[-4096:].tobytes())[-4096:]
+            if self.source.at > most + CHUNK:          # it may go on for ever
+                raise Damaged(f'it goes on after byte {self.source.at}, its disk ends at {most}')
         return last
 
     def read_raw(self, size: Optional[int]) -> Proof:
         """Read a raw image, which is as long as its disk, if that is known."""
-        last = self.read_rest()
+        last = self.read_rest(size or float('inf'))
         if size is None:
             return self.proof('length')
         if size != self.source.at:
@@ -4117,9 +4261,9 @@ class ImageReader(Reader):
             if sector < end:
                 raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
             end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
-        last = self.read_rest()
-        footer_at = self.source.at - BLOCK
         end *= BLOCK
+        last = self.read_rest(end + VHD_BLOCK)
+        footer_at = self.source.at - BLOCK
         if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
             raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
         if last[-BLOCK:] != footer:
@@ -4150,20 +4294,8 @@ class ImageReader(Reader):
 
     def read_document(self, root: str) -> Proof:
         """Read XML with that outermost element."""
-        begun = 0              # how far we were when the last element began
-
-        def begin(name: str, _: Any) -> None:
-            nonlocal begun
-            if not begun and name != root:
-                raise Damaged(f'its outermost element is {printable(name)}, not {root}')
-            begun = self.source.at
-        parser = xml_parser(begin, str)
         try:
-            for view in iter(self.read_on, b''):
-                parser.Parse(view.tobytes(), False)
-                if self.source.at - begun > LARGEST_METADATA:
-                    raise Damaged('an element of it is too large')
-            parser.Parse(b'', True)
+            parse_xml((view.tobytes() for view in iter(self.read_on, b'')), root)
         except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
             raise Damaged(f'it is no well-formed XML: {error}')
         return self.proof('structure')
@@ -4225,7 +4357,8 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Sequence[str]) -
                 if place.get(field) in moved:
                     place[field] = LAST + place[field]
             if each['class'] in ('VM', 'VDI', 'network'):
-                record['other_config'].pop('auto_poweron', None)
+                for key in ('auto_poweron', OWN):
+                    record['other_config'].pop(key, None)
                 record['other_config'][MARK] = mark
             if each['class'] == 'VM_metrics':          # an import keeps it: see check_unused
                 record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
@@ -4298,10 +4431,12 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
     with opened(path, not is_packed(path)) as source:
         at = 0
         for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk():
-            yield piece
             at += len(piece)
+            if at > size:
+                break
+            yield piece
         if at != size:
-            raise Damaged(f'{path} has {at} bytes, not {size}')
+            raise Damaged(f'{path} has {at} bytes or more, not {size}')
         yield from zeros(whole - at)
 
 
@@ -4438,6 +4573,7 @@ GUIDE_VM = GUIDE_XE + """\
 
 VM=$(xe vm-import {filename})
 xe vm-param-set uuid=$VM {name} ha-restart-priority=
+xe vm-param-remove uuid=$VM param-name=other-config param-key=vmbackup_snapshot
 xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
 
 # It is not started: xe vm-start uuid=$VM
@@ -4605,7 +4741,7 @@ class Verifier:
         least = min(proved, key=list(PROVED).index)
         if least == 'length':
             found.remarks.append('the size of its disk is not known')
-        if not backup.manifest.document and is_there(backup.file(MANIFEST)):
+        if not backup.manifest.known and is_there(backup.file(MANIFEST)):
             found.problems.append(f'{MANIFEST} is damaged')
         for name, expected_size in backup.manifest.files.items():
             size = 0
@@ -4637,9 +4773,9 @@ class Verifier:
 # ----------------------------------------------------------------------------------------------
 # 15. Exporters: snapshots, what is exported from them, how they are removed
 # ----------------------------------------------------------------------------------------------
-# A snapshot is destroyed when XenAPI says that it is one OF this very VM or disk, and we have
-# its uuid from having made it, or wrote down before that we were about to, and it is new and
-# carries our label. Never by its name alone.
+# A snapshot is destroyed when XenAPI says that it is one OF this very VM or disk, and it has our
+# mark, its own uuid, in other_config; or this host has noted its uuid or, before it was made, that
+# it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
@@ -4806,17 +4942,24 @@ class Remover:
 
     def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
         """Remove the snapshot that an unfinished backup has a record of, and what is left of it.
-        Return False, after a warning, if it may be one that is not ours for certain. Raise
-        VmBackupError."""
+        Return False, after a warning, if it may be one that is not ours for certain: anybody may
+        have written what this host has not noted. Raise VmBackupError."""
+        keep = 'delete ' + backup.file(INTENT)
         if intent.uuid:
             for found in self.new(intent.kind, [intent.ref], intent):
                 if found.uuid == intent.uuid:
+                    if not (intent.noted or found.marked):
+                        return self.doubt(intent.kind, found, keep)
                     self.remove_found(found, intent, backup)
                     return True
+            disks = self.disks(intent)
+            if not intent.noted:
+                return all([self.doubt('VDI', disk, keep) for disk in disks])
             self.check_gone(intent)
-            self.destroy(self.disks(intent))
+            self.destroy(disks)
             return True
-        self.pool.wait_for_snapshot(intent.kind, intent.ref)
+        if intent.noted:
+            self.pool.wait_for_snapshot(intent.kind, intent.ref)
         clear, places = True, [(intent.kind, (intent.ref,))]   # type: bool, List[Any]
         if intent.kind == 'VM':        # of one that was only half made, the disks come first, and
             places.append(('VDI', intent.sources))     # are not anybody's yet (xapi_vm_clone.ml)
@@ -4824,15 +4967,17 @@ class Remover:
             new = self.new(kind, refs, intent)
             halves = []        # type: List[Snapshot]
             for found in new:
-                if self.is_ours(kind, found, new, intent):
+                if intent.noted and self.is_ours(kind, found, new, intent):
                     if kind == intent.kind:
                         self.remove_found(found, intent, backup)
                     else:
                         halves.append(found)
                 elif kind == 'VDI' and self.may_be_ours(found, intent):
                     clear = False
-                elif found.label == intent.label:
+                elif found.label == intent.label and intent.noted:
                     self.warn_of(found)
+                elif found.label == intent.label and found.when >= intent.since:
+                    clear = self.doubt(kind, found, keep)
             self.destroy(halves)
         return clear
 
@@ -4869,12 +5014,19 @@ class Remover:
         if found.vbds or found.tags or found.when < intent.since or (
                 found.label != intent.name_of(found.of)):
             return False
+        return not self.doubt('VDI', found, 'give it another name or a tag')
+
+    def doubt(self, kind: str, found: Snapshot, keep: str) -> bool:
+        """Warn of a snapshot that is ours, or somebody else's: for all that is known, which is
+        False, it may be either. `keep`: what keeps it."""
+        words = 'disk snapshot', 'vdi-param-list', 'vdi-destroy'
+        if kind == 'VM':
+            words = 'snapshot', 'snapshot-param-list', 'snapshot-uninstall'
         self.warnings.append(
-            'the disk snapshot {0}, called {1}, is left of a backup that did not end, or somebody '
-            'made it: not touched (look at it: xe vdi-param-list uuid={0}; to remove it: xe '
-            'vdi-destroy uuid={0}; to keep it: give it another name or a tag)'.format(
-                found.uuid, found.label))
-        return True
+            'the {2} {0}, called {1}, is left of a backup that did not end, or somebody made it: '
+            'not touched (look at it: xe {3} uuid={0}; to remove it: xe {4} uuid={0}; to keep it: '
+            '{5})'.format(found.uuid, found.label, *words, keep))
+        return False
 
     def warn_of(self, found: Snapshot) -> None:
         """Warn of a snapshot that may be ours."""
@@ -5000,7 +5152,7 @@ class Exporter:
             pool='', kind=self.kind, of=uuid, ref=ref, label=label_part(label), since='', until='',
             latest='', host=os.uname().nodename, process=process(),
             before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
-            names=tuple(disk.vdi['name_label'] for disk in taken))
+            names=tuple(disk.vdi['name_label'] for disk in taken), noted=True)
 
     def check_images(self, vm_name: str) -> None:
         """Raise BackupFailed if there is no disk, or one that xapi cannot export so; log the
@@ -5060,7 +5212,7 @@ class Exporter:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
                 self.console.log('snap-uuid: ' + uuid)
-                if not re.match(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z', uuid):
+                if not re.match(UUID + r'\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 self.write_intent(backup, intent._replace(uuid=uuid))
                 made = None    # type: Optional[Snapshot]
@@ -5116,19 +5268,21 @@ class Exporter:
                             **words)
 
     def prepare(self) -> None:
-        """Give a disk's snapshot our label. Make a VM's no template, as xe's vm-export and
-        vm-uninstall see none, which a snapshot is; the archive keeps the mark (xapi:
+        """Mark the snapshot; give a disk's our label. Make a VM's no template, as xe's vm-export
+        and vm-uninstall see none, which a snapshot is; the archive keeps that (xapi:
         cli_operations.ml, select_vms; export.ml, make_vm). Destroy the disks that are not for the
         archive before, which takes them from the snapshot, too (xapi: xapi_vdi.ml, destroy)."""
         uuid = self.intent.uuid
+        mark = {'other-config:' + OWN: uuid}
         if self.kind == 'VDI':
-            self.xe.tell('vdi-param-set', uuid=uuid, name_label=self.intent.label)
+            self.xe.tell('vdi-param-set', uuid=uuid, name_label=self.intent.label, **mark)
             return
         if self.archive and not self.ignoring:
             for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
                 if found.ref in self.intent.disks:
                     self.xe.tell('vdi-destroy', uuid=found.uuid)
-        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False, uuid=uuid)
+        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False, uuid=uuid,
+                     **mark)
 
     def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
         """Return the files to export: the archive, or images of the snapshot's disks."""
@@ -5284,7 +5438,7 @@ class Importer:
             made = pool.marked(record.mark)
             if not any(vm.get('current_operations') for vm in made.vms.values()):
                 break
-        self.check_unused(made, record.since)
+        self.check_unused(made)
         shared = self.shared_disks(made)
         ours = (record.host, record.process) == own_process()
         drop_leaked_vbds(pool, self.xe, made.vms,
@@ -5307,9 +5461,9 @@ class Importer:
         if left:
             raise CommandFailed('still there: ' + ', '.join(left))
 
-    def check_unused(self, made: Marked, since: str) -> None:
-        """Raise VmBackupError if somebody has used what was made: started it, or taken a snapshot
-        or a copy, which carry the mark too."""
+    def check_unused(self, made: Marked) -> None:
+        """Raise VmBackupError if somebody has used what was made: started it (see
+        rewrite_for_import), or taken a snapshot or a copy, which carry the mark too."""
         used = []
         for each in [*made.vms.values(), *made.disks.values()]:
             if each['is_a_snapshot'] or each['snapshots']:
@@ -5318,7 +5472,7 @@ class Importer:
             started = ''
             with unless_gone():
                 started = str(self.pool.call('VM_metrics.get_start_time', vm['metrics']))
-            if (vm['power_state'] not in ('Halted', 'Suspended') or started > since or
+            if (vm['power_state'] not in ('Halted', 'Suspended') or started > '1971' or
                     len(made.vms) > 1):
                 used.append(vm)
         if used:
@@ -6043,6 +6197,7 @@ class VmBackup(Turn):
                 exporter.snapshot(self.backup, warned_of) as snapshot:
             self.shared.signals.check()
             self.manifest = self.describe(started, snapshot)
+            check_readable(self.manifest)
             if self.settings.pre_clean:
                 self.prune(self.history.expendable(self.policy, started))
                 self.reserved = self.last
@@ -6492,6 +6647,12 @@ class BackupRun(Shared):
         the end of a run what it had to leave."""
         self.not_removed.clear()
         del self.doubtful[:]
+        try:
+            prepare_notes()
+        except OSError as error:
+            self.console.log(f'***NOTE - cannot note snapshots in {error.filename} '
+                             f'({error.strerror}): what a run that is killed leaves in the pool '
+                             'may only be spoken of')
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
@@ -7186,7 +7347,7 @@ class Restorer(Importer):
         owners = [vif['VM'] for vif in self.pool.records('VIF').values()
                   if vif['MAC'] in found.macs]
         for ref, vm in vms.items():
-            seed = (vm.get('other_config') or {}).get('mac_seed')
+            seed = config_in(vm, 'mac_seed')
             same = ref in owners or found.seed and seed == found.seed
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
                 raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
@@ -7490,14 +7651,14 @@ class StatusCheck:
     def check_run(self, path: str) -> None:
         """Judge the last run, if a file beside the status log tells of one."""
         try:
-            last = LastRun(**json.loads(load(path, LONGEST_RECORD).decode('utf-8')))
+            last = LastRun(**parse_json(load(path, LONGEST_RECORD)))
             late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
             goes_on = is_in_work(last)
             bad = last.result.startswith('ERROR')
             failed = [f'{name} ({token})' for name, token in last.failed]
         except FileNotFoundError:                      # of a release before, or none yet
             return
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             self.found.append((1, f'cannot read {path}: {error}'))
             return
         since = last.begun[:16].replace('T', ' ')

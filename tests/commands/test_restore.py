@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import unittest
+from unittest import mock
 import xmlrpc.client
 
 import VmBackup
@@ -18,7 +19,7 @@ from tests.commands.saved import SavedCase
 from tests.runs import test_store
 from tests.simpool import archive, pools
 from tests.tools.smtp_sink import SmtpSink
-from tests.tools.support import LIMIT
+from tests.tools.support import HOST, LIMIT
 
 MIB = 1 << 20
 FIELDS = ('name_description tags memory_static_max memory_dynamic_max VCPUs_max VCPUs_at_startup'
@@ -713,6 +714,33 @@ class Leftovers(RestoreCase):
         self.assertTrue(os.path.exists(self.record_file), done.output)
         self.assertEqual([self.made], self.half())
         return done
+
+    def note(self, **fields):
+        """Have this host note the record with other fields."""
+        record = VmBackup.Restoring(**dict(json.loads(self.read(self.record_file)), **fields))
+        with mock.patch.dict(os.environ, self.environ()):
+            VmBackup.note(self.record_file, record)
+
+    def test_the_copy_of_a_record_under_another_name_is_not_acted_upon(self):
+        os.rename(self.record_file, os.path.join(self.backups, '.restore-%s.json' % ('0' * 32)))
+        self.assertIn(' the record of a restore is damaged', self.ends(1, 'vm-export=web').output)
+        self.assertEqual([self.made], self.half())
+
+    def test_a_record_put_in_the_place_of_the_one_that_a_restore_here_has_locked_is_none(self):
+        self.note(host=HOST, process=VmBackup.process())
+        self.assert_left_alone(host=HOST, process='1 1')
+
+    def test_what_this_host_knows_to_be_complete_stays_whatever_the_share_says(self):
+        self.note(complete=True)
+        self.ok(self.back_up('vm-export=web'))
+        self.assertIn(self.made['uuid'], [vm['uuid'] for vm in
+                                          self.sim.pool.tables['VM'].values()])
+        self.assert_unmarked()
+
+    def test_one_that_was_started_stays_whenever_the_restore_is_said_to_have_begun(self):
+        self.put_file(self.record_file, json.dumps(dict(
+            json.loads(self.read(self.record_file)), since='99990101T00:00:00Z')))
+        self.test_unless_somebody_uses_it_or_has_used_it()
 
     def test_one_of_another_pool_is_not_acted_upon(self):
         done = self.assert_left_alone(pool='another')

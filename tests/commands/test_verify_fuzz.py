@@ -133,7 +133,8 @@ class Documents(FuzzCase):
         for data, form, place in (
                 (self.archive(laughs), '.xva', 'ova.xml: '), (laughs, '.xml', '')):
             self.put(data)
-            self.assertEqual(place + 'it has a declaration, which xapi does not write',
+            self.assertEqual(place + 'it has a declaration, or too large an element, which '
+                             'xapi never writes',
                              str(self.verdict(form)))
 
     def test_declarations_in_another_encoding_are_refused_too(self):

@@ -29,6 +29,7 @@ DROPPED = [
     ('', 'no vdi-list'),
     (r'\d\.cmd: .* vdi-(snapshot|param-set|export|destroy) .*', 'numbers of vdi-export commands'),
     (r'1\.cmd: .* vm-snapshot vm=UUID .*', 'uuid= in place of vm='),
+    (r'2\.cmd: .* template-param-set .* uuid=UUID', 'the snapshot is marked'),
     (r'/opt/xensource/bin/xe pool-dump-database .*', 'the dump gets its name when complete'),
     (r'snap-uuid:', 'no snapshot, no uuid'),
     (r'Error (code|parameters): .*', 'the stand-in shortened the words'),
@@ -38,6 +39,8 @@ DROPPED = [
 ADDED = [
     (r'\d\.cmd: .* vdi-(snapshot|param-set|export|destroy) .*', 'numbers of vdi-export commands'),
     (r'1\.cmd: .* vm-snapshot uuid=UUID .*', 'uuid= in place of vm='),
+    (r'2\.cmd: .* template-param-set .* uuid=UUID other-config:vmbackup_snapshot=UUID',
+     'the snapshot is marked'),
     (r'ERROR .* vm-snapshot uuid=UUID .*', 'uuid= in place of vm='),
     (r'/opt/xensource/bin/xe pool-dump-database .*partial.',
      'the dump gets its name when complete'),

@@ -83,9 +83,11 @@ class SimPool:
         return 'unix:' + os.path.join(self.directory, 'xapi.sock')
 
     def environ(self, **more):
-        """An environment for children: this one, with the pool's xe and addresses."""
+        """An environment for children: this one, with the pool's xe and addresses, and a place for
+        what VmBackup.py notes of this pool on its host."""
         path = os.path.dirname(self.xe) + os.pathsep + os.environ.get('PATH', os.defpath)
-        return dict(os.environ, VMBACKUP_XE=self.xe, VMBACKUP_XAPI_URL=self.url, PATH=path, **more)
+        return dict(dict(os.environ, VMBACKUP_XE=self.xe, VMBACKUP_XAPI_URL=self.url, PATH=path,
+                         VMBACKUP_STATE=os.path.join(self.directory, 'state')), **more)
 
     def calls(self, door=None):
         """The calls so far, in order: of both doors, or of one ('xapi', 'xe')."""

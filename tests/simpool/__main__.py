@@ -1,9 +1,10 @@
 """python3 -m tests.simpool [--pool FILE] COMMAND...
 
 Runs COMMAND beside a simulated XenServer pool, in the manner of xvfb-run: starts the pool, points
-VMBACKUP_XE, VMBACKUP_XAPI_URL and PATH at it, runs the command, takes the pool down, and exits as
-the command did. Root's password is `password`. Without --pool it is the demo's pool; the format of
-the file is described in tests/simpool/pools.py. `python3 -m tests.simpool bash` is a playground.
+VMBACKUP_XE, VMBACKUP_XAPI_URL, VMBACKUP_STATE and PATH at it, runs the command, takes the pool
+down, and exits as the command did. Root's password is `password`. Without --pool it is the demo's
+pool; the format of the file is described in tests/simpool/pools.py. `python3 -m tests.simpool bash`
+is a playground.
 """
 
 import os

@@ -40,6 +40,7 @@ SHOWN = 200                 # characters of a failure's line in the list at the 
 SHORT = 50                  # bytes of a directory's path that leave room for sockets in it
 PASSED, FAILED, SKIPPED = OUTCOMES = ('passed', 'failed', 'skipped')
 NOT_OURS = '/snapshots/NAUbackup/status.log'    # where a config names none
+NOTES = '/var/lib/VmBackup'     # of a host
 
 
 class Result(NamedTuple):
@@ -158,7 +159,8 @@ class Worker(multiprocessing.context.ForkProcess):
         self.tmp = os.path.join(base, str(number))
         self.report, self.output = self.tmp + '.report', self.tmp + '.output'
         os.mkdir(self.tmp)
-        self.began, self.overdue, self.untouched = time.monotonic(), False, state_of(NOT_OURS)
+        self.began, self.overdue = time.monotonic(), False
+        self.untouched = state_of(NOT_OURS), state_of(NOTES)
         self.start()
 
     def run(self):
@@ -228,8 +230,8 @@ class Worker(multiprocessing.context.ForkProcess):
                 'signal' if self.exitcode < 0 else 'exit status', abs(self.exitcode))
         elif os.listdir(self.tmp):
             problems['files'] = 'left behind in TMPDIR: %s' % ascii(sorted(os.listdir(self.tmp)))
-        if state_of(NOT_OURS) != self.untouched:
-            problems['log'] = '%s was written, by this unit or beside it' % NOT_OURS
+        if (state_of(NOT_OURS), state_of(NOTES)) != self.untouched:
+            problems['log'] = '%s was written, or %s, by this unit or beside it' % (NOT_OURS, NOTES)
         return found + [Result(running or '%s (%s)' % (self.name, what), FAILED, text)
                         for what, text in problems.items()]
 

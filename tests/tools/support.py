@@ -300,14 +300,18 @@ class PoolCase(unittest.TestCase):
     def read(self, *parts):
         return self.read_bytes(*parts).decode('utf-8')
 
-    def record(self, failed, disk, **fields):
+    def record(self, failed, disk, known=True, **fields):
+        """Leave the record of a snapshot in a directory; this host has noted it unless known=False
+        (another host's, a release's before 5.1, or a forged one)."""
         pool, = self.sim.pool.tables['pool'].values()
         ref = self.sim.pool.ref_of('VDI', disk)
         intent = VmBackup.Intent(
             pool['uuid'], 'VDI', disk, ref, 'SNAP_x', VmBackup.utc(-60), VmBackup.utc(900),
             VmBackup.utc(900), 'host', '1 1', (), (ref,),
             names=(self.sim.pool.tables['VDI'][ref]['name_label'],))._replace(**fields)
-        self.put_file(os.path.join(failed, 'snapshot.json'), json.dumps(intent._asdict()))
+        path = self.put_file(os.path.join(failed, 'snapshot.json'), json.dumps(intent._asdict()))
+        with unittest.mock.patch.dict(os.environ, self.environ()):
+            VmBackup.note(path, intent if known else None)
 
     def old_backup(self, vm, name, *files):
         """Make a dated directory as an earlier run would have; return its path."""
