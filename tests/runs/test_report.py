@@ -1,5 +1,6 @@
 """The report of a run: what is in it, when it is written, and what a bad place for it can do."""
 
+import contextlib
 import json
 import os
 import re
@@ -243,6 +244,20 @@ class Places(ReportCase):
                 VmBackup.put_report(self.path, {'schema': 1})
         self.assertEqual(before, self.read_bytes(self.path))
         self.assertEqual(['report.json'], os.listdir(os.path.dirname(self.path)))
+
+    def test_what_somebody_put_in_the_place_of_its_temporary_file_is_not_written_to(self):
+        precious = self.put_file('precious', 'as it was')
+        for make in (os.symlink, os.link, os.mkfifo, lambda _, path: self.put_file(path, '')):
+            path = self.at('report.json.1' + VmBackup.NEW)
+            make(*[precious, path][make is os.mkfifo:])
+            with unittest.mock.patch('VmBackup.random_digits', return_value='1'):
+                with self.assertRaises(OSError):
+                    VmBackup.put_report(self.at('report.json'), {'schema': 1})
+            self.assertEqual('as it was', self.read(precious))
+            self.assertFalse(os.path.exists(self.at('report.json')))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self.assertEqual(2, len({VmBackup.random_digits() for _ in range(2)}))
 
     def test_a_preview_and_a_run_without_a_config_file_write_none(self):
         self.assertEqual(0, self.vmbackup('password', self.reporting(), 'preview').status)
