@@ -96,20 +96,20 @@ class OnDisk(SmallCase):
         self.ends(0, 'vm-export=[./].*:1')
         self.assertEqual([True] * 6, [os.path.exists(os.path.join(path, 'success'))
                                       for path in kept])
-        self.assertEqual(['%2E', '%2E%2E', '%2F', '..%2Felsewhere', 'web'],
+        self.assertEqual(['%2E', '%2E%2E', '%2E.%2Felsewhere', '%2F', 'web'],
                          sorted(name for name in os.listdir(self.backups) if name[:2] != '.l'))
 
     def test_a_vm_called_as_the_pool_dumps_directory_harms_no_dump(self):
         name = 'METADATA_' + os.uname().nodename
         self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']}]}
         self.use_pool()
-        dump = os.path.join(os.path.dirname(self.old_backup(name, OLD, 'success')),
-                            'pool_db_20190101-000000.dump')
-        self.put_file(dump)
+        self.old_backup(name, OLD, 'success')
+        self.put_file(os.path.join(self.backups, name, 'pool_db_20190101-000000.dump'))
         self.ends(0, 'vm-export=%s:1' % name, pool_db_backup=1, pool_db_max_backups=1)
-        left = sorted(os.listdir(os.path.dirname(dump)))
-        self.assertEqual(['backup-', 'pool_db'], [each[:7] for each in left])
-        self.assertEqual([], [each for each in left if '2019' in each])
+        backup, dump = sorted(os.listdir(os.path.join(self.backups, name)))
+        self.assertEqual((OLD, 'pool_db'), (backup, dump[:7]))
+        self.assertNotIn('2019', dump)
+        self.assertEqual(1, len(self.dated('%4D' + name[1:])))
 
     def test_no_name_in_the_pool_is_ever_run_as_a_command(self):
         evil = 'x$(touch PWNED)`touch PWNED`"; touch PWNED; \'|touch PWNED&&touch PWNED #'
