@@ -1845,7 +1845,7 @@ def config_in(record: Record, key: str) -> Any:
 
 def device_name(device: str, number: str) -> str:
     """Return the device of a VBD. One of a VM that never ran has only a number (0 is xvda)."""
-    if not device and number.isdigit() and int(number) < 26:
+    if not device and number.isdecimal() and int(number) < 26:
         return 'xvd' + chr(ord('a') + int(number))
     return device or number
 
@@ -4579,13 +4579,13 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 # It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = GUIDE_XE + """\
-# This is the disk {disk.device}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
+# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
 # If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
 # vm-metadata.xml beside the image tell how it was made.
 
 {unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI device={disk.vbd[userdevice]} \
+xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI {device} \
 bootable={boot} mode=RW type=Disk
 {clean}"""
 
@@ -4616,6 +4616,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
                 path = plain_name(path)
                 values['clean'] = f'rm {quote(path)}\n'
             values.update(
+                shown=printable(disk.device), device=quote('device=' + disk.vbd['userdevice']),
                 form=form[1:], boot=str(disk.vbd['bootable']).lower(),
                 size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
         texts.append((GUIDE_HEAD + way).format(

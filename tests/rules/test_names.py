@@ -77,6 +77,21 @@ class OneHostileName(PoolCase):
                 if re.search('[.](log|json|txt|cfg|xml)$', name) and name != 'run.cfg':
                     self.assertEqual(set(), seen(self.read(directory, name)), name)
 
+    def test_a_disk_at_a_device_of_that_name(self):
+        """Whoever may change a VM may set the user device of a VBD to any text."""
+        for device in '²', '0; touch pwned\n\x9b$(touch pwned)':
+            for vbd in self.sim.pool.tables['VBD'].values():
+                vbd.update(userdevice=device, device='')
+            done = self.ends(0, 'vdi-export=.*', vdi_disks='all')
+            self.assertEqual(set(), seen(done.output))
+            directory, = set(os.listdir(self.backups)) - {'.locks'}
+            lines = self.read(self.newest(directory), 'RESTORE.txt').splitlines()
+            line, = [line for line in lines if 'device=' in line and line[0] != '#']
+            words = subprocess.check_output(['bash', '-c', "printf '%s\\0' " + line],
+                                            cwd=self.directory, timeout=LIMIT)
+            self.assertIn('device=' + device, words.decode('utf-8').split('\0'))
+        self.assertFalse(os.path.exists(self.at('pwned')))
+
     def check_guide(self, directory, method):
         """Whoever pastes the lines of RESTORE.txt into a shell gives xe and us the very words."""
         path = self.newest(directory)
