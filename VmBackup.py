@@ -2226,7 +2226,7 @@ class Pool:
                 used = int(sr['physical_utilisation'])
                 size = int(sr['physical_size'])
                 words.append('SR {} ({}): {} of {} used'.format(
-                    printable(sr['name_label']), sr['uuid'], human_size(used), human_size(size)))
+                    sr['name_label'], sr['uuid'], human_size(used), human_size(size)))
         return ', '.join(words)
 
     def own_record(self) -> Record:
@@ -3061,7 +3061,7 @@ class Backup(NamedTuple):
         known += [value_in(disk, 'file', '') for disk in self.manifest.disks]
         for name in known:
             if name and plain_name(name) not in here:
-                raise Damaged(f'{printable(plain_name(name))} is missing')
+                raise Damaged(f'{plain_name(name)} is missing')
         return found
 
     def disk_size(self, name: str) -> Optional[int]:
@@ -3527,7 +3527,7 @@ class Store(Catalogue):
             foreign = [each for each in names_in(backup.path)
                        if not OURS.match(each) and each not in files]
             if foreign and not backup.has_marker():
-                raise TargetError(f'it holds {printable(foreign[0])}, which this program did not '
+                raise TargetError(f'it holds {foreign[0]}, which this program did not '
                                   'make')
             refuse_mounts(backup.path)
             deleting = rename(backup.path, DELETING + name)
@@ -3892,7 +3892,7 @@ def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
         nonlocal size
         size = 0
         if not around and name != root:
-            raise Damaged(f'its outermost element is {printable(name)}, not {root}')
+            raise Damaged(f'its outermost element is {name}, not {root}')
         if len(around) == DEEPEST:
             raise Damaged(f'more than {DEEPEST} elements within each other')
         around.append(name)
@@ -4749,7 +4749,7 @@ class Verifier:
             with contextlib.suppress(ValueError):      # no name of a file
                 size = size_of(backup.file(native(name)))
             if size != expected_size and (size or plain_name(name) not in found.digests):
-                found.remarks.append(f'{printable(name)} has {size} bytes, not {expected_size}')
+                found.remarks.append(f'{name} has {size} bytes, not {expected_size}')
         if is_there(backup.file(METADATA)):
             self.check_metadata(backup, found)
         elif METADATA not in backup.manifest.files:
