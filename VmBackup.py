@@ -6142,6 +6142,7 @@ class VmBackup(Turn):
                          **known)
             raise
         files = sorted(self.backup.file(file.name) for file in self.exported)
+        check_held(self.path)                          # a hook takes a path as it is
         hooks.notify('backup-end', self.warnings, target=self.path, file='\n'.join(files),
                      size=str(self.size), status=self.status, **known)
 
