@@ -219,7 +219,7 @@ class RestoreFaults(MatrixCase):
         # A kill may leave what a manifest is called until it is whole: that goes a day later.
         changed = [name for name in sorted(set(old) | set(new))
                    if os.path.dirname(name) in places and old.get(name) != new.get(name)
-                   and not re.search(r'/backup\.json\.\d+\.new\Z', name)]
+                   and not re.search(r'/backup\.json\.[0-9a-f]+\.new\Z', name)]
         self.assertEqual([], changed, words)
 
     @staticmethod
