@@ -2969,11 +2969,6 @@ class Manifest(NamedTuple):
             return {}
         return document if isinstance(document, dict) else {}
 
-    @classmethod
-    def read(cls, directory: str) -> 'Manifest':
-        """Return that of a directory, an empty one for none or a damaged one. Raise OSError."""
-        return cls.of(cls.document(directory))
-
     def disk(self, name: str) -> Dict[str, Any]:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
@@ -3006,7 +3001,7 @@ class Backup(NamedTuple):
             started = as_time(iso(date)) if date else None
         try:
             with hold(path):
-                manifest = Manifest.read(path)
+                manifest = Manifest.of(Manifest.document(path))
                 seen = cls(path, manifest=manifest)
                 good = seen.has_marker()
                 protected = is_there(seen.file(PROTECTED))
@@ -3433,8 +3428,7 @@ def add_to_manifest(backup: Backup, **results: Dict[str, Any]) -> None:
 
 
 def note(path: str, record: Any) -> None:
-    """Note a record on the share in this host, too, or that it has gone. Where that cannot be done,
-    as prepare_notes has told, what a kill leaves is spoken of and stays."""
+    """Note a record on the share, or that it has gone, on this host, too, if that can be done."""
     with contextlib.suppress(OSError):
         prepare_notes()
         if record:
@@ -5018,11 +5012,9 @@ class Remover:
         return not self.doubt('VDI', found, 'give it another name or a tag')
 
     def doubt(self, kind: str, found: Snapshot, keep: str) -> bool:
-        """Warn of a snapshot that is ours, or somebody else's: for all that is known, which is
-        False, it may be either. `keep`: what keeps it."""
-        words = 'disk snapshot', 'vdi-param-list', 'vdi-destroy'
-        if kind == 'VM':
-            words = 'snapshot', 'snapshot-param-list', 'snapshot-uninstall'
+        """Warn of a snapshot that may be somebody else's; return False. `keep`: what keeps it."""
+        words = ('disk snapshot', 'vdi-param-list', 'vdi-destroy') if kind == 'VDI' else (
+            'snapshot', 'snapshot-param-list', 'snapshot-uninstall')
         self.warnings.append(
             'the {2} {0}, called {1}, is left of a backup that did not end, or somebody made it: '
             'not touched (look at it: xe {3} uuid={0}; to remove it: xe {4} uuid={0}; to keep it: '
@@ -6653,8 +6645,7 @@ class BackupRun(Shared):
             prepare_notes()
         except OSError as error:
             self.console.log(f'***NOTE - cannot note snapshots in {error.filename} '
-                             f'({error.strerror}): what a run that is killed leaves in the pool '
-                             'may only be spoken of')
+                             f'({error.strerror}): a later run may only speak of some')
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)

@@ -302,7 +302,7 @@ class PoolCase(unittest.TestCase):
 
     def record(self, failed, disk, known=True, **fields):
         """Leave the record of a snapshot in a directory; this host has noted it unless known=False
-        (another host's, a release's before 5.1, or a forged one)."""
+        (another host's, one of 5.0.0, or a forged one)."""
         pool, = self.sim.pool.tables['pool'].values()
         ref = self.sim.pool.ref_of('VDI', disk)
         intent = VmBackup.Intent(
