@@ -123,7 +123,7 @@ class Places(StartCase):
 class Environments(StartCase):
     def test_the_empty_one_of_cron_will_do(self):
         words = ['VMBACKUP_XE=' + self.sim.xe, 'VMBACKUP_XAPI_URL=' + self.sim.url,
-                 'PATH=/usr/bin:/bin']
+                 'VMBACKUP_STATE=' + self.at('state'), 'PATH=/usr/bin:/bin']
         self.assert_backed_up(self.does(0, 'env', '-i', *words, sys.executable, SCRIPT,
                                         'password', self.selection, cwd='/'))
 
