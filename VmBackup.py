@@ -224,8 +224,8 @@ class BackupFailed(VmBackupError):
 class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f'ended by signal {signum}')
+    def __init__(self, signum: int, remark: str = '') -> None:
+        super().__init__(f'ended by signal {signum}{remark}')
         self.signum = signum
 
 
@@ -1299,12 +1299,19 @@ def policy_of(settings: Any, job: Job) -> Policy:
 # 7. Processes: the only user of subprocess and signals
 # ----------------------------------------------------------------------------------------------
 # Commands are argument lists. Children run in sessions of their own, so that a Ctrl-C reaches
-# this program alone, which then ends what may be ended and cleans up with what may not.
+# this program alone. A first signal cuts at once what reads, waits, mails or exports. What changes
+# the pool is finished and taken back, in SIGNAL_GRACE seconds; so long have reports and mail, and
+# each hook that ends something. What takes longer hangs, and is cut; what is not gone CUT_GRACE
+# seconds later, or at a second signal, ends with the program, as by SIGKILL. Nothing is lost then:
+# what may be left in the pool has its record, made before it, on which the next run acts.
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
-LOGIN_GRACE = 5            # seconds for a login to end after a signal
+SIGNAL_GRACE = 30          # seconds for the pool, and then for reports, to end after a signal
+CUT_GRACE = 15             # seconds for what is cut by one to end
+TOGETHER = 0.3             # seconds in which a further one is the same: timeout(1) sends two
+LOGIN_GRACE = 5            # seconds for login, logout and the share to answer after one
 REAP_TIMEOUT = 5           # seconds between asking a child to end and ending it
 LAST_WORDS = 1             # seconds for the output of a hook that has ended to be read
 LONGEST_LINE = 8192        # bytes of it in one line of the log
@@ -1324,11 +1331,11 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
             every: float = WATCH_EVERY, limit: float = 0) -> Any:
     """Return the result of a function that may hang, as a share does; it has a thread of its own.
 
-    Raise TargetError if there is none within `limit` or SHARE_TIMEOUT seconds. With a `watch`,
-    which is called every so many seconds, it may take any time, until that raises something.
+    Raise TargetError if there is none within `limit` seconds, or SHARE_TIMEOUT, after a signal
+    LOGIN_GRACE. With a `watch`, which is called every so many seconds, it may take any time, until
+    that raises something, or there is no more time after a signal.
     """
     results, errors = [], []   # type: List[Any], List[Exception]
-    limit = limit or SHARE_TIMEOUT
 
     def work() -> None:
         try:
@@ -1337,12 +1344,16 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
+    waited = stopwatch()
     thread.start()
-    thread.join(every if watch else limit)
+    thread.join(every)
     while thread.is_alive():
-        if not watch:
-            raise TargetError(f'{what} did not respond within {limit} seconds')
-        watch()
+        usual = min(SHARE_TIMEOUT, LOGIN_GRACE) if Signals.current.received else SHARE_TIMEOUT
+        if watch:
+            Signals.current.check(True)
+            watch()
+        elif waited() > (limit or usual):
+            raise TargetError(f'{what} did not respond within {limit or usual} seconds')
         thread.join(every)
     if errors:
         raise errors[0]
@@ -1380,48 +1391,96 @@ class Watchdog:
 
 
 class Signals:
-    """Handles SIGTERM, SIGINT and SIGHUP. Before anything is begun they end us at once, later they
-    end exports; every other step is finished first, and `check` raises Interrupted after it."""
+    """Handles SIGTERM, SIGINT and SIGHUP, in a thread of its own, as the main thread may hang; in
+    that, Interrupted is raised where it is to be cut."""
 
-    def __init__(self) -> None:
+    current = None             # type: Signals     # those that this process handles
+    running = set()            # type: Set[subprocess.Popen]   # all children
+
+    def __init__(self, console: Console = Console(None)) -> None:
+        self.console = console
         self.received = 0
-        self.at_once = True    # until something is begun that must be finished
+        self.at_once = True    # until something is begun in the pool that must be finished
         self.logging_in = False    # a login that nobody awaits would stay in xapi
-        self.children = set()  # type: set
+        self.clock = self.since = stopwatch()
+        self.deadline = 0.0    # by it, until when something may be finished after a signal
+        self.overdue = False   # it has come
+        self.children = set()  # type: Set[subprocess.Popen]   # those that a signal ends
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         """Handle the signals, except those that somebody chose to ignore (nohup); ignore all of
         them afterwards, for the sake of the exit status."""
-        signal.signal(signal.SIGALRM, self.note)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        signal.signal(signal.SIGUSR1, lambda *_: self.check(True))
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
-                signal.signal(signum, self.note)
+                signal.signal(signum, lambda *_: None)     # the pipe tells of it
+        threading.Thread(target=self.watch, args=(reading,), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        Signals.current = self
         try:
             yield
         finally:
-            for signum in SIGNALS:
+            for signum in SIGNALS + (signal.SIGUSR1,):
                 signal.signal(signum, signal.SIG_IGN)
+            self.kill_children()
 
-    def note(self, signum: int, _frame: Any) -> None:
-        """Remember the first signal and end the running exports; a further one ends them hard. A
-        login has some seconds to end, then SIGALRM ends it."""
-        first = not self.received
-        alarm = signum == signal.SIGALRM
-        self.received = self.received or signum
-        if self.children:
-            for child in list(self.children):
-                send_signal(child, signal.SIGTERM if first else signal.SIGKILL)
-        elif self.logging_in and not alarm:
-            signal.alarm(LOGIN_GRACE)
-        elif self.at_once and (first or alarm):
-            raise Interrupted(self.received)
+    def watch(self, pipe: int) -> None:
+        """Act on the first signal; cut the main thread at the deadline. At the one that it gets
+        then, or at a further signal, end all."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.note(os.read(pipe, 1)[0])
+        asked_again = self.wait(pipe)
+        self.overdue = True
+        if not asked_again:
+            self.allow(CUT_GRACE)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            self.wait(pipe)
+        with contextlib.suppress(Interrupted, RuntimeError):   # the log hangs; no more threads
+            bounded(lambda: self.console.log(f'ERROR {self.reason()}'), '', lambda: None)
+        self.kill_children()
+        os._exit(128 + self.received)
 
-    def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
+    def wait(self, pipe: int) -> bool:
+        """Wait until the deadline; return True as soon as a further signal has come."""
+        import select
+        while self.clock() < self.deadline:
+            if (select.select([pipe], [], [], WATCH_EVERY)[0] and
+                    os.read(pipe, 1)[0] in SIGNALS and self.since() > TOGETHER):
+                return True
+        return False
+
+    def kill_children(self) -> None:
+        """End all programs that still run."""
+        for child in list(self.running):
+            send_signal(child, signal.SIGKILL)
+
+    def note(self, signum: int) -> None:
+        """Act on a signal: end the exports; give a login and the pool their time, and else none."""
+        self.received, self.since = self.received or signum, stopwatch()
+        for child in list(self.children):
+            send_signal(child, signal.SIGTERM)
+        if self.logging_in or self.children or not self.at_once:
+            self.allow(LOGIN_GRACE if self.logging_in else SIGNAL_GRACE)
+
+    def allow(self, seconds: float) -> None:
+        """Give what is being finished after a signal at least so many seconds from now."""
         if self.received:
-            signal.alarm(0)
-            raise Interrupted(self.received)
+            self.deadline = max(self.deadline, self.clock() + seconds)
+
+    def reason(self) -> Interrupted:
+        """Return what tells of the signal, and of what could not be finished."""
+        left = ': what may be left in the pool has its record in backup_dir, for the next run'
+        return Interrupted(self.received, left if self.overdue and not self.at_once else '')
+
+    def check(self, finishing: bool = False) -> None:
+        """Raise Interrupted if a signal has come; where something is being finished, if there is no
+        more time for that."""
+        if self.overdue if finishing else self.received:
+            raise self.reason()
 
     @contextlib.contextmanager
     def ending(self, children: Sequence[subprocess.Popen]) -> Iterator[None]:
@@ -1435,6 +1494,9 @@ class Signals:
         finally:
             self.children.difference_update(children)
         self.check()
+
+
+Signals.current = Signals()
 
 
 def end_program(number: int) -> None:
@@ -1452,11 +1514,15 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
     usual = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                  bufsize=0, env=environ)               # type: Dict[str, Any]
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # a child inherits it
     try:
         child = subprocess.Popen([encoded(word) for word in argv], start_new_session=True,
                                  **dict(usual, **how))
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    Signals.running.add(child)
     try:
         yield child
     finally:
@@ -1465,6 +1531,7 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
                 send_signal(child, signum)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(REAP_TIMEOUT)
+        Signals.running.discard(child)
 
 
 class Feeder:
@@ -1505,19 +1572,18 @@ def decoded(output: bytes) -> str:
 def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
         packer: Optional[Tuple[Sequence[str], int]] = None) -> Result:
-    """Run a program to its end; with `signals`, a signal ends it early. A packer is a program that
+    """Run a program to its end, or with `signals` to a signal. A packer is a program that
     compresses its output, and the open file into which it does.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
     with a watchdog in place of that, stalls, and if the packer fails; and what a feeder met.
     """
-    signals = signals or Signals()
+    signals, waited = signals or Signals(), stopwatch()
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
             argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
         children = [child]
-        stream = child.stdin
-        child.stdin = None                             # else communicate() would close it
+        stream, child.stdin = child.stdin, None        # else communicate() would close it
         if packer:
             command, file = packer
             children.append(stack.enter_context(started(
@@ -1547,16 +1613,17 @@ def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
             return results
 
         def watch() -> None:
-            if not watchdog:
+            signals.check()                            # it was told to end already
+            if watchdog:
+                watchdog.check()
+            elif waited() >= timeout:
                 raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
                                     TIMED_OUT)
-            watchdog.check()
-            signals.check()                            # it was told to end already
 
         # In a thread, as what a feeder reads may hang, and as communicate() of Python 3.6 fails if
         # it is called again after a time limit and the child has closed one of its outputs.
         with signals.ending(children):
-            results = bounded(converse, '', watch, watchdog.every if watchdog else timeout)
+            results = bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
     last = results[-1]
     if packer and last.status:
         words = decoded(last.errors) or f'exit status {last.status}'
@@ -1919,12 +1986,13 @@ class Pool:
             pool.login(password or '')
         try:
             signals.logging_in = False
+            signals.allow(CUT_GRACE)                   # LOGIN_GRACE was for the login
             signals.check()
             yield pool
         finally:
-            with contextlib.suppress(PoolError):       # it expires by itself
+            with contextlib.suppress(PoolError, TargetError):      # it expires by itself
                 pool.session('close')()                # an interrupted call may still be on it
-                pool.guarded('logout', pool.session.xenapi.session.logout)
+                bounded(lambda: pool.guarded('logout', pool.session.xenapi.session.logout), 'xapi')
             pool.session('close')()
 
     def login(self, password: str) -> None:
@@ -5369,6 +5437,7 @@ class Importer:
     def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
         """Record a restore, and yield the record. What it made is removed afterwards, unless it is
         to be kept and no error came; a disk then gets the name."""
+        self.xe.signals.at_once = False
         since = utc(self.pool.ahead() - 60)
         with self.store.restoring(self.pool.uuid(), name, since) as record:
             if not record.path:
@@ -5697,8 +5766,10 @@ class Hooks:
         begin = getattr(self.console.thread, 'begin', '')      # its output is another thread's
         at_once = self.signals.at_once
         self.signals.at_once = False
+        timeout = min(self.timeout, SIGNAL_GRACE) if self.signals.received else self.timeout
+        self.signals.allow(SIGNAL_GRACE + CUT_GRACE)
         try:
-            status = run_hook([self.program, phase], environ, self.timeout, signals,
+            status = run_hook([self.program, phase], environ, timeout, signals,
                               lambda line: self.console.log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
             raise CommandFailed(f'hook {phase} failed: {error}')
@@ -5876,10 +5947,12 @@ class Run:
 
     done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
 
-    def __init__(self, settings: Settings, status_log: StatusLog, console: Console) -> None:
+    def __init__(self, settings: Settings, status_log: StatusLog, console: Console,
+                 signals: Signals) -> None:
         self.settings = settings
         self.status_log = status_log
         self.console = console
+        self.signals = signals
         self.outcomes = []     # type: List[Outcome]
         self.warnings = Warnings(console)
         self.errors = []       # type: List[str]
@@ -5941,6 +6014,7 @@ class Run:
                 yield
         except Interrupted as interruption:
             self.signum = interruption.signum
+            self.signals.allow(SIGNAL_GRACE)           # for what tells of it
             self.console.log('ERROR ' + explain(interruption, self.console))
 
     def counts(self) -> Tally:
@@ -5964,7 +6038,10 @@ class Run:
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict == SKIPPED or not wanted[self.settings.mail_mode]:
             return True
-        return send_mail(self.settings, f'{words}{verdict.token} - {counts}', self.console)
+        self.signals.at_once = True                    # a mail may be cut
+        with self.until_ended():
+            return send_mail(self.settings, f'{words}{verdict.token} - {counts}', self.console)
+        return False
 
     def exit_status(self, mailed: bool = True) -> int:
         """Return the exit status; a mail that could not be sent is a warning."""
@@ -6008,9 +6085,8 @@ class Shared(Run):
     def __init__(self, config: Config, console: Console, status_log: StatusLog,
                  signals: Signals) -> None:
         settings = config.settings
-        super().__init__(settings, status_log, console)
+        super().__init__(settings, status_log, console, signals)
         self.config = config
-        self.signals = signals
         self.report_file = settings.report_file if config.path else ''
         self.store = Store(settings)
         self.hooks = Hooks(settings, self.report_file, console, signals)
@@ -6526,9 +6602,11 @@ class BackupRun(Shared):
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         self.signals.at_once = False
+        self.signals.allow(SIGNAL_GRACE)
         begun = self.closing or self.skipped
         if self.closing:
-            self.hooks.notify(self.closing, self.warnings, status=self.verdict().token)
+            with self.until_ended():
+                self.hooks.notify(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
                 document = self.report()
@@ -6628,11 +6706,16 @@ class BackupRun(Shared):
                 waiting.remove(following)
                 running.append(following)
                 try:
-                    threading.Thread(target=work, args=(following,)).start()
+                    threading.Thread(target=work, args=(following,), daemon=True).start()
                 except RuntimeError:                   # the system has no more threads
                     work(following)
             elif running:
-                running.remove(ended.get())
+                try:
+                    running.remove(ended.get())
+                except Interrupted:
+                    with contextlib.suppress(queue.Empty):     # those that do not hang end soon
+                        [ended.get(timeout=REAP_TIMEOUT) for _ in running]
+                    raise
             else:
                 return
 
@@ -6836,7 +6919,6 @@ def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     word, selector_text = line.words[0], line.options['vm']
     every = line.options['backups'] == 'all'
-    signals.at_once = False
     be_gentle(True)
     target = open_target(word, console, True, form_of_file)
     if (selector_text and target.kind not in ('config', 'store') or
@@ -7119,7 +7201,6 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_config(line.words[0], console)
     settings, store = target.config.settings, target.store
-    signals.at_once = False
     store.check(settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
@@ -7454,7 +7535,6 @@ class Restorer(Importer):
 
 def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
     """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
-    signals.at_once = False
     sources = Sources(line.options['from'], console)
     chosen = sources.find(line.words[0], line.options['date'])
     if chosen.form == '.dump':
@@ -7487,10 +7567,9 @@ class TestRestore(Run):
         if self.previewing:
             settings = settings._replace(status_log='', mail_mode='never')
         path = settings.status_log if sources.config_file else ''
-        super().__init__(settings, StatusLog(path, console), console)
+        super().__init__(settings, StatusLog(path, console), console, signals)
         self.sources = sources
         self.options = options
-        self.signals = signals
 
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
@@ -7541,7 +7620,6 @@ class TestRestore(Run):
 
 def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:
     """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
-    signals.at_once = False
     sources = Sources(line.options['from'], console)
     be_gentle(False)
     test = TestRestore(sources, line.options, console, signals)
@@ -8067,7 +8145,7 @@ def main(argv: Sequence[str]) -> int:
     """Run; return the exit status."""
     stdout = getattr(sys.stdout, 'buffer', None)
     console = Console(getattr(stdout, 'raw', stdout))
-    signals = Signals()
+    signals = Signals(console)
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     with signals.handled():
         return perform(words[1:], words[0], console, signals)

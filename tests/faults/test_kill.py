@@ -7,6 +7,7 @@ import time
 
 from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
 from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled, variants
+from tests.tools.support import LIMIT
 
 FEW = ('vm-export=web', 'vdi-export=db')
 PRE_CLEAN = {'pre_clean': 'True', 'pool_db_backup': 1, 'pool_db_max_backups': 1}
@@ -18,6 +19,7 @@ class AtPoolCalls(MatrixCase):
 
     rules = FaultCase.rules
     ways = ('SIGKILL', 'SIGTERM', 'SIGTERM, and more')
+    constants = dict(TOGETHER=LIMIT)
 
     def test_a_run_ended_at_any_call_harms_nothing(self):
         calls = self.once(self.named_calls)
@@ -28,6 +30,9 @@ class AtPoolCalls(MatrixCase):
         self.injected('%s at call %d' % point, way + ' at a call to the pool')
         if way.startswith('SIGKILL'):
             self.check_after_kill(self.run_at(call, lambda: self.kill(way != 'SIGKILL')))
+        elif way == 'SIGTERM twice':
+            self.check_after_kill(self.run_at(call, lambda: self.terminate(0, True)),
+                                  (143, 130, 0))
         else:
             done = self.run_with(
                 lambda number, _: self.terminate(number - call, way != 'SIGTERM'))
@@ -78,6 +83,8 @@ globals().update(variants(
     AtPoolCallsOfOldToolstack=dict(
         rules=('vm-export=app', 'exclude-disk=app/xvdc'),
         pool_description=dict(THREE_DISKS, xapi_version='21.3'))))
+globals().update(variants(AtPoolCalls, EndedHardAtPoolCalls=dict(
+    keys={'parallel': 2}, rules=FEW, ways=('SIGTERM twice',), constants=dict(TOGETHER=0))))
 globals().update(variants(
     OverLeftovers, OverLeftoversOfDisks=dict(verb='vdi-export', rules=FEW[1:])))
 

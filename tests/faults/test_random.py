@@ -21,6 +21,7 @@ from tests.faults.faulting import variants
 from tests.faults.test_matrix import (
     BLOCKED, BOOTING, BUSY, FULL_SR, IN_USE, INTERNAL, NO_HANDLE, NO_REF, NO_VDI)
 from tests.simpool import model
+from tests.tools.support import LIMIT
 
 STEPS_FULL, STEPS_SAMPLE = 250, 6
 BACK = (0.02, 0.2, 0.6)        # seconds until a daemon that died is back
@@ -60,7 +61,7 @@ class Walk(FaultCase):
     def setUp(self):
         self.people = {cls: set() for cls in CLASSES}
         super().setUp()
-        self.script = self.changed_script(**CONSTANTS)
+        self.script = self.changed_script(TOGETHER=LIMIT, **CONSTANTS)
         self.chance = random.Random(' '.join(
             (seed(), type(self).__name__) + (() if phase() is None else (str(phase()),))))
         self.told_steps, self.clock, self.links = [], 0, 0

@@ -235,7 +235,7 @@ class Running(ProgramCase):
             try:
                 self.wait_for('begun')
                 for signum in signums:
-                    signals.note(signum, None)
+                    signals.note(signum)
                 open(self.path('begun.go'), 'w').close()
             except BaseException as error:
                 failures.append(error)
@@ -265,17 +265,11 @@ class Running(ProgramCase):
     def test_a_signal_from_before_the_start_ends_an_export_too_but_no_step_without_signals(self):
         signals = VmBackup.Signals()
         signals.at_once = False
-        signals.note(signal.SIGINT, None)
+        signals.note(signal.SIGINT)
         self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60, None).output)
         with self.assertRaises(VmBackup.Interrupted):
             VmBackup.run(['sleep', '60'], LIMIT, signals)
         self.assertRaises(VmBackup.Interrupted, signals.check)
-
-    def test_before_anything_is_begun_a_signal_ends_at_once(self):
-        signals = VmBackup.Signals()
-        with self.assertRaises(VmBackup.Interrupted):
-            signals.note(signal.SIGTERM, None)
-        signals.note(signal.SIGTERM, None)             # a second one lets the way out go on
 
     def test_a_hook_to_which_nobody_can_listen_is_ended(self):
         script = 'echo $$ >"$1"; exec sleep 60'

@@ -434,7 +434,6 @@ class Interruptions(HookCase):
         child.send_signal(signal.SIGTERM)
         for phase in aborts:
             self.wait_for(lambda: phase in [noted for noted, _ in self.noted()])
-            child.send_signal(signal.SIGTERM)
             self.go_on(phase)
         done = self.finish(child)
         self.assert_ended(done, 143, 'ERROR,S:0 W:0 E:1')
