@@ -70,6 +70,7 @@ import errno
 import fcntl
 import functools
 import heapq
+import io
 import itertools
 import json
 import os
@@ -287,6 +288,13 @@ SUCCESS = Verdict(0, 'SUCCESS', 'Success')
 WARNING = Verdict(1, 'WARNING', '**WARNING(s)**')
 ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
+
+
+def verdict_of(errors: Any, warnings: Any) -> Verdict:
+    """Return the result, by whether there are any of these."""
+    if errors:
+        return ERROR
+    return WARNING if warnings else SUCCESS
 
 
 class Compression(NamedTuple):
@@ -779,7 +787,8 @@ KEYS = (
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
     Key('mail_from', DEFAULT_MAIL_FROM, '', address,
         'Sender of that mail; empty is root@ this host', True),
-    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, '', str, 'Mail server'),
+    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, '', lambda text: text or 'localhost',
+        'Mail server'),
     Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, '1 to 65535', int, 'Port of the mail server'),
     Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY, 'auto, none, starttls, tls', str,
         'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
@@ -1964,11 +1973,11 @@ class Pool:
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, password: Optional[str], console: Console,
-                signals: Signals) -> Iterator['Pool']:
-        """Log in, yield a Pool, log out. `None` as the password: the local unix socket. A pool
-        member answers HOST_IS_SLAVE over TCP, with the master's address, before it looks at the
-        password (xapi: xapi_session.ml); that then goes over TLS only."""
+    def connect(cls, word: str, console: Console, signals: Signals) -> Iterator['Pool']:
+        """Log in with a command line's first word, yield a Pool, log out. A pool member answers
+        HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
+        xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
+        password = login_word(word, console)
         usual = XAPI_SOCKET if password is None else XAPI_URL
         url = os.environ.get('VMBACKUP_XAPI_URL') or usual
         pool = cls(url, console)
@@ -5724,12 +5733,10 @@ class StatusLog:
     def end(self, verdict: Verdict, counts: Tally, outcomes: Sequence[Outcome]) -> None:
         """Note that a run ends."""
         self.begin()
-        failed = []            # type: List[Tuple[str, str]]
-        for outcome in outcomes:
-            if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED'):
-                failed.append((outcome.name, outcome.status))
-        result = f'{verdict.token} {counts}'
-        last = self.run._replace(ended=iso(now()), result=result, failed=failed)
+        failed = [(outcome.name, outcome.status) for outcome in outcomes
+                  if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
+        last = self.run._replace(ended=iso(now()), result=f'{verdict.token} {counts}',
+                                 failed=failed)
         self.write('vmbackup.py', 'end', verdict.token, str(counts), run=last)
 
 
@@ -5820,24 +5827,21 @@ def check_account(settings: Settings) -> List[str]:
     if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
         return []
     words = 'password of mail_smtp_user in clear to {} port {}'.format(
-        settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
+        settings.mail_smtp_server, settings.mail_smtp_port)
     if settings.mail_smtp_security == 'auto':
         raise ConfigError(f'mail_smtp_security=auto would send the {words} (set it to starttls or '
                           'tls, or to none if the network may read it)')
     return [f'***WARNING - mail_smtp_security=none sends the {words}']
 
 
-class Replies:
+class Replies(io.BufferedReader):
     """What a mail server answers, line by line: LONGEST_REPLIES bytes at most."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.close = stream.close
-        self.room = LONGEST_REPLIES
+    room = LONGEST_REPLIES
 
-    def readline(self, limit: int) -> Any:
+    def readline(self, limit: Optional[int] = -1) -> bytes:
         """Return a line. Raise OSError."""
-        line = self.stream.readline(limit)
+        line = super().readline(limit)
         self.room -= len(line)
         if self.room < 0:
             raise OSError(f'answers of more than {LONGEST_REPLIES} bytes')
@@ -5849,7 +5853,7 @@ def bounded_client(kind: Any) -> Any:
     class Client(kind):        # type: ignore
         def getreply(self) -> Any:
             """Return code and text of an answer."""
-            self.file = self.file or Replies(self.sock.makefile('rb'))
+            self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
             return super().getreply()
     return Client
 
@@ -5858,12 +5862,11 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
     """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
     import smtplib
     import ssl
-    address = (settings.mail_smtp_server or 'localhost', settings.mail_smtp_port)
     security = security_of(settings)
     kind, options = smtplib.SMTP, {'timeout': MAIL_TIMEOUT}    # type: Any, Dict[str, Any]
     if security == 'tls':
         kind, options['context'] = smtplib.SMTP_SSL, ssl.create_default_context()
-    server = bounded_client(kind)(*address, **options)
+    server = bounded_client(kind)(settings.mail_smtp_server, settings.mail_smtp_port, **options)
     with contextlib.closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
@@ -6024,11 +6027,9 @@ class Run:
     def verdict(self) -> Verdict:
         """Return the result, as far as it is known."""
         counts = self.counts()
-        if counts.errors or self.signum:
-            return ERROR
-        if counts.warnings or self.warnings or self.status_log.broken:
-            return WARNING
-        return SKIPPED if self.skipped else SUCCESS
+        verdict = verdict_of(counts.errors or self.signum,
+                             counts.warnings or self.warnings or self.status_log.broken)
+        return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
     def report_end(self, words: str) -> bool:
         """Log and mail how it ended; return False if the mail could not be sent."""
@@ -6110,11 +6111,9 @@ class Shared(Run):
             wanted = settings.vdi_disks
             ending = COMPRESSIONS[settings.vdi_compress].ending
             extension = f'.{settings.vdi_export_format}{ending}'
-        patterns = []          # type: List[str]
-        for rule in self.config.rules:
-            if rule.method == 'exclude-disk' and rule.text:
-                patterns.append(rule.text)
-        choice = DiskChoice(tuple(patterns), settings.honour_nobak, wanted)
+        patterns = tuple(rule.text for rule in self.config.rules
+                         if rule.method == 'exclude-disk' and rule.text)
+        choice = DiskChoice(patterns, settings.honour_nobak, wanted)
         return Exporter(self.pool, Xe(self.console, self.signals), extension, choice, warnings)
 
     @contextlib.contextmanager
@@ -6386,9 +6385,7 @@ class VmBackup(Turn):
         if file.disk:                                  # as it is by now
             told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
             told.update(file=portable(file.name), virtual_size=file.snapshot.size)
-        expected = 0           # bytes, as the last backup had; 0 where it cannot tell
-        if len(self.exported) == 1:
-            expected = self.last
+        expected = self.last if len(self.exported) == 1 else 0     # else it cannot tell
         meter = Meter(self.console, 'exported', file.name, expected)
         with failing_as(self.exporter.export_token):
             watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), meter,
@@ -6455,33 +6452,24 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
             log(f'  {name:17s} = {text}')
     for name in ('exclude', 'vdi-export', 'vm-export'):
         names = list(plan.excluded) if name == 'exclude' else []
-        for job in plan.jobs:
-            if job.method == name:
-                names.append(job.shown)
-        for rule in plan.invalid:
-            if rule.method == name:
-                names.append(rule.text)
+        names += [job.shown for job in plan.jobs if job.method == name]
+        names += [rule.text for rule in plan.invalid if rule.method == name]
         log(f'  {name} (cnt)= {len(names)}')
         log('  {}: {}'.format(name, ', '.join(sorted(names))))
 
 
 def program_problems(settings: Settings) -> List[str]:
     """Return the problems with the programs that the settings need."""
-    problems = []              # type: List[str]
-    wrong = hook_problem(settings.hook)
-    if wrong:
-        problems.append(wrong)
-    unpacked = 'none'          # xapi packs vm-exports: only to verify them takes a program
-    if settings.verify == 'yes':
-        unpacked = settings.compress
-    for name, value, undo in (
-            ('compress', unpacked, True), ('vdi_compress', settings.vdi_compress, False)):
+    problems = [hook_problem(settings.hook)]
+    # xapi packs vm-exports: only to verify them takes a program.
+    unpacked = settings.compress if settings.verify == 'yes' else 'none'
+    for name, value in ('compress', unpacked), ('vdi_compress', settings.vdi_compress):
         try:
             if value != 'none':
-                packing_command(COMPRESSIONS[value], undo)
+                packing_command(COMPRESSIONS[value], undo=name == 'compress')
         except CommandFailed as error:
             problems.append(f'ERROR: config {name} -> {value}: {error}')
-    return problems
+    return list(filter(None, problems))
 
 
 def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
@@ -6551,8 +6539,7 @@ class BackupRun(Shared):
         """Print what a run would do, changing nothing; return the exit status. Raise
         VmBackupError."""
         log = self.console.log
-        password = login_word(word, self.console)
-        with Pool.connect(password, self.console, self.signals) as self.pool:
+        with Pool.connect(word, self.console, self.signals) as self.pool:
             plan = self.make_plan()
             if not plan.errors:
                 plan = self.with_disks(plan)
@@ -6569,11 +6556,8 @@ class BackupRun(Shared):
         if plan.failures or any(message.startswith('***ERROR') for message in plan.messages):
             log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
             return ERROR.status
-        if plan.warnings:
-            log('SUCCESS preview of parameters ' + WARNINGS_FOUND)
-            return WARNING.status
-        log('SUCCESS preview of parameters ')
-        return SUCCESS.status
+        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
+        return verdict_of((), plan.warnings).status
 
     def run(self, word: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
@@ -6582,8 +6566,7 @@ class BackupRun(Shared):
             self.closing, self.skipped = '', True
             return
         self.status_log.begin()
-        password = login_word(word, self.console)
-        with Pool.connect(password, self.console, self.signals) as self.pool:
+        with Pool.connect(word, self.console, self.signals) as self.pool:
             plan = self.make_plan()
             wrong = self.check(plan)
             if wrong:
@@ -6934,11 +6917,7 @@ def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     if not command.tokens:
         raise UsageError(f'no backups in {word}')
     counts = tally(command.tokens)
-    verdict = SUCCESS
-    if counts.errors:
-        verdict = ERROR
-    elif counts.warnings:
-        verdict = WARNING
+    verdict = verdict_of(counts.errors, counts.warnings)
     console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
     return verdict.status
 
@@ -6964,15 +6943,12 @@ def take_stock(histories: Sequence[History], config: Config, store: Store,
                selector_text: str) -> Tuple[List[Stock], Plan]:
     """Return, by name, what there is of each VM that a selector or else a config chooses, also
     where that is nothing; and the plan, which tells what was not found."""
-    stocks = []                # type: List[Stock]
     chosen, plan = select_histories(histories, config, selector_text)
-    for job, history in chosen:
-        stocks.append(Stock(history.vm_name(), history.directory, history.everything(),
-                            job.vm.uuid))
+    stocks = [Stock(history.vm_name(), history.directory, history.everything(), job.vm.uuid)
+              for job, history in chosen]
     for failure in plan.failures:
         stocks.append(Stock(failure.name, store.history(failure.name).directory))
-    stocks.sort(key=lambda stock: stock.name)
-    return stocks, plan
+    return sorted(stocks, key=lambda stock: stock.name), plan
 
 
 def age(when: Optional[str]) -> str:
@@ -7084,16 +7060,12 @@ def row_of(told: Record) -> List[str]:
     row = [when[:16].replace('T', ' '), age(told['when']), told['method'] or '-', size,
            told['outcome']]
     for found in (told['verified'], told['test_restore']):
+        cell = '-'
         if found:
-            word = found['proved'] or 'good'
-            if found['fault']:
-                word = 'fault'
-            row.append(f'{word} {age(found["when"])}')
-        else:
-            row.append('-')
-    row.append('yes' if told['protected'] else '-')
-    row.append(os.path.basename(told['path']))
-    return row
+            word = 'fault' if found['fault'] else found['proved'] or 'good'
+            cell = f'{word} {age(found["when"])}'
+        row.append(cell)
+    return row + ['yes' if told['protected'] else '-', os.path.basename(told['path'])]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -7126,9 +7098,8 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
             console.write(printable(row) + '\n')
     if plan.errors or not all(vm.good() for vm in vms):
         return ERROR.status
-    if plan.warnings or any(vm.backups[0].outcome != 'good' for vm in vms):
-        return WARNING.status
-    return SUCCESS.status
+    doubtful = any(vm.backups[0].outcome != 'good' for vm in vms)
+    return verdict_of((), plan.warnings or doubtful).status
 
 
 class Pruning:
@@ -7142,10 +7113,8 @@ class Pruning:
 
     def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
-        rules = []             # type: List[str]
-        for name, count in policy._asdict().items():
-            if count or name == 'last':
-                rules.append(f'keep_{name}={count}')
+        rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
+                 if count or name == 'last']
         self.console.log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
             self.store.finish_deleting(path)
@@ -7223,7 +7192,7 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
             pruning.fail(history.directory, error)
     if store.no_locking:
         console.log(store.lock_note())
-    verdict = ERROR if pruning.errors else SUCCESS
+    verdict = verdict_of(pruning.errors, ())
     counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'
     console.log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')
     return verdict.status
@@ -7269,7 +7238,6 @@ class Sources:
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
         self.store = target.store
-        self.config_file = target.path if target.kind == 'config' else ''
         self.given = bool(origin)
         self.console = console
 
@@ -7351,7 +7319,7 @@ class Restorer(Importer):
         if options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target, options['start'] == 'true')
-        return (WARNING if self.warnings else SUCCESS).status
+        return verdict_of((), self.warnings).status
 
     def plan(self, chosen: Chosen, name: str) -> Target:
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
@@ -7547,7 +7515,7 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
-    with Pool.connect(login_word(line.password, console), console, signals) as pool:
+    with Pool.connect(line.password, console, signals) as pool:
         restorer = Restorer(pool, sources, line.options, console, signals)
         try:
             return restorer.run(chosen)
@@ -7566,7 +7534,7 @@ class TestRestore(Run):
         self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
             settings = settings._replace(status_log='', mail_mode='never')
-        path = settings.status_log if sources.config_file else ''
+        path = settings.status_log if sources.config.path else ''
         super().__init__(settings, StatusLog(path, console), console, signals)
         self.sources = sources
         self.options = options
@@ -7623,9 +7591,8 @@ def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> i
     sources = Sources(line.options['from'], console)
     be_gentle(False)
     test = TestRestore(sources, line.options, console, signals)
-    with test.until_ended():
-        with Pool.connect(login_word(line.password, console), console, signals) as pool:
-            test.run(line.words[0], pool)
+    with test.until_ended(), Pool.connect(line.password, console, signals) as pool:
+        test.run(line.words[0], pool)
     return test.exit_status(test.report_end('test-restore '))
 
 
@@ -7748,13 +7715,8 @@ class StatusCheck:
 
 def run_status(line: CommandLine, console: Console, _: Signals) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
-    waited = stopwatch()
-
-    def check() -> None:
-        if waited() > STATUS_TIMEOUT:
-            raise TargetError(f'no response within {STATUS_TIMEOUT} seconds')
     status_check = StatusCheck(line.options['max_age'] or '26h')
-    bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', check)
+    bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', limit=STATUS_TIMEOUT)
     found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
     text = '; '.join(text for _, text in found)
     console.write(plugin_line(found[0][0], text, ' '.join(status_check.figures)))
@@ -7806,12 +7768,9 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
         'backup_dir are right')
     if errors:
         log('ERROR check-config: errors found (see above)')
-        return ERROR.status
-    if warnings:
-        log('SUCCESS check-config: no errors' + WARNINGS_FOUND)
-        return WARNING.status
-    log('SUCCESS check-config: no errors')
-    return SUCCESS.status
+    else:
+        log('SUCCESS check-config: no errors' + (WARNINGS_FOUND if warnings else ''))
+    return verdict_of(errors, warnings).status
 
 
 def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
@@ -7822,11 +7781,9 @@ def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
     settings = config.settings
     if not settings.mail_to:
         raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {path})')
-    server = settings.mail_smtp_server or 'localhost'
-    account = settings.mail_smtp_user or 'none'
     console.log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
-        ', '.join(settings.mail_to), server, settings.mail_smtp_port, security_of(settings),
-        account))
+        ', '.join(settings.mail_to), settings.mail_smtp_server, settings.mail_smtp_port,
+        security_of(settings), settings.mail_smtp_user or 'none'))
     check_account(settings)
     if settings.mail_mode == 'never':
         console.log('***NOTE - mail_mode=never: a run sends no mail')

@@ -434,7 +434,7 @@ class OneLine(StatusCase):
         for name in ('Store.check', 'Backup.has_marker'):
             self.prelude = ('import time, VmBackup\n'
                             'VmBackup.%s = lambda *_: time.sleep(%d)\n' % (name, 9 * LIMIT))
-            self.assertEqual('no response within 0.2 seconds',
+            self.assertEqual('backup_dir did not respond within 0.2 seconds',
                              self.check('UNKNOWN', self.run_config).text)
 
     def test_what_may_not_be_read_is_unknown(self):
