@@ -498,14 +498,15 @@ class Console:
         finally:
             self.thread.begin = ''
 
-    def log(self, text: str = '') -> None:
-        """Print one line with 3.25's time stamp. A closed or full output is not an error."""
+    def log(self, *lines: str) -> None:
+        """Print lines with 3.25's time stamp. A closed or full output is not an error."""
         begin = getattr(self.thread, 'begin', '')
-        line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {printable(begin + text)}'
-        with self.lock:
-            self.lines.append(line)
-            self.passing.pop(threading.get_ident(), '')
-            self.draw(line + '\n')
+        for text in lines:
+            line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {printable(begin + text)}'
+            with self.lock:
+                self.lines.append(line)
+                self.passing.pop(threading.get_ident(), '')
+                self.draw(line + '\n')
 
     def show(self, text: str) -> None:
         """Show a line below all others until this thread's next one, on a terminal only."""
@@ -526,11 +527,6 @@ class Console:
         self.drawn = len(shown)
         self.write(clear + text + '\n'.join(shown))
 
-    def log_lines(self, text: str) -> None:
-        """Print each line of a program's output."""
-        for line in text.splitlines():
-            self.log(line)
-
     def write(self, text: str) -> None:
         """Print text as it is."""
         data = encoded(text)
@@ -547,7 +543,7 @@ def explain(error: BaseException, console: Console) -> str:
         reason = error.strerror or str(error)
         return f'cannot access {error.filename}: {reason}' if error.filename else reason
     import traceback
-    console.log_lines(traceback.format_exc())
+    console.log(*traceback.format_exc().splitlines())
     return f'a bug in VmBackup.py, please report it: {error!r}'
 
 
@@ -821,9 +817,8 @@ class Config(NamedTuple):
 
 
 def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = CommandLine()) -> Config:
-    """Read `key=value` lines, split at the first =; the command line's words win over them. A value
-    that cannot be used is an error in the result and the default in its settings. Raise ConfigError
-    if a default is none."""
+    """Read `key=value` lines; the command line's words win over them. The default takes the place
+    of a value that cannot be used, which is an error. Raise ConfigError if it cannot either."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (str(key.default), 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
@@ -891,8 +886,7 @@ def read_config(path: str, console: Console, line: CommandLine = CommandLine()) 
 
 
 def config_of(line: CommandLine, console: Console) -> Config:
-    """Return the config of a run: that of its file, or else the defaults with a vm-selector. Raise
-    UsageError, ConfigError."""
+    """Read the config of a run, or have the defaults with a vm-selector. Raise VmBackupError."""
     target = line.words[0]
     path = native(line.words[0])
     if os.path.exists(path) and not os.path.isdir(path):
@@ -907,8 +901,7 @@ def config_of(line: CommandLine, console: Console) -> Config:
 
 def refuse_unexpected(config: Config, console: Console) -> None:
     """Log the lines of a config that are not understood; raise ConfigError if there are any."""
-    for text in config.unexpected:
-        console.log(text)
+    console.log(*config.unexpected)
     if config.unexpected:
         raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
 
@@ -962,8 +955,7 @@ def changeable(path: str) -> str:
 
 
 def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int:
-    """Write a password, obscured (base64, as 3.25), for its owner only; return the exit status.
-    Raise ConfigError."""
+    """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     path = native(line.words[0])
     if not line.password:
         raise ConfigError(f'an empty password: create-password-file={path}')
@@ -1817,7 +1809,7 @@ class Xe:
             self.console.log(number + quoted(argv))
         result = run(given, XE_TIMEOUT, **how)
         words = decoded(result.errors)
-        self.console.log_lines(words)
+        self.console.log(*words.splitlines())
         if result.status:
             self.console.log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
@@ -4980,7 +4972,7 @@ class Remover:
             drop_leaked_vbds(pool, xe, owners, held)
             # snapshot-uninstall does it whether it is still a template or not.
             verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
-            xe.console.log_lines(xe.tell(verb, uuid=intent.uuid, force=True))
+            xe.console.log(*xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
             disks = self.disks(intent)
             if not intent.disks or any(disk.vbds for disk in disks):
                 self.check_gone(intent)
@@ -5375,7 +5367,7 @@ class Exporter:
         with handed(path) as at:
             output = self.xe.transfer('vm-export', watchdog, at=at, uuid=file.snapshot.uuid,
                                       filename=path, **compression_of(path).parameters)
-        self.console.log_lines(output)
+        self.console.log(*output.splitlines())
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
 
@@ -5888,8 +5880,7 @@ def send_mail(settings: Settings, subject: str, console: Console) -> bool:
         return True
     recipients = list(settings.mail_to)
     try:
-        for warning in check_account(settings):
-            console.log(warning)
+        console.log(*check_account(settings))
     except ConfigError as error:
         console.log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
         return False
@@ -5950,10 +5941,11 @@ class Run:
 
     done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
 
-    def __init__(self, settings: Settings, status_log: StatusLog, console: Console,
-                 signals: Signals) -> None:
-        self.settings = settings
-        self.status_log = status_log
+    def __init__(self, config: Config, console: Console, signals: Signals) -> None:
+        self.config = config
+        self.settings = config.settings
+        logging = config.path and 'status_log' not in config.errors
+        self.status_log = StatusLog(self.settings.status_log if logging else '', console)
         self.console = console
         self.signals = signals
         self.outcomes = []     # type: List[Outcome]
@@ -5961,6 +5953,7 @@ class Run:
         self.errors = []       # type: List[str]
         self.further_errors = 0        # those that belong to no VM
         self.skipped = False   # as a hook wants it
+        self.mailed = True     # unless the mail could not be sent
         self.signum = 0        # of the signal that ended it
         self.started = iso(now())
 
@@ -5980,8 +5973,7 @@ class Run:
             status, reason = token_of(error), explain(error, self.console)
             log(f'ERROR {method} {status} {name}: {reason}')
         finally:
-            for warning in turn.warnings:
-                log(f'***WARNING - {name}: {warning}')
+            log(*[f'***WARNING - {name}: {warning}' for warning in turn.warnings])
             seconds = int(elapsed())
             path = portable(turn.path) or None
             self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds, path,
@@ -6031,24 +6023,23 @@ class Run:
                              counts.warnings or self.warnings or self.status_log.broken)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
-    def report_end(self, words: str) -> bool:
-        """Log and mail how it ended; return False if the mail could not be sent."""
+    def report_end(self, words: str) -> None:
+        """Log and mail how it ended."""
         verdict = self.verdict()
         counts = self.counts()
         self.console.log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
-        if verdict == SKIPPED or not wanted[self.settings.mail_mode]:
-            return True
-        self.signals.at_once = True                    # a mail may be cut
-        with self.until_ended():
-            return send_mail(self.settings, f'{words}{verdict.token} - {counts}', self.console)
-        return False
+        if verdict != SKIPPED and wanted[self.settings.mail_mode]:
+            self.signals.at_once = True                # a mail may be cut
+            with self.until_ended():
+                self.mailed = send_mail(self.settings, f'{words}{verdict.token} - {counts}',
+                                        self.console)
 
-    def exit_status(self, mailed: bool = True) -> int:
+    def exit_status(self) -> int:
         """Return the exit status; a mail that could not be sent is a warning."""
         if self.signum:
             return 128 + self.signum
-        return max(self.verdict().status, 0 if mailed else WARNING.status)
+        return max(self.verdict().status, int(not self.mailed))
 
 
 def put_report(path: str, document: Dict[str, Any]) -> None:
@@ -6083,11 +6074,9 @@ def disk_facts(disk: Disk) -> Dict[str, Any]:
 class Shared(Run):
     """A run, as the backups of its VMs share it."""
 
-    def __init__(self, config: Config, console: Console, status_log: StatusLog,
-                 signals: Signals) -> None:
+    def __init__(self, config: Config, console: Console, signals: Signals) -> None:
+        super().__init__(config, console, signals)
         settings = config.settings
-        super().__init__(settings, status_log, console, signals)
-        self.config = config
         self.report_file = settings.report_file if config.path else ''
         self.store = Store(settings)
         self.hooks = Hooks(settings, self.report_file, console, signals)
@@ -6315,8 +6304,7 @@ class VmBackup(Turn):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
-            for backup in self.history.expendable(self.policy, started):
-                gain += backup.occupied()
+            gain = sum(old.occupied() for old in self.history.expendable(self.policy, started))
         self.last = self.history.last_size(names)
         shared = self.shared
         with shared.beginning:
@@ -6495,8 +6483,7 @@ class BackupRun(Shared):
     def check(self, plan: Plan) -> Sequence[str]:
         """Print settings, lists and problems; return those that make a run impossible."""
         log, mount = self.console.log, self.settings.require_mount
-        for message in plan.messages:
-            log(message)
+        log(*plan.messages)
         show_settings(self.config, plan, self.console)
         problems = list(self.config.errors.values())
         wrong = self.config.path and changeable(self.config.path)
@@ -6513,8 +6500,7 @@ class BackupRun(Shared):
         errors = tuple(problems) + plan.errors
         if problems or plan.invalid:
             errors += ('ERROR in configuration settings...',)
-        for error in errors:
-            log(error)
+        log(*errors)
         return errors
 
     def with_disks(self, plan: Plan) -> Plan:
@@ -6531,13 +6517,10 @@ class BackupRun(Shared):
                 messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not disks:
                 messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
-        warnings = [message for message in messages if message.startswith('***WARNING')]
-        return plan._replace(left_out=tuple(left_out), messages=plan.messages + tuple(messages),
-                             warnings=plan.warnings + tuple(warnings))
+        return plan._replace(left_out=tuple(left_out), messages=plan.messages + tuple(messages))
 
     def preview(self, word: str) -> int:
-        """Print what a run would do, changing nothing; return the exit status. Raise
-        VmBackupError."""
+        """Print what a run would do; return the exit status. Raise VmBackupError."""
         log = self.console.log
         with Pool.connect(word, self.console, self.signals) as self.pool:
             plan = self.make_plan()
@@ -6553,11 +6536,13 @@ class BackupRun(Shared):
         if plan.uncovered and self.config.path:
             log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
             log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
-        if plan.failures or any(message.startswith('***ERROR') for message in plan.messages):
+        levels = {message.partition(' ')[0] for message in plan.messages}
+        if plan.failures or '***ERROR' in levels:
             log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
             return ERROR.status
-        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
-        return verdict_of((), plan.warnings).status
+        warned = '***WARNING' in levels
+        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if warned else ''))
+        return verdict_of((), warned).status
 
     def run(self, word: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
@@ -6595,10 +6580,10 @@ class BackupRun(Shared):
                 document = self.report()
                 bounded(lambda: put_report(self.report_file, document), 'the file system')
         self.status_log.end(self.verdict(), self.counts(), self.outcomes)
-        mailed = self.report_end('')
+        self.report_end('')
         if begun:
             self.hooks.notify('log-end', self.warnings, status=self.verdict().token)
-        return self.exit_status(mailed)
+        return self.exit_status()
 
     def report(self) -> Dict[str, Any]:
         """Return what report_file gets."""
@@ -6703,8 +6688,7 @@ class BackupRun(Shared):
                 return
 
     def clean_up(self) -> None:
-        """Remove what earlier runs that died have left, also of VMs that are not selected, and at
-        the end of a run what it had to leave."""
+        """Remove what runs have left, earlier ones that died or, at its end, this one."""
         self.not_removed.clear()
         del self.doubtful[:]
         try:
@@ -6737,7 +6721,7 @@ class BackupRun(Shared):
         try:
             result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
             words = 'NOTE df failed: ' + decoded(result.errors)
-            self.console.log_lines(words if result.status else decoded(result.output))
+            self.console.log(*(words if result.status else decoded(result.output)).splitlines())
         except CommandFailed as error:
             self.console.log(f'NOTE {error}')
 
@@ -6758,7 +6742,7 @@ class BackupRun(Shared):
                                     meter)
                 with handed(partial) as at:
                     output = xe.transfer('pool-dump-database', watchdog, at=at, file_name=partial)
-                self.console.log_lines(output)
+                log(*output.splitlines())
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial, form='.dump')
             with tolerating(self.warnings, 'cannot delete old dumps'):
@@ -6767,8 +6751,8 @@ class BackupRun(Shared):
 
 
 def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
-    """Make backups, or a preview; return the exit status. Where the config file cannot be read, the
-    mail goes to whom the script's first page says. Raise VmBackupError in a preview."""
+    """Make backups, or a preview, which raises VmBackupError. Where the config file cannot be read,
+    the mail goes to whom the script's first page says."""
     unreadable = ''
     try:
         config = config_of(line, console)
@@ -6777,10 +6761,7 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
             raise
         unreadable = str(error)
         config = parse_config([], '', line)
-    path = config.settings.status_log
-    if not config.path or 'status_log' in config.errors:
-        path = ''
-    run_of_tonight = BackupRun(config, console, StatusLog(path, console), signals)
+    run_of_tonight = BackupRun(config, console, signals)
     if line.options['preview']:
         refuse_unexpected(config, console)
         return run_of_tonight.preview(line.password)
@@ -6813,8 +6794,7 @@ class VerifyCommand:
     def verify_vms(self, target: Opened, selector_text: str) -> None:
         """Verify backups of the VMs that a config file or a selector chooses of all there are."""
         chosen, plan = select_histories(histories_in(target), target.config, selector_text)
-        for message in plan.messages + plan.errors:
-            self.console.log(message)
+        self.console.log(*plan.messages, *plan.errors)
         for _ in plan.failures or plan.errors:
             self.tokens.append('ERROR')
         if plan.warnings:
@@ -6825,9 +6805,7 @@ class VerifyCommand:
                            if backup.outcome in COMPLETE + ('unreadable',)]
                 if not backups:
                     raise Damaged('no good backup of this VM')
-                if not self.every:
-                    backups = backups[-1:]
-                for backup in reversed(backups):
+                for backup in reversed(backups if self.every else backups[-1:]):
                     self.verify_backup(backup.path)
         if target.kind != 'history' and not selector_text:
             for dumps in target.store.all_pool_dumps():
@@ -6964,27 +6942,25 @@ def age(when: Optional[str]) -> str:
 
 
 def others_in(histories: Sequence[History],
-              vms: Sequence[Stock]) -> Tuple[List[Record], List[str]]:
+              vms: Sequence[Stock]) -> Dict[str, List[Any]]:
     """Return what `list` tells of directories with dumps of the pool database, and the paths of
     those in which there are neither dumps nor backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
-    known = [LOCKS] + [os.path.basename(vm.path) for vm in vms]
     for path in sorted(history.directory for history in histories if not history.holds_any()):
-        name = os.path.basename(path)
         found = []             # type: List[str]
-        if name.startswith('METADATA_'):
+        if os.path.basename(path).startswith('METADATA_'):
             with contextlib.suppress(OSError):         # unreadable, or gone
                 found = Store.dumps_in(path)
         if found:
             newest = os.path.basename(found[-1])
             dumps.append({'path': portable(path), 'dumps': len(found), 'newest': newest})
-        elif name not in known:
+        elif path not in [vm.path for vm in vms]:
             foreign.append(portable(path))
-    return dumps, foreign
+    return {'pool_dumps': dumps, 'foreign': foreign}
 
 
 def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str],
-                others: Tuple[List[Record], List[str]]) -> Record:
+                others: Dict[str, List[Any]]) -> Record:
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
     all_good = all_size = 0
@@ -6996,9 +6972,8 @@ def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str],
                        'backups': backups})
         all_good += good
         all_size += size
-    return {'schema': 1, 'when': iso(now()), 'backup_dir': portable(root), 'vms': listed,
-            'pool_dumps': others[0], 'foreign': others[1], 'messages': messages,
-            'good': all_good, 'size': all_size}
+    return dict(schema=1, when=iso(now()), backup_dir=portable(root), vms=listed, **others,
+                messages=messages, good=all_good, size=all_size)
 
 
 def described(backup: Backup) -> Record:
@@ -7027,9 +7002,7 @@ def table_of(document: Record) -> List[str]:
     if len(rows) > 1:
         lines.append(next(table))
     for vm in document['vms']:
-        good = 'NO GOOD BACKUP'
-        if vm['good']:
-            good = f'{vm["good"]} good, {human_size(vm["size"])}'
+        good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
         lines.append(f'{vm["name"]} ({vm["path"]}): {good}')
         for backup in vm['backups']:
             lines.append(next(table))
@@ -7088,7 +7061,7 @@ def run_list(line: CommandLine, console: Console, _: Signals) -> int:
     histories = [history.as_it_is() for history in histories_in(target)]
     vms, plan = take_stock(histories, target.config, target.store, selector_text)
     others = others_in([] if selector_text else histories, vms)
-    if not (vms or others[0] or plan.messages):
+    if not (vms or others['pool_dumps'] or plan.messages):
         raise UsageError(f'no backups in {word}')
     document = document_of(vms, target.store.root, plan.messages + plan.errors, others)
     if line.options['format'] == 'json':
@@ -7151,8 +7124,7 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
     histories = target.store.histories()
     chosen, plan = select_histories(histories, target.config, '', settings.keep_last)
     if plan.errors:
-        for message in plan.messages + plan.errors:
-            console.log(message)
+        console.log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
     for failure in plan.failures:
         console.log(f'***NOTE - no backups of {failure.name}')
@@ -7398,20 +7370,18 @@ class Restorer(Importer):
 
     def sr(self, word: str) -> Record:
         """Return the record of an SR for disks, by name or uuid; '' is the pool's default one."""
-        default, names, found = '', [], []     # type: str, List[str], List[Record]
-        for pool in self.pool.records('pool').values():
-            default = pool['default_SR']
-        for ref, sr in self.pool.records('SR').items():
-            if sr.get('content_type') == 'iso':
-                continue
-            names.append(sr['name_label'])
-            if word in (sr['uuid'], sr['name_label']) if word else ref == default:
-                found.append(sr)
-        if not word and not found:
+        srs = {ref: sr for ref, sr in self.pool.records('SR').items()
+               if sr.get('content_type') != 'iso'}
+        if not word:
+            for pool in self.pool.records('pool').values():
+                if pool['default_SR'] in srs:
+                    return srs[pool['default_SR']]
             raise UsageError('the pool has no default SR (choose one with sr=)')
+        found = [sr for sr in srs.values() if word in (sr['uuid'], sr['name_label'])]
         if len(found) != 1:
             count = 'more than one' if found else 'no'
-            raise UsageError(f'{count} SR {word} (there are: {", ".join(sorted(names))})')
+            names = ', '.join(sorted(sr['name_label'] for sr in srs.values()))
+            raise UsageError(f'{count} SR {word} (there are: {names})')
         return found[0]
 
     def log_space(self, sr: Record, size: int) -> None:
@@ -7520,8 +7490,7 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
         try:
             return restorer.run(chosen)
         finally:
-            for warning in restorer.warnings:
-                console.log(f'***WARNING - {warning}')
+            console.log(*[f'***WARNING - {warning}' for warning in restorer.warnings])
 
 
 class TestRestore(Run):
@@ -7529,13 +7498,13 @@ class TestRestore(Run):
 
     def __init__(self, sources: Sources, options: Dict[str, str], console: Console,
                  signals: Signals) -> None:
-        settings = sources.config.settings
+        config = sources.config
         self.previewing = options['preview'] == 'preview'
         self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
-            settings = settings._replace(status_log='', mail_mode='never')
-        path = settings.status_log if sources.config.path else ''
-        super().__init__(settings, StatusLog(path, console), console, signals)
+            quiet = config.settings._replace(status_log='', mail_mode='never')
+            config = config._replace(settings=quiet)
+        super().__init__(config, console, signals)
         self.sources = sources
         self.options = options
 
@@ -7543,8 +7512,7 @@ class TestRestore(Run):
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store = self.sources.store
         chosen, plan = select_histories(store.histories(), self.sources.config, word)
-        for message in plan.messages:
-            self.console.log(message)
+        self.console.log(*plan.messages)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
         restorer = Restorer(pool, self.sources, self.options, self.console, self.signals)
@@ -7593,7 +7561,8 @@ def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> i
     test = TestRestore(sources, line.options, console, signals)
     with test.until_ended(), Pool.connect(line.password, console, signals) as pool:
         test.run(line.words[0], pool)
-    return test.exit_status(test.report_end('test-restore '))
+    test.report_end('test-restore ')
+    return test.exit_status()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -7756,8 +7725,7 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
         wrong = path and bounded(lambda: changeable(place), 'the file system')
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
-    for text in [*config.notes, *errors, *warnings]:
-        log(text)
+    log(*config.notes, *errors, *warnings)
     keeps = any(getattr(settings, f'keep_{name}') for name in PERIODS)
     if settings.keep_last == 0 and not keeps:
         log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '

@@ -331,4 +331,4 @@ def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
     config = VmBackup.parse_config(['backup_dir=' + backup_dir])
     console = VmBackup.Console(None)
-    return VmBackup.Shared(config, console, VmBackup.StatusLog('', console), VmBackup.Signals())
+    return VmBackup.Shared(config, console, VmBackup.Signals())
