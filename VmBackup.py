@@ -585,7 +585,6 @@ class Meter:
 # KEYS is the one source of every config key's name, default, range and meaning. Nothing here
 # knows of the pool; besides config and password files, the inventory that names this host is read.
 
-
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 RETENTION = re.compile(r'(.*):\s*([0-9]{1,9})\Z', re.DOTALL)
@@ -5801,7 +5800,7 @@ def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -
     message['Date'] = email.utils.format_datetime(now().astimezone())
     message['Message-ID'] = email.utils.make_msgid(domain='vmbackup.invalid')
     message['Auto-Submitted'] = 'auto-generated'       # RFC 3834: no holiday replies
-    text = '\n'.join(lines).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    text = encoded('\n'.join(lines)).decode('utf-8', 'replace')
     message.set_content(text + '\n', charset='utf-8', cte='base64')
     return message
 
@@ -6235,8 +6234,7 @@ class VmBackup(Turn):
         self.exporter = exporter
         names = exporter.names(os.path.basename(self.history.directory), vm)
         self.new_directory(names, started)
-        log(f'new backup_dir: {self.path}')
-        log('Exporting VM metadata XML info')
+        log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
             write_metadata(self.backup, vm, exporter.xe)
         log('*** vm-export metadata end')
@@ -6244,8 +6242,7 @@ class VmBackup(Turn):
             write_configuration(self.backup, vm, self.pool, self.console)
         log(f'*** {job.method} begin xe command sequence')
         if vm.record['power_state'] == 'Running':
-            log('power-state ( RO): running')
-            log('vm is running')
+            log('power-state ( RO): running', 'vm is running')
         else:
             log('vm is NOT running')
         exporter.choose_source(vm)
@@ -6329,8 +6326,7 @@ class VmBackup(Turn):
         left_out, disks = self.exporter.left_out, self.exporter.disks
         if left_out and not disks:
             self.warnings.append(NO_DISK_LEFT)
-        for disk, why in left_out:
-            self.console.log('left out: ' + disk_words(disk, why))
+        self.console.log(*['left out: ' + disk_words(disk, why) for disk, why in left_out])
         for disk in disks:
             if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
                 self.console.log('***NOTE - backed up, as honour_nobak=no: '
@@ -6442,8 +6438,7 @@ def show_settings(config: Config, plan: Plan, console: Console) -> None:
         names = list(plan.excluded) if name == 'exclude' else []
         names += [job.shown for job in plan.jobs if job.method == name]
         names += [rule.text for rule in plan.invalid if rule.method == name]
-        log(f'  {name} (cnt)= {len(names)}')
-        log('  {}: {}'.format(name, ', '.join(sorted(names))))
+        log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
 
 
 def program_problems(settings: Settings) -> List[str]:
@@ -6530,12 +6525,11 @@ class BackupRun(Shared):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
         if plan.left_out:
-            log(f'  left out disks (cnt)= {len(plan.left_out)}')
-            for line in plan.left_out:
-                log('  left out: ' + line)
+            log(f'  left out disks (cnt)= {len(plan.left_out)}',
+                *['  left out: ' + line for line in plan.left_out])
         if plan.uncovered and self.config.path:
-            log(f'  not covered by any line (cnt)= {len(plan.uncovered)}')
-            log('  not covered by any line: {}'.format(', '.join(sorted(plan.uncovered))))
+            log(f'  not covered by any line (cnt)= {len(plan.uncovered)}',
+                '  not covered by any line: ' + ', '.join(sorted(plan.uncovered)))
         levels = {message.partition(' ')[0] for message in plan.messages}
         if plan.failures or '***ERROR' in levels:
             log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
@@ -6608,13 +6602,10 @@ class BackupRun(Shared):
         self.warnings.extend(plan.warnings)            # which are logged already
         self.signals.at_once = False
         be_gentle(False)
-        log(RULER)
-        log(f'VmBackup running on {os.uname().nodename} ...')
-        log(RULER)
-        log(f'Check if backup directory {self.store.root} is writable ...')
+        log(RULER, f'VmBackup running on {os.uname().nodename} ...', RULER,
+            f'Check if backup directory {self.store.root} is writable ...')
         self.store.try_writing()
-        log('Success: backup directory area is writable')
-        log(RULER)
+        log('Success: backup directory area is writable', RULER)
         self.show_space('Space before backups')
         with tolerating(self.warnings, 'cannot tell which pool this is'):
             self.identity = self.pool.identity()
@@ -6645,8 +6636,7 @@ class BackupRun(Shared):
                     self.attempt(backup, backup.run)
 
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
-        """Back up several VMs at once, each in a thread, the largest first; after a signal none
-        begins."""
+        """Back up several VMs at once, each in a thread, the largest first."""
         import queue
         self.console.log(f'************ parallel= {self.settings.parallel} ***************')
         ended = queue.Queue()  # type: queue.Queue
@@ -6776,7 +6766,6 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
 # ----------------------------------------------------------------------------------------------
 # 20. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
-
 
 TABLE_HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored', 'protected',
               'name')
@@ -7126,8 +7115,7 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
     if plan.errors:
         console.log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
-    for failure in plan.failures:
-        console.log(f'***NOTE - no backups of {failure.name}')
+    console.log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
     if selector_text:
         pairs, _ = select_histories(histories, target.config, selector_text)
         wanted = [history for _, history in pairs]
@@ -7336,8 +7324,8 @@ class Restorer(Importer):
             where = f'"{same[0]["name_label"]}"' if same else (
                 f'"{label}", which is not here: it will be made')
             log(f'  network:  VIF {device} in {where}')
-        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'))
-        log('  firmware: ' + found.firmware)
+        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
+            '  firmware: ' + found.firmware)
         return Target(name, sr, size, disks, preserve)
 
     @staticmethod
@@ -7456,8 +7444,7 @@ class Restorer(Importer):
             xe.tell('vm-start', uuid=uuid)
             self.console.log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
-            self.console.log('next: attach it to a VM that is halted')
-            self.console.log('  ' + quoted([
+            self.console.log('next: attach it to a VM that is halted', '  ' + quoted([
                 xe.program, 'vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}',
                 'device=0', 'bootable=true', 'mode=RW', 'type=Disk']))
 
@@ -7479,9 +7466,8 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
         words = [os.environ.get('VMBACKUP_XE') or XE_PROGRAM, 'pool-restore-database',
                  f'file-name={chosen.path}']
         console.log('next, on the pool master, of the same release and hardware as then: let it be '
-                    'checked, then restore it (what runs on the hosts is lost)')
-        for more in ['dry-run=true'], []:
-            console.log('  ' + quoted(words + more))
+                    'checked, then restore it (what runs on the hosts is lost)',
+                    '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words))
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
@@ -7533,9 +7519,8 @@ class TestRestore(Run):
             backup = self.sources.newest(history, '')
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
-                number = binascii.hexlify(os.urandom(4)).decode('ascii')
                 name = chosen.vm or os.path.basename(history.directory)
-                target = restorer.plan(chosen, f'{name}-test-{number}')
+                target = restorer.plan(chosen, f'{name}-test-{random_digits()[:8]}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
                     restorer.test(chosen, target)
@@ -7697,10 +7682,8 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     log = console.log
     config = read_config(native(line.words[0]), console, line)
     settings = config.settings
-    for name, (text, place) in config.given.items():
-        log(f'  {name:23s} = {text}   ({place})')
-    for rule in config.rules:
-        log(f'  {rule}   ({rule.where})')
+    log(*[f'  {name:23s} = {text}   ({place})' for name, (text, place) in config.given.items()],
+        *[f'  {rule}   ({rule.where})' for rule in config.rules])
     errors = [*config.unexpected, *config.errors.values()]
     warnings = []              # type: List[str]
     for rule in select(config.rules, [], 1).broken:
@@ -8031,11 +8014,9 @@ def parse_words(words: Sequence[str]) -> CommandLine:
         command, password = first, ''
     elif name in ('restore', 'test-restore'):
         command, about = name, value
-    targets = [about]
-    rest = words[2:]
+    targets, rest = [about], words[2:]
     if command.endswith('protect'):                    # any number of backups
-        targets = [about, *rest]
-        rest = []
+        targets, rest = [about, *rest], []
     if not all(targets):
         usage = COMMANDS[command].help.partition('\n')[0]
         raise UsageError(f'usage: VmBackup.py {usage} (a word is missing or empty)')
