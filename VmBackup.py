@@ -6369,7 +6369,7 @@ class VmBackup(Turn):
         if file.disk:                                  # as it is by now
             told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
             told.update(file=portable(file.name), virtual_size=file.snapshot.size)
-        expected = self.last if len(self.exported) == 1 else 0     # else it cannot tell
+        expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
         meter = Meter(self.console, 'exported', file.name, expected)
         with failing_as(self.exporter.export_token):
             watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), meter,
