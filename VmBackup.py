@@ -3856,18 +3856,10 @@ class Proof(NamedTuple):
     vm: str = ''               # uuid of an archive's VM, which is a snapshot's
 
 
-def end_of_export(data: bytes) -> str:
-    """Return what xapi wrote at the end of a file whose export failed: an answer of HTTP (xapi:
-    http_svr.ml, response_internal_error); '' if it did not."""
-    found = re.search(rb'HTTP/1\.\d 500(.*)', data, re.DOTALL)
-    if not found:
-        return ''
-    words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
-    return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
-
-
 class Source:
     """The bytes of an open file in order, decompressed if they begin so and are not `plain`."""
+
+    tail = b''                 # the content that was read last
 
     def __init__(self, handle: int, plain: bool = False) -> None:
         self.handle = handle
@@ -3895,17 +3887,28 @@ class Source:
                 if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
                     raise Damaged('something follows the end of the gzip file')
         except Damaged as error:
-            raise Damaged(f'{error} (after {self.at} bytes of content)' +
-                          end_of_export(self.last(4096)))
+            raise Damaged(f'{error} (after {self.at} bytes of content)')
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             raise Damaged(f'{error.strerror} at byte {self.at}')
+        self.tail = (self.tail + view[max(0, done - 4096):done].tobytes())[-4096:]
         return done
 
     def last(self, size: int) -> bytes:
         """Return the last bytes of the file as it is."""
         return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
+
+    def failed_export(self) -> str:
+        """Return what xapi wrote at the end of a file whose export failed: an answer of HTTP (xapi:
+        http_svr.ml, response_internal_error); '' if it did not."""
+        with contextlib.suppress(OSError):
+            answer = re.compile(rb'HTTP/1\.\d 500(.*)', re.DOTALL)
+            found = answer.search(self.last(4096)) or answer.search(self.tail)
+            if found:
+                words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
+                return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
+        return ''
 
     def close(self) -> None:
         """Stop whoever reads it."""
@@ -4094,8 +4097,7 @@ class Reader:
         except Damaged as error:
             raise Damaged(f'{self.where}: {error}')
         if got < len(view):
-            raise Damaged(f'it ends at byte {self.source.at}, in {self.where}' +
-                          end_of_export(view[max(0, got - 4096):got].tobytes()))
+            raise Damaged(f'it ends at byte {self.source.at}, in {self.where}')
         return view
 
     def proof(self, proved: str, vm: str = '') -> Proof:
@@ -4140,7 +4142,15 @@ class ArchiveReader(Reader):
             raise Damaged(f'ova.xml: {error}')
         for disk in vm.disks:
             self.read_disk(disk)
-        self.read_end()
+        self.where = 'the end'                         # two blocks of zeros, and nothing more
+        name, _ = self.member()
+        if name:
+            raise self.fault(f'{name} belongs to no disk')
+        if any(self.fill(self.view[:BLOCK])):
+            raise self.fault('a second block of zeros was expected')
+        got = self.source.fill(self.view[:BLOCK])
+        if got:
+            raise self.fault('something follows the end', got)
         proved = 'checksums' if self.hashed else 'structure'
         sizes = [disk.size for disk in vm.disks if disk.size]
         if self.gaps and sizes[0] < CHUNK:             # xe vm-import takes that for all chunks'
@@ -4149,12 +4159,7 @@ class ArchiveReader(Reader):
 
     def fault(self, text: str, back: int = BLOCK) -> Damaged:
         """Return an error so many bytes before the place where we are."""
-        at = self.source.at - back
-        tail = bytearray(4096)
-        with contextlib.suppress(Damaged, OSError):    # the first error is the one to tell
-            del tail[self.source.fill(memoryview(tail)):]
-        return Damaged(f'{self.where}, byte {at}: {printable(text)}' +
-                       end_of_export(self.head + tail))
+        return Damaged(f'{self.where}, byte {self.source.at - back}: {printable(text)}')
 
     def check_padding(self, padding: Any) -> None:
         """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
@@ -4229,20 +4234,6 @@ class ArchiveReader(Reader):
         self.read_block()
         return head, block
 
-    def read_end(self) -> None:
-        """Read the two blocks that end an archive, and nothing more."""
-        self.where = 'the end'
-        name, _ = self.member()
-        if name:
-            raise self.fault(f'{name} belongs to no disk')
-        self.head = self.fill(self.view[:BLOCK]).tobytes()
-        if any(self.head):
-            raise self.fault('a second block of zeros was expected')
-        got = self.source.fill(self.view[:BLOCK])
-        if got:
-            self.head = self.view[:got].tobytes()
-            raise self.fault('something follows the end', got)
-
 
 class ImageReader(Reader):
     """Reads an image of a disk, or a document."""
@@ -4255,8 +4246,7 @@ class ImageReader(Reader):
         return view
 
     def take(self, offset: int, size: int, what: str) -> bytearray:
-        """Read on to where something has to be; return so many bytes of it. Raise Damaged if that
-        is behind us, or the file ends before."""
+        """Read on to where something has to be; return so many bytes of it."""
         if offset < self.source.at:
             raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
         while self.source.at < offset:
@@ -4266,23 +4256,19 @@ class ImageReader(Reader):
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_rest(self, most: float) -> bytes:
-        """Read all that is left, or beyond byte `most`; return what it ends with."""
-        last = b''
-        for view in iter(self.read_on, b''):
-            last = (last + view[-4096:].tobytes())[-4096:]
-            if self.source.at > most + CHUNK:          # it may go on for ever
+    def read_rest(self, most: float) -> None:
+        """Read all that is left; it may go on for ever, but not beyond byte `most`."""
+        while self.read_on():
+            if self.source.at > most + CHUNK:
                 raise Damaged(f'it goes on after byte {self.source.at}, its disk ends at {most}')
-        return last
 
     def read_raw(self, size: Optional[int]) -> Proof:
         """Read a raw image, which is as long as its disk, if that is known."""
-        last = self.read_rest(size or float('inf'))
+        self.read_rest(size or float('inf'))
         if size is None:
             return self.proof('length')
         if size != self.source.at:
-            raise Damaged(f'it has {self.source.at} bytes, its disk {size}' +
-                          end_of_export(last))
+            raise Damaged(f'it has {self.source.at} bytes, its disk {size}')
         return self.proof('structure')
 
     def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
@@ -4324,13 +4310,12 @@ class ImageReader(Reader):
                 raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
             end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
         end *= BLOCK
-        last = self.read_rest(end + VHD_BLOCK)
+        self.read_rest(end + VHD_BLOCK)
         footer_at = self.source.at - BLOCK
         if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
             raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
-        if last[-BLOCK:] != footer:
-            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected' +
-                          end_of_export(last))
+        if self.source.tail[-BLOCK:] != footer:
+            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected')
         return self.proof('structure')
 
     def disk(self) -> Iterator[bytes]:
@@ -4441,10 +4426,13 @@ def tar_header(head: bytes) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
-    """Open a file to read in order, decompressed unless `plain`. Raise OSError, CommandFailed."""
-    with reading(path) as stream:
-        with contextlib.closing(Source(stream.fileno(), plain)) as source:
+    """Open a file to read in order, decompressed unless `plain`. Raise OSError, CommandFailed; if
+    what is read is Damaged, tell why as far as the file does."""
+    with reading(path) as stream, contextlib.closing(Source(stream.fileno(), plain)) as source:
+        try:
             yield source
+        except Damaged as error:
+            raise Damaged(f'{error}{source.failed_export()}')
 
 
 def ova_of(path: str) -> bytes:

@@ -114,16 +114,13 @@ class ArchiveCase(unittest.TestCase):
     def verdict(self, form='.xva', size=None):
         """What is made of the file: a Proof, or the Damaged that was raised. Nothing else may
         come."""
-        os.lseek(self.handle, 0, os.SEEK_SET)
-        source = VmBackup.Source(self.handle)
         try:
-            return VmBackup.read_form(form, source, size)
+            with VmBackup.opened(self.path) as source:
+                return VmBackup.read_form(form, source, size)
         except VmBackup.Damaged as damaged:
             self.assertTrue(str(damaged))
             damaged.__context__ = None              # nor keep the frames that it came through
             return damaged.with_traceback(None)
-        finally:
-            source.close()
 
     @staticmethod
     def verifier():
