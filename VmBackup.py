@@ -4373,7 +4373,7 @@ def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
 
 def form_of(name: str) -> str:
     """Return what a file's name tells of its content: one of FORMS, or ''."""
-    form = os.path.splitext(plain_name(name))[1]
+    form = os.path.splitext(plain_name(name).replace(PARTIAL, ''))[1]
     return form if form in FORMS else ''
 
 
@@ -4698,16 +4698,15 @@ class Verified(NamedTuple):
 class Reading:
     """A file that is read in a thread of its own, as its storage may hang."""
 
-    def __init__(self, path: str, form: str) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.form = form       # one of FORMS; '' where the file is to tell
         self.handle = -1       # while it is open, which only `read` opens and closes
         self.place = 0         # bytes
         self.source = None     # type: Optional[Source]
 
     def read(self, size: Optional[int]) -> Proof:
         """Read it as its storage has it, to its end. Raise Damaged, CommandFailed, OSError."""
-        form = self.form or form_of_file(self.path)
+        form = form_of_file(self.path)
         sync(self.path)
         with opened(self.path, form in ('.raw', '.vhd') and not is_packed(self.path)) as source:
             self.source = source
@@ -4742,10 +4741,10 @@ class Verifier:
         self.limit = limit     # seconds in which something has to move
         self.noted = False     # whether it was said that checksums are not compared
 
-    def prove(self, path: str, size: Optional[int] = None, form: str = '') -> Proof:
-        """Read a file to its end; `size` is that of an image's disk, in bytes; `form` is one of
-        FORMS, where its name does not tell. Raise Damaged, CommandFailed, OSError, Interrupted."""
-        reading = Reading(path, form)
+    def prove(self, path: str, size: Optional[int] = None) -> Proof:
+        """Read a file to its end; `size` is that of an image's disk, in bytes. Raise Damaged,
+        CommandFailed, OSError, Interrupted."""
+        reading = Reading(path)
         total = bounded(lambda: size_of(path), path)
         meter = Meter(self.console, 'verified', os.path.basename(path), total)
         watchdog = Watchdog(self.limit, reading.at, meter)
@@ -6722,7 +6721,7 @@ class BackupRun(Shared):
                     output = xe.transfer('pool-dump-database', watchdog, at=at, file_name=partial)
                 log(*output.splitlines())
                 if self.settings.verify == 'yes':
-                    self.verifier.prove(partial, form='.dump')
+                    self.verifier.prove(partial)
             with tolerating(self.warnings, 'cannot delete old dumps'):
                 for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
                     log(f'Deleting oldest pool database dump {old}')

@@ -78,7 +78,7 @@ class Samples(ArchiveCase):
         self.assertEqual(before, len(os.listdir('/proc/self/fd')))
 
     def test_what_was_read_is_forgotten_by_the_system(self):
-        reading = VmBackup.Reading(self.path, '.xva')
+        reading = VmBackup.Reading(self.path)
         with unittest.mock.patch('os.posix_fadvise') as advise:
             reading.at()                               # nothing is read yet
             with open(self.path, 'rb') as stream:
@@ -99,7 +99,10 @@ class Samples(ArchiveCase):
             going.wait(LIMIT)
             return real(*arguments)
         self.put(bytes(MIB))
-        reading = VmBackup.Reading(self.path, '.raw')
+        image = self.path + '.raw'
+        os.rename(self.path, image)
+        self.path = image
+        reading = VmBackup.Reading(image)
         thread = threading.Thread(target=reading.read, args=(MIB,))
         with unittest.mock.patch('VmBackup.' + name, hang):
             thread.start()
