@@ -4830,9 +4830,6 @@ class Verifier:
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
-PERSONS_VBD = (
-    'the VBD {0} of another VM or of a person (look at it: xe vbd-param-list uuid={0}; to '
-    'remove it: xe vbd-unplug uuid={0}, xe vbd-destroy uuid={0})')
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 
 
@@ -4894,13 +4891,15 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
         if not held:
             return
         for hold in held:
-            disk = pool.record('VDI', hold.vbd['VDI'])['uuid']
+            disk, uuid = pool.record('VDI', hold.vbd['VDI'])['uuid'], hold.vbd['uuid']
             if hold.user or programs_with('/' + disk):     # vhd-tool's path
                 raise PoolError(f'the disk {disk} is in use by {hold.user or "vhd-tool"}', IN_USE)
             if leaked is not None and not hold.leaked:
-                raise VmBackupError(f'the disk {disk} has ' + PERSONS_VBD.format(hold.vbd['uuid']),
-                                    NOT_OURS)
-            if leaked is not None and hold.vbd['uuid'] not in leaked:
+                raise VmBackupError(
+                    f'the disk {disk} has the VBD {uuid} of another VM or of a person (look at it: '
+                    f'xe vbd-param-list uuid={uuid}; to remove it: xe vbd-unplug uuid={uuid}, xe '
+                    f'vbd-destroy uuid={uuid})', NOT_OURS)
+            if leaked is not None and uuid not in leaked:
                 raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
         leaked = [hold.vbd['uuid'] for hold in held if hold.leaked]
     for hold in held:
@@ -5082,17 +5081,6 @@ class Remover:
                              'this program as far as it knows: not touched')
 
 
-def vhd_remark(disk: Disk) -> Tuple[str, str]:
-    """Return why a disk cannot be exported as VHD, or not for certain: ERROR or WARNING, and a
-    text; '' if it can (recorded from xapi 26.17.0; vhd-tool: channels.ml)."""
-    size = int(disk.vdi['virtual_size'])
-    if size <= LARGEST_EXPORT and not size % VHD_BLOCK:
-        return '', ''
-    word, why = ('ERROR', TOO_LARGE) if size > LARGEST_EXPORT else ('WARNING', NEVER_ENDS)
-    return word, (f'{why}: {disk.device} of {human_size(size)} (set vdi_export_format=auto or '
-                  'raw)')
-
-
 class Exporter:
     """Exports a VM as an archive, or disks of it as images, from a snapshot: of the VM, so that all
     of it is of one moment, or of the boot disk alone."""
@@ -5157,15 +5145,22 @@ class Exporter:
         stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
-        return base + self.extension.replace('.auto', '.raw' if any(vhd_remark(disk)) else '.vhd')
+        size = int(disk.vdi['virtual_size'])
+        form = '.raw' if size > LARGEST_EXPORT or size % VHD_BLOCK else '.vhd'
+        return base + self.extension.replace('.auto', form)
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
-        """Return remarks on the sizes of disks: ERROR or WARNING, and a text."""
+        """Return why disks cannot be exported as VHD, or not for certain: ERROR or WARNING, and a
+        text (recorded from xapi 26.17.0; vhd-tool: channels.ml)."""
         found = []
-        for disk in disks:
-            word, text = vhd_remark(disk)
-            if word and '.vhd' in self.extension:
-                found.append((word, text))
+        for disk in disks if '.vhd' in self.extension else ():
+            size = int(disk.vdi['virtual_size'])
+            if size > LARGEST_EXPORT or size % VHD_BLOCK:
+                word, why = 'WARNING', NEVER_ENDS
+                if size > LARGEST_EXPORT:
+                    word, why = 'ERROR', TOO_LARGE
+                found.append((word, f'{why}: {disk.device} of {human_size(size)} (set '
+                                    'vdi_export_format=auto or raw)'))
         return found
 
     def choose_source(self, vm: Vm) -> None:
