@@ -4984,19 +4984,14 @@ class Remover:
         if left:
             raise CommandFailed(', '.join(words) or 'still there: ' + ', '.join(left), code)
 
-    def new(self, kind: str, refs: Sequence[str], intent: Intent) -> List[Snapshot]:
-        """Return the snapshots of a VM or of disks that were not there before. One call."""
-        return [found for found in self.pool.snapshots(kind, refs)
-                if found.ref not in intent.before]
-
     def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
         """Remove the snapshot that an unfinished backup has a record of, and what is left of it.
         Return False, after a warning, if it may be one that is not ours for certain: anybody may
         have written what this host has not noted. Raise VmBackupError."""
         keep = 'delete ' + backup.file(INTENT)
         if intent.uuid:
-            for found in self.new(intent.kind, [intent.ref], intent):
-                if found.uuid == intent.uuid:
+            for found in self.pool.snapshots(intent.kind, [intent.ref]):
+                if found.uuid == intent.uuid and found.ref not in intent.before:
                     if not (intent.noted or found.marked):
                         return self.doubt(intent.kind, found, keep)
                     self.remove_found(found, intent, backup)
@@ -5013,7 +5008,8 @@ class Remover:
         if intent.kind == 'VM':        # of one that was only half made, the disks come first, and
             places.append(('VDI', intent.sources))     # are not anybody's yet (xapi_vm_clone.ml)
         for kind, refs in places:
-            new = self.new(kind, refs, intent)
+            new = [found for found in self.pool.snapshots(kind, refs)
+                   if found.ref not in intent.before]
             halves = []        # type: List[Snapshot]
             for found in new:
                 if intent.noted and self.is_ours(kind, found, new, intent):
@@ -5022,7 +5018,7 @@ class Remover:
                     else:
                         halves.append(found)
                 elif kind == 'VDI' and self.may_be_ours(found, intent):
-                    clear = False
+                    clear = self.doubt(kind, found, 'give it another name or a tag')
                 elif found.label == intent.label and intent.noted:
                     self.warn_of(found)
                 elif found.label == intent.label and found.when >= intent.since:
@@ -5056,14 +5052,13 @@ class Remover:
                   and intent.since <= each.when <= intent.until]
         return likely == [found] and found.label == intent.name_of(found.of)
 
-    def may_be_ours(self, found: Snapshot, intent: Intent) -> bool:
-        """Return, after a warning, if a disk's snapshot may be one that we meant to make: nobody
-        has marked it for his own. Where xapi ends meanwhile, one request can make two, also
-        after the next start (recorded from xapi 25.33.2 and 26.17.0)."""
-        if found.vbds or found.tags or found.when < intent.since or (
-                found.label != intent.name_of(found.of)):
-            return False
-        return not self.doubt('VDI', found, 'give it another name or a tag')
+    @staticmethod
+    def may_be_ours(found: Snapshot, intent: Intent) -> bool:
+        """Return if a disk's snapshot may be one that we meant to make: nobody has marked it for
+        his own. Where xapi ends meanwhile, one request can make two, also after the next start
+        (recorded from xapi 25.33.2 and 26.17.0)."""
+        return (not (found.vbds or found.tags) and found.when >= intent.since and
+                found.label == intent.name_of(found.of))
 
     def doubt(self, kind: str, found: Snapshot, keep: str) -> bool:
         """Warn of a snapshot that may be somebody else's; return False. `keep`: what keeps it."""
@@ -5276,8 +5271,15 @@ class Exporter:
             if code == FULL:
                 used = self.pool.sr_usage([disk.sr_uuid for disk in self.disks + self.others])
             with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
+                intent = self.intent
+                clear = self.remover.remove_unfinished(intent, backup)
                 # Recorded: where xapi went away it may make the snapshot when it starts.
-                self.clean_up_failure(backup, code in WENT_AWAY + (TIMED_OUT,))
+                self.snapshot_may_remain = code in WENT_AWAY + (TIMED_OUT,) and not intent.uuid
+                if self.snapshot_may_remain:
+                    set_intent(backup, intent)         # not that of one that was removed
+                    self.warnings.append('a snapshot may still be made and left in the pool')
+                elif clear:
+                    drop_intent(backup)
             if used:
                 raise BackupFailed(self.snapshot_token, f'{error} ({used})')
             raise
@@ -5287,17 +5289,6 @@ class Exporter:
         self.intent = intent
         set_intent(backup, intent)
         self.snapshot_may_remain = True
-
-    def clean_up_failure(self, backup: Backup, went_away: bool) -> None:
-        """Remove what a failed snapshot has left, unless xapi may still make it."""
-        intent = self.intent
-        clear = self.remover.remove_unfinished(intent, backup)
-        self.snapshot_may_remain = went_away and not intent.uuid
-        if self.snapshot_may_remain:
-            set_intent(backup, intent)                 # not that of one that was removed
-            self.warnings.append('a snapshot may still be made and left in the pool')
-        elif clear:
-            drop_intent(backup)
 
     def make_snapshot(self) -> str:
         """Return what xe prints: a uuid. The VM is taken by uuid=, where vm= would also find one
