@@ -3830,6 +3830,7 @@ def open_target(word: str, console: Console, announce: bool = False,
 # A file is read once, from its beginning to its end, a chunk at a time, whatever its size, as its
 # storage has it. The format of archives: xapi: export.ml, and stream_vdi.ml, which writes and
 # imports the disks; that of VHD images: Microsoft's Virtual Hard Disk Image Format Specification.
+# What is not as it should be raises Damaged; reading, OSError or CommandFailed.
 
 BLOCK = 512                # bytes of a tar header, and of a disk's sector
 CHUNK = 1 << 20            # bytes of a disk in one member of an archive
@@ -3918,8 +3919,7 @@ class Source:
 
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable[[Any], int]]:
-    """Return what computes XXH64 of a writable buffer: libxxhash, which xapi itself uses, or the
-    module xxhash; None where neither is installed."""
+    """Return what computes XXH64 of a writable buffer, with what is installed; None: nothing."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
@@ -3981,8 +3981,7 @@ def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
 
 
 def xmlrpc_value(ova: bytes) -> Record:
-    """Return what an ova.xml holds, one value of XML-RPC; numbers stay text, as xapi writes them.
-    Raise as damaged_if_malformed expects."""
+    """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
     known = unpacker.dispatch
@@ -4041,26 +4040,21 @@ class ArchivedVm(NamedTuple):
 
 
 def archived_vm(ova: bytes) -> ArchivedVm:
-    """Return the VM of an ova.xml, which has to have just one, with what its archive has to hold
-    (xapi: export.ml). Raise Damaged."""
+    """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     version, objects = ova_objects(ova)
     with damaged_if_malformed():
         if len(objects['VM']) != 1:
             raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
         vm, = objects['VM'].values()
-        vbds, disks, vifs = {}, [], []         # type: Dict[str, Record], List[Any], List[Any]
+        places, disks, vifs = {}, [], []   # type: Dict[str, Tuple[str, str]], List[Any], List[Any]
         for vbd in objects['VBD'].values():
             if vbd['type'] != 'CD' and not vbd['empty']:
-                vbds[vbd['VDI']] = vbd
-        if vm['power_state'] == 'Suspended':
-            vbds.setdefault(vm['suspend_VDI'], {})
-        for ref, vbd in sorted(vbds.items()):
-            vdi = objects['VDI'][ref]
-            device = ''
-            label = 'suspend image'
-            if vbd:
                 device = str(vbd['userdevice'])
-                label = 'disk ' + device_name(vbd['device'], device)
+                places[vbd['VDI']] = 'disk ' + device_name(vbd['device'], device), device
+        if vm['power_state'] == 'Suspended':
+            places.setdefault(vm['suspend_VDI'], ('suspend image', ''))
+        for ref, (label, device) in sorted(places.items()):
+            vdi = objects['VDI'][ref]
             if objects['SR'][vdi['SR']]['content_type'] != 'iso':
                 label += f' ({printable(vdi["name_label"])}, {ref})'
                 disks.append(ArchivedDisk(str(ref), number_of(vdi, 'virtual_size'), label, device))
@@ -4207,8 +4201,7 @@ class ArchiveReader(Reader):
             offset += size
 
     def read_chunk(self, name: str, size: int) -> Tuple[bytes, bytes]:
-        """Read a chunk into the buffer, its checksum, and the header that follows; compare the
-        checksum. Return the two blocks of the checksum."""
+        """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header."""
         end = size + -size % BLOCK
         self.check_padding(self.fill(self.view[:end])[size:])
         head = self.read_block()
@@ -4464,9 +4457,8 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
             head = reader.head
             checksum_head, checksum = reader.read_chunk(*reader.member())
             data = reader.view[:disk.size + -disk.size % BLOCK].tobytes()
-            heads = [tar_header((LAST.encode() + each)[:100] + each[100:])
-                     for each in (head, checksum_head)]
-            moved += heads[0] + data + heads[1] + checksum
+            for each, content in (head, data), (checksum_head, checksum):
+                moved += tar_header((LAST.encode() + each)[:100] + each[100:]) + content
         rest = reader.head
         for piece in pieces_of(source):
             rest += piece
@@ -4477,7 +4469,7 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
     """Yield the disk of an image, of that size, with zeros up to the whole of the new one, which
-    xapi waits for (vhd-tool: impl.ml, serve). Raise Damaged, CommandFailed, OSError."""
+    xapi waits for (vhd-tool: impl.ml, serve)."""
     with opened(path, not is_packed(path)) as source:
         at = 0
         for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk():
@@ -4492,7 +4484,7 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 
 def scattered(path: str) -> int:
     """Return the bytes of a packed VHD image whose blocks are in another order than the disk's, so
-    that it cannot become a raw one on the way; 0 for another. Raise as image_pieces."""
+    that it cannot become a raw one on the way; 0 for another."""
     with opened(path) as source:
         sectors = [sector for sector in ImageReader(source).read_head()[2] if sector != NOWHERE]
     if sectors == sorted(sectors):
@@ -4501,8 +4493,7 @@ def scattered(path: str) -> int:
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
-    """Return the bytes of the disk that an image is of; `known` is what its directory tells. Raise
-    Damaged, CommandFailed, OSError."""
+    """Return the bytes of the disk that an image is of; `known` is what its directory tells."""
     if form == '.raw' and (known or not is_packed(path)):
         return known or size_of(path)
     with opened(path) as source:
@@ -4531,8 +4522,7 @@ def cfg(keys: Sequence[str], record: Record, **further: Any) -> str:
 
 
 def indented(text: bytes) -> str:
-    """Return XML with a line for each element, what is HIDDEN in it as references to characters;
-    raise xml.etree.ElementTree.ParseError."""
+    """Return XML with a line for each element, what is HIDDEN in it as references to characters."""
     import xml.etree.ElementTree
     root = xml.etree.ElementTree.fromstring(text)
     to_indent = [(root, '\n')]
@@ -4550,12 +4540,9 @@ def indented(text: bytes) -> str:
 
 
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml; raise CommandFailed when xe does not deliver it whole.
-
-    An empty filename= sends the archive to standard output (xapi: xe-cli/newcli.ml). Before xapi
-    25.20 it is refused while somebody takes a snapshot of the VM (recorded from 25.6.0). It is
-    asked for again then, and where xapi went away.
-    """
+    """Write vm-metadata.xml. Ask again for it where xapi went away or, before 25.20, somebody takes
+    a snapshot of the VM (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An
+    empty filename= stands for standard output (xapi: xe-cli/newcli.ml)."""
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
             archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
@@ -4779,17 +4766,16 @@ class Verifier:
 
     def check(self, backup: Backup) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        found = Verified('', {}, [], [])
-        proved = []
+        digests, proved = {}, []
         for name in backup.check_archives():
             try:
                 proof = self.prove_in(backup, name)
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            found.digests[portable(plain_name(name))] = proof.digest
+            digests[portable(plain_name(name))] = proof.digest
             proved.append(proof.proved)
-        least = min(proved, key=list(PROVED).index)
-        if least == 'length':
+        found = Verified(min(proved, key=list(PROVED).index), digests, [], [])
+        if found.proved == 'length':
             found.remarks.append('the size of its disk is not known')
         if not backup.manifest.known and is_there(backup.file(MANIFEST)):
             found.problems.append(f'{MANIFEST} is damaged')
@@ -4803,11 +4789,10 @@ class Verifier:
             self.check_metadata(backup, found)
         elif METADATA not in backup.manifest.files:
             found.remarks.append(METADATA + ' is missing')
-        return found._replace(proved=least)
+        return found
 
     def check_metadata(self, backup: Backup, found: Verified) -> None:
-        """Check that vm-metadata.xml is whole and, by the uuid in the manifest, of this VM; note in
-        `found` what is not so."""
+        """Note what is wrong with vm-metadata.xml, which has to be whole, and of this VM."""
         try:
             digest = self.prove_in(backup, METADATA).digest
             _, objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
@@ -4917,8 +4902,7 @@ class Remover:
         self.warnings = warnings
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
-        """Return the record of a snapshot with its uuid, and with the disks that came with a VM's,
-        which takes one call."""
+        """Return the record of a snapshot with its uuid, and the disks of a VM's. One call."""
         intent = intent._replace(uuid=snapshot.uuid)
         if intent.kind == 'VDI':
             return intent
@@ -4930,8 +4914,7 @@ class Remover:
         return intent._replace(sources=sources or intent.sources, disks=disks)
 
     def disks(self, intent: Intent) -> List[Snapshot]:
-        """Return the disks that came with a snapshot, or the one that it is, as far as they are
-        still there. One call."""
+        """Return which disks are there that came with a snapshot, or that it is. One call."""
         if intent.kind == 'VDI':
             return self.pool.snapshots('VDI', [intent.uuid], 'uuid')
         return [found for found in self.pool.snapshots('VDI', intent.sources)
@@ -4946,18 +4929,16 @@ class Remover:
         """Uninstall a VM's snapshot, and destroy the disks that are left: vm-uninstall removes the
         VM's record, then one disk after the other, which are marked as its own, until one fails
         (xapi: cli_operations.ml, vm_uninstall_common; xapi_vm_clone.ml). Raise VmBackupError."""
-        pool = self.pool
-        xe = self.xe
         disks = self.disks(intent)
-        if intent.kind == 'VM' and not (number and pool.is_gone('VM', intent.uuid)):
+        if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', intent.uuid)):
             # Disks that something else has would stay when the VM's record is gone (recorded:
             # snapshot-uninstall).
             held = [disk.ref for disk in disks if len(disk.vbds) > 1]
-            owners = pool.where('VM', 'uuid', [intent.uuid]) if held else {}
-            drop_leaked_vbds(pool, xe, owners, held)
+            owners = self.pool.where('VM', 'uuid', [intent.uuid]) if held else {}
+            drop_leaked_vbds(self.pool, self.xe, owners, held)
             # snapshot-uninstall does it whether it is still a template or not.
             verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
-            xe.console.log(*xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
+            self.xe.console.log(*self.xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
             disks = self.disks(intent)
             if not intent.disks or any(disk.vbds for disk in disks):
                 self.check_gone(intent)
@@ -5107,15 +5088,13 @@ class Exporter:
 
     def choose(self, vm: Vm, fresh: bool = False) -> List[Disk]:
         """Return the disks to export, by the tables unless they have to be fresh; note those left
-        out, and all others. Raise PoolError. The boot disk is xvda, else the first bootable disk,
-        else user device 0."""
+        out, and all others. The boot disk is xvda, else the first bootable one, else number 0."""
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
         if wanted == 'boot':
-            chosen = [disk for disk in disks if disk.vbd['device'] == 'xvda']
-            chosen += [disk for disk in disks if disk.vbd['bootable']]
-            chosen += [disk for disk in disks if disk.vbd['userdevice'] == '0']
-            del chosen[1:]
+            chosen = ([disk for disk in disks if disk.vbd['device'] == 'xvda'] or
+                      [disk for disk in disks if disk.vbd['bootable']] or
+                      [disk for disk in disks if disk.vbd['userdevice'] == '0'])[:1]
         else:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
         self.left_out, kept = [], []
@@ -5161,7 +5140,7 @@ class Exporter:
     def choose_source(self, vm: Vm) -> None:
         """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
         already are the tables' if all are exported: later ones are known by their time. Raise
-        PoolError, and BackupFailed if there is nothing to export."""
+        PoolError; BackupFailed if there is no disk, or one that xapi cannot export so."""
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
         try:
@@ -5170,19 +5149,16 @@ class Exporter:
             if choosy:
                 raise
         if not self.archive:
-            self.check_images(vm.name)
+            self.check_images()
         taken, before = self.disks, []     # type: List[Disk], List[str]
         if self.kind == 'VM':
-            ref = vm.ref
-            uuid = vm.uuid
-            label = 'RESTORE_' + vm.name
+            ref, uuid, label = vm.ref, vm.uuid, 'RESTORE_' + vm.name
             self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
             taken = self.disks if self.ignoring else self.disks + self.others
             before += vm.record['snapshots']
         else:
             disk, = self.disks
-            ref = disk.vdi_ref
-            uuid = disk.vdi['uuid']
+            ref, uuid = disk.vdi_ref, disk.vdi['uuid']
             label = 'SNAP_{}_{}'.format(vm.name, disk.vdi['name_label']).replace(' ', '-')
         for disk in taken:
             before += disk.vdi['snapshots']
@@ -5192,9 +5168,8 @@ class Exporter:
             before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
             names=tuple(disk.vdi['name_label'] for disk in taken), noted=True)
 
-    def check_images(self, vm_name: str) -> None:
-        """Raise BackupFailed if there is no disk, or one that xapi cannot export so; log the
-        devices that are wanted and not there. Raise PoolError."""
+    def check_images(self) -> None:
+        """Raise BackupFailed if these disks cannot be exported; log which are not there."""
         wanted = self.choice.wanted
         if not self.disks:
             left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
@@ -5206,13 +5181,12 @@ class Exporter:
         there = [disk.device for disk in self.disks + self.others]
         for device in wanted.split(','):
             if device not in there + ['boot', 'all']:
-                self.console.log(f'***NOTE - {vm_name} has no disk {device} (vdi_disks)')
+                self.console.log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
 
     @contextlib.contextmanager
     def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
-        """Make and prepare a snapshot, yield it, and try to remove it whatever happens; what cannot
-        be removed is a warning, and its record stays. `warned_of`: the uuids of earlier ones
-        that need no warning. Raise BackupFailed with the step's token."""
+        """Make and prepare a snapshot, yield it, and try to remove it whatever happens: else its
+        record stays. `warned_of`: uuids of earlier ones, known already. Raise BackupFailed."""
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
@@ -5235,8 +5209,7 @@ class Exporter:
                     drop_intent(backup)
 
     def take(self, backup: Backup, warned_of: Sequence[str]) -> Snapshot:
-        """Record the intent, make the snapshot and identify it; warn of earlier ones with our label
-        that are not in `warned_of`. Raise BackupFailed, Interrupted."""
+        """Record the intent, make the snapshot and identify it; warn of earlier ones."""
         self.xe.signals.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
@@ -5429,16 +5402,14 @@ class Importer:
 
     def end_killed(self) -> None:
         """End restores that were killed."""
-        paths = []             # type: List[str]
         with tolerating(self.warnings, 'cannot look for what a restore has left'):
-            paths = sorted(self.store.restores().values())
-        for path in paths:
-            with tolerating(self.warnings, path), self.store.taken(path) as record:
-                if record and record.pool != self.pool.uuid():
-                    self.console.log(f'***NOTE - {path} records a restore in another pool, '
-                                     f'{record.pool}: not touched')
-                elif record:
-                    self.end(record)
+            for path in sorted(self.store.restores().values()):
+                with tolerating(self.warnings, path), self.store.taken(path) as record:
+                    if record and record.pool != self.pool.uuid():
+                        self.console.log(f'***NOTE - {path} records a restore in another pool, '
+                                         f'{record.pool}: not touched')
+                    elif record:
+                        self.end(record)
 
     def end(self, record: Restoring) -> None:
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
@@ -5464,9 +5435,8 @@ class Importer:
                          param_key=MARK)
 
     def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, when it is not being imported any more. From a disk or
-        network that something else has by now, only the mark is taken. Raise CommandFailed or
-        PoolError; VmBackupError where trying again would not help."""
+        """Remove what carries a mark, when it is not being imported any more; a disk or network
+        that something else has by now loses the mark. VmBackupError: another try would not help."""
         pool = self.pool
         tell = self.xe.tell
         for _ in pool.waiting('it is still being imported'):
@@ -5517,22 +5487,20 @@ class Importer:
 
     def shared_disks(self, made: Marked) -> Set[str]:
         """Return which of the disks that were made another VM has, dom0 apart."""
-        pool = self.pool
         disks = list(made.disks)
         shared = set()
-        for vbd in pool.where('VBD', 'VDI', disks).values():
-            if vbd['VM'] not in made.vms and not pool.call(
+        for vbd in self.pool.where('VBD', 'VDI', disks).values():
+            if vbd['VM'] not in made.vms and not self.pool.call(
                     'VM.get_is_control_domain', vbd['VM']):
                 shared.add(vbd['VDI'])
-        for ref, vm in pool.where('VM', 'suspend_VDI', disks).items():
+        for ref, vm in self.pool.where('VM', 'suspend_VDI', disks).items():
             if ref not in made.vms:
                 shared.add(vm.get('suspend_VDI'))
         return shared
 
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
              **parameters: Any) -> str:
-        """Let a command import what is made of a file, of so many bytes if that is known, for as
-        long as it takes some; return its output."""
+        """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
         meter = Meter(self.console, 'restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
@@ -5540,8 +5508,7 @@ class Importer:
 
     def put(self, path: str, form: str, target: Target, record: Restoring,
             cut_off: bool = False) -> str:
-        """Import an archive (`cut_off`: and take it from all networks) or the image of a disk;
-        return the uuid of what was made."""
+        """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         self.xe.signals.check()
         try:
             if form == '.xva':
@@ -5555,26 +5522,24 @@ class Importer:
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM. Raise CommandFailed unless that has each
         disk, by its user device, with its size in bytes, to which an SR may add some."""
-        pool = self.pool
         pieces = archive_for_import(path, target.name, mark)
         preserve = {'preserve': True} if target.preserve else {}
         uuid = self.feed('vm-import', path, pieces, 0, sr_uuid=target.sr['uuid'], **preserve)
         self.console.log('vm-uuid: ' + uuid)
-        made = pool.marked(mark)
+        made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
         if cut_off:
-            for vif in pool.where('VIF', 'VM', list(made.vms)).values():
+            for vif in self.pool.where('VIF', 'VM', list(made.vms)).values():
                 self.xe.tell('vif-destroy', uuid=vif['uuid'])
-        expected = target.disks
         found = {}
-        for vbd in pool.where('VBD', 'VM', list(made.vms)).values():
+        for vbd in self.pool.where('VBD', 'VM', list(made.vms)).values():
             if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
                 vdi = made.disks.get(vbd['VDI'], {})
                 found[vbd['userdevice']] = int(vdi.get('virtual_size', 0))
-        for device in sorted(set(expected) | set(found)):
+        for device in sorted({*target.disks, *found}):
             size = found.get(device, -1)
-            least = expected.get(device)
+            least = target.disks.get(device)
             if least is None or size < least:
                 raise CommandFailed(f'disk {device} has {max(size, 0)} bytes, not {least or 0}')
         return uuid
