@@ -1375,7 +1375,8 @@ class Watchdog:
 
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
-        answer."""
+        answer, Interrupted after a signal."""
+        Signals.current.check()
         size = bounded(self.size, 'the share')
         seen_size, shares = self.seen
         due = self.meter.is_due()
@@ -4482,16 +4483,6 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
         yield from zeros(whole - at)
 
 
-def scattered(path: str) -> int:
-    """Return the bytes of a packed VHD image whose blocks are in another order than the disk's, so
-    that it cannot become a raw one on the way; 0 for another."""
-    with opened(path) as source:
-        sectors = [sector for sector in ImageReader(source).read_head()[2] if sector != NOWHERE]
-    if sectors == sorted(sectors):
-        return 0
-    return (max(sectors) + 2) * BLOCK + VHD_BLOCK
-
-
 def image_size(path: str, form: str, known: Optional[int]) -> int:
     """Return the bytes of the disk that an image is of; `known` is what its directory tells."""
     if form == '.raw' and (known or not is_packed(path)):
@@ -4735,12 +4726,8 @@ class Verifier:
         total = bounded(lambda: size_of(path), path)
         meter = Meter(self.console, 'verified', os.path.basename(path), total)
         watchdog = Watchdog(self.limit, reading.at, meter)
-
-        def watch() -> None:
-            self.signals.check()
-            watchdog.check()
         try:
-            proof = bounded(lambda: reading.read(size), path, watch)
+            proof = bounded(lambda: reading.read(size), path, watchdog.check)
         finally:
             self.console.show('')
             reading.close()
@@ -5549,9 +5536,7 @@ class Importer:
         size = target.size
         mark = record.mark
         if form == '.vhd' and is_packed(path):
-            unpacked_size = scattered(path)
-            if unpacked_size:
-                path = self.unpack(path, unpacked_size, record)
+            path = self.in_order(path, record)
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=marked_name(mark), virtual_size=str(size), **words)
@@ -5574,19 +5559,20 @@ class Importer:
             self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
         return uuid
 
-    def unpack(self, path: str, size: int, record: Restoring) -> str:
-        """Unpack an image whose blocks cannot be fed as they come; return the path of the new
-        file, of so many bytes, which is deleted with the record. Raise TargetError, Interrupted."""
+    def in_order(self, path: str, record: Restoring) -> str:
+        """Return the path of a packed VHD image that can become a raw one on the way. Where its
+        blocks are in another order than the disk's, it is unpacked, and deleted with the record."""
+        with opened(path) as source:
+            sectors = [sector for sector in ImageReader(source).read_head()[2] if sector != NOWHERE]
+        if sectors == sorted(sectors):
+            return path
+        size = (max(sectors) + 2) * BLOCK + VHD_BLOCK
         self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not in the '
                          'order of the disk')
         meter = Meter(self.console, 'unpacked', os.path.basename(path), size)
         watchdog = Watchdog(self.limit, lambda: size_of(record.unpacked), meter)
-
-        def check() -> None:
-            self.xe.signals.check()
-            watchdog.check()
         with opened(path) as source:
-            return self.store.unpack(record, pieces_of(source), size, check)
+            return self.store.unpack(record, pieces_of(source), size, watchdog.check)
 
 
 # ----------------------------------------------------------------------------------------------
