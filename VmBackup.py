@@ -3920,7 +3920,7 @@ class Source:
 
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable[[Any], int]]:
-    """Return what computes XXH64 of a writable buffer, with what is installed; None: nothing."""
+    """Return what computes XXH64 of a writable buffer, None without libxxhash or xxhash."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
@@ -5560,8 +5560,8 @@ class Importer:
         return uuid
 
     def in_order(self, path: str, record: Restoring) -> str:
-        """Return the path of a packed VHD image that can become a raw one on the way. Where its
-        blocks are in another order than the disk's, it is unpacked, and deleted with the record."""
+        """Return the path of a packed VHD image if its blocks are in the disk's order, so that it
+        can become a raw one on the way; else of a file, deleted with the record, that it fills."""
         with opened(path) as source:
             sectors = [sector for sector in ImageReader(source).read_head()[2] if sector != NOWHERE]
         if sectors == sorted(sectors):
