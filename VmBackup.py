@@ -797,6 +797,8 @@ KEYS = (
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
+LOCAL = ('rootfs', 'ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'zfs', 'tmpfs', 'overlay', 'squashfs',
+         'vfat')       # types of file systems of one host
 POOL_VERIFIES = '/var/xapi/verify-certificates'    # is there where hosts check each other's
 POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # those that they show each other
 LONGEST_PASSWORD = 4096    # bytes of a password file; what is cut at one more is no base64
@@ -928,9 +930,37 @@ def read_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def changeable(path: str) -> str:
+def deepest(points: Iterable[str], path: str) -> str:
+    """Return the longest of some directories that a path lies in, or ''."""
+    return max((point for point in points
+                if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
+
+
+def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Dict[str, str]:
+    """Return where file systems are mounted, with their types, or with FSTAB and 1 where they
+    should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
+    found = {}
+    with contextlib.suppress(OSError), open(table, 'rb') as stream:
+        for line in stream:
+            words = line.split()
+            if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
+                point = re.sub(rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
+                               words[column])
+                found[os.fsdecode(point)] = words[-3:][0].decode('ascii', 'replace')
+    return found
+
+
+def is_local(path: str) -> bool:
+    """Return whether a real path lies on a file system that only this host has, by its type: what
+    modes say elsewhere binds the other hosts of a share to nothing."""
+    points = mount_points()
+    return points.get(deepest(points, path)) in LOCAL
+
+
+def changeable(path: str, shares: bool = True) -> str:
     """Return what others than root and this user may replace or change, on the way to a file or
-    that itself, and what to do; '' for nothing. Owners, modes and sticky bits count, not ACLs."""
+    that itself, and what to do; '' for nothing. Owners, modes and sticky bits count, not ACLs, and
+    on shares nothing does."""
     here, rest = '/', os.path.join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         try:
@@ -950,6 +980,9 @@ def changeable(path: str) -> str:
             here = os.path.normpath(os.path.join(here, rest.pop(0)))
         else:
             break
+    real = os.path.realpath(path)
+    if shares and not is_local(real):
+        return f'{real} is on a share, where others may change it (move it to this host)'
     return ''
 
 
@@ -2360,6 +2393,7 @@ ROOTS = set()              # type: Set[str]        # backup_dir, or what a comma
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = threading.Lock()     # for looking at HELD, or changing it
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+MOST_LINKS = 40            # on one way, as path_resolution(7)
 DEEPEST_DIRECTORY = 32     # directories within each other in a backup; we make one
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
@@ -2395,12 +2429,6 @@ def label_part(text: str) -> str:
     return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
 
 
-def deepest(points: Iterable[str], path: str) -> str:
-    """The longest of some directories that a path lies in, or ''."""
-    return max((point for point in points
-                if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
-
-
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Have an OSError tell a path, where the system was given a handle."""
@@ -2425,6 +2453,35 @@ def step_down(part: str, above: int, path: str) -> int:
         os.close(above)
 
 
+def open_directory(path: str) -> int:
+    """A handle of a directory. Of its path a part may be a link where only this host has the file
+    system: backup_dir itself may be a directory on a share. Raise OSError."""
+    if path.startswith('/proc/'):                      # whose links lead to handles
+        return os.open(path, DIRECTORY)
+    handle = os.open('/', DIRECTORY)
+    parts, links = path.split('/')[::-1], 0
+    while parts:
+        part = parts.pop()
+        if part in ('', '.'):
+            continue
+        with naming(path):
+            if not stat.S_ISLNK(os.stat(part, dir_fd=handle, follow_symlinks=False).st_mode):
+                above = handle
+                handle = os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+                os.close(above)
+                continue
+            links += 1
+            here = os.readlink(f'/proc/self/fd/{handle}')
+            if links > MOST_LINKS or not is_local(here):
+                raise OSError(errno.ELOOP, f'is a symbolic link: {part} in {here}')
+            target = os.readlink(part, dir_fd=handle)
+        if target.startswith('/'):
+            os.close(handle)
+            handle = os.open('/', DIRECTORY)
+        parts += target.split('/')[::-1]
+    return handle
+
+
 @contextlib.contextmanager
 def folder(path: str) -> Iterator[int]:
     """Yield a handle of a directory. Below one of ROOTS no part of its path may be a link, or lie
@@ -2435,7 +2492,7 @@ def folder(path: str) -> Iterator[int]:
         handle = os.dup(HELD[base][0]) if base else -1
     if not base:
         base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
-        handle = os.open(base, DIRECTORY)
+        handle = open_directory(base)
     here = base
     for part in filter(None, path[len(base):].split('/')):
         here = os.path.join(here, part)
@@ -2504,6 +2561,11 @@ def status_of(path: str) -> os.stat_result:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
+def is_link(path: str, name: str) -> bool:
+    """Whether a directory has a symbolic link of that name. Raise OSError."""
+    return is_there(f'{path}/{name}') and stat.S_ISLNK(status_of(f'{path}/{name}').st_mode)
+
+
 def is_there(path: str) -> bool:
     """Whether there is a file. Raise OSError, as a share in trouble proves nothing."""
     with contextlib.suppress(FileNotFoundError):
@@ -2547,9 +2609,9 @@ def files_below(path: str) -> List[str]:
     return [name for name, is_directory in tree(path) if not is_directory]
 
 
-def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
     """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
-    file with several names (it may be anybody's), a pipe, a device: those are not even opened."""
+    file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
         try:
             handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
@@ -2569,7 +2631,7 @@ def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
                     (errno.ELOOP, 'is a symbolic link', stat.S_ISLNK(status.st_mode)),
                     (errno.EISDIR, 'is a directory', stat.S_ISDIR(status.st_mode)),
                     (errno.EINVAL, 'is not a regular file', not stat.S_ISREG(status.st_mode)),
-                    (errno.EMLINK, 'has another name, too (a hard link)', status.st_nlink > 1)):
+                    (errno.EMLINK, 'has another name, too (a hard link)', status.st_nlink > names)):
                 if wrong:
                     raise OSError(number, why, path)
             return os.open(f'/proc/self/fd/{handle}', flags & ~os.O_CREAT)
@@ -2706,20 +2768,6 @@ def write_json(path: str, value: Any) -> None:
         with contextlib.suppress(OSError):             # the first error is the one to tell
             remove(temporary)
         raise
-
-
-def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> List[str]:
-    """Where file systems are mounted or, with FSTAB and 1, should be (proc(5), fstab(5)); [] if
-    that is not known. Blanks and such are written as octal escapes there."""
-    found = []
-    with contextlib.suppress(OSError), open(table, 'rb') as stream:
-        for line in stream:
-            words = line.split()
-            if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
-                found.append(os.fsdecode(re.sub(
-                    rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
-                    words[column])))
-    return found
 
 
 def refuse_mounts(path: str) -> None:
@@ -3183,6 +3231,7 @@ class History:
         self.expressions = [dated(pattern) for pattern in patterns]
         self.listed = None     # type: Optional[List[str]]
         self.known = {}        # type: Dict[str, Backup]
+        self.refused = ''      # why it was not looked into
 
     def as_it_is(self) -> 'History':
         """Return it, with what its directory has now: nothing in it is read again."""
@@ -3196,7 +3245,9 @@ class History:
         try:
             return directories_in(self.directory)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EXDEV):
+            if error.errno in (errno.EXDEV, errno.ELOOP):
+                self.refused = f'{self.directory} {error.strerror}'
+            elif error.errno not in (errno.ENOENT, errno.EACCES):
                 raise
         return []
 
@@ -3337,6 +3388,7 @@ def kind_of(path: str) -> str:
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
 
+    root = ''
     mounted = ''               # the mount point that it lies in, once check() has looked
 
     def __init__(self, settings: Settings) -> None:
@@ -3346,6 +3398,7 @@ class Catalogue:
     def set_root(self, path: str) -> None:
         """Have a directory as backup_dir: links in its own path are somebody's who may have some,
         below it there are none."""
+        ROOTS.discard(self.root)
         self.root = path
         ROOTS.add(path)
 
@@ -3393,7 +3446,8 @@ class Catalogue:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
             return [History(os.path.join(self.root, name), self.patterns)
-                    for name in directories_in(self.root) if not name.startswith('.')]
+                    for name, is_directory in entries_in(self.root)
+                    if not name.startswith('.') and (is_directory or is_link(self.root, name))]
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
 
@@ -3465,6 +3519,9 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
     if rules:
         plan = select(rules, vms, keep, twins=True)
+    refused = [f'***NOTE - passed over: {history.refused}' for history in histories
+               if history.refused]
+    plan = plan._replace(messages=tuple(plan.messages) + tuple(refused))
     return [(job, found[job.vm.ref]) for job in plan.jobs], plan
 
 
@@ -3647,7 +3704,8 @@ class Store(Catalogue):
         self.check_mounted()
         locks = os.path.join(self.root, LOCKS)
         make_directory(locks)
-        handle = open_file(f'{locks}/{name}.lock', os.O_RDWR | os.O_CREAT)
+        # Nothing is read or written there: a copy of all by hard links harms no lock.
+        handle = open_file(f'{locks}/{name}.lock', os.O_RDWR | os.O_CREAT, names=1 << 32)
         try:
             waited = stopwatch()
             while not self.lock(handle):
@@ -4880,6 +4938,15 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
         xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
 
 
+def is_label_for(label: str, backup: Backup) -> bool:
+    """Return whether a label of ours is one for the VM of a backup: a record that somebody has put
+    elsewhere is of another one, which may be at work."""
+    directory = os.path.basename(os.path.dirname(backup.path))
+    name = directory if not TWIN.search(directory) else directory[:-9]
+    return label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or (
+        label.startswith('RESTORE_') and path_part(label[8:]) == name)
+
+
 class Remover:
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
 
@@ -4960,7 +5027,7 @@ class Remover:
         if intent.uuid:
             for found in self.pool.snapshots(intent.kind, [intent.ref]):
                 if found.uuid == intent.uuid and found.ref not in intent.before:
-                    if not (intent.noted or found.marked):
+                    if not (intent.noted or found.marked and is_label_for(found.label, backup)):
                         return self.doubt(intent.kind, found, keep)
                     self.remove_found(found, intent, backup)
                     return True
@@ -5648,7 +5715,7 @@ class StatusLog:
     def end(self, verdict: Verdict, counts: Tally, outcomes: Sequence[Outcome]) -> None:
         """Note that a run ends."""
         self.begin()
-        failed = [(outcome.name, outcome.status) for outcome in outcomes
+        failed = [(outcome.name[:LONGEST_NAME], outcome.status) for outcome in outcomes
                   if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
         last = self.run._replace(ended=iso(now()), result=f'{verdict.token} {counts}',
                                  failed=failed)
@@ -6859,7 +6926,8 @@ def others_in(histories: Sequence[History],
     """Return what `list` tells of directories with dumps of the pool database, and the paths of
     those in which there are neither dumps nor backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
-    for path in sorted(history.directory for history in histories if not history.holds_any()):
+    for path in sorted(history.directory for history in histories
+                       if not (history.holds_any() or history.refused)):
         found = []             # type: List[str]
         if os.path.basename(path).startswith('METADATA_'):
             with contextlib.suppress(OSError):         # unreadable, or gone
@@ -7629,7 +7697,7 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
             ('the config', config.path, config.path),
             ('status_log', settings.status_log, os.path.dirname(settings.status_log)),
             ('report_file', settings.report_file, os.path.dirname(settings.report_file))):
-        wrong = path and bounded(lambda: changeable(place), 'the file system')
+        wrong = path and bounded(lambda: changeable(place, path == config.path), 'the file system')
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
     log(*config.notes, *errors, *warnings)

@@ -92,6 +92,7 @@ def _value_of(answer):
 # ----------------------------------------------------------------------------------------------
 
 LONGEST_ANSWER = 2**29  # bytes, with headers; a VM's record has 6,000, a snapshot's ten times that
+MOST_COLLECTIONS = 2**20     # a VM's record has 15; an empty one takes 20 times its bytes
 LONGEST_TAG = 2**16     # bytes; expat reads one again with each part of it that arrives
 LONGEST_NUMBER = 400    # digits, as a double has 309; int() takes hours for millions
 NUMBERS = {'int', 'i1', 'i2', 'i4', 'i8', 'biginteger', 'bigdecimal', 'double', 'float'}
@@ -105,11 +106,14 @@ class _Parser(xmlrpclib.ExpatParser):
         super().__init__(target)
         self._fed = 0
         begin, finish = target.start, target.end    # closures take half the time of methods
-        depth = 0
+        depth = collections = 0
 
         def start(tag, attributes):
-            nonlocal depth
+            nonlocal depth, collections
             depth += 1
+            collections += tag in ('struct', 'array')
+            if collections > MOST_COLLECTIONS:
+                raise BadAnswer('an answer of more than %d records and lists' % MOST_COLLECTIONS)
             if depth > DEEPEST:
                 raise BadAnswer('an answer with more than %d elements within each other' % DEEPEST)
             begin(tag, attributes)

@@ -493,6 +493,8 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha">%s]>' % ''.join(
 GZIP = gzip.compress(success('v').raw.partition(b'\r\n\r\n')[2])
 TOO_LONG = 'BadAnswer: an answer of more than 100000 bytes'
 REFUSED_ANSWERS = {
+    'records without end': (xml('<array><data>%s</data></array>' % ('<value><struct/></value>' * 999)),
+                            'BadAnswer: an answer of more than 900 records and lists'),
     'an entity that grows': (xml('&f;', LAUGHS), 'BadAnswer: an answer with a declaration'),
     'a document type': (xml('v', '<!DOCTYPE x>'), 'BadAnswer: an answer with a declaration'),
     'a number without end': (xml('<i4>%s</i4>' % ('1' * 4000)),
@@ -536,7 +538,7 @@ class HostileServers(unittest.TestCase):
                            str(caught.exception).replace(server.address, 'ADDRESS'))
 
     def test_answers_that_would_take_all_memory_or_time_are_refused(self):
-        with mock.patch.object(XenAPI, 'LONGEST_ANSWER', 100000):
+        with mock.patch.multiple(XenAPI, LONGEST_ANSWER=100000, MOST_COLLECTIONS=900):
             for what, (reply, words) in REFUSED_ANSWERS.items():
                 with self.subTest(what):
                     refused = self.refused('tcp', reply, timeout=PATIENCE)

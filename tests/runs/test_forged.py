@@ -95,7 +95,8 @@ class Forged(PoolCase):
                     self.leave(uuid=uuid, **self.of_vm)
                 else:
                     uuid = self.disk_snapshot()
-                    self.xe('vdi-param-set', 'uuid=' + uuid, mark + uuid)
+                    self.xe('vdi-param-set', 'uuid=' + uuid, mark + uuid,
+                            'name-label=SNAP_web_web-0')
                     self.leave(uuid=uuid)
                 done = self.ends(0, 'vm-export=db')
                 self.assertIn('removing the snapshot of an unfinished backup: ' + uuid, done.lines)

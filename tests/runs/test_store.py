@@ -471,6 +471,41 @@ class Target(StoreCase):
         self.ends(0, 'vm-export=db', backup_dir=link, pool_db_backup=1)
         self.assertEqual([1], list(self.numbers('db').values()))
 
+    def test_on_a_share_neither_backup_dir_nor_a_directory_of_logs_is_a_link(self):
+        """The file system of the tests is taken for a share: who writes there replaces them."""
+        self.script = self.changed_script(LOCAL=())
+        other = self.made('db', DAY % 1, 1)
+        os.rename(self.backups, self.at('other'))
+        os.symlink(self.at('other'), self.backups)
+        done = self.ends(2, 'vm-export=db:1')
+        self.assertIn('cannot write in backup_dir %s: is a symbolic link' % self.backups,
+                      done.output)
+        self.assertEqual(['db'], os.listdir(self.at('other')))
+        self.assertTrue(os.path.exists(other.replace(self.backups, self.at('other'))))
+        os.unlink(self.backups)
+        os.rename(self.at('other'), self.backups)
+        os.rename(os.path.dirname(self.status_log), self.at('elsewhere'))
+        os.symlink(self.at('elsewhere'), os.path.dirname(self.status_log))
+        before = os.listdir(self.at('elsewhere'))
+        done = self.ends(1, 'vm-export=db', report_file=os.path.join(
+            os.path.dirname(self.status_log), 'report.json'))
+        for what in 'status_log', 'report_file':
+            self.assertRegex(done.output, 'WARNING - cannot write %s .*: is a symbolic link' % what)
+        self.assertEqual(before, os.listdir(self.at('elsewhere')))
+
+    def test_a_link_in_the_place_of_a_vm_is_told_by_every_command(self):
+        self.made('web', DAY % 1, 1)
+        os.symlink(self.backups + '/web', self.backups + '/db')
+        config = self.config('vm-export=.*')
+        for command in 'list', 'verify', 'prune':
+            self.assertIn('***NOTE - passed over: %s/db is a symbolic link' % self.backups,
+                          self.command(None, command, config).output)
+
+    def test_copies_of_everything_by_hard_links_stop_no_backup(self):
+        self.ends(0, 'vm-export=db')
+        os.link(self.backups + '/.locks/db.lock', self.at('copy'))
+        self.ends(0, 'vm-export=db')
+
     def test_lines_of_fstab_that_are_about_something_else_do_not_count(self):
         self.fstab('#server:/x %s nfs' % self.backups, '  # server:/x %s nfs' % self.backups,
                    '/swap none swap sw 0 0', '/swap swap swap sw 0 0', '', 'rubbish',
