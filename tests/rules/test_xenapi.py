@@ -493,7 +493,8 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha">%s]>' % ''.join(
 GZIP = gzip.compress(success('v').raw.partition(b'\r\n\r\n')[2])
 TOO_LONG = 'BadAnswer: an answer of more than 100000 bytes'
 REFUSED_ANSWERS = {
-    'records without end': (xml('<array><data>%s</data></array>' % ('<value><struct/></value>' * 999)),
+    'records without end': (xml('<array><data>%s</data></array>' % (
+        '<value><struct/></value>' * 999)),
                             'BadAnswer: an answer of more than 900 records and lists'),
     'an entity that grows': (xml('&f;', LAUGHS), 'BadAnswer: an answer with a declaration'),
     'a document type': (xml('v', '<!DOCTYPE x>'), 'BadAnswer: an answer with a declaration'),
