@@ -103,6 +103,13 @@ class Forged(PoolCase):
                 self.assertFalse(os.path.exists(self.file))
                 self.assert_clean()
 
+    def test_the_copy_of_anothers_record_ends_no_backup_of_that(self):
+        uuid = self.disk_snapshot()
+        self.xe('vdi-param-set', 'uuid=' + uuid, 'other-config:vmbackup_snapshot=' + uuid,
+                'name-label=SNAP_db_web-0')
+        self.leave(uuid=uuid)
+        self.assert_spoken_of(uuid)
+
     def test_what_is_gone_or_was_there_before_settles_it(self):
         self.leave(uuid='0' * 8 + self.vm[8:], **self.of_vm)
         self.ends(0, 'vm-export=db')
