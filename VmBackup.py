@@ -2132,12 +2132,6 @@ class Pool:
                     for ref, record in self.records(kind).items()}
             return self.tables[kind]
 
-    def forget(self, *kinds: str) -> None:
-        """Have tables read again when they are needed."""
-        with self.lock:
-            for kind in kinds:
-                self.tables.pop(kind, None)
-
     def vms(self, marks: Sequence[str] = ()) -> List[Vm]:
         """Return the real VMs: no templates, snapshots, control domains, nor what carries one of
         the marks of restores that go on. One call."""
@@ -3385,6 +3379,18 @@ def kind_of(path: str) -> str:
     return 'history' if history.holds_any() else 'store'
 
 
+def root_of(path: str) -> str:
+    """Return what counts as backup_dir for a path that a person gives, on its file system."""
+    kind = kind_of(path)
+    if kind == 'file':
+        path = os.path.dirname(path)
+        kind = kind_of(path)
+    for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
+        if path not in mount_points() and os.path.dirname(path) != '/':
+            path = os.path.dirname(path)
+    return path
+
+
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
 
@@ -3879,7 +3885,7 @@ def open_target(word: str, console: Console, announce: bool = False,
     if kind == 'file' and not (is_archive and is_archive(path)):
         return open_config(word, console, announce)
     opened = open_config('', console)
-    opened.store.set_root(path if kind == 'store' else os.path.dirname(path))
+    opened.store.set_root(root_of(path))
     return opened._replace(kind=kind, path=path)
 
 
@@ -7155,7 +7161,7 @@ def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
     protecting = line.command == 'protect'
     backups = [Backup(os.path.abspath(native(word))) for word in line.words]
     for backup in backups:
-        ROOTS.add(os.path.dirname(backup.path))
+        ROOTS.add(root_of(backup.path))
         deleting = os.path.basename(backup.path).startswith(DELETING)
         if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
             raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
@@ -7197,6 +7203,7 @@ class Sources:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = os.path.abspath(native(word))
         kind = kind_of(path)
+        ROOTS.add(root_of(path))
         histories = []
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
             directory = os.path.join(self.store.root, native(word))
@@ -7243,10 +7250,9 @@ class Sources:
 
     def of_file(self, path: str) -> Chosen:
         """Return a file, with what its directory tells of it."""
-        backup = self.store.backup(os.path.dirname(path))
         if not self.given:
-            above = os.path.dirname(os.path.dirname(backup.path))
-            self.store.set_root(above if kind_of(backup.path) == 'backup' else backup.path)
+            self.store.set_root(root_of(path))
+        backup = self.store.backup(os.path.dirname(path))
         when = (backup.started or '')[:19].replace('T', ' ')
         return Chosen(path, form_of_file(path), backup, backup.manifest.name, when)
 
