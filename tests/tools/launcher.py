@@ -5,6 +5,9 @@ signals     ... with each of these
 trace       append each operation to that file as a JSON line: what was new, gone, or forced to the
             disk by it below `root`, words that tell whether anything is different `before` and
             `after` it, and whether other processes were talked to since the last one
+attack      from operation `at` on, before each, let an Attacker of these attributes do what it can;
+            operations are also those that only look, and the start of a process
+counted     write into that file how many there were, at the end of each
 
 Nothing of the program is replaced: the interpreter tells a profiling function of every call of a C
 function. It does not tell the arguments, so that a trace finds out what has changed by looking.
@@ -18,23 +21,34 @@ import json
 import os
 import sys
 import threading
+from _posixsubprocess import fork_exec
+
+from tests.tools.attacker import Attacker
 
 OPERATIONS = {id(function) for function in (
     os.rename, os.replace, os.unlink, os.remove, os.rmdir, os.mkdir, os.link, os.symlink,
     os.chmod, os.fsync, os.fdatasync, os.truncate, os.open, io.open, fcntl.flock, fcntl.lockf)}
+LOOKS = {id(function) for function in (
+    os.stat, os.lstat, os.access, os.listdir, os.scandir, os.statvfs, os.utime, os.readlink,
+    os.fork, fork_exec)} | OPERATIONS
 TALKS = ('fork_exec', 'fork', 'sendall', 'send')    # others may have done something since
 BY = {'VmBackup.py', 'shutil.py', 'os.py', 'tempfile.py'}      # as callers: ours, or for us
+LOOK_BY = BY | {'glob.py', 'genericpath.py', 'posixpath.py', 'subprocess.py', 'forked_xe.py'}
 
 
 class Watcher:
     """The profiling function: counts operations, strikes at one, writes the trace."""
 
-    def __init__(self, at=0, when='before', signals=(), trace=None, root=None):
+    def __init__(self, at=0, when='before', signals=(), trace=None, root=None, attack=None,
+                 counted=None):
         self.at = at
         self.when = when
         self.signals = signals
         self.trace = trace
         self.root = root
+        self.attacker = Attacker(**attack) if attack else None
+        self.counted = counted
+        self.operations, self.by = (LOOKS, LOOK_BY) if attack or counted else (OPERATIONS, BY)
         self.number = 0
         self.counting = threading.Lock()
         self.here = threading.local()       # open: numbers of this thread's operations
@@ -44,15 +58,21 @@ class Watcher:
     def __call__(self, frame, event, function):
         if event not in ('c_call', 'c_return', 'c_exception'):
             return
-        if id(function) not in OPERATIONS:
+        if id(function) not in self.operations:
             self.talked = self.talked or getattr(function, '__name__', None) in TALKS
             return
-        if os.path.basename(frame.f_code.co_filename) not in BY:
+        if os.path.basename(frame.f_code.co_filename) not in self.by:
             return
         if event == 'c_call':
             with self.counting:
                 self.number += 1
                 number = self.number
+                if self.attacker and number >= self.at:
+                    self.attacker.at_operation('%d: %s in %s' % (
+                        number, function.__name__, frame.f_code.co_name))
+                if self.counted:
+                    with io.open(self.counted, 'w') as file:
+                        file.write(str(number))
             self.here.open = getattr(self.here, 'open', []) + [number]
             if self.trace:
                 self.seen = look(self.root)
@@ -61,7 +81,7 @@ class Watcher:
             number = self.here.open.pop()
             if self.trace:
                 self.note(number, frame, function.__name__, event == 'c_return')
-        if number == self.at and (event == 'c_call') == (self.when == 'before'):
+        if self.signals and number == self.at and (event == 'c_call') == (self.when == 'before'):
             self.at = 0
             for signum in self.signals:
                 os.kill(os.getpid(), signum)
