@@ -1430,6 +1430,7 @@ class Signals:
 
     current = None             # type: Signals     # those that this process handles
     running = set()            # type: Set[subprocess.Popen]   # all children
+    starting = threading.Lock()    # held until one is among them
 
     def __init__(self, console: Console = Console(None)) -> None:
         self.console = console
@@ -1488,9 +1489,12 @@ class Signals:
         return False
 
     def kill_children(self) -> None:
-        """End all programs that still run."""
+        """End all programs that still run, also one that another thread is just starting."""
+        waited = self.starting.acquire(timeout=LAST_WORDS)
         for child in list(self.running):
             send_signal(child, signal.SIGKILL)
+        if waited:
+            self.starting.release()
 
     def note(self, signum: int) -> None:
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
@@ -1550,13 +1554,14 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
                  bufsize=0, env=environ)               # type: Dict[str, Any]
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # a child inherits it
     try:
-        child = subprocess.Popen([encoded(word) for word in argv], start_new_session=True,
-                                 **dict(usual, **how))
+        with Signals.starting:
+            child = subprocess.Popen([encoded(word) for word in argv], start_new_session=True,
+                                     **dict(usual, **how))
+            Signals.running.add(child)
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    Signals.running.add(child)
     try:
         yield child
     finally:
