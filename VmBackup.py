@@ -2390,7 +2390,7 @@ class Pool:
 
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
-HOLDING = threading.Lock()     # for looking at HELD, or changing it
+HOLDING = threading.RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 MOST_LINKS = 40            # on one way, as path_resolution(7)
 DEEPEST_DIRECTORY = 32     # directories within each other in a backup; we make one
