@@ -2762,7 +2762,9 @@ def write_json(path: str, value: Any) -> None:
             stream.write(encoded(as_json(value)))
             stream.flush()
             os.fsync(stream.fileno())
-        rename(temporary, os.path.basename(path))
+            rename(temporary, os.path.basename(path))
+            if not os.path.samestat(status_of(path), os.fstat(stream.fileno())):
+                raise OSError(errno.ESTALE, 'was replaced as it was written', path)
     except BaseException:
         with contextlib.suppress(OSError):             # the first error is the one to tell
             remove(temporary)

@@ -251,7 +251,8 @@ class Attacks(FaultCase):
             return False
         files = [os.path.join(directory, name) for directory, _, names in os.walk(path)
                  for name in names]
-        if os.path.join(path, 'success') not in files or not all(
+        needed = {os.path.join(path, name) for name in ('success', 'backup.json')}
+        if not needed <= set(files) or not all(
                 stat.S_ISREG(os.lstat(file).st_mode) for file in files):
             return False
         with contextlib.suppress(ValueError, LookupError, TypeError, FileNotFoundError):
@@ -520,6 +521,18 @@ class OtherFileSystems(Attacks):
             self.assertEqual(set(self.configured()) - lacking, self.renewed(self.good()), output)
 
 
+class AsItIsWritten(Attacks):
+    """A record of ours gets its name when it is whole."""
+
+    def test_what_took_its_place_before_that_is_no_record_and_no_success(self):
+        for move in ('a link to nowhere', 'a file', 'a directory', 'a hard link'):
+            with self.subTest(move):
+                self.start_over()
+                self.what = move
+                self.judge(*self.watched_command(at=1, attack=self.attack(
+                    'BACKUPS/web/backup-*/*backup.json*new', move)))
+
+
 class Withstood(Attacks):
     """What a file or directory of the share may hold, and has never done any harm."""
 
@@ -603,4 +616,4 @@ class Withstood(Attacks):
 
 
 load_tests = sampled('.AtOperations.', '.AtOperationsOfRestore', '.Before.', '.BeforeVerify.',
-                     '.SideBySide.', '.OtherFile', '.Withstood.', others=3)
+                     '.SideBySide.', '.OtherFile', '.AsItIs', '.Withstood.', others=3)
