@@ -2455,18 +2455,20 @@ def step_down(part: str, above: int, path: str) -> int:
 def open_directory(path: str) -> int:
     """A handle of a directory. Of its path a part may be a link where only this host has the file
     system: backup_dir itself may be a directory on a share. Raise OSError."""
-    if path.startswith('/proc/'):                      # whose links lead to handles
-        return os.open(path, DIRECTORY)
+    handle = os.open(path, DIRECTORY)
+    real = os.readlink(f'/proc/self/fd/{handle}')
+    if real == path or path.startswith('/proc/'):      # there was no link, but in /proc
+        return handle
+    os.close(handle)
     handle = os.open('/', DIRECTORY)
     parts, links = path.split('/')[::-1], 0
-    while parts:
-        part = parts.pop()
-        if part in ('', '.'):
-            continue
-        with naming(path):
+    try:
+        while parts:
+            part = parts.pop()
+            if part in ('', '.'):
+                continue
             if not stat.S_ISLNK(os.stat(part, dir_fd=handle, follow_symlinks=False).st_mode):
-                above = handle
-                handle = os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+                handle, above = os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=handle), handle
                 os.close(above)
                 continue
             links += 1
@@ -2474,10 +2476,14 @@ def open_directory(path: str) -> int:
             if links > MOST_LINKS or not is_local(here):
                 raise OSError(errno.ELOOP, f'is a symbolic link: {part} in {here}')
             target = os.readlink(part, dir_fd=handle)
-        if target.startswith('/'):
-            os.close(handle)
-            handle = os.open('/', DIRECTORY)
-        parts += target.split('/')[::-1]
+            if target.startswith('/'):
+                os.close(handle)
+                handle = os.open('/', DIRECTORY)
+            parts += target.split('/')[::-1]
+    except OSError as error:
+        os.close(handle)
+        error.filename = path
+        raise
     return handle
 
 
