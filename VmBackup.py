@@ -1476,6 +1476,7 @@ class Signals:
             self.wait(pipe)
         with contextlib.suppress(Interrupted, RuntimeError):   # the log hangs; no more threads
             bounded(lambda: self.console.log(f'ERROR {self.reason()}'), '', lambda: None)
+        self.console.lock.acquire(timeout=LAST_WORDS)  # nobody has to tell how the children end
         self.kill_children()
         os._exit(128 + self.received)
 
