@@ -33,6 +33,7 @@ import tarfile
 import threading
 import time
 import unittest
+import urllib.parse
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tests import SCRIPT
@@ -486,9 +487,13 @@ class FaultCase(PoolCase):
         return found
 
     def good(self):
-        """{VM directory: its Backups, oldest first}; only those that have any."""
-        found = {vm: in_order([read_backup(path) for path in paths])
-                 for vm, paths in self.marked().items()}
+        """{VM: its Backups, oldest first}; only those that have any. A directory that could be of
+        dumps is no VM's."""
+        found = {}
+        for directory, paths in self.marked().items():
+            vm = ('./' + directory if directory.startswith(DUMPS)
+                  else urllib.parse.unquote(directory))
+            found[vm] = in_order([read_backup(path) for path in paths])
         return {vm: backups for vm, backups in found.items() if backups}
 
     def foreign(self):
