@@ -36,12 +36,12 @@ Map of this file, in the order in which a run meets its sections; each uses only
      1 Defaults      what an administrator may edit
      2 Vocabulary    what can go wrong, how a VM's backup can end
      3 Console       log lines, progress, text and byte forms, the only clock
-     4 Settings      what was asked: command line, config file, password files
+     4 Settings      what was asked: command line, config file, password files, whose they are
      5 Selection     which VMs, how, keeping how many (pure)
      6 Retention     which backups to delete (pure)
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
-     9 Files         names, writing that lasts, mount points, processes
+     9 Files         names, all that is done to files on a share, notes, processes
     10 Catalogue     what backup_dir holds: it only reads
     11 Store         makes, completes, locks and deletes in backup_dir
     12 Formats       archives, images and dumps: read, verified, rewritten for a restore
@@ -580,10 +580,11 @@ class Meter:
 
 
 # ----------------------------------------------------------------------------------------------
-# 4. Settings: what was asked: command line, config file, password files
+# 4. Settings: what was asked: command line, config file, password files, whose they are
 # ----------------------------------------------------------------------------------------------
 # KEYS is the one source of every config key's name, default, range and meaning. Nothing here
-# knows of the pool; besides config and password files, the inventory that names this host is read.
+# knows of the pool; besides config and password files, the inventory that names this host is read,
+# and who else may change them: owners, modes, mounts.
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
@@ -2384,7 +2385,7 @@ class Pool:
 
 
 # ----------------------------------------------------------------------------------------------
-# 9. Files: names, writing that lasts, mount points, processes
+# 9. Files: names, all that is done to files on a share, notes, processes
 # ----------------------------------------------------------------------------------------------
 # Who can write to a share may put a link, a pipe, or a directory of others where ours was. So all
 # below backup_dir is reached from there by handles, part by part, and xe gets such a handle, too.

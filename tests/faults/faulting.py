@@ -393,6 +393,22 @@ class FaultCase(PoolCase):
         self.backups_before = self.named()
         self.told_before = len(self.status_lines())
 
+    def each_of(self, points, work):
+        """Do the work for each point, all from the same beginning."""
+        failures = 0
+        for point in points:
+            with self.subTest(point=point):
+                try:
+                    self.start_over()
+                    work(point)
+                except BaseException:
+                    failures += 1
+                    self.doCleanups()
+                    self.setUp()
+                    raise
+            if failures >= FAILURES:
+                self.fail('%d points failed: no more are tried' % failures)
+
     def named(self):
         return {(path, (manifest_of(path) or {'number': 0})['number'])
                 for paths in self.marked().values() for path in paths}
@@ -755,19 +771,7 @@ class MatrixCase(FaultCase):
         chosen = sample(points, 0, self.id()) if full() else [
             point for way in ways for point in sample(
                 [point for point in points if point[0] == way], 1, self.id() + way)]
-        failures = 0
-        for point in chosen:
-            with self.subTest(point=point):
-                try:
-                    self.start_over()
-                    work(point)
-                except BaseException:
-                    failures += 1
-                    self.doCleanups()
-                    self.setUp()
-                    raise
-            if failures >= FAILURES:
-                self.fail('%d points failed: no more are tried' % failures)
+        self.each_of(chosen, work)
 
     def run_with_an_outage(self):
         with self.reviving():

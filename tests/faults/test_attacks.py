@@ -23,7 +23,7 @@ import zlib
 
 from tests import ROOT
 from tests.commands import archives
-from tests.faults.faulting import FAILURES, FaultCase, manifest_of, read, read_backup
+from tests.faults.faulting import FaultCase, manifest_of, read, read_backup
 from tests.faults.faulting import sample, sampled, seed, variants
 from tests.faults.test_disk import Namespace, missing
 from tests.simpool import archive
@@ -370,20 +370,10 @@ class Attacks(FaultCase):
 
     def each_attack(self, points, attempt):
         """Try the attacks; so many that win are told."""
-        failures = 0
-        for point in points:
-            with self.subTest(point=point):
-                try:
-                    self.start_over()
-                    self.what = '%s: %s' % (self.command, point)
-                    self.judge(*attempt(*point))
-                except BaseException:
-                    failures += 1
-                    self.doCleanups()
-                    self.setUp()
-                    raise
-            if failures >= FAILURES:
-                self.fail('%d attacks won: no more are tried' % failures)
+        def work(point):
+            self.what = '%s: %s' % (self.command, point)
+            self.judge(*attempt(*point))
+        self.each_of(points, work)
 
 
 class AtOperations(Attacks):
