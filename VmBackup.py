@@ -987,7 +987,7 @@ def changeable(path: str, shares: bool = True) -> str:
     return ''
 
 
-def run_create_password_file(line: CommandLine, console: Console, _: Any) -> int:
+def run_create_password_file(line: CommandLine, console: Console) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     path = native(line.words[0])
     if not line.password:
@@ -1610,16 +1610,16 @@ def decoded(output: bytes) -> str:
     return output.decode('utf-8', 'replace').strip()
 
 
-def run(argv: Sequence[str], timeout: float, signals: Optional[Signals] = None,
+def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
         packer: Optional[Tuple[Sequence[str], int]] = None) -> Result:
-    """Run a program to its end, or with `signals` to a signal. A packer is a program that
+    """Run a program to its end, or if it is `cuttable` to a signal. A packer is a program that
     compresses its output, and the open file into which it does.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
     with a watchdog in place of that, stalls, and if the packer fails; and what a feeder met.
     """
-    signals, waited = signals or Signals(), stopwatch()
+    signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with contextlib.ExitStack() as stack:
         child = stack.enter_context(started(
             argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
@@ -1688,14 +1688,14 @@ def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool
 
 
 def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
-             signals: Optional[Signals], tell: Callable[[str], None]) -> int:
+             cuttable: bool, tell: Callable[[str], None]) -> int:
     """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
-    with each line that it prints, at once; with `signals`, a signal ends it.
+    with each line that it prints, at once; if `cuttable`, a signal ends it.
 
     What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
     cannot be started or does not end within `timeout` seconds, Interrupted.
     """
-    signals = signals or Signals()
+    signals = Signals.current if cuttable else Signals()
 
     def listen(stream: Any) -> None:
         with stream:
@@ -1797,15 +1797,14 @@ def code_of(words: str) -> str:
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
 
-    def __init__(self, console: Console, signals: Signals, numbered: bool = True) -> None:
+    def __init__(self, console: Console, numbered: bool = True) -> None:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.console = console
-        self.signals = signals
         self.number = 0 if numbered else None          # type: Optional[int]
 
     def ask(self, verb: str, **parameters: Any) -> bytes:
         """Return the output of a command that changes nothing, unlogged. Raise CommandFailed."""
-        return self.issue(verb, parameters, False, signals=self.signals)
+        return self.issue(verb, parameters, False, cuttable=True)
 
     def tell(self, verb: str, **parameters: Any) -> str:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
@@ -1820,7 +1819,7 @@ class Xe:
         as it moves; a signal ends it. Return its output. Raise CommandFailed, and what the feeder
         met; but status 0 does not prove that an export made a file (xapi: cli_operations.ml,
         download_file)."""
-        return decoded(self.issue(verb, parameters, at=at, signals=self.signals,
+        return decoded(self.issue(verb, parameters, at=at, cuttable=True,
                                   watchdog=watchdog, feeder=feeder, packer=packer))
 
     def issue(self, verb: str, parameters: Dict[str, Any], logged: bool = True,
@@ -2005,7 +2004,7 @@ class Pool:
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, word: str, console: Console, signals: Signals) -> Iterator['Pool']:
+    def connect(cls, word: str, console: Console) -> Iterator['Pool']:
         """Log in with a command line's first word, yield a Pool, log out. A pool member answers
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
@@ -2013,7 +2012,7 @@ class Pool:
         usual = XAPI_SOCKET if password is None else XAPI_URL
         url = os.environ.get('VMBACKUP_XAPI_URL') or usual
         pool = cls(url, console)
-        signals.logging_in = True
+        Signals.current.logging_in = True
         try:
             pool.login(password or '')
         except PoolError as error:
@@ -2026,9 +2025,9 @@ class Pool:
             pool.redirected = True
             pool.login(password or '')
         try:
-            signals.logging_in = False
-            signals.allow(CUT_GRACE)                   # LOGIN_GRACE was for the login
-            signals.check()
+            Signals.current.logging_in = False
+            Signals.current.allow(CUT_GRACE)           # LOGIN_GRACE was for the login
+            Signals.current.check()
             yield pool
         finally:
             with contextlib.suppress(PoolError, TargetError):      # it expires by itself
@@ -4792,9 +4791,8 @@ class Reading:
 class Verifier:
     """Reads files under watch, and shows how far it is."""
 
-    def __init__(self, console: Console, signals: Signals, limit: float) -> None:
+    def __init__(self, console: Console, limit: float) -> None:
         self.console = console
-        self.signals = signals
         self.limit = limit     # seconds in which something has to move
         self.noted = False     # whether it was said that checksums are not compared
 
@@ -5285,7 +5283,7 @@ class Exporter:
 
     def take(self, backup: Backup, warned_of: Sequence[str]) -> Snapshot:
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
-        self.xe.signals.check()
+        Signals.current.check()
         self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
             pool = self.pool.uuid()
@@ -5458,7 +5456,7 @@ class Importer:
     def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
         """Record a restore, and yield the record. What it made is removed afterwards, unless it is
         to be kept and no error came; a disk then gets the name."""
-        self.xe.signals.at_once = False
+        Signals.current.at_once = False
         since = utc(self.pool.ahead() - 60)
         with self.store.restoring(self.pool.uuid(), name, since) as record:
             if not record.path:
@@ -5584,7 +5582,7 @@ class Importer:
     def put(self, path: str, form: str, target: Target, record: Restoring,
             cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
-        self.xe.signals.check()
+        Signals.current.check()
         try:
             if form == '.xva':
                 return self.import_vm(path, target, record.mark, cut_off)
@@ -5757,12 +5755,11 @@ def hook_problem(path: str) -> str:
 class Hooks:
     """Runs the program that `hook` names, if it names one, at each phase of a run."""
 
-    def __init__(self, settings: Settings, report: str, console: Console, signals: Signals) -> None:
+    def __init__(self, settings: Settings, report: str, console: Console) -> None:
         self.program = '' if hook_problem(settings.hook) else settings.hook
         self.timeout = settings.hook_timeout * 60      # seconds
         self.known = {'backup_dir': settings.backup_dir, 'report': report}
         self.console = console
-        self.signals = signals
 
     def run(self, phase: str, **known: str) -> bool:
         """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed, and
@@ -5770,21 +5767,20 @@ class Hooks:
         if not self.program:
             return True
         begins = phase in BEGINNINGS
-        signals = self.signals if begins else None
         known = dict(self.known, **known)
         environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
         begin = getattr(self.console.thread, 'begin', '')      # its output is another thread's
-        at_once = self.signals.at_once
-        self.signals.at_once = False
-        timeout = min(self.timeout, SIGNAL_GRACE) if self.signals.received else self.timeout
-        self.signals.allow(SIGNAL_GRACE + CUT_GRACE)
+        at_once = Signals.current.at_once
+        Signals.current.at_once = False
+        timeout = min(self.timeout, SIGNAL_GRACE) if Signals.current.received else self.timeout
+        Signals.current.allow(SIGNAL_GRACE + CUT_GRACE)
         try:
-            status = run_hook([self.program, phase], environ, timeout, signals,
+            status = run_hook([self.program, phase], environ, timeout, begins,
                               lambda line: self.console.log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
             raise CommandFailed(f'hook {phase} failed: {error}')
         finally:
-            self.signals.at_once = at_once
+            Signals.current.at_once = at_once
         if begins and status == NOT_NOW:
             self.console.log(f'hook {phase}: exit status {NOT_NOW}: skipped')
         elif status:
@@ -5952,13 +5948,12 @@ class Run:
 
     done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
 
-    def __init__(self, config: Config, console: Console, signals: Signals) -> None:
+    def __init__(self, config: Config, console: Console) -> None:
         self.config = config
         self.settings = config.settings
         logging = config.path and 'status_log' not in config.errors
         self.status_log = StatusLog(self.settings.status_log if logging else '', console)
         self.console = console
-        self.signals = signals
         self.outcomes = []     # type: List[Outcome]
         self.warnings = Warnings(console)
         self.errors = []       # type: List[str]
@@ -6020,7 +6015,7 @@ class Run:
                 yield
         except Interrupted as interruption:
             self.signum = interruption.signum
-            self.signals.allow(SIGNAL_GRACE)           # for what tells of it
+            Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
             self.console.log('ERROR ' + explain(interruption, self.console))
 
     def counts(self) -> Tally:
@@ -6041,7 +6036,7 @@ class Run:
         self.console.log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict != SKIPPED and wanted[self.settings.mail_mode]:
-            self.signals.at_once = True                # a mail may be cut
+            Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, f'{words}{verdict.token} - {counts}',
                                         self.console)
@@ -6085,13 +6080,13 @@ def disk_facts(disk: Disk) -> Dict[str, Any]:
 class Shared(Run):
     """A run, as the backups of its VMs share it."""
 
-    def __init__(self, config: Config, console: Console, signals: Signals) -> None:
-        super().__init__(config, console, signals)
+    def __init__(self, config: Config, console: Console) -> None:
+        super().__init__(config, console)
         settings = config.settings
         self.report_file = settings.report_file if config.path else ''
         self.store = Store(settings)
-        self.hooks = Hooks(settings, self.report_file, console, signals)
-        self.verifier = Verifier(console, signals, settings.stall_timeout * 60)
+        self.hooks = Hooks(settings, self.report_file, console)
+        self.verifier = Verifier(console, settings.stall_timeout * 60)
         self.pool = None       # type: Any     # once it is logged in
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.beginning = threading.Lock()      # one after the other looks at the free space
@@ -6114,12 +6109,12 @@ class Shared(Run):
         patterns = tuple(rule.text for rule in self.config.rules
                          if rule.method == 'exclude-disk' and rule.text)
         choice = DiskChoice(patterns, settings.honour_nobak, wanted)
-        return Exporter(self.pool, Xe(self.console, self.signals), extension, choice, warnings)
+        return Exporter(self.pool, Xe(self.console), extension, choice, warnings)
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
         """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
-        with self.store.locked(os.path.basename(directory), patience, self.signals.check):
+        with self.store.locked(os.path.basename(directory), patience, Signals.current.check):
             if self.store.no_locking and not self.noted:
                 self.noted = True
                 self.console.log(self.store.lock_note())
@@ -6151,7 +6146,7 @@ class Shared(Run):
             if self.store.no_locking and is_in_work(intent):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
-            remover = Remover(self.pool, Xe(self.console, self.signals), warnings)
+            remover = Remover(self.pool, Xe(self.console), warnings)
             with self.pool.snapshotting:
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
@@ -6230,7 +6225,7 @@ class VmBackup(Turn):
         self.held.close()
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
-            self.shared.signals.check()
+            Signals.current.check()
             time.sleep(min(1, RESTART_PAUSE))
         del self.warnings[:]
         self.back_up(now())
@@ -6259,10 +6254,10 @@ class VmBackup(Turn):
             log('vm is NOT running')
         exporter.choose_source(vm)
         self.log_disks()
-        self.shared.signals.check()
+        Signals.current.check()
         with self.deleting_on_failure(), \
                 exporter.snapshot(self.backup, warned_of) as snapshot:
-            self.shared.signals.check()
+            Signals.current.check()
             self.manifest = self.describe(started, snapshot)
             check_readable(self.manifest)
             if self.settings.pre_clean:
@@ -6529,7 +6524,7 @@ class BackupRun(Shared):
     def preview(self, word: str) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
         log = self.console.log
-        with Pool.connect(word, self.console, self.signals) as self.pool:
+        with Pool.connect(word, self.console) as self.pool:
             plan = self.make_plan()
             if not plan.errors:
                 plan = self.with_disks(plan)
@@ -6557,7 +6552,7 @@ class BackupRun(Shared):
             self.closing, self.skipped = '', True
             return
         self.status_log.begin()
-        with Pool.connect(word, self.console, self.signals) as self.pool:
+        with Pool.connect(word, self.console) as self.pool:
             plan = self.make_plan()
             wrong = self.check(plan)
             if wrong:
@@ -6575,8 +6570,8 @@ class BackupRun(Shared):
 
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
-        self.signals.at_once = False
-        self.signals.allow(SIGNAL_GRACE)
+        Signals.current.at_once = False
+        Signals.current.allow(SIGNAL_GRACE)
         begun = self.closing or self.skipped
         if self.closing:
             with self.until_ended():
@@ -6612,7 +6607,7 @@ class BackupRun(Shared):
         """Back up every VM of a plan; raise TargetError, Interrupted."""
         log = self.console.log
         self.warnings.extend(plan.warnings)            # which are logged already
-        self.signals.at_once = False
+        Signals.current.at_once = False
         be_gentle(False)
         log(RULER, f'VmBackup running on {os.uname().nodename} ...', RULER,
             f'Check if backup directory {self.store.root} is writable ...')
@@ -6632,7 +6627,7 @@ class BackupRun(Shared):
             self.side_by_side(backups)
         else:
             self.one_by_one(backups)
-        self.signals.check()
+        Signals.current.check()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
         log(RULER)
@@ -6644,7 +6639,7 @@ class BackupRun(Shared):
             self.console.log(f'************ {method}= ***************')
             for backup in backups:
                 if backup.job.method == method:
-                    self.signals.check()
+                    Signals.current.check()
                     self.attempt(backup, backup.run)
 
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
@@ -6670,7 +6665,7 @@ class BackupRun(Shared):
         running = []           # type: List[VmBackup]
         while True:
             following = None   # type: Optional[VmBackup]
-            if len(running) < self.settings.parallel and not self.signals.received:
+            if len(running) < self.settings.parallel and not Signals.current.received:
                 following = next_backup(waiting, running, self.settings.parallel_per_sr)
             if following:
                 waiting.remove(following)
@@ -6702,7 +6697,7 @@ class BackupRun(Shared):
             for history in self.store.histories():
                 self.clean_up_one(history)
             known = len(self.warnings)
-            xe = Xe(self.console, self.signals, False)
+            xe = Xe(self.console, False)
             Importer(self.pool, xe, self.store, self.warnings).end_killed()
             self.clean_up_at_end = len(self.warnings) > known
 
@@ -6710,7 +6705,7 @@ class BackupRun(Shared):
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
             if history.with_intent() or history.half_deleted():
-                self.signals.check()
+                Signals.current.check()
                 try:
                     with self.locked(history.directory, 0):
                         self.remove_leftovers(history, self.warnings)
@@ -6730,7 +6725,7 @@ class BackupRun(Shared):
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
         log = self.console.log
-        xe = Xe(self.console, self.signals, False)
+        xe = Xe(self.console, False)
         log('*** begin backup_pool_metadata ***')
         if not self.pool.is_master():
             log('NOTE not the pool master: no backup of the pool database here')
@@ -6752,7 +6747,7 @@ class BackupRun(Shared):
                     log(f'Deleting oldest pool database dump {old}')
 
 
-def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
+def run_backup(line: CommandLine, console: Console) -> int:
     """Make backups, or a preview, which raises VmBackupError. Where the config file cannot be read,
     the mail goes to whom the script's first page says."""
     unreadable = ''
@@ -6763,7 +6758,7 @@ def run_backup(line: CommandLine, console: Console, signals: Signals) -> int:
             raise
         unreadable = str(error)
         config = parse_config([], '', line)
-    run_of_tonight = BackupRun(config, console, signals)
+    run_of_tonight = BackupRun(config, console)
     if line.options['preview']:
         refuse_unexpected(config, console)
         return run_of_tonight.preview(line.password)
@@ -6786,9 +6781,9 @@ TABLE_HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored'
 class VerifyCommand:
     """`verify`: proves backups of this program, or of 3.25, whole."""
 
-    def __init__(self, console: Console, signals: Signals, limit: float, every: bool) -> None:
+    def __init__(self, console: Console, limit: float, every: bool) -> None:
         self.console = console
-        self.verifier = Verifier(console, signals, limit)
+        self.verifier = Verifier(console, limit)
         self.every = every     # all backups of a VM; else the newest
         self.tokens = []       # type: List[str]
 
@@ -6853,7 +6848,7 @@ class VerifyCommand:
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:
         """Verify something: what is wrong with it is told, and the others follow."""
-        self.verifier.signals.check()
+        Signals.current.check()
         try:
             yield
         except Exception as error:                     # also a bug of ours
@@ -6877,7 +6872,7 @@ def histories_in(target: Opened) -> List[History]:
     return target.store.histories()
 
 
-def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
+def run_verify(line: CommandLine, console: Console) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     word, selector_text = line.words[0], line.options['vm']
     every = line.options['backups'] == 'all'
@@ -6886,7 +6881,7 @@ def run_verify(line: CommandLine, console: Console, signals: Signals) -> int:
     if (selector_text and target.kind not in ('config', 'store') or
             every and target.kind in ('file', 'backup')):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
-    command = VerifyCommand(console, signals, target.config.settings.stall_timeout * 60, every)
+    command = VerifyCommand(console, target.config.settings.stall_timeout * 60, every)
     if target.kind == 'file':
         command.verify_file(target.path)
     elif target.kind == 'backup':
@@ -7054,7 +7049,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield '  '.join(cells).rstrip()
 
 
-def run_list(line: CommandLine, console: Console, _: Signals) -> int:
+def run_list(line: CommandLine, console: Console) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
     word, selector_text = line.words[0], line.options['vm']
     target = open_target(word, console)
@@ -7139,7 +7134,7 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
     return chosen
 
 
-def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
+def run_prune(line: CommandLine, console: Console) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_config(line.words[0], console)
     settings, store = target.config.settings, target.store
@@ -7150,7 +7145,7 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     pruning = Pruning(store, bool(line.options['preview']), console)
     kinds = {rule.kind for rule in target.config.rules}
     for job, history in to_prune(target, line.options['vm'], console):
-        signals.check()
+        Signals.current.check()
         try:
             for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
                 if kind in kinds and not known:        # it may be what a line means
@@ -7159,7 +7154,8 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
             with contextlib.ExitStack() as stack:
                 if not pruning.previewing:
                     name = os.path.basename(history.directory)
-                    stack.enter_context(store.locked(name, settings.lock_wait * 60, signals.check))
+                    stack.enter_context(store.locked(name, settings.lock_wait * 60,
+                                                     Signals.current.check))
                 pruning.prune(history, policy_of(settings, job))
         except (VmBackupError, OSError) as error:
             pruning.fail(history.directory, error)
@@ -7171,7 +7167,7 @@ def run_prune(line: CommandLine, console: Console, signals: Signals) -> int:
     return verdict.status
 
 
-def run_protect(line: CommandLine, console: Console, _: Signals) -> int:
+def run_protect(line: CommandLine, console: Console) -> int:
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
     backups = [Backup(os.path.abspath(native(word))) for word in line.words]
@@ -7275,9 +7271,9 @@ class Sources:
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
-    def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str], console: Console,
-                 signals: Signals) -> None:
-        super().__init__(pool, Xe(console, signals, False), sources.store, [],
+    def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str],
+                 console: Console) -> None:
+        super().__init__(pool, Xe(console, False), sources.store, [],
                          sources.config.settings.stall_timeout * 60)
         self.options = options
 
@@ -7432,7 +7428,7 @@ class Restorer(Importer):
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
         file = os.path.basename(chosen.path)
-        verifier = Verifier(self.console, self.xe.signals, self.limit)
+        verifier = Verifier(self.console, self.limit)
         proof = verifier.prove_in(chosen.backup, file)
         self.console.log(f'verified {file}: {PROVED[proof.proved]}')
 
@@ -7441,7 +7437,7 @@ class Restorer(Importer):
         xe = self.xe
         with self.restoring(target.name, True) as record:
             uuid = self.put(chosen.path, chosen.form, target, record)
-            xe.signals.check()
+            Signals.current.check()
             # An import says success although storage did not let go of a disk (recorded from xapi
             # 25.33.2 and 26.17.0).
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
@@ -7468,10 +7464,10 @@ class Restorer(Importer):
             self.verify(chosen)
         with self.restoring(target.name, False) as record:
             self.put(chosen.path, chosen.form, target, record, True)
-        self.xe.signals.check()
+        Signals.current.check()
 
 
-def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
+def run_restore(line: CommandLine, console: Console) -> int:
     """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line.options['from'], console)
     chosen = sources.find(line.words[0], line.options['date'])
@@ -7484,8 +7480,8 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
-    with Pool.connect(line.password, console, signals) as pool:
-        restorer = Restorer(pool, sources, line.options, console, signals)
+    with Pool.connect(line.password, console) as pool:
+        restorer = Restorer(pool, sources, line.options, console)
         try:
             return restorer.run(chosen)
         finally:
@@ -7495,15 +7491,14 @@ def run_restore(line: CommandLine, console: Console, signals: Signals) -> int:
 class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
 
-    def __init__(self, sources: Sources, options: Dict[str, str], console: Console,
-                 signals: Signals) -> None:
+    def __init__(self, sources: Sources, options: Dict[str, str], console: Console) -> None:
         config = sources.config
         self.previewing = options['preview'] == 'preview'
         self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
             quiet = config.settings._replace(status_log='', mail_mode='never')
             config = config._replace(settings=quiet)
-        super().__init__(config, console, signals)
+        super().__init__(config, console)
         self.sources = sources
         self.options = options
 
@@ -7514,12 +7509,12 @@ class TestRestore(Run):
         self.console.log(*plan.messages)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
-        restorer = Restorer(pool, self.sources, self.options, self.console, self.signals)
+        restorer = Restorer(pool, self.sources, self.options, self.console)
         restorer.warnings = self.warnings
         if not self.previewing:
             restorer.end_killed()
         for job, history in chosen:
-            self.signals.check()
+            Signals.current.check()
             turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
             restorer.warnings = turn.warnings
             self.attempt(turn, lambda: self.test(turn, restorer, history))
@@ -7552,12 +7547,12 @@ class TestRestore(Run):
         turn.size = size
 
 
-def run_test_restore(line: CommandLine, console: Console, signals: Signals) -> int:
+def run_test_restore(line: CommandLine, console: Console) -> int:
     """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line.options['from'], console)
     be_gentle(False)
-    test = TestRestore(sources, line.options, console, signals)
-    with test.until_ended(), Pool.connect(line.password, console, signals) as pool:
+    test = TestRestore(sources, line.options, console)
+    with test.until_ended(), Pool.connect(line.password, console) as pool:
         test.run(line.words[0], pool)
     test.report_end('test-restore ')
     return test.exit_status()
@@ -7680,7 +7675,7 @@ class StatusCheck:
             self.found.append((0, 'failed in it: ' + abbreviate(failed)))
 
 
-def run_status(line: CommandLine, console: Console, _: Signals) -> int:
+def run_status(line: CommandLine, console: Console) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
     bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', limit=STATUS_TIMEOUT)
@@ -7690,7 +7685,7 @@ def run_status(line: CommandLine, console: Console, _: Signals) -> int:
     return found[0][0]
 
 
-def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
+def run_check_config(line: CommandLine, console: Console) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
     log = console.log
     config = read_config(native(line.words[0]), console, line)
@@ -7737,7 +7732,7 @@ def run_check_config(line: CommandLine, console: Console, _: Signals) -> int:
     return verdict_of(errors, warnings).status
 
 
-def run_test_mail(line: CommandLine, console: Console, _: Signals) -> int:
+def run_test_mail(line: CommandLine, console: Console) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     path = native(line.words[0])
     config = read_config(path, console, line._replace(options={'ignore_extra_keys': 'true'}))
@@ -7836,7 +7831,7 @@ TEXTS = {'help': 'help', 'h': 'help', 'config': 'config', 'example': 'example'}
 class Command(NamedTuple):
     """A command."""
 
-    run: Callable[[CommandLine, Console, Signals], int]
+    run: Callable[[CommandLine, Console], int]
     help: str
 
     def options(self) -> Dict[str, str]:
@@ -8036,7 +8031,7 @@ def parse_words(words: Sequence[str]) -> CommandLine:
     return CommandLine(command, password, tuple(targets), parse_options(command, rest))
 
 
-def perform(words: Sequence[str], program: str, console: Console, signals: Signals) -> int:
+def perform(words: Sequence[str], program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     target = ''
     try:
@@ -8046,7 +8041,7 @@ def perform(words: Sequence[str], program: str, console: Console, signals: Signa
             return ERROR.status if topic == 'usage' else SUCCESS.status
         line = parse_words(words)
         target = line.words[0]
-        return COMMANDS[line.command].run(line, console, signals)
+        return COMMANDS[line.command].run(line, console)
     except (Interrupted, Exception) as error:
         if isinstance(error, OSError):
             error.filename = error.filename or target  # where the system names no file
@@ -8064,10 +8059,9 @@ def main(argv: Sequence[str]) -> int:
     """Run; return the exit status."""
     stdout = getattr(sys.stdout, 'buffer', None)
     console = Console(getattr(stdout, 'raw', stdout))
-    signals = Signals(console)
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
-    with signals.handled():
-        return perform(words[1:], words[0], console, signals)
+    with Signals(console).handled():
+        return perform(words[1:], words[0], console)
 
 
 if __name__ == '__main__':

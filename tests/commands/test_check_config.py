@@ -71,7 +71,7 @@ class WhatItShows(CheckCase):
         real, seen = os.stat, []
         with unittest.mock.patch('os.stat', lambda path, **more: (
                 seen.append(path), real(path, **more))[1]):
-            status = VmBackup.perform(['check-config', path], '', VmBackup.Console(None), None)
+            status = VmBackup.perform(['check-config', path], '', VmBackup.Console(None))
         self.assertEqual(0, status)
         self.assertFalse([each for each in seen if str(each).startswith(self.backups)])
         self.assertEqual(['db'], os.listdir(self.backups))

@@ -275,7 +275,7 @@ class Robust(ListCase):
     def here(self, *words):
         """What the command prints in this process, which is quicker, and its status."""
         stream = io.BytesIO()
-        status = VmBackup.perform(['list', *words], '', VmBackup.Console(stream), None)
+        status = VmBackup.perform(['list', *words], '', VmBackup.Console(stream))
         return stream.getvalue().decode('utf-8', 'surrogateescape'), status
 
     def test_names_of_any_bytes_and_letters_in_any_locale(self):

@@ -85,7 +85,7 @@ class StatusCase(SavedCase, StoreCase):
 
     def here(self, *words):
         stream = io.BytesIO()
-        status = VmBackup.perform(['status', *words], '', VmBackup.Console(stream), None)
+        status = VmBackup.perform(['status', *words], '', VmBackup.Console(stream))
         return Answer(self, stream.getvalue().decode('utf-8')), status
 
     def aged(self, vm, hours, number=-1, told=()):

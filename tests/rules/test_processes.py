@@ -225,10 +225,17 @@ class Running(ProgramCase):
                     thread.join(LIMIT)
             self.assertEqual([0] * 8, [os.lseek(each.fileno(), 0, os.SEEK_CUR) for each in files])
 
+    def handling(self):
+        """The signals that are handled, as something is begun: one may come before `ending`."""
+        patcher = mock.patch.object(VmBackup.Signals, 'current', VmBackup.Signals())
+        self.addCleanup(patcher.stop)
+        signals = patcher.start()
+        signals.at_once = False
+        return signals
+
     def interrupted(self, script, *signums, run=VmBackup.run):
         """Run a program of sh that says so in a file when it has begun; signals come then."""
-        signals = VmBackup.Signals()
-        signals.at_once = False        # as something is begun: a signal may come before `ending`
+        signals = self.handling()
         failures = []
 
         def send():
@@ -244,7 +251,7 @@ class Running(ProgramCase):
         thread.start()
         try:
             with self.assertRaises(VmBackup.Interrupted) as caught:
-                run(['sh', '-c', script, 'sh', self.path('begun')], LIMIT, signals)
+                run(['sh', '-c', script, 'sh', self.path('begun')], LIMIT, True)
         finally:
             thread.join()
         self.assertEqual([], failures)
@@ -263,12 +270,11 @@ class Running(ProgramCase):
         self.assertEqual('finished\n', self.wait_for('begun.end'))
 
     def test_a_signal_from_before_the_start_ends_an_export_too_but_no_step_without_signals(self):
-        signals = VmBackup.Signals()
-        signals.at_once = False
+        signals = self.handling()
         signals.note(signal.SIGINT)
         self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60, None).output)
         with self.assertRaises(VmBackup.Interrupted):
-            VmBackup.run(['sleep', '60'], LIMIT, signals)
+            VmBackup.run(['sleep', '60'], LIMIT, True)
         self.assertRaises(VmBackup.Interrupted, signals.check)
 
     def test_a_hook_to_which_nobody_can_listen_is_ended(self):
@@ -281,14 +287,14 @@ class Running(ProgramCase):
 
     def test_a_hook_has_some_seconds_to_end_after_a_signal_before_the_next(self):
         lines = []
-        self.interrupted(CLEAN_UP, signal.SIGTERM, run=lambda argv, timeout, signals:
-                         VmBackup.run_hook(argv, {}, timeout, signals, lines.append))
+        self.interrupted(CLEAN_UP, signal.SIGTERM, run=lambda argv, timeout, cuttable:
+                         VmBackup.run_hook(argv, {}, timeout, cuttable, lines.append))
         self.assertIn('clean', lines)
         self.assertNotIn('disturbed', lines)
 
     def test_what_a_hook_started_that_ignores_signals_is_ended_with_it(self):
-        self.interrupted(LEAVE_STUBBORN, signal.SIGTERM, run=lambda argv, timeout, signals:
-                         VmBackup.run_hook(argv, {}, timeout, signals, print))
+        self.interrupted(LEAVE_STUBBORN, signal.SIGTERM, run=lambda argv, timeout, cuttable:
+                         VmBackup.run_hook(argv, {}, timeout, cuttable, print))
         self.assert_gone(int(self.wait_for('begun')))
         with self.assertRaisesRegex(VmBackup.CommandFailed, 'still running'):
             VmBackup.run_hook(['sh', '-c', LEAVE_STUBBORN, 'sh', self.path('pid')], {}, 1, None,
@@ -308,7 +314,7 @@ class XePrograms(ProgramCase):
     def xe(self, text):
         path = self.script('#!/bin/sh\n' + text, name='xe')
         with mock.patch.dict(os.environ, VMBACKUP_XE=path):
-            return VmBackup.Xe(VmBackup.Console(self.output), VmBackup.Signals())
+            return VmBackup.Xe(VmBackup.Console(self.output))
 
     def log(self):
         text = self.output.getvalue().decode('utf-8').replace(self.directory + '/', '')

@@ -40,8 +40,7 @@ class Tables(PoolCase):
 
     def test_only_fields_in_use_are_kept_and_no_vm_at_all(self):
         with unittest.mock.patch.dict(os.environ, self.environ()):
-            with VmBackup.Pool.connect('password', VmBackup.Console(None),
-                                       VmBackup.Signals()) as pool:
+            with VmBackup.Pool.connect('password', VmBackup.Console(None)) as pool:
                 vms = pool.vms()
                 self.assertEqual(2, len(vms))
                 self.assertEqual({}, pool.tables)
@@ -112,7 +111,7 @@ class Store(PoolCase):
             '/') == depth and path != '.']) for depth in (1, 0)) + (seen['entered'].count('.'),))
 
     def list_here(self, *words):
-        return VmBackup.perform(['list', *words], '', VmBackup.Console(io.BytesIO()), None)
+        return VmBackup.perform(['list', *words], '', VmBackup.Console(io.BytesIO()))
 
     def test_to_list_all_is_one_listing_of_a_vm_and_three_looks_at_a_backup(self):
         config = self.config('vm-export=.*')

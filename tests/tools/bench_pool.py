@@ -104,7 +104,7 @@ import VmBackup
 os.environ['VMBACKUP_XAPI_URL'] = words[0]
 console = VmBackup.Console(getattr(sys.stdout.buffer, 'raw', sys.stdout.buffer))
 tracemalloc.start()
-with VmBackup.Pool.connect('password', console, VmBackup.Signals()) as pool:
+with VmBackup.Pool.connect('password', console) as pool:
     vms = pool.vms()
     for name in ('VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'):
         pool.table(name)
@@ -390,7 +390,7 @@ def list_all(root):
 
 
 def command_list(root):
-    assert VmBackup.perform(['list', root], '', VmBackup.Console(None), None) == 0
+    assert VmBackup.perform(['list', root], '', VmBackup.Console(None)) == 0
 
 
 def bench_store(table, place, _, runs):

@@ -215,7 +215,7 @@ class PoolCase(unittest.TestCase):
         environ = {name: keys.pop(name) for name in list(keys) if name.isupper()}
         with unittest.mock.patch.dict(os.environ, self.environ(**environ)):
             status = VmBackup.perform(['password', self.config(*lines, **keys)], 'VmBackup.py',
-                                      VmBackup.Console(stream), VmBackup.Signals())
+                                      VmBackup.Console(stream))
         return status, stream.getvalue().decode('utf-8')
 
     def xe(self, *words):
@@ -331,4 +331,4 @@ def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
     config = VmBackup.parse_config(['backup_dir=' + backup_dir])
     console = VmBackup.Console(None)
-    return VmBackup.Shared(config, console, VmBackup.Signals())
+    return VmBackup.Shared(config, console)
