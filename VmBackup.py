@@ -347,6 +347,10 @@ def is_packed(name: str) -> bool:
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
                  r'[+-]([01]\d|2[0-3]):[0-5]\d\Z', re.ASCII)
 EPOCH = datetime.datetime(1970, 1, 1)
+MOST_NAMES = 10            # of VMs or such in one text
+LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
+MOST_VALUES = 2**15        # in one
+LONGEST_NUMBER = 20        # characters of a number in one
 
 
 def now() -> datetime.datetime:
@@ -439,6 +443,43 @@ def printable(text: str) -> str:
 def as_json(value: Any) -> str:
     """Return a value as JSON, of ASCII that a terminal shows."""
     return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
+
+
+def parse_number(text: str) -> float:
+    """Return a number in JSON. Raise ValueError for what is none, as Infinity, or so long that
+    int() could take hours."""
+    if len(text) <= LONGEST_NUMBER:
+        number = int(text) if text.lstrip('-').isdigit() else float(text)
+        if abs(number) < float('inf'):
+            return number
+    raise ValueError('it has a number that cannot be meant')
+
+
+DECODER = json.JSONDecoder(parse_int=parse_number, parse_float=parse_number,
+                           parse_constant=parse_number)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return what JSON on a share holds. Raise ValueError for what is none, or would take more
+    memory or time than anything that we write."""
+    values = data.count(b',') + data.count(b'[') + data.count(b'{')
+    if len(data) > LONGEST_RECORD or values > MOST_VALUES:
+        raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
+                         f'{MOST_VALUES} are the most')
+    try:
+        value = DECODER.decode(data.decode('utf-8'))
+        encoded(json.dumps(value, ensure_ascii=False))     # raises for what is no text
+    except RecursionError:
+        raise ValueError('too many values within each other')
+    return value
+
+
+def abbreviate(texts: Sequence[str]) -> str:
+    """Return the first of these texts, and how many more there are."""
+    text = ', '.join(texts[:MOST_NAMES])
+    if len(texts) > MOST_NAMES:
+        text += f' and {len(texts) - MOST_NAMES} more'
+    return text
 
 
 def cut(text: str, columns: int) -> str:
@@ -2874,9 +2915,6 @@ DELETING = '.deleting-'    # begins the name of a dated directory that is being 
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
-LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
-MOST_VALUES = 2**15        # in one
-LONGEST_NUMBER = 20        # characters of a number in one
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
@@ -2947,35 +2985,6 @@ class Restoring(NamedTuple):
     def is_sound(self) -> bool:
         """Return whether what is looked for in the pool can be what we wrote."""
         return re.match('[0-9a-f]{32}\\Z', self.mark) is not None
-
-
-def parse_number(text: str) -> float:
-    """Return a number in JSON. Raise ValueError for what is none, as Infinity, or so long that
-    int() could take hours."""
-    if len(text) <= LONGEST_NUMBER:
-        number = int(text) if text.lstrip('-').isdigit() else float(text)
-        if abs(number) < float('inf'):
-            return number
-    raise ValueError('it has a number that cannot be meant')
-
-
-DECODER = json.JSONDecoder(parse_int=parse_number, parse_float=parse_number,
-                           parse_constant=parse_number)
-
-
-def parse_json(data: bytes) -> Any:
-    """Return what JSON on a share holds. Raise ValueError for what is none, or would take more
-    memory or time than anything that we write."""
-    values = data.count(b',') + data.count(b'[') + data.count(b'{')
-    if len(data) > LONGEST_RECORD or values > MOST_VALUES:
-        raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
-                         f'{MOST_VALUES} are the most')
-    try:
-        value = DECODER.decode(data.decode('utf-8'))
-        encoded(json.dumps(value, ensure_ascii=False))     # raises for what is no text
-    except RecursionError:
-        raise ValueError('too many values within each other')
-    return value
 
 
 def parse_record(kind: Any, data: bytes) -> Any:
@@ -7565,15 +7574,6 @@ def run_test_restore(line: CommandLine, console: Console) -> int:
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
 UNKNOWN = 3
 LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
-MOST_NAMES = 10            # of VMs or such in one text
-
-
-def abbreviate(texts: Sequence[str]) -> str:
-    """Return the first of these texts, and how many more there are."""
-    text = ', '.join(texts[:MOST_NAMES])
-    if len(texts) > MOST_NAMES:
-        text += f' and {len(texts) - MOST_NAMES} more'
-    return text
 
 
 def plugin_line(status: int, text: str, figures: str = '') -> str:
