@@ -2977,11 +2977,6 @@ class Restoring(NamedTuple):
     damaged = (f'the record of a restore is damaged (look for a VM with {MARK} in its '
                'other-config, then delete the record)')
 
-    @property
-    def unpacked(self) -> str:
-        """The path of a file that the restore may make."""
-        return os.path.splitext(self.path)[0] + '.vhd'
-
     def is_sound(self) -> bool:
         """Return whether what is looked for in the pool can be what we wrote."""
         return re.match('[0-9a-f]{32}\\Z', self.mark) is not None
@@ -3800,27 +3795,9 @@ class Store(Catalogue):
     @staticmethod
     def restored(record: Restoring) -> None:
         """Nothing half restored is left. Raise OSError."""
-        for path in (record.unpacked, record.path) if record.path else ():
-            remove(path)
+        if record.path:
+            remove(record.path)
         note(record.path, None)
-
-    def unpack(self, record: Restoring, pieces: Iterator[bytes], size: int,
-               check: Callable[[], None]) -> str:
-        """Write so many bytes into a file beside the record of a restore, which goes with that;
-        return its path. Raise TargetError if there is no room, OSError, and what a check raises."""
-        if not record.path or room_in(self.root)[1] < size:
-            raise TargetError(f'its blocks are out of order, and {self.root} cannot be written, '
-                              f'or has no space for {human_size(size)} to unpack it (unpack it '
-                              'elsewhere, with gzip -d or zstd -d, and restore that file)')
-
-        def work() -> None:
-            with create(record.unpacked) as stream:
-                for piece in pieces:
-                    stream.write(piece)
-                    if stream.tell() > size:
-                        raise Damaged(f'it has more than the {size} bytes of its blocks')
-        bounded(work, self.root, check)
-        return record.unpacked
 
     @contextlib.contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
@@ -4571,13 +4548,19 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
-    """Return the bytes of the disk that an image is of; `known` is what its directory tells."""
+    """Return the bytes of the disk that an image is of; `known` is what its directory tells. Raise
+    Damaged for a packed VHD that cannot become a raw image on its way."""
     if form == '.raw' and (known or not is_packed(path)):
         return known or size_of(path)
     with opened(path) as source:
-        if form == '.vhd':
-            return ImageReader(source).read_head()[0]
-        return sum(len(piece) for piece in pieces_of(source))
+        if form == '.raw':
+            return sum(len(piece) for piece in pieces_of(source))
+        size, _, table = ImageReader(source).read_head()
+        sectors = [sector for sector in table if sector != NOWHERE]
+        if is_packed(path) and sectors != sorted(sectors):
+            raise Damaged(f'{path}: its blocks are in another order than xapi writes (unpack it, '
+                          f'with {compression_of(path).unpack}, and restore that file)')
+        return size
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5630,8 +5613,6 @@ class Importer:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
         size = target.size
         mark = record.mark
-        if form == '.vhd' and is_packed(path):
-            path = self.in_order(path, record)
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=marked_name(mark), virtual_size=str(size), **words)
@@ -5653,21 +5634,6 @@ class Importer:
             pieces = image_pieces(path, form, size, made)
             self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
         return uuid
-
-    def in_order(self, path: str, record: Restoring) -> str:
-        """Return the path of a packed VHD image if its blocks are in the disk's order, so that it
-        can become a raw one on the way; else of a file, deleted with the record, that it fills."""
-        with opened(path) as source:
-            sectors = [sector for sector in ImageReader(source).read_head()[2] if sector != NOWHERE]
-        if sectors == sorted(sectors):
-            return path
-        size = (max(sectors) + 2) * BLOCK + VHD_BLOCK
-        self.console.log(f'unpacking {path} into {record.unpacked}, as its blocks are not in the '
-                         'order of the disk')
-        meter = Meter(self.console, 'unpacked', os.path.basename(path), size)
-        watchdog = Watchdog(self.limit, lambda: size_of(record.unpacked), meter)
-        with opened(path) as source:
-            return self.store.unpack(record, pieces_of(source), size, watchdog.check)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -73,7 +73,6 @@ PATHS = {
 }
 VHD_PATHS = {
     'BACKUPS/.restore-*.json': 'the record of a restore',
-    'BACKUPS/.restore-*.json>.vhd': 'an image while it is unpacked',
     'BACKUPS/db/backup-2009-03-02*/db.vhd.gz': 'a packed image',
     'BACKUPS/db/backup-2009-03-03*/db.vhd': 'an image that xe reads',
     'BACKUPS/db/backup-2009-03-03*': 'its directory',
@@ -168,7 +167,7 @@ class Attacks(FaultCase):
         self.put('web/.deleting-%s/web.xva' % (OLD % 2), b'x')
         if 'VHD' in self.command:
             image = archive.Image.sample(6 << 20, 'order', 1)
-            for day, name, data in ((2, 'db.vhd.gz', gzip.compress(archives.shuffled(image), 1)),
+            for day, name, data in ((2, 'db.vhd.gz', gzip.compress(archives.vhd(image), 1)),
                                     (3, 'db.vhd', archives.vhd(image))):
                 self.put('db/%s/%s' % (OLD % day, name), data)
                 self.put('db/%s/success' % (OLD % day), b'')
