@@ -4167,8 +4167,6 @@ class Reader:
 class ArchiveReader(Reader):
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
 
-    # Name, size and checksum of a V7 header (ocaml-tar: lib/tar.ml).
-    header = re.compile(rb'([^\0]+)\0([0-7]{11})[\0 ]([0-7]{6,7})\0 ?\Z')
     where = 'ova.xml'
     head = b''                 # the block that was read last: the header of the next member
     gaps = False               # whether chunks are left out
@@ -4184,7 +4182,7 @@ class ArchiveReader(Reader):
         """Read ova.xml; return its header and what it holds. Raise Damaged."""
         head = self.read_block()
         name, size = self.member()
-        if name != 'ova.xml' or size > LARGEST_OVA:
+        if name != 'ova.xml' or not 0 <= size <= LARGEST_OVA:
             raise self.fault(f'it begins with {name} of {size} bytes, not with ova.xml')
         ova = self.fill(memoryview(bytearray(size + -size % BLOCK)))
         self.digest.update(ova)
@@ -4227,16 +4225,16 @@ class ArchiveReader(Reader):
 
     def member(self) -> Tuple[str, int]:
         """Return name and size from the last header; ('', 0) at the end. Raise Damaged."""
-        if not any(self.head):
+        import tarfile
+        try:
+            found = tarfile.TarInfo.frombuf(self.head, 'utf-8', 'replace')
+        except tarfile.EOFHeaderError:
             return '', 0
-        name, size, total, kind = struct.unpack('100s24x12s12x8sc355x', self.head)
-        found = self.header.match(name.rstrip(b'\0') + b'\0' + size + total)
-        right = sum(self.head) - sum(total) + sum(b' ' * 8)        # as if it were blank
-        if not found or int(found.group(3), 8) != right:
+        except tarfile.HeaderError:
             raise self.fault('a header was expected, or one with another checksum')
-        if kind not in (b'\0', b'0'):                  # a file
+        if found.type not in (tarfile.AREGTYPE, tarfile.REGTYPE):
             raise self.fault('a member of an unknown kind')
-        return found.group(1).decode('utf-8', 'replace'), int(found.group(2), 8)
+        return found.name, found.size
 
     def read_disk(self, disk: ArchivedDisk) -> None:
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
