@@ -521,6 +521,8 @@ def quoted(argv: Sequence[str]) -> str:
 class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail."""
 
+    current = None             # type: Console     # that of this process
+
     def __init__(self, stream: Any) -> None:
         self.stream = stream   # unbuffered; None if it is closed
         self.terminal = bool(stream) and stream.isatty()
@@ -576,7 +578,15 @@ class Console:
                 data = data[self.stream.write(data) or len(data):]
 
 
-def explain(error: BaseException, console: Console) -> str:
+Console.current = Console(None)
+
+
+def log(*lines: str) -> None:
+    """Print lines with 3.25's time stamp, to be mailed too."""
+    Console.current.log(*lines)
+
+
+def explain(error: BaseException) -> str:
     """Return the sentence for what ended something; log the traceback of a bug of ours."""
     if isinstance(error, (Interrupted, VmBackupError)):
         return str(error)
@@ -584,15 +594,14 @@ def explain(error: BaseException, console: Console) -> str:
         reason = error.strerror or str(error)
         return f'cannot access {error.filename}: {reason}' if error.filename else reason
     import traceback
-    console.log(*traceback.format_exc().splitlines())
+    log(*traceback.format_exc().splitlines())
     return f'a bug in VmBackup.py, please report it: {error!r}'
 
 
 class Meter:
     """Shows the progress of a file: always on a terminal, every ten minutes in a log."""
 
-    def __init__(self, console: Console, verb: str, name: str, expected: int = 0) -> None:
-        self.console = console
+    def __init__(self, verb: str, name: str, expected: int = 0) -> None:
         self.verb = verb
         self.name = name
         self.expected = expected   # bytes, as far as is known
@@ -601,7 +610,7 @@ class Meter:
 
     def is_due(self) -> bool:
         """Return whether `show` would print anything now."""
-        return self.console.terminal or self.seconds() - self.logged > TELL_EVERY
+        return Console.current.terminal or self.seconds() - self.logged > TELL_EVERY
 
     def show(self, done: int, share: float = 0) -> None:
         """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
@@ -614,10 +623,10 @@ class Meter:
             left = seconds / share - seconds
             text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
         text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
-        self.console.show(text)
+        Console.current.show(text)
         if seconds - self.logged > TELL_EVERY:
             self.logged = seconds
-            self.console.log(text)
+            log(text)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -909,7 +918,7 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
                   tuple(notes))
 
 
-def read_config(path: str, console: Console, line: CommandLine = CommandLine()) -> Config:
+def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = True) -> Config:
     """Read a config file, or the defaults for ''; log where from. Raise ConfigError."""
     if not path:
         return parse_config([], '', line)
@@ -924,34 +933,35 @@ def read_config(path: str, console: Console, line: CommandLine = CommandLine()) 
         number = data[:error.start].count(b'\n') + 1
         raise ConfigError(f'config file {path} line {number} is not UTF-8 text (save it as UTF-8)')
     config = parse_config(re.split('\r\n|\r|\n', text), path, line)
-    console.log(f'VmBackup config loaded from: {path}')
+    if announce:
+        log(f'VmBackup config loaded from: {path}')
     return config
 
 
-def config_of(line: CommandLine, console: Console) -> Config:
+def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with a vm-selector. Raise VmBackupError."""
     target = line.words[0]
     path = native(line.words[0])
     if os.path.exists(path) and not os.path.isdir(path):
-        return read_config(path, console, line)
+        return read_config(path, line)
     if '/' in target and os.path.isdir(path):
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
     rule = selector(target)
     if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
-        console.log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
+        log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
     return parse_config([], '', line)._replace(rules=(rule,))
 
 
-def refuse_unexpected(config: Config, console: Console) -> None:
+def refuse_unexpected(config: Config) -> None:
     """Log the lines of a config that are not understood; raise ConfigError if there are any."""
-    console.log(*config.unexpected)
+    log(*config.unexpected)
     if config.unexpected:
         raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
 
 
-def refuse_mistakes(config: Config, console: Console) -> None:
+def refuse_mistakes(config: Config) -> None:
     """Raise ConfigError for the first mistake in a config."""
-    refuse_unexpected(config, console)
+    refuse_unexpected(config)
     for text in config.errors.values():
         raise ConfigError(text.partition(': ')[2])
 
@@ -1028,7 +1038,7 @@ def changeable(path: str, shares: bool = True) -> str:
     return ''
 
 
-def run_create_password_file(line: CommandLine, console: Console) -> int:
+def run_create_password_file(line: CommandLine) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     path = native(line.words[0])
     if not line.password:
@@ -1045,7 +1055,7 @@ def run_create_password_file(line: CommandLine, console: Console) -> int:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
-    console.log(f'password file created: {path}')
+    log(f'password file created: {path}')
     return SUCCESS.status
 
 
@@ -1069,12 +1079,12 @@ def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     return password
 
 
-def login_word(word: str, console: Console) -> Optional[str]:
+def login_word(word: str) -> Optional[str]:
     """Return the password that a command line's first word stands for, None for `local`."""
     if word == 'local':
         return None
     if os.path.isfile(native(word)):
-        return read_password_file(native(word), console.log)
+        return read_password_file(native(word), log)
     if '/' in word and os.path.exists(native(word)):
         raise ConfigError(f'not a file: password file {word}')
     return word
@@ -1441,7 +1451,7 @@ class Watchdog:
     def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
                  progress: Callable[[], Dict[str, float]] = dict) -> None:
         self.limit = limit         # seconds
-        self.every = min(1 if meter.console.terminal else LOOK_EVERY, limit / 4)   # seconds
+        self.every = min(1 if Console.current.terminal else LOOK_EVERY, limit / 4)   # seconds
         self.size = size           # bytes so far
         self.meter = meter
         self.progress = progress   # shares of what the tasks have to do
@@ -1474,8 +1484,7 @@ class Signals:
     running = set()            # type: Set[subprocess.Popen]   # all children
     starting = threading.Lock()    # held until one is among them
 
-    def __init__(self, console: Console = Console(None)) -> None:
-        self.console = console
+    def __init__(self) -> None:
         self.received = 0
         self.at_once = True    # until something is begun in the pool that must be finished
         self.logging_in = False    # a login that nobody awaits would stay in xapi
@@ -1517,8 +1526,8 @@ class Signals:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
             self.wait(pipe)
         with contextlib.suppress(Interrupted, RuntimeError):   # the log hangs; no more threads
-            bounded(lambda: self.console.log(f'ERROR {self.reason()}'), '', lambda: None)
-        self.console.lock.acquire(timeout=LAST_WORDS)  # nobody has to tell how the children end
+            bounded(lambda: log(f'ERROR {self.reason()}'), '', lambda: None)
+        Console.current.lock.acquire(timeout=LAST_WORDS)  # nobody has to tell how the children end
         self.kill_children()
         os._exit(128 + self.received)
 
@@ -1838,9 +1847,8 @@ def code_of(words: str) -> str:
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
 
-    def __init__(self, console: Console, numbered: bool = True) -> None:
+    def __init__(self, numbered: bool = True) -> None:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
-        self.console = console
         self.number = 0 if numbered else None          # type: Optional[int]
 
     def ask(self, verb: str, **parameters: Any) -> bytes:
@@ -1886,12 +1894,12 @@ class Xe:
             if self.number is not None:
                 self.number += 1
                 number = f'{self.number}.cmd: '
-            self.console.log(number + quoted(argv))
+            log(number + quoted(argv))
         result = run(given, XE_TIMEOUT, **how)
         words = decoded(result.errors)
-        self.console.log(*words.splitlines())
+        log(*words.splitlines())
         if result.status:
-            self.console.log('ERROR ' + quoted(argv))
+            log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
             raise CommandFailed(f'xe {verb} failed: {last_words}', code_of(last_words))
         if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
@@ -2011,7 +2019,7 @@ def is_complete(kind: str, record: Any) -> bool:
 class Pool:
     """A logged-in session with the pool."""
 
-    def __init__(self, url: str, console: Console) -> None:
+    def __init__(self, url: str) -> None:
         """Prepare a session at http://..., https://... or unix:/path. A host's certificate is
         checked as the pool's hosts do it, if they do. Raise PoolError for another URL."""
         try:
@@ -2035,7 +2043,6 @@ class Pool:
             raise PoolError(f'cannot read {bundle}: {error}')
         except ValueError as error:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
-        self.console = console
         self.redirected = False            # this host is not the master
         self.patience = XAPI_PATIENCE      # seconds
         self.lock = threading.RLock()      # a connection carries one call at a time
@@ -2045,14 +2052,14 @@ class Pool:
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, word: str, console: Console) -> Iterator['Pool']:
+    def connect(cls, word: str) -> Iterator['Pool']:
         """Log in with a command line's first word, yield a Pool, log out. A pool member answers
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
-        password = login_word(word, console)
+        password = login_word(word)
         usual = XAPI_SOCKET if password is None else XAPI_URL
         url = os.environ.get('VMBACKUP_XAPI_URL') or usual
-        pool = cls(url, console)
+        pool = cls(url)
         Signals.current.logging_in = True
         try:
             pool.login(password or '')
@@ -2062,7 +2069,7 @@ class Pool:
             master = error.details[1]
             if master.count(':') > 1 and not master.startswith('['):
                 master = f'[{master}]'                 # an IPv6 address
-            pool = cls(f'https://{master}/', console)
+            pool = cls(f'https://{master}/')
             pool.redirected = True
             pool.login(password or '')
         try:
@@ -2079,9 +2086,9 @@ class Pool:
     def login(self, password: str) -> None:
         """Log in as root."""
         if self.trusting:
-            self.console.log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
-                             'of this pool do not check theirs (use local as the password, or xe '
-                             'pool-enable-tls-verification)')
+            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
+                'of this pool do not check theirs (use local as the password, or xe '
+                'pool-enable-tls-verification)')
         self.guarded('login at ' + self.shown, self.session.login_with_password, 'root', password,
                      '1.0', 'VmBackup.py')
 
@@ -2106,7 +2113,7 @@ class Pool:
                     self.patience = 0                  # until a call succeeds
                     raise
                 if not told:
-                    self.console.log(f'***NOTE - {error}: trying again')
+                    log(f'***NOTE - {error}: trying again')
                 told = True
             time.sleep(wait)
 
@@ -3866,15 +3873,15 @@ class Opened(NamedTuple):
     store: Store
 
 
-def open_config(word: str, console: Console, announce: bool = False) -> Opened:
+def open_config(word: str, announce: bool = False) -> Opened:
     """Open backup_dir of a config file, of the script's first page for ''. Raise ConfigError."""
     path = native(word)
-    config = read_config(path, console if announce else Console(None))
-    refuse_mistakes(config, console)
+    config = read_config(path, announce=announce)
+    refuse_mistakes(config)
     return Opened('config', path, config, Store(config.settings))
 
 
-def open_target(word: str, console: Console, announce: bool = False,
+def open_target(word: str, announce: bool = False,
                 is_archive: Optional[Callable[[str], Any]] = None) -> Opened:
     """Open what a word of the command line stands for; any file is a config, but for what
     `is_archive` finds. Raise UsageError, ConfigError, OSError."""
@@ -3883,8 +3890,8 @@ def open_target(word: str, console: Console, announce: bool = False,
     if not kind:
         raise UsageError(f'no such file or directory: {word}')
     if kind == 'file' and not (is_archive and is_archive(path)):
-        return open_config(word, console, announce)
-    opened = open_config('', console)
+        return open_config(word, announce)
+    opened = open_config('')
     opened.store.set_root(root_of(path))
     return opened._replace(kind=kind, path=path)
 
@@ -4621,21 +4628,21 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
         raise CommandFailed(f'the metadata export is no XML: {error}')
 
 
-def write_configuration(backup: NewBackup, vm: Vm, pool: Pool, console: Console) -> None:
+def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
     """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
     metrics = pool.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
     backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
                      os_version=metrics.get('os_version', {}).get('name', '')), 'vm.cfg')
-    console.log('Writing disk info')
+    log('Writing disk info')
     for disk in pool.disks(vm):
-        console.log('vbd: ' + disk.vbd_ref)
-        console.log('disk: {} - begin'.format(disk.vdi['name_label']))
+        log('vbd: ' + disk.vbd_ref)
+        log('disk: {} - begin'.format(disk.vdi['name_label']))
         directory = 'DISK-' + disk.device
         backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
         backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
-    console.log('Writing VIF info')
+    log('Writing VIF info')
     for vif in pool.vifs(vm):
-        console.log('Writing VIF: ' + vif['device'])
+        log('Writing VIF: ' + vif['device'])
         backup.write(cfg(VIF_CFG, vif), 'VIFs', 'vif-{}.cfg'.format(vif['device']))
 
 
@@ -4781,8 +4788,7 @@ class Reading:
 class Verifier:
     """Reads files under watch, and shows how far it is."""
 
-    def __init__(self, console: Console, limit: float) -> None:
-        self.console = console
+    def __init__(self, limit: float) -> None:
         self.limit = limit     # seconds in which something has to move
         self.noted = False     # whether it was said that checksums are not compared
 
@@ -4791,17 +4797,17 @@ class Verifier:
         CommandFailed, OSError, Interrupted."""
         reading = Reading(path)
         total = bounded(lambda: size_of(path), path)
-        meter = Meter(self.console, 'verified', os.path.basename(path), total)
+        meter = Meter('verified', os.path.basename(path), total)
         watchdog = Watchdog(self.limit, reading.at, meter)
         try:
             proof = bounded(lambda: reading.read(size), path, watchdog.check)
         finally:
-            self.console.show('')
+            Console.current.show('')
             reading.close()
         if proof.vm and proof.proved == 'structure' and not self.noted:
             self.noted = True
-            self.console.log('***NOTE - this host has no libxxhash: the checksums in archives are '
-                             'not compared (install xxhash-libs, on Debian libxxhash0)')
+            log('***NOTE - this host has no libxxhash: the checksums in archives are '
+                'not compared (install xxhash-libs, on Debian libxxhash0)')
         return proof
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
@@ -4890,16 +4896,16 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
         warnings.append(f'{what}: {error}')
 
 
-def end_clients(uuids: Sequence[str], run: str, console: Console) -> None:
+def end_clients(uuids: Sequence[str], run: str) -> None:
     """End each xe of a killed run, a process as in Intent, that still transfers an object."""
     variable = '{}={}\0'.format(CHILD, run.partition(' ')[0])
     for uuid in uuids:
         for number in programs_with('uuid=' + uuid, variable):
-            console.log(f'ending a transfer of a run that was killed: process {number}')
+            log(f'ending a transfer of a run that was killed: process {number}')
             end_program(number)
 
 
-def in_several_tries(remove: Callable[[int], None], console: Console,
+def in_several_tries(remove: Callable[[int], None],
                      warnings: Optional[List[str]] = None) -> None:
     """Call `remove` with the number of the try until it succeeds; at last raise its VmBackupError.
     Earlier errors become warnings. IN_USE usually passes when a transfer has ended, so it gets
@@ -4913,7 +4919,7 @@ def in_several_tries(remove: Callable[[int], None], console: Console,
             if number >= len(pauses if passing else DISCARD_PAUSES) or error.code == NOT_OURS:
                 raise
             if passing:
-                console.log(f'***NOTE - {error}: trying again')
+                log(f'***NOTE - {error}: trying again')
             else:
                 warnings.append(str(error))
         time.sleep(pauses[number])
@@ -4985,8 +4991,7 @@ class Remover:
 
     def remove(self, intent: Intent, prepared: bool = False) -> None:
         """Remove a snapshot with its disks. Raise VmBackupError."""
-        in_several_tries(lambda number: self.try_removing(intent, number, prepared),
-                         self.xe.console, self.warnings)
+        in_several_tries(lambda number: self.try_removing(intent, number, prepared), self.warnings)
 
     def try_removing(self, intent: Intent, number: int, prepared: bool) -> None:
         """Uninstall a VM's snapshot, and destroy the disks that are left: vm-uninstall removes the
@@ -5001,7 +5006,7 @@ class Remover:
             drop_leaked_vbds(self.pool, self.xe, owners, held)
             # snapshot-uninstall does it whether it is still a template or not.
             verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
-            self.xe.console.log(*self.xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
+            log(*self.xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
             disks = self.disks(intent)
             if not intent.disks or any(disk.vbds for disk in disks):
                 self.check_gone(intent)
@@ -5073,13 +5078,12 @@ class Remover:
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
         """Remove the snapshot of an unfinished backup, when its disks are recorded: a removal loses
         the snapshot's own record first. Raise VmBackupError."""
-        self.xe.console.log('removing the snapshot of an unfinished backup: ' + found.uuid)
+        log('removing the snapshot of an unfinished backup: ' + found.uuid)
         ours = self.with_disks(intent, found)
         if ours != intent:
             with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
                 set_intent(backup, ours)
-        end_clients([ours.uuid] + [disk.uuid for disk in self.disks(ours)], ours.process,
-                    self.xe.console)
+        end_clients([ours.uuid] + [disk.uuid for disk in self.disks(ours)], ours.process)
         self.pool.await_exports(intent.kind, found.ref)
         self.remove(ours)
 
@@ -5128,7 +5132,6 @@ class Exporter:
                  warnings: List[str]) -> None:
         self.pool = pool
         self.xe = xe
-        self.console = xe.console
         self.extension = extension
         self.archive = '.xva' in extension
         self.choice = choice
@@ -5244,7 +5247,7 @@ class Exporter:
         there = [disk.device for disk in self.disks + self.others]
         for device in wanted.split(','):
             if device not in there + ['boot', 'all']:
-                self.console.log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
+                log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
 
     @contextlib.contextmanager
     def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
@@ -5274,7 +5277,7 @@ class Exporter:
     def take(self, backup: Backup, warned_of: Sequence[str]) -> Snapshot:
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
         Signals.current.check()
-        self.console.log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
+        log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
             pool = self.pool.uuid()
             ahead = self.pool.ahead()
@@ -5285,7 +5288,7 @@ class Exporter:
         try:
             with failing_as(self.snapshot_token):
                 uuid = self.make_snapshot()
-                self.console.log('snap-uuid: ' + uuid)
+                log('snap-uuid: ' + uuid)
                 if not re.match(UUID + r'\Z', uuid):
                     raise CommandFailed('xe printed no uuid of a snapshot')
                 self.write_intent(backup, intent._replace(uuid=uuid))
@@ -5375,7 +5378,7 @@ class Exporter:
         with handed(path) as at:
             output = self.xe.transfer('vm-export', watchdog, at=at, uuid=file.snapshot.uuid,
                                       filename=path, **compression_of(path).parameters)
-        self.console.log(*output.splitlines())
+        log(*output.splitlines())
         if 'Export succeeded' not in output.splitlines():
             raise CommandFailed('xe vm-export did not say that the export succeeded')
 
@@ -5438,7 +5441,6 @@ class Importer:
         self.pool = pool
         self.xe = xe
         self.store = store
-        self.console = xe.console
         self.warnings = warnings
         self.limit = limit     # seconds in which an import has to move
 
@@ -5450,8 +5452,8 @@ class Importer:
         since = utc(self.pool.ahead() - 60)
         with self.store.restoring(self.pool.uuid(), name, since) as record:
             if not record.path:
-                self.console.log(f'***NOTE - cannot write in {self.store.root}: if this is '
-                                 f'killed, look for {MARK} in the other-config of VMs and disks')
+                log(f'***NOTE - cannot write in {self.store.root}: if this is '
+                    f'killed, look for {MARK} in the other-config of VMs and disks')
             try:
                 yield record
                 if keep:
@@ -5469,8 +5471,8 @@ class Importer:
             for path in sorted(self.store.restores().values()):
                 with tolerating(self.warnings, path), self.store.taken(path) as record:
                     if record and record.pool != self.pool.uuid():
-                        self.console.log(f'***NOTE - {path} records a restore in another pool, '
-                                         f'{record.pool}: not touched')
+                        log(f'***NOTE - {path} records a restore in another pool, '
+                            f'{record.pool}: not touched')
                     elif record:
                         self.end(record)
 
@@ -5483,10 +5485,9 @@ class Importer:
                     self.unmark(word, each, record)
         else:
             if (record.host, record.process) != own_process():
-                self.console.log('removing what is left of a restore that was killed')
-                end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process,
-                            self.console)
-            in_several_tries(lambda _: self.remove(record), self.console)
+                log('removing what is left of a restore that was killed')
+                end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
+            in_several_tries(lambda _: self.remove(record))
         self.store.restored(record)
 
     def unmark(self, word: str, made: Record, record: Restoring) -> None:
@@ -5565,7 +5566,7 @@ class Importer:
              **parameters: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
-        meter = Meter(self.console, 'restored', os.path.basename(path), size)
+        meter = Meter('restored', os.path.basename(path), size)
         watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
         return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
 
@@ -5588,7 +5589,7 @@ class Importer:
         pieces = archive_for_import(path, target.name, mark)
         preserve = {'preserve': True} if target.preserve else {}
         uuid = self.feed('vm-import', path, pieces, 0, sr_uuid=target.sr['uuid'], **preserve)
-        self.console.log('vm-uuid: ' + uuid)
+        log('vm-uuid: ' + uuid)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
@@ -5623,7 +5624,7 @@ class Importer:
             # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
             others = list(self.pool.progress('VDI import'))
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
-                                Meter(self.console, 'restored', os.path.basename(path), size),
+                                Meter('restored', os.path.basename(path), size),
                                 lambda: self.pool.progress('VDI import', others))
             with handed_open(path) as at:
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
@@ -5668,9 +5669,8 @@ class LastRun(NamedTuple):
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
 
-    def __init__(self, path: str, console: Console) -> None:
+    def __init__(self, path: str) -> None:
         self.path = '' if path == os.devnull else path
-        self.console = console
         self.broken = False
         self.lock = threading.Lock()   # its lines are in the order of their times
         self.run = None        # type: Any
@@ -5685,8 +5685,8 @@ class StatusLog:
                 bounded(lambda: self.append(','.join(fields), run), 'the file system')
             except (OSError, TargetError) as error:
                 if not self.broken:
-                    self.console.log(f'***WARNING - cannot write status_log {self.path}: '
-                                     f'{getattr(error, "strerror", error)}')
+                    log(f'***WARNING - cannot write status_log {self.path}: '
+                        f'{getattr(error, "strerror", error)}')
                 self.broken = True
 
     def append(self, line: str, run: Optional[LastRun]) -> None:
@@ -5728,11 +5728,10 @@ def hook_problem(path: str) -> str:
 class Hooks:
     """Runs the program that `hook` names, if it names one, at each phase of a run."""
 
-    def __init__(self, settings: Settings, report: str, console: Console) -> None:
+    def __init__(self, settings: Settings, report: str) -> None:
         self.program = '' if hook_problem(settings.hook) else settings.hook
         self.timeout = settings.hook_timeout * 60      # seconds
         self.known = {'backup_dir': settings.backup_dir, 'report': report}
-        self.console = console
 
     def run(self, phase: str, **known: str) -> bool:
         """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed, and
@@ -5742,20 +5741,20 @@ class Hooks:
         begins = phase in BEGINNINGS
         known = dict(self.known, **known)
         environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
-        begin = getattr(self.console.thread, 'begin', '')      # its output is another thread's
+        begin = getattr(Console.current.thread, 'begin', '')      # its output is another thread's
         at_once = Signals.current.at_once
         Signals.current.at_once = False
         timeout = min(self.timeout, SIGNAL_GRACE) if Signals.current.received else self.timeout
         Signals.current.allow(SIGNAL_GRACE + CUT_GRACE)
         try:
             status = run_hook([self.program, phase], environ, timeout, begins,
-                              lambda line: self.console.log(f'{begin}hook {phase}: {line}'))
+                              lambda line: log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
             raise CommandFailed(f'hook {phase} failed: {error}')
         finally:
             Signals.current.at_once = at_once
         if begins and status == NOT_NOW:
-            self.console.log(f'hook {phase}: exit status {NOT_NOW}: skipped')
+            log(f'hook {phase}: exit status {NOT_NOW}: skipped')
         elif status:
             how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
             raise CommandFailed(f'hook {phase} failed: {how}')
@@ -5854,30 +5853,30 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
         raise smtplib.SMTPRecipientsRefused(refused)
 
 
-def send_mail(settings: Settings, subject: str, console: Console) -> bool:
+def send_mail(settings: Settings, subject: str) -> bool:
     """Mail this run's lines; return False if that failed three times, or must not be."""
     if not settings.mail_to:
         return True
     recipients = list(settings.mail_to)
     try:
-        console.log(*check_account(settings))
+        log(*check_account(settings))
     except ConfigError as error:
-        console.log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
+        log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
         return False
     for attempt in range(MAIL_ATTEMPTS):
         try:
             password = ''
             if settings.mail_smtp_password_file:
-                password = read_password_file(settings.mail_smtp_password_file, console.log)
-            message = compose(settings, os.uname().nodename, subject, list(console.lines))
+                password = read_password_file(settings.mail_smtp_password_file, log)
+            message = compose(settings, os.uname().nodename, subject, list(Console.current.lines))
             bounded(functools.partial(deliver, settings, password, message, recipients),
                     'the mail server', limit=MAIL_LIMIT)
-            console.log('mail sent to {}'.format(', '.join(settings.mail_to)))
+            log('mail sent to {}'.format(', '.join(settings.mail_to)))
             return True
         except Exception as error:                     # whatever it is, the backup stands
             refused = getattr(error, 'recipients', recipients)     # the others have it
             recipients = [address for address in recipients if address in refused]
-            console.log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
+            log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
                 ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, str(error)[:LONGEST_LINE]))
         if attempt + 1 < MAIL_ATTEMPTS:
             time.sleep(MAIL_PAUSE)
@@ -5906,13 +5905,12 @@ class Turn:
 class Warnings(list):
     """Warnings that belong to no VM; what is appended is logged at once."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.console = console
 
     def append(self, text: str) -> None:
         """Log a warning and keep it."""
-        self.console.log(f'***WARNING - {text}')
+        log(f'***WARNING - {text}')
         super().append(text)
 
 
@@ -5921,14 +5919,13 @@ class Run:
 
     done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.settings = config.settings
         logging = config.path and 'status_log' not in config.errors
-        self.status_log = StatusLog(self.settings.status_log if logging else '', console)
-        self.console = console
+        self.status_log = StatusLog(self.settings.status_log if logging else '')
         self.outcomes = []     # type: List[Outcome]
-        self.warnings = Warnings(console)
+        self.warnings = Warnings()
         self.errors = []       # type: List[str]
         self.further_errors = 0        # those that belong to no VM
         self.skipped = False   # as a hook wants it
@@ -5938,7 +5935,6 @@ class Run:
 
     def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
-        log = self.console.log
         elapsed = stopwatch()
         started = iso(now())
         method, name = turn.job.method, turn.job.vm.name
@@ -5949,7 +5945,7 @@ class Run:
             work()
             status, reason = turn.status, None
         except Exception as error:                     # it must not stop the others
-            status, reason = token_of(error), explain(error, self.console)
+            status, reason = token_of(error), explain(error)
             log(f'ERROR {method} {status} {name}: {reason}')
         finally:
             log(*[f'***WARNING - {name}: {warning}' for warning in turn.warnings])
@@ -5975,8 +5971,8 @@ class Run:
         try:
             yield
         except Exception as error:
-            reason = what + explain(error, self.console)
-            self.console.log(f'ERROR {reason}')
+            reason = what + explain(error)
+            log(f'ERROR {reason}')
             self.errors.append(reason)
             self.further_errors += 1
 
@@ -5989,7 +5985,7 @@ class Run:
         except Interrupted as interruption:
             self.signum = interruption.signum
             Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
-            self.console.log('ERROR ' + explain(interruption, self.console))
+            log('ERROR ' + explain(interruption))
 
     def counts(self) -> Tally:
         """Return the counts, as far as they are known."""
@@ -6006,13 +6002,12 @@ class Run:
         """Log and mail how it ended."""
         verdict = self.verdict()
         counts = self.counts()
-        self.console.log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
+        log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict != SKIPPED and wanted[self.settings.mail_mode]:
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
-                self.mailed = send_mail(self.settings, f'{words}{verdict.token} - {counts}',
-                                        self.console)
+                self.mailed = send_mail(self.settings, f'{words}{verdict.token} - {counts}')
 
     def exit_status(self) -> int:
         """Return the exit status; a mail that could not be sent is a warning."""
@@ -6053,13 +6048,13 @@ def disk_facts(disk: Disk) -> Dict[str, Any]:
 class Shared(Run):
     """A run, as the backups of its VMs share it."""
 
-    def __init__(self, config: Config, console: Console) -> None:
-        super().__init__(config, console)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         settings = config.settings
         self.report_file = settings.report_file if config.path else ''
         self.store = Store(settings)
-        self.hooks = Hooks(settings, self.report_file, console)
-        self.verifier = Verifier(console, settings.stall_timeout * 60)
+        self.hooks = Hooks(settings, self.report_file)
+        self.verifier = Verifier(settings.stall_timeout * 60)
         self.pool = None       # type: Any     # once it is logged in
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
         self.beginning = threading.Lock()      # one after the other looks at the free space
@@ -6082,7 +6077,7 @@ class Shared(Run):
         patterns = tuple(rule.text for rule in self.config.rules
                          if rule.method == 'exclude-disk' and rule.text)
         choice = DiskChoice(patterns, settings.honour_nobak, wanted)
-        return Exporter(self.pool, Xe(self.console), extension, choice, warnings)
+        return Exporter(self.pool, Xe(), extension, choice, warnings)
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -6090,7 +6085,7 @@ class Shared(Run):
         with self.store.locked(os.path.basename(directory), patience, Signals.current.check):
             if self.store.no_locking and not self.noted:
                 self.noted = True
-                self.console.log(self.store.lock_note())
+                log(self.store.lock_note())
             yield
 
     def remove_leftovers(self, history: History, warnings: List[str]) -> List[str]:
@@ -6111,15 +6106,15 @@ class Shared(Run):
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent = backup.intent()
         if intent and intent.pool != self.pool.uuid():
-            self.console.log(f'***NOTE - {backup.path} records a snapshot in another pool, '
-                             f'{intent.pool}: not touched')
+            log(f'***NOTE - {backup.path} records a snapshot in another pool, '
+                f'{intent.pool}: not touched')
             return
         if intent:
             self.not_removed[backup.path] = intent.uuid
             if self.store.no_locking and is_in_work(intent):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
-            remover = Remover(self.pool, Xe(self.console), warnings)
+            remover = Remover(self.pool, Xe(), warnings)
             with self.pool.snapshotting:
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
@@ -6136,7 +6131,6 @@ class VmBackup(Turn):
         super().__init__(job)
         self.shared = shared
         self.settings = shared.settings
-        self.console = shared.console
         self.pool = shared.pool
         self.policy = policy_of(self.settings, job)
         self.history = self.backup = self.exporter = None      # type: Any
@@ -6193,7 +6187,7 @@ class VmBackup(Turn):
             if self.exporter and self.exporter.snapshot_may_remain:    # made as xapi starts
                 self.shared.doubtful.append(self.path)
                 self.shared.clean_up_at_end = True
-            self.console.log(f'***NOTE - {error}: trying {self.job.vm.name} again')
+            log(f'***NOTE - {error}: trying {self.job.vm.name} again')
         self.shared.writing.discard(self)
         self.held.close()
         waited = stopwatch()
@@ -6205,7 +6199,7 @@ class VmBackup(Turn):
 
     def back_up(self, started: datetime.datetime) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
-        log, job = self.console.log, self.job
+        job = self.job
         exporter = self.shared.exporter(job.method, self.warnings)
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
@@ -6219,7 +6213,7 @@ class VmBackup(Turn):
             write_metadata(self.backup, vm, exporter.xe)
         log('*** vm-export metadata end')
         with tolerating(self.warnings, 'metadata is missing'):
-            write_configuration(self.backup, vm, self.pool, self.console)
+            write_configuration(self.backup, vm, self.pool)
         log(f'*** {job.method} begin xe command sequence')
         if vm.record['power_state'] == 'Running':
             log('power-state ( RO): running', 'vm is running')
@@ -6267,13 +6261,13 @@ class VmBackup(Turn):
 
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in the pool."""
-        self.console.log(f'Check for last **unsuccessful** backup: {self.history.directory}')
+        log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.backups():
             if failure.trouble:
                 self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
                                      f'deleted: {failure.trouble.strerror}')
             if failure.outcome == 'failed' and failure.path not in self.shared.doubtful:
-                self.console.log(f'Deleting last **unsuccessful** backup {failure.path} ')
+                log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
                     self.shared.store.delete(failure)
 
@@ -6306,11 +6300,11 @@ class VmBackup(Turn):
         left_out, disks = self.exporter.left_out, self.exporter.disks
         if left_out and not disks:
             self.warnings.append(NO_DISK_LEFT)
-        self.console.log(*['left out: ' + disk_words(disk, why) for disk, why in left_out])
+        log(*['left out: ' + disk_words(disk, why) for disk, why in left_out])
         for disk in disks:
             if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
-                self.console.log('***NOTE - backed up, as honour_nobak=no: '
-                                 + disk_words(disk, NOBAK))
+                log('***NOTE - backed up, as honour_nobak=no: '
+                    + disk_words(disk, NOBAK))
 
     def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
         """Return the manifest, as far as it is known before the export."""
@@ -6350,7 +6344,7 @@ class VmBackup(Turn):
             told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
             told.update(file=portable(file.name), virtual_size=file.snapshot.size)
         expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
-        meter = Meter(self.console, 'exported', file.name, expected)
+        meter = Meter('exported', file.name, expected)
         with failing_as(self.exporter.export_token):
             watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), meter,
                                 lambda: self.pool.progress(file.snapshot.uuid))
@@ -6368,7 +6362,7 @@ class VmBackup(Turn):
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
         names = ', '.join(file.name for file in self.exported)
-        self.console.log(f'verified {names}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
+        log(f'verified {names}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
         self.warnings.extend(verified.problems)
         self.manifest['verified'] = verified.in_manifest({})
 
@@ -6383,13 +6377,13 @@ class VmBackup(Turn):
         path = self.path
         if len(self.exported) == 1:
             path = self.backup.file(self.exported[0].name)
-        self.console.log(f'*** success: {path} : {size >> 30}G')
+        log(f'*** success: {path} : {size >> 30}G')
 
     def prune(self, backups: Sequence[Backup]) -> None:
         """Delete older backups; one that knows of a snapshot of ours in the pool stays."""
         for backup in backups:
             with tolerating(self.warnings, f'cannot delete {backup.path}'):
-                self.console.log(f'Deleting oldest backup {backup.path} ')
+                log(f'Deleting oldest backup {backup.path} ')
                 self.shared.store.delete(backup)
 
 
@@ -6403,9 +6397,8 @@ ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_expo
                 'pool_db_backup')
 
 
-def show_settings(config: Config, plan: Plan, console: Console) -> None:
+def show_settings(config: Config, plan: Plan) -> None:
     """Print what a run would do, as 3.25."""
-    log = console.log
     shown = config.settings._asdict()
     shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
     log('VmBackup.py running with these settings:')
@@ -6457,9 +6450,9 @@ class BackupRun(Shared):
 
     def check(self, plan: Plan) -> Sequence[str]:
         """Print settings, lists and problems; return those that make a run impossible."""
-        log, mount = self.console.log, self.settings.require_mount
+        mount = self.settings.require_mount
         log(*plan.messages)
-        show_settings(self.config, plan, self.console)
+        show_settings(self.config, plan)
         problems = list(self.config.errors.values())
         wrong = self.config.path and changeable(self.config.path)
         if wrong:
@@ -6496,8 +6489,7 @@ class BackupRun(Shared):
 
     def preview(self, word: str) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
-        log = self.console.log
-        with Pool.connect(word, self.console) as self.pool:
+        with Pool.connect(word) as self.pool:
             plan = self.make_plan()
             if not plan.errors:
                 plan = self.with_disks(plan)
@@ -6525,7 +6517,7 @@ class BackupRun(Shared):
             self.closing, self.skipped = '', True
             return
         self.status_log.begin()
-        with Pool.connect(word, self.console) as self.pool:
+        with Pool.connect(word) as self.pool:
             plan = self.make_plan()
             wrong = self.check(plan)
             if wrong:
@@ -6534,8 +6526,8 @@ class BackupRun(Shared):
                 self.errors.extend(wrong)
                 self.further_errors += not plan.failures
                 return
-            self.console.log('SUCCESS check of parameters '
-                             + (WARNINGS_FOUND if plan.warnings else ''))
+            log('SUCCESS check of parameters '
+                + (WARNINGS_FOUND if plan.warnings else ''))
             self.skipped = not self.hooks.run('job-start')
             if not self.skipped:
                 self.execute(plan)
@@ -6578,7 +6570,6 @@ class BackupRun(Shared):
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
-        log = self.console.log
         self.warnings.extend(plan.warnings)            # which are logged already
         Signals.current.at_once = False
         be_gentle(False)
@@ -6609,7 +6600,7 @@ class BackupRun(Shared):
     def one_by_one(self, backups: Sequence[VmBackup]) -> None:
         """Back up the VMs in the order of the config; raise Interrupted."""
         for method in ('vdi-export', 'vm-export'):
-            self.console.log(f'************ {method}= ***************')
+            log(f'************ {method}= ***************')
             for backup in backups:
                 if backup.job.method == method:
                     Signals.current.check()
@@ -6618,12 +6609,12 @@ class BackupRun(Shared):
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
-        self.console.log(f'************ parallel= {self.settings.parallel} ***************')
+        log(f'************ parallel= {self.settings.parallel} ***************')
         ended = queue.Queue()  # type: queue.Queue
 
         def work(backup: VmBackup) -> None:
             try:
-                with self.surviving(), self.console.about(backup.job.vm.name), (
+                with self.surviving(), Console.current.about(backup.job.vm.name), (
                         contextlib.suppress(Interrupted)):
                     self.attempt(backup, backup.run)
             finally:
@@ -6664,13 +6655,13 @@ class BackupRun(Shared):
         try:
             prepare_notes()
         except OSError as error:
-            self.console.log(f'***NOTE - cannot note snapshots in {error.filename} '
-                             f'({error.strerror}): a later run may only speak of some')
+            log(f'***NOTE - cannot note snapshots in {error.filename} '
+                f'({error.strerror}): a later run may only speak of some')
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
             known = len(self.warnings)
-            xe = Xe(self.console, False)
+            xe = Xe(numbered=False)
             Importer(self.pool, xe, self.store, self.warnings).end_killed()
             self.clean_up_at_end = len(self.warnings) > known
 
@@ -6683,22 +6674,21 @@ class BackupRun(Shared):
                     with self.locked(history.directory, 0):
                         self.remove_leftovers(history, self.warnings)
                 except BackupFailed as error:
-                    self.console.log(f'***NOTE - {history.directory}: {error}')
+                    log(f'***NOTE - {history.directory}: {error}')
 
     def show_space(self, title: str) -> None:
         """Log what df says."""
-        self.console.log(f'{title}: df -Th {self.store.root}')
+        log(f'{title}: df -Th {self.store.root}')
         try:
             result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
             words = 'NOTE df failed: ' + decoded(result.errors)
-            self.console.log(*(words if result.status else decoded(result.output)).splitlines())
+            log(*(words if result.status else decoded(result.output)).splitlines())
         except CommandFailed as error:
-            self.console.log(f'NOTE {error}')
+            log(f'NOTE {error}')
 
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
-        log = self.console.log
-        xe = Xe(self.console, False)
+        xe = Xe(numbered=False)
         log('*** begin backup_pool_metadata ***')
         if not self.pool.is_master():
             log('NOTE not the pool master: no backup of the pool database here')
@@ -6707,7 +6697,7 @@ class BackupRun(Shared):
         with self.locked(directory, self.settings.lock_wait * 60):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
-                meter = Meter(self.console, 'dumped', os.path.basename(path))
+                meter = Meter('dumped', os.path.basename(path))
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     meter)
                 with handed(partial) as at:
@@ -6720,25 +6710,25 @@ class BackupRun(Shared):
                     log(f'Deleting oldest pool database dump {old}')
 
 
-def run_backup(line: CommandLine, console: Console) -> int:
+def run_backup(line: CommandLine) -> int:
     """Make backups, or a preview, which raises VmBackupError. Where the config file cannot be read,
     the mail goes to whom the script's first page says."""
     unreadable = ''
     try:
-        config = config_of(line, console)
+        config = config_of(line)
     except ConfigError as error:
         if line.options['preview']:
             raise
         unreadable = str(error)
         config = parse_config([], '', line)
-    run_of_tonight = BackupRun(config, console)
+    run_of_tonight = BackupRun(config)
     if line.options['preview']:
-        refuse_unexpected(config, console)
+        refuse_unexpected(config)
         return run_of_tonight.preview(line.password)
     with run_of_tonight.until_ended():
         if unreadable:
             raise ConfigError(unreadable)
-        refuse_unexpected(config, console)
+        refuse_unexpected(config)
         run_of_tonight.run(line.password)
     return run_of_tonight.end()
 
@@ -6754,16 +6744,15 @@ TABLE_HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored'
 class VerifyCommand:
     """`verify`: proves backups of this program, or of 3.25, whole."""
 
-    def __init__(self, console: Console, limit: float, every: bool) -> None:
-        self.console = console
-        self.verifier = Verifier(console, limit)
+    def __init__(self, limit: float, every: bool) -> None:
+        self.verifier = Verifier(limit)
         self.every = every     # all backups of a VM; else the newest
         self.tokens = []       # type: List[str]
 
     def verify_vms(self, target: Opened, selector_text: str) -> None:
         """Verify backups of the VMs that a config file or a selector chooses of all there are."""
         chosen, plan = select_histories(histories_in(target), target.config, selector_text)
-        self.console.log(*plan.messages, *plan.errors)
+        log(*plan.messages, *plan.errors)
         for _ in plan.failures or plan.errors:
             self.tokens.append('ERROR')
         if plan.warnings:
@@ -6825,7 +6814,7 @@ class VerifyCommand:
         try:
             yield
         except Exception as error:                     # also a bug of ours
-            self.tell(path, 'ERROR', explain(error, self.console))
+            self.tell(path, 'ERROR', explain(error))
 
     def tell(self, path: str, token: str, text: str) -> None:
         """Log a line, and count it unless it is a note, as of what was deleted meanwhile."""
@@ -6833,7 +6822,7 @@ class VerifyCommand:
             if token == 'ERROR' and not is_there(path):
                 token, text = 'NOTE', 'it was deleted meanwhile'
         words = {'SUCCESS': 'good', 'NOTE': '***NOTE -', 'WARNING': '***WARNING -'}
-        self.console.log(f'{words.get(token, token)} {path}: {text}')
+        log(f'{words.get(token, token)} {path}: {text}')
         if token != 'NOTE':
             self.tokens.append(token)
 
@@ -6845,16 +6834,16 @@ def histories_in(target: Opened) -> List[History]:
     return target.store.histories()
 
 
-def run_verify(line: CommandLine, console: Console) -> int:
+def run_verify(line: CommandLine) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     word, selector_text = line.words[0], line.options['vm']
     every = line.options['backups'] == 'all'
     be_gentle(True)
-    target = open_target(word, console, True, form_of_file)
+    target = open_target(word, announce=True, is_archive=form_of_file)
     if (selector_text and target.kind not in ('config', 'store') or
             every and target.kind in ('file', 'backup')):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
-    command = VerifyCommand(console, target.config.settings.stall_timeout * 60, every)
+    command = VerifyCommand(target.config.settings.stall_timeout * 60, every)
     if target.kind == 'file':
         command.verify_file(target.path)
     elif target.kind == 'backup':
@@ -6865,7 +6854,7 @@ def run_verify(line: CommandLine, console: Console) -> int:
         raise UsageError(f'no backups in {word}')
     counts = tally(command.tokens)
     verdict = verdict_of(counts.errors, counts.warnings)
-    console.log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
+    log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
     return verdict.status
 
 
@@ -7022,10 +7011,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield '  '.join(cells).rstrip()
 
 
-def run_list(line: CommandLine, console: Console) -> int:
+def run_list(line: CommandLine) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
     word, selector_text = line.words[0], line.options['vm']
-    target = open_target(word, console)
+    target = open_target(word)
     if target.kind == 'backup' or target.kind == 'history' and selector_text:
         raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
     histories = [history.as_it_is() for history in histories_in(target)]
@@ -7035,10 +7024,10 @@ def run_list(line: CommandLine, console: Console) -> int:
         raise UsageError(f'no backups in {word}')
     document = document_of(vms, target.store.root, plan.messages + plan.errors, others)
     if line.options['format'] == 'json':
-        console.write(as_json(document))
+        Console.current.write(as_json(document))
     else:
         for row in table_of(document):
-            console.write(printable(row) + '\n')
+            Console.current.write(printable(row) + '\n')
     if plan.errors or not all(vm.good() for vm in vms):
         return ERROR.status
     doubtful = any(vm.backups[0].outcome != 'good' for vm in vms)
@@ -7048,17 +7037,16 @@ def run_list(line: CommandLine, console: Console) -> int:
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
 
-    def __init__(self, store: Store, previewing: bool, console: Console) -> None:
+    def __init__(self, store: Store, previewing: bool) -> None:
         self.store = store
         self.previewing = previewing
-        self.console = console
         self.kept = self.deleted = self.errors = self.freed = 0
 
     def prune(self, history: History, policy: Policy) -> None:
         """Prune the backups of a VM, oldest first. Raise OSError."""
         rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
                  if count or name == 'last']
-        self.console.log(f'{history.directory}: {" ".join(rules)}')
+        log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
             self.store.finish_deleting(path)
         backups = history.backups()
@@ -7069,10 +7057,10 @@ class Pruning:
         for backup, why in judge(good, policy):
             name = os.path.basename(backup.path)
             if why:
-                self.console.log(f'  keep   {name} ({", ".join(why)})')
+                log(f'  keep   {name} ({", ".join(why)})')
                 self.kept += 1
                 continue
-            self.console.log(f'  delete {name}')
+            log(f'  delete {name}')
             try:
                 size = backup.occupied()
                 if not self.previewing:
@@ -7085,18 +7073,18 @@ class Pruning:
     def fail(self, path: str, error: Exception) -> None:
         """Tell of what could not be done."""
         self.errors += 1
-        self.console.log(f'ERROR {path}: {explain(error, self.console)}')
+        log(f'ERROR {path}: {explain(error)}')
 
 
-def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple[Job, History]]:
+def to_prune(target: Opened, selector_text: str) -> List[Tuple[Job, History]]:
     """Return the VMs of a config that a selector chooses, '' for all. Raise VmBackupError."""
     settings = target.config.settings
     histories = target.store.histories()
     chosen, plan = select_histories(histories, target.config, '', settings.keep_last)
     if plan.errors:
-        console.log(*plan.messages, *plan.errors)
+        log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
-    console.log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
+    log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
     if selector_text:
         pairs, _ = select_histories(histories, target.config, selector_text)
         wanted = [history for _, history in pairs]
@@ -7107,17 +7095,17 @@ def to_prune(target: Opened, selector_text: str, console: Console) -> List[Tuple
     return chosen
 
 
-def run_prune(line: CommandLine, console: Console) -> int:
+def run_prune(line: CommandLine) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
-    target = open_config(line.words[0], console)
+    target = open_config(line.words[0])
     settings, store = target.config.settings, target.store
     store.check(settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
-    pruning = Pruning(store, bool(line.options['preview']), console)
+    pruning = Pruning(store, bool(line.options['preview']))
     kinds = {rule.kind for rule in target.config.rules}
-    for job, history in to_prune(target, line.options['vm'], console):
+    for job, history in to_prune(target, line.options['vm']):
         Signals.current.check()
         try:
             for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
@@ -7133,14 +7121,14 @@ def run_prune(line: CommandLine, console: Console) -> int:
         except (VmBackupError, OSError) as error:
             pruning.fail(history.directory, error)
     if store.no_locking:
-        console.log(store.lock_note())
+        log(store.lock_note())
     verdict = verdict_of(pruning.errors, ())
     counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'
-    console.log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')
+    log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')
     return verdict.status
 
 
-def run_protect(line: CommandLine, console: Console) -> int:
+def run_protect(line: CommandLine) -> int:
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
     backups = [Backup(os.path.abspath(native(word))) for word in line.words]
@@ -7152,7 +7140,7 @@ def run_protect(line: CommandLine, console: Console) -> int:
     for backup in backups:
         if is_there(backup.file(PROTECTED)) != protecting:
             protect(backup, protecting)
-        console.log(f'{line.command}ed: {backup.path}')
+        log(f'{line.command}ed: {backup.path}')
     return SUCCESS.status
 
 
@@ -7174,14 +7162,13 @@ class Chosen(NamedTuple):
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
 
-    def __init__(self, origin: str, console: Console) -> None:
-        target = (open_target if origin else open_config)(origin, console, True)
+    def __init__(self, origin: str) -> None:
+        target = (open_target if origin else open_config)(origin, announce=True)
         if target.kind not in ('config', 'store'):
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
         self.store = target.store
         self.given = bool(origin)
-        self.console = console
 
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
@@ -7217,7 +7204,7 @@ class Sources:
                              '2026-03-01)')
         for backup in in_order(list(history.read(True)))[::-1]:
             if backup.trouble and backup.outcome == 'unreadable':
-                self.console.log(f'***NOTE - skipped: {explain(backup.trouble, self.console)}')
+                log(f'***NOTE - skipped: {explain(backup.trouble)}')
             when = re.sub('[^0-9]', '', backup.started or '')
             if when.startswith(digits) and backup.outcome == 'good':
                 return backup
@@ -7244,9 +7231,8 @@ class Sources:
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
-    def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str],
-                 console: Console) -> None:
-        super().__init__(pool, Xe(console, False), sources.store, [],
+    def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str]) -> None:
+        super().__init__(pool, Xe(numbered=False), sources.store, [],
                          sources.config.settings.stall_timeout * 60)
         self.options = options
 
@@ -7255,7 +7241,7 @@ class Restorer(Importer):
         options = self.options
         target = self.plan(chosen, options['name'])
         if options['preview']:
-            self.console.log('SUCCESS preview of restore: nothing was changed')
+            log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
         self.end_killed()
         if options['verify'] != 'no':
@@ -7266,7 +7252,7 @@ class Restorer(Importer):
     def plan(self, chosen: Chosen, name: str) -> Target:
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
         when = f' as of {chosen.when}' if chosen.when else ''
-        self.console.log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
+        log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
         whole = chosen.form == '.xva'
         for word in ('attach',) if whole else ('preserve', 'start'):
             if self.options.get(word, 'false') not in ('', 'false'):
@@ -7294,7 +7280,6 @@ class Restorer(Importer):
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
         sr = self.sr(self.options['sr'])
-        log = self.console.log
         log(f'  new VM:   {name}' + ('' if name == original else f' (original: {original})'))
         self.log_space(sr, size)
         for device in sorted(disks, key=lambda device: device.zfill(9)):
@@ -7358,11 +7343,11 @@ class Restorer(Importer):
         """Log how full an SR is, and a note if it may be too full for so many bytes."""
         total = int(sr['physical_size'])
         used = int(sr['physical_utilisation'])
-        self.console.log('  SR:       {} ({}): {} of {} free, the disks have {}'.format(
+        log('  SR:       {} ({}): {} of {} free, the disks have {}'.format(
             sr['name_label'], sr['uuid'], human_size(max(0, total - used)), human_size(total),
             human_size(size)))
         if total > 0 and size > total - used:
-            self.console.log('***NOTE - that is enough only if the SR is thin-provisioned')
+            log('***NOTE - that is enough only if the SR is thin-provisioned')
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
         """Plan the restore of an image."""
@@ -7374,14 +7359,14 @@ class Restorer(Importer):
             if chosen.when:
                 name += '-' + chosen.when[:10]
         sr = self.sr(self.options['sr'])
-        self.console.log(f'  new disk: {name}')
+        log(f'  new disk: {name}')
         self.log_space(sr, size)
         target = Target(name, sr, size)
         attach = self.options.get('attach')
         if attach:
             uuid, device = self.free_device(attach)
             target = target._replace(attach=uuid, device=device)
-            self.console.log(f'  attached: to {attach} as {device_name("", device)}')
+            log(f'  attached: to {attach} as {device_name("", device)}')
         return target
 
     def free_device(self, word: str) -> Tuple[str, str]:
@@ -7401,9 +7386,9 @@ class Restorer(Importer):
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
         file = os.path.basename(chosen.path)
-        verifier = Verifier(self.console, self.limit)
+        verifier = Verifier(self.limit)
         proof = verifier.prove_in(chosen.backup, file)
-        self.console.log(f'verified {file}: {PROVED[proof.proved]}')
+        log(f'verified {file}: {PROVED[proof.proved]}')
 
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
         """Restore as planned, and log what was made."""
@@ -7421,12 +7406,12 @@ class Restorer(Importer):
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
                         mode='RW', type='Disk', bootable=False)
         kind = 'VM' if chosen.form == '.xva' else 'disk'
-        self.console.log(f'restored: the {kind} {target.name} ({uuid})')
+        log(f'restored: the {kind} {target.name} ({uuid})')
         if start:
             xe.tell('vm-start', uuid=uuid)
-            self.console.log(f'started: {target.name}')
+            log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
-            self.console.log('next: attach it to a VM that is halted', '  ' + quoted([
+            log('next: attach it to a VM that is halted', '  ' + quoted([
                 xe.program, 'vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}',
                 'device=0', 'bootable=true', 'mode=RW', 'type=Disk']))
 
@@ -7440,38 +7425,38 @@ class Restorer(Importer):
         Signals.current.check()
 
 
-def run_restore(line: CommandLine, console: Console) -> int:
+def run_restore(line: CommandLine) -> int:
     """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
-    sources = Sources(line.options['from'], console)
+    sources = Sources(line.options['from'])
     chosen = sources.find(line.words[0], line.options['date'])
     if chosen.form == '.dump':
         words = [os.environ.get('VMBACKUP_XE') or XE_PROGRAM, 'pool-restore-database',
                  f'file-name={chosen.path}']
-        console.log('next, on the pool master, of the same release and hardware as then: let it be '
-                    'checked, then restore it (what runs on the hosts is lost)',
-                    '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words))
+        log('next, on the pool master, of the same release and hardware as then: let it be '
+            'checked, then restore it (what runs on the hosts is lost)',
+            '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words))
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
-    with Pool.connect(line.password, console) as pool:
-        restorer = Restorer(pool, sources, line.options, console)
+    with Pool.connect(line.password) as pool:
+        restorer = Restorer(pool, sources, line.options)
         try:
             return restorer.run(chosen)
         finally:
-            console.log(*[f'***WARNING - {warning}' for warning in restorer.warnings])
+            log(*[f'***WARNING - {warning}' for warning in restorer.warnings])
 
 
 class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
 
-    def __init__(self, sources: Sources, options: Dict[str, str], console: Console) -> None:
+    def __init__(self, sources: Sources, options: Dict[str, str]) -> None:
         config = sources.config
         self.previewing = options['preview'] == 'preview'
         self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
             quiet = config.settings._replace(status_log='', mail_mode='never')
             config = config._replace(settings=quiet)
-        super().__init__(config, console)
+        super().__init__(config)
         self.sources = sources
         self.options = options
 
@@ -7479,10 +7464,10 @@ class TestRestore(Run):
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store = self.sources.store
         chosen, plan = select_histories(store.histories(), self.sources.config, word)
-        self.console.log(*plan.messages)
+        log(*plan.messages)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
-        restorer = Restorer(pool, self.sources, self.options, self.console)
+        restorer = Restorer(pool, self.sources, self.options)
         restorer.warnings = self.warnings
         if not self.previewing:
             restorer.end_killed()
@@ -7506,7 +7491,7 @@ class TestRestore(Run):
                     result['sr'] = target.sr['name_label']
                     restorer.test(chosen, target)
                     size += size_of(chosen.path)
-                    self.console.log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
+                    log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
             if 'sr' not in result and not isinstance(error, (Damaged, CommandFailed)):
                 raise BackupFailed('TEST-RESTORE-FAIL', str(error))
@@ -7520,12 +7505,12 @@ class TestRestore(Run):
         turn.size = size
 
 
-def run_test_restore(line: CommandLine, console: Console) -> int:
+def run_test_restore(line: CommandLine) -> int:
     """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
-    sources = Sources(line.options['from'], console)
+    sources = Sources(line.options['from'])
     be_gentle(False)
-    test = TestRestore(sources, line.options, console)
-    with test.until_ended(), Pool.connect(line.password, console) as pool:
+    test = TestRestore(sources, line.options)
+    with test.until_ended(), Pool.connect(line.password) as pool:
         test.run(line.words[0], pool)
     test.report_end('test-restore ')
     return test.exit_status()
@@ -7568,8 +7553,8 @@ class StatusCheck:
 
     def check(self, config_file: str) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(config_file, Console(None),
-                             CommandLine(options={'ignore_extra_keys': 'true'}))
+        line = CommandLine(options={'ignore_extra_keys': 'true'})
+        config = read_config(config_file, line, announce=False)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
@@ -7639,20 +7624,19 @@ class StatusCheck:
             self.found.append((0, 'failed in it: ' + abbreviate(failed)))
 
 
-def run_status(line: CommandLine, console: Console) -> int:
+def run_status(line: CommandLine) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
     bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', limit=STATUS_TIMEOUT)
     found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
     text = '; '.join(text for _, text in found)
-    console.write(plugin_line(found[0][0], text, ' '.join(status_check.figures)))
+    Console.current.write(plugin_line(found[0][0], text, ' '.join(status_check.figures)))
     return found[0][0]
 
 
-def run_check_config(line: CommandLine, console: Console) -> int:
+def run_check_config(line: CommandLine) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    log = console.log
-    config = read_config(native(line.words[0]), console, line)
+    config = read_config(native(line.words[0]), line)
     settings = config.settings
     log(*[f'  {name:23s} = {text}   ({place})' for name, (text, place) in config.given.items()],
         *[f'  {rule}   ({rule.where})' for rule in config.rules])
@@ -7696,24 +7680,24 @@ def run_check_config(line: CommandLine, console: Console) -> int:
     return verdict_of(errors, warnings).status
 
 
-def run_test_mail(line: CommandLine, console: Console) -> int:
+def run_test_mail(line: CommandLine) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     path = native(line.words[0])
-    config = read_config(path, console, line._replace(options={'ignore_extra_keys': 'true'}))
-    refuse_mistakes(config, console)
+    config = read_config(path, line._replace(options={'ignore_extra_keys': 'true'}))
+    refuse_mistakes(config)
     settings = config.settings
     if not settings.mail_to:
         raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {path})')
-    console.log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
+    log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
         ', '.join(settings.mail_to), settings.mail_smtp_server, settings.mail_smtp_port,
         security_of(settings), settings.mail_smtp_user or 'none'))
     check_account(settings)
     if settings.mail_mode == 'never':
-        console.log('***NOTE - mail_mode=never: a run sends no mail')
-    if not send_mail(settings, 'test-mail', console):
-        console.log('ERROR test-mail: the server did not accept it for every address (see above)')
+        log('***NOTE - mail_mode=never: a run sends no mail')
+    if not send_mail(settings, 'test-mail'):
+        log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status
-    console.log('SUCCESS test-mail: the server accepted it; check that it arrives')
+    log('SUCCESS test-mail: the server accepted it; check that it arrives')
     return SUCCESS.status
 
 
@@ -7795,7 +7779,7 @@ TEXTS = {'help': 'help', 'h': 'help', 'config': 'config', 'example': 'example'}
 class Command(NamedTuple):
     """A command."""
 
-    run: Callable[[CommandLine, Console], int]
+    run: Callable[[CommandLine], int]
     help: str
 
     def options(self) -> Dict[str, str]:
@@ -7997,6 +7981,7 @@ def parse_words(words: Sequence[str]) -> CommandLine:
 
 def perform(words: Sequence[str], program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
+    Console.current = console
     target = ''
     try:
         topic = help_topic(words)
@@ -8005,17 +7990,18 @@ def perform(words: Sequence[str], program: str, console: Console) -> int:
             return ERROR.status if topic == 'usage' else SUCCESS.status
         line = parse_words(words)
         target = line.words[0]
-        return COMMANDS[line.command].run(line, console)
+        return COMMANDS[line.command].run(line)
     except (Interrupted, Exception) as error:
         if isinstance(error, OSError):
             error.filename = error.filename or target  # where the system names no file
         if words[:1] == ['status']:                    # whatever happens, it prints one line
-            text = re.sub(r'^\**ERROR\W*', '', explain(error, Console(None)))
+            Console.current = Console(None)
+            text = re.sub(r'^\**ERROR\W*', '', explain(error))
             console.write(plugin_line(UNKNOWN, text))
             return UNKNOWN
         if isinstance(error, Interrupted):
             return 128 + error.signum
-        console.log(f'ERROR {explain(error, console)}')
+        log(f'ERROR {explain(error)}')
         return ERROR.status
 
 
@@ -8024,7 +8010,7 @@ def main(argv: Sequence[str]) -> int:
     stdout = getattr(sys.stdout, 'buffer', None)
     console = Console(getattr(stdout, 'raw', stdout))
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
-    with Signals(console).handled():
+    with Signals().handled():
         return perform(words[1:], words[0], console)
 
 

@@ -125,7 +125,7 @@ class ArchiveCase(unittest.TestCase):
     @staticmethod
     def verifier():
         """One that shows nothing and is never interrupted."""
-        return VmBackup.Verifier(VmBackup.Console(None), 60)
+        return VmBackup.Verifier(60)
 
     def only(self, program):
         """From now on, what this program decompresses is decompressed by no other one."""

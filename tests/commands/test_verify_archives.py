@@ -137,7 +137,7 @@ class Samples(ArchiveCase):
             began = clock[0]
             return lambda: clock[0] - began
         with unittest.mock.patch('VmBackup.stopwatch', stopwatch):
-            meter = VmBackup.Meter(VmBackup.Console(None), 'verified', 'x')
+            meter = VmBackup.Meter('verified', 'x')
             watchdog = VmBackup.Watchdog(60, reading.at, meter)
             for reading.at.return_value in (1, 2, 3, 3):
                 clock[0] += 50

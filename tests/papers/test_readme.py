@@ -337,7 +337,7 @@ class Examples(unittest.TestCase):
             if words[1] == 'verify' or words[2].startswith('test-restore='):   # they have tests
                 continue
             line = VmBackup.parse_words(words[1:])
-            rules = VmBackup.config_of(line, VmBackup.Console(None)).rules
+            rules = VmBackup.config_of(line).rules
             self.assertEqual([words[2]], [rule.text for rule in rules])
 
     def test_worked_examples_of_choosing_vms_are_right(self):
@@ -494,7 +494,7 @@ class Troubles(PoolCase):
         shared.store.check('no')
         with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
             with shared.locked(self.backups + '/db', 0):
-                return shared.console.lines[-1]
+                return VmBackup.Console.current.lines[-1]
 
     @prints('no progress for')
     def an_export_stands_still(self):

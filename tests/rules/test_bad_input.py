@@ -294,7 +294,7 @@ class Words(BadInputCase):
         for _ in range(2000):
             chosen = [chance.choice(words) for _ in range(chance.randrange(2, 6))]
             try:
-                config = VmBackup.config_of(VmBackup.parse_words(chosen), VmBackup.Console(None))
+                config = VmBackup.config_of(VmBackup.parse_words(chosen))
             except VmBackup.UsageError as error:
                 self.assertRegex(str(error), 'see VmBackup.py help|^usage: VmBackup.py ')
             except VmBackup.ConfigError as error:
@@ -463,7 +463,7 @@ class Mutations(BadInputCase):
     def read_config(self, data):
         self.put_file(self.at('run.cfg'), data)
         try:
-            return VmBackup.read_config(self.at('run.cfg'), VmBackup.Console(None))
+            return VmBackup.read_config(self.at('run.cfg'))
         except VmBackup.ConfigError as error:
             return error
 

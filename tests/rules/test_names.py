@@ -123,7 +123,7 @@ class OneHostileName(PoolCase):
             self.assertEqual(text, VmBackup.printable(text))
 
     def test_xe_never_gets_a_control_character(self):
-        xe = VmBackup.Xe(VmBackup.Console(None))
+        xe = VmBackup.Xe()
         for text in ('a\nuuid=x', 'a\r', '\x1b[201~', 'a\x7f'):
             with self.assertRaisesRegex(VmBackup.CommandFailed, 'takes no control character'):
                 xe.tell('vm-import', filename=text)

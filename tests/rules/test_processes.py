@@ -138,8 +138,7 @@ class Running(ProgramCase):
         """subprocess of Python 3.6 cannot: it reads a closed file when it looks again."""
         for script in ('echo out; echo err >&2; exec >&- 2>&-; sleep 0.5; exit 3',
                        'echo out; exec >&-; sleep 0.5; echo err >&2; exit 3'):
-            watchdog = VmBackup.Watchdog(60, lambda: 0, VmBackup.Meter(
-                VmBackup.Console(None), 'exported', 'x'))
+            watchdog = VmBackup.Watchdog(60, lambda: 0, VmBackup.Meter('exported', 'x'))
             watchdog.every = 0.1
             self.assertEqual((3, b'out\n', b'err\n'), VmBackup.run(
                 ['sh', '-c', script], 60, None, watchdog))
@@ -147,8 +146,8 @@ class Running(ProgramCase):
     def fed(self, script, pieces):
         """What a program of sh said, and what it got, of which the watchdog is told."""
         feeder = VmBackup.Feeder(pieces)
-        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, VmBackup.Meter(
-            VmBackup.Console(None), 'restored', 'x'))
+        meter = VmBackup.Meter('restored', 'x')
+        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, meter)
         watchdog.every = 0.1
         return VmBackup.run(['sh', '-c', script], 1, None, watchdog, feeder)
 
@@ -310,11 +309,14 @@ class XePrograms(ProgramCase):
     def setUp(self):
         super().setUp()
         self.output = io.BytesIO()
+        console = mock.patch.object(VmBackup.Console, 'current', VmBackup.Console(self.output))
+        console.start()
+        self.addCleanup(console.stop)
 
     def xe(self, text):
         path = self.script('#!/bin/sh\n' + text, name='xe')
         with mock.patch.dict(os.environ, VMBACKUP_XE=path):
-            return VmBackup.Xe(VmBackup.Console(self.output))
+            return VmBackup.Xe()
 
     def log(self):
         text = self.output.getvalue().decode('utf-8').replace(self.directory + '/', '')

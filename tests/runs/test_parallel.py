@@ -394,8 +394,9 @@ class Live(PoolCase):
                 (3 << 20, -1.0, 1 << 20, 60,
                  'exported 3.0 MiB of 1.0 MiB (100 %, 0:00 h left), 51.2 KiB/s: x')):
             stream = Terminal()
-            meter = VmBackup.Meter(VmBackup.Console(stream), 'exported', 'x', expected)
+            meter = VmBackup.Meter('exported', 'x', expected)
             meter.seconds = lambda seconds=seconds: seconds
             meter.logged = seconds
-            meter.show(done, share)
+            with unittest.mock.patch.object(VmBackup.Console, 'current', VmBackup.Console(stream)):
+                meter.show(done, share)
             self.assertEqual(told, screen(stream.getvalue().decode())[-1])

@@ -121,7 +121,7 @@ class Watch(unittest.TestCase):
 
     def setUp(self):
         self.now = self.size = 0
-        self.meter = VmBackup.Meter(VmBackup.Console(None), 'exported', 'web.xva')
+        self.meter = VmBackup.Meter('exported', 'web.xva')
         self.progress = {}
         self.asked = 0
         self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.meter, self.ask)

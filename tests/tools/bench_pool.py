@@ -102,9 +102,9 @@ KEPT = '''
 import tracemalloc
 import VmBackup
 os.environ['VMBACKUP_XAPI_URL'] = words[0]
-console = VmBackup.Console(getattr(sys.stdout.buffer, 'raw', sys.stdout.buffer))
+VmBackup.Console.current = VmBackup.Console(getattr(sys.stdout.buffer, 'raw', sys.stdout.buffer))
 tracemalloc.start()
-with VmBackup.Pool.connect('password', console) as pool:
+with VmBackup.Pool.connect('password') as pool:
     vms = pool.vms()
     for name in ('VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'):
         pool.table(name)

@@ -330,5 +330,4 @@ def store_at(backup_dir, pattern=VmBackup.DEFAULT_BACKUP_DIR_PATTERN):
 def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
     config = VmBackup.parse_config(['backup_dir=' + backup_dir])
-    console = VmBackup.Console(None)
-    return VmBackup.Shared(config, console)
+    return VmBackup.Shared(config)
