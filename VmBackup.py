@@ -2447,6 +2447,18 @@ NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
 OLDEST_NOTE = 30 * 86400   # seconds
+# Parts of a path that a NAS, a desktop or a client of a share drops everywhere: Synology, QNAP, WD,
+# Samba (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); the trash of
+# freedesktop.org; and what was deleted while it was open (Linux: fs/nfs/unlink.c,
+# fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS: .smbdelete).
+DROPPED = re.compile(
+    r'(^|/)(@eaDir|#recycle|\.@__[^/]*|\.@upload_cache|@Recycle|\.wdmc|\.recycle|'
+    r'\.DS_Store|\._[^/]*|\.Apple(Double|DB|Desktop)|\.apdisk|\.TemporaryItems|\.Trashes|'
+    r'\.fseventsd|\.Spotlight-V100|\.DocumentRevisions-V100|\.VolumeIcon\.icns|Temporary Items|'
+    r'Network Trash Folder|(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|'
+    r'System Volume Information|\.directory|\.Trash-[0-9]+|\.nfs[^/]*|\.__afs[^/]*|'
+    r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', re.IGNORECASE)
+APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 
 
 def path_part(name: str) -> str:
@@ -3086,7 +3098,7 @@ class Manifest(NamedTuple):
             value_in(document, 'method', ''), value_in(vm, 'name', ''), value_in(vm, 'uuid', ''),
             tags, value_in(document, 'snapshot', '') or None,
             {name: size for name, size in value_in(document, 'files', {}).items()
-             if as_size(size) == size},
+             if as_size(size) == size and not DROPPED.search(name)},
             [{key: disk[key] for key in DISK_KEYS if key in disk}
              for disk in value_in(document, 'disks', []) if isinstance(disk, dict)],
             finding(verified), finding(value_in(document, 'test_restore', {})),
@@ -3104,6 +3116,11 @@ class Manifest(NamedTuple):
         except ValueError:
             return {}
         return document if isinstance(document, dict) else {}
+
+    def images(self) -> List[str]:
+        """Return the names of the archives and images."""
+        named = [value_in(disk, 'file', '') for disk in self.disks]
+        return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     def disk(self, name: str) -> Dict[str, Any]:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
@@ -3179,8 +3196,23 @@ class Backup(NamedTuple):
         return ''
 
     def archives(self) -> List[str]:
-        """Return the names of the archives and images in it. Raise OSError."""
-        return sorted(name for name in names_in(self.path) if name.endswith(IMAGES))
+        """Return the names of its archives and images: those in the manifest, or what a person has
+        made of one, packed or not. Without a manifest those with names that we give, or 3.25; a
+        backup that has none of these, as it was moved, has all. Raise OSError."""
+        found = sorted(name for name in names_in(self.path)
+                       if name.endswith(IMAGES) and not DROPPED.search(name))
+
+        def named(base: str) -> List[str]:
+            return [name for name in found
+                    if name.startswith('DISK-') or os.path.splitext(plain_name(name))[0] == base]
+        known = self.manifest.images()
+        if known or not found:
+            here = [name for name in found if portable(name) in known]
+            gone = set(map(plain_name, known)) - {plain_name(portable(name)) for name in here}
+            return here + [name for name in found if plain_name(portable(name)) in gone]
+        return (named(os.path.basename(os.path.dirname(self.path))) or
+                named(path_part(self.told('vm.cfg', 'name_label'))) or
+                (found if self.has_marker() else []))
 
     def check_archives(self) -> List[str]:
         """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
@@ -3188,11 +3220,9 @@ class Backup(NamedTuple):
         if not found:
             raise Damaged('there is no archive or image in it')
         here = {plain_name(portable(name)) for name in found}
-        known = [name for name in self.manifest.files if name.endswith(IMAGES)]
-        known += [value_in(disk, 'file', '') for disk in self.manifest.disks]
-        for name in known:
-            if name and plain_name(name) not in here:
-                raise Damaged(f'{plain_name(name)} is missing')
+        for name in map(plain_name, self.manifest.images()):
+            if name not in here:
+                raise Damaged(f'{name} is missing')
         return found
 
     def disk_size(self, name: str) -> Optional[int]:

@@ -403,6 +403,7 @@ class Recorded(Mutations):
         super().setUp()
         self.backup = VmBackup.Backup(os.path.join(self.directory, 'dated'))
         os.mkdir(self.backup.path)
+        open(self.backup.file('success'), 'wb').close()
         os.rename(self.path, self.backup.file('vm.xva'))
         self.path = self.backup.file('vm.xva')
 

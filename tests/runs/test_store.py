@@ -160,6 +160,36 @@ class Manifests(StoreCase):
         self.assertEqual([], [path for path in self.tree() if 'backup.json' in path])
 
 
+class Belongings(StoreCase):
+    """What of the files in a dated directory is the backup."""
+
+    def test_the_images_of_a_backup_are_those_that_are_named_so(self):
+        apple = '._db.xva'
+        manifest = {'files': {'db.raw.gz': 7, apple: 9}}
+        disks = {'disks': [{'file': 'DISK-xvda.vhd'}, {'file': 'DISK-xvdb.vhd.zst'}]}
+        for what, document, files, wanted in (
+                ('a manifest', manifest, 'db.raw.gz db.xva', 'db.raw.gz'),
+                ('its twin, unpacked', manifest, 'db.raw db.raw.gz', 'db.raw.gz'),
+                ('unpacked by a person', manifest, 'db.raw x.raw', 'db.raw'),
+                ('packed by a person', disks, 'DISK-xvda.vhd.gz DISK-xvdb.vhd.zst DISK-xvdc.vhd',
+                 'DISK-xvda.vhd.gz DISK-xvdb.vhd.zst'),
+                ('a way out', {'files': {'../x.xva': 1, '/db.xva': 1}}, 'x.xva db.xva', ''),
+                ('no manifest', {}, 'db.xva.gz web.xva.gz x.raw', 'db.xva.gz'),
+                ('a spoilt one', [], 'DISK-xvda.raw x.raw', 'DISK-xvda.raw'),
+                ('moved, with vm.cfg', {}, 'old.xva x.xva', 'old.xva'),
+                ('moved', {}, 'x.xva y.raw', 'x.xva y.raw')):
+            with self.subTest(what):
+                path = self.old_backup('db', DAY % 1, 'success', apple, *files.split())
+                if document != {}:
+                    self.put_file(path + '/backup.json', json.dumps(document))
+                if 'old.xva' in files:
+                    self.put_file(path + '/vm.cfg', 'name_label=old\n')
+                backup = VmBackup.Backup.read(path, None)
+                self.assertEqual(wanted.split(), backup.archives())
+                self.assertNotIn(apple, backup.manifest.files)
+                shutil.rmtree(path)
+
+
 class Order(StoreCase):
     def rotated(self, keep):
         """The names of db's backups after a run that keeps so many, but for the new one."""
