@@ -181,9 +181,12 @@ class VmBackupError(Exception):
     """Something went wrong; the text is a sentence for the administrator, and `code`, xapi's or one
     of ours, tells the program what it was; '' where it need not know."""
 
-    def __init__(self, text: str, code: str = '') -> None:
+    token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
+
+    def __init__(self, text: str, code: str = '', details: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.code = code
+        self.details = details     # xapi's code and what it tells with it
 
 
 class UsageError(VmBackupError):
@@ -199,11 +202,7 @@ class TargetError(VmBackupError):
 
 
 class PoolError(VmBackupError):
-    """XenAPI refused or could not be reached; `details`: xapi's code and what it tells with it."""
-
-    def __init__(self, text: str, code: str = '', details: Sequence[str] = ()) -> None:
-        super().__init__(text, code)
-        self.details = list(details)
+    """XenAPI refused or could not be reached."""
 
 
 class CommandFailed(VmBackupError):
@@ -215,7 +214,7 @@ class Damaged(VmBackupError):
 
 
 class BackupFailed(VmBackupError):
-    """One VM's backup failed; `token` is its word in the status log."""
+    """One VM's backup failed, with a word of its own in the status log."""
 
     def __init__(self, token: str, text: str, code: str = '') -> None:
         super().__init__(text, code)
@@ -224,6 +223,8 @@ class BackupFailed(VmBackupError):
 
 class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
+
+    token = 'INTERRUPTED'
 
     def __init__(self, signum: int, remark: str = '') -> None:
         super().__init__(f'ended by signal {signum}{remark}')
@@ -260,20 +261,15 @@ class Tally(NamedTuple):
 
 def tally(tokens: Sequence[str], further_errors: int = 0) -> Tally:
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
-    good = tokens.count('SUCCESS')
-    warned = tokens.count('WARNING')
-    skipped = tokens.count('SKIPPED')
+    good, warned, skipped = map(tokens.count, ('SUCCESS', 'WARNING', 'SKIPPED'))
     bad = len(tokens) - good - warned - skipped
     return Tally(good, warned, bad + further_errors, skipped)
 
 
 def token_of(error: BaseException) -> str:
     """Return the word in the status log for what ended a VM's backup."""
-    if isinstance(error, BackupFailed):
-        return error.token
-    if isinstance(error, (VmBackupError, OSError)):
-        return 'BACKUP-FAIL'
-    return 'INTERNAL-ERROR' if isinstance(error, Exception) else 'INTERRUPTED'
+    usual = 'BACKUP-FAIL' if isinstance(error, OSError) else 'INTERNAL-ERROR'
+    return getattr(error, 'token', usual)
 
 
 class Verdict(NamedTuple):
@@ -344,9 +340,6 @@ def is_packed(name: str) -> bool:
 # changes nothing.
 
 
-ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)T([01]\d|2[0-3]):([0-5]\d):([0-5]\d)'
-                 r'[+-]([01]\d|2[0-3]):[0-5]\d\Z', re.ASCII)
-EPOCH = datetime.datetime(1970, 1, 1)
 MOST_NAMES = 10            # of VMs or such in one text
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
 MOST_VALUES = 2**15        # in one
@@ -370,11 +363,10 @@ def local_time(seconds: float) -> datetime.datetime:
 
 def seconds_of(text: str) -> float:
     """Return the seconds since 1970 of a time that iso() wrote. Raise ValueError."""
-    found = ISO.match(text)                            # quicker than strptime by far
-    if not found:
+    if not re.match(r'[-\d]{10}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
-    local, ahead = datetime.datetime(*map(int, found.groups()[:6])), text[19:]         # +05:30
-    return (local - EPOCH).total_seconds() - 3600 * int(ahead[:3]) - 60 * int(ahead[0] + ahead[4:])
+    moment = datetime.datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z')
+    return moment.timestamp()                          # Python 3.6 knows no colon in %z
 
 
 def human_size(size: float) -> str:
@@ -688,8 +680,6 @@ def space(text: str) -> str:
 
 def space_bytes(text: str, total: int) -> int:
     """Return the bytes of a size or a percentage, on storage of so many bytes."""
-    if not text:
-        return 0
     number = int(text[:-1])
     unit = text[-1]
     return total * number // 100 if unit == '%' else number << 10 * ('KMGT'.index(unit) + 1)
@@ -875,7 +865,7 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
     given = {key.name: (str(key.default), 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
     for number, text in enumerate(lines, 1):
-        name, equals, text = (part.strip() for part in text.partition('='))
+        name, equals, text = map(str.strip, text.partition('='))
         place = f'{path} line {number}'
         if name.startswith('#') or not (name or equals):
             continue
@@ -941,7 +931,7 @@ def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = T
 def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with a vm-selector. Raise VmBackupError."""
     target = line.words[0]
-    path = native(line.words[0])
+    path = native(target)
     if os.path.exists(path) and not os.path.isdir(path):
         return read_config(path, line)
     if '/' in target and os.path.isdir(path):
@@ -1165,11 +1155,10 @@ def regex_of(pattern: str) -> Any:
         return None
 
 
-def matching(pattern: str, names: Sequence[str]) -> List[str]:
-    """Return the names that equal a pattern or that it matches."""
-    regex = None if is_literal(pattern) else regex_of(pattern)
-    return [name for name in names if name == pattern or
-            regex and regex.match(name[:LONGEST_MATCHED])]
+def matches(pattern: str, name: str) -> bool:
+    """Return whether a name equals a pattern, or that matches it."""
+    regex = None if is_literal(pattern) else regex_of(pattern)     # the re module keeps 512
+    return name == pattern or bool(regex and regex.match(name[:LONGEST_MATCHED]))
 
 
 def is_called(vm: Vm, rule: Rule) -> bool:
@@ -1193,8 +1182,8 @@ class Selection:
         self.warnings = []     # type: List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
-            if rule.keep is not None and rule.kind == 'name' and rule.text in names and (
-                    set(matching(rule.word, list(names))) <= {rule.text}):     # none is meant by it
+            if rule.keep is not None and rule.kind == 'name' and rule.text in names and not any(
+                    matches(rule.word, name) for name in names - {rule.text}):
                 rule = rule._replace(word=rule.text, keep=None)        # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
@@ -1211,10 +1200,6 @@ class Selection:
         if level == 'WARNING':
             self.warnings.append(text)
 
-    def fail(self, name: str, rule: Rule, token: str, reason: str) -> None:
-        """Note that a VM which a rule means cannot be backed up."""
-        self.failures[name] = Outcome(name, None, rule.method, token, error=reason)
-
     def selected(self, rule: Rule) -> List[Vm]:
         """Return the VMs that a rule is about; an empty vm-export= means every VM."""
         if rule.method == 'exclude-disk' or not rule.text and rule.method != 'vm-export':
@@ -1223,8 +1208,7 @@ class Selection:
             return [vm for vm in self.vms if vm.uuid == rule.word]
         if rule.kind == 'tag':
             return [vm for vm in self.vms if rule.word in vm.record.get('tags', ())]
-        names = set(matching(rule.word, [vm.name for vm in self.vms]))
-        return [vm for vm in self.vms if vm.name in names]
+        return [vm for vm in self.vms if matches(rule.word, vm.name)]
 
     def take(self, rule: Rule, vm: Vm) -> None:
         """Take in that a rule selects a VM: the last one wins, at the first one's place."""
@@ -1243,17 +1227,18 @@ class Selection:
         by_name = rule.kind == 'name'
         found = NO_NUMBER.match(rule.word)
         if by_name and rule.method in EXPORTS and found and (
-                found.lastindex == 2 or matching(found.group(1), [vm.name for vm in self.vms])):
+                found.lastindex == 2 or any(matches(found.group(1), vm.name) for vm in self.vms)):
             self.invalid.append(rule)
         elif not rule.text or any(
                 rule.kind == exclude.kind and (
-                    rule.word == exclude.word or by_name and matching(exclude.word, [rule.word]))
+                    rule.word == exclude.word or by_name and matches(exclude.word, rule.word))
                 for exclude in self.excludes):         # which is so of an exclude= itself
             self.remark('NOTE', f'vm not found: {rule}')
         elif rule.kind == 'uuid' or by_name and is_literal(rule.word):
             self.remark('ERROR', f'vm not found: {rule} ({rule.where})')
             name = rule.word if by_name else 'uuid:' + rule.word
-            self.fail(name, rule, 'VM-NOT-FOUND', 'not in the pool')
+            self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
+                                          error='not in the pool')
         else:
             self.remark('WARNING', f'vm not found: {rule}')
 
@@ -1270,7 +1255,7 @@ class DiskChoice(NamedTuple):
         if self.honour_nobak and NOBAK in name:
             return NOBAK
         for pattern in self.excludes:
-            if matching(pattern, [name, f'{vm}/{device}']):
+            if matches(pattern, name) or matches(pattern, f'{vm}/{device}'):
                 return f'exclude-disk={pattern}'
         return ''
 
@@ -1287,8 +1272,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
         name = vm.name
         ref = vm.ref
         called = is_called(vm, rule)
-        no_bak = [tag for tag in vm.record.get('tags', ())     # xen-orchestra: Backup modifier tags
-                  if re.match(r'xo:no-bak(=|\Z)', tag)]
+        no_bak = any(re.match(r'xo:no-bak(=|\Z)', tag)     # xen-orchestra: Backup modifier tags
+                     for tag in vm.record.get('tags', ()))
         if called and ref in found.excluded:
             found.remark('NOTE', f'forcing exclude of: {name}')
         if ref in covered:
@@ -1301,7 +1286,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             text = f'vm has the tag xo:no-bak: {name} (honour_nobak)'
             found.remark('ERROR' if called else 'NOTE', text)
             if called:
-                found.fail(name, rule, 'NOBAK-TAG', 'it has the tag xo:no-bak')
+                found.failures[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
+                                               error='it has the tag xo:no-bak')
         else:
             shared = namesakes[name] > 1
             shown = f'{name}~{vm.uuid[:8]}' if shared else name
@@ -1433,12 +1419,12 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
     thread.start()
     thread.join(every)
     while thread.is_alive():
-        usual = min(SHARE_TIMEOUT, LOGIN_GRACE) if Signals.current.received else SHARE_TIMEOUT
+        patience = limit or (LOGIN_GRACE if Signals.current.received else SHARE_TIMEOUT)
         if watch:
             Signals.current.check(True)
             watch()
-        elif waited() > (limit or usual):
-            raise TargetError(f'{what} did not respond within {limit or usual} seconds')
+        elif waited() > patience:
+            raise TargetError(f'{what} did not respond within {patience} seconds')
         thread.join(every)
     if errors:
         raise errors[0]
@@ -1819,9 +1805,9 @@ def be_gentle(idle: bool) -> None:
     """Let everybody else have the CPUs and the disks first, also before the programs that we start;
     if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
-    words = ['ionice', '-c', '3'] if idle else ['ionice', '-c', '2', '-n', '7']
+    words = 'ionice -c 3 -p' if idle else 'ionice -c 2 -n 7 -p'
     with contextlib.suppress(CommandFailed):           # the system has no I/O priorities
-        run(words + ['-p', str(os.getpid())], SHARE_TIMEOUT)
+        run([*words.split(), str(os.getpid())], SHARE_TIMEOUT)
 
 
 # The codes of what xe says: words of its own of a connection (xapi: xe-cli/newcli.ml; recorded from
@@ -1837,11 +1823,6 @@ XE_CODES = (
      'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
     ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
     (IN_USE, 'in use'))
-
-
-def code_of(words: str) -> str:
-    """Return the code of what xe says when it fails, '' for what is none of XE_CODES."""
-    return next((code for code, said in XE_CODES if re.search(said, words)), '')
 
 
 class Xe:
@@ -1879,14 +1860,13 @@ class Xe:
         xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml), but 0 after an export
         that failed (xapi: cli_operations.ml).
         """
-        argv = [self.program, verb]
+        argv, given = [self.program, verb], [self.program, verb]
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             if ':' not in name:                        # else it has a key of a map
                 name = name.replace('_', '-')
             argv.append(f'{name}={text}')
-        given = [f'{word.partition("=")[0]}={at}' if at and re.match('file-?name=', word) else word
-                 for word in argv]
+            given.append(f'{name}={at}' if at and name in ('filename', 'file-name') else argv[-1])
         if re.search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
         if logged:
@@ -1901,7 +1881,8 @@ class Xe:
         if result.status:
             log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
-            raise CommandFailed(f'xe {verb} failed: {last_words}', code_of(last_words))
+            code = next((code for code, said in XE_CODES if re.search(said, last_words)), '')
+            raise CommandFailed(f'xe {verb} failed: {last_words}', code)
         if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return result.output
@@ -2080,7 +2061,7 @@ class Pool:
         finally:
             with contextlib.suppress(PoolError, TargetError):      # it expires by itself
                 pool.session('close')()                # an interrupted call may still be on it
-                bounded(lambda: pool.guarded('logout', pool.session.xenapi.session.logout), 'xapi')
+                bounded(lambda: pool.guarded('session.logout'), 'xapi')
             pool.session('close')()
 
     def login(self, password: str) -> None:
@@ -2089,21 +2070,17 @@ class Pool:
             log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
                 'of this pool do not check theirs (use local as the password, or xe '
                 'pool-enable-tls-verification)')
-        self.guarded('login at ' + self.shown, self.session.login_with_password, 'root', password,
-                     '1.0', 'VmBackup.py')
+        self.guarded('login_with_password', 'root', password, '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a XenAPI call, which may be repeated: a restart of xapi ends
         connections, and sessions, as a day without a call does; XenAPI.py then logs in again."""
-        target = self.session.xenapi
-        for part in method.split('.'):
-            target = getattr(target, part)
         waited = stopwatch()
         told = False
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
             try:
                 with self.lock:
-                    result = self.guarded(method, target, *arguments)
+                    result = self.guarded(method, *arguments)
                 self.patience = XAPI_PATIENCE
                 return result
             except PoolError as error:
@@ -2117,33 +2094,31 @@ class Pool:
                 told = True
             time.sleep(wait)
 
-    @staticmethod
-    def guarded(what: str, function: Callable, *arguments: Any) -> Any:
+    def guarded(self, method: str, *arguments: Any) -> Any:
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
         import http.client
         import socket
         import ssl
         import xmlrpc.client
         import XenAPI
-        details = []           # type: List[str]
+        details, code = [], ''     # type: List[str], str
         try:
-            return function(*arguments)
+            return self.session.xenapi_request(method, arguments)
         except XenAPI.Failure as failure:
             details = [str(detail) for detail in failure.details]
             words = ' '.join(details)
             code = details[0] if details else ''
         except xmlrpc.client.ProtocolError as error:   # its text has the password
             words = f'HTTP {error.errcode} {error.errmsg}'
-            code = ''
         except (socket.timeout, ssl.SSLError, xmlrpc.client.Error, ValueError,
                 xml.parsers.expat.ExpatError) as error:
             words = str(error) or type(error).__name__
-            code = ''
         except (OSError, http.client.HTTPException) as error:
             words = str(error) or type(error).__name__
             code = UNREACHABLE
         if 'CERTIFICATE_VERIFY_FAILED' in words:
             words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
+        what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code, details)
 
     def get(self, method: str, kind: type, *arguments: Any) -> Any:
@@ -2199,11 +2174,10 @@ class Pool:
         return found
 
     def reread(self, vm: Vm) -> Vm:
-        """Return the VM as it is now; raise BackupFailed if it is gone."""
+        """Return the VM as it is now, but for its name; raise BackupFailed if it is gone."""
         with unless_gone():
             record = self.record('VM', vm.ref)
-            fields = {field: record[field] for field in VM_FIELDS}
-            return vm._replace(name=record['name_label'], record=fields)
+            return vm._replace(record={field: record[field] for field in VM_FIELDS})
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
     def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
@@ -2343,10 +2317,9 @@ class Pool:
             for ref, task in self.records('task').items():
                 words = str(task['name_label']) + str(task.get('name_description'))
                 share = task.get('progress')
-                if task['status'] == 'pending' and word in words and isinstance(share, float):
+                if (task['status'] == 'pending' and word in words and ref not in others and
+                        isinstance(share, float)):
                     found[ref] = share
-        for ref in others:
-            found.pop(ref, None)
         return found
 
     def is_gone(self, kind: str, uuid: str) -> bool:
@@ -5286,7 +5259,7 @@ class Exporter:
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
-                self.choose_source(self.pool.reread(self.vm)._replace(name=self.vm.name))
+                self.choose_source(self.pool.reread(self.vm))
             snapshot = self.take(backup, warned_of)
         prepared = exported = False
         try:

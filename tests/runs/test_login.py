@@ -5,6 +5,7 @@ import os
 import socketserver
 import threading
 import unittest
+import unittest.mock
 import xmlrpc.client
 
 import VmBackup
@@ -37,20 +38,20 @@ class LoginCase(PoolCase):
 
 
 class Errors(unittest.TestCase):
+    def refusal(self, error):
+        """What a call tells that ends in this error."""
+        pool = VmBackup.Pool('http://localhost/')
+        with unittest.mock.patch.object(pool.session, 'xenapi_request', side_effect=error), \
+                self.assertRaises(VmBackup.PoolError) as caught:
+            pool.guarded('VM.get_all_records')
+        return str(caught.exception)
+
     def test_an_http_error_does_not_tell_the_password_in_the_address(self):
-        def refuse():
-            raise xmlrpc.client.ProtocolError('root:s3cret@host/', 501, 'Not Implemented', {})
-        with self.assertRaises(VmBackup.PoolError) as caught:
-            VmBackup.Pool.guarded('VM.get_all_records', refuse)
-        self.assertEqual('XenAPI VM.get_all_records failed: HTTP 501 Not Implemented',
-                         str(caught.exception))
+        self.assertEqual('XenAPI VM.get_all_records failed: HTTP 501 Not Implemented', self.refusal(
+            xmlrpc.client.ProtocolError('root:s3cret@host/', 501, 'Not Implemented', {})))
 
     def test_a_refusal_of_any_length_is_a_line_of_some(self):
-        def refuse():
-            raise XenAPI.Failure(['X', 'y' * 10**6])
-        with self.assertRaises(VmBackup.PoolError) as caught:
-            VmBackup.Pool.guarded('VM.get_all_records', refuse)
-        self.assertLess(len(str(caught.exception)), 10000)
+        self.assertLess(len(self.refusal(XenAPI.Failure(['X', 'y' * 10**6]))), 10000)
 
 
 class Passwords(LoginCase):
