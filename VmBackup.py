@@ -3180,9 +3180,10 @@ class Backup(NamedTuple):
                     if name.startswith('DISK-') or os.path.splitext(plain_name(name))[0] == base]
         known = self.manifest.images()
         if known or not found:
-            here = [name for name in found if portable(name) in known]
-            gone = set(map(plain_name, known)) - {plain_name(portable(name)) for name in here}
-            return here + [name for name in found if plain_name(portable(name)) in gone]
+            here = {plain_name(portable(name)) for name in found if portable(name) in known}
+            gone = set(map(plain_name, known)) - here
+            return [name for name in found
+                    if portable(name) in known or plain_name(portable(name)) in gone]
         return (named(os.path.basename(os.path.dirname(self.path))) or
                 named(path_part(self.told('vm.cfg', 'name_label'))) or
                 (found if self.has_marker() else []))
