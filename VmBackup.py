@@ -1307,8 +1307,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
 # ----------------------------------------------------------------------------------------------
 # 6. Retention: which backups to delete
 # ----------------------------------------------------------------------------------------------
-# Pure: from the good backups of one VM, oldest first, to why each is kept. Those that were found
-# damaged later do not count.
+# Pure: from the good backups of one VM, oldest first, and its disks, to why each is kept. Those
+# that were found damaged later do not count.
 
 
 class Policy(NamedTuple):
@@ -1327,6 +1327,8 @@ class Aged(NamedTuple):
 
     when: datetime.datetime    # local time
     sound: bool = True         # it was not found damaged
+    disks: Sequence[str] = ()  # uuids and devices of the disks that are in it
+    protected: bool = False
 
 
 PERIODS = {                    # what the times in one have in common
@@ -1335,18 +1337,25 @@ PERIODS = {                    # what the times in one have in common
     'monthly': lambda when: when.timetuple()[:2], 'yearly': lambda when: when.year
 }                              # type: Dict[str, Callable[[datetime.datetime], Any]]
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
+ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
 
-def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
+def reasons(backups: Sequence[Aged], policy: Policy,
+            disks: Sequence[Tuple[str, str]] = ()) -> List[Tuple[str, ...]]:
     """Return why each backup, oldest first, is kept; one without a reason may go.
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
-    The newest sound one always stays; a damaged one, while fewer than `last` are newer.
+    The newest sound one always stays; a damaged one, while fewer than `last` are newer. A protected
+    one stays and counts for no rule. Of each of the VM's `disks`, the uuid and device of which are
+    given, the newest sound backup stays: at most one for each disk beyond what the rules keep.
     """
     found = [[] for _ in backups]      # type: List[List[str]]
     seen = {name: set() for name in PERIODS if getattr(policy, name)}      # type: Dict[str, set]
     newer = 0                  # sound ones
     for why, backup in zip(reversed(found), reversed(backups)):
+        if backup.protected:
+            why.append(PROTECTED)
+            continue
         if newer < policy.last:
             why.append('last')
         for name in seen if backup.sound else ():
@@ -1357,6 +1366,12 @@ def reasons(backups: Sequence[Aged], policy: Policy) -> List[Tuple[str, ...]]:
         if not (why or newer):
             why.append('newest')
         newer += backup.sound
+    expendable = [why for why in found if not why]
+    for disk in disks:
+        holders = [why for why, backup in zip(found, backups)
+                   if backup.sound and not set(disk).isdisjoint(backup.disks)]
+        if holders and any(holders[-1] is why for why in expendable):
+            holders[-1].append(ONLY + disk[1])
     return [tuple(why) for why in found]
 
 
@@ -2030,6 +2045,7 @@ class Pool:
         self.snapshotting = threading.RLock()      # snapshots are taken one after another
         self.clock = None                  # type: Optional[int]
         self.tables = {}                   # type: Dict[str, Records]
+        self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
 
     @classmethod
     @contextlib.contextmanager
@@ -2166,6 +2182,9 @@ class Pool:
         the marks of restores that go on. One call."""
         found = []
         for ref, record in self.records('VM').items():
+            if not record['is_a_snapshot']:
+                name = '' if record['is_a_template'] else record['name_label']
+                self.names[record['uuid']] = name
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain'] or
                     config_in(record, MARK) in marks):
@@ -2454,6 +2473,20 @@ def path_part(name: str) -> str:
 def twin_part(name: str, uuid: str) -> str:
     """The same for a VM whose name another one has, or had: that of no VM by its name alone."""
     return re.sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
+
+
+def plain_part(part: str) -> str:
+    """The name that a part of a path stands for, if it was not cut."""
+    return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
+                  encoded(part).decode('utf-8', 'replace')).replace('\0', '')
+
+
+def folded(name: str) -> str:
+    """A name without what some shares take for no difference: case (SMB, NTFS, APFS), how letters
+    are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
+    import unicodedata
+    text = unicodedata.normalize('NFD', encoded(name).decode('utf-8', 'replace'))
+    return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
 def label_part(text: str) -> str:
@@ -2910,7 +2943,9 @@ TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
-DISK_KEYS = ('file', 'name', 'virtual_size')   # of a disk in a manifest, which we need
+DISK_KEYS = ('device', 'uuid', 'name', 'virtual_size', 'file', 'why')  # of one in a manifest
+NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
+CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
 PROVED = {                 # from least to most
     'length': 'readable, but nothing tells its expected size',
     'restorable': 'intact, but xe vm-import refuses it as it is: restore it with restore=',
@@ -3017,6 +3052,11 @@ def value_in(document: Dict[str, Any], key: str, default: Any) -> Any:
     return found if isinstance(found, type(default)) else default
 
 
+def texts_in(document: Dict[str, Any], key: str) -> List[str]:
+    """Return the texts in a list in a document."""
+    return [text for text in value_in(document, key, []) if isinstance(text, str)]
+
+
 def as_time(text: Any) -> Optional[str]:
     """Return a text that is a time, as iso() writes it; None for all else."""
     try:
@@ -3050,7 +3090,11 @@ class Manifest(NamedTuple):
     tags: Optional[List[str]] = None   # None: not known
     snapshot: Optional[str] = None     # uuid
     files: Dict[str, int] = {}         # bytes by name
-    disks: Sequence[Dict[str, Any]] = ()
+    disks: Sequence[Dict[str, Any]] = ()       # that are in it
+    left_out: Sequence[Dict[str, Any]] = ()    # the others of the VM
+    pool: str = ''             # uuid
+    host: str = ''             # the name of that which made it
+    earlier: Sequence[str] = ()        # uuids of VMs that are gone, whose backups lay beside it
     verified: Dict[str, Any] = {}      # as finding() has it
     test_restore: Dict[str, Any] = {}
     digests: Dict[str, Any] = {}       # SHA-256 by the names of the files, uncompressed
@@ -3063,18 +3107,20 @@ class Manifest(NamedTuple):
         number = value_in(document, 'number', 0)
         verified = value_in(document, 'verified', {})
         started = as_time(document.get('started'))
-        tags = None
-        if isinstance(vm.get('tags'), list):
-            tags = [tag for tag in vm['tags'] if isinstance(tag, str)]
+        tags = texts_in(vm, 'tags') if isinstance(vm.get('tags'), list) else None
+        disks, left_out = [
+            [{name: disk[name] for name in DISK_KEYS if name in disk}
+             for disk in value_in(document, key, []) if isinstance(disk, dict)]
+            for key in ('disks', 'left_out')]
         return cls(
             number if number > 0 and started else 0, started,
             value_in(document, 'method', ''), value_in(vm, 'name', ''), value_in(vm, 'uuid', ''),
             tags, value_in(document, 'snapshot', '') or None,
             {name: size for name, size in value_in(document, 'files', {}).items()
              if as_size(size) == size and not DROPPED.search(name)},
-            [{key: disk[key] for key in DISK_KEYS if key in disk}
-             for disk in value_in(document, 'disks', []) if isinstance(disk, dict)],
-            finding(verified), finding(value_in(document, 'test_restore', {})),
+            disks, left_out, value_in(value_in(document, 'pool', {}), 'uuid', ''),
+            value_in(document, 'host', ''), texts_in(document, 'earlier'), finding(verified),
+            finding(value_in(document, 'test_restore', {})),
             value_in(verified, 'digests', {}), bool(document))
 
     @staticmethod
@@ -3094,6 +3140,19 @@ class Manifest(NamedTuple):
         """Return the names of the archives and images."""
         named = [value_in(disk, 'file', '') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
+
+    @property
+    def holds(self) -> List[str]:
+        """The uuids and devices of the disks that are in it."""
+        return [value_in(disk, key, '') for disk in self.disks for key in ('uuid', 'device')
+                if value_in(disk, key, '')]
+
+    @property
+    def of_the_vm(self) -> List[Tuple[str, str]]:
+        """Uuid and device of each disk that the VM had, but for those that are never backed up."""
+        return [(value_in(disk, 'uuid', ''), value_in(disk, 'device', ''))
+                for disk in [*self.disks, *self.left_out]
+                if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name: str) -> Dict[str, Any]:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
@@ -3130,6 +3189,8 @@ class Backup(NamedTuple):
                 manifest = Manifest.of(Manifest.document(path))
                 seen = cls(path, manifest=manifest)
                 good = seen.has_marker()
+                if not manifest.known and (good or date):
+                    manifest = seen.as_of_3_25()
                 protected = is_there(seen.file(PROTECTED))
                 if good or date:
                     sizes = {name: size for name, size in manifest.files.items()
@@ -3167,6 +3228,17 @@ class Backup(NamedTuple):
             found = re.search(f'^{key}=(.*)$', text, re.MULTILINE)
             return found.group(1) if found else ''
         return ''
+
+    def as_of_3_25(self) -> Manifest:
+        """Return what the files of one without a manifest tell: vm.cfg, a DISK-xvda for each disk
+        of the VM; its vdi-export has that one. Raise OSError."""
+        disks = [{'device': name[len('DISK-'):]} for name in sorted(directories_in(self.path))
+                 if name.startswith('DISK-')]      # type: List[Dict[str, Any]]
+        whole = any('.xva' in name for name in self.archives())
+        return Manifest(
+            name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
+            disks=[disk for disk in disks if whole or disk['device'] == 'xvda'],
+            left_out=[disk for disk in disks if not whole and disk['device'] != 'xvda'])
 
     def archives(self) -> List[str]:
         """Return the names of its archives and images: those in the manifest, or what a person has
@@ -3237,13 +3309,37 @@ def in_order(backups: Sequence[Backup]) -> List[Backup]:
     return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
 
-def judge(good: Sequence[Backup], policy: Policy,
+class Owner(NamedTuple):
+    """Whose backups a directory is for."""
+
+    uuid: str = ''             # of the VM; '' if nothing tells it
+    pool: str = ''             # uuid, the same
+    earlier: Sequence[str] = ()        # VMs of this pool that it was for before, and are gone
+
+    def other(self, backup: Backup) -> str:
+        """Return whose a backup is, if it is not this VM's; '' if it is. One that tells no uuid is
+        of the VM of its directory, one that tells no pool of the VM's."""
+        manifest = backup.manifest
+        if manifest.pool not in ('', self.pool):
+            return f'of another pool, {manifest.pool}'
+        if manifest.uuid in ('', self.uuid):
+            return ''
+        if manifest.pool and manifest.uuid in self.earlier:
+            return f'of an earlier VM of this name, {manifest.uuid}'
+        return f'of another VM, {manifest.uuid}'
+
+    def rotates(self, backup: Backup) -> bool:
+        """Return whether a backup is rotated with those of this VM."""
+        other = self.other(backup)
+        return not other or other.startswith('of an earlier')
+
+
+def judge(good: Sequence[Backup], policy: Policy, disks: Sequence[Tuple[str, str]],
           newer: Sequence[Aged] = ()) -> List[Tuple[Backup, Tuple[str, ...]]]:
     """Return why each good backup, oldest first, is kept beside newer ones; none: it may go."""
-    aged = [Aged(local_time(backup.when), backup.outcome == 'good')
-            for backup in good if not backup.protected]
-    why = iter(reasons(aged + list(newer), policy))
-    return [(backup, (PROTECTED,) if backup.protected else next(why)) for backup in good]
+    aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
+                 backup.protected) for backup in good]
+    return list(zip(good, reasons(aged + list(newer), policy, disks)))
 
 
 class History:
@@ -3257,7 +3353,9 @@ class History:
         self.refused = ''      # why it was not looked into
 
     def as_it_is(self) -> 'History':
-        """Return it, with what its directory has now: nothing in it is read again."""
+        """Return it, with what its directory has now: nothing in it is listed or read again."""
+        self.listed = None
+        self.known.clear()
         self.listed = self.names()
         return self
 
@@ -3325,48 +3423,68 @@ class History:
         others = [backup for backup in found if backup.outcome in NO_BACKUP]
         return backups[::-1] + sorted(others, key=lambda backup: backup.path)
 
-    def expendable(self, policy: Policy, moment: datetime.datetime,
-                   new: str = '') -> List[Backup]:
-        """Return what no rule keeps beside a new backup of that moment and path. Before there is
-        one, the last sound one is kept as well, and what is newer than that."""
-        older = [backup for backup in self.completed() if backup.path != new]
-        judged = judge(older, policy, [Aged(moment)])
-        if not new:
+    def judged(self, policy: Policy, owner: Owner, disks: Sequence[Tuple[str, str]], new: Aged,
+               path: str = '') -> List[Tuple[Backup, Tuple[str, ...]]]:
+        """Return why each of the owner's backups is kept beside a new one at that path. Before
+        there is one, the last sound one is kept as well, and what is newer: both are left out."""
+        older = [backup for backup in self.completed()
+                 if backup.path != path and owner.rotates(backup)]
+        found = judge(older, policy, disks, [new])
+        if not path:
             sound = [place for place, backup in enumerate(older)
                      if backup.outcome == 'good' and not backup.protected]
-            del judged[max(sound, default=0):]
-        return [backup for backup, why in judged if not why]
+            del found[max(sound, default=0):]
+        return found
+
+    def last_owner(self) -> Owner:
+        """Return whose they are by the newest backup that tells it."""
+        for backup in reversed(self.completed()):
+            manifest = backup.manifest
+            if manifest.uuid:
+                return Owner(manifest.uuid, manifest.pool, manifest.earlier)
+        return Owner()
+
+    def disks(self, owner: Owner) -> List[Tuple[str, str]]:
+        """Return uuid and device of each disk of a VM, by its newest backup that tells of any."""
+        for backup in reversed(self.completed()):
+            if backup.manifest.of_the_vm and not owner.other(backup):
+                return backup.manifest.of_the_vm
+        return []
 
     def vm_name(self) -> str:
-        """Return its VM's name: the directory's or, where that was cut, the newest manifest's."""
+        """Return its VM's name: the directory's or, where that was cut, or the share lists it
+        otherwise than it was made, the newest manifest's."""
         directory = os.path.basename(self.directory)
-        name = re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
-                      encoded(directory).decode('utf-8', 'replace')).replace('\0', '')
-        if path_part(name) != directory:
-            for backup in self.read():
-                if path_part(backup.manifest.name) == directory:
-                    return backup.manifest.name
-        return name
+        for backup in self.read():
+            name, uuid = backup.manifest.name, backup.manifest.uuid
+            if name and folded(directory) in (folded(path_part(name)),
+                                              folded(twin_part(name, uuid))):
+                return name
+        return plain_part(directory)
 
     def owner(self) -> Vm:
         """Return the VM that they are of: its uuid by the newest, even a failure or one in
-        progress, name and tags by its newest backup; no `tags` in the record: not known."""
-        name, uuid, record = self.vm_name(), '', {}    # type: str, str, Dict[str, Any]
+        progress, tags by its newest backup; no `tags` in the record: not known."""
+        uuid, record = '', {}  # type: str, Dict[str, Any]
         for backup in self.read(True):
-            its_name = backup.manifest.name or backup.told('vm.cfg', 'name_label')
-            its_uuid = backup.manifest.uuid or backup.told('vm.cfg', 'orig_uuid')
-            if uuid and its_uuid != uuid:
+            manifest = backup.manifest
+            if uuid and manifest.uuid != uuid:
                 break                                  # it was another VM's before
-            if not its_uuid:
-                continue
-            uuid = its_uuid
-            if twin_part(its_name, uuid) == os.path.basename(self.directory):
-                name = its_name                        # it has a namesake, or had one
-            if backup.manifest.tags is not None:
-                record = {'tags': backup.manifest.tags}
-            if record or backup.outcome in COMPLETE:
+            uuid = manifest.uuid
+            if uuid and manifest.tags is not None:
+                record = {'tags': manifest.tags}
+            if record or uuid and backup.outcome in COMPLETE:
                 break
-        return Vm(self.directory, uuid, name, record)
+        return Vm(self.directory, uuid, self.vm_name(), record)
+
+    def user_of(self, uuids: Sequence[str]) -> str:
+        """Return which of some VMs uses it, by the newest record, also of a failure, or else a
+        claim; '' if none does."""
+        for backup in self.read():
+            if backup.manifest.uuid in uuids:
+                return backup.manifest.uuid
+        claims = [uuid for uuid in sorted(uuids) if CLAIM + uuid in self.names()]
+        return claims[0] if claims else ''
 
     def last_size(self, names: Sequence[str]) -> int:
         """Return the bytes of files of these names, each in the last backup that has one."""
@@ -3462,21 +3580,6 @@ class Catalogue:
         """Return the backups of a VM."""
         return History(os.path.join(self.root, path_part(vm_name)), self.patterns)
 
-    def history_of(self, job: Job) -> History:
-        """Return the backups of a VM. A namesake that does not own the directory of its name gets
-        another, and keeps it. Raise TargetError if that has another VM's, as release 5.0.0 made
-        them for a VM that was called like it; OSError."""
-        vm = job.vm
-        history = self.history(vm.name)
-        own = History(os.path.join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
-        owner = own.owner().uuid if own.holds_any() else ''
-        if owner != vm.uuid and not (job.has_namesake and history.owner().uuid != vm.uuid):
-            return history
-        if owner not in ('', vm.uuid):
-            raise TargetError(f'{own.directory} has backups of another VM, {owner} (rename this '
-                              'directory)')
-        return own
-
     def histories(self) -> List[History]:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
@@ -3540,13 +3643,17 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
     choose; without any, all. The plan tells what was not found. Raise OSError."""
     found, vms = {}, []        # type: Dict[str, History], List[Vm]
     rules = (selector(selector_text),) if selector_text else config.rules
-    by_name = all(rule.kind == 'name' for rule in rules)       # then few manifests need be read
+    exact = None               # type: Optional[List[str]]     # then few manifests need be read
+    if rules and all(rule.kind == 'name' and is_literal(rule.word) for rule in rules):
+        exact = [path_part(rule.word) for rule in rules]
     for history in sorted(histories, key=lambda each: each.directory):
         if history.holds_any():
             directory = history.directory
             found[directory] = history
-            vms.append(Vm(directory, '', history.vm_name(), {})
-                       if by_name and not TWIN.search(directory) else history.owner())
+            name = os.path.basename(directory)
+            certain = exact is not None and not TWIN.search(name) and (
+                name in exact or folded(name) not in map(folded, exact))
+            vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
         rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
@@ -3569,6 +3676,7 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
 OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|vm-metadata\.xml|'
                   r'vm\.cfg|vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 PARTIAL = '.partial'       # ends the name of a dump while it is written
+CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 
 
@@ -3657,6 +3765,32 @@ class Store(Catalogue):
 
     no_locking = ''              # why the share cannot lock
 
+    def directory_of(self, vm: Vm, names: Dict[str, str], patience: float) -> History:
+        """Return the directory of a VM: that of its name. If another VM, whose name a share may
+        take for the same, uses that, it is one of its own, which it keeps; `names`: those of all
+        VMs of the pool, by uuid. Raise TargetError if this has another VM's backups, as release
+        5.0.0 made them for a VM that was called like it; BackupFailed, OSError."""
+        history = self.history(vm.name)
+        own = History(os.path.join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
+        alike = [uuid for uuid, name in names.items() if uuid == vm.uuid or (
+            folded(path_part(name)) == folded(path_part(vm.name)))]
+        if own.user_of([vm.uuid]):
+            return own
+        if len(alike) < 2:
+            return history
+        with self.locked(CLAIM, max(patience, CLAIM_PATIENCE)):
+            if history.user_of(alike) not in ('', vm.uuid):
+                history = own
+                other = own.owner().uuid
+                if other:
+                    raise TargetError(f'{own.directory} has backups of another VM, {other} (rename '
+                                      'this directory)')
+            make_directory(history.directory)
+            make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
+            sync_directory(history.directory)
+            sync_directory(self.root)
+        return history
+
     def begin(self, history: History, when: datetime.datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
@@ -3732,10 +3866,10 @@ class Store(Catalogue):
                 human_size(free), human_size(total), self.root, ' and '.join(wanted)))
 
     @contextlib.contextmanager
-    def locked(self, name: str, patience: float, check: Callable[[], None]) -> Iterator[None]:
+    def locked(self, name: str, patience: float) -> Iterator[None]:
         """Hold the lock of a directory in backup_dir against other runs, also of other hosts. Where
         the share cannot lock, `no_locking` says why, and we go on. Raise BackupFailed if another
-        run still has it after so many seconds, TargetError; `check` is called meanwhile."""
+        run still has it after so many seconds, TargetError."""
         self.check_mounted()
         locks = os.path.join(self.root, LOCKS)
         make_directory(locks)
@@ -3746,7 +3880,7 @@ class Store(Catalogue):
             while not self.lock(handle):
                 if waited() >= patience:
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
-                check()
+                Signals.current.check()
                 time.sleep(1)
             yield
         finally:
@@ -6044,9 +6178,10 @@ def disk_words(disk: Disk, why: str) -> str:
     return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
 
 
-def disk_facts(disk: Disk) -> Dict[str, Any]:
-    """Return the keys that every disk has in a manifest."""
-    return {'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.vdi['name_label']}
+def disk_facts(disk: Disk, **more: str) -> Dict[str, Any]:
+    """Return what a manifest has of a disk."""
+    return dict(more, device=disk.device, uuid=disk.vdi['uuid'], name=disk.vdi['name_label'],
+                virtual_size=int(disk.vdi['virtual_size']))
 
 
 class Shared(Run):
@@ -6068,6 +6203,8 @@ class Shared(Run):
         # snapshot may be somebody else's, or not be made yet.
         self.not_removed = {}  # type: Dict[str, str]
         self.doubtful = []     # type: List[str]
+        # Backups of others that are in a VM's directory: how many, by directory, whose, and option.
+        self.others = collections.Counter()    # type: Dict[Tuple[str, str, str], int]
         self.clean_up_at_end = False      # something in the pool that the end of the run may mend
 
     def exporter(self, method: str, warnings: List[str]) -> Exporter:
@@ -6086,7 +6223,7 @@ class Shared(Run):
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
         """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
-        with self.store.locked(os.path.basename(directory), patience, Signals.current.check):
+        with self.store.locked(os.path.basename(directory), patience):
             if self.store.no_locking and not self.noted:
                 self.noted = True
                 log(self.store.lock_note())
@@ -6149,9 +6286,9 @@ class VmBackup(Turn):
 
     def run(self) -> None:
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
-        self.history = self.shared.store.history_of(self.job)
-        with self.shared.locked(self.history.directory, self.settings.lock_wait * 60):
-            self.shared.store.history_of(self.job)     # another VM's, by now?
+        vm, patience = self.job.vm, self.settings.lock_wait * 60
+        self.history = self.shared.store.directory_of(vm, self.pool.names, patience)
+        with self.shared.locked(self.history.directory, patience):
             try:
                 self.back_up_with_hooks()
             finally:
@@ -6206,6 +6343,7 @@ class VmBackup(Turn):
         job = self.job
         exporter = self.shared.exporter(job.method, self.warnings)
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
+        self.history.as_it_is()
         vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
         warned_of = self.discard_leftovers()
         self.drop_last_failure()
@@ -6232,7 +6370,7 @@ class VmBackup(Turn):
             self.manifest = self.describe(started, snapshot)
             check_readable(self.manifest)
             if self.settings.pre_clean:
-                self.prune(self.history.expendable(self.policy, started))
+                self.prune(self.judged(Aged(started)))
                 self.reserved = self.last
             size = self.export(snapshot)
             log(f'{job.method} success')
@@ -6240,7 +6378,11 @@ class VmBackup(Turn):
         self.verify()
         self.finish(size)
         with tolerating(self.warnings, 'cannot look for older backups'):
-            self.prune(self.history.expendable(self.policy, started, self.path))
+            self.history.known.clear()                 # somebody may have verified or protected one
+            new = Aged(started, disks=Manifest.of(self.manifest).holds)
+            judged = self.judged(new, self.path)
+            self.tell_what_stays(judged, new)
+            self.prune(judged)
 
     @contextlib.contextmanager
     def deleting_on_failure(self) -> Iterator[None]:
@@ -6279,7 +6421,7 @@ class VmBackup(Turn):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
-            gain = sum(old.occupied() for old in self.history.expendable(self.policy, started))
+            gain = sum(old.occupied() for old, why in self.judged(Aged(started)) if not why)
         self.last = self.history.last_size(names)
         shared = self.shared
         with shared.beginning:
@@ -6312,15 +6454,17 @@ class VmBackup(Turn):
 
     def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
         """Return the manifest, as far as it is known before the export."""
-        vm = self.job.vm
-        disks = [dict(disk_facts(disk), virtual_size=int(disk.vdi['virtual_size']))
-                 for disk in self.exporter.disks]
-        left_out = [dict(disk_facts(disk), why=why) for disk, why in self.exporter.left_out]
+        vm, exporter = self.job.vm, self.exporter
+        reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
+        not_chosen = NOT_CHOSEN + exporter.choice.wanted
+        left_out = [disk_facts(disk, why=reasons_by_ref.get(disk.vdi_ref, not_chosen))
+                    for disk in exporter.others]
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
-            method=self.job.method, host=os.uname().nodename, started=iso(started), disks=disks,
-            left_out=left_out, **self.shared.identity, snapshot=snapshot.uuid)
+            method=self.job.method, host=os.uname().nodename, started=iso(started),
+            disks=list(map(disk_facts, exporter.disks)), left_out=left_out,
+            earlier=self.owner().earlier, **self.shared.identity, snapshot=snapshot.uuid)
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6383,12 +6527,53 @@ class VmBackup(Turn):
             path = self.backup.file(self.exported[0].name)
         log(f'*** success: {path} : {size >> 30}G')
 
-    def prune(self, backups: Sequence[Backup]) -> None:
-        """Delete older backups; one that knows of a snapshot of ours in the pool stays."""
-        for backup in backups:
+    def owner(self) -> Owner:
+        """Return whose the backups in its directory are: its own and, of this very pool, those of
+        VMs that are gone, as the original of a restored one."""
+        pool = self.shared.identity['pool']['uuid']
+        earlier = {backup.manifest.uuid for backup in self.history.completed()
+                   if backup.manifest.pool == pool} - set(self.pool.names)
+        return Owner(self.job.vm.uuid, pool, sorted(earlier))
+
+    def judged(self, new: Aged, path: str = '') -> List[Tuple[Backup, Tuple[str, ...]]]:
+        """Return why each older backup is kept beside a new one (see History.judged)."""
+        owner = self.owner()
+        disks = Manifest.of(self.manifest).of_the_vm or self.history.disks(owner)
+        return self.history.judged(self.policy, owner, disks, new, path)
+
+    def prune(self, judged: Sequence[Tuple[Backup, Tuple[str, ...]]]) -> None:
+        """Delete older backups that nothing keeps; one that knows of a snapshot of ours in the pool
+        stays."""
+        for backup in [backup for backup, why in judged if not why]:
             with tolerating(self.warnings, f'cannot delete {backup.path}'):
                 log(f'Deleting oldest backup {backup.path} ')
                 self.shared.store.delete(backup)
+
+    def tell_what_stays(self, judged: Sequence[Tuple[Backup, Tuple[str, ...]]],
+                        new: Aged) -> None:
+        """Log what only a disk keeps, and which disks are in no good backup; have the run tell of
+        the backups of others in the directory."""
+        held = set(new.disks)
+        for backup, why in judged:
+            if backup.outcome == 'good':
+                held.update(backup.manifest.holds)
+            if why and why[0].startswith(ONLY):
+                log(f'kept beyond the count: {backup.path}, as no newer good backup has '
+                    f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
+        lacking = [device for uuid, device in Manifest.of(self.manifest).of_the_vm
+                   if held.isdisjoint([uuid, device])]
+        if lacking:
+            log('***NOTE - in no good backup: disk ' + ', '.join(lacking))
+        owner = self.owner()
+        for backup in self.history.completed():
+            if backup.path != self.path and not owner.rotates(backup):
+                uuid, pool = backup.manifest.uuid, backup.manifest.pool
+                whose, option = owner.other(backup), f'pool={pool}'
+                if pool in ('', owner.pool):
+                    option = f'vm=uuid:{uuid}'
+                    if self.pool.names.get(uuid):
+                        whose += ', now called ' + self.pool.names[uuid]
+                self.shared.others[self.history.directory, whose, option] += 1
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6598,6 +6783,11 @@ class BackupRun(Shared):
         Signals.current.check()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
+        if self.others:
+            config = shell_word(self.config.path or 'CONFIG')
+            log('***NOTE - backups of others are neither counted nor deleted:', *[
+                f'  {count} in {directory}, {whose} (to let them go: prune {config} {option} '
+                'preview)' for (directory, whose, option), count in self.others.items()])
         log(RULER)
         self.show_space('Space status')
 
@@ -6672,11 +6862,12 @@ class BackupRun(Shared):
     def clean_up_one(self, history: History) -> None:
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
+            history.as_it_is()
             if history.with_intent() or history.half_deleted():
                 Signals.current.check()
                 try:
                     with self.locked(history.directory, 0):
-                        self.remove_leftovers(history, self.warnings)
+                        self.remove_leftovers(history.as_it_is(), self.warnings)
                 except BackupFailed as error:
                     log(f'***NOTE - {history.directory}: {error}')
 
@@ -6869,14 +7060,18 @@ class Stock(NamedTuple):
     path: str                  # of its directory
     backups: Sequence[Backup] = ()     # the newest first, then what is none
     uuid: str = ''             # '' where nothing tells it
+    owner: Owner = Owner()
 
     def good(self) -> List[Backup]:
         """Return the good backups, the newest first."""
         return [backup for backup in self.backups if backup.outcome == 'good']
 
-    def newest(self) -> Backup:
-        """Return the newest good backup, one without a path where there is none."""
-        return next(iter(self.good()), Backup(''))
+    def newest(self, pool: str) -> Backup:
+        """Return the newest good backup, of this pool if it has any; one without a path where there
+        is none."""
+        good = self.good()
+        return next(iter([backup for backup in good if backup.manifest.pool == pool] or good),
+                    Backup(''))
 
 
 def take_stock(histories: Sequence[History], config: Config, store: Store,
@@ -6884,7 +7079,8 @@ def take_stock(histories: Sequence[History], config: Config, store: Store,
     """Return, by name, what there is of each VM that a selector or else a config chooses, also
     where that is nothing; and the plan, which tells what was not found."""
     chosen, plan = select_histories(histories, config, selector_text)
-    stocks = [Stock(history.vm_name(), history.directory, history.everything(), job.vm.uuid)
+    stocks = [Stock(history.vm_name(), history.directory, history.everything(),
+                    job.vm.uuid or history.owner().uuid, history.last_owner())
               for job, history in chosen]
     for failure in plan.failures:
         stocks.append(Stock(failure.name, store.history(failure.name).directory))
@@ -6928,7 +7124,7 @@ def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str],
     listed = []                # type: List[Record]
     all_good = all_size = 0
     for vm in vms:
-        backups = [described(backup) for backup in vm.backups]
+        backups = [dict(described(backup), of=vm.owner.other(backup)) for backup in vm.backups]
         good = len(vm.good())
         size = sum(backup['size'] or 0 for backup in backups)
         listed.append({'name': vm.name, 'path': portable(vm.path), 'good': good, 'size': size,
@@ -6969,6 +7165,8 @@ def table_of(document: Record) -> List[str]:
         lines.append(f'{vm["name"]} ({vm["path"]}): {good}')
         for backup in vm['backups']:
             lines.append(next(table))
+            if backup['of']:
+                lines.append('    ' + backup['of'])
             for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
                 if backup[key] and backup[key]['fault']:
                     lines.append(f'    {what}: {backup[key]["fault"]}')
@@ -7041,89 +7239,151 @@ def run_list(line: CommandLine) -> int:
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
 
-    def __init__(self, store: Store, previewing: bool) -> None:
-        self.store = store
-        self.previewing = previewing
+    def __init__(self, target: Opened, options: Dict[str, str]) -> None:
+        self.store = target.store
+        self.settings = target.config.settings
+        self.kinds = {rule.kind for rule in target.config.rules}
+        self.previewing = bool(options['preview'])
         self.kept = self.deleted = self.errors = self.freed = 0
+        # Uuids of a pool and of a VM whose backups are to go where they are not those of the VM
+        # whose directory it is.
+        self.pool = options['pool']
+        chosen = selector(options['vm']) if options['vm'] else None
+        self.vm = chosen.word if chosen and chosen.kind == 'uuid' else ''
 
-    def prune(self, history: History, policy: Policy) -> None:
-        """Prune the backups of a VM, oldest first. Raise OSError."""
+    def lets_go(self, backup: Backup, owner: Owner) -> bool:
+        """Return whether somebody else's backup was asked to go."""
+        manifest = backup.manifest
+        return not owner.rotates(backup) and (
+            manifest.pool == self.pool != '' or manifest.uuid == self.vm != '')
+
+    def prune(self, job: Job, history: History, by_rules: bool) -> None:
+        """Prune the backups of a VM, oldest first; without rules only those of others that are to
+        go. Raise TargetError where a line of the config may mean it, and nothing tells; OSError."""
+        for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
+            if by_rules and kind in self.kinds and not known:
+                raise TargetError(f'its newest backup does not record the {kind} of the VM: not '
+                                  'touched')
+        policy = policy_of(self.settings, job)
         rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
                  if count or name == 'last']
         log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
             self.store.finish_deleting(path)
-        backups = history.backups()
+        backups, owner = history.backups(), history.last_owner()
         for backup in backups:
             if backup.trouble:
                 self.fail(backup.path, backup.trouble)
         good = [backup for backup in backups if backup.outcome in COMPLETE]
-        for backup, why in judge(good, policy):
-            name = os.path.basename(backup.path)
-            if why:
-                log(f'  keep   {name} ({", ".join(why)})')
-                self.kept += 1
+        ours = [backup for backup in good if owner.rotates(backup)]
+        judged = judge(ours, policy, history.disks(owner))
+        reasons_by_path = {backup.path: why for backup, why in judged}
+        for backup in good:
+            why = reasons_by_path.get(backup.path, (owner.other(backup),))
+            if self.lets_go(backup, owner):
+                why = (PROTECTED,) if backup.protected else ()
+            if not by_rules and backup in ours:
                 continue
-            log(f'  delete {name}')
-            try:
-                size = backup.occupied()
-                if not self.previewing:
-                    self.store.delete(backup)
-                self.deleted += 1
-                self.freed += size
-            except (VmBackupError, OSError) as error:
-                self.fail(backup.path, error)
+            if why:
+                log(f'  keep   {os.path.basename(backup.path)} ({", ".join(why)})')
+                self.kept += 1
+            else:
+                self.delete(backup)
+
+    def prune_one(self, path: str) -> None:
+        """Delete a backup that a person names; tell what that loses. Raise VmBackupError,
+        OSError."""
+        backup = self.store.backup(path)
+        if backup.outcome not in COMPLETE or backup.protected:
+            why = 'it is protected' if backup.protected else 'expected its dated directory'
+            raise UsageError(f'no backup that can be deleted: {path} ({why})')
+        others = [each.manifest.holds for each in
+                  History(os.path.dirname(path), self.store.patterns).completed(True)
+                  if each.path != path and each.outcome == 'good']
+        lost = [device for uuid, device in backup.manifest.of_the_vm
+                if {uuid, device}.intersection(backup.manifest.holds)
+                and not any({uuid, device}.intersection(holds) for holds in others)]
+        if not others:
+            log('***NOTE - no other good backup is in its directory')
+        elif lost:
+            log('***NOTE - no other good backup there has disk ' + ', '.join(lost))
+        self.delete(backup)
+
+    def delete(self, backup: Backup) -> None:
+        """Delete a backup, unless this is a preview."""
+        log(f'  delete {os.path.basename(backup.path)}')
+        try:
+            size = backup.occupied()
+            if not self.previewing:
+                self.store.delete(backup)
+            self.deleted += 1
+            self.freed += size
+        except (VmBackupError, OSError) as error:
+            self.fail(backup.path, error)
 
     def fail(self, path: str, error: Exception) -> None:
         """Tell of what could not be done."""
         self.errors += 1
         log(f'ERROR {path}: {explain(error)}')
 
+    def under_lock(self, directory: str, work: Callable[[], None]) -> None:
+        """Work with the lock of a VM's directory held, unless this is a preview; tell of errors."""
+        try:
+            with contextlib.ExitStack() as stack:
+                if not self.previewing:
+                    stack.enter_context(self.store.locked(
+                        os.path.basename(directory), self.settings.lock_wait * 60))
+                work()
+        except (VmBackupError, OSError) as error:
+            self.fail(directory, error)
 
-def to_prune(target: Opened, selector_text: str) -> List[Tuple[Job, History]]:
-    """Return the VMs of a config that a selector chooses, '' for all. Raise VmBackupError."""
+
+def to_prune(target: Opened, selector_text: str,
+             pruning: Pruning) -> List[Tuple[Job, History, bool]]:
+    """Return the VMs of a config that a selector chooses, '' for all, and whether the rules are
+    applied, or only backups of others there are to go. Raise VmBackupError."""
     settings = target.config.settings
-    histories = target.store.histories()
+    histories = [history.as_it_is() for history in target.store.histories()]
     chosen, plan = select_histories(histories, target.config, '', settings.keep_last)
     if plan.errors:
         log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
     log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
+    wanted = [] if pruning.pool else histories
     if selector_text:
         pairs, _ = select_histories(histories, target.config, selector_text)
-        wanted = [history for _, history in pairs]
-        chosen = [(job, history) for job, history in chosen if history in wanted]
-    if not chosen:
+        wanted = [history for _, history in pairs if history in wanted]
+    found = []
+    for job, history in chosen:
+        owner = history.last_owner()
+        if history in wanted or any(pruning.lets_go(backup, owner)
+                                    for backup in history.completed()):
+            found.append((job, history, history in wanted))
+        history.listed = None
+    if not found:
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
-                         f'{selector_text} chooses')
-    return chosen
+                         f'{selector_text or "pool=" + pruning.pool} chooses')
+    return found
 
 
 def run_prune(line: CommandLine) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
-    target = open_config(line.words[0])
+    target = open_target(line.words[0])
     settings, store = target.config.settings, target.store
+    if target.kind not in ('config', 'backup') or (
+            target.kind == 'backup' and (line.options['vm'] or line.options['pool'])):
+        raise UsageError(f'no config-file, or vm= and pool= with a backup: {line.words[0]}')
     store.check(settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
-    pruning = Pruning(store, bool(line.options['preview']))
-    kinds = {rule.kind for rule in target.config.rules}
-    for job, history in to_prune(target, line.options['vm']):
-        Signals.current.check()
-        try:
-            for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
-                if kind in kinds and not known:        # it may be what a line means
-                    raise TargetError(f'its newest backup does not record the {kind} of the VM: '
-                                      'not touched')
-            with contextlib.ExitStack() as stack:
-                if not pruning.previewing:
-                    name = os.path.basename(history.directory)
-                    stack.enter_context(store.locked(name, settings.lock_wait * 60,
-                                                     Signals.current.check))
-                pruning.prune(history, policy_of(settings, job))
-        except (VmBackupError, OSError) as error:
-            pruning.fail(history.directory, error)
+    pruning = Pruning(target, line.options)
+    if target.kind == 'backup':
+        pruning.under_lock(os.path.dirname(target.path), lambda: pruning.prune_one(target.path))
+    else:
+        for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
+            Signals.current.check()
+            pruning.under_lock(history.directory, lambda: pruning.prune(job, history, by_rules))
     if store.no_locking:
         log(store.lock_note())
     verdict = verdict_of(pruning.errors, ())
@@ -7183,6 +7443,11 @@ class Sources:
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
             directory = os.path.join(self.store.root, native(word))
             histories = [self.store.history(word), History(directory, self.store.patterns)]
+            alike = folded(path_part(word))
+            histories += [each for each in self.store.histories() if TWIN.search(each.directory)
+                          and folded(os.path.basename(each.directory)[:-9]) == alike]
+            # On a share that takes names for the same, the first may be another VM's.
+            histories.sort(key=lambda each: encoded(each.vm_name()) != encoded(word))
         if kind == 'history':
             histories.append(History(path, self.store.patterns))
         for history in histories:
@@ -7257,16 +7522,33 @@ class Restorer(Importer):
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
         when = f' as of {chosen.when}' if chosen.when else ''
         log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
+        vms = self.pool.records('VM')
+        self.tell_of_whom(chosen, vms)
         whole = chosen.form == '.xva'
         for word in ('attach',) if whole else ('preserve', 'start'):
             if self.options.get(word, 'false') not in ('', 'false'):
                 fitting = 'the image of a disk' if whole else 'a whole VM'
                 raise UsageError(f'{word}= is for {fitting}, which this is not')
         if whole:
-            return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), name)
+            return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), name, vms)
         return self.plan_disk(chosen, name)
 
-    def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str) -> Target:
+    def tell_of_whom(self, chosen: Chosen, vms: Records) -> None:
+        """Log whether a backup is of another pool, or of another VM than has its name by now."""
+        manifest = chosen.backup.manifest
+        names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
+        named = names.get(manifest.uuid)
+        text = ''
+        if manifest.pool not in ('', self.pool.uuid()):
+            text = f'of another pool, {manifest.pool}'
+        elif named not in (None, manifest.name):
+            text = f'of a VM that is now called {named}'
+        elif manifest.uuid and not named and manifest.name in names.values():
+            text = f'of an earlier VM of this name, {manifest.uuid}'
+        if text:
+            log(f'***NOTE - this backup is {text}')
+
+    def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str, vms: Records) -> Target:
         """Plan the restore of an archive. Raise PoolError if the pool's xapi refuses what that of
         the archive has exported (xapi: importexport.ml, assert_compatible)."""
         ours = self.pool.version()
@@ -7274,7 +7556,6 @@ class Restorer(Importer):
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
-        vms = self.pool.records('VM')
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
         taken = {vm['name_label'] for vm in vms.values()}
         name = self.free_name(original, chosen.when, name, taken)
@@ -7577,11 +7858,18 @@ class StatusCheck:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
         self.found += [(1, text) for text in plan.warnings]
         vms = {}               # type: Dict[str, Stock]
-        for vm in sorted(stocks, key=lambda stock: stock.newest().when):
+        here = [backup for vm in stocks for backup in vm.backups
+                if backup.manifest.host == os.uname().nodename]
+        pool = max(here, key=lambda backup: backup.when).manifest.pool if here else ''
+        for vm in sorted(stocks, key=lambda stock: stock.newest(pool).when):
             vms[vm.uuid or vm.path] = vm               # of a VM that was renamed, the newer one
         bad, ages, size = [], [], 0
         for vm in vms.values():
-            newest = vm.newest()
+            newest = vm.newest(pool)
+            other = Owner(vm.uuid or newest.manifest.uuid, pool or newest.manifest.pool).other(
+                newest)
+            if other:
+                self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
             size += sum(newest.sizes.values())
             seconds = self.moment.timestamp() - newest.when
             if not newest.path:
@@ -7830,10 +8118,12 @@ list <config-file|backup_dir> [vm=<vm-selector>] [format=table|json]
 		good one, without the pool
 """),
     'prune': Command(run_prune, """\
-prune <config-file> [vm=<vm-selector>] [preview]
+prune <config-file|backup> [vm=<vm-selector>] [pool=<uuid>] [preview]
 
 	deletes the backups that no rule of the config file keeps, and shows which rule keeps each of
-		the others, without the pool
+		the others, without the pool; or one backup, which its directory names
+	vm=uuid:<uuid> - also what the directories of other VMs have of this VM
+	[pool=<uuid>] - only what the directories of VMs of another pool have of this one
 """),
     'protect': Command(run_protect, """\
 protect <backup>...

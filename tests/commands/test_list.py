@@ -65,7 +65,7 @@ class WhatIsTold(ListCase):
                 'size': os.path.getsize(os.path.join(path, file)), 'compression': packed,
                 'verified': {'when': manifest['verified']['when'], 'proved': proved,
                              'fault': None, 'sr': None, 'seconds': None},
-                'test_restore': None, 'protected': False},
+                'test_restore': None, 'protected': False, 'of': ''},
                 self.only(self.document(0, self.backups, 'vm=' + vm)))
 
     def test_the_document_has_the_keys_of_the_readme_and_counts_all(self):

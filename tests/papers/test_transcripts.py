@@ -53,6 +53,9 @@ ADDED = [
     (r'ERROR vm-export (VM-EXPORT|SNAPSHOT)-FAIL web1: .*', 'why a VM failed, in one line'),
     (r'  not covered by any line.*', 'VMs that no line covers'),
     (r'  require_mount     = no', 'the share has to be mounted'),
+    (r'\*\*\*NOTE - in no good backup: disk xvdb',
+     'the newest N stay, of either method: old vm-exports go in time when one changes to '
+     'vdi-export'),
     (r'verified (web1|old-halted)\.xva(\.gz)?: all checksums match .*', 'what was proved'),
     (r'verified db big\.(raw|vhd): the structure is intact \(\d+ s\)', 'what was proved'),
 ]

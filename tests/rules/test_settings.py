@@ -257,7 +257,8 @@ class CommandLines(PoolCase):
         self.assertEqual({
             'backup': ['compress', 'ignore_extra_keys', 'parallel', 'parallel_per_sr',
                        'pre_clean', 'preview'],
-            'verify': ['backups', 'vm'], 'list': ['format', 'vm'], 'prune': ['preview', 'vm'],
+            'verify': ['backups', 'vm'], 'list': ['format', 'vm'],
+            'prune': ['pool', 'preview', 'vm'],
             'restore': ['attach', 'date', 'from', 'name', 'preserve', 'preview', 'sr', 'start',
                         'verify'],
             'test-restore': ['from', 'preview', 'sr'], 'status': ['max_age'],

@@ -102,8 +102,9 @@ class Store(PoolCase):
         store = store_at(self.backups)
         with self.watched() as seen:
             for history in store.histories():
-                self.assertEqual(5, len(history.expendable(
-                    VmBackup.Policy(3), VmBackup.now(), 'new')))
+                judged = history.judged(VmBackup.Policy(3), VmBackup.Owner(), (),
+                                        VmBackup.Aged(VmBackup.now()), 'new')
+                self.assertEqual(5, sum(not why for _, why in judged))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir']))
         self.assertEqual((14, 14), (len(seen['open']), len(set(seen['open']))))
         # A directory by its own path, for two purposes, is entered from backup_dir.

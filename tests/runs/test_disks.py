@@ -65,7 +65,8 @@ class LeftOut(DiskCase):
         manifest = self.manifest('web')
         self.assertEqual(['xvda', 'xvdc'], [disk['device'] for disk in manifest['disks']])
         self.assertEqual([{'device': 'xvdb', 'uuid': self.disk_of('web', '1'),
-                           'name': 'swap [NOBAK]', 'why': '[NOBAK]'}], manifest['left_out'])
+                           'name': 'swap [NOBAK]', 'why': '[NOBAK]',
+                           'virtual_size': 128 << 10}], manifest['left_out'])
 
     def test_what_is_left_out_is_not_restored_and_the_rest_is(self):
         self.ends(0, 'vm-export=web', honour_nobak='yes')

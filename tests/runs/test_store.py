@@ -124,9 +124,12 @@ class Manifests(StoreCase):
         made = {'vm-export': 'vm-snapshot', 'vdi-export': 'vdi-snapshot'}[method]
         file = {'file': vm + '.raw'} if method == 'vdi-export' else {}
         self.assertIn('snap-uuid: ' + manifest.pop('snapshot'), done.lines, made)
+        left_out = [dict(self.disk(vm, device), why='vdi_disks=boot')
+                    for device in '01' if device not in devices]
         self.assertEqual({
             'schema': 1, 'version': VmBackup.VERSION, 'method': method, 'number': 1,
-            'vm': {'name': vm, 'uuid': self.uuid_of(vm), 'tags': []}, 'left_out': [],
+            'vm': {'name': vm, 'uuid': self.uuid_of(vm), 'tags': []}, 'left_out': left_out,
+            'earlier': [],
             'host': HOST,
             'pool': {'name': 'the pool', 'uuid': self.xe('pool-list', '--minimal').strip()},
             'xapi': host['software_version']['xapi'], 'files': files, 'warnings': [],

@@ -381,7 +381,9 @@ def rotate(root):
     store = store_at(root)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
-        assert len(history.expendable(VmBackup.Policy(BACKUPS - 1), VmBackup.now(), 'new')) == 2
+        judged = history.judged(VmBackup.Policy(BACKUPS - 1), VmBackup.Owner(), (),
+                                VmBackup.Aged(VmBackup.now()), 'new')
+        assert sum(not why for _, why in judged) == 2
 
 
 def list_all(root):

@@ -272,7 +272,8 @@ class PoolCase(unittest.TestCase):
 
     def dated(self, vm):
         directory = os.path.join(self.backups, vm)
-        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))
+                if not name.startswith('.vm-')]        # a claim of it
 
     def newest(self, vm, *parts):
         return os.path.join(self.dated(vm)[-1], *parts)
