@@ -731,11 +731,15 @@ class Key(NamedTuple):
     """A key of the config file."""
 
     name: str
-    default: str
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
     convert: Callable[[str], Any]  # raises ValueError with a word for what is wrong
     meaning: str
     optional: bool = False     # it may be empty
+
+    @property
+    def default(self) -> str:
+        """Return what is in effect where a config says nothing: a constant of the first page."""
+        return str(globals()['DEFAULT_' + self.name.upper()])
 
     def parse(self, text: str) -> Any:
         """Return what a text means. Raise ValueError with a word for what is wrong."""
@@ -755,85 +759,77 @@ class Key(NamedTuple):
 ANY_NUMBER = '0 to 1000000'
 MINUTES = '0.001 to 525600'    # a year of them
 KEYS = (
-    Key('pool_db_backup', DEFAULT_POOL_DB_BACKUP, '0 to 1', int,
+    Key('pool_db_backup', '0 to 1', int,
         'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
-    Key('pool_db_max_backups', DEFAULT_POOL_DB_MAX_BACKUPS, ANY_NUMBER, int,
+    Key('pool_db_max_backups', ANY_NUMBER, int,
         'How many pool database dumps to keep; 0 keeps all'),
-    Key('max_backups', DEFAULT_MAX_BACKUPS, '1 to 1000000', int,
-        'How many backups to keep for each VM'),
-    Key('keep_last', DEFAULT_KEEP_LAST, ANY_NUMBER, int,
+    Key('max_backups', '1 to 1000000', int, 'How many backups to keep for each VM'),
+    Key('keep_last', ANY_NUMBER, int,
         'The same as max_backups, whose place it takes; 0: only the rules below count', True),
-    Key('keep_hourly', DEFAULT_KEEP_HOURLY, ANY_NUMBER, int,
+    Key('keep_hourly', ANY_NUMBER, int,
         'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
         'that any of these rules keeps stays, and the last good one always does'),
-    Key('keep_daily', DEFAULT_KEEP_DAILY, ANY_NUMBER, int, 'The same for days'),
-    Key('keep_weekly', DEFAULT_KEEP_WEEKLY, ANY_NUMBER, int,
-        'The same for weeks, which begin on Monday'),
-    Key('keep_monthly', DEFAULT_KEEP_MONTHLY, ANY_NUMBER, int, 'The same for months'),
-    Key('keep_yearly', DEFAULT_KEEP_YEARLY, ANY_NUMBER, int, 'The same for years'),
-    Key('backup_dir', DEFAULT_BACKUP_DIR, '', absolute,
+    Key('keep_daily', ANY_NUMBER, int, 'The same for days'),
+    Key('keep_weekly', ANY_NUMBER, int, 'The same for weeks, which begin on Monday'),
+    Key('keep_monthly', ANY_NUMBER, int, 'The same for months'),
+    Key('keep_yearly', ANY_NUMBER, int, 'The same for years'),
+    Key('backup_dir', '', absolute,
         'Directory of all backups; it must exist (mount the share there)'),
-    Key('backup_dir_pattern', DEFAULT_BACKUP_DIR_PATTERN, '', directory_pattern,
+    Key('backup_dir_pattern', '', directory_pattern,
         'Name of a backup below its VM; an SMB share wants one without : ( )\n'
         'such as backup-%Y-%m-%d-%H%M%S'),
-    Key('status_log', DEFAULT_STATUS_LOG, '', absolute,
-        'Status log file; its directory is made if it is missing'),
-    Key('compress', DEFAULT_COMPRESS, 'true, false, gzip, zstd, none',
+    Key('status_log', '', absolute, 'Status log file; its directory is made if it is missing'),
+    Key('compress', 'true, false, gzip, zstd, none',
         lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),        # as 3.25
         'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
-    Key('pre_clean', DEFAULT_PRE_CLEAN, 'true, false', lambda word: word == 'true',
+    Key('pre_clean', 'true, false', lambda word: word == 'true',
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
         'instead of after it; never the last good one'),
-    Key('vdi_export_format', DEFAULT_VDI_EXPORT_FORMAT, 'raw, vhd, auto', str,
+    Key('vdi_export_format', 'raw, vhd, auto', str,
         'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
         'of more than 2040 GiB, or of no whole 2 MiB'),
-    Key('vdi_disks', DEFAULT_VDI_DISKS, '', devices,
+    Key('vdi_disks', '', devices,
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
         'each disk gets a file, and all are of one moment'),
-    Key('vdi_compress', DEFAULT_VDI_COMPRESS, 'gzip, zstd, none', str,
+    Key('vdi_compress', 'gzip, zstd, none', str,
         'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
-    Key('honour_nobak', DEFAULT_HONOUR_NOBAK, 'yes, no', lambda word: word == 'yes',
+    Key('honour_nobak', 'yes, no', lambda word: word == 'yes',
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
         'as Xen Orchestra does'),
-    Key('large_backup', DEFAULT_LARGE_BACKUP, '1 to 1000000', int,
+    Key('large_backup', '1 to 1000000', int,
         'A backup of more than so many GiB is marked success_compress instead of success'),
-    Key('lock_wait', DEFAULT_LOCK_WAIT, '0 to 525600', float,
-        'Minutes to wait for a VM that another run has locked'),
-    Key('require_mount', DEFAULT_REQUIRE_MOUNT, 'yes, no, auto', str,
+    Key('lock_wait', '0 to 525600', float, 'Minutes to wait for a VM that another run has locked'),
+    Key('require_mount', 'yes, no, auto', str,
         'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
         'point of /etc/fstab where nothing is mounted; no looks at neither'),
-    Key('min_free', DEFAULT_MIN_FREE, '', space,
+    Key('min_free', '', space,
         'A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)\n'
         'or, in any case, with less than its last backup took', True),
-    Key('stall_timeout', DEFAULT_STALL_TIMEOUT, MINUTES, float,
+    Key('stall_timeout', MINUTES, float,
         'Minutes after which an export that does not move is ended'),
-    Key('verify', DEFAULT_VERIFY, 'yes, no', str,
+    Key('verify', 'yes, no', str,
         'yes verifies each backup after it was made, before it counts; no makes the night\n'
         'shorter'),
-    Key('parallel', DEFAULT_PARALLEL, '1 to 64', int,
+    Key('parallel', '1 to 64', int,
         'How many VMs to back up side by side; with more than one, the largest come first'),
-    Key('parallel_per_sr', DEFAULT_PARALLEL_PER_SR, '0 to 64', int,
+    Key('parallel_per_sr', '0 to 64', int,
         'How many of them may have disks in the same SR; 0: no limit'),
-    Key('hook', DEFAULT_HOOK, '', absolute,
+    Key('hook', '', absolute,
         'A program that is run at each phase of a run, such as job-start and backup-end', True),
-    Key('hook_timeout', DEFAULT_HOOK_TIMEOUT, MINUTES, float, 'Minutes after which it is ended'),
-    Key('report_file', DEFAULT_REPORT_FILE, '', absolute,
-        'A file that gets a report of each run, as JSON', True),
-    Key('mail_to', DEFAULT_MAIL_TO, '', addresses,
+    Key('hook_timeout', MINUTES, float, 'Minutes after which it is ended'),
+    Key('report_file', '', absolute, 'A file that gets a report of each run, as JSON', True),
+    Key('mail_to', '', addresses,
         'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
-    Key('mail_from', DEFAULT_MAIL_FROM, '', address,
-        'Sender of that mail; empty is root@ this host', True),
-    Key('mail_smtp_server', DEFAULT_MAIL_SMTP_SERVER, '', lambda text: text or 'localhost',
-        'Mail server'),
-    Key('mail_smtp_port', DEFAULT_MAIL_SMTP_PORT, '1 to 65535', int, 'Port of the mail server'),
-    Key('mail_smtp_security', DEFAULT_MAIL_SMTP_SECURITY, 'auto, none, starttls, tls', str,
+    Key('mail_from', '', address, 'Sender of that mail; empty is root@ this host', True),
+    Key('mail_smtp_server', '', lambda text: text or 'localhost', 'Mail server'),
+    Key('mail_smtp_port', '1 to 65535', int, 'Port of the mail server'),
+    Key('mail_smtp_security', 'auto, none, starttls, tls', str,
         'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
         'port 465); auto is what is usual on its port, but sends no password in clear'),
-    Key('mail_smtp_user', DEFAULT_MAIL_SMTP_USER, '', str,
-        'Account on the mail server, if it wants one'),
-    Key('mail_smtp_password_file', DEFAULT_MAIL_SMTP_PASSWORD_FILE, '', absolute,
+    Key('mail_smtp_user', '', str, 'Account on the mail server, if it wants one'),
+    Key('mail_smtp_password_file', '', absolute,
         'Password of that account, in a file made with create-password-file=', True),
-    Key('mail_mode', DEFAULT_MAIL_MODE, 'always, problems, never', str,
+    Key('mail_mode', 'always, problems, never', str,
         'When to mail: always, problems (warnings and errors only), never'),
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
@@ -862,7 +858,7 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
     """Read `key=value` lines; the command line's words win over them. The default takes the place
     of a value that cannot be used, which is an error. Raise ConfigError if it cannot either."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
-    given = {key.name: (str(key.default), 'default') for key in KEYS}
+    given = {key.name: (key.default, 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
     for number, text in enumerate(lines, 1):
         name, equals, text = map(str.strip, text.partition('='))
@@ -884,7 +880,7 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
         if line.options.get(name):
             given[name] = line.options[name], 'command line'
     for key in KEYS:
-        for text, place in ((str(key.default), 'default'), given[key.name]):
+        for text, place in ((key.default, 'default'), given[key.name]):
             try:
                 values[key.name] = key.parse(text)
             except ValueError as error:
@@ -993,8 +989,7 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Dict[s
 
 
 def is_local(path: str) -> bool:
-    """Return whether a real path lies on a file system that only this host has, by its type: what
-    modes say elsewhere binds the other hosts of a share to nothing."""
+    """Return whether a real path lies on a file system of this host alone, where modes bind."""
     points = mount_points()
     return points.get(deepest(points, path)) in LOCAL
 
@@ -1147,8 +1142,7 @@ def is_literal(pattern: str) -> bool:
 
 
 def regex_of(pattern: str) -> Any:
-    """Return a pattern as a compiled regular expression, None if it is none; nor is a tag: or uuid:
-    with nothing behind."""
+    """Return a compiled pattern, None if it is no regular expression, or tag: or uuid: alone."""
     try:
         return None if re.match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
@@ -1299,9 +1293,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
     if not (jobs or errors):
         errors.append('ERROR no VMs loaded')
     uncovered = dict.fromkeys(vm.name for vm in vms if vm.ref not in covered)
-    return Plan(tuple(jobs), tuple(dict.fromkeys(found.excluded.values())), tuple(uncovered),
-                tuple(found.failures.values()), tuple(found.broken), tuple(found.invalid),
-                tuple(found.messages), tuple(found.warnings), tuple(errors))
+    return Plan(*map(tuple, (
+        jobs, dict.fromkeys(found.excluded.values()), uncovered, found.failures.values(),
+        found.broken, found.invalid, found.messages, found.warnings, errors)))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1403,7 +1397,6 @@ LAST_WORDS = 1             # seconds for the output of a hook that has ended to 
 LONGEST_LINE = 8192        # bytes of it in one line of the log
 LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
 WATCH_EVERY = 0.5          # seconds between checks of a file that is read
-F_SETPIPE_SZ = 1031        # fcntl(2)
 
 
 def send_signal(child: subprocess.Popen, signum: int) -> None:
@@ -1415,12 +1408,9 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
 
 def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
             every: float = WATCH_EVERY, limit: float = 0) -> Any:
-    """Return the result of a function that may hang, as a share does; it has a thread of its own.
-
-    Raise TargetError if there is none within `limit` seconds, or SHARE_TIMEOUT, after a signal
-    LOGIN_GRACE. With a `watch`, which is called every so many seconds, it may take any time, until
-    that raises something, or there is no more time after a signal.
-    """
+    """Return the result of a function that may hang, as a share does, in a thread of its own. Raise
+    TargetError if it takes more than `limit` seconds, or SHARE_TIMEOUT, after a signal LOGIN_GRACE.
+    With a `watch`, which is called `every` so many, it may do so until that raises something."""
     results, errors = [], []   # type: List[Any], List[Exception]
 
     def work() -> None:
@@ -1460,8 +1450,7 @@ class Watchdog:
         self.standing = stopwatch()
 
     def check(self) -> None:
-        """Raise CommandFailed if nothing has moved for too long, TargetError if the share does not
-        answer, Interrupted after a signal."""
+        """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
         Signals.current.check()
         size = bounded(self.size, 'the share')
         seen_size, shares = self.seen
@@ -1568,8 +1557,7 @@ class Signals:
         return Interrupted(self.received, left if self.overdue and not self.at_once else '')
 
     def check(self, finishing: bool = False) -> None:
-        """Raise Interrupted if a signal has come; where something is being finished, if there is no
-        more time for that."""
+        """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
         if self.overdue if finishing else self.received:
             raise self.reason()
 
@@ -1603,13 +1591,12 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
     started. Who reads its outputs closes them, as he else might read on from another file."""
     environ = dict(os.environ, **{CHILD: str(os.getpid())})
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
-    usual = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                 bufsize=0, env=environ)               # type: Dict[str, Any]
+    options = dict(dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                        bufsize=0, env=environ, start_new_session=True), **how)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # a child inherits it
     try:
         with Signals.starting:
-            child = subprocess.Popen([encoded(word) for word in argv], start_new_session=True,
-                                     **dict(usual, **how))
+            child = subprocess.Popen(list(map(encoded, argv)), **options)
             Signals.running.add(child)
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
@@ -1635,8 +1622,7 @@ class Feeder:
         self.error = None      # type: Optional[Exception]
 
     def feed(self, stream: Any) -> None:
-        """Write all of it, and close the stream; keep what fails. A child that ends before has
-        words of its own."""
+        """Write all of it, and close the stream; keep what fails, but that the child has ended."""
         try:
             with contextlib.suppress(BrokenPipeError), stream, contextlib.closing(self.pieces):
                 for piece in map(memoryview, self.pieces):
@@ -1668,7 +1654,7 @@ def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
     compresses its output, and the open file into which it does.
 
     Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
-    with a watchdog in place of that, stalls, and if the packer fails; and what a feeder met.
+    with a watchdog in its place, stalls, and if the packer fails; and what a feeder met.
     """
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with contextlib.ExitStack() as stack:
@@ -1793,8 +1779,6 @@ class Filter:
         self.name = os.path.basename(argv[0])
         self.running = contextlib.ExitStack()
         self.child = self.running.enter_context(started(argv, stdin=handle))
-        with contextlib.suppress(OSError):             # it is only a matter of speed
-            fcntl.fcntl(self.child.stdout, F_SETPIPE_SZ, 1 << 20)      # bytes
 
     def readinto(self, view: memoryview) -> int:
         """Read what is there; return 0 at the end. Raise Damaged if the program found the input
@@ -1817,8 +1801,7 @@ class Filter:
 
 
 def be_gentle(idle: bool) -> None:
-    """Let everybody else have the CPUs and the disks first, also before the programs that we start;
-    if `idle`, do not even compete for the disks."""
+    """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
     words = 'ionice -c 3 -p' if idle else 'ionice -c 2 -n 7 -p'
     with contextlib.suppress(CommandFailed):           # the system has no I/O priorities
@@ -1859,22 +1842,18 @@ class Xe:
                  feeder: Optional[Feeder] = None,
                  packer: Optional[Tuple[Sequence[str], int]] = None, at: str = '',
                  **parameters: Any) -> str:
-        """Run a command that writes or reads a file, `at` the path that it is given for that, whose
-        output a packer compresses into one or whose input comes from a feeder (see `run`), as long
-        as it moves; a signal ends it. Return its output. Raise CommandFailed, and what the feeder
-        met; but status 0 does not prove that an export made a file (xapi: cli_operations.ml,
-        download_file)."""
+        """Run a command that writes or reads a file, the one `at` a path if it is given that, with
+        a packer or a feeder (see `run`), as long as it moves; a signal ends it. Return its output;
+        status 0 does not prove that an export made a file (xapi: cli_operations.ml,
+        download_file). Raise CommandFailed, and what the feeder met."""
         return decoded(self.issue(verb, parameters, at=at, cuttable=True,
                                   watchdog=watchdog, feeder=feeder, packer=packer))
 
     def issue(self, verb: str, parameters: Dict[str, Any], logged: bool = True,
               at: str = '', **how: Any) -> bytes:
         """Log and run a command: True becomes true, and new_name becomes new-name. Return its
-        output; on failure log its last words and raise CommandFailed with them.
-
-        xe says 0 or 1 and writes errors to stderr (xapi: xe-cli/newcli.ml), but 0 after an export
-        that failed (xapi: cli_operations.ml).
-        """
+        output; raise CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml),
+        but 0 after an export that failed (xapi: cli_operations.ml)."""
         argv, given = [self.program, verb], [self.program, verb]
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
@@ -2160,8 +2139,7 @@ class Pool:
         return record
 
     def where(self, kind: str, field: str, values: Sequence[str]) -> Records:
-        """Return the records of a class, by reference, with one of these values in a field. One
-        call (xapi: db_filter_parse.mly)."""
+        """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
         query = ' or '.join(f'field "{field}" = "{value}"' for value in values)
@@ -2308,13 +2286,11 @@ class Pool:
         return found
 
     def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
-        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml).
-
-        A transfer attaches its disk to dom0, in this mode (`sure`: nobody else can have done so).
-        The VBD stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi
-        26.15 it names its task; later it shows only, having no metrics, that it is from before
-        xapi's last start (recorded from xapi 25.33.2 and 26.17.0).
-        """
+        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), which
+        attaches its disk to dom0, in this mode (`sure`: nobody else can have done so). The VBD
+        stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi 26.15 it
+        names its task; later it shows only, having no metrics, that it is from before xapi's last
+        start (recorded from xapi 25.33.2 and 26.17.0)."""
         if vbd['mode'] != mode or vbd['type'] != 'Disk' or vbd['bootable']:
             return False
         if vbd['metrics'] == NULL and len(self.table('host')) > 1:
@@ -8189,7 +8165,7 @@ def config_text() -> str:
     text = CONFIG_HEAD
     for key in KEYS:
         meaning = key.meaning.replace('\n', '\n# ')
-        default = str(key.default) or 'empty'
+        default = key.default or 'empty'
         allowed = f'; allowed: {key.allowed}' if key.allowed else ''
         name = key.name if key.name in SHOWN_KEYS else '#' + key.name
         value = SHOWN_KEYS.get(key.name, key.default)
