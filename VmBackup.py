@@ -2426,6 +2426,10 @@ DROPPED = re.compile(
     r'Network Trash Folder|(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|'
     r'System Volume Information|\.directory|\.Trash-[0-9]+|\.nfs[^/]*|\.__afs[^/]*|'
     r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', re.IGNORECASE)
+OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
+    r'(success(_compress|_restore|_compressing)?|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|'
+    r'vm-metadata\.xml|vm\.cfg|RESTORE\.txt|DISK-[^/.]*(/v[bd][di]\.cfg)?|'
+    r'VIFs(/vif-[^/]*\.cfg)?)\Z')
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 
 
@@ -2639,22 +2643,42 @@ def directories_in(path: str) -> List[str]:
     return [name for name, is_directory in entries_in(path) if is_directory]
 
 
-def tree(path: str) -> Iterator[Tuple[str, bool]]:
-    """Yield all that is in a directory, as `entries_in`, by its path from there; what is in one of
-    those comes after it. Raise OSError."""
-    directories = ['']
-    for directory in directories:
-        if directory.count('/') > DEEPEST_DIRECTORY:
-            raise OSError(errno.ELOOP, 'has too many directories within each other', path)
-        for name, is_directory in entries_in(f'{path}/{directory}'.rstrip('/')):
-            yield directory + name, is_directory
-            if is_directory:
-                directories.append(f'{directory}{name}/')
+def is_dropped(path: str, is_directory: bool) -> bool:
+    """Whether a NAS or such has dropped that; what is called as an AppleDouble file has to be one,
+    or empty. Raise OSError."""
+    name = os.path.basename(path)
+    if not name.startswith('._'):
+        return DROPPED.search(name) is not None
+    try:
+        regular = stat.S_ISREG(status_of(path).st_mode)
+        return not is_directory and regular and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
+    except FileNotFoundError:                          # it has gone again
+        return True
+    except PermissionError:
+        return False
 
 
-def files_below(path: str) -> List[str]:
-    """The names of all files in a directory and those in it. Raise OSError."""
-    return [name for name, is_directory in tree(path) if not is_directory]
+def sift(path: str, is_ours: Callable[[str], Any],
+         part: str = '') -> Iterator[Tuple[str, bool, str]]:
+    """Yield what is in a directory: its path from there, whether it is a directory, and whose:
+    'ours' by that path, 'dropped', or a person's. Archives and images come first, what is dropped
+    last, and what is in a directory of ours before it; one with something of a person in it counts
+    for nothing itself, and nobody looks into others. Raise OSError."""
+    if part.count('/') > DEEPEST_DIRECTORY:
+        raise OSError(errno.ELOOP, 'has too many directories within each other', path)
+    found = [(DROPPED.search(name) is not None, not name.endswith(IMAGES), name, is_directory)
+             for name, is_directory in entries_in(f'{path}/{part}'.rstrip('/'))]
+    for called_so, _, name, is_directory in sorted(found):
+        each = part + name
+        if called_so and is_dropped(f'{path}/{each}', is_directory):
+            yield each, is_directory, 'dropped'
+        elif not is_ours(each):
+            yield each, is_directory, 'person'
+        else:
+            inner = list(sift(path, is_ours, each + '/')) if is_directory else []
+            yield from inner
+            if 'person' not in [whose for _, _, whose in inner]:
+                yield each, is_directory, 'ours'
 
 
 def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
@@ -2702,9 +2726,9 @@ def stream_of(handle: int) -> Any:
     return open(handle, 'rb', buffering=0, closefd=False)
 
 
-def load(path: str, limit: int) -> bytes:
+def load(path: str, limit: int, names: int = 1) -> bytes:
     """What a file on the share holds, so many bytes at most. Raise OSError."""
-    with open(open_file(path), 'rb') as stream:
+    with open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
 
 
@@ -2728,22 +2752,21 @@ def rename(path: str, name: str) -> str:
     return os.path.join(os.path.dirname(path), name)
 
 
-def remove(path: str) -> None:
-    """Delete a file if it is there, which another run may have done. Raise OSError."""
+def remove(path: str, is_directory: bool = False) -> None:
+    """Delete a file, or an empty directory, if it is there, which another run may have done. Raise
+    OSError."""
     with contextlib.suppress(FileNotFoundError), place(path) as (name, directory):
-        os.unlink(name, dir_fd=directory)
+        (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
 
-def delete_tree(path: str) -> None:
-    """Delete a directory with all that is in it, through no link. Raise OSError, before anything is
-    deleted where another file system is mounted in it."""
-    found = [(path, True)] + [(f'{path}/{name}', is_directory) for name, is_directory in tree(path)]
-    for each, is_directory in reversed(found):
-        with place(each) as (name, directory):
-            if is_directory:
-                os.rmdir(name, dir_fd=directory)
-            else:
-                os.unlink(name, dir_fd=directory)
+def remove_all(path: str, is_directory: bool, depth: int = DEEPEST_DIRECTORY) -> None:
+    """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
+    if not depth:
+        raise OSError(errno.ELOOP, 'has too many directories within each other', path)
+    with contextlib.suppress(FileNotFoundError):       # a NAS tidies up, too
+        for inner in entries_in(path) if is_directory else ():
+            remove_all(f'{path}/{inner[0]}', inner[1], depth - 1)
+    remove(path, is_directory)
 
 
 def room_in(path: str) -> Tuple[int, int]:
@@ -2918,7 +2941,7 @@ LOCKS = '.locks'           # in backup_dir: a file for each VM
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
-NO_BACKUP = ('foreign', 'being deleted')       # of what is, or will be, none
+NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
 DISK_KEYS = ('device', 'uuid', 'name', 'virtual_size', 'file', 'why')  # of one in a manifest
 NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
 CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
@@ -3173,6 +3196,7 @@ class Backup(NamedTuple):
                              if name.endswith(IMAGES)}
                     sizes = sizes or {name: status_of(seen.file(name)).st_size
                                       for name in seen.archives()}
+                rest = 'remains' if not (good or sizes) and date and seen.is_remains() else 'failed'
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -3183,7 +3207,7 @@ class Backup(NamedTuple):
         if good and (date or manifest.number or sizes):
             outcome = 'damaged' if manifest.verified.get('fault') else 'good'
         else:
-            outcome = 'failed' if date else 'foreign'
+            outcome = rest if date else 'foreign'
         return cls(path, outcome, when, started, manifest, sizes, protected)
 
     def has_marker(self) -> bool:
@@ -3224,8 +3248,8 @@ class Backup(NamedTuple):
                        if name.endswith(IMAGES) and not DROPPED.search(name))
 
         def named(base: str) -> List[str]:
-            return [name for name in found
-                    if name.startswith('DISK-') or os.path.splitext(plain_name(name))[0] == base]
+            stem = re.compile(f'({re.escape(base)}|DISK-([xhs]v?d[a-z]+|[0-9]+))\\Z')
+            return [name for name in found if stem.match(os.path.splitext(plain_name(name))[0])]
         known = self.manifest.images()
         if known or not found:
             here = {plain_name(portable(name)) for name in found if portable(name) in known}
@@ -3253,14 +3277,31 @@ class Backup(NamedTuple):
             return as_size(self.manifest.disk(name).get('virtual_size'))
         return as_size(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
-    def files(self) -> Dict[str, int]:
-        """Return the bytes of each file in it, by its name. Raise OSError."""
-        return {name: status_of(self.file(name)).st_size for name in files_below(self.path)}
+    def contents(self) -> Iterator[Tuple[str, bool, str]]:
+        """Yield what is in it, and whose it is, as `sift` does; ours is what we have written, and
+        an archive or image also packed or unpacked by a person. Raise OSError."""
+        images = set(map(plain_name, self.archives()))
+        return sift(self.path, lambda name: OURS.match(name) or (
+            name.endswith(IMAGES) and plain_name(name) in images))
+
+    def files(self) -> List[str]:
+        """Return the names of all files in it that are ours. Raise OSError."""
+        return [name for name, is_directory, whose in self.contents()
+                if whose == 'ours' and not is_directory]
+
+    def is_remains(self) -> bool:
+        """Return whether nothing in it is ours, but something a person's. Raise OSError."""
+        persons = False
+        for _, _, whose in self.contents():
+            if whose == 'ours':
+                return False
+            persons = persons or whose == 'person'
+        return persons
 
     def occupied(self) -> int:
-        """Return the bytes that all that is in it takes on disk. Raise OSError."""
+        """Return the bytes that its files take on disk. Raise OSError."""
         total = 0
-        for name in files_below(self.path):
+        for name in self.files():
             with contextlib.suppress(FileNotFoundError):   # a record has got its name meanwhile
                 total += occupied(self.file(name))
         return total
@@ -3340,7 +3381,7 @@ class History:
         if self.listed is not None:
             return self.listed
         try:
-            return directories_in(self.directory)
+            return [name for name in directories_in(self.directory) if not DROPPED.search(name)]
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
                 self.refused = f'{self.directory} {error.strerror}'
@@ -3490,30 +3531,6 @@ class History:
                 if name.startswith(DELETING) and self.date_of(name[len(DELETING):])]
 
 
-def kind_of(path: str) -> str:
-    """Return what a path is: file, backup, history (one VM's), store (all), ''. Raise OSError."""
-    if not os.path.isdir(path):
-        return 'file' if os.path.exists(path) else ''
-    history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
-    names = names_in(path)
-    if {MANIFEST, *MARKERS}.intersection(names) or (
-            history.date_of(os.path.basename(os.path.abspath(path)))):
-        return 'backup'
-    return 'history' if history.holds_any() else 'store'
-
-
-def root_of(path: str) -> str:
-    """Return what counts as backup_dir for a path that a person gives, on its file system."""
-    kind = kind_of(path)
-    if kind == 'file':
-        path = os.path.dirname(path)
-        kind = kind_of(path)
-    for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
-        if path not in mount_points() and os.path.dirname(path) != '/':
-            path = os.path.dirname(path)
-    return path
-
-
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
 
@@ -3559,11 +3576,13 @@ class Catalogue:
     def histories(self) -> List[History]:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
-            return [History(os.path.join(self.root, name), self.patterns)
-                    for name, is_directory in entries_in(self.root)
-                    if not name.startswith('.') and (is_directory or is_link(self.root, name))]
+            found = [History(os.path.join(self.root, name), self.patterns)
+                     for name, is_directory in entries_in(self.root)
+                     if not name.startswith('.') and (is_directory or is_link(self.root, name))]
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
+        return [history for history in found       # a VM may be called #recycle
+                if not DROPPED.search(os.path.basename(history.directory)) or history.holds_any()]
 
     def backup(self, path: str) -> Backup:
         """Read a directory, wherever it is. Raise OSError if it is gone."""
@@ -3649,8 +3668,6 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-OURS = re.compile(r'(success\w*|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|vm-metadata\.xml|'
-                  r'vm\.cfg|vm\.json|RESTORE\.txt|DISK-.*|VIFs)\Z', re.DOTALL)
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
@@ -3718,7 +3735,8 @@ class NewBackup(Backup):
     def complete(self, document: Record, large: bool) -> Dict[str, int]:
         """Make it count as a backup: sync all, then write the marker, last. Return the bytes of its
         files, as the manifest has them. Raise OSError."""
-        files = {name: size for name, size in sorted(self.files().items()) if name != INTENT}
+        names = [name for name in sorted(self.files()) if name != INTENT]
+        files = {name: size_of(self.file(name)) for name in names}
         for name in files:
             sync(self.file(name))
         for name in {os.path.dirname(name) for name in files}:
@@ -3781,20 +3799,14 @@ class Store(Catalogue):
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
     def delete(self, backup: Backup) -> None:
-        """Delete a directory of ours, which counts no more at once; the caller holds its VM's lock.
-        Raise TargetError if it has a link above it, a snapshot's record (also a damaged one), what
-        is not ours and no marker, a mount in it, or is protected; OSError."""
-        directory, name = os.path.split(backup.path)
+        """Delete what is ours in a dated directory, which counts no more at once, and what was
+        dropped there; the caller holds its VM's lock. Raise TargetError if it has a link above it,
+        a snapshot's record (also a damaged one), a mount in it, or is protected; OSError."""
         with hold(backup.path):
             if backup.intent():
                 raise TargetError('it records a snapshot that is still to be removed')
-            files = [os.path.basename(directory) + ending for ending in IMAGES]
-            foreign = [each for each in names_in(backup.path)
-                       if not OURS.match(each) and each not in files]
-            if foreign and not backup.has_marker():
-                raise TargetError(f'it holds {foreign[0]}, which this program did not '
-                                  'make')
             refuse_mounts(backup.path)
+            name = os.path.basename(backup.path)
             deleting = rename(backup.path, DELETING + name)
             if not is_held(backup.path, deleting):
                 rename(deleting, name)
@@ -3804,12 +3816,29 @@ class Store(Catalogue):
 
     @staticmethod
     def finish_deleting(path: str) -> bool:
-        """Go on deleting; what is protected by now gets its name back, and False is returned."""
+        """Go on deleting. What has something of a person in it gets its own name back, and that is
+        told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
+        name = os.path.basename(path)[len(DELETING):]
         if is_there(os.path.join(path, PROTECTED)):
-            rename(path, os.path.basename(path)[len(DELETING):])
+            rename(path, name)
             return False
         refuse_mounts(path)
-        delete_tree(path)
+        stays = []             # type: List[str]
+        with hold(path):
+            backup = Backup(path, manifest=Manifest.of(Manifest.document(path)))
+            for each, is_directory, whose in backup.contents():
+                if whose == 'person':
+                    stays.append(each)
+                elif whose == 'ours':
+                    remove(backup.file(each), is_directory)
+                else:
+                    remove_all(backup.file(each), is_directory)
+        if stays:
+            path = rename(path, name)
+            log(f'***NOTE - {path} stays, with what this program did not make: '
+                f'{abbreviate(stays)}')
+        else:
+            remove(path, True)
         return True
 
     def try_writing(self) -> None:
@@ -3976,6 +4005,30 @@ class Store(Catalogue):
         for path in old + self.dumps_in(directory, PARTIAL):
             remove(path)
         return old
+
+
+def kind_of(path: str) -> str:
+    """Return what a path is: file, backup, history (one VM's), store (all), ''. Raise OSError."""
+    if not os.path.isdir(path):
+        return 'file' if os.path.exists(path) else ''
+    history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
+    names = names_in(path)
+    if {MANIFEST, *MARKERS}.intersection(names) or (
+            history.date_of(os.path.basename(os.path.abspath(path)))):
+        return 'backup'
+    return 'history' if history.holds_any() else 'store'
+
+
+def root_of(path: str) -> str:
+    """Return what counts as backup_dir for a path that a person gives, on its file system."""
+    kind = kind_of(path)
+    if kind == 'file':
+        path = os.path.dirname(path)
+        kind = kind_of(path)
+    for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
+        if path not in mount_points() and os.path.dirname(path) != '/':
+            path = os.path.dirname(path)
+    return path
 
 
 class Opened(NamedTuple):
@@ -6971,8 +7024,11 @@ class VerifyCommand:
             token = 'WARNING' if found.remarks else 'SUCCESS'
             if found.problems:
                 token = 'ERROR'
-            texts = found.problems or [PROVED[found.proved]]
-            self.tell(path, token, '; '.join(texts + found.remarks))
+            texts = (found.problems or [PROVED[found.proved]]) + found.remarks
+            others = [name for name, _, whose in backup.contents() if whose == 'person']
+            if others not in ([], [PROTECTED]):
+                texts.append('also there: ' + abbreviate(others))
+            self.tell(path, token, '; '.join(texts))
             try:
                 add_to_manifest(backup, verified=record)
             except OSError as error:                   # such as a share that is read-only
@@ -7116,6 +7172,9 @@ def described(backup: Backup) -> Record:
     manifest = backup.manifest
     method = manifest.method or None   # type: Optional[str]
     size = compression = None  # type: Any
+    if backup.outcome == 'remains':
+        with contextlib.suppress(OSError):
+            size = sum(size_of(backup.file(name)) for name, _, _ in sift(backup.path, bool))
     for name in backup.sizes:
         size = sum(backup.sizes.values())
         compression = compression_of(name).name
@@ -7165,7 +7224,7 @@ def row_of(told: Record) -> List[str]:
     size = '-'
     if told['size'] is not None:
         size = human_size(told['size'])
-        if told['compression'] != 'none':
+        if told['compression'] not in (None, 'none'):
             size += ' ' + told['compression']
     row = [when[:16].replace('T', ' '), age(told['when']), told['method'] or '-', size,
            told['outcome']]
@@ -7245,7 +7304,10 @@ class Pruning:
                  if count or name == 'last']
         log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.half_deleted():
-            self.store.finish_deleting(path)
+            try:
+                self.store.finish_deleting(path)
+            except (VmBackupError, OSError) as error:
+                self.fail(path, error)
         backups, owner = history.backups(), history.last_owner()
         for backup in backups:
             if backup.trouble:

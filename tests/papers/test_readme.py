@@ -520,11 +520,11 @@ class Troubles(PoolCase):
         self.put_file(path, self.read_bytes(path).replace(b'RESTORE_db', b'RESTORE_xx'))
         return before + self.vmbackup('verify', self.backups).output
 
-    @prints('the record of a snapshot, is damaged', 'which this program did not make',
+    @prints('the record of a snapshot, is damaged', 'what this program did not make',
             'was not made by this program as far as it knows: not touched')
     def somebody_elses_things_are_in_the_way(self):
         self.old_backup('web', 'backup-2019-01-01-(00:00:00)', 'snapshot.json')
-        self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'thesis.odt')
+        self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'vm.cfg', 'thesis.odt')
         self.xe('vm-snapshot', 'vm=db', 'new-name-label=RESTORE_db')
         return self.says('vm-export=db', 'vm-export=web')
 

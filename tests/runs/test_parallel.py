@@ -237,13 +237,15 @@ class Room(ParallelCase):
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         backup.new_directory(['one.xva'], VmBackup.now())
-        backup.reserved, listed = 1 << 20, VmBackup.entries_in
+        backup.reserved, listed, calls = 1 << 20, VmBackup.entries_in, []
         self.put_file(backup.backup.file('one.xva'), bytes(1 << 10))
-        self.put_file(backup.backup.file('record.1.new'), b'{}')
+        self.put_file(backup.backup.file('snapshot.json.1.new'), b'{}')
 
         def list_then_rename(path):
             found = listed(path)
-            os.rename(backup.backup.file('record.1.new'), backup.backup.file('record'))
+            calls.append(path)
+            if len(calls) == 2:
+                os.rename(*map(backup.backup.file, ('snapshot.json.1.new', 'snapshot.json')))
             return found
         with unittest.mock.patch.object(VmBackup, 'entries_in', list_then_rename):
             self.assertEqual((1 << 20) - (1 << 10), backup.unwritten())

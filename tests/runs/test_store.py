@@ -25,6 +25,17 @@ RUBBISH = (b'', b'[]', b'{}', b'null', b'7', b'\xff', b'[' * 100000, b'{"number"
            b'{"number": 1e400, "started": "2030-01-01T00:00:00+00:00"}')
 FLOCK = {'x86_64': 73, 'aarch64': 32}      # the number of that system call
 
+# What we write into a dated directory, the markers last; what is dropped there, and what may look
+# like either and is a person's.
+MARKED = ('vm-metadata.xml', 'RESTORE.txt', 'success', 'success_compress')
+DROPPED = '''@eaDir/x/y #recycle/x.xva @Recycle/x .recycle/x .DS_Store ._db.xva .AppleDouble/x
+    Thumbs.db thumbs.DB desktop.ini .nfs00000000000000f500000001 .fuse_hidden0000000500000001
+    .smbdeleteAAA1 .TemporaryItems/x .Trashes/x .fseventsd/x .apdisk .Trash-1000/files/x .directory
+    DISK-xvda/@eaDir/x VIFs/.DS_Store'''.split()
+PERSONS = '''notes.txt mine/web.xva mine/.DS_Store other.xva db.xva.sha256 DISK-old.vhd VIFs.txt
+    DISK-xvda/notes.txt DISK-xvda/db.xva VIFs/x Thumbs.db.bak success_story @eaDirs/x
+    my.json/success'''.split()
+
 # What a program does before it becomes the script.
 AS_NO_MORE_THAN_THE_OWNER = (
     'from tests.tools.processes import drop_rights\ndrop_rights(1)\n')
@@ -285,7 +296,9 @@ class Deletion(StoreCase):
     def test_one_that_fails_is_a_warning_and_is_finished_by_the_next_run_of_any_vm(self):
         self.needs_heeded_modes()
         held = os.path.join(self.made('db', DAY % 1), 'DISK-xvda')
-        os.makedirs(os.path.join(held, 'x'))
+        os.makedirs(held)
+        self.put_file(held + '/vbd.cfg')
+        self.made('db', DAY % 2)
         os.chmod(held, 0o500)
         done = self.ends(1, 'vm-export=db:1')
         self.assertIn('cannot delete %s: ' % os.path.dirname(held), done.output)
@@ -294,6 +307,10 @@ class Deletion(StoreCase):
         held = os.path.join(self.backups, 'db', '.deleting-' + DAY % 1, 'DISK-xvda')
         done = self.ends(1, 'vm-export=web')
         self.assertIn('cannot delete ' + os.path.dirname(held), done.output)
+        self.made('db', DAY % 3)
+        done = self.command(2, 'prune', self.config('vm-export=db:1'))
+        self.assertIn('ERROR %s: ' % os.path.dirname(held), done.output)
+        self.assertIn('1 kept, 1 deleted', done.output)
         os.chmod(held, 0o700)
         self.ends(0, 'vm-export=web')
         self.assertFalse(os.path.lexists(os.path.dirname(held)))
@@ -328,13 +345,89 @@ class Deletion(StoreCase):
         self.ends(0, 'vm-export=db:1')
         self.assertFalse(os.path.lexists(old))
 
-    def test_a_failed_backup_that_holds_somebodys_file_stays_with_a_warning(self):
-        failed = self.precious('BACKUPS', 'db', DAY % 1)
-        done = self.ends(1, 'vm-export=db')
-        self.assertIn('cannot delete %s: it holds notes.txt, which this program did not make'
-                      % failed, done.output)
-        self.assertIn('vmbackup.py,end,WARNING,S:0 W:1 E:0', self.status())
-        self.assertEqual([1], list(self.numbers('db').values()))
+    def filled(self, vm, name, marked):
+        """A dated directory with what we write, what is dropped there, and what a person put
+        there; its path, and what is a person's."""
+        path = self.old_backup(vm, name, *MARKED[:None if marked else -2], vm + '.xva.gz',
+                               vm + '.xva', vm + '.raw', 'DISK-xvdb.vhd', 'snapshot.json.0af.new')
+        for each in ('DISK-xvda/vbd.cfg', 'VIFs/vif-0.cfg', *DROPPED, *PERSONS):
+            os.makedirs(os.path.dirname(os.path.join(path, each)), exist_ok=True)
+            self.put_file(os.path.join(path, each), b'\0\5\26\7Mac' if '._' in each else 'x')
+        self.put_file(path + '/._notes', 'no magic')
+        self.put_file(path + '/._empty')
+        os.makedirs(path + '/._directory/x')
+        os.mkdir(path + '/DISK-xvdc')
+        for place, link in (('@eaDir/link', 'x'), ('.@__thumb', 'x'), ('vm.cfg', 'notes.txt'),
+                            ('DISK-xvdd', ''), ('link.raw', 'notes.txt')):
+            os.symlink(self.at('elsewhere', link), os.path.join(path, place))
+        self.put_file(path + '/backup.json', json.dumps({'files': {
+            name: 1 for name in (vm + '.xva.gz', 'DISK-xvdb.vhd.gz', vm + '.raw', 'notes.txt',
+                                 'mine/notes.raw', '../../../elsewhere/notes.txt')}}))
+        return path, sorted((*PERSONS, '._notes', '._directory/x', 'link.raw'))
+
+    def in_it(self, path):
+        """The files, links and empty directories in a directory."""
+        return sorted(os.path.relpath(os.path.join(directory, name), path)
+                      for directory, names, files in os.walk(path)
+                      for name in files + [each for each in names if (
+                          os.path.islink(os.path.join(directory, each)) or
+                          not os.listdir(os.path.join(directory, each)))])
+
+    def test_what_was_dropped_goes_with_a_backup_and_what_a_person_put_there_stays(self):
+        self.precious('elsewhere', 'x')
+        for vm in ('db', 'web'):
+            self.made(vm, DAY % 7)
+        failed, persons = self.filled('db', DAY % 8, False)
+        good, _ = self.filled('web', DAY % 1, True)
+        half, _ = self.filled('web', '.deleting-' + DAY % 2, True)
+        done = self.ends(0, 'vm-export=db:2', 'vm-export=web:2')
+        left = [failed, good, half.replace('.deleting-', '')]
+        for path in left:
+            self.assertEqual(persons, self.in_it(path))
+            self.assertIn('***NOTE - %s stays, with what this program did not make: ' % path,
+                          done.output)
+        done = self.ends(0, 'vm-export=db:2', 'vm-export=web:1')
+        self.assertNotIn('this program did not make', done.output)
+        self.assertNotIn('**unsuccessful** backup ' + failed, done.output)
+        self.assertIn('1 kept, 0 deleted', self.command(
+            0, 'prune', self.config('vm-export=web', max_backups=1)).output)
+        listed = json.loads(self.command(0, 'list', self.backups, 'format=json').output)
+        self.assertEqual({(path, 'remains', None, len(PERSONS) + 8) for path in left}, {
+            (each['path'], each['outcome'], each['method'], each['size'])
+            for vm in listed['vms'] for each in vm['backups'] if each['outcome'] != 'good'})
+        self.assertIn(' remains ', self.command(0, 'list', self.backups).output)
+        self.command(0, 'verify', self.backups, 'backups=all')
+        self.assertEqual([persons] * 3, list(map(self.in_it, left)))
+
+    def test_a_failures_record_that_is_empty_or_has_only_what_was_dropped_goes(self):
+        paths = [self.old_backup('db', DAY % day) for day in (1, 2)]
+        os.mkdir(paths[1] + '/@eaDir')
+        self.put_file(paths[1] + '/@eaDir/x')
+        self.ends(0, 'vm-export=db')
+        self.assertEqual(1, len(self.dated('db')))
+
+    def test_what_is_dropped_beside_backups_is_no_directory_of_anybodys(self):
+        self.made('db', DAY % 1)
+        self.made('#recycle', DAY % 1)                 # a VM may be called so
+        for place in ('@eaDir', '$RECYCLE.BIN', 'db/@eaDir', 'db/#recycle'):
+            os.makedirs(os.path.join(self.backups, place, 'x'))
+        listed = json.loads(self.command(0, 'list', self.backups, 'format=json').output)
+        self.assertEqual([('#recycle', 1), ('db', 1)],
+                         [(vm['name'], len(vm['backups'])) for vm in listed['vms']])
+        self.assertEqual([], listed['foreign'])
+
+    def test_what_is_dropped_or_put_into_a_directory_that_is_being_written_does_not_matter(self):
+        drop = ('d="${1%/*}"; mkdir "$d/@eaDir" "$d/DISK-xvda/@eaDir" && cp "$1" "$d/._db.xva" && '
+                'cp "$1" "$d/other.xva" && chmod 0 "$d/@eaDir"')
+        self.prelude = AS_NO_MORE_THAN_THE_OWNER
+        for line in ('vm-export=db', 'vdi-export=db'):
+            self.ends(0, line, VMBACKUP_XE=self.xe_that(drop))
+            manifest, path = self.manifest('db'), self.dated('db')[-1]
+            self.assertFalse([name for name in manifest['files']
+                              if '@' in name or '._' in name or 'other' in name])
+            done = self.command(0, 'verify', path)
+            self.assertRegex(done.lines[0], '^good .*; also there: other.xva, [.]_db.xva$')
+            os.chmod(path + '/@eaDir', 0o700)
 
     def test_a_file_system_that_is_mounted_in_a_backup_or_half_of_one_is_not_entered(self):
         for vm, name, counted in (('db', DAY % 1, [0, 1]), ('old', '.deleting-' + DAY % 1, [1])):
