@@ -1,5 +1,6 @@
 """What a run costs, counted: processes, tables, listings, manifests that are read."""
 
+import collections
 import contextlib
 import io
 import os
@@ -65,6 +66,8 @@ class Tables(PoolCase):
 
 
 class Store(PoolCase):
+    pool_description = SMALL
+
     def setUp(self):
         super().setUp()
         for vm in ('web', 'db'):
@@ -110,6 +113,18 @@ class Store(PoolCase):
         # A directory by its own path, for two purposes, is entered from backup_dir.
         self.assertEqual((14, 4, 5), tuple(len([path for path in seen['entered'] if path.count(
             '/') == depth and path != '.']) for depth in (1, 0)) + (seen['entered'].count('.'),))
+
+    def test_a_run_lists_and_reads_a_history_before_the_export_and_after_it(self):
+        """And the other directories once, for what runs that died have left there."""
+        for keys in ({}, {'pre_clean': 'True'}):
+            with self.watched() as seen, self.subTest(**keys):
+                self.assertEqual(0, self.run_here('vm-export=web', max_backups=9, **keys)[0])
+            listed = collections.Counter(path for path in seen['scandir'] if 'backup-' not in path)
+            manifests = collections.Counter(path for path in seen['open'] if re.search(
+                'backup-2026-01-0.*/backup[.]json$', path))
+            self.assertEqual({'.': 3, 'web': 2, 'db': 1}, dict(listed))
+            self.assertEqual(({2}, 7), (set(manifests.values()), len(manifests)))
+            self.assertEqual({'web'}, {path.split('/')[0] for path in manifests})
 
     def list_here(self, *words):
         return VmBackup.perform(['list', *words], '', VmBackup.Console(io.BytesIO()))
