@@ -9,14 +9,15 @@ lower   names are listed in lower case, however they were made
 inodes  each spelling of a name has an inode of its own
 """
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
-import unittest
 
 try:
     import fuse
@@ -116,13 +117,35 @@ class Share(fuse.Operations if fuse else object):
         staticmethod, (os.chmod, os.chown, os.mkdir, os.rmdir, os.unlink, os.rename, os.readlink))
 
 
+@functools.lru_cache(None)
 def missing():
     """Why there is no such share here, in words, or ''."""
     if not fuse:
-        return 'an odd share needs fusepy and libfuse2: ' + NO_FUSE
+        return 'odd shares need fusepy and libfuse2: ' + NO_FUSE
     if not (shutil.which('fusermount') and os.access('/dev/fuse', os.R_OK | os.W_OK)):
-        return 'an odd share needs fusermount and /dev/fuse'
+        return 'odd shares need fusermount and /dev/fuse'
+    with tempfile.TemporaryDirectory() as behind, tempfile.TemporaryDirectory() as place:
+        try:
+            serve(behind, place).communicate()
+        except RuntimeError as error:
+            return str(error)
     return ''
+
+
+def serve(behind, place, *modes):
+    """The process of a share that is mounted. It ends with its input; of no session and no mark of
+    the runner's, it is there to unmount when all others are killed."""
+    server = subprocess.Popen(
+        [sys.executable, os.path.abspath(__file__), behind, place] + list(modes),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True, env={'PATH': os.environ['PATH'], 'LC_ALL': 'C.UTF-8'})
+    end = time.monotonic() + LIMIT
+    while not os.path.ismount(place):
+        if server.poll() is not None or time.monotonic() > end:
+            words = server.communicate()[0].decode('utf-8', 'replace')
+            raise RuntimeError('an odd share cannot be mounted here: ' + words)
+        time.sleep(0.01)
+    return server
 
 
 class OddShare:
@@ -137,25 +160,14 @@ class OddShare:
 
     def mount(self, place, behind, *modes):
         if missing():
-            raise unittest.SkipTest(missing())
+            self.skipTest(missing())
         os.makedirs(behind, exist_ok=True)
-        # Of no session and no mark of the runner's, it is there to unmount when all else is killed.
-        server = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), behind, place] + list(modes),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, env={'PATH': os.environ['PATH'], 'LC_ALL': 'C.UTF-8'})
-        self.addCleanup(server.communicate)
-        end = time.monotonic() + LIMIT
-        while not os.path.ismount(place):
-            if server.poll() is not None or time.monotonic() > end:
-                raise unittest.SkipTest('an odd share cannot be mounted here: '
-                                        + server.communicate()[0].decode('utf-8', 'replace'))
-            time.sleep(0.01)
+        self.addCleanup(serve(behind, place, *modes).communicate)
 
 
 def main(behind, place, *modes):
     def unmount():
-        sys.stdin.buffer.read()
+        os.read(0, 1)           # until its end
         subprocess.call(['fusermount', '-u', '-z', place])
     threading.Thread(target=unmount, daemon=True).start()
     fuse.FUSE(Share(behind, modes), place, foreground=True, nothreads=True, big_writes=True,
