@@ -273,7 +273,7 @@ class Nights(unittest.TestCase):
     """Few of them, always the same, in the usual tests; more with more faults."""
 
     world = World
-    examples = 4, 60            # of the usual tests, of all
+    examples = 3, 60            # of the usual tests, of all
 
     def test_twenty_nights_lose_nothing(self):
         home = tempfile.mkdtemp()
