@@ -3248,14 +3248,15 @@ class Backup(NamedTuple):
                        if name.endswith(IMAGES) and not DROPPED.search(name))
 
         def named(base: str) -> List[str]:
-            stem = re.compile(f'({re.escape(base)}|DISK-([xhs]v?d[a-z]+|[0-9]+))\\Z')
-            return [name for name in found if stem.match(os.path.splitext(plain_name(name))[0])]
-        known = self.manifest.images()
+            stem = re.compile(f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z')
+            return [name for name in found
+                    if stem.match(folded(os.path.splitext(plain_name(name))[0]))]
+        known = [folded(name) for name in self.manifest.images()]
         if known or not found:
-            here = {plain_name(portable(name)) for name in found if portable(name) in known}
+            here = {plain_name(folded(name)) for name in found if folded(name) in known}
             gone = set(map(plain_name, known)) - here
             return [name for name in found
-                    if portable(name) in known or plain_name(portable(name)) in gone]
+                    if folded(name) in known or plain_name(folded(name)) in gone]
         return (named(os.path.basename(os.path.dirname(self.path))) or
                 named(path_part(self.told('vm.cfg', 'name_label'))) or
                 (found if self.has_marker() else []))
@@ -3638,21 +3639,20 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
     choose; without any, all. The plan tells what was not found. Raise OSError."""
     found, vms = {}, []        # type: Dict[str, History], List[Vm]
     rules = (selector(selector_text),) if selector_text else config.rules
-    exact = None               # type: Optional[List[str]]     # then few manifests need be read
-    if rules and all(rule.kind == 'name' and is_literal(rule.word) for rule in rules):
-        exact = [path_part(rule.word) for rule in rules]
+    literal = rules and all(rule.kind == 'name' and is_literal(rule.word) for rule in rules)
+    words = {folded(path_part(rule.word)) for rule in rules}   # few manifests need be read then
     for history in sorted(histories, key=lambda each: each.directory):
         if history.holds_any():
             directory = history.directory
             found[directory] = history
             name = os.path.basename(directory)
-            certain = exact is not None and not TWIN.search(name) and (
-                name in exact or folded(name) not in map(folded, exact))
+            certain = literal and not TWIN.search(name) and folded(name) not in words
             vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
         rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
-                      if vm.uuid and os.path.basename(vm.ref) == word != vm.name) or rules
+                      if TWIN.search(vm.ref) and os.path.basename(vm.ref) == word != vm.name
+                      ) or rules
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
     if rules:
         plan = select(rules, vms, keep, twins=True)
@@ -5863,7 +5863,11 @@ class StatusLog:
         with open(open_file(self.path, flags, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
         if run:
-            write_json(self.path + LAST_RUN, run._asdict())
+            try:
+                write_json(self.path + LAST_RUN, run._asdict())
+            except OSError as error:                   # another run wrote its own at once
+                if error.errno != errno.ESTALE:
+                    raise
 
     def begin(self) -> None:
         """Note, once, that a run begins."""
@@ -6814,9 +6818,9 @@ class BackupRun(Shared):
             self.clean_up()
         if self.others:
             config = shell_word(self.config.path or 'CONFIG')
-            log('***NOTE - backups of others are neither counted nor deleted:', *[
-                f'  {count} in {directory}, {whose} (to let them go: prune {config} {option} '
-                'preview)' for (directory, whose, option), count in self.others.items()])
+            log('***NOTE - backups of others are neither counted nor deleted: ' + abbreviate([
+                f'{count} in {directory}, {whose} (to let them go: prune {config} {option} '
+                'preview)' for (directory, whose, option), count in self.others.items()]))
         log(RULER)
         self.show_space('Space status')
 

@@ -63,7 +63,7 @@ class Rotation(IdentityCase):
             done = self.backed_up()
         self.assertEqual(([1, 2, 4, 5], 2), (self.kept(), len(self.dated('db'))))
         self.assertEqual(1, done.output.count('NOTE - backups of others'))
-        whose = '  2 in %s/web, of another VM, %s, now called db (to let them go: prune ' % (
+        whose = ': 2 in %s/web, of another VM, %s, now called db (to let them go: prune ' % (
             self.backups, self.first)
         line, = [line for line in done.lines if whose in line]
         *words, preview = line.partition('go: ')[2].rstrip(')').split()
