@@ -3156,7 +3156,7 @@ class Manifest(NamedTuple):
     def disk(self, name: str) -> Dict[str, Any]:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
-            if plain_name(value_in(disk, 'file', '')) == plain_name(portable(name)):
+            if folded(plain_name(value_in(disk, 'file', ''))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
@@ -3266,9 +3266,9 @@ class Backup(NamedTuple):
         found = self.archives()
         if not found:
             raise Damaged('there is no archive or image in it')
-        here = {plain_name(portable(name)) for name in found}
+        here = {folded(plain_name(name)) for name in found}
         for name in map(plain_name, self.manifest.images()):
-            if name not in here:
+            if folded(name) not in here:
                 raise Damaged(f'{name} is missing')
         return found
 
@@ -3846,8 +3846,11 @@ class Store(Catalogue):
         path = os.path.join(self.root, WRITE_TEST)
 
         def attempt() -> None:
-            os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
-            remove(path)                               # another run's test was the same file
+            for _ in range(5):                         # another run's test is the same file, and
+                with contextlib.suppress(FileNotFoundError):       # FUSE looks, and then opens
+                    os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
+                    break
+            remove(path)
         try:
             bounded(attempt, f'backup_dir {self.root}')
         except OSError as error:
