@@ -3528,8 +3528,7 @@ class History:
 
     def half_deleted(self) -> List[str]:
         """Return the paths of what a run that ended early was deleting."""
-        return [f'{self.directory}/{name}' for name in self.names()
-                if name.startswith(DELETING) and self.date_of(name[len(DELETING):])]
+        return [f'{self.directory}/{name}' for name in self.names() if name.startswith(DELETING)]
 
 
 class Catalogue:
@@ -6442,13 +6441,16 @@ class VmBackup(Turn):
         return known
 
     def drop_last_failure(self) -> None:
-        """Delete the records of failures, but for one of a snapshot that may be in the pool."""
+        """Delete the records of failures, but for one of a snapshot that may be in the pool, or of
+        another VM of the pool."""
+        others = set(self.pool.names) - {self.job.vm.uuid}
         log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.backups():
             if failure.trouble:
                 self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
                                      f'deleted: {failure.trouble.strerror}')
-            if failure.outcome == 'failed' and failure.path not in self.shared.doubtful:
+            if failure.outcome == 'failed' and failure.manifest.uuid not in others and (
+                    failure.path not in self.shared.doubtful):
                 log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
                     self.shared.store.delete(failure)

@@ -74,6 +74,17 @@ class Rotation(IdentityCase):
         self.command(0, *words)
         self.assertEqual(([4, 5], 2), (self.kept(), len(self.dated('db'))))
 
+    def test_the_failure_of_another_vm_that_lives_stays_and_that_of_one_that_is_gone_goes(self):
+        self.backed_up()
+        second = self.new_vm()
+        for number, uuid in enumerate((second, OTHER_POOL, self.first), 1):
+            self.old_backup('web', 'backup-2025-01-0%d-(03:00:00)' % number, 'vm.cfg')
+            self.put_file(os.path.join(self.dated('web')[number - 1], 'vm.cfg'),
+                          'orig_uuid=%s\n' % uuid)
+        self.ends(0, 'vm-export=uuid:' + self.first)
+        self.assertEqual('backup-2025-01-01-(03:00:00)', self.names('web')[0])
+        self.assertEqual(3, len(self.dated('web')))
+
     def test_those_of_a_vm_that_is_gone_are_rotated_with_those_of_its_successor(self):
         for _ in range(2):
             self.backed_up()
