@@ -593,9 +593,9 @@ def explain(error: BaseException) -> str:
 class Meter:
     """Shows the progress of a file: always on a terminal, every ten minutes in a log."""
 
-    def __init__(self, verb: str, name: str, expected: int = 0) -> None:
+    def __init__(self, verb: str, path: str, expected: int = 0) -> None:
         self.verb = verb
-        self.name = name
+        self.name = os.path.basename(path)
         self.expected = expected   # bytes, as far as is known
         self.seconds = stopwatch()
         self.logged = 0.0          # seconds until its last line in the log
@@ -4966,7 +4966,7 @@ class Verifier:
         CommandFailed, OSError, Interrupted."""
         reading = Reading(path)
         total = bounded(lambda: size_of(path), path)
-        meter = Meter('verified', os.path.basename(path), total)
+        meter = Meter('verified', path, total)
         watchdog = Watchdog(self.limit, reading.at, meter)
         try:
             proof = bounded(lambda: reading.read(size), path, watchdog.check)
@@ -5074,8 +5074,7 @@ def end_clients(uuids: Sequence[str], run: str) -> None:
             end_program(number)
 
 
-def in_several_tries(remove: Callable[[int], None],
-                     warnings: Optional[List[str]] = None) -> None:
+def in_several_tries(remove: Callable[[int], None], warnings: Optional[List[str]] = None) -> None:
     """Call `remove` with the number of the try until it succeeds; at last raise its VmBackupError.
     Earlier errors become warnings. IN_USE usually passes when a transfer has ended, so it gets
     more tries and no warning; without a list of warnings every error does."""
@@ -5297,15 +5296,15 @@ class Exporter:
     """Exports a VM as an archive, or disks of it as images, from a snapshot: of the VM, so that all
     of it is of one moment, or of the boot disk alone."""
 
-    def __init__(self, pool: Pool, xe: Xe, extension: str, choice: DiskChoice,
+    def __init__(self, pool: Pool, extension: str, choice: DiskChoice,
                  warnings: List[str]) -> None:
         self.pool = pool
-        self.xe = xe
+        self.xe = Xe()
         self.extension = extension
         self.archive = '.xva' in extension
         self.choice = choice
         self.warnings = warnings
-        self.remover = Remover(pool, xe, warnings)
+        self.remover = Remover(pool, self.xe, warnings)
         self.kind = 'VDI' if choice.wanted == 'boot' else 'VM'     # of what gets a snapshot
         tokens = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL'
         if self.archive:
@@ -5605,10 +5604,9 @@ class Target(NamedTuple):
 class Importer:
     """Imports archives and images, and takes back what is partly imported."""
 
-    def __init__(self, pool: Pool, xe: Xe, store: Store, warnings: List[str],
-                 limit: float = 0) -> None:
+    def __init__(self, pool: Pool, store: Store, warnings: List[str], limit: float = 0) -> None:
         self.pool = pool
-        self.xe = xe
+        self.xe = Xe(numbered=False)
         self.store = store
         self.warnings = warnings
         self.limit = limit     # seconds in which an import has to move
@@ -5677,24 +5675,20 @@ class Importer:
             if not any(vm.get('current_operations') for vm in made.vms.values()):
                 break
         self.check_unused(made)
-        shared = self.shared_disks(made)
+        used = self.used(made)
         ours = (record.host, record.process) == own_process()
         drop_leaked_vbds(pool, self.xe, made.vms,
-                         [disk for disk in made.disks if disk not in shared], 'RW', ours)
+                         [disk for disk in made.disks if disk not in used], 'RW', ours)
         for vm in made.vms.values():
             tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
-        shared = self.shared_disks(made)
-        for ref, vdi in made.disks.items():
-            if ref in shared:
-                self.unmark('vdi', vdi, record)
-            else:
-                tell('vdi-destroy', uuid=vdi['uuid'])
-        for network in made.networks.values():
-            if network['VIFs']:
-                self.unmark('network', network, record)
-            else:
-                tell('network-destroy', uuid=network['uuid'])
+        used = self.used(made)
+        for word, records in ('vdi', made.disks), ('network', made.networks):
+            for ref, each in records.items():
+                if ref in used:
+                    self.unmark(word, each, record)
+                else:
+                    tell(word + '-destroy', uuid=each['uuid'])
         left = [each['uuid'] for kind in pool.marked(record.mark) for each in kind.values()]
         if left:
             raise CommandFailed('still there: ' + ', '.join(left))
@@ -5718,25 +5712,24 @@ class Importer:
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def shared_disks(self, made: Marked) -> Set[str]:
-        """Return which of the disks that were made another VM has, dom0 apart."""
+    def used(self, made: Marked) -> Set[str]:
+        """Return which of the disks and networks that were made another VM has, dom0 apart."""
         disks = list(made.disks)
-        shared = set()
+        used = {ref for ref, network in made.networks.items() if network['VIFs']}
         for vbd in self.pool.where('VBD', 'VDI', disks).values():
             if vbd['VM'] not in made.vms and not self.pool.call(
                     'VM.get_is_control_domain', vbd['VM']):
-                shared.add(vbd['VDI'])
+                used.add(vbd['VDI'])
         for ref, vm in self.pool.where('VM', 'suspend_VDI', disks).items():
             if ref not in made.vms:
-                shared.add(vm.get('suspend_VDI'))
-        return shared
+                used.add(vm.get('suspend_VDI'))
+        return used
 
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
              **parameters: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
-        meter = Meter('restored', os.path.basename(path), size)
-        watchdog = Watchdog(self.limit, lambda: feeder.done, meter)
+        watchdog = Watchdog(self.limit, lambda: feeder.done, Meter('restored', path, size))
         return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
 
     def put(self, path: str, form: str, target: Target, record: Restoring,
@@ -5793,7 +5786,7 @@ class Importer:
             # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
             others = list(self.pool.progress('VDI import'))
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
-                                Meter('restored', os.path.basename(path), size),
+                                Meter('restored', path, size),
                                 lambda: self.pool.progress('VDI import', others))
             with handed_open(path) as at:
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
@@ -6078,9 +6071,6 @@ class Turn:
 class Warnings(list):
     """Warnings that belong to no VM; what is appended is logged at once."""
 
-    def __init__(self) -> None:
-        super().__init__()
-
     def append(self, text: str) -> None:
         """Log a warning and keep it."""
         log(f'***WARNING - {text}')
@@ -6253,7 +6243,7 @@ class Shared(Run):
         patterns = tuple(rule.text for rule in self.config.rules
                          if rule.method == 'exclude-disk' and rule.text)
         choice = DiskChoice(patterns, settings.honour_nobak, wanted)
-        return Exporter(self.pool, Xe(), extension, choice, warnings)
+        return Exporter(self.pool, extension, choice, warnings)
 
     @contextlib.contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
@@ -6893,8 +6883,7 @@ class BackupRun(Shared):
             for history in self.store.histories():
                 self.clean_up_one(history)
             known = len(self.warnings)
-            xe = Xe(numbered=False)
-            Importer(self.pool, xe, self.store, self.warnings).end_killed()
+            Importer(self.pool, self.store, self.warnings).end_killed()
             self.clean_up_at_end = len(self.warnings) > known
 
     def clean_up_one(self, history: History) -> None:
@@ -6930,9 +6919,8 @@ class BackupRun(Shared):
         with self.locked(directory, self.settings.lock_wait * 60):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
-                meter = Meter('dumped', os.path.basename(path))
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                    meter)
+                                    Meter('dumped', path))
                 with handed(partial) as at:
                     output = xe.transfer('pool-dump-database', watchdog, at=at, file_name=partial)
                 log(*output.splitlines())
@@ -7548,7 +7536,7 @@ class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
     def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str]) -> None:
-        super().__init__(pool, Xe(numbered=False), sources.store, [],
+        super().__init__(pool, sources.store, [],
                          sources.config.settings.stall_timeout * 60)
         self.options = options
 
