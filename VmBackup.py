@@ -5058,7 +5058,7 @@ def failing_as(token: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tolerating(warnings: List[str], what: str) -> Iterator[None]:
-    """Allow a step to fail: the VM's backup then ends with a warning."""
+    """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
         yield
     except (VmBackupError, OSError) as error:
@@ -5985,16 +5985,6 @@ class Replies(io.BufferedReader):
         return line
 
 
-def bounded_client(kind: Any) -> Any:
-    """Return a class of smtplib, whose answers can have any number of lines, with bounded ones."""
-    class Client(kind):        # type: ignore
-        def getreply(self) -> Any:
-            """Return code and text of an answer."""
-            self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
-            return super().getreply()
-    return Client
-
-
 def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
     """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
     import smtplib
@@ -6003,7 +5993,12 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
     kind, options = smtplib.SMTP, {'timeout': MAIL_TIMEOUT}    # type: Any, Dict[str, Any]
     if security == 'tls':
         kind, options['context'] = smtplib.SMTP_SSL, ssl.create_default_context()
-    server = bounded_client(kind)(settings.mail_smtp_server, settings.mail_smtp_port, **options)
+
+    class Client(kind):        # one of smtplib, whose answers can have any number of lines
+        def getreply(self) -> Any:
+            self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
+            return super().getreply()
+    server = Client(settings.mail_smtp_server, settings.mail_smtp_port, **options)
     with contextlib.closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
@@ -6637,11 +6632,9 @@ def program_problems(settings: Settings) -> List[str]:
     # xapi packs vm-exports: only to verify them takes a program.
     unpacked = settings.compress if settings.verify == 'yes' else 'none'
     for name, value in ('compress', unpacked), ('vdi_compress', settings.vdi_compress):
-        try:
+        with tolerating(problems, f'ERROR: config {name} -> {value}'):
             if value != 'none':
                 packing_command(COMPRESSIONS[value], undo=name == 'compress')
-        except CommandFailed as error:
-            problems.append(f'ERROR: config {name} -> {value}: {error}')
     return list(filter(None, problems))
 
 
@@ -6674,13 +6667,11 @@ class BackupRun(Shared):
         wrong = self.config.path and changeable(self.config.path)
         if wrong:
             log(f'***WARNING - the config {self.config.path}: {wrong}')
-        try:
+        with tolerating(problems, 'ERROR'):
             self.store.check(mount)
             if mount == 'auto' and self.store.mounted == '/':
                 log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
                     'host')
-        except TargetError as error:
-            problems.append(f'ERROR: {error}')
         problems += program_problems(self.settings)
         errors = tuple(problems) + plan.errors
         if problems or plan.invalid:
@@ -7769,11 +7760,13 @@ def run_restore(line: CommandLine) -> int:
 class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
 
+    done = '{} {} - ***{}*** t:{}'
+
     def __init__(self, sources: Sources, options: Dict[str, str]) -> None:
         config = sources.config
         self.previewing = options['preview'] == 'preview'
-        self.done = '' if self.previewing else '{} {} - ***{}*** t:{}'
         if self.previewing:
+            self.done = ''
             quiet = config.settings._replace(status_log='', mail_mode='never')
             config = config._replace(settings=quiet)
         super().__init__(config)
@@ -7800,7 +7793,7 @@ class TestRestore(Run):
     def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
         """Test the newest good backup; record how that ended, unless it was not tried or a signal
         ended it. Raise BackupFailed, Interrupted."""
-        elapsed, result, size = stopwatch(), {'when': iso(now())}, 0   # type: Any, Record, int
+        elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Record
         try:
             backup = self.sources.newest(history, '')
             for name in backup.check_archives():
@@ -7810,7 +7803,7 @@ class TestRestore(Run):
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
                     restorer.test(chosen, target)
-                    size += size_of(chosen.path)
+                    turn.size += size_of(chosen.path)
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
             if 'sr' not in result and not isinstance(error, (Damaged, CommandFailed)):
@@ -7822,7 +7815,6 @@ class TestRestore(Run):
                 add_to_manifest(backup, test_restore=result)
         if 'fault' in result:
             raise BackupFailed('TEST-RESTORE-FAIL', result['fault'])
-        turn.size = size
 
 
 def run_test_restore(line: CommandLine) -> int:
@@ -7975,10 +7967,8 @@ def run_check_config(line: CommandLine) -> int:
                for rule in config.rules):
         errors.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
     if settings.mail_smtp_password_file:
-        try:
+        with tolerating(errors, 'ERROR: config mail_smtp_password_file'):
             read_password_file(settings.mail_smtp_password_file, warnings.append)
-        except ConfigError as error:
-            errors.append(f'ERROR: config mail_smtp_password_file: {error}')
     try:
         warnings += check_account(settings)
     except ConfigError as error:
