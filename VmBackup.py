@@ -6798,7 +6798,12 @@ class BackupRun(Shared):
         if self.settings.parallel > 1:
             self.side_by_side(backups)
         else:
-            self.one_by_one(backups)
+            for method in ('vdi-export', 'vm-export'):
+                log(f'************ {method}= ***************')
+                for backup in backups:
+                    if backup.job.method == method:
+                        Signals.current.check()
+                        self.attempt(backup, backup.run)
         Signals.current.check()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
@@ -6809,15 +6814,6 @@ class BackupRun(Shared):
                 'preview)' for (directory, whose, option), count in self.others.items()]))
         log(RULER)
         self.show_space('Space status')
-
-    def one_by_one(self, backups: Sequence[VmBackup]) -> None:
-        """Back up the VMs in the order of the config; raise Interrupted."""
-        for method in ('vdi-export', 'vm-export'):
-            log(f'************ {method}= ***************')
-            for backup in backups:
-                if backup.job.method == method:
-                    Signals.current.check()
-                    self.attempt(backup, backup.run)
 
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
         """Back up several VMs at once, each in a thread, the largest first."""
@@ -7726,15 +7722,6 @@ class Restorer(Importer):
                 xe.program, 'vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}',
                 'device=0', 'bootable=true', 'mode=RW', 'type=Disk']))
 
-    def test(self, chosen: Chosen, target: Target) -> None:
-        """Restore as planned, prove it and destroy it again. An archive's checksums are compared
-        by the toolstack, those of an image, which has none, here."""
-        if chosen.form != '.xva':
-            self.verify(chosen)
-        with self.restoring(target.name, False) as record:
-            self.put(chosen.path, chosen.form, target, record, True)
-        Signals.current.check()
-
 
 def run_restore(line: CommandLine) -> int:
     """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
@@ -7802,7 +7789,11 @@ class TestRestore(Run):
                 target = restorer.plan(chosen, f'{name}-test-{random_digits()[:8]}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
-                    restorer.test(chosen, target)
+                    if chosen.form != '.xva':          # those checksums xapi compares
+                        restorer.verify(chosen)
+                    with restorer.restoring(target.name, False) as record:
+                        restorer.put(chosen.path, chosen.form, target, record, cut_off=True)
+                    Signals.current.check()
                     turn.size += size_of(chosen.path)
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
