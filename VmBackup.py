@@ -4142,8 +4142,7 @@ class Source:
         return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
 
     def failed_export(self) -> str:
-        """Return what xapi wrote at the end of a file whose export failed: an answer of HTTP (xapi:
-        http_svr.ml, response_internal_error); '' if it did not."""
+        """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
         with contextlib.suppress(OSError):
             answer = re.compile(rb'HTTP/1\.\d 500(.*)', re.DOTALL)
             found = answer.search(self.last(4096)) or answer.search(self.tail)
@@ -4504,9 +4503,8 @@ class ImageReader(Reader):
         return self.proof('structure')
 
     def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
-        """Return the bytes of the disk of a dynamic VHD image, its footer, and the first sector of
-        each block. Raise Damaged if they are not those that are known, or not of its geometry: that
-        stands for less than the disk, by less than a cylinder, as far as it goes."""
+        """Return the bytes of the disk of a dynamic VHD image, which may be known, its footer, and
+        the first sector of each block. Its geometry stands for up to a cylinder less."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
             '>8s4xIQ24xQHBBII', footer[:68])
@@ -4623,8 +4621,7 @@ def form_of_file(path: str) -> str:
 def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Sequence[str]) -> bytes:
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). The ids of disks that are moved begin with LAST. All other values are as they
-    were. Raise Damaged."""
+    (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
     import xmlrpc.client
     new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
            'ha_always_run': False}             # not all versions have all of them
@@ -4658,8 +4655,7 @@ def tar_header(head: bytes) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
-    """Open a file to read in order, decompressed unless `plain`. Raise OSError, CommandFailed; if
-    what is read is Damaged, tell why as far as the file does."""
+    """Open a file to read in order, decompressed unless `plain`; if it is Damaged, say why."""
     with reading(path) as stream, contextlib.closing(Source(stream.fileno(), plain)) as source:
         try:
             yield source
@@ -5122,8 +5118,7 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
 
 
 def is_label_for(label: str, backup: Backup) -> bool:
-    """Return whether a label of ours is one for the VM of a backup: a record that somebody has put
-    elsewhere is of another one, which may be at work."""
+    """Return whether a label is for the VM of a backup: its record may be a copy of another's."""
     directory = os.path.basename(os.path.dirname(backup.path))
     name = directory if not TWIN.search(directory) else directory[:-9]
     return label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or (
@@ -5244,8 +5239,7 @@ class Remover:
         return clear
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
-        """Remove the snapshot of an unfinished backup, when its disks are recorded: a removal loses
-        the snapshot's own record first. Raise VmBackupError."""
+        """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
         log('removing the snapshot of an unfinished backup: ' + found.uuid)
         ours = self.with_disks(intent, found)
         if ours != intent:
@@ -5256,10 +5250,9 @@ class Remover:
         self.remove(ours)
 
     def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Return if a snapshot can only be the one that we meant to make, of which we have no uuid:
-        of a VM, the only one with our label that was made soon after, and a template; of a disk,
-        the only one without a VBD that was made right then. That has the disk's own label until it
-        is prepared (xapi: xapi_vdi.ml, snapshot_and_clone)."""
+        """Return if a snapshot can only be the one that we meant to make: of a VM, the only one
+        with our label that was made soon after, a template; of a disk, the only one without a VBD
+        that was made right then, which has the disk's label at first (xapi: xapi_vdi.ml)."""
         if kind == 'VM':
             likely = [each for each in new if each.label == intent.label
                       and intent.since <= each.when <= intent.latest]
@@ -5349,8 +5342,7 @@ class Exporter:
         return [self.name_of(base, disk) for disk in self.choose(vm)]
 
     def name_of(self, base: str, disk: Disk) -> str:
-        """Return the name of a disk's file, that of its device where there may be several; `auto`
-        stands for VHD where xapi makes it."""
+        """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
         size = int(disk.vdi['virtual_size'])
@@ -5373,8 +5365,7 @@ class Exporter:
 
     def choose_source(self, vm: Vm) -> None:
         """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
-        already are the tables' if all are exported: later ones are known by their time. Raise
-        PoolError; BackupFailed if there is no disk, or one that xapi cannot export so."""
+        already are the tables' if all are exported: later ones are known by their time."""
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
         try:
@@ -5419,8 +5410,8 @@ class Exporter:
 
     @contextlib.contextmanager
     def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
-        """Make and prepare a snapshot, yield it, and try to remove it whatever happens: else its
-        record stays. `warned_of`: uuids of earlier ones, known already. Raise BackupFailed."""
+        """Make and prepare a snapshot, yield it, and remove it whatever happens; else its record
+        stays. `warned_of`: uuids of earlier ones, known already."""
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
@@ -5613,8 +5604,7 @@ class Importer:
 
     @contextlib.contextmanager
     def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
-        """Record a restore, and yield the record. What it made is removed afterwards, unless it is
-        to be kept and no error came; a disk then gets the name."""
+        """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
         since = utc(self.pool.ahead() - 60)
         with self.store.restoring(self.pool.uuid(), name, since) as record:
@@ -5666,8 +5656,8 @@ class Importer:
                          param_key=MARK)
 
     def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, when it is not being imported any more; a disk or network
-        that something else has by now loses the mark. VmBackupError: another try would not help."""
+        """Remove what carries a mark, once nothing imports it; a disk or network that something
+        else has by now loses the mark. VmBackupError: another try would not help."""
         pool = self.pool
         tell = self.xe.tell
         for _ in pool.waiting('it is still being imported'):
@@ -5900,8 +5890,8 @@ class Hooks:
         self.known = {'backup_dir': settings.backup_dir, 'report': report}
 
     def run(self, phase: str, **known: str) -> bool:
-        """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed, and
-        Interrupted at a phase that begins something: the others run to their end."""
+        """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed; a
+        signal ends it at a phase that begins something."""
         if not self.program:
             return True
         begins = phase in BEGINNINGS
@@ -5959,8 +5949,7 @@ def security_of(settings: Settings) -> str:
 
 
 def check_account(settings: Settings) -> List[str]:
-    """Return a warning if the network can read the password of the mail account; raise ConfigError
-    where nobody has said that it may."""
+    """Return a warning if the mail password goes in clear; raise ConfigError if nobody allowed it."""
     if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
         return []
     words = 'password of mail_smtp_user in clear to {} port {}'.format(
@@ -6919,8 +6908,7 @@ class BackupRun(Shared):
 
 
 def run_backup(line: CommandLine) -> int:
-    """Make backups, or a preview, which raises VmBackupError. Where the config file cannot be read,
-    the mail goes to whom the script's first page says."""
+    """Make backups, or a preview. The mail on an unreadable config goes to DEFAULT_MAIL_TO."""
     unreadable = ''
     try:
         config = config_of(line)
@@ -7778,8 +7766,7 @@ class TestRestore(Run):
             self.attempt(turn, lambda: self.test(turn, restorer, history))
 
     def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
-        """Test the newest good backup; record how that ended, unless it was not tried or a signal
-        ended it. Raise BackupFailed, Interrupted."""
+        """Test the newest good backup; record how that ended if it was tried and no signal came."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Record
         try:
             backup = self.sources.newest(history, '')
@@ -7829,8 +7816,8 @@ LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
 
 
 def plugin_line(status: int, text: str, figures: str = '') -> str:
-    """Return the one line of a monitoring plug-in. Nothing in the text can end it, or begin the
-    figures (Nagios plug-in guidelines: text | 'label'=value[UOM];[warn];[crit];[min];[max])."""
+    """Return the one line of a monitoring plug-in, which nothing in the text can end (Nagios: text
+    | 'label'=value[UOM];[warn];[crit];[min];[max])."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
     line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
     if len(line) > LONGEST_TEXT:
