@@ -4102,12 +4102,12 @@ class Source:
     """The bytes of an open file in order, decompressed if they begin so and are not `plain`."""
 
     tail = b''                 # the content that was read last
+    at = 0                     # bytes so far
+    stopped = False
 
     def __init__(self, handle: int, plain: bool = False) -> None:
         self.handle = handle
         self.compression = compression_in(b'' if plain else os.pread(handle, 4, 0))
-        self.at = 0            # bytes so far
-        self.stopped = False
         if self.compression.programs:
             command = packing_command(self.compression, undo=True)
             self.stream = Filter(command, handle)      # type: Any
@@ -5289,6 +5289,13 @@ class Exporter:
     """Exports a VM as an archive, or disks of it as images, from a snapshot: of the VM, so that all
     of it is of one moment, or of the boot disk alone."""
 
+    snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
+    # Set by choose_source: the VM, disks that are exported, its others, those left out with the
+    # reason, whether xapi leaves them out of the snapshot, and the record of that.
+    vm = intent = None         # type: Any
+    disks = others = left_out = ()     # type: Any
+    ignoring = False
+
     def __init__(self, pool: Pool, extension: str, choice: DiskChoice,
                  warnings: List[str]) -> None:
         self.pool = pool
@@ -5303,15 +5310,6 @@ class Exporter:
         if self.archive:
             tokens = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL'
         self.snapshot_token, self.prepare_token, self.export_token = tokens
-        self.left_out = []     # type: List[Tuple[Disk, str]]
-        self.snapshot_may_remain = False   # one of ours, in the pool, for a later attempt
-        # Set by choose_source: the VM, disks that are exported, its others, whether xapi leaves
-        # those out of the snapshot, and the record of that.
-        self.vm = None         # type: Any
-        self.disks = []        # type: List[Disk]
-        self.others = []       # type: List[Disk]
-        self.ignoring = False
-        self.intent = None     # type: Any
 
     def choose(self, vm: Vm, fresh: bool = False) -> List[Disk]:
         """Return the disks to export, by the tables unless they have to be fresh; note those left
@@ -5821,11 +5819,12 @@ class LastRun(NamedTuple):
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
 
+    broken = False
+    run = None                 # type: Any
+
     def __init__(self, path: str) -> None:
         self.path = '' if path == os.devnull else path
-        self.broken = False
         self.lock = threading.Lock()   # its lines are in the order of their times
-        self.run = None        # type: Any
 
     def write(self, actor: str, *words: str, run: Optional[LastRun] = None) -> None:
         """Append `time,actor,host,words...`, and keep the run; problems are logged once."""
@@ -5949,7 +5948,7 @@ def security_of(settings: Settings) -> str:
 
 
 def check_account(settings: Settings) -> List[str]:
-    """Return a warning if the mail password goes in clear; raise ConfigError if nobody allowed it."""
+    """Return a warning if the mail password goes in clear; raise ConfigError if none allowed it."""
     if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
         return []
     words = 'password of mail_smtp_user in clear to {} port {}'.format(
@@ -6014,6 +6013,7 @@ def send_mail(settings: Settings, subject: str) -> bool:
         log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
         return False
     for attempt in range(MAIL_ATTEMPTS):
+        time.sleep(MAIL_PAUSE if attempt else 0)
         try:
             password = ''
             if settings.mail_smtp_password_file:
@@ -6028,20 +6028,19 @@ def send_mail(settings: Settings, subject: str) -> bool:
             recipients = [address for address in recipients if address in refused]
             log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
                 ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, str(error)[:LONGEST_LINE]))
-        if attempt + 1 < MAIL_ATTEMPTS:
-            time.sleep(MAIL_PAUSE)
     return False
 
 
 class Turn:
     """One VM's turn in a run, so far."""
 
+    skipped = False            # as a hook wants it
+    path = ''
+    size = 0                   # bytes, once all is done
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.warnings = []     # type: List[str]
-        self.skipped = False   # as a hook wants it
-        self.path = ''
-        self.size = 0          # bytes, once all is done
         self.files = {}        # type: Dict[str, int]
 
     @property
@@ -6065,6 +6064,10 @@ class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
 
     done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
+    further_errors = 0         # those that belong to no VM
+    skipped = False            # as a hook wants it
+    mailed = True              # unless the mail could not be sent
+    signum = 0                 # of the signal that ended it
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -6074,10 +6077,6 @@ class Run:
         self.outcomes = []     # type: List[Outcome]
         self.warnings = Warnings()
         self.errors = []       # type: List[str]
-        self.further_errors = 0        # those that belong to no VM
-        self.skipped = False   # as a hook wants it
-        self.mailed = True     # unless the mail could not be sent
-        self.signum = 0        # of the signal that ended it
         self.started = iso(now())
 
     def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
@@ -7952,11 +7951,11 @@ def run_check_config(line: CommandLine) -> int:
     except ConfigError as error:
         errors.append(f'ERROR: config {error}')
     errors += program_problems(settings)
-    for name, path, place in (
-            ('the config', config.path, config.path),
-            ('status_log', settings.status_log, os.path.dirname(settings.status_log)),
-            ('report_file', settings.report_file, os.path.dirname(settings.report_file))):
-        wrong = path and bounded(lambda: changeable(place, path == config.path), 'the file system')
+    for name, path in (('the config', config.path), ('status_log', settings.status_log),
+                       ('report_file', settings.report_file)):
+        is_config = path == config.path                # which says where all else goes
+        place = path if is_config else os.path.dirname(path)
+        wrong = path and bounded(lambda: changeable(place, is_config), 'the file system')
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
     log(*config.notes, *errors, *warnings)
