@@ -4549,8 +4549,8 @@ class ImageReader(Reader):
         return self.proof('structure')
 
     def disk(self) -> Iterator[bytes]:
-        """Yield the bytes of a disk from its VHD image, with blocks in order, as vhd-tool writes
-        them (libs/vhd: f.ml). A sector that a bitmap does not name is zeros."""
+        """Yield a disk from its VHD image with blocks in order, as vhd-tool writes them (libs/vhd:
+        f.ml). A sector that a bitmap does not name is zeros."""
         at = 0
         size, _, table = self.read_head()
         for number, sector in enumerate(table):
@@ -4703,8 +4703,7 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
 
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
-    """Yield the disk of an image, of that size, with zeros up to the whole of the new one, which
-    xapi waits for (vhd-tool: impl.ml, serve)."""
+    """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, not is_packed(path)) as source:
         at = 0
         for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk():
@@ -4718,7 +4717,7 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
-    """Return the bytes of the disk that an image is of; `known` is what its directory tells. Raise
+    """Return the bytes of an image's disk, of which its directory may tell what is known. Raise
     Damaged for a packed VHD that cannot become a raw image on its way."""
     if form == '.raw' and (known or not is_packed(path)):
         return known or size_of(path)
@@ -5039,6 +5038,7 @@ class Verifier:
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
+# Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 
@@ -5263,9 +5263,8 @@ class Remover:
 
     @staticmethod
     def may_be_ours(found: Snapshot, intent: Intent) -> bool:
-        """Return if a disk's snapshot may be one that we meant to make: nobody has marked it for
-        his own. Where xapi ends meanwhile, one request can make two, also after the next start
-        (recorded from xapi 25.33.2 and 26.17.0)."""
+        """Return if a disk's snapshot may be one that we meant to make, and nobody has marked it.
+        One request can make two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0)."""
         return (not (found.vbds or found.tags) and found.when >= intent.since and
                 found.label == intent.name_of(found.of))
 
@@ -5286,8 +5285,7 @@ class Remover:
 
 
 class Exporter:
-    """Exports a VM as an archive, or disks of it as images, from a snapshot: of the VM, so that all
-    of it is of one moment, or of the boot disk alone."""
+    """Exports a VM as an archive, or disks as images, from a snapshot of it or of its boot disk."""
 
     snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
     # Set by choose_source: the VM, disks that are exported, its others, those left out with the
@@ -5348,8 +5346,7 @@ class Exporter:
         return base + self.extension.replace('.auto', form)
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
-        """Return why disks cannot be exported as VHD, or not for certain: ERROR or WARNING, and a
-        text (recorded from xapi 26.17.0; vhd-tool: channels.ml)."""
+        """Return ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
         found = []
         for disk in disks if '.vhd' in self.extension else ():
             size = int(disk.vdi['virtual_size'])
@@ -5684,10 +5681,8 @@ class Importer:
     def check_unused(self, made: Marked) -> None:
         """Raise VmBackupError if somebody has used what was made: started it (see
         rewrite_for_import), or taken a snapshot or a copy, which carry the mark too."""
-        used = []
-        for each in [*made.vms.values(), *made.disks.values()]:
-            if each['is_a_snapshot'] or each['snapshots']:
-                used.append(each)
+        used = [each for each in [*made.vms.values(), *made.disks.values()]
+                if each['is_a_snapshot'] or each['snapshots']]
         for vm in made.vms.values():
             started = ''
             with unless_gone():
