@@ -64,7 +64,6 @@ import array
 import base64
 import binascii
 import collections
-import contextlib
 import datetime
 import errno
 import fcntl
@@ -85,6 +84,8 @@ import threading
 import time
 import unicodedata
 import xml.parsers.expat
+from contextlib import ExitStack, closing, contextmanager, suppress
+from os.path import abspath, basename, dirname, realpath
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
@@ -524,7 +525,7 @@ class Console:
         self.lock = threading.RLock()
         self.thread = threading.local()
 
-    @contextlib.contextmanager
+    @contextmanager
     def about(self, name: str) -> Iterator[None]:
         """Begin each line of this thread with a name."""
         self.thread.begin = f'[{name}] '
@@ -565,7 +566,7 @@ class Console:
     def write(self, text: str) -> None:
         """Print text as it is."""
         data = encoded(text)
-        with contextlib.suppress(OSError):               # nobody reads: the backup goes on
+        with suppress(OSError):                          # nobody reads: the backup goes on
             while data and self.stream:
                 data = data[self.stream.write(data) or len(data):]
 
@@ -595,7 +596,7 @@ class Meter:
 
     def __init__(self, verb: str, path: str, expected: int = 0) -> None:
         self.verb = verb
-        self.name = os.path.basename(path)
+        self.name = basename(path)
         self.expected = expected   # bytes, as far as is known
         self.seconds = stopwatch()
         self.logged = 0.0          # seconds until its last line in the log
@@ -696,7 +697,7 @@ def devices(text: str) -> str:
 
 def absolute(text: str) -> str:
     """Return a path; a relative one is taken from the current directory, as 3.25."""
-    path = text and os.path.abspath(native(text))
+    path = text and abspath(native(text))
     if not path or re.search('[\x00-\x1f\x7f]', text + path):
         raise ValueError('invalid (expected a path, without control characters)')
     return path
@@ -896,7 +897,7 @@ def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = Comma
         files[name] = values[name]
     for name, file in files.items():
         report = values['report_file']                 # a current directory may be gone
-        if report and file and os.path.abspath(file) == report:
+        if report and file and abspath(file) == report:
             values['report_file'] = ''
             errors['report_file'] = 'ERROR: config report_file would replace {} -> {} ({})'.format(
                 name, *given['report_file'])
@@ -978,7 +979,7 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Dict[s
     """Return where file systems are mounted, with their types, or with FSTAB and 1 where they
     should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
     found = {}
-    with contextlib.suppress(OSError), open(table, 'rb') as stream:
+    with suppress(OSError), open(table, 'rb') as stream:
         for line in stream:
             words = line.split()
             if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
@@ -1011,13 +1012,13 @@ def changeable(path: str, shares: bool = True) -> str:
             return f'others may change {here} (chown root {word}; chmod go-w {word})'
         if link:
             target = os.readlink(here)
-            here = '/' if target.startswith('/') else os.path.dirname(here)
+            here = '/' if target.startswith('/') else dirname(here)
             rest = target.split('/') + rest
         elif rest:
             here = os.path.normpath(os.path.join(here, rest.pop(0)))
         else:
             break
-    real = os.path.realpath(path)
+    real = realpath(path)
     if shares and not is_local(real):
         return f'{real} is on a share, where others may change it (move it to this host)'
     return ''
@@ -1037,7 +1038,7 @@ def run_create_password_file(line: CommandLine) -> int:
             stream.write(base64.b64encode(encoded(line.password)))
         os.rename(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(temporary)
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
     log(f'password file created: {path}')
@@ -1402,7 +1403,7 @@ WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 def send_signal(child: subprocess.Popen, signum: int) -> None:
     """Send a signal to a child and what it started: VMBACKUP_XE may name a script with ssh."""
     if child.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signum)
 
 
@@ -1483,7 +1484,7 @@ class Signals:
         self.overdue = False   # it has come
         self.children = set()  # type: Set[subprocess.Popen]   # those that a signal ends
 
-    @contextlib.contextmanager
+    @contextmanager
     def handled(self) -> Iterator[None]:
         """Handle the signals, except those that somebody chose to ignore (nohup); ignore all of
         them afterwards, for the sake of the exit status."""
@@ -1515,7 +1516,7 @@ class Signals:
             self.allow(CUT_GRACE)
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
             self.wait(pipe)
-        with contextlib.suppress(Interrupted, RuntimeError):   # the log hangs; no more threads
+        with suppress(Interrupted, RuntimeError):              # the log hangs; no more threads
             bounded(lambda: log(f'ERROR {self.reason()}'), '', lambda: None)
         Console.current.lock.acquire(timeout=LAST_WORDS)  # nobody has to tell how the children end
         self.kill_children()
@@ -1561,7 +1562,7 @@ class Signals:
         if self.overdue if finishing else self.received:
             raise self.reason()
 
-    @contextlib.contextmanager
+    @contextmanager
     def ending(self, children: Sequence[subprocess.Popen]) -> Iterator[None]:
         """Let a signal end these children; raise Interrupted once they have ended by one."""
         self.children.update(children)
@@ -1580,11 +1581,11 @@ Signals.current = Signals()
 
 def end_program(number: int) -> None:
     """End a process that is not our child."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.kill(number, signal.SIGTERM)
 
 
-@contextlib.contextmanager
+@contextmanager
 def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs,
     gently, then hard; one whose storage hangs survives that. Raise CommandFailed if it cannot be
@@ -1608,7 +1609,7 @@ def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
         for signum in (signal.SIGTERM, signal.SIGKILL):
             if child.poll() is None:
                 send_signal(child, signum)
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with suppress(subprocess.TimeoutExpired):
                     child.wait(REAP_TIMEOUT)
         Signals.running.discard(child)
 
@@ -1624,7 +1625,7 @@ class Feeder:
     def feed(self, stream: Any) -> None:
         """Write all of it, and close the stream; keep what fails, but that the child has ended."""
         try:
-            with contextlib.suppress(BrokenPipeError), stream, contextlib.closing(self.pieces):
+            with suppress(BrokenPipeError), stream, closing(self.pieces):
                 for piece in map(memoryview, self.pieces):
                     while piece:
                         sent = stream.write(piece)
@@ -1657,15 +1658,14 @@ def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
     with a watchdog in its place, stalls, and if the packer fails; and what a feeder met.
     """
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         child = stack.enter_context(started(
             argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
         children = [child]
         stream, child.stdin = child.stdin, None        # else communicate() would close it
         if packer:
             command, file = packer
-            children.append(stack.enter_context(started(
-                command, stdin=child.stdout, stdout=file)))
+            children.append(stack.enter_context(started(command, stdin=child.stdout, stdout=file)))
             child.stdout.close()                       # the packer has it
             child.stdout = None
 
@@ -1776,8 +1776,8 @@ class Filter:
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
 
     def __init__(self, argv: Sequence[str], handle: int) -> None:
-        self.name = os.path.basename(argv[0])
-        self.running = contextlib.ExitStack()
+        self.name = basename(argv[0])
+        self.running = ExitStack()
         self.child = self.running.enter_context(started(argv, stdin=handle))
 
     def readinto(self, view: memoryview) -> int:
@@ -1804,7 +1804,7 @@ def be_gentle(idle: bool) -> None:
     """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
     words = 'ionice -c 3 -p' if idle else 'ionice -c 2 -n 7 -p'
-    with contextlib.suppress(CommandFailed):           # the system has no I/O priorities
+    with suppress(CommandFailed):                      # the system has no I/O priorities
         run([*words.split(), str(os.getpid())], SHARE_TIMEOUT)
 
 
@@ -1953,7 +1953,7 @@ class Marked(NamedTuple):
     networks: Records
 
 
-@contextlib.contextmanager
+@contextmanager
 def unless_gone() -> Iterator[None]:
     """Allow calls about an object that may be gone from the pool by now."""
     try:
@@ -2027,7 +2027,7 @@ class Pool:
         self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
 
     @classmethod
-    @contextlib.contextmanager
+    @contextmanager
     def connect(cls, word: str) -> Iterator['Pool']:
         """Log in with a command line's first word, yield a Pool, log out. A pool member answers
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
@@ -2054,7 +2054,7 @@ class Pool:
             Signals.current.check()
             yield pool
         finally:
-            with contextlib.suppress(PoolError, TargetError):      # it expires by itself
+            with suppress(PoolError, TargetError):                 # it expires by itself
                 pool.session('close')()                # an interrupted call may still be on it
                 bounded(lambda: pool.guarded('session.logout'), 'xapi')
             pool.session('close')()
@@ -2246,7 +2246,7 @@ class Pool:
         disk show on it (see `holds`). None is cancelled: it may be anybody's."""
         for _ in self.waiting('it is still being exported'):
             operations = {}    # type: Dict[str, str]
-            with contextlib.suppress(PoolError):       # removing the snapshot will tell
+            with suppress(PoolError):                  # removing the snapshot will tell
                 operations = self.record('VM', ref)['current_operations'] if kind == 'VM' else {}
             if 'export' not in operations.values():
                 return
@@ -2308,7 +2308,7 @@ class Pool:
         in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
         25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
         found = {}             # type: Dict[str, float]
-        with contextlib.suppress(PoolError):
+        with suppress(PoolError):
             for ref, task in self.records('task').items():
                 words = str(task['name_label']) + str(task.get('name_description'))
                 share = task.get('progress')
@@ -2339,7 +2339,7 @@ class Pool:
     def sr_usage(self, uuids: Sequence[str]) -> str:
         """Return how full storage repositories are; '' where xapi does not tell."""
         words = []
-        with contextlib.suppress(PoolError, ValueError, LookupError):
+        with suppress(PoolError, ValueError, LookupError):
             for sr in self.where('SR', 'uuid', uuids).values():
                 used = int(sr['physical_utilisation'])
                 size = int(sr['physical_size'])
@@ -2380,7 +2380,7 @@ class Pool:
         """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
         if self.clock is None:
             self.clock = 0
-            with contextlib.suppress(PoolError, ValueError):
+            with suppress(PoolError, ValueError):
                 time_there = self.call('host.get_servertime', self.own_record()['master'])
                 self.clock = seconds_ahead(str(time_there))
         return self.clock
@@ -2475,7 +2475,7 @@ def label_part(text: str) -> str:
     return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
 
 
-@contextlib.contextmanager
+@contextmanager
 def naming(path: str) -> Iterator[None]:
     """Have an OSError tell a path, where the system was given a handle."""
     try:
@@ -2534,7 +2534,7 @@ def open_directory(path: str) -> int:
     return handle
 
 
-@contextlib.contextmanager
+@contextmanager
 def folder(path: str) -> Iterator[int]:
     """Yield a handle of a directory. Below one of ROOTS no part of its path may be a link, or lie
     on another file system; of one that is held open, whatever has its path now counts for nothing.
@@ -2555,7 +2555,7 @@ def folder(path: str) -> Iterator[int]:
         os.close(handle)
 
 
-@contextlib.contextmanager
+@contextmanager
 def place(path: str) -> Iterator[Tuple[str, int]]:
     """Yield the name of a file and a handle of its directory (see `folder`), for calls that take
     both. Raise OSError."""
@@ -2564,7 +2564,7 @@ def place(path: str) -> Iterator[Tuple[str, int]]:
         yield name, handle
 
 
-@contextlib.contextmanager
+@contextmanager
 def handed(path: str) -> Iterator[str]:
     """Yield a path for a program that makes a file: it leads through our handle of the directory
     (Linux: proc(5), fd). Raise OSError."""
@@ -2572,14 +2572,14 @@ def handed(path: str) -> Iterator[str]:
         yield f'/proc/{os.getpid()}/fd/{handle}/{name}'
 
 
-@contextlib.contextmanager
+@contextmanager
 def handed_open(path: str) -> Iterator[str]:
     """Do as `handed` for a program that reads a file. Raise OSError."""
     with reading(path) as stream:
         yield f'/proc/{os.getpid()}/fd/{stream.fileno()}'
 
 
-@contextlib.contextmanager
+@contextmanager
 def hold(path: str) -> Iterator[None]:
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
     with folder(path) as handle:
@@ -2597,7 +2597,7 @@ def hold(path: str) -> Iterator[None]:
 def check_held(path: str) -> None:
     """Raise TargetError if a path, or that above it, leads to another directory than the one that
     is held open; OSError."""
-    for each in (os.path.dirname(path), path):
+    for each in (dirname(path), path):
         if each in HELD and not is_held(each, each):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
 
@@ -2620,7 +2620,7 @@ def is_link(path: str, name: str) -> bool:
 
 def is_there(path: str) -> bool:
     """Whether there is a file. Raise OSError, as a share in trouble proves nothing."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         status_of(path)
         return True
     return False
@@ -2646,7 +2646,7 @@ def directories_in(path: str) -> List[str]:
 def is_dropped(path: str, is_directory: bool) -> bool:
     """Whether a NAS or such has dropped that; what is called as an AppleDouble file has to be one,
     or empty. Raise OSError."""
-    name = os.path.basename(path)
+    name = basename(path)
     if not name.startswith('._'):
         return DROPPED.search(name) is not None
     try:
@@ -2740,7 +2740,7 @@ def make_new_directory(path: str) -> None:
 
 def make_directory(path: str) -> None:
     """Make one directory if it is missing, never those above it: the share may be gone."""
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         make_new_directory(path)
 
 
@@ -2749,13 +2749,13 @@ def rename(path: str, name: str) -> str:
     with place(path) as (old, directory):
         os.rename(old, name, src_dir_fd=directory, dst_dir_fd=directory)
         force(directory)
-    return os.path.join(os.path.dirname(path), name)
+    return os.path.join(dirname(path), name)
 
 
 def remove(path: str, is_directory: bool = False) -> None:
     """Delete a file, or an empty directory, if it is there, which another run may have done. Raise
     OSError."""
-    with contextlib.suppress(FileNotFoundError), place(path) as (name, directory):
+    with suppress(FileNotFoundError), place(path) as (name, directory):
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
 
@@ -2763,7 +2763,7 @@ def remove_all(path: str, is_directory: bool, depth: int = DEEPEST_DIRECTORY) ->
     """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
     if not depth:
         raise OSError(errno.ELOOP, 'has too many directories within each other', path)
-    with contextlib.suppress(FileNotFoundError):       # a NAS tidies up, too
+    with suppress(FileNotFoundError):                  # a NAS tidies up, too
         for inner in entries_in(path) if is_directory else ():
             remove_all(f'{path}/{inner[0]}', inner[1], depth - 1)
     remove(path, is_directory)
@@ -2811,7 +2811,7 @@ def sync(path: str) -> None:
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
     with reading(path) as stream:
         force(stream.fileno())
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -2834,18 +2834,18 @@ def write_json(path: str, value: Any) -> None:
             stream.write(encoded(as_json(value)))
             stream.flush()
             os.fsync(stream.fileno())
-            rename(temporary, os.path.basename(path))
+            rename(temporary, basename(path))
             if not os.path.samestat(status_of(path), os.fstat(stream.fileno())):
                 raise OSError(errno.ESTALE, 'was replaced as it was written', path)
     except BaseException:
-        with contextlib.suppress(OSError):             # the first error is the one to tell
+        with suppress(OSError):                        # the first error is the one to tell
             remove(temporary)
         raise
 
 
 def refuse_mounts(path: str) -> None:
     """Raise TargetError if another file system is mounted somewhere in a directory."""
-    real = os.path.realpath(path)
+    real = realpath(path)
     for point in mount_points():
         if point.startswith(real + '/'):
             raise TargetError(f'another file system is mounted at {point}')
@@ -2863,8 +2863,7 @@ def dated(pattern: str) -> Any:
     return re.compile(expression + r'\Z')
 
 
-def names_from(pattern: str,
-               when: datetime.datetime) -> Iterator[Tuple[datetime.datetime, str]]:
+def names_from(pattern: str, when: datetime.datetime) -> Iterator[Tuple[datetime.datetime, str]]:
     """A time and the seconds after it, each with the name that a pattern makes of it: one may be
     taken already (strftime on Python 3.6 takes ASCII only under LANG=C)."""
     for seconds in range(60):
@@ -2903,10 +2902,10 @@ def prepare_notes() -> None:
     """Make the place of this host's notes if it is missing; delete those of long ago, of which the
     record has vanished. Raise OSError."""
     make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
-    directory = os.path.dirname(note_of(''))
+    directory = dirname(note_of(''))
     for name in names_in(directory):
         path = f'{directory}/{name}'
-        with contextlib.suppress(FileNotFoundError):   # it was the record of a run beside ours
+        with suppress(FileNotFoundError):              # it was the record of a run beside ours
             if now().timestamp() - status_of(path).st_mtime > OLDEST_NOTE:
                 remove(path)
 
@@ -2916,10 +2915,9 @@ def programs_with(word: str, variable: str = '') -> List[int]:
     with a NUL, in their environment (Linux: proc(5), cmdline and environ)."""
     found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
-        with contextlib.suppress(OSError):             # it has ended
+        with suppress(OSError):                        # it has ended
             if encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20):
-                if not variable or encoded(variable) in read_file(
-                        f'/proc/{number}/environ', 2**20):
+                if not variable or encoded(variable) in read_file(f'/proc/{number}/environ', 2**20):
                     found.append(int(number))
     return found
 
@@ -3010,7 +3008,7 @@ class Restoring(NamedTuple):
 
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the Intent or Restoring that a file holds; raise TargetError if it holds none."""
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, AttributeError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
         record = kind(**{name: tuple(value) if isinstance(value, list) else value
                          for name, value in told.items() if name in kind._fields})
@@ -3021,7 +3019,7 @@ def parse_record(kind: Any, data: bytes) -> Any:
 
 def noted(kind: Any, path: str) -> Any:
     """Return the record that this host has noted for that path on the share, None without one."""
-    with contextlib.suppress(OSError, TargetError):
+    with suppress(OSError, TargetError):
         return parse_record(kind, load(note_of(path), LONGEST_RECORD))
     return None
 
@@ -3181,7 +3179,7 @@ class Backup(NamedTuple):
         when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Dict[str, int]
         if date and date < now() + datetime.timedelta(days=1):     # else it counts as the oldest
             when = date.timestamp()
-        with contextlib.suppress(ValueError, OverflowError):   # the ends of time
+        with suppress(ValueError, OverflowError):              # the ends of time
             started = as_time(iso(date)) if date else None
         try:
             with hold(path):
@@ -3223,7 +3221,7 @@ class Backup(NamedTuple):
 
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             text = load(self.file(file), LONGEST_RECORD).decode('utf-8', 'replace')
             found = re.search(f'^{key}=(.*)$', text, re.MULTILINE)
             return found.group(1) if found else ''
@@ -3257,7 +3255,7 @@ class Backup(NamedTuple):
             gone = set(map(plain_name, known)) - here
             return [name for name in found
                     if folded(name) in known or plain_name(folded(name)) in gone]
-        return (named(os.path.basename(os.path.dirname(self.path))) or
+        return (named(basename(dirname(self.path))) or
                 named(path_part(self.told('vm.cfg', 'name_label'))) or
                 (found if self.has_marker() else []))
 
@@ -3303,7 +3301,7 @@ class Backup(NamedTuple):
         """Return the bytes that its files take on disk. Raise OSError."""
         total = 0
         for name in self.files():
-            with contextlib.suppress(FileNotFoundError):   # a record has got its name meanwhile
+            with suppress(FileNotFoundError):              # a record has got its name meanwhile
                 total += occupied(self.file(name))
         return total
 
@@ -3395,7 +3393,7 @@ class History:
         for expression in self.expressions:
             found = expression.match(name)
             if found:
-                with contextlib.suppress(ValueError):  # the 31st of February
+                with suppress(ValueError):             # the 31st of February
                     when = datetime.datetime(*map(int, found.group(*'YmdHMS')))
                     if when.year > 1:                  # timestamp() can do with it
                         return when
@@ -3410,11 +3408,11 @@ class History:
             names += [name for name in dates if not (dates[name] or name.startswith('.'))]
         if self.listed is None:
             self.known.clear()
-        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+        with ExitStack() as stack, suppress(FileNotFoundError):
             if not self.known.keys() >= set(names):    # else nothing is to be read
                 stack.enter_context(hold(self.directory))
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     if name not in self.known:
                         self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
                     yield self.known[name]
@@ -3472,7 +3470,7 @@ class History:
     def vm_name(self) -> str:
         """Return its VM's name: the directory's or, where that was cut, or the share lists it
         otherwise than it was made, the newest manifest's."""
-        directory = os.path.basename(self.directory)
+        directory = basename(self.directory)
         for backup in self.read():
             name, uuid = backup.manifest.name, backup.manifest.uuid
             if name and folded(directory) in (folded(path_part(name)),
@@ -3509,7 +3507,7 @@ class History:
         sizes = {}             # type: Dict[str, int]
         for backup in self.backups():
             for name in names if backup.outcome in COMPLETE else ():
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     sizes[name] = occupied(backup.file(name))
         return sum(sizes.values())
 
@@ -3551,11 +3549,11 @@ class Catalogue:
     def check(self, require_mount: str) -> None:
         """Raise TargetError if backups cannot be written here, as far as can be seen."""
         def look() -> None:
-            real = os.path.realpath(self.root)
+            real = realpath(self.root)
             place = f'config backup_dir -> {self.root}'
             self.mounted = deepest(mount_points(), real)
             points = mount_points(FSTAB, 1) if require_mount == 'auto' else []
-            wanted = deepest([os.path.realpath(point) for point in points], real)
+            wanted = deepest([realpath(point) for point in points], real)
             if wanted not in ('', '/') and wanted not in mount_points():
                 raise TargetError(f'{place} lies below {wanted}, where nothing is mounted (mount '
                                   'it, see /etc/fstab)')
@@ -3582,18 +3580,18 @@ class Catalogue:
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
         return [history for history in found       # a VM may be called #recycle
-                if not DROPPED.search(os.path.basename(history.directory)) or history.holds_any()]
+                if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
     def backup(self, path: str) -> Backup:
         """Read a directory, wherever it is. Raise OSError if it is gone."""
-        date = History(os.path.dirname(path), self.patterns).date_of(os.path.basename(path))
+        date = History(dirname(path), self.patterns).date_of(basename(path))
         return Backup.read(path, date)
 
     def restores(self) -> Dict[str, str]:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         ours = re.compile(RESTORING.replace('.', '[.]').format('([0-9a-f]{32})') + r'\Z')
         names = []             # type: List[str]
-        with contextlib.suppress(OSError):             # `check` will tell
+        with suppress(OSError):                        # `check` will tell
             names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
         found = map(ours.match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
@@ -3644,13 +3642,13 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
         if history.holds_any():
             directory = history.directory
             found[directory] = history
-            name = os.path.basename(directory)
+            name = basename(directory)
             certain = literal and not TWIN.search(name) and folded(name) not in words
             vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
         rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
-                      if TWIN.search(vm.ref) and os.path.basename(vm.ref) == word != vm.name
+                      if TWIN.search(vm.ref) and basename(vm.ref) == word != vm.name
                       ) or rules
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
     if rules:
@@ -3690,7 +3688,7 @@ def add_to_manifest(backup: Backup, **results: Dict[str, Any]) -> None:
 
 def note(path: str, record: Any) -> None:
     """Note a record on the share, or that it has gone, on this host, too, if that can be done."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         prepare_notes()
         if record:
             write_json(note_of(path), record._asdict())
@@ -3738,7 +3736,7 @@ class NewBackup(Backup):
         files = {name: size_of(self.file(name)) for name in names}
         for name in files:
             sync(self.file(name))
-        for name in {os.path.dirname(name) for name in files}:
+        for name in {dirname(name) for name in files}:
             sync_directory(self.file(name).rstrip('/'))
         check_held(self.path)
         listed = {portable(name): size for name, size in files.items()}
@@ -3791,7 +3789,7 @@ class Store(Catalogue):
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for moment, name in names_from(self.patterns[0], when):
             path = os.path.join(history.directory, name)
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 make_new_directory(path)
                 sync_directory(history.directory)
                 return NewBackup(path, when=moment.timestamp(), manifest=Manifest(number=number))
@@ -3805,7 +3803,7 @@ class Store(Catalogue):
             if backup.intent():
                 raise TargetError('it records a snapshot that is still to be removed')
             refuse_mounts(backup.path)
-            name = os.path.basename(backup.path)
+            name = basename(backup.path)
             deleting = rename(backup.path, DELETING + name)
             if not is_held(backup.path, deleting):
                 rename(deleting, name)
@@ -3817,7 +3815,7 @@ class Store(Catalogue):
     def finish_deleting(path: str) -> bool:
         """Go on deleting. What has something of a person in it gets its own name back, and that is
         told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
-        name = os.path.basename(path)[len(DELETING):]
+        name = basename(path)[len(DELETING):]
         if is_there(os.path.join(path, PROTECTED)):
             rename(path, name)
             return False
@@ -3846,7 +3844,7 @@ class Store(Catalogue):
 
         def attempt() -> None:
             for _ in range(5):                         # another run's test is the same file, and
-                with contextlib.suppress(FileNotFoundError):       # FUSE looks, and then opens
+                with suppress(FileNotFoundError):                  # FUSE looks, and then opens
                     os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
                     break
             remove(path)
@@ -3857,7 +3855,7 @@ class Store(Catalogue):
 
     def check_mounted(self) -> None:
         """Raise TargetError if the share was unmounted since `check` has looked."""
-        real = bounded(lambda: os.path.realpath(self.root), f'backup_dir {self.root}')
+        real = bounded(lambda: realpath(self.root), f'backup_dir {self.root}')
         if deepest(mount_points(), real) != self.mounted:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
@@ -3872,7 +3870,7 @@ class Store(Catalogue):
             raise BackupFailed('NO-SPACE', '{} free of {} in {}, needed: {}'.format(
                 human_size(free), human_size(total), self.root, ' and '.join(wanted)))
 
-    @contextlib.contextmanager
+    @contextmanager
     def locked(self, name: str, patience: float) -> Iterator[None]:
         """Hold the lock of a directory in backup_dir against other runs, also of other hosts. Where
         the share cannot lock, `no_locking` says why, and we go on. Raise BackupFailed if another
@@ -3891,7 +3889,7 @@ class Store(Catalogue):
                 time.sleep(1)
             yield
         finally:
-            with contextlib.suppress(TargetError):     # and with it the lock, as in death
+            with suppress(TargetError):                # and with it the lock, as in death
                 bounded(lambda: os.close(handle), 'the share')
 
     def lock_note(self) -> str:
@@ -3910,13 +3908,13 @@ class Store(Catalogue):
                 self.no_locking = str(error)
         return True
 
-    @contextlib.contextmanager
+    @contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
         """Record and lock a restore, until `restored`; without a path where that is impossible."""
         mark = random_digits()
         record = Restoring(mark, pool, name, since, *own_process())
         path = os.path.join(self.root, RESTORING.format(mark))
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             try:
                 handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 stack.callback(os.close, handle)
@@ -3930,7 +3928,7 @@ class Store(Catalogue):
                 record = record._replace(path=path, handle=handle)
                 note(path, record)
             except OSError:                            # or the share is read-only, or full
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     remove(path)
                 # Who took the record may look for what carries its mark.
                 record = record._replace(mark=random_digits())
@@ -3951,12 +3949,12 @@ class Store(Catalogue):
             remove(record.path)
         note(record.path, None)
 
-    @contextlib.contextmanager
+    @contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
         """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             record = None      # type: Optional[Restoring]
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 handle = open_file(path, os.O_RDWR)
                 stack.callback(os.close, handle)
                 if self.lock(handle):
@@ -3972,13 +3970,13 @@ class Store(Catalogue):
             return None
         record = known or parse_record(Restoring, data)._replace(complete=b'\n' in data)
         record = record._replace(path=path)
-        if os.path.basename(path) != RESTORING.format(record.mark):
+        if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
         in_its_place = known and is_alive(record.process) and record.process != process()
         return None if in_its_place or self.no_locking and is_in_work(record) else record
 
     @staticmethod
-    @contextlib.contextmanager
+    @contextmanager
     def new_pool_dump(directory: str, when: datetime.datetime) -> Iterator[str]:
         """Yield the path of a new dump of the pool database, which a command is to write under that
         name with PARTIAL; what a failure left of it is removed. Raise CommandFailed if the file is
@@ -3993,7 +3991,7 @@ class Store(Catalogue):
                 yield path
                 written(path + PARTIAL)
                 sync(path + PARTIAL)
-                rename(path + PARTIAL, os.path.basename(path))
+                rename(path + PARTIAL, basename(path))
                 check_held(directory)
             finally:
                 remove(path + PARTIAL)
@@ -4001,7 +3999,7 @@ class Store(Catalogue):
     def prune_pool_dumps(self, newest: str, keep: int) -> List[str]:
         """Delete the oldest dumps beside `newest` beyond `keep` (0: none), and what runs that were
         killed have left of theirs. Return the paths of the dumps."""
-        directory = os.path.dirname(newest)
+        directory = dirname(newest)
         older = [path for path in self.dumps_in(directory) if path != newest]
         old = older[:max(0, len(older) + 1 - keep)] if keep else []
         for path in old + self.dumps_in(directory, PARTIAL):
@@ -4015,8 +4013,7 @@ def kind_of(path: str) -> str:
         return 'file' if os.path.exists(path) else ''
     history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
     names = names_in(path)
-    if {MANIFEST, *MARKERS}.intersection(names) or (
-            history.date_of(os.path.basename(os.path.abspath(path)))):
+    if {MANIFEST, *MARKERS}.intersection(names) or history.date_of(basename(abspath(path))):
         return 'backup'
     return 'history' if history.holds_any() else 'store'
 
@@ -4025,11 +4022,11 @@ def root_of(path: str) -> str:
     """Return what counts as backup_dir for a path that a person gives, on its file system."""
     kind = kind_of(path)
     if kind == 'file':
-        path = os.path.dirname(path)
+        path = dirname(path)
         kind = kind_of(path)
     for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
-        if path not in mount_points() and os.path.dirname(path) != '/':
-            path = os.path.dirname(path)
+        if path not in mount_points() and dirname(path) != '/':
+            path = dirname(path)
     return path
 
 
@@ -4054,7 +4051,7 @@ def open_target(word: str, announce: bool = False,
                 is_archive: Optional[Callable[[str], Any]] = None) -> Opened:
     """Open what a word of the command line stands for; any file is a config, but for what
     `is_archive` finds. Raise UsageError, ConfigError, OSError."""
-    path = os.path.abspath(native(word))
+    path = abspath(native(word))
     kind = kind_of(path)
     if not kind:
         raise UsageError(f'no such file or directory: {word}')
@@ -4143,7 +4140,7 @@ class Source:
 
     def failed_export(self) -> str:
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             answer = re.compile(rb'HTTP/1\.\d 500(.*)', re.DOTALL)
             found = answer.search(self.last(4096)) or answer.search(self.tail)
             if found:
@@ -4160,19 +4157,19 @@ class Source:
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable[[Any], int]]:
     """Return what computes XXH64 of a writable buffer, None without libxxhash or xxhash."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
+    with suppress(ImportError, OSError, AttributeError):
         import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
         function.restype = ctypes.c_uint64
         function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
         return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
-    with contextlib.suppress(ImportError):
+    with suppress(ImportError):
         import xxhash
         return xxhash.xxh64_intdigest
     return None
 
 
-@contextlib.contextmanager
+@contextmanager
 def damaged_if_malformed() -> Iterator[None]:
     """Read an ova.xml within this; raise Damaged for what is missing or not as it should be."""
     import xmlrpc.client
@@ -4653,10 +4650,10 @@ def tar_header(head: bytes) -> bytes:
     return bytes(new)
 
 
-@contextlib.contextmanager
+@contextmanager
 def opened(path: str, plain: bool = False) -> Iterator[Source]:
     """Open a file to read in order, decompressed unless `plain`; if it is Damaged, say why."""
-    with reading(path) as stream, contextlib.closing(Source(stream.fileno(), plain)) as source:
+    with reading(path) as stream, closing(Source(stream.fileno(), plain)) as source:
         try:
             yield source
         except Damaged as error:
@@ -4867,7 +4864,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
         disk = file.disk
         size = file.snapshot.size
         values = dict(manifest=manifest, disk=disk, vm=printable(manifest['vm']['name']),
-                      program=quote(portable(os.path.abspath(sys.argv[0]))),
+                      program=quote(portable(abspath(sys.argv[0]))),
                       restore=quote('restore=' + path), unpack='', clean='')   # type: Record
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
@@ -4937,7 +4934,7 @@ class Reading:
     def at(self) -> int:
         """Return how far it was read, by us or by what decompresses it, and let the system drop
         that from its memory. A read that hangs lets nobody ask the file itself: lseek(2) waits."""
-        with contextlib.suppress(OSError):             # it is not open yet, or not any more
+        with suppress(OSError):                        # it is not open yet, or not any more
             told = read_file(f'/proc/self/fdinfo/{self.handle}', 80)
             self.place = int(told.split()[1])          # pos: (proc(5))
             os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
@@ -5005,7 +5002,7 @@ class Verifier:
             found.problems.append(f'{MANIFEST} is damaged')
         for name, expected_size in backup.manifest.files.items():
             size = 0
-            with contextlib.suppress(ValueError):      # no name of a file
+            with suppress(ValueError):                 # no name of a file
                 size = size_of(backup.file(native(name)))
             if size != expected_size and (size or plain_name(name) not in found.digests):
                 found.remarks.append(f'{name} has {size} bytes, not {expected_size}')
@@ -5043,7 +5040,7 @@ TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 
 
-@contextlib.contextmanager
+@contextmanager
 def failing_as(token: str) -> Iterator[None]:
     """Give the failure of a step its word in the status log."""
     try:
@@ -5052,7 +5049,7 @@ def failing_as(token: str) -> Iterator[None]:
         raise BackupFailed(token, str(error), error.code) from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def tolerating(warnings: List[str], what: str) -> Iterator[None]:
     """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
@@ -5119,7 +5116,7 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], 
 
 def is_label_for(label: str, backup: Backup) -> bool:
     """Return whether a label is for the VM of a backup: its record may be a copy of another's."""
-    directory = os.path.basename(os.path.dirname(backup.path))
+    directory = basename(dirname(backup.path))
     name = directory if not TWIN.search(directory) else directory[:-9]
     return label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or (
         label.startswith('RESTORE_') and path_part(label[8:]) == name)
@@ -5294,8 +5291,7 @@ class Exporter:
     disks = others = left_out = ()     # type: Any
     ignoring = False
 
-    def __init__(self, pool: Pool, extension: str, choice: DiskChoice,
-                 warnings: List[str]) -> None:
+    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: List[str]) -> None:
         self.pool = pool
         self.xe = Xe()
         self.extension = extension
@@ -5403,7 +5399,7 @@ class Exporter:
             if device not in there + ['boot', 'all']:
                 log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
 
-    @contextlib.contextmanager
+    @contextmanager
     def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
         """Make and prepare a snapshot, yield it, and remove it whatever happens; else its record
         stays. `warned_of`: uuids of earlier ones, known already."""
@@ -5597,7 +5593,7 @@ class Importer:
         self.warnings = warnings
         self.limit = limit     # seconds in which an import has to move
 
-    @contextlib.contextmanager
+    @contextmanager
     def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
         """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
@@ -5793,10 +5789,10 @@ LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 
 def make_directories(path: str) -> None:
     """Make a directory, and those above it, where they are missing. Raise OSError."""
-    above = os.path.dirname(path)
+    above = dirname(path)
     if above != path and not is_there(path):
         make_directories(above)
-        with contextlib.suppress(FileExistsError), place(path) as (name, handle):
+        with suppress(FileExistsError), place(path) as (name, handle):
             os.mkdir(name, dir_fd=handle)
 
 
@@ -5837,7 +5833,7 @@ class StatusLog:
 
     def append(self, line: str, run: Optional[LastRun]) -> None:
         """Append a line, and keep the run. Raise OSError, for what is no file of its own too."""
-        make_directories(os.path.dirname(self.path))
+        make_directories(dirname(self.path))
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with open(open_file(self.path, flags, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
@@ -5982,7 +5978,7 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
             self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
             return super().getreply()
     server = Client(settings.mail_smtp_server, settings.mail_smtp_port, **options)
-    with contextlib.closing(server):
+    with closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
@@ -5991,7 +5987,7 @@ def deliver(settings: Settings, password: str, message: Any, recipients: List[st
             except UnicodeEncodeError:                 # its text holds a part of the password
                 raise ConfigError('account and password of a mail server must be ASCII') from None
         refused = server.send_message(message, to_addrs=recipients)
-        with contextlib.suppress(OSError):             # whatever it says now: it has the mail
+        with suppress(OSError):                        # whatever it says now: it has the mail
             server.quit()
     if refused:
         raise smtplib.SMTPRecipientsRefused(refused)
@@ -6106,7 +6102,7 @@ class Run:
             words.append(f'elapse:{outcome.seconds // 60} size:{outcome.size >> 30}G')
         self.status_log.write(outcome.method, 'end', *words)
 
-    @contextlib.contextmanager
+    @contextmanager
     def surviving(self, what: str = '') -> Iterator[None]:
         """Do a step whose error, even a bug of ours, does not end the run."""
         try:
@@ -6117,7 +6113,7 @@ class Run:
             self.errors.append(reason)
             self.further_errors += 1
 
-    @contextlib.contextmanager
+    @contextmanager
     def until_ended(self) -> Iterator[None]:
         """Do all of the run, until an error or a signal ends it."""
         try:
@@ -6159,7 +6155,7 @@ class Run:
 
 def put_report(path: str, document: Dict[str, Any]) -> None:
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
-    make_directories(os.path.dirname(path))
+    make_directories(dirname(path))
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a file')
     write_json(path, document)
@@ -6223,10 +6219,10 @@ class Shared(Run):
         choice = DiskChoice(patterns, settings.honour_nobak, wanted)
         return Exporter(self.pool, extension, choice, warnings)
 
-    @contextlib.contextmanager
+    @contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
         """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
-        with self.store.locked(os.path.basename(directory), patience):
+        with self.store.locked(basename(directory), patience):
             if self.store.no_locking and not self.noted:
                 self.noted = True
                 log(self.store.lock_note())
@@ -6278,7 +6274,7 @@ class VmBackup(Turn):
         self.pool = shared.pool
         self.policy = policy_of(self.settings, job)
         self.history = self.backup = self.exporter = None      # type: Any
-        self.held = contextlib.ExitStack()     # its directories, open
+        self.held = ExitStack()                # its directories, open
         self.manifest = {}     # type: Dict[str, Any]
         self.exported = []     # type: List[ExportFile]
         self.begun = False     # something was exported: no second try
@@ -6351,7 +6347,7 @@ class VmBackup(Turn):
         warned_of = self.discard_leftovers()
         self.drop_last_failure()
         self.exporter = exporter
-        names = exporter.names(os.path.basename(self.history.directory), vm)
+        names = exporter.names(basename(self.history.directory), vm)
         self.new_directory(names, started)
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
@@ -6387,7 +6383,7 @@ class VmBackup(Turn):
             self.tell_what_stays(judged, new)
             self.prune(judged)
 
-    @contextlib.contextmanager
+    @contextmanager
     def deleting_on_failure(self) -> Iterator[None]:
         """Delete what a failure leaves of its files at once, as others may need the room."""
         def clear() -> None:
@@ -6396,7 +6392,7 @@ class VmBackup(Turn):
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError, TargetError):    # the directory is no backup anyway
+            with suppress(OSError, TargetError):               # the directory is no backup anyway
                 bounded(clear, 'the share')
             raise
 
@@ -6443,7 +6439,7 @@ class VmBackup(Turn):
 
     def unwritten(self) -> int:
         """Return how many bytes of the free space it will still take."""
-        with contextlib.suppress(OSError):             # its own thread will meet that, too
+        with suppress(OSError):                        # its own thread will meet that, too
             return max(0, self.reserved - self.backup.occupied())
         return 0
 
@@ -6455,8 +6451,7 @@ class VmBackup(Turn):
         log(*['left out: ' + disk_words(disk, why) for disk, why in left_out])
         for disk in disks:
             if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
-                log('***NOTE - backed up, as honour_nobak=no: '
-                    + disk_words(disk, NOBAK))
+                log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
 
     def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
         """Return the manifest, as far as it is known before the export."""
@@ -6474,7 +6469,7 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        name = os.path.basename(self.history.directory)
+        name = basename(self.history.directory)
         path, size = '', 0     # bytes
         self.begun = True
         try:
@@ -6485,7 +6480,7 @@ class VmBackup(Turn):
                 size += self.export_file(file)
         except BackupFailed as error:
             if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
-                with contextlib.suppress(OSError, TargetError):
+                with suppress(OSError, TargetError):
                     self.begun = bounded(lambda: size_of(path), 'the share') > BLOCK
             raise
         self.shared.writing.discard(self)
@@ -6717,8 +6712,7 @@ class BackupRun(Shared):
                 self.errors.extend(wrong)
                 self.further_errors += not plan.failures
                 return
-            log('SUCCESS check of parameters '
-                + (WARNINGS_FOUND if plan.warnings else ''))
+            log('SUCCESS check of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
             self.skipped = not self.hooks.run('job-start')
             if not self.skipped:
                 self.execute(plan)
@@ -6807,13 +6801,13 @@ class BackupRun(Shared):
         def work(backup: VmBackup) -> None:
             try:
                 with self.surviving(), Console.current.about(backup.job.vm.name), (
-                        contextlib.suppress(Interrupted)):
+                        suppress(Interrupted)):
                     self.attempt(backup, backup.run)
             finally:
                 ended.put(backup)
 
         for backup in backups:
-            with contextlib.suppress(VmBackupError, ValueError):   # its own turn will show that
+            with suppress(VmBackupError, ValueError):              # its own turn will show that
                 for disk in self.exporter(backup.job.method, []).choose(backup.job.vm):
                     backup.srs.add(disk.sr_uuid)
                     backup.bytes += int(disk.vdi['virtual_size'])
@@ -6834,7 +6828,7 @@ class BackupRun(Shared):
                 try:
                     running.remove(ended.get())
                 except Interrupted:
-                    with contextlib.suppress(queue.Empty):     # those that do not hang end soon
+                    with suppress(queue.Empty):                # those that do not hang end soon
                         [ended.get(timeout=REAP_TIMEOUT) for _ in running]
                     raise
             else:
@@ -7000,7 +6994,7 @@ class VerifyCommand:
             except OSError as error:                   # such as a share that is read-only
                 self.tell(path, 'NOTE', f'the result is not recorded: {error.strerror}')
 
-    @contextlib.contextmanager
+    @contextmanager
     def telling(self, path: str) -> Iterator[None]:
         """Verify something: what is wrong with it is told, and the others follow."""
         Signals.current.check()
@@ -7011,7 +7005,7 @@ class VerifyCommand:
 
     def tell(self, path: str, token: str, text: str) -> None:
         """Log a line, and count it unless it is a note, as of what was deleted meanwhile."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if token == 'ERROR' and not is_there(path):
                 token, text = 'NOTE', 'it was deleted meanwhile'
         words = {'SUCCESS': 'good', 'NOTE': '***NOTE -', 'WARNING': '***WARNING -'}
@@ -7097,19 +7091,18 @@ def age(when: Optional[str]) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def others_in(histories: Sequence[History],
-              vms: Sequence[Stock]) -> Dict[str, List[Any]]:
+def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Dict[str, List[Any]]:
     """Return what `list` tells of directories with dumps of the pool database, and the paths of
     those in which there are neither dumps nor backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
     for path in sorted(history.directory for history in histories
                        if not (history.holds_any() or history.refused)):
         found = []             # type: List[str]
-        if os.path.basename(path).startswith('METADATA_'):
-            with contextlib.suppress(OSError):         # unreadable, or gone
+        if basename(path).startswith('METADATA_'):
+            with suppress(OSError):                    # unreadable, or gone
                 found = Store.dumps_in(path)
         if found:
-            newest = os.path.basename(found[-1])
+            newest = basename(found[-1])
             dumps.append({'path': portable(path), 'dumps': len(found), 'newest': newest})
         elif path not in [vm.path for vm in vms]:
             foreign.append(portable(path))
@@ -7139,7 +7132,7 @@ def described(backup: Backup) -> Record:
     method = manifest.method or None   # type: Optional[str]
     size = compression = None  # type: Any
     if backup.outcome == 'remains':
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             size = sum(size_of(backup.file(name)) for name, _, _ in sift(backup.path, bool))
     for name in backup.sizes:
         size = sum(backup.sizes.values())
@@ -7200,7 +7193,7 @@ def row_of(told: Record) -> List[str]:
             word = 'fault' if found['fault'] else found['proved'] or 'good'
             cell = f'{word} {age(found["when"])}'
         row.append(cell)
-    return row + ['yes' if told['protected'] else '-', os.path.basename(told['path'])]
+    return row + ['yes' if told['protected'] else '-', basename(told['path'])]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -7289,7 +7282,7 @@ class Pruning:
             if not by_rules and backup in ours:
                 continue
             if why:
-                log(f'  keep   {os.path.basename(backup.path)} ({", ".join(why)})')
+                log(f'  keep   {basename(backup.path)} ({", ".join(why)})')
                 self.kept += 1
             else:
                 self.delete(backup)
@@ -7302,7 +7295,7 @@ class Pruning:
             why = 'it is protected' if backup.protected else 'expected its dated directory'
             raise UsageError(f'no backup that can be deleted: {path} ({why})')
         others = [each.manifest.holds for each in
-                  History(os.path.dirname(path), self.store.patterns).completed(True)
+                  History(dirname(path), self.store.patterns).completed(True)
                   if each.path != path and each.outcome == 'good']
         lost = [device for uuid, device in backup.manifest.of_the_vm
                 if {uuid, device}.intersection(backup.manifest.holds)
@@ -7315,7 +7308,7 @@ class Pruning:
 
     def delete(self, backup: Backup) -> None:
         """Delete a backup, unless this is a preview."""
-        log(f'  delete {os.path.basename(backup.path)}')
+        log(f'  delete {basename(backup.path)}')
         try:
             size = backup.occupied()
             if not self.previewing:
@@ -7333,10 +7326,10 @@ class Pruning:
     def under_lock(self, directory: str, work: Callable[[], None]) -> None:
         """Work with the lock of a VM's directory held, unless this is a preview; tell of errors."""
         try:
-            with contextlib.ExitStack() as stack:
+            with ExitStack() as stack:
                 if not self.previewing:
                     stack.enter_context(self.store.locked(
-                        os.path.basename(directory), self.settings.lock_wait * 60))
+                        basename(directory), self.settings.lock_wait * 60))
                 work()
         except (VmBackupError, OSError) as error:
             self.fail(directory, error)
@@ -7383,7 +7376,7 @@ def run_prune(line: CommandLine) -> int:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
     if target.kind == 'backup':
-        pruning.under_lock(os.path.dirname(target.path), lambda: pruning.prune_one(target.path))
+        pruning.under_lock(dirname(target.path), lambda: pruning.prune_one(target.path))
     else:
         for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
             Signals.current.check()
@@ -7399,10 +7392,10 @@ def run_prune(line: CommandLine) -> int:
 def run_protect(line: CommandLine) -> int:
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
-    backups = [Backup(os.path.abspath(native(word))) for word in line.words]
+    backups = [Backup(abspath(native(word))) for word in line.words]
     for backup in backups:
         ROOTS.add(root_of(backup.path))
-        deleting = os.path.basename(backup.path).startswith(DELETING)
+        deleting = basename(backup.path).startswith(DELETING)
         if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
             raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
     for backup in backups:
@@ -7440,7 +7433,7 @@ class Sources:
 
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
-        path = os.path.abspath(native(word))
+        path = abspath(native(word))
         kind = kind_of(path)
         ROOTS.add(root_of(path))
         histories = []
@@ -7449,7 +7442,7 @@ class Sources:
             histories = [self.store.history(word), History(directory, self.store.patterns)]
             alike = folded(path_part(word))
             histories += [each for each in self.store.histories() if TWIN.search(each.directory)
-                          and folded(os.path.basename(each.directory)[:-9]) == alike]
+                          and folded(basename(each.directory)[:-9]) == alike]
             # On a share that takes names for the same, the first may be another VM's.
             histories.sort(key=lambda each: encoded(each.vm_name()) != encoded(word))
         if kind == 'history':
@@ -7496,7 +7489,7 @@ class Sources:
         """Return a file, with what its directory tells of it."""
         if not self.given:
             self.store.set_root(root_of(path))
-        backup = self.store.backup(os.path.dirname(path))
+        backup = self.store.backup(dirname(path))
         when = (backup.started or '')[:19].replace('T', ' ')
         return Chosen(path, form_of_file(path), backup, backup.manifest.name, when)
 
@@ -7505,8 +7498,7 @@ class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
     def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str]) -> None:
-        super().__init__(pool, sources.store, [],
-                         sources.config.settings.stall_timeout * 60)
+        super().__init__(pool, sources.store, [], sources.config.settings.stall_timeout * 60)
         self.options = options
 
     def run(self, chosen: Chosen) -> int:
@@ -7640,7 +7632,7 @@ class Restorer(Importer):
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
         """Plan the restore of an image."""
-        file = os.path.basename(chosen.path)
+        file = basename(chosen.path)
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(file))
         if not name:
             original = chosen.backup.manifest.disk(file).get('name')
@@ -7674,7 +7666,7 @@ class Restorer(Importer):
 
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
-        file = os.path.basename(chosen.path)
+        file = basename(chosen.path)
         verifier = Verifier(self.limit)
         proof = verifier.prove_in(chosen.backup, file)
         log(f'verified {file}: {PROVED[proof.proved]}')
@@ -7766,7 +7758,7 @@ class TestRestore(Run):
             backup = self.sources.newest(history, '')
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
-                name = chosen.vm or os.path.basename(history.directory)
+                name = chosen.vm or basename(history.directory)
                 target = restorer.plan(chosen, f'{name}-test-{random_digits()[:8]}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
@@ -7949,7 +7941,7 @@ def run_check_config(line: CommandLine) -> int:
     for name, path in (('the config', config.path), ('status_log', settings.status_log),
                        ('report_file', settings.report_file)):
         is_config = path == config.path                # which says where all else goes
-        place = path if is_config else os.path.dirname(path)
+        place = path if is_config else dirname(path)
         wrong = path and bounded(lambda: changeable(place, is_config), 'the file system')
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
@@ -8209,7 +8201,7 @@ def help_text(topic: str, program: str) -> str:
     else:
         text = {'config': 'Usage-config-file:\n\n' + config_text(), 'example': EXAMPLES}.get(
             topic, USAGE)
-    return '\n' + text.format(program=program, name=os.path.basename(program),
+    return '\n' + text.format(program=program, name=basename(program),
                               compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
                               parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,
                               version=VERSION) + '\n'
