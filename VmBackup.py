@@ -3336,7 +3336,7 @@ class Owner(NamedTuple):
         """Return whose a backup is, if it is not this VM's; '' if it is. One that tells no uuid is
         of the VM of its directory, one that tells no pool of the VM's."""
         manifest = backup.manifest
-        if manifest.pool not in ('', self.pool):
+        if self.pool and manifest.pool not in ('', self.pool):
             return f'of another pool, {manifest.pool}'
         if manifest.uuid in ('', self.uuid):
             return ''
@@ -6531,7 +6531,7 @@ class VmBackup(Turn):
     def owner(self) -> Owner:
         """Return whose the backups in its directory are: its own and, of this very pool, those of
         VMs that are gone, as the original of a restored one."""
-        pool = self.shared.identity['pool']['uuid']
+        pool = self.pool.uuid()
         earlier = {backup.manifest.uuid for backup in self.history.completed()
                    if backup.manifest.pool == pool} - set(self.pool.names)
         return Owner(self.job.vm.uuid, pool, sorted(earlier))
@@ -7248,8 +7248,9 @@ class Pruning:
     def lets_go(self, backup: Backup, owner: Owner) -> bool:
         """Return whether somebody else's backup was asked to go."""
         manifest = backup.manifest
-        return not owner.rotates(backup) and (
-            manifest.pool == self.pool != '' or manifest.uuid == self.vm != '')
+        return not owner.rotates(backup) and bool(
+            self.pool and owner.pool not in ('', self.pool) and manifest.pool == self.pool or
+            self.vm and owner.uuid not in ('', self.vm) and manifest.uuid == self.vm)
 
     def prune(self, job: Job, history: History, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
