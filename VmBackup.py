@@ -2790,6 +2790,11 @@ def occupied(path: str) -> int:
     return min(found.st_size, found.st_blocks * 512)
 
 
+def unchanged_for(path: str) -> float:
+    """The seconds since a file or directory changed, by the share's clock. Raise OSError."""
+    return now().timestamp() - status_of(path).st_mtime
+
+
 def written(path: str) -> int:
     """Bytes of a file that a command says it wrote; raise CommandFailed if it did not."""
     size = size_of(path)
@@ -2906,7 +2911,7 @@ def prepare_notes() -> None:
     for name in names_in(directory):
         path = f'{directory}/{name}'
         with suppress(FileNotFoundError):              # it was the record of a run beside ours
-            if now().timestamp() - status_of(path).st_mtime > OLDEST_NOTE:
+            if unchanged_for(path) > OLDEST_NOTE:
                 remove(path)
 
 
@@ -3032,7 +3037,7 @@ def is_alive(run: str) -> bool:
 def is_in_work(record: Any) -> bool:
     """Return whether the process of an Intent or a Restoring may go on, where nothing is locked."""
     host, own = own_process()
-    return record.process != own and (record.host != host or is_alive(record.process))
+    return record.host != host or record.process != own and is_alive(record.process)
 
 
 def as_size(value: Any) -> Optional[int]:
@@ -3304,6 +3309,10 @@ class Backup(NamedTuple):
             with suppress(FileNotFoundError):              # a record has got its name meanwhile
                 total += occupied(self.file(name))
         return total
+
+    def unchanged_for(self) -> float:
+        """Return the seconds since anything in it changed. Raise OSError."""
+        return min(unchanged_for(self.file(name)) for name in ['.'] + names_in(self.path))
 
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool, or None: this host's own note, which nobody
@@ -3612,7 +3621,8 @@ class Catalogue:
                 ended = not is_in_work(record) or record.host != os.uname().nodename and (
                     -seconds_ahead(record.since) > patience)
             except (OSError, TargetError, ValueError) as error:
-                ended = not isinstance(error, FileNotFoundError)   # it was settled meanwhile
+                # It was settled meanwhile, or is locked (CIFS then lets nobody else read it).
+                ended = not isinstance(error, (FileNotFoundError, PermissionError))
             if ended:
                 left.append(path)
         return left
@@ -3668,6 +3678,9 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
+# Seconds without a change on a share that cannot lock, after which another host is not taken to be
+LONGEST_PAUSE = 900        # at work: where the pool would show it, but for pauses between exports,
+LONGEST_SILENCE = 20 * 3600    # and where nothing shows it, as of a verification
 
 
 def protect(backup: Backup, wanted: bool) -> None:
@@ -3754,7 +3767,8 @@ class NewBackup(Backup):
 class Store(Catalogue):
     """backup_dir: where everything goes."""
 
-    no_locking = ''              # why the share cannot lock
+    no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
+    locked_here = {}           # type: Dict[str, int]  # which threads of ours have locked a path
 
     def directory_of(self, vm: Vm, names: Dict[str, str], patience: float) -> History:
         """Return the directory of a VM: that of its name. If another VM, whose name a share may
@@ -3876,37 +3890,66 @@ class Store(Catalogue):
         the share cannot lock, `no_locking` says why, and we go on. Raise BackupFailed if another
         run still has it after so many seconds, TargetError."""
         self.check_mounted()
-        locks = os.path.join(self.root, LOCKS)
-        make_directory(locks)
+        make_directory(f'{self.root}/{LOCKS}')
+        # A Windows server drops dots and blanks at the end of a directory's name.
+        path = '{}/{}/{}.lock'.format(self.root, LOCKS, name.rstrip('. '))
         # Nothing is read or written there: a copy of all by hard links harms no lock.
-        handle = open_file(f'{locks}/{name}.lock', os.O_RDWR | os.O_CREAT, names=1 << 32)
-        try:
+        with self.lockable(path, os.O_CREAT, 1 << 32) as handle:
             waited = stopwatch()
-            while not self.lock(handle):
-                if waited() >= patience:
+            while not self.lock(path, handle):
+                if waited() >= patience and path not in self.locked_here:
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 Signals.current.check()
                 time.sleep(1)
             yield
-        finally:
-            with suppress(TargetError):                # and with it the lock, as in death
-                bounded(lambda: os.close(handle), 'the share')
 
     def lock_note(self) -> str:
         """What to tell where the share cannot lock."""
         return (f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs at '
                 'once would not notice each other')
 
-    def lock(self, handle: int) -> bool:
-        """Try to lock a file; False if somebody else has locked it."""
-        if not self.no_locking:
-            try:
-                bounded(lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB), 'its lock')
-            except BlockingIOError:
-                return False
-            except (OSError, TargetError) as error:
-                self.no_locking = str(error)
-        return True
+    @contextmanager
+    def lockable(self, path: str, flags: int = 0, names: int = 1) -> Iterator[int]:
+        """Open a file for `lock`; yield its handle, with which the lock goes. Raise OSError."""
+        handle = open_file(path, os.O_RDWR | flags, names=names)
+        try:
+            yield handle
+        finally:
+            with suppress(TargetError):
+                bounded(lambda: os.close(handle), 'the share')
+            if self.locked_here.get(path) == threading.get_ident():
+                del self.locked_here[path]
+
+    def lock(self, path: str, handle: int) -> bool:
+        """Try to lock a file; False if somebody else has locked it, also a thread of ours. flock(2)
+        tells that by EAGAIN or, on CIFS and old NFS, by EACCES, as if it were forbidden: so at the
+        first failure a file is tried that nobody else has, which tells whether the share can lock
+        at all. Raise TargetError, OSError."""
+        here = threading.get_ident()
+        if self.locked_here.setdefault(path, here) != here:
+            return False
+        error = None if self.no_locking else self.try_locking(handle)
+        number = getattr(error, 'errno', 0)
+        if error and self.no_locking is None and number != errno.EAGAIN:
+            own = f'{dirname(path)}/.{random_digits()}{NEW}'
+            with self.lockable(own, os.O_CREAT | os.O_EXCL) as another:
+                self.no_locking = str(self.try_locking(another) or '')
+                remove(own)
+        if not error or self.no_locking:
+            return True
+        del self.locked_here[path]
+        if number not in (errno.EAGAIN, errno.EACCES):
+            raise TargetError(f'cannot lock {path}: {error}')
+        return False
+
+    def try_locking(self, handle: int) -> Optional[Exception]:
+        """Lock a file; return why not."""
+        try:
+            bounded(lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB), 'its lock')
+        except (OSError, TargetError) as error:
+            return error
+        self.no_locking = ''
+        return None
 
     @contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
@@ -3916,9 +3959,8 @@ class Store(Catalogue):
         path = os.path.join(self.root, RESTORING.format(mark))
         with ExitStack() as stack:
             try:
-                handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-                stack.callback(os.close, handle)
-                locked = self.lock(handle)
+                handle = stack.enter_context(self.lockable(path, os.O_CREAT | os.O_EXCL))
+                locked = self.lock(path, handle)
                 told = list(record._asdict().items())[:-3]     # not the last three
                 os.write(handle, encoded(json.dumps(dict(told))))
                 force(handle)
@@ -3927,7 +3969,7 @@ class Store(Catalogue):
                     raise BlockingIOError('a run took it for one that a kill has left')
                 record = record._replace(path=path, handle=handle)
                 note(path, record)
-            except OSError:                            # or the share is read-only, or full
+            except (OSError, TargetError):             # or the share is read-only, or full
                 with suppress(OSError):
                     remove(path)
                 # Who took the record may look for what carries its mark.
@@ -3955,9 +3997,8 @@ class Store(Catalogue):
         with ExitStack() as stack:
             record = None      # type: Optional[Restoring]
             with suppress(FileNotFoundError):
-                handle = open_file(path, os.O_RDWR)
-                stack.callback(os.close, handle)
-                if self.lock(handle):
+                handle = stack.enter_context(self.lockable(path))
+                if self.lock(path, handle):
                     record = self.dead_restore(path, os.pread(handle, LONGEST_RECORD, 0))
             yield record
 
@@ -3972,8 +4013,12 @@ class Store(Catalogue):
         record = record._replace(path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
-        in_its_place = known and is_alive(record.process) and record.process != process()
-        return None if in_its_place or self.no_locking and is_in_work(record) else record
+        if known and is_alive(record.process) and record.process != process():
+            return None
+        if self.no_locking and is_in_work(record) and (
+                record.host == os.uname().nodename or unchanged_for(path) < LONGEST_SILENCE):
+            return None                                # of an import, the pool will tell later
+        return record
 
     @staticmethod
     @contextmanager
@@ -5235,6 +5280,17 @@ class Remover:
             self.destroy(halves)
         return clear
 
+    def is_in_use(self, intent: Intent) -> bool:
+        """Return whether a recorded snapshot, or a disk of it, is being exported. Raise PoolError
+        while one may be being made."""
+        if not intent.uuid:
+            self.pool.wait_for_snapshot(intent.kind, intent.ref)
+        owners = self.pool.where('VM', 'uuid', [intent.uuid])
+        if any('export' in vm['current_operations'].values() for vm in owners.values()):
+            return True
+        disks = [disk.ref for disk in self.disks(intent)]
+        return any(hold.user for hold in self.pool.holds(owners, disks, 'RO', True))
+
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
         log('removing the snapshot of an unfinished backup: ' + found.uuid)
@@ -6204,6 +6260,7 @@ class Shared(Run):
         self.doubtful = []     # type: List[str]
         # Backups of others that are in a VM's directory: how many, by directory, whose, and option.
         self.others = collections.Counter()    # type: Dict[Tuple[str, str, str], int]
+        self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.clean_up_at_end = False      # something in the pool that the end of the run may mend
 
     def exporter(self, method: str, warnings: List[str]) -> Exporter:
@@ -6251,10 +6308,12 @@ class Shared(Run):
             return
         if intent:
             self.not_removed[backup.path] = intent.uuid
-            if self.store.no_locking and is_in_work(intent):
+            remover = Remover(self.pool, Xe(), warnings)
+            if self.store.no_locking and is_in_work(intent) and (
+                    intent.host == os.uname().nodename or backup.unchanged_for() < LONGEST_PAUSE or
+                    remover.is_in_use(intent)):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
-            remover = Remover(self.pool, Xe(), warnings)
             with self.pool.snapshotting:
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
@@ -6262,6 +6321,7 @@ class Shared(Run):
                 self.doubtful.append(backup.path)
                 return
         drop_intent(backup)
+        self.ended.add(backup.path)
 
 
 class VmBackup(Turn):
@@ -6415,9 +6475,20 @@ class VmBackup(Turn):
                                      f'deleted: {failure.trouble.strerror}')
             if failure.outcome == 'failed' and failure.manifest.uuid not in others and (
                     failure.path not in self.shared.doubtful):
-                log(f'Deleting last **unsuccessful** backup {failure.path} ')
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
+                    if self.may_be_made(failure):
+                        log(f'***NOTE - not deleted: {failure.path} may be a backup that another '
+                            'run is making, as backup_dir cannot lock')
+                        continue
+                    log(f'Deleting last **unsuccessful** backup {failure.path} ')
                     self.shared.store.delete(failure)
+
+    def may_be_made(self, failure: Backup) -> bool:
+        """Return whether another run may be making what looks like a failure's record, where the
+        share cannot lock. While that verifies it, nothing tells of it. Raise OSError."""
+        return bool(self.shared.store.no_locking) and (
+            failure.path != self.path and failure.path not in self.shared.ended and
+            failure.unchanged_for() < LONGEST_SILENCE)
 
     def new_directory(self, names: Sequence[str], started: datetime.datetime) -> None:
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""

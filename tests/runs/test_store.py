@@ -1,6 +1,8 @@
 """The store: manifests, the order of backups, deletion, locks, and the share that all lies on."""
 
+import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,12 +12,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import unittest.mock
 
 import VmBackup
 from tests import ROOT
 from tests.faults import test_disk as test_faults_disk
-from tests.tools.support import HOST, PoolCase, hanging, store_at
+from tests.tools.support import HOST, LIMIT, PoolCase, hanging, store_at
 
 DAY = 'backup-2019-01-%02d-(00:00:00)'
 NAME = 'backup-%Y-%m-%d-(%H:%M:%S)'
@@ -41,17 +45,31 @@ AS_NO_MORE_THAN_THE_OWNER = (
     'from tests.tools.processes import drop_rights\ndrop_rights(1)\n')
 AS_ANYBODY = AS_NO_MORE_THAN_THE_OWNER.replace('(1)', '(1, 2)')
 WITHOUT_LOCKS = '''
-# flock() fails with ENOLCK, as on NFS without a lock daemon: a filter of system calls (seccomp)
+# flock() fails, with ENOLCK as on NFS without a lock daemon: a filter of system calls (seccomp)
 import ctypes, struct
 libc = ctypes.CDLL(None)
 program = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in (
     (0x20, 0, 0, 0),                  # load the number of the call
     (0x15, 0, 1, %d),                 # if it is flock
-    (0x06, 0, 0, 0x00050000 | 37),    # fail with ENOLCK
+    (0x06, 0, 0, 0x00050000 | %d),    # fail
     (0x06, 0, 0, 0x7fff0000))))       # else go on
 head = ctypes.create_string_buffer(struct.pack('HP', 4, ctypes.addressof(program)))
 libc.prctl(38, 1, 0, 0, 0)            # PR_SET_NO_NEW_PRIVS
 libc.prctl(22, 2, head, 0, 0)         # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+'''
+# A lock that somebody else has is EACCES, as on CIFS and old NFS; one of a file of that name fails
+# otherwise.
+FORBIDDEN = '''
+import errno, fcntl, os
+real = fcntl.flock
+def flock(handle, how):
+    if os.readlink('/proc/self/fd/%%d' %% handle).endswith(%r):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    try:
+        return real(handle, how)
+    except BlockingIOError:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+fcntl.flock = flock
 '''
 BESIDE_A_MOUNT = '''
 # a file system of its own is mounted in one place; what lies in it has to live on
@@ -445,10 +463,61 @@ class Deletion(StoreCase):
 
 class Locks(StoreCase):
     def hold(self, name):
-        os.mkdir(os.path.join(self.backups, '.locks'))
+        os.makedirs(os.path.join(self.backups, '.locks'), exist_ok=True)
         stream = open(os.path.join(self.backups, '.locks', name + '.lock'), 'w', encoding='ascii')
         self.addCleanup(stream.close)
         fcntl.flock(stream, fcntl.LOCK_EX)
+
+    def test_one_that_is_held_elsewhere_may_answer_eacces(self):
+        half = self.made('old', '.deleting-' + DAY % 1)
+        for name in 'db', 'old':
+            self.hold(name)
+        self.prelude = FORBIDDEN % 'no such file'
+        done = self.ends(2, 'vm-export=db', 'vm-export=web')
+        self.assertNotIn('cannot lock', done.output)
+        self.assertIn('ERROR vm-export VM-LOCKED db: locked by another run (see lock_wait)',
+                      done.lines)
+        self.assertIn('***NOTE - %s: locked by another run (see lock_wait)'
+                      % os.path.dirname(half), done.lines)
+        self.assertIn('ended - **ERRORS DETECTED** - S:1 W:0 E:1', done.output)
+        self.assertEqual({'db.lock', 'old.lock', 'web.lock'},
+                         set(os.listdir(os.path.join(self.backups, '.locks'))))
+
+    def test_one_that_fails_where_others_do_not_is_an_error_of_that_vm(self):
+        for name, rules in (('db', ('vm-export=db', 'vm-export=web')),     # before one is known
+                            ('web', ('vdi-export=db', 'vm-export=web'))):
+            with self.subTest(name):
+                self.prelude = FORBIDDEN % ('/%s.lock' % name)
+                done = self.ends(2, *rules)
+                self.assertIn(' %s: cannot lock %s/.locks/%s.lock: [Errno 5] Input/output error'
+                              % (name, self.backups, name), done.output)
+                self.assertIn('S:1 W:0 E:1', done.output)
+
+    def test_names_that_a_windows_server_takes_for_one_have_one_and_threads_wait_for_theirs(self):
+        for prelude in ('', 'no locks'):
+            with self.subTest(prelude), contextlib.ExitStack() as stack:
+                stores = [store_at(self.backups, NAME) for _ in range(2)]
+                for store in stores:
+                    store.check('no')
+                if prelude:
+                    stack.enter_context(unittest.mock.patch(
+                        'fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')))
+                waiting, order = threading.Event(), []
+                stack.enter_context(unittest.mock.patch.object(
+                    VmBackup.Signals.current, 'check', waiting.set))
+                with stores[0].locked('db', 0):
+                    def wait():
+                        with stores[1].locked('db. .', 0):
+                            order.append('second')
+                    thread = threading.Thread(target=wait)
+                    thread.start()
+                    self.assertTrue(waiting.wait(LIMIT))
+                    order.append('first')
+                thread.join()
+                self.assertEqual(['first', 'second'], order)
+                self.assertEqual(['db.lock'], os.listdir(self.backups + '/.locks'))
+        with stores[1].locked('...', 0):               # what is left is no name
+            self.assertEqual({'db.lock', '.lock'}, set(os.listdir(self.backups + '/.locks')))
 
     def test_the_dump_of_the_pool_is_locked_too(self):
         self.hold('METADATA_' + HOST)
@@ -472,11 +541,11 @@ class NoLocks(StoreCase):
         super().setUp()
         self.forbid_locks()
 
-    def forbid_locks(self):
+    def forbid_locks(self, number=errno.ENOLCK):
         """The script cannot lock; a test is skipped where that cannot be had."""
         if platform.machine() not in FLOCK:
             self.skipTest('the number of flock() on %s is not known here' % platform.machine())
-        without = WITHOUT_LOCKS % FLOCK[platform.machine()]
+        without = WITHOUT_LOCKS % (FLOCK[platform.machine()], number)
         probe = without + 'import fcntl\nfcntl.flock(0, fcntl.LOCK_SH)\n'
         if not subprocess.call([sys.executable, '-c', probe], stdin=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL):
@@ -492,11 +561,13 @@ class NoLocks(StoreCase):
         return failed, uuid
 
     def test_it_is_told_once_and_the_run_goes_on(self):
-        done = self.ends(0, 'vm-export=web', 'vm-export=db', pool_db_backup=1)
-        notes = [line for line in done.lines if 'cannot lock' in line]
-        self.assertEqual(1, len(notes), done.output)
-        self.assertIn('***NOTE - backup_dir %s cannot lock (' % self.backups, notes[0])
-        self.assertIn('No locks available', notes[0])
+        for number in errno.ENOLCK, errno.EACCES:
+            self.forbid_locks(number)
+            done = self.ends(0, 'vm-export=web', 'vm-export=db', pool_db_backup=1)
+            notes = [line for line in done.lines if 'cannot lock' in line]
+            self.assertEqual(1, len(notes), done.output)
+            self.assertIn('***NOTE - backup_dir %s cannot lock (' % self.backups, notes[0])
+            self.assertIn(os.strerror(number), notes[0])
         done = self.vmbackup('prune', self.config('vm-export=web', 'vm-export=db'))
         self.assertEqual(1, done.output.count(' cannot lock ('), done.output)
 
@@ -517,6 +588,65 @@ class NoLocks(StoreCase):
                               done.output)
                 self.assert_clean()
                 self.assertEqual(not died, os.path.exists(os.path.join(failed, 'snapshot.json')))
+
+    def age(self, path, seconds):
+        """As if nothing in a directory, or no file, had changed for so long."""
+        for each in [path] + [os.path.join(path, name) for name in VmBackup.names_in(path)]:
+            os.utime(each, (0, time.time() - seconds))
+
+    def test_one_of_another_host_is_settled_when_pool_and_directory_have_been_quiet(self):
+        """Its snapshot of a VM, or of a disk, is being exported, or between two exports, or not."""
+        quiet = VmBackup.LONGEST_PAUSE + 9
+        for kind, label in (('VM', 'RESTORE_db'), ('VDI', 'SNAP_db_db-0')):
+            with self.subTest(kind):
+                self.setUp()
+                self.script = self.changed_script(SECOND_LOOK=0.05)
+                tables = self.sim.pool.tables
+                of = self.uuid_of('db') if kind == 'VM' else self.disk_of('db', '0')
+                verb = kind.lower()
+                uuid = self.xe(verb + '-snapshot', 'uuid=' + of,
+                               *['new-name-label=' + label] * (kind == 'VM')).strip()
+                self.xe(verb + '-param-set', 'uuid=' + uuid, 'name-label=' + label,
+                        'other-config:vmbackup_snapshot=' + uuid)
+                ref = self.sim.pool.ref_of(kind, uuid)
+                used = tables['VM'][ref] if kind == 'VM' else tables['VBD'][self.sim.pool.call(
+                    'VBD.create', {'VM': tables['host'][self.sim.pool.master]['control_domain'],
+                                   'VDI': ref, 'userdevice': 'autodetect', 'mode': 'RO',
+                                   'type': 'Disk', 'other_config': {}})]
+                failed = self.old_backup('db', DAY % 1)
+                self.record(failed, self.disk_of('db', '0'), known=False, host='elsewhere',
+                            kind=kind, of=of, ref=self.sim.pool.ref_of(kind, of), label=label,
+                            uuid=uuid)
+                before = self.contents()
+                for operation, seconds in (('export', 0), ('export', quiet), ('', quiet - 60)):
+                    used['current_operations'] = {'OpaqueRef:1': operation} if operation else {}
+                    self.age(failed, seconds)
+                    done = self.ends(1, 'vm-export=db')
+                    self.assertIn('a snapshot of %s may be left in the pool: its run on elsewhere '
+                                  'may still be running, and backup_dir cannot lock' % failed,
+                                  done.output)
+                    self.assertIn('***NOTE - not deleted: %s may be a backup that another run is '
+                                  'making, as backup_dir cannot lock' % failed, done.lines)
+                    self.assertNotIn('cannot delete', done.output)
+                    self.assertEqual(before, self.contents())
+                if kind == 'VDI':
+                    self.xe('vbd-destroy', 'uuid=' + used['uuid'])
+                self.age(failed, quiet)
+                done = self.ends(0, 'vm-export=db')
+                self.assertIn('removing the snapshot of an unfinished backup', done.output)
+                self.assertIn('Deleting last **unsuccessful** backup %s ' % failed, done.lines)
+                self.assert_clean()
+
+    def test_what_another_host_may_be_verifying_is_left_alone_for_a_day(self):
+        """Its snapshot is gone, and its record with that."""
+        for seconds, stays in ((0, True), (VmBackup.LONGEST_SILENCE - 60, True),
+                               (VmBackup.LONGEST_SILENCE + 9, False)):
+            path = self.old_backup('db', DAY % 1, 'db.xva')
+            self.age(path, seconds)
+            done = self.ends(0, 'vm-export=db')
+            self.assertEqual(stays, 'not deleted: %s may be a backup' % path in done.output)
+            self.assertEqual(stays, os.path.exists(path))
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class Target(StoreCase):
