@@ -3845,6 +3845,7 @@ class Store(Catalogue):
                 else:
                     remove_all(backup.file(each), is_directory)
         if stays:
+            sync_directory(path)       # else a power failure may bring a marker back
             path = rename(path, name)
             log(f'***NOTE - {path} stays, with what this program did not make: '
                 f'{abbreviate(stays)}')

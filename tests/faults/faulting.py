@@ -48,6 +48,8 @@ MANIFEST = 'backup.json'
 RECORD = 'snapshot.json'
 LOCKS = '.locks'
 DELETING = '.deleting-'
+FAILED = 'backup-2019-03-09-(02:00:00)'
+NOTES = 'notes.txt'         # what people put into a dated directory, and @eaDir/x their NAS
 WRITE_TEST = '00VMbackupWriteTest'
 BACKUP_NAME = re.compile(r'backup-(\d{4})-(\d\d)-(\d\d)-\((\d\d):(\d\d):(\d\d)\)\Z')
 DUMPS = 'METADATA_'
@@ -336,6 +338,10 @@ class FaultCase(PoolCase):
         self.put('README', b'mine')
         self.put('web.old/backup-of-web/disk', b'of another program')
         self.undisturbed()
+        self.old_backup('db', FAILED, 'vm.cfg')
+        for path in self.dated_paths():
+            self.put(os.path.join(path, NOTES), b'look here')
+            self.put(os.path.join(path, '@eaDir', 'x'), b'')
 
     def undisturbed(self):
         """A run that meets nothing; it tells of people's snapshots, so that its status may be 1."""
@@ -522,6 +528,9 @@ class FaultCase(PoolCase):
                     relative = os.path.relpath(path, top)
                     if top == self.backups and is_ours(relative, path):
                         names[:] = [each for each in names if each != name]
+                        notes = os.path.join(path, NOTES)
+                        if os.path.isfile(notes):
+                            found[notes.replace(DELETING, '')] = read(notes)
                     elif os.path.islink(path):
                         found[path] = os.readlink(path)
                     elif name in files:
@@ -798,7 +807,9 @@ class MatrixCase(FaultCase):
         self.assertEqual(set(), self.failed() - self.failed_before, done.output)
 
     def failed(self):
-        return {path for path in self.dated_paths() if not set(MARKERS) & set(os.listdir(path))}
+        there = {path: os.listdir(path) for path in self.dated_paths()}
+        return {path for path, names in there.items()
+                if not set(MARKERS) & set(names) and names != [NOTES]}
 
     def check_after_kill(self, done, statuses=(-signal.SIGKILL,)):
         self.assertIn(done.status, statuses, done.output)

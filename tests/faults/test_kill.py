@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from tests.faults.faulting import DELETING, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
+from tests.faults.faulting import DELETING, FAILED, LOCKS, MANIFEST, MARKERS, RECORD, WRITE_TEST
 from tests.faults.faulting import FaultCase, LaunchedCase, MatrixCase, began, sampled, variants
 from tests.tools.support import LIMIT
 
@@ -272,7 +272,7 @@ class OrderOfOperations(LaunchedCase):
                 marker = self.appears(os.path.join(directory, MARKERS[0]))
                 rotated = self.first(
                     lambda each: any(path.startswith(os.path.join(vm, DELETING))
-                                     for path in each['new']), 'a rotation')
+                                     and FAILED not in path for path in each['new']), 'a rotation')
                 self.assertLess(self.synced(directory, after=marker), rotated)
                 self.assertLess(self.synced(vm), rotated)
 
