@@ -3182,6 +3182,7 @@ class Backup(NamedTuple):
         """Read a directory; `date` is the time that its name stands for, None for another name.
         Raise FileNotFoundError if it is gone."""
         when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Dict[str, int]
+        outcome = 'failed' if date else 'foreign'
         if date and date < now() + datetime.timedelta(days=1):     # else it counts as the oldest
             when = date.timestamp()
         with suppress(ValueError, OverflowError):              # the ends of time
@@ -3199,7 +3200,8 @@ class Backup(NamedTuple):
                              if name.endswith(IMAGES)}
                     sizes = sizes or {name: status_of(seen.file(name)).st_size
                                       for name in seen.archives()}
-                rest = 'remains' if not (good or sizes) and date and seen.is_remains() else 'failed'
+                    if not (good or sizes) and seen.owners() == {'person'}:
+                        outcome = 'remains'
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -3209,8 +3211,6 @@ class Backup(NamedTuple):
             started = manifest.started
         if good and (date or manifest.number or sizes):
             outcome = 'damaged' if manifest.verified.get('fault') else 'good'
-        else:
-            outcome = rest if date else 'foreign'
         return cls(path, outcome, when, started, manifest, sizes, protected)
 
     def has_marker(self) -> bool:
@@ -3293,14 +3293,9 @@ class Backup(NamedTuple):
         return [name for name, is_directory, whose in self.contents()
                 if whose == 'ours' and not is_directory]
 
-    def is_remains(self) -> bool:
-        """Return whether nothing in it is ours, but something a person's. Raise OSError."""
-        persons = False
-        for _, _, whose in self.contents():
-            if whose == 'ours':
-                return False
-            persons = persons or whose == 'person'
-        return persons
+    def owners(self) -> Set[str]:
+        """Return whose the things in it are, but for what was dropped there. Raise OSError."""
+        return {whose for _, _, whose in self.contents() if whose != 'dropped'}
 
     def occupied(self) -> int:
         """Return the bytes that its files take on disk. Raise OSError."""
@@ -3534,8 +3529,11 @@ class History:
         return found
 
     def half_deleted(self) -> List[str]:
-        """Return the paths of what a run that ended early was deleting."""
-        return [f'{self.directory}/{name}' for name in self.names() if name.startswith(DELETING)]
+        """Return the paths of what a run that ended early was deleting: dated directories, and
+        others that still have something of ours. Raise OSError."""
+        found = [name for name in self.names() if name.startswith(DELETING)]
+        return [f'{self.directory}/{name}' for name in found if self.date_of(name[len(DELETING):])
+                or 'ours' in Backup(f'{self.directory}/{name}').owners()]
 
 
 class Catalogue:
