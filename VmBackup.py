@@ -2573,13 +2573,6 @@ def handed(path: str) -> Iterator[str]:
 
 
 @contextmanager
-def handed_open(path: str) -> Iterator[str]:
-    """Do as `handed` for a program that reads a file. Raise OSError."""
-    with reading(path) as stream:
-        yield f'/proc/{os.getpid()}/fd/{stream.fileno()}'
-
-
-@contextmanager
 def hold(path: str) -> Iterator[None]:
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
     with folder(path) as handle:
@@ -4545,20 +4538,16 @@ class ImageReader(Reader):
 
     def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
         """Return the bytes of the disk of a dynamic VHD image, which may be known, its footer, and
-        the first sector of each block. Its geometry stands for up to a cylinder less."""
+        the first sector of each block."""
         footer = self.take(0, BLOCK, 'its first footer')
-        cookie, version, header_at, size, cylinders, heads, sectors, kind, total = struct.unpack(
-            '>8s4xIQ24xQHBBII', footer[:68])
+        form = '>8s4xIQ24xQ4xII'
+        cookie, version, header_at, size, kind, total = struct.unpack(form, footer[:68])
         if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
         wanted = known or size
         if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
             raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
-        rest = size // BLOCK - cylinders * heads * sectors
-        if rest < 0 or (rest >= heads * sectors and cylinders < 65535):
-            raise Damaged(f'a geometry of {cylinders}/{heads}/{sectors} does not fit a disk of '
-                          f'{size} bytes')
         header = self.take(header_at, 1024, 'its header')
         cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
         if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
@@ -4610,14 +4599,6 @@ class ImageReader(Reader):
             yield data[:size - begin]
         yield from zeros(size - at)
 
-    def read_document(self, root: str) -> Proof:
-        """Read XML with that outermost element."""
-        try:
-            parse_xml((view.tobytes() for view in iter(self.read_on, b'')), root)
-        except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
-            raise Damaged(f'it is no well-formed XML: {error}')
-        return self.proof('structure')
-
 
 def inverted(data: bytes, at: int) -> int:
     """Return the checksum of a VHD's footer or header, whose own field is there."""
@@ -4639,7 +4620,12 @@ def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
         return reader.read_raw(size)
     if form == '.vhd':
         return reader.read_vhd(size)
-    return reader.read_document('database' if form == '.dump' else 'value')
+    try:
+        parse_xml((view.tobytes() for view in iter(reader.read_on, b'')),
+                  'database' if form == '.dump' else 'value')
+    except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
+        raise Damaged(f'it is no well-formed XML: {error}')
+    return reader.proof('structure')
 
 
 def form_of(name: str) -> str:
@@ -5652,8 +5638,7 @@ class Importer:
     def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
         """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
-        since = utc(self.pool.ahead() - 60)
-        with self.store.restoring(self.pool.uuid(), name, since) as record:
+        with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             if not record.path:
                 log(f'***NOTE - cannot write in {self.store.root}: if this is '
                     f'killed, look for {MARK} in the other-config of VMs and disks')
@@ -5822,7 +5807,8 @@ class Importer:
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
                                 Meter('restored', path, size),
                                 lambda: self.pool.progress('VDI import', others))
-            with handed_open(path) as at:
+            with reading(path) as stream:
+                at = f'/proc/{os.getpid()}/fd/{stream.fileno()}'       # as `handed`
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
                                  filename=path)
         else:
@@ -7738,8 +7724,7 @@ class Restorer(Importer):
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
         file = basename(chosen.path)
-        verifier = Verifier(self.limit)
-        proof = verifier.prove_in(chosen.backup, file)
+        proof = Verifier(self.limit).prove_in(chosen.backup, file)
         log(f'verified {file}: {PROVED[proof.proved]}')
 
     def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
@@ -7893,8 +7878,7 @@ class StatusCheck:
         self.moment = now()
         if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
-        unit = {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]
-        self.limit = int(max_age[:-1]) * unit      # seconds
+        self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
         self.found = []        # type: List[Tuple[int, str]]
         self.figures = []      # type: List[str]
 

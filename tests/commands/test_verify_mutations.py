@@ -352,14 +352,6 @@ class Images(Mutations):
             for more in (bytes(size), noise(self.chance, size)):
                 self.assert_found(size, self.data[:-BLOCK] + more + self.data[-BLOCK:], **self.how)
 
-    def test_a_geometry_that_does_not_fit(self):
-        for at, value in ((56, 1), (57, 200), (58, 1), (59, 1), (59, 255), (58, 0)):
-            data = bytearray(self.data)
-            data[at] = value
-            struct.pack_into('>I', data, 64, VmBackup.inverted(bytes(data[:BLOCK]), 64))
-            data[-BLOCK:] = data[:BLOCK]
-            self.assert_found((at, value), bytes(data), **self.how)
-
     def test_raw_images(self):
         data = self.data[:3 * MIB + 512]
         how = {'form': '.raw', 'size': len(data)}
