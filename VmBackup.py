@@ -60,9 +60,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
-import array
 import base64
-import binascii
 import collections
 import datetime
 import errno
@@ -2821,7 +2819,7 @@ def sync_directory(path: str) -> None:
 
 def random_digits() -> str:
     """32 hex digits that nobody can guess."""
-    return binascii.hexlify(os.urandom(16)).decode('ascii')
+    return os.urandom(16).hex()
 
 
 def write_json(path: str, value: Any) -> None:
@@ -4221,9 +4219,8 @@ def damaged_if_malformed() -> Iterator[None]:
 
 
 def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
-    """Parse XML with that outermost element, all within which goes to an unpacker. Raise Damaged
-    where elements within each other would take memory without end, or entities time: an exception
-    stops expat at the end of what it was given, so that is little, and has no declaration."""
+    """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
+    takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = xml.parsers.expat.ParserCreate()
     around, last, size = [], b'', 0    # type: List[str], bytes, int
 
@@ -4447,9 +4444,9 @@ class ArchiveReader(Reader):
 
     def read_disk(self, disk: ArchivedDisk) -> None:
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
-        last; an empty one, which only keeps a connection alive, takes up a number. What is left out
-        is counted as whole chunks; the importer takes the length of the archive's first chunk, so
-        that it fails if that is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
+        last; an empty one, which keeps a connection alive, takes up a number. What is left out
+        counts as whole chunks; an import fails as it takes the length of the archive's first chunk
+        for that, if this is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
         last = -1
         offset = 0
         while offset < disk.size:
@@ -4537,8 +4534,7 @@ class ImageReader(Reader):
         return self.proof('structure')
 
     def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
-        """Return the bytes of the disk of a dynamic VHD image, which may be known, its footer, and
-        the first sector of each block."""
+        """Return the bytes of a dynamic VHD's disk, its footer, the first sector of each block."""
         footer = self.take(0, BLOCK, 'its first footer')
         form = '>8s4xIQ24xQ4xII'
         cookie, version, header_at, size, kind, total = struct.unpack(form, footer[:68])
@@ -4555,10 +4551,8 @@ class ImageReader(Reader):
             raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
         if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
-        table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
-        if sys.byteorder == 'little':
-            table.byteswap()
-        return size, footer, table
+        table = self.take(table_at, 4 * count, 'its table of blocks')
+        return size, footer, struct.unpack(f'>{count}I', table)
 
     def read_vhd(self, size: Optional[int]) -> Proof:
         """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
@@ -4704,8 +4698,8 @@ def pieces_of(source: Source) -> Iterator[memoryview]:
 
 
 def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
-    """Yield an archive, uncompressed, with its ova.xml rewritten. Disks below 1 MiB that come first
-    go last, with ids that say so, as an import would be refused (see `read_disk`)."""
+    """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
+    which an import refuses (see `read_disk`), at the end, with ids that say so."""
     with opened(path) as source:
         reader = ArchiveReader(source)
         head, ova = reader.read_ova()
@@ -5098,9 +5092,8 @@ def end_clients(uuids: Sequence[str], run: str) -> None:
 
 
 def in_several_tries(remove: Callable[[int], None], warnings: Optional[List[str]] = None) -> None:
-    """Call `remove` with the number of the try until it succeeds; at last raise its VmBackupError.
-    Earlier errors become warnings. IN_USE usually passes when a transfer has ended, so it gets
-    more tries and no warning; without a list of warnings every error does."""
+    """Call `remove` with the number of the try until it succeeds; earlier errors become warnings.
+    IN_USE usually passes: it gets more tries and no warning; without a list every error does."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
     for number in itertools.count():
         try:
@@ -5184,9 +5177,8 @@ class Remover:
         in_several_tries(lambda number: self.try_removing(intent, number, prepared), self.warnings)
 
     def try_removing(self, intent: Intent, number: int, prepared: bool) -> None:
-        """Uninstall a VM's snapshot, and destroy the disks that are left: vm-uninstall removes the
-        VM's record, then one disk after the other, which are marked as its own, until one fails
-        (xapi: cli_operations.ml, vm_uninstall_common; xapi_vm_clone.ml). Raise VmBackupError."""
+        """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
+        then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common)."""
         disks = self.disks(intent)
         if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', intent.uuid)):
             # Disks that something else has would stay when the VM's record is gone (recorded:
@@ -5224,9 +5216,8 @@ class Remover:
             raise CommandFailed(', '.join(words) or 'still there: ' + ', '.join(left), code)
 
     def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
-        """Remove the snapshot that an unfinished backup has a record of, and what is left of it.
-        Return False, after a warning, if it may be one that is not ours for certain: anybody may
-        have written what this host has not noted. Raise VmBackupError."""
+        """Remove the snapshot of an unfinished backup's record, and what is left of it. Return
+        False, with a warning, if it may not be ours: anybody can write what is not noted here."""
         keep = 'delete ' + backup.file(INTENT)
         if intent.uuid:
             for found in self.pool.snapshots(intent.kind, [intent.ref]):
@@ -5288,9 +5279,9 @@ class Remover:
         self.remove(ours)
 
     def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Return if a snapshot can only be the one that we meant to make: of a VM, the only one
-        with our label that was made soon after, a template; of a disk, the only one without a VBD
-        that was made right then, which has the disk's label at first (xapi: xapi_vdi.ml)."""
+        """Return if a snapshot can only be the one that was meant: of a VM, the only one with our
+        label, a template, made soon after; of a disk, the only one without VBD, made right then, of
+        the disk's label as at first (xapi: xapi_vdi.ml)."""
         if kind == 'VM':
             likely = [each for each in new if each.label == intent.label
                       and intent.since <= each.when <= intent.latest]
@@ -5326,8 +5317,8 @@ class Exporter:
     """Exports a VM as an archive, or disks as images, from a snapshot of it or of its boot disk."""
 
     snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
-    # Set by choose_source: the VM, disks that are exported, its others, those left out with the
-    # reason, whether xapi leaves them out of the snapshot, and the record of that.
+    # Set by choose_source: the VM, the record of its snapshot, disks that are exported, its others,
+    # those left out and why, whether xapi leaves them out of the snapshot.
     vm = intent = None         # type: Any
     disks = others = left_out = ()     # type: Any
     ignoring = False
@@ -5442,8 +5433,7 @@ class Exporter:
 
     @contextmanager
     def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
-        """Make and prepare a snapshot, yield it, and remove it whatever happens; else its record
-        stays. `warned_of`: uuids of earlier ones, known already."""
+        """Make and prepare a snapshot, yield it; whatever happens, remove it or keep its record."""
         waited = stopwatch()
         with self.pool.snapshotting:
             if waited() > STALE:
@@ -5561,8 +5551,7 @@ class Exporter:
         return found
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
-        """Export an archive or a disk. Exit status 0 alone proves nothing: of an archive xe has to
-        say so, too (xapi: cli_operations.ml, download_file)."""
+        """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
         if file.disk:
             self.export_disk(file.snapshot, path, watchdog)
             return
@@ -5574,8 +5563,7 @@ class Exporter:
             raise CommandFailed('xe vm-export did not say that the export succeeded')
 
     def export_disk(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
-        """Export a disk, compressed if the file's name says so. vdi-export prints nothing when it
-        succeeds (xapi: cli_operations.ml, vdi_export); a raw image is as long as the disk."""
+        """Export a disk; vdi-export says nothing when it succeeds (xapi: cli_operations.ml)."""
         form = form_of(path)
         packed = is_packed(path)
         size = snapshot.size
@@ -5687,8 +5675,7 @@ class Importer:
                          param_key=MARK)
 
     def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, once nothing imports it; a disk or network that something
-        else has by now loses the mark. VmBackupError: another try would not help."""
+        """Remove what carries a mark, once nothing imports it; what others use by now loses it."""
         pool = self.pool
         tell = self.xe.tell
         for _ in pool.waiting('it is still being imported'):
@@ -5715,8 +5702,7 @@ class Importer:
             raise CommandFailed('still there: ' + ', '.join(left))
 
     def check_unused(self, made: Marked) -> None:
-        """Raise VmBackupError if somebody has used what was made: started it (see
-        rewrite_for_import), or taken a snapshot or a copy, which carry the mark too."""
+        """Raise VmBackupError if somebody has started, copied or snapshotted what was made."""
         used = [each for each in [*made.vms.values(), *made.disks.values()]
                 if each['is_a_snapshot'] or each['snapshots']]
         for vm in made.vms.values():
@@ -5765,8 +5751,7 @@ class Importer:
             raise
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
-        """Import an archive; return the uuid of the VM. Raise CommandFailed unless that has each
-        disk, by its user device, with its size in bytes, to which an SR may add some."""
+        """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         pieces = archive_for_import(path, target.name, mark)
         preserve = {'preserve': True} if target.preserve else {}
         uuid = self.feed('vm-import', path, pieces, 0, sr_uuid=target.sr['uuid'], **preserve)
@@ -7602,8 +7587,7 @@ class Restorer(Importer):
             log(f'***NOTE - this backup is {text}')
 
     def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str, vms: Records) -> Target:
-        """Plan the restore of an archive. Raise PoolError if the pool's xapi refuses what that of
-        the archive has exported (xapi: importexport.ml, assert_compatible)."""
+        """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
         ours = self.pool.version()
         if ours[0] and (found.version > ours or ours[0] == 1 and found.version[0] != 1):
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
