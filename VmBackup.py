@@ -8212,19 +8212,6 @@ test-mail <config-file>
 }
 
 
-def config_text() -> str:
-    """An example config file, which `config` prints and example.cfg is."""
-    text = CONFIG_HEAD
-    for key in KEYS:
-        meaning = key.meaning.replace('\n', '\n# ')
-        default = key.default or 'empty'
-        allowed = f'; allowed: {key.allowed}' if key.allowed else ''
-        name = key.name if key.name in SHOWN_KEYS else '#' + key.name
-        value = SHOWN_KEYS.get(key.name, key.default)
-        text += f'\n# {meaning}\n# (default: {default}{allowed})\n{name}={value}\n'
-    return text + CONFIG_RULES
-
-
 def help_text(topic: str, program: str) -> str:
     """Return the text of the commands help, config and example, of one command, or the usage."""
     if topic in COMMANDS:
@@ -8237,9 +8224,18 @@ def help_text(topic: str, program: str) -> str:
             text += '{program}  ' + command.help + '\n'
         text += ('this is version {version}; exit status:\n'
                  '\t0 all good, 1 warnings only, 2 errors, 128+N ended by signal N\n')
+    elif topic == 'config':                            # example.cfg is the same
+        text = 'Usage-config-file:\n\n' + CONFIG_HEAD
+        for key in KEYS:
+            meaning = key.meaning.replace('\n', '\n# ')
+            default = key.default or 'empty'
+            allowed = f'; allowed: {key.allowed}' if key.allowed else ''
+            name = key.name if key.name in SHOWN_KEYS else '#' + key.name
+            value = SHOWN_KEYS.get(key.name, key.default)
+            text += f'\n# {meaning}\n# (default: {default}{allowed})\n{name}={value}\n'
+        text += CONFIG_RULES
     else:
-        text = {'config': 'Usage-config-file:\n\n' + config_text(), 'example': EXAMPLES}.get(
-            topic, USAGE)
+        text = EXAMPLES if topic == 'example' else USAGE
     return '\n' + text.format(program=program, name=basename(program),
                               compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
                               parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,
