@@ -1711,12 +1711,9 @@ def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool
     """Wait for a child to end; return False if it has not done so in time, or soon after a signal.
     It is not reaped: until then, nobody else gets the number of its process group."""
     elapsed = stopwatch()
-    asked = False
     while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        if signals.received and not asked:
-            timeout = min(timeout, elapsed() + REAP_TIMEOUT)
-            asked = True
-        if elapsed() > timeout:
+        late = signals.received and signals.since() > REAP_TIMEOUT
+        if late or elapsed() > timeout:
             return False
         time.sleep(0.02)
     return True
@@ -1893,20 +1890,14 @@ LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
              'VIFs guest_metrics snapshots').split()
-FIELDS = {                 # those of whole records that we rely on
-    'VM': VM_FIELDS + ('uuid name_label is_a_template is_a_snapshot is_control_domain snapshot_of '
-                       'snapshot_time current_operations').split(),
-    'VDI': ('uuid name_label is_a_snapshot snapshot_of snapshot_time snapshots VBDs SR '
-            'virtual_size').split(),
-    'VBD': ('uuid VM VDI type device userdevice bootable other_config mode metrics '
-            'current_operations currently_attached').split(),
-    'VIF': ['uuid', 'device', 'network'], 'host': ['uuid'], 'pool': ['uuid', 'master'],
-    'task': ['status', 'name_label']}
-MAPS = ('other_config', 'current_operations')
-FURTHER_FIELDS = {         # those of whole tables that are kept where there are any
-    'VDI': 'name_description type sharable read_only'.split(), 'VBD': ['unpluggable', 'empty'],
-    'VIF': ['MTU', 'MAC', 'other_config'], 'SR': ['uuid'], 'network': ['name_label'],
-    'host': ['software_version'], 'pool': ['name_label'], 'VM_guest_metrics': ['os_version']}
+FIELDS = {                 # those of whole tables that are kept
+    'VDI': ('uuid name_label name_description type sharable read_only is_a_snapshot snapshot_of '
+            'snapshot_time snapshots VBDs SR virtual_size').split(),
+    'VBD': ('uuid VM VDI type device userdevice bootable other_config mode metrics unpluggable '
+            'empty current_operations currently_attached').split(),
+    'VIF': ['uuid', 'device', 'network', 'MTU', 'MAC', 'other_config'], 'SR': ['uuid'],
+    'network': ['name_label'], 'host': ['uuid', 'software_version'],
+    'pool': ['uuid', 'name_label', 'master'], 'VM_guest_metrics': ['os_version']}
 
 
 class Disk(NamedTuple):
@@ -1966,12 +1957,6 @@ def marked_name(mark: str) -> str:
     return f'{MARK} {mark}'
 
 
-def config_in(record: Record, key: str) -> Any:
-    """Return a value in the other_config of a record, None if there is none."""
-    config = record.get('other_config')
-    return config.get(key) if isinstance(config, dict) else None
-
-
 def device_name(device: str, number: str) -> str:
     """Return the device of a VBD. One of a VM that never ran has only a number (0 is xvda)."""
     if not device and number.isdecimal() and int(number) < 26:
@@ -1979,14 +1964,11 @@ def device_name(device: str, number: str) -> str:
     return device or number
 
 
-def is_complete(kind: str, record: Any) -> bool:
-    """Return whether a record of a class has the fields that we rely on."""
-    if not isinstance(record, dict):
-        return False
-    for field in FIELDS.get(kind, []):
-        if field not in record or field in MAPS and not isinstance(record[field], dict):
-            return False
-    return True
+def check_record(method: str, record: Any) -> Record:
+    """Return an object's record. Raise PoolError for what is none: each has a uuid."""
+    if not isinstance(record, dict) or 'uuid' not in record:
+        raise PoolError(f'XenAPI {method} gave an unexpected answer')
+    return record
 
 
 class Pool:
@@ -2038,7 +2020,7 @@ class Pool:
         try:
             pool.login(password or '')
         except PoolError as error:
-            if error.code != 'HOST_IS_SLAVE' or len(error.details) < 2:
+            if error.code != 'HOST_IS_SLAVE':
                 raise
             master = error.details[1]
             if master.count(':') > 1 and not master.startswith('['):
@@ -2100,7 +2082,7 @@ class Pool:
         except XenAPI.Failure as failure:
             details = [str(detail) for detail in failure.details]
             words = ' '.join(details)
-            code = details[0] if details else ''
+            code = details[0]
         except xmlrpc.client.ProtocolError as error:   # its text has the password
             words = f'HTTP {error.errcode} {error.errmsg}'
         except (socket.timeout, ssl.SSLError, xmlrpc.client.Error, ValueError,
@@ -2125,16 +2107,14 @@ class Pool:
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
         records = self.get(method, dict, *arguments)
-        if not all(is_complete(kind, record) for record in records.values()):
-            raise PoolError(f'XenAPI {method} gave an unexpected answer')
+        for record in records.values():
+            check_record(method, record)
         return records
 
     def record(self, kind: str, ref: str) -> Record:
         """Return an object's record, as it is now. One call."""
-        record = self.call(kind + '.get_record', ref)
-        if not is_complete(kind, record):
-            raise PoolError(f'XenAPI {kind}.get_record gave an unexpected answer')
-        return record
+        method = kind + '.get_record'
+        return check_record(method, self.call(method, ref))
 
     def where(self, kind: str, field: str, values: Sequence[str]) -> Records:
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
@@ -2147,9 +2127,8 @@ class Pool:
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
-                fields = FIELDS.get(kind, []) + FURTHER_FIELDS.get(kind, [])
                 self.tables[kind] = {
-                    ref: {field: record[field] for field in fields if field in record}
+                    ref: {field: record[field] for field in FIELDS[kind] if field in record}
                     for ref, record in self.records(kind).items()}
             return self.tables[kind]
 
@@ -2162,8 +2141,7 @@ class Pool:
                 name = '' if record['is_a_template'] else record['name_label']
                 self.names[record['uuid']] = name
             if not (record['is_a_template'] or record['is_a_snapshot'] or
-                    record['is_control_domain'] or
-                    config_in(record, MARK) in marks):
+                    record['is_control_domain'] or record['other_config'].get(MARK) in marks):
                 fields = {field: record[field] for field in VM_FIELDS}
                 found.append(Vm(ref, record['uuid'], record['name_label'], fields))
         return found
@@ -2213,7 +2191,7 @@ class Pool:
                     ref, uuid, record['name_label'], record['snapshot_of'],
                     str(record['snapshot_time']), tuple(record['VBDs']),
                     record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                    tuple(record.get('tags', ())), config_in(record, OWN) == uuid))
+                    tuple(record.get('tags', ())), record['other_config'].get(OWN) == uuid))
         return found
 
     @staticmethod
@@ -2229,10 +2207,10 @@ class Pool:
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
         operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry)."""
         for _ in self.waiting('a snapshot may still be being made'):
-            operations = {}    # type: Dict[str, str]
+            busy = []          # type: List[str]
             with unless_gone():
                 operations = self.get(kind + '.get_current_operations', dict, ref)
-            busy = [each for each in operations.values() if each != 'export']
+                busy += [each for each in operations.values() if each != 'export']
             for task in self.records('task').values():
                 if task['status'] == 'pending' and task['name_label'].endswith(kind + '.snapshot'):
                     busy.append(task['name_label'])
@@ -2258,7 +2236,7 @@ class Pool:
         pending = {}           # type: Dict[str, str]      # labels of tasks that go on
         for ref, task in self.records('task').items():
             if task['status'] in ('pending', 'cancelling'):
-                pending[ref] = str(task['name_label'])
+                pending[ref] = task['name_label']
         operations, of_owners = {}, []     # type: Dict[str, str], List[str]       # by tasks
         for ref, vm in self.records('VM').items():
             operations.update(vm['current_operations'])
@@ -2308,11 +2286,9 @@ class Pool:
         found = {}             # type: Dict[str, float]
         with suppress(PoolError):
             for ref, task in self.records('task').items():
-                words = str(task['name_label']) + str(task.get('name_description'))
-                share = task.get('progress')
-                if (task['status'] == 'pending' and word in words and ref not in others and
-                        isinstance(share, float)):
-                    found[ref] = share
+                words = task['name_label'] + task['name_description']
+                if task['status'] == 'pending' and word in words and ref not in others:
+                    found[ref] = task['progress']
         return found
 
     def is_gone(self, kind: str, uuid: str) -> bool:
@@ -2329,8 +2305,8 @@ class Pool:
         for kind in ('VM', 'VDI', 'network'):
             found.append({})
             for ref, record in self.records(kind).items():
-                if config_in(record, MARK) == mark or (
-                        record.get('name_label') == marked_name(mark)):
+                if (record['other_config'].get(MARK) == mark or
+                        record['name_label'] == marked_name(mark)):
                     found[-1][ref] = record
         return Marked(*found)
 
@@ -2347,9 +2323,8 @@ class Pool:
 
     def own_record(self) -> Record:
         """Return the pool's own record, as the table has it."""
-        for record in self.table('pool').values():
-            return record
-        raise PoolError('XenAPI names no pool')
+        record, = self.table('pool').values()
+        return record
 
     def uuid(self) -> str:
         """Return the uuid of the pool."""
@@ -2357,17 +2332,13 @@ class Pool:
 
     def master(self) -> Record:
         """Return the record of the pool's master."""
-        master = self.table('host').get(self.own_record()['master'])
-        if not master:
-            raise PoolError('XenAPI names no master of the pool')
-        return master
+        return self.table('host')[self.own_record()['master']]
 
     def identity(self) -> Record:
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
-        versions = self.master().get('software_version', {})
-        return {'pool': {'name': pool.get('name_label', ''), 'uuid': pool['uuid']},
-                'xapi': str(versions.get('xapi', ''))}
+        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
+                'xapi': self.master()['software_version'].get('xapi', '')}
 
     def version(self) -> Tuple[int, int]:
         """Return major and minor version of the master's xapi; (0, 0) if unknown."""
@@ -7638,7 +7609,7 @@ class Restorer(Importer):
         owners = [vif['VM'] for vif in self.pool.records('VIF').values()
                   if vif['MAC'] in found.macs]
         for ref, vm in vms.items():
-            seed = config_in(vm, 'mac_seed')
+            seed = vm['other_config'].get('mac_seed')
             same = ref in owners or found.seed and seed == found.seed
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
                 raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '

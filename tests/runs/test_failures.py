@@ -7,7 +7,6 @@ import shutil
 import socket
 import unittest.mock
 
-import VmBackup
 from tests.tools.support import PoolCase
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
@@ -158,8 +157,7 @@ class FailuresOfOneVm(FailureCase):
                 ('VM-NOT-FOUND', lambda: self.fault(
                     'VM.get_record', 'refuse', error=['HANDLE_INVALID', 'VM', 'OpaqueRef:gone'])),
                 ('INTERNAL-ERROR', lambda: self.fault(
-                    'VM.get_record', 'print', value=dict(
-                        dict.fromkeys(VmBackup.FIELDS['VM'], [[]]), current_operations={}))),
+                    'VM.get_record', 'print', value={'uuid': ''})),
                 ('BACKUP-FAIL', lambda: self.put_file('BACKUPS/web'))):
             with self.subTest(token):
                 befalls()

@@ -17,7 +17,6 @@ except ImportError:
 
 PATIENCE = 0.3                 # seconds for a mail server that says nothing
 TEMPORARY = '451 4.3.0 later'
-RUBBISH = {'OpaqueRef:1': dict(dict.fromkeys(VmBackup.FIELDS['VM'], []), current_operations={})}
 
 
 class MailCase(PoolCase):
@@ -179,10 +178,10 @@ class WhenItIsSent(MailCase):
         self.early_end('XenAPI VM.get_all_records failed: INTERNAL_ERROR oops')
         self.fault('VM.get_all_records', 'print', value={'OpaqueRef:1': {}})
         self.early_end('XenAPI VM.get_all_records gave an unexpected answer')
-        self.fault('VM.get_all_records', 'print', value=RUBBISH)
-        text = self.early_end('a bug in VmBackup.py, please report it: TypeError')
+        self.fault('VM.get_all_records', 'print', value={'OpaqueRef:1': {'uuid': ''}})
+        text = self.early_end('a bug in VmBackup.py, please report it: KeyError')
         self.assertIn('Traceback (most recent call last):', text)
-        self.assertRegex(text, r'File ".*VmBackup.py", line \d+, in select')
+        self.assertRegex(text, r'File ".*VmBackup.py", line \d+, in vms')
         self.sim.down()
         self.early_end('Connection refused')
 
