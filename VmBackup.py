@@ -2397,8 +2397,8 @@ DROPPED = re.compile(
     r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', re.IGNORECASE)
 OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
     r'(success(_compress|_restore|_compressing)?|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|'
-    r'vm-metadata\.xml|vm\.cfg|RESTORE\.txt|DISK-[^/.]*(/v[bd][di]\.cfg)?|'
-    r'VIFs(/vif-[^/]*\.cfg)?)\Z')
+    r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*(/v[bd][di]\.cfg)?|'
+    r'VIFs(/vif-[^/]*\.cfg)?)\Z', re.IGNORECASE)      # as a share may list it
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 
 
@@ -2827,7 +2827,7 @@ def dated(pattern: str) -> Any:
             expression += f'(?P<{part}>[0-9]{{{digits}}})'
         else:
             expression += re.escape(part)
-    return re.compile(expression + r'\Z')
+    return re.compile(expression + r'\Z', re.IGNORECASE)      # as a share may list it
 
 
 def names_from(pattern: str, when: datetime.datetime) -> Iterator[Tuple[datetime.datetime, str]]:
@@ -3198,7 +3198,7 @@ class Backup(NamedTuple):
         """Return what the files of one without a manifest tell: vm.cfg, a DISK-xvda for each disk
         of the VM; its vdi-export has that one. Raise OSError."""
         disks = [{'device': name[len('DISK-'):]} for name in sorted(directories_in(self.path))
-                 if name.startswith('DISK-')]      # type: List[Dict[str, Any]]
+                 if name.upper().startswith('DISK-')]      # type: List[Dict[str, Any]]
         whole = any('.xva' in name for name in self.archives())
         return Manifest(
             name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
@@ -3590,7 +3590,7 @@ class Catalogue:
     def all_pool_dumps(self) -> List[List[str]]:
         """Return paths of the dumps in each directory for them, oldest first. Raise OSError."""
         return [self.dumps_in(f'{self.root}/{name}') for name in sorted(directories_in(self.root))
-                if name.startswith('METADATA_')]
+                if name.upper().startswith('METADATA_')]
 
     @staticmethod
     def dumps_in(directory: str, ending: str = '.dump') -> List[str]:
@@ -7110,7 +7110,7 @@ def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Dict[str, L
     for path in sorted(history.directory for history in histories
                        if not (history.holds_any() or history.refused)):
         found = []             # type: List[str]
-        if basename(path).startswith('METADATA_'):
+        if basename(path).upper().startswith('METADATA_'):
             with suppress(OSError):                    # unreadable, or gone
                 found = Store.dumps_in(path)
         if found:

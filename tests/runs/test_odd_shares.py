@@ -65,8 +65,7 @@ class ShareCase(OddShare, PoolCase):
                  'xvda of %d.0 KiB' % SIZES[number])):
             output = self.command(0, *words).output
             self.assertIn(told, output, words)
-            if 'lower' not in self.modes:
-                self.assertNotIn('remains', output)
+            self.assertNotIn('remains', output)
 
 
 class Twins(ShareCase):
