@@ -1633,14 +1633,6 @@ class Feeder:
             self.error = error
 
 
-class Result(NamedTuple):
-    """How a process ended."""
-
-    status: int                # exit status, or -N for signal N
-    output: bytes
-    errors: bytes
-
-
 def decoded(output: bytes) -> str:
     """Return what a program has written as text."""
     return output.decode('utf-8', 'replace').strip()
@@ -1648,7 +1640,7 @@ def decoded(output: bytes) -> str:
 
 def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
-        packer: Optional[Tuple[Sequence[str], int]] = None) -> Result:
+        packer: Optional[Tuple[Sequence[str], int]] = None) -> subprocess.CompletedProcess:
     """Run a program to its end, or if it is `cuttable` to a signal. A packer is a program that
     compresses its output, and the open file into which it does.
 
@@ -1673,7 +1665,7 @@ def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
             # it gets as long as any command without data.
             watchdog.limit = max(watchdog.limit, timeout)
 
-        def converse() -> List[Result]:
+        def converse() -> List[subprocess.CompletedProcess]:
             # It is fed in a thread of its own, as a child may say much before it reads on.
             feeding = threading.Thread(target=feed, daemon=True)
             if feeder:
@@ -1681,7 +1673,8 @@ def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
             results = []
             for each in children:
                 output, errors = each.communicate()
-                results.append(Result(each.returncode, output or b'', errors))
+                results.append(subprocess.CompletedProcess(
+                    each.args, each.returncode, output or b'', errors))
             if feeder:
                 feeding.join()
                 if feeder.error:
@@ -1701,8 +1694,8 @@ def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
         with signals.ending(children):
             results = bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
     last = results[-1]
-    if packer and last.status:
-        words = decoded(last.errors) or f'exit status {last.status}'
+    if packer and last.returncode:
+        words = decoded(last.stderr) or f'exit status {last.returncode}'
         raise CommandFailed(f'{command[0]} failed: {words}')
     return results[0]
 
@@ -1844,7 +1837,7 @@ class Xe:
         return decoded(self.issue(verb, parameters, at=at, cuttable=True,
                                   watchdog=watchdog, feeder=feeder, packer=packer))
 
-    def issue(self, verb: str, parameters: Dict[str, Any], logged: bool = True,
+    def issue(self, verb: str, parameters: Record, logged: bool = True,
               at: str = '', **how: Any) -> bytes:
         """Log and run a command: True becomes true, and new_name becomes new-name. Return its
         output; raise CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml),
@@ -1865,16 +1858,16 @@ class Xe:
                 number = f'{self.number}.cmd: '
             log(number + quoted(argv))
         result = run(given, XE_TIMEOUT, **how)
-        words = decoded(result.errors)
+        words = decoded(result.stderr)
         log(*words.splitlines())
-        if result.status:
+        if result.returncode:
             log('ERROR ' + quoted(argv))
-            last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.status}'
+            last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.returncode}'
             code = next((code for code, said in XE_CODES if re.search(said, last_words)), '')
             raise CommandFailed(f'xe {verb} failed: {last_words}', code)
         if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
-        return result.output
+        return result.stdout
 
 
 # ----------------------------------------------------------------------------------------------
@@ -2330,15 +2323,12 @@ class Pool:
         """Return the uuid of the pool."""
         return self.own_record()['uuid']
 
-    def master(self) -> Record:
-        """Return the record of the pool's master."""
-        return self.table('host')[self.own_record()['master']]
-
     def identity(self) -> Record:
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
+        versions = self.table('host')[pool['master']]['software_version']
         return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
-                'xapi': self.master()['software_version'].get('xapi', '')}
+                'xapi': versions.get('xapi', '')}
 
     def version(self) -> Tuple[int, int]:
         """Return major and minor version of the master's xapi; (0, 0) if unknown."""
@@ -2360,7 +2350,7 @@ class Pool:
         is compared where there is one."""
         if self.redirected:
             return False
-        master = self.master()
+        master = self.table('host')[self.own_record()['master']]
         here = installation_uuid()
         if here in [record['uuid'] for record in self.table('host').values()]:
             return bool(master['uuid'] == here)
@@ -6150,7 +6140,7 @@ class Run:
         return max(self.verdict().status, int(not self.mailed))
 
 
-def put_report(path: str, document: Dict[str, Any]) -> None:
+def put_report(path: str, document: Record) -> None:
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
     make_directories(dirname(path))
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
@@ -6879,8 +6869,8 @@ class BackupRun(Shared):
         log(f'{title}: df -Th {self.store.root}')
         try:
             result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
-            words = 'NOTE df failed: ' + decoded(result.errors)
-            log(*(words if result.status else decoded(result.output)).splitlines())
+            words = 'NOTE df failed: ' + decoded(result.stderr)
+            log(*(words if result.returncode else decoded(result.stdout)).splitlines())
         except CommandFailed as error:
             log(f'NOTE {error}')
 

@@ -43,6 +43,11 @@ def told(line):
     return [word.decode('utf-8', 'surrogateescape') for word in output.split(b'\0')[:-1]]
 
 
+def ended(done):
+    """(exit status, output, errors) of a program."""
+    return done.returncode, done.stdout, done.stderr
+
+
 class QuotedCommands(unittest.TestCase):
     def test_a_shell_makes_the_same_words_of_any_command(self):
         self.assertEqual(HOSTILE, told(VmBackup.quoted(HOSTILE)))
@@ -122,17 +127,17 @@ class Running(ProgramCase):
 
     def test_arguments_arrive_as_they_are(self):
         words = [word for word in HOSTILE if word]
-        result = VmBackup.run(['sh', '-c', TELL, 'sh'] + words, 60, None)
+        result = VmBackup.run(['sh', '-c', TELL, 'sh'] + words, 60)
         self.assertEqual(words, [word.decode('utf-8', 'surrogateescape')
-                                 for word in result.output.split(b'\0')[:-1]])
+                                 for word in result.stdout.split(b'\0')[:-1]])
 
     def test_status_and_large_output_and_errors_come_back(self):
         half = 'head -c 3000000 /dev/zero'
         result = VmBackup.run(['sh', '-c', '%s >&2 & %s; wait; echo out; echo err >&2; exit 3' % (
-            half, half)], 60, None)
+            half, half)], 60)
         zeros = bytes(3000000)
-        self.assertTrue((3, zeros + b'out\n', zeros + b'err\n') == result)
-        self.assertEqual(-9, VmBackup.run(['sh', '-c', 'kill -9 $$'], 60, None).status)
+        self.assertTrue((3, zeros + b'out\n', zeros + b'err\n') == ended(result))
+        self.assertEqual(-9, VmBackup.run(['sh', '-c', 'kill -9 $$'], 60).returncode)
 
     def test_one_that_closes_its_output_and_goes_on_is_waited_for(self):
         """subprocess of Python 3.6 cannot: it reads a closed file when it looks again."""
@@ -140,8 +145,8 @@ class Running(ProgramCase):
                        'echo out; exec >&-; sleep 0.5; echo err >&2; exit 3'):
             watchdog = VmBackup.Watchdog(60, lambda: 0, VmBackup.Meter('exported', 'x'))
             watchdog.every = 0.1
-            self.assertEqual((3, b'out\n', b'err\n'), VmBackup.run(
-                ['sh', '-c', script], 60, None, watchdog))
+            self.assertEqual((3, b'out\n', b'err\n'), ended(VmBackup.run(
+                ['sh', '-c', script], 60, False, watchdog)))
 
     def fed(self, script, pieces):
         """What a program of sh said, and what it got, of which the watchdog is told."""
@@ -149,7 +154,7 @@ class Running(ProgramCase):
         meter = VmBackup.Meter('restored', 'x')
         watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, meter)
         watchdog.every = 0.1
-        return VmBackup.run(['sh', '-c', script], 1, None, watchdog, feeder)
+        return ended(VmBackup.run(['sh', '-c', script], 1, False, watchdog, feeder))
 
     def test_one_that_says_much_before_it_reads_is_heard_and_fed(self):
         half = 'head -c 200000 /dev/zero'
@@ -170,17 +175,17 @@ class Running(ProgramCase):
             'echo words >&2; exit 4', (bytes(1 << 16) for _ in range(64))))
 
     def test_our_input_is_not_the_childs(self):
-        code = 'import VmBackup; print(VmBackup.run(["cat"], 60, None).output)'
+        code = 'import VmBackup; print(VmBackup.run(["cat"], 60).stdout)'
         output = subprocess.check_output([sys.executable, '-c', code], input=b'ours', cwd=ROOT)
         self.assertEqual(b"b''\n", output)
 
     def test_children_are_out_of_reach_of_the_terminals_ctrl_c(self):
         code = 'import os; print(os.getsid(0) == os.getpid() == os.getpgid(0))'
-        self.assertEqual(b'True\n', VmBackup.run([sys.executable, '-c', code], 60, None).output)
+        self.assertEqual(b'True\n', VmBackup.run([sys.executable, '-c', code], 60).stdout)
 
     def test_the_environment_is_inherited_without_options_for_xe(self):
         with mock.patch.dict(os.environ, XE_EXTRA_ARGS='server=x', OTHER='é'):
-            output = VmBackup.run(['env'], 60, None).output
+            output = VmBackup.run(['env'], 60).stdout
         self.assertNotIn(b'XE_EXTRA_ARGS', output)
         self.assertIn('OTHER=é'.encode('utf-8'), output.split(b'\n'))
 
@@ -192,10 +197,10 @@ class Running(ProgramCase):
                              (['sh', 'nul\0'], 'null byte'),
                              (['sh', 'x' * (1 << 22)], 'Argument list too long')):
             with self.subTest(argv[-1][-20:]):
-                message = self.refusal(argv, 60, None)
+                message = self.refusal(argv, 60)
                 self.assertTrue(message.startswith('cannot start %s: ' % argv[0]), message)
                 self.assertIn(reason, message)
-        self.assertIn('cannot start', self.refusal([self.script('')], 60, None))
+        self.assertIn('cannot start', self.refusal([self.script('')], 60))
 
     def test_what_takes_too_long_is_killed_with_what_it_started(self):
         script, real = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait', threading.Thread.join
@@ -271,7 +276,7 @@ class Running(ProgramCase):
     def test_a_signal_from_before_the_start_ends_an_export_too_but_no_step_without_signals(self):
         signals = self.handling()
         signals.note(signal.SIGINT)
-        self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60, None).output)
+        self.assertEqual(b'done\n', VmBackup.run(['echo', 'done'], 60).stdout)
         with self.assertRaises(VmBackup.Interrupted):
             VmBackup.run(['sleep', '60'], LIMIT, True)
         self.assertRaises(VmBackup.Interrupted, signals.check)
