@@ -3482,10 +3482,15 @@ class History:
 
     def half_deleted(self) -> List[str]:
         """Return the paths of what a run that ended early was deleting: dated directories, and
-        others that still have something of ours. Raise OSError."""
-        found = [name for name in self.names() if name.startswith(DELETING)]
-        return [f'{self.directory}/{name}' for name in found if self.date_of(name[len(DELETING):])
-                or 'ours' in Backup(f'{self.directory}/{name}').owners()]
+        others that still have something of ours."""
+        found = []
+        for name in self.names():
+            with suppress(OSError):                    # what may not be read is somebody's
+                path = f'{self.directory}/{name}'
+                if name.startswith(DELETING) and (
+                        self.date_of(name[len(DELETING):]) or 'ours' in Backup(path).owners()):
+                    found.append(path)
+        return found
 
 
 class Catalogue:
@@ -6987,8 +6992,12 @@ class VerifyCommand:
             if found.problems:
                 token = 'ERROR'
             texts = (found.problems or [PROVED[found.proved]]) + found.remarks
-            others = [name for name, _, whose in backup.contents() if whose == 'person']
-            if others not in ([], [PROTECTED]):
+            others = []        # type: List[str]
+            with suppress(OSError):                    # nobody needs them
+                used = [PROTECTED, *backup.archives()]
+                others += [name for name, _, whose in backup.contents() if name not in used and (
+                    whose == 'person' or name.endswith(IMAGES))]
+            if others:
                 texts.append('also there: ' + abbreviate(others))
             self.tell(path, token, '; '.join(texts))
             try:

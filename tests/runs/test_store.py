@@ -443,8 +443,12 @@ class Deletion(StoreCase):
             manifest, path = self.manifest('db'), self.dated('db')[-1]
             self.assertFalse([name for name in manifest['files']
                               if '@' in name or '._' in name or 'other' in name])
+            VmBackup.protect(VmBackup.Backup(path), True)
+            twin, = [name for name in manifest['files'] if name.startswith('db.')]
+            self.put_file('%s/%s.gz' % (path, twin))
             done = self.command(0, 'verify', path)
-            self.assertRegex(done.lines[0], '^good .*; also there: other.xva, [.]_db.xva$')
+            self.assertRegex(done.lines[0], '^good .*; also there: %s.gz, other.xva, [.]_db.xva$'
+                             % twin)
             os.chmod(path + '/@eaDir', 0o700)
 
     def test_a_file_system_that_is_mounted_in_a_backup_or_half_of_one_is_not_entered(self):
