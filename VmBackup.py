@@ -62,7 +62,6 @@ Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 
 import base64
 import collections
-import datetime
 import errno
 import fcntl
 import functools
@@ -83,6 +82,7 @@ import time
 import unicodedata
 import xml.parsers.expat
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from os.path import abspath, basename, dirname, realpath
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
@@ -345,26 +345,26 @@ MOST_VALUES = 2**15        # in one
 LONGEST_NUMBER = 20        # characters of a number in one
 
 
-def now() -> datetime.datetime:
+def now() -> datetime:
     """Return the local time without a zone, as directory names and logs carry it."""
-    return datetime.datetime.now()
+    return datetime.now()
 
 
-def iso(moment: datetime.datetime) -> str:
+def iso(moment: datetime) -> str:
     """Return a local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
     return moment.astimezone().isoformat(timespec='seconds')
 
 
-def local_time(seconds: float) -> datetime.datetime:
+def local_time(seconds: float) -> datetime:
     """Return the local time so many seconds after 1970, at most the year 9999."""
-    return datetime.datetime.fromtimestamp(max(0, min(seconds, 253370764800)))     # the year 9999
+    return datetime.fromtimestamp(max(0, min(seconds, 253370764800)))      # the year 9999
 
 
 def seconds_of(text: str) -> float:
     """Return the seconds since 1970 of a time that iso() wrote. Raise ValueError."""
     if not re.match(r'[-\d]{10}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
-    moment = datetime.datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z')
+    moment = datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z')
     return moment.timestamp()                          # Python 3.6 knows no colon in %z
 
 
@@ -381,13 +381,13 @@ def human_size(size: float) -> str:
 
 def utc(seconds: int) -> str:
     """Return the time so many seconds from now, as xapi writes times."""
-    moment = now().astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+    moment = now().astimezone(timezone.utc) + timedelta(seconds=seconds)
     return moment.strftime('%Y%m%dT%H:%M:%SZ')
 
 
 def seconds_ahead(text: str) -> int:
     """Return the seconds that a clock is ahead which says 20260301T00:10:01Z."""
-    there = datetime.datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
+    there = datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
     if abs(ahead) > 10**8:                             # three years
         raise ValueError('no time of this day')
@@ -1318,7 +1318,7 @@ class Policy(NamedTuple):
 class Aged(NamedTuple):
     """A good backup, as far as retention needs to know it."""
 
-    when: datetime.datetime    # local time
+    when: datetime             # local time
     sound: bool = True         # it was not found damaged
     disks: Sequence[str] = ()  # uuids and devices of the disks that are in it
     protected: bool = False
@@ -1328,7 +1328,7 @@ PERIODS = {                    # what the times in one have in common
     'hourly': lambda when: when.timetuple()[:4], 'daily': lambda when: when.timetuple()[:3],
     'weekly': lambda when: when.isocalendar()[:2],     # of ISO 8601, which begins on Monday
     'monthly': lambda when: when.timetuple()[:2], 'yearly': lambda when: when.year
-}                              # type: Dict[str, Callable[[datetime.datetime], Any]]
+}                              # type: Dict[str, Callable[[datetime], Any]]
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
@@ -2820,11 +2820,11 @@ def dated(pattern: str) -> Any:
     return re.compile(expression + r'\Z', re.IGNORECASE)      # as a share may list it
 
 
-def names_from(pattern: str, when: datetime.datetime) -> Iterator[Tuple[datetime.datetime, str]]:
+def names_from(pattern: str, when: datetime) -> Iterator[Tuple[datetime, str]]:
     """A time and the seconds after it, each with the name that a pattern makes of it: one may be
     taken already (strftime on Python 3.6 takes ASCII only under LANG=C)."""
     for seconds in range(60):
-        moment = when.replace(microsecond=0) + datetime.timedelta(seconds=seconds)
+        moment = when.replace(microsecond=0) + timedelta(seconds=seconds)
         yield moment, re.sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
 
 
@@ -3130,12 +3130,12 @@ class Backup(NamedTuple):
     trouble: Optional[OSError] = None  # why it could not be read
 
     @classmethod
-    def read(cls, path: str, date: Optional[datetime.datetime]) -> 'Backup':
+    def read(cls, path: str, date: Optional[datetime]) -> 'Backup':
         """Read a directory; `date` is the time that its name stands for, None for another name.
         Raise FileNotFoundError if it is gone."""
         when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Dict[str, int]
         outcome = 'failed' if date else 'foreign'
-        if date and date < now() + datetime.timedelta(days=1):     # else it counts as the oldest
+        if date and date < now() + timedelta(days=1):  # else it counts as the oldest
             when = date.timestamp()
         with suppress(ValueError, OverflowError):              # the ends of time
             started = as_time(iso(date)) if date else None
@@ -3344,13 +3344,13 @@ class History:
                 raise
         return []
 
-    def date_of(self, name: str) -> Optional[datetime.datetime]:
+    def date_of(self, name: str) -> Optional[datetime]:
         """Return the time that a directory's name stands for, None if it is not one of ours."""
         for expression in self.expressions:
             found = expression.match(name)
             if found:
                 with suppress(ValueError):             # the 31st of February
-                    when = datetime.datetime(*map(int, found.group(*'YmdHMS')))
+                    when = datetime(*map(int, found.group(*'YmdHMS')))
                     if when.year > 1:                  # timestamp() can do with it
                         return when
         return None
@@ -3751,7 +3751,7 @@ class Store(Catalogue):
             sync_directory(self.root)
         return history
 
-    def begin(self, history: History, when: datetime.datetime) -> NewBackup:
+    def begin(self, history: History, when: datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
         sync_directory(self.root)
@@ -3802,8 +3802,7 @@ class Store(Catalogue):
         if stays:
             sync_directory(path)       # else a power failure may bring a marker back
             path = rename(path, name)
-            log(f'***NOTE - {path} stays, with what this program did not make: '
-                f'{abbreviate(stays)}')
+            log(f'***NOTE - {path} stays, with what this program did not make: {abbreviate(stays)}')
         else:
             remove(path, True)
         return True
@@ -3978,7 +3977,7 @@ class Store(Catalogue):
 
     @staticmethod
     @contextmanager
-    def new_pool_dump(directory: str, when: datetime.datetime) -> Iterator[str]:
+    def new_pool_dump(directory: str, when: datetime) -> Iterator[str]:
         """Yield the path of a new dump of the pool database, which a command is to write under that
         name with PARTIAL; what a failure left of it is removed. Raise CommandFailed if the file is
         missing or empty, OSError."""
@@ -6333,7 +6332,7 @@ class VmBackup(Turn):
         del self.warnings[:]
         self.back_up(now())
 
-    def back_up(self, started: datetime.datetime) -> None:
+    def back_up(self, started: datetime) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
         job = self.job
         exporter = self.shared.exporter(job.method, self.warnings)
@@ -6426,7 +6425,7 @@ class VmBackup(Turn):
             failure.path != self.path and failure.path not in self.shared.ended and
             failure.unchanged_for() < LONGEST_SILENCE)
 
-    def new_directory(self, names: Sequence[str], started: datetime.datetime) -> None:
+    def new_directory(self, names: Sequence[str], started: datetime) -> None:
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
@@ -6460,7 +6459,7 @@ class VmBackup(Turn):
             if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
                 log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
 
-    def describe(self, started: datetime.datetime, snapshot: Snapshot) -> Dict[str, Any]:
+    def describe(self, started: datetime, snapshot: Snapshot) -> Dict[str, Any]:
         """Return the manifest, as far as it is known before the export."""
         vm, exporter = self.job.vm, self.exporter
         reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
