@@ -687,7 +687,7 @@ def space_bytes(text: str, total: int) -> int:
 def devices(text: str) -> str:
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
     text = re.sub(r'\s*,\s*', ',', text.lower())
-    device = '(xvd|hd|sd)[a-z]{1,2}'
+    device = '(xvd|hd|sd)[a-z]+'
     if not re.match(f'(boot|all|{device}(,{device})*)$', text):
         raise ValueError('invalid (expected boot, all, or devices such as xvda,xvdc)')
     return text
@@ -1951,10 +1951,15 @@ def marked_name(mark: str) -> str:
 
 
 def device_name(device: str, number: str) -> str:
-    """Return the device of a VBD. One of a VM that never ran has only a number (0 is xvda)."""
-    if not device and number.isdecimal() and int(number) < 26:
-        return 'xvd' + chr(ord('a') + int(number))
-    return device or number
+    """Return the device of a VBD. One of a VM that never ran has only a number: 0 is xvda, 26 is
+    xvdaa (xapi: device_number.ml, string_of_int26)."""
+    if device or not re.match('[0-9]{1,7}\\Z', number):
+        return device or number
+    letters, rest = '', int(number) + 1
+    while rest:
+        rest, letter = divmod(rest - 1, 26)
+        letters = chr(ord('a') + letter) + letters
+    return 'xvd' + letters
 
 
 def check_record(method: str, record: Any) -> Record:
@@ -4373,15 +4378,16 @@ class ArchiveReader(Reader):
             raise Damaged(f'ova.xml: {error}')
         for disk in vm.disks:
             self.read_disk(disk)
-        self.where = 'the end'                         # two blocks of zeros, and nothing more
+        self.where = 'the end'                         # two blocks of zeros, or as many as tar adds
         name, _ = self.member()
         if name:
             raise self.fault(f'{name} belongs to no disk')
         if any(self.fill(self.view[:BLOCK])):
             raise self.fault('a second block of zeros was expected')
-        got = self.source.fill(self.view[:BLOCK])
-        if got:
-            raise self.fault('something follows the end', got)
+        for got in iter(lambda: self.source.fill(self.view), 0):
+            more = bytes(self.view[:got]).lstrip(b'\0')
+            if more or got % BLOCK:
+                raise self.fault('something follows the end', len(more) or got % BLOCK)
         proved = 'checksums' if self.hashed else 'structure'
         sizes = [disk.size for disk in vm.disks if disk.size]
         if self.gaps and sizes[0] < CHUNK:             # xe vm-import takes that for all chunks'
@@ -4667,7 +4673,8 @@ def pieces_of(source: Source) -> Iterator[memoryview]:
 
 def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
-    which an import refuses (see `read_disk`), at the end, with ids that say so."""
+    which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
+    zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
     with opened(path) as source:
         reader = ArchiveReader(source)
         head, ova = reader.read_ova()
@@ -4686,9 +4693,13 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
         rest = reader.head
         for piece in pieces_of(source):
             rest += piece
-            yield rest[:-2 * BLOCK]
-            rest = rest[-2 * BLOCK:]
-        yield moved + rest                             # before the two blocks that end it
+            end = len(rest.rstrip(b'\0'))
+            end += -end % BLOCK
+            yield rest[:end]
+            rest = rest[end:]
+            if len(rest) > 2 * CHUNK:                  # a chunk is of one at most
+                break
+        yield moved + rest[:2 * BLOCK]
 
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:

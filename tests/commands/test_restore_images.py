@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -255,6 +256,23 @@ class SmallDisks(RestoreCase):
                         self.assert_restored(original, copy)
         self.assertGreater(refused, 2)
         self.ok(self.try_out('vm0'))
+
+    def test_one_that_tar_has_padded_with_blocks_of_zeros_is_verified_and_restored(self):
+        self.sim.pool._numbers = 8
+        self.ok(self.back_up('vm-export=vm[03]$'))
+        for name, blocks, pack in (('vm0', 18, ''), ('vm3', 9000, ''), ('vm3', 18, 'gzip')):
+            with self.subTest(name, blocks=blocks, pack=pack):
+                path = self.archive(name)
+                with open(path, 'ab') as stream:
+                    stream.write(bytes(blocks * 512))
+                copy = self.at('copy.xva')
+                shutil.copy(path, copy)
+                if pack:
+                    subprocess.check_call([pack, copy])
+                    copy += '.gz'
+                self.ok(self.vmbackup('verify', copy))
+                self.ok(self.restore(copy, 'name=copy %s%s' % (blocks, pack), 'verify=no'))
+                self.assert_restored(self.facts(name), 'copy %s%s' % (blocks, pack))
 
     def test_a_description_that_looks_like_an_id_stays_as_it_is(self):
         disk = self.sim.pool.ref_of('VDI', self.disk_of('vm0', '0'))

@@ -238,10 +238,12 @@ class Ends(Mutations):
             cuts += [self.chance.randrange(size) for _ in range(self.times(40))]
             cuts += [BLOCK * self.chance.randrange(size // BLOCK) for _ in range(self.times(20))]
             for words in self.assert_ends_are_found(data, cuts, (
-                    b'\0', bytes(BLOCK), bytes(10240), b'x', PAGE, data,
+                    b'\0', bytes(BLOCK) + b'x', bytes(10240) + data, b'x', PAGE, data,
                     noise(self.chance, self.chance.randrange(1, 9999)),
-                    bytes(self.chance.randrange(1, 9999)))):
+                    bytes(2 * self.chance.randrange(1, 9999) + 1))):
                 self.assertIn('something follows the end', words)
+            for blocks in 1, 18, 5000:                 # tar pads to 10,240 bytes
+                self.assertEqual(self.proof(data)[:2], self.proof(data + bytes(blocks * BLOCK))[:2])
             self.assert_found('half an end', data[:-BLOCK] + b'x' * BLOCK)
             for _ in range(self.times(8)):             # with the page of a failed export
                 cut = self.chance.randrange(BLOCK, size - 2 * BLOCK)

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import threading
+import time
 
+import VmBackup
 from tests.faults.faulting import opened, read_images
-from tests.simpool import archive
+from tests.simpool import archive, model
 from tests.tools.support import LIMIT, PoolCase
 
 OLD = '21.3'                       # the last xapi whose vm-snapshot cannot leave out disks
@@ -46,6 +48,45 @@ class DiskCase(PoolCase):
         thread = threading.Thread(target=wait)
         thread.start()
         self.addCleanup(thread.join)
+
+
+class Many(DiskCase):
+    """Disks beyond the 26th, of a VM that ran and of one that never did: that has only numbers."""
+
+    pool_description = {'vms': [{'name': name, 'ran': name == 'ran', 'disks': ['64 KiB'] * 28}
+                                for name in ('ran', 'new')]}
+
+    def test_a_number_is_named_as_xapi_names_it(self):
+        for number, device in ((0, 'xvda'), (25, 'xvdz'), (26, 'xvdaa'), (27, 'xvdab'),
+                               (51, 'xvdaz'), (52, 'xvdba'), (701, 'xvdzz'), (702, 'xvdaaa'),
+                               (model.MAX_DEVICE, 'xvdbgqcv')):
+            self.assertEqual(device, VmBackup.device_name('', str(number)))
+            self.assertEqual(device, model.linux_name('xvd', number, 0))
+        for number in '', 'xvdaa', '9' * 5000:
+            self.assertEqual(number, VmBackup.device_name('', number))
+
+    def test_are_exported_named_chosen_excluded_and_restored_whether_it_ran_or_not(self):
+        for vm in 'ran', 'new':
+            exclude = 'exclude-disk=%s/xvdab' % vm
+            done = self.ends(0, 'vdi-export=' + vm, exclude, vdi_disks='all')
+            self.assertIn('left out: xvdab (%s 27): %s' % (vm, exclude), done.lines)
+            manifest = self.manifest(vm)
+            self.assertEqual(['xvda', 'xvdy', 'xvdz', 'xvdaa'],
+                             [disk['device'] for disk in manifest['disks']][:1] +
+                             [disk['device'] for disk in manifest['disks']][-3:])
+            self.assertEqual('DISK-xvdaa.raw', manifest['disks'][26]['file'])
+            self.assertEqual(['xvdab'], [disk['device'] for disk in manifest['left_out']])
+            self.assertIn('DISK-xvdaa', os.listdir(self.newest(vm)))
+            self.assertIn('device=26 ', self.read(self.newest(vm, 'RESTORE.txt')))
+            time.sleep(1)
+            self.ends(0, 'vdi-export=' + vm, vdi_disks='xvdaa,xvdz,xvdb')
+            self.assertEqual({'DISK-xvdb.raw', 'DISK-xvdz.raw', 'DISK-xvdaa.raw'}, {
+                name for name in os.listdir(self.newest(vm)) if name.endswith('.raw')})
+            done = self.command(0, 'password', 'restore=' + self.newest(vm, 'DISK-xvdaa.raw'),
+                                'attach=' + vm)
+            self.assertIn('  attached: to %s as xvdac' % vm, done.output)
+            self.assertEqual(self.digest(vm, '26'), self.digest(vm, '28'))
+            self.before = self.contents()
 
 
 class LeftOut(DiskCase):
