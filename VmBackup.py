@@ -41,7 +41,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
      6 Retention     which backups to delete (pure)
      7 Processes     the only user of subprocess and signals
      8 Pool          the only user of XenAPI
-     9 Files         names, all that is done to files on a share, notes, processes
+     9 Files         names, all that is done to files on a share, records of what is in progress
     10 Catalogue     what backup_dir holds: it only reads
     11 Store         makes, completes, locks and deletes in backup_dir
     12 Formats       archives, images and dumps: read, verified, rewritten for a restore
@@ -2364,7 +2364,7 @@ class Pool:
 
 
 # ----------------------------------------------------------------------------------------------
-# 9. Files: names, all that is done to files on a share, notes, processes
+# 9. Files: names, all that is done to files on a share, records of what is in progress
 # ----------------------------------------------------------------------------------------------
 # Who can write to a share may put a link, a pipe, or a directory of others where ours was. So all
 # below backup_dir is reached from there by handles, part by part, and xe gets such a handle, too.
@@ -2394,6 +2394,8 @@ OURS = re.compile(             # what we, or 3.25, write into a dated directory 
     r'(success(_compress|_restore|_compressing)?|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|'
     r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*(/v[bd][di]\.cfg)?|'
     r'VIFs(/vif-[^/]*\.cfg)?)\Z', re.IGNORECASE)      # as a share may list it
+INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
+UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 
 
@@ -2884,34 +2886,6 @@ def programs_with(word: str, variable: str = '') -> List[int]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------
-# 10. Catalogue: what backup_dir holds; it only reads
-# ----------------------------------------------------------------------------------------------
-# backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
-# it is neither counted nor touched. A directory is read by Backup.read alone.
-
-MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
-MANIFEST = 'backup.json'   # in a dated directory that is complete
-INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
-GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
-METADATA = 'vm-metadata.xml'
-DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
-RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
-LOCKS = '.locks'           # in backup_dir: a file for each VM
-TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
-UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
-COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
-NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
-DISK_KEYS = ('device', 'uuid', 'name', 'virtual_size', 'file', 'why')  # of one in a manifest
-NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
-CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
-PROVED = {                 # from least to most
-    'length': 'readable, but nothing tells its expected size',
-    'restorable': 'intact, but xe vm-import refuses it as it is: restore it with restore=',
-    'structure': 'the structure is intact',
-    'checksums': 'all checksums match'}
-
-
 class Intent(NamedTuple):
     """A snapshot of ours, written down before it is made."""
 
@@ -2995,6 +2969,32 @@ def is_in_work(record: Any) -> bool:
     """Return whether the process of an Intent or a Restoring may go on, where nothing is locked."""
     host, own = own_process()
     return record.host != host or record.process != own and is_alive(record.process)
+
+
+# ----------------------------------------------------------------------------------------------
+# 10. Catalogue: what backup_dir holds; it only reads
+# ----------------------------------------------------------------------------------------------
+# backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
+# it is neither counted nor touched. A directory is read by Backup.read alone.
+
+MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
+MANIFEST = 'backup.json'   # in a dated directory that is complete
+GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
+METADATA = 'vm-metadata.xml'
+DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
+RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
+LOCKS = '.locks'           # in backup_dir: a file for each VM
+TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
+COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
+NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
+DISK_KEYS = ('device', 'uuid', 'name', 'virtual_size', 'file', 'why')  # of one in a manifest
+NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
+CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
+PROVED = {                 # from least to most
+    'length': 'readable, but nothing tells its expected size',
+    'restorable': 'intact, but xe vm-import refuses it as it is: restore it with restore=',
+    'structure': 'the structure is intact',
+    'checksums': 'all checksums match'}
 
 
 def as_size(value: Any) -> Optional[int]:
