@@ -1816,7 +1816,7 @@ class Xe:
 
     def __init__(self, numbered: bool = True) -> None:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
-        self.number = 0 if numbered else None          # type: Optional[int]
+        self.numbers = itertools.count(1) if numbered else None
 
     def ask(self, verb: str, **parameters: Any) -> bytes:
         """Return the output of a command that changes nothing, unlogged. Raise CommandFailed."""
@@ -1852,11 +1852,7 @@ class Xe:
         if re.search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
         if logged:
-            number = ''
-            if self.number is not None:
-                self.number += 1
-                number = f'{self.number}.cmd: '
-            log(number + quoted(argv))
+            log((f'{next(self.numbers)}.cmd: ' if self.numbers else '') + quoted(argv))
         result = run(given, XE_TIMEOUT, **how)
         words = decoded(result.stderr)
         log(*words.splitlines())
@@ -2012,11 +2008,10 @@ class Pool:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = login_word(word)
         usual = XAPI_SOCKET if password is None else XAPI_URL
-        url = os.environ.get('VMBACKUP_XAPI_URL') or usual
-        pool = cls(url)
+        pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or usual)
         Signals.current.logging_in = True
         try:
-            pool.login(password or '')
+            pool.login(password)
         except PoolError as error:
             if error.code != 'HOST_IS_SLAVE':
                 raise
@@ -2025,7 +2020,7 @@ class Pool:
                 master = f'[{master}]'                 # an IPv6 address
             pool = cls(f'https://{master}/')
             pool.redirected = True
-            pool.login(password or '')
+            pool.login(password)
         try:
             Signals.current.logging_in = False
             Signals.current.allow(CUT_GRACE)           # LOGIN_GRACE was for the login
@@ -2037,13 +2032,13 @@ class Pool:
                 bounded(lambda: pool.guarded('session.logout'), 'xapi')
             pool.session('close')()
 
-    def login(self, password: str) -> None:
+    def login(self, password: Optional[str]) -> None:
         """Log in as root."""
         if self.trusting:
             log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
                 'of this pool do not check theirs (use local as the password, or xe '
                 'pool-enable-tls-verification)')
-        self.guarded('login_with_password', 'root', password, '1.0', 'VmBackup.py')
+        self.guarded('login_with_password', 'root', password or '', '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a XenAPI call, which may be repeated: a restart of xapi ends
