@@ -497,6 +497,13 @@ class Locks(StoreCase):
                               % (name, self.backups, name), done.output)
                 self.assertIn('S:1 W:0 E:1', done.output)
 
+    def test_a_record_that_another_host_has_locked_is_not_taken_for_one_that_was_left(self):
+        """On CIFS nobody else can read it, either."""
+        self.put_file(self.backups + '/' + VmBackup.RESTORING.format('0' * 32), '{}')
+        for error, left in ((PermissionError(errno.EACCES, 'x'), 0), (OSError(errno.EIO, 'x'), 1)):
+            with unittest.mock.patch('VmBackup.load', side_effect=error):
+                self.assertEqual(left, len(store_at(self.backups, NAME).leftovers([], 0)))
+
     def test_names_that_a_windows_server_takes_for_one_have_one_and_threads_wait_for_theirs(self):
         for prelude in ('', 'no locks'):
             with self.subTest(prelude), contextlib.ExitStack() as stack:
