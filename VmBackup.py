@@ -60,6 +60,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
+import array
 import base64
 import collections
 import errno
@@ -4520,8 +4521,10 @@ class ImageReader(Reader):
             raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
         if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
-        table = self.take(table_at, 4 * count, 'its table of blocks')
-        return size, footer, struct.unpack(f'>{count}I', table)
+        table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
+        if sys.byteorder == 'little':
+            table.byteswap()       # of 2 TiB it has 4 MiB, where a tuple has 40
+        return size, footer, table
 
     def read_vhd(self, size: Optional[int]) -> Proof:
         """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
