@@ -7007,7 +7007,7 @@ class VerifyCommand:
             with suppress(OSError):                    # nobody needs them
                 used = [PROTECTED, *backup.archives()]
                 others += [name for name, _, whose in backup.contents() if name not in used and (
-                    whose == 'person' or name.endswith(IMAGES))]
+                    whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
             if others:
                 texts.append('also there: ' + abbreviate(others))
             self.tell(path, token, '; '.join(texts))

@@ -436,7 +436,7 @@ class Deletion(StoreCase):
 
     def test_what_is_dropped_or_put_into_a_directory_that_is_being_written_does_not_matter(self):
         drop = ('d="${1%/*}"; mkdir "$d/@eaDir" "$d/DISK-xvda/@eaDir" && cp "$1" "$d/._db.xva" && '
-                'cp "$1" "$d/other.xva" && chmod 0 "$d/@eaDir"')
+                'cp "$1" "$d/other.xva" && : > "$d/._.xva" && chmod 0 "$d/@eaDir"')
         self.prelude = AS_NO_MORE_THAN_THE_OWNER
         for line in ('vm-export=db', 'vdi-export=db'):
             self.ends(0, line, VMBACKUP_XE=self.xe_that(drop))
