@@ -71,11 +71,13 @@ class Properties(unittest.TestCase):
         self.random = random.Random(7)
 
     def history(self):
-        """Random times in order, some of them damaged."""
+        """Random times in order, some damaged, some protected, each with some of three disks."""
         start, span = datetime.datetime(2024, 2, 28), self.random.choice((3, 60, 1000, 30000))
         times = sorted(start + datetime.timedelta(hours=self.random.uniform(0, span))
                        for _ in range(self.random.randrange(40)))
-        return [VmBackup.Aged(when, self.random.random() < 0.9) for when in times]
+        return [VmBackup.Aged(when, self.random.random() < 0.9, self.random.choice(
+            (('a', 'xvda'), ('b', 'xvda', 'c', 'xvdb'), ('d',), ())), self.random.random() < 0.05)
+            for when in times]
 
     def policy(self):
         return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
@@ -84,22 +86,46 @@ class Properties(unittest.TestCase):
         """Among it: more rules never keep less, and pruning twice is pruning once."""
         for _ in range(300 * (10 if full() else 1)):
             backups, rules = self.history(), self.policy()
-            found = VmBackup.reasons(backups, rules)
-            with self.subTest(backups=backups, rules=rules):
-                sound = [(each, why) for each, why in zip(backups, found) if each.sound]
-                self.check_last(sound, rules.last)
-                for name, form in PERIOD.items():
-                    self.check_period(sound, name, form, getattr(rules, name))
-                for number, (each, why) in enumerate(zip(backups, found)):
-                    newer = sum(later.sound for later in backups[number + 1:])
-                    if not each.sound:
-                        self.assertEqual(newer < max(rules.last, 1), bool(why))
+            disks = self.random.sample((('a', 'xvda'), ('c', 'xvdb'), ('d', 'xvdc'), ('e', 'xvde')),
+                                       self.random.randrange(5))
+            found = VmBackup.reasons(backups, rules, disks)
+            with self.subTest(backups=backups, rules=rules, disks=disks):
+                self.check_rules(backups, rules)
+                self.check_disks(backups, disks, found, VmBackup.reasons(backups, rules))
                 kept = [each for each, why in zip(backups, found) if why]
-                self.assertTrue(all(VmBackup.reasons(kept, rules)))
+                self.assertTrue(all(VmBackup.reasons(kept, rules, disks)))
                 name = self.random.choice(RULES)
                 more = rules._replace(**{name: getattr(rules, name) + self.random.randrange(1, 5)})
-                for why, still in zip(found, VmBackup.reasons(backups, more)):
+                for why, still in zip(found, VmBackup.reasons(backups, more, disks)):
                     self.assertTrue(still or not why, more)
+
+    def check_rules(self, backups, rules):
+        found = list(zip(backups, VmBackup.reasons(backups, rules)))
+        self.assertEqual([each.protected for each in backups],
+                         [why == (VmBackup.PROTECTED,) for _, why in found])
+        counted = [(each, why) for each, why in found if not each.protected]
+        sound = [(each, why) for each, why in counted if each.sound]
+        self.check_last(sound, rules.last)
+        for name, form in PERIOD.items():
+            self.check_period(sound, name, form, getattr(rules, name))
+        for number, (each, why) in enumerate(counted):
+            if not each.sound:
+                newer = sum(later.sound for later, _ in counted[number + 1:])
+                self.assertEqual(newer < max(rules.last, 1), bool(why))
+
+    def check_disks(self, backups, disks, found, by_rules):
+        """What rules keep they keep for the same reasons; beyond it stays at most one backup a
+        disk, the newest sound one that has it."""
+        last = {max((number for number, each in enumerate(backups) if each.sound and
+                     set(disk) & set(each.disks)), default=None): disk[1] for disk in disks[::-1]}
+        last.pop(None, None)
+        self.assertEqual([why for why in by_rules if why],
+                         [why for why, rule in zip(found, by_rules) if rule])
+        extra = {number: why for number, why in enumerate(found) if why != by_rules[number]}
+        self.assertLessEqual(len(extra), len(disks))
+        self.assertEqual({number: VmBackup.ONLY + device for number, device in last.items()
+                          if not by_rules[number]},
+                         {number: why[0] for number, why in extra.items()})
 
     def check_last(self, sound, count):
         kept = [why for _, why in sound if 'last' in why]
