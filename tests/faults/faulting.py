@@ -48,11 +48,14 @@ MANIFEST = 'backup.json'
 RECORD = 'snapshot.json'
 LOCKS = '.locks'
 DELETING = '.deleting-'
+CLAIM = '.vm-'
 FAILED = 'backup-2019-03-09-(02:00:00)'
 NOTES = 'notes.txt'         # what people put into a dated directory, and @eaDir/x their NAS
 WRITE_TEST = '00VMbackupWriteTest'
 BACKUP_NAME = re.compile(r'backup-(\d{4})-(\d\d)-(\d\d)-\((\d\d):(\d\d):(\d\d)\)\Z')
 DUMPS = 'METADATA_'
+APP = 'abcdef01-2345-6789-9876-543210fedcba'    # uuid of the VM app, which has a namesake,
+TWIN = 'app~' + APP[:8]                         # and the name of its directory
 EXPORTED = re.compile(r'\.(xva|raw|vhd)(\.gz|\.zst)?\Z')
 MANIFEST_KEYS = set('schema version vm method host pool xapi number started finished files disks'
                     ' left_out snapshot verified warnings'.split())
@@ -147,7 +150,7 @@ def is_ours(relative, path):
     parts = os.path.normpath(relative).split(os.sep)
     if len(parts) == 1:
         return parts[0] == LOCKS or parts[0].startswith((WRITE_TEST, DUMPS))
-    return len(parts) == 2 and (is_dated(path) or parts[1].startswith(DELETING))
+    return len(parts) == 2 and (is_dated(path) or parts[1].startswith((DELETING, CLAIM)))
 
 
 def read(path):
@@ -266,19 +269,21 @@ class FaultCase(PoolCase):
         'vms': [
             {'name': 'web', 'power_state': 'Running', 'disks': [{'size': '1 MiB', 'fill': 1}]},
             {'name': 'db', 'disks': [{'size': '1 MiB', 'fill': 1}], 'ran': True},
-            {'name': 'app', 'ran': True, 'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB']},
+            {'name': 'app', 'uuid': APP, 'ran': True,
+             'disks': [{'size': '1 MiB', 'fill': 1}, '1 MiB']},
+            {'name': 'app', 'uuid': 'f' + APP[1:]},
             {'name': 'RESTORE_web', 'disks': ['1 MiB'], 'ran': True},
             {'name': 'other', 'disks': ['1 MiB'], 'snapshots': ['RESTORE_other']}]}
     leaves_things_behind = True         # what may be left is the third invariant's business
     kind = 'other faults'
-    rules = ('vm-export=web', 'vdi-export=db', 'vm-export=app')
+    rules = ('vm-export=web', 'vdi-export=db', 'vm-export=uuid:' + APP)
     keys = {}                           # type: Dict[str, Any]
     max_backups = 2
     keep = {}                           # type: Dict[str, int]
     script = SCRIPT
     patience = 10
     notes = None
-    linked = ('web', 'app')             # type: Tuple[str, ...]
+    linked = ('web', TWIN)              # type: Tuple[str, ...]
 
     def setUp(self):
         super().setUp()
@@ -327,8 +332,10 @@ class FaultCase(PoolCase):
                 str(keys))
 
     def make_history(self):
-        for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva')):
+        for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva'), (TWIN, 'xva')):
             self.old_backup_of_325(vm, 'backup-2019-03-01-(02:00:00)', extension)
+        for vm, uuid in (('app', 'f' + APP[1:]), (TWIN, APP)):
+            self.put(vm + '/backup-2019-03-01-(02:00:00)/vm.cfg', b'orig_uuid=%s\n' % uuid.encode())
         self.old_backup_of_325('web', 'backup-2019-03-08-(02:00:00)', 'xva')
         self.old_backup('db', 'backup-2019-03-08-(02:00:00)', 'vm.cfg')         # it failed
         self.put('web/KEEP-golden/web.xva', b'golden')
@@ -387,7 +394,8 @@ class FaultCase(PoolCase):
 
     def configured(self):
         words = [rule.partition('=') for rule in self.rules]
-        return {re.sub(r':\d+\Z', '', name): method for method, _, name in words
+        return {re.sub(r':\d+\Z', '', name.replace('uuid:' + APP, 'app')): method
+                for method, _, name in words
                 if method in ('vm-export', 'vdi-export')}
 
     def start(self, *arguments, **environ):
@@ -510,11 +518,12 @@ class FaultCase(PoolCase):
 
     def good(self):
         """{VM: its Backups, oldest first}; only those that have any. A directory that could be of
-        dumps is no VM's."""
+        dumps is no VM's, and the one that is called `app` where another has that VM's is not."""
+        others = (DUMPS, 'app') if APP in str(self.pool_description) else DUMPS
         found = {}
         for directory, paths in self.marked().items():
-            vm = ('./' + directory if directory.startswith(DUMPS)
-                  else urllib.parse.unquote(directory))
+            vm = ('./' + directory if directory.startswith(others) and directory != TWIN
+                  else urllib.parse.unquote(directory.replace(TWIN, 'app')))
             found[vm] = in_order([read_backup(path) for path in paths])
         return {vm: backups for vm, backups in found.items() if backups}
 

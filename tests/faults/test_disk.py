@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import unittest
 
-from tests.faults.faulting import FaultCase, sample, sampled
+from tests.faults.faulting import TWIN, FaultCase, sample, sampled
 from tests.simpool.archive import Image
 
 KIB = 1 << 10
@@ -94,7 +94,7 @@ class DiskCase(FaultCase):
     """
 
     pool_description = dict(FaultCase.pool_description, vms=[
-        dict(vm, disks=[{'size': '1 MiB', 'fill': 0}] * len(vm['disks']))
+        dict(vm, disks=[{'size': '1 MiB', 'fill': 0}] * len(vm.get('disks', ())))
         for vm in FaultCase.pool_description['vms']])
 
     @classmethod
@@ -342,7 +342,7 @@ class Vanishing(AtCalls):
         self.removed(2, '', lambda: shutil.rmtree(self.backups))
 
     def test_the_directory_of_a_vm_is_removed(self):
-        self.removed(3, 'app', lambda: shutil.rmtree(os.path.join(self.backups, 'app')))
+        self.removed(3, 'app', lambda: shutil.rmtree(os.path.join(self.backups, TWIN)))
 
     def test_the_new_directory_is_removed(self):
         def remove_new():
@@ -370,7 +370,8 @@ class Vanishing(AtCalls):
                         good={name: backups for name, backups in self.memory.good.items()
                               if vm and name != vm},
                         foreign={path: content for path, content in self.memory.foreign.items()
-                                 if not path.startswith(os.path.join(self.backups, vm))})
+                                 if not path.startswith(os.path.join(
+                                     self.backups, vm.replace('app', TWIN)))})
                 self.strike(number, '%s removed' % (vm or 'backup_dir'), event, mended,
                             settled=True)
 

@@ -127,7 +127,7 @@ class Busy(TwoRuns):
         self.injected('another run exports the VM')
         with self.exporting() as child:
             before = sorted(os.listdir(os.path.join(self.backups, 'web')))
-            second = self.finish(self.start_one(2, 'vm-export=web', 'vm-export=app'))
+            second = self.finish(self.start_one(2, 'vm-export=web', self.rules[2]))
             self.assertIsNone(child.poll(), second.output)
         self.assertEqual(before, sorted(os.listdir(os.path.join(self.backups, 'web'))))
         self.assertEqual(2, second.status, second.output)
