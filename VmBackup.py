@@ -1878,6 +1878,7 @@ MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which ha
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
+MAPS = ('other_config', 'current_operations')
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
              'VIFs guest_metrics snapshots').split()
 FIELDS = {                 # those of whole tables that are kept
@@ -1959,11 +1960,19 @@ def device_name(device: str, number: str) -> str:
     return 'xvd' + letters
 
 
+class Answer(dict):
+    """A record, or records by reference: what is not in it is no bug of ours."""
+
+    def __missing__(self, key: str) -> Any:
+        raise PoolError(f'XenAPI gave an unexpected answer: there is no {key}')
+
+
 def check_record(method: str, record: Any) -> Record:
     """Return an object's record. Raise PoolError for what is none: each has a uuid."""
-    if not isinstance(record, dict) or 'uuid' not in record:
+    if not isinstance(record, dict) or 'uuid' not in record or not all(
+            isinstance(record.get(field, {}), dict) for field in MAPS):
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
-    return record
+    return Answer(record)
 
 
 class Pool:
@@ -2100,10 +2109,8 @@ class Pool:
     def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
-        records = self.get(method, dict, *arguments)
-        for record in records.values():
-            check_record(method, record)
-        return records
+        return Answer((ref, check_record(method, record))
+                      for ref, record in self.get(method, dict, *arguments).items())
 
     def record(self, kind: str, ref: str) -> Record:
         """Return an object's record, as it is now. One call."""
@@ -2121,9 +2128,10 @@ class Pool:
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
-                self.tables[kind] = {
-                    ref: {field: record[field] for field in FIELDS[kind] if field in record}
-                    for ref, record in self.records(kind).items()}
+                self.tables[kind] = Answer(
+                    (ref, Answer((field, record[field]) for field in FIELDS[kind]
+                                 if field in record))
+                    for ref, record in self.records(kind).items())
             return self.tables[kind]
 
     def vms(self, marks: Sequence[str] = ()) -> List[Vm]:
@@ -2317,8 +2325,9 @@ class Pool:
 
     def own_record(self) -> Record:
         """Return the pool's own record, as the table has it."""
-        record, = self.table('pool').values()
-        return record
+        for record in self.table('pool').values():
+            return record
+        raise PoolError('XenAPI names no pool')
 
     def uuid(self) -> str:
         """Return the uuid of the pool."""

@@ -7,7 +7,7 @@ import shutil
 import socket
 import unittest.mock
 
-from tests.tools.support import PoolCase
+from tests.tools.support import PoolCase, RUBBISH
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
 BEGUN = 150000                     # bytes of web's archive or image: in mid-export
@@ -157,7 +157,7 @@ class FailuresOfOneVm(FailureCase):
                 ('VM-NOT-FOUND', lambda: self.fault(
                     'VM.get_record', 'refuse', error=['HANDLE_INVALID', 'VM', 'OpaqueRef:gone'])),
                 ('INTERNAL-ERROR', lambda: self.fault(
-                    'VM.get_record', 'print', value={'uuid': ''})),
+                    'VM.get_record', 'print', value=dict(RUBBISH, name_label=[[]]))),
                 ('BACKUP-FAIL', lambda: self.put_file('BACKUPS/web'))):
             with self.subTest(token):
                 befalls()

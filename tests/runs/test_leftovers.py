@@ -253,11 +253,13 @@ class ChangesInTheNight(LeftoverCase):
 
     def test_without_hosts_the_dump_fails_and_without_the_pools_uuid_the_vm_too(self):
         for table, counts in (('host', 'S:1 W:0 E:1'), ('pool', 'S:0 W:0 E:2')):
-            with self.subTest(table):
-                self.setUp()
-                self.fault(table + '.get_all_records', 'print', times=0, value=[])
-                self.ends(2, 'vm-export=db', pool_db_backup=1)
-                self.assertIn('vmbackup.py,end,ERROR,' + counts, self.status())
+            for answer in ([], {}):
+                with self.subTest((table, answer)):
+                    self.setUp()
+                    self.fault(table + '.get_all_records', 'print', times=0, value=answer)
+                    done = self.ends(2, 'vm-export=db', pool_db_backup=1)
+                    self.assertNotIn('a bug', done.output)
+                    self.assertIn('vmbackup.py,end,ERROR,' + counts, self.status())
 
     def test_no_table_of_vms_ends_the_run_in_one_line(self):
         self.fault('VM.get_all_records', 'print', value=[])

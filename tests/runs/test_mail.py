@@ -8,7 +8,7 @@ import unittest
 import VmBackup
 from tests.tools.smtp_sink import (CERTIFICATE, DRIP, DROP, FLOOD, SILENCE, SmtpSink,
                                    deaf_port)
-from tests.tools.support import HOST, PoolCase
+from tests.tools.support import HOST, RUBBISH, PoolCase
 
 try:
     import aiosmtpd.controller
@@ -178,8 +178,8 @@ class WhenItIsSent(MailCase):
         self.early_end('XenAPI VM.get_all_records failed: INTERNAL_ERROR oops')
         self.fault('VM.get_all_records', 'print', value={'OpaqueRef:1': {}})
         self.early_end('XenAPI VM.get_all_records gave an unexpected answer')
-        self.fault('VM.get_all_records', 'print', value={'OpaqueRef:1': {'uuid': ''}})
-        text = self.early_end('a bug in VmBackup.py, please report it: KeyError')
+        self.fault('VM.get_all_records', 'print', value={'OpaqueRef:1': RUBBISH})
+        text = self.early_end('a bug in VmBackup.py, please report it: TypeError')
         self.assertIn('Traceback (most recent call last):', text)
         self.assertRegex(text, r'File ".*VmBackup.py", line \d+, in vms')
         self.sim.down()

@@ -11,7 +11,7 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import SMALL, PoolCase, shared_without_pool
+from tests.tools.support import RUBBISH, SMALL, PoolCase, shared_without_pool
 
 NAMES = ('one', 'two', 'three', 'four')
 PREFIX = re.compile(r'\[([^]]*)\] ')
@@ -135,7 +135,7 @@ class Told(ParallelCase):
 
     def test_a_failure_or_a_bug_in_one_does_not_stop_the_others(self):
         self.fault('vm-snapshot', 'refuse', nth=2, error=['SR_FULL'])
-        self.fault('VM.get_record', 'print', nth=3, value={'uuid': ''})
+        self.fault('VM.get_record', 'print', nth=3, value=dict(RUBBISH, name_label=[[]]))
         done = self.back_up('vm-export=.*', parallel=4)
         self.assertEqual(2, done.status, done.output)
         self.assertRegex(done.output, r'\[(\w+)\] ERROR vm-export INTERNAL-ERROR \1: a bug in '
