@@ -30,11 +30,12 @@ def seen(text):
 
 
 class OneHostileName(PoolCase):
-    """A VM, its disk and its network of that name, through all that gets to a person."""
+    """A pool and all in it of that name, through all that gets to a person, or to a shell."""
 
-    pool_description = {'networks': [NAME], 'vms': [
-        {'name': NAME, 'disks': [{'size': '64 KiB', 'name': NAME}], 'ran': True, 'tags': [NAME],
-         'networks': [NAME]}]}
+    pool_description = {'name': NAME, 'hosts': [NAME], 'networks': [NAME], 'vms': [
+        {'name': NAME, 'description': NAME, 'networks': [NAME], 'ran': True, 'tags': [NAME],
+         'other_config': {NAME: NAME},
+         'disks': [{'size': '64 KiB', 'name': NAME, 'description': NAME}]}]}
 
     def told(self, status, *words, **environ):
         done = self.command(status, *words, **environ)

@@ -7,7 +7,7 @@ import shutil
 import socket
 import unittest.mock
 
-from tests.tools.support import PoolCase, RUBBISH
+from tests.tools.support import RUBBISH, TIME_STAMP, PoolCase
 
 REFUSED = {'do': 'refuse', 'error': ['SR_BACKEND_FAILURE_46', '', 'The VDI is not available', '']}
 BEGUN = 150000                     # bytes of web's archive or image: in mid-export
@@ -53,6 +53,9 @@ class FailingSteps(FailureCase):
         self.assert_clean()
         self.assertEqual(['third/DATED/success'],
                          [path for path in self.tree() if '/success' in path])
+        self.assertIn('web/DATED/vm.cfg', self.tree())
+        for line in done.output.splitlines():
+            self.assertRegex(line, TIME_STAMP)
         return done
 
     def test_a_step_that_is_refused_or_dies_half_way_has_its_token_and_leaves_nothing(self):

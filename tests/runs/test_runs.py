@@ -119,15 +119,18 @@ class Rotation(RunCase):
             self.old_backup('db', name, 'success')
         target = self.old_backup('elsewhere', 'precious', 'success')
         os.symlink(target, os.path.join(self.backups, 'db', 'backup-2018-01-01-(00:00:00)'))
-        self.put_file('BACKUPS/db/notes.txt')
+        loose = {'0-notes.txt', 'zz', 'backup-2019-03-01-(00:00:00)', '.nfs000001'}
+        for name in loose:
+            self.put_file('BACKUPS/db/' + name, 'mine')
         for _ in range(2):
             self.ends(0, 'vm-export=db:1')
         names = os.listdir(os.path.join(self.backups, 'db'))
-        self.assertEqual(set(kept) | {'notes.txt', 'backup-2018-01-01-(00:00:00)'},
+        self.assertEqual(set(kept) | loose | {'backup-2018-01-01-(00:00:00)'},
                          set(names) - {os.path.basename(path) for path in self.dated('db')
                                        if path.endswith(')') and '-202' in path})
         self.assertTrue(os.path.exists(os.path.join(target, 'success')))
         self.assertEqual(1, len([name for name in names if '-202' in name]))
+        self.assertEqual({'mine'}, {self.read('BACKUPS/db', name) for name in loose})
 
     def test_failed_backups_never_push_out_good_ones(self):
         good = self.old_backup('db', 'backup-2019-01-01-(00:00:00)', 'success')

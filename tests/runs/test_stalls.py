@@ -3,9 +3,7 @@ gone; and what had to be left in the pool is removed by the next run."""
 
 import glob
 import os
-import unittest
 
-import VmBackup
 from tests.tools.support import LIMIT, SMALL, PoolCase
 
 EXPORTS = {'vm-export': ('vm-export', 2, 'VM-EXPORT-FAIL'),      # the first is of the metadata
@@ -114,57 +112,6 @@ class Stalls(StallCase):
         self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
                       '(stall_timeout), with 6 bytes exported', done.lines)
         self.assertRaises(ProcessLookupError, os.kill, int(self.read(pid)), 0)
-
-
-class Watch(unittest.TestCase):
-    """The watchdog, with a clock of its own."""
-
-    def setUp(self):
-        self.now = self.size = 0
-        self.meter = VmBackup.Meter('exported', 'web.xva')
-        self.progress = {}
-        self.asked = 0
-        self.watchdog = VmBackup.Watchdog(60, lambda: self.size, self.meter, self.ask)
-        self.after(1)
-
-    def ask(self):
-        self.asked += 1
-        return self.progress
-
-    def after(self, seconds):
-        """So many seconds after it last saw something move, the watchdog looks."""
-        self.watchdog.standing = lambda: seconds
-        self.watchdog.check()
-        return self.watchdog.standing()
-
-    def assert_stalled(self):
-        with self.assertRaises(VmBackup.CommandFailed) as caught:
-            self.after(61)
-        self.assertIn('no progress for 1 minutes (stall_timeout)', str(caught.exception))
-
-    def test_nothing_moves(self):
-        self.assertEqual(60, self.after(60))
-        self.assert_stalled()
-
-    def test_the_limit_and_the_size_are_told(self):
-        self.watchdog.limit, self.size = 90, 3 << 30
-        self.after(61)
-        with self.assertRaisesRegex(VmBackup.CommandFailed, r'^no progress for 1\.5 minutes '
-                                    r'\(stall_timeout\), with 3\.0 GiB exported$'):
-            self.after(91)
-
-    def test_a_file_that_grows_starts_the_time_anew_and_the_task_is_not_asked(self):
-        for size in (1, 2, 1 << 40):
-            self.size = size
-            self.assertLess(self.after(61), 60)
-        self.assertEqual(0, self.asked)
-        self.assert_stalled()
-
-    def test_a_task_that_moves_starts_the_time_anew(self):
-        for progress in ({'a': 0.1}, {'a': 0.2}, {}, {'a': 0.2, 'b': 0.0}):
-            self.progress = progress
-            self.assertLess(self.after(61), 60)
-        self.assert_stalled()
 
 
 class LeftBehind(StallCase):
