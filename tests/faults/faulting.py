@@ -283,7 +283,7 @@ class FaultCase(PoolCase):
     script = SCRIPT
     patience = 10
     notes = None
-    linked = ('web', TWIN)              # type: Tuple[str, ...]
+    linked = ('web', 'app')             # type: Tuple[str, ...]
 
     def setUp(self):
         super().setUp()
@@ -308,6 +308,11 @@ class FaultCase(PoolCase):
 
     # What the runs find
 
+    @property
+    def twin(self):
+        """The name of the directory of the VM app."""
+        return TWIN if APP in str(self.pool_description) else 'app'
+
     def prepare(self):
         """Have a history; where another test made it in the same circumstances, a copy of that."""
         key = self.circumstances()
@@ -322,7 +327,7 @@ class FaultCase(PoolCase):
         self.put(os.path.join(self.outside, 'web.xva'), b'far away')
         for vm in self.linked:
             os.symlink(self.outside, os.path.join(
-                self.backups, vm, 'backup-2018-01-01-(00:00:00)'))
+                self.backups, vm.replace('app', self.twin), 'backup-2018-01-01-(00:00:00)'))
 
     def circumstances(self):
         """What a history depends on; keys that name this test's files are no matter of it."""
@@ -332,9 +337,10 @@ class FaultCase(PoolCase):
                 str(keys))
 
     def make_history(self):
-        for vm, extension in (('web', 'xva'), ('db', 'raw'), ('app', 'xva'), (TWIN, 'xva')):
+        for vm, extension in (('web', 'xva'), ('db', 'raw'), (self.twin, 'xva')):
             self.old_backup_of_325(vm, 'backup-2019-03-01-(02:00:00)', extension)
-        for vm, uuid in (('app', 'f' + APP[1:]), (TWIN, APP)):
+        for vm, uuid in (('app', 'f' + APP[1:]), (TWIN, APP)) if self.twin == TWIN else ():
+            self.put(vm + '/backup-2019-03-01-(02:00:00)/success', b'')
             self.put(vm + '/backup-2019-03-01-(02:00:00)/vm.cfg', b'orig_uuid=%s\n' % uuid.encode())
         self.old_backup_of_325('web', 'backup-2019-03-08-(02:00:00)', 'xva')
         self.old_backup('db', 'backup-2019-03-08-(02:00:00)', 'vm.cfg')         # it failed
@@ -518,13 +524,16 @@ class FaultCase(PoolCase):
 
     def good(self):
         """{VM: its Backups, oldest first}; only those that have any. A directory that could be of
-        dumps is no VM's, and the one that is called `app` where another has that VM's is not."""
-        others = (DUMPS, 'app') if APP in str(self.pool_description) else DUMPS
+        dumps is no VM's, nor is the one that is called `app` where its namesake has it."""
         found = {}
         for directory, paths in self.marked().items():
-            vm = ('./' + directory if directory.startswith(others) and directory != TWIN
+            backups = in_order([read_backup(path) for path in paths])
+            vm = ('./' + directory if directory.startswith(DUMPS)
                   else urllib.parse.unquote(directory.replace(TWIN, 'app')))
-            found[vm] = in_order([read_backup(path) for path in paths])
+            if directory == 'app' and self.twin == TWIN and not any(
+                    backup.manifest and backup.manifest['vm']['uuid'] == APP for backup in backups):
+                vm = './app'
+            found[vm] = backups
         return {vm: backups for vm, backups in found.items() if backups}
 
     def foreign(self):
