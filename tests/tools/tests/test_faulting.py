@@ -7,7 +7,8 @@ import shutil
 import unittest
 import unittest.mock
 
-from tests.faults.faulting import EVERY, FULL, MANIFEST, PHASE, RECORD, SEED, FaultCase, sample
+from tests.faults.faulting import EVERY, FULL, MANIFEST, NOTES, PHASE, RECORD, SEED
+from tests.faults.faulting import FaultCase, sample
 from tests.tools.support import Done
 
 
@@ -76,7 +77,7 @@ class Invariants(FaultCase):
         os.unlink(os.path.join(self.outside, 'web.xva'))
         self.assert_found(2)
         self.put(os.path.join(self.outside, 'web.xva'), b'far away')
-        link = os.path.join(self.backups, 'app', 'backup-2018-01-01-(00:00:00)')
+        link = os.path.join(self.backups, self.twin, 'backup-2018-01-01-(00:00:00)')
         os.unlink(link)
         os.mkdir(link)
         self.assert_found(2)
@@ -138,8 +139,9 @@ class Invariants(FaultCase):
         self.spoil_a_new_one('app', MANIFEST, lambda path: self.put(path, b'{"number": 9}'))
 
     def spoil_a_new_one(self, vm, name, spoil):
-        new = os.path.join(self.backups, vm, 'backup-2030-01-01-(00:00:00)')
-        shutil.copytree(self.newest(vm), new)
+        newest = self.newest(vm)
+        new = os.path.join(os.path.dirname(newest.rstrip('/')), 'backup-2030-01-01-(00:00:00)')
+        shutil.copytree(newest, new, ignore=shutil.ignore_patterns(NOTES, '@eaDir'))
         self.verified.clear()
         spoil(os.path.join(new, name))
         self.assert_found(4)
