@@ -1321,7 +1321,7 @@ class Aged(NamedTuple):
 
     when: datetime             # local time
     sound: bool = True         # it was not found damaged
-    disks: Sequence[str] = ()  # uuids and devices of the disks that are in it
+    disks: Sequence[Tuple[str, str]] = ()      # uuid and device of those that are in it
     protected: bool = False
 
 
@@ -1332,6 +1332,15 @@ PERIODS = {                    # what the times in one have in common
 }                              # type: Dict[str, Callable[[datetime], Any]]
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
+
+
+def has_disk(held: Sequence[Tuple[str, str]], disk: Tuple[str, str],
+             disks: Sequence[Tuple[str, str]]) -> bool:
+    """Return whether a disk of a VM, which has these disks now, is among those that are held: by
+    its uuid or by its device, unless that was another one's, as devices are exchanged."""
+    others = {uuid for uuid, _ in disks if uuid} - {disk[0]}
+    return any(uuid and uuid == disk[0] or device == disk[1] and uuid not in others
+               for uuid, device in held)
 
 
 def reasons(backups: Sequence[Aged], policy: Policy,
@@ -1363,7 +1372,7 @@ def reasons(backups: Sequence[Aged], policy: Policy,
     expendable = [why for why in found if not why]
     for disk in disks:
         holders = [why for why, backup in zip(found, backups)
-                   if backup.sound and not set(disk).isdisjoint(backup.disks)]
+                   if backup.sound and has_disk(backup.disks, disk, disks)]
         if holders and any(holders[-1] is why for why in expendable):
             holders[-1].append(ONLY + disk[1])
     return [tuple(why) for why in found]
@@ -2397,8 +2406,8 @@ DROPPED = re.compile(
     r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', re.IGNORECASE)
 OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
     r'(success(_compress|_restore|_compressing)?|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|'
-    r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*(/v[bd][di]\.cfg)?|'
-    r'VIFs(/vif-[^/]*\.cfg)?)\Z', re.IGNORECASE)      # as a share may list it
+    r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*/(v[bd][di]\.cfg)?|'
+    r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', re.IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
@@ -2636,7 +2645,7 @@ def sift(path: str, is_ours: Callable[[str], Any],
         each = part + name
         if called_so and is_dropped(f'{path}/{each}', is_directory):
             yield each, is_directory, 'dropped'
-        elif not is_ours(each):
+        elif not is_ours(each + '/' if is_directory else each):
             yield each, is_directory, 'person'
         else:
             inner = list(sift(path, is_ours, each + '/')) if is_directory else []
@@ -2879,6 +2888,13 @@ def prepare_notes() -> None:
                 remove(path)
 
 
+def own_pool() -> str:
+    """Return the uuid of the pool of this host's last run, '' if it is not noted here."""
+    with suppress(OSError, ValueError):
+        return str(parse_json(load(note_of('pool'), LONGEST_RECORD)))
+    return ''
+
+
 def programs_with(word: str, variable: str = '') -> List[int]:
     """The processes of this host that have a word in their arguments, and a variable, as NAME=TEXT
     with a NUL, in their environment (Linux: proc(5), cmdline and environ)."""
@@ -3057,8 +3073,8 @@ class Manifest(NamedTuple):
     disks: Sequence[Dict[str, Any]] = ()       # that are in it
     left_out: Sequence[Dict[str, Any]] = ()    # the others of the VM
     pool: str = ''             # uuid
-    host: str = ''             # the name of that which made it
-    earlier: Sequence[str] = ()        # uuids of VMs that are gone, whose backups lay beside it
+    # Uuids of VMs that are gone, whose backups lay beside it; None: a release before made it, which
+    earlier: Optional[Sequence[str]] = None    # did not tell of all disks, or 3.25
     verified: Dict[str, Any] = {}      # as finding() has it
     test_restore: Dict[str, Any] = {}
     digests: Dict[str, Any] = {}       # SHA-256 by the names of the files, uncompressed
@@ -3083,7 +3099,7 @@ class Manifest(NamedTuple):
             {name: size for name, size in value_in(document, 'files', {}).items()
              if as_size(size) == size and not DROPPED.search(name)},
             disks, left_out, value_in(value_in(document, 'pool', {}), 'uuid', ''),
-            value_in(document, 'host', ''), texts_in(document, 'earlier'), finding(verified),
+            texts_in(document, 'earlier') if 'earlier' in document else None, finding(verified),
             finding(value_in(document, 'test_restore', {})),
             value_in(verified, 'digests', {}), bool(document))
 
@@ -3106,10 +3122,9 @@ class Manifest(NamedTuple):
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
-    def holds(self) -> List[str]:
-        """The uuids and devices of the disks that are in it."""
-        return [value_in(disk, key, '') for disk in self.disks for key in ('uuid', 'device')
-                if value_in(disk, key, '')]
+    def holds(self) -> List[Tuple[str, str]]:
+        """Uuid and device of each disk that is in it."""
+        return [(value_in(disk, 'uuid', ''), value_in(disk, 'device', '')) for disk in self.disks]
 
     @property
     def of_the_vm(self) -> List[Tuple[str, str]]:
@@ -3154,15 +3169,15 @@ class Backup(NamedTuple):
                 manifest = Manifest.of(Manifest.document(path))
                 seen = cls(path, manifest=manifest)
                 good = seen.has_marker()
-                if not manifest.known and (good or date):
-                    manifest = seen.as_of_3_25()
+                if manifest.earlier is None and (good or date):
+                    manifest = seen.with_devices()
                 protected = is_there(seen.file(PROTECTED))
                 if good or date:
                     sizes = {name: size for name, size in manifest.files.items()
                              if name.endswith(IMAGES)}
                     sizes = sizes or {name: status_of(seen.file(name)).st_size
                                       for name in seen.archives()}
-                    if not (good or sizes) and seen.owners() == {'person'}:
+                    if not good and seen.owners() == {'person'}:
                         outcome = 'remains'
         except FileNotFoundError:
             raise
@@ -3194,16 +3209,20 @@ class Backup(NamedTuple):
             return found.group(1) if found else ''
         return ''
 
-    def as_of_3_25(self) -> Manifest:
-        """Return what the files of one without a manifest tell: vm.cfg, a DISK-xvda for each disk
-        of the VM; its vdi-export has that one. Raise OSError."""
-        disks = [{'device': name[len('DISK-'):]} for name in sorted(directories_in(self.path))
-                 if name.upper().startswith('DISK-')]      # type: List[Dict[str, Any]]
-        whole = any('.xva' in name for name in self.archives())
-        return Manifest(
-            name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
-            disks=[disk for disk in disks if whole or disk['device'] == 'xvda'],
-            left_out=[disk for disk in disks if not whole and disk['device'] != 'xvda'])
+    def with_devices(self) -> Manifest:
+        """Return its manifest, with what its files tell: 3.25 wrote none, release 5.0.0 not all
+        disks; but vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
+        manifest = self.manifest
+        devices = [name[len('DISK-'):] for name in sorted(directories_in(self.path))
+                   if name.upper().startswith('DISK-')]
+        if not manifest.known:
+            whole = any('.xva' in name for name in self.archives())
+            manifest = manifest._replace(
+                name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
+                disks=[{'device': device} for device in devices if whole or device == 'xvda'])
+        known = [disk.get('device') for disk in [*manifest.disks, *manifest.left_out]]
+        return manifest._replace(left_out=[*manifest.left_out, *(
+            {'device': device} for device in devices if device not in known)])
 
     def archives(self) -> List[str]:
         """Return the names of its archives and images: those in the manifest, or what a person has
@@ -3256,8 +3275,9 @@ class Backup(NamedTuple):
                 if whose == 'ours' and not is_directory]
 
     def owners(self) -> Set[str]:
-        """Return whose the things in it are, but for what was dropped there. Raise OSError."""
-        return {whose for _, _, whose in self.contents() if whose != 'dropped'}
+        """Return whose the things in it are, but for what was dropped there; an archive or image
+        may be a person's. Raise OSError."""
+        return {whose for _, _, whose in sift(self.path, OURS.match) if whose != 'dropped'}
 
     def occupied(self) -> int:
         """Return the bytes that its files take on disk. Raise OSError."""
@@ -3419,11 +3439,12 @@ class History:
         return found
 
     def last_owner(self) -> Owner:
-        """Return whose they are by the newest backup that tells it."""
-        for backup in reversed(self.completed()):
-            manifest = backup.manifest
-            if manifest.uuid:
-                return Owner(manifest.uuid, manifest.pool, manifest.earlier)
+        """Return whose they are by the newest backup that tells it, of this host's pool if any
+        is."""
+        found = [backup.manifest for backup in self.completed()[::-1] if backup.manifest.uuid]
+        pool = own_pool()
+        for manifest in [each for each in found if each.pool == pool] or found:
+            return Owner(manifest.uuid, manifest.pool, manifest.earlier or ())
         return Owner()
 
     def disks(self, owner: Owner) -> List[Tuple[str, str]]:
@@ -3447,15 +3468,21 @@ class History:
     def owner(self) -> Vm:
         """Return the VM that they are of: its uuid by the newest, even a failure or one in
         progress, tags by its newest backup; no `tags` in the record: not known."""
-        uuid, record = '', {}  # type: str, Dict[str, Any]
-        for backup in self.read(True):
-            manifest = backup.manifest
-            if uuid and manifest.uuid != uuid:
-                break                                  # it was another VM's before
-            uuid = manifest.uuid
-            if uuid and manifest.tags is not None:
-                record = {'tags': manifest.tags}
-            if record or uuid and backup.outcome in COMPLETE:
+        pool = own_pool()
+        for pools in (['', pool], []) if pool else ([],):      # if any is of this host's pool
+            uuid, record = '', {}      # type: str, Dict[str, Any]
+            for backup in self.read(True):
+                manifest = backup.manifest
+                if pools and manifest.pool not in pools:
+                    continue
+                if uuid and manifest.uuid != uuid:
+                    break                              # it was another VM's before
+                uuid = manifest.uuid
+                if uuid and manifest.tags is not None:
+                    record = {'tags': manifest.tags}
+                if record or uuid and backup.outcome in COMPLETE:
+                    break
+            if uuid:
                 break
         return Vm(self.directory, uuid, self.vm_name(), record)
 
@@ -3468,11 +3495,11 @@ class History:
         claims = [uuid for uuid in sorted(uuids) if CLAIM + uuid in self.names()]
         return claims[0] if claims else ''
 
-    def last_size(self, names: Sequence[str]) -> int:
-        """Return the bytes of files of these names, each in the last backup that has one."""
+    def last_size(self, names: Sequence[str], owner: Owner) -> int:
+        """Return the bytes of files of these names, each in the owner's last that has one."""
         sizes = {}             # type: Dict[str, int]
-        for backup in self.backups():
-            for name in names if backup.outcome in COMPLETE else ():
+        for backup in self.completed():
+            for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
                     sizes[name] = occupied(backup.file(name))
         return sum(sizes.values())
@@ -3802,7 +3829,9 @@ class Store(Catalogue):
         stays = []             # type: List[str]
         with hold(path):
             backup = Backup(path, manifest=Manifest.of(Manifest.document(path)))
-            for each, is_directory, whose in backup.contents():
+            # Without the manifest an image of a person's could be taken for ours: it goes last.
+            for each, is_directory, whose in sorted(backup.contents(),
+                                                    key=lambda each: each[0] == MANIFEST):
                 if whose == 'person':
                     stays.append(each)
                 elif whose == 'ours':
@@ -6261,6 +6290,7 @@ class Shared(Run):
         if intent and intent.pool != self.pool.uuid():
             log(f'***NOTE - {backup.path} records a snapshot in another pool, '
                 f'{intent.pool}: not touched')
+            self.doubtful.append(backup.path)
             return
         if intent:
             self.not_removed[backup.path] = intent.uuid
@@ -6421,15 +6451,13 @@ class VmBackup(Turn):
         return known
 
     def drop_last_failure(self) -> None:
-        """Delete the records of failures, but for one of a snapshot that may be in the pool, or of
-        another VM of the pool."""
-        others = set(self.pool.names) - {self.job.vm.uuid}
+        """Delete the records of failures, but for one of a snapshot that may be in a pool."""
         log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.backups():
             if failure.trouble:
                 self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
                                      f'deleted: {failure.trouble.strerror}')
-            if failure.outcome == 'failed' and failure.manifest.uuid not in others and (
+            if failure.outcome == 'failed' and (
                     failure.path not in self.shared.doubtful):
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
                     if self.may_be_made(failure):
@@ -6451,7 +6479,7 @@ class VmBackup(Turn):
         gain = 0               # bytes
         if self.settings.pre_clean:
             gain = sum(old.occupied() for old, why in self.judged(Aged(started)) if not why)
-        self.last = self.history.last_size(names)
+        self.last = self.history.last_size(names, self.owner())
         shared = self.shared
         with shared.beginning:
             due = sum(other.unwritten() for other in list(shared.writing))
@@ -6581,18 +6609,18 @@ class VmBackup(Turn):
                         new: Aged) -> None:
         """Log what only a disk keeps, and which disks are in no good backup; have the run tell of
         the backups of others in the directory."""
-        held = set(new.disks)
         for backup, why in judged:
-            if backup.outcome == 'good':
-                held.update(backup.manifest.holds)
             if why and why[0].startswith(ONLY):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
-        lacking = [device for uuid, device in Manifest.of(self.manifest).of_the_vm
-                   if held.isdisjoint([uuid, device])]
+        owner, disks = self.owner(), Manifest.of(self.manifest).of_the_vm
+        held = [*new.disks]
+        for backup in self.history.completed(True):
+            if backup.outcome == 'good' and owner.rotates(backup):
+                held += backup.manifest.holds
+        lacking = [disk[1] for disk in disks if not has_disk(held, disk, disks)]
         if lacking:
             log('***NOTE - in no good backup: disk ' + ', '.join(lacking))
-        owner = self.owner()
         for backup in self.history.completed():
             if backup.path != self.path and not owner.rotates(backup):
                 uuid, pool = backup.manifest.uuid, backup.manifest.pool
@@ -6793,6 +6821,8 @@ class BackupRun(Shared):
         with tolerating(self.warnings, 'cannot tell which pool this is'):
             self.identity = self.pool.identity()
         self.clean_up()
+        with suppress(OSError):
+            write_json(note_of('pool'), self.identity['pool']['uuid'])
         if self.settings.pool_db_backup:
             with self.surviving('pool database not backed up: '):
                 self.back_up_pool_database()
@@ -7271,17 +7301,22 @@ class Pruning:
         self.previewing = bool(options['preview'])
         self.kept = self.deleted = self.errors = self.freed = 0
         # Uuids of a pool and of a VM whose backups are to go where they are not those of the VM
-        # whose directory it is.
+        # whose directory it is; of a VM that has a good one in its own.
         self.pool = options['pool']
         chosen = selector(options['vm']) if options['vm'] else None
         self.vm = chosen.word if chosen and chosen.kind == 'uuid' else ''
+        self.at_home = False
 
-    def lets_go(self, backup: Backup, owner: Owner) -> bool:
-        """Return whether somebody else's backup was asked to go."""
-        manifest = backup.manifest
-        return not owner.rotates(backup) and bool(
-            self.pool and owner.pool not in ('', self.pool) and manifest.pool == self.pool or
-            self.vm and owner.uuid not in ('', self.vm) and manifest.uuid == self.vm)
+    def let_go(self, history: History) -> List[Backup]:
+        """Return the backups of others that were asked to go: of another pool, where the owner has
+        a good one; of another VM of this pool, which has a good one in its own directory."""
+        owner, found = history.last_owner(), history.completed()
+        good = any(each.outcome == 'good' and not owner.other(each) for each in found)
+        others = [each for each in found if not owner.rotates(each)]
+        if self.pool:
+            return [each for each in others if good and each.manifest.pool == self.pool]
+        return [each for each in others if self.at_home and each.manifest.uuid == self.vm
+                and each.manifest.pool in ('', owner.pool)]
 
     def prune(self, job: Job, history: History, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
@@ -7305,11 +7340,12 @@ class Pruning:
                 self.fail(backup.path, backup.trouble)
         good = [backup for backup in backups if backup.outcome in COMPLETE]
         ours = [backup for backup in good if owner.rotates(backup)]
+        let_go = self.let_go(history)
         judged = judge(ours, policy, history.disks(owner))
         reasons_by_path = {backup.path: why for backup, why in judged}
         for backup in good:
             why = reasons_by_path.get(backup.path, (owner.other(backup),))
-            if self.lets_go(backup, owner):
+            if backup in let_go:
                 why = (PROTECTED,) if backup.protected else ()
             if not by_rules and backup in ours:
                 continue
@@ -7326,14 +7362,15 @@ class Pruning:
         if backup.outcome not in COMPLETE or backup.protected:
             why = 'it is protected' if backup.protected else 'expected its dated directory'
             raise UsageError(f'no backup that can be deleted: {path} ({why})')
+        owner = Owner(backup.manifest.uuid, backup.manifest.pool)
         others = [each.manifest.holds for each in
                   History(dirname(path), self.store.patterns).completed(True)
-                  if each.path != path and each.outcome == 'good']
-        lost = [device for uuid, device in backup.manifest.of_the_vm
-                if {uuid, device}.intersection(backup.manifest.holds)
-                and not any({uuid, device}.intersection(holds) for holds in others)]
+                  if each.path != path and each.outcome == 'good' and not owner.other(each)]
+        disks = backup.manifest.of_the_vm
+        lost = [disk[1] for disk in disks if has_disk(backup.manifest.holds, disk, disks)
+                and not has_disk(list(itertools.chain(*others)), disk, disks)]
         if not others:
-            log('***NOTE - no other good backup is in its directory')
+            log('***NOTE - no other good backup of this VM is in its directory')
         elif lost:
             log('***NOTE - no other good backup there has disk ' + ', '.join(lost))
         self.delete(backup)
@@ -7381,14 +7418,14 @@ def to_prune(target: Opened, selector_text: str,
     wanted = [] if pruning.pool else histories
     if selector_text:
         pairs, _ = select_histories(histories, target.config, selector_text)
-        wanted = [history for _, history in pairs if history in wanted]
-    found = []
-    for job, history in chosen:
-        owner = history.last_owner()
-        if history in wanted or any(pruning.lets_go(backup, owner)
-                                    for backup in history.completed()):
-            found.append((job, history, history in wanted))
-        history.listed = None
+        wanted = [history for _, history in pairs]
+    pruning.at_home = any(
+        backup.outcome == 'good' and backup.manifest.uuid == pruning.vm == history.last_owner().uuid
+        for history in histories for backup in history.completed())
+    found = [(job, history, history in wanted) for job, history in chosen
+             if history in wanted or pruning.let_go(history)]
+    for history in histories:
+        history.listed = None                          # it is looked at anew under the lock
     if not found:
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
                          f'{selector_text or "pool=" + pruning.pool} chooses')
@@ -7399,9 +7436,10 @@ def run_prune(line: CommandLine) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line.words[0])
     settings, store = target.config.settings, target.store
-    if target.kind not in ('config', 'backup') or (
-            target.kind == 'backup' and (line.options['vm'] or line.options['pool'])):
-        raise UsageError(f'no config-file, or vm= and pool= with a backup: {line.words[0]}')
+    given = bool(line.options['vm']) + bool(line.options['pool'])
+    if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
+        raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
+                         + line.words[0])
     store.check(settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
@@ -7468,20 +7506,12 @@ class Sources:
         path = abspath(native(word))
         kind = kind_of(path)
         ROOTS.add(root_of(path))
-        histories = []
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
-            directory = os.path.join(self.store.root, native(word))
-            histories = [self.store.history(word), History(directory, self.store.patterns)]
-            alike = folded(path_part(word))
-            histories += [each for each in self.store.histories() if TWIN.search(each.directory)
-                          and folded(basename(each.directory)[:-9]) == alike]
-            # On a share that takes names for the same, the first may be another VM's.
-            histories.sort(key=lambda each: encoded(each.vm_name()) != encoded(word))
+            found = self.called(word)
+            if found:
+                return self.of_backup(self.newest(found, date))
         if kind == 'history':
-            histories.append(History(path, self.store.patterns))
-        for history in histories:
-            if history.holds_any():
-                return self.of_backup(self.newest(history, date))
+            return self.of_backup(self.newest([History(path, self.store.patterns)], date))
         if kind not in ('file', 'backup'):
             raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
                              'backup or file (see from=, and the command list)')
@@ -7494,20 +7524,45 @@ class Sources:
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def newest(self, history: History, date: str) -> Backup:
-        """Return the newest good backup of a time that begins so. Raise UsageError, TargetError."""
+    def called(self, word: str) -> List[History]:
+        """Return the directories of VMs of that name, where there are namesakes or a share takes
+        names for the same, or else the directory of that name."""
+        directory = os.path.join(self.store.root, native(word))
+        named = History(directory, self.store.patterns)
+        if TWIN.search(word) and named.holds_any():
+            return [named]
+        alike = folded(path_part(word))
+        found = [self.store.history(word)]
+        found += [each for each in self.store.histories() if TWIN.search(each.directory)
+                  and folded(basename(each.directory)[:-9]) == alike]
+        found = [each for each in found if each.holds_any()]
+        named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
+        return named_so or found or [named] * named.holds_any()
+
+    def newest(self, histories: Sequence[History], date: str) -> Backup:
+        """Return the newest good backup of a time that begins so, of this host's pool if it has
+        any. Raise UsageError if it may be of one VM or of another; TargetError without any."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
                              '2026-03-01)')
-        for backup in in_order(list(history.read(True)))[::-1]:
-            if backup.trouble and backup.outcome == 'unreadable':
-                log(f'***NOTE - skipped: {explain(backup.trouble)}')
-            when = re.sub('[^0-9]', '', backup.started or '')
-            if when.startswith(digits) and backup.outcome == 'good':
-                return backup
-        of_date = f'of {date} ' if date else ''
-        raise TargetError(f'no good backup {of_date}in {history.directory}')
+        pool, newest = own_pool(), []      # type: str, List[Backup]
+        for history in histories:
+            good = []          # type: List[Backup]
+            for backup in in_order(list(history.read(True)))[::-1]:
+                if backup.trouble and backup.outcome == 'unreadable':
+                    log(f'***NOTE - skipped: {explain(backup.trouble)}')
+                when = re.sub('[^0-9]', '', backup.started or '')
+                if when.startswith(digits) and backup.outcome == 'good':
+                    good.append(backup)
+            newest += ([each for each in good if each.manifest.pool == pool] or good)[:1]
+        if not newest:
+            of_date = f'of {date} ' if date else ''
+            raise TargetError(f'no good backup {of_date}in {histories[0].directory}')
+        if len({backup.manifest.uuid for backup in newest}) > 1:
+            raise UsageError('more than one VM of that name (give the directory of the one that is '
+                             f'meant: {", ".join(dirname(backup.path) for backup in newest)})')
+        return max(newest, key=lambda backup: backup.when)
 
     def of_backup(self, backup: Backup) -> Chosen:
         """Return the archive or image of a backup; raise TargetError if it has not just one."""
@@ -7785,7 +7840,7 @@ class TestRestore(Run):
         """Test the newest good backup; record how that ended if it was tried and no signal came."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Record
         try:
-            backup = self.sources.newest(history, '')
+            backup = self.sources.newest([history], '')
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
                 name = chosen.vm or basename(history.directory)
@@ -7878,9 +7933,7 @@ class StatusCheck:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
         self.found += [(1, text) for text in plan.warnings]
         vms = {}               # type: Dict[str, Stock]
-        here = [backup for vm in stocks for backup in vm.backups
-                if backup.manifest.host == os.uname().nodename]
-        pool = max(here, key=lambda backup: backup.when).manifest.pool if here else ''
+        pool = own_pool()
         for vm in sorted(stocks, key=lambda stock: stock.newest(pool).when):
             vms[vm.uuid or vm.path] = vm               # of a VM that was renamed, the newer one
         bad, ages, size = [], [], 0

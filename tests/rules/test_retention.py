@@ -75,9 +75,9 @@ class Properties(unittest.TestCase):
         start, span = datetime.datetime(2024, 2, 28), self.random.choice((3, 60, 1000, 30000))
         times = sorted(start + datetime.timedelta(hours=self.random.uniform(0, span))
                        for _ in range(self.random.randrange(40)))
+        a, b, c, d = ('a', 'xvda'), ('b', 'xvda'), ('c', 'xvdb'), ('d', '')
         return [VmBackup.Aged(when, self.random.random() < 0.9, self.random.choice(
-            (('a', 'xvda'), ('b', 'xvda', 'c', 'xvdb'), ('d',), ())), self.random.random() < 0.05)
-            for when in times]
+            ([a], [b, c], [d], [])), self.random.random() < 0.05) for when in times]
 
     def policy(self):
         return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
@@ -117,7 +117,8 @@ class Properties(unittest.TestCase):
         """What rules keep they keep for the same reasons; beyond it stays at most one backup a
         disk, the newest sound one that has it."""
         last = {max((number for number, each in enumerate(backups) if each.sound and
-                     set(disk) & set(each.disks)), default=None): disk[1] for disk in disks[::-1]}
+                     VmBackup.has_disk(each.disks, disk, disks)), default=None): disk[1]
+                for disk in disks[::-1]}
         last.pop(None, None)
         self.assertEqual([why for why in by_rules if why],
                          [why for why, rule in zip(found, by_rules) if rule])
@@ -140,6 +141,17 @@ class Properties(unittest.TestCase):
         wanted = sorted(each.when for each in newest.values())
         self.assertEqual(wanted[max(0, len(wanted) - count):] if count else [],
                          [each.when for each, why in sound if name in why])
+
+
+class SameDisk(unittest.TestCase):
+    def test_a_disk_is_known_by_uuid_or_device_but_not_by_a_device_that_was_anothers(self):
+        now = [('a', 'xvda'), ('b', 'xvdc'), ('c', 'xvdb')]    # b and c have changed places
+        for held, devices in (
+                ([('a', 'xvda'), ('b', 'xvdb')], 'xvda xvdc'),
+                ([('moved', 'xvda'), ('', 'xvdb')], 'xvda xvdb'), ([('c', 'xvdz')], 'xvdb'),
+                ([('b', '')], 'xvdc'), ([], '')):
+            self.assertEqual(devices.split(), [disk[1] for disk in now
+                                               if VmBackup.has_disk(held, disk, now)], held)
 
 
 class Candidates(unittest.TestCase):

@@ -73,7 +73,8 @@ class Store(PoolCase):
             for day in range(1, 8):
                 path = self.old_backup(vm, 'backup-2026-01-0%d-(00:00:00)' % day, 'success')
                 self.put_file(os.path.join(path, 'backup.json'), '{"number": %d, "started": '
-                              '"2026-01-0%dT00:00:00+00:00", "files": {"x.xva": 7}}' % (day, day))
+                              '"2026-01-0%dT00:00:00+00:00", "files": {"x.xva": 7}, '
+                              '"earlier": []}' % (day, day))
 
     @contextlib.contextmanager
     def watched(self):

@@ -4,10 +4,11 @@ called; and that the last one that has a disk stays."""
 import itertools
 import json
 import os
+import shutil
 
 import VmBackup
 
-from tests.tools.support import PoolCase
+from tests.tools.support import PoolCase, store_at
 
 OTHER_POOL = '99999999-9999-4999-8999-999999999999'
 
@@ -73,17 +74,6 @@ class Rotation(IdentityCase):
         self.assertIn('2 kept, 2 would be deleted', self.command(0, *words, 'preview').output)
         self.command(0, *words)
         self.assertEqual(([4, 5], 2), (self.kept(), len(self.dated('db'))))
-
-    def test_the_failure_of_another_vm_that_lives_stays_and_that_of_one_that_is_gone_goes(self):
-        self.backed_up()
-        second = self.new_vm()
-        for number, uuid in enumerate((second, OTHER_POOL, self.first), 1):
-            self.old_backup('web', 'backup-2025-01-0%d-(03:00:00)' % number, 'vm.cfg')
-            self.put_file(os.path.join(self.dated('web')[number - 1], 'vm.cfg'),
-                          'orig_uuid=%s\n' % uuid)
-        self.ends(0, 'vm-export=uuid:' + self.first)
-        self.assertEqual('backup-2025-01-01-(03:00:00)', self.names('web')[0])
-        self.assertEqual(3, len(self.dated('web')))
 
     def test_those_of_a_vm_that_is_gone_are_rotated_with_those_of_its_successor(self):
         for _ in range(2):
@@ -155,23 +145,100 @@ class Told(IdentityCase):
         self.assertIn('NOTE - this backup is of another pool, ' + OTHER_POOL,
                       self.command(0, *restore).output)
 
-    def test_status_looks_at_the_pool_of_its_host_and_tells_of_earlier_vms(self):
-        for _ in range(2):
+    def test_commands_look_at_the_pool_of_this_hosts_last_run(self):
+        for _ in range(3):
             self.backed_up(max_backups=9)
-        self.edit(self.dated('web')[1], lambda told: told.update(
-            host='elsewhere', pool={'name': '', 'uuid': OTHER_POOL}))
+        for number in (1, 2):
+            self.of_another_pool(number)
+            self.edit(self.dated('web')[number], lambda told: told['vm'].update(uuid=OTHER_POOL))
         self.edit(self.dated('web')[0], lambda told: told.update(
             started='2026-01-01T03:00:00+00:00'))
-        config = self.config('vm-export=web')
+        config = self.config('vm-export=uuid:' + self.first, max_backups=1)
         self.assertIn('no good backup within 26h: web (', self.command(2, 'status', config).output)
-        self.edit(self.dated('web')[0], lambda told: told.update(host='elsewhere'))
-        self.assertIn('OK', self.command(0, 'status', config).output)
+        self.assertIn('3 kept, 0 deleted', self.command(0, 'prune', config).output)
+        self.assertIn(self.dated('web')[0], self.command(
+            0, 'password', 'restore=web', 'from=' + config, 'preview').output)
+        shutil.rmtree(os.path.join(self.sim.directory, 'state'))
+        self.assertIn('(none)', self.command(2, 'status', config).output)
+        self.assertIn(self.dated('web')[2], self.command(
+            0, 'password', 'restore=web', 'from=' + config, 'preview').output)
+
+    def test_status_tells_that_the_newest_good_one_is_of_an_earlier_vm(self):
+        self.backed_up()
         self.xe('vm-uninstall', 'uuid=' + self.first, 'force=true')
         self.new_vm()
         self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
         self.ends(2, 'vm-export=web')
         self.assertIn('the newest good backup of web is of another VM, ' + self.first,
-                      self.vmbackup('status', config).output)
+                      self.vmbackup('status', self.config('vm-export=web')).output)
+
+    def test_a_restore_by_a_name_that_two_vms_had_asks_for_the_directory(self):
+        self.backed_up()
+        second = self.new_vm()
+        self.ends(0, 'vm-export=uuid:' + second)
+        restore = 'from=' + self.backups, 'preview'
+        twin = 'web~' + second[:8]
+        done = self.command(2, 'password', 'restore=web', *restore)
+        self.assertIn('more than one VM of that name (give the directory of the one that is meant: '
+                      '%s/web, %s/%s)' % (self.backups, self.backups, twin), done.output)
+        for word, name in ((twin, twin), (self.backups + '/web', 'web')):
+            self.assertIn(self.dated(name)[0],
+                          self.command(0, 'password', 'restore=' + word, *restore).output)
+        os.unlink(os.path.join(self.dated('web')[0], 'success'))
+        self.assertIn(self.dated(twin)[0],
+                      self.command(0, 'password', 'restore=web', *restore).output)
+
+
+class LettingGo(IdentityCase):
+    """What prune deletes of others, when that is asked."""
+
+    def setUp(self):
+        super().setUp()
+        for _ in range(3):
+            self.backed_up(max_backups=9)
+        self.config_file = self.config('vm-export=web', max_backups=9)
+
+    def lets_go(self, status, word, days):
+        done = self.command(status, 'prune', self.config_file, word)
+        self.assertEqual(days, self.kept())
+        return done
+
+    def test_not_the_backups_of_a_vm_that_has_no_good_one_in_a_directory_of_its_own(self):
+        """The newest one there is another pool's, or a VM's with which 5.0.0 mixed it."""
+        for change in (lambda told: (told['pool'].update(uuid=OTHER_POOL),
+                                     told['vm'].update(uuid=OTHER_POOL)),
+                       lambda told: told['vm'].update(uuid=OTHER_POOL)):
+            shutil.rmtree(os.path.join(self.sim.directory, 'state'), ignore_errors=True)
+            self.edit(self.dated('web')[2], change)
+            self.lets_go(2, 'vm=uuid:' + self.first, [1, 2, 3])
+
+    def test_not_those_of_a_pool_while_the_owner_has_no_good_one(self):
+        for number in (0, 1):
+            self.of_another_pool(number)
+        marker = 'verified', {'fault': 'x', 'when': '2026-01-01T03:00:00+00:00'}
+        self.edit(self.dated('web')[2], lambda told: told.update([marker]))
+        self.lets_go(2, 'pool=' + OTHER_POOL, [1, 2, 3])
+        self.edit(self.dated('web')[2], lambda told: told.pop('verified'))
+        self.command(2, 'prune', self.config_file, 'pool=' + OTHER_POOL, 'vm=web')
+        self.lets_go(0, 'pool=' + OTHER_POOL, [3])
+
+
+class Needless(IdentityCase):
+    """What failures others must not cause."""
+
+    def test_the_large_backup_of_another_vm_is_no_measure_of_the_space_that_is_needed(self):
+        self.backed_up()
+        history = store_at(self.backups).history('web')
+        for uuid in (self.first, OTHER_POOL):
+            self.assertEqual(uuid == self.first, history.last_size(
+                ['web.xva'], VmBackup.Owner(uuid, self.manifest('web')['pool']['uuid'])) > 0)
+
+    def test_the_record_of_another_pools_snapshot_is_a_note_and_no_warning(self):
+        path = self.old_backup('web', 'backup-2025-01-01-(03:00:00)', 'vm.cfg')
+        self.record(path, self.disk_of('web', '0'), pool=OTHER_POOL)
+        done = self.ends(0, 'vm-export=web')
+        self.assertIn('records a snapshot in another pool', done.output)
+        self.assertTrue(os.path.exists(path))
 
 
 class LastWithADisk(IdentityCase):
@@ -211,6 +278,13 @@ class LastWithADisk(IdentityCase):
         self.old_backup('web', 'backup-2025-01-02-(03:00:00)', 'success', 'web.raw')
         self.backed_up(lines=['vdi-export=web'], max_backups=1)
         self.assertEqual(['backup-2025-01-01-(03:00:00)'], self.names('web')[:-1])
+
+    def test_after_release_5_0_0_which_recorded_no_unchosen_disks_the_last_whole_one_stays(self):
+        self.week()
+        for path in self.dated('web'):
+            self.edit(path, lambda told: (told.pop('earlier'), told.update(left_out=[])))
+        self.command(0, 'prune', self.config('vm-export=web', max_backups=1))
+        self.assertEqual(2, len(self.kept()))
 
     def test_prune_lets_one_go_that_is_named_and_says_what_that_loses(self):
         self.week()

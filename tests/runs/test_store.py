@@ -652,7 +652,7 @@ class NoLocks(StoreCase):
         """Its snapshot is gone, and its record with that."""
         for seconds, stays in ((0, True), (VmBackup.LONGEST_SILENCE - 60, True),
                                (VmBackup.LONGEST_SILENCE + 9, False)):
-            path = self.old_backup('db', DAY % 1, 'db.xva')
+            path = self.old_backup('db', DAY % 1, 'db.xva', 'vm.cfg')
             self.age(path, seconds)
             done = self.ends(0, 'vm-export=db')
             self.assertEqual(stays, 'not deleted: %s may be a backup' % path in done.output)
