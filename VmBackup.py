@@ -167,6 +167,7 @@ MAIL_LIMIT = 120           # seconds for all of one attempt
 
 Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by their fields
 Records = Dict[str, Record]    # objects of xapi by reference
+Texts = Sequence[str]
 
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
@@ -183,7 +184,7 @@ class VmBackupError(Exception):
 
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
-    def __init__(self, text: str, code: str = '', details: Sequence[str] = ()) -> None:
+    def __init__(self, text: str, code: str = '', details: Texts = ()) -> None:
         super().__init__(text)
         self.code = code
         self.details = details     # xapi's code and what it tells with it
@@ -243,7 +244,7 @@ class Outcome(NamedTuple):
     path: Optional[str] = None         # of the dated directory, if it was made; portable
     files: Dict[str, int] = {}         # bytes of each file in a complete backup
     size: int = 0              # bytes of what was exported
-    warnings: Sequence[str] = ()
+    warnings: Texts = ()
     error: Optional[str] = None        # why it failed
 
 
@@ -259,7 +260,7 @@ class Tally(NamedTuple):
         return 'S:{} W:{} E:{}'.format(*self)
 
 
-def tally(tokens: Sequence[str], further_errors: int = 0) -> Tally:
+def tally(tokens: Texts, further_errors: int = 0) -> Tally:
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned, skipped = map(tokens.count, ('SUCCESS', 'WARNING', 'SKIPPED'))
     bad = len(tokens) - good - warned - skipped
@@ -299,7 +300,7 @@ class Compression(NamedTuple):
     name: str                  # in a config
     ending: str                # of the file's name
     magic: bytes               # the file's first bytes
-    programs: Tuple[str, ...]  # the first that this host has compresses and decompresses
+    programs: Texts            # the first that this host has compresses and decompresses
     parameters: Dict[str, str]     # of xe vm-export
     unpack: str                # command of a person for it
 
@@ -466,7 +467,7 @@ def parse_json(data: bytes) -> Any:
     return value
 
 
-def abbreviate(texts: Sequence[str]) -> str:
+def abbreviate(texts: Texts) -> str:
     """Return the first of these texts, and how many more there are."""
     text = ', '.join(texts[:MOST_NAMES])
     if len(texts) > MOST_NAMES:
@@ -497,7 +498,7 @@ def shell_word(text: str) -> str:
     return "$'" + escaped.decode('ascii') + "'"
 
 
-def quoted(argv: Sequence[str]) -> str:
+def quoted(argv: Texts) -> str:
     """Return a command as a line for a shell, in 3.25's style where that is safe."""
     words = []
     for text in map(portable, argv):
@@ -667,7 +668,7 @@ class CommandLine(NamedTuple):
 
     command: str = ''
     password: str = ''         # as given: it, the name of its file, or local; '' for no login
-    words: Tuple[str, ...] = ()        # what it is about: a config file, a directory, a VM
+    words: Texts = ()          # what it is about: a config file, a directory, a VM
     options: Dict[str, str] = {}       # all that the command has; '' for those not given
 
 
@@ -719,7 +720,7 @@ def address(text: str) -> str:
     return text
 
 
-def addresses(text: str) -> Tuple[str, ...]:
+def addresses(text: str) -> Texts:
     """Return mail addresses that are separated by commas."""
     return tuple(address(part.strip()) for part in text.split(',') if part.strip())
 
@@ -849,12 +850,12 @@ class Config(NamedTuple):
     settings: Settings
     rules: Tuple[Rule, ...]
     given: Dict[str, Tuple[str, str]]  # text and place of each key
-    unexpected: Tuple[str, ...]    # lines that cannot be understood: nothing can be done
+    unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Dict[str, str]     # of keys whose values cannot be used: a preview can still go on
-    notes: Tuple[str, ...]     # what may be meant otherwise
+    notes: Texts               # what may be meant otherwise
 
 
-def parse_config(lines: Sequence[str], path: str = '', line: CommandLine = CommandLine()) -> Config:
+def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()) -> Config:
     """Read `key=value` lines; the command line's words win over them. The default takes the place
     of a value that cannot be used, which is an error. Raise ConfigError if it cannot either."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
@@ -1125,15 +1126,15 @@ class Plan(NamedTuple):
     """What a run will do. Preview prints it, a run executes it."""
 
     jobs: Tuple[Job, ...] = ()         # vdi-exports first, each kind in the order of the rules
-    excluded: Tuple[str, ...] = ()     # names
-    uncovered: Tuple[str, ...] = ()    # names that no rule mentions
+    excluded: Texts = ()       # names
+    uncovered: Texts = ()      # names that no rule mentions
     failures: Tuple[Outcome, ...] = ()     # configured VMs that cannot be backed up
     broken: Tuple[Rule, ...] = ()      # those that are no regular expressions
     invalid: Tuple[Rule, ...] = ()     # those with a retention that is no number
-    messages: Tuple[str, ...] = ()     # what a log has to tell, warnings included
-    warnings: Tuple[str, ...] = ()
-    errors: Tuple[str, ...] = ()       # with any of these nothing is backed up
-    left_out: Tuple[str, ...] = ()     # disks, as a preview tells of them
+    messages: Texts = ()       # what a log has to tell, warnings included
+    warnings: Texts = ()
+    errors: Texts = ()         # with any of these nothing is backed up
+    left_out: Texts = ()       # disks, as a preview tells of them
 
 
 def is_literal(pattern: str) -> bool:
@@ -1240,7 +1241,7 @@ class Selection:
 class DiskChoice(NamedTuple):
     """Which disks of a VM are backed up."""
 
-    excludes: Tuple[str, ...] = ()     # patterns
+    excludes: Texts = ()       # patterns
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
 
@@ -1316,12 +1317,15 @@ class Policy(NamedTuple):
     yearly: int = 0
 
 
+DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
+
+
 class Aged(NamedTuple):
     """A good backup, as far as retention needs to know it."""
 
     when: datetime             # local time
     sound: bool = True         # it was not found damaged
-    disks: Sequence[Tuple[str, str]] = ()      # uuid and device of those that are in it
+    disks: DiskIds = ()        # of those that are in it
     protected: bool = False
 
 
@@ -1334,8 +1338,7 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
 
-def has_disk(held: Sequence[Tuple[str, str]], disk: Tuple[str, str],
-             disks: Sequence[Tuple[str, str]]) -> bool:
+def has_disk(held: DiskIds, disk: Tuple[str, str], disks: DiskIds) -> bool:
     """Return whether a disk of a VM, which has these disks now, is among those that are held: by
     its uuid or by its device, unless that was another one's, as devices are exchanged."""
     others = {uuid for uuid, _ in disks if uuid} - {disk[0]}
@@ -1343,8 +1346,7 @@ def has_disk(held: Sequence[Tuple[str, str]], disk: Tuple[str, str],
                for uuid, device in held)
 
 
-def reasons(backups: Sequence[Aged], policy: Policy,
-            disks: Sequence[Tuple[str, str]] = ()) -> List[Tuple[str, ...]]:
+def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> List[Texts]:
     """Return why each backup, oldest first, is kept; one without a reason may go.
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
@@ -1594,7 +1596,7 @@ def end_program(number: int) -> None:
 
 
 @contextmanager
-def started(argv: Sequence[str], **how: Any) -> Iterator[subprocess.Popen]:
+def started(argv: Texts, **how: Any) -> Iterator[subprocess.Popen]:
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs,
     gently, then hard; one whose storage hangs survives that. Raise CommandFailed if it cannot be
     started. Who reads its outputs closes them, as he else might read on from another file."""
@@ -1648,9 +1650,9 @@ def decoded(output: bytes) -> str:
     return output.decode('utf-8', 'replace').strip()
 
 
-def run(argv: Sequence[str], timeout: float, cuttable: bool = False,
+def run(argv: Texts, timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
-        packer: Optional[Tuple[Sequence[str], int]] = None) -> subprocess.CompletedProcess:
+        packer: Optional[Tuple[Texts, int]] = None) -> subprocess.CompletedProcess:
     """Run a program to its end, or if it is `cuttable` to a signal. A packer is a program that
     compresses its output, and the open file into which it does.
 
@@ -1722,7 +1724,7 @@ def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool
     return True
 
 
-def run_hook(argv: Sequence[str], environ: Dict[str, bytes], timeout: float,
+def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
              cuttable: bool, tell: Callable[[str], None]) -> int:
     """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
     with each line that it prints, at once; if `cuttable`, a signal ends it.
@@ -1773,7 +1775,7 @@ def packing_command(compression: Compression, undo: bool = False) -> List[str]:
 class Filter:
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
 
-    def __init__(self, argv: Sequence[str], handle: int) -> None:
+    def __init__(self, argv: Texts, handle: int) -> None:
         self.name = basename(argv[0])
         self.running = ExitStack()
         self.child = self.running.enter_context(started(argv, stdin=handle))
@@ -1838,7 +1840,7 @@ class Xe:
 
     def transfer(self, verb: str, watchdog: Optional[Watchdog] = None,
                  feeder: Optional[Feeder] = None,
-                 packer: Optional[Tuple[Sequence[str], int]] = None, at: str = '',
+                 packer: Optional[Tuple[Texts, int]] = None, at: str = '',
                  **parameters: Any) -> str:
         """Run a command that writes or reads a file, the one `at` a path if it is given that, with
         a packer or a feeder (see `run`), as long as it moves; a signal ends it. Return its output;
@@ -1919,10 +1921,10 @@ class Snapshot(NamedTuple):
     label: str
     of: str                    # reference of the VM or disk
     when: str                  # UTC: 20260301T00:10:01Z
-    vbds: Tuple[str, ...]      # without any, a disk's was not made as part of a VM's
+    vbds: Texts                # without any, a disk's was not made as part of a VM's
     template: bool             # a VM's, as long as nobody has prepared it for an export
     size: int                  # bytes of a disk
-    tags: Tuple[str, ...]
+    tags: Texts
     marked: bool               # whether it says itself that it is one of ours
 
 
@@ -2126,7 +2128,7 @@ class Pool:
         method = kind + '.get_record'
         return check_record(method, self.call(method, ref))
 
-    def where(self, kind: str, field: str, values: Sequence[str]) -> Records:
+    def where(self, kind: str, field: str, values: Texts) -> Records:
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
@@ -2143,7 +2145,7 @@ class Pool:
                     for ref, record in self.records(kind).items())
             return self.tables[kind]
 
-    def vms(self, marks: Sequence[str] = ()) -> List[Vm]:
+    def vms(self, marks: Texts = ()) -> List[Vm]:
         """Return the real VMs: no templates, snapshots, control domains, nor what carries one of
         the marks of restores that go on. One call."""
         found = []
@@ -2190,7 +2192,7 @@ class Pool:
             vifs.append(dict(vif, network_name_label=network))
         return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
 
-    def snapshots(self, kind: str, values: Sequence[str],
+    def snapshots(self, kind: str, values: Texts,
                   field: str = 'snapshot_of') -> List[Snapshot]:
         """Return the snapshots of VMs (kind 'VM') or disks ('VDI') by reference, or those that have
         the values in another field. One call."""
@@ -2238,7 +2240,7 @@ class Pool:
             if 'export' not in operations.values():
                 return
 
-    def holds(self, owners: Records, disks: Sequence[str], mode: str, sure: bool) -> List[Hold]:
+    def holds(self, owners: Records, disks: Texts, mode: str, sure: bool) -> List[Hold]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four
         calls where there is one, and two for each. `mode`, `sure`: as in `is_of_transfer`."""
         vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
@@ -2290,7 +2292,7 @@ class Pool:
             return sure and self.version() >= TASKLESS and bool(re.match(device, vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
-    def progress(self, word: str, others: Sequence[str] = ()) -> Dict[str, float]:
+    def progress(self, word: str, others: Texts = ()) -> Dict[str, float]:
         """Return which share of their work pending tasks have done, by reference, that carry a word
         in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
         25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
@@ -2321,7 +2323,7 @@ class Pool:
                     found[-1][ref] = record
         return Marked(*found)
 
-    def sr_usage(self, uuids: Sequence[str]) -> str:
+    def sr_usage(self, uuids: Texts) -> str:
         """Return how full storage repositories are; '' where xapi does not tell."""
         words = []
         with suppress(PoolError, ValueError, LookupError):
@@ -3026,13 +3028,13 @@ def as_size(value: Any) -> Optional[int]:
     return int(value)
 
 
-def value_in(document: Dict[str, Any], key: str, default: Any) -> Any:
+def value_in(document: Record, key: str, default: Any) -> Any:
     """Return a value in a document if it is of the default's class, else the default."""
     found = document.get(key)
     return found if isinstance(found, type(default)) else default
 
 
-def texts_in(document: Dict[str, Any], key: str) -> List[str]:
+def texts_in(document: Record, key: str) -> List[str]:
     """Return the texts in a list in a document."""
     return [text for text in value_in(document, key, []) if isinstance(text, str)]
 
@@ -3046,7 +3048,7 @@ def as_time(text: Any) -> Optional[str]:
     return text
 
 
-def finding(found: Dict[str, Any]) -> Dict[str, Any]:
+def finding(found: Record) -> Record:
     """Return what a manifest tells of a verification or a test restore, {} where there was none."""
     if not found:
         return {}
@@ -3070,18 +3072,18 @@ class Manifest(NamedTuple):
     tags: Optional[List[str]] = None   # None: not known
     snapshot: Optional[str] = None     # uuid
     files: Dict[str, int] = {}         # bytes by name
-    disks: Sequence[Dict[str, Any]] = ()       # that are in it
-    left_out: Sequence[Dict[str, Any]] = ()    # the others of the VM
+    disks: Sequence[Record] = ()       # that are in it
+    left_out: Sequence[Record] = ()    # the others of the VM
     pool: str = ''             # uuid
     # Uuids of VMs that are gone, whose backups lay beside it; None: a release before made it, which
-    earlier: Optional[Sequence[str]] = None    # did not tell of all disks, or 3.25
-    verified: Dict[str, Any] = {}      # as finding() has it
-    test_restore: Dict[str, Any] = {}
-    digests: Dict[str, Any] = {}       # SHA-256 by the names of the files, uncompressed
+    earlier: Optional[Texts] = None    # did not tell of all disks, or 3.25
+    verified: Record = {}      # as finding() has it
+    test_restore: Record = {}
+    digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
 
     @classmethod
-    def of(cls, document: Dict[str, Any]) -> 'Manifest':
+    def of(cls, document: Record) -> 'Manifest':
         """Return what a document tells."""
         vm = value_in(document, 'vm', {})
         number = value_in(document, 'number', 0)
@@ -3133,7 +3135,7 @@ class Manifest(NamedTuple):
                 for disk in [*self.disks, *self.left_out]
                 if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
-    def disk(self, name: str) -> Dict[str, Any]:
+    def disk(self, name: str) -> Record:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
             if folded(plain_name(value_in(disk, 'file', ''))) == folded(plain_name(name)):
@@ -3316,7 +3318,7 @@ class Owner(NamedTuple):
 
     uuid: str = ''             # of the VM; '' if nothing tells it
     pool: str = ''             # uuid, the same
-    earlier: Sequence[str] = ()        # VMs of this pool that it was for before, and are gone
+    earlier: Texts = ()        # VMs of this pool that it was for before, and are gone
 
     def other(self, backup: Backup) -> str:
         """Return whose a backup is, if it is not this VM's; '' if it is. One that tells no uuid is
@@ -3336,8 +3338,11 @@ class Owner(NamedTuple):
         return not other or other.startswith('of an earlier')
 
 
-def judge(good: Sequence[Backup], policy: Policy, disks: Sequence[Tuple[str, str]],
-          newer: Sequence[Aged] = ()) -> List[Tuple[Backup, Tuple[str, ...]]]:
+Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
+
+
+def judge(good: Sequence[Backup], policy: Policy, disks: DiskIds,
+          newer: Sequence[Aged] = ()) -> Judged:
     """Return why each good backup, oldest first, is kept beside newer ones; none: it may go."""
     aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
                  backup.protected) for backup in good]
@@ -3347,7 +3352,7 @@ def judge(good: Sequence[Backup], policy: Policy, disks: Sequence[Tuple[str, str
 class History:
     """The directory of one VM, and its backups."""
 
-    def __init__(self, directory: str, patterns: Sequence[str]) -> None:
+    def __init__(self, directory: str, patterns: Texts) -> None:
         self.directory = directory
         self.expressions = [dated(pattern) for pattern in patterns]
         self.listed = None     # type: Optional[List[str]]
@@ -3425,8 +3430,8 @@ class History:
         others = [backup for backup in found if backup.outcome in NO_BACKUP]
         return backups[::-1] + sorted(others, key=lambda backup: backup.path)
 
-    def judged(self, policy: Policy, owner: Owner, disks: Sequence[Tuple[str, str]], new: Aged,
-               path: str = '') -> List[Tuple[Backup, Tuple[str, ...]]]:
+    def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Aged,
+               path: str = '') -> Judged:
         """Return why each of the owner's backups is kept beside a new one at that path. Before
         there is one, the last sound one is kept as well, and what is newer: both are left out."""
         older = [backup for backup in self.completed()
@@ -3470,7 +3475,7 @@ class History:
         progress, tags by its newest backup; no `tags` in the record: not known."""
         pool = own_pool()
         for pools in (['', pool], []) if pool else ([],):      # if any is of this host's pool
-            uuid, record = '', {}      # type: str, Dict[str, Any]
+            uuid, record = '', {}      # type: str, Record
             for backup in self.read(True):
                 manifest = backup.manifest
                 if pools and manifest.pool not in pools:
@@ -3486,7 +3491,7 @@ class History:
                 break
         return Vm(self.directory, uuid, self.vm_name(), record)
 
-    def user_of(self, uuids: Sequence[str]) -> str:
+    def user_of(self, uuids: Texts) -> str:
         """Return which of some VMs uses it, by the newest record, also of a failure, or else a
         claim; '' if none does."""
         for backup in self.read():
@@ -3495,7 +3500,7 @@ class History:
         claims = [uuid for uuid in sorted(uuids) if CLAIM + uuid in self.names()]
         return claims[0] if claims else ''
 
-    def last_size(self, names: Sequence[str], owner: Owner) -> int:
+    def last_size(self, names: Texts, owner: Owner) -> int:
         """Return the bytes of files of these names, each in the owner's last that has one."""
         sizes = {}             # type: Dict[str, int]
         for backup in self.completed():
@@ -3684,7 +3689,7 @@ def protect(backup: Backup, wanted: bool) -> None:
     sync_directory(backup.path)
 
 
-def add_to_manifest(backup: Backup, **results: Dict[str, Any]) -> None:
+def add_to_manifest(backup: Backup, **results: Record) -> None:
     """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
     document = Manifest.document(backup.path)          # somebody else may have noted some
     if document:
@@ -4649,7 +4654,7 @@ def form_of_file(path: str) -> str:
     return '.vhd' if begin == b'conectix' else ''
 
 
-def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Sequence[str]) -> bytes:
+def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
@@ -4781,7 +4786,7 @@ VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable',
 VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
 
 
-def cfg(keys: Sequence[str], record: Record, **further: Any) -> str:
+def cfg(keys: Texts, record: Record, **further: Any) -> str:
     """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
     values = dict(record, orig_uuid=record.get('uuid', ''), **further)
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
@@ -5097,7 +5102,7 @@ def tolerating(warnings: List[str], what: str) -> Iterator[None]:
         warnings.append(f'{what}: {error}')
 
 
-def end_clients(uuids: Sequence[str], run: str) -> None:
+def end_clients(uuids: Texts, run: str) -> None:
     """End each xe of a killed run, a process as in Intent, that still transfers an object."""
     variable = '{}={}\0'.format(CHILD, run.partition(' ')[0])
     for uuid in uuids:
@@ -5124,7 +5129,7 @@ def in_several_tries(remove: Callable[[int], None], warnings: Optional[List[str]
         time.sleep(pauses[number])
 
 
-def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Sequence[str], mode: str = 'RO',
+def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: str = 'RO',
                      sure: bool = True) -> None:
     """Take from disks that are to be removed the VBDs that transfers have left (see Pool.holds).
     Raise CommandFailed; PoolError while a disk is in use, VmBackupError if by somebody else."""
@@ -5447,7 +5452,7 @@ class Exporter:
                 log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
 
     @contextmanager
-    def snapshot(self, backup: Backup, warned_of: Sequence[str]) -> Iterator[Snapshot]:
+    def snapshot(self, backup: Backup, warned_of: Texts) -> Iterator[Snapshot]:
         """Make and prepare a snapshot, yield it; whatever happens, remove it or keep its record."""
         waited = stopwatch()
         with self.pool.snapshotting:
@@ -5470,7 +5475,7 @@ class Exporter:
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_intent(backup)
 
-    def take(self, backup: Backup, warned_of: Sequence[str]) -> Snapshot:
+    def take(self, backup: Backup, warned_of: Texts) -> Snapshot:
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
         Signals.current.check()
         log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
@@ -5955,7 +5960,7 @@ class Hooks:
             warnings.append(str(error))
 
 
-def compose(settings: Settings, host: str, subject: str, lines: Sequence[str]) -> Any:
+def compose(settings: Settings, host: str, subject: str, lines: Texts) -> Any:
     """Return the mail of a run."""
     import email.message
     import email.utils
@@ -6218,7 +6223,7 @@ def disk_words(disk: Disk, why: str) -> str:
     return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
 
 
-def disk_facts(disk: Disk, **more: str) -> Dict[str, Any]:
+def disk_facts(disk: Disk, **more: str) -> Record:
     """Return what a manifest has of a disk."""
     return dict(more, device=disk.device, uuid=disk.vdi['uuid'], name=disk.vdi['name_label'],
                 virtual_size=int(disk.vdi['virtual_size']))
@@ -6235,7 +6240,7 @@ class Shared(Run):
         self.hooks = Hooks(settings, self.report_file)
         self.verifier = Verifier(settings.stall_timeout * 60)
         self.pool = None       # type: Any     # once it is logged in
-        self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Dict[str, Any]
+        self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Record
         self.beginning = threading.Lock()      # one after the other looks at the free space
         self.writing = set()   # type: Set[VmBackup]       # those that still need free space
         self.noted = False     # it was said that the share cannot lock
@@ -6321,7 +6326,7 @@ class VmBackup(Turn):
         self.policy = policy_of(self.settings, job)
         self.history = self.backup = self.exporter = None      # type: Any
         self.held = ExitStack()                # its directories, open
-        self.manifest = {}     # type: Dict[str, Any]
+        self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
         self.begun = False     # something was exported: no second try
         self.last = 0          # bytes that the files of the last one take
@@ -6474,7 +6479,7 @@ class VmBackup(Turn):
             failure.path != self.path and failure.path not in self.shared.ended and
             failure.unchanged_for() < LONGEST_SILENCE)
 
-    def new_directory(self, names: Sequence[str], started: datetime) -> None:
+    def new_directory(self, names: Texts, started: datetime) -> None:
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
@@ -6508,7 +6513,7 @@ class VmBackup(Turn):
             if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
                 log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
 
-    def describe(self, started: datetime, snapshot: Snapshot) -> Dict[str, Any]:
+    def describe(self, started: datetime, snapshot: Snapshot) -> Record:
         """Return the manifest, as far as it is known before the export."""
         vm, exporter = self.job.vm, self.exporter
         reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
@@ -6591,13 +6596,13 @@ class VmBackup(Turn):
                    if backup.manifest.pool == pool} - set(self.pool.names)
         return Owner(self.job.vm.uuid, pool, sorted(earlier))
 
-    def judged(self, new: Aged, path: str = '') -> List[Tuple[Backup, Tuple[str, ...]]]:
+    def judged(self, new: Aged, path: str = '') -> Judged:
         """Return why each older backup is kept beside a new one (see History.judged)."""
         owner = self.owner()
         disks = Manifest.of(self.manifest).of_the_vm or self.history.disks(owner)
         return self.history.judged(self.policy, owner, disks, new, path)
 
-    def prune(self, judged: Sequence[Tuple[Backup, Tuple[str, ...]]]) -> None:
+    def prune(self, judged: Judged) -> None:
         """Delete older backups that nothing keeps; one that knows of a snapshot of ours in the pool
         stays."""
         for backup in [backup for backup, why in judged if not why]:
@@ -6605,8 +6610,7 @@ class VmBackup(Turn):
                 log(f'Deleting oldest backup {backup.path} ')
                 self.shared.store.delete(backup)
 
-    def tell_what_stays(self, judged: Sequence[Tuple[Backup, Tuple[str, ...]]],
-                        new: Aged) -> None:
+    def tell_what_stays(self, judged: Judged, new: Aged) -> None:
         """Log what only a disk keeps, and which disks are in no good backup; have the run tell of
         the backups of others in the directory."""
         for backup, why in judged:
@@ -6691,7 +6695,7 @@ class BackupRun(Shared):
         vms = self.pool.vms(tuple(self.store.restores()))
         return select(self.config.rules, vms, self.settings.keep_last, self.settings.honour_nobak)
 
-    def check(self, plan: Plan) -> Sequence[str]:
+    def check(self, plan: Plan) -> Texts:
         """Print settings, lists and problems; return those that make a run impossible."""
         mount = self.settings.require_mount
         log(*plan.messages)
@@ -6791,7 +6795,7 @@ class BackupRun(Shared):
             self.hooks.notify('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status()
 
-    def report(self) -> Dict[str, Any]:
+    def report(self) -> Record:
         """Return what report_file gets."""
         warnings = list(self.warnings)
         errors = list(self.errors)
@@ -7170,7 +7174,7 @@ def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Dict[str, L
     return {'pool_dumps': dumps, 'foreign': foreign}
 
 
-def document_of(vms: Sequence[Stock], root: str, messages: Sequence[str],
+def document_of(vms: Sequence[Stock], root: str, messages: Texts,
                 others: Dict[str, List[Any]]) -> Record:
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
@@ -7209,7 +7213,7 @@ def described(backup: Backup) -> Record:
 
 def table_of(document: Record) -> List[str]:
     """Return the document for a person."""
-    rows, lines = [TABLE_HEAD], []     # type: List[Sequence[str]], List[str]
+    rows, lines = [TABLE_HEAD], []     # type: List[Texts], List[str]
     for vm in document['vms']:
         rows.extend(map(row_of, vm['backups']))
     table = aligned(rows)
@@ -7257,7 +7261,7 @@ def row_of(told: Record) -> List[str]:
     return row + ['yes' if told['protected'] else '-', basename(told['path'])]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Texts]) -> Iterator[str]:
     """Yield the rows of a table, its head first, without the columns in which there is nothing."""
     columns = []               # type: List[List[str]]
     for column in zip(*rows):
@@ -8285,7 +8289,7 @@ def help_text(topic: str, program: str) -> str:
                               version=VERSION) + '\n'
 
 
-def help_topic(words: Sequence[str]) -> str:
+def help_topic(words: Texts) -> str:
     """Return which help a command line asks for; '' if it asks for something else."""
     if len(words) < 2:
         word = ''.join(words).lower().lstrip('-')
@@ -8295,7 +8299,7 @@ def help_topic(words: Sequence[str]) -> str:
     return words[1] if words[0] == 'help' and words[1] in COMMANDS else ''
 
 
-def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
+def parse_options(name: str, words: Texts) -> Dict[str, str]:
     """Return the value of each option of a command, '' if it is not given. Raise UsageError."""
     forms = COMMANDS[name].options()
     options = dict.fromkeys(forms, '')
@@ -8316,7 +8320,7 @@ def parse_options(name: str, words: Sequence[str]) -> Dict[str, str]:
     return options
 
 
-def parse_words(words: Sequence[str]) -> CommandLine:
+def parse_words(words: Texts) -> CommandLine:
     """Divide a command line into its parts. Raise UsageError."""
     first, second = (list(words) + [''])[:2]
     command, password, about = 'backup', first, second
@@ -8340,7 +8344,7 @@ def parse_words(words: Sequence[str]) -> CommandLine:
     return CommandLine(command, password, tuple(targets), parse_options(command, rest))
 
 
-def perform(words: Sequence[str], program: str, console: Console) -> int:
+def perform(words: Texts, program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current = console
     target = ''
@@ -8366,7 +8370,7 @@ def perform(words: Sequence[str], program: str, console: Console) -> int:
         return ERROR.status
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Texts) -> int:
     """Run; return the exit status."""
     stdout = getattr(sys.stdout, 'buffer', None)
     console = Console(getattr(stdout, 'raw', stdout))
