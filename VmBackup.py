@@ -7343,6 +7343,10 @@ class Pruning:
             if backup.trouble:
                 self.fail(backup.path, backup.trouble)
         good = [backup for backup in backups if backup.outcome in COMPLETE]
+        if owner.pool and own_pool() not in ('', owner.pool):
+            log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
+            self.kept += len(good)
+            return
         ours = [backup for backup in good if owner.rotates(backup)]
         let_go = self.let_go(history)
         judged = judge(ours, policy, history.disks(owner))

@@ -158,9 +158,14 @@ class Told(IdentityCase):
         self.assertIn('3 kept, 0 deleted', self.command(0, 'prune', config).output)
         self.assertIn(self.dated('web')[0], self.command(
             0, 'password', 'restore=web', 'from=' + config, 'preview').output)
+        shutil.move(self.dated('web')[0], self.directory)
+        done = self.command(0, 'prune', self.config('vm-export=web', max_backups=1))
+        self.assertIn('NOTE - not touched: they are of another pool, ' + OTHER_POOL, done.output)
+        self.assertEqual(2, len(self.dated('web')))
         shutil.rmtree(os.path.join(self.sim.directory, 'state'))
+        self.config('vm-export=uuid:' + self.first)
         self.assertIn('(none)', self.command(2, 'status', config).output)
-        self.assertIn(self.dated('web')[2], self.command(
+        self.assertIn(self.dated('web')[1], self.command(
             0, 'password', 'restore=web', 'from=' + config, 'preview').output)
 
     def test_status_tells_that_the_newest_good_one_is_of_an_earlier_vm(self):
