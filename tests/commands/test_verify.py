@@ -384,29 +384,6 @@ class TheCommand(MadeCase):
                                       'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]'))
 
 
-class Rotation(MadeCase):
-    def damaged(self, number):
-        path = self.older(number)
-        self.change(path + '/web.xva', 700000)
-        self.verify(2, path)
-        return path
-
-    def test_damaged_backups_push_out_no_sound_one(self):
-        paths = [self.older(1), self.damaged(2), self.damaged(3), self.web]
-        paths.append(self.made('vm-export=web', max_backups=3))
-        self.assertEqual(paths, self.dated('web'))
-        paths.append(self.made('vm-export=web', max_backups=3))
-        self.assertEqual(paths[3:], self.dated('web'))
-
-    def test_pre_clean_leaves_the_last_sound_one(self):
-        self.web = self.older(1)
-        shutil.rmtree(self.dated('web')[-1])
-        paths = [self.web, self.damaged(2)]
-        self.fault('vm-export', 'refuse', nth=2, error=['INTERNAL_ERROR', 'x'])
-        self.ends(2, 'vm-export=web', max_backups=1, pre_clean='True')
-        self.assertEqual(paths, self.dated('web')[:2])
-
-
 class Robust(MadeCase):
     """What is no damage is not taken for it, and one backup's trouble stops no other."""
 

@@ -235,10 +235,6 @@ class Good(ArchiveCase):
         self.proof(data, '.vhd', 3 * MIB + 512)        # a disk that was rounded up to blocks
         self.proof(archives.shuffled(archive.Image.sample(8 * MIB, 'x', 1)), '.vhd', 8 * MIB)
 
-    def test_raw_images(self):
-        for size in (0, 1, 512, MIB, MIB + 1):
-            self.proof(b'x' * size, '.raw', size)
-
     def test_large_documents_with_large_values(self):
         """Expat 2.6 looks at a value only when much of it has come."""
         small = [b'<row name="%s"/>' % (b'y' * 1000)] * 1000

@@ -238,12 +238,6 @@ class Values(BadInputCase):
                 done = self.back_up('vm-export=db', backup_dir_pattern=pattern)
                 self.assert_refused(done, 'ERROR', 'backup_dir_pattern')
 
-    def test_a_status_log_that_is_a_pipe_makes_nobody_wait(self):
-        os.mkfifo(self.at('pipe'))
-        done = self.ends(1, 'vm-export=db', status_log=self.at('pipe'))
-        self.assertIn('cannot write status_log', done.output)
-        self.assertIn('db/DATED/db.xva', self.tree())
-
     def test_a_text_that_only_the_mail_uses_spoils_only_the_mail(self):
         self.script = self.changed_script(MAIL_PAUSE=0)
         for name, text in (('mail_smtp_server', '\x01 $(id)'), ('mail_smtp_user', 'x' * 5000)):

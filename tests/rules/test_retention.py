@@ -34,29 +34,12 @@ class Reasons(unittest.TestCase):
         found = VmBackup.reasons(aged(*texts), policy(**counts))
         return {text: ' '.join(why) for text, why in zip(texts, found) if why}
 
-    def test_last_keeps_the_newest_ones_and_the_newest_stays_whatever_the_rules(self):
-        days = ['2026-03-0%d 01:00' % day for day in range(1, 8)]
-        self.assertEqual({day: 'last' for day in days[-3:]}, self.why(days, last=3))
-        self.assertEqual({days[-1]: 'newest'}, self.why(days))
-        self.assertEqual([], VmBackup.reasons([], policy(last=3, yearly=3)))
-
-    def test_a_rule_keeps_the_newest_of_each_of_its_periods_that_has_one(self):
-        self.assertEqual(
-            {'2026-03-01 23:00': 'daily', '2026-03-05 02:00': 'daily'},
-            self.why(['2026-02-27 01:00', '2026-03-01 01:00', '2026-03-01 23:00',
-                      '2026-03-05 01:00', '2026-03-05 02:00'], daily=2))
-
     def test_rules_count_for_themselves_and_what_any_keeps_stays(self):
         days = ['2026-03-%02d 01:00' % day for day in range(1, 32)]
         self.assertEqual({
             '2026-03-31 01:00': 'last daily weekly monthly', '2026-03-30 01:00': 'daily',
             '2026-03-29 01:00': 'daily weekly', '2026-03-22 01:00': 'weekly'},
             self.why(days, last=1, daily=3, weekly=3, monthly=2))
-
-    def test_weeks_begin_on_monday_also_over_the_new_year(self):
-        texts = ['2026-12-27 01:00', '2026-12-28 01:00', '2027-01-03 01:00', '2027-01-04 01:00']
-        self.assertEqual({texts[0]: 'weekly', texts[2]: 'weekly', texts[3]: 'weekly'},
-                         self.why(texts, weekly=9))
 
     def test_damaged_ones_do_not_count(self):
         texts = ['2026-03-01 01:00', '2026-03-02 01:00', '2026-03-03 01:00!', '2026-03-03 02:00!']

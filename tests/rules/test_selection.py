@@ -86,14 +86,6 @@ class Exact(unittest.TestCase):
             rule = VmBackup.parse_rule('vm-export', text, '')
             self.assertEqual(parts, (rule.kind, rule.word, rule.keep), text)
 
-    def test_a_tag_without_a_vm_is_a_warning_and_a_uuid_an_error(self):
-        plan = self.chosen(pool('web'), 'vm-export=web', 'vm-export=tag:gone',
-                           'vdi-export=uuid:' + UUIDS[3])
-        self.assertTrue(plan.warnings)
-        self.assertIn('***WARNING - vm not found: vm-export=tag:gone', plan.messages)
-        self.assertEqual([('uuid:' + UUIDS[3], 'VM-NOT-FOUND')], failures(plan))
-        self.assertEqual(['web'], shown(plan, 'vm-export'))
-
     def test_a_kind_without_a_word_is_an_error(self):
         for line in ('exclude=tag:', 'vm-export=uuid: ', 'vdi-export=tag:'):
             self.assertTrue(self.chosen(pool('web'), 'vm-export=web', line).errors, line)
@@ -102,15 +94,6 @@ class Exact(unittest.TestCase):
         vms = [VmBackup.Vm('OpaqueRef:1', 'abcdef00-0000-4000-8000-000000000000', 'web', {})]
         self.assertEqual(['web'], shown(self.chosen(
             vms, 'vm-export=uuid:ABCDEF00-0000-4000-8000-000000000000'), 'vm-export'))
-
-    def test_names_that_look_like_them_are_still_chosen_by_a_regex(self):
-        vms = pool('tag:x', 'uuid:y')
-        self.assertEqual(['tag:x'], shown(self.chosen(vms, 'vm-export=[t]ag:x'), 'vm-export'))
-
-    def test_hostile_tags_are_only_text(self):
-        for tag in ('.*', '$(id)', "it's", 'a\nb', 'é', '(', 'a:b'):
-            plan = self.chosen(pool('web', 'db', web=[tag]), 'vm-export=tag:' + tag)
-            self.assertEqual(['web'], shown(plan, 'vm-export'), tag)
 
     def test_two_of_one_name_are_told_apart(self):
         vms = pool('twin', 'web', 'twin', 'twin')
@@ -264,11 +247,6 @@ class Verdicts(unittest.TestCase):
         plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd', 'new')
         self.assertEqual(['d', 'b', 'a'], [job.vm.name for job in plan.jobs])
         self.assertEqual(('new',), plan.uncovered)
-
-    def test_vdi_export_wins_wherever_it_stands(self):
-        plan = select(['vm-export=.*', 'vdi-export=db'], 'web', 'db')
-        self.assertEqual([('vdi-export', 'db'), ('vm-export', 'web')],
-                         [(job.method, job.vm.name) for job in plan.jobs])
 
 
 class Excludes(unittest.TestCase):

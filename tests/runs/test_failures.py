@@ -51,8 +51,8 @@ class FailingSteps(FailureCase):
                           'vm-export,end,SUCCESS third,elapse:0 size:0G',
                           'vmbackup.py,end,ERROR,S:1 W:0 E:2'], self.status())
         self.assert_clean()
-        self.assertEqual(['third/DATED/success'],
-                         [path for path in self.tree() if '/success' in path])
+        self.assertEqual(['third/DATED/backup.json', 'third/DATED/success'], [
+            path for path in self.tree() if re.search('/(success|backup[.]json)', path)])
         self.assertIn('web/DATED/vm.cfg', self.tree())
         for line in done.output.splitlines():
             self.assertRegex(line, TIME_STAMP)
@@ -101,12 +101,6 @@ class FailingSteps(FailureCase):
                 self.assert_told(method + ',end,WARNING web,elapse:0 size:0G',
                                  'vmbackup.py,end,WARNING,S:1 W:1 E:0')
                 self.assert_clean()
-
-    def test_a_raw_image_that_is_shorter_than_the_disk_fails(self):
-        done = self.ends(2, 'vdi-export=db',
-                         VMBACKUP_XE=self.xe_whose('vdi-export', 'exec truncate -s 64K "$1"'))
-        self.assertIn('the image has 65536 bytes, the disk 262144', done.output)
-        self.assertIn('vdi-export,end,VDI-EXPORT-FAIL db', self.status())
 
     def test_an_export_that_says_that_it_failed_fails_whatever_its_exit_status(self):
         for method in ('vm-export', 'vdi-export'):
@@ -181,14 +175,6 @@ class FailuresOfOneVm(FailureCase):
             done = self.ends(status, 'vdi-export=web')
             self.assertEqual(bool(status), 'vm-metadata.xml is missing' in done.output)
 
-    def test_a_missing_vm_is_an_error_and_the_others_are_backed_up(self):
-        for good, *others in ((0,), (1, 'vm-export=db')):
-            done = self.ends(2, 'vm-export=gone', *others)
-            self.assertIn('***ERROR - vm not found: vm-export=gone (%s/run.cfg line 3)' %
-                          self.directory, done.lines)
-            self.assertIn('vm-export,end,VM-NOT-FOUND gone', self.status()[-4:])
-            self.assertEqual('vmbackup.py,end,ERROR,S:%d W:0 E:1' % good, self.status()[-1])
-
     def test_a_regex_without_a_match_ends_the_run_with_a_warning_that_no_vm_has(self):
         done = self.ends(1, 'vm-export=nope.*', 'vm-export=db')
         self.assertIn('vmbackup.py,end,WARNING,S:1 W:0 E:0', self.status())
@@ -206,11 +192,6 @@ class FailuresOfOneVm(FailureCase):
 
 
 class FailuresOfTheRun(FailureCase):
-    def test_a_missing_backup_directory_is_an_error(self):
-        done = self.ends(2, 'vm-export=db', backup_dir='/nonexistent/backups')
-        self.assertIn('config backup_dir does not exist', done.output)
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:1'], self.status())
-
     def test_a_snapshot_of_which_a_daemon_that_died_did_not_tell_is_removed(self):
         for verb, do, nth, token in (
                 ('vm-snapshot', 'down-after', 1, 'SNAPSHOT-FAIL'), ('vm-export', 'down', 2,

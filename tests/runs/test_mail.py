@@ -141,12 +141,6 @@ class WhenItIsSent(MailCase):
                                      [mail.message['Subject'].split(' - ')[1]
                                       for mail in sink.mails])
 
-    def test_nobody_is_mailed_unless_somebody_is_named(self):
-        sink = self.sink()
-        done = self.mailed(0, sink, mail_to='')
-        self.assertEqual(0, sink.connections)
-        self.assertNotIn('mail', done.output.replace('mail_', ''))
-
     def test_a_preview_sends_nothing(self):
         sink = self.sink()
         config = self.mailing(sink, 'vm-export=missing')
@@ -491,13 +485,6 @@ class Automatic(MailCase):
                     ['mail_smtp_port=%d' % port, 'mail_smtp_security=' + security]).settings
                 self.assertEqual(wanted if security.lower() == 'auto' else security,
                                  VmBackup.security_of(settings))
-
-    def test_another_port_gets_plain_mail_and_says_nothing_of_tls(self):
-        sink = self.sink(security='starttls')
-        done = self.mailed(0, sink, mail_smtp_security='auto')
-        self.assertNotIn('STARTTLS', sink.verbs)
-        self.assertFalse(sink.mails[0].encrypted)
-        self.assertNotIn('TLS', done.output.upper())
 
 
 @unittest.skipUnless(aiosmtpd, 'needs the package aiosmtpd')

@@ -186,11 +186,6 @@ class Manifests(StoreCase):
     def test_every_key_of_a_vdi_export_is_right(self):
         self.assertEqual(128 << 10, self.check_manifest('vdi-export', 'db', '0')['db.raw'])
 
-    def test_a_failed_backup_has_none(self):
-        self.fault('vdi-export', 'refuse', error=['VDI_IO_ERROR', 'x'])
-        self.ends(2, 'vdi-export=db')
-        self.assertEqual([], [path for path in self.tree() if 'backup.json' in path])
-
 
 class Belongings(StoreCase):
     """What of the files in a dated directory is the backup."""

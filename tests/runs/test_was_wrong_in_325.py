@@ -76,18 +76,6 @@ class InThePool(SmallCase):
 
 
 class OnDisk(SmallCase):
-    def test_a_vm_called_dot_dot_deletes_nobodys_backups(self):
-        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in (
-            '..', '.', '../elsewhere', '/', 'web')]}
-        self.use_pool()
-        kept = [self.old_backup(vm, 'backup-2019-01-0%d-(00:00:00)' % day, 'success')
-                for vm in ('web', '../elsewhere', '../BACKUPS2/web') for day in (1, 2)]
-        self.ends(0, 'vm-export=[./].*:1')
-        self.assertEqual([True] * 6, [os.path.exists(os.path.join(path, 'success'))
-                                      for path in kept])
-        self.assertEqual(['%2E', '%2E%2E', '%2E.%2Felsewhere', '%2F', 'web'],
-                         sorted(name for name in os.listdir(self.backups) if name[:2] != '.l'))
-
     def test_a_vm_called_as_the_pool_dumps_directory_harms_no_dump(self):
         name = 'METADATA_' + os.uname().nodename
         self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']}]}

@@ -14,10 +14,8 @@ import subprocess
 import sys
 import time
 import timeit
-from unittest import mock
 
 import VmBackup
-import XenAPI
 from tests import ROOT, SCRIPT
 from tests.simpool import SimPool, archive, pools
 from tests.tools.support import store_at
@@ -28,61 +26,24 @@ SOME = 2000                    # VMs of the pool that answers late
 RULES = 500
 HISTORIES, BACKUPS = 500, 60   # VMs with backups, and backups of each
 LATENCY = 0.002                # seconds
-SLOW_CALLS = 200               # VMs for which 3.25's calls are made; the rest is reckoned
 RATE = 300e6                   # bytes/s of an export, where one goes at a time
 SHARED_RATE = 25e6             # bytes/s of each, where four do: one daemon has to send them all
 VMS = 4                        # that are exported at once
 NIGHT = 8                      # of a run that is timed
 FORM = '%-60s %10s %10s %10s %9s %4s'
 
-# What a measured process does. The report is a JSON file: `io` is what read and write moved in the
-# threads of this process alone (proc(5): the io of a process has that of its children, the io of a
-# thread has not) and what sockets moved; `most` is the most memory that it took, in KiB.
+# What a measured process does. The report is a JSON file: `most` is the most memory, in KiB.
 HEAD = '''
-import gc, json, os, socket, sys, threading
+import gc, json, os, sys
 report, root = sys.argv[1:3]
 sys.path.insert(0, root)
 words = sys.argv[3:]
-count = dict(processes=0, received=0, io=0)
+count = {}
 def told():
     with open('/proc/self/status') as status:
         count['most'] = [int(line.split()[1]) for line in status if line.startswith('VmHWM')][0]
     with open(report, 'w') as stream:
         json.dump(count, stream)
-'''
-COUNTING = '''
-STARTS = ('fork_exec', 'fork', 'forkpty', 'posix_spawn', 'posix_spawnp', 'system')
-def watch(frame, event, function):
-    if event == 'c_call' and getattr(function, '__name__', '') in STARTS:
-        count['processes'] += 1
-def moved():
-    with open('/proc/thread-self/io') as stream:
-        return sum(int(line.split()[1]) for line in stream if line[1:5] == 'char')
-def reading(self, buffer, real=socket.SocketIO.readinto):
-    size = real(self, buffer) or 0
-    count['received'] += size
-    count['io'] += size
-    return size
-def sending(self, data, *flags, real=socket.socket.sendall):
-    count['io'] += len(data)
-    return real(self, data, *flags)
-def running(self, real=threading.Thread.run):
-    try:
-        real(self)
-    finally:
-        count['io'] += moved()
-import VmBackup
-socket.SocketIO.readinto = reading
-socket.socket.sendall = sending
-threading.Thread.run = running
-begun = moved()
-threading.setprofile(watch)
-sys.setprofile(watch)
-status = VmBackup.main(['VmBackup.py'] + words)
-sys.setprofile(None)
-count['io'] += moved() - begun
-told()
-sys.exit(status)
 '''
 PREVIEW = '''
 import VmBackup
@@ -140,13 +101,9 @@ class Table:
         print((FORM % (what, limit, ours, figure, target, word)).rstrip(), flush=True)
         self.missed += [what] * (met is False)
 
-    def number(self, what, figure, form='%.0f', most=None, exactly=None):
-        if exactly is not None:
-            self.row(what, '', '', form % figure, form % exactly, figure == exactly)
-        elif most is not None:
-            self.row(what, '', '', form % figure, '<= ' + form % most, figure <= most)
-        else:
-            self.row(what, '', '', form % figure)
+    def number(self, what, figure, form='%.0f', most=None):
+        target = () if most is None else ('<= ' + form % most, figure <= most)
+        self.row(what, '', '', form % figure, *target)
 
     def ratio(self, what, limits, ours, form, most=None):
         figure = statistics.median(b / a for a, b in zip(limits, ours))
@@ -244,32 +201,6 @@ class Bench:
         report = self.child(PREVIEW, 'password', self.config(), 'preview')[1]
         return len(self.sim.calls()) - before, report['most'] / 1024
 
-    def run(self):
-        before = [len(self.sim.calls(door)) for door in ('xapi', 'xe')]
-        report = self.child(COUNTING, 'password', self.config())[1]
-        report['calls'], report['xe'] = (len(self.sim.calls(door)) - count
-                                         for door, count in zip(('xapi', 'xe'), before))
-        return dict(report, exported=self.exported())
-
-
-def bench_calls(table, place, *_):
-    def costs(*arguments):
-        with Bench(place, *arguments) as bench:
-            return bench.run()
-    with Bench(place, 10) as bench:
-        table.number('XenAPI calls of a preview of 10 VMs', bench.preview()[0], most=10)
-    ten, twenty, forty = (costs(count, 2) for count in (10, 20, 40))
-    few, many = (costs(count, 8, 4) for count in (10, 20))
-    each = {what: (twenty[what] - ten[what]) / 10 for what in ten}      # what grows with VMs
-    table.number('XenAPI calls per VM in a run, 2 disks and 1 VIF', each['calls'], '%.1f', 5)
-    table.number('the same, 8 disks and 4 VIFs', (many['calls'] - few['calls']) / 10, '%.1f',
-                 exactly=each['calls'])
-    table.number('xe commands per VM', each['xe'], '%.1f', 5)
-    table.number('processes that VmBackup.py starts per VM', each['processes'], '%.1f', 5)
-    table.number('bytes from XenAPI per VM, 10 to 20 VMs', each['received'])
-    table.ratio('bytes from XenAPI: 20 to 40 VMs, over twice 10 to 20', [20 * each['received']],
-                [forty['received'] - twenty['received']], '%.0f', 1.1)
-
 
 def bench_preview(table, place, _, runs):
     with Bench(place, SOME) as bench:
@@ -277,16 +208,6 @@ def bench_preview(table, place, _, runs):
         bare, ours = zip(*[(bench.child(BARE, bench.sim.url)[0],
                             bench.vmbackup(bench.config(), 'preview')[0]) for _ in range(runs)])
         table.ratio('preview of %d VMs over VM.get_all_records, s' % SOME, bare, ours, '%.2f', 1.3)
-        with XenAPI.Session(bench.sim.url) as session:
-            session.login_with_password('root', 'password')
-            refs = session.xenapi.VM.get_all()[:SLOW_CALLS]
-            begun = time.perf_counter()
-            for ref in refs * 3:
-                session.xenapi.VM.get_uuid(ref)
-            seconds = (time.perf_counter() - begun) * SOME / len(refs)
-            session.logout()
-        table.ratio("3.25's 3 calls per VM (%d VMs, scaled) over the same" % len(refs), bare,
-                    [seconds] * runs, '%.2f')
 
 
 def selection_seconds(count, rules):
@@ -331,11 +252,6 @@ def bench_run(table, place, size, runs):
                     '%.2f', 1.03)
         table.number('MB/s that the loop exported (limit: %.0f)' % (RATE / 1e6),
                      exported / statistics.median(bare) / 1e6)
-        bench.faults.clear()
-        report = bench.run()
-        table.row('bytes through Python over bytes exported', '%d' % report['exported'],
-                  '%d' % report['io'], '%.4f%%' % (100 * report['io'] / report['exported']),
-                  '< 0.1%', report['io'] < report['exported'] / 1000)
 
 
 def bench_parallel(table, place, size, runs):
@@ -354,7 +270,7 @@ def bench_large(table, place, _, runs):
     with Bench(place, MANY) as bench:
         bare, ours = zip(*[(bench.child(BARE, bench.sim.url)[1]['most'] / 1024, bench.preview())
                            for _ in range(runs)])
-        table.number('XenAPI calls of a preview of %d VMs' % MANY, ours[0][0], exactly=few)
+        table.number('XenAPI calls of a preview of %d VMs' % MANY, ours[0][0], most=few)
         table.ratio('memory of it over VM.get_all_records, MiB', bare,
                     [memory for _, memory in ours], '%.1f', 1.2)
         kept = bench.child(KEPT, bench.sim.url)[1]['kept'] / MIB
@@ -398,22 +314,11 @@ def command_list(root):
 def bench_store(table, place, _, runs):
     root = os.path.join(place, 'store')
     make_backups(root)
-    functions = (('choose what to rotate', 'choose', rotate, 1), ('list all', 'list', list_all, 1),
-                 ('the command list', 'tell', command_list, 3))
-    for what, _, function, most in functions:
+    for what, function, most in (('choose what to rotate', rotate, 1), ('list all', list_all, 1),
+                                 ('the command list', command_list, 3)):
         seconds = statistics.median(timeit.repeat(lambda: function(root), number=1, repeat=runs))
         table.number('%s, %d VMs x %d backups, s' % (what, HISTORIES, BACKUPS), seconds, '%.2f',
                      most)
-    for _, name, function, _ in functions:
-        with mock.patch('os.scandir', wraps=os.scandir) as scanned, \
-                mock.patch('os.listdir', wraps=os.listdir) as listed:
-            function(root)
-        above = [os.path.dirname(call[0][0])
-                 for call in scanned.call_args_list + listed.call_args_list]
-        table.number('listings of a VM directory, to ' + name, above.count(root) / HISTORIES,
-                     '%.1f', 1)
-        table.number('listings below a VM directory, to ' + name,
-                     list(map(os.path.dirname, above)).count(root) / HISTORIES, '%.1f')
     shutil.rmtree(root)
 
 
@@ -424,7 +329,7 @@ def bench_pool(place, size, runs):
         return 1
     print('median of %d runs; disks of %d MiB\n' % (runs, disk))
     table = Table()
-    for what, part in (('selection', bench_selection), ('calls', bench_calls),
+    for what, part in (('selection', bench_selection),
                        ('preview', bench_preview), ('run', bench_run),
                        ('parallel', bench_parallel), ('large pool', bench_large),
                        ('store', bench_store)):
