@@ -71,7 +71,7 @@ FURTHER_EFFECTS = '''print input exec eval __import__ sys.stdout sys.stderr sys.
 ALL_EFFECTS = ' '.join([effect.names for effect in EFFECTS] + [FURTHER_EFFECTS])
 
 # Of the lines 162 are constants of help text, which do not count: 8,000 are the most.
-LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS, COLUMNS = 8500, 700, 60, 6, 4, 100
+LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS = 8500, 700, 60, 6, 4
 NODES, STATEMENT_NODES, FUNCTIONS, MEDIAN_LINES = 67500, 11.2, 575, 12
 
 # Not in Python 3.6, or no more in new ones, as identifiers wherever they stand.
@@ -327,11 +327,6 @@ def levels(statements):
     return deepest
 
 
-def wide(source):
-    return [source.complaint(number, '%d columns' % len(line))
-            for number, line in enumerate(source.lines, 1) if len(line) > COLUMNS]
-
-
 def grammar(source):
     """The grammar and the names of Python 3.6, and nothing that newer ones have lost."""
     if source.too_new:
@@ -435,7 +430,7 @@ class Rules(unittest.TestCase):
         held = [(rule, programs[:1]) for rule in of_program]
         held += [(docstrings, programs)]
         held += [(imports, programs)] * hasattr(sys, 'stdlib_module_names')     # from Python 3.10
-        held += [(rule, everything) for rule in (grammar, wide, silence)]
+        held += [(rule, everything) for rule in (grammar, silence)]
         for rule, names in held:
             with self.subTest(rule.__name__):
                 self.assertEqual([], [line for name in names for line in rule(read(name))])
@@ -549,7 +544,6 @@ from datetime import datetime as dt
     (budgets, 'x = 1\n' * (LINES + 1), '%d lines' % (LINES + 1)),
     (budgets, room(1, 'Small', '') + room(2, 'Large', 'x = 1\n' * SECTION_LINES),
      'Large has %d lines' % (SECTION_LINES + 3)),
-    (wide, 'x = "%s"\n' % ('y' * 95), '101 columns'),
     (grammar, '''
         import imp
         import shlex as s
