@@ -1371,13 +1371,12 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
         if not (why or newer):
             why.append('newest')
         newer += backup.sound
-    expendable = [why for why in found if not why]
     for disk in disks:
         holders = [why for why, backup in zip(found, backups)
                    if backup.sound and has_disk(backup.disks, disk, disks)]
-        if holders and any(holders[-1] is why for why in expendable):
+        if holders and all(reason.startswith(ONLY) for reason in holders[-1]):
             holders[-1].append(ONLY + disk[1])
-    return [tuple(why) for why in found]
+    return list(map(tuple, found))
 
 
 def policy_of(settings: Any, job: Job) -> Policy:
@@ -2588,9 +2587,9 @@ def status_of(path: str) -> os.stat_result:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def is_link(path: str, name: str) -> bool:
-    """Whether a directory has a symbolic link of that name. Raise OSError."""
-    return is_there(f'{path}/{name}') and stat.S_ISLNK(status_of(f'{path}/{name}').st_mode)
+def is_link(path: str) -> bool:
+    """Whether there is a symbolic link. Raise OSError."""
+    return is_there(path) and stat.S_ISLNK(status_of(path).st_mode)
 
 
 def is_there(path: str) -> bool:
@@ -2603,9 +2602,9 @@ def is_there(path: str) -> bool:
 
 def entries_in(path: str) -> List[Tuple[str, bool]]:
     """The names in a directory, and whether each is a directory and no link. Raise OSError."""
-    with folder(path) as handle, naming(path):
-        with os.scandir(f'/proc/self/fd/{handle}') as entries:     # 3.6 takes no handle itself
-            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    with folder(path) as handle, naming(path), \
+            os.scandir(f'/proc/self/fd/{handle}') as entries:      # 3.6 takes no handle itself
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
 def names_in(path: str) -> List[str]:
@@ -2623,7 +2622,7 @@ def is_dropped(path: str, is_directory: bool) -> bool:
     or empty. Raise OSError."""
     name = basename(path)
     if not name.startswith('._'):
-        return DROPPED.search(name) is not None
+        return bool(DROPPED.search(name))
     try:
         regular = stat.S_ISREG(status_of(path).st_mode)
         return not is_directory and regular and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
@@ -2641,11 +2640,10 @@ def sift(path: str, is_ours: Callable[[str], Any],
     for nothing itself, and nobody looks into others. Raise OSError."""
     if part.count('/') > DEEPEST_DIRECTORY:
         raise OSError(errno.ELOOP, 'has too many directories within each other', path)
-    found = [(DROPPED.search(name) is not None, not name.endswith(IMAGES), name, is_directory)
-             for name, is_directory in entries_in(f'{path}/{part}'.rstrip('/'))]
-    for called_so, _, name, is_directory in sorted(found):
+    for name, is_directory in sorted(entries_in(f'{path}/{part}'.rstrip('/')), key=lambda found: (
+            bool(DROPPED.search(found[0])), not found[0].endswith(IMAGES), found)):
         each = part + name
-        if called_so and is_dropped(f'{path}/{each}', is_directory):
+        if is_dropped(f'{path}/{each}', is_directory):
             yield each, is_directory, 'dropped'
         elif not is_ours(each + '/' if is_directory else each):
             yield each, is_directory, 'person'
@@ -2739,8 +2737,8 @@ def remove_all(path: str, is_directory: bool, depth: int = DEEPEST_DIRECTORY) ->
     if not depth:
         raise OSError(errno.ELOOP, 'has too many directories within each other', path)
     with suppress(FileNotFoundError):                  # a NAS tidies up, too
-        for inner in entries_in(path) if is_directory else ():
-            remove_all(f'{path}/{inner[0]}', inner[1], depth - 1)
+        for name, is_one in entries_in(path) if is_directory else ():
+            remove_all(f'{path}/{name}', is_one, depth - 1)
     remove(path, is_directory)
 
 
@@ -2752,11 +2750,10 @@ def room_in(path: str) -> Tuple[int, int]:
 
 def size_of(path: str) -> int:
     """Bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def occupied(path: str) -> int:
@@ -2833,14 +2830,10 @@ def refuse_mounts(path: str) -> None:
 
 def dated(pattern: str) -> Any:
     """The compiled expression of a strftime pattern of directory_pattern's kind."""
-    expression = ''
-    for number, part in enumerate(re.split('%([YmdHMS])', pattern)):
-        if number % 2:
-            digits = 4 if part == 'Y' else 2
-            expression += f'(?P<{part}>[0-9]{{{digits}}})'
-        else:
-            expression += re.escape(part)
-    return re.compile(expression + r'\Z', re.IGNORECASE)      # as a share may list it
+    parts = re.split('%([YmdHMS])', pattern)           # text, letter, text and so on
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = [f'(?P<{letter}>[0-9]{{{4 if letter == "Y" else 2}}})' for letter in parts[1::2]]
+    return re.compile(''.join(parts) + r'\Z', re.IGNORECASE)      # as a share may list it
 
 
 def names_from(pattern: str, when: datetime) -> Iterator[Tuple[datetime, str]]:
@@ -2875,7 +2868,7 @@ def note_of(path: str) -> str:
     found = status_of(directory)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise OSError(errno.EPERM, 'no directory that only its owner can change', directory)
-    return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest()[:32]}.json'
+    return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest():.32}.json'
 
 
 def prepare_notes() -> None:
@@ -3028,10 +3021,15 @@ def as_size(value: Any) -> Optional[int]:
     return int(value)
 
 
-def value_in(document: Record, key: str, default: Any) -> Any:
+def value_in(document: Record, key: str, default: Any = '') -> Any:
     """Return a value in a document if it is of the default's class, else the default."""
     found = document.get(key)
     return found if isinstance(found, type(default)) else default
+
+
+def uuid_and_device(disk: Record) -> Tuple[str, str]:
+    """Return what a manifest has of a disk, to know it again by."""
+    return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
 def texts_in(document: Record, key: str) -> List[str]:
@@ -3041,11 +3039,10 @@ def texts_in(document: Record, key: str) -> List[str]:
 
 def as_time(text: Any) -> Optional[str]:
     """Return a text that is a time, as iso() writes it; None for all else."""
-    try:
+    with suppress(ValueError, TypeError):
         seconds_of(text)
-    except (ValueError, TypeError):
-        return None
-    return text
+        return text
+    return None
 
 
 def finding(found: Record) -> Record:
@@ -3054,10 +3051,10 @@ def finding(found: Record) -> Record:
         return {}
     fault, proved, seconds = map(found.get, ('fault', 'proved', 'seconds'))
     if fault is not None:
-        fault = value_in(found, 'fault', '') or 'unknown'
+        fault = value_in(found, 'fault') or 'unknown'
     return {'when': as_time(found.get('when')), 'fault': fault,
             'proved': proved if proved in list(PROVED) else None,
-            'sr': value_in(found, 'sr', '') or None,
+            'sr': value_in(found, 'sr') or None,
             'seconds': seconds if isinstance(seconds, int) else None}
 
 
@@ -3096,11 +3093,11 @@ class Manifest(NamedTuple):
             for key in ('disks', 'left_out')]
         return cls(
             number if number > 0 and started else 0, started,
-            value_in(document, 'method', ''), value_in(vm, 'name', ''), value_in(vm, 'uuid', ''),
-            tags, value_in(document, 'snapshot', '') or None,
+            value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
+            tags, value_in(document, 'snapshot') or None,
             {name: size for name, size in value_in(document, 'files', {}).items()
              if as_size(size) == size and not DROPPED.search(name)},
-            disks, left_out, value_in(value_in(document, 'pool', {}), 'uuid', ''),
+            disks, left_out, value_in(value_in(document, 'pool', {}), 'uuid'),
             texts_in(document, 'earlier') if 'earlier' in document else None, finding(verified),
             finding(value_in(document, 'test_restore', {})),
             value_in(verified, 'digests', {}), bool(document))
@@ -3108,37 +3105,35 @@ class Manifest(NamedTuple):
     @staticmethod
     def document(directory: str) -> Record:
         """Return all that one tells, {} where there is none or a damaged one. Raise OSError."""
+        document = {}          # type: Record
         try:
-            document = parse_json(load(f'{directory}/{MANIFEST}', LONGEST_RECORD + 1))
+            with suppress(ValueError):
+                document = parse_json(load(f'{directory}/{MANIFEST}', LONGEST_RECORD + 1))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
                 raise
-            return {}
-        except ValueError:
-            return {}
         return document if isinstance(document, dict) else {}
 
     def images(self) -> List[str]:
         """Return the names of the archives and images."""
-        named = [value_in(disk, 'file', '') for disk in self.disks]
+        named = [value_in(disk, 'file') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
-    def holds(self) -> List[Tuple[str, str]]:
+    def holds(self) -> DiskIds:
         """Uuid and device of each disk that is in it."""
-        return [(value_in(disk, 'uuid', ''), value_in(disk, 'device', '')) for disk in self.disks]
+        return list(map(uuid_and_device, self.disks))
 
     @property
-    def of_the_vm(self) -> List[Tuple[str, str]]:
+    def of_the_vm(self) -> DiskIds:
         """Uuid and device of each disk that the VM had, but for those that are never backed up."""
-        return [(value_in(disk, 'uuid', ''), value_in(disk, 'device', ''))
-                for disk in [*self.disks, *self.left_out]
+        return [uuid_and_device(disk) for disk in [*self.disks, *self.left_out]
                 if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name: str) -> Record:
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
-            if folded(plain_name(value_in(disk, 'file', ''))) == folded(plain_name(name)):
+            if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
@@ -3165,16 +3160,16 @@ class Backup(NamedTuple):
         if date and date < now() + timedelta(days=1):  # else it counts as the oldest
             when = date.timestamp()
         with suppress(ValueError, OverflowError):              # the ends of time
-            started = as_time(iso(date)) if date else None
+            started = date and as_time(iso(date))
         try:
             with hold(path):
                 manifest = Manifest.of(Manifest.document(path))
                 seen = cls(path, manifest=manifest)
                 good = seen.has_marker()
-                if manifest.earlier is None and (good or date):
-                    manifest = seen.with_devices()
                 protected = is_there(seen.file(PROTECTED))
                 if good or date:
+                    if manifest.earlier is None:
+                        manifest = seen.with_devices()
                     sizes = {name: size for name, size in manifest.files.items()
                              if name.endswith(IMAGES)}
                     sizes = sizes or {name: status_of(seen.file(name)).st_size
@@ -3313,6 +3308,11 @@ def in_order(backups: Sequence[Backup]) -> List[Backup]:
     return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
 
+def of_pool(pool: str, backups: Sequence[Backup]) -> Sequence[Backup]:
+    """Return those of a pool or, where there are none, all."""
+    return [backup for backup in backups if backup.manifest.pool == pool] or backups
+
+
 class Owner(NamedTuple):
     """Whose backups a directory is for."""
 
@@ -3339,14 +3339,6 @@ class Owner(NamedTuple):
 
 
 Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
-
-
-def judge(good: Sequence[Backup], policy: Policy, disks: DiskIds,
-          newer: Sequence[Aged] = ()) -> Judged:
-    """Return why each good backup, oldest first, is kept beside newer ones; none: it may go."""
-    aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
-                 backup.protected) for backup in good]
-    return list(zip(good, reasons(aged + list(newer), policy, disks)))
 
 
 class History:
@@ -3408,15 +3400,14 @@ class History:
                         self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
                     yield self.known[name]
 
-    def backups(self) -> List[Backup]:
-        """Return all dated directories, oldest first."""
-        return in_order(list(self.read()))
+    def backups(self, renamed: bool = False) -> List[Backup]:
+        """Return all dated directories, if `renamed` those under other names too, oldest first."""
+        return in_order(list(self.read(renamed)))
 
     def completed(self, renamed: bool = False) -> List[Backup]:
-        """Return the completed backups, if `renamed` those under other names too, oldest first.
-        What cannot be read is none of them: it neither counts nor is deleted."""
-        found = in_order(list(self.read(renamed)))
-        return [backup for backup in found if backup.outcome in COMPLETE]
+        """Return the completed backups of these. What cannot be read is none of them: it neither
+        counts nor is deleted."""
+        return [backup for backup in self.backups(renamed) if backup.outcome in COMPLETE]
 
     def holds_any(self) -> bool:
         """Return whether there are backups in it, or failures' records."""
@@ -3424,20 +3415,23 @@ class History:
 
     def everything(self) -> List[Backup]:
         """Return all directories in it: backups, the newest first, then what is none."""
-        found = list(self.read(True))
-        found += [Backup(path, 'being deleted') for path in self.half_deleted()]
-        backups = in_order([backup for backup in found if backup.outcome not in NO_BACKUP])
+        found = self.backups(True)[::-1]
         others = [backup for backup in found if backup.outcome in NO_BACKUP]
-        return backups[::-1] + sorted(others, key=lambda backup: backup.path)
+        others += [Backup(path, 'being deleted') for path in self.half_deleted()]
+        return ([backup for backup in found if backup.outcome not in NO_BACKUP] +
+                sorted(others, key=lambda backup: backup.path))
 
-    def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Aged,
+    def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Optional[Aged] = None,
                path: str = '') -> Judged:
-        """Return why each of the owner's backups is kept beside a new one at that path. Before
-        there is one, the last sound one is kept as well, and what is newer: both are left out."""
+        """Return why each of the owner's backups is kept, none: it may go; beside a new one at that
+        path. Without a path it is to be made yet: till then the last sound one is kept as well, and
+        what is newer: these are left out."""
         older = [backup for backup in self.completed()
                  if backup.path != path and owner.rotates(backup)]
-        found = judge(older, policy, disks, [new])
-        if not path:
+        aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
+                     backup.protected) for backup in older]
+        found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
+        if new and not path:
             sound = [place for place, backup in enumerate(older)
                      if backup.outcome == 'good' and not backup.protected]
             del found[max(sound, default=0):]
@@ -3446,13 +3440,13 @@ class History:
     def last_owner(self) -> Owner:
         """Return whose they are by the newest backup that tells it, of this host's pool if any
         is."""
-        found = [backup.manifest for backup in self.completed()[::-1] if backup.manifest.uuid]
-        pool = own_pool()
-        for manifest in [each for each in found if each.pool == pool] or found:
+        found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
+        for backup in of_pool(own_pool(), found)[:1]:
+            manifest = backup.manifest
             return Owner(manifest.uuid, manifest.pool, manifest.earlier or ())
         return Owner()
 
-    def disks(self, owner: Owner) -> List[Tuple[str, str]]:
+    def disks(self, owner: Owner) -> DiskIds:
         """Return uuid and device of each disk of a VM, by its newest backup that tells of any."""
         for backup in reversed(self.completed()):
             if backup.manifest.of_the_vm and not owner.other(backup):
@@ -3473,12 +3467,11 @@ class History:
     def owner(self) -> Vm:
         """Return the VM that they are of: its uuid by the newest, even a failure or one in
         progress, tags by its newest backup; no `tags` in the record: not known."""
-        pool = own_pool()
-        for pools in (['', pool], []) if pool else ([],):      # if any is of this host's pool
-            uuid, record = '', {}      # type: str, Record
-            for backup in self.read(True):
+        uuid, record = '', {}  # type: str, Record
+        for pool in (own_pool(), ''):                  # if any is of this host's pool
+            for backup in () if uuid else self.read(True):
                 manifest = backup.manifest
-                if pools and manifest.pool not in pools:
+                if pool and manifest.pool not in ('', pool):
                     continue
                 if uuid and manifest.uuid != uuid:
                     break                              # it was another VM's before
@@ -3487,8 +3480,6 @@ class History:
                     record = {'tags': manifest.tags}
                 if record or uuid and backup.outcome in COMPLETE:
                     break
-            if uuid:
-                break
         return Vm(self.directory, uuid, self.vm_name(), record)
 
     def user_of(self, uuids: Texts) -> str:
@@ -3582,7 +3573,8 @@ class Catalogue:
         try:
             found = [History(os.path.join(self.root, name), self.patterns)
                      for name, is_directory in entries_in(self.root)
-                     if not name.startswith('.') and (is_directory or is_link(self.root, name))]
+                     if not name.startswith('.')
+                     and (is_directory or is_link(f'{self.root}/{name}'))]
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
         return [history for history in found       # a VM may be called #recycle
@@ -3641,17 +3633,15 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
                      keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
     """Return those with backups or failures' records that a selector or else the lines of a config
     choose; without any, all. The plan tells what was not found. Raise OSError."""
-    found, vms = {}, []        # type: Dict[str, History], List[Vm]
+    found = {history.directory: history for history in histories if history.holds_any()}
+    vms = []                   # type: List[Vm]
     rules = (selector(selector_text),) if selector_text else config.rules
     literal = rules and all(rule.kind == 'name' and is_literal(rule.word) for rule in rules)
     words = {folded(path_part(rule.word)) for rule in rules}   # few manifests need be read then
-    for history in sorted(histories, key=lambda each: each.directory):
-        if history.holds_any():
-            directory = history.directory
-            found[directory] = history
-            name = basename(directory)
-            certain = literal and not TWIN.search(name) and folded(name) not in words
-            vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
+    for directory, history in sorted(found.items()):
+        name = basename(directory)
+        certain = literal and not TWIN.search(name) and folded(name) not in words
+        vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
         rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
@@ -3662,7 +3652,7 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
         plan = select(rules, vms, keep, twins=True)
     refused = [f'***NOTE - passed over: {history.refused}' for history in histories
                if history.refused]
-    plan = plan._replace(messages=tuple(plan.messages) + tuple(refused))
+    plan = plan._replace(messages=(*plan.messages, *refused))
     return [(job, found[job.vm.ref]) for job in plan.jobs], plan
 
 
@@ -3742,8 +3732,7 @@ class NewBackup(Backup):
     def complete(self, document: Record, large: bool) -> Dict[str, int]:
         """Make it count as a backup: sync all, then write the marker, last. Return the bytes of its
         files, as the manifest has them. Raise OSError."""
-        names = [name for name in sorted(self.files()) if name != INTENT]
-        files = {name: size_of(self.file(name)) for name in names}
+        files = {name: size_of(self.file(name)) for name in sorted(self.files()) if name != INTENT}
         for name in files:
             sync(self.file(name))
         for name in {dirname(name) for name in files}:
@@ -6414,13 +6403,12 @@ class VmBackup(Turn):
         exporter.choose_source(vm)
         self.log_disks()
         Signals.current.check()
-        with self.deleting_on_failure(), \
-                exporter.snapshot(self.backup, warned_of) as snapshot:
+        with self.deleting_on_failure(), exporter.snapshot(self.backup, warned_of) as snapshot:
             Signals.current.check()
             self.manifest = self.describe(started, snapshot)
             check_readable(self.manifest)
             if self.settings.pre_clean:
-                self.prune(self.judged(Aged(started)))
+                self.prune(self.judged(started))
                 self.reserved = self.last
             size = self.export(snapshot)
             log(f'{job.method} success')
@@ -6429,9 +6417,8 @@ class VmBackup(Turn):
         self.finish(size)
         with tolerating(self.warnings, 'cannot look for older backups'):
             self.history.known.clear()                 # somebody may have verified or protected one
-            new = Aged(started, disks=Manifest.of(self.manifest).holds)
-            judged = self.judged(new, self.path)
-            self.tell_what_stays(judged, new)
+            judged = self.judged(started, self.path)
+            self.tell_what_stays(judged)
             self.prune(judged)
 
     @contextmanager
@@ -6462,8 +6449,7 @@ class VmBackup(Turn):
             if failure.trouble:
                 self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
                                      f'deleted: {failure.trouble.strerror}')
-            if failure.outcome == 'failed' and (
-                    failure.path not in self.shared.doubtful):
+            if failure.outcome == 'failed' and failure.path not in self.shared.doubtful:
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
                     if self.may_be_made(failure):
                         log(f'***NOTE - not deleted: {failure.path} may be a backup that another '
@@ -6483,7 +6469,7 @@ class VmBackup(Turn):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
-            gain = sum(old.occupied() for old, why in self.judged(Aged(started)) if not why)
+            gain = sum(old.occupied() for old, why in self.judged(started) if not why)
         self.last = self.history.last_size(names, self.owner())
         shared = self.shared
         with shared.beginning:
@@ -6596,29 +6582,31 @@ class VmBackup(Turn):
                    if backup.manifest.pool == pool} - set(self.pool.names)
         return Owner(self.job.vm.uuid, pool, sorted(earlier))
 
-    def judged(self, new: Aged, path: str = '') -> Judged:
-        """Return why each older backup is kept beside a new one (see History.judged)."""
-        owner = self.owner()
-        disks = Manifest.of(self.manifest).of_the_vm or self.history.disks(owner)
+    def judged(self, started: datetime, path: str = '') -> Judged:
+        """Return why each older backup is kept beside the new one (see History.judged)."""
+        owner, told = self.owner(), Manifest.of(self.manifest)
+        new = Aged(started, disks=told.holds if path else ())
+        disks = told.of_the_vm or self.history.disks(owner)
         return self.history.judged(self.policy, owner, disks, new, path)
 
     def prune(self, judged: Judged) -> None:
         """Delete older backups that nothing keeps; one that knows of a snapshot of ours in the pool
         stays."""
-        for backup in [backup for backup, why in judged if not why]:
-            with tolerating(self.warnings, f'cannot delete {backup.path}'):
-                log(f'Deleting oldest backup {backup.path} ')
-                self.shared.store.delete(backup)
+        for backup, why in judged:
+            if not why:
+                with tolerating(self.warnings, f'cannot delete {backup.path}'):
+                    log(f'Deleting oldest backup {backup.path} ')
+                    self.shared.store.delete(backup)
 
-    def tell_what_stays(self, judged: Judged, new: Aged) -> None:
+    def tell_what_stays(self, judged: Judged) -> None:
         """Log what only a disk keeps, and which disks are in no good backup; have the run tell of
         the backups of others in the directory."""
         for backup, why in judged:
             if why and why[0].startswith(ONLY):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
-        owner, disks = self.owner(), Manifest.of(self.manifest).of_the_vm
-        held = [*new.disks]
+        owner, told = self.owner(), Manifest.of(self.manifest)
+        held, disks = [*told.holds], told.of_the_vm
         for backup in self.history.completed(True):
             if backup.outcome == 'good' and owner.rotates(backup):
                 held += backup.manifest.holds
@@ -6626,7 +6614,7 @@ class VmBackup(Turn):
         if lacking:
             log('***NOTE - in no good backup: disk ' + ', '.join(lacking))
         for backup in self.history.completed():
-            if backup.path != self.path and not owner.rotates(backup):
+            if not owner.rotates(backup):
                 uuid, pool = backup.manifest.uuid, backup.manifest.pool
                 whose, option = owner.other(backup), f'pool={pool}'
                 if pool in ('', owner.pool):
@@ -7004,7 +6992,7 @@ class VerifyCommand:
             self.tokens.append('WARNING')
         for _, history in chosen:
             with self.telling(history.directory):
-                backups = [backup for backup in in_order(list(history.read(True)))
+                backups = [backup for backup in history.backups(True)
                            if backup.outcome in COMPLETE + ('unreadable',)]
                 if not backups:
                     raise Damaged('no good backup of this VM')
@@ -7126,9 +7114,7 @@ class Stock(NamedTuple):
     def newest(self, pool: str) -> Backup:
         """Return the newest good backup, of this pool if it has any; one without a path where there
         is none."""
-        good = self.good()
-        return next(iter([backup for backup in good if backup.manifest.pool == pool] or good),
-                    Backup(''))
+        return (of_pool(pool, self.good()) or [Backup('')])[0]
 
 
 def take_stock(histories: Sequence[History], config: Config, store: Store,
@@ -7284,11 +7270,10 @@ def run_list(line: CommandLine) -> int:
     if not (vms or others['pool_dumps'] or plan.messages):
         raise UsageError(f'no backups in {word}')
     document = document_of(vms, target.store.root, plan.messages + plan.errors, others)
-    if line.options['format'] == 'json':
-        Console.current.write(as_json(document))
-    else:
-        for row in table_of(document):
-            Console.current.write(printable(row) + '\n')
+    text = as_json(document)
+    if line.options['format'] != 'json':
+        text = ''.join(printable(row) + '\n' for row in table_of(document))
+    Console.current.write(text)
     if plan.errors or not all(vm.good() for vm in vms):
         return ERROR.status
     doubtful = any(vm.backups[0].outcome != 'good' for vm in vms)
@@ -7304,23 +7289,21 @@ class Pruning:
         self.kinds = {rule.kind for rule in target.config.rules}
         self.previewing = bool(options['preview'])
         self.kept = self.deleted = self.errors = self.freed = 0
-        # Uuids of a pool and of a VM whose backups are to go where they are not those of the VM
-        # whose directory it is; of a VM that has a good one in its own.
+        # Uuids of a pool, and of a VM that has a good backup in its own directory: those whose
+        # backups are to go from the directories of others.
         self.pool = options['pool']
-        chosen = selector(options['vm']) if options['vm'] else None
-        self.vm = chosen.word if chosen and chosen.kind == 'uuid' else ''
-        self.at_home = False
+        self.vm = ''
 
     def let_go(self, history: History) -> List[Backup]:
         """Return the backups of others that were asked to go: of another pool, where the owner has
-        a good one; of another VM of this pool, which has a good one in its own directory."""
+        a good one; of another VM of this pool."""
         owner, found = history.last_owner(), history.completed()
-        good = any(each.outcome == 'good' and not owner.other(each) for each in found)
         others = [each for each in found if not owner.rotates(each)]
-        if self.pool:
-            return [each for each in others if good and each.manifest.pool == self.pool]
-        return [each for each in others if self.at_home and each.manifest.uuid == self.vm
-                and each.manifest.pool in ('', owner.pool)]
+        if not self.pool:
+            return [each for each in others if each.manifest.uuid == self.vm
+                    and each.manifest.pool in ('', owner.pool)]
+        good = any(each.outcome == 'good' and not owner.other(each) for each in found)
+        return [each for each in others if good and each.manifest.pool == self.pool]
 
     def prune(self, job: Job, history: History, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
@@ -7333,30 +7316,28 @@ class Pruning:
         rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
                  if count or name == 'last']
         log(f'{history.directory}: {" ".join(rules)}')
-        for path in () if self.previewing else history.half_deleted():
+        for path in () if self.previewing else history.as_it_is().half_deleted():
             try:
                 self.store.finish_deleting(path)
             except (VmBackupError, OSError) as error:
                 self.fail(path, error)
-        backups, owner = history.backups(), history.last_owner()
-        for backup in backups:
+        history.as_it_is()                             # anew, under the lock
+        for backup in history.backups():
             if backup.trouble:
                 self.fail(backup.path, backup.trouble)
-        good = [backup for backup in backups if backup.outcome in COMPLETE]
+        owner, good, let_go = history.last_owner(), history.completed(), self.let_go(history)
         if owner.pool and own_pool() not in ('', owner.pool):
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             self.kept += len(good)
             return
-        ours = [backup for backup in good if owner.rotates(backup)]
-        let_go = self.let_go(history)
-        judged = judge(ours, policy, history.disks(owner))
-        reasons_by_path = {backup.path: why for backup, why in judged}
+        judged = history.judged(policy, owner, history.disks(owner))
+        ours = {backup.path: why for backup, why in judged}
         for backup in good:
-            why = reasons_by_path.get(backup.path, (owner.other(backup),))
+            if backup.path in ours and not by_rules:
+                continue
+            why = ours.get(backup.path, (owner.other(backup),))
             if backup in let_go:
                 why = (PROTECTED,) if backup.protected else ()
-            if not by_rules and backup in ours:
-                continue
             if why:
                 log(f'  keep   {basename(backup.path)} ({", ".join(why)})')
                 self.kept += 1
@@ -7402,11 +7383,11 @@ class Pruning:
 
     def under_lock(self, directory: str, work: Callable[[], None]) -> None:
         """Work with the lock of a VM's directory held, unless this is a preview; tell of errors."""
+        name, patience = basename(directory), self.settings.lock_wait * 60
         try:
             with ExitStack() as stack:
                 if not self.previewing:
-                    stack.enter_context(self.store.locked(
-                        basename(directory), self.settings.lock_wait * 60))
+                    stack.enter_context(self.store.locked(name, patience))
                 work()
         except (VmBackupError, OSError) as error:
             self.fail(directory, error)
@@ -7427,13 +7408,14 @@ def to_prune(target: Opened, selector_text: str,
     if selector_text:
         pairs, _ = select_histories(histories, target.config, selector_text)
         wanted = [history for _, history in pairs]
-    pruning.at_home = any(
-        backup.outcome == 'good' and backup.manifest.uuid == pruning.vm == history.last_owner().uuid
-        for history in histories for backup in history.completed())
+        rule = selector(selector_text)
+        homes = [history for history in histories if history.last_owner().uuid == rule.word]
+        if rule.kind == 'uuid' and any(
+                backup.outcome == 'good' and backup.manifest.uuid == rule.word
+                for history in homes for backup in history.completed()):
+            pruning.vm = rule.word
     found = [(job, history, history in wanted) for job, history in chosen
              if history in wanted or pruning.let_go(history)]
-    for history in histories:
-        history.listed = None                          # it is looked at anew under the lock
     if not found:
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
                          f'{selector_text or "pool=" + pruning.pool} chooses')
@@ -7557,13 +7539,13 @@ class Sources:
         pool, newest = own_pool(), []      # type: str, List[Backup]
         for history in histories:
             good = []          # type: List[Backup]
-            for backup in in_order(list(history.read(True)))[::-1]:
+            for backup in history.backups(True)[::-1]:
                 if backup.trouble and backup.outcome == 'unreadable':
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
                 when = re.sub('[^0-9]', '', backup.started or '')
                 if when.startswith(digits) and backup.outcome == 'good':
                     good.append(backup)
-            newest += ([each for each in good if each.manifest.pool == pool] or good)[:1]
+            newest += of_pool(pool, good)[:1]
         if not newest:
             of_date = f'of {date} ' if date else ''
             raise TargetError(f'no good backup {of_date}in {histories[0].directory}')
