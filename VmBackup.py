@@ -179,8 +179,7 @@ IN_USE, FULL = 'VDI_IN_USE', 'SR_FULL'
 
 
 class VmBackupError(Exception):
-    """Something went wrong; the text is a sentence for the administrator, and `code`, xapi's or one
-    of ours, tells the program what it was; '' where it need not know."""
+    """A sentence for the administrator; `code`, xapi's or ours, says to the program what it was."""
 
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
@@ -337,8 +336,7 @@ def is_packed(name: str) -> bool:
 # 3. Console: log lines, progress, text and byte forms, the only clock
 # ----------------------------------------------------------------------------------------------
 # Text is Unicode inside. Paths may carry surrogates for bytes that the locale cannot decode
-# (Python's surrogateescape), which `encoded` turns into the right bytes again, so that LANG=C
-# changes nothing.
+# (Python's surrogateescape), which `encoded` turns back, so that LANG=C changes nothing.
 
 
 MOST_NAMES = 10            # of VMs or such in one text
@@ -439,8 +437,7 @@ def as_json(value: Any) -> str:
 
 
 def parse_number(text: str) -> float:
-    """Return a number in JSON. Raise ValueError for what is none, as Infinity, or so long that
-    int() could take hours."""
+    """Return a number in JSON. Raise ValueError for Infinity, and what int() works on for hours."""
     if len(text) <= LONGEST_NUMBER:
         number = int(text) if text.lstrip('-').isdigit() else float(text)
         if abs(number) < float('inf'):
@@ -453,8 +450,7 @@ DECODER = json.JSONDecoder(parse_int=parse_number, parse_float=parse_number,
 
 
 def parse_json(data: bytes) -> Any:
-    """Return what JSON on a share holds. Raise ValueError for what is none, or would take more
-    memory or time than anything that we write."""
+    """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
     values = data.count(b',') + data.count(b'[') + data.count(b'{')
     if len(data) > LONGEST_RECORD or values > MOST_VALUES:
         raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
@@ -626,8 +622,7 @@ class Meter:
 # 4. Settings: what was asked: command line, config file, password files, whose they are
 # ----------------------------------------------------------------------------------------------
 # KEYS is the one source of every config key's name, default, range and meaning. Nothing here
-# knows of the pool; besides config and password files, the inventory that names this host is read,
-# and who else may change them: owners, modes, mounts.
+# knows of the pool, but of who may change a file, and the inventory that names this host.
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
@@ -663,13 +658,16 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
+Options = Dict[str, str]       # of a command, all that it has; '' for those not given
+
+
 class CommandLine(NamedTuple):
     """The parts of a command line."""
 
     command: str = ''
     password: str = ''         # as given: it, the name of its file, or local; '' for no login
     words: Texts = ()          # what it is about: a config file, a directory, a VM
-    options: Dict[str, str] = {}       # all that the command has; '' for those not given
+    options: Options = {}
 
 
 def space(text: str) -> str:
@@ -996,9 +994,8 @@ def is_local(path: str) -> bool:
 
 
 def changeable(path: str, shares: bool = True) -> str:
-    """Return what others than root and this user may replace or change, on the way to a file or
-    that itself, and what to do; '' for nothing. Owners, modes and sticky bits count, not ACLs, and
-    on shares nothing does."""
+    """Return what others than root and this user may change, a file or on the way to it, and what
+    to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
     here, rest = '/', os.path.join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         try:
@@ -1078,12 +1075,10 @@ def login_word(word: str) -> Optional[str]:
 
 def installation_uuid() -> str:
     """Return this host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
-    try:
-        with open(INVENTORY, encoding='utf-8', errors='replace') as stream:
-            found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
-    except OSError:
-        return ''
-    return found.group(1) if found else ''
+    with suppress(OSError), open(INVENTORY, encoding='utf-8', errors='replace') as stream:
+        found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
+        return found.group(1) if found else ''
+    return ''
 
 
 def pool_certificates() -> Optional[str]:
@@ -1119,7 +1114,6 @@ class Job(NamedTuple):
     vm: Vm
     keep: int                  # backups to keep
     shown: str                 # NAME or NAME:N as the lists print it
-    has_namesake: bool = False     # another VM of the pool has the same name
 
 
 class Plan(NamedTuple):
@@ -1284,10 +1278,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
                 found.failures[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
                                                error='it has the tag xo:no-bak')
         else:
-            shared = namesakes[name] > 1
-            shown = f'{name}~{vm.uuid[:8]}' if shared else name
+            shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
-            jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown, shared))
+            jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
     errors = ['ERROR regex errors found (see above) '] if found.broken else []
     errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
                for rule in found.invalid]
@@ -1477,8 +1470,7 @@ class Watchdog:
 
 
 class Signals:
-    """Handles SIGTERM, SIGINT and SIGHUP, in a thread of its own, as the main thread may hang; in
-    that, Interrupted is raised where it is to be cut."""
+    """Handles SIGTERM, SIGINT, SIGHUP in a thread, as the main one may hang; cuts that."""
 
     current = None             # type: Signals     # those that this process handles
     running = set()            # type: Set[subprocess.Popen]   # all children
@@ -1495,8 +1487,7 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals, except those that somebody chose to ignore (nohup); ignore all of
-        them afterwards, for the sake of the exit status."""
+        """Handle the signals but for ignored ones (nohup); then ignore all, for the exit status."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing)
@@ -1515,8 +1506,8 @@ class Signals:
             self.kill_children()
 
     def watch(self, pipe: int) -> None:
-        """Act on the first signal; cut the main thread at the deadline. At the one that it gets
-        then, or at a further signal, end all."""
+        """Act on the first signal; cut the main thread at the deadline; then, or at another, end
+        all."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.note(os.read(pipe, 1)[0])
         asked_again = self.wait(pipe)
@@ -1653,11 +1644,9 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
         packer: Optional[Tuple[Texts, int]] = None) -> subprocess.CompletedProcess:
     """Run a program to its end, or if it is `cuttable` to a signal. A packer is a program that
-    compresses its output, and the open file into which it does.
-
-    Raise CommandFailed if one of them cannot be started, does not end within `timeout` seconds or,
-    with a watchdog in its place, stalls, and if the packer fails; and what a feeder met.
-    """
+    compresses its output, and the open file into which it does. Raise CommandFailed if one of them
+    cannot be started, does not end within `timeout` seconds or, with a watchdog in its place,
+    stalls, and if the packer fails; and what a feeder met."""
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with ExitStack() as stack:
         child = stack.enter_context(started(
@@ -1672,8 +1661,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
 
         def feed() -> None:
             feeder.feed(stream)
-            # What xapi writes when it has all the data, for seconds or minutes, shows nowhere, so
-            # it gets as long as any command without data.
+            # What xapi writes once it has all the data shows nowhere: as long as any command.
             watchdog.limit = max(watchdog.limit, timeout)
 
         def converse() -> List[subprocess.CompletedProcess]:
@@ -1726,11 +1714,8 @@ def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
              cuttable: bool, tell: Callable[[str], None]) -> int:
     """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
-    with each line that it prints, at once; if `cuttable`, a signal ends it.
-
-    What it leaves in the background is neither waited for nor ended. Raise CommandFailed if it
-    cannot be started or does not end within `timeout` seconds, Interrupted.
-    """
+    with each line that it prints, at once; if `cuttable`, a signal ends it. What it leaves in the
+    background goes on. Raise CommandFailed if it cannot be started or does not end in time."""
     signals = Signals.current if cuttable else Signals()
 
     def listen(stream: Any) -> None:
@@ -1759,8 +1744,7 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
 
 
 def packing_command(compression: Compression, undo: bool = False) -> List[str]:
-    """Return the command that compresses from standard input to standard output, or decompresses;
-    raise CommandFailed if this host has no program for it."""
+    """Return the command that packs its input, or unpacks it; raise CommandFailed for none."""
     import shutil
     for program in compression.programs:
         path = shutil.which(program)
@@ -1780,8 +1764,7 @@ class Filter:
         self.child = self.running.enter_context(started(argv, stdin=handle))
 
     def readinto(self, view: memoryview) -> int:
-        """Read what is there; return 0 at the end. Raise Damaged if the program found the input
-        bad, CommandFailed if it was killed."""
+        """Read what is there, 0 bytes at the end. Raise Damaged for bad input, CommandFailed."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
             words = decoded(self.child.stderr.read())
@@ -1807,9 +1790,8 @@ def be_gentle(idle: bool) -> None:
         run([*words.split(), str(os.getpid())], SHARE_TIMEOUT)
 
 
-# The codes of what xe says: words of its own of a connection (xapi: xe-cli/newcli.ml; recorded from
-# xapi 25.33.2 and 26.17.0); an error of xapi as its sentence (xapi: datamodel_errors.ml), or as its
-# code where it has none.
+# The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
+# 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
 XE_CODES = (
     (REFUSED, 'Connection refused'),
     (UNREACHABLE, 'Lost connection|Connection reset|Broken pipe|Unable to contact'),
@@ -2145,13 +2127,11 @@ class Pool:
             return self.tables[kind]
 
     def vms(self, marks: Texts = ()) -> List[Vm]:
-        """Return the real VMs: no templates, snapshots, control domains, nor what carries one of
-        the marks of restores that go on. One call."""
+        """Return the real VMs, but for those with a mark of the restores that go on. One call."""
         found = []
         for ref, record in self.records('VM').items():
             if not record['is_a_snapshot']:
-                name = '' if record['is_a_template'] else record['name_label']
-                self.names[record['uuid']] = name
+                self.names[record['uuid']] = '' if record['is_a_template'] else record['name_label']
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain'] or record['other_config'].get(MARK) in marks):
                 fields = {field: record[field] for field in VM_FIELDS}
@@ -2170,8 +2150,7 @@ class Pool:
         return not fresh and self.table(kind).get(ref) or self.record(kind, ref)
 
     def disks(self, vm: Vm, fresh: bool = False) -> List[Disk]:
-        """Return a VM's disks, in the order of their devices, without CD drives and empty ones. Two
-        calls for each, if they have to be fresh."""
+        """Return a VM's disks by their devices, no CD drives; two calls for each that is fresh."""
         found = []
         for ref in vm.record['VBDs']:
             vbd = self.known('VBD', ref, fresh)
@@ -2193,8 +2172,7 @@ class Pool:
 
     def snapshots(self, kind: str, values: Texts,
                   field: str = 'snapshot_of') -> List[Snapshot]:
-        """Return the snapshots of VMs (kind 'VM') or disks ('VDI') by reference, or those that have
-        the values in another field. One call."""
+        """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
         found = []
         for ref, record in self.where(kind, field, values).items():
             if record['is_a_snapshot']:
@@ -2274,11 +2252,11 @@ class Pool:
         return found
 
     def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
-        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), which
-        attaches its disk to dom0, in this mode (`sure`: nobody else can have done so). The VBD
-        stays if xapi ends meanwhile, or storage does not let go of the disk. Up to xapi 26.15 it
-        names its task; later it shows only, having no metrics, that it is from before xapi's last
-        start (recorded from xapi 25.33.2 and 26.17.0)."""
+        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), in this
+        mode (`sure`: nobody else can have done so). It stays if xapi ends meanwhile, or storage
+        does not let go of the disk. Up to xapi 26.15 it names its task; later it shows only, having
+        no metrics, that it is from before xapi's last start (recorded from xapi 25.33.2 and
+        26.17.0)."""
         if vbd['mode'] != mode or vbd['type'] != 'Disk' or vbd['bootable']:
             return False
         if vbd['metrics'] == NULL and len(self.table('host')) > 1:
@@ -2365,9 +2343,9 @@ class Pool:
         return self.clock
 
     def is_master(self) -> bool:
-        """Return whether this host is the pool's master. A session over the unix socket of a member
-        is forwarded to the master (xapi: api_server.ml), so it cannot tell: the installation's uuid
-        is compared where there is one."""
+        """Return whether this host is the pool's master. A member's unix socket is forwarded to the
+        master (xapi: api_server.ml), so that the installation's uuid is compared where there is
+        one."""
         if self.redirected:
             return False
         master = self.table('host')[self.own_record()['master']]
@@ -4156,8 +4134,7 @@ class Source:
                 done += got
                 self.at += got
             if not got and self.compression.name == 'gzip':
-                # One of a single member ends with the length of its content (RFC 1952). gzip
-                # passes over zeros that were added.
+                # One of a single member ends with its length (RFC 1952); gzip skips zeros after it.
                 end = self.last(8)
                 if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
                     raise Damaged('something follows the end of the gzip file')
@@ -4346,7 +4323,7 @@ def archived_vm(ova: bytes) -> ArchivedVm:
 
 
 class Reader:
-    """Reads a file from its beginning to its end."""
+    """Reads a file from its beginning to its end: the image of a disk, or a document."""
 
     where = ''                 # what is read now
 
@@ -4369,6 +4346,100 @@ class Reader:
     def proof(self, proved: str, vm: str = '') -> Proof:
         """Return the proof that all was read."""
         return Proof(proved, self.digest.hexdigest(), self.source.at, vm)
+
+    def read_on(self, most: int = CHUNK) -> memoryview:
+        """Return the next bytes, fewer at the end."""
+        view = self.view[:most]
+        view = view[:self.source.fill(view)]
+        self.digest.update(view)
+        return view
+
+    def take(self, offset: int, size: int, what: str) -> bytearray:
+        """Read on to where something has to be; return so many bytes of it."""
+        if offset < self.source.at:
+            raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
+        while self.source.at < offset:
+            if not self.read_on(offset - self.source.at):
+                raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
+        self.where, data = what, bytearray(size)
+        self.digest.update(self.fill(memoryview(data)))
+        return data
+
+    def read_rest(self, most: float) -> None:
+        """Read all that is left; it may go on for ever, but not beyond byte `most`."""
+        while self.read_on():
+            if self.source.at > most + CHUNK:
+                raise Damaged(f'it goes on after byte {self.source.at}, its disk ends at {most}')
+
+    def read_raw(self, size: Optional[int]) -> Proof:
+        """Read a raw image, which is as long as its disk, if that is known."""
+        self.read_rest(size or float('inf'))
+        if size is None:
+            return self.proof('length')
+        if size != self.source.at:
+            raise Damaged(f'it has {self.source.at} bytes, its disk {size}')
+        return self.proof('structure')
+
+    def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
+        """Return the bytes of a dynamic VHD's disk, its footer, the first sector of each block."""
+        footer = self.take(0, BLOCK, 'its first footer')
+        form = '>8s4xIQ24xQ4xII'
+        cookie, version, header_at, size, kind, total = struct.unpack(form, footer[:68])
+        if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
+            raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
+                          'another checksum')
+        wanted = known or size
+        if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
+            raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
+        header = self.take(header_at, 1024, 'its header')
+        cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
+        if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
+                                               inverted(header, 36)):
+            raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
+        if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
+            raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
+        table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
+        if sys.byteorder == 'little':
+            table.byteswap()       # of 2 TiB it has 4 MiB, where a tuple has 40
+        return size, footer, table
+
+    def read_vhd(self, size: Optional[int]) -> Proof:
+        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
+        _, footer, table = self.read_head(size)
+        sectors = sorted(sector for sector in table if sector != NOWHERE)
+        end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
+        for sector in sectors:
+            if sector < end:
+                raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
+            end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
+        end *= BLOCK
+        self.read_rest(end + VHD_BLOCK)
+        footer_at = self.source.at - BLOCK
+        if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
+            raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
+        if self.source.tail[-BLOCK:] != footer:
+            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected')
+        return self.proof('structure')
+
+    def disk(self) -> Iterator[bytes]:
+        """Yield a disk from its VHD image in order, as vhd-tool writes it (libs/vhd: f.ml)."""
+        at = 0
+        size, _, table = self.read_head()
+        for number, sector in enumerate(table):
+            begin = number * VHD_BLOCK
+            if sector == NOWHERE:
+                continue
+            yield from zeros(begin - at)
+            data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
+            bitmap = data[:BLOCK]
+            data = data[BLOCK:]
+            if bitmap.strip(b'\xff'):                     # what it does not name is zeros
+                for index in range(VHD_BLOCK // BLOCK):
+                    if not bitmap[index // 8] << index % 8 & 128:
+                        data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
+            at = begin + VHD_BLOCK
+            yield data[:size - begin]
+        yield from zeros(size - at)
 
 
 class ArchiveReader(Reader):
@@ -4499,105 +4570,6 @@ class ArchiveReader(Reader):
         return head, block
 
 
-class ImageReader(Reader):
-    """Reads an image of a disk, or a document."""
-
-    def read_on(self, most: int = CHUNK) -> memoryview:
-        """Return the next bytes, fewer at the end."""
-        view = self.view[:most]
-        view = view[:self.source.fill(view)]
-        self.digest.update(view)
-        return view
-
-    def take(self, offset: int, size: int, what: str) -> bytearray:
-        """Read on to where something has to be; return so many bytes of it."""
-        if offset < self.source.at:
-            raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
-        while self.source.at < offset:
-            if not self.read_on(offset - self.source.at):
-                raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
-        self.where, data = what, bytearray(size)
-        self.digest.update(self.fill(memoryview(data)))
-        return data
-
-    def read_rest(self, most: float) -> None:
-        """Read all that is left; it may go on for ever, but not beyond byte `most`."""
-        while self.read_on():
-            if self.source.at > most + CHUNK:
-                raise Damaged(f'it goes on after byte {self.source.at}, its disk ends at {most}')
-
-    def read_raw(self, size: Optional[int]) -> Proof:
-        """Read a raw image, which is as long as its disk, if that is known."""
-        self.read_rest(size or float('inf'))
-        if size is None:
-            return self.proof('length')
-        if size != self.source.at:
-            raise Damaged(f'it has {self.source.at} bytes, its disk {size}')
-        return self.proof('structure')
-
-    def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
-        """Return the bytes of a dynamic VHD's disk, its footer, the first sector of each block."""
-        footer = self.take(0, BLOCK, 'its first footer')
-        form = '>8s4xIQ24xQ4xII'
-        cookie, version, header_at, size, kind, total = struct.unpack(form, footer[:68])
-        if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
-            raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
-                          'another checksum')
-        wanted = known or size
-        if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
-            raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
-        header = self.take(header_at, 1024, 'its header')
-        cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
-        if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
-                                               inverted(header, 36)):
-            raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
-        if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
-            raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
-        table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
-        if sys.byteorder == 'little':
-            table.byteswap()       # of 2 TiB it has 4 MiB, where a tuple has 40
-        return size, footer, table
-
-    def read_vhd(self, size: Optional[int]) -> Proof:
-        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
-        _, footer, table = self.read_head(size)
-        sectors = sorted(sector for sector in table if sector != NOWHERE)
-        end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
-        for sector in sectors:
-            if sector < end:
-                raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
-            end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
-        end *= BLOCK
-        self.read_rest(end + VHD_BLOCK)
-        footer_at = self.source.at - BLOCK
-        if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
-            raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
-        if self.source.tail[-BLOCK:] != footer:
-            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected')
-        return self.proof('structure')
-
-    def disk(self) -> Iterator[bytes]:
-        """Yield a disk from its VHD image with blocks in order, as vhd-tool writes them (libs/vhd:
-        f.ml). A sector that a bitmap does not name is zeros."""
-        at = 0
-        size, _, table = self.read_head()
-        for number, sector in enumerate(table):
-            begin = number * VHD_BLOCK
-            if sector == NOWHERE:
-                continue
-            yield from zeros(begin - at)
-            data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
-            bitmap = data[:BLOCK]
-            data = data[BLOCK:]
-            if bitmap.strip(b'\xff'):
-                for index in range(VHD_BLOCK // BLOCK):
-                    if not bitmap[index // 8] << index % 8 & 128:
-                        data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
-            at = begin + VHD_BLOCK
-            yield data[:size - begin]
-        yield from zeros(size - at)
-
-
 def inverted(data: bytes, at: int) -> int:
     """Return the checksum of a VHD's footer or header, whose own field is there."""
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
@@ -4613,7 +4585,7 @@ def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return ArchiveReader(source).read()
-    reader = ImageReader(source)
+    reader = Reader(source)
     if form == '.raw':
         return reader.read_raw(size)
     if form == '.vhd':
@@ -4736,7 +4708,7 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
     """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, not is_packed(path)) as source:
         at = 0
-        for piece in pieces_of(source) if form == '.raw' else ImageReader(source).disk():
+        for piece in pieces_of(source) if form == '.raw' else Reader(source).disk():
             at += len(piece)
             if at > size:
                 break
@@ -4747,14 +4719,13 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
-    """Return the bytes of an image's disk, of which its directory may tell what is known. Raise
-    Damaged for a packed VHD that cannot become a raw image on its way."""
+    """Return the bytes of an image's disk, if not known; Damaged for a packed VHD out of order."""
     if form == '.raw' and (known or not is_packed(path)):
         return known or size_of(path)
     with opened(path) as source:
         if form == '.raw':
             return sum(len(piece) for piece in pieces_of(source))
-        size, _, table = ImageReader(source).read_head()
+        size, _, table = Reader(source).read_head()
         sectors = [sector for sector in table if sector != NOWHERE]
         if is_packed(path) and sectors != sorted(sectors):
             raise Damaged(f'{path}: its blocks are in another order than xapi writes (unpack it, '
@@ -5148,8 +5119,7 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: st
 
 def is_label_for(label: str, backup: Backup) -> bool:
     """Return whether a label is for the VM of a backup: its record may be a copy of another's."""
-    directory = basename(dirname(backup.path))
-    name = directory if not TWIN.search(directory) else directory[:-9]
+    name = TWIN.sub('', basename(dirname(backup.path)))
     return label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or (
         label.startswith('RESTORE_') and path_part(label[8:]) == name)
 
@@ -5190,8 +5160,7 @@ class Remover:
         then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common)."""
         disks = self.disks(intent)
         if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', intent.uuid)):
-            # Disks that something else has would stay when the VM's record is gone (recorded:
-            # snapshot-uninstall).
+            # Disks that something else has would stay (recorded: snapshot-uninstall).
             held = [disk.ref for disk in disks if len(disk.vbds) > 1]
             owners = self.pool.where('VM', 'uuid', [intent.uuid]) if held else {}
             drop_leaked_vbds(self.pool, self.xe, owners, held)
@@ -5266,8 +5235,7 @@ class Remover:
         return clear
 
     def is_in_use(self, intent: Intent) -> bool:
-        """Return whether a recorded snapshot, or a disk of it, is being exported. Raise PoolError
-        while one may be being made."""
+        """Return whether a recorded snapshot, or a disk of it, is exported. Raise PoolError."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         owners = self.pool.where('VM', 'uuid', [intent.uuid])
@@ -5583,9 +5551,8 @@ class Exporter:
                     self.xe.transfer('vdi-export', watchdog, at=at, filename=path, **words)
             else:
                 with create(path) as stream:
-                    command = packing_command(compression_of(path))
-                    self.xe.transfer('vdi-export', watchdog, filename='',
-                                     packer=(command, stream.fileno()), **words)
+                    packer = packing_command(compression_of(path)), stream.fileno()
+                    self.xe.transfer('vdi-export', watchdog, packer=packer, filename='', **words)
         except CommandFailed as error:
             if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
@@ -5915,8 +5882,7 @@ class Hooks:
         self.known = {'backup_dir': settings.backup_dir, 'report': report}
 
     def run(self, phase: str, **known: str) -> bool:
-        """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed; a
-        signal ends it at a phase that begins something."""
+        """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed."""
         if not self.program:
             return True
         begins = phase in BEGINNINGS
@@ -7283,7 +7249,7 @@ def run_list(line: CommandLine) -> int:
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
 
-    def __init__(self, target: Opened, options: Dict[str, str]) -> None:
+    def __init__(self, target: Opened, options: Options) -> None:
         self.store = target.store
         self.settings = target.config.settings
         self.kinds = {rule.kind for rule in target.config.rules}
@@ -7515,8 +7481,7 @@ class Sources:
         return self.of_backup(backup)
 
     def called(self, word: str) -> List[History]:
-        """Return the directories of VMs of that name, where there are namesakes or a share takes
-        names for the same, or else the directory of that name."""
+        """Return the directories of VMs of that name, or of one that a share takes for it."""
         directory = os.path.join(self.store.root, native(word))
         named = History(directory, self.store.patterns)
         if TWIN.search(word) and named.holds_any():
@@ -7574,7 +7539,7 @@ class Sources:
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
-    def __init__(self, pool: Pool, sources: Sources, options: Dict[str, str]) -> None:
+    def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
         super().__init__(pool, sources.store, [], sources.config.settings.stall_timeout * 60)
         self.options = options
 
@@ -7752,8 +7717,7 @@ class Restorer(Importer):
         with self.restoring(target.name, True) as record:
             uuid = self.put(chosen.path, chosen.form, target, record)
             Signals.current.check()
-            # An import says success although storage did not let go of a disk (recorded from xapi
-            # 25.33.2 and 26.17.0).
+            # An import succeeds if storage keeps a disk (recorded from xapi 25.33.2 and 26.17.0).
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
                             'vbd-list vdi-uuid=UUID-OF-THE-DISK)'):
                 made = self.pool.marked(record.mark)
@@ -7777,8 +7741,7 @@ def run_restore(line: CommandLine) -> int:
     sources = Sources(line.options['from'])
     chosen = sources.find(line.words[0], line.options['date'])
     if chosen.form == '.dump':
-        words = [os.environ.get('VMBACKUP_XE') or XE_PROGRAM, 'pool-restore-database',
-                 f'file-name={chosen.path}']
+        words = [Xe().program, 'pool-restore-database', f'file-name={chosen.path}']
         log('next, on the pool master, of the same release and hardware as then: let it be '
             'checked, then restore it (what runs on the hosts is lost)',
             '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words))
@@ -7798,7 +7761,7 @@ class TestRestore(Run):
 
     done = '{} {} - ***{}*** t:{}'
 
-    def __init__(self, sources: Sources, options: Dict[str, str]) -> None:
+    def __init__(self, sources: Sources, options: Options) -> None:
         config = sources.config
         self.previewing = options['preview'] == 'preview'
         if self.previewing:
@@ -7858,9 +7821,8 @@ class TestRestore(Run):
 
 def run_test_restore(line: CommandLine) -> int:
     """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
-    sources = Sources(line.options['from'])
+    test = TestRestore(Sources(line.options['from']), line.options)
     be_gentle(False)
-    test = TestRestore(sources, line.options)
     with test.until_ended(), Pool.connect(line.password) as pool:
         test.run(line.words[0], pool)
     test.report_end('test-restore ')
@@ -7903,8 +7865,7 @@ class StatusCheck:
 
     def check(self, config_file: str) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        line = CommandLine(options={'ignore_extra_keys': 'true'})
-        config = read_config(config_file, line, announce=False)
+        config = read_config(config_file, CommandLine(options={'ignore_extra_keys': 'true'}), False)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
@@ -8135,15 +8096,14 @@ class Command(NamedTuple):
     run: Callable[[CommandLine], int]
     help: str
 
-    def options(self) -> Dict[str, str]:
+    def options(self) -> Options:
         """Return its options and their forms: <name|uuid> of [sr=<name|uuid>], which takes any
         text, yes|no of [verify=yes|no], and '' of [preview], which is a word."""
         return dict(re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help))
 
 
-# The help of a command is its grammar as well: what stands there in brackets are its options, which
-# `parse_options` takes; its first line is what it is about, which `parse_words` tells if that is
-# missing; and one that begins with its own name does not log in.
+# The help of a command is its grammar: what is in brackets there are its options, its first line
+# is what it is about, and one that begins with its own name does not log in.
 COMMANDS = {
     'backup': Command(run_backup, """\
 <password|password-file|local> <config-file|vm-selector> [preview] [optional params]
@@ -8285,7 +8245,7 @@ def help_topic(words: Texts) -> str:
     return words[1] if words[0] == 'help' and words[1] in COMMANDS else ''
 
 
-def parse_options(name: str, words: Texts) -> Dict[str, str]:
+def parse_options(name: str, words: Texts) -> Options:
     """Return the value of each option of a command, '' if it is not given. Raise UsageError."""
     forms = COMMANDS[name].options()
     options = dict.fromkeys(forms, '')
@@ -8347,8 +8307,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
             error.filename = error.filename or target  # where the system names no file
         if words[:1] == ['status']:                    # whatever happens, it prints one line
             Console.current = Console(None)
-            text = re.sub(r'^\**ERROR\W*', '', explain(error))
-            console.write(plugin_line(UNKNOWN, text))
+            console.write(plugin_line(UNKNOWN, re.sub(r'^\**ERROR\W*', '', explain(error))))
             return UNKNOWN
         if isinstance(error, Interrupted):
             return 128 + error.signum
