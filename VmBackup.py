@@ -854,8 +854,7 @@ class Config(NamedTuple):
 
 
 def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()) -> Config:
-    """Read `key=value` lines; the command line's words win over them. The default takes the place
-    of a value that cannot be used, which is an error. Raise ConfigError if it cannot either."""
+    """Read `key=value` lines, over which the command line wins. Raise ConfigError."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (key.default, 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
@@ -1411,9 +1410,8 @@ def send_signal(child: subprocess.Popen, signum: int) -> None:
 
 def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
             every: float = WATCH_EVERY, limit: float = 0) -> Any:
-    """Return the result of a function that may hang, as a share does, in a thread of its own. Raise
-    TargetError if it takes more than `limit` seconds, or SHARE_TIMEOUT, after a signal LOGIN_GRACE.
-    With a `watch`, which is called `every` so many, it may do so until that raises something."""
+    """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
+    SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
     results, errors = [], []   # type: List[Any], List[Exception]
 
     def work() -> None:
@@ -1506,8 +1504,7 @@ class Signals:
             self.kill_children()
 
     def watch(self, pipe: int) -> None:
-        """Act on the first signal; cut the main thread at the deadline; then, or at another, end
-        all."""
+        """Act on the first signal; cut the main thread at the deadline; then end all."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.note(os.read(pipe, 1)[0])
         asked_again = self.wait(pipe)
@@ -1587,9 +1584,8 @@ def end_program(number: int) -> None:
 
 @contextmanager
 def started(argv: Texts, **how: Any) -> Iterator[subprocess.Popen]:
-    """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs,
-    gently, then hard; one whose storage hangs survives that. Raise CommandFailed if it cannot be
-    started. Who reads its outputs closes them, as he else might read on from another file."""
+    """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
+    Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
     environ = dict(os.environ, **{CHILD: str(os.getpid())})
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
     options = dict(dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -1700,8 +1696,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
 
 
 def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool:
-    """Wait for a child to end; return False if it has not done so in time, or soon after a signal.
-    It is not reaped: until then, nobody else gets the number of its process group."""
+    """Return whether a child ends in time; it is not reaped, so nobody gets its group's number."""
     elapsed = stopwatch()
     while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
         late = signals.received and signals.since() > REAP_TIMEOUT
@@ -1743,7 +1738,7 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
         return child.wait()
 
 
-def packing_command(compression: Compression, undo: bool = False) -> List[str]:
+def packing_command(compression: Compression, undo: bool = False) -> Texts:
     """Return the command that packs its input, or unpacks it; raise CommandFailed for none."""
     import shutil
     for program in compression.programs:
@@ -1971,8 +1966,7 @@ class Pool:
     """A logged-in session with the pool."""
 
     def __init__(self, url: str) -> None:
-        """Prepare a session at http://..., https://... or unix:/path. A host's certificate is
-        checked as the pool's hosts do it, if they do. Raise PoolError for another URL."""
+        """Prepare a session at http://..., https://... or unix:/path. Raise PoolError."""
         try:
             import XenAPI
         except (ImportError, SyntaxError):
@@ -2043,8 +2037,7 @@ class Pool:
         self.guarded('login_with_password', 'root', password or '', '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Return the result of a XenAPI call, which may be repeated: a restart of xapi ends
-        connections, and sessions, as a day without a call does; XenAPI.py then logs in again."""
+        """Return the result of a call, repeated while xapi is gone; XenAPI.py logs in again."""
         waited = stopwatch()
         told = False
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
@@ -2208,8 +2201,7 @@ class Pool:
                 return
 
     def await_exports(self, kind: str, ref: str) -> None:
-        """Wait for the end of a VM snapshot's exports, as it cannot be removed before; those of a
-        disk show on it (see `holds`). None is cancelled: it may be anybody's."""
+        """Wait for a VM snapshot's exports, which may be anybody's; a disk shows its own."""
         for _ in self.waiting('it is still being exported'):
             operations = {}    # type: Dict[str, str]
             with suppress(PoolError):                  # removing the snapshot will tell
@@ -2343,9 +2335,8 @@ class Pool:
         return self.clock
 
     def is_master(self) -> bool:
-        """Return whether this host is the pool's master. A member's unix socket is forwarded to the
-        master (xapi: api_server.ml), so that the installation's uuid is compared where there is
-        one."""
+        """Return whether this host is the master. A member's unix socket leads to the master (xapi:
+        api_server.ml), so that the installation's uuid is compared where there is one."""
         if self.redirected:
             return False
         master = self.table('host')[self.own_record()['master']]
@@ -3092,7 +3083,7 @@ class Manifest(NamedTuple):
                 raise
         return document if isinstance(document, dict) else {}
 
-    def images(self) -> List[str]:
+    def images(self) -> Texts:
         """Return the names of the archives and images."""
         named = [value_in(disk, 'file') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
@@ -3199,7 +3190,7 @@ class Backup(NamedTuple):
         return manifest._replace(left_out=[*manifest.left_out, *(
             {'device': device} for device in devices if device not in known)])
 
-    def archives(self) -> List[str]:
+    def archives(self) -> Texts:
         """Return the names of its archives and images: those in the manifest, or what a person has
         made of one, packed or not. Without a manifest those with names that we give, or 3.25; a
         backup that has none of these, as it was moved, has all. Raise OSError."""
@@ -3220,7 +3211,7 @@ class Backup(NamedTuple):
                 named(path_part(self.told('vm.cfg', 'name_label'))) or
                 (found if self.has_marker() else []))
 
-    def check_archives(self) -> List[str]:
+    def check_archives(self) -> Texts:
         """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
         found = self.archives()
         if not found:
@@ -3491,7 +3482,7 @@ class History:
                 found.append(backup)
         return found
 
-    def half_deleted(self) -> List[str]:
+    def half_deleted(self) -> Texts:
         """Return the paths of what a run that ended early was deleting: dated directories, and
         others that still have something of ours."""
         found = []
@@ -3572,7 +3563,7 @@ class Catalogue:
         found = map(ours.match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
-    def leftovers(self, histories: Sequence[History], patience: float) -> List[str]:
+    def leftovers(self, histories: Sequence[History], patience: float) -> Texts:
         """Return records of snapshots and restores that ended early, or are damaged: of this host,
         whose process is gone; of another, that are so many seconds old. Lock nothing. Raise
         TargetError, OSError."""
@@ -4010,7 +4001,7 @@ class Store(Catalogue):
             finally:
                 remove(path + PARTIAL)
 
-    def prune_pool_dumps(self, newest: str, keep: int) -> List[str]:
+    def prune_pool_dumps(self, newest: str, keep: int) -> Texts:
         """Delete the oldest dumps beside `newest` beyond `keep` (0: none), and what runs that were
         killed have left of theirs. Return the paths of the dumps."""
         directory = dirname(newest)
@@ -4284,7 +4275,7 @@ class ArchivedVm(NamedTuple):
     disks: List[ArchivedDisk]  # in the order of the archive
     vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
     seed: str                  # of which MAC addresses are made
-    macs: List[str]
+    macs: Texts
     firmware: str              # and what comes with it, in words
 
 
@@ -4786,9 +4777,8 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     header = re.match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
     if not header:
         raise CommandFailed('the metadata export holds no ova.xml')
-    ova = archive[BLOCK:BLOCK + int(header.group(1), 8)]
     try:
-        backup.write(indented(ova), METADATA)
+        backup.write(indented(archive[BLOCK:BLOCK + int(header.group(1), 8)]), METADATA)
     except SyntaxError as error:                       # ElementTree's error is one
         raise CommandFailed(f'the metadata export is no XML: {error}')
 
@@ -5091,8 +5081,7 @@ def in_several_tries(remove: Callable[[int], None], warnings: Optional[List[str]
 
 def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: str = 'RO',
                      sure: bool = True) -> None:
-    """Take from disks that are to be removed the VBDs that transfers have left (see Pool.holds).
-    Raise CommandFailed; PoolError while a disk is in use, VmBackupError if by somebody else."""
+    """Take from disks the VBDs that transfers have left (see Pool.holds). Raise VmBackupError."""
     leaked = None              # type: Optional[List[str]]
     for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
         time.sleep(pause)
@@ -5178,8 +5167,7 @@ class Remover:
             raise CommandFailed(f'the snapshot {intent.uuid} is still there')
 
     def destroy(self, disks: Sequence[Snapshot]) -> None:
-        """Destroy disks that belong to no VM any more, all that can be. An export of one may still
-        be ending, which is IN_USE (xapi: xapi_vdi.ml). Raise CommandFailed."""
+        """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
         words, code = [], ''
         for disk in disks:
             try:
@@ -5256,9 +5244,9 @@ class Remover:
         self.remove(ours)
 
     def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Return if a snapshot can only be the one that was meant: of a VM, the only one with our
-        label, a template, made soon after; of a disk, the only one without VBD, made right then, of
-        the disk's label as at first (xapi: xapi_vdi.ml)."""
+        """Return if it can only be the one that was meant: a VM's, the only template of then with
+        our label; a disk's, the only one of then without VBD, with its label (xapi:
+        xapi_vdi.ml)."""
         if kind == 'VM':
             likely = [each for each in new if each.label == intent.label
                       and intent.since <= each.when <= intent.latest]
@@ -5364,8 +5352,7 @@ class Exporter:
         return found
 
     def choose_source(self, vm: Vm) -> None:
-        """Choose the disks, and prepare the record of the snapshot. The snapshots that disks have
-        already are the tables' if all are exported: later ones are known by their time."""
+        """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
         try:
@@ -5939,7 +5926,7 @@ def security_of(settings: Settings) -> str:
     return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
 
 
-def check_account(settings: Settings) -> List[str]:
+def check_account(settings: Settings) -> Texts:
     """Return a warning if the mail password goes in clear; raise ConfigError if none allowed it."""
     if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
         return []
@@ -5965,7 +5952,7 @@ class Replies(io.BufferedReader):
         return line
 
 
-def deliver(settings: Settings, password: str, message: Any, recipients: List[str]) -> None:
+def deliver(settings: Settings, password: str, message: Any, recipients: Texts) -> None:
     """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
     import smtplib
     import ssl
@@ -7163,7 +7150,7 @@ def described(backup: Backup) -> Record:
         'protected': backup.protected}
 
 
-def table_of(document: Record) -> List[str]:
+def table_of(document: Record) -> Texts:
     """Return the document for a person."""
     rows, lines = [TABLE_HEAD], []     # type: List[Texts], List[str]
     for vm in document['vms']:
@@ -7194,7 +7181,7 @@ def table_of(document: Record) -> List[str]:
     return lines
 
 
-def row_of(told: Record) -> List[str]:
+def row_of(told: Record) -> Texts:
     """Return the row of a directory."""
     when = told['when'] or '-'
     size = '-'
@@ -7482,8 +7469,7 @@ class Sources:
 
     def called(self, word: str) -> List[History]:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
-        directory = os.path.join(self.store.root, native(word))
-        named = History(directory, self.store.patterns)
+        named = History(os.path.join(self.store.root, native(word)), self.store.patterns)
         if TWIN.search(word) and named.holds_any():
             return [named]
         alike = folded(path_part(word))
@@ -8097,8 +8083,7 @@ class Command(NamedTuple):
     help: str
 
     def options(self) -> Options:
-        """Return its options and their forms: <name|uuid> of [sr=<name|uuid>], which takes any
-        text, yes|no of [verify=yes|no], and '' of [preview], which is a word."""
+        """Return its options, and what is behind their =: <uuid>, yes|no; '' for a word."""
         return dict(re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help))
 
 
