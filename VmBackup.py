@@ -2163,8 +2163,7 @@ class Pool:
             vifs.append(dict(vif, network_name_label=network))
         return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
 
-    def snapshots(self, kind: str, values: Texts,
-                  field: str = 'snapshot_of') -> List[Snapshot]:
+    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> List[Snapshot]:
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
         found = []
         for ref, record in self.where(kind, field, values).items():
@@ -2316,9 +2315,8 @@ class Pool:
     def identity(self) -> Record:
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
-        versions = self.table('host')[pool['master']]['software_version']
-        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
-                'xapi': versions.get('xapi', '')}
+        xapi = self.table('host')[pool['master']]['software_version'].get('xapi', '')
+        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']}, 'xapi': xapi}
 
     def version(self) -> Tuple[int, int]:
         """Return major and minor version of the master's xapi; (0, 0) if unknown."""
@@ -5479,11 +5477,10 @@ class Exporter:
         whose name is that uuid; a disk's snapshot has the disk's name at first."""
         if self.kind == 'VDI':
             return self.xe.tell('vdi-snapshot', uuid=self.intent.of)
-        words = {}             # type: Dict[str, Any]
+        words = {'new_name_label': self.intent.label}
         if self.ignoring:
             words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
-        return self.xe.tell('vm-snapshot', uuid=self.intent.of, new_name_label=self.intent.label,
-                            **words)
+        return self.xe.tell('vm-snapshot', uuid=self.intent.of, **words)
 
     def prepare(self) -> None:
         """Mark the snapshot; give a disk's our label. Make a VM's no template, as xe's vm-export
@@ -5693,12 +5690,11 @@ class Importer:
                 used.add(vm.get('suspend_VDI'))
         return used
 
-    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
-             **parameters: Any) -> str:
+    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int, **words: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
         watchdog = Watchdog(self.limit, lambda: feeder.done, Meter('restored', path, size))
-        return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **parameters)
+        return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **words)
 
     def put(self, path: str, form: str, target: Target, record: Restoring,
             cut_off: bool = False) -> str:
@@ -5842,10 +5838,9 @@ class StatusLog:
     def end(self, verdict: Verdict, counts: Tally, outcomes: Sequence[Outcome]) -> None:
         """Note that a run ends."""
         self.begin()
-        failed = [(outcome.name[:LONGEST_NAME], outcome.status) for outcome in outcomes
-                  if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
-        last = self.run._replace(ended=iso(now()), result=f'{verdict.token} {counts}',
-                                 failed=failed)
+        bad = [(outcome.name[:LONGEST_NAME], outcome.status) for outcome in outcomes
+               if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
+        last = self.run._replace(ended=iso(now()), result=f'{verdict.token} {counts}', failed=bad)
         self.write('vmbackup.py', 'end', verdict.token, str(counts), run=last)
 
 
@@ -7621,11 +7616,10 @@ class Restorer(Importer):
 
     def check_addresses(self, found: ArchivedVm, vms: Records) -> None:
         """Raise UsageError if MAC addresses would be there twice."""
-        owners = [vif['VM'] for vif in self.pool.records('VIF').values()
-                  if vif['MAC'] in found.macs]
+        users = [vif['VM'] for vif in self.pool.records('VIF').values() if vif['MAC'] in found.macs]
         for ref, vm in vms.items():
             seed = vm['other_config'].get('mac_seed')
-            same = ref in owners or found.seed and seed == found.seed
+            same = ref in users or found.seed and seed == found.seed
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
                 raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
                                  'same MAC addresses or uuid (remove it, or restore without '
@@ -7875,21 +7869,20 @@ class StatusCheck:
             vms[vm.uuid or vm.path] = vm               # of a VM that was renamed, the newer one
         bad, ages, size = [], [], 0
         for vm in vms.values():
-            newest = vm.newest(pool)
-            other = Owner(vm.uuid or newest.manifest.uuid, pool or newest.manifest.pool).other(
-                newest)
+            last = vm.newest(pool)
+            other = Owner(vm.uuid or last.manifest.uuid, pool or last.manifest.pool).other(last)
             if other:
                 self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
-            size += sum(newest.sizes.values())
-            seconds = self.moment.timestamp() - newest.when
-            if not newest.path:
+            size += sum(last.sizes.values())
+            seconds = self.moment.timestamp() - last.when
+            if not last.path:
                 bad.append(f'{vm.name} (none)')
-            elif not newest.when or seconds < -86400:      # which proves nothing
+            elif not last.when or seconds < -86400:      # which proves nothing
                 bad.append(f'{vm.name} (time unknown)')
             else:
                 ages.append(max(seconds, 0))
                 if seconds > self.limit:
-                    bad.append(f'{vm.name} ({age(newest.started)})')
+                    bad.append(f'{vm.name} ({age(last.started)})')
         good = len(vms) - len(bad)
         wanted = f'good backup within {self.max_age}'
         if bad or not vms:
