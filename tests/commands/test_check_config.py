@@ -118,7 +118,8 @@ class WhatIsWrong(CheckCase):
         self.check(2, path, 'ignore_extra_keys=False')
 
     def test_patterns_that_are_none(self):
-        lines = ('vm-export=(:4', 'vm-export=d[b', 'vdi-export=d[b', 'exclude=d[b')
+        lines = ('vm-export=(:4', 'vm-export=d[b', 'vdi-export=d[b', 'exclude=d[b',
+                 'exclude-disk=d[b')
         self.assertLessEqual({'***ERROR - invalid regex: %s (own.cfg line %d)' % (line, number)
                               for number, line in enumerate(lines, 1)}, set(self.told(2, *lines)))
 

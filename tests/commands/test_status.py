@@ -14,7 +14,7 @@ import unittest.mock
 import VmBackup
 from tests.commands.saved import SavedCase
 from tests.tools.support import HOST, LIMIT
-from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
+from tests.runs.test_store import AS_ANYBODY, DAY, StoreCase
 
 try:
     import pynag.Utils as pynag
@@ -213,16 +213,6 @@ class TheBackups(StatusCase):
         self.assertEqual(0, self.check('OK', config).figures['oldest'])
         self.aged('web', -30)
         self.assertIn('web (time unknown)', self.check('CRITICAL', config).text)
-
-    def test_hostile_manifests_cannot_disturb_it(self):
-        config = self.config('vm-export=.*')
-        shutil.rmtree(self.backups + '/db')
-        path = self.old_backup('db', DAY % 1, 'success') + '/backup.json'
-        for content in RUBBISH + (b'{"number": 2, "started": "9999-12-31T23:59:59-23:59", '
-                                  b'"files": {"x.xva": 9223372036854775807}}',):
-            self.put_file(path, content)
-            self.check('CRITICAL', config)
-        self.check('OK', self.config('vm-export=web'))
 
 
 class TheRun(StatusCase):

@@ -89,13 +89,6 @@ class NoConfigs(BadInputCase):
             with self.subTest(path=path, preview=preview):
                 self.assert_refused(self.vmbackup('password', path, *preview), *words)
 
-    def test_random_bytes(self):
-        chance = random.Random(seed())
-        for number in range(4):
-            path = self.at('rubbish %d' % number)
-            self.put_file(path, bytes(chance.randrange(256) for _ in range(4096)))
-            self.refuse(path, 'ERROR', path)
-
     def test_an_archive_a_program_an_image(self):
         for name, data in (('a.xva', b'ova.xml\0' + b'\0' * 504), ('b', b'\x7fELF\x02\x01\x01\0'),
                            ('c.png', b'\x89PNG\r\n\x1a\n\0'), ('d.gz', b'\x1f\x8b\x08\0'),

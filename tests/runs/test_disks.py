@@ -108,9 +108,6 @@ class LeftOut(DiskCase):
         self.assertEqual([{'device': 'xvdb', 'uuid': self.disk_of('web', '1'),
                            'name': 'swap [NOBAK]', 'why': '[NOBAK]',
                            'virtual_size': 128 << 10}], manifest['left_out'])
-
-    def test_what_is_left_out_is_not_restored_and_the_rest_is(self):
-        self.ends(0, 'vm-export=web', honour_nobak='yes')
         self.command(0, 'password', 'restore=web', 'from=' + self.backups, 'name=again')
         self.assertEqual(self.digest('web', '2'), self.digest('again', '2'))
         self.assertEqual('', self.disk_of('again', '1'))
@@ -126,13 +123,6 @@ class LeftOut(DiskCase):
                 self.assertEqual(left, self.archived())
         self.assertEqual(['exclude-disk=web/xvdb', 'exclude-disk=data'],
                          [disk['why'] for disk in self.manifest('web')['left_out']])
-
-    def test_an_invalid_regex_is_refused(self):
-        config = self.config('exclude-disk=da(ta', 'vm-export=web')
-        for more in ([], ['preview']):
-            done = self.command(2, 'password', config, *more)
-            self.assertIn('***ERROR - invalid regex: exclude-disk=da(ta', done.output)
-        self.assertEqual([], self.xe_calls())
 
     def test_a_vm_without_a_disk_that_is_left_is_backed_up_with_a_warning(self):
         done = self.ends(1, 'vm-export=db', honour_nobak='yes')
@@ -191,13 +181,6 @@ class Tagged(DiskCase):
         done = self.ends(0, 'vm-export=.*', 'exclude=db', honour_nobak='yes')
         self.assertIn('***NOTE - vm has the tag xo:no-bak: old (honour_nobak)', done.lines)
         self.assertEqual(1, len(self.dated('old')))
-
-    def test_one_that_the_config_names_is_an_error(self):
-        for line in ('vm-export=old', 'vm-export=uuid:' + self.uuid_of('old')):
-            done = self.ends(2, line, 'vm-export=web', honour_nobak='yes')
-            self.assertIn('***ERROR - vm has the tag xo:no-bak: old (honour_nobak)', done.lines)
-            self.assertIn('vm-export,end,NOBAK-TAG old', self.status())
-            self.assertIn('vm-export,end,SUCCESS web', ','.join(self.status()))
 
 
 class Preview(DiskCase):

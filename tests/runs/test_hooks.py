@@ -342,17 +342,6 @@ class Failures(HookCase):
             self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', 'vm-export=db', line)
         self.assertEqual([], self.noted())
 
-    def test_a_hook_that_is_missing_or_no_program_is_an_error_and_nothing_is_changed(self):
-        plain = self.put_file('plain', '#!/bin/sh\n')
-        for path, words in (('/nosuch/hook', 'does not exist'), (plain, 'is not a program'),
-                            (self.directory, 'is not a program')):
-            for more in ((), ('preview',)):
-                with self.subTest((words, more)):
-                    done = self.command(2, 'password', self.config('vm-export=db', hook=path),
-                                        *more)
-                    self.assertIn('ERROR: config hook %s -> %s' % (words, path), done.lines)
-                    self.assertEqual(([], []), (self.tree(), self.verbs()))
-
     def test_a_hook_that_cannot_be_started_is_told_with_the_reason(self):
         hook = self.program('hook', '#!/nosuch/interpreter\n')
         done = self.back_up('vm-export=db', hook=hook)
