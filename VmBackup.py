@@ -168,7 +168,9 @@ MAIL_LIMIT = 120           # seconds for all of one attempt
 Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by their fields
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
-
+Options = Dict[str, str]       # of a command, all that it has; '' for those not given
+DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
+Judged = List[Tuple[Any, Texts]]       # backups, and why each is kept
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -343,6 +345,15 @@ MOST_NAMES = 10            # of VMs or such in one text
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
 MOST_VALUES = 2**15        # in one
 LONGEST_NUMBER = 20        # characters of a number in one
+# What acts on a terminal or is not seen: C0, C1, ends of lines, what Unicode has as
+# Default_Ignorable but for forms of emojis and ideographs, bytes out of UTF-8 that could be C1.
+HIDDEN = re.compile(
+    '[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
+    '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
+    '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
+LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
+QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
+ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
 
 def now() -> datetime:
@@ -415,15 +426,6 @@ def portable(path: str) -> str:
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
-# What acts on a terminal or is not seen: C0, C1, ends of lines, what Unicode has as
-# Default_Ignorable but for forms of emojis and ideographs, bytes out of UTF-8 that could be C1.
-HIDDEN = re.compile(
-    '[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
-    '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
-    '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
-LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
-
-
 def printable(text: str) -> str:
     """Return text for one line: what is HIDDEN in it becomes escapes."""
     def escaped(found: Any) -> str:
@@ -478,10 +480,6 @@ def cut(text: str, columns: int) -> str:
         if columns < 0:
             return text[:index]
     return text
-
-
-QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
-ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
 
 def shell_word(text: str) -> str:
@@ -629,6 +627,7 @@ METHODS = EXPORTS + ('exclude', 'exclude-disk')
 RETENTION = re.compile(r'(.*):\s*([0-9]{1,9})\Z', re.DOTALL)
 KIND = re.compile(r'(tag|uuid):\s*(\S.*)\Z', re.DOTALL)
 LAST_RUN = '.json'         # ends the name of a file beside a status log
+NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
 
 
 class Rule(NamedTuple):
@@ -656,9 +655,6 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
         word = found.group(1)
         keep = int(found.group(2))
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
-
-
-Options = Dict[str, str]       # of a command, all that it has; '' for those not given
 
 
 class CommandLine(NamedTuple):
@@ -721,9 +717,6 @@ def address(text: str) -> str:
 def addresses(text: str) -> Texts:
     """Return mail addresses that are separated by commas."""
     return tuple(address(part.strip()) for part in text.split(',') if part.strip())
-
-
-NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
 
 
 class Key(NamedTuple):
@@ -1309,9 +1302,6 @@ class Policy(NamedTuple):
     yearly: int = 0
 
 
-DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
-
-
 class Aged(NamedTuple):
     """A good backup, as far as retention needs to know it."""
 
@@ -1387,7 +1377,6 @@ def policy_of(settings: Any, job: Job) -> Policy:
 # seconds later, or at a second signal, ends with the program, as by SIGKILL. Nothing is lost then:
 # what may be left in the pool has its record, made before it, on which the next run acts.
 
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
 SIGNAL_GRACE = 30          # seconds for the pool, and then for reports, to end after a signal
@@ -1399,6 +1388,18 @@ LAST_WORDS = 1             # seconds for the output of a hook that has ended to 
 LONGEST_LINE = 8192        # bytes of it in one line of the log
 LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
 WATCH_EVERY = 0.5          # seconds between checks of a file that is read
+# The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
+# 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
+XE_CODES = (
+    (REFUSED, 'Connection refused'),
+    (UNREACHABLE, 'Lost connection|Connection reset|Broken pipe|Unable to contact'),
+    ('HANDLE_INVALID', 'HANDLE_INVALID|You gave an invalid object reference'),
+    ('OTHER_OPERATION_IN_PROGRESS', 'currently in progress'),
+    (FULL, 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space'),
+    ('IMPORT_INCOMPATIBLE_VERSION',
+     'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
+    ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
+    (IN_USE, 'in use'))
 
 
 def send_signal(child: subprocess.Popen, signum: int) -> None:
@@ -1785,20 +1786,6 @@ def be_gentle(idle: bool) -> None:
         run([*words.split(), str(os.getpid())], SHARE_TIMEOUT)
 
 
-# The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
-# 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
-XE_CODES = (
-    (REFUSED, 'Connection refused'),
-    (UNREACHABLE, 'Lost connection|Connection reset|Broken pipe|Unable to contact'),
-    ('HANDLE_INVALID', 'HANDLE_INVALID|You gave an invalid object reference'),
-    ('OTHER_OPERATION_IN_PROGRESS', 'currently in progress'),
-    (FULL, 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space'),
-    ('IMPORT_INCOMPATIBLE_VERSION',
-     'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
-    ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
-    (IN_USE, 'in use'))
-
-
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
 
@@ -1814,10 +1801,8 @@ class Xe:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
         return decoded(self.issue(verb, parameters))
 
-    def transfer(self, verb: str, watchdog: Optional[Watchdog] = None,
-                 feeder: Optional[Feeder] = None,
-                 packer: Optional[Tuple[Texts, int]] = None, at: str = '',
-                 **parameters: Any) -> str:
+    def transfer(self, verb: str, watchdog: Any = None, feeder: Any = None, packer: Any = None,
+                 at: str = '', **parameters: Any) -> str:
         """Run a command that writes or reads a file, the one `at` a path if it is given that, with
         a packer or a feeder (see `run`), as long as it moves; a signal ends it. Return its output;
         status 0 does not prove that an export made a file (xapi: cli_operations.ml,
@@ -3305,9 +3290,6 @@ class Owner(NamedTuple):
         return not other or other.startswith('of an earlier')
 
 
-Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
-
-
 class History:
     """The directory of one VM, and its backups."""
 
@@ -4733,6 +4715,43 @@ VBD_CFG = ('userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'empty', 'or
 VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable', 'read_only',
            'orig_uuid', 'orig_sr_uuid')
 VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
+# Safe to be pasted into a shell, whatever the names are in it: comments and commands.
+GUIDE_HEAD = """\
+# How to restore this backup ({manifest[method]}) of the VM {vm}, begun {manifest[started]}.
+#
+# With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
+# tells of sr=, name=, preserve=True, start=True and attach=):
+
+{program} local {restore} preview
+{program} local {restore}
+
+"""
+GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
+GUIDE_XE = """\
+# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
+"""
+GUIDE_VM = GUIDE_XE + """\
+# The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
+# MAC addresses, unless preserve=true is added. The last command is for a VM that starts with its
+# host; others have no such key.
+
+VM=$(xe vm-import {filename})
+xe vm-param-set uuid=$VM {name} ha-restart-priority=
+xe vm-param-remove uuid=$VM param-name=other-config param-key=vmbackup_snapshot
+xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
+
+# It is not started: xe vm-start uuid=$VM
+"""
+GUIDE_DISK = GUIDE_XE + """\
+# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
+# If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
+# vm-metadata.xml beside the image tell how it was made.
+
+{unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
+xe vdi-import uuid=$VDI {filename} format={form}
+xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI {device} \
+bootable={boot} mode=RW type=Disk
+{clean}"""
 
 
 def cfg(keys: Texts, record: Record, **further: Any) -> str:
@@ -4805,45 +4824,6 @@ class ExportFile(NamedTuple):
     name: str
     snapshot: Snapshot
     disk: Optional[Disk] = None    # whose image it is; None for the archive of a VM
-
-
-# Safe to be pasted into a shell, whatever the names are in it: comments and commands.
-GUIDE_HEAD = """\
-# How to restore this backup ({manifest[method]}) of the VM {vm}, begun {manifest[started]}.
-#
-# With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
-# tells of sr=, name=, preserve=True, start=True and attach=):
-
-{program} local {restore} preview
-{program} local {restore}
-
-"""
-GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
-GUIDE_XE = """\
-# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
-"""
-GUIDE_VM = GUIDE_XE + """\
-# The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
-# MAC addresses, unless preserve=true is added. The last command is for a VM that starts with its
-# host; others have no such key.
-
-VM=$(xe vm-import {filename})
-xe vm-param-set uuid=$VM {name} ha-restart-priority=
-xe vm-param-remove uuid=$VM param-name=other-config param-key=vmbackup_snapshot
-xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || true
-
-# It is not started: xe vm-start uuid=$VM
-"""
-GUIDE_DISK = GUIDE_XE + """\
-# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
-# If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
-# vm-metadata.xml beside the image tell how it was made.
-
-{unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
-xe vdi-import uuid=$VDI {filename} format={form}
-xe vbd-create vm-uuid={manifest[vm][uuid]} vdi-uuid=$VDI {device} \
-bootable={boot} mode=RW type=Disk
-{clean}"""
 
 
 def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
@@ -5111,13 +5091,12 @@ def is_label_for(label: str, backup: Backup) -> bool:
         label.startswith('RESTORE_') and path_part(label[8:]) == name)
 
 
-class Remover:
+class Remover(NamedTuple):
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
 
-    def __init__(self, pool: Pool, xe: Xe, warnings: List[str]) -> None:
-        self.pool = pool
-        self.xe = xe
-        self.warnings = warnings
+    pool: Pool
+    xe: Xe
+    warnings: List[str]
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """Return the record of a snapshot with its uuid, and the disks of a VM's. One call."""
