@@ -1640,10 +1640,9 @@ def decoded(output: bytes) -> str:
 def run(argv: Texts, timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
         packer: Optional[Tuple[Texts, int]] = None) -> subprocess.CompletedProcess:
-    """Run a program to its end, or if it is `cuttable` to a signal. A packer is a program that
-    compresses its output, and the open file into which it does. Raise CommandFailed if one of them
-    cannot be started, does not end within `timeout` seconds or, with a watchdog in its place,
-    stalls, and if the packer fails; and what a feeder met."""
+    """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
+    its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
+    `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what a feeder met."""
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with ExitStack() as stack:
         child = stack.enter_context(started(
@@ -1803,10 +1802,9 @@ class Xe:
 
     def transfer(self, verb: str, watchdog: Any = None, feeder: Any = None, packer: Any = None,
                  at: str = '', **parameters: Any) -> str:
-        """Run a command that writes or reads a file, the one `at` a path if it is given that, with
-        a packer or a feeder (see `run`), as long as it moves; a signal ends it. Return its output;
-        status 0 does not prove that an export made a file (xapi: cli_operations.ml,
-        download_file). Raise CommandFailed, and what the feeder met."""
+        """Run a command that writes or reads a file, the one `at` a path if given, with a packer or
+        feeder (see `run`), while it moves; a signal ends it. Return its output; status 0 does not
+        prove that an export made a file (xapi: cli_operations.ml, download_file)."""
         return decoded(self.issue(verb, parameters, at=at, cuttable=True,
                                   watchdog=watchdog, feeder=feeder, packer=packer))
 
@@ -1842,8 +1840,7 @@ class Xe:
 # ----------------------------------------------------------------------------------------------
 # 8. Pool: the only user of XenAPI
 # ----------------------------------------------------------------------------------------------
-# Whole tables are read, not a call per VM, and kept with the fields in use only.
-# Every method that calls the pool raises PoolError where that fails.
+# Whole tables are read, not a call per VM. What calls the pool raises PoolError.
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
@@ -2228,11 +2225,10 @@ class Pool:
         return found
 
     def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
-        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), in this
-        mode (`sure`: nobody else can have done so). It stays if xapi ends meanwhile, or storage
-        does not let go of the disk. Up to xapi 26.15 it names its task; later it shows only, having
-        no metrics, that it is from before xapi's last start (recorded from xapi 25.33.2 and
-        26.17.0)."""
+        """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), in a
+        mode (`sure`: nobody else can). It stays if xapi ends meanwhile, or storage keeps the disk.
+        Up to xapi 26.15 it names its task; later it shows only, having no metrics, that it is from
+        before xapi's last start (recorded from xapi 25.33.2 and 26.17.0)."""
         if vbd['mode'] != mode or vbd['type'] != 'Disk' or vbd['bootable']:
             return False
         if vbd['metrics'] == NULL and len(self.table('host')) > 1:
@@ -4050,10 +4046,9 @@ def open_target(word: str, announce: bool = False,
 # ----------------------------------------------------------------------------------------------
 # 12. Formats: archives, images and dumps: read, verified, rewritten for a restore
 # ----------------------------------------------------------------------------------------------
-# A file is read once, from its beginning to its end, a chunk at a time, whatever its size, as its
-# storage has it. The format of archives: xapi: export.ml, and stream_vdi.ml, which writes and
-# imports the disks; that of VHD images: Microsoft's Virtual Hard Disk Image Format Specification.
-# What is not as it should be raises Damaged; reading, OSError or CommandFailed.
+# A file is read once, in order, a chunk at a time, as its storage has it. The format of archives:
+# xapi: export.ml, and stream_vdi.ml, which writes and imports the disks; that of VHD images:
+# Microsoft's Virtual Hard Disk Image Format Specification. Reading raises OSError, CommandFailed.
 
 BLOCK = 512                # bytes of a tar header, and of a disk's sector
 CHUNK = 1 << 20            # bytes of a disk in one member of an archive
@@ -5221,9 +5216,8 @@ class Remover(NamedTuple):
         self.remove(ours)
 
     def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
-        """Return if it can only be the one that was meant: a VM's, the only template of then with
-        our label; a disk's, the only one of then without VBD, with its label (xapi:
-        xapi_vdi.ml)."""
+        """Return if it can only be what was meant: of a VM, the only template of then with our
+        label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
         if kind == 'VM':
             likely = [each for each in new if each.label == intent.label
                       and intent.since <= each.when <= intent.latest]
@@ -5527,10 +5521,9 @@ class Exporter:
 # ----------------------------------------------------------------------------------------------
 # 16. Importers: what a restore makes in the pool, and how it is taken back
 # ----------------------------------------------------------------------------------------------
-# What a restore makes carries its mark from the first moment on: a number that nobody can guess,
-# written down before. The mark of the VM, or the name that a disk has meanwhile, goes last; what
-# carries it when a restore has ended is partly restored, is ours, and is removed. What fails raises
-# CommandFailed or PoolError; reading a file, Damaged or OSError too.
+# What a restore makes carries its mark from the first moment on, a number that nobody can guess.
+# That of the VM, or the name that a disk has meanwhile, goes last; what has it when a restore has
+# ended is removed. What fails raises CommandFailed, PoolError or, reading, Damaged or OSError.
 
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
@@ -7804,10 +7797,7 @@ def plugin_line(status: int, text: str, figures: str = '') -> str:
     line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
     if len(line) > LONGEST_TEXT:
         line = line[:LONGEST_TEXT] + b' ...'
-    text = line.decode('utf-8', 'ignore')
-    if figures:
-        text += ' | ' + figures
-    return text + '\n'
+    return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
 
 
 class StatusCheck:
