@@ -159,17 +159,3 @@ class Busy(TwoRuns):
         first = self.finish(child)
         self.assertIn(first.status, (0, 1), first.output)
         self.check(None, settled=True)
-
-    def test_a_run_that_was_killed_leaves_no_stale_lock(self):
-        for delay in sample((0.05, 0.15, 0.25), 1):
-            self.remember()
-            self.injected('the other run was killed after %.2f s' % delay)
-            child = self.start_one(1, *self.rules)
-            time.sleep(delay)
-            child.kill()
-            self.finish(child)
-            self.settle_pool()
-            done = self.finish(self.start_one(2, *self.rules))
-            self.assertNotIn(LOCKED, done.output)
-            self.assertIn(done.status, (0, 1), done.output)
-            self.check(done, settled=True, hit=())

@@ -33,7 +33,6 @@ IGNORE_TERM = ('trap "" TERM; echo begun >"$1"; until [ -e "$1.go" ]; do sleep 0
                'echo finished >"$1.end"')
 CLEAN_UP = ('trap \'trap "echo disturbed" TERM; for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.2; '
             'done; echo clean; exit 1\' TERM; echo begun >"$1"; until false; do sleep 0.05; done')
-LEAVE_STUBBORN = 'sh -c \'trap "" TERM; echo $$ >"$1"; exec sleep 60\' sh "$1" & wait'
 
 
 def told(line):
@@ -295,15 +294,6 @@ class Running(ProgramCase):
                          VmBackup.run_hook(argv, {}, timeout, cuttable, lines.append))
         self.assertIn('clean', lines)
         self.assertNotIn('disturbed', lines)
-
-    def test_what_a_hook_started_that_ignores_signals_is_ended_with_it(self):
-        self.interrupted(LEAVE_STUBBORN, signal.SIGTERM, run=lambda argv, timeout, cuttable:
-                         VmBackup.run_hook(argv, {}, timeout, cuttable, print))
-        self.assert_gone(int(self.wait_for('begun')))
-        with self.assertRaisesRegex(VmBackup.CommandFailed, 'still running'):
-            VmBackup.run_hook(['sh', '-c', LEAVE_STUBBORN, 'sh', self.path('pid')], {}, 1, None,
-                              print)
-        self.assert_gone(int(self.wait_for('pid')))
 
     def fail_to_start(self):
         self.wait_for('pid')

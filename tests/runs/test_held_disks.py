@@ -41,6 +41,17 @@ class HeldCase(PoolCase):
         return {ref: vbd for ref, vbd in list(tables['VBD'].items())
                 if tables['VM'][vbd['VM']]['is_control_domain']}
 
+    def attach(self, vdi, **fields):
+        """Make a VBD of a disk, for dom0 or for another VM, by XenAPI; its uuid."""
+        pool = self.sim.pool
+        vm = fields.pop('VM', None)
+        vm = vm and pool.ref_of('VM', self.uuid_of(vm))
+        ref = pool.call('VBD.create', dict(
+            {'VM': vm or pool.tables['host'][pool.master]['control_domain'], 'VDI': vdi,
+             'userdevice': 'autodetect', 'mode': 'RO', 'type': 'Disk', 'other_config': {}},
+            **fields))
+        return pool.tables['VBD'][ref]['uuid']
+
     def assert_order(self):
         """Nothing was removed before what held it."""
         verbs = self.verbs()
@@ -121,17 +132,13 @@ class Leaked(HeldCase):
         def plug():
             vdi, = [ref for ref, vdi in self.sim.pool.tables['VDI'].items()
                     if 'vmbackup' in vdi['name_label'].lower()]
-            tables = self.sim.pool.tables
-            made.append(self.sim.pool.call('VBD.create', {
-                'VM': tables['host'][self.sim.pool.master]['control_domain'], 'VDI': vdi,
-                'userdevice': 'autodetect', 'mode': 'RO', 'type': 'Disk', 'other_config': {}}))
+            made.append(self.attach(vdi))
         made = []
         self.at_call('vdi-import', plug)
         done = self.assert_ends(1, self.vmbackup(
             'password', 'restore=web', 'from=' + self.backups))
-        self.assertIn('xe vbd-destroy uuid=' + self.sim.pool.tables['VBD'][made[0]]['uuid'],
-                      done.output)
-        self.sim.pool.call('VBD.destroy', made[0])
+        self.assertIn('xe vbd-destroy uuid=' + made[0], done.output)
+        self.xe('vbd-destroy', 'uuid=' + made[0])
         self.before = self.contents()
 
     def test_by_an_import(self):
@@ -153,10 +160,7 @@ class Leaked(HeldCase):
                 looks.append(1)
                 if len(looks) == 1:
                     vdi = [ref for ref, vdi in pool.tables['VDI'].items() if vdi['is_a_snapshot']]
-                    made.append(pool.call('VBD.create', {
-                        'VM': pool.tables['host'][pool.master]['control_domain'], 'VDI': vdi[-1],
-                        'userdevice': 'autodetect', 'mode': 'RO', 'type': 'Disk',
-                        'other_config': {}}))
+                    made.append(self.attach(vdi[-1]))
             pool, looks, made = self.sim.pool, [], []
             pool.failing_detaches = 1
             self.at_call('task.get_all_records', plug, 0)
@@ -164,7 +168,7 @@ class Leaked(HeldCase):
             if pool.version < (26,):                   # it names no task: a person's
                 self.assertEqual(1, done.status, done.output)
                 self.assertNotIn('vm-uninstall', self.verbs())
-                pool.call('VBD.destroy', made[0])
+                self.xe('vbd-destroy', 'uuid=' + made[0])
                 done = self.ends(0, 'vdi-export=db')
             self.assertEqual(0, done.status, done.output)
             self.assertIn('vbd-destroy', self.verbs())
@@ -352,7 +356,7 @@ class OfPersons(HeldCase):
             made = []
 
             def plug():
-                vdi = [vdi['uuid'] for vdi in self.sim.pool.tables['VDI'].values()
+                vdi = [ref for ref, vdi in self.sim.pool.tables['VDI'].items()
                        if vdi['is_a_snapshot']][0]
                 older = self.sim.pool.version < (26,)      # an attachment of its own has a task_id
                 made.append(self.attach(vdi, **([{}] * older + kinds)[number % (4 + older)]))
@@ -364,17 +368,6 @@ class OfPersons(HeldCase):
                 self.assertNotIn(cut, self.verbs())
             self.xe('vbd-destroy', 'uuid=' + made[0])
             self.ends(0, 'vdi-export=db')
-
-    def attach(self, vdi, **fields):
-        """Make a VBD of a disk, for dom0 or for another VM, by XenAPI; its uuid."""
-        pool = self.sim.pool
-        vm = fields.pop('VM', None)
-        vm = vm and pool.ref_of('VM', self.uuid_of(vm))
-        ref = pool.call('VBD.create', dict(
-            {'VM': vm or pool.tables['host'][pool.master]['control_domain'],
-             'VDI': pool.ref_of('VDI', vdi), 'userdevice': 'autodetect', 'mode': 'RO',
-             'type': 'Disk', 'other_config': {}}, **fields))
-        return pool.tables['VBD'][ref]['uuid']
 
     def test_of_a_control_domain_of_another_host_from_before_xapis_start(self):
         for here in (False, True):

@@ -337,15 +337,17 @@ class BadServers(MailCase):
         for verb, reply in (('CONNECT', DROP), ('MAIL', '550 5.7.1 no'), ('RCPT', '550 5.1.1 no'),
                             ('DATA', '554 5.7.1 no'), ('BODY', '552 5.3.4 too big'),
                             ('CONNECT', '554 5.3.2 no'), ('CONNECT', SILENCE),
-                            ('BODY', SILENCE)):
-            with self.subTest(verb=verb, reply=reply):
-                sink = self.sink(replies={verb: [reply] * 3})
+                            ('BODY', SILENCE), ('CONNECT', 'SSH-2.0-OpenSSH_9.6'),
+                            ('EHLO', '250-\xff' + 'x' * 20000), ('DATA', '999')):
+            with self.subTest(verb=verb, reply=reply[:20]):
+                sink = self.sink(replies={verb: [reply] * 3, 'HELO': [reply] * 3})
                 failed = self.mailed_in_vain(self.mailing(sink), timeout=(
                     PATIENCE if reply == SILENCE else 30))
                 for number, line in enumerate(failed, 1):
                     self.assertIn('***WARNING - mail to ops@example.org failed, attempt %d of 3: '
                                   % number, line)
-                    self.assertIn('timed out' if reply == SILENCE else reply[10:], line)
+                    if not reply.endswith('x'):        # a line without end is not told
+                        self.assertIn('timed out' if reply == SILENCE else reply[10:], line)
                 self.assertEqual(([], 3), (sink.mails, sink.connections))
                 self.assertEqual('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status()[-1])
                 self.assertTrue(os.path.exists(self.newest('db', 'success')))
@@ -387,13 +389,6 @@ class BadServers(MailCase):
                     *self.nothing(), mail_to='a@b', mail_smtp_server=name, mail_smtp_port=port))
                 self.assertIn('Connection refused' if name in ('localhost', '') else 'label',
                               failed[0])
-
-    def test_rubbish_in_the_place_of_answers_is_a_warning(self):
-        for verb, reply in (('CONNECT', 'SSH-2.0-OpenSSH_9.6'), ('CONNECT', '2x0 ?'),
-                            ('EHLO', '250-\xff' + 'x' * 20000), ('DATA', '999')):
-            with self.subTest(verb=verb, reply=reply[:20]):
-                sink = self.sink(replies={verb: [reply] * 3, 'HELO': [reply] * 3})
-                self.mailed_in_vain(self.mailing(sink, *self.nothing()))
 
     def test_answers_without_end_are_a_warning(self):
         long, slow = 'answers of more than 1048576 bytes', 'the mail server did not respond within'
