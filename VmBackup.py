@@ -438,7 +438,7 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
 
 
-def parse_number(text: str) -> float:
+def as_number(text: str) -> float:
     """Return a number in JSON. Raise ValueError for Infinity, and what int() works on for hours."""
     if len(text) <= LONGEST_NUMBER:
         number = int(text) if text.lstrip('-').isdigit() else float(text)
@@ -447,8 +447,7 @@ def parse_number(text: str) -> float:
     raise ValueError('it has a number that cannot be meant')
 
 
-DECODER = json.JSONDecoder(parse_int=parse_number, parse_float=parse_number,
-                           parse_constant=parse_number)
+DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_constant=as_number)
 
 
 def parse_json(data: bytes) -> Any:
@@ -1157,10 +1156,8 @@ class Selection:
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
         self.exact = set()     # type: Set[str]        # chosen by tag or uuid
         self.failures = {}     # type: Dict[str, Outcome]      # by name
-        self.broken = []       # type: List[Rule]
-        self.invalid = []      # type: List[Rule]
-        self.messages = []     # type: List[str]
-        self.warnings = []     # type: List[str]
+        self.broken, self.invalid = [], []         # type: List[Rule], List[Rule]
+        self.messages, self.warnings = [], []      # type: List[str], List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.keep is not None and rule.kind == 'name' and rule.text in names and not any(
@@ -5560,8 +5557,8 @@ class Importer:
         Signals.current.at_once = False
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             if not record.path:
-                log(f'***NOTE - cannot write in {self.store.root}: if this is '
-                    f'killed, look for {MARK} in the other-config of VMs and disks')
+                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, look for '
+                    f'{MARK} in the other-config of VMs and disks')
             try:
                 yield record
                 if keep:
@@ -7809,8 +7806,7 @@ class StatusCheck:
         if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
-        self.found = []        # type: List[Tuple[int, str]]
-        self.figures = []      # type: List[str]
+        self.found, self.figures = [], []      # type: List[Tuple[int, str]], List[str]
 
     def check(self, config_file: str) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
