@@ -4208,14 +4208,14 @@ def xmlrpc_value(ova: bytes) -> Record:
     return value
 
 
-def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Dict[str, Record]]]:
+def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
     """Return the version that an ova.xml names, and its records by class and id. Raise Damaged."""
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
         version = document['version']
         if version['export_vsn'] != '2':
             raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
-        objects = collections.defaultdict(dict)        # type: Dict[str, Dict[str, Record]]
+        objects = collections.defaultdict(dict)        # type: Dict[str, Records]
         for each in document['objects']:
             objects[each['class']][each['id']] = each['snapshot']
         return version, objects
@@ -5311,12 +5311,11 @@ class Exporter:
         found = []
         for disk in disks if '.vhd' in self.extension else ():
             size = int(disk.vdi['virtual_size'])
-            if size > LARGEST_EXPORT or size % VHD_BLOCK:
-                word, why = 'WARNING', NEVER_ENDS
-                if size > LARGEST_EXPORT:
-                    word, why = 'ERROR', TOO_LARGE
-                found.append((word, f'{why}: {disk.device} of {human_size(size)} (set '
-                                    'vdi_export_format=auto or raw)'))
+            what = f'{disk.device} of {human_size(size)} (set vdi_export_format=auto or raw)'
+            if size > LARGEST_EXPORT:
+                found.append(('ERROR', f'{TOO_LARGE}: {what}'))
+            elif size % VHD_BLOCK:
+                found.append(('WARNING', f'{NEVER_ENDS}: {what}'))
         return found
 
     def choose_source(self, vm: Vm) -> None:
