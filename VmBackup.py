@@ -84,7 +84,7 @@ import unicodedata
 import xml.parsers.expat
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from os.path import abspath, basename, dirname, realpath
+from os.path import abspath, basename, dirname, join, realpath, splitext
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
@@ -987,7 +987,7 @@ def is_local(path: str) -> bool:
 def changeable(path: str, shares: bool = True) -> str:
     """Return what others than root and this user may change, a file or on the way to it, and what
     to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
-    here, rest = '/', os.path.join('/proc/self/cwd', path).split('/')
+    here, rest = '/', join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         try:
             status = os.lstat(here)
@@ -1003,7 +1003,7 @@ def changeable(path: str, shares: bool = True) -> str:
             here = '/' if target.startswith('/') else dirname(here)
             rest = target.split('/') + rest
         elif rest:
-            here = os.path.normpath(os.path.join(here, rest.pop(0)))
+            here = os.path.normpath(join(here, rest.pop(0)))
         else:
             break
     real = realpath(path)
@@ -1330,11 +1330,9 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
     The newest sound one always stays; a damaged one, while fewer than `last` are newer. A protected
-    one stays and counts for no rule. Of each of the VM's `disks`, the uuid and device of which are
-    given, the newest sound backup stays: at most one for each disk beyond what the rules keep.
-    """
+    one stays and counts for no rule. Of each of the VM's disks the newest sound backup stays."""
     found = [[] for _ in backups]      # type: List[List[str]]
-    seen = {name: set() for name in PERIODS if getattr(policy, name)}      # type: Dict[str, set]
+    seen = {name: set() for name in PERIODS}   # type: Dict[str, set]
     newer = 0                  # sound ones
     for why, backup in zip(reversed(found), reversed(backups)):
         if backup.protected:
@@ -1342,10 +1340,10 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
             continue
         if newer < policy.last:
             why.append('last')
-        for name in seen if backup.sound else ():
+        for name, periods in seen.items() if backup.sound else ():
             period = PERIODS[name](backup.when)
-            if period not in seen[name] and len(seen[name]) < getattr(policy, name):
-                seen[name].add(period)
+            if period not in periods and len(periods) < getattr(policy, name):
+                periods.add(period)
                 why.append(name)
         if not (why or newer):
             why.append('newest')
@@ -2357,12 +2355,12 @@ OURS = re.compile(             # what we, or 3.25, write into a dated directory 
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
+Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
 
 def path_part(name: str) -> str:
-    """A VM name as one part of a path, which stands for no other name: slashes and such are
-    percent-encoded, as is what looks encoded or, in front, as a directory of ours; a name that is
-    too long is cut and gets a digest."""
+    """A VM name as one part of a path, that of no other: slashes and such are percent-encoded, what
+    looks so or, in front, as a directory of ours, too; one too long is cut and gets a digest."""
     if name in ('', '..'):
         return {'': '%00', '..': '%2E%2E'}[name]
     special = '^[.]|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})'
@@ -2462,9 +2460,8 @@ def open_directory(path: str) -> int:
 
 @contextmanager
 def folder(path: str) -> Iterator[int]:
-    """Yield a handle of a directory. Below one of ROOTS no part of its path may be a link, or lie
-    on another file system; of one that is held open, whatever has its path now counts for nothing.
-    Raise OSError."""
+    """Yield a handle of a directory. Below ROOTS no part of its path may be a link, or lie on
+    another file system; of one held open, what has its path now does not count. Raise OSError."""
     with HOLDING:
         base = deepest(HELD, path)
         handle = os.dup(HELD[base][0]) if base else -1
@@ -2473,7 +2470,7 @@ def folder(path: str) -> Iterator[int]:
         handle = open_directory(base)
     here = base
     for part in filter(None, path[len(base):].split('/')):
-        here = os.path.join(here, part)
+        here = join(here, part)
         handle = step_down(part, handle, here)
     try:
         yield handle
@@ -2483,8 +2480,7 @@ def folder(path: str) -> Iterator[int]:
 
 @contextmanager
 def place(path: str) -> Iterator[Tuple[str, int]]:
-    """Yield the name of a file and a handle of its directory (see `folder`), for calls that take
-    both. Raise OSError."""
+    """Yield the name of a file and a handle of its directory (see `folder`). Raise OSError."""
     directory, name = os.path.split(path)
     with folder(directory) as handle, naming(path):
         yield name, handle
@@ -2514,8 +2510,7 @@ def hold(path: str) -> Iterator[None]:
 
 
 def check_held(path: str) -> None:
-    """Raise TargetError if a path, or that above it, leads to another directory than the one that
-    is held open; OSError."""
+    """Raise TargetError if a path, or that above, is not what is held open any more; OSError."""
     for each in (dirname(path), path):
         if each in HELD and not is_held(each, each):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
@@ -2563,8 +2558,8 @@ def directories_in(path: str) -> List[str]:
 
 
 def is_dropped(path: str, is_directory: bool) -> bool:
-    """Whether a NAS or such has dropped that; what is called as an AppleDouble file has to be one,
-    or empty. Raise OSError."""
+    """Whether a NAS or such dropped that; an AppleDouble file by its name is one, or empty. Raise
+    OSError."""
     name = basename(path)
     if not name.startswith('._'):
         return bool(DROPPED.search(name))
@@ -2577,12 +2572,10 @@ def is_dropped(path: str, is_directory: bool) -> bool:
         return False
 
 
-def sift(path: str, is_ours: Callable[[str], Any],
-         part: str = '') -> Iterator[Tuple[str, bool, str]]:
-    """Yield what is in a directory: its path from there, whether it is a directory, and whose:
-    'ours' by that path, 'dropped', or a person's. Archives and images come first, what is dropped
-    last, and what is in a directory of ours before it; one with something of a person in it counts
-    for nothing itself, and nobody looks into others. Raise OSError."""
+def sift(path: str, is_ours: Callable[[str], Any], part: str = '') -> Sifted:
+    """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
+    first, what is dropped last, and what is in a directory of ours before it; one with something of
+    a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
     if part.count('/') > DEEPEST_DIRECTORY:
         raise OSError(errno.ELOOP, 'has too many directories within each other', path)
     for name, is_directory in sorted(entries_in(f'{path}/{part}'.rstrip('/')), key=lambda found: (
@@ -2667,12 +2660,11 @@ def rename(path: str, name: str) -> str:
     with place(path) as (old, directory):
         os.rename(old, name, src_dir_fd=directory, dst_dir_fd=directory)
         force(directory)
-    return os.path.join(dirname(path), name)
+    return join(dirname(path), name)
 
 
 def remove(path: str, is_directory: bool = False) -> None:
-    """Delete a file, or an empty directory, if it is there, which another run may have done. Raise
-    OSError."""
+    """Delete a file, or an empty directory, if no other run has done so. Raise OSError."""
     with suppress(FileNotFoundError), place(path) as (name, directory):
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
@@ -2781,17 +2773,16 @@ def dated(pattern: str) -> Any:
     return re.compile(''.join(parts) + r'\Z', re.IGNORECASE)      # as a share may list it
 
 
-def names_from(pattern: str, when: datetime) -> Iterator[Tuple[datetime, str]]:
-    """A time and the seconds after it, each with the name that a pattern makes of it: one may be
-    taken already (strftime on Python 3.6 takes ASCII only under LANG=C)."""
+def names_from(pattern: str, when: datetime) -> Iterator[str]:
+    """The names that a pattern makes of a time and of the seconds after it: one may be taken
+    already (strftime on Python 3.6 takes ASCII only under LANG=C)."""
     for seconds in range(60):
-        moment = when.replace(microsecond=0) + timedelta(seconds=seconds)
-        yield moment, re.sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
+        moment = when + timedelta(seconds=seconds)
+        yield re.sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
 
 
 def process(number: str = 'self') -> str:
-    """A process, usually ours, as its number and the time when it began, or '' if there is none
-    (Linux: proc(5), stat)."""
+    """A process, usually ours, as its number and when it began, '' without one (proc(5), stat)."""
     try:
         with open(f'/proc/{number}/stat', 'rb') as stream:
             number, _, more = stream.read().decode('ascii', 'replace').partition(' ')
@@ -2817,8 +2808,7 @@ def note_of(path: str) -> str:
 
 
 def prepare_notes() -> None:
-    """Make the place of this host's notes if it is missing; delete those of long ago, of which the
-    record has vanished. Raise OSError."""
+    """Make the place of this host's notes; delete those whose record vanished. Raise OSError."""
     make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
     directory = dirname(note_of(''))
     for name in names_in(directory):
@@ -2926,10 +2916,13 @@ def is_alive(run: str) -> bool:
     return re.match(r'[0-9]+ [0-9]+\Z', run) is not None and process(run.split()[0]) == run
 
 
-def is_in_work(record: Any) -> bool:
-    """Return whether the process of an Intent or a Restoring may go on, where nothing is locked."""
+def is_in_work(record: Any, elsewhere: Callable[[], bool] = lambda: True) -> bool:
+    """Return whether the process of a record may go on, where nothing is locked; `elsewhere` tells
+    it of another host's."""
     host, own = own_process()
-    return record.host != host or record.process != own and is_alive(record.process)
+    if record.host != host:
+        return elsewhere()
+    return record.process != own and is_alive(record.process)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -2959,8 +2952,7 @@ PROVED = {                 # from least to most
 
 
 def as_size(value: Any) -> Optional[int]:
-    """Return a number of bytes in a record, which may be text; None for what is none. xapi has 63
-    bits for one."""
+    """Return bytes in a record, also in text; None for what is no number of xapi's, of 63 bits."""
     if not re.match(r'[0-9]{1,19}\Z', str(value)) or int(value) >> 63:
         return None
     return int(value)
@@ -2977,9 +2969,10 @@ def uuid_and_device(disk: Record) -> Tuple[str, str]:
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
-def texts_in(document: Record, key: str) -> List[str]:
-    """Return the texts in a list in a document."""
-    return [text for text in value_in(document, key, []) if isinstance(text, str)]
+def texts_in(document: Record, key: str) -> Optional[List[str]]:
+    """Return the texts in a list in a document, None without a list."""
+    found = document.get(key)
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else None
 
 
 def as_time(text: Any) -> Optional[str]:
@@ -3031,7 +3024,6 @@ class Manifest(NamedTuple):
         number = value_in(document, 'number', 0)
         verified = value_in(document, 'verified', {})
         started = as_time(document.get('started'))
-        tags = texts_in(vm, 'tags') if isinstance(vm.get('tags'), list) else None
         disks, left_out = [
             [{name: disk[name] for name in DISK_KEYS if name in disk}
              for disk in value_in(document, key, []) if isinstance(disk, dict)]
@@ -3039,11 +3031,11 @@ class Manifest(NamedTuple):
         return cls(
             number if number > 0 and started else 0, started,
             value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
-            tags, value_in(document, 'snapshot') or None,
+            texts_in(vm, 'tags'), value_in(document, 'snapshot') or None,
             {name: size for name, size in value_in(document, 'files', {}).items()
              if as_size(size) == size and not DROPPED.search(name)},
             disks, left_out, value_in(value_in(document, 'pool', {}), 'uuid'),
-            texts_in(document, 'earlier') if 'earlier' in document else None, finding(verified),
+            texts_in(document, 'earlier'), finding(verified),
             finding(value_in(document, 'test_restore', {})),
             value_in(verified, 'digests', {}), bool(document))
 
@@ -3084,8 +3076,8 @@ class Manifest(NamedTuple):
 
 
 class Backup(NamedTuple):
-    """A directory of a VM's, as it was when it was read: a backup when it carries a marker, else a
-    failure's record, or somebody else's."""
+    """A directory in a VM's, as it was read: a backup if it carries a marker, else a failure's
+    record, or somebody else's."""
 
     path: str
     outcome: str = ''          # of COMPLETE or NO_BACKUP, failed, or unreadable
@@ -3098,8 +3090,7 @@ class Backup(NamedTuple):
 
     @classmethod
     def read(cls, path: str, date: Optional[datetime]) -> 'Backup':
-        """Read a directory; `date` is the time that its name stands for, None for another name.
-        Raise FileNotFoundError if it is gone."""
+        """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
         when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Dict[str, int]
         outcome = 'failed' if date else 'foreign'
         if date and date < now() + timedelta(days=1):  # else it counts as the oldest
@@ -3175,8 +3166,7 @@ class Backup(NamedTuple):
 
         def named(base: str) -> List[str]:
             stem = re.compile(f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z')
-            return [name for name in found
-                    if stem.match(folded(os.path.splitext(plain_name(name))[0]))]
+            return [name for name in found if stem.match(folded(splitext(plain_name(name))[0]))]
         known = [folded(name) for name in self.manifest.images()]
         if known or not found:
             here = {plain_name(folded(name)) for name in found if folded(name) in known}
@@ -3204,7 +3194,7 @@ class Backup(NamedTuple):
             return as_size(self.manifest.disk(name).get('virtual_size'))
         return as_size(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
-    def contents(self) -> Iterator[Tuple[str, bool, str]]:
+    def contents(self) -> Sifted:
         """Yield what is in it, and whose it is, as `sift` does; ours is what we have written, and
         an archive or image also packed or unpacked by a person. Raise OSError."""
         images = set(map(plain_name, self.archives()))
@@ -3217,8 +3207,7 @@ class Backup(NamedTuple):
                 if whose == 'ours' and not is_directory]
 
     def owners(self) -> Set[str]:
-        """Return whose the things in it are, but for what was dropped there; an archive or image
-        may be a person's. Raise OSError."""
+        """Return whose is what is in it, but for what was dropped; images are a person's here."""
         return {whose for _, _, whose in sift(self.path, OURS.match) if whose != 'dropped'}
 
     def occupied(self) -> int:
@@ -3347,8 +3336,7 @@ class History:
         return in_order(list(self.read(renamed)))
 
     def completed(self, renamed: bool = False) -> List[Backup]:
-        """Return the completed backups of these. What cannot be read is none of them: it neither
-        counts nor is deleted."""
+        """Return the completed backups of these. What cannot be read is none of them."""
         return [backup for backup in self.backups(renamed) if backup.outcome in COMPLETE]
 
     def holds_any(self) -> bool:
@@ -3368,8 +3356,7 @@ class History:
         """Return why each of the owner's backups is kept, none: it may go; beside a new one at that
         path. Without a path it is to be made yet: till then the last sound one is kept as well, and
         what is newer: these are left out."""
-        older = [backup for backup in self.completed()
-                 if backup.path != path and owner.rotates(backup)]
+        older = [each for each in self.completed() if each.path != path and owner.rotates(each)]
         aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
                      backup.protected) for backup in older]
         found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
@@ -3380,8 +3367,7 @@ class History:
         return found
 
     def last_owner(self) -> Owner:
-        """Return whose they are by the newest backup that tells it, of this host's pool if any
-        is."""
+        """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
         for backup in of_pool(own_pool(), found)[:1]:
             manifest = backup.manifest
@@ -3398,13 +3384,12 @@ class History:
     def vm_name(self) -> str:
         """Return its VM's name: the directory's or, where that was cut, or the share lists it
         otherwise than it was made, the newest manifest's."""
-        directory = basename(self.directory)
+        part = basename(self.directory)
         for backup in self.read():
             name, uuid = backup.manifest.name, backup.manifest.uuid
-            if name and folded(directory) in (folded(path_part(name)),
-                                              folded(twin_part(name, uuid))):
+            if name and folded(part) in map(folded, (path_part(name), twin_part(name, uuid))):
                 return name
-        return plain_part(directory)
+        return plain_part(part)
 
     def owner(self) -> Vm:
         """Return the VM that they are of: its uuid by the newest, even a failure or one in
@@ -3425,13 +3410,11 @@ class History:
         return Vm(self.directory, uuid, self.vm_name(), record)
 
     def user_of(self, uuids: Texts) -> str:
-        """Return which of some VMs uses it, by the newest record, also of a failure, or else a
-        claim; '' if none does."""
+        """Return which of some VMs uses it, by the newest record, or else a claim; '' for none."""
         for backup in self.read():
             if backup.manifest.uuid in uuids:
                 return backup.manifest.uuid
-        claims = [uuid for uuid in sorted(uuids) if CLAIM + uuid in self.names()]
-        return claims[0] if claims else ''
+        return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
 
     def last_size(self, names: Texts, owner: Owner) -> int:
         """Return the bytes of files of these names, each in the owner's last that has one."""
@@ -3456,8 +3439,7 @@ class History:
         return found
 
     def half_deleted(self) -> Texts:
-        """Return the paths of what a run that ended early was deleting: dated directories, and
-        others that still have something of ours."""
+        """Return the paths of what a run that ended early was deleting, but for a person's."""
         found = []
         for name in self.names():
             with suppress(OSError):                    # what may not be read is somebody's
@@ -3479,8 +3461,7 @@ class Catalogue:
         self.patterns = [settings.backup_dir_pattern, DEFAULT_BACKUP_DIR_PATTERN]
 
     def set_root(self, path: str) -> None:
-        """Have a directory as backup_dir: links in its own path are somebody's who may have some,
-        below it there are none."""
+        """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
         ROOTS.discard(self.root)
         self.root = path
         ROOTS.add(path)
@@ -3508,12 +3489,12 @@ class Catalogue:
 
     def history(self, vm_name: str) -> History:
         """Return the backups of a VM."""
-        return History(os.path.join(self.root, path_part(vm_name)), self.patterns)
+        return History(join(self.root, path_part(vm_name)), self.patterns)
 
     def histories(self) -> List[History]:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
-            found = [History(os.path.join(self.root, name), self.patterns)
+            found = [History(join(self.root, name), self.patterns)
                      for name, is_directory in entries_in(self.root)
                      if not name.startswith('.')
                      and (is_directory or is_link(f'{self.root}/{name}'))]
@@ -3529,17 +3510,15 @@ class Catalogue:
 
     def restores(self) -> Dict[str, str]:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
-        ours = re.compile(RESTORING.replace('.', '[.]').format('([0-9a-f]{32})') + r'\Z')
         names = []             # type: List[str]
         with suppress(OSError):                        # `check` will tell
             names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
-        found = map(ours.match, names)
+        found = map(re.compile(r'\.restore-([0-9a-f]{32})\.json\Z').match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
     def leftovers(self, histories: Sequence[History], patience: float) -> Texts:
-        """Return records of snapshots and restores that ended early, or are damaged: of this host,
-        whose process is gone; of another, that are so many seconds old. Lock nothing. Raise
-        TargetError, OSError."""
+        """Return records of snapshots and restores that are damaged, or whose process has gone; of
+        another host, that are so many seconds old. Lock nothing. Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
         left = []              # type: List[str]
         for path in paths + sorted(self.restores().values()):
@@ -3549,8 +3528,7 @@ class Catalogue:
                 if not data and kind is Restoring:     # it has made nothing yet
                     continue
                 record = parse_record(kind, data)
-                ended = not is_in_work(record) or record.host != os.uname().nodename and (
-                    -seconds_ahead(record.since) > patience)
+                ended = not is_in_work(record, lambda: -seconds_ahead(record.since) <= patience)
             except (OSError, TargetError, ValueError) as error:
                 # It was settled meanwhile, or is locked (CIFS then lets nobody else read it).
                 ended = not isinstance(error, (FileNotFoundError, PermissionError))
@@ -3567,7 +3545,7 @@ class Catalogue:
     def dumps_in(directory: str, ending: str = '.dump') -> List[str]:
         """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
         ours = re.compile(r'pool_db_[0-9]{8}-[0-9]{6}\.dump(\.partial)?\Z')
-        return sorted(os.path.join(directory, name) for name in names_in(directory)
+        return sorted(join(directory, name) for name in names_in(directory)
                       if ours.match(name) and name.endswith(ending))
 
 
@@ -3592,8 +3570,7 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
     if rules:
         plan = select(rules, vms, keep, twins=True)
-    refused = [f'***NOTE - passed over: {history.refused}' for history in histories
-               if history.refused]
+    refused = [f'***NOTE - passed over: {each.refused}' for each in histories if each.refused]
     plan = plan._replace(messages=(*plan.messages, *refused))
     return [(job, found[job.vm.ref]) for job in plan.jobs], plan
 
@@ -3641,7 +3618,7 @@ def note(path: str, record: Any) -> None:
 def check_readable(document: Record) -> None:
     """Raise TargetError for a manifest or record that we could not read again."""
     try:
-        parse_json(encoded(json.dumps(document, indent=1)))
+        parse_json(encoded(as_json(document)))
     except ValueError as error:
         raise TargetError(f'its record would be too long: {error} (give the VM fewer tags, or '
                           'shorter names to it and its disks)')
@@ -3704,7 +3681,7 @@ class Store(Catalogue):
         VMs of the pool, by uuid. Raise TargetError if this has another VM's backups, as release
         5.0.0 made them for a VM that was called like it; BackupFailed, OSError."""
         history = self.history(vm.name)
-        own = History(os.path.join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
+        own = History(join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
         alike = [uuid for uuid, name in names.items() if uuid == vm.uuid or (
             folded(path_part(name)) == folded(path_part(vm.name)))]
         if own.user_of([vm.uuid]):
@@ -3729,12 +3706,12 @@ class Store(Catalogue):
         make_directory(history.directory)
         sync_directory(self.root)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
-        for moment, name in names_from(self.patterns[0], when):
-            path = os.path.join(history.directory, name)
+        for name in names_from(self.patterns[0], when):
+            path = join(history.directory, name)
             with suppress(FileExistsError):
                 make_new_directory(path)
                 sync_directory(history.directory)
-                return NewBackup(path, when=moment.timestamp(), manifest=Manifest(number=number))
+                return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
     def delete(self, backup: Backup) -> None:
@@ -3758,7 +3735,7 @@ class Store(Catalogue):
         """Go on deleting. What has something of a person in it gets its own name back, and that is
         told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
         name = basename(path)[len(DELETING):]
-        if is_there(os.path.join(path, PROTECTED)):
+        if is_there(join(path, PROTECTED)):
             rename(path, name)
             return False
         refuse_mounts(path)
@@ -3784,7 +3761,7 @@ class Store(Catalogue):
 
     def try_writing(self) -> None:
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
-        path = os.path.join(self.root, WRITE_TEST)
+        path = join(self.root, WRITE_TEST)
 
         def attempt() -> None:
             for again in (True, True, True, False):    # another run's test is the same file, and
@@ -3854,10 +3831,9 @@ class Store(Catalogue):
                 del self.locked_here[path]
 
     def lock(self, path: str, handle: int) -> bool:
-        """Try to lock a file; False if somebody else has locked it, also a thread of ours. flock(2)
-        tells that by EAGAIN or, on CIFS and old NFS, by EACCES, as if it were forbidden: so at the
-        first failure a file is tried that nobody else has, which tells whether the share can lock
-        at all. Raise TargetError, OSError."""
+        """Try to lock a file; False if somebody else, also a thread of ours, has. flock(2) tells
+        that by EAGAIN or, on CIFS and old NFS, by EACCES, as if it were forbidden: at first such a
+        failure makes us try a file that nobody else has. Raise TargetError, OSError."""
         here = threading.get_ident()
         if self.locked_here.setdefault(path, here) != here:
             return False
@@ -3889,7 +3865,7 @@ class Store(Catalogue):
         """Record and lock a restore, until `restored`; without a path where that is impossible."""
         mark = random_digits()
         record = Restoring(mark, pool, name, since, *own_process())
-        path = os.path.join(self.root, RESTORING.format(mark))
+        path = join(self.root, RESTORING.format(mark))
         with ExitStack() as stack:
             try:
                 handle = stack.enter_context(self.lockable(path, os.O_CREAT | os.O_EXCL))
@@ -3948,21 +3924,19 @@ class Store(Catalogue):
             raise TargetError(Restoring.damaged)       # it is the copy of another
         if known and is_alive(record.process) and record.process != process():
             return None
-        if self.no_locking and is_in_work(record) and (
-                record.host == os.uname().nodename or unchanged_for(path) < LONGEST_SILENCE):
+        if self.no_locking and is_in_work(record, lambda: unchanged_for(path) < LONGEST_SILENCE):
             return None                                # of an import, the pool will tell later
         return record
 
     @staticmethod
     @contextmanager
     def new_pool_dump(directory: str, when: datetime) -> Iterator[str]:
-        """Yield the path of a new dump of the pool database, which a command is to write under that
-        name with PARTIAL; what a failure left of it is removed. Raise CommandFailed if the file is
-        missing or empty, OSError."""
+        """Yield the path of a new dump of the pool database, to be written under that name with
+        PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
         make_directory(directory)
         with hold(directory):
-            for _, name in names_from('pool_db_%Y%m%d-%H%M%S.dump', when):
-                path = os.path.join(directory, name)
+            for name in names_from('pool_db_%Y%m%d-%H%M%S.dump', when):
+                path = join(directory, name)
                 if not is_there(path):
                     break
             try:
@@ -4563,7 +4537,7 @@ def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
 
 def form_of(name: str) -> str:
     """Return what a file's name tells of its content: one of FORMS, or ''."""
-    form = os.path.splitext(plain_name(name).replace(PARTIAL, ''))[1]
+    form = splitext(plain_name(name).replace(PARTIAL, ''))[1]
     return form if form in FORMS else ''
 
 
@@ -4918,8 +4892,7 @@ class Verifier:
         self.noted = False     # whether it was said that checksums are not compared
 
     def prove(self, path: str, size: Optional[int] = None) -> Proof:
-        """Read a file to its end; `size` is that of an image's disk, in bytes. Raise Damaged,
-        CommandFailed, OSError, Interrupted."""
+        """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         reading = Reading(path)
         total = bounded(lambda: size_of(path), path)
         meter = Meter('verified', path, total)
@@ -6191,33 +6164,30 @@ class Shared(Run):
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
                 self.store.finish_deleting(path)
-        return [self.not_removed[record.path] for record in records
-                if record.path in self.not_removed]
+        return [self.not_removed[each.path] for each in records if each.path in self.not_removed]
 
     def remove_snapshot(self, backup: Backup, warnings: List[str]) -> None:
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
-        intent = backup.intent()
+        intent, clear = backup.intent(), True
         if intent and intent.pool != self.pool.uuid():
             log(f'***NOTE - {backup.path} records a snapshot in another pool, '
                 f'{intent.pool}: not touched')
-            self.doubtful.append(backup.path)
-            return
-        if intent:
+            clear = False
+        elif intent:
             self.not_removed[backup.path] = intent.uuid
             remover = Remover(self.pool, Xe(), warnings)
-            if self.store.no_locking and is_in_work(intent) and (
-                    intent.host == os.uname().nodename or backup.unchanged_for() < LONGEST_PAUSE or
-                    remover.is_in_use(intent)):
+            if self.store.no_locking and is_in_work(intent, lambda: (
+                    backup.unchanged_for() < LONGEST_PAUSE or remover.is_in_use(intent))):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
             with self.pool.snapshotting:
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
-            if not clear:
-                self.doubtful.append(backup.path)
-                return
-        drop_intent(backup)
-        self.ended.add(backup.path)
+        if clear:
+            drop_intent(backup)
+            self.ended.add(backup.path)
+        else:
+            self.doubtful.append(backup.path)
 
 
 class VmBackup(Turn):
@@ -6340,14 +6310,12 @@ class VmBackup(Turn):
     @contextmanager
     def deleting_on_failure(self) -> Iterator[None]:
         """Delete what a failure leaves of its files at once, as others may need the room."""
-        def clear() -> None:
-            for file in self.exported:
-                remove(self.backup.file(file.name))
         try:
             yield
         except BaseException:
             with suppress(OSError, TargetError):               # the directory is no backup anyway
-                bounded(clear, 'the share')
+                for path in [self.backup.file(file.name) for file in self.exported]:
+                    bounded(lambda: remove(path), 'the share')
             raise
 
     def discard_leftovers(self) -> List[str]:
@@ -6506,8 +6474,7 @@ class VmBackup(Turn):
         return self.history.judged(self.policy, owner, disks, new, path)
 
     def prune(self, judged: Judged) -> None:
-        """Delete older backups that nothing keeps; one that knows of a snapshot of ours in the pool
-        stays."""
+        """Delete older backups that nothing keeps, nor a snapshot that is still in the pool."""
         for backup, why in judged:
             if not why:
                 with tolerating(self.warnings, f'cannot delete {backup.path}'):
@@ -6515,8 +6482,7 @@ class VmBackup(Turn):
                     self.shared.store.delete(backup)
 
     def tell_what_stays(self, judged: Judged) -> None:
-        """Log what only a disk keeps, and which disks are in no good backup; have the run tell of
-        the backups of others in the directory."""
+        """Log what only a disk keeps, and disks in no good backup; count the backups of others."""
         for backup, why in judged:
             if why and why[0].startswith(ONLY):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
@@ -6546,8 +6512,7 @@ class VmBackup(Turn):
 
 RULER = '==========================='
 WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
-ALWAYS_SHOWN = ('backup_dir', 'status_log', 'compress', 'max_backups', 'vdi_export_format',
-                'pool_db_backup')
+ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format pool_db_backup'.split()
 
 
 def show_settings(config: Config, plan: Plan) -> None:
@@ -6886,8 +6851,7 @@ def run_backup(line: CommandLine) -> int:
 # 20. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
 
-TABLE_HEAD = ('when', 'age', 'method', 'size', 'outcome', 'verified', 'restored', 'protected',
-              'name')
+TABLE_HEAD = 'when age method size outcome verified restored protected name'.split()
 
 
 class VerifyCommand:
@@ -6902,8 +6866,7 @@ class VerifyCommand:
         """Verify backups of the VMs that a config file or a selector chooses of all there are."""
         chosen, plan = select_histories(histories_in(target), target.config, selector_text)
         log(*plan.messages, *plan.errors)
-        for _ in plan.failures or plan.errors:
-            self.tokens.append('ERROR')
+        self.tokens += ['ERROR'] * len(plan.failures or plan.errors)
         if plan.warnings:
             self.tokens.append('WARNING')
         for _, history in chosen:
@@ -6945,18 +6908,18 @@ class VerifyCommand:
                 record = found.in_manifest(known)
             except Damaged as error:
                 found = Verified('', {}, [str(error)], [])
-                record = dict(found.in_manifest(known), fault=printable(str(error)))
+                record = found.in_manifest(known)
+                record['fault'] = printable(str(error))
             token = 'WARNING' if found.remarks else 'SUCCESS'
             if found.problems:
                 token = 'ERROR'
             texts = (found.problems or [PROVED[found.proved]]) + found.remarks
-            others = []        # type: List[str]
             with suppress(OSError):                    # nobody needs them
                 used = [PROTECTED, *backup.archives()]
-                others += [name for name, _, whose in backup.contents() if name not in used and (
+                others = [name for name, _, whose in backup.contents() if name not in used and (
                     whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
-            if others:
-                texts.append('also there: ' + abbreviate(others))
+                if others:
+                    texts.append('also there: ' + abbreviate(others))
             self.tell(path, token, '; '.join(texts))
             try:
                 add_to_manifest(backup, verified=record)
@@ -7028,8 +6991,7 @@ class Stock(NamedTuple):
         return [backup for backup in self.backups if backup.outcome == 'good']
 
     def newest(self, pool: str) -> Backup:
-        """Return the newest good backup, of this pool if it has any; one without a path where there
-        is none."""
+        """Return the newest good backup, of this pool if any is; without one, one of no path."""
         return (of_pool(pool, self.good()) or [Backup('')])[0]
 
 
@@ -7058,7 +7020,7 @@ def age(when: Optional[str]) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Dict[str, List[Any]]:
+def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Record:
     """Return what `list` tells of directories with dumps of the pool database, and the paths of
     those in which there are neither dumps nor backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
@@ -7076,8 +7038,7 @@ def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Dict[str, L
     return {'pool_dumps': dumps, 'foreign': foreign}
 
 
-def document_of(vms: Sequence[Stock], root: str, messages: Texts,
-                others: Dict[str, List[Any]]) -> Record:
+def document_of(vms: Sequence[Stock], root: str, messages: Texts, others: Record) -> Record:
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
     all_good = all_size = 0
@@ -7211,8 +7172,7 @@ class Pruning:
         self.vm = ''
 
     def let_go(self, history: History) -> List[Backup]:
-        """Return the backups of others that were asked to go: of another pool, where the owner has
-        a good one; of another VM of this pool."""
+        """Return the backups of others that were asked to go; of a pool, beside a good one."""
         owner, found = history.last_owner(), history.completed()
         others = [each for each in found if not owner.rotates(each)]
         if not self.pool:
@@ -7261,8 +7221,7 @@ class Pruning:
                 self.delete(backup)
 
     def prune_one(self, path: str) -> None:
-        """Delete a backup that a person names; tell what that loses. Raise VmBackupError,
-        OSError."""
+        """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
             why = 'it is protected' if backup.protected else 'expected its dated directory'
@@ -7432,7 +7391,7 @@ class Sources:
 
     def called(self, word: str) -> List[History]:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
-        named = History(os.path.join(self.store.root, native(word)), self.store.patterns)
+        named = History(join(self.store.root, native(word)), self.store.patterns)
         if TWIN.search(word) and named.holds_any():
             return [named]
         alike = folded(path_part(word))
