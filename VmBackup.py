@@ -2424,8 +2424,8 @@ def step_down(part: str, above: int, path: str) -> int:
 
 
 def open_directory(path: str) -> int:
-    """A handle of a directory. Of its path a part may be a link where only this host has the file
-    system: backup_dir itself may be a directory on a share. Raise OSError."""
+    """A handle of a directory; parts of its path may be links in this host's own file systems:
+    backup_dir itself may be a directory on a share. Raise OSError."""
     handle = os.open(path, DIRECTORY)
     real = os.readlink(f'/proc/self/fd/{handle}')
     if real == path or path.startswith('/proc/'):      # there was no link, but in /proc
@@ -2774,10 +2774,9 @@ def dated(pattern: str) -> Any:
 
 
 def names_from(pattern: str, when: datetime) -> Iterator[str]:
-    """The names that a pattern makes of a time and of the seconds after it: one may be taken
-    already (strftime on Python 3.6 takes ASCII only under LANG=C)."""
+    """The names that a pattern makes of a time and the seconds after it, as one may be taken."""
     for seconds in range(60):
-        moment = when + timedelta(seconds=seconds)
+        moment = when + timedelta(seconds=seconds)     # on 3.6 strftime takes ASCII under LANG=C
         yield re.sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
 
 
@@ -3234,8 +3233,7 @@ class Backup(NamedTuple):
 
 
 def in_order(backups: Sequence[Backup]) -> List[Backup]:
-    """Return them oldest first: those with a number in the order of these, whatever the clock was;
-    the others, 3.25's and failures, stand among them by their time."""
+    """Return them oldest first: by their numbers, others, 3.25's and failures, by their time."""
     found = sorted(backups, key=lambda each: (each.manifest.number, each.when, each.path))
     numbered = [backup for backup in found if backup.manifest.number]
     others = found[:len(found) - len(numbered)]        # of no number, and so by their time
@@ -3314,8 +3312,7 @@ class History:
         return None
 
     def read(self, renamed: bool = False) -> Iterator[Backup]:
-        """Read the dated directories, the newest by its name first, and if `renamed` those under
-        other names after them, but for those that were deleted meanwhile."""
+        """Read the dated directories, the newest by its name first, if `renamed` others, too."""
         dates = {name: self.date_of(name) for name in self.names()}
         names = sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
         if renamed:
@@ -3382,8 +3379,7 @@ class History:
         return []
 
     def vm_name(self) -> str:
-        """Return its VM's name: the directory's or, where that was cut, or the share lists it
-        otherwise than it was made, the newest manifest's."""
+        """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
         part = basename(self.directory)
         for backup in self.read():
             name, uuid = backup.manifest.name, backup.manifest.uuid
@@ -3551,8 +3547,8 @@ class Catalogue:
 
 def select_histories(histories: Sequence[History], config: Config, selector_text: str,
                      keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
-    """Return those with backups or failures' records that a selector or else the lines of a config
-    choose; without any, all. The plan tells what was not found. Raise OSError."""
+    """Return those with backups or failures' records that a selector or else a config chooses;
+    without any, all. The plan tells what was not found. Raise OSError."""
     found = {history.directory: history for history in histories if history.holds_any()}
     vms = []                   # type: List[Vm]
     rules = (selector(selector_text),) if selector_text else config.rules
@@ -3640,8 +3636,7 @@ class NewBackup(Backup):
     """A backup that is being made."""
 
     def write(self, text: str, *parts: str) -> None:
-        """Write a text file in it, or in a directory that is made in it, UTF-8 whatever the locale.
-        What they are called may hold a device's name or such."""
+        """Write a text file in it, or in a directory that is made in it; a part may be any name."""
         names = [path_part(part) for part in parts]
         if names[1:]:
             make_directory(self.file(names[0]))
@@ -3649,8 +3644,7 @@ class NewBackup(Backup):
             stream.write(encoded(text))
 
     def complete(self, document: Record, large: bool) -> Dict[str, int]:
-        """Make it count as a backup: sync all, then write the marker, last. Return the bytes of its
-        files, as the manifest has them. Raise OSError."""
+        """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         files = {name: size_of(self.file(name)) for name in sorted(self.files()) if name != INTENT}
         for name in files:
             sync(self.file(name))
@@ -3796,9 +3790,8 @@ class Store(Catalogue):
 
     @contextmanager
     def locked(self, name: str, patience: float) -> Iterator[None]:
-        """Hold the lock of a directory in backup_dir against other runs, also of other hosts. Where
-        the share cannot lock, `no_locking` says why, and we go on. Raise BackupFailed if another
-        run still has it after so many seconds, TargetError."""
+        """Hold the lock of a directory in backup_dir. Where it cannot lock, `no_locking` says
+        why. Raise BackupFailed if another run has it for so many seconds, TargetError."""
         self.check_mounted()
         make_directory(f'{self.root}/{LOCKS}')
         # A Windows server drops dots and blanks at the end of a directory's name.
@@ -3912,8 +3905,8 @@ class Store(Catalogue):
             yield record
 
     def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
-        """Return this host's note of a restore, or else the record that nobody has locked; None if
-        it goes on, or has made nothing. Raise TargetError, OSError."""
+        """Return this host's note of a restore, or else its record, which we locked; None if it
+        goes on, or has made nothing. Raise TargetError, OSError."""
         known = noted(Restoring, path)
         if not (known or data):                        # it was killed before it made anything
             remove(path)
@@ -3949,8 +3942,7 @@ class Store(Catalogue):
                 remove(path + PARTIAL)
 
     def prune_pool_dumps(self, newest: str, keep: int) -> Texts:
-        """Delete the oldest dumps beside `newest` beyond `keep` (0: none), and what runs that were
-        killed have left of theirs. Return the paths of the dumps."""
+        """Delete, and return, the oldest dumps beyond `keep` (0: none), and what kills left."""
         directory = dirname(newest)
         older = [path for path in self.dumps_in(directory) if path != newest]
         old = older[:max(0, len(older) + 1 - keep)] if keep else []
@@ -4001,8 +3993,7 @@ def open_config(word: str, announce: bool = False) -> Opened:
 
 def open_target(word: str, announce: bool = False,
                 is_archive: Optional[Callable[[str], Any]] = None) -> Opened:
-    """Open what a word of the command line stands for; any file is a config, but for what
-    `is_archive` finds. Raise UsageError, ConfigError, OSError."""
+    """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(native(word))
     kind = kind_of(path)
     if not kind:
@@ -6328,26 +6319,22 @@ class VmBackup(Turn):
 
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
+        shared = self.shared
         log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.backups():
             if failure.trouble:
                 self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
                                      f'deleted: {failure.trouble.strerror}')
-            if failure.outcome == 'failed' and failure.path not in self.shared.doubtful:
+            if failure.outcome == 'failed' and failure.path not in shared.doubtful:
                 with tolerating(self.warnings, f'cannot delete {failure.path}'):
-                    if self.may_be_made(failure):
+                    # While another run verifies what it has made, nothing tells of that.
+                    if shared.store.no_locking and failure.path not in {self.path, *shared.ended} \
+                            and failure.unchanged_for() < LONGEST_SILENCE:
                         log(f'***NOTE - not deleted: {failure.path} may be a backup that another '
                             'run is making, as backup_dir cannot lock')
                         continue
                     log(f'Deleting last **unsuccessful** backup {failure.path} ')
-                    self.shared.store.delete(failure)
-
-    def may_be_made(self, failure: Backup) -> bool:
-        """Return whether another run may be making what looks like a failure's record, where the
-        share cannot lock. While that verifies it, nothing tells of it. Raise OSError."""
-        return bool(self.shared.store.no_locking) and (
-            failure.path != self.path and failure.path not in self.shared.ended and
-            failure.unchanged_for() < LONGEST_SILENCE)
+                    shared.store.delete(failure)
 
     def new_directory(self, names: Texts, started: datetime) -> None:
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
@@ -6459,8 +6446,7 @@ class VmBackup(Turn):
         log(f'*** success: {path} : {size >> 30}G')
 
     def owner(self) -> Owner:
-        """Return whose the backups in its directory are: its own and, of this very pool, those of
-        VMs that are gone, as the original of a restored one."""
+        """Return whose are rotated: its own, and of this pool those of VMs that are gone."""
         pool = self.pool.uuid()
         earlier = {backup.manifest.uuid for backup in self.history.completed()
                    if backup.manifest.pool == pool} - set(self.pool.names)
@@ -6997,8 +6983,7 @@ class Stock(NamedTuple):
 
 def take_stock(histories: Sequence[History], config: Config, store: Store,
                selector_text: str) -> Tuple[List[Stock], Plan]:
-    """Return, by name, what there is of each VM that a selector or else a config chooses, also
-    where that is nothing; and the plan, which tells what was not found."""
+    """Return, by name, what there is, if anything, of each VM chosen (see select_histories)."""
     chosen, plan = select_histories(histories, config, selector_text)
     stocks = [Stock(history.vm_name(), history.directory, history.everything(),
                     job.vm.uuid or history.owner().uuid, history.last_owner())
@@ -7021,8 +7006,7 @@ def age(when: Optional[str]) -> str:
 
 
 def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Record:
-    """Return what `list` tells of directories with dumps of the pool database, and the paths of
-    those in which there are neither dumps nor backups."""
+    """Return what `list` tells of directories with dumps, and of those without any backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
     for path in sorted(history.directory for history in histories
                        if not (history.holds_any() or history.refused)):
@@ -7270,7 +7254,7 @@ class Pruning:
 
 def to_prune(target: Opened, selector_text: str,
              pruning: Pruning) -> List[Tuple[Job, History, bool]]:
-    """Return the VMs of a config that a selector chooses, '' for all, and whether the rules are
+    """Return the VMs of a config that a selector or pool= chooses, and whether the rules are
     applied, or only backups of others there are to go. Raise VmBackupError."""
     settings = target.config.settings
     histories = [history.as_it_is() for history in target.store.histories()]
