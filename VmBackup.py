@@ -2552,11 +2552,6 @@ def names_in(path: str) -> List[str]:
     return [name for name, _ in entries_in(path)]
 
 
-def directories_in(path: str) -> List[str]:
-    """The names of the directories in one, without symbolic links. Raise OSError."""
-    return [name for name, is_directory in entries_in(path) if is_directory]
-
-
 def is_dropped(path: str, is_directory: bool) -> bool:
     """Whether a NAS or such dropped that; an AppleDouble file by its name is one, or empty. Raise
     OSError."""
@@ -2782,12 +2777,10 @@ def names_from(pattern: str, when: datetime) -> Iterator[str]:
 
 def process(number: str = 'self') -> str:
     """A process, usually ours, as its number and when it began, '' without one (proc(5), stat)."""
-    try:
-        with open(f'/proc/{number}/stat', 'rb') as stream:
-            number, _, more = stream.read().decode('ascii', 'replace').partition(' ')
-    except OSError:
-        return ''
-    return '{} {}'.format(number, more.rpartition(')')[2].split()[19])
+    with suppress(OSError):
+        number, _, more = decoded(read_file(f'/proc/{number}/stat', 4096)).partition(' ')
+        return '{} {}'.format(number, more.rpartition(')')[2].split()[19])
+    return ''
 
 
 def own_process() -> Tuple[str, str]:
@@ -2952,9 +2945,8 @@ PROVED = {                 # from least to most
 
 def as_size(value: Any) -> Optional[int]:
     """Return bytes in a record, also in text; None for what is no number of xapi's, of 63 bits."""
-    if not re.match(r'[0-9]{1,19}\Z', str(value)) or int(value) >> 63:
-        return None
-    return int(value)
+    fits = re.match(r'[0-9]{1,19}\Z', str(value)) and int(value) < 1 << 63
+    return int(value) if fits else None
 
 
 def value_in(document: Record, key: str, default: Any = '') -> Any:
@@ -3142,11 +3134,11 @@ class Backup(NamedTuple):
         return ''
 
     def with_devices(self) -> Manifest:
-        """Return its manifest, with what its files tell: 3.25 wrote none, release 5.0.0 not all
-        disks; but vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
+        """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 not all disks, but
+        vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
-        devices = [name[len('DISK-'):] for name in sorted(directories_in(self.path))
-                   if name.upper().startswith('DISK-')]
+        devices = [name[len('DISK-'):] for name, is_directory in sorted(entries_in(self.path))
+                   if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
             manifest = manifest._replace(
@@ -3292,7 +3284,8 @@ class History:
         if self.listed is not None:
             return self.listed
         try:
-            return [name for name in directories_in(self.directory) if not DROPPED.search(name)]
+            return [name for name, is_directory in entries_in(self.directory)
+                    if is_directory and not DROPPED.search(name)]
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
                 self.refused = f'{self.directory} {error.strerror}'
@@ -3350,9 +3343,9 @@ class History:
 
     def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Optional[Aged] = None,
                path: str = '') -> Judged:
-        """Return why each of the owner's backups is kept, none: it may go; beside a new one at that
-        path. Without a path it is to be made yet: till then the last sound one is kept as well, and
-        what is newer: these are left out."""
+        """Return why each of the owner's backups is kept, also beside a new one at that path; one
+        without a path is to be made yet: till then the last sound one, and newer ones, have to
+        stay, and are left out."""
         older = [each for each in self.completed() if each.path != path and owner.rotates(each)]
         aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
                      backup.protected) for backup in older]
@@ -3532,11 +3525,6 @@ class Catalogue:
                 left.append(path)
         return left
 
-    def all_pool_dumps(self) -> List[List[str]]:
-        """Return paths of the dumps in each directory for them, oldest first. Raise OSError."""
-        return [self.dumps_in(f'{self.root}/{name}') for name in sorted(directories_in(self.root))
-                if name.upper().startswith('METADATA_')]
-
     @staticmethod
     def dumps_in(directory: str, ending: str = '.dump') -> List[str]:
         """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
@@ -3667,13 +3655,13 @@ class Store(Catalogue):
     """backup_dir: where everything goes."""
 
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
+    noted = False              # that was said
     locked_here = {}           # type: Dict[str, int]  # which threads of ours have locked a path
 
     def directory_of(self, vm: Vm, names: Dict[str, str], patience: float) -> History:
-        """Return the directory of a VM: that of its name. If another VM, whose name a share may
-        take for the same, uses that, it is one of its own, which it keeps; `names`: those of all
-        VMs of the pool, by uuid. Raise TargetError if this has another VM's backups, as release
-        5.0.0 made them for a VM that was called like it; BackupFailed, OSError."""
+        """Return the directory of a VM: that of its name or, if another VM uses that whose name a
+        share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
+        Raise TargetError if this has another VM's backups, as of 5.0.0; BackupFailed, OSError."""
         history = self.history(vm.name)
         own = History(join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
         alike = [uuid for uuid, name in names.items() if uuid == vm.uuid or (
@@ -3789,13 +3777,13 @@ class Store(Catalogue):
                 human_size(free), human_size(total), self.root, ' and '.join(wanted)))
 
     @contextmanager
-    def locked(self, name: str, patience: float) -> Iterator[None]:
-        """Hold the lock of a directory in backup_dir. Where it cannot lock, `no_locking` says
-        why. Raise BackupFailed if another run has it for so many seconds, TargetError."""
+    def locked(self, directory: str, patience: float) -> Iterator[None]:
+        """Hold the lock of a directory in backup_dir; say once if that cannot lock. Raise
+        BackupFailed if another run has it for so many seconds, TargetError."""
         self.check_mounted()
         make_directory(f'{self.root}/{LOCKS}')
         # A Windows server drops dots and blanks at the end of a directory's name.
-        path = '{}/{}/{}.lock'.format(self.root, LOCKS, name.rstrip('. '))
+        path = '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
         # Nothing is read or written there: a copy of all by hard links harms no lock.
         with self.lockable(path, os.O_CREAT, 1 << 32) as handle:
             waited = stopwatch()
@@ -3804,12 +3792,11 @@ class Store(Catalogue):
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 Signals.current.check()
                 time.sleep(1)
+            if self.no_locking and not self.noted:
+                self.noted = True
+                log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
+                    'at once would not notice each other')
             yield
-
-    def lock_note(self) -> str:
-        """What to tell where the share cannot lock."""
-        return (f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs at '
-                'once would not notice each other')
 
     @contextmanager
     def lockable(self, path: str, flags: int = 0, names: int = 1) -> Iterator[int]:
@@ -6112,7 +6099,6 @@ class Shared(Run):
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Record
         self.beginning = threading.Lock()      # one after the other looks at the free space
         self.writing = set()   # type: Set[VmBackup]       # those that still need free space
-        self.noted = False     # it was said that the share cannot lock
         # By path of their directories: snapshots that could not be removed. Directories whose
         # snapshot may be somebody else's, or not be made yet.
         self.not_removed = {}  # type: Dict[str, str]
@@ -6134,15 +6120,6 @@ class Shared(Run):
                          if rule.method == 'exclude-disk' and rule.text)
         choice = DiskChoice(patterns, settings.honour_nobak, wanted)
         return Exporter(self.pool, extension, choice, warnings)
-
-    @contextmanager
-    def locked(self, directory: str, patience: float) -> Iterator[None]:
-        """Hold a directory's lock; say once if the share cannot lock. Raise BackupFailed."""
-        with self.store.locked(basename(directory), patience):
-            if self.store.no_locking and not self.noted:
-                self.noted = True
-                log(self.store.lock_note())
-            yield
 
     def remove_leftovers(self, history: History, warnings: List[str]) -> List[str]:
         """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
@@ -6204,7 +6181,7 @@ class VmBackup(Turn):
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
         vm, patience = self.job.vm, self.settings.lock_wait * 60
         self.history = self.shared.store.directory_of(vm, self.pool.names, patience)
-        with self.shared.locked(self.history.directory, patience):
+        with self.shared.store.locked(self.history.directory, patience):
             try:
                 self.back_up_with_hooks()
             finally:
@@ -6773,7 +6750,7 @@ class BackupRun(Shared):
             if history.with_intent() or history.half_deleted():
                 Signals.current.check()
                 try:
-                    with self.locked(history.directory, 0):
+                    with self.store.locked(history.directory, 0):
                         self.remove_leftovers(history.as_it_is(), self.warnings)
                 except BackupFailed as error:
                     log(f'***NOTE - {history.directory}: {error}')
@@ -6796,7 +6773,7 @@ class BackupRun(Shared):
             log('NOTE not the pool master: no backup of the pool database here')
             return
         directory = f'{self.store.root}/METADATA_{path_part(os.uname().nodename)}'
-        with self.locked(directory, self.settings.lock_wait * 60):
+        with self.store.locked(directory, self.settings.lock_wait * 60):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
@@ -6864,9 +6841,11 @@ class VerifyCommand:
                 for backup in reversed(backups if self.every else backups[-1:]):
                     self.verify_backup(backup.path)
         if target.kind != 'history' and not selector_text:
-            for dumps in target.store.all_pool_dumps():
-                for path in dumps if self.every else dumps[-1:]:
-                    self.verify_file(path)
+            for name, is_directory in sorted(entries_in(target.store.root)):
+                if is_directory and name.upper().startswith('METADATA_'):
+                    dumps = Store.dumps_in(f'{target.store.root}/{name}')
+                    for path in dumps if self.every else dumps[-1:]:
+                        self.verify_file(path)
 
     def verify_file(self, path: str) -> None:
         """Verify one file; if it is all of a backup, that backup."""
@@ -6988,8 +6967,8 @@ def take_stock(histories: Sequence[History], config: Config, store: Store,
     stocks = [Stock(history.vm_name(), history.directory, history.everything(),
                     job.vm.uuid or history.owner().uuid, history.last_owner())
               for job, history in chosen]
-    for failure in plan.failures:
-        stocks.append(Stock(failure.name, store.history(failure.name).directory))
+    stocks += [Stock(failure.name, store.history(failure.name).directory)
+               for failure in plan.failures]
     return sorted(stocks, key=lambda stock: stock.name), plan
 
 
@@ -7242,11 +7221,11 @@ class Pruning:
 
     def under_lock(self, directory: str, work: Callable[[], None]) -> None:
         """Work with the lock of a VM's directory held, unless this is a preview; tell of errors."""
-        name, patience = basename(directory), self.settings.lock_wait * 60
+        patience = self.settings.lock_wait * 60
         try:
             with ExitStack() as stack:
                 if not self.previewing:
-                    stack.enter_context(self.store.locked(name, patience))
+                    stack.enter_context(self.store.locked(directory, patience))
                 work()
         except (VmBackupError, OSError) as error:
             self.fail(directory, error)
@@ -7300,8 +7279,6 @@ def run_prune(line: CommandLine) -> int:
         for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
             Signals.current.check()
             pruning.under_lock(history.directory, lambda: pruning.prune(job, history, by_rules))
-    if store.no_locking:
-        log(store.lock_note())
     verdict = verdict_of(pruning.errors, ())
     counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'
     log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')

@@ -493,7 +493,7 @@ class Troubles(PoolCase):
         shared = shared_without_pool(self.backups)
         shared.store.check('no')
         with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
-            with shared.locked(self.backups + '/db', 0):
+            with shared.store.locked(self.backups + '/db', 0):
                 return VmBackup.Console.current.lines[-1]
 
     @prints('no progress for')
