@@ -2933,7 +2933,6 @@ LOCKS = '.locks'           # in backup_dir: a file for each VM
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
-DISK_KEYS = ('device', 'uuid', 'name', 'virtual_size', 'file', 'why')  # of one in a manifest
 NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
 CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
 PROVED = {                 # from least to most
@@ -2960,7 +2959,7 @@ def uuid_and_device(disk: Record) -> Tuple[str, str]:
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
-def texts_in(document: Record, key: str) -> Optional[List[str]]:
+def texts_in(document: Record, key: str) -> Optional[Texts]:
     """Return the texts in a list in a document, None without a list."""
     found = document.get(key)
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else None
@@ -2995,7 +2994,7 @@ class Manifest(NamedTuple):
     method: str = ''
     name: str = ''             # of the VM, and so on
     uuid: str = ''
-    tags: Optional[List[str]] = None   # None: not known
+    tags: Optional[Texts] = None   # None: not known
     snapshot: Optional[str] = None     # uuid
     files: Dict[str, int] = {}         # bytes by name
     disks: Sequence[Record] = ()       # that are in it
@@ -3015,10 +3014,8 @@ class Manifest(NamedTuple):
         number = value_in(document, 'number', 0)
         verified = value_in(document, 'verified', {})
         started = as_time(document.get('started'))
-        disks, left_out = [
-            [{name: disk[name] for name in DISK_KEYS if name in disk}
-             for disk in value_in(document, key, []) if isinstance(disk, dict)]
-            for key in ('disks', 'left_out')]
+        disks, left_out = [[disk for disk in value_in(document, key, []) if isinstance(disk, dict)]
+                           for key in ('disks', 'left_out')]
         return cls(
             number if number > 0 and started else 0, started,
             value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
@@ -3192,7 +3189,7 @@ class Backup(NamedTuple):
         return sift(self.path, lambda name: OURS.match(name) or (
             name.endswith(IMAGES) and plain_name(name) in images))
 
-    def files(self) -> List[str]:
+    def files(self) -> Texts:
         """Return the names of all files in it that are ours. Raise OSError."""
         return [name for name, is_directory, whose in self.contents()
                 if whose == 'ours' and not is_directory]
@@ -3216,15 +3213,18 @@ class Backup(NamedTuple):
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool, or None: this host's own note, which nobody
         can have changed, or else the record, which proves nothing. Raise TargetError, OSError."""
-        try:
+        with suppress(FileNotFoundError):
             data = load(self.file(INTENT), LONGEST_RECORD)
-        except FileNotFoundError:
-            return None
-        known = noted(Intent, self.file(INTENT))
-        return (known or parse_record(Intent, data))._replace(noted=known is not None)
+            known = noted(Intent, self.file(INTENT))
+            return (known or parse_record(Intent, data))._replace(noted=known is not None)
+        return None
 
 
-def in_order(backups: Sequence[Backup]) -> List[Backup]:
+Backups = Sequence[Backup]
+Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
+
+
+def in_order(backups: Backups) -> Backups:
     """Return them oldest first: by their numbers, others, 3.25's and failures, by their time."""
     found = sorted(backups, key=lambda each: (each.manifest.number, each.when, each.path))
     numbered = [backup for backup in found if backup.manifest.number]
@@ -3232,7 +3232,7 @@ def in_order(backups: Sequence[Backup]) -> List[Backup]:
     return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
 
-def of_pool(pool: str, backups: Sequence[Backup]) -> Sequence[Backup]:
+def of_pool(pool: str, backups: Backups) -> Backups:
     """Return those of a pool or, where there are none, all."""
     return [backup for backup in backups if backup.manifest.pool == pool] or backups
 
@@ -3279,7 +3279,7 @@ class History:
         self.listed = self.names()
         return self
 
-    def names(self) -> List[str]:
+    def names(self) -> Texts:
         """Return the directories in it; none where we may not look."""
         if self.listed is not None:
             return self.listed
@@ -3321,11 +3321,11 @@ class History:
                         self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
                     yield self.known[name]
 
-    def backups(self, renamed: bool = False) -> List[Backup]:
+    def backups(self, renamed: bool = False) -> Backups:
         """Return all dated directories, if `renamed` those under other names too, oldest first."""
         return in_order(list(self.read(renamed)))
 
-    def completed(self, renamed: bool = False) -> List[Backup]:
+    def completed(self, renamed: bool = False) -> Backups:
         """Return the completed backups of these. What cannot be read is none of them."""
         return [backup for backup in self.backups(renamed) if backup.outcome in COMPLETE]
 
@@ -3333,7 +3333,7 @@ class History:
         """Return whether there are backups in it, or failures' records."""
         return any(map(self.date_of, self.names())) or bool(self.completed(True))
 
-    def everything(self) -> List[Backup]:
+    def everything(self) -> Backups:
         """Return all directories in it: backups, the newest first, then what is none."""
         found = self.backups(True)[::-1]
         others = [backup for backup in found if backup.outcome in NO_BACKUP]
@@ -3414,7 +3414,7 @@ class History:
                     sizes[name] = occupied(backup.file(name))
         return sum(sizes.values())
 
-    def with_intent(self) -> List[Backup]:
+    def with_intent(self) -> Backups:
         """Return those of which a snapshot may still be in the pool, or that cannot be read."""
         found = []
         for name in self.names():
@@ -3437,6 +3437,9 @@ class History:
                         self.date_of(name[len(DELETING):]) or 'ours' in Backup(path).owners()):
                     found.append(path)
         return found
+
+
+Histories = Sequence[History]
 
 
 class Catalogue:
@@ -3480,13 +3483,12 @@ class Catalogue:
         """Return the backups of a VM."""
         return History(join(self.root, path_part(vm_name)), self.patterns)
 
-    def histories(self) -> List[History]:
+    def histories(self) -> Histories:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         try:
             found = [History(join(self.root, name), self.patterns)
-                     for name, is_directory in entries_in(self.root)
-                     if not name.startswith('.')
-                     and (is_directory or is_link(f'{self.root}/{name}'))]
+                     for name, is_one in entries_in(self.root)
+                     if not name.startswith('.') and (is_one or is_link(f'{self.root}/{name}'))]
         except FileNotFoundError:
             raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
         return [history for history in found       # a VM may be called #recycle
@@ -3505,7 +3507,7 @@ class Catalogue:
         found = map(re.compile(r'\.restore-([0-9a-f]{32})\.json\Z').match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
-    def leftovers(self, histories: Sequence[History], patience: float) -> Texts:
+    def leftovers(self, histories: Histories, patience: float) -> Texts:
         """Return records of snapshots and restores that are damaged, or whose process has gone; of
         another host, that are so many seconds old. Lock nothing. Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
@@ -3533,7 +3535,7 @@ class Catalogue:
                       if ours.match(name) and name.endswith(ending))
 
 
-def select_histories(histories: Sequence[History], config: Config, selector_text: str,
+def select_histories(histories: Histories, config: Config, selector_text: str,
                      keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
     """Return those with backups or failures' records that a selector or else a config chooses;
     without any, all. The plan tells what was not found. Raise OSError."""
@@ -3548,9 +3550,8 @@ def select_histories(histories: Sequence[History], config: Config, selector_text
         vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
-        rules = tuple(parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in vms
-                      if TWIN.search(vm.ref) and basename(vm.ref) == word != vm.name
-                      ) or rules
+        twins = [vm for vm in vms if TWIN.search(word) and basename(vm.ref) == word != vm.name]
+        rules = [parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in twins] or rules
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
     if rules:
         plan = select(rules, vms, keep, twins=True)
@@ -3943,8 +3944,8 @@ def kind_of(path: str) -> str:
     if not os.path.isdir(path):
         return 'file' if os.path.exists(path) else ''
     history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
-    names = names_in(path)
-    if {MANIFEST, *MARKERS}.intersection(names) or history.date_of(basename(abspath(path))):
+    marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
+    if marked or history.date_of(basename(abspath(path))):
         return 'backup'
     return 'history' if history.holds_any() else 'store'
 
@@ -4872,8 +4873,7 @@ class Verifier:
     def prove(self, path: str, size: Optional[int] = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         reading = Reading(path)
-        total = bounded(lambda: size_of(path), path)
-        meter = Meter('verified', path, total)
+        meter = Meter('verified', path, bounded(lambda: size_of(path), path))
         watchdog = Watchdog(self.limit, reading.at, meter)
         try:
             proof = bounded(lambda: reading.read(size), path, watchdog.check)
@@ -6121,7 +6121,7 @@ class Shared(Run):
         choice = DiskChoice(patterns, settings.honour_nobak, wanted)
         return Exporter(self.pool, extension, choice, warnings)
 
-    def remove_leftovers(self, history: History, warnings: List[str]) -> List[str]:
+    def remove_leftovers(self, history: History, warnings: List[str]) -> Texts:
         """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
         the uuids of snapshots that cannot be removed; a run warns of each once."""
         records = history.with_intent()
@@ -6179,8 +6179,8 @@ class VmBackup(Turn):
 
     def run(self) -> None:
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
-        vm, patience = self.job.vm, self.settings.lock_wait * 60
-        self.history = self.shared.store.directory_of(vm, self.pool.names, patience)
+        patience = self.settings.lock_wait * 60
+        self.history = self.shared.store.directory_of(self.job.vm, self.pool.names, patience)
         with self.shared.store.locked(self.history.directory, patience):
             try:
                 self.back_up_with_hooks()
@@ -6286,7 +6286,7 @@ class VmBackup(Turn):
                     bounded(lambda: remove(path), 'the share')
             raise
 
-    def discard_leftovers(self) -> List[str]:
+    def discard_leftovers(self) -> Texts:
         """Remove what an earlier run has left; raise BackupFailed if too many snapshots stay."""
         known = self.shared.remove_leftovers(self.history, self.warnings)
         if len(known) >= MOST_LEFTOVERS or '' in known:
@@ -6363,12 +6363,11 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        name = basename(self.history.directory)
         path, size = '', 0     # bytes
         self.begun = True
         try:
             with failing_as(self.exporter.export_token):
-                self.exported = self.exporter.files(name, snapshot)
+                self.exported = self.exporter.files(basename(self.history.directory), snapshot)
             for file in self.exported:
                 path = self.backup.file(file.name)
                 size += self.export_file(file)
@@ -6414,8 +6413,7 @@ class VmBackup(Turn):
         with tolerating(self.warnings, f'{GUIDE} is missing'):
             write_guide(self.backup, self.exported, self.manifest)
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
-        large = size > self.settings.large_backup << 30
-        self.files = self.backup.complete(self.manifest, large)
+        self.files = self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
         self.size = size
         path = self.path
         if len(self.exported) == 1:
@@ -6911,7 +6909,7 @@ class VerifyCommand:
             self.tokens.append(token)
 
 
-def histories_in(target: Opened) -> List[History]:
+def histories_in(target: Opened) -> Histories:
     """Return the directories that may be a VM's: all, or the one. Raise TargetError, OSError."""
     if target.kind == 'history':
         return [History(target.path, target.store.patterns)]
@@ -6947,11 +6945,11 @@ class Stock(NamedTuple):
 
     name: str
     path: str                  # of its directory
-    backups: Sequence[Backup] = ()     # the newest first, then what is none
+    backups: Backups = ()     # the newest first, then what is none
     uuid: str = ''             # '' where nothing tells it
     owner: Owner = Owner()
 
-    def good(self) -> List[Backup]:
+    def good(self) -> Backups:
         """Return the good backups, the newest first."""
         return [backup for backup in self.backups if backup.outcome == 'good']
 
@@ -6960,7 +6958,7 @@ class Stock(NamedTuple):
         return (of_pool(pool, self.good()) or [Backup('')])[0]
 
 
-def take_stock(histories: Sequence[History], config: Config, store: Store,
+def take_stock(histories: Histories, config: Config, store: Store,
                selector_text: str) -> Tuple[List[Stock], Plan]:
     """Return, by name, what there is, if anything, of each VM chosen (see select_histories)."""
     chosen, plan = select_histories(histories, config, selector_text)
@@ -6984,7 +6982,7 @@ def age(when: Optional[str]) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Record:
+def others_in(histories: Histories, vms: Sequence[Stock]) -> Record:
     """Return what `list` tells of directories with dumps, and of those without any backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
     for path in sorted(history.directory for history in histories
@@ -6994,8 +6992,7 @@ def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Record:
             with suppress(OSError):                    # unreadable, or gone
                 found = Store.dumps_in(path)
         if found:
-            newest = basename(found[-1])
-            dumps.append({'path': portable(path), 'dumps': len(found), 'newest': newest})
+            dumps.append(dict(path=portable(path), dumps=len(found), newest=basename(found[-1])))
         elif path not in [vm.path for vm in vms]:
             foreign.append(portable(path))
     return {'pool_dumps': dumps, 'foreign': foreign}
@@ -7004,17 +7001,14 @@ def others_in(histories: Sequence[History], vms: Sequence[Stock]) -> Record:
 def document_of(vms: Sequence[Stock], root: str, messages: Texts, others: Record) -> Record:
     """Return what `list` tells, as the README has its form."""
     listed = []                # type: List[Record]
-    all_good = all_size = 0
     for vm in vms:
         backups = [dict(described(backup), of=vm.owner.other(backup)) for backup in vm.backups]
-        good = len(vm.good())
         size = sum(backup['size'] or 0 for backup in backups)
-        listed.append({'name': vm.name, 'path': portable(vm.path), 'good': good, 'size': size,
-                       'backups': backups})
-        all_good += good
-        all_size += size
+        listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
+                       'size': size, 'backups': backups})
     return dict(schema=1, when=iso(now()), backup_dir=portable(root), vms=listed, **others,
-                messages=messages, good=all_good, size=all_size)
+                messages=messages, good=sum(vm['good'] for vm in listed),
+                size=sum(vm['size'] for vm in listed))
 
 
 def described(backup: Backup) -> Record:
@@ -7134,7 +7128,7 @@ class Pruning:
         self.pool = options['pool']
         self.vm = ''
 
-    def let_go(self, history: History) -> List[Backup]:
+    def let_go(self, history: History) -> Backups:
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
         owner, found = history.last_owner(), history.completed()
         others = [each for each in found if not owner.rotates(each)]
@@ -7221,11 +7215,10 @@ class Pruning:
 
     def under_lock(self, directory: str, work: Callable[[], None]) -> None:
         """Work with the lock of a VM's directory held, unless this is a preview; tell of errors."""
-        patience = self.settings.lock_wait * 60
         try:
             with ExitStack() as stack:
                 if not self.previewing:
-                    stack.enter_context(self.store.locked(directory, patience))
+                    stack.enter_context(self.store.locked(directory, self.settings.lock_wait * 60))
                 work()
         except (VmBackupError, OSError) as error:
             self.fail(directory, error)
@@ -7235,16 +7228,16 @@ def to_prune(target: Opened, selector_text: str,
              pruning: Pruning) -> List[Tuple[Job, History, bool]]:
     """Return the VMs of a config that a selector or pool= chooses, and whether the rules are
     applied, or only backups of others there are to go. Raise VmBackupError."""
-    settings = target.config.settings
+    config = target.config
     histories = [history.as_it_is() for history in target.store.histories()]
-    chosen, plan = select_histories(histories, target.config, '', settings.keep_last)
+    chosen, plan = select_histories(histories, config, '', config.settings.keep_last)
     if plan.errors:
         log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
     log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
     wanted = [] if pruning.pool else histories
     if selector_text:
-        pairs, _ = select_histories(histories, target.config, selector_text)
+        pairs, _ = select_histories(histories, config, selector_text)
         wanted = [history for _, history in pairs]
         rule = selector(selector_text)
         homes = [history for history in histories if history.last_owner().uuid == rule.word]
@@ -7263,12 +7256,11 @@ def to_prune(target: Opened, selector_text: str,
 def run_prune(line: CommandLine) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line.words[0])
-    settings, store = target.config.settings, target.store
     given = bool(line.options['vm']) + bool(line.options['pool'])
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
                          + line.words[0])
-    store.check(settings.require_mount)
+    target.store.check(target.config.settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
@@ -7350,7 +7342,7 @@ class Sources:
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def called(self, word: str) -> List[History]:
+    def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
         named = History(join(self.store.root, native(word)), self.store.patterns)
         if TWIN.search(word) and named.holds_any():
@@ -7363,7 +7355,7 @@ class Sources:
         named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
         return named_so or found or [named] * named.holds_any()
 
-    def newest(self, histories: Sequence[History], date: str) -> Backup:
+    def newest(self, histories: Histories, date: str) -> Backup:
         """Return the newest good backup of a time that begins so, of this host's pool if it has
         any. Raise UsageError if it may be of one VM or of another; TargetError without any."""
         digits = re.sub('[^0-9]', '', date)
