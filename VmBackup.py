@@ -2553,8 +2553,7 @@ def names_in(path: str) -> List[str]:
 
 
 def is_dropped(path: str, is_directory: bool) -> bool:
-    """Whether a NAS or such dropped that; an AppleDouble file by its name is one, or empty. Raise
-    OSError."""
+    """Whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
     name = basename(path)
     if not name.startswith('._'):
         return bool(DROPPED.search(name))
@@ -2909,8 +2908,7 @@ def is_alive(run: str) -> bool:
 
 
 def is_in_work(record: Any, elsewhere: Callable[[], bool] = lambda: True) -> bool:
-    """Return whether the process of a record may go on, where nothing is locked; `elsewhere` tells
-    it of another host's."""
+    """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     host, own = own_process()
     if record.host != host:
         return elsewhere()
@@ -3064,8 +3062,7 @@ class Manifest(NamedTuple):
 
 
 class Backup(NamedTuple):
-    """A directory in a VM's, as it was read: a backup if it carries a marker, else a failure's
-    record, or somebody else's."""
+    """A directory in a VM's, as read: with a marker a backup, else a failure's record, or other."""
 
     path: str
     outcome: str = ''          # of COMPLETE or NO_BACKUP, failed, or unreadable
@@ -3343,9 +3340,8 @@ class History:
 
     def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Optional[Aged] = None,
                path: str = '') -> Judged:
-        """Return why each of the owner's backups is kept, also beside a new one at that path; one
-        without a path is to be made yet: till then the last sound one, and newer ones, have to
-        stay, and are left out."""
+        """Return why each of the owner's backups is kept, also beside a new one at that path. Till
+        it has one, the last sound one and what is newer have to stay, and are left out."""
         older = [each for each in self.completed() if each.path != path and owner.rotates(each)]
         aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
                      backup.protected) for backup in older]
@@ -6066,9 +6062,8 @@ def put_report(path: str, document: Record) -> None:
 # ----------------------------------------------------------------------------------------------
 # 18. One VM: the backup of one VM, from its begin line to its end line
 # ----------------------------------------------------------------------------------------------
-# VmBackup.back_up lists all that is done, in this order; what differs between the two methods is
-# in the exporters. Until its last step but one the dated directory has no marker, which makes it
-# the record of a failure. What one VM's backup has to know of the others is in Shared.
+# VmBackup.back_up lists all that is done; what differs between the two methods is in the exporters.
+# Until its last step but one the directory has no marker, which makes it the record of a failure.
 
 MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 NO_DISK_LEFT = 'all of its disks are excluded'
@@ -6099,10 +6094,8 @@ class Shared(Run):
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Record
         self.beginning = threading.Lock()      # one after the other looks at the free space
         self.writing = set()   # type: Set[VmBackup]       # those that still need free space
-        # By path of their directories: snapshots that could not be removed. Directories whose
-        # snapshot may be somebody else's, or not be made yet.
-        self.not_removed = {}  # type: Dict[str, str]
-        self.doubtful = []     # type: List[str]
+        self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
+        self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
         # Backups of others that are in a VM's directory: how many, by directory, whose, and option.
         self.others = collections.Counter()    # type: Dict[Tuple[str, str, str], int]
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
@@ -6122,8 +6115,7 @@ class Shared(Run):
         return Exporter(self.pool, extension, choice, warnings)
 
     def remove_leftovers(self, history: History, warnings: List[str]) -> Texts:
-        """Remove what a run that died has left of a VM's backup, in the pool and on disk. Return
-        the uuids of snapshots that cannot be removed; a run warns of each once."""
+        """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
         records = history.with_intent()
         for backup in records:
             if backup.path not in self.not_removed and backup.path not in self.doubtful:
@@ -6210,9 +6202,8 @@ class VmBackup(Turn):
                      size=str(self.size), status=self.status, **known)
 
     def back_up_or_retry(self) -> None:
-        """Make the backup; once more where xapi went away before anything was exported: one restart
-        would else cost two VMs their backups, the exported one's and the next one's. Not where xapi
-        has stayed away for so long that no call waits for it any more (Pool.patience)."""
+        """Make the backup; once more where xapi went away before anything was exported, as that
+        would else cost two VMs their backups, unless no call waits for it now (Pool.patience)."""
         try:
             return self.back_up(now())
         except VmBackupError as error:
@@ -7123,10 +7114,8 @@ class Pruning:
         self.kinds = {rule.kind for rule in target.config.rules}
         self.previewing = bool(options['preview'])
         self.kept = self.deleted = self.errors = self.freed = 0
-        # Uuids of a pool, and of a VM that has a good backup in its own directory: those whose
-        # backups are to go from the directories of others.
-        self.pool = options['pool']
-        self.vm = ''
+        self.pool = options['pool']    # a uuid; its backups are to go from others' directories
+        self.vm = ''           # the same of a VM that has a good backup in its own
 
     def let_go(self, history: History) -> Backups:
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
