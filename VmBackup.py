@@ -2337,10 +2337,9 @@ NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
 OLDEST_NOTE = 30 * 86400   # seconds
-# Parts of a path that a NAS, a desktop or a client of a share drops everywhere: Synology, QNAP, WD,
-# Samba (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); the trash of
-# freedesktop.org; and what was deleted while it was open (Linux: fs/nfs/unlink.c,
-# fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS: .smbdelete).
+# Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
+# (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); freedesktop.org; what
+# was deleted while open (Linux: fs/nfs/unlink.c, fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS).
 DROPPED = re.compile(
     r'(^|/)(@eaDir|#recycle|\.@__[^/]*|\.@upload_cache|@Recycle|\.wdmc|\.recycle|'
     r'\.DS_Store|\._[^/]*|\.Apple(Double|DB|Desktop)|\.apdisk|\.TemporaryItems|\.Trashes|'
@@ -2424,8 +2423,7 @@ def step_down(part: str, above: int, path: str) -> int:
 
 
 def open_directory(path: str) -> int:
-    """A handle of a directory; parts of its path may be links in this host's own file systems:
-    backup_dir itself may be a directory on a share. Raise OSError."""
+    """A handle of a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, DIRECTORY)
     real = os.readlink(f'/proc/self/fd/{handle}')
     if real == path or path.startswith('/proc/'):      # there was no link, but in /proc
@@ -2488,8 +2486,7 @@ def place(path: str) -> Iterator[Tuple[str, int]]:
 
 @contextmanager
 def handed(path: str) -> Iterator[str]:
-    """Yield a path for a program that makes a file: it leads through our handle of the directory
-    (Linux: proc(5), fd). Raise OSError."""
+    """Yield a path for a program that makes a file, through our handle (Linux: proc(5), fd)."""
     with place(path) as (name, handle):
         yield f'/proc/{os.getpid()}/fd/{handle}/{name}'
 
@@ -2998,8 +2995,7 @@ class Manifest(NamedTuple):
     disks: Sequence[Record] = ()       # that are in it
     left_out: Sequence[Record] = ()    # the others of the VM
     pool: str = ''             # uuid
-    # Uuids of VMs that are gone, whose backups lay beside it; None: a release before made it, which
-    earlier: Optional[Texts] = None    # did not tell of all disks, or 3.25
+    earlier: Optional[Texts] = None    # uuids of VMs that are gone; None: 3.25 or 5.0.0 made it
     verified: Record = {}      # as finding() has it
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
@@ -3180,8 +3176,7 @@ class Backup(NamedTuple):
         return as_size(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
     def contents(self) -> Sifted:
-        """Yield what is in it, and whose it is, as `sift` does; ours is what we have written, and
-        an archive or image also packed or unpacked by a person. Raise OSError."""
+        """Yield what is in it (see `sift`); ours: what we wrote, also if a person packed images."""
         images = set(map(plain_name, self.archives()))
         return sift(self.path, lambda name: OURS.match(name) or (
             name.endswith(IMAGES) and plain_name(name) in images))
@@ -3242,8 +3237,7 @@ class Owner(NamedTuple):
     earlier: Texts = ()        # VMs of this pool that it was for before, and are gone
 
     def other(self, backup: Backup) -> str:
-        """Return whose a backup is, if it is not this VM's; '' if it is. One that tells no uuid is
-        of the VM of its directory, one that tells no pool of the VM's."""
+        """Return whose a backup is, '' for this VM's; a uuid or pool that it does not tell is."""
         manifest = backup.manifest
         if self.pool and manifest.pool not in ('', self.pool):
             return f'of another pool, {manifest.pool}'
@@ -3889,8 +3883,8 @@ class Store(Catalogue):
             yield record
 
     def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
-        """Return this host's note of a restore, or else its record, which we locked; None if it
-        goes on, or has made nothing. Raise TargetError, OSError."""
+        """Return this host's note of a restore or else its record; None if it goes on, or made
+        nothing. Raise TargetError, OSError."""
         known = noted(Restoring, path)
         if not (known or data):                        # it was killed before it made anything
             remove(path)
@@ -7215,8 +7209,7 @@ class Pruning:
 
 def to_prune(target: Opened, selector_text: str,
              pruning: Pruning) -> List[Tuple[Job, History, bool]]:
-    """Return the VMs of a config that a selector or pool= chooses, and whether the rules are
-    applied, or only backups of others there are to go. Raise VmBackupError."""
+    """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
     histories = [history.as_it_is() for history in target.store.histories()]
     chosen, plan = select_histories(histories, config, '', config.settings.keep_last)
