@@ -3341,8 +3341,7 @@ class History:
                      backup.protected) for backup in older]
         found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
         if new and not path:
-            sound = [place for place, backup in enumerate(older)
-                     if backup.outcome == 'good' and not backup.protected]
+            sound = [place for place, each in enumerate(aged) if each.sound and not each.protected]
             del found[max(sound, default=0):]
         return found
 
@@ -3883,8 +3882,7 @@ class Store(Catalogue):
             yield record
 
     def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
-        """Return this host's note of a restore or else its record; None if it goes on, or made
-        nothing. Raise TargetError, OSError."""
+        """Return this host's note of a restore or its record; None if it goes on or made none."""
         known = noted(Restoring, path)
         if not (known or data):                        # it was killed before it made anything
             remove(path)
