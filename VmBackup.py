@@ -3370,8 +3370,7 @@ class History:
         return plain_part(part)
 
     def owner(self) -> Vm:
-        """Return the VM that they are of: its uuid by the newest, even a failure or one in
-        progress, tags by its newest backup; no `tags` in the record: not known."""
+        """Return the VM that they are of, its uuid by the newest, also a failure, and its tags."""
         uuid, record = '', {}  # type: str, Record
         for pool in (own_pool(), ''):                  # if any is of this host's pool
             for backup in () if uuid else self.read(True):
@@ -3497,8 +3496,8 @@ class Catalogue:
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
     def leftovers(self, histories: Histories, patience: float) -> Texts:
-        """Return records of snapshots and restores that are damaged, or whose process has gone; of
-        another host, that are so many seconds old. Lock nothing. Raise TargetError, OSError."""
+        """Return records of snapshots and restores that are damaged, or whose process has gone: on
+        another host, after so many seconds. Lock nothing. Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
         left = []              # type: List[str]
         for path in paths + sorted(self.restores().values()):
@@ -3768,8 +3767,7 @@ class Store(Catalogue):
 
     @contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
-        """Hold the lock of a directory in backup_dir; say once if that cannot lock. Raise
-        BackupFailed if another run has it for so many seconds, TargetError."""
+        """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
         make_directory(f'{self.root}/{LOCKS}')
         # A Windows server drops dots and blanks at the end of a directory's name.
