@@ -329,15 +329,6 @@ class PasswordFiles(BadInputCase):
                 self.assertIn('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status())
                 self.assertIn('password file ' + path, done.output)
 
-    def test_places_where_none_can_be_made(self):
-        self.bad_files()
-        for path in (self.at('pipe'), self.at('directory'), '/dev/null',
-                     self.at('missing', 'p'), self.at('empty', 'p'), 'x' * 300):
-            with self.subTest(path):
-                self.assert_refused(self.vmbackup('password', 'create-password-file=' + path),
-                                    'ERROR', path)
-        self.assertEqual([], self.sim.calls())
-
     def test_a_full_disk_leaves_the_old_one(self):
         self.command(0, 'old', 'create-password-file=p')
         before = self.read_bytes(self.at('p'))

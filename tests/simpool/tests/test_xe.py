@@ -8,7 +8,7 @@ import time
 from unittest import mock
 
 from tests.simpool import archive, xe
-from tests.simpool.tests.support import MIB, NOBODY, Case, decoded, end, wait_until
+from tests.simpool.tests.support import MIB, NOBODY, Case, end, wait_until
 from tests.simpool.tests.test_doors import BROKEN
 
 POOL = {
@@ -219,24 +219,6 @@ class Selectors(XeCase):
                              self.refused(*line))
 
 
-class Destroying(XeCase):
-    def test_vm_uninstall_takes_running_vms_snapshots_and_own_disks(self):
-        running = self.ask('vm-list', 'power-state=running', 'is-control-domain=false', '--minimal')
-        self.ask('vm-snapshot', 'uuid=' + running, 'new-name-label=s')
-        out = self.ask('vm-uninstall', 'uuid=' + running, '--force')
-        self.assertEqual([2, 2], [out.count('\nVM :'), out.count('\nVDI:')])
-        self.assertEqual(['', ''], [self.ask('vm-list', 'uuid=' + running),
-                                    self.ask('snapshot-list')])
-
-    def test_disks_of_others_stay(self):
-        vm, disk = self.uuid('twin').split(',')[0], self.vdi()
-        self.ask('vbd-create', 'vm-uuid=' + vm, 'vdi-uuid=' + disk, 'device=0')
-        self.assertNotIn('VDI:', self.ask('vm-uninstall', 'uuid=' + vm, '--force'))
-        self.ask('vbd-create', 'vm-uuid=' + self.uuid('twin'), 'vdi-uuid=' + disk, 'device=0')
-        self.assertIn(' (web 0)  ** WARNING: disk is shared by other VMs\n',
-                      self.ask('vm-uninstall', 'vm=web', '--force') + '\n')
-
-
 class Files(XeCase):
     def test_a_name_in_an_error_is_written_as_ocaml_writes_it(self):
         os.mkdir(self.path('"名'))
@@ -341,28 +323,6 @@ class Files(XeCase):
             task, = self.pending()
             yield self.vdi(), task, process
             os.unlink('x')
-
-    def test_a_stalled_export_stands_still_and_holds_its_disk(self):
-        for disk, task, process in self.stalled_exports(do='stall'):
-            progress, label = [self.get('task', task, each) for each in ('progress', 'name_label')]
-            self.assertEqual(label == 'Export of VM', 0 < progress < 1, progress)
-            self.assertEqual([{'task_id': task}], [vbd['other_config'] for _, vbd in self.held()])
-            self.assertIn('VDI is in use', self.refused('vdi-destroy', 'uuid=' + disk))
-            self.assertEqual((progress, 2500000), (
-                self.get('task', task, 'progress'), os.path.getsize('x')))
-            self.assertIsNone(process.poll())
-            end(process)
-            wait_until(lambda: not self.pending())
-            self.assertEqual([], self.held())
-
-    def test_a_stalled_export_ends_when_its_task_is_cancelled(self):
-        for _, task, process in self.stalled_exports(do='stall'):
-            self.ask('task-cancel', 'uuid=' + self.get('task', task))
-            out, err = process.communicate()
-            self.assertEqual((1, b''), (process.returncode, out))
-            self.assertRegex(decoded(err), '^(Export cancelled|The request was asynchronously '
-                             'canceled.\ntask: OpaqueRef:[-0-9a-f]+)\n$')
-            self.assertEqual([], self.held())
 
     def test_an_export_that_storage_blocks_heeds_neither_cancelling_nor_its_clients_end(self):
         sleep, over = self.pool.sleep, threading.Event()
