@@ -151,17 +151,6 @@ class InARun(VerifyCase):
         self.assertNotIn(note, self.verify(0, path))
         self.assertEqual('checksums', self.proved(path))
 
-    def test_a_compression_that_cannot_be_read_back_is_an_error_of_the_config(self):
-        tools = self.at('bin')
-        os.mkdir(tools)
-        os.symlink(shutil.which('df'), self.at('bin', 'df'))
-        config = self.config('vm-export=web', compress='zstd')
-        done = self.command(2, 'password', config, 'preview', PATH=tools)
-        self.assertIn('ERROR: config compress -> zstd: no program zstd to verify it with '
-                      '(install it, or set verify=no)', done.lines)
-        config = self.config('vm-export=web', compress='zstd', verify='no')
-        self.command(0, 'password', config, 'preview', PATH=tools)
-
     def test_a_disk_that_grew_since_the_run_began_is_no_fault(self):
         self.in_path('[ "$1" = vdi-snapshot ] && %s vdi-resize uuid=%s disk-size=4194304\n'
                      'exec %s "$@"' % (self.sim.xe, self.disk_of('db', '0'), self.sim.xe), 'xe')

@@ -263,14 +263,17 @@ class Xml(unittest.TestCase):
                 self.parser.Parse(data, last)
         laughs = b'<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><value>&b;</value>'
         for text in (laughs, b'<?xml version="1.0"?>\n' + laughs, b'<a>' * 2**21,
-                     b'<value>' * 2**20, *(laughs.decode().encode(encoding) for encoding in (
+                     b'<value>' * 2**20, b'<!DOCTYPE a SYSTEM "/etc/passwd"><value/>',
+                     *(laughs.decode().encode(encoding) for encoding in (
                          'utf-16', 'utf-16-le', 'utf-16-be', 'utf-8-sig'))):
             with unittest.mock.patch.object(xml.parsers.expat, 'ParserCreate', Spy):
                 for read in (VmBackup.ova_objects, lambda data: VmBackup.parse_xml(
                         iter([data[:7], data[7:]]), 'value')):
                     del given[:]
-                    with self.assertRaises(VmBackup.Damaged):
+                    with self.assertRaises(VmBackup.Damaged) as caught:
                         read(text)
+                    if text == laughs:
+                        self.assertIn('it has a declaration, or', str(caught.exception))
                     self.assertNotIn(b'DOCTYPE', b''.join(given))
                     self.assertNotIn(b'\0', b''.join(given))
                     self.assertLess(sum(map(len, given)), 2**19)
