@@ -304,21 +304,6 @@ class TheCommand(MadeCase):
                           'VmBackup verify ended - Success - S:1 W:0 E:0'],
                          self.verify(0, path))
 
-    def test_names_of_any_kind(self):
-        names = ['a/b', '..', 'x$(id)', 'büro', 'n\nl', 'z' * 255]
-        self.pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']} for name in names]}
-        self.use_pool()
-        shutil.rmtree(self.backups)
-        os.mkdir(self.backups)
-        self.ends(0, 'vm-export=')
-        for environ in ({}, dict(LANG='C', LC_ALL='C')):
-            done = self.vmbackup('verify', self.backups, **environ)
-            self.assertEqual((0, 'VmBackup verify ended - Success - S:6 W:0 E:0'),
-                             (done.status, done.lines[-1]), done.output)
-        for name in names[:1] + names[2:4]:
-            lines = self.verify(0, self.backups, 'vm=' + re.escape(name) + '$')
-            self.assertEqual(2, len(lines), (name, lines))
-
     def test_progress_is_shown_on_a_terminal_only(self):
         main, terminal = pty.openpty()
         self.pack(self.web + '/web.xva')

@@ -14,6 +14,7 @@ import unittest
 
 import VmBackup
 from tests.faults.faulting import full, seed
+from tests.runs import test_store
 from tests.runs.test_store import AS_ANYBODY
 from tests.tools.support import LIMIT, Done, PoolCase
 
@@ -341,15 +342,6 @@ class PasswordFiles(BadInputCase):
 
 
 class RubbishOnDisk(BadInputCase):
-    RUBBISH = (b'', b'\0' * 100, b'null', b'[]', b'{}', b'"x"', b'[' * 100000, b'\xff\xfe',
-               b'1e999', b'{"number": -1, "schema": [], "started": 1}') + tuple(
-        b'{"schema": 1, "files": 3, "started": "%s", "number": %s}' % (started, number)
-        for started, number in ((b'2026-03-01T00:10:01+01:00', b'1e400'),
-                                (b'2026-03-01T00:10:01+01:00', b'NaN'),
-                                (b'0001-01-01T00:00:00+23:59', b'-5'),
-                                (b'9999-12-31T23:59:59-23:59', b'true'),
-                                (b'2026-03-01T00:10:01+01:00', b'[1]'), (b'yesterday', b'7')))
-
     def spoil(self, path, data):
         """Put bytes, or something that is no file, in the place of a file."""
         if os.path.isdir(path) and not os.path.islink(path):
@@ -365,7 +357,7 @@ class RubbishOnDisk(BadInputCase):
 
     def test_spoilt_manifests_and_records_end_no_run_and_make_nobody_wait(self):
         config = self.config('vm-export=db', max_backups=100)
-        things = self.RUBBISH + (os.mkfifo, os.mkdir, os.symlink)
+        things = test_store.RUBBISH + (os.mkfifo, os.mkdir, os.symlink)
         for name in ('backup.json', 'snapshot.json'):
             for day, thing in enumerate(things, 1):
                 for month, marker in ((2, 'success'), (3, 'vm.cfg')):      # a backup, a failure

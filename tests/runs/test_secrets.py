@@ -137,16 +137,6 @@ class Words(SecretCase):
                 self.assertEqual(2, child.returncode)
                 self.assertNotIn(b'R00t', output)
 
-    def test_a_signal_ends_a_login_that_hangs_and_no_password_is_shown(self):
-        self.script = self.changed_script(LOGIN_GRACE=1)
-        self.fault('session.login_with_password', 'hang', times=0)
-        done = self.signalled(self.start_until('session.login_with_password', 1, ROOTS,
-                                               self.mailing('vm-export=db')))
-        self.assertIn('ERROR ended by signal 15', done.lines)
-        self.assertEqual(['vmbackup.py,begin', 'vmbackup.py,end,ERROR,S:0 W:0 E:0'], self.status())
-        self.assertEqual(1, len(self.sim.calls()))
-        self.assert_silent(done)
-
     def test_words_in_the_wrong_place_are_shown_but_never_the_first(self):
         config = self.config('vm-export=db')
         for words in ([ROOTS], [ROOTS, ''], [ROOTS, config, 'prevew'], [ROOTS, 'missing.cfg'],
