@@ -3226,7 +3226,8 @@ def in_order(backups: Backups) -> Backups:
 
 def of_pool(pool: str, backups: Backups) -> Backups:
     """Return those of a pool or, where there are none, all."""
-    return [backup for backup in backups if backup.manifest.pool == pool] or backups
+    return [backup for backup in backups
+            if pool and backup.manifest.pool in ('', pool)] or backups
 
 
 class Owner(NamedTuple):
@@ -3713,10 +3714,11 @@ class Store(Catalogue):
         stays = []             # type: List[str]
         with hold(path):
             backup = Backup(path, manifest=Manifest.of(Manifest.document(path)))
-            # Without the manifest an image of a person's could be taken for ours: it goes last.
+            # The manifest goes last: without it an image that is left alone is a person's.
+            alone = not backup.manifest.known and backup.owners() == {'person'}
             for each, is_directory, whose in sorted(backup.contents(),
                                                     key=lambda each: each[0] == MANIFEST):
-                if whose == 'person':
+                if whose == 'person' or alone and whose == 'ours':
                     stays.append(each)
                 elif whose == 'ours':
                     remove(backup.file(each), is_directory)
@@ -6636,8 +6638,8 @@ class BackupRun(Shared):
         with tolerating(self.warnings, 'cannot tell which pool this is'):
             self.identity = self.pool.identity()
         self.clean_up()
-        with suppress(OSError):
-            write_json(note_of('pool'), self.identity['pool']['uuid'])
+        with suppress(OSError, PoolError):
+            write_json(note_of('pool'), self.pool.uuid())
         if self.settings.pool_db_backup:
             with self.surviving('pool database not backed up: '):
                 self.back_up_pool_database()
@@ -7115,7 +7117,8 @@ class Pruning:
             return [each for each in others if each.manifest.uuid == self.vm
                     and each.manifest.pool in ('', owner.pool)]
         good = any(each.outcome == 'good' and not owner.other(each) for each in found)
-        return [each for each in others if good and each.manifest.pool == self.pool]
+        return [each for each in others if good and owner.pool not in ('', self.pool)
+                and each.manifest.pool == self.pool]
 
     def prune(self, job: Job, history: History, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
@@ -7163,12 +7166,11 @@ class Pruning:
             why = 'it is protected' if backup.protected else 'expected its dated directory'
             raise UsageError(f'no backup that can be deleted: {path} ({why})')
         owner = Owner(backup.manifest.uuid, backup.manifest.pool)
-        others = [each.manifest.holds for each in
-                  History(dirname(path), self.store.patterns).completed(True)
+        others = [each for each in History(dirname(path), self.store.patterns).completed(True)
                   if each.path != path and each.outcome == 'good' and not owner.other(each)]
-        disks = backup.manifest.of_the_vm
-        lost = [disk[1] for disk in disks if has_disk(backup.manifest.holds, disk, disks)
-                and not has_disk(list(itertools.chain(*others)), disk, disks)]
+        held = [disk for each in others for disk in each.manifest.holds]
+        disks = backup.manifest.holds
+        lost = [disk[1] for disk in disks if not has_disk(held, disk, disks)]
         if not others:
             log('***NOTE - no other good backup of this VM is in its directory')
         elif lost:

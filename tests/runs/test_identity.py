@@ -217,6 +217,18 @@ class LettingGo(IdentityCase):
             self.edit(self.dated('web')[2], change)
             self.lets_go(2, 'vm=uuid:' + self.first, [1, 2, 3])
 
+    def test_not_those_of_this_very_pool_nor_any_by_the_word_of_a_backup_without_a_pool(self):
+        """Nor does one of 3.25 decide whose the others are where this host has noted no pool."""
+        pool = self.manifest('web')['pool']['uuid']
+        self.edit(self.dated('web')[0], lambda told: told['vm'].update(uuid=OTHER_POOL))
+        self.lets_go(2, 'pool=' + pool, [1, 2, 3])
+        os.unlink(os.path.join(self.dated('web')[0], 'backup.json'))
+        self.put_file(os.path.join(self.dated('web')[0], 'vm.cfg'), 'orig_uuid=%s\n' % OTHER_POOL)
+        shutil.rmtree(os.path.join(self.sim.directory, 'state'))
+        self.lets_go(2, 'pool=' + pool, [1, 2, 3])
+        self.assertIn(self.dated('web')[2], self.command(
+            0, 'password', 'restore=web', 'from=' + self.backups, 'preview').output)
+
     def test_not_those_of_a_pool_while_the_owner_has_no_good_one(self):
         for number in (0, 1):
             self.of_another_pool(number)

@@ -98,7 +98,7 @@ class Rotation(RunCase):
                 ('failed ones older than every good one go too', ['db.xva', 'db.xva', 'success'],
                  2, [3])):
             with self.subTest(what):
-                paths = [self.old_backup('db', DAY % day, file)
+                paths = [self.old_backup('db', DAY % day, file, 'vm.cfg')
                          for day, file in enumerate(files, 1)]
                 done = self.ends(0, 'vm-export=db:%d' % keep)
                 self.assertEqual([paths[day - 1] for day in left], self.dated('db')[:-1])
