@@ -285,6 +285,7 @@ def make_backups(root):
                 VmBackup.DEFAULT_BACKUP_DIR_PATTERN, time.localtime(moment)))
             os.makedirs(path)
             manifest = {'schema': 1, 'vm': {'name': 'vm-%d' % vm}, 'method': 'vm-export',
+                        'earlier': [],
                         'started': time.strftime('%Y-%m-%dT%H:%M:%S+00:00', time.gmtime(moment)),
                         'number': number, 'files': {'vm-%d.xva' % vm: 1 << 30}}
             for name, text in ((VmBackup.MANIFEST, json.dumps(manifest)),
