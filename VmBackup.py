@@ -2461,7 +2461,8 @@ def folder(path: str) -> Iterator[int]:
     """Yield a handle of a directory. Below ROOTS no part of its path may be a link, or lie on
     another file system; of one held open, what has its path now does not count. Raise OSError."""
     with HOLDING:
-        base = deepest(HELD, path)
+        base = deepest(list(HELD), path)
+        base = base if base in HELD else ''            # a generator has ended meanwhile
         handle = os.dup(HELD[base][0]) if base else -1
     if not base:
         base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
@@ -7140,14 +7141,13 @@ class Pruning:
         for backup in history.backups():
             if backup.trouble:
                 self.fail(backup.path, backup.trouble)
-        owner, good, let_go = history.last_owner(), history.completed(), self.let_go(history)
+        owner, let_go = history.last_owner(), self.let_go(history)
         if owner.pool and own_pool() not in ('', owner.pool):
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
-            self.kept += len(good)
             return
         judged = history.judged(policy, owner, history.disks(owner))
         ours = {backup.path: why for backup, why in judged}
-        for backup in good:
+        for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
             why = ours.get(backup.path, (owner.other(backup),))

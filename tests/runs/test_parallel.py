@@ -256,6 +256,23 @@ class Room(ParallelCase):
         self.assertEqual({backup}, shared.writing)
 
 
+class Held(ParallelCase):
+    def test_a_directory_may_be_let_go_while_another_is_looked_for(self):
+        """As by a generator that the garbage collector ends in the midst of it."""
+        ends = contextlib.ExitStack()
+
+        class Path(str):
+            def __add__(self, other):
+                ends.close()
+                return str.__add__(self, other)
+        os.makedirs(self.at('one/two'))
+        with VmBackup.hold(self.at('one')):
+            for place in (self.at('one/two'), self.directory):
+                ends.enter_context(VmBackup.hold(place))
+            with VmBackup.folder(Path(self.at('one/two'))):
+                self.assertEqual([self.at('one')], list(VmBackup.HELD))
+
+
 class Gentle(ParallelCase):
     """What dom0 does for its VMs comes first."""
 
