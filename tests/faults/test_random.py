@@ -43,6 +43,16 @@ VmBackup.now = lambda: now() + datetime.timedelta(seconds=%d)
 DAY = 86400
 
 
+def uuid_of(backup):
+    """Of the VM that it is of; '' if 3.25 made it."""
+    return backup.manifest['vm']['uuid'] if backup.manifest else ''
+
+
+def disks_of(backup):
+    """The uuids of the disks that it holds."""
+    return {disk['uuid'] for disk in (backup.manifest or {'disks': ()})['disks']}
+
+
 class Walk(FaultCase):
     """A walk of which the seed, the phase, and the test's class decide all but the timing.
 
@@ -105,6 +115,31 @@ class Walk(FaultCase):
         self.before = {cls: {ref: name for ref, name in objects.items()
                              if ref in self.people.get(cls, ())}
                        for cls, objects in self.before.items()}
+
+    def check_history(self, now, words):
+        """1, of each VM whose backups lie in a directory. Of those that are gone no other has to
+        stay, but the last with a disk."""
+        living = {record['uuid'] for record in self.sim.pool.tables['VM'].values()}
+        for directory, backups in self.memory.good.items():
+            there = {backup.key: backup for backup in now.get(directory, [])}
+            self.assertTrue(there, '1: no backup is left in %s: %s' % (directory, words))
+            for owner in {uuid_of(backup) for backup in backups}:
+                own = [backup for backup in backups if uuid_of(backup) == owner]
+                left = [backup for backup in there.values()
+                        if owner not in living or uuid_of(backup) == owner]
+                gone = [backup for backup in own if backup.key not in there]
+                if gone:
+                    self.assertGreaterEqual(len(left), max(1, self.max_backups - (
+                        self.keys.get('pre_clean') == 'True')), '1: %s went too early: %s' % (
+                            [backup.path for backup in gone], words))
+                for number, backup in enumerate(own):
+                    if backup not in gone:
+                        self.assertEqual(backup, there[backup.key], '1: a backup changed: ' + words)
+                    if backup not in gone and any(each in gone for each in own[number:]):
+                        held = [disks_of(each) for each in there.values() if each not in
+                                own[:number + 1] and uuid_of(each) == owner]
+                        self.assertFalse(disks_of(backup) <= set().union(*held),
+                                         '1: not the oldest went: ' + words)
 
     def vms(self, halted=False):
         return dict(sorted((record['name_label'], ref)

@@ -85,7 +85,7 @@ class OnDisk(SmallCase):
         self.ends(0, 'vm-export=%s:1' % name, pool_db_backup=1, pool_db_max_backups=1)
         backup, dump = sorted(os.listdir(os.path.join(self.backups, name)))
         self.assertEqual((OLD, 'pool_db'), (backup, dump[:7]))
-        self.assertNotIn('2019', dump)
+        self.assertNotEqual('pool_db_20190101-000000.dump', dump)
         self.assertEqual(1, len(self.dated('%4D' + name[1:])))
 
 
