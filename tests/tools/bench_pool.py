@@ -34,7 +34,7 @@ FORM = '%-60s %10s %10s %10s %9s %4s'
 
 # What a measured process does. The report is a JSON file: `most` is the most memory, in KiB.
 HEAD = '''
-import gc, json, os, sys
+import json, os, sys
 report, root = sys.argv[1:3]
 sys.path.insert(0, root)
 words = sys.argv[3:]
@@ -57,20 +57,6 @@ session = XenAPI.Session(words[0])
 session.xenapi.login_with_password('root', 'password', '1.0', 'bench')
 session.xenapi.VM.get_all_records()
 session.xenapi.logout()
-told()
-'''
-KEPT = '''
-import tracemalloc
-import VmBackup
-os.environ['VMBACKUP_XAPI_URL'] = words[0]
-VmBackup.Console.current = VmBackup.Console(getattr(sys.stdout.buffer, 'raw', sys.stdout.buffer))
-tracemalloc.start()
-with VmBackup.Pool.connect('password') as pool:
-    vms = pool.vms()
-    for name in ('VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'):
-        pool.table(name)
-    gc.collect()
-    count['kept'] = tracemalloc.get_traced_memory()[0]
 told()
 '''
 # The same commands of xe, and sync as VmBackup.py does it: $1 is where to, then uuids of VMs.
@@ -273,8 +259,6 @@ def bench_large(table, place, _, runs):
         table.number('XenAPI calls of a preview of %d VMs' % MANY, ours[0][0], most=few)
         table.ratio('memory of it over VM.get_all_records, MiB', bare,
                     [memory for _, memory in ours], '%.1f', 1.2)
-        kept = bench.child(KEPT, bench.sim.url)[1]['kept'] / MIB
-        table.number('kept of all tables, %d VMs, MiB' % MANY, kept, '%.1f', 40)
 
 
 def make_backups(root):
