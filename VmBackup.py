@@ -170,7 +170,6 @@ Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Options = Dict[str, str]       # of a command, all that it has; '' for those not given
 DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
-Judged = List[Tuple[Any, Texts]]       # backups, and why each is kept
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -516,16 +515,7 @@ class Console:
         self.drawn = 0         # lines of it that stand on the terminal
         self.lines = collections.deque(maxlen=20000)    # type: collections.deque
         self.lock = threading.RLock()
-        self.thread = threading.local()
-
-    @contextmanager
-    def about(self, name: str) -> Iterator[None]:
-        """Begin each line of this thread with a name."""
-        self.thread.begin = f'[{name}] '
-        try:
-            yield
-        finally:
-            self.thread.begin = ''
+        self.thread = threading.local()        # `begin`, of each of its lines
 
     def log(self, *lines: str) -> None:
         """Print lines with 3.25's time stamp. A closed or full output is not an error."""
@@ -1012,27 +1002,6 @@ def changeable(path: str, shares: bool = True) -> str:
     return ''
 
 
-def run_create_password_file(line: CommandLine) -> int:
-    """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
-    path = native(line.words[0])
-    if not line.password:
-        raise ConfigError(f'an empty password: create-password-file={path}')
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f'not a file: password file {path}')
-    temporary = f'{path}.{os.getpid()}.new'            # the old one stays until this is whole
-    try:
-        with open(temporary, 'xb', opener=lambda path, flags: os.open(path, flags, 0)) as stream:
-            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
-            stream.write(base64.b64encode(encoded(line.password)))
-        os.rename(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise ConfigError(f'cannot write password file {path}: {error.strerror}')
-    log(f'password file created: {path}')
-    return SUCCESS.status
-
-
 def read_password_file(path: str, warn: Callable[[str], None]) -> str:
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
@@ -1358,8 +1327,7 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
 
 def policy_of(settings: Any, job: Job) -> Policy:
     """Return which backups of a VM to keep."""
-    return Policy(job.keep, settings.keep_hourly, settings.keep_daily, settings.keep_weekly,
-                  settings.keep_monthly, settings.keep_yearly)
+    return Policy(job.keep, *[getattr(settings, 'keep_' + name) for name in PERIODS])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1448,7 +1416,7 @@ class Watchdog:
 
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
-        Signals.current.check()
+        check_signals()
         size = bounded(self.size, 'the share')
         seen_size, shares = self.seen
         due = self.meter.is_due()
@@ -1572,6 +1540,11 @@ class Signals:
 Signals.current = Signals()
 
 
+def check_signals() -> None:
+    """Raise Interrupted after a signal."""
+    Signals.current.check()
+
+
 def end_program(number: int) -> None:
     """End a process that is not our child."""
     with suppress(OSError):
@@ -1612,19 +1585,15 @@ class Feeder:
     def __init__(self, pieces: Iterator[Any]) -> None:
         self.pieces = pieces   # of bytes; a generator, which is closed at the end
         self.done = 0          # bytes
-        self.error = None      # type: Optional[Exception]
 
     def feed(self, stream: Any) -> None:
-        """Write all of it, and close the stream; keep what fails, but that the child has ended."""
-        try:
-            with suppress(BrokenPipeError), stream, closing(self.pieces):
-                for piece in map(memoryview, self.pieces):
-                    while piece:
-                        sent = stream.write(piece)
-                        piece = piece[sent:]
-                        self.done += sent
-        except Exception as error:                     # raised where the child has ended
-            self.error = error
+        """Write all of it, or until the child ends, and close the stream. Raise what pieces do."""
+        with suppress(BrokenPipeError), stream, closing(self.pieces):
+            for piece in map(memoryview, self.pieces):
+                while piece:
+                    sent = stream.write(piece)
+                    piece = piece[sent:]
+                    self.done += sent
 
 
 def decoded(output: bytes) -> str:
@@ -1650,26 +1619,25 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             child.stdout.close()                       # the packer has it
             child.stdout = None
 
-        def feed() -> None:
-            feeder.feed(stream)
-            # What xapi writes once it has all the data shows nowhere: as long as any command.
-            watchdog.limit = max(watchdog.limit, timeout)
+        results = []           # type: List[subprocess.CompletedProcess]
 
-        def converse() -> List[subprocess.CompletedProcess]:
-            # It is fed in a thread of its own, as a child may say much before it reads on.
-            feeding = threading.Thread(target=feed, daemon=True)
-            if feeder:
-                feeding.start()
-            results = []
+        def listen() -> None:
             for each in children:
                 output, errors = each.communicate()
                 results.append(subprocess.CompletedProcess(
                     each.args, each.returncode, output or b'', errors))
-            if feeder:
-                feeding.join()
-                if feeder.error:
-                    raise feeder.error
-            return results
+
+        def converse() -> None:
+            # In a thread of its own, as a child may say much before it reads on.
+            listening = threading.Thread(target=listen, daemon=True)
+            listening.start()
+            try:
+                if feeder:
+                    feeder.feed(stream)
+                    # What xapi writes once it has all shows nowhere: as long as any command.
+                    watchdog.limit = max(watchdog.limit, timeout)
+            finally:
+                listening.join()
 
         def watch() -> None:
             signals.check()                            # it was told to end already
@@ -1682,7 +1650,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
         # In a thread, as what a feeder reads may hang, and as communicate() of Python 3.6 fails if
         # it is called again after a time limit and the child has closed one of its outputs.
         with signals.ending(children):
-            results = bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
+            bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
     last = results[-1]
     if packer and last.returncode:
         words = decoded(last.stderr) or f'exit status {last.returncode}'
@@ -1842,7 +1810,6 @@ MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which ha
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
-MAPS = ('other_config', 'current_operations')
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
              'VIFs guest_metrics snapshots').split()
 FIELDS = {                 # those of whole tables that are kept
@@ -1933,8 +1900,7 @@ class Answer(dict):
 
 def check_record(method: str, record: Any) -> Record:
     """Return an object's record. Raise PoolError for what is none: each has a uuid."""
-    if not isinstance(record, dict) or 'uuid' not in record or not all(
-            isinstance(record.get(field, {}), dict) for field in MAPS):
+    if not isinstance(record, dict) or 'uuid' not in record:
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
     return Answer(record)
 
@@ -1997,7 +1963,7 @@ class Pool:
         try:
             Signals.current.logging_in = False
             Signals.current.allow(CUT_GRACE)           # LOGIN_GRACE was for the login
-            Signals.current.check()
+            check_signals()
             yield pool
         finally:
             with suppress(PoolError, TargetError):                 # it expires by itself
@@ -2111,8 +2077,7 @@ class Pool:
     def reread(self, vm: Vm) -> Vm:
         """Return the VM as it is now, but for its name; raise BackupFailed if it is gone."""
         with unless_gone():
-            record = self.record('VM', vm.ref)
-            return vm._replace(record={field: record[field] for field in VM_FIELDS})
+            return vm._replace(record=self.record('VM', vm.ref))
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
     def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
@@ -2134,8 +2099,7 @@ class Pool:
     def vifs(self, vm: Vm) -> List[Record]:
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = []
-        for ref in vm.record['VIFs']:
-            vif = self.known('VIF', ref)
+        for vif in [self.known('VIF', ref) for ref in vm.record['VIFs']]:
             network = self.table('network').get(vif['network'], {}).get('name_label', '')
             vifs.append(dict(vif, network_name_label=network))
         return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
@@ -2166,24 +2130,23 @@ class Pool:
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
         operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry)."""
         for _ in self.waiting('a snapshot may still be being made'):
-            busy = []          # type: List[str]
+            busy = False
             with unless_gone():
                 operations = self.get(kind + '.get_current_operations', dict, ref)
-                busy += [each for each in operations.values() if each != 'export']
+                busy = any(each != 'export' for each in operations.values())
             for task in self.records('task').values():
-                if task['status'] == 'pending' and task['name_label'].endswith(kind + '.snapshot'):
-                    busy.append(task['name_label'])
+                label = task['name_label']
+                busy |= task['status'] == 'pending' and label.endswith(kind + '.snapshot')
             if not busy:
                 return
 
     def await_exports(self, kind: str, ref: str) -> None:
         """Wait for a VM snapshot's exports, which may be anybody's; a disk shows its own."""
-        for _ in self.waiting('it is still being exported'):
-            operations = {}    # type: Dict[str, str]
+        for _ in self.waiting('it is still being exported') if kind == 'VM' else ():
             with suppress(PoolError):                  # removing the snapshot will tell
-                operations = self.record('VM', ref)['current_operations'] if kind == 'VM' else {}
-            if 'export' not in operations.values():
-                return
+                if 'export' in self.record('VM', ref)['current_operations'].values():
+                    continue
+            return
 
     def holds(self, owners: Records, disks: Texts, mode: str, sure: bool) -> List[Hold]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four
@@ -2191,10 +2154,8 @@ class Pool:
         vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
         if not vbds:
             return []
-        pending = {}           # type: Dict[str, str]      # labels of tasks that go on
-        for ref, task in self.records('task').items():
-            if task['status'] in ('pending', 'cancelling'):
-                pending[ref] = task['name_label']
+        pending = {ref: task['name_label'] for ref, task in self.records('task').items()
+                   if task['status'] in ('pending', 'cancelling')}     # labels
         operations, of_owners = {}, []     # type: Dict[str, str], List[str]       # by tasks
         for ref, vm in self.records('VM').items():
             operations.update(vm['current_operations'])
@@ -2203,8 +2164,7 @@ class Pool:
         of_no_vm = [label for ref, label in pending.items() if ref not in operations]
         found = []
         for vbd in vbds:
-            user = ''
-            task = vbd['other_config'].get('task_id')
+            user, task = '', vbd['other_config'].get('task_id')
             of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
             leaked = bool(of_dom0 and self.is_of_transfer(vbd, mode, sure))
             if task in pending or vbd['current_operations']:
@@ -2309,16 +2269,14 @@ class Pool:
         return self.clock
 
     def is_master(self) -> bool:
-        """Return whether this host is the master. A member's unix socket leads to the master (xapi:
-        api_server.ml), so that the installation's uuid is compared where there is one."""
-        if self.redirected:
-            return False
-        master = self.table('host')[self.own_record()['master']]
+        """Return whether this host, or else the one that we logged in at, is the master. A member
+        logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
+        api_server.ml), so that the installation's uuid is compared."""
+        hosts = self.table('host')
         here = installation_uuid()
-        if here in [record['uuid'] for record in self.table('host').values()]:
-            return bool(master['uuid'] == here)
-        this = self.get('session.get_this_host', str, self.session.handle)
-        return self.table('host').get(this) == master
+        if here in [record['uuid'] for record in hosts.values()]:
+            return bool(hosts[self.own_record()['master']]['uuid'] == here)
+        return not self.redirected
 
 
 # ----------------------------------------------------------------------------------------------
@@ -2732,12 +2690,13 @@ def random_digits() -> str:
     return os.urandom(16).hex()
 
 
-def write_json(path: str, value: Any) -> None:
-    """Write a file whole or not at all, onto stable storage."""
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file for its owner, whole or not at all, onto stable storage. Raise OSError."""
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
         with create(temporary) as stream:
-            stream.write(encoded(as_json(value)))
+            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
             rename(temporary, basename(path))
@@ -2747,6 +2706,26 @@ def write_json(path: str, value: Any) -> None:
         with suppress(OSError):                        # the first error is the one to tell
             remove(temporary)
         raise
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a value as JSON (see `write_whole`)."""
+    write_whole(path, encoded(as_json(value)))
+
+
+def run_create_password_file(line: CommandLine) -> int:
+    """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
+    path = native(line.words[0])
+    if not line.password:
+        raise ConfigError(f'an empty password: create-password-file={path}')
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f'not a file: password file {path}')
+    try:
+        write_whole(abspath(path), base64.b64encode(encoded(line.password)))
+    except OSError as error:
+        raise ConfigError(f'cannot write password file {path}: {error.strerror}')
+    log(f'password file created: {path}')
+    return SUCCESS.status
 
 
 def refuse_mounts(path: str) -> None:
@@ -3223,6 +3202,12 @@ def in_order(backups: Backups) -> Backups:
     numbered = [backup for backup in found if backup.manifest.number]
     others = found[:len(found) - len(numbered)]        # of no number, and so by their time
     return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
+
+
+def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
+    """Return the devices of those disks of a VM that none of its backups has."""
+    held = [disk for manifest in manifests for disk in manifest.holds]
+    return ', '.join(disk[1] for disk in disks if not has_disk(held, disk, disks))
 
 
 def of_pool(pool: str, backups: Backups) -> Backups:
@@ -3781,7 +3766,7 @@ class Store(Catalogue):
             while not self.lock(path, handle):
                 if waited() >= patience and path not in self.locked_here:
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
-                Signals.current.check()
+                check_signals()
                 time.sleep(1)
             if self.no_locking and not self.noted:
                 self.noted = True
@@ -4992,7 +4977,7 @@ def in_several_tries(remove: Callable[[int], None], warnings: Optional[List[str]
 def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: str = 'RO',
                      sure: bool = True) -> None:
     """Take from disks the VBDs that transfers have left (see Pool.holds). Raise VmBackupError."""
-    leaked = None              # type: Optional[List[str]]
+    leaked = []                # type: List[str]
     for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
         time.sleep(pause)
         held = pool.holds(owners, disks, mode, sure)
@@ -5002,12 +4987,12 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: st
             disk, uuid = pool.record('VDI', hold.vbd['VDI'])['uuid'], hold.vbd['uuid']
             if hold.user or programs_with('/' + disk):     # vhd-tool's path
                 raise PoolError(f'the disk {disk} is in use by {hold.user or "vhd-tool"}', IN_USE)
-            if leaked is not None and not hold.leaked:
+            if pause and not hold.leaked:
                 raise VmBackupError(
                     f'the disk {disk} has the VBD {uuid} of another VM or of a person (look at it: '
                     f'xe vbd-param-list uuid={uuid}; to remove it: xe vbd-unplug uuid={uuid}, xe '
                     f'vbd-destroy uuid={uuid})', NOT_OURS)
-            if leaked is not None and uuid not in leaked:
+            if pause and uuid not in leaked:
                 raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
         leaked = [hold.vbd['uuid'] for hold in held if hold.leaked]
     for hold in held:
@@ -5328,7 +5313,7 @@ class Exporter:
 
     def take(self, backup: Backup, warned_of: Texts) -> Snapshot:
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
-        Signals.current.check()
+        check_signals()
         log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
             pool = self.pool.uuid()
@@ -5346,11 +5331,10 @@ class Exporter:
                 self.write_intent(backup, intent._replace(uuid=uuid))
                 made = None    # type: Optional[Snapshot]
                 for each in self.pool.snapshots(self.kind, [intent.ref]):
-                    older = each.ref in intent.before
-                    if older and each.label == intent.label and each.uuid not in warned_of:
+                    if each.ref not in intent.before:
+                        made = each if each.uuid == uuid else made
+                    elif each.label == intent.label and each.uuid not in warned_of:
                         self.remover.warn_of(each)
-                    if each.uuid == uuid and not older:
-                        made = each
                 if not made:
                     self.write_intent(backup, intent)
                     raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
@@ -5607,7 +5591,7 @@ class Importer:
     def put(self, path: str, form: str, target: Target, record: Restoring,
             cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
-        Signals.current.check()
+        check_signals()
         try:
             if form == '.xva':
                 return self.import_vm(path, target, record.mark, cut_off)
@@ -6198,7 +6182,7 @@ class VmBackup(Turn):
         """Make the backup; once more where xapi went away before anything was exported, as that
         would else cost two VMs their backups, unless no call waits for it now (Pool.patience)."""
         try:
-            return self.back_up(now())
+            return self.back_up()
         except VmBackupError as error:
             if error.code not in WENT_AWAY or self.begun or not self.pool.patience:
                 raise
@@ -6210,18 +6194,18 @@ class VmBackup(Turn):
         self.held.close()
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
-            Signals.current.check()
+            check_signals()
             time.sleep(min(1, RESTART_PAUSE))
         del self.warnings[:]
-        self.back_up(now())
+        self.back_up()
 
-    def back_up(self, started: datetime) -> None:
+    def back_up(self) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
-        job = self.job
+        job, started = self.job, now()
         exporter = self.shared.exporter(job.method, self.warnings)
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         self.history.as_it_is()
-        vm = self.pool.reread(job.vm)._replace(name=job.vm.name)
+        vm = self.pool.reread(job.vm)
         warned_of = self.discard_leftovers()
         self.drop_last_failure()
         self.exporter = exporter
@@ -6240,9 +6224,9 @@ class VmBackup(Turn):
             log('vm is NOT running')
         exporter.choose_source(vm)
         self.log_disks()
-        Signals.current.check()
+        check_signals()
         with self.deleting_on_failure(), exporter.snapshot(self.backup, warned_of) as snapshot:
-            Signals.current.check()
+            check_signals()
             self.manifest = self.describe(started, snapshot)
             check_readable(self.manifest)
             if self.settings.pre_clean:
@@ -6433,13 +6417,11 @@ class VmBackup(Turn):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
         owner, told = self.owner(), Manifest.of(self.manifest)
-        held, disks = [*told.holds], told.of_the_vm
-        for backup in self.history.completed(True):
-            if backup.outcome == 'good' and owner.rotates(backup):
-                held += backup.manifest.holds
-        lacking = [disk[1] for disk in disks if not has_disk(held, disk, disks)]
+        lacking = disks_in_none([told, *(
+            backup.manifest for backup in self.history.completed(True)
+            if backup.outcome == 'good' and owner.rotates(backup))], told.of_the_vm)
         if lacking:
-            log('***NOTE - in no good backup: disk ' + ', '.join(lacking))
+            log('***NOTE - in no good backup: disk ' + lacking)
         for backup in self.history.completed():
             if not owner.rotates(backup):
                 uuid, pool = backup.manifest.uuid, backup.manifest.pool
@@ -6532,7 +6514,7 @@ class BackupRun(Shared):
 
     def with_disks(self, plan: Plan) -> Plan:
         """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
-        left_out, messages = [], []    # type: List[str], List[str]
+        left_out, messages = [], list(plan.messages)   # type: List[str], List[str]
         for job in plan.jobs:
             exporter = self.exporter(job.method, [])
             disks = exporter.choose(job.vm)
@@ -6544,7 +6526,7 @@ class BackupRun(Shared):
                 messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not disks:
                 messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
-        return plan._replace(left_out=tuple(left_out), messages=plan.messages + tuple(messages))
+        return plan._replace(left_out=left_out, messages=messages)
 
     def preview(self, word: str) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
@@ -6611,9 +6593,7 @@ class BackupRun(Shared):
 
     def report(self) -> Record:
         """Return what report_file gets."""
-        warnings = list(self.warnings)
-        errors = list(self.errors)
-        vms = [outcome._asdict() for outcome in self.outcomes]
+        warnings, errors = [*self.warnings], [*self.errors]
         if self.status_log.broken:
             warnings.append(f'cannot write status_log {portable(self.status_log.path)}')
         if self.signum:
@@ -6624,7 +6604,7 @@ class BackupRun(Shared):
             backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
             status=self.verdict().token, signal=self.signum or None,
             exit_status=self.exit_status(), warnings=warnings, errors=errors, **self.identity,
-            counts=self.counts()._asdict(), vms=vms)
+            counts=self.counts()._asdict(), vms=[each._asdict() for each in self.outcomes])
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -6654,9 +6634,9 @@ class BackupRun(Shared):
                 log(f'************ {method}= ***************')
                 for backup in backups:
                     if backup.job.method == method:
-                        Signals.current.check()
+                        check_signals()
                         self.attempt(backup, backup.run)
-        Signals.current.check()
+        check_signals()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
         if self.others:
@@ -6674,11 +6654,12 @@ class BackupRun(Shared):
         ended = queue.Queue()  # type: queue.Queue
 
         def work(backup: VmBackup) -> None:
+            Console.current.thread.begin = f'[{backup.job.vm.name}] '
             try:
-                with self.surviving(), Console.current.about(backup.job.vm.name), (
-                        suppress(Interrupted)):
+                with self.surviving(), suppress(Interrupted):
                     self.attempt(backup, backup.run)
             finally:
+                Console.current.thread.begin = ''
                 ended.put(backup)
 
         for backup in backups:
@@ -6730,7 +6711,7 @@ class BackupRun(Shared):
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
             history.as_it_is()
             if history.with_intent() or history.half_deleted():
-                Signals.current.check()
+                check_signals()
                 try:
                     with self.store.locked(history.directory, 0):
                         self.remove_leftovers(history.as_it_is(), self.warnings)
@@ -6849,17 +6830,12 @@ class VerifyCommand:
                 raise backup.trouble
             if not backup.has_marker():
                 raise Damaged('it has no marker: the record of a failure, not a backup')
-            known = backup.manifest.digests
+            fault = {}             # type: Record
             try:
                 found = self.verifier.check(backup)
-                record = found.in_manifest(known)
             except Damaged as error:
                 found = Verified('', {}, [str(error)], [])
-                record = found.in_manifest(known)
-                record['fault'] = printable(str(error))
-            token = 'WARNING' if found.remarks else 'SUCCESS'
-            if found.problems:
-                token = 'ERROR'
+                fault['fault'] = printable(str(error))
             texts = (found.problems or [PROVED[found.proved]]) + found.remarks
             with suppress(OSError):                    # nobody needs them
                 used = [PROTECTED, *backup.archives()]
@@ -6867,16 +6843,17 @@ class VerifyCommand:
                     whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
                 if others:
                     texts.append('also there: ' + abbreviate(others))
-            self.tell(path, token, '; '.join(texts))
+            self.tell(path, verdict_of(found.problems, found.remarks).token, '; '.join(texts))
+            record = found.in_manifest(backup.manifest.digests)
             try:
-                add_to_manifest(backup, verified=record)
+                add_to_manifest(backup, verified=dict(record, **fault))
             except OSError as error:                   # such as a share that is read-only
                 self.tell(path, 'NOTE', f'the result is not recorded: {error.strerror}')
 
     @contextmanager
     def telling(self, path: str) -> Iterator[None]:
         """Verify something: what is wrong with it is told, and the others follow."""
-        Signals.current.check()
+        check_signals()
         try:
             yield
         except Exception as error:                     # also a bug of ours
@@ -7017,12 +6994,9 @@ def described(backup: Backup) -> Record:
 
 def table_of(document: Record) -> Texts:
     """Return the document for a person."""
-    rows, lines = [TABLE_HEAD], []     # type: List[Texts], List[str]
-    for vm in document['vms']:
-        rows.extend(map(row_of, vm['backups']))
-    table = aligned(rows)
-    if len(rows) > 1:
-        lines.append(next(table))
+    rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
+    table = aligned([TABLE_HEAD, *rows])
+    lines = [next(table)] if rows else []
     for vm in document['vms']:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
         lines.append(f'{vm["name"]} ({vm["path"]}): {good}')
@@ -7133,20 +7107,18 @@ class Pruning:
                  if count or name == 'last']
         log(f'{history.directory}: {" ".join(rules)}')
         for path in () if self.previewing else history.as_it_is().half_deleted():
-            try:
+            with self.telling(path):
                 self.store.finish_deleting(path)
-            except (VmBackupError, OSError) as error:
-                self.fail(path, error)
-        history.as_it_is()                             # anew, under the lock
-        for backup in history.backups():
-            if backup.trouble:
-                self.fail(backup.path, backup.trouble)
+        for backup in history.as_it_is().backups():    # anew, under the lock
+            with self.telling(backup.path):
+                if backup.trouble:
+                    raise backup.trouble
         owner, let_go = history.last_owner(), self.let_go(history)
         if owner.pool and own_pool() not in ('', owner.pool):
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
-        judged = history.judged(policy, owner, history.disks(owner))
-        ours = {backup.path: why for backup, why in judged}
+        ours = {backup.path: why
+                for backup, why in history.judged(policy, owner, history.disks(owner))}
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
@@ -7166,43 +7138,42 @@ class Pruning:
             why = 'it is protected' if backup.protected else 'expected its dated directory'
             raise UsageError(f'no backup that can be deleted: {path} ({why})')
         owner = Owner(backup.manifest.uuid, backup.manifest.pool)
-        others = [each for each in History(dirname(path), self.store.patterns).completed(True)
+        others = [each.manifest
+                  for each in History(dirname(path), self.store.patterns).completed(True)
                   if each.path != path and each.outcome == 'good' and not owner.other(each)]
-        held = [disk for each in others for disk in each.manifest.holds]
-        disks = backup.manifest.holds
-        lost = [disk[1] for disk in disks if not has_disk(held, disk, disks)]
+        lost = disks_in_none(others, backup.manifest.holds)
         if not others:
             log('***NOTE - no other good backup of this VM is in its directory')
         elif lost:
-            log('***NOTE - no other good backup there has disk ' + ', '.join(lost))
+            log('***NOTE - no other good backup there has disk ' + lost)
         self.delete(backup)
 
     def delete(self, backup: Backup) -> None:
         """Delete a backup, unless this is a preview."""
         log(f'  delete {basename(backup.path)}')
-        try:
+        with self.telling(backup.path):
             size = backup.occupied()
             if not self.previewing:
                 self.store.delete(backup)
             self.deleted += 1
             self.freed += size
-        except (VmBackupError, OSError) as error:
-            self.fail(backup.path, error)
 
-    def fail(self, path: str, error: Exception) -> None:
-        """Tell of what could not be done."""
-        self.errors += 1
-        log(f'ERROR {path}: {explain(error)}')
-
-    def under_lock(self, directory: str, work: Callable[[], None]) -> None:
-        """Work with the lock of a VM's directory held, unless this is a preview; tell of errors."""
+    @contextmanager
+    def telling(self, path: str) -> Iterator[None]:
+        """Tell of an error with that, and go on."""
         try:
-            with ExitStack() as stack:
-                if not self.previewing:
-                    stack.enter_context(self.store.locked(directory, self.settings.lock_wait * 60))
-                work()
+            yield
         except (VmBackupError, OSError) as error:
-            self.fail(directory, error)
+            self.errors += 1
+            log(f'ERROR {path}: {explain(error)}')
+
+    @contextmanager
+    def under_lock(self, directory: str) -> Iterator[None]:
+        """Hold the lock of a VM's directory, unless this is a preview; tell of errors."""
+        with self.telling(directory), ExitStack() as stack:
+            if not self.previewing:
+                stack.enter_context(self.store.locked(directory, self.settings.lock_wait * 60))
+            yield
 
 
 def to_prune(target: Opened, selector_text: str,
@@ -7220,11 +7191,11 @@ def to_prune(target: Opened, selector_text: str,
         pairs, _ = select_histories(histories, config, selector_text)
         wanted = [history for _, history in pairs]
         rule = selector(selector_text)
-        homes = [history for history in histories if history.last_owner().uuid == rule.word]
-        if rule.kind == 'uuid' and any(
-                backup.outcome == 'good' and backup.manifest.uuid == rule.word
-                for history in homes for backup in history.completed()):
-            pruning.vm = rule.word
+        for history in histories if rule.kind == 'uuid' else ():
+            for backup in history.completed():
+                if backup.outcome == 'good' and (
+                        backup.manifest.uuid == history.last_owner().uuid == rule.word):
+                    pruning.vm = rule.word
     found = [(job, history, history in wanted) for job, history in chosen
              if history in wanted or pruning.let_go(history)]
     if not found:
@@ -7246,11 +7217,13 @@ def run_prune(line: CommandLine) -> int:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
     if target.kind == 'backup':
-        pruning.under_lock(dirname(target.path), lambda: pruning.prune_one(target.path))
+        with pruning.under_lock(dirname(target.path)):
+            pruning.prune_one(target.path)
     else:
         for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
-            Signals.current.check()
-            pruning.under_lock(history.directory, lambda: pruning.prune(job, history, by_rules))
+            check_signals()
+            with pruning.under_lock(history.directory):
+                pruning.prune(job, history, by_rules)
     verdict = verdict_of(pruning.errors, ())
     counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'
     log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')
@@ -7346,7 +7319,7 @@ class Sources:
         for history in histories:
             good = []          # type: List[Backup]
             for backup in history.backups(True)[::-1]:
-                if backup.trouble and backup.outcome == 'unreadable':
+                if backup.outcome == 'unreadable':
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
                 when = re.sub('[^0-9]', '', backup.started or '')
                 if when.startswith(digits) and backup.outcome == 'good':
@@ -7556,7 +7529,7 @@ class Restorer(Importer):
         xe = self.xe
         with self.restoring(target.name, True) as record:
             uuid = self.put(chosen.path, chosen.form, target, record)
-            Signals.current.check()
+            check_signals()
             # An import succeeds if storage keeps a disk (recorded from xapi 25.33.2 and 26.17.0).
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
                             'vbd-list vdi-uuid=UUID-OF-THE-DISK)'):
@@ -7624,7 +7597,7 @@ class TestRestore(Run):
         if not self.previewing:
             restorer.end_killed()
         for job, history in chosen:
-            Signals.current.check()
+            check_signals()
             turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
             restorer.warnings = turn.warnings
             self.attempt(turn, lambda: self.test(turn, restorer, history))
@@ -7644,7 +7617,7 @@ class TestRestore(Run):
                         restorer.verify(chosen)
                     with restorer.restoring(target.name, False) as record:
                         restorer.put(chosen.path, chosen.form, target, record, cut_off=True)
-                    Signals.current.check()
+                    check_signals()
                     turn.size += size_of(chosen.path)
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:

@@ -204,7 +204,7 @@ class Running(ProgramCase):
     def test_what_takes_too_long_is_killed_with_what_it_started(self):
         script, real = 'sleep 60 & echo $$ $! >"$1"; trap "" TERM; wait', threading.Thread.join
 
-        def once_begun(thread, timeout):
+        def once_begun(thread, timeout=None):
             self.wait_for('pids')
             real(thread, timeout)
         with mock.patch.object(threading.Thread, 'join', once_begun):

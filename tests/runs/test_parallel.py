@@ -317,10 +317,10 @@ class Live(PoolCase):
         barrier = threading.Barrier(2)
 
         def work(name):
-            with console.about(name):
-                console.show('exported 1 of ' + name)
-                barrier.wait()
-                console.log('done ' + name)
+            console.thread.begin = '[%s] ' % name
+            console.show('exported 1 of ' + name)
+            barrier.wait()
+            console.log('done ' + name)
         threads = [threading.Thread(target=work, args=(name,)) for name in 'ab']
         threads[0].start()
         while barrier.n_waiting < 1:
@@ -356,9 +356,9 @@ class Live(PoolCase):
             console = VmBackup.Console(out)
 
             def work(name):
-                with console.about(name):
-                    for number in range(50):
-                        console.log('%s %d ' % (name, number) + name * 200)
+                console.thread.begin = '[%s] ' % name
+                for number in range(50):
+                    console.log('%s %d ' % (name, number) + name * 200)
             threads = [threading.Thread(target=work, args=(name,)) for name in 'abcd']
             for thread in threads:
                 thread.start()
