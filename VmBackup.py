@@ -574,37 +574,6 @@ def explain(error: BaseException) -> str:
     return f'a bug in VmBackup.py, please report it: {error!r}'
 
 
-class Meter:
-    """Shows the progress of a file: always on a terminal, every ten minutes in a log."""
-
-    def __init__(self, verb: str, path: str, expected: int = 0) -> None:
-        self.verb = verb
-        self.name = basename(path)
-        self.expected = expected   # bytes, as far as is known
-        self.seconds = stopwatch()
-        self.logged = 0.0          # seconds until its last line in the log
-
-    def is_due(self) -> bool:
-        """Return whether `show` would print anything now."""
-        return Console.current.terminal or self.seconds() - self.logged > TELL_EVERY
-
-    def show(self, done: int, share: float = 0) -> None:
-        """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
-        seconds = self.seconds()
-        text = f'{self.verb} {human_size(done)}'
-        if self.expected:
-            text += f' of {human_size(self.expected)}'
-            share = share if share > 0 else min(done / self.expected, 1)
-        if share > 0:
-            left = seconds / share - seconds
-            text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
-        text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
-        Console.current.show(text)
-        if seconds - self.logged > TELL_EVERY:
-            self.logged = seconds
-            log(text)
-
-
 # ----------------------------------------------------------------------------------------------
 # 4. Settings: what was asked: command line, config file, password files, whose they are
 # ----------------------------------------------------------------------------------------------
@@ -1402,33 +1371,53 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
 
 
 class Watchdog:
-    """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change."""
+    """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change. Shows
+    how far it is: always on a terminal, every ten minutes in a log."""
 
-    def __init__(self, limit: float, size: Callable[[], int], meter: Meter,
-                 progress: Callable[[], Dict[str, float]] = dict) -> None:
+    def __init__(self, limit: float, size: Callable[[], int], verb: str, path: str,
+                 expected: int = 0, progress: Callable[[], Dict[str, float]] = dict) -> None:
         self.limit = limit         # seconds
         self.every = min(1 if Console.current.terminal else LOOK_EVERY, limit / 4)   # seconds
         self.size = size           # bytes so far
-        self.meter = meter
+        self.verb = verb
+        self.name = basename(path)
+        self.expected = expected   # bytes, as far as is known
         self.progress = progress   # shares of what the tasks have to do
         self.seen = (-1, {})       # type: Tuple[int, Dict[str, float]]
-        self.standing = stopwatch()
+        self.logged = 0.0          # seconds until its last line in the log
+        self.seconds = self.standing = stopwatch()
 
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
         check_signals()
         size = bounded(self.size, 'the share')
         seen_size, shares = self.seen
-        due = self.meter.is_due()
+        due = Console.current.terminal or self.seconds() - self.logged > TELL_EVERY
         if due or size == seen_size:
             shares = self.progress()
         if due:
-            self.meter.show(size, max(shares.values(), default=0))
+            self.show(size, max(shares.values(), default=0))
         if self.seen != (size, shares):
             self.seen, self.standing = (size, shares), stopwatch()
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(size)} {self.meter.verb}', STALLED)
+                                f'with {human_size(size)} {self.verb}', STALLED)
+
+    def show(self, done: int, share: float) -> None:
+        """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
+        seconds = self.seconds()
+        text = f'{self.verb} {human_size(done)}'
+        if self.expected:
+            text += f' of {human_size(self.expected)}'
+            share = share if share > 0 else min(done / self.expected, 1)
+        if share > 0:
+            left = seconds / share - seconds
+            text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
+        text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
+        Console.current.show(text)
+        if seconds - self.logged > TELL_EVERY:
+            self.logged = seconds
+            log(text)
 
 
 class Signals:
@@ -2273,9 +2262,10 @@ class Pool:
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
         hosts = self.table('host')
+        master = hosts[self.own_record()['master']]
         here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
-            return bool(hosts[self.own_record()['master']]['uuid'] == here)
+            return bool(master['uuid'] == here)
         return not self.redirected
 
 
@@ -4847,8 +4837,8 @@ class Verifier:
     def prove(self, path: str, size: Optional[int] = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         reading = Reading(path)
-        meter = Meter('verified', path, bounded(lambda: size_of(path), path))
-        watchdog = Watchdog(self.limit, reading.at, meter)
+        expected = bounded(lambda: size_of(path), path)
+        watchdog = Watchdog(self.limit, reading.at, 'verified', path, expected)
         try:
             proof = bounded(lambda: reading.read(size), path, watchdog.check)
         finally:
@@ -5585,7 +5575,7 @@ class Importer:
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int, **words: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
-        watchdog = Watchdog(self.limit, lambda: feeder.done, Meter('restored', path, size))
+        watchdog = Watchdog(self.limit, lambda: feeder.done, 'restored', path, size)
         return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **words)
 
     def put(self, path: str, form: str, target: Target, record: Restoring,
@@ -5640,8 +5630,7 @@ class Importer:
             # xapi reads it itself, as it takes none without a length, and leaves out zeros
             # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
             others = list(self.pool.progress('VDI import'))
-            watchdog = Watchdog(self.limit + size / 10**8, lambda: 0,
-                                Meter('restored', path, size),
+            watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, 'restored', path, size,
                                 lambda: self.pool.progress('VDI import', others))
             with reading(path) as stream:
                 at = f'/proc/{os.getpid()}/fd/{stream.fileno()}'       # as `handed`
@@ -6354,9 +6343,9 @@ class VmBackup(Turn):
             told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
             told.update(file=portable(file.name), virtual_size=file.snapshot.size)
         expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
-        meter = Meter('exported', file.name, expected)
         with failing_as(self.exporter.export_token):
-            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), meter,
+            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path),
+                                'exported', path, expected,
                                 lambda: self.pool.progress(file.snapshot.uuid))
             self.exporter.export(file, path, watchdog)
             return written(path)
@@ -6740,7 +6729,7 @@ class BackupRun(Shared):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
-                                    Meter('dumped', path))
+                                    'dumped', path)
                 with handed(partial) as at:
                     output = xe.transfer('pool-dump-database', watchdog, at=at, file_name=partial)
                 log(*output.splitlines())

@@ -142,7 +142,7 @@ class Running(ProgramCase):
         """subprocess of Python 3.6 cannot: it reads a closed file when it looks again."""
         for script in ('echo out; echo err >&2; exec >&- 2>&-; sleep 0.5; exit 3',
                        'echo out; exec >&-; sleep 0.5; echo err >&2; exit 3'):
-            watchdog = VmBackup.Watchdog(60, lambda: 0, VmBackup.Meter('exported', 'x'))
+            watchdog = VmBackup.Watchdog(60, lambda: 0, 'exported', 'x')
             watchdog.every = 0.1
             self.assertEqual((3, b'out\n', b'err\n'), ended(VmBackup.run(
                 ['sh', '-c', script], 60, False, watchdog)))
@@ -150,8 +150,7 @@ class Running(ProgramCase):
     def fed(self, script, pieces):
         """What a program of sh said, and what it got, of which the watchdog is told."""
         feeder = VmBackup.Feeder(pieces)
-        meter = VmBackup.Meter('restored', 'x')
-        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, meter)
+        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, 'restored', 'x')
         watchdog.every = 0.1
         return ended(VmBackup.run(['sh', '-c', script], 1, False, watchdog, feeder))
 

@@ -404,7 +404,7 @@ class Live(PoolCase):
                 (3 << 20, -1.0, 1 << 20, 60,
                  'exported 3.0 MiB of 1.0 MiB (100 %, 0:00 h left), 51.2 KiB/s: x')):
             stream = Terminal()
-            meter = VmBackup.Meter('exported', 'x', expected)
+            meter = VmBackup.Watchdog(60, None, 'exported', 'x', expected)
             meter.seconds = lambda seconds=seconds: seconds
             meter.logged = seconds
             with unittest.mock.patch.object(VmBackup.Console, 'current', VmBackup.Console(stream)):
