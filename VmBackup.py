@@ -1815,6 +1815,8 @@ class Disk(NamedTuple):
     """A disk of a VM: its VBD and its VDI."""
 
     device: str                # xvda and so on
+    name: str
+    size: int                  # bytes
     vbd_ref: str
     vbd: Record
     vdi_ref: str
@@ -1835,14 +1837,6 @@ class Snapshot(NamedTuple):
     size: int                  # bytes of a disk
     tags: Texts
     marked: bool               # whether it says itself that it is one of ours
-
-
-class Hold(NamedTuple):
-    """A VBD by which something has a disk that we are to remove."""
-
-    vbd: Record
-    user: str                  # what uses it, or may do so; '' if nothing does
-    leaked: bool               # if nothing does: a transfer has left it; else it is a person's
 
 
 class Marked(NamedTuple):
@@ -2081,8 +2075,9 @@ class Pool:
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 vdi = self.known('VDI', vbd['VDI'], fresh)
                 sr_uuid = self.table('SR').get(vdi['SR'], {}).get('uuid', '')
-                found.append(Disk(device_name(vbd['device'], vbd['userdevice']), ref, vbd,
-                                  vbd['VDI'], vdi, sr_uuid))
+                found.append(Disk(
+                    device_name(vbd['device'], vbd['userdevice']), vdi['name_label'],
+                    int(vdi['virtual_size']), ref, vbd, vbd['VDI'], vdi, sr_uuid))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
     def vifs(self, vm: Vm) -> List[Record]:
@@ -2101,9 +2096,9 @@ class Pool:
                 uuid = record['uuid']
                 found.append(Snapshot(
                     ref, uuid, record['name_label'], record['snapshot_of'],
-                    str(record['snapshot_time']), tuple(record['VBDs']),
+                    str(record['snapshot_time']), record['VBDs'],
                     record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                    tuple(record.get('tags', ())), record['other_config'].get(OWN) == uuid))
+                    record.get('tags', ()), record['other_config'].get(OWN) == uuid))
         return found
 
     @staticmethod
@@ -2137,9 +2132,11 @@ class Pool:
                     continue
             return
 
-    def holds(self, owners: Records, disks: Texts, mode: str, sure: bool) -> List[Hold]:
-        """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has. Four
-        calls where there is one, and two for each. `mode`, `sure`: as in `is_of_transfer`."""
+    def holds(self, owners: Records, disks: Texts, mode: str,
+              sure: bool) -> List[Tuple[Record, str, bool]]:
+        """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
+        uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
+        it is a person's. Four calls where there is one, and two for each."""
         vbds = [vbd for vbd in self.where('VBD', 'VDI', disks).values() if vbd['VM'] not in owners]
         if not vbds:
             return []
@@ -2165,7 +2162,7 @@ class Pool:
                     user = 'a transfer, ' + of_owners[0]
                 elif of_dom0 and of_no_vm:
                     user = 'perhaps the task ' + of_no_vm[0]
-            found.append(Hold(vbd, user, leaked))
+            found.append((vbd, user, leaked))
         return found
 
     def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
@@ -4717,7 +4714,7 @@ def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
     log('Writing disk info')
     for disk in pool.disks(vm):
         log('vbd: ' + disk.vbd_ref)
-        log('disk: {} - begin'.format(disk.vdi['name_label']))
+        log(f'disk: {disk.name} - begin')
         directory = 'DISK-' + disk.device
         backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
         backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
@@ -4752,7 +4749,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
             way = GUIDE_REFUSED
         if disk:
             way = GUIDE_DISK
-            label = disk.vdi['name_label']
+            label = disk.name
             form = form_of(path)
             if form == '.vhd':
                 size += -size % VHD_BLOCK
@@ -4973,22 +4970,22 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: st
         held = pool.holds(owners, disks, mode, sure)
         if not held:
             return
-        for hold in held:
-            disk, uuid = pool.record('VDI', hold.vbd['VDI'])['uuid'], hold.vbd['uuid']
-            if hold.user or programs_with('/' + disk):     # vhd-tool's path
-                raise PoolError(f'the disk {disk} is in use by {hold.user or "vhd-tool"}', IN_USE)
-            if pause and not hold.leaked:
+        for vbd, user, is_leaked in held:
+            disk, uuid = pool.record('VDI', vbd['VDI'])['uuid'], vbd['uuid']
+            if user or programs_with('/' + disk):      # vhd-tool's path
+                raise PoolError(f'the disk {disk} is in use by {user or "vhd-tool"}', IN_USE)
+            if pause and not is_leaked:
                 raise VmBackupError(
                     f'the disk {disk} has the VBD {uuid} of another VM or of a person (look at it: '
                     f'xe vbd-param-list uuid={uuid}; to remove it: xe vbd-unplug uuid={uuid}, xe '
                     f'vbd-destroy uuid={uuid})', NOT_OURS)
             if pause and uuid not in leaked:
                 raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
-        leaked = [hold.vbd['uuid'] for hold in held if hold.leaked]
-    for hold in held:
-        if hold.vbd['currently_attached']:
-            xe.tell('vbd-unplug', uuid=hold.vbd['uuid'])
-        xe.tell('vbd-destroy', uuid=hold.vbd['uuid'])
+        leaked = [vbd['uuid'] for vbd, _, is_leaked in held if is_leaked]
+    for vbd, _, _ in held:
+        if vbd['currently_attached']:
+            xe.tell('vbd-unplug', uuid=vbd['uuid'])
+        xe.tell('vbd-destroy', uuid=vbd['uuid'])
 
 
 def is_label_for(label: str, backup: Backup) -> bool:
@@ -5114,7 +5111,7 @@ class Remover(NamedTuple):
         if any('export' in vm['current_operations'].values() for vm in owners.values()):
             return True
         disks = [disk.ref for disk in self.disks(intent)]
-        return any(hold.user for hold in self.pool.holds(owners, disks, 'RO', True))
+        return any(user for _, user, _ in self.pool.holds(owners, disks, 'RO', True))
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
@@ -5198,7 +5195,7 @@ class Exporter:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
         self.left_out, kept = [], []
         for disk in disks:
-            why = self.choice.reason(vm.name, disk.device, disk.vdi['name_label'])
+            why = self.choice.reason(vm.name, disk.device, disk.name)
             if why:
                 self.left_out.append((disk, why))
             elif disk in chosen:
@@ -5217,19 +5214,18 @@ class Exporter:
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
-        size = int(disk.vdi['virtual_size'])
-        form = '.raw' if size > LARGEST_EXPORT or size % VHD_BLOCK else '.vhd'
+        too_large = disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK
+        form = '.raw' if too_large else '.vhd'
         return base + self.extension.replace('.auto', form)
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
         """Return ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
         found = []
         for disk in disks if '.vhd' in self.extension else ():
-            size = int(disk.vdi['virtual_size'])
-            what = f'{disk.device} of {human_size(size)} (set vdi_export_format=auto or raw)'
-            if size > LARGEST_EXPORT:
+            what = f'{disk.device} of {human_size(disk.size)} (set vdi_export_format=auto or raw)'
+            if disk.size > LARGEST_EXPORT:
                 found.append(('ERROR', f'{TOO_LARGE}: {what}'))
-            elif size % VHD_BLOCK:
+            elif disk.size % VHD_BLOCK:
                 found.append(('WARNING', f'{NEVER_ENDS}: {what}'))
         return found
 
@@ -5253,14 +5249,14 @@ class Exporter:
         else:
             disk, = self.disks
             ref, uuid = disk.vdi_ref, disk.vdi['uuid']
-            label = 'SNAP_{}_{}'.format(vm.name, disk.vdi['name_label']).replace(' ', '-')
+            label = 'SNAP_{}_{}'.format(vm.name, disk.name).replace(' ', '-')
         for disk in taken:
             before += disk.vdi['snapshots']
         self.intent = Intent(
             pool='', kind=self.kind, of=uuid, ref=ref, label=label_part(label), since='', until='',
             latest='', host=os.uname().nodename, process=process(),
             before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
-            names=tuple(disk.vdi['name_label'] for disk in taken), noted=True)
+            names=tuple(disk.name for disk in taken), noted=True)
 
     def check_images(self) -> None:
         """Raise BackupFailed if these disks cannot be exported; log which are not there."""
@@ -6037,13 +6033,13 @@ NO_DISK_LEFT = 'all of its disks are excluded'
 
 def disk_words(disk: Disk, why: str) -> str:
     """Return a disk that is left out as the log has it."""
-    return '{} ({}): {}'.format(disk.device, disk.vdi['name_label'], why)
+    return f'{disk.device} ({disk.name}): {why}'
 
 
 def disk_facts(disk: Disk, **more: str) -> Record:
     """Return what a manifest has of a disk."""
-    return dict(more, device=disk.device, uuid=disk.vdi['uuid'], name=disk.vdi['name_label'],
-                virtual_size=int(disk.vdi['virtual_size']))
+    return dict(more, device=disk.device, uuid=disk.vdi['uuid'], name=disk.name,
+                virtual_size=disk.size)
 
 
 class Shared(Run):
@@ -6301,7 +6297,7 @@ class VmBackup(Turn):
             self.warnings.append(NO_DISK_LEFT)
         log(*['left out: ' + disk_words(disk, why) for disk, why in left_out])
         for disk in disks:
-            if NOBAK in disk.vdi['name_label'] and not self.settings.honour_nobak:
+            if NOBAK in disk.name and not self.settings.honour_nobak:
                 log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
 
     def describe(self, started: datetime, snapshot: Snapshot) -> Record:
@@ -6655,7 +6651,7 @@ class BackupRun(Shared):
             with suppress(VmBackupError, ValueError):              # its own turn will show that
                 for disk in self.exporter(backup.job.method, []).choose(backup.job.vm):
                     backup.srs.add(disk.sr_uuid)
-                    backup.bytes += int(disk.vdi['virtual_size'])
+                    backup.bytes += disk.size
         waiting = sorted(backups, key=lambda backup: -backup.bytes)
         running = []           # type: List[VmBackup]
         while True:
@@ -7055,10 +7051,9 @@ def run_list(line: CommandLine) -> int:
     if line.options['format'] != 'json':
         text = ''.join(printable(row) + '\n' for row in table_of(document))
     Console.current.write(text)
-    if plan.errors or not all(vm.good() for vm in vms):
-        return ERROR.status
-    doubtful = any(vm.backups[0].outcome != 'good' for vm in vms)
-    return verdict_of((), plan.warnings or doubtful).status
+    doubtful = any(backup.outcome != 'good' for vm in vms for backup in vm.backups[:1])
+    return verdict_of(plan.errors or not all(vm.good() for vm in vms),
+                      plan.warnings or doubtful).status
 
 
 class Pruning:
