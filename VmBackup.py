@@ -5094,7 +5094,10 @@ class Remover(NamedTuple):
                         self.remove_found(found, intent, backup)
                     else:
                         halves.append(found)
-                elif kind == 'VDI' and self.may_be_ours(found, intent):
+                elif kind == 'VDI' and not (found.vbds or found.tags) and (
+                        found.when >= intent.since and found.label == intent.name_of(found.of)):
+                    # We may have meant to make it, and nobody has marked it: one request can make
+                    # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
                     clear = self.doubt(kind, found, 'give it another name or a tag')
                 elif found.label == intent.label and intent.noted:
                     self.warn_of(found)
@@ -5134,13 +5137,6 @@ class Remover(NamedTuple):
         likely = [each for each in new if each.of == found.of and not each.vbds
                   and intent.since <= each.when <= intent.until]
         return likely == [found] and found.label == intent.name_of(found.of)
-
-    @staticmethod
-    def may_be_ours(found: Snapshot, intent: Intent) -> bool:
-        """Return if a disk's snapshot may be one that we meant to make, and nobody has marked it.
-        One request can make two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0)."""
-        return (not (found.vbds or found.tags) and found.when >= intent.since and
-                found.label == intent.name_of(found.of))
 
     def doubt(self, kind: str, found: Snapshot, keep: str) -> bool:
         """Warn of a snapshot that may be somebody else's; return False. `keep`: what keeps it."""
@@ -6321,9 +6317,9 @@ class VmBackup(Turn):
         try:
             with failing_as(self.exporter.export_token):
                 self.exported = self.exporter.files(basename(self.history.directory), snapshot)
-            for file in self.exported:
-                path = self.backup.file(file.name)
-                size += self.export_file(file)
+                for file in self.exported:
+                    path = self.backup.file(file.name)
+                    size += self.export_file(file, path)
         except BackupFailed as error:
             if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
                 with suppress(OSError, TargetError):
@@ -6332,19 +6328,16 @@ class VmBackup(Turn):
         self.shared.writing.discard(self)
         return size
 
-    def export_file(self, file: ExportFile) -> int:
-        """Export a file of a snapshot; return its bytes. Raise BackupFailed, OSError."""
-        path = self.backup.file(file.name)
+    def export_file(self, file: ExportFile, path: str) -> int:
+        """Export a file of a snapshot; return its bytes. Raise CommandFailed, OSError."""
         if file.disk:                                  # as it is by now
             told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
             told.update(file=portable(file.name), virtual_size=file.snapshot.size)
         expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
-        with failing_as(self.exporter.export_token):
-            watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path),
-                                'exported', path, expected,
-                                lambda: self.pool.progress(file.snapshot.uuid))
-            self.exporter.export(file, path, watchdog)
-            return written(path)
+        watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), 'exported',
+                            path, expected, lambda: self.pool.progress(file.snapshot.uuid))
+        self.exporter.export(file, path, watchdog)
+        return written(path)
 
     def verify(self) -> None:
         """Verify the backup, unless verify=no; warn of its metadata. Raise BackupFailed."""
