@@ -5751,15 +5751,15 @@ class Hooks:
         try:
             status = run_hook([self.program, phase], environ, timeout, begins,
                               lambda line: log(f'{begin}hook {phase}: {line}'))
+            how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
+            if status not in (0, NOT_NOW) or status and not begins:
+                raise CommandFailed(how)
         except CommandFailed as error:
             raise CommandFailed(f'hook {phase} failed: {error}')
         finally:
             Signals.current.at_once = at_once
-        if begins and status == NOT_NOW:
-            log(f'hook {phase}: exit status {NOT_NOW}: skipped')
-        elif status:
-            how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
-            raise CommandFailed(f'hook {phase} failed: {how}')
+        if status:
+            log(f'hook {phase}: {how}: skipped')
         return not status
 
     def notify(self, phase: str, warnings: List[str], **known: str) -> None:
@@ -6561,8 +6561,7 @@ class BackupRun(Shared):
                 self.hooks.notify(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
-                document = self.report()
-                bounded(lambda: put_report(self.report_file, document), 'the file system')
+                bounded(lambda: put_report(self.report_file, self.report()), 'the file system')
         self.status_log.end(self.verdict(), self.counts(), self.outcomes)
         self.report_end('')
         if begun:
@@ -7213,8 +7212,8 @@ def run_protect(line: CommandLine) -> int:
     backups = [Backup(abspath(native(word))) for word in line.words]
     for backup in backups:
         ROOTS.add(root_of(backup.path))
-        deleting = basename(backup.path).startswith(DELETING)
-        if kind_of(backup.path) != 'backup' or deleting or not backup.has_marker():
+        if (kind_of(backup.path) != 'backup' or not backup.has_marker() or
+                basename(backup.path).startswith(DELETING)):
             raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
     for backup in backups:
         if is_there(backup.file(PROTECTED)) != protecting:
