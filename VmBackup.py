@@ -1199,8 +1199,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             unclear[name] = 0                          # this is said
             found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         if honour_nobak and no_bak:
-            text = f'vm has the tag xo:no-bak: {name} (honour_nobak)'
-            found.remark('ERROR' if called else 'NOTE', text)
+            found.remark('ERROR' if called else 'NOTE',
+                         f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
                 found.failures[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
                                                error='it has the tag xo:no-bak')
@@ -1642,8 +1642,8 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
     last = results[-1]
     if packer and last.returncode:
-        words = decoded(last.stderr) or f'exit status {last.returncode}'
-        raise CommandFailed(f'{command[0]} failed: {words}')
+        raise CommandFailed('{} failed: {}'.format(
+            command[0], decoded(last.stderr) or f'exit status {last.returncode}'))
     return results[0]
 
 
@@ -1651,8 +1651,7 @@ def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool
     """Return whether a child ends in time; it is not reaped, so nobody gets its group's number."""
     elapsed = stopwatch()
     while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        late = signals.received and signals.since() > REAP_TIMEOUT
-        if late or elapsed() > timeout:
+        if elapsed() > timeout or signals.received and signals.since() > REAP_TIMEOUT:
             return False
         time.sleep(0.02)
     return True
@@ -1929,8 +1928,8 @@ class Pool:
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = login_word(word)
-        usual = XAPI_SOCKET if password is None else XAPI_URL
-        pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or usual)
+        pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
+            XAPI_SOCKET if password is None else XAPI_URL))
         Signals.current.logging_in = True
         try:
             pool.login(password)
@@ -2032,8 +2031,8 @@ class Pool:
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
-        query = ' or '.join(f'field "{field}" = "{value}"' for value in values)
-        return self.records(kind, 'get_all_records_where', query)
+        return self.records(kind, 'get_all_records_where', ' or '.join(
+            f'field "{field}" = "{value}"' for value in values))
 
     def table(self, kind: str) -> Records:
         """Return all records of a class by reference, read once."""
@@ -2053,8 +2052,8 @@ class Pool:
                 self.names[record['uuid']] = '' if record['is_a_template'] else record['name_label']
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain'] or record['other_config'].get(MARK) in marks):
-                fields = {field: record[field] for field in VM_FIELDS}
-                found.append(Vm(ref, record['uuid'], record['name_label'], fields))
+                found.append(Vm(ref, record['uuid'], record['name_label'],
+                                {field: record[field] for field in VM_FIELDS}))
         return found
 
     def reread(self, vm: Vm) -> Vm:
@@ -2116,11 +2115,11 @@ class Pool:
         for _ in self.waiting('a snapshot may still be being made'):
             busy = False
             with unless_gone():
-                operations = self.get(kind + '.get_current_operations', dict, ref)
-                busy = any(each != 'export' for each in operations.values())
+                busy = any(each != 'export' for each in self.get(
+                    kind + '.get_current_operations', dict, ref).values())
             for task in self.records('task').values():
-                label = task['name_label']
-                busy |= task['status'] == 'pending' and label.endswith(kind + '.snapshot')
+                busy |= task['status'] == 'pending' and task['name_label'].endswith(
+                    kind + '.snapshot')
             if not busy:
                 return
 
@@ -2218,10 +2217,9 @@ class Pool:
         words = []
         with suppress(PoolError, ValueError, LookupError):
             for sr in self.where('SR', 'uuid', uuids).values():
-                used = int(sr['physical_utilisation'])
-                size = int(sr['physical_size'])
                 words.append('SR {} ({}): {} of {} used'.format(
-                    sr['name_label'], sr['uuid'], human_size(used), human_size(size)))
+                    sr['name_label'], sr['uuid'], human_size(int(sr['physical_utilisation'])),
+                    human_size(int(sr['physical_size']))))
         return ', '.join(words)
 
     def own_record(self) -> Record:
@@ -2250,8 +2248,8 @@ class Pool:
         if self.clock is None:
             self.clock = 0
             with suppress(PoolError, ValueError):
-                time_there = self.call('host.get_servertime', self.own_record()['master'])
-                self.clock = seconds_ahead(str(time_there))
+                self.clock = seconds_ahead(str(
+                    self.call('host.get_servertime', self.own_record()['master'])))
         return self.clock
 
     def is_master(self) -> bool:
@@ -5113,8 +5111,8 @@ class Remover(NamedTuple):
         owners = self.pool.where('VM', 'uuid', [intent.uuid])
         if any('export' in vm['current_operations'].values() for vm in owners.values()):
             return True
-        disks = [disk.ref for disk in self.disks(intent)]
-        return any(user for _, user, _ in self.pool.holds(owners, disks, 'RO', True))
+        return any(user for _, user, _ in self.pool.holds(
+            owners, [disk.ref for disk in self.disks(intent)], 'RO', True))
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
@@ -5210,8 +5208,7 @@ class Exporter:
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
-        too_large = disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK
-        form = '.raw' if too_large else '.vhd'
+        form = '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd'
         return base + self.extension.replace('.auto', form)
 
     def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
@@ -5298,11 +5295,10 @@ class Exporter:
         check_signals()
         log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
         with failing_as(self.snapshot_token):
-            pool = self.pool.uuid()
             ahead = self.pool.ahead()
-        intent = self.intent._replace(
-            pool=pool, since=utc(ahead - 60), until=utc(ahead + 900),
-            latest=utc(ahead + 2 * XE_TIMEOUT + 900))
+            intent = self.intent._replace(
+                pool=self.pool.uuid(), since=utc(ahead - 60), until=utc(ahead + 900),
+                latest=utc(ahead + 2 * XE_TIMEOUT + 900))
         self.write_intent(backup, intent)
         try:
             with failing_as(self.snapshot_token):
@@ -5410,8 +5406,8 @@ class Exporter:
                     self.xe.transfer('vdi-export', watchdog, at=at, filename=path, **words)
             else:
                 with create(path) as stream:
-                    packer = packing_command(compression_of(path)), stream.fileno()
-                    self.xe.transfer('vdi-export', watchdog, packer=packer, filename='', **words)
+                    self.xe.transfer('vdi-export', watchdog, filename='', packer=(
+                        packing_command(compression_of(path)), stream.fileno()), **words)
         except CommandFailed as error:
             if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
@@ -6065,12 +6061,11 @@ class Shared(Run):
         extension = '.xva' + COMPRESSIONS[settings.compress].ending
         if method == 'vdi-export':
             wanted = settings.vdi_disks
-            ending = COMPRESSIONS[settings.vdi_compress].ending
-            extension = f'.{settings.vdi_export_format}{ending}'
+            extension = f'.{settings.vdi_export_format}{COMPRESSIONS[settings.vdi_compress].ending}'
         patterns = tuple(rule.text for rule in self.config.rules
                          if rule.method == 'exclude-disk' and rule.text)
-        choice = DiskChoice(patterns, settings.honour_nobak, wanted)
-        return Exporter(self.pool, extension, choice, warnings)
+        return Exporter(self.pool, extension,
+                        DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
 
     def remove_leftovers(self, history: History, warnings: List[str]) -> Texts:
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
@@ -6154,10 +6149,10 @@ class VmBackup(Turn):
             hooks.notify('backup-abort', self.warnings, status=token_of(error), target=self.path,
                          **known)
             raise
-        files = sorted(self.backup.file(file.name) for file in self.exported)
         check_held(self.path)                          # a hook takes a path as it is
-        hooks.notify('backup-end', self.warnings, target=self.path, file='\n'.join(files),
-                     size=str(self.size), status=self.status, **known)
+        hooks.notify('backup-end', self.warnings, target=self.path, file='\n'.join(
+            sorted(self.backup.file(file.name) for file in self.exported)),
+            size=str(self.size), status=self.status, **known)
 
     def back_up_or_retry(self) -> None:
         """Make the backup; once more where xapi went away before anything was exported, as that
@@ -6190,8 +6185,7 @@ class VmBackup(Turn):
         warned_of = self.discard_leftovers()
         self.drop_last_failure()
         self.exporter = exporter
-        names = exporter.names(basename(self.history.directory), vm)
-        self.new_directory(names, started)
+        self.new_directory(exporter.names(basename(self.history.directory), vm), started)
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
             write_metadata(self.backup, vm, exporter.xe)
@@ -6300,9 +6294,8 @@ class VmBackup(Turn):
         """Return the manifest, as far as it is known before the export."""
         vm, exporter = self.job.vm, self.exporter
         reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
-        not_chosen = NOT_CHOSEN + exporter.choice.wanted
-        left_out = [disk_facts(disk, why=reasons_by_ref.get(disk.vdi_ref, not_chosen))
-                    for disk in exporter.others]
+        left_out = [disk_facts(disk, why=reasons_by_ref.get(
+            disk.vdi_ref, NOT_CHOSEN + exporter.choice.wanted)) for disk in exporter.others]
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
@@ -6331,8 +6324,8 @@ class VmBackup(Turn):
     def export_file(self, file: ExportFile, path: str) -> int:
         """Export a file of a snapshot; return its bytes. Raise CommandFailed, OSError."""
         if file.disk:                                  # as it is by now
-            told = self.manifest['disks'][self.exporter.disks.index(file.disk)]
-            told.update(file=portable(file.name), virtual_size=file.snapshot.size)
+            self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
+                file=portable(file.name), virtual_size=file.snapshot.size)
         expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
         watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), 'exported',
                             path, expected, lambda: self.pool.progress(file.snapshot.uuid))
@@ -6345,12 +6338,12 @@ class VmBackup(Turn):
             return
         elapsed = stopwatch()
         try:
-            backup = self.backup._replace(manifest=Manifest.of(self.manifest))
-            verified = self.shared.verifier.check(backup)
+            verified = self.shared.verifier.check(
+                self.backup._replace(manifest=Manifest.of(self.manifest)))
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', str(error))
-        names = ', '.join(file.name for file in self.exported)
-        log(f'verified {names}: {PROVED[verified.proved]} ({elapsed():.0f} s)')
+        log('verified {}: {} ({:.0f} s)'.format(', '.join(
+            file.name for file in self.exported), PROVED[verified.proved], elapsed()))
         self.warnings.extend(verified.problems)
         self.manifest['verified'] = verified.in_manifest({})
 
@@ -6466,8 +6459,8 @@ class BackupRun(Shared):
 
     def make_plan(self) -> Plan:
         """Return what is to be done. Raise PoolError."""
-        vms = self.pool.vms(tuple(self.store.restores()))
-        return select(self.config.rules, vms, self.settings.keep_last, self.settings.honour_nobak)
+        return select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
+                      self.settings.keep_last, self.settings.honour_nobak)
 
     def check(self, plan: Plan) -> Texts:
         """Print settings, lists and problems; return those that make a run impossible."""
@@ -6700,14 +6693,13 @@ class BackupRun(Shared):
         log(f'{title}: df -Th {self.store.root}')
         try:
             result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
-            words = 'NOTE df failed: ' + decoded(result.stderr)
-            log(*(words if result.returncode else decoded(result.stdout)).splitlines())
+            log(*('NOTE df failed: ' + decoded(result.stderr) if result.returncode else
+                  decoded(result.stdout)).splitlines())
         except CommandFailed as error:
             log(f'NOTE {error}')
 
     def back_up_pool_database(self) -> None:
         """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
-        xe = Xe(numbered=False)
         log('*** begin backup_pool_metadata ***')
         if not self.pool.is_master():
             log('NOTE not the pool master: no backup of the pool database here')
@@ -6719,8 +6711,8 @@ class BackupRun(Shared):
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     'dumped', path)
                 with handed(partial) as at:
-                    output = xe.transfer('pool-dump-database', watchdog, at=at, file_name=partial)
-                log(*output.splitlines())
+                    log(*Xe(numbered=False).transfer(
+                        'pool-dump-database', watchdog, at=at, file_name=partial).splitlines())
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
             with tolerating(self.warnings, 'cannot delete old dumps'):
@@ -6796,8 +6788,8 @@ class VerifyCommand:
                 self.verify_backup(directory)
                 return
             proof = self.verifier.prove_in(backup, name)
-            token = 'WARNING' if proof.proved == 'length' else 'SUCCESS'
-            self.tell(path, token, f'{PROVED[proof.proved]}, {human_size(proof.size)}')
+            self.tell(path, 'WARNING' if proof.proved == 'length' else 'SUCCESS',
+                      f'{PROVED[proof.proved]}, {human_size(proof.size)}')
 
     def verify_backup(self, path: str) -> None:
         """Verify one backup, and put the result into its manifest."""
@@ -6821,9 +6813,9 @@ class VerifyCommand:
                 if others:
                     texts.append('also there: ' + abbreviate(others))
             self.tell(path, verdict_of(found.problems, found.remarks).token, '; '.join(texts))
-            record = found.in_manifest(backup.manifest.digests)
             try:
-                add_to_manifest(backup, verified=dict(record, **fault))
+                add_to_manifest(backup, verified=dict(
+                    found.in_manifest(backup.manifest.digests), **fault))
             except OSError as error:                   # such as a share that is read-only
                 self.tell(path, 'NOTE', f'the result is not recorded: {error.strerror}')
 
@@ -6941,9 +6933,9 @@ def document_of(vms: Sequence[Stock], root: str, messages: Texts, others: Record
     listed = []                # type: List[Record]
     for vm in vms:
         backups = [dict(described(backup), of=vm.owner.other(backup)) for backup in vm.backups]
-        size = sum(backup['size'] or 0 for backup in backups)
         listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
-                       'size': size, 'backups': backups})
+                       'size': sum(backup['size'] or 0 for backup in backups),
+                       'backups': backups})
     return dict(schema=1, when=iso(now()), backup_dir=portable(root), vms=listed, **others,
                 messages=messages, good=sum(vm['good'] for vm in listed),
                 size=sum(vm['size'] for vm in listed))
@@ -6999,14 +6991,13 @@ def table_of(document: Record) -> Texts:
 
 def row_of(told: Record) -> Texts:
     """Return the row of a directory."""
-    when = told['when'] or '-'
     size = '-'
     if told['size'] is not None:
         size = human_size(told['size'])
         if told['compression'] not in (None, 'none'):
             size += ' ' + told['compression']
-    row = [when[:16].replace('T', ' '), age(told['when']), told['method'] or '-', size,
-           told['outcome']]
+    row = [(told['when'] or '-')[:16].replace('T', ' '), age(told['when']),
+           told['method'] or '-', size, told['outcome']]
     for found in (told['verified'], told['test_restore']):
         cell = '-'
         if found:
@@ -7079,9 +7070,9 @@ class Pruning:
                 raise TargetError(f'its newest backup does not record the {kind} of the VM: not '
                                   'touched')
         policy = policy_of(self.settings, job)
-        rules = [f'keep_{name}={count}' for name, count in policy._asdict().items()
-                 if count or name == 'last']
-        log(f'{history.directory}: {" ".join(rules)}')
+        log('{}: {}'.format(history.directory, ' '.join(
+            f'keep_{name}={count}' for name, count in policy._asdict().items()
+            if count or name == 'last')))
         for path in () if self.previewing else history.as_it_is().half_deleted():
             with self.telling(path):
                 self.store.finish_deleting(path)
@@ -7201,8 +7192,8 @@ def run_prune(line: CommandLine) -> int:
             with pruning.under_lock(history.directory):
                 pruning.prune(job, history, by_rules)
     verdict = verdict_of(pruning.errors, ())
-    counts = f'{pruning.kept} kept, {pruning.deleted} {done} ({human_size(pruning.freed)})'
-    log(f'VmBackup {command} ended - {verdict.phrase} - {counts}')
+    log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
+        f'{pruning.deleted} {done} ({human_size(pruning.freed)})')
     return verdict.status
 
 
@@ -7763,8 +7754,7 @@ def run_check_config(line: CommandLine) -> int:
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
     log(*config.notes, *errors, *warnings)
-    keeps = any(getattr(settings, f'keep_{name}') for name in PERIODS)
-    if settings.keep_last == 0 and not keeps:
+    if not any(getattr(settings, f'keep_{name}') for name in ('last', *PERIODS)):
         log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
             'all the same')
     if settings.vdi_export_format == 'vhd':
@@ -8101,10 +8091,9 @@ def perform(words: Texts, program: str, console: Console) -> int:
 def main(argv: Texts) -> int:
     """Run; return the exit status."""
     stdout = getattr(sys.stdout, 'buffer', None)
-    console = Console(getattr(stdout, 'raw', stdout))
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     with Signals().handled():
-        return perform(words[1:], words[0], console)
+        return perform(words[1:], words[0], Console(getattr(stdout, 'raw', stdout)))
 
 
 if __name__ == '__main__':
