@@ -169,7 +169,10 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Options = Dict[str, str]       # of a command, all that it has; '' for those not given
-DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
+DiskId = Tuple[str, str]       # uuid and device
+DiskIds = Sequence[DiskId]
+Sizes = Dict[str, int]         # bytes by names
+Warned = List[str]             # warnings, to which more may be added
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -242,7 +245,7 @@ class Outcome(NamedTuple):
     started: Optional[str] = None      # as iso() writes it
     seconds: int = 0
     path: Optional[str] = None         # of the dated directory, if it was made; portable
-    files: Dict[str, int] = {}         # bytes of each file in a complete backup
+    files: Sizes = {}          # bytes of each file in a complete backup
     size: int = 0              # bytes of what was exported
     warnings: Texts = ()
     error: Optional[str] = None        # why it failed
@@ -1255,7 +1258,7 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
 
-def has_disk(held: DiskIds, disk: Tuple[str, str], disks: DiskIds) -> bool:
+def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds) -> bool:
     """Return whether a disk of a VM, which has these disks now, is among those that are held: by
     its uuid or by its device, unless that was another one's, as devices are exchanged."""
     others = {uuid for uuid, _ in disks if uuid} - {disk[0]}
@@ -2027,7 +2030,7 @@ class Pool:
         method = kind + '.get_record'
         return check_record(method, self.call(method, ref))
 
-    def where(self, kind: str, field: str, values: Texts) -> Records:
+    def where(self, kind: str, field: str, values: Iterable[str]) -> Records:
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
@@ -2151,7 +2154,7 @@ class Pool:
         for vbd in vbds:
             user, task = '', vbd['other_config'].get('task_id')
             of_dom0 = self.call('VM.get_is_control_domain', vbd['VM'])
-            leaked = bool(of_dom0 and self.is_of_transfer(vbd, mode, sure))
+            leaked = of_dom0 and self.is_of_transfer(vbd, mode, sure)
             if task in pending or vbd['current_operations']:
                 user = 'a transfer, ' + pending.get(task, 'whose VBD is ' + vbd['uuid'])
             elif task is None and not (leaked and vbd['metrics'] == NULL):
@@ -2260,7 +2263,7 @@ class Pool:
         master = hosts[self.own_record()['master']]
         here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
-            return bool(master['uuid'] == here)
+            return master['uuid'] == here
         return not self.redirected
 
 
@@ -2488,7 +2491,7 @@ def entries_in(path: str) -> List[Tuple[str, bool]]:
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
-def names_in(path: str) -> List[str]:
+def names_in(path: str) -> Texts:
     """The names in a directory. Raise OSError."""
     return [name for name, _ in entries_in(path)]
 
@@ -2914,7 +2917,7 @@ def value_in(document: Record, key: str, default: Any = '') -> Any:
     return found if isinstance(found, type(default)) else default
 
 
-def uuid_and_device(disk: Record) -> Tuple[str, str]:
+def uuid_and_device(disk: Record) -> DiskId:
     """Return what a manifest has of a disk, to know it again by."""
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
@@ -2956,7 +2959,7 @@ class Manifest(NamedTuple):
     uuid: str = ''
     tags: Optional[Texts] = None   # None: not known
     snapshot: Optional[str] = None     # uuid
-    files: Dict[str, int] = {}         # bytes by name
+    files: Sizes = {}          # bytes by name
     disks: Sequence[Record] = ()       # that are in it
     left_out: Sequence[Record] = ()    # the others of the VM
     pool: str = ''             # uuid
@@ -3030,7 +3033,7 @@ class Backup(NamedTuple):
     when: float = 0            # seconds since 1970
     started: Optional[str] = None      # as iso() writes it, by the manifest or else the name
     manifest: Manifest = Manifest()
-    sizes: Dict[str, int] = {}         # bytes of its archives and images
+    sizes: Sizes = {}          # bytes of its archives and images
     protected: bool = False
     trouble: Optional[OSError] = None  # why it could not be read
 
@@ -3110,7 +3113,7 @@ class Backup(NamedTuple):
         found = sorted(name for name in names_in(self.path)
                        if name.endswith(IMAGES) and not DROPPED.search(name))
 
-        def named(base: str) -> List[str]:
+        def named(base: str) -> Texts:
             stem = re.compile(f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z')
             return [name for name in found if stem.match(folded(splitext(plain_name(name))[0]))]
         known = [folded(name) for name in self.manifest.images()]
@@ -3488,7 +3491,7 @@ class Catalogue:
         return left
 
     @staticmethod
-    def dumps_in(directory: str, ending: str = '.dump') -> List[str]:
+    def dumps_in(directory: str, ending: str = '.dump') -> Texts:
         """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
         ours = re.compile(r'pool_db_[0-9]{8}-[0-9]{6}\.dump(\.partial)?\Z')
         return sorted(join(directory, name) for name in names_in(directory)
@@ -3592,7 +3595,7 @@ class NewBackup(Backup):
         with create(self.file(*names)) as stream:
             stream.write(encoded(text))
 
-    def complete(self, document: Record, large: bool) -> Dict[str, int]:
+    def complete(self, document: Record, large: bool) -> Sizes:
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         files = {name: size_of(self.file(name)) for name in sorted(self.files()) if name != INTENT}
         for name in files:
@@ -4924,7 +4927,7 @@ def failing_as(token: str) -> Iterator[None]:
 
 
 @contextmanager
-def tolerating(warnings: List[str], what: str) -> Iterator[None]:
+def tolerating(warnings: Warned, what: str) -> Iterator[None]:
     """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
         yield
@@ -4941,7 +4944,7 @@ def end_clients(uuids: Texts, run: str) -> None:
             end_program(number)
 
 
-def in_several_tries(remove: Callable[[int], None], warnings: Optional[List[str]] = None) -> None:
+def in_several_tries(remove: Callable[[int], None], warnings: Optional[Warned] = None) -> None:
     """Call `remove` with the number of the try until it succeeds; earlier errors become warnings.
     IN_USE usually passes: it gets more tries and no warning; without a list every error does."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
@@ -4998,7 +5001,7 @@ class Remover(NamedTuple):
 
     pool: Pool
     xe: Xe
-    warnings: List[str]
+    warnings: Warned
 
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """Return the record of a snapshot with its uuid, and the disks of a VM's. One call."""
@@ -5006,7 +5009,7 @@ class Remover(NamedTuple):
         if intent.kind == 'VDI':
             return intent
         found = {intent.ref: [], snapshot.ref: []}     # type: Dict[str, List[str]]
-        for vbd in self.pool.where('VBD', 'VM', list(found)).values():
+        for vbd in self.pool.where('VBD', 'VM', found).values():
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 found[vbd['VM']].append(vbd['VDI'])
         sources, disks = map(tuple, found.values())
@@ -5162,7 +5165,7 @@ class Exporter:
     disks = others = left_out = ()     # type: Any
     ignoring = False
 
-    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: List[str]) -> None:
+    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: Warned) -> None:
         self.pool = pool
         self.xe = Xe()
         self.extension = extension
@@ -5198,7 +5201,7 @@ class Exporter:
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
         return kept
 
-    def names(self, base: str, vm: Vm) -> List[str]:
+    def names(self, base: str, vm: Vm) -> Texts:
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
         if self.archive:
             return [base + self.extension]
@@ -5436,7 +5439,7 @@ class Target(NamedTuple):
     name: str                  # of the new VM or disk
     sr: Record
     size: int                  # bytes of all disks
-    disks: Dict[str, int] = {}     # of an archive: bytes, by user device
+    disks: Sizes = {}      # of an archive: bytes, by user device
     preserve: bool = False     # the MAC addresses
     attach: str = ''           # uuid of the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
@@ -5445,7 +5448,7 @@ class Target(NamedTuple):
 class Importer:
     """Imports archives and images, and takes back what is partly imported."""
 
-    def __init__(self, pool: Pool, store: Store, warnings: List[str], limit: float = 0) -> None:
+    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0) -> None:
         self.pool = pool
         self.xe = Xe(numbered=False)
         self.store = store
@@ -5758,7 +5761,7 @@ class Hooks:
             log(f'hook {phase}: {how}: skipped')
         return not status
 
-    def notify(self, phase: str, warnings: List[str], **known: str) -> None:
+    def notify(self, phase: str, warnings: Warned, **known: str) -> None:
         """Run it at a phase where a failure is a warning."""
         try:
             self.run(phase, **known)
@@ -6055,7 +6058,7 @@ class Shared(Run):
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.clean_up_at_end = False      # something in the pool that the end of the run may mend
 
-    def exporter(self, method: str, warnings: List[str]) -> Exporter:
+    def exporter(self, method: str, warnings: Warned) -> Exporter:
         """Return the exporter of a method, with the settings that it needs."""
         settings, wanted = self.settings, 'all'
         extension = '.xva' + COMPRESSIONS[settings.compress].ending
@@ -6067,7 +6070,7 @@ class Shared(Run):
         return Exporter(self.pool, extension,
                         DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
 
-    def remove_leftovers(self, history: History, warnings: List[str]) -> Texts:
+    def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
         records = history.with_intent()
         for backup in records:
@@ -6079,7 +6082,7 @@ class Shared(Run):
                 self.store.finish_deleting(path)
         return [self.not_removed[each.path] for each in records if each.path in self.not_removed]
 
-    def remove_snapshot(self, backup: Backup, warnings: List[str]) -> None:
+    def remove_snapshot(self, backup: Backup, warnings: Warned) -> None:
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent, clear = backup.intent(), True
         if intent and intent.pool != self.pool.uuid():
@@ -6430,7 +6433,7 @@ def show_settings(config: Config, plan: Plan) -> None:
         log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
 
 
-def program_problems(settings: Settings) -> List[str]:
+def program_problems(settings: Settings) -> Texts:
     """Return the problems with the programs that the settings need."""
     problems = [hook_problem(settings.hook)]
     # xapi packs vm-exports: only to verify them takes a program.
@@ -7046,7 +7049,7 @@ class Pruning:
         self.store = target.store
         self.settings = target.config.settings
         self.kinds = {rule.kind for rule in target.config.rules}
-        self.previewing = bool(options['preview'])
+        self.previewing = options['preview']
         self.kept = self.deleted = self.errors = self.freed = 0
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
         self.vm = ''           # the same of a VM that has a good backup in its own
