@@ -1051,12 +1051,12 @@ class Job(NamedTuple):
 class Plan(NamedTuple):
     """What a run will do. Preview prints it, a run executes it."""
 
-    jobs: Tuple[Job, ...] = ()         # vdi-exports first, each kind in the order of the rules
+    jobs: Sequence[Job] = ()           # vdi-exports first, each kind in the order of the rules
     excluded: Texts = ()       # names
     uncovered: Texts = ()      # names that no rule mentions
-    failures: Tuple[Outcome, ...] = ()     # configured VMs that cannot be backed up
-    broken: Tuple[Rule, ...] = ()      # those that are no regular expressions
-    invalid: Tuple[Rule, ...] = ()     # those with a retention that is no number
+    failures: Sequence[Outcome] = ()   # configured VMs that cannot be backed up
+    broken: Sequence[Rule] = ()      # those that are no regular expressions
+    invalid: Sequence[Rule] = ()     # those with a retention that is no number
     messages: Texts = ()       # what a log has to tell, warnings included
     warnings: Texts = ()
     errors: Texts = ()         # with any of these nothing is backed up
