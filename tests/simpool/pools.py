@@ -32,38 +32,35 @@ All keys are optional but the names.
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
 `lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
 the part of a disk that holds data (noise, the same for the same seed); what is left is zeros.
-What is of another kind than the table KEYS tells is refused, with its place.
+A key that there is not, and a value that makes no sense, is refused with its place.
 """
 
+import contextlib
 import json
 import os
 import re
 
 from .archive import Image
 from .database import NULL
-from .model import LARGEST_VHD, Pool, XapiError, devices, new_mac, stamp, valid_device
+from .model import LARGEST_VHD, Pool, XapiError, devices, new_mac, stamp
 
 UNITS = {'': 1, 'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30, 'TiB': 1 << 40}
 NETWORK = 'Pool-wide network associated with eth0'
 
-# {thing: {key: what it holds}}: a word of VALUES, a thing, a [list] or a {map} of either; `!` is a
-# key that must be there.
-KEYS = {thing: dict(word.split(':') for word in words.split()) for thing, words in {
-    'pool': 'name:text password:text xapi_version:version product:text product_version:text'
-            ' hosts:[host] networks:[text] srs:[SR] vms:[VM] latency:seconds faults:[fault]',
-    'fault': 'at:text! do:text! nth:positive times:number error:[text] stdout:text stderr:text'
-             ' exit:number after:number seconds:seconds rate:positive',
-    'host': 'name:text! address:text',
-    'SR': 'name:text! type:text size:size shared:flag content:text isos:[text]',
-    'VM': 'name:text! uuid:uuid description:text power_state:state template:flag tags:[text]'
-          ' other_config:{text} blocked_operations:{text} ha_restart_priority:text memory:room'
-          ' vcpus:positive host:text firmware:firmware vtpm:flag disks:[disk] cd:image'
-          ' networks:[text] ran:flag snapshots:[text] count:number',
-    'disk': 'size:room name:text description:text sr:text fill:part seed:text device:device'
-            ' bootable:flag mode:mode owner:flag on_boot:on_boot sharable:flag',
+KEYS = {thing: words.split() for thing, words in {
+    'pool': 'name password xapi_version product product_version hosts networks srs vms latency'
+            ' faults',
+    'fault': 'at do nth times error stdout stderr exit after seconds rate',
+    'host': 'name address',
+    'SR': 'name type size shared content isos',
+    'VM': 'name uuid description power_state template tags other_config blocked_operations'
+          ' ha_restart_priority memory vcpus host firmware vtpm disks cd networks ran snapshots'
+          ' count',
+    'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
 }.items()}
-
-UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+NEEDED = {'fault': ('at', 'do'), 'host': ('name',), 'SR': ('name',), 'VM': ('name',)}
+ONE_OF = {'power_state': ('Halted', 'Running', 'Paused', 'Suspended'), 'firmware': ('bios', 'uefi'),
+          'mode': ('RO', 'RW'), 'on_boot': ('persist', 'reset')}
 
 DEMO = {
     'name': 'demo pool',
@@ -125,141 +122,58 @@ def load(source=None):
 
 
 def from_description(description):
-    _check(description, 'pool', '')
-    vms = description.get('vms', [])
-    _check_uuids(vms)
-    for number, vm in enumerate(vms):
-        _check_devices(vm.get('disks', []), 'vms[%d].disks' % number)
-    builder = _Builder(description)
-    builder.build()
+    with _place('the description'):
+        _check(description, 'pool')
+        builder = _Builder(description)
+        builder.build()
     builder.pool.journal.clear()
     builder.pool.faults.latency = description.get('latency', 0)
     for number, fault in enumerate(description.get('faults', [])):
-        details = {key: value for key, value in fault.items() if key != 'at'}
-        try:
-            builder.pool.faults.add(fault['at'], **details)
-        except ValueError as error:
-            raise DescriptionError('faults[%d]: %s' % (number, error))
+        with _place('faults[%d]' % number):
+            _check(fault, 'fault')
+            builder.pool.faults.add(fault['at'], **{
+                key: value for key, value in fault.items() if key != 'at'})
     return builder.pool
 
 
-def size_of(value, where='size'):
+@contextlib.contextmanager
+def _place(where):
+    """What goes wrong in here is this part of the description's fault."""
+    try:
+        yield
+    except DescriptionError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, XapiError) as error:
+        raise DescriptionError('%s: %s: %s' % (
+            where, type(error).__name__, ' '.join(map(str, error.args))))
+
+
+def _check(thing, kind):
+    """Raise ValueError for an object that lacks a key, has an unknown one, or in the place of a
+    word another one than there is."""
+    for key in NEEDED.get(kind, ()):
+        if not isinstance(thing[key], str):
+            raise ValueError('%s: a text is needed' % key)
+    for key, value in thing.items():
+        if key not in KEYS[kind]:
+            raise ValueError('unknown key %r (known: %s)' % (key, ' '.join(KEYS[kind])))
+        if value not in ONE_OF.get(key, [value]):
+            raise ValueError('%s: one of %s' % (key, ' '.join(ONE_OF[key])))
+
+
+def size_of(value):
     match = re.match(r'(\d+) *(\w*)$', str(value))
-    if isinstance(value, bool) or not match or match.group(2) not in UNITS:
-        raise DescriptionError('%s: not a size: %r' % (where, value))
+    if not match or match.group(2) not in UNITS:
+        raise ValueError('not a size: %r' % (value,))
     return int(match.group(1)) * UNITS[match.group(2)]
 
 
-def _is_size(value, least=0):
-    try:
-        return size_of(value) >= least
-    except DescriptionError:
-        return False
-
-
-def _is_number(value, least=0, kinds=int):
-    return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
-
-
-def _is_device(value):
-    name = str(value)
-    return type(value) in (int, str) and valid_device(name) and bool(devices(name))
-
-
-def _one_of(*words):
-    return ' or '.join(words), lambda value: isinstance(value, str) and value in words
-
-
-# What a value must be, in words, and whether it is.
-VALUES = {
-    'text': ('a text', lambda value: isinstance(value, str)),
-    'image': ('a text or null', lambda value: value is None or isinstance(value, str)),
-    'flag': ('true or false', lambda value: isinstance(value, bool)),
-    'number': ('a whole number', _is_number),
-    'positive': ('a whole number above 0', lambda value: _is_number(value, 1)),
-    'seconds': ('a number of seconds', lambda value: _is_number(value, kinds=(int, float))),
-    'part': ('a number between 0 and 1',
-             lambda value: _is_number(value, kinds=(int, float)) and value <= 1),
-    'size': ('a size', _is_size),
-    'room': ('a size above 0', lambda value: _is_size(value, 1)),
-    'device': ('a device, as "0" or "xvda",', _is_device),
-    'uuid': ('a uuid', lambda value: isinstance(value, str) and UUID.fullmatch(value)),
-    'version': ('a version, as "26.1",', lambda value: isinstance(value, str) and re.match(
-        r'[0-9]+\.[0-9]+(\.|$)', value)),
-    'state': _one_of('Halted', 'Running', 'Paused', 'Suspended'),
-    'firmware': _one_of('bios', 'uefi'),
-    'mode': _one_of('RO', 'RW'),
-    'on_boot': _one_of('persist', 'reset'),
-}
-
-
-def _check(value, kind, where):
-    """Refuse what is not of this kind: a word of VALUES or KEYS, '[kind]' or '{kind}'."""
-    kind = kind.rstrip('!')
-    if kind.startswith('['):
-        _need(isinstance(value, (list, tuple)), where, 'a list', value)
-        for number, each in enumerate(value):
-            _check(each, kind[1:-1], '%s[%d]' % (where, number))
-    elif kind.startswith('{'):
-        _need(isinstance(value, dict), where, 'an object', value)
-        for key in value:
-            _check(key, 'text', where)
-            _check(value[key], kind[1:-1], '%s.%s' % (where, key))
-    elif kind in VALUES:
-        words, test = VALUES[kind]
-        _need(test(value), where, words, value)
-    else:
-        _check_thing(value, kind, where)
-
-
-def _need(holds, where, words, value):
-    if not holds:
-        raise DescriptionError('%s: %s is needed, not %r' % (where, words, value))
-
-
-def _check_thing(thing, kind, where):
-    thing, keys = _whole(thing, kind), KEYS[kind]
-    _need(isinstance(thing, dict), where or 'the description', 'an object', thing)
-    unknown = sorted(set(thing) - set(keys), key=str)
-    if unknown:
-        raise DescriptionError('%s: unknown key %r (known: %s)' % (
-            where or 'the description', unknown[0], ' '.join(keys)))
-    for key in keys:
-        if key in thing:
-            _check(thing[key], keys[key], '%s.%s' % (where, key) if where else key)
-        elif keys[key].endswith('!'):
-            raise DescriptionError('%s: a %s is needed' % (where, key))
-
-
 def _whole(thing, kind):
-    """The object that a host's name or a disk's size stands for."""
-    if kind == 'host' and isinstance(thing, str):
-        return {'name': thing}
-    if kind == 'disk' and not isinstance(thing, dict):
-        return {'size': thing}
+    """The object that a host's name or a disk's size stands for, checked."""
+    if not isinstance(thing, dict):
+        thing = {'name' if kind == 'host' else 'size': thing}
+    _check(thing, kind)
     return thing
-
-
-def _check_uuids(vms):
-    owners = {}
-    for number, vm in enumerate(vms):
-        count = vm.get('count', 1)
-        if 'uuid' not in vm or not count:
-            continue
-        owner = owners.setdefault(vm['uuid'], number)
-        if owner != number or count > 1:
-            raise DescriptionError('vms[%d].uuid: %s' % (
-                number, 'vms[%d] has it already' % owner if owner != number
-                else 'there are %d of this VM' % count))
-
-
-def _check_devices(disks, where):
-    taken = set()
-    for number, disk in enumerate(_whole(disk, 'disk') for disk in disks):
-        name = str(disk.get('device', number))
-        if not taken.isdisjoint(devices(name)):
-            raise DescriptionError('%s[%d].device: another disk is %r' % (where, number, name))
-        taken.update(devices(name))
 
 
 class _Builder:
@@ -280,19 +194,23 @@ class _Builder:
                 'network', name_label=name, bridge='xenbr%d' % len(self.networks)))
         default = [{'name': 'Local storage', 'type': 'ext', 'size': '1 TiB'},
                    {'name': 'ISO library', 'content': 'iso', 'shared': True}]
-        for sr in self.get('srs', default):
-            self.add_sr(sr)
+        for number, sr in enumerate(self.get('srs', default)):
+            with _place('srs[%d]' % number):
+                _check(sr, 'SR')
+                self.add_sr(sr)
         disks = [sr for sr in self.srs.values()
                  if self.pool.tables['SR'][sr]['content_type'] != 'iso']
-        self.pool.new('pool', name_label=self.get('name', ''),
-                      master=next(iter(self.hosts.values())), default_SR=(disks + [NULL])[0])
+        self.default_sr = (disks + [NULL])[0]
+        self.pool.new('pool', name_label=self.get('name', ''), default_SR=self.default_sr,
+                      master=next(iter(self.hosts.values())))
         for name in ('Debian Bookworm 12', 'Windows Server 2022 (64-bit)', 'Other install media'):
             self.pool.add_vm(name_label=name, is_a_template=True, is_default_template=True,
                              other_config={'default_template': 'true', 'install-methods': 'cdrom'})
         for host in self.hosts:
             self.add_control_domain(host)
         for number, vm in enumerate(self.get('vms', [])):
-            self.add_vms('vms[%d]' % number, vm)
+            with _place('vms[%d]' % number):
+                self.add_vms(vm)
 
     def add_host(self, number, host):
         name = host['name']
@@ -348,33 +266,27 @@ class _Builder:
             self.isos[image] = self.pool.make_vdi(ref, 1 << 20, name_label=image, read_only=True)
             self.pool.put('VDI', self.isos[image], location=image)
 
-    def add_vms(self, where, vm):
-        name = vm['name']
-        if 'host' in vm:
-            self.found(self.hosts, vm['host'], where + '.host')
-        for number, disk in enumerate(vm.get('disks', [])):
-            self.sr_of(_whole(disk, 'disk'), '%s.disks[%d]' % (where, number))
+    def add_vms(self, vm):
+        _check(vm, 'VM')
         for number in range(vm.get('count', 1)):
-            label = name.replace('{n}', str(number)) if 'count' in vm else name
-            try:
-                self.add_vm(where, vm, label)
-            except XapiError as error:
-                raise DescriptionError('%s (%s): %s' % (where, label, ' '.join(error.details)))
+            if 'uuid' in vm and vm['uuid'] in {
+                    record['uuid'] for record in self.pool.tables['VM'].values()}:
+                raise ValueError('another VM has this uuid')
+            self.add_vm(vm, vm['name'].replace('{n}', str(number)) if 'count' in vm else vm['name'])
 
-    def add_vm(self, where, vm, name):
+    def add_vm(self, vm, name):
         pool = self.pool
         state = vm.get('power_state', 'Halted')
         ref = pool.add_vm(**self.vm_fields(vm, name))
         for number, disk in enumerate(vm.get('disks', [])):
-            self.add_disk('%s.disks[%d]' % (where, number), ref, name, number,
-                          _whole(disk, 'disk'))
+            self.add_disk(ref, name, number, _whole(disk, 'disk'))
         if 'cd' in vm:
-            image = self.found(self.isos, vm['cd'], where + '.cd') if vm['cd'] else NULL
+            image = self.isos[vm['cd']] if vm['cd'] else NULL
             pool.new('VBD', VM=ref, VDI=image, empty=image == NULL, type='CD', mode='RO',
                      userdevice=self.cd_device(ref), allowed_operations=['attach', 'insert'])
         for number, network in enumerate(vm.get('networks', list(self.networks)[:1])):
             pool.new('VIF', VM=ref, device=str(number), MAC=new_mac(), MAC_autogenerated=True,
-                     network=self.found(self.networks, network, where + '.networks'))
+                     network=self.networks[network])
         if vm.get('vtpm'):
             pool.new('VTPM', VM=ref)
         for label in vm.get('snapshots', []):
@@ -386,9 +298,9 @@ class _Builder:
         return self.pool.free_device(vm, ['3'] + [str(each) for each in range(255)])
 
     def bring_into(self, ref, state, vm):
-        pool = self.pool
+        pool, host = self.pool, self.hosts[vm['host']] if 'host' in vm else None
         if vm.get('ran') or state != 'Halted':
-            pool.power_on(ref, host=self.hosts[vm['host']] if 'host' in vm else None)
+            pool.power_on(ref, host=host)
         if state in ('Running', 'Suspended'):
             pool.put('VM', ref, guest_metrics=pool.new('VM_guest_metrics', last_updated=stamp()))
         if state == 'Paused':
@@ -419,9 +331,14 @@ class _Builder:
                           NVRAM={'EFI-variables': 'QUFBQQ=='})
         return fields
 
-    def add_disk(self, where, vm, name, number, disk):
+    def add_disk(self, vm, name, number, disk):
         size, fill = size_of(disk.get('size', '8 MiB')), disk.get('fill', 0.5)
-        pool, sr = self.pool, self.sr_of(disk, where)
+        pool, device = self.pool, str(disk.get('device', number))
+        sr = self.srs[disk['sr']] if 'sr' in disk else self.default_sr
+        if pool.record('SR', sr)['content_type'] == 'iso':
+            raise ValueError('%r is for ISO images' % disk['sr'])
+        if not devices(device) or not pool.taken_devices(vm).isdisjoint(devices(device)):
+            raise ValueError('disks[%d]: no device, or another disk is %r' % (number, device))
         seed = disk.get('seed', '%s %d' % (name, number))
         content = Image.sample(size, seed, fill) if fill else Image(size)
         vdi = pool.make_vdi(
@@ -430,24 +347,6 @@ class _Builder:
             name_description=disk.get('description', ''), on_boot=disk.get('on_boot', 'persist'),
             sharable=disk.get('sharable', False),
             sm_config={'image-format': 'qcow2'} if size > LARGEST_VHD else {})
-        pool.new('VBD', VM=vm, VDI=vdi, userdevice=str(disk.get('device', number)),
+        pool.new('VBD', VM=vm, VDI=vdi, userdevice=device,
                  bootable=disk.get('bootable', number == 0), mode=disk.get('mode', 'RW'),
                  other_config={'owner': ''} if disk.get('owner', True) else {})
-
-    def sr_of(self, disk, where):
-        tables = self.pool.tables
-        if 'sr' not in disk:
-            sr = tables['pool'][self.pool.pool_ref]['default_SR']
-            if sr == NULL:
-                raise DescriptionError('%s: there is no SR for disks' % where)
-            return sr
-        sr = self.found(self.srs, disk['sr'], where + '.sr')
-        if tables['SR'][sr]['content_type'] == 'iso':
-            raise DescriptionError('%s.sr: %r is for ISO images' % (where, disk['sr']))
-        return sr
-
-    @staticmethod
-    def found(things, name, where):
-        if name not in things:
-            raise DescriptionError('%s: there is no %r' % (where, name))
-        return things[name]

@@ -8,7 +8,6 @@ go together: the first time that a recorded one is met it is bound to the simula
 While transfers run the recorded tables are samples. The simulated transfers go on, state by state,
 until a state is like the sample: what the pool never passes through is a difference.
 """
-import collections
 import fnmatch
 import functools
 import io
@@ -83,13 +82,13 @@ class Expected:
     but the reason; without a number, wherever that is in the scenario. `entry` finds and notes
     the line of a difference."""
 
-    def __init__(self, text, version='*'):
+    def __init__(self, text, version):
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith('#')]
         self.entries = [tuple(part.strip() for part in line.split('|', 3)) for line in lines]
         self.entries = [entry if ':' in entry[0] else (entry[0] + ':*',) + entry[1:]
                         for entry in self.entries]
         self.entries = [entry for entry in self.entries
-                        if fnmatch.fnmatchcase(version, entry[0].split('/')[0]) or version == '*']
+                        if fnmatch.fnmatchcase(version, entry[0].split('/')[0])]
         self.known = {}
         self.used = set()
 
@@ -1059,38 +1058,3 @@ def as_lists(block):
 def scenarios(version):
     return sorted(name[:-6] for name in os.listdir(os.path.join(RECORDED, version))
                   if name.endswith('.jsonl'))
-
-
-def main(arguments):
-    import time
-    path = os.path.join(RECORDED, 'differences.txt')
-    text = open(path, encoding='utf-8').read() if os.path.exists(path) else ''
-    expected = Expected(text)
-    for version in ('25.33.2', '26.17.0'):
-        for name in scenarios(version):
-            if arguments and not any(fnmatch.fnmatch(version + '/' + name, '*' + each + '*')
-                                     for each in arguments):
-                continue
-            before = time.process_time()
-            try:
-                found = replay(version, name, expected)
-            except Exception:
-                import traceback
-                print('%s/%s RAISED %s' % (version, name, traceback.format_exc(limit=-3)[-700:]))
-                continue
-            odd = [each for each in found if not expected.entry(each)]
-            print('%s/%s: %d differences, %d listed, %.2f s' % (
-                version, name, len(odd), len(found) - len(odd), time.process_time() - before))
-            groups = collections.OrderedDict()
-            for each in odd:
-                call = re.sub('[0-9a-f-]{36}', 'U', each.call)[:60]
-                groups.setdefault((call, each.path), []).append(each)
-            for (call, p), members in groups.items():
-                e = members[0]
-                print('  %3d x %s %s (n=%d)\n        R %.600r\n        S %.600r' % (
-                    len(members), call, p, e.line, e.recorded, e.simulated))
-
-
-if __name__ == '__main__':
-    import sys
-    main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -22,71 +23,41 @@ ISOS = {'name': 'ISOs', 'content': 'iso', 'isos': ['x.iso']}
 
 
 class Descriptions(unittest.TestCase):
-    def assert_bad(self, description, *words):
-        with self.assertRaises(pools.DescriptionError) as caught:
-            pools.from_description(description)
-        for word in words:
-            self.assertIn(word, str(caught.exception), description)
+    def test_what_makes_no_sense_is_refused_with_its_place(self):
+        twice = [{'name': 'a', 'uuid': ONE}, {'name': 'b'}, {'name': 'c', 'uuid': ONE}]
 
-    def test_a_value_of_a_wrong_kind_is_refused_with_its_place(self):
-        around = {
-            'pool': ('', lambda thing: thing),
-            'fault': ('faults[0].', lambda thing: {'faults': [thing]}),
-            'host': ('hosts[1].', lambda thing: {'hosts': ['a', thing]}),
-            'SR': ('srs[0].', lambda thing: {'srs': [thing]}),
-            'VM': ('vms[1].', lambda thing: {'vms': [{'name': 'a'}, thing]}),
-            'disk': ('vms[0].disks[1].', lambda thing: {
-                'vms': [{'name': 'a', 'disks': ['1 MiB', thing]}]})}
-        self.assertEqual(set(pools.KEYS), set(around))
-        for kind, (place, inside) in around.items():
-            needed = {key: 'x' for key, value in pools.KEYS[kind].items() if value.endswith('!')}
-            for key in pools.KEYS[kind]:
-                self.assert_bad(inside(dict(needed, **{key: frozenset()})), place + key + ': ')
-            self.assert_bad(inside(dict(needed, colour=1)), "unknown key 'colour'")
-            for key in needed:
-                self.assert_bad(inside(dict(needed, **{key: None})), place + key + ': a text')
-                self.assert_bad(inside({}), place.rstrip('.') + ': a ')
-
-    def test_a_value_that_there_cannot_be_is_refused_with_its_place(self):
-        two = [{'name': 'a', 'uuid': ONE}, {'name': 'b'}, {'name': 'c', 'uuid': ONE}]
+        def vm(**keys):
+            return {'srs': [{'name': 's'}, ISOS], 'vms': [{'name': 'a'}, dict(keys, name='b')]}
         for description, *words in (
-                ([], 'the description'), ({'vms': [5]}, 'vms[0]: an object'),
+                ([], 'the description: '), ({'colour': 1}, "unknown key 'colour'"),
+                ({'hosts': [{}]}, 'the description: ', 'name'),
+                ({'xapi_version': '26.1-beta'}, 'the description: ', '1-beta'),
+                ({'srs': [{'name': 5}]}, 'srs[0]: ', 'name: a text'),
+                ({'srs': [{'name': 's', 'size': -1}]}, 'srs[0]: ', 'not a size: -1'),
                 ({'srs': [{'name': 's', 'type': 'lvm', 'size': 4096}],
-                  'vms': [{'name': 'a', 'disks': [8192]}]}, 'vms[0]', 'SR_BACKEND_FAILURE_44'),
-                ({'xapi_version': '26.1-beta'}, 'xapi_version: '),
-                ({'networks': [5]}, 'networks[0]: a text'),
-                ({'srs': [{'name': 's', 'size': -1}]}, 'srs[0].size: a size'),
-                ({'vms': two}, 'vms[2].uuid', 'vms[0]'),
-                ({'vms': [dict(two[0], count=2)]}, 'vms[0].uuid'),
-                ({'srs': [{'name': 's'}, ISOS], 'vms': [{'name': 'a', 'disks': [{'sr': 'ISOs'}]}]},
-                 'vms[0].disks[0].sr', "'ISOs'"),
-                ({'srs': [ISOS], 'vms': [{'name': 'a', 'disks': ['1 MiB']}]},
-                 'vms[0].disks[0]', 'no SR')):
-            self.assert_bad(description, *words)
-        for key, word, *values in (
-                ('tags', '[0]: a text', [5]), ('other_config', '.a: a text', {'a': 5}),
-                ('uuid', ': a uuid', ''), ('vcpus', ': a whole number', True, 0),
-                ('count', ': a whole number', True, -1), ('ran', ': true or false', 1),
-                ('memory', ': a size', 0), ('host', ': ', 'x'), ('cd', '', 'x.iso'),
-                ('networks', '', ['x']), ('firmware', ': bios or uefi', 'efi'),
-                ('power_state', '', 'on')):
-            for value in values:
-                self.assert_bad({'vms': [{'name': 'a'}, {'name': 'b', key: value}]},
-                                'vms[1].' + key + word)
-        for key, word, *values in (
-                ('device', ': a device', 'zz', -1, 1.5, True, 'autodetect'),
-                ('size', ': a size', 0, '0 MiB', '8 megs', True), ('sr', '', 'x'),
-                ('fill', ': a number', '1', True), ('fill', '', 2), ('mode', ': RO or RW', 'rw'),
-                ('on_boot', ': persist or reset', 'never')):
-            for value in values:
-                self.assert_bad({'vms': [{'name': 'a', 'disks': ['1 MiB', {key: value}]}]},
-                                'vms[0].disks[1].' + key + word)
-        for disk in (0, None, [], '0'):
-            self.assert_bad({'vms': [{'name': 'a', 'disks': [disk]}]},
-                            'vms[0].disks[0].size: a size')
-        for second in ('xvdb', 1, 'hdb'):
-            self.assert_bad({'vms': [{'name': 'a', 'disks': [{'device': second}, '1 MiB']}]},
-                            'vms[0].disks[1].device')
+                  'vms': [{'name': 'a', 'disks': [8192]}]}, 'vms[0]: ', 'SR_BACKEND_FAILURE_44'),
+                ({'srs': [ISOS], 'vms': [{'name': 'a', 'disks': ['1 MiB']}]}, 'vms[0]: ', 'SR'),
+                ({'vms': twice}, 'vms[2]: ', 'uuid'), (vm(uuid=ONE, count=2), 'vms[1]: ', 'uuid'),
+                ({'vms': [{}]}, 'vms[0]: ', 'name'), (vm(colour=1), "vms[1]: ", 'colour'),
+                (vm(networks=['x']), 'vms[1]: ', 'x'), (vm(cd='y.iso'), 'vms[1]: ', 'y.iso'),
+                (vm(host='x'), 'vms[1]: ', 'x'), (vm(memory='8 megs'), 'vms[1]: ', '8 megs'),
+                (vm(firmware='efi'), 'firmware: one of bios uefi'),
+                (vm(power_state='on'), 'power_state: one of'), (vm(count='2'), 'vms[1]: '),
+                (vm(disks=[{'sr': 'ISOs'}]), "vms[1]: ", "'ISOs' is for ISO images"),
+                (vm(disks=[{'sr': 'x'}]), 'vms[1]: ', 'x'), (vm(disks=[None]), 'vms[1]: ', 'None'),
+                (vm(disks=[{'mode': 'rw'}]), 'mode: one of RO RW'),
+                (vm(disks=[{'on_boot': 'never'}]), 'on_boot: one of'),
+                (vm(disks=[{'color': 'x'}]), "vms[1]: ", 'color'),
+                (vm(disks=['1 MiB', {'device': 'zz'}]), "vms[1]: ", "disks[1]: no device"),
+                (vm(disks=[{'device': 'xvdb'}, '1 MiB']), 'vms[1]: ', "disks[1]: ", "disk is '1'"),
+                ({'faults': [{'at': 'vm-list', 'do': 'explode'}]}, 'faults[0]: '),
+                ({'faults': [{'at': 'vm-list', 'do': 'slow', 'how': 'x'}]}, 'faults[0]: ', 'how'),
+                ({'faults': [{'do': 'hang'}]}, 'faults[0]: ', 'at'),
+                ({'faults': ['vm-list']}, 'faults[0]: ')):
+            with self.assertRaises(pools.DescriptionError) as caught:
+                pools.from_description(description)
+            for word in words:
+                self.assertIn(word, str(caught.exception), description)
 
     def test_devices_and_uuids_are_those_of_the_description(self):
         pool = pools.load({'vms': [{'name': 'a', 'uuid': ONE, 'count': 1, 'cd': None, 'ran': True,
@@ -98,7 +69,7 @@ class Descriptions(unittest.TestCase):
 
     def test_every_key_that_is_told_is_known(self):
         told = set(re.findall(r'"(\w+)":', pools.__doc__))
-        known = {key for keys in pools.KEYS.values() for key in keys}
+        known = set(itertools.chain(*pools.KEYS.values()))
         self.assertEqual(known, told - {'key', 'snapshot'})
 
     def test_a_count_makes_many_vms_of_one_description(self):
@@ -143,13 +114,6 @@ class Descriptions(unittest.TestCase):
             fault and (fault.do, fault.stdout, fault.exit)
             for fault in (pool.faults.take('vm-list') for _ in range(3))])
 
-    def test_impossible_faults_are_refused_with_their_place(self):
-        for fault in ({'at': 'vm-list', 'do': 'explode'}, {'at': 'vm-list', 'do': 'refuse'},
-                      {'do': 'hang'}, {'at': 'vm-list', 'do': 'die', 'how': 'x'},
-                      {'at': 'vm-list', 'do': 'slow', 'rate': 0}, 'vm-list'):
-            with self.assertRaisesRegex(pools.DescriptionError, r'^faults\[0\]'):
-                pools.load({'faults': [fault]})
-
 
 class Wrapper(unittest.TestCase):
     def setUp(self):
@@ -188,7 +152,7 @@ class Wrapper(unittest.TestCase):
     def test_mistakes_are_one_line_and_status_2(self):
         for text, words in (
                 ('{\n\n  oops}', ', line 3: Expecting property name enclosed in double quotes'),
-                ('{"vms": [{"name": "a", "disks": 5}]}', ': vms[0].disks: a list is needed, not 5'),
+                ('{"vms": [{"name": "a", "disks": 5}]}', ': vms[0]: TypeError: '),
                 ('{\n"vms": [}', ', line 2: Expecting value'), (b'\xff', ': not UTF-8: ')):
             status, err = self.run_it('--pool', self.described(text), 'true')
             self.assertEqual((2, 1), (status, err.count('\n')))
