@@ -7,7 +7,6 @@ pool; the format of the file is described in tests/simpool/pools.py. `python3 -m
 is a playground.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,6 @@ import sys
 from . import SimPool, pools
 
 USAGE = 'usage: python3 -m tests.simpool [--pool FILE] COMMAND...'
-FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1,
-             signal.SIGUSR2)
 FROM_TERMINALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -41,39 +38,19 @@ def parse(arguments):
     return file, words
 
 
-class Child:
-    """The command, and the signals that come to us and are meant for it."""
-
-    def __init__(self):
-        self.process = None
-        self.early = None
-        for number in FORWARDED:
-            signal.signal(number, self.forward)
-
-    def forward(self, number, frame):
-        """Pass a signal on, unless a terminal sent it to the whole process group."""
-        if self.process is None:
-            self.early = number
-        elif number not in FROM_TERMINALS or not self.in_foreground():
-            self.process.send_signal(number)
-
-    @staticmethod
-    def in_foreground():
-        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-
-    def run(self, command, environ):
-        """The exit status of the command, as a shell tells it."""
-        if self.early:
-            return 128 + self.early
-        try:
-            self.process = subprocess.Popen(command, env=environ)
-        except OSError as error:
-            print('simpool: %s: %s' % (command[0], error.strerror), file=sys.stderr)
-            return 127 if isinstance(error, FileNotFoundError) else 126
-        if self.early:
-            self.process.send_signal(self.early)
-        status = self.process.wait()
-        return status if status >= 0 else 128 - status
+def run(command, environ):
+    """The exit status of the command, as a shell tells it. SIGTERM is passed on to it; those of a
+    terminal it gets itself."""
+    try:
+        process = subprocess.Popen(command, env=environ)
+    except OSError as error:
+        print('simpool: %s: %s' % (command[0], error.strerror), file=sys.stderr)
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    for number in FROM_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 def main(arguments):
@@ -87,9 +64,8 @@ def main(arguments):
     except (UsageError, pools.DescriptionError) as error:
         print('simpool: %s' % error, file=sys.stderr)
         return 2
-    child = Child()
     with SimPool(pool) as sim:
-        return child.run(command, sim.environ())
+        return run(command, sim.environ())
 
 
 if __name__ == '__main__':

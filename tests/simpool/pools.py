@@ -5,33 +5,26 @@ All keys are optional but the names.
     {"name": "",                    of the pool; a fresh one has none
      "password": "password",        of root
      "xapi_version": "26.1",        of the toolstack: decides checksums, task labels, error shapes
-     "product": "XCP-ng",           and "product_version": "8.3.0"
-     "hosts": ["host1", {"name": "host2", "address": "10.0.0.2"}],      the first is the master
+     "hosts": ["host1", "host2"],   the first is the master
      "networks": ["Pool-wide network associated with eth0"],
      "srs": [{"name": "Local storage", "type": "lvm", "size": "1 TiB", "shared": false,
               "content": "user", "isos": ["debian-12.iso"]}],           the first is the default SR
      "vms": [{"name": "web", "uuid": "...", "description": "", "power_state": "Halted",
               "template": false, "tags": ["prod"], "other_config": {"key": "value"},
-              "blocked_operations": {"snapshot": "why"}, "ha_restart_priority": "restart",
-              "memory": "256 MiB", "vcpus": 1, "host": "host1", "firmware": "bios",
+              "ha_restart_priority": "restart", "memory": "256 MiB", "firmware": "bios",
               "vtpm": true,
               "disks": ["8 MiB", {"size": "8 MiB", "name": "web 0", "description": "", "sr": "...",
-                        "fill": 0.5, "seed": "...", "device": "0", "bootable": true, "mode": "RW",
-                        "owner": true, "on_boot": "persist", "sharable": false}],
+                        "fill": 0.5, "device": "0", "bootable": true, "mode": "RW",
+                        "owner": true}],
               "cd": "debian-12.iso",                null: an empty drive; without the key: none
               "networks": ["..."],                  a VIF on each (default: one on the first)
               "ran": true,                          its disks have device names, as after a start
               "snapshots": ["before the upgrade"],  oldest first
-              "count": 1}],                         so many of them; {n} in the name is the number
-     "latency": 0.002,              seconds that every call takes
-     "faults": [{"at": "vm-export",             an xe verb or an API method; see faults.py
-                 "nth": 2, "times": 1, "do": "refuse",
-                 "error": ["VDI_IO_ERROR", "Device I/O errors"], "after": 100000,
-                 "seconds": 0.5, "rate": 100000, "stdout": "", "stderr": "", "exit": 0}]}
+              "count": 1}]}                         so many of them; {n} in the name is the number
 
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
 `lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
-the part of a disk that holds data (noise, the same for the same seed); what is left is zeros.
+the part of a disk that holds data (noise, the same for the same names); what is left is zeros.
 A key that there is not, and a value that makes no sense, is refused with its place.
 """
 
@@ -48,19 +41,14 @@ UNITS = {'': 1, 'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30, 'TiB': 1
 NETWORK = 'Pool-wide network associated with eth0'
 
 KEYS = {thing: words.split() for thing, words in {
-    'pool': 'name password xapi_version product product_version hosts networks srs vms latency'
-            ' faults',
-    'fault': 'at do nth times error stdout stderr exit after seconds rate',
-    'host': 'name address',
+    'pool': 'name password xapi_version hosts networks srs vms',
     'SR': 'name type size shared content isos',
-    'VM': 'name uuid description power_state template tags other_config blocked_operations'
-          ' ha_restart_priority memory vcpus host firmware vtpm disks cd networks ran snapshots'
-          ' count',
-    'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
+    'VM': 'name uuid description power_state template tags other_config ha_restart_priority memory'
+          ' firmware vtpm disks cd networks ran snapshots count',
+    'disk': 'size name description sr fill device bootable mode owner',
 }.items()}
-NEEDED = {'fault': ('at', 'do'), 'host': ('name',), 'SR': ('name',), 'VM': ('name',)}
 ONE_OF = {'power_state': ('Halted', 'Running', 'Paused', 'Suspended'), 'firmware': ('bios', 'uefi'),
-          'mode': ('RO', 'RW'), 'on_boot': ('persist', 'reset')}
+          'mode': ('RO', 'RW')}
 
 DEMO = {
     'name': 'demo pool',
@@ -127,12 +115,6 @@ def from_description(description):
         builder = _Builder(description)
         builder.build()
     builder.pool.journal.clear()
-    builder.pool.faults.latency = description.get('latency', 0)
-    for number, fault in enumerate(description.get('faults', [])):
-        with _place('faults[%d]' % number):
-            _check(fault, 'fault')
-            builder.pool.faults.add(fault['at'], **{
-                key: value for key, value in fault.items() if key != 'at'})
     return builder.pool
 
 
@@ -149,11 +131,10 @@ def _place(where):
 
 
 def _check(thing, kind):
-    """Raise ValueError for an object that lacks a key, has an unknown one, or in the place of a
+    """Raise ValueError for an object that lacks a name, has an unknown key, or in the place of a
     word another one than there is."""
-    for key in NEEDED.get(kind, ()):
-        if not isinstance(thing[key], str):
-            raise ValueError('%s: a text is needed' % key)
+    if kind in ('SR', 'VM') and not isinstance(thing['name'], str):
+        raise ValueError('name: a text is needed')
     for key, value in thing.items():
         if key not in KEYS[kind]:
             raise ValueError('unknown key %r (known: %s)' % (key, ' '.join(KEYS[kind])))
@@ -168,14 +149,6 @@ def size_of(value):
     return int(match.group(1)) * UNITS[match.group(2)]
 
 
-def _whole(thing, kind):
-    """The object that a host's name or a disk's size stands for, checked."""
-    if not isinstance(thing, dict):
-        thing = {'name' if kind == 'host' else 'size': thing}
-    _check(thing, kind)
-    return thing
-
-
 class _Builder:
     """Makes the records of a description, one kind after the other."""
 
@@ -187,8 +160,8 @@ class _Builder:
     def build(self):
         """Make everything: the pool first, its VMs last."""
         self.pool.new('user')
-        for number, host in enumerate(self.get('hosts', ['host1']) or ['host1']):
-            self.add_host(number, _whole(host, 'host'))
+        for number, name in enumerate(self.get('hosts', ['host1']), 1):
+            self.add_host(number, name)
         for name in self.get('networks', [NETWORK]):
             self.networks.setdefault(name, self.pool.new(
                 'network', name_label=name, bridge='xenbr%d' % len(self.networks)))
@@ -212,18 +185,15 @@ class _Builder:
             with _place('vms[%d]' % number):
                 self.add_vms(vm)
 
-    def add_host(self, number, host):
-        name = host['name']
+    def add_host(self, number, name):
         metrics = self.pool.new('host_metrics', memory_free='549755813888', last_updated=stamp())
-        version = self.get('product_version', '8.3.0')
-        major = self.pool.version[0]
         self.hosts[name] = self.pool.new(
             'host', name_label=name, hostname=name, name_description='Default install',
-            metrics=metrics, address=host.get('address', '10.0.0.%d' % (number + 1)),
-            API_version_minor='21' if major > 1 else '15',
+            metrics=metrics, address='10.0.0.%d' % number,
+            API_version_minor='21' if self.pool.version[0] > 1 else '15',
             software_version={
-                'product_version': version, 'product_version_text': version,
-                'product_brand': self.get('product', 'XCP-ng'), 'build_number': 'cloud',
+                'product_version': '8.3.0', 'product_version_text': '8.3.0',
+                'product_brand': 'XCP-ng', 'build_number': 'cloud',
                 'hostname': 'localhost', 'date': '2026-03-02', 'platform_name': 'XCP',
                 'platform_version': '3.4.0', 'network_backend': 'openvswitch',
                 'xapi': self.pool.xapi_version, 'xapi_build': self.pool.xapi_version + '.0',
@@ -279,7 +249,7 @@ class _Builder:
         state = vm.get('power_state', 'Halted')
         ref = pool.add_vm(**self.vm_fields(vm, name))
         for number, disk in enumerate(vm.get('disks', [])):
-            self.add_disk(ref, name, number, _whole(disk, 'disk'))
+            self.add_disk(ref, name, number, disk if isinstance(disk, dict) else {'size': disk})
         if 'cd' in vm:
             image = self.isos[vm['cd']] if vm['cd'] else NULL
             pool.new('VBD', VM=ref, VDI=image, empty=image == NULL, type='CD', mode='RO',
@@ -291,23 +261,23 @@ class _Builder:
             pool.new('VTPM', VM=ref)
         for label in vm.get('snapshots', []):
             pool.call('VM.snapshot', ref, label)
-        self.bring_into(ref, state, vm)
+        self.bring_into(ref, state, vm.get('ran') or state != 'Halted')
 
     def cd_device(self, vm):
         """Device 3, as XenCenter does, or the first free one."""
         return self.pool.free_device(vm, ['3'] + [str(each) for each in range(255)])
 
-    def bring_into(self, ref, state, vm):
-        pool, host = self.pool, self.hosts[vm['host']] if 'host' in vm else None
-        if vm.get('ran') or state != 'Halted':
-            pool.power_on(ref, host=host)
+    def bring_into(self, ref, state, ran):
+        pool = self.pool
+        if ran:
+            pool.power_on(ref)
         if state in ('Running', 'Suspended'):
             pool.put('VM', ref, guest_metrics=pool.new('VM_guest_metrics', last_updated=stamp()))
         if state == 'Paused':
             pool.call('VM.pause', ref)
         elif state == 'Suspended':
             pool.call('VM.suspend', ref)
-        elif state == 'Halted' and vm.get('ran'):
+        elif state == 'Halted' and ran:
             pool.call('VM.hard_shutdown', ref)
 
     @staticmethod
@@ -318,12 +288,10 @@ class _Builder:
             name_label=name, name_description=vm.get('description', ''),
             is_a_template=vm.get('template', False), tags=list(vm.get('tags', [])),
             other_config=dict(vm.get('other_config', {})),
-            blocked_operations=dict(vm.get('blocked_operations', {})),
             ha_restart_priority=vm.get('ha_restart_priority', ''),
             ha_always_run=vm.get('ha_restart_priority', '') == 'restart',
             memory_static_max=memory, memory_static_min=memory, memory_dynamic_max=memory,
-            memory_dynamic_min=memory, memory_target=memory, VCPUs_max=str(vm.get('vcpus', 1)),
-            VCPUs_at_startup=str(vm.get('vcpus', 1)))
+            memory_dynamic_min=memory, memory_target=memory)
         if 'uuid' in vm:
             fields['uuid'] = vm['uuid']
         if uefi:
@@ -332,6 +300,7 @@ class _Builder:
         return fields
 
     def add_disk(self, vm, name, number, disk):
+        _check(disk, 'disk')
         size, fill = size_of(disk.get('size', '8 MiB')), disk.get('fill', 0.5)
         pool, device = self.pool, str(disk.get('device', number))
         sr = self.srs[disk['sr']] if 'sr' in disk else self.default_sr
@@ -339,13 +308,11 @@ class _Builder:
             raise ValueError('%r is for ISO images' % disk['sr'])
         if not devices(device) or not pool.taken_devices(vm).isdisjoint(devices(device)):
             raise ValueError('disks[%d]: no device, or another disk is %r' % (number, device))
-        seed = disk.get('seed', '%s %d' % (name, number))
+        seed = '%s %d' % (name, number)
         content = Image.sample(size, seed, fill) if fill else Image(size)
         vdi = pool.make_vdi(
             sr, size, content, used=int(size * fill),
-            name_label=disk.get('name', '%s %d' % (name, number)),
-            name_description=disk.get('description', ''), on_boot=disk.get('on_boot', 'persist'),
-            sharable=disk.get('sharable', False),
+            name_label=disk.get('name', seed), name_description=disk.get('description', ''),
             sm_config={'image-format': 'qcow2'} if size > LARGEST_VHD else {})
         pool.new('VBD', VM=vm, VDI=vdi, userdevice=device,
                  bootable=disk.get('bootable', number == 0), mode=disk.get('mode', 'RW'),

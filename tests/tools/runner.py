@@ -56,9 +56,9 @@ class Recorder(unittest.TestResult):
     it passed where failure was expected, or if an administrator's log was written; else skipped
     if any part of it was."""
 
-    def __init__(self, report, failfast):
+    def __init__(self, report):
         super().__init__()
-        self.report, self.failfast = report, failfast
+        self.report = report
 
     def write(self, *fields):
         self.report.write(json.dumps(fields) + '\n')
@@ -153,7 +153,7 @@ class Worker(multiprocessing.context.ForkProcess):
     def __init__(self, tests, number, base, options):
         super().__init__(name='%s/%d' % (
             type(tests[0]).__module__.rpartition('tests.')[2], number))
-        self.tests, self.limit, self.failfast = tests, options.limit, options.failfast
+        self.tests, self.limit = tests, options.limit
         self.token = '%s-%d' % (os.path.basename(base), number)
         self.counts = os.path.join(base, 'figures')
         self.tmp = os.path.join(base, str(number))
@@ -184,7 +184,7 @@ class Worker(multiprocessing.context.ForkProcess):
         with open(self.report, 'w', encoding='utf-8') as report, warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter('default')
-            recorder = Recorder(report, self.failfast)
+            recorder = Recorder(report)
             unittest.TestSuite(self.tests).run(recorder)
             recorder.tell_of_fixtures()
             recorder.write('finished')
@@ -262,7 +262,7 @@ def run(options):
     """(results of all units, {kind of fault: (injected, checked)}), as many at a time as options
     say. Shows each unit as it ends."""
     waiting = collections.deque(find_units(options))
-    number, total, running, results = 0, len(waiting), [], []
+    number, running, results = 0, [], []
     with fresh_directory() as base:
         try:
             while waiting or running:
@@ -274,10 +274,6 @@ def run(options):
                     running.remove(worker)
                     show_unit(worker, found, options)
                     results += found
-                    if options.failfast and any(result.outcome == FAILED for result in found):
-                        return results, {}
-                    if sys.stdout.isatty():
-                        print('%d of %d\r' % (number - len(running), total), end='', flush=True)
                 time.sleep(0.01)
         finally:
             for worker in running:
@@ -341,8 +337,6 @@ def parse(argv, prog, **defaults):
                         help='only tests whose id contains NAME (several: any of them)')
     parser.add_argument('-v', dest='verbose', action='store_true',
                         help='a line for every test, and what units write')
-    parser.add_argument('-f', dest='failfast', action='store_true',
-                        help='stop at the first failure')
     parser.add_argument('-j', dest='jobs', metavar='N', type=positive,
                         default=(os.cpu_count() or 1) + 1,      # as each waits now and then
                         help='so many processes at a time (default: %(default)s)')
