@@ -192,8 +192,9 @@ def recorded_pool():
     for ref in pool.tables['VM_guest_metrics']:
         pool.put('VM_guest_metrics', ref, os_version={})
     host = pool.tables['host'][pool.master]
-    pool.put('host', pool.master, software_version=dict(
-        host['software_version'], date='20261122T21:23:34Z'))
+    pool.put('host', pool.master, address='', software_version=dict(
+        host['software_version'], date='20261122T21:23:34Z', product_brand='XenServer',
+        product_version='8.4.0', product_version_text='8.4.0'))
     for cls, wanted in (('host', 'fe7c689c-a8c5-474e-8a79-b26fe8fab2e0'),
                         ('SR', '888f8ccb-4972-ccfb-e005-53b3eaeee4df')):
         pool.put(cls, next(iter(pool.tables[cls])), uuid=wanted)
