@@ -3,7 +3,7 @@
 As in the real thing the client (client.py) knows nothing: everything is decided here. Grammar,
 selectors, printers and the end of a transfer follow xapi: ocaml/xapi-cli-server (cli_frontend.ml,
 cli_operations.ml, cli_printer.ml, cli_util.ml, xapi_cli.ml), and where it differs, the recordings
-from xapi 25.6.0. Help texts are our own.
+from xapi 25.6.0.
 """
 import contextlib
 import functools
@@ -333,15 +333,12 @@ class Command:
 
     def run(self):
         """Do it. Raises what the real one raises; `failed` puts that in words."""
-        if self.verb == 'help':
-            self.help()
-        else:
-            if self.verb not in COMMANDS:
-                raise UsageFailure('Unknown command: ' + self.verb)
-            required, work, details = COMMANDS[self.verb]
-            for name in required:
-                self.need(name)
-            work(self, *details)
+        if self.verb not in COMMANDS:
+            raise UsageFailure('Unknown command: ' + self.verb)
+        required, work, details = COMMANDS[self.verb]
+        for name in required:
+            self.need(name)
+        work(self, *details)
         self.out.flush()
 
     def api(self, method, *arguments):
@@ -895,18 +892,6 @@ class Command:
     def simple(self, method):
         """The API's method on the object that `uuid=` names; nothing is printed."""
         self.api(method, self.ref(method.split('.')[0]))
-
-    def help(self):
-        """Our own words: what the simulated xe can do."""
-        asked = [key for key, _ in self.parameters if key not in STANDARD]
-        if not asked:
-            self.talk.print('Usage: xe <command> [command specific arguments]\n\nThe simulated xe '
-                            'knows:\n    ' + '\n    '.join(sorted(COMMANDS)))
-        for verb in asked:
-            if verb not in COMMANDS:
-                raise UsageFailure('Unknown command: ' + verb)
-            self.talk.print('command name            : %s\n        reqd params     : %s\n'
-                            % (verb, ', '.join(COMMANDS[verb][0])))
 
 
 def as_map(value):

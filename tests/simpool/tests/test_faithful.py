@@ -45,7 +45,7 @@ PLAIN = re.compile(r"(\S+/)?xe (?!.*(uninstall \S+|name=)$)([^|&;<>$`()\n\\'*~]|
 
 # Which recordings are not replayed, how many of each class, and why.
 NOT_REPLAYED = {
-    'help': (8, 'the help texts are those of the real program; the simulated one has its own'),
+    'help': (8, 'the simulated one has none'),
     'mount': (1, 'needs root and a mount of a read-only file system'),
     'users': (2, 'needs a second user, to whom the socket is closed'),
     'tools': (4, 'about xmllint or Python scripts; a cut archive is in test_xe'),
