@@ -1967,7 +1967,6 @@ class Pool:
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a call, repeated while xapi is gone; XenAPI.py logs in again."""
         waited = stopwatch()
-        told = False
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
             try:
                 with self.lock:
@@ -1980,9 +1979,8 @@ class Pool:
                 if waited() >= self.patience:
                     self.patience = 0                  # until a call succeeds
                     raise
-                if not told:
+                if not wait:
                     log(f'***NOTE - {error}: trying again')
-                told = True
             time.sleep(wait)
 
     def guarded(self, method: str, *arguments: Any) -> Any:
