@@ -5725,48 +5725,6 @@ def hook_problem(path: str) -> str:
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-class Hooks:
-    """Runs the program that `hook` names, if it names one, at each phase of a run."""
-
-    def __init__(self, settings: Settings, report: str) -> None:
-        self.program = '' if hook_problem(settings.hook) else settings.hook
-        self.timeout = settings.hook_timeout * 60      # seconds
-        self.known = {'backup_dir': settings.backup_dir, 'report': report}
-
-    def run(self, phase: str, **known: str) -> bool:
-        """Run it at a phase; return False if what begins is to be skipped. Raise CommandFailed."""
-        if not self.program:
-            return True
-        begins = phase in BEGINNINGS
-        known = dict(self.known, **known)
-        environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
-        begin = getattr(Console.current.thread, 'begin', '')      # its output is another thread's
-        at_once = Signals.current.at_once
-        Signals.current.at_once = False
-        timeout = min(self.timeout, SIGNAL_GRACE) if Signals.current.received else self.timeout
-        Signals.current.allow(SIGNAL_GRACE + CUT_GRACE)
-        try:
-            status = run_hook([self.program, phase], environ, timeout, begins,
-                              lambda line: log(f'{begin}hook {phase}: {line}'))
-            how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
-            if status not in (0, NOT_NOW) or status and not begins:
-                raise CommandFailed(how)
-        except CommandFailed as error:
-            raise CommandFailed(f'hook {phase} failed: {error}')
-        finally:
-            Signals.current.at_once = at_once
-        if status:
-            log(f'hook {phase}: {how}: skipped')
-        return not status
-
-    def notify(self, phase: str, warnings: Warned, **known: str) -> None:
-        """Run it at a phase where a failure is a warning."""
-        try:
-            self.run(phase, **known)
-        except CommandFailed as error:
-            warnings.append(str(error))
-
-
 def compose(settings: Settings, host: str, subject: str, lines: Texts) -> Any:
     """Return the mail of a run."""
     import email.message
@@ -6043,7 +6001,7 @@ class Shared(Run):
         settings = config.settings
         self.report_file = settings.report_file if config.path else ''
         self.store = Store(settings)
-        self.hooks = Hooks(settings, self.report_file)
+        self.hook = '' if hook_problem(settings.hook) else settings.hook
         self.verifier = Verifier(settings.stall_timeout * 60)
         self.pool = None       # type: Any     # once it is logged in
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Record
@@ -6067,6 +6025,40 @@ class Shared(Run):
                          if rule.method == 'exclude-disk' and rule.text)
         return Exporter(self.pool, extension,
                         DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
+
+    def call_hook(self, phase: str, **known: str) -> bool:
+        """Run the program that `hook` names, if any, at a phase of the run; return False if what
+        begins is to be skipped. Raise CommandFailed."""
+        if not self.hook:
+            return True
+        settings, signals, begins = self.settings, Signals.current, phase in BEGINNINGS
+        known = dict(known, backup_dir=settings.backup_dir, report=self.report_file)
+        environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
+        begin = getattr(Console.current.thread, 'begin', '')      # its output is another thread's
+        timeout = settings.hook_timeout * 60           # seconds
+        at_once, signals.at_once = signals.at_once, False
+        signals.allow(SIGNAL_GRACE + CUT_GRACE)
+        try:
+            status = run_hook([self.hook, phase], environ,
+                              min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
+                              lambda line: log(f'{begin}hook {phase}: {line}'))
+            how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
+            if status not in (0, NOT_NOW) or status and not begins:
+                raise CommandFailed(how)
+        except CommandFailed as error:
+            raise CommandFailed(f'hook {phase} failed: {error}')
+        finally:
+            signals.at_once = at_once
+        if status:
+            log(f'hook {phase}: {how}: skipped')
+        return not status
+
+    def notify(self, phase: str, warnings: Warned, **known: str) -> None:
+        """Call it at a phase where a failure is a warning."""
+        try:
+            self.call_hook(phase, **known)
+        except CommandFailed as error:
+            warnings.append(str(error))
 
     def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
@@ -6138,20 +6130,20 @@ class VmBackup(Turn):
 
     def back_up_with_hooks(self) -> None:
         """Make the backup between its hooks. Raise as `run`."""
-        hooks, vm = self.shared.hooks, self.job.vm
+        shared, vm = self.shared, self.job.vm
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
         try:
             with failing_as('HOOK-FAIL'):
-                self.skipped = not hooks.run('backup-start', **known)
+                self.skipped = not shared.call_hook('backup-start', **known)
             if self.skipped:
                 return
             self.back_up_or_retry()
         except BaseException as error:
-            hooks.notify('backup-abort', self.warnings, status=token_of(error), target=self.path,
-                         **known)
+            shared.notify('backup-abort', self.warnings, status=token_of(error), target=self.path,
+                          **known)
             raise
         check_held(self.path)                          # a hook takes a path as it is
-        hooks.notify('backup-end', self.warnings, target=self.path, file='\n'.join(
+        shared.notify('backup-end', self.warnings, target=self.path, file='\n'.join(
             sorted(self.backup.file(file.name) for file in self.exported)),
             size=str(self.size), status=self.status, **known)
 
@@ -6526,7 +6518,7 @@ class BackupRun(Shared):
     def run(self, word: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
-        if not self.hooks.run('job-init'):             # which may mount what holds the status log
+        if not self.call_hook('job-init'):             # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
         self.status_log.begin()
@@ -6540,7 +6532,7 @@ class BackupRun(Shared):
                 self.further_errors += not plan.failures
                 return
             log('SUCCESS check of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
-            self.skipped = not self.hooks.run('job-start')
+            self.skipped = not self.call_hook('job-start')
             if not self.skipped:
                 self.execute(plan)
             self.closing = 'job-end'
@@ -6552,14 +6544,14 @@ class BackupRun(Shared):
         begun = self.closing or self.skipped
         if self.closing:
             with self.until_ended():
-                self.hooks.notify(self.closing, self.warnings, status=self.verdict().token)
+                self.notify(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
                 bounded(lambda: put_report(self.report_file, self.report()), 'the file system')
         self.status_log.end(self.verdict(), self.counts(), self.outcomes)
         self.report_end('')
         if begun:
-            self.hooks.notify('log-end', self.warnings, status=self.verdict().token)
+            self.notify('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status()
 
     def report(self) -> Record:
