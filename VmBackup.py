@@ -1804,10 +1804,9 @@ TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not na
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
              'VIFs guest_metrics snapshots').split()
 FIELDS = {                 # those of whole tables that are kept
-    'VDI': ('uuid name_label name_description type sharable read_only is_a_snapshot snapshot_of '
-            'snapshot_time snapshots VBDs SR virtual_size').split(),
-    'VBD': ('uuid VM VDI type device userdevice bootable other_config mode metrics unpluggable '
-            'empty current_operations currently_attached').split(),
+    'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
+            'virtual_size').split(),
+    'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty'.split(),
     'VIF': ['uuid', 'device', 'network', 'MTU', 'MAC', 'other_config'], 'SR': ['uuid'],
     'network': ['name_label'], 'host': ['uuid', 'software_version'],
     'pool': ['uuid', 'name_label', 'master'], 'VM_guest_metrics': ['os_version']}
