@@ -17,7 +17,7 @@ import VmBackup
 from tests.commands import archives
 from tests.tools import figures
 from tests.commands.archives import (
-    BLOCK, END, KINDS, PACKERS, ArchiveCase, Member, joined, members, sample)
+    BLOCK, KINDS, PACKERS, ArchiveCase, Member, joined, members)
 from tests.faults.faulting import full, seed
 from tests.simpool import archive
 from tests.tools.processes import children_of
@@ -166,34 +166,6 @@ class Images(FuzzCase):
                     bytes(changed[start:start + length]), total))
             changed[-BLOCK:] = changed[:BLOCK]
             self.end(bytes(changed), ['.vhd'])
-
-
-class Splices(FuzzCase):
-    """Good ones, cut into pieces and put together again."""
-
-    def test_of_good_ones(self):
-        goods = [make() for name, make in KINDS.items() if name != 'keep-alive members']
-        goods += [archives.vhd(archive.Image.sample(70144, 'x', 1))]
-        for _ in range(self.times(25)):
-            pieces = []
-            for _ in range(self.chance.randrange(1, 4)):
-                good = self.chance.choice(goods)
-                ends = sorted(self.chance.randrange(len(good)) for _ in range(2))
-                if self.chance.random() < 0.7:
-                    ends = [end - end % BLOCK for end in ends]
-                pieces.append(good[:ends[1]] if not pieces else good[ends[0]:ends[1]])
-            self.end(b''.join(pieces) + self.chance.choice((b'', END)))
-
-    def test_of_what_a_real_pool_made(self):
-        names = ['sample.xva.gz', 'no-disks.xva', 'metadata.xva', 'failed-no-disks.xva',
-                 'pool-database.dump.xz', 'sample-root.vhd.xz']
-        goods = [sample(name) for name in names + ['sample.xva.zst'] * ('zstd' in PACKERS)]
-        for good in goods:
-            for _ in range(self.times(6)):
-                self.end(good[:self.chance.randrange(len(good))])
-                other = self.chance.choice(goods)
-                self.end(good[:self.chance.randrange(len(good))] +
-                         other[self.chance.randrange(len(other)):])
 
 
 class Decompressors(FuzzCase):

@@ -113,21 +113,6 @@ class FailingSteps(FailureCase):
         self.fault('vdi-destroy', 'print', stderr='Lost connection', exit=1)
         self.ends(1, 'vdi-export=web')
 
-    def test_a_snapshot_that_could_not_be_removed_is_removed_by_the_next_run(self):
-        for method, verbs in (('vm-export', ('vm-uninstall', 'snapshot-uninstall')),
-                              ('vdi-export', ('vdi-destroy',))):
-            with self.subTest(method):
-                self.setUp()
-                for verb in verbs:
-                    self.fault(verb, times=0, **REFUSED)
-                done = self.ends(1, method + '=db')
-                self.assertIn('was left in the pool', done.output)
-                self.assertNotEqual(self.before['VDI'], self.contents()['VDI'])
-                self.sim.pool.faults.clear()
-                done = self.ends(0, method + '=db')
-                self.assert_clean()
-                self.assertEqual([], [path for path in self.tree() if 'snapshot.json' in path])
-
 
 class FailuresOfOneVm(FailureCase):
     def test_a_vm_without_disks_is_no_candidate_for_vdi_export(self):
