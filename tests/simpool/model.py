@@ -978,13 +978,14 @@ class Pool(Transfers):
             self.power_on(vm, 'Paused' if start_paused else 'Running')
             return ''
 
-    def power_on(self, vm, power_state='Running'):
-        """Attach a VM's disks and make it run on the host of its affinity, else on the master.
+    def power_on(self, vm, power_state='Running', host=None):
+        """Attach a VM's disks and make it run on a host (default: its affinity, else the master).
 
         XapiError VDI_IN_USE if a disk is attached elsewhere.
         """
         record = self.record('VM', vm)
-        host = record['affinity'] if record['affinity'] in self.tables['host'] else self.master
+        if host is None:
+            host = record['affinity'] if record['affinity'] in self.tables['host'] else self.master
         for vbd in record['VBDs']:
             self.assert_device(vbd)
             if self.record('VBD', vbd)['VDI'] != NULL:

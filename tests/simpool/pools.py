@@ -5,26 +5,33 @@ All keys are optional but the names.
     {"name": "",                    of the pool; a fresh one has none
      "password": "password",        of root
      "xapi_version": "26.1",        of the toolstack: decides checksums, task labels, error shapes
-     "hosts": ["host1", "host2"],   the first is the master
+     "product": "XCP-ng",           and "product_version": "8.3.0"
+     "hosts": ["host1", {"name": "host2", "address": "10.0.0.2"}],      the first is the master
      "networks": ["Pool-wide network associated with eth0"],
      "srs": [{"name": "Local storage", "type": "lvm", "size": "1 TiB", "shared": false,
               "content": "user", "isos": ["debian-12.iso"]}],           the first is the default SR
      "vms": [{"name": "web", "uuid": "...", "description": "", "power_state": "Halted",
               "template": false, "tags": ["prod"], "other_config": {"key": "value"},
-              "ha_restart_priority": "restart", "memory": "256 MiB", "firmware": "bios",
+              "blocked_operations": {"snapshot": "why"}, "ha_restart_priority": "restart",
+              "memory": "256 MiB", "vcpus": 1, "host": "host1", "firmware": "bios",
               "vtpm": true,
               "disks": ["8 MiB", {"size": "8 MiB", "name": "web 0", "description": "", "sr": "...",
-                        "fill": 0.5, "device": "0", "bootable": true, "mode": "RW",
-                        "owner": true}],
+                        "fill": 0.5, "seed": "...", "device": "0", "bootable": true, "mode": "RW",
+                        "owner": true, "on_boot": "persist", "sharable": false}],
               "cd": "debian-12.iso",                null: an empty drive; without the key: none
               "networks": ["..."],                  a VIF on each (default: one on the first)
               "ran": true,                          its disks have device names, as after a start
               "snapshots": ["before the upgrade"],  oldest first
-              "count": 1}]}                         so many of them; {n} in the name is the number
+              "count": 1}],                         so many of them; {n} in the name is the number
+     "latency": 0.002,              seconds that every call takes
+     "faults": [{"at": "vm-export",             an xe verb or an API method; see faults.py
+                 "nth": 2, "times": 1, "do": "refuse",
+                 "error": ["VDI_IO_ERROR", "Device I/O errors"], "after": 100000,
+                 "seconds": 0.5, "rate": 100000, "stdout": "", "stderr": "", "exit": 0}]}
 
 Sizes are bytes, or texts such as "8 MiB"; an SR without one is endless. In SRs of the kinds `lvm`,
 `lvmoiscsi` and `lvmohba` a disk and each of its snapshots takes its whole size at once. `fill` is
-the part of a disk that holds data (noise, the same for the same names); what is left is zeros.
+the part of a disk that holds data (noise, the same for the same seed); what is left is zeros.
 A key that there is not, and a value that makes no sense, is refused with its place.
 """
 
@@ -41,14 +48,18 @@ UNITS = {'': 1, 'B': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 'GiB': 1 << 30, 'TiB': 1
 NETWORK = 'Pool-wide network associated with eth0'
 
 KEYS = {thing: words.split() for thing, words in {
-    'pool': 'name password xapi_version hosts networks srs vms',
+    'pool': 'name password xapi_version product product_version hosts networks srs vms latency'
+            ' faults',
+    'fault': 'at do nth times error stdout stderr exit after seconds rate',
+    'host': 'name address',
     'SR': 'name type size shared content isos',
-    'VM': 'name uuid description power_state template tags other_config ha_restart_priority memory'
-          ' firmware vtpm disks cd networks ran snapshots count',
-    'disk': 'size name description sr fill device bootable mode owner',
+    'VM': 'name uuid description power_state template tags other_config blocked_operations'
+          ' ha_restart_priority memory vcpus host firmware vtpm disks cd networks ran snapshots'
+          ' count',
+    'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
 }.items()}
 ONE_OF = {'power_state': ('Halted', 'Running', 'Paused', 'Suspended'), 'firmware': ('bios', 'uefi'),
-          'mode': ('RO', 'RW')}
+          'mode': ('RO', 'RW'), 'on_boot': ('persist', 'reset')}
 
 DEMO = {
     'name': 'demo pool',
@@ -115,6 +126,12 @@ def from_description(description):
         builder = _Builder(description)
         builder.build()
     builder.pool.journal.clear()
+    builder.pool.faults.latency = description.get('latency', 0)
+    for number, fault in enumerate(description.get('faults', [])):
+        with _place('faults[%d]' % number):
+            _check(fault, 'fault')
+            builder.pool.faults.add(fault['at'], **{
+                key: value for key, value in fault.items() if key != 'at'})
     return builder.pool
 
 
@@ -160,8 +177,8 @@ class _Builder:
     def build(self):
         """Make everything: the pool first, its VMs last."""
         self.pool.new('user')
-        for number, name in enumerate(self.get('hosts', ['host1']), 1):
-            self.add_host(number, name)
+        for number, host in enumerate(self.get('hosts', ['host1']) or ['host1'], 1):
+            self.add_host(number, host if isinstance(host, dict) else {'name': host})
         for name in self.get('networks', [NETWORK]):
             self.networks.setdefault(name, self.pool.new(
                 'network', name_label=name, bridge='xenbr%d' % len(self.networks)))
@@ -185,15 +202,17 @@ class _Builder:
             with _place('vms[%d]' % number):
                 self.add_vms(vm)
 
-    def add_host(self, number, name):
+    def add_host(self, number, host):
+        _check(host, 'host')
+        name, version = host['name'], self.get('product_version', '8.3.0')
         metrics = self.pool.new('host_metrics', memory_free='549755813888', last_updated=stamp())
         self.hosts[name] = self.pool.new(
             'host', name_label=name, hostname=name, name_description='Default install',
-            metrics=metrics, address='10.0.0.%d' % number,
+            metrics=metrics, address=host.get('address', '10.0.0.%d' % number),
             API_version_minor='21' if self.pool.version[0] > 1 else '15',
             software_version={
-                'product_version': '8.3.0', 'product_version_text': '8.3.0',
-                'product_brand': 'XCP-ng', 'build_number': 'cloud',
+                'product_version': version, 'product_version_text': version,
+                'product_brand': self.get('product', 'XCP-ng'), 'build_number': 'cloud',
                 'hostname': 'localhost', 'date': '2026-03-02', 'platform_name': 'XCP',
                 'platform_version': '3.4.0', 'network_backend': 'openvswitch',
                 'xapi': self.pool.xapi_version, 'xapi_build': self.pool.xapi_version + '.0',
@@ -261,16 +280,17 @@ class _Builder:
             pool.new('VTPM', VM=ref)
         for label in vm.get('snapshots', []):
             pool.call('VM.snapshot', ref, label)
-        self.bring_into(ref, state, vm.get('ran') or state != 'Halted')
+        self.bring_into(ref, state, vm.get('ran') or state != 'Halted',
+                        self.hosts[vm['host']] if 'host' in vm else None)
 
     def cd_device(self, vm):
         """Device 3, as XenCenter does, or the first free one."""
         return self.pool.free_device(vm, ['3'] + [str(each) for each in range(255)])
 
-    def bring_into(self, ref, state, ran):
+    def bring_into(self, ref, state, ran, host):
         pool = self.pool
         if ran:
-            pool.power_on(ref)
+            pool.power_on(ref, host=host)
         if state in ('Running', 'Suspended'):
             pool.put('VM', ref, guest_metrics=pool.new('VM_guest_metrics', last_updated=stamp()))
         if state == 'Paused':
@@ -288,10 +308,12 @@ class _Builder:
             name_label=name, name_description=vm.get('description', ''),
             is_a_template=vm.get('template', False), tags=list(vm.get('tags', [])),
             other_config=dict(vm.get('other_config', {})),
+            blocked_operations=dict(vm.get('blocked_operations', {})),
             ha_restart_priority=vm.get('ha_restart_priority', ''),
             ha_always_run=vm.get('ha_restart_priority', '') == 'restart',
             memory_static_max=memory, memory_static_min=memory, memory_dynamic_max=memory,
-            memory_dynamic_min=memory, memory_target=memory)
+            memory_dynamic_min=memory, memory_target=memory, VCPUs_max=str(vm.get('vcpus', 1)),
+            VCPUs_at_startup=str(vm.get('vcpus', 1)))
         if 'uuid' in vm:
             fields['uuid'] = vm['uuid']
         if uefi:
@@ -308,11 +330,12 @@ class _Builder:
             raise ValueError('%r is for ISO images' % disk['sr'])
         if not devices(device) or not pool.taken_devices(vm).isdisjoint(devices(device)):
             raise ValueError('disks[%d]: no device, or another disk is %r' % (number, device))
-        seed = '%s %d' % (name, number)
-        content = Image.sample(size, seed, fill) if fill else Image(size)
+        label = '%s %d' % (name, number)
+        content = Image.sample(size, disk.get('seed', label), fill) if fill else Image(size)
         vdi = pool.make_vdi(
             sr, size, content, used=int(size * fill),
-            name_label=disk.get('name', seed), name_description=disk.get('description', ''),
+            name_label=disk.get('name', label), name_description=disk.get('description', ''),
+            on_boot=disk.get('on_boot', 'persist'), sharable=disk.get('sharable', False),
             sm_config={'image-format': 'qcow2'} if size > LARGEST_VHD else {})
         pool.new('VBD', VM=vm, VDI=vdi, userdevice=device,
                  bootable=disk.get('bootable', number == 0), mode=disk.get('mode', 'RW'),

@@ -30,6 +30,7 @@ class Descriptions(unittest.TestCase):
             return {'srs': [{'name': 's'}, ISOS], 'vms': [{'name': 'a'}, dict(keys, name='b')]}
         for description, *words in (
                 ([], 'the description: '), ({'colour': 1}, "unknown key 'colour'"),
+                ({'hosts': [{}]}, 'the description: ', 'name'),
                 ({'xapi_version': '26.1-beta'}, 'the description: ', '1-beta'),
                 ({'srs': [{'name': 5}]}, 'srs[0]: ', 'name: a text'),
                 ({'srs': [{'name': 's', 'size': -1}]}, 'srs[0]: ', 'not a size: -1'),
@@ -47,7 +48,10 @@ class Descriptions(unittest.TestCase):
                 (vm(disks=[{'mode': 'rw'}]), 'mode: one of RO RW'),
                 (vm(disks=[{'color': 'x'}]), "vms[1]: ", 'color'),
                 (vm(disks=['1 MiB', {'device': 'zz'}]), "vms[1]: ", "disks[1]: no device"),
-                (vm(disks=[{'device': 'xvdb'}, '1 MiB']), 'vms[1]: ', "disks[1]: ", "disk is '1'")):
+                (vm(disks=[{'device': 'xvdb'}, '1 MiB']), 'vms[1]: ', "disks[1]: ", "disk is '1'"),
+                ({'faults': [{'at': 'vm-list', 'do': 'explode'}]}, 'faults[0]: '),
+                ({'faults': [{'at': 'vm-list', 'do': 'slow', 'how': 'x'}]}, 'faults[0]: '),
+                ({'faults': [{'do': 'hang'}]}, 'faults[0]: ', 'at')):
             with self.assertRaises(pools.DescriptionError) as caught:
                 pools.from_description(description)
             for word in words:
@@ -99,6 +103,14 @@ class Descriptions(unittest.TestCase):
     def test_the_same_description_gives_the_same_disks(self):
         self.assertEqual(*[sorted(image.sha256() for image in pools.load(
             TWO_DISKS).content.values()) for _ in range(2)])
+
+    def test_a_described_fault_meets_its_call(self):
+        pool = pools.load({'latency': 0.25, 'faults': [
+            {'at': 'vm-list', 'nth': 2, 'do': 'print', 'stdout': 'no', 'exit': 1}]})
+        self.assertEqual(0.25, pool.faults.latency)
+        self.assertEqual([None, ('print', 'no', 1), None], [
+            fault and (fault.do, fault.stdout, fault.exit)
+            for fault in (pool.faults.take('vm-list') for _ in range(3))])
 
 
 class Wrapper(unittest.TestCase):
