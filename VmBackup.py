@@ -60,7 +60,6 @@ Map of this file, in the order in which a run meets its sections; each uses only
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
-import array
 import base64
 import collections
 import errno
@@ -169,7 +168,8 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Options = Dict[str, str]       # of a command, all that it has; '' for those not given
-DiskId = Tuple[str, str]       # uuid and device
+Pair = Tuple[str, str]
+DiskId = Pair                  # uuid and device
 DiskIds = Sequence[DiskId]
 Sizes = Dict[str, int]         # bytes by names
 Warned = List[str]             # warnings, to which more may be added
@@ -368,14 +368,9 @@ def iso(moment: datetime) -> str:
     return moment.astimezone().isoformat(timespec='seconds')
 
 
-def local_time(seconds: float) -> datetime:
-    """Return the local time so many seconds after 1970, at most the year 9999."""
-    return datetime.fromtimestamp(max(0, min(seconds, 253370764800)))      # the year 9999
-
-
 def seconds_of(text: str) -> float:
-    """Return the seconds since 1970 of a time that iso() wrote. Raise ValueError."""
-    if not re.match(r'[-\d]{10}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
+    """Return the seconds since 1970 of a time that iso() wrote after that. Raise ValueError."""
+    if not re.match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
     moment = datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z')
     return moment.timestamp()                          # Python 3.6 knows no colon in %z
@@ -440,13 +435,12 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
 
 
-def as_number(text: str) -> float:
-    """Return a number in JSON. Raise ValueError for Infinity, and what int() works on for hours."""
-    if len(text) <= LONGEST_NUMBER:
-        number = int(text) if text.lstrip('-').isdigit() else float(text)
-        if abs(number) < float('inf'):
-            return number
-    raise ValueError('it has a number that cannot be meant')
+def as_number(text: str) -> int:
+    """Return a number in JSON. Raise ValueError for what int() works on for hours, and for
+    Infinity and fractions, which we never write."""
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError('it has a number that cannot be meant')
+    return int(text)
 
 
 DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_constant=as_number)
@@ -468,10 +462,8 @@ def parse_json(data: bytes) -> Any:
 
 def abbreviate(texts: Texts) -> str:
     """Return the first of these texts, and how many more there are."""
-    text = ', '.join(texts[:MOST_NAMES])
-    if len(texts) > MOST_NAMES:
-        text += f' and {len(texts) - MOST_NAMES} more'
-    return text
+    more = len(texts) - MOST_NAMES
+    return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
 def cut(text: str, columns: int) -> str:
@@ -801,7 +793,7 @@ class Config(NamedTuple):
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
     rules: Tuple[Rule, ...]
-    given: Dict[str, Tuple[str, str]]  # text and place of each key
+    given: Dict[str, Pair]     # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Dict[str, str]     # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
@@ -946,28 +938,32 @@ def is_local(path: str) -> bool:
     return points.get(deepest(points, path)) in LOCAL
 
 
-def changeable(path: str, shares: bool = True) -> str:
-    """Return what others than root and this user may change, a file or on the way to it, and what
-    to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
+def way(path: str) -> Iterator[Tuple[str, int, int]]:
+    """Yield what is on the way to a path, links and where they lead too: the path of each, which
+    has no link above it, its mode and owner. Raise OSError."""
     here, rest = '/', join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
-        try:
-            status = os.lstat(here)
-        except OSError:
-            break
-        mode, link = status.st_mode, stat.S_ISLNK(status.st_mode)
-        safe = link or stat.S_ISDIR(mode) and mode & stat.S_ISVTX
-        if status.st_uid not in (0, os.geteuid()) or mode & 0o022 and not safe:
-            word = shell_word(here)
-            return f'others may change {here} (chown root {word}; chmod go-w {word})'
-        if link:
+        status = os.lstat(here)
+        yield here, status.st_mode, status.st_uid
+        if stat.S_ISLNK(status.st_mode):
             target = os.readlink(here)
             here = '/' if target.startswith('/') else dirname(here)
             rest = target.split('/') + rest
         elif rest:
             here = os.path.normpath(join(here, rest.pop(0)))
         else:
-            break
+            return
+
+
+def changeable(path: str, shares: bool = True) -> str:
+    """Return what others than root and this user may change, a file or on the way to it, and what
+    to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
+    with suppress(OSError):                            # what is missing, nobody can change
+        for here, mode, owner in way(path):
+            safe = stat.S_ISLNK(mode) or stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+            if owner not in (0, os.geteuid()) or mode & 0o022 and not safe:
+                word = shell_word(here)
+                return f'others may change {here} (chown root {word}; chmod go-w {word})'
     real = realpath(path)
     if shares and not is_local(real):
         return f'{real} is on a share, where others may change it (move it to this host)'
@@ -2274,8 +2270,7 @@ ROOTS = set()              # type: Set[str]        # backup_dir, or what a comma
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = threading.RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-MOST_LINKS = 40            # on one way, as path_resolution(7)
-DEEPEST_DIRECTORY = 32     # directories within each other in a backup; we make one
+DEEPEST_DIRECTORY = 100    # directories on the way to one; we make three below backup_dir
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
@@ -2303,9 +2298,10 @@ Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours
 def path_part(name: str) -> str:
     """A VM name as one part of a path, that of no other: slashes and such are percent-encoded, what
     looks so or, in front, as a directory of ours, too; one too long is cut and gets a digest."""
-    if name in ('', '..'):
-        return {'': '%00', '..': '%2E%2E'}[name]
-    special = '^[.]|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})'
+    if not name:
+        return '%00'
+    special = ('^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|[/\x00-\x1f\x7f]|'
+               '%(?=[0-9A-Fa-f]{2})')
     safe = re.sub(special, lambda found: f'%{ord(found.group()):02X}', name)
     data = encoded(safe)
     limit = LONGEST_NAME - ROOM_FOR_EXTENSION
@@ -2330,7 +2326,6 @@ def plain_part(part: str) -> str:
 def folded(name: str) -> str:
     """A name without what some shares take for no difference: case (SMB, NTFS, APFS), how letters
     are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
-    import unicodedata
     text = unicodedata.normalize('NFD', encoded(name).decode('utf-8', 'replace'))
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
@@ -2351,15 +2346,16 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def step_down(part: str, above: int, path: str) -> int:
-    """A handle of a directory, by its name in another one, which is closed. Raise OSError."""
+def step_down(part: str, above: int, path: str, inside: bool = True) -> int:
+    """A handle of a directory, by its name in another one, which is closed: it is no link and, if
+    `inside`, in the same file system. Raise OSError."""
     try:
         with naming(path):
             status = os.stat(part, dir_fd=above, follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
-                raise OSError(errno.ELOOP, 'is a symbolic link', path)
-            if status.st_dev != os.fstat(above).st_dev or part == '..':
-                raise OSError(errno.EXDEV, 'is not in the file system of backup_dir', path)
+                raise OSError(errno.ELOOP, 'is a symbolic link')
+            if inside and (status.st_dev != os.fstat(above).st_dev or part == '..'):
+                raise OSError(errno.EXDEV, 'is not in the file system of backup_dir')
             return os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     finally:
         os.close(above)
@@ -2372,30 +2368,14 @@ def open_directory(path: str) -> int:
     if real == path or path.startswith('/proc/'):      # there was no link, but in /proc
         return handle
     os.close(handle)
-    handle = os.open('/', DIRECTORY)
-    parts, links = path.split('/')[::-1], 0
-    try:
-        while parts:
-            part = parts.pop()
-            if part in ('', '.'):
-                continue
-            if not stat.S_ISLNK(os.stat(part, dir_fd=handle, follow_symlinks=False).st_mode):
-                handle, above = os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=handle), handle
-                os.close(above)
-                continue
-            links += 1
-            here = os.readlink(f'/proc/self/fd/{handle}')
-            if links > MOST_LINKS or not is_local(here):
-                raise OSError(errno.ELOOP, f'is a symbolic link: {part} in {here}')
-            target = os.readlink(part, dir_fd=handle)
-            if target.startswith('/'):
-                os.close(handle)
-                handle = os.open('/', DIRECTORY)
-            parts += target.split('/')[::-1]
-    except OSError as error:
-        os.close(handle)
-        error.filename = path
-        raise
+    with naming(path):
+        for here, mode, _ in way(path):
+            above, name = os.path.split(here)
+            if stat.S_ISLNK(mode) and not is_local(above):
+                raise OSError(errno.ELOOP, f'is a symbolic link: {name} in {above}')
+        handle = os.open('/', DIRECTORY)
+        for name in filter(None, here.split('/')):     # where no link may have come meanwhile
+            handle = step_down(name, handle, path, False)
     return handle
 
 
@@ -2405,9 +2385,9 @@ def folder(path: str) -> Iterator[int]:
     another file system; of one held open, what has its path now does not count. Raise OSError."""
     with HOLDING:
         base = deepest(list(HELD), path)
-        base = base if base in HELD else ''            # a generator has ended meanwhile
-        handle = os.dup(HELD[base][0]) if base else -1
-    if not base:
+        held = HELD.get(base)                          # None if a generator has ended meanwhile
+        handle = os.dup(held[0]) if held else -1
+    if not held:
         base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
         handle = open_directory(base)
     here = base
@@ -2483,6 +2463,8 @@ def is_there(path: str) -> bool:
 
 def entries_in(path: str) -> List[Tuple[str, bool]]:
     """The names in a directory, and whether each is a directory and no link. Raise OSError."""
+    if path.count('/') > DEEPEST_DIRECTORY:
+        raise OSError(errno.ELOOP, 'lies too deep in other directories', path)
     with folder(path) as handle, naming(path), \
             os.scandir(f'/proc/self/fd/{handle}') as entries:      # 3.6 takes no handle itself
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -2493,14 +2475,14 @@ def names_in(path: str) -> Texts:
     return [name for name, _ in entries_in(path)]
 
 
-def is_dropped(path: str, is_directory: bool) -> bool:
+def is_dropped(path: str) -> bool:
     """Whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
     name = basename(path)
     if not name.startswith('._'):
         return bool(DROPPED.search(name))
     try:
         regular = stat.S_ISREG(status_of(path).st_mode)
-        return not is_directory and regular and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
+        return regular and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
     except FileNotFoundError:                          # it has gone again
         return True
     except PermissionError:
@@ -2511,12 +2493,10 @@ def sift(path: str, is_ours: Callable[[str], Any], part: str = '') -> Sifted:
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is dropped last, and what is in a directory of ours before it; one with something of
     a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
-    if part.count('/') > DEEPEST_DIRECTORY:
-        raise OSError(errno.ELOOP, 'has too many directories within each other', path)
     for name, is_directory in sorted(entries_in(f'{path}/{part}'.rstrip('/')), key=lambda found: (
             bool(DROPPED.search(found[0])), not found[0].endswith(IMAGES), found)):
         each = part + name
-        if is_dropped(f'{path}/{each}', is_directory):
+        if is_dropped(f'{path}/{each}'):
             yield each, is_directory, 'dropped'
         elif not is_ours(each + '/' if is_directory else each):
             yield each, is_directory, 'person'
@@ -2531,17 +2511,10 @@ def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, names: int
     """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
-        try:
-            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
-        except FileNotFoundError:
-            if not flags & os.O_CREAT:
-                raise
-            try:
+        if flags & os.O_CREAT:
+            with suppress(FileExistsError):
                 return os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
-            except FileExistsError:                    # somebody else has made it meanwhile
-                if flags & os.O_EXCL:
-                    raise
-            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
         try:
             status = os.fstat(handle)
             for number, why, wrong in (
@@ -2551,7 +2524,7 @@ def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, names: int
                     (errno.EINVAL, 'is not a regular file', not stat.S_ISREG(status.st_mode)),
                     (errno.EMLINK, 'has another name, too (a hard link)', status.st_nlink > names)):
                 if wrong:
-                    raise OSError(number, why, path)
+                    raise OSError(number, why)
             return os.open(f'/proc/self/fd/{handle}', flags & ~os.O_CREAT)
         finally:
             os.close(handle)
@@ -2567,12 +2540,7 @@ def reading(path: str) -> Any:
     return open(open_file(path), 'rb', buffering=0)
 
 
-def stream_of(handle: int) -> Any:
-    """Return an open file to be read without a buffer; its handle is somebody else's."""
-    return open(handle, 'rb', buffering=0, closefd=False)
-
-
-def load(path: str, limit: int, names: int = 1) -> bytes:
+def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
     """What a file on the share holds, so many bytes at most. Raise OSError."""
     with open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
@@ -2604,13 +2572,11 @@ def remove(path: str, is_directory: bool = False) -> None:
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
 
-def remove_all(path: str, is_directory: bool, depth: int = DEEPEST_DIRECTORY) -> None:
+def remove_all(path: str, is_directory: bool) -> None:
     """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
-    if not depth:
-        raise OSError(errno.ELOOP, 'has too many directories within each other', path)
     with suppress(FileNotFoundError):                  # a NAS tidies up, too
         for name, is_one in entries_in(path) if is_directory else ():
-            remove_all(f'{path}/{name}', is_one, depth - 1)
+            remove_all(f'{path}/{name}', is_one)
     remove(path, is_directory)
 
 
@@ -2744,7 +2710,7 @@ def process(number: str = 'self') -> str:
     return ''
 
 
-def own_process() -> Tuple[str, str]:
+def own_process() -> Pair:
     """Return this host and this process, as a record of what is in progress has them."""
     return os.uname().nodename, process()
 
@@ -2774,7 +2740,7 @@ def prepare_notes() -> None:
 def own_pool() -> str:
     """Return the uuid of the pool of this host's last run, '' if it is not noted here."""
     with suppress(OSError, ValueError):
-        return str(parse_json(load(note_of('pool'), LONGEST_RECORD)))
+        return str(parse_json(load(note_of('pool'))))
     return ''
 
 
@@ -2860,7 +2826,7 @@ def parse_record(kind: Any, data: bytes) -> Any:
 def noted(kind: Any, path: str) -> Any:
     """Return the record that this host has noted for that path on the share, None without one."""
     with suppress(OSError, TargetError):
-        return parse_record(kind, load(note_of(path), LONGEST_RECORD))
+        return parse_record(kind, load(note_of(path)))
     return None
 
 
@@ -2992,7 +2958,7 @@ class Manifest(NamedTuple):
         document = {}          # type: Record
         try:
             with suppress(ValueError):
-                document = parse_json(load(f'{directory}/{MANIFEST}', LONGEST_RECORD + 1))
+                document = parse_json(load(f'{directory}/{MANIFEST}'))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
                 raise
@@ -3037,12 +3003,12 @@ class Backup(NamedTuple):
     @classmethod
     def read(cls, path: str, date: Optional[datetime]) -> 'Backup':
         """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
-        when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Dict[str, int]
+        when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Sizes
         outcome = 'failed' if date else 'foreign'
         if date and date < now() + timedelta(days=1):  # else it counts as the oldest
             when = date.timestamp()
-        with suppress(ValueError, OverflowError):              # the ends of time
-            started = date and as_time(iso(date))
+        if date:
+            started = iso(date)
         try:
             with hold(path):
                 manifest = Manifest.of(Manifest.document(path))
@@ -3083,7 +3049,7 @@ class Backup(NamedTuple):
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
-            text = load(self.file(file), LONGEST_RECORD).decode('utf-8', 'replace')
+            text = load(self.file(file)).decode('utf-8', 'replace')
             found = re.search(f'^{key}=(.*)$', text, re.MULTILINE)
             return found.group(1) if found else ''
         return ''
@@ -3171,7 +3137,7 @@ class Backup(NamedTuple):
         """Return the snapshot that may be in the pool, or None: this host's own note, which nobody
         can have changed, or else the record, which proves nothing. Raise TargetError, OSError."""
         with suppress(FileNotFoundError):
-            data = load(self.file(INTENT), LONGEST_RECORD)
+            data = load(self.file(INTENT))
             known = noted(Intent, self.file(INTENT))
             return (known or parse_record(Intent, data))._replace(noted=known is not None)
         return None
@@ -3179,14 +3145,6 @@ class Backup(NamedTuple):
 
 Backups = Sequence[Backup]
 Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
-
-
-def in_order(backups: Backups) -> Backups:
-    """Return them oldest first: by their numbers, others, 3.25's and failures, by their time."""
-    found = sorted(backups, key=lambda each: (each.manifest.number, each.when, each.path))
-    numbered = [backup for backup in found if backup.manifest.number]
-    others = found[:len(found) - len(numbered)]        # of no number, and so by their time
-    return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
 
 def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
@@ -3236,25 +3194,25 @@ class History:
         self.refused = ''      # why it was not looked into
 
     def as_it_is(self) -> 'History':
-        """Return it, with what its directory has now: nothing in it is listed or read again."""
+        """Return it, to be listed and read anew; else what is in it is looked at once."""
         self.listed = None
         self.known.clear()
-        self.listed = self.names()
         return self
 
     def names(self) -> Texts:
         """Return the directories in it; none where we may not look."""
-        if self.listed is not None:
-            return self.listed
-        try:
-            return [name for name, is_directory in entries_in(self.directory)
-                    if is_directory and not DROPPED.search(name)]
-        except OSError as error:
-            if error.errno in (errno.EXDEV, errno.ELOOP):
-                self.refused = f'{self.directory} {error.strerror}'
-            elif error.errno not in (errno.ENOENT, errno.EACCES):
-                raise
-        return []
+        if self.listed is None:
+            entries = []       # type: List[Tuple[str, bool]]
+            try:
+                entries = entries_in(self.directory)
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.ELOOP):
+                    self.refused = f'{self.directory} {error.strerror}'
+                elif error.errno not in (errno.ENOENT, errno.EACCES):
+                    raise
+            self.listed = [name for name, is_directory in entries
+                           if is_directory and not DROPPED.search(name)]
+        return self.listed
 
     def date_of(self, name: str) -> Optional[datetime]:
         """Return the time that a directory's name stands for, None if it is not one of ours."""
@@ -3263,7 +3221,7 @@ class History:
             if found:
                 with suppress(ValueError):             # the 31st of February
                     when = datetime(*map(int, found.group(*'YmdHMS')))
-                    if when.year > 1:                  # timestamp() can do with it
+                    if 1970 <= when.year < 9000:       # as seconds_of
                         return when
         return None
 
@@ -3273,8 +3231,6 @@ class History:
         names = sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
         if renamed:
             names += [name for name in dates if not (dates[name] or name.startswith('.'))]
-        if self.listed is None:
-            self.known.clear()
         with ExitStack() as stack, suppress(FileNotFoundError):
             if not self.known.keys() >= set(names):    # else nothing is to be read
                 stack.enter_context(hold(self.directory))
@@ -3285,8 +3241,13 @@ class History:
                     yield self.known[name]
 
     def backups(self, renamed: bool = False) -> Backups:
-        """Return all dated directories, if `renamed` those under other names too, oldest first."""
-        return in_order(list(self.read(renamed)))
+        """Return all dated directories, if `renamed` those under other names too, oldest first: by
+        their numbers; others, 3.25's and failures, by their time."""
+        found = sorted(self.read(renamed),
+                       key=lambda each: (each.manifest.number, each.when, each.path))
+        numbered = [backup for backup in found if backup.manifest.number]
+        others = found[:len(found) - len(numbered)]
+        return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
     def completed(self, renamed: bool = False) -> Backups:
         """Return the completed backups of these. What cannot be read is none of them."""
@@ -3298,19 +3259,17 @@ class History:
 
     def everything(self) -> Backups:
         """Return all directories in it: backups, the newest first, then what is none."""
-        found = self.backups(True)[::-1]
-        others = [backup for backup in found if backup.outcome in NO_BACKUP]
-        others += [Backup(path, 'being deleted') for path in self.half_deleted()]
-        return ([backup for backup in found if backup.outcome not in NO_BACKUP] +
-                sorted(others, key=lambda backup: backup.path))
+        found = [*self.backups(True)[::-1],
+                 *[Backup(path, 'being deleted') for path in self.half_deleted()]]
+        return sorted(found, key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
     def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Optional[Aged] = None,
                path: str = '') -> Judged:
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out."""
         older = [each for each in self.completed() if each.path != path and owner.rotates(each)]
-        aged = [Aged(local_time(backup.when), backup.outcome == 'good', backup.manifest.holds,
-                     backup.protected) for backup in older]
+        aged = [Aged(datetime.fromtimestamp(backup.when), backup.outcome == 'good',
+                     backup.manifest.holds, backup.protected) for backup in older]
         found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
         if new and not path:
             sound = [place for place, each in enumerate(aged) if each.sound and not each.protected]
@@ -3475,7 +3434,7 @@ class Catalogue:
         for path in paths + sorted(self.restores().values()):
             kind = Intent if path in paths else Restoring
             try:
-                data = load(path, LONGEST_RECORD)
+                data = load(path)
                 if not data and kind is Restoring:     # it has made nothing yet
                     continue
                 record = parse_record(kind, data)
@@ -3488,11 +3447,10 @@ class Catalogue:
         return left
 
     @staticmethod
-    def dumps_in(directory: str, ending: str = '.dump') -> Texts:
+    def dumps_in(directory: str, ending: str = '') -> Texts:
         """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
-        ours = re.compile(r'pool_db_[0-9]{8}-[0-9]{6}\.dump(\.partial)?\Z')
-        return sorted(join(directory, name) for name in names_in(directory)
-                      if ours.match(name) and name.endswith(ending))
+        ours = re.compile(rf'pool_db_[0-9]{{8}}-[0-9]{{6}}\.dump{re.escape(ending)}\Z')
+        return sorted(join(directory, name) for name in names_in(directory) if ours.match(name))
 
 
 def select_histories(histories: Histories, config: Config, selector_text: str,
@@ -3500,14 +3458,8 @@ def select_histories(histories: Histories, config: Config, selector_text: str,
     """Return those with backups or failures' records that a selector or else a config chooses;
     without any, all. The plan tells what was not found. Raise OSError."""
     found = {history.directory: history for history in histories if history.holds_any()}
-    vms = []                   # type: List[Vm]
+    vms = [history.owner() for _, history in sorted(found.items())]
     rules = (selector(selector_text),) if selector_text else config.rules
-    literal = rules and all(rule.kind == 'name' and is_literal(rule.word) for rule in rules)
-    words = {folded(path_part(rule.word)) for rule in rules}   # few manifests need be read then
-    for directory, history in sorted(found.items()):
-        name = basename(directory)
-        certain = literal and not TWIN.search(name) and folded(name) not in words
-        vms.append(Vm(directory, '', plain_part(name), {}) if certain else history.owner())
     if selector_text:                                  # it may be such a directory's name
         word = native(rules[0].text)
         twins = [vm for vm in vms if TWIN.search(word) and basename(vm.ref) == word != vm.name]
@@ -3598,7 +3550,7 @@ class NewBackup(Backup):
         for name in files:
             sync(self.file(name))
         for name in {dirname(name) for name in files}:
-            sync_directory(self.file(name).rstrip('/'))
+            sync_directory(self.file(name))
         check_held(self.path)
         listed = {portable(name): size for name, size in files.items()}
         manifest = dict(document, number=self.manifest.number, files=listed)
@@ -3617,7 +3569,7 @@ class Store(Catalogue):
 
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
     noted = False              # that was said
-    locked_here = {}           # type: Dict[str, int]  # which threads of ours have locked a path
+    threads = {}               # type: Dict[str, threading.Lock]   # of ours, one after the other
 
     def directory_of(self, vm: Vm, names: Dict[str, str], patience: float) -> History:
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
@@ -3625,8 +3577,8 @@ class Store(Catalogue):
         Raise TargetError if this has another VM's backups, as of 5.0.0; BackupFailed, OSError."""
         history = self.history(vm.name)
         own = History(join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
-        alike = [uuid for uuid, name in names.items() if uuid == vm.uuid or (
-            folded(path_part(name)) == folded(path_part(vm.name)))]
+        alike = [uuid for uuid, name in names.items()
+                 if folded(path_part(name)) == folded(path_part(vm.name))]
         if own.user_of([vm.uuid]):
             return own
         if len(alike) < 2:
@@ -3634,7 +3586,7 @@ class Store(Catalogue):
         with self.locked(CLAIM, max(patience, CLAIM_PATIENCE)):
             if history.user_of(alike) not in ('', vm.uuid):
                 history = own
-                other = own.owner().uuid
+                other = own.as_it_is().owner().uuid
                 if other:
                     raise TargetError(f'{own.directory} has backups of another VM, {other} (rename '
                                       'this directory)')
@@ -3746,10 +3698,12 @@ class Store(Catalogue):
         # A Windows server drops dots and blanks at the end of a directory's name.
         path = '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
         # Nothing is read or written there: a copy of all by hard links harms no lock.
-        with self.lockable(path, os.O_CREAT, 1 << 32) as handle:
+        with self.threads.setdefault(path, threading.Lock()), \
+                self.lockable(path, os.O_CREAT, 1 << 32) as handle:
+            check_signals()                            # while a thread of ours had it
             waited = stopwatch()
             while not self.lock(path, handle):
-                if waited() >= patience and path not in self.locked_here:
+                if waited() >= patience:
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 check_signals()
                 time.sleep(1)
@@ -3768,16 +3722,11 @@ class Store(Catalogue):
         finally:
             with suppress(TargetError):
                 bounded(lambda: os.close(handle), 'the share')
-            if self.locked_here.get(path) == threading.get_ident():
-                del self.locked_here[path]
 
     def lock(self, path: str, handle: int) -> bool:
-        """Try to lock a file; False if somebody else, also a thread of ours, has. flock(2) tells
-        that by EAGAIN or, on CIFS and old NFS, by EACCES, as if it were forbidden: at first such a
-        failure makes us try a file that nobody else has. Raise TargetError, OSError."""
-        here = threading.get_ident()
-        if self.locked_here.setdefault(path, here) != here:
-            return False
+        """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
+        and old NFS, by EACCES, as if it were forbidden: at first such a failure makes us try a file
+        that nobody else has. Raise TargetError, OSError."""
         error = None if self.no_locking else self.try_locking(handle)
         number = getattr(error, 'errno', 0)
         if error and self.no_locking is None and number != errno.EAGAIN:
@@ -3787,7 +3736,6 @@ class Store(Catalogue):
                 remove(own)
         if not error or self.no_locking:
             return True
-        del self.locked_here[path]
         if number not in (errno.EAGAIN, errno.EACCES):
             raise TargetError(f'cannot lock {path}: {error}')
         return False
@@ -3811,12 +3759,11 @@ class Store(Catalogue):
             try:
                 handle = stack.enter_context(self.lockable(path, os.O_CREAT | os.O_EXCL))
                 locked = self.lock(path, handle)
-                told = list(record._asdict().items())[:-3]     # not the last three
-                os.write(handle, encoded(json.dumps(dict(told))))
+                os.write(handle, encoded(json.dumps(record._asdict())))
                 force(handle)
                 sync_directory(self.root)
                 if not (locked and os.fstat(handle).st_nlink):
-                    raise BlockingIOError('a run took it for one that a kill has left')
+                    raise BlockingIOError              # a run took it for a killed one's
                 record = record._replace(path=path, handle=handle)
                 note(path, record)
             except (OSError, TargetError):             # or the share is read-only, or full
@@ -3904,7 +3851,7 @@ def kind_of(path: str) -> str:
         return 'file' if os.path.exists(path) else ''
     history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
     marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
-    if marked or history.date_of(basename(abspath(path))):
+    if marked or history.date_of(basename(path)):
         return 'backup'
     return 'history' if history.holds_any() else 'store'
 
@@ -3984,64 +3931,6 @@ class Proof(NamedTuple):
     vm: str = ''               # uuid of an archive's VM, which is a snapshot's
 
 
-class Source:
-    """The bytes of an open file in order, decompressed if they begin so and are not `plain`."""
-
-    tail = b''                 # the content that was read last
-    at = 0                     # bytes so far
-    stopped = False
-
-    def __init__(self, handle: int, plain: bool = False) -> None:
-        self.handle = handle
-        self.compression = compression_in(b'' if plain else os.pread(handle, 4, 0))
-        if self.compression.programs:
-            command = packing_command(self.compression, undo=True)
-            self.stream = Filter(command, handle)      # type: Any
-        else:
-            self.stream = stream_of(handle)
-
-    def fill(self, view: memoryview) -> int:
-        """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
-        done, got = 0, 1
-        try:
-            while got and done < len(view) and not self.stopped:
-                got = self.stream.readinto(view[done:])
-                done += got
-                self.at += got
-            if not got and self.compression.name == 'gzip':
-                # One of a single member ends with its length (RFC 1952); gzip skips zeros after it.
-                end = self.last(8)
-                if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
-                    raise Damaged('something follows the end of the gzip file')
-        except Damaged as error:
-            raise Damaged(f'{error} (after {self.at} bytes of content)')
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise Damaged(f'{error.strerror} at byte {self.at}')
-        self.tail = (self.tail + view[max(0, done - 4096):done].tobytes())[-4096:]
-        return done
-
-    def last(self, size: int) -> bytes:
-        """Return the last bytes of the file as it is."""
-        return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
-
-    def failed_export(self) -> str:
-        """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
-        with suppress(OSError):
-            answer = re.compile(rb'HTTP/1\.\d 500(.*)', re.DOTALL)
-            found = answer.search(self.last(4096)) or answer.search(self.tail)
-            if found:
-                words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
-                return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
-        return ''
-
-    def close(self) -> None:
-        """Stop whoever reads it."""
-        self.stopped = True
-        self.stream.close()
-
-
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable[[Any], int]]:
     """Return what computes XXH64 of a writable buffer, None without libxxhash or xxhash."""
@@ -4105,14 +3994,13 @@ def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
 
 
 def xmlrpc_value(ova: bytes) -> Record:
-    """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
+    """Return what an ova.xml holds, within damaged_if_malformed; numbers are text in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
     known = unpacker.dispatch
-    unpacker.dispatch = {tag: known[tag] for tag in (
-        'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
-        'struct', 'value')}
-    unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
+    unpacker.dispatch = {tag: known[tag] for tag in (  # what xapi writes (ocaml-rpc: xmlrpc.ml)
+        'array', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string', 'struct',
+        'value')}
     unpacker.xml(None, None)                           # what the parser gives it is decoded
     parse_xml(iter([ova]), 'value', unpacker)
     unpacker.end('params')                             # which is around a value elsewhere
@@ -4121,16 +4009,16 @@ def xmlrpc_value(ova: bytes) -> Record:
 
 
 def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
-    """Return the version that an ova.xml names, and its records by class and id. Raise Damaged."""
-    with damaged_if_malformed():
-        document = xmlrpc_value(ova)
-        version = document['version']
-        if version['export_vsn'] != '2':
-            raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
-        objects = collections.defaultdict(dict)        # type: Dict[str, Records]
-        for each in document['objects']:
-            objects[each['class']][each['id']] = each['snapshot']
-        return version, objects
+    """Return the version that an ova.xml names, and its records by class and id, within
+    damaged_if_malformed."""
+    document = xmlrpc_value(ova)
+    version = document['version']
+    if version['export_vsn'] != '2':
+        raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
+    objects = collections.defaultdict(dict)            # type: Dict[str, Records]
+    for each in document['objects']:
+        objects[each['class']][each['id']] = each['snapshot']
+    return version, objects
 
 
 def number_of(record: Record, field: str) -> int:
@@ -4165,8 +4053,8 @@ class ArchivedVm(NamedTuple):
 
 def archived_vm(ova: bytes) -> ArchivedVm:
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
-    version, objects = ova_objects(ova)
     with damaged_if_malformed():
+        version, objects = ova_objects(ova)
         if len(objects['VM']) != 1:
             raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
         vm, = objects['VM'].values()
@@ -4185,10 +4073,10 @@ def archived_vm(ova: bytes) -> ArchivedVm:
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
             vifs.append((vif['device'], network['name_label'], network['bridge']))
-        firmware = str((vm.get('HVM_boot_params') or {}).get('firmware', 'bios'))
+        firmware = str(vm['HVM_boot_params'].get('firmware', 'bios'))
         if vm.get('NVRAM'):
             firmware += ', with its variables (NVRAM)'
-        if vm.get('VTPMs') or (vm.get('platform') or {}).get('vtpm') == 'true':
+        if vm.get('VTPMs') or vm['platform'].get('vtpm') == 'true':
             firmware += ', with a TPM, whose content this pool may not restore'
         return ArchivedVm(
             str(vm['name_label']), str(vm['uuid']),
@@ -4198,68 +4086,125 @@ def archived_vm(ova: bytes) -> ArchivedVm:
 
 
 class Reader:
-    """Reads a file from its beginning to its end: the image of a disk, or a document."""
+    """Reads an open file from its beginning to its end, decompressed if it begins so and is not
+    `plain`: the image of a disk, or a document."""
 
     where = ''                 # what is read now
+    tail = b''                 # the content that was read last
+    at = 0                     # bytes so far
+    place = 0                  # bytes of the file as it is, when `position` has last looked
+    stopped = False
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, handle: int, plain: bool = False) -> None:
         import hashlib
+        self.handle = handle
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
+        self.compression = compression_in(b'' if plain else os.pread(handle, 4, 0))
+        self.stream = io.FileIO(handle, closefd=False)         # type: Any
+        if self.compression.programs:
+            self.stream = Filter(packing_command(self.compression, undo=True), handle)
+
+    def more(self, view: memoryview) -> int:
+        """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
+        done, got = 0, 1
+        where = self.where and self.where + ': '
+        try:
+            while got and done < len(view) and not self.stopped:
+                got = self.stream.readinto(view[done:])
+                done += got
+                self.at += got
+            if not got and self.compression.name == 'gzip':
+                # One of a single member ends with its length (RFC 1952); gzip skips zeros after it.
+                end = self.last(8)
+                if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
+                    raise Damaged('something follows the end of the gzip file')
+        except Damaged as error:
+            raise Damaged(f'{where}{error} (after {self.at} bytes of content)')
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise Damaged(f'{where}{error.strerror} at byte {self.at}')
+        self.tail = (self.tail + view[max(0, done - 4096):done].tobytes())[-4096:]
+        return done
 
     def fill(self, view: memoryview) -> memoryview:
         """Fill a buffer with what comes next; raise Damaged if the file ends before."""
-        try:
-            got = self.source.fill(view)
-        except Damaged as error:
-            raise Damaged(f'{self.where}: {error}')
-        if got < len(view):
-            raise Damaged(f'it ends at byte {self.source.at}, in {self.where}')
+        if self.more(view) < len(view):
+            raise Damaged(f'it ends at byte {self.at}, in {self.where}')
         return view
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield what is still to be read; each piece is gone with the next."""
+        for got in iter(lambda: self.more(self.view), 0):
+            yield self.view[:got]
+
+    def last(self, size: int) -> bytes:
+        """Return the last bytes of the file as it is."""
+        return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
+
+    def failed_export(self) -> str:
+        """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
+        with suppress(OSError):
+            answer = re.compile(rb'HTTP/1\.\d 500(.*)', re.DOTALL)
+            found = answer.search(self.last(4096)) or answer.search(self.tail)
+            if found:
+                words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
+                return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
+        return ''
+
+    def position(self) -> int:
+        """Return how far it was read, by us or by what decompresses it, and let the system drop
+        that from its memory. A read that hangs lets nobody ask the file itself: lseek(2) waits."""
+        with suppress(OSError):                        # it is not open any more
+            told = read_file(f'/proc/self/fdinfo/{self.handle}', 80)
+            self.place = int(told.split()[1])          # pos: (proc(5))
+            os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
+        return self.place
+
+    def close(self) -> None:
+        """Stop whoever reads it: a thread that hangs ends with its next piece."""
+        self.position()
+        self.handle = -1
+        self.stopped = True
+        self.stream.close()
 
     def proof(self, proved: str, vm: str = '') -> Proof:
         """Return the proof that all was read."""
-        return Proof(proved, self.digest.hexdigest(), self.source.at, vm)
+        return Proof(proved, self.digest.hexdigest(), self.at, vm)
 
-    def read_on(self, most: int = CHUNK) -> memoryview:
+    def read_on(self) -> memoryview:
         """Return the next bytes, fewer at the end."""
-        view = self.view[:most]
-        view = view[:self.source.fill(view)]
+        view = self.view[:self.more(self.view)]
         self.digest.update(view)
         return view
 
     def take(self, offset: int, size: int, what: str) -> bytearray:
         """Read on to where something has to be; return so many bytes of it."""
-        if offset < self.source.at:
-            raise Damaged(f'{what} overlaps what is before it, at byte {offset}')
-        while self.source.at < offset:
-            if not self.read_on(offset - self.source.at):
-                raise Damaged(f'it ends at byte {self.source.at}, {what} should be at {offset}')
+        if offset < self.at:
+            raise Damaged(f'{what}, at byte {offset}, is not behind what xapi writes before it')
         self.where, data = what, bytearray(size)
+        while self.at < offset:
+            self.digest.update(self.fill(self.view[:offset - self.at]))
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_rest(self, most: float) -> None:
-        """Read all that is left; it may go on for ever, but not beyond byte `most`."""
-        while self.read_on():
-            if self.source.at > most + CHUNK:
-                raise Damaged(f'it goes on after byte {self.source.at}, its disk ends at {most}')
-
     def read_raw(self, size: Optional[int]) -> Proof:
         """Read a raw image, which is as long as its disk, if that is known."""
-        self.read_rest(size or float('inf'))
+        while self.read_on():
+            if size and self.at > size + CHUNK:         # it may go on for ever
+                raise Damaged(f'it goes on after byte {self.at}, its disk ends at {size}')
         if size is None:
             return self.proof('length')
-        if size != self.source.at:
-            raise Damaged(f'it has {self.source.at} bytes, its disk {size}')
+        if size != self.at:
+            raise Damaged(f'it has {self.at} bytes, its disk {size}')
         return self.proof('structure')
 
-    def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, Any]:
-        """Return the bytes of a dynamic VHD's disk, its footer, the first sector of each block."""
+    def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, bytes]:
+        """Return the bytes of a dynamic VHD's disk, its footer, the table of its blocks."""
         footer = self.take(0, BLOCK, 'its first footer')
-        form = '>8s4xIQ24xQ4xII'
-        cookie, version, header_at, size, kind, total = struct.unpack(form, footer[:68])
+        cookie, version, header_at, size, kind, total = struct.unpack(
+            '>8s4xIQ24xQ4xII', footer[:68])
         if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
@@ -4273,48 +4218,34 @@ class Reader:
             raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
         if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
-        table = array.array('I', self.take(table_at, 4 * count, 'its table of blocks'))
-        if sys.byteorder == 'little':
-            table.byteswap()       # of 2 TiB it has 4 MiB, where a tuple has 40
-        return size, footer, table
+        return size, footer, self.take(table_at, 4 * count, 'its table of blocks')
 
-    def read_vhd(self, size: Optional[int]) -> Proof:
-        """Read a dynamic VHD image: footer, header, table, blocks in any order, footer."""
-        _, footer, table = self.read_head(size)
-        sectors = sorted(sector for sector in table if sector != NOWHERE)
-        end = -(-self.source.at // BLOCK)              # sectors, of what comes before the blocks
-        for sector in sectors:
-            if sector < end:
-                raise Damaged(f'a block overlaps what is before it, at byte {sector * BLOCK}')
-            end = sector + 1 + VHD_BLOCK // BLOCK      # its bitmap, its data
-        end *= BLOCK
-        self.read_rest(end + VHD_BLOCK)
-        footer_at = self.source.at - BLOCK
-        if not end <= footer_at <= end + (0 if sectors else VHD_BLOCK):    # an empty block
-            raise Damaged(f'it ends at byte {self.source.at}, and its last block at {end}')
-        if self.source.tail[-BLOCK:] != footer:
-            raise Damaged(f'byte {footer_at}: the same footer as at its beginning was expected')
-        return self.proof('structure')
+    def blocks(self, known: Optional[int] = None) -> Iterator[Tuple[int, bytearray]]:
+        """Read a dynamic VHD image: footer, header, table, blocks in its order with all sectors in
+        their bitmaps, as xapi writes it (libs/vhd: f.ml), footer. Yield where each block is on the
+        disk, and its data; at last the disk's size, and nothing."""
+        size, footer, table = self.read_head(known)
+        for number, (sector,) in enumerate(struct.iter_unpack('>I', table)):
+            if sector != NOWHERE:
+                data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
+                if data[:BLOCK].strip(b'\xff'):
+                    raise Damaged(f'block {number} is not whole, as xapi writes it')
+                begin = number * VHD_BLOCK
+                yield begin, data[BLOCK:BLOCK + size - begin]
+        end = self.at + -self.at % BLOCK
+        if self.take(end, BLOCK, 'its last footer') != footer:
+            raise Damaged(f'byte {end}: the same footer as at its beginning was expected')
+        if self.read_on():
+            raise Damaged(f'it goes on after its last footer, at byte {end}')
+        yield size, bytearray()
 
     def disk(self) -> Iterator[bytes]:
-        """Yield a disk from its VHD image in order, as vhd-tool writes it (libs/vhd: f.ml)."""
+        """Yield a disk from its VHD image."""
         at = 0
-        size, _, table = self.read_head()
-        for number, sector in enumerate(table):
-            begin = number * VHD_BLOCK
-            if sector == NOWHERE:
-                continue
+        for begin, data in self.blocks():
             yield from zeros(begin - at)
-            data = self.take(sector * BLOCK, BLOCK + VHD_BLOCK, f'block {number}')
-            bitmap = data[:BLOCK]
-            data = data[BLOCK:]
-            if bitmap.strip(b'\xff'):                     # what it does not name is zeros
-                for index in range(VHD_BLOCK // BLOCK):
-                    if not bitmap[index // 8] << index % 8 & 128:
-                        data[index * BLOCK:(index + 1) * BLOCK] = bytes(BLOCK)
-            at = begin + VHD_BLOCK
-            yield data[:size - begin]
-        yield from zeros(size - at)
+            yield data
+            at = begin + len(data)
 
 
 class ArchiveReader(Reader):
@@ -4358,10 +4289,10 @@ class ArchiveReader(Reader):
             raise self.fault(f'{name} belongs to no disk')
         if any(self.fill(self.view[:BLOCK])):
             raise self.fault('a second block of zeros was expected')
-        for got in iter(lambda: self.source.fill(self.view), 0):
-            more = bytes(self.view[:got]).lstrip(b'\0')
-            if more or got % BLOCK:
-                raise self.fault('something follows the end', len(more) or got % BLOCK)
+        for piece in self.pieces():
+            more = bytes(piece).lstrip(b'\0')
+            if more or len(piece) % BLOCK:
+                raise self.fault('something follows the end', len(more) or len(piece) % BLOCK)
         proved = 'checksums' if self.hashed else 'structure'
         sizes = [disk.size for disk in vm.disks if disk.size]
         if self.gaps and sizes[0] < CHUNK:             # xe vm-import takes that for all chunks'
@@ -4370,7 +4301,7 @@ class ArchiveReader(Reader):
 
     def fault(self, text: str, back: int = BLOCK) -> Damaged:
         """Return an error so many bytes before the place where we are."""
-        return Damaged(f'{self.where}, byte {self.source.at - back}: {printable(text)}')
+        return Damaged(f'{self.where}, byte {self.at - back}: {printable(text)}')
 
     def check_padding(self, padding: Any) -> None:
         """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
@@ -4456,15 +4387,15 @@ def zeros(size: int) -> Iterator[bytes]:
         yield bytes(min(CHUNK, size - offset))
 
 
-def read_form(form: str, source: Source, size: Optional[int]) -> Proof:
+def read_form(form: str, reader: Any, size: Optional[int]) -> Proof:
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
-        return ArchiveReader(source).read()
-    reader = Reader(source)
+        return reader.read()
     if form == '.raw':
         return reader.read_raw(size)
     if form == '.vhd':
-        return reader.read_vhd(size)
+        collections.deque(reader.blocks(size), 0)      # to its end
+        return reader.proof('structure')
     try:
         parse_xml((view.tobytes() for view in iter(reader.read_on, b'')),
                   'database' if form == '.dump' else 'value')
@@ -4526,34 +4457,29 @@ def tar_header(head: bytes) -> bytes:
 
 
 @contextmanager
-def opened(path: str, plain: bool = False) -> Iterator[Source]:
-    """Open a file to read in order, decompressed unless `plain`; if it is Damaged, say why."""
-    with reading(path) as stream, closing(Source(stream.fileno(), plain)) as source:
+def opened(path: str, form: str) -> Iterator[Any]:
+    """Open a file of a form; yield its Reader, which unpacks it unless its name is that of an image
+    which is not packed. If it is Damaged, say why."""
+    kind = ArchiveReader if form == '.xva' else Reader
+    with reading(path) as stream, closing(
+            kind(stream.fileno(), path.endswith(('.raw', '.vhd')))) as reader:
         try:
-            yield source
+            yield reader
         except Damaged as error:
-            raise Damaged(f'{error}{source.failed_export()}')
+            raise Damaged(f'{error}{reader.failed_export()}')
 
 
 def ova_of(path: str) -> bytes:
     """Return the ova.xml of an archive. Raise Damaged, CommandFailed, OSError."""
-    with opened(path) as source:
-        return ArchiveReader(source).read_ova()[1]
-
-
-def pieces_of(source: Source) -> Iterator[memoryview]:
-    """Yield what is still to be read of a file; each piece is gone with the next."""
-    view = memoryview(bytearray(CHUNK))
-    for got in iter(lambda: source.fill(view), 0):
-        yield view[:got]
+    with opened(path, '.xva') as reader:
+        return reader.read_ova()[1]
 
 
 def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
-    with opened(path) as source:
-        reader = ArchiveReader(source)
+    with opened(path, '.xva') as reader:
         head, ova = reader.read_ova()
         disks = archived_vm(ova).disks
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK, disks))
@@ -4567,8 +4493,8 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
             data = reader.view[:disk.size + -disk.size % BLOCK].tobytes()
             for each, content in (head, data), (checksum_head, checksum):
                 moved += tar_header((LAST.encode() + each)[:100] + each[100:]) + content
-        rest = reader.head
-        for piece in pieces_of(source):
+        rest, reader.where = reader.head, ''
+        for piece in reader.pieces():
             rest += piece
             end = len(rest.rstrip(b'\0'))
             end += -end % BLOCK
@@ -4581,9 +4507,9 @@ def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
 
 def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
     """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
-    with opened(path, not is_packed(path)) as source:
+    with opened(path, form) as reader:
         at = 0
-        for piece in pieces_of(source) if form == '.raw' else Reader(source).disk():
+        for piece in reader.pieces() if form == '.raw' else reader.disk():
             at += len(piece)
             if at > size:
                 break
@@ -4594,18 +4520,13 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 
 
 def image_size(path: str, form: str, known: Optional[int]) -> int:
-    """Return the bytes of an image's disk, if not known; Damaged for a packed VHD out of order."""
+    """Return the bytes of an image's disk, if not known. Raise Damaged."""
     if form == '.raw' and (known or not is_packed(path)):
         return known or size_of(path)
-    with opened(path) as source:
+    with opened(path, form) as reader:
         if form == '.raw':
-            return sum(len(piece) for piece in pieces_of(source))
-        size, _, table = Reader(source).read_head()
-        sectors = [sector for sector in table if sector != NOWHERE]
-        if is_packed(path) and sectors != sorted(sectors):
-            raise Damaged(f'{path}: its blocks are in another order than xapi writes (unpack it, '
-                          f'with {compression_of(path).unpack}, and restore that file)')
-        return size
+            return sum(map(len, reader.pieces()))
+        return reader.read_head()[0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4667,16 +4588,17 @@ def cfg(keys: Texts, record: Record, **further: Any) -> str:
 def indented(text: bytes) -> str:
     """Return XML with a line for each element, what is HIDDEN in it as references to characters."""
     import xml.etree.ElementTree
-    root = xml.etree.ElementTree.fromstring(text)
-    to_indent = [(root, '\n')]
-    for element, margin in to_indent:
-        inner = margin + '  '
+
+    def indent(element: Any, margin: str) -> None:
         if len(element):
-            element.text = inner
+            element.text = margin + '  '
             for child in element:
-                child.tail = inner
-                to_indent.append((child, inner))
-            element[-1].tail = margin
+                indent(child, margin + '  ')
+                child.tail = margin + '  '
+            child.tail = margin
+
+    root = xml.etree.ElementTree.fromstring(text)
+    indent(root, '\n')
     text = xml.etree.ElementTree.tostring(root, encoding='unicode')
     return '<?xml version="1.0"?>\n' + re.sub(
         f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};', text) + '\n'
@@ -4733,14 +4655,14 @@ class ExportFile(NamedTuple):
 def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
     quote = shell_word
-    label = manifest['vm']['name']
     texts = []
     for file in files:
         path = portable(backup.file(file.name))
         disk = file.disk
         size = file.snapshot.size
-        values = dict(manifest=manifest, disk=disk, vm=printable(manifest['vm']['name']),
-                      program=quote(portable(abspath(sys.argv[0]))),
+        label = manifest['vm']['name']
+        values = dict(manifest=manifest, disk=disk, vm=printable(label),
+                      program=quote(abspath(sys.argv[0])),
                       restore=quote('restore=' + path), unpack='', clean='')   # type: Record
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
@@ -4785,43 +4707,6 @@ class Verified(NamedTuple):
         return {'when': iso(now()), 'proved': self.proved, 'digests': dict(known, **self.digests)}
 
 
-class Reading:
-    """A file that is read in a thread of its own, as its storage may hang."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.handle = -1       # while it is open, which only `read` opens and closes
-        self.place = 0         # bytes
-        self.source = None     # type: Optional[Source]
-
-    def read(self, size: Optional[int]) -> Proof:
-        """Read it as its storage has it, to its end. Raise Damaged, CommandFailed, OSError."""
-        form = form_of_file(self.path)
-        sync(self.path)
-        with opened(self.path, form in ('.raw', '.vhd') and not is_packed(self.path)) as source:
-            self.source = source
-            self.handle = source.handle
-            try:
-                return read_form(form, source, size)
-            finally:
-                self.at()
-                self.handle = -1
-
-    def at(self) -> int:
-        """Return how far it was read, by us or by what decompresses it, and let the system drop
-        that from its memory. A read that hangs lets nobody ask the file itself: lseek(2) waits."""
-        with suppress(OSError):                        # it is not open yet, or not any more
-            told = read_file(f'/proc/self/fdinfo/{self.handle}', 80)
-            self.place = int(told.split()[1])          # pos: (proc(5))
-            os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
-        return self.place
-
-    def close(self) -> None:
-        """Stop reading. A thread that hangs ends with its next piece, which nobody awaits."""
-        if self.source:
-            self.source.close()
-
-
 class Verifier:
     """Reads files under watch, and shows how far it is."""
 
@@ -4831,14 +4716,23 @@ class Verifier:
 
     def prove(self, path: str, size: Optional[int] = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
-        reading = Reading(path)
+        readers = []           # type: List[Reader]    # once it is open
+
+        def read() -> Proof:   # in a thread of its own, as its storage may hang
+            form = form_of_file(path)
+            sync(path)
+            with opened(path, form) as reader:
+                readers.append(reader)
+                return read_form(form, reader, size)
         expected = bounded(lambda: size_of(path), path)
-        watchdog = Watchdog(self.limit, reading.at, 'verified', path, expected)
+        watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
+                            'verified', path, expected)
         try:
-            proof = bounded(lambda: reading.read(size), path, watchdog.check)
+            proof = bounded(read, path, watchdog.check)
         finally:
             Console.current.show('')
-            reading.close()
+            for reader in readers:
+                reader.close()
         if proof.vm and proof.proved == 'structure' and not self.noted:
             self.noted = True
             log('***NOTE - this host has no libxxhash: the checksums in archives are '
@@ -4890,8 +4784,8 @@ class Verifier:
         """Note what is wrong with vm-metadata.xml, which has to be whole, and of this VM."""
         try:
             digest = self.prove_in(backup, METADATA).digest
-            _, objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
             with damaged_if_malformed():
+                _, objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
                 uuids = [str(vm['uuid']) for vm in objects['VM'].values()]
             if backup.manifest.uuid not in ['', *uuids]:
                 raise Damaged('it is of another VM: ' + ', '.join(uuids))
@@ -5211,7 +5105,7 @@ class Exporter:
         form = '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd'
         return base + self.extension.replace('.auto', form)
 
-    def remarks(self, disks: Sequence[Disk]) -> List[Tuple[str, str]]:
+    def remarks(self, disks: Sequence[Disk]) -> List[Pair]:
         """Return ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
         found = []
         for disk in disks if '.vhd' in self.extension else ():
@@ -5658,7 +5552,7 @@ class LastRun(NamedTuple):
     process: str               # see Intent
     ended: Optional[str] = None
     result: str = ''           # SUCCESS, WARNING, ERROR or SKIPPED, and counts
-    failed: Sequence[Tuple[str, str]] = ()     # names of VMs, and the tokens of what failed
+    failed: Sequence[Pair] = ()        # names of VMs, and the tokens of what failed
 
 
 class StatusLog:
@@ -6671,7 +6565,6 @@ class BackupRun(Shared):
     def clean_up_one(self, history: History) -> None:
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
-            history.as_it_is()
             if history.with_intent() or history.half_deleted():
                 check_signals()
                 try:
@@ -6758,7 +6651,7 @@ class VerifyCommand:
             self.tokens.append('WARNING')
         for _, history in chosen:
             with self.telling(history.directory):
-                backups = [backup for backup in history.backups(True)
+                backups = [backup for backup in history.as_it_is().backups(True)
                            if backup.outcome in COMPLETE + ('unreadable',)]
                 if not backups:
                     raise Damaged('no good backup of this VM')
@@ -6884,9 +6777,8 @@ def take_stock(histories: Histories, config: Config, store: Store,
                selector_text: str) -> Tuple[List[Stock], Plan]:
     """Return, by name, what there is, if anything, of each VM chosen (see select_histories)."""
     chosen, plan = select_histories(histories, config, selector_text)
-    stocks = [Stock(history.vm_name(), history.directory, history.everything(),
-                    job.vm.uuid or history.owner().uuid, history.last_owner())
-              for job, history in chosen]
+    stocks = [Stock(job.vm.name, history.directory, history.everything(), job.vm.uuid,
+                    history.last_owner()) for job, history in chosen]
     stocks += [Stock(failure.name, store.history(failure.name).directory)
                for failure in plan.failures]
     return sorted(stocks, key=lambda stock: stock.name), plan
@@ -7016,7 +6908,7 @@ def run_list(line: CommandLine) -> int:
     target = open_target(word)
     if target.kind == 'backup' or target.kind == 'history' and selector_text:
         raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
-    histories = [history.as_it_is() for history in histories_in(target)]
+    histories = histories_in(target)
     vms, plan = take_stock(histories, target.config, target.store, selector_text)
     others = others_in([] if selector_text else histories, vms)
     if not (vms or others['pool_dumps'] or plan.messages):
@@ -7139,7 +7031,7 @@ def to_prune(target: Opened, selector_text: str,
              pruning: Pruning) -> List[Tuple[Job, History, bool]]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
-    histories = [history.as_it_is() for history in target.store.histories()]
+    histories = target.store.histories()
     chosen, plan = select_histories(histories, config, '', config.settings.keep_last)
     if plan.errors:
         log(*plan.messages, *plan.errors)
@@ -7463,7 +7355,7 @@ class Restorer(Importer):
             log(f'  attached: to {attach} as {device_name("", device)}')
         return target
 
-    def free_device(self, word: str) -> Tuple[str, str]:
+    def free_device(self, word: str) -> Pair:
         """Return the uuid and the first free user device of a halted VM, which gets a disk."""
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         if len(found) != 1:
@@ -7565,7 +7457,7 @@ class TestRestore(Run):
         """Test the newest good backup; record how that ended if it was tried and no signal came."""
         elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Record
         try:
-            backup = self.sources.newest([history], '')
+            backup = self.sources.newest([history.as_it_is()], '')
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
                 name = chosen.vm or basename(history.directory)
@@ -7638,7 +7530,7 @@ class StatusCheck:
             raise ConfigError(problem)
         store = Store(config.settings)
         store.check(config.settings.require_mount)
-        histories = [history.as_it_is() for history in store.histories()]
+        histories = store.histories()
         self.check_backups(*take_stock(histories, config, store, ''))
         self.check_run(config.settings.status_log + LAST_RUN)
         left = store.leftovers(histories, self.limit)
@@ -7683,7 +7575,7 @@ class StatusCheck:
     def check_run(self, path: str) -> None:
         """Judge the last run, if a file beside the status log tells of one."""
         try:
-            last = LastRun(**parse_json(load(path, LONGEST_RECORD)))
+            last = LastRun(**parse_json(load(path)))
             late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
             goes_on = is_in_work(last)
             bad = last.result.startswith('ERROR')

@@ -115,8 +115,8 @@ class ArchiveCase(unittest.TestCase):
         """What is made of the file: a Proof, or the Damaged that was raised. Nothing else may
         come."""
         try:
-            with VmBackup.opened(self.path) as source:
-                return VmBackup.read_form(form, source, size)
+            with VmBackup.opened(self.path, form) as reader:
+                return VmBackup.read_form(form, reader, size)
         except VmBackup.Damaged as damaged:
             self.assertTrue(str(damaged))
             damaged.__context__ = None              # nor keep the frames that it came through

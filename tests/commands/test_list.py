@@ -327,11 +327,11 @@ class Robust(ListCase):
         os.mkdir(paths[3])
         real = VmBackup.load
 
-        def reading(path, limit):
+        def reading(path, *limits):
             for gone in (paths[1], paths[3]):
                 if path == gone + '/backup.json':
                     shutil.rmtree(gone)
-            return real(path, limit)
+            return real(path, *limits)
         with unittest.mock.patch.object(VmBackup, 'load', reading):
             output, status = self.here(self.backups, 'format=json')
         self.assertEqual(0, status)

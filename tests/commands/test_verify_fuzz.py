@@ -230,11 +230,11 @@ class Storage(FuzzCase):
                 raise OSError(number, os.strerror(number))
             return got
         self.put(b'x')
-        source = VmBackup.Source(self.handle)
-        self.addCleanup(source.close)
+        reader = VmBackup.ArchiveReader(self.handle)
+        self.addCleanup(reader.close)
         fails = unittest.mock.Mock(readinto=readinto)
-        with unittest.mock.patch.object(source, 'stream', fails):
-            return VmBackup.ArchiveReader(source).read()
+        with unittest.mock.patch.object(reader, 'stream', fails):
+            return reader.read()
 
     def test_a_sector_that_cannot_be_read_is_damage_and_a_share_in_trouble_is_none(self):
         with self.assertRaisesRegex(VmBackup.Damaged, 'Input/output error at byte 30000'):

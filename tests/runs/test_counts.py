@@ -139,11 +139,3 @@ class Store(PoolCase):
         self.assertEqual([name + 'backup.json' for name in names], sorted(seen['open']))
         self.assertEqual([name + file for name in names for file in ('protected', 'success')],
                          sorted(path for path in seen['stat'] if path.count('/') == 2))
-
-    def test_to_list_one_vm_reads_no_manifest_of_another(self):
-        config = self.config('vm-export=.*')
-        with self.watched() as seen:
-            self.list_here(config, 'vm=db')
-        self.assertEqual(7, len(seen['open']))
-        self.assertEqual({'db'}, {path.split('/')[0] for path in seen['open'] + seen['stat']
-                                  if path.count('/') == 2})

@@ -234,10 +234,10 @@ class Bombs(PoolCase):
 
     def test_what_goes_on_after_the_end_of_a_disk_is_not_read_to_its_end(self):
         path = self.put_file('DISK-xvda.raw.gz', gzip.compress(bytes(64 << 20)))
-        with VmBackup.opened(path) as source:
+        with VmBackup.opened(path, '.raw') as reader:
             with self.assertRaisesRegex(VmBackup.Damaged, 'it goes on after byte'):
-                VmBackup.read_form('.raw', source, 65536)
-            self.assertLess(source.at, 8 << 20)
+                VmBackup.read_form('.raw', reader, 65536)
+            self.assertLess(reader.at, 8 << 20)
         fed = 0
         with self.assertRaisesRegex(VmBackup.Damaged, 'bytes or more, not 65536'):
             for piece in VmBackup.image_pieces(path, '.raw', 65536, 65536):

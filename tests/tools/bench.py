@@ -41,10 +41,10 @@ print(time.perf_counter() - begun, most)
 '''
 OURS = '''
 form = VmBackup.form_of(sys.argv[2])
-source = VmBackup.Source(handle)
+reader = (VmBackup.ArchiveReader if form == '.xva' else VmBackup.Reader)(handle)
 size = os.fstat(handle).st_size if form == '.raw' else None
-VmBackup.read_form(form, source, size)
-source.close()
+VmBackup.read_form(form, reader, size)
+reader.close()
 '''
 COMMAND = "VmBackup.main(['VmBackup.py', 'verify', sys.argv[2]])"
 LIMIT = '''
