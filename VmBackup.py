@@ -953,6 +953,7 @@ def way(path: str) -> Iterator[Tuple[str, int, int]]:
             here = os.path.normpath(join(here, rest.pop(0)))
         else:
             return
+    raise OSError(errno.ELOOP, 'has too many links')
 
 
 def changeable(path: str, shares: bool = True) -> str:
