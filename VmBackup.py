@@ -1898,7 +1898,6 @@ class Pool:
         self.shown = re.sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
         bundle = pool_certificates()
-        self.trusting = url.startswith('https:') and not bundle    # any certificate
         try:
             if url.startswith('unix:/'):
                 self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
@@ -1954,7 +1953,7 @@ class Pool:
 
     def login(self, password: Optional[str]) -> None:
         """Log in as root."""
-        if self.trusting:
+        if self.shown.startswith('https:') and not pool_certificates():
             log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
                 'of this pool do not check theirs (use local as the password, or xe '
                 'pool-enable-tls-verification)')
@@ -2056,7 +2055,8 @@ class Pool:
     def reread(self, vm: Vm) -> Vm:
         """Return the VM as it is now, but for its name; raise BackupFailed if it is gone."""
         with unless_gone():
-            return vm._replace(record=self.record('VM', vm.ref))
+            record = self.record('VM', vm.ref)
+            return vm._replace(record={field: record[field] for field in VM_FIELDS})
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
     def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
@@ -5998,7 +5998,6 @@ class VmBackup(Turn):
         self.shared = shared
         self.settings = shared.settings
         self.pool = shared.pool
-        self.policy = policy_of(self.settings, job)
         self.history = self.backup = self.exporter = None      # type: Any
         self.held = ExitStack()                # its directories, open
         self.manifest = {}     # type: Record
@@ -6258,7 +6257,7 @@ class VmBackup(Turn):
         owner, told = self.owner(), Manifest.of(self.manifest)
         new = Aged(started, disks=told.holds if path else ())
         disks = told.of_the_vm or self.history.disks(owner)
-        return self.history.judged(self.policy, owner, disks, new, path)
+        return self.history.judged(policy_of(self.settings, self.job), owner, disks, new, path)
 
     def prune(self, judged: Judged) -> None:
         """Delete older backups that nothing keeps, nor a snapshot that is still in the pool."""
