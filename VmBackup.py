@@ -6755,35 +6755,6 @@ def run_verify(line: CommandLine) -> int:
     return verdict.status
 
 
-class Stock(NamedTuple):
-    """What there is of one VM."""
-
-    name: str
-    path: str                  # of its directory
-    backups: Backups = ()     # the newest first, then what is none
-    uuid: str = ''             # '' where nothing tells it
-    owner: Owner = Owner()
-
-    def good(self) -> Backups:
-        """Return the good backups, the newest first."""
-        return [backup for backup in self.backups if backup.outcome == 'good']
-
-    def newest(self, pool: str) -> Backup:
-        """Return the newest good backup, of this pool if any is; without one, one of no path."""
-        return (of_pool(pool, self.good()) or [Backup('')])[0]
-
-
-def take_stock(histories: Histories, config: Config, store: Store,
-               selector_text: str) -> Tuple[List[Stock], Plan]:
-    """Return, by name, what there is, if anything, of each VM chosen (see select_histories)."""
-    chosen, plan = select_histories(histories, config, selector_text)
-    stocks = [Stock(job.vm.name, history.directory, history.everything(), job.vm.uuid,
-                    history.last_owner()) for job, history in chosen]
-    stocks += [Stock(failure.name, store.history(failure.name).directory)
-               for failure in plan.failures]
-    return sorted(stocks, key=lambda stock: stock.name), plan
-
-
 def age(when: Optional[str]) -> str:
     """How long ago that was, for a person: 3d, 20h, 10min."""
     if not when:
@@ -6796,7 +6767,7 @@ def age(when: Optional[str]) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def others_in(histories: Histories, vms: Sequence[Stock]) -> Record:
+def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
     """Return what `list` tells of directories with dumps, and of those without any backups."""
     dumps, foreign = [], []    # type: List[Record], List[str]
     for path in sorted(history.directory for history in histories
@@ -6807,22 +6778,17 @@ def others_in(histories: Histories, vms: Sequence[Stock]) -> Record:
                 found = Store.dumps_in(path)
         if found:
             dumps.append(dict(path=portable(path), dumps=len(found), newest=basename(found[-1])))
-        elif path not in [vm.path for vm in vms]:
+        elif portable(path) not in [vm['path'] for vm in vms]:
             foreign.append(portable(path))
     return {'pool_dumps': dumps, 'foreign': foreign}
 
 
-def document_of(vms: Sequence[Stock], root: str, messages: Texts, others: Record) -> Record:
-    """Return what `list` tells, as the README has its form."""
-    listed = []                # type: List[Record]
-    for vm in vms:
-        backups = [dict(described(backup), of=vm.owner.other(backup)) for backup in vm.backups]
-        listed.append({'name': vm.name, 'path': portable(vm.path), 'good': len(vm.good()),
-                       'size': sum(backup['size'] or 0 for backup in backups),
-                       'backups': backups})
-    return dict(schema=1, when=iso(now()), backup_dir=portable(root), vms=listed, **others,
-                messages=messages, good=sum(vm['good'] for vm in listed),
-                size=sum(vm['size'] for vm in listed))
+def document_of(name: str, path: str, backups: Backups = (), owner: Owner = Owner()) -> Record:
+    """Return what `list` tells of a VM, of its directory, as the README has its form."""
+    told = [dict(described(backup), of=owner.other(backup)) for backup in backups]
+    return {'name': name, 'path': portable(path),
+            'good': sum(backup.outcome == 'good' for backup in backups),
+            'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
 
 
 def described(backup: Backup) -> Record:
@@ -6909,17 +6875,25 @@ def run_list(line: CommandLine) -> int:
     if target.kind == 'backup' or target.kind == 'history' and selector_text:
         raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
     histories = histories_in(target)
-    vms, plan = take_stock(histories, target.config, target.store, selector_text)
+    chosen, plan = select_histories(histories, target.config, selector_text)
+    vms = [document_of(job.vm.name, history.directory, history.everything(), history.last_owner())
+           for job, history in chosen]
+    vms += [document_of(failure.name, target.store.history(failure.name).directory)
+            for failure in plan.failures]
+    vms.sort(key=lambda vm: vm['name'])
     others = others_in([] if selector_text else histories, vms)
     if not (vms or others['pool_dumps'] or plan.messages):
         raise UsageError(f'no backups in {word}')
-    document = document_of(vms, target.store.root, plan.messages + plan.errors, others)
+    document = dict(
+        schema=1, when=iso(now()), backup_dir=portable(target.store.root), vms=vms, **others,
+        messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
+        size=sum(vm['size'] for vm in vms))
     text = as_json(document)
     if line.options['format'] != 'json':
         text = ''.join(printable(row) + '\n' for row in table_of(document))
     Console.current.write(text)
-    doubtful = any(backup.outcome != 'good' for vm in vms for backup in vm.backups[:1])
-    return verdict_of(plan.errors or not all(vm.good() for vm in vms),
+    doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
+    return verdict_of(plan.errors or not all(vm['good'] for vm in vms),
                       plan.warnings or doubtful).status
 
 
@@ -7531,25 +7505,29 @@ class StatusCheck:
         store = Store(config.settings)
         store.check(config.settings.require_mount)
         histories = store.histories()
-        self.check_backups(*take_stock(histories, config, store, ''))
+        self.check_backups(*select_histories(histories, config, ''))
         self.check_run(config.settings.status_log + LAST_RUN)
         left = store.leftovers(histories, self.limit)
         self.figures.append(f'leftovers={len(left)}')
         if left:
             self.found.append((1, 'left over: ' + abbreviate(left)))
 
-    def check_backups(self, stocks: Sequence[Stock], plan: Plan) -> None:
+    def check_backups(self, chosen: Sequence[Tuple[Job, History]], plan: Plan) -> None:
         """Judge the newest good backup of each VM, the oldest first."""
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
         self.found += [(1, text) for text in plan.warnings]
-        vms = {}               # type: Dict[str, Stock]
         pool = own_pool()
-        for vm in sorted(stocks, key=lambda stock: stock.newest(pool).when):
-            vms[vm.uuid or vm.path] = vm               # of a VM that was renamed, the newer one
+        found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
+        for job, history in chosen:
+            sound = of_pool(pool, [backup for backup in history.everything()
+                                   if backup.outcome == 'good'])
+            found.append((sound[0] if sound else Backup(''), job.vm))
+        found.sort(key=lambda each: (each[0].when, each[1].name))
+        # Of a VM that was renamed, the newer one.
+        vms = {vm.uuid or vm.ref: (last, vm) for last, vm in found}
         bad, ages, size = [], [], 0
-        for vm in vms.values():
-            last = vm.newest(pool)
+        for last, vm in vms.values():
             other = Owner(vm.uuid or last.manifest.uuid, pool or last.manifest.pool).other(last)
             if other:
                 self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
