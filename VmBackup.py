@@ -372,8 +372,8 @@ def seconds_of(text: str) -> float:
     """Return the seconds since 1970 of a time that iso() wrote after that. Raise ValueError."""
     if not re.match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
-    moment = datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z')
-    return moment.timestamp()                          # Python 3.6 knows no colon in %z
+    # Python 3.6 knows no colon in %z.
+    return datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z').timestamp()
 
 
 def human_size(size: float) -> str:
@@ -448,7 +448,7 @@ DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_con
 
 def parse_json(data: bytes) -> Any:
     """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
-    values = data.count(b',') + data.count(b'[') + data.count(b'{')
+    values = sum(map(data.count, (b',', b'[', b'{')))
     if len(data) > LONGEST_RECORD or values > MOST_VALUES:
         raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
                          f'{MOST_VALUES} are the most')
@@ -2547,16 +2547,13 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
         return stream.read(limit)
 
 
-def make_new_directory(path: str) -> None:
-    """Make one directory. Raise FileExistsError, OSError."""
-    with place(path) as (name, directory):
+def make_directory(path: str) -> bool:
+    """Make one directory if it is missing, and return whether it was; never those above it: the
+    share may be gone. Raise OSError."""
+    with suppress(FileExistsError), place(path) as (name, directory):
         os.mkdir(name, 0o700, dir_fd=directory)
-
-
-def make_directory(path: str) -> None:
-    """Make one directory if it is missing, never those above it: the share may be gone."""
-    with suppress(FileExistsError):
-        make_new_directory(path)
+        return True
+    return False
 
 
 def rename(path: str, name: str) -> str:
@@ -2870,9 +2867,8 @@ PROVED = {                 # from least to most
 
 
 def as_size(value: Any) -> Optional[int]:
-    """Return bytes in a record, also in text; None for what is no number of xapi's, of 63 bits."""
-    fits = re.match(r'[0-9]{1,19}\Z', str(value)) and int(value) < 1 << 63
-    return int(value) if fits else None
+    """Return bytes in a record, also in text; None for what is no number of less than an EB."""
+    return int(value) if re.match(r'[0-9]{1,18}\Z', str(value)) else None
 
 
 def value_in(document: Record, key: str, default: Any = '') -> Any:
@@ -3005,11 +3001,11 @@ class Backup(NamedTuple):
     def read(cls, path: str, date: Optional[datetime]) -> 'Backup':
         """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
         when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Sizes
-        outcome = 'failed' if date else 'foreign'
-        if date and date < now() + timedelta(days=1):  # else it counts as the oldest
-            when = date.timestamp()
+        outcome = 'foreign'
         if date:
-            started = iso(date)
+            outcome, started = 'failed', iso(date)
+            if date < now() + timedelta(days=1):       # else it counts as the oldest
+                when = date.timestamp()
         try:
             with hold(path):
                 manifest = Manifest.of(Manifest.document(path))
@@ -3604,8 +3600,7 @@ class Store(Catalogue):
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for name in names_from(self.patterns[0], when):
             path = join(history.directory, name)
-            with suppress(FileExistsError):
-                make_new_directory(path)
+            if make_directory(path):
                 sync_directory(history.directory)
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
@@ -3995,13 +3990,14 @@ def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
 
 
 def xmlrpc_value(ova: bytes) -> Record:
-    """Return what an ova.xml holds, within damaged_if_malformed; numbers are text in it."""
+    """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
     known = unpacker.dispatch
-    unpacker.dispatch = {tag: known[tag] for tag in (  # what xapi writes (ocaml-rpc: xmlrpc.ml)
-        'array', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string', 'struct',
-        'value')}
+    unpacker.dispatch = {tag: known[tag] for tag in (
+        'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
+        'struct', 'value')}
+    unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
     unpacker.xml(None, None)                           # what the parser gives it is decoded
     parse_xml(iter([ova]), 'value', unpacker)
     unpacker.end('params')                             # which is around a value elsewhere
