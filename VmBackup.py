@@ -1889,8 +1889,8 @@ def check_record(method: str, record: Any) -> Record:
 class Pool:
     """A logged-in session with the pool."""
 
-    def __init__(self, url: str) -> None:
-        """Prepare a session at http://..., https://... or unix:/path. Raise PoolError."""
+    def __init__(self, url: str, password: Optional[str]) -> None:
+        """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
         try:
             import XenAPI
         except (ImportError, SyntaxError):
@@ -1918,6 +1918,11 @@ class Pool:
         self.clock = None                  # type: Optional[int]
         self.tables = {}                   # type: Dict[str, Records]
         self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
+        if url.startswith('https:') and not bundle:
+            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
+                'of this pool do not check theirs (use local as the password, or xe '
+                'pool-enable-tls-verification)')
+        self.guarded('login_with_password', 'root', password or '', '1.0', 'VmBackup.py')
 
     @classmethod
     @contextmanager
@@ -1926,20 +1931,18 @@ class Pool:
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = login_word(word)
-        pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
-            XAPI_SOCKET if password is None else XAPI_URL))
         Signals.current.logging_in = True
         try:
-            pool.login(password)
+            pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
+                XAPI_SOCKET if password is None else XAPI_URL), password)
         except PoolError as error:
             if error.code != 'HOST_IS_SLAVE':
                 raise
             master = error.details[1]
             if master.count(':') > 1 and not master.startswith('['):
                 master = f'[{master}]'                 # an IPv6 address
-            pool = cls(f'https://{master}/')
+            pool = cls(f'https://{master}/', password)
             pool.redirected = True
-            pool.login(password)
         try:
             Signals.current.logging_in = False
             Signals.current.allow(CUT_GRACE)           # LOGIN_GRACE was for the login
@@ -1950,14 +1953,6 @@ class Pool:
                 pool.session('close')()                # an interrupted call may still be on it
                 bounded(lambda: pool.guarded('session.logout'), 'xapi')
             pool.session('close')()
-
-    def login(self, password: Optional[str]) -> None:
-        """Log in as root."""
-        if self.shown.startswith('https:') and not pool_certificates():
-            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
-                'of this pool do not check theirs (use local as the password, or xe '
-                'pool-enable-tls-verification)')
-        self.guarded('login_with_password', 'root', password or '', '1.0', 'VmBackup.py')
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a call, repeated while xapi is gone; XenAPI.py logs in again."""
