@@ -40,7 +40,8 @@ class LoginCase(PoolCase):
 class Errors(unittest.TestCase):
     def refusal(self, error):
         """What a call tells that ends in this error."""
-        pool = VmBackup.Pool('http://localhost/')
+        with unittest.mock.patch.object(VmBackup.Pool, 'guarded'):     # it logs in
+            pool = VmBackup.Pool('http://localhost/', '')
         with unittest.mock.patch.object(pool.session, 'xenapi_request', side_effect=error), \
                 self.assertRaises(VmBackup.PoolError) as caught:
             pool.guarded('VM.get_all_records')
