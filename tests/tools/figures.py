@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 
-FORKED, STARTED = 'runs of VmBackup.py that were forked', 'runs that were started for real'
 FILE = 'VMBACKUP_TEST_FIGURES'
 
 

@@ -5,12 +5,11 @@ is forked when this module is imported, and forks again for each run. What a pro
 it has here too: arguments, environment, directory, streams, umask, signals, limits, exit status.
 
 What an interpreter decides as it starts cannot be had so: where a run's environment differs in one
-of those variables, or the script is another, it is started for real. `starts` counts both.
+of those variables, or the script is another, it is started for real.
 """
 
 import array
 import atexit
-import collections
 import contextlib
 import dis
 import faulthandler
@@ -36,14 +35,12 @@ import warnings
 
 import VmBackup
 from tests import SCRIPT
-from tests.tools import figures, forked_xe
+from tests.tools import forked_xe
 
 # Variables that the interpreter, the loader or a library looks at before the script does.
 DECIDED_AT_START = re.compile(r'(LANG|LANGUAGE|LC_\w+|PYTHON\w*|LD_\w+|OPENSSL_\w+|SSL\w+)\Z')
 REQUEST = 1 << 20               # bytes at most
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith('RLIMIT_')]
-
-starts = collections.Counter()  # of this process, by figures.FORKED and figures.STARTED
 
 
 class Script(str):
@@ -89,11 +86,9 @@ def start(words, environ, cwd, script=SCRIPT, umask=-1, prelude='', **streams):
     streams = dict(dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT), **streams)
     if can_fork(script, environ):
-        starts[figures.FORKED] += 1
         return Forked(server, script, words, environ, cwd, umask, prelude, **streams)
     if prelude:
         raise ValueError('a prelude needs an environment like ours')
-    starts[figures.STARTED] += 1
     return subprocess.Popen(
         [sys.executable, script] + [os.fsencode(word) for word in words], cwd=cwd, env=environ,
         preexec_fn=None if umask < 0 else lambda: os.umask(umask), **streams)
@@ -397,10 +392,8 @@ def begin():
 
 
 def end():
-    """End the server, and count what was started."""
+    """End the server."""
     global server
     if server:
         server.stop()
         server = None
-        for kind, number in starts.items():
-            figures.add(kind, number)

@@ -305,11 +305,9 @@ def summarize(results, counted):
     write_line('\nslowest' if results else '\nno test was selected')
     for result in sorted(results, key=lambda result: -result.seconds)[:5]:
         write_line('    %6.2f s  %s' % (result.seconds, result.name))
-    runs = ['%d %s' % (counted.pop(kind)[0], kind)
-            for kind in (figures.FORKED, figures.STARTED) if kind in counted]
     if counted:
         write_line('\nfaults injected, and invariants checked after them')
-    for line in figures.table(counted) + [''] + runs:
+    for line in figures.table(counted):
         write_line(line and '    ' + line)
     write_line('\nwhat failed' if failures else '')
     for result in failures:

@@ -48,7 +48,7 @@ NOT_REPLAYED = {
     'help': (8, 'the simulated one has none'),
     'mount': (1, 'needs root and a mount of a read-only file system'),
     'users': (2, 'needs a second user, to whom the socket is closed'),
-    'tools': (4, 'about xmllint or Python scripts; a cut archive is in test_xe'),
+    'tools': (4, 'about xmllint or Python scripts; cut archives were recorded from others'),
     'hypervisor': (2, "about the recorder's simulated hypervisor, which attaches no disks"),
     'start': (3, 'about how long a daemon takes to start, and its database on disk'),
     'member': (5, 'a pool member that cannot reach its master hangs; simulated ones reach it'),

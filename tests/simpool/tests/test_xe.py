@@ -8,7 +8,7 @@ import time
 from unittest import mock
 
 from tests.simpool import archive, xe
-from tests.simpool.tests.support import MIB, NOBODY, Case, end, wait_until
+from tests.simpool.tests.support import NOBODY, Case, end, wait_until
 from tests.simpool.tests.test_doors import BROKEN
 
 POOL = {
@@ -45,7 +45,7 @@ class XeCase(Case):
                         '--minimal')
 
     def write(self, name, content):
-        with open(self.path(name), 'wb' if isinstance(content, bytes) else 'w') as file:
+        with open(self.path(name), 'w') as file:
             file.write(content)
 
 
@@ -230,61 +230,9 @@ class Files(XeCase):
         self.assertIn('File not permitted: Blocked upload/download of the file x2', err)
         self.assertEqual(['x'], os.listdir(self.work))
 
-    def test_a_part_that_ends_with_a_member_imports_as_the_real_one_does(self):
-        self.ask('vm-export', 'uuid=' + self.web, 'filename=x')
-        whole = self.read('x')
-        for length, fails in ((len(whole) - 1024, False), (2 * MIB, True), (20000, True)):
-            self.write('cut', whole[:length])
-            status, _, err = self.xe('vm-import', 'filename=cut')
-            self.assertEqual((int(fails), fails), (status, 'reached prematurely' in err), length)
-
     def test_a_dry_run_is_refused(self):
         self.assertEqual('Error: dry-run is not simulated\n',
                          self.refused('vm-import', 'filename=m', 'dry-run=true'))
-
-    def test_a_daemon_that_dies_in_mid_export_leaves_a_vbd_whose_metrics_it_forgets(self):
-        for version, keys in (('26.1', ['task_id']), ('26.16', [])):
-            for verb, uuid in (('vm-export', self.web), ('vdi-export', self.vdi())):
-                self.pool.xapi_version = version
-                self.pool.faults.add(verb, 'down', after=1500000)
-                self.assertEqual(BROKEN, self.refused(verb, 'uuid=' + uuid, 'filename=x'))
-                self.assertEqual(1500000, len(self.read('x')))
-                os.unlink(self.path('x'))
-                self.sim.restart()
-                self.assertFalse(self.pool.tables['task'])
-                (ref, vbd), = self.held()
-                self.assertEqual((keys, 'OpaqueRef:NULL', True, 'RO'), (
-                    list(vbd['other_config']), vbd['metrics'], vbd['currently_attached'],
-                    vbd['mode']))
-                self.assertIn('in use', self.refused('vdi-destroy', 'uuid=' + self.vdi()))
-                this = 'uuid=' + vbd['uuid']
-                self.assertIn('still attached to', self.refused('vbd-destroy', this))
-                self.ask('vbd-unplug', this)
-                self.ask('vbd-destroy', this)
-
-    def test_a_daemon_that_is_killed_forgets_what_it_did_not_write_and_holds_the_next_disk(self):
-        self.pool.write_database()
-        self.pool.faults.add('vm-export', 'down', after=1500000)
-        self.assertEqual(BROKEN, self.refused('vm-export', 'uuid=' + self.web, 'filename=x'))
-        self.sim.restart()
-        self.assertEqual([], self.held())
-        for name in 'yz':
-            self.ask('vm-export', 'uuid=' + self.web, 'filename=' + name)
-            self.assertEqual(1, len(self.held()))
-
-    def test_a_connection_that_dies_in_mid_export_holds_nothing(self):
-        for verb, uuid in (('vm-export', self.web), ('vdi-export', self.vdi())):
-            self.pool.faults.add(verb, 'die', after=1500000)
-            self.assertEqual(BROKEN, self.refused(verb, 'uuid=' + uuid, 'filename=x'))
-            os.unlink(self.path('x'))
-            wait_until(lambda: not self.pending())
-            self.assertEqual([], self.held())
-
-    def test_a_disk_that_storage_does_not_let_go_stays_attached_and_nobody_is_told(self):
-        self.pool.failing_detaches = 1
-        self.ask('vdi-export', 'uuid=' + self.vdi(), 'filename=x')
-        (ref, vbd), = self.held()
-        self.assertNotEqual('OpaqueRef:NULL', vbd['metrics'])
 
     def test_a_server_that_dies_before_a_dump_leaves_no_task(self):
         answer, gone = xe.Talk.answer, threading.Event()
@@ -350,16 +298,6 @@ class Files(XeCase):
                 self.assertEqual(image, self.pool.content[ref])
                 self.assertEqual(b'Error code: VDI_IO_ERROR\nError parameters: Device I/O errors\n'
                                  if piped and form == 'vhd' else b'', err)
-
-    def test_since_26_16_nothing_tells_the_task_that_holds_a_disk(self):
-        for version, named in (('26.15', True), ('26.16', False)):
-            self.pool.xapi_version = version
-            for _, task, process in self.stalled_exports(do='stall'):
-                vbd, = [vbd for vbd in self.pool.tables['VBD'].values()
-                        if vbd['VM'] == self.dom0()]
-                self.assertEqual({'task_id': task} if named else {}, vbd['other_config'])
-                end(process)
-                wait_until(lambda: not self.pending())
 
 
 class TheProgram(XeCase):
