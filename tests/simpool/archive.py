@@ -35,19 +35,15 @@ PIECE = 65536                       # how much is read from files and pipes at a
 class ArchiveError(Exception):
     """An archive or image that cannot be read.
 
-    `details` is what XenAPI answers, a code and its parameters; `kind` is the code. `note` says
-    more for people. Codes and texts: recorded from xapi 25.6.0 (truncated and corrupted archives,
-    junk), else from xapi: ocaml/xapi/import.ml, stream_vdi.ml and exnHelper.ml.
+    `details` is what XenAPI answers, a code and its parameters; `note` says more for people. Codes
+    and texts: recorded from xapi 25.6.0 (truncated and corrupted archives, junk), else from xapi:
+    ocaml/xapi/import.ml, stream_vdi.ml and exnHelper.ml.
     """
 
     def __init__(self, details, note=''):
         super().__init__(details, note)
         self.details = list(details)
         self.note = note
-
-    @property
-    def kind(self):
-        return self.details[0]
 
     def __str__(self):
         return ': '.join(self.details + [self.note] if self.note else self.details)

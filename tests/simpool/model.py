@@ -817,7 +817,8 @@ class Pool(Transfers):
                 with self._vdi_operation(vdi, 'snapshot', 'Async.VDI.snapshot', task):
                     return self._snapshot_vdi(vdi)
             snapshot = self._copy_vm(vm, new_name, copy_disk, ignore_vdis, task=task)
-            self._note('VM_SNAPSHOTTED', vm, 'VM snapshot: ' + new_name)
+            self.new('message', name='VM_SNAPSHOTTED', priority='5', cls='VM', timestamp=stamp(),
+                     body='VM snapshot: ' + new_name, obj_uuid=self.record('VM', vm)['uuid'])
             return snapshot
 
     @message('VM.checkpoint')
@@ -1363,7 +1364,3 @@ class Pool(Transfers):
     def host_get_servertime(self, host):
         self.record('host', host)
         return stamp()
-
-    def _note(self, name, vm, body, priority='5'):
-        self.new('message', name=name, priority=priority, cls='VM', body=body, timestamp=stamp(),
-                 obj_uuid=self.record('VM', vm)['uuid'])

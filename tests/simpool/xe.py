@@ -515,17 +515,16 @@ class Command:
         with self.pool.lock:
             return self.filtered(KINDS['vm'], self.every('VM', expression), filters)
 
-    def each_vm(self, work, ignored=(), multiple=True):
+    def each_vm(self, work, ignored=()):
         """Do work(ref) for the one VM selected, or for all of them with --multiple."""
         vms = self.select_vms(ignored)
         if not vms:
             raise CliFailure('No matching VMs found')
         if len(vms) == 1:
             return [work(vms[0][0])]
-        if not (multiple and self.flag('multiple')):
-            raise CliFailure('Multiple matches VMs found. ' + (
-                '--multiple required to complete the operation' if multiple
-                else 'Operation can only be performed on one VM at a time'))
+        if not self.flag('multiple'):
+            raise CliFailure('Multiple matches VMs found. --multiple required to complete the '
+                             'operation')
         results, failures = [], []
         for ref, record in vms:
             try:
