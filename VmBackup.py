@@ -509,6 +509,7 @@ class Console:
         self.passing = {}      # type: Dict[int, str]
         self.drawn = 0         # lines of it that stand on the terminal
         self.lines = collections.deque(maxlen=20000)    # type: collections.deque
+        self.lost = False      # what was printed, as a terminal or pipe is closed, or a disk full
         self.lock = threading.RLock()
         self.thread = threading.local()        # `begin`, of each of its lines
 
@@ -544,9 +545,11 @@ class Console:
     def write(self, text: str) -> None:
         """Print text as it is."""
         data = encoded(text)
-        with suppress(OSError):                          # nobody reads: the backup goes on
+        try:
             while data and self.stream:
                 data = data[self.stream.write(data) or len(data):]
+        except OSError:                                # nobody reads: the backup goes on
+            self.lost = True
 
 
 Console.current = Console(None)
@@ -1166,12 +1169,12 @@ class DiskChoice(NamedTuple):
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
 
-    def reason(self, vm: str, device: str, name: str) -> str:
+    def reason(self, vm: str, device: str, name: str, uuid: str) -> str:
         """Return why a disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
         if self.honour_nobak and NOBAK in name:
             return NOBAK
         for pattern in self.excludes:
-            if matches(pattern, name) or matches(pattern, f'{vm}/{device}'):
+            if pattern == uuid or matches(pattern, name) or matches(pattern, f'{vm}/{device}'):
                 return f'exclude-disk={pattern}'
         return ''
 
@@ -1309,7 +1312,8 @@ def policy_of(settings: Any, job: Job) -> Policy:
 # seconds later, or at a second signal, ends with the program, as by SIGKILL. Nothing is lost then:
 # what may be left in the pool has its record, made before it, on which the next run acts.
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT, as by Ctrl-C',
+           signal.SIGHUP: 'SIGHUP, as when its terminal is closed'}
 CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
 SIGNAL_GRACE = 30          # seconds for the pool, and then for reports, to end after a signal
 CUT_GRACE = 15             # seconds for what is cut by one to end
@@ -1406,6 +1410,7 @@ class Watchdog:
     def show(self, done: int, share: float) -> None:
         """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
         seconds = self.seconds()
+        done = done or int(max(share, 0) * self.expected)
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
@@ -1452,7 +1457,7 @@ class Signals:
         try:
             yield
         finally:
-            for signum in SIGNALS + (signal.SIGUSR1,):
+            for signum in (*SIGNALS, signal.SIGUSR1):
                 signal.signal(signum, signal.SIG_IGN)
             self.kill_children()
 
@@ -1505,7 +1510,8 @@ class Signals:
     def reason(self) -> Interrupted:
         """Return what tells of the signal, and of what could not be finished."""
         left = ': what may be left in the pool has its record in backup_dir, for the next run'
-        return Interrupted(self.received, left if self.overdue and not self.at_once else '')
+        return Interrupted(self.received, f' ({SIGNALS.get(self.received, "")})' + (
+            left if self.overdue and not self.at_once else ''))
 
     def check(self, finishing: bool = False) -> None:
         """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
@@ -1799,14 +1805,14 @@ OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-             'VIFs guest_metrics snapshots').split()
+             'VIFs guest_metrics snapshots resident_on affinity').split()
 FIELDS = {                 # those of whole tables that are kept
     'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
             'virtual_size').split(),
     'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty'.split(),
     'VIF': ['uuid', 'device', 'network', 'MTU', 'MAC', 'other_config'], 'SR': ['uuid'],
-    'network': ['name_label'], 'host': ['uuid', 'software_version'],
-    'pool': ['uuid', 'name_label', 'master'], 'VM_guest_metrics': ['os_version']}
+    'network': ['name_label'], 'host': ['uuid', 'name_label', 'software_version'],
+    'pool': ['uuid', 'name_label', 'master', 'default_SR'], 'VM_guest_metrics': ['os_version']}
 
 
 class Disk(NamedTuple):
@@ -1870,6 +1876,13 @@ def device_name(device: str, number: str) -> str:
         rest, letter = divmod(rest - 1, 26)
         letters = chr(ord('a') + letter) + letters
     return 'xvd' + letters
+
+
+def free_space(sr: Record) -> str:
+    """Return how much of a storage repository is free."""
+    size = int(sr['physical_size'])
+    free = human_size(max(0, size - int(sr['physical_utilisation'])))
+    return f'{free} of {human_size(size)} free' if size > 0 else 'its size is not known'
 
 
 class Answer(dict):
@@ -2204,15 +2217,25 @@ class Pool:
                     found[-1][ref] = record
         return Marked(*found)
 
-    def sr_usage(self, uuids: Texts) -> str:
-        """Return how full storage repositories are; '' where xapi does not tell."""
-        words = []
-        with suppress(PoolError, ValueError, LookupError):
-            for sr in self.where('SR', 'uuid', uuids).values():
-                words.append('SR {} ({}): {} of {} used'.format(
-                    sr['name_label'], sr['uuid'], human_size(int(sr['physical_utilisation'])),
-                    human_size(int(sr['physical_size']))))
-        return ', '.join(words)
+    def host_name(self, ref: str) -> str:
+        """Return a host's name, '' for none."""
+        return self.table('host').get(ref, {}).get('name_label', '')
+
+    def vm_words(self, vm: Vm) -> str:
+        """Return what tells a VM from its namesakes: uuid, state and host."""
+        record = vm.record
+        host = self.host_name(record['resident_on']) or self.host_name(record['affinity'])
+        return f'{vm.uuid} ({record["power_state"]}{host and ", on " + host})'
+
+    def sr_words(self, srs: Records) -> str:
+        """Return what tells storage repositories from each other: uuid, hosts and free space."""
+        words, pbds = [], self.records('PBD').values()
+        for ref, sr in srs.items():
+            hosts = [self.host_name(pbd['host']) for pbd in pbds
+                     if pbd['SR'] == ref and pbd['currently_attached']]
+            words.append('{} ({}, on {}): {}'.format(
+                sr['name_label'], sr['uuid'], abbreviate(hosts) or 'no host', free_space(sr)))
+        return abbreviate(words)
 
     def own_record(self) -> Record:
         """Return the pool's own record, as the table has it."""
@@ -4467,11 +4490,12 @@ def ova_of(path: str) -> bytes:
         return reader.read_ova()[1]
 
 
-def archive_for_import(path: str, name: str, mark: str) -> Iterator[bytes]:
+def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Iterator[bytes]:
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
     with opened(path, '.xva') as reader:
+        readers.append(reader)                         # whom to ask how far it is
         head, ova = reader.read_ova()
         disks = archived_vm(ova).disks
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK, disks))
@@ -5075,7 +5099,7 @@ class Exporter:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
         self.left_out, kept = [], []
         for disk in disks:
-            why = self.choice.reason(vm.name, disk.device, disk.name)
+            why = self.choice.reason(vm.name, disk.device, disk.name, disk.vdi['uuid'])
             if why:
                 self.left_out.append((disk, why))
             elif disk in chosen:
@@ -5208,7 +5232,9 @@ class Exporter:
             code = getattr(error, 'code', '')
             used = ''
             if code == FULL:
-                used = self.pool.sr_usage([disk.sr_uuid for disk in self.disks + self.others])
+                with suppress(PoolError, ValueError):
+                    used = self.pool.sr_words(self.pool.where(
+                        'SR', 'uuid', [disk.sr_uuid for disk in self.disks + self.others]))
             with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                 intent = self.intent
                 clear = self.remover.remove_unfinished(intent, backup)
@@ -5313,7 +5339,9 @@ ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
         'it was exported by a newer release: restore it in a pool that is as new',
     'DUPLICATE_MAC_SEED': 'a VM with the same MAC addresses is there: restore without preserve',
-    FULL: 'choose another SR with sr='}
+    FULL: 'choose another SR with sr=',
+    REFUSED: 'xapi does not run: systemctl status xapi',
+    UNREACHABLE: 'xapi has ended meanwhile: systemctl status xapi'}
 
 
 class Target(NamedTuple):
@@ -5326,6 +5354,13 @@ class Target(NamedTuple):
     preserve: bool = False     # the MAC addresses
     attach: str = ''           # uuid of the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
+
+
+def in_words(made: Marked) -> str:
+    """Return what a restore has made."""
+    words = [f'{kind} {each["name_label"]} ({each["uuid"]})'
+             for kind, records in zip(('VM', 'disk', 'network'), made) for each in records.values()]
+    return abbreviate(words)
 
 
 class Importer:
@@ -5343,9 +5378,11 @@ class Importer:
         """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
+            settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, look for '
-                    f'{MARK} in the other-config of VMs and disks')
+                settled = (f'look for it: xe vm-list other-config:{MARK}={record.mark}, or a disk '
+                           f'called {marked_name(record.mark)}')
+                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, {settled}')
             try:
                 yield record
                 if keep:
@@ -5353,8 +5390,8 @@ class Importer:
                     with tolerating(self.warnings, 'not written down that the restore is whole'):
                         self.store.mark_complete(record)
             finally:
-                with tolerating(self.warnings,
-                                'what was restored was left in the pool, or its mark'):
+                with tolerating(self.warnings, 'what was restored was left in the pool, or its '
+                                f'mark ({settled})'):
                     self.end(record)
 
     def end_killed(self) -> None:
@@ -5380,6 +5417,7 @@ class Importer:
                 log('removing what is left of a restore that was killed')
                 end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
             in_several_tries(lambda _: self.remove(record))
+            log('taken back: ' + (in_words(made) or 'nothing, as nothing was made'))
         self.store.restored(record)
 
     def unmark(self, word: str, made: Record, record: Restoring) -> None:
@@ -5413,9 +5451,9 @@ class Importer:
                     self.unmark(word, each, record)
                 else:
                     tell(word + '-destroy', uuid=each['uuid'])
-        left = [each['uuid'] for kind in pool.marked(record.mark) for each in kind.values()]
-        if left:
-            raise CommandFailed('still there: ' + ', '.join(left))
+        left = pool.marked(record.mark)
+        if any(left):
+            raise CommandFailed('still there: ' + in_words(left))
 
     def check_unused(self, made: Marked) -> None:
         """Raise VmBackupError if somebody has started, copied or snapshotted what was made."""
@@ -5446,10 +5484,11 @@ class Importer:
                 used.add(vm.get('suspend_VDI'))
         return used
 
-    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int, **words: Any) -> str:
+    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int = 0,
+             progress: Callable[[], Dict[str, float]] = dict, **words: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
-        watchdog = Watchdog(self.limit, lambda: feeder.done, 'restored', path, size)
+        watchdog = Watchdog(self.limit, lambda: feeder.done, 'restored', path, size, progress)
         return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **words)
 
     def put(self, path: str, form: str, target: Target, record: Restoring,
@@ -5467,9 +5506,12 @@ class Importer:
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
-        pieces = archive_for_import(path, target.name, mark)
+        readers = []           # type: List[Reader]
+        whole = bounded(lambda: size_of(path), path)
         preserve = {'preserve': True} if target.preserve else {}
-        uuid = self.feed('vm-import', path, pieces, 0, sr_uuid=target.sr['uuid'], **preserve)
+        uuid = self.feed('vm-import', path, archive_for_import(path, target.name, mark, readers),
+                         progress=lambda: {path: each.position() / whole for each in readers},
+                         sr_uuid=target.sr['uuid'], **preserve)
         log('vm-uuid: ' + uuid)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
@@ -6366,6 +6408,9 @@ class BackupRun(Shared):
         for job in plan.jobs:
             exporter = self.exporter(job.method, [])
             disks = exporter.choose(job.vm)
+            if '~' + job.vm.uuid[:8] in job.shown:
+                messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
+                                f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
             for disk, why in exporter.left_out:
                 left_out.append(f'{job.shown}/{disk_words(disk, why)}')
             for word, text in exporter.remarks(disks):
@@ -7097,6 +7142,8 @@ class Sources:
             found = self.called(word)
             if found:
                 return self.of_backup(self.newest(found, date))
+        if re.match(f'(uuid:)?{UUID}\\Z', word):
+            return self.of_backup(self.newest(self.store.histories(), date, word[-36:]))
         if kind == 'history':
             return self.of_backup(self.newest([History(path, self.store.patterns)], date))
         if kind not in ('file', 'backup'):
@@ -7124,9 +7171,9 @@ class Sources:
         named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
         return named_so or found or [named] * named.holds_any()
 
-    def newest(self, histories: Histories, date: str) -> Backup:
-        """Return the newest good backup of a time that begins so, of this host's pool if it has
-        any. Raise UsageError if it may be of one VM or of another; TargetError without any."""
+    def newest(self, histories: Histories, date: str, uuid: str = '') -> Backup:
+        """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
+        it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
@@ -7138,24 +7185,30 @@ class Sources:
                 if backup.outcome == 'unreadable':
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
                 when = re.sub('[^0-9]', '', backup.started or '')
-                if when.startswith(digits) and backup.outcome == 'good':
+                if (when.startswith(digits) and backup.outcome == 'good' and
+                        uuid in ('', backup.manifest.uuid)):
                     good.append(backup)
             newest += of_pool(pool, good)[:1]
         if not newest:
             of_date = f'of {date} ' if date else ''
-            raise TargetError(f'no good backup {of_date}in {histories[0].directory}')
+            place = f'of a VM {uuid}, {self.store.root}' if uuid else histories[0].directory
+            raise TargetError(f'no good backup {of_date}in {place}')
         if len({backup.manifest.uuid for backup in newest}) > 1:
-            raise UsageError('more than one VM of that name (give the directory of the one that is '
-                             f'meant: {", ".join(dirname(backup.path) for backup in newest)})')
+            raise UsageError('more than one VM of that name (choose one, restore=uuid:UUID, or by '
+                             'its directory): ' + ', '.join(
+                                 f'{each.manifest.uuid} ({dirname(each.path)}, newest '
+                                 f'{each.started})' for each in newest))
         return max(newest, key=lambda backup: backup.when)
 
     def of_backup(self, backup: Backup) -> Chosen:
         """Return the archive or image of a backup; raise TargetError if it has not just one."""
-        paths = [backup.file(name) for name in backup.archives()]
+        paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
         if len(paths) != 1:
-            raise TargetError(f'{len(paths)} archives or images in {backup.path}, where one was '
-                              f'expected (give the one that is meant: {" ".join(paths)})')
-        return self.of_file(paths[0])
+            raise TargetError('{} archives or images in {}, where one was expected (give the one '
+                              'that is meant: {})'.format(len(paths), backup.path, ', '.join(
+                                  f'{path} ({disk.get("name")}, {disk.get("uuid")})'
+                                  for path, disk in paths.items())))
+        return self.of_file(*paths)
 
     def of_file(self, path: str) -> Chosen:
         """Return a file, with what its directory tells of it."""
@@ -7170,7 +7223,8 @@ class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
 
     def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
-        super().__init__(pool, sources.store, [], sources.config.settings.stall_timeout * 60)
+        super().__init__(pool, sources.store, Warnings(),
+                         sources.config.settings.stall_timeout * 60)
         self.options = options
 
     def run(self, chosen: Chosen) -> int:
@@ -7229,6 +7283,7 @@ class Restorer(Importer):
         preserve = self.options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found, vms)
+        self.warn_of_original(chosen.backup.manifest, original, vms)
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
         sr = self.sr(self.options['sr'])
@@ -7238,14 +7293,29 @@ class Restorer(Importer):
             log(f'  disk:     {device_name("", device)} of {human_size(disks[device])}')
         networks = self.pool.records('network').values()
         for device, label, bridge in found.vifs:       # of that name, or else that bridge (xapi:
-            same = [each for each in networks if each['name_label'] == label]      # import.ml)
-            same += [each for each in networks if each['bridge'] == bridge]
+            same = ([each for each in networks if each['name_label'] == label] or  # import.ml)
+                    [each for each in networks if each['bridge'] == bridge])
             where = f'"{same[0]["name_label"]}"' if same else (
                 f'"{label}", which is not here: it will be made')
+            if len(same) > 1:                          # xapi takes any
+                where += ', one of: ' + ', '.join(
+                    f'{each["uuid"]} ({each["bridge"]})' for each in same)
             log(f'  network:  VIF {device} in {where}')
         log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
             '  firmware: ' + found.firmware)
         return Target(name, sr, size, disks, preserve)
+
+    def warn_of_original(self, manifest: Manifest, name: str, vms: Records) -> None:
+        """Warn where the original may run beside a VM with its name or its addresses."""
+        if self.options.get('preserve') == 'true':
+            log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
+                'run meanwhile, in no other pool either)')
+        for vm in vms.values() if self.options.get('start') == 'true' else ():
+            uuid, label = vm['uuid'], vm['name_label']
+            if vm['power_state'] == 'Running' and (uuid == manifest.uuid or label == name):
+                log(f'***WARNING - start=True: the original runs, {label} ({uuid}): two machines '
+                    'of one name and IP address disturb each other (shut that down first: xe '
+                    f'vm-shutdown uuid={uuid}; or restore without start, and disconnect it)')
 
     @staticmethod
     def free_name(original: str, when: str, name: str, taken: Set[str]) -> str:
@@ -7276,27 +7346,24 @@ class Restorer(Importer):
 
     def sr(self, word: str) -> Record:
         """Return the record of an SR for disks, by name or uuid; '' is the pool's default one."""
-        srs = {ref: sr for ref, sr in self.pool.records('SR').items()
-               if sr.get('content_type') != 'iso'}
-        if not word:
-            for pool in self.pool.records('pool').values():
-                if pool['default_SR'] in srs:
-                    return srs[pool['default_SR']]
-            raise UsageError('the pool has no default SR (choose one with sr=)')
-        found = [sr for sr in srs.values() if word in (sr['uuid'], sr['name_label'])]
+        srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
+               if sr['content_type'] != 'iso' and sr['type'] != 'udev'}
+        default = self.pool.own_record()['default_SR']
+        found = {ref: sr for ref, sr in srs.items()
+                 if (word in (sr['uuid'], sr['name_label']) if word else ref == default)}
         if len(found) != 1:
-            count = 'more than one' if found else 'no'
-            names = ', '.join(sorted(sr['name_label'] for sr in srs.values()))
-            raise UsageError(f'{count} SR {word} (there are: {names})')
-        return found[0]
+            problem = f'{"more than one" if found else "no"} SR {word}'
+            raise UsageError('{} (choose one, sr=UUID): {}'.format(
+                problem if word else 'the pool has no default SR',
+                self.pool.sr_words(found or srs)))
+        return found.popitem()[1]
 
     def log_space(self, sr: Record, size: int) -> None:
         """Log how full an SR is, and a note if it may be too full for so many bytes."""
         total = int(sr['physical_size'])
         used = int(sr['physical_utilisation'])
-        log('  SR:       {} ({}): {} of {} free, the disks have {}'.format(
-            sr['name_label'], sr['uuid'], human_size(max(0, total - used)), human_size(total),
-            human_size(size)))
+        log('  SR:       {} ({}): {}, the disks have {}'.format(
+            sr['name_label'], sr['uuid'], free_space(sr), human_size(size)))
         if total > 0 and size > total - used:
             log('***NOTE - that is enough only if the SR is thin-provisioned')
 
@@ -7324,8 +7391,9 @@ class Restorer(Importer):
         """Return the uuid and the first free user device of a halted VM, which gets a disk."""
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         if len(found) != 1:
-            count = 'more than one' if found else 'no'
-            raise UsageError(f'{count} VM {word} to attach a disk to')
+            which = abbreviate(list(map(self.pool.vm_words, found)))
+            raise UsageError(f'more than one VM {word} (choose one, attach=UUID): {which}' if found
+                             else f'no VM {word} to attach a disk to')
         state = found[0].record['power_state']
         if state != 'Halted':
             raise UsageError(f'the VM {word} is {state} (shut it down first)')
@@ -7378,11 +7446,7 @@ def run_restore(line: CommandLine) -> int:
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
     with Pool.connect(line.password) as pool:
-        restorer = Restorer(pool, sources, line.options)
-        try:
-            return restorer.run(chosen)
-        finally:
-            log(*[f'***WARNING - {warning}' for warning in restorer.warnings])
+        return Restorer(pool, sources, line.options).run(chosen)
 
 
 class TestRestore(Run):
@@ -7783,7 +7847,7 @@ unprotect <backup>...
 	removes the protection of a backup
 """),
     'restore': Command(run_restore, """\
-<password|local> restore=<vm-name|backup|file> [preview] [optional params]
+<password|local> restore=<vm-name|uuid|backup|file> [preview] [optional params]
 
 	brings back a VM from a vm-export, or a disk from a vdi-export: the newest good backup, as a
 		new VM or disk that is not started; preview shows what would be done
@@ -7794,7 +7858,7 @@ unprotect <backup>...
 	[name=<new-name>] - of the VM or disk
 	[preserve=True|False] - keep the MAC addresses; refused while the VM is there
 	[start=True|False] - start the VM
-	[attach=<vm>] - a disk: put it on this VM, which has to be halted
+	[attach=<vm|uuid>] - a disk: put it on this VM, which has to be halted
 	[verify=yes|no] - no: do not verify the backup first
 """),
     'test-restore': Command(run_test_restore, """\
@@ -7935,10 +7999,13 @@ def perform(words: Texts, program: str, console: Console) -> int:
             Console.current = Console(None)
             console.write(plugin_line(UNKNOWN, re.sub(r'^\**ERROR\W*', '', explain(error))))
             return UNKNOWN
-        if isinstance(error, Interrupted):
-            return 128 + error.signum
-        log(f'ERROR {explain(error)}')
-        return ERROR.status
+        reason = 'ERROR ' + explain(error)
+        with suppress(TargetError):                    # nobody reads what we print
+            bounded(lambda: log(reason), 'the output')
+        if console.lost:
+            import syslog
+            syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
+        return 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
 
 
 def main(argv: Texts) -> int:

@@ -1,14 +1,20 @@
 """Getting it back: `restore=` and `test-restore=`, on the simulated pool."""
 
 import contextlib
+import fcntl
 import glob
 import gzip
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
+import sys
+import termios
 import time
 import unittest
 from unittest import mock
@@ -293,7 +299,8 @@ class Choosing(RestoreCase):
         for option, words in (('colour=red', 'unknown option: colour=red'),
                               ('sr=', 'invalid value: sr='),
                               ('preserve=perhaps', 'invalid value: preserve=perhaps'),
-                              ('sr=elsewhere', 'no SR elsewhere (there are: Local storage)'),
+                              ('sr=elsewhere',
+                               'no SR elsewhere (choose one, sr=UUID): Local storage ('),
                               ('name=web', 'a VM called web is there'),
                               ('name=a\x07b', 'control characters'),
                               ('attach=web', 'attach= is for the image of a disk'),
@@ -302,7 +309,8 @@ class Choosing(RestoreCase):
                 self.refused(words, self.restore('web', option))
         pool, = self.sim.pool.tables['pool'].values()
         pool['default_SR'] = 'OpaqueRef:NULL'
-        self.refused('the pool has no default SR (choose one with sr=)', self.restore('web'))
+        self.refused('the pool has no default SR (choose one, sr=UUID): Local storage (',
+                     self.restore('web'))
         self.ok(self.restore('web', 'sr=Local storage'))
 
     def test_a_manifest_that_somebody_wrote(self):
@@ -364,13 +372,20 @@ class Places(RestoreCase):
         self.assert_restored(self.original, 'again')
         self.at_call('VM.get_all_records', spoil, nth=3)
         done = self.assert_ends(1, self.restore('web', 'name=another'))
-        self.assertIn('WARNING - what was restored was left in the pool, or its mark', done.output)
+        self.assertIn('WARNING - what was restored was left in the pool, or its mark (the next '
+                      'backup or restore with backup_dir %s settles that): ' % self.backups,
+                      done.output)
         os.rmdir(self.spoilt)
         self.assert_restored(self.original, 'another')
 
     def test_start(self):
-        self.ok(self.restore('web', 'name=again', 'start=True'))
+        warning = '***WARNING - start=True: the original runs, web (%s)' % self.uuid_of('web')
+        self.assertNotIn(warning, self.ok(self.restore('web', 'name=again', 'start=True')).output)
         self.assertEqual('Running', self.vms()['again']['power_state'])
+        self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
+        self.assertNotIn(warning, self.ok(self.restore('web', 'preview')).output)
+        for more in ['preview'], []:
+            self.assertIn(warning, self.ok(self.restore('web', 'start=True', *more)).output)
 
     def test_a_preview_tells_all_and_changes_nothing(self):
         before = self.contents()
@@ -391,7 +406,8 @@ class Places(RestoreCase):
         macs = self.macs('web')
         self.remove('web')
         self.sim.pool.journal.clear()
-        self.ok(self.restore('web', 'preserve=True'))
+        self.assertIn('***WARNING - preserve=True: the original has the same MAC addresses (it '
+                      'must not run', self.ok(self.restore('web', 'preserve=True')).output)
         self.assert_restored(self.original, 'web')
         self.assertEqual(macs, self.macs('web'))
 
@@ -403,8 +419,9 @@ class Places(RestoreCase):
         self.assert_restored(self.original, 'web')
 
     def test_a_full_sr_leaves_nothing_and_one_for_iso_images_is_refused(self):
-        self.refused('no SR isos (there are: Local storage, small)', self.restore('web', 'sr=isos'))
         small = self.xe('sr-list', 'name-label=small', '--minimal').strip()
+        self.refused('small (%s, on host1): 2.0 MiB of 2.0 MiB free' % small,
+                     self.restore('web', 'sr=isos'))
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()
         done = self.assert_ends(2, self.restore('web', 'sr=small'))
@@ -419,18 +436,6 @@ class Places(RestoreCase):
         self.pool_description = dict(self.pool_description, xapi_version='25.6')
         self.use_pool()
         self.refused('exported by xapi %s, this pool has' % version, self.restore('web'))
-
-    def test_a_signal_during_the_import_leaves_nothing(self):
-        before = self.contents()
-        self.fault('vm-import', 'slow', rate=200000)
-        child = self.start('password', 'restore=web', 'from=' + self.backups)
-        self.wait_for(lambda: VmBackup.MARK in str(
-            [vm['other_config'] for vm in list(self.sim.pool.tables['VM'].values())]))
-        self.signalled(child)
-        now = self.contents()
-        for cls in ('VM', 'VBD', 'VDI', 'VIF'):
-            self.assertEqual(before[cls], now[cls])
-        self.assert_unmarked()
 
     def test_attach_wants_a_halted_vm(self):
         shutil.rmtree(self.newest('web'))              # an image is the newest then
@@ -609,6 +614,164 @@ class Testing(RestoreCase):
                             (['web', 'date=2026'], 'unknown option: date=2026')):
             self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())
+
+
+class Endings(RestoreCase):
+    """One that ends early says by what, and what became of what it had made."""
+
+    pool_description = {'vms': [{'name': 'web', 'disks': ['12 MiB'], 'ran': True}]}
+    TAKEN = r'taken back: %s [^(]+ \([-0-9a-f]{36}\)'
+
+    def prepare(self):
+        self.ok(self.back_up('vdi-export=web'))
+        self.ok(self.back_up('vm-export=web'))
+
+    def importing(self, verb, command, **streams):
+        """Start a restore; return it once something is made, and a slow import goes on."""
+        self.before = self.contents()
+        self.sim.pool.journal.clear()
+        self.fault(verb, 'slow', rate=MIB)
+        word = self.dated('web')[verb == 'vm-import']
+        child = self.start_with(['password', command + ('web' if command[0] == 't' else word),
+                                 'from=' + self.config(stall_timeout=0.02)], **streams)
+        self.wait_for(self.is_made)
+        return child
+
+    def is_made(self):
+        return any(VmBackup.MARK in str(list(record.values())) for cls in ('VM', 'VDI')
+                   for record in list(self.sim.pool.tables[cls].values()))
+
+    def assert_taken_back(self):
+        self.wait_for(lambda: not self.sim.is_busy)
+        self.assert_clean()
+        self.assert_unmarked()
+
+    def test_a_signal(self):
+        for verb, command, kind, number, words in (
+                ('vm-import', 'restore=', 'VM', signal.SIGINT, 'SIGINT, as by Ctrl-C'),
+                ('vdi-import', 'restore=', 'disk', signal.SIGTERM, 'SIGTERM'),
+                ('vm-import', 'test-restore=', 'VM', signal.SIGHUP,
+                 'SIGHUP, as when its terminal is closed')):
+            with self.subTest(verb=verb, command=command):
+                done = self.signalled(self.importing(verb, command), number)
+                self.assertIn('ERROR ended by signal %d (%s)' % (number, words), done.lines)
+                self.assertRegex(done.output, self.TAKEN % kind)
+                self.assert_taken_back()
+
+    @unittest.skipIf(os.geteuid(), 'a /dev of its own takes root')
+    def test_a_terminal_that_is_closed_is_told_in_the_log_of_the_system(self):
+        place = self.at('dev')
+        os.mkdir(place)
+        os.symlink('/proc/self/fd/0', place + '/stdin')
+        self.put_file('dev/null')
+        words = ['unshare', '-m', 'sh', '-c', 'mount --bind /dev/null $0/null && mount --rbind $0 '
+                 '/dev && exec "$@"', place, sys.executable, self.script, 'password',
+                 'restore=web', 'from=' + self.backups]
+        self.fault('vm-import', 'slow', rate=MIB)
+        ours, theirs = pty.openpty()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            log.bind(place + '/log')
+            log.settimeout(LIMIT)
+            child = subprocess.Popen(
+                words, stdin=theirs, stdout=theirs, env=self.environ(), start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+            os.close(theirs)
+            self.wait_for(self.is_made)
+            os.close(ours)
+            self.assertEqual(128 + signal.SIGHUP, child.wait(LIMIT))
+            self.assertRegex(log.recv(10000).decode(), 'VmBackup.*%s.*ERROR ended by signal 1 ' % (
+                self.TAKEN % 'VM'))
+        self.assert_taken_back()
+
+    def test_an_output_that_nobody_reads_ends_nothing(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, 'wb') as stream:
+            child = self.start_with(['password', 'restore=web', 'from=' + self.backups],
+                                    stdout=stream)
+        self.assertEqual(0, child.wait(LIMIT))
+        self.assertEqual(2, len(self.vms()))
+
+    def test_xapi_that_is_gone(self):
+        self.script = self.changed_script(XAPI_PATIENCE=0.2)
+        self.fault('vm-import', 'down', after=1500000)
+        done = self.assert_ends(2, self.restore('web'))
+        self.assertIn('what was restored was left in the pool, or its mark (the next backup or '
+                      'restore with backup_dir %s settles that): ' % self.backups, done.output)
+        self.assertRegex(done.lines[-1], '^ERROR xe vm-import failed: .*xapi has ended meanwhile')
+        self.sim.restart()
+        self.assertRegex(self.ok(self.try_out('web')).output, self.TAKEN % 'VM')
+        self.assert_taken_back()
+
+    def test_on_a_terminal_it_tells_how_far_it_is(self):
+        self.ok(self.back_up('vm-export=web', compress='gzip'))
+        self.ok(self.back_up('vdi-export=web', vdi_export_format='vhd'))
+        for name in ('web.xva', 'web.xva.gz', 'web.raw', 'web.vhd'):
+            with self.subTest(name):
+                path, = glob.glob(os.path.join(self.backups, 'web', '*', name))
+                verb = 'vm-import' if 'xva' in name else 'vdi-import'
+                self.fault(verb, 'slow', rate=6 * MIB)
+                terminal, writing = pty.openpty()
+                with open(writing, 'wb') as stream:
+                    child = self.start_with(['password', 'restore=' + path, 'verify=no', 'from=' +
+                                             self.config(stall_timeout=0.02)], stdout=stream)
+                printed = b''
+                with contextlib.suppress(OSError):     # EIO: it has ended
+                    for piece in iter(lambda: os.read(terminal, 10000), b''):
+                        printed += piece
+                os.close(terminal)
+                self.assertEqual(0, child.wait(LIMIT), printed)
+                shares = re.findall(r'restored [^0][^(]*\((\d+) %, \d+:\d\d h left\)',
+                                    printed.decode())
+                self.assertTrue(any(0 < int(share) < 100 or '.gz' in name for share in shares),
+                                printed)               # which is read ahead
+
+
+class Namesakes(RestoreCase):
+    """Several things of a name are told apart, and their uuids are taken."""
+
+    pool_description = {
+        'hosts': ['a', 'b', 'c'], 'networks': [pools.NETWORK, 'lan'],
+        'srs': [{'name': 'Local storage', 'host': host, 'size': size} for host, size in (
+            ('a', '1 GiB'), ('b', '2 GiB'), ('c', '3 GiB'))] + [
+                {'name': 'shared', 'shared': True, 'size': '4 GiB'},
+                {'name': 'DVD drives', 'type': 'udev'}],
+        'vms': [{'name': 'web', 'disks': [{'size': '1 MiB', 'sr': 'shared'}], 'networks': ['lan']},
+                {'name': 'twin', 'disks': []},
+                {'name': 'twin', 'disks': [], 'host': 'b', 'power_state': 'Running'}]}
+
+    def prepare(self):
+        self.ok(self.back_up('vdi-export=web'))
+        self.ok(self.back_up('vm-export=web'))
+
+    def test_storage(self):
+        words = ['%s (%s, on %s): %s of %s free' % (name, self.xe(
+            'sr-list', 'name-label=' + name, *more, '--minimal').strip(), hosts, free, size)
+            for name, more, hosts, free, size in (
+                ('Local storage', ['host=a'], 'a', '1.0 GiB', '1.0 GiB'),
+                ('Local storage', ['host=b'], 'b', '2.0 GiB', '2.0 GiB'),
+                ('Local storage', ['host=c'], 'c', '3.0 GiB', '3.0 GiB'),
+                ('shared', [], 'a, b, c', '4.0 GiB', '4.0 GiB'))]
+        self.refused('more than one SR Local storage (choose one, sr=UUID): ' +
+                     ', '.join(words[:3]), self.restore('web', 'sr=Local storage'))
+        pool, = self.sim.pool.tables['pool'].values()
+        pool['default_SR'] = 'OpaqueRef:NULL'
+        self.refused('the pool has no default SR (choose one, sr=UUID): ' + ', '.join(words),
+                     self.restore('web'))
+        uuid = re.search('[-0-9a-f]{36}', words[1]).group()
+        self.assertIn(uuid, self.ok(self.restore('web', 'sr=' + uuid)).output)
+
+    def test_vms_and_networks(self):
+        image = self.dated('web')[0]
+        first, second = [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()
+                         if vm['name_label'] == 'twin']
+        self.refused('more than one VM twin (choose one, attach=UUID): %s (Halted), %s (Running, '
+                     'on b)' % (first, second), self.restore(image, 'attach=twin'))
+        self.ok(self.restore(image, 'attach=' + first))
+        other = self.sim.pool.new('network', name_label='lan', bridge='xenbr9')
+        self.assertRegex(self.ok(self.restore('web', 'preview')).output, r'VIF 0 in "lan", one of: '
+                         r'[-0-9a-f]{36} \(xenbr1\), %s \(xenbr9\)' %
+                         self.sim.pool.tables['network'][other]['uuid'])
 
 
 class Leftovers(RestoreCase):

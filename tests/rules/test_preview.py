@@ -70,6 +70,12 @@ class Preview(PoolCase):
         self.assertIn('***WARNING - more than one vm with the name twin: all are backed up',
                       done.lines)
         self.assertRegex(done.output, '  vm-export: twin~[0-9a-f]{8}, twin~[0-9a-f]{8}, web\n')
+        uuids = self.uuid_of('twin').split(',')
+        for uuid in uuids:
+            self.assertIn('***NOTE - one of several VMs of its name, twin~%s: vm-export=uuid:%s '
+                          '(Halted)' % (uuid[:8], uuid), done.lines)
+        done = self.assert_ends(0, self.preview('vm-export=uuid:' + uuids[1]))
+        self.assertIn('  vm-export: twin~' + uuids[1][:8], done.lines)
 
     def test_a_backup_directory_that_is_missing_or_not_writable_is_shown(self):
         done = self.assert_ends(2, self.preview('vm-export=db', backup_dir='/nonexistent'))

@@ -116,7 +116,7 @@ class LeftOut(DiskCase):
     def test_by_name_by_device_and_by_regex_in_lines_anywhere_in_the_file(self):
         for patterns, left in ((['data'], [1, 2]), (['web/xvda'], [2, 3]),
                                (['(?i).*SWAP'], [1, 3]), (['dat', 'db/.*', ''], [1, 2, 3]),
-                               (['data', 'web/xvdb'], [1])):
+                               ([self.disk_of('web', '1')], [1, 3]), (['data', 'web/xvdb'], [1])):
             with self.subTest(patterns):
                 first, *others = ['exclude-disk=' + each for each in patterns]
                 self.ends(0, first, 'vm-export=web', *others)
@@ -280,8 +280,8 @@ class Images(DiskCase):
     def test_several_compressed_ones_are_restored_one_by_one(self):
         self.ends(0, 'vdi-export=web', vdi_disks='all', vdi_compress='zstd')
         done = self.restored(2, 'restore=web')
-        self.assertIn('3 archives or images in', done.output)
         path = self.newest('web', 'DISK-xvdc.raw.zst')
+        self.assertIn(', %s (data, %s)' % (path, self.disk_of('web', '2')), done.output)
         done = self.command(0, 'password', 'restore=' + path, 'name=data again')
         uuid = self.xe('vdi-list', 'name-label=data again', '--minimal').strip()
         pool = self.sim.pool

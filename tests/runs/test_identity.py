@@ -184,9 +184,11 @@ class Told(IdentityCase):
         restore = 'from=' + self.backups, 'preview'
         twin = 'web~' + second[:8]
         done = self.command(2, 'password', 'restore=web', *restore)
-        self.assertIn('more than one VM of that name (give the directory of the one that is meant: '
-                      '%s/web, %s/%s)' % (self.backups, self.backups, twin), done.output)
-        for word, name in ((twin, twin), (self.backups + '/web', 'web')):
+        self.assertRegex(done.output, 'more than one VM of that name .choose one, restore=uuid:UUID'
+                         ', or by its directory.: %s .%s/web, newest .*, %s .%s/%s, newest ' % (
+                             self.first, self.backups, second, self.backups, twin))
+        for word, name in ((twin, twin), (self.backups + '/web', 'web'), (self.first, 'web'),
+                           ('uuid:' + second, twin)):
             self.assertIn(self.dated(name)[0],
                           self.command(0, 'password', 'restore=' + word, *restore).output)
         os.unlink(os.path.join(self.dated('web')[0], 'success'))

@@ -53,7 +53,7 @@ class Signals(PoolCase):
                 self.assert_told(method + ',end,INTERRUPTED web',
                                  'vmbackup.py,end,ERROR,S:0 W:0 E:1')
                 self.assertNotIn(method + ',begin,db', self.status())
-                self.assertIn('ERROR ended by signal %d' % signum, done.lines)
+                self.assertIn('ERROR ended by signal %d (SIG' % signum, done.output)
                 self.assertFalse(any('success' in path for path in self.tree()))
 
     def test_a_signal_while_the_snapshot_is_made_waits_for_it_and_removes_it(self):
@@ -161,6 +161,8 @@ class Hanging(PoolCase):
         done = self.finish(child)
         self.assertIn(done.status, statuses or [143], done.output)
         self.assertNotIn('Traceback', done.output)
+        if not statuses or 3 in statuses:
+            self.assertIn('ended by signal 15 (SIGTERM)', done.output)
         return done
 
     def hang_in_a_command(self, place, word):
@@ -204,7 +206,7 @@ class Hanging(PoolCase):
             child.send_signal(signal.SIGTERM)
             time.sleep(0.02)
         done = self.assert_ends(143, self.finish(child))
-        self.assertEqual('ERROR ended by signal 15', done.lines[-1].partition(':')[0])
+        self.assertEqual('ERROR ended by signal 15 (SIGTERM)', done.lines[-1].partition(':')[0])
         self.wait_for(lambda: not self.sim.is_busy)
         self.assert_recovered()
 

@@ -870,5 +870,5 @@ class RoomForASnapshot(StoreCase):
                 'SR_BACKEND_FAILURE_44', '', 'There is insufficient space', ''])
             done = self.ends(2, method + '=db')
             self.assertIn('ERROR %s %s db: ' % (method, token), done.output)
-            self.assertIn('(SR small (%s): 2.0 MiB of 3.0 MiB used)\n' % uuid, done.output)
+            self.assertIn('(small (%s, on host1): 1.0 MiB of 3.0 MiB free)\n' % uuid, done.output)
             self.assert_clean()

@@ -9,7 +9,8 @@ All keys are optional but the names.
      "hosts": ["host1", {"name": "host2", "address": "10.0.0.2"}],      the first is the master
      "networks": ["Pool-wide network associated with eth0"],
      "srs": [{"name": "Local storage", "type": "lvm", "size": "1 TiB", "shared": false,
-              "content": "user", "isos": ["debian-12.iso"]}],           the first is the default SR
+              "host": "host1", "content": "user", "isos": ["debian-12.iso"]}],
+                                    the first is the default SR; one that is not shared is of a host
      "vms": [{"name": "web", "uuid": "...", "description": "", "power_state": "Halted",
               "template": false, "tags": ["prod"], "other_config": {"key": "value"},
               "blocked_operations": {"snapshot": "why"}, "ha_restart_priority": "restart",
@@ -52,7 +53,7 @@ KEYS = {thing: words.split() for thing, words in {
             ' faults',
     'fault': 'at do nth times error stdout stderr exit after seconds rate',
     'host': 'name address',
-    'SR': 'name type size shared content isos',
+    'SR': 'name type size shared host content isos',
     'VM': 'name uuid description power_state template tags other_config blocked_operations'
           ' ha_restart_priority memory vcpus host firmware vtpm disks cd networks ran snapshots'
           ' count',
@@ -246,10 +247,12 @@ class _Builder:
         if kind not in kinds:
             self.pool.new('SM', name_label=kind, type=kind,
                           driver_filename='/opt/xensource/sm/%sSR' % kind)
-        for host in self.hosts.values():
-            self.pool.new('PBD', SR=ref, host=host, device_config={'location': '/srv/' + name})
-            if not sr.get('shared'):
-                break
+        if 'host' in sr:
+            self.found(self.hosts, sr['host'], 'srs.host')
+        hosts = [sr.get('host', next(iter(self.hosts)))]
+        for host in self.hosts if sr.get('shared') else hosts:
+            self.pool.new('PBD', SR=ref, host=self.hosts[host],
+                          device_config={'location': '/srv/' + name})
         self.srs[name] = ref
         for image in sr.get('isos', []):
             self.isos[image] = self.pool.make_vdi(ref, 1 << 20, name_label=image, read_only=True)
