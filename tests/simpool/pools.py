@@ -247,8 +247,6 @@ class _Builder:
         if kind not in kinds:
             self.pool.new('SM', name_label=kind, type=kind,
                           driver_filename='/opt/xensource/sm/%sSR' % kind)
-        if 'host' in sr:
-            self.found(self.hosts, sr['host'], 'srs.host')
         hosts = [sr.get('host', next(iter(self.hosts)))]
         for host in self.hosts if sr.get('shared') else hosts:
             self.pool.new('PBD', SR=ref, host=self.hosts[host],
