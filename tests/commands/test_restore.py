@@ -626,17 +626,6 @@ class Endings(RestoreCase):
         self.ok(self.back_up('vdi-export=web'))
         self.ok(self.back_up('vm-export=web'))
 
-    def importing(self, verb, command, **streams):
-        """Start a restore; return it once something is made, and a slow import goes on."""
-        self.before = self.contents()
-        self.sim.pool.journal.clear()
-        self.fault(verb, 'slow', rate=MIB)
-        word = self.dated('web')[verb == 'vm-import']
-        child = self.start_with(['password', command + ('web' if command[0] == 't' else word),
-                                 'from=' + self.config(stall_timeout=0.02)], **streams)
-        self.wait_for(self.is_made)
-        return child
-
     def is_made(self):
         return any(VmBackup.MARK in str(list(record.values())) for cls in ('VM', 'VDI')
                    for record in list(self.sim.pool.tables[cls].values()))
@@ -647,14 +636,16 @@ class Endings(RestoreCase):
         self.assert_unmarked()
 
     def test_a_signal(self):
-        for verb, command, kind, number, words in (
-                ('vm-import', 'restore=', 'VM', signal.SIGINT, 'SIGINT, as by Ctrl-C'),
-                ('vdi-import', 'restore=', 'disk', signal.SIGTERM, 'SIGTERM'),
-                ('vm-import', 'test-restore=', 'VM', signal.SIGHUP,
-                 'SIGHUP, as when its terminal is closed')):
-            with self.subTest(verb=verb, command=command):
-                done = self.signalled(self.importing(verb, command), number)
-                self.assertIn('ERROR ended by signal %d (%s)' % (number, words), done.lines)
+        for command, verb, kind, number, words in (
+                ('restore=web', 'vm-import', 'VM', signal.SIGINT, 'SIGINT, as by Ctrl-C'),
+                ('restore=' + self.dated('web')[0], 'vdi-import', 'disk', signal.SIGTERM, 'SIGT'),
+                ('test-restore=web', 'vm-import', 'VM', signal.SIGHUP, 'SIGHUP, as when its t')):
+            with self.subTest(command=command):
+                self.fault(verb, 'slow', rate=MIB)
+                child = self.start('password', command, 'from=' + self.config())
+                self.wait_for(self.is_made)
+                done = self.signalled(child, number)
+                self.assertIn('ERROR ended by signal %d (%s' % (number, words), done.output)
                 self.assertRegex(done.output, self.TAKEN % kind)
                 self.assert_taken_back()
 
@@ -665,8 +656,8 @@ class Endings(RestoreCase):
         os.symlink('/proc/self/fd/0', place + '/stdin')
         self.put_file('dev/null')
         words = ['unshare', '-m', 'sh', '-c', 'mount --bind /dev/null $0/null && mount --rbind $0 '
-                 '/dev && exec "$@"', place, sys.executable, self.script, 'password',
-                 'restore=web', 'from=' + self.backups]
+                 '/dev && exec "$@"', place, sys.executable, self.script, 'password', 'restore=web',
+                 'from=' + self.backups]
         self.fault('vm-import', 'slow', rate=MIB)
         ours, theirs = pty.openpty()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
@@ -745,13 +736,9 @@ class Namesakes(RestoreCase):
         self.ok(self.back_up('vm-export=web'))
 
     def test_storage(self):
-        words = ['%s (%s, on %s): %s of %s free' % (name, self.xe(
-            'sr-list', 'name-label=' + name, *more, '--minimal').strip(), hosts, free, size)
-            for name, more, hosts, free, size in (
-                ('Local storage', ['host=a'], 'a', '1.0 GiB', '1.0 GiB'),
-                ('Local storage', ['host=b'], 'b', '2.0 GiB', '2.0 GiB'),
-                ('Local storage', ['host=c'], 'c', '3.0 GiB', '3.0 GiB'),
-                ('shared', [], 'a, b, c', '4.0 GiB', '4.0 GiB'))]
+        words = ['%s (%s, on %s): %d.0 GiB of %d.0 GiB free' % (
+            sr['name_label'], sr['uuid'], on, size, size) for sr, on, size in zip(
+                self.sim.pool.tables['SR'].values(), ('a', 'b', 'c', 'a, b, c'), (1, 2, 3, 4))]
         self.refused('more than one SR Local storage (choose one, sr=UUID): ' +
                      ', '.join(words[:3]), self.restore('web', 'sr=Local storage'))
         pool, = self.sim.pool.tables['pool'].values()
