@@ -560,18 +560,6 @@ def log(*lines: str) -> None:
     Console.current.log(*lines)
 
 
-def explain(error: BaseException) -> str:
-    """Return the sentence for what ended something; log the traceback of a bug of ours."""
-    if isinstance(error, (Interrupted, VmBackupError)):
-        return str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        return f'cannot access {error.filename}: {reason}' if error.filename else reason
-    import traceback
-    log(*traceback.format_exc().splitlines())
-    return f'a bug in VmBackup.py, please report it: {error!r}'
-
-
 # ----------------------------------------------------------------------------------------------
 # 4. Settings: what was asked: command line, config file, password files, whose they are
 # ----------------------------------------------------------------------------------------------
@@ -1331,7 +1319,7 @@ XE_CODES = (
     (UNREACHABLE, 'Lost connection|Connection reset|Broken pipe|Unable to contact'),
     ('HANDLE_INVALID', 'HANDLE_INVALID|You gave an invalid object reference'),
     ('OTHER_OPERATION_IN_PROGRESS', 'currently in progress'),
-    (FULL, 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space'),
+    (FULL, 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space|ENOSPC'),
     ('IMPORT_INCOMPATIBLE_VERSION',
      'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
     ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
@@ -2310,6 +2298,10 @@ OURS = re.compile(             # what we, or 3.25, write into a dated directory 
     r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', re.IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
+PROBE = 2**20              # bytes that show whether a file has room
+LACKS = {                  # of what, where a file cannot be written
+    errno.ENOSPC: 'no space left', errno.EDQUOT: 'quota exceeded',
+    errno.EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
@@ -2561,7 +2553,7 @@ def reading(path: str) -> Any:
 
 def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
     """What a file on the share holds, so many bytes at most. Raise OSError."""
-    with open(open_file(path, names=names), 'rb') as stream:
+    with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
 
 
@@ -2596,10 +2588,67 @@ def remove_all(path: str, is_directory: bool) -> None:
     remove(path, is_directory)
 
 
-def room_in(path: str) -> Tuple[int, int]:
-    """The bytes of the file system of a directory, and those that are free. Raise OSError."""
+def room_in(path: str) -> Tuple[int, int, bool]:
+    """The bytes of a directory's file system, those that are free, and whether it has all files
+    that it can have. Raise OSError."""
     found = os.statvfs(path)
-    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    return (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize,
+            found.f_files > found.f_favail == 0)
+
+
+def reason_of(error: BaseException, need: str = '') -> str:
+    """Why something failed: where a file found no room, what is used up, and the `need` for it."""
+    lack = LACKS.get(getattr(error, 'errno', 0))
+    if lack and error.filename:
+        place = deepest(ROOTS, error.filename) or dirname(error.filename)
+        with suppress(OSError):                        # else nothing tells how much there is
+            total, free, crowded = room_in(place)
+            lack = 'no inodes left' if crowded else lack
+            return f'{lack} in {place} ({human_size(total)}, {human_size(free)} free{need})'
+    return getattr(error, 'strerror', '') or str(error)
+
+
+def explain(error: BaseException, need: str = '') -> str:
+    """The sentence for what ended something (see reason_of); log the traceback of a bug of ours."""
+    if isinstance(error, OSError):
+        known = error.filename and error.errno not in LACKS
+        return (f'cannot access {error.filename}: ' if known else '') + reason_of(error, need)
+    if not isinstance(error, (Interrupted, VmBackupError)):
+        import traceback
+        log(*traceback.format_exc().splitlines())
+        return f'a bug in VmBackup.py, please report it: {error!r}'
+    return str(error)
+
+
+def try_growing(path: str, need: str) -> None:
+    """Write more to a file, make it if it is missing, remove it. Raise TargetError if it cannot be
+    written: a quota shows only so, and what has filled a disk is to be seen before it is gone."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_DSYNC
+    try:
+        with naming(path), open(open_file(path, flags), 'ab', buffering=0) as stream:
+            data = os.urandom(PROBE)                   # as storage may make nothing of zeros
+            while data:
+                data = data[stream.write(data):]
+    except OSError as error:
+        raise TargetError(explain(error, need))
+    finally:
+        with suppress(OSError):
+            remove(path)
+
+
+@contextmanager
+def blaming_room(path: str, need: str = '') -> Iterator[None]:
+    """Have what fails begin with why a file cannot be written, if so, as xe never tells of a full
+    disk (recorded from xapi 25.6.0: ECONNRESET, EPIPE, VDI_IO_ERROR). The file is removed."""
+    try:
+        yield
+    except (CommandFailed, Damaged) as error:
+        try:
+            if error.code != REFUSED:                  # nothing was begun
+                bounded(lambda: try_growing(path, need), dirname(path))
+        except TargetError as cause:
+            error.args = (f'{cause}: {error}',)
+        raise
 
 
 def size_of(path: str) -> int:
@@ -2640,7 +2689,7 @@ def force(handle: int) -> None:
 
 def sync(path: str) -> None:
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
-    with reading(path) as stream:
+    with naming(path), reading(path) as stream:
         force(stream.fileno())
         with suppress(OSError):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -2648,7 +2697,7 @@ def sync(path: str) -> None:
 
 def sync_directory(path: str) -> None:
     """Force a directory onto stable storage. Raise OSError."""
-    with folder(path) as handle:
+    with naming(path), folder(path) as handle:
         force(handle)
 
 
@@ -2661,7 +2710,7 @@ def write_whole(path: str, data: bytes) -> None:
     """Write a file for its owner, whole or not at all, onto stable storage. Raise OSError."""
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
-        with create(temporary) as stream:
+        with naming(path), create(temporary) as stream:
             os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
             stream.flush()
@@ -2876,6 +2925,14 @@ TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
 NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
+DUMPS = 'METADATA_'        # begins the name of a directory of dumps of the pool database
+BACKUP_DIR = 'config backup_dir'
+TROUBLE = {                # of a place of backups, and what to do
+    errno.ENOENT: ('does not exist', 'is the share mounted?'),
+    errno.ENOTDIR: ('is not a directory', 'is it the right one?'),
+    errno.ELOOP: ('is or has a symbolic link', 'name what it leads to'),
+    errno.EXDEV: ('is not in the file system of backup_dir', 'name it by its own path'),
+    errno.EACCES: ('is not readable', 'by this user; does the server of the share let root in?')}
 CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
 PROVED = {                 # from least to most
     'length': 'readable, but nothing tells its expected size',
@@ -3376,6 +3433,41 @@ class History:
 Histories = Sequence[History]
 
 
+def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
+    """Return where what holds a place of backups is mounted. Raise TargetError if nothing is where
+    it should be: by FSTAB ('auto'), or at all but for the root file system ('yes')."""
+    real, points = realpath(path), mount_points()
+    mounted = deepest(points, real)
+    listed = mount_points(FSTAB, 1) if require_mount == 'auto' else []
+    wanted = deepest(map(realpath, listed), real)
+    if wanted not in ('', '/') and wanted not in points:
+        raise TargetError(f'{place} lies below {wanted}, where nothing is mounted -> {path} (mount '
+                          'it, see /etc/fstab)')
+    if require_mount == 'yes' and mounted == '/':
+        raise TargetError(f'{place} is on the root file system -> {path} (require_mount=yes: is '
+                          'the share mounted?)')
+    return mounted
+
+
+@contextmanager
+def telling_trouble(path: str, place: str = 'path') -> Iterator[None]:
+    """Have an OSError tell what is wrong with a place of backups, and what to do: TargetError."""
+    try:
+        yield
+    except OSError as error:
+        mounted = shell_word(deepest(mount_points(), realpath(path)))
+        wrong, advice = TROUBLE.get(error.errno, (
+            f'cannot be read: {error.strerror}', 'is the server of the share up? If so: umount -l '
+            f'{mounted}; mount {mounted}'))
+        raise TargetError(f'{place} {wrong} -> {path} ({advice})')
+
+
+def refuse_missing(word: str) -> None:
+    """Raise UsageError for a path where nothing is; TargetError if its share is not mounted."""
+    mount_of(abspath(native(word)), 'auto')
+    raise UsageError(f'no such file or directory: {word}')
+
+
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
 
@@ -3392,26 +3484,24 @@ class Catalogue:
         self.root = path
         ROOTS.add(path)
 
-    def check(self, require_mount: str) -> None:
-        """Raise TargetError if backups cannot be written here, as far as can be seen."""
+    def check(self, require_mount: str, writing: bool = True) -> None:
+        """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
         def look() -> None:
-            real = realpath(self.root)
-            place = f'config backup_dir -> {self.root}'
-            self.mounted = deepest(mount_points(), real)
-            points = mount_points(FSTAB, 1) if require_mount == 'auto' else []
-            wanted = deepest([realpath(point) for point in points], real)
-            if wanted not in ('', '/') and wanted not in mount_points():
-                raise TargetError(f'{place} lies below {wanted}, where nothing is mounted (mount '
-                                  'it, see /etc/fstab)')
-            if require_mount == 'yes' and self.mounted == '/':
-                raise TargetError(f'{place} is on the root file system (require_mount=yes: is the '
-                                  'share mounted?)')
-            if not os.path.isdir(self.root):
-                raise TargetError(f'config backup_dir does not exist -> {self.root} (is the share '
-                                  'mounted?)')
-            if not os.access(self.root, os.W_OK | os.X_OK):
-                raise TargetError(f'config backup_dir is not writable -> {self.root}')
+            self.mounted = mount_of(self.root, require_mount, BACKUP_DIR)
+            with telling_trouble(self.root, BACKUP_DIR):
+                entries_in(self.root)
+            if writing and not os.access(self.root, os.W_OK | os.X_OK):
+                raise TargetError(f'{BACKUP_DIR} is not writable -> {self.root}')
         bounded(look, f'backup_dir {self.root}')
+
+    def stocked(self) -> Histories:
+        """Return `histories`; raise TargetError if there is neither a backup nor a dump at all."""
+        found = self.histories()
+        if not any(history.holds_any() or f'/{DUMPS}' in history.directory.upper()
+                   for history in found):
+            raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it the right '
+                              'one, and the share mounted?)')
+        return found
 
     def history(self, vm_name: str) -> History:
         """Return the backups of a VM."""
@@ -3419,12 +3509,10 @@ class Catalogue:
 
     def histories(self) -> Histories:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
-        try:
+        with telling_trouble(self.root, BACKUP_DIR):
             found = [History(join(self.root, name), self.patterns)
                      for name, is_one in entries_in(self.root)
                      if not name.startswith('.') and (is_one or is_link(f'{self.root}/{name}'))]
-        except FileNotFoundError:
-            raise TargetError(f'backup_dir does not exist: {self.root} (is the share mounted?)')
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
@@ -3556,7 +3644,8 @@ class NewBackup(Backup):
         names = [path_part(part) for part in parts]
         if names[1:]:
             make_directory(self.file(names[0]))
-        with create(self.file(*names)) as stream:
+        path = self.file(*names)
+        with naming(path), create(path) as stream:
             stream.write(encoded(text))
 
     def complete(self, document: Record, large: bool) -> Sizes:
@@ -3685,7 +3774,7 @@ class Store(Catalogue):
         try:
             bounded(attempt, f'backup_dir {self.root}')
         except OSError as error:
-            raise TargetError(f'cannot write in backup_dir {self.root}: {error.strerror}')
+            raise TargetError(f'cannot write in backup_dir {self.root}: {reason_of(error)}')
 
     def check_mounted(self) -> None:
         """Raise TargetError if the share was unmounted since `check` has looked."""
@@ -3695,7 +3784,7 @@ class Store(Catalogue):
 
     def check_room(self, least: str, last: int, gain: int) -> None:
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
-        total, free = room_in(self.root)
+        total, free, _ = room_in(self.root)
         free += gain
         wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
         if last:
@@ -3751,7 +3840,7 @@ class Store(Catalogue):
         if not error or self.no_locking:
             return True
         if number not in (errno.EAGAIN, errno.EACCES):
-            raise TargetError(f'cannot lock {path}: {error}')
+            raise TargetError(f'cannot lock {path}: {reason_of(error)}')
         return False
 
     def try_locking(self, handle: int) -> Optional[Exception]:
@@ -3841,8 +3930,9 @@ class Store(Catalogue):
                 if not is_there(path):
                     break
             try:
-                yield path
-                written(path + PARTIAL)
+                with blaming_room(path + PARTIAL):
+                    yield path
+                    written(path + PARTIAL)
                 sync(path + PARTIAL)
                 rename(path + PARTIAL, basename(path))
                 check_held(directory)
@@ -3860,14 +3950,17 @@ class Store(Catalogue):
 
 
 def kind_of(path: str) -> str:
-    """Return what a path is: file, backup, history (one VM's), store (all), ''. Raise OSError."""
-    if not os.path.isdir(path):
-        return 'file' if os.path.exists(path) else ''
-    history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
-    marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
-    if marked or history.date_of(basename(path)):
-        return 'backup'
-    return 'history' if history.holds_any() else 'store'
+    """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
+    with telling_trouble(path), suppress(FileNotFoundError):
+        history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
+        try:
+            marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
+        except NotADirectoryError:
+            return 'file' if os.path.exists(path) else ''
+        if marked or history.date_of(basename(path)):
+            return 'backup'
+        return 'history' if history.holds_any() else 'store'
+    return ''
 
 
 def root_of(path: str) -> str:
@@ -3905,9 +3998,13 @@ def open_target(word: str, announce: bool = False,
     path = abspath(native(word))
     kind = kind_of(path)
     if not kind:
-        raise UsageError(f'no such file or directory: {word}')
+        refuse_missing(word)
     if kind == 'file' and not (is_archive and is_archive(path)):
-        return open_config(word, announce)
+        opened = open_config(word, announce)
+        opened.store.check(opened.config.settings.require_mount, False)
+        return opened
+    if kind == 'store':
+        mount_of(path, 'auto')
     opened = open_config('')
     opened.store.set_root(root_of(path))
     return opened._replace(kind=kind, path=path)
@@ -4807,7 +4904,7 @@ class Verifier:
                 raise Damaged('it is of another VM: ' + ', '.join(uuids))
             found.digests[METADATA] = digest
         except (Damaged, OSError) as error:
-            found.problems.append(f'{METADATA}: {error}')
+            found.problems.append(f'{METADATA}: {reason_of(error)}')
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4839,7 +4936,7 @@ def tolerating(warnings: Warned, what: str) -> Iterator[None]:
     try:
         yield
     except (VmBackupError, OSError) as error:
-        warnings.append(f'{what}: {error}')
+        warnings.append(f'{what}: {explain(error)}')
 
 
 def end_clients(uuids: Texts, run: str) -> None:
@@ -5363,6 +5460,14 @@ def in_words(made: Marked) -> str:
     return abbreviate(words)
 
 
+def space_of(sr: Record, size: int) -> Tuple[str, bool]:
+    """Return how full an SR is, and whether it may be too full for so many bytes."""
+    total = int(sr['physical_size'])
+    words = '{} ({}): {}, the disks have {}'.format(
+        sr['name_label'], sr['uuid'], free_space(sr), human_size(size))
+    return words, total > 0 and size > total - int(sr['physical_utilisation'])
+
+
 class Importer:
     """Imports archives and images, and takes back what is partly imported."""
 
@@ -5500,9 +5605,15 @@ class Importer:
                 return self.import_vm(path, target, record.mark, cut_off)
             return self.import_disk(path, form, target, record)
         except CommandFailed as error:
-            if error.code in ADVICE:
-                raise CommandFailed(f'{error} ({ADVICE[error.code]})')
-            raise
+            text = str(error) + (f' ({ADVICE[error.code]})' if error.code in ADVICE else '')
+            with suppress(PoolError):                  # it is told as it is by now
+                for sr in self.pool.where('SR', 'uuid', [target.sr['uuid']]).values():
+                    words, doubtful = space_of(sr, target.size)
+                    if error.code == FULL:
+                        text = f'no space left in SR {words}: {text}'
+                    elif doubtful:
+                        text += f' (SR {words})'
+            raise CommandFailed(text, error.code)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
@@ -5609,15 +5720,14 @@ class StatusLog:
                 bounded(lambda: self.append(','.join(fields), run), 'the file system')
             except (OSError, TargetError) as error:
                 if not self.broken:
-                    log(f'***WARNING - cannot write status_log {self.path}: '
-                        f'{getattr(error, "strerror", error)}')
+                    log(f'***WARNING - cannot write status_log {self.path}: {reason_of(error)}')
                 self.broken = True
 
     def append(self, line: str, run: Optional[LastRun]) -> None:
         """Append a line, and keep the run. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        with open(open_file(self.path, flags, 0o640), 'ab') as stream:
+        with naming(self.path), open(open_file(self.path, flags, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
         if run:
             try:
@@ -5766,6 +5876,7 @@ class Turn:
     skipped = False            # as a hook wants it
     path = ''
     size = 0                   # bytes, once all is done
+    need = ''                  # how many it needs, in words
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -5820,7 +5931,7 @@ class Run:
             work()
             status, reason = turn.status, None
         except Exception as error:                     # it must not stop the others
-            status, reason = token_of(error), explain(error)
+            status, reason = token_of(error), explain(error, turn.need)
             log(f'ERROR {method} {status} {name}: {reason}')
         finally:
             log(*[f'***WARNING - {name}: {warning}' for warning in turn.warnings])
@@ -6117,6 +6228,10 @@ class VmBackup(Turn):
         else:
             log('vm is NOT running')
         exporter.choose_source(vm)
+        size = sum(int(disk.vdi['virtual_size']) for disk in exporter.disks)
+        self.need = f'; this VM needs up to {human_size(size)}'
+        if self.last:
+            self.need += f', and took {human_size(self.last)} last time'
         self.log_disks()
         check_signals()
         with self.deleting_on_failure(), exporter.snapshot(self.backup, warned_of) as snapshot:
@@ -6248,8 +6363,9 @@ class VmBackup(Turn):
         expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
         watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), 'exported',
                             path, expected, lambda: self.pool.progress(file.snapshot.uuid))
-        self.exporter.export(file, path, watchdog)
-        return written(path)
+        with blaming_room(path, self.need):
+            self.exporter.export(file, path, watchdog)
+            return written(path)
 
     def verify(self) -> None:
         """Verify the backup, unless verify=no; warn of its metadata. Raise BackupFailed."""
@@ -6257,10 +6373,11 @@ class VmBackup(Turn):
             return
         elapsed = stopwatch()
         try:
-            verified = self.shared.verifier.check(
-                self.backup._replace(manifest=Manifest.of(self.manifest)))
+            with blaming_room(join(self.shared.store.root, WRITE_TEST), self.need):
+                verified = self.shared.verifier.check(
+                    self.backup._replace(manifest=Manifest.of(self.manifest)))
         except (VmBackupError, OSError) as error:
-            raise BackupFailed('VERIFY-FAIL', str(error))
+            raise BackupFailed('VERIFY-FAIL', explain(error, self.need))
         log('verified {}: {} ({:.0f} s)'.format(', '.join(
             file.name for file in self.exported), PROVED[verified.proved], elapsed()))
         self.warnings.extend(verified.problems)
@@ -6625,7 +6742,7 @@ class BackupRun(Shared):
         if not self.pool.is_master():
             log('NOTE not the pool master: no backup of the pool database here')
             return
-        directory = f'{self.store.root}/METADATA_{path_part(os.uname().nodename)}'
+        directory = f'{self.store.root}/{DUMPS}{path_part(os.uname().nodename)}'
         with self.store.locked(directory, self.settings.lock_wait * 60):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
@@ -6695,7 +6812,7 @@ class VerifyCommand:
                     self.verify_backup(backup.path)
         if target.kind != 'history' and not selector_text:
             for name, is_directory in sorted(entries_in(target.store.root)):
-                if is_directory and name.upper().startswith('METADATA_'):
+                if is_directory and name.upper().startswith(DUMPS):
                     dumps = Store.dumps_in(f'{target.store.root}/{name}')
                     for path in dumps if self.every else dumps[-1:]:
                         self.verify_file(path)
@@ -6738,7 +6855,7 @@ class VerifyCommand:
                 add_to_manifest(backup, verified=dict(
                     found.in_manifest(backup.manifest.digests), **fault))
             except OSError as error:                   # such as a share that is read-only
-                self.tell(path, 'NOTE', f'the result is not recorded: {error.strerror}')
+                self.tell(path, 'NOTE', f'the result is not recorded: {reason_of(error)}')
 
     @contextmanager
     def telling(self, path: str) -> Iterator[None]:
@@ -6764,7 +6881,7 @@ def histories_in(target: Opened) -> Histories:
     """Return the directories that may be a VM's: all, or the one. Raise TargetError, OSError."""
     if target.kind == 'history':
         return [History(target.path, target.store.patterns)]
-    return target.store.histories()
+    return target.store.stocked()
 
 
 def run_verify(line: CommandLine) -> int:
@@ -6809,7 +6926,7 @@ def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
     for path in sorted(history.directory for history in histories
                        if not (history.holds_any() or history.refused)):
         found = []             # type: List[str]
-        if basename(path).upper().startswith('METADATA_'):
+        if basename(path).upper().startswith(DUMPS):
             with suppress(OSError):                    # unreadable, or gone
                 found = Store.dumps_in(path)
         if found:
@@ -6918,8 +7035,6 @@ def run_list(line: CommandLine) -> int:
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     others = others_in([] if selector_text else histories, vms)
-    if not (vms or others['pool_dumps'] or plan.messages):
-        raise UsageError(f'no backups in {word}')
     document = dict(
         schema=1, when=iso(now()), backup_dir=portable(target.store.root), vms=vms, **others,
         messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
@@ -7041,7 +7156,7 @@ def to_prune(target: Opened, selector_text: str,
              pruning: Pruning) -> List[Tuple[Job, History, bool]]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
-    histories = target.store.histories()
+    histories = target.store.stocked()
     chosen, plan = select_histories(histories, config, '', config.settings.keep_last)
     if plan.errors:
         log(*plan.messages, *plan.errors)
@@ -7096,8 +7211,11 @@ def run_protect(line: CommandLine) -> int:
     protecting = line.command == 'protect'
     backups = [Backup(abspath(native(word))) for word in line.words]
     for backup in backups:
+        kind = kind_of(backup.path)
+        if not kind:
+            refuse_missing(backup.path)
         ROOTS.add(root_of(backup.path))
-        if (kind_of(backup.path) != 'backup' or not backup.has_marker() or
+        if (kind != 'backup' or not backup.has_marker() or
                 basename(backup.path).startswith(DELETING)):
             raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
     for backup in backups:
@@ -7137,13 +7255,22 @@ class Sources:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = abspath(native(word))
         kind = kind_of(path)
-        ROOTS.add(root_of(path))
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
+            if kind in ('', 'store'):
+                self.store.check(self.config.settings.require_mount, False)
+                self.store.stocked()
             found = self.called(word)
             if found:
                 return self.of_backup(self.newest(found, date))
-        if re.match(f'(uuid:)?{UUID}\\Z', word):
-            return self.of_backup(self.newest(self.store.histories(), date, word[-36:]))
+            if re.match(f'(uuid:)?{UUID}\\Z', word):
+                return self.of_backup(self.newest(self.store.histories(), date, word[-36:]))
+        elif not kind:
+            refuse_missing(word)
+        elif kind == 'store':
+            mount_of(path, 'auto')
+            raise UsageError(f'neither a backup nor the directory of one VM: {word} (name the VM, '
+                             f'with from={word})')
+        ROOTS.add(root_of(path))
         if kind == 'history':
             return self.of_backup(self.newest([History(path, self.store.patterns)], date))
         if kind not in ('file', 'backup'):
@@ -7360,11 +7487,9 @@ class Restorer(Importer):
 
     def log_space(self, sr: Record, size: int) -> None:
         """Log how full an SR is, and a note if it may be too full for so many bytes."""
-        total = int(sr['physical_size'])
-        used = int(sr['physical_utilisation'])
-        log('  SR:       {} ({}): {}, the disks have {}'.format(
-            sr['name_label'], sr['uuid'], free_space(sr), human_size(size)))
-        if total > 0 and size > total - used:
+        words, doubtful = space_of(sr, size)
+        log('  SR:       ' + words)
+        if doubtful:
             log('***NOTE - that is enough only if the SR is thin-provisioned')
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
@@ -7468,7 +7593,8 @@ class TestRestore(Run):
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store = self.sources.store
-        chosen, plan = select_histories(store.histories(), self.sources.config, word)
+        store.check(self.sources.config.settings.require_mount, False)
+        chosen, plan = select_histories(store.stocked(), self.sources.config, word)
         log(*plan.messages)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
@@ -7502,8 +7628,8 @@ class TestRestore(Run):
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
             if 'sr' not in result and not isinstance(error, (Damaged, CommandFailed)):
-                raise BackupFailed('TEST-RESTORE-FAIL', str(error))
-            result['fault'] = printable(str(error))
+                raise BackupFailed('TEST-RESTORE-FAIL', explain(error))
+            result['fault'] = printable(explain(error))
         if 'sr' in result or 'fault' in result:
             result['seconds'] = int(elapsed())
             with tolerating(turn.warnings, 'the result is not recorded'):
@@ -7559,6 +7685,10 @@ class StatusCheck:
             raise ConfigError(problem)
         store = Store(config.settings)
         store.check(config.settings.require_mount)
+        try:
+            store.stocked()
+        except TargetError as empty:
+            self.found.append((2, str(empty)))
         histories = store.histories()
         self.check_backups(*select_histories(histories, config, ''))
         self.check_run(config.settings.status_log + LAST_RUN)
@@ -7616,7 +7746,7 @@ class StatusCheck:
         except FileNotFoundError:                      # of a release before, or none yet
             return
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            self.found.append((1, f'cannot read {path}: {error}'))
+            self.found.append((1, f'cannot read {path}: {reason_of(error)}'))
             return
         since = last.begun[:16].replace('T', ' ')
         if last.ended and late:
@@ -7994,7 +8124,8 @@ def perform(words: Texts, program: str, console: Console) -> int:
         return COMMANDS[line.command].run(line)
     except (Interrupted, Exception) as error:
         if isinstance(error, OSError):
-            error.filename = error.filename or target  # where the system names no file
+            # Where the system names no file, it is none of those that were asked for by name.
+            error.filename = error.filename or next(iter(ROOTS), target)
         if words[:1] == ['status']:                    # whatever happens, it prints one line
             Console.current = Console(None)
             console.write(plugin_line(UNKNOWN, re.sub(r'^\**ERROR\W*', '', explain(error))))

@@ -237,9 +237,9 @@ class WhichOnes(ListCase):
                 ((self.backups + '/web', 'vm=web'), 'does not apply to a single VM or backup'),
                 (('/nosuch',), 'no such file or directory: /nosuch'),
                 ((path + '/web.xva',), 'not a config file'),
-                ((self.directory,), 'no backups in ' + self.directory),
+                ((self.directory,), 'holds no backup at all -> ' + self.directory),
                 ((self.put_file('gone.cfg', 'vm-export=web\nbackup_dir=/nosuch\n'),),
-                 'backup_dir does not exist: /nosuch (is the share mounted?)'),
+                 'config backup_dir does not exist -> /nosuch (is the share mounted?)'),
                 ((self.config(max_backups='many'),), 'config max_backups out of range')):
             with self.subTest(text):
                 self.assertIn(text, self.refused(*words))
@@ -319,7 +319,7 @@ class Robust(ListCase):
         self.assertEqual([locked[1]], self.document(0, self.backups)['foreign'])
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
-        self.assertIn('cannot access ', self.refused(self.backups))
+        self.assertIn('path is not readable -> ', self.refused(self.backups))
 
     def test_what_vanishes_meanwhile_is_left_out(self):
         paths = [self.backup('web', day) for day in (1, 2, 3)]

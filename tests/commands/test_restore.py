@@ -289,9 +289,9 @@ class Choosing(RestoreCase):
         failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
         note = self.put_file('note.txt', 'hello')
         for word, words in (('nobody', 'no backup of a VM called nobody'),
-                            (failed, 'it has no marker'), (self.backups, 'no backup of a VM'),
+                            (failed, 'it has no marker'), (self.backups, 'neither a backup nor'),
                             (note, 'no archive or image'), ('', 'usage: '),
-                            ('/nowhere/web.xva', 'and no such')):
+                            ('/nowhere/web.xva', 'no such file or directory')):
             with self.subTest(word=word):
                 self.refused(words, self.restore(word))
 
@@ -425,9 +425,13 @@ class Places(RestoreCase):
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()
         done = self.assert_ends(2, self.restore('web', 'sr=small'))
-        for words in ('that is enough only if the SR is thin-provisioned',
-                      'There is insufficient space', '(choose another SR with sr=)'):
-            self.assertIn(words, done.output)
+        self.assertIn('that is enough only if the SR is thin-provisioned', done.output)
+        self.assertRegex(done.output, r'ERROR no space left in SR small \(%s\): \S+ \w+ of \S+ \w+ '
+                         r'free, the disks have .*There is insufficient space.*\(choose another SR '
+                         r'with sr=\)' % small)
+        self.sim.pool.storage_faults['write'] = 3 << 19        # as storage fills up meanwhile
+        self.assertRegex(self.assert_ends(2, self.restore('web')).output,
+                         'ERROR no space left in SR Local storage .*: xe vm-import failed: .*SPC')
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
 

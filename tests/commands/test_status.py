@@ -431,9 +431,9 @@ class OneLine(StatusCase):
         self.prelude = AS_ANYBODY
         os.chmod(self.backups, 0)
         self.addCleanup(os.chmod, self.backups, 0o700)
-        self.assertIn('backup_dir is not writable', self.check('UNKNOWN', self.run_config).text)
-        os.chmod(self.backups, 0o300)
-        self.assertIn('cannot access ' + self.backups, self.check('UNKNOWN', self.run_config).text)
+        self.assertIn('backup_dir is not readable', self.check('UNKNOWN', self.run_config).text)
+        os.chmod(self.backups, 0o500)
+        self.assertIn('backup_dir is not writable -> ', self.check('UNKNOWN', self.run_config).text)
 
     def test_a_bug_and_a_signal_are_unknown(self):
         for error, text in ((KeyError('x|\n'), 'a bug in VmBackup.py, please report it: KeyError'),

@@ -333,14 +333,15 @@ class TheCommand(MadeCase):
         for words, text in (
                 ((), 'usage: VmBackup.py verify <config-file|backup_dir|backup|file>'),
                 (('/does/not/exist',), 'no such file or directory: /does/not/exist'),
-                ((empty,), 'no backups in ' + empty), ((empty, 'vms=x'), 'unknown option: vms=x'),
+                ((empty,), 'backup_dir holds no backup at all -> ' + empty),
+                ((empty, 'vms=x'), 'unknown option: vms=x'),
                 ((empty, 'backups=some'), 'invalid value: backups=some'),
                 ((rubbish + '.xva', 'vm=x'), 'no such file'),
                 ((self.web, 'vm=x'), 'vm= and backups= do not apply to a single backup'),
                 ((self.web, 'backups=all'), 'vm= and backups= do not apply to a single backup'),
                 ((rubbish,), 'not a config file (binary'),
                 ((self.put_file('gone.cfg', 'vm-export=x\nbackup_dir=/nosuch\n'),),
-                 'backup_dir does not exist: /nosuch (is the share mounted?)'),
+                 'config backup_dir does not exist -> /nosuch (is the share mounted?)'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
                 self.assertIn('ERROR ' + text, self.verify(2, *words)[-1])

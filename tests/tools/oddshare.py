@@ -7,8 +7,13 @@ form    those with composed and decomposed letters are one, listed decomposed (H
 ends    dots and blanks at the end of a name are dropped (Windows servers)
 lower   names are listed in lower case, however they were made
 inodes  each spelling of a name has an inode of its own
+
+While there is a file DIRECTORY.trouble, all fails as the errno that it names, such as ESTALE;
+with EDQUOT only what makes a file larger than QUOTA.
 """
 
+import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -25,6 +30,7 @@ except (ImportError, OSError) as error:     # no fusepy, or no libfuse
     fuse, NO_FUSE = None, str(error)
 
 LIMIT = 30                      # seconds in which it is mounted
+QUOTA = 1 << 18                 # bytes
 
 
 class Names:
@@ -52,6 +58,10 @@ class Share(fuse.Operations if fuse else object):
         self.root, self.names = root, Names(modes)
 
     def __call__(self, operation, path, *rest):
+        with contextlib.suppress(FileNotFoundError), open(self.root + '.trouble') as file:
+            name = file.read()
+            if name != 'EDQUOT' or operation == 'write' and rest[1] > QUOTA:
+                raise fuse.FuseOSError(getattr(errno, name))
         if operation == 'rename':
             rest = self.renamed(path, *rest),
         return super().__call__(operation, self.real(path), *rest)

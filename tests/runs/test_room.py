@@ -1,0 +1,113 @@
+"""What fails for want of room says that first: of bytes, of inodes, of a quota, of a file size."""
+
+import os
+
+from tests.faults.test_disk import Namespace, missing
+from tests.runs.test_store import DAY
+from tests.tools.oddshare import OddShare
+from tests.tools.support import PoolCase
+
+LINES = (('vm-export=web', {}), ('vm-export=web', {'compress': 'zstd'}), ('vdi-export=web', {}),
+         ('vdi-export=web', {'vdi_export_format': 'vhd'}),
+         ('vdi-export=web', {'vdi_compress': 'gzip'}))
+FIGURES = r' \([0-9.]+ [KMGT]iB, [0-9.]+ \w+ free'
+
+
+class RoomCase(PoolCase):
+    pool_description = {'vms': [{'name': 'web', 'disks': [{'size': '8 MiB', 'fill': 1}]}]}
+
+    def assert_blamed(self, words, lines=LINES, last=''):
+        """The VM's error begins so, and its partial file is gone."""
+        for line, keys in lines:
+            with self.subTest(line, **keys):
+                done = self.ends(2, line, **keys)
+                self.assertRegex(done.output, r'ERROR \S+ (VM|VDI)-EXPORT-FAIL web: %s; this VM '
+                                 r'needs up to 8.0 MiB%s\): .*failed' % (words + FIGURES, last))
+                self.assertNotRegex('\n'.join(os.listdir(self.newest('web')) + self.tree()[:1]),
+                                    r'\.(xva|raw|vhd|new)|WriteTest')
+
+    def test_a_limit_of_the_size_of_files(self):
+        self.prelude = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, [1 << 20] * 2)'
+        self.assert_blamed(r'file size limit \(ulimit -f, or 4 GiB on FAT\) reached in '
+                           + self.backups)
+
+    def test_a_failure_that_has_another_cause_blames_nothing(self):
+        self.fault('vm-export', 'refuse', nth=2, after=100000,
+                   error=['VDI_IO_ERROR', 'Device I/O errors'])
+        self.assertIn('VM-EXPORT-FAIL web: xe vm-export failed', self.ends(
+            2, 'vm-export=web').output)
+
+
+class Quota(OddShare, RoomCase):
+    def test_of_a_quota(self):
+        self.put_file('behind.trouble', 'EDQUOT')
+        self.assert_blamed('quota exceeded in ' + self.backups, LINES[:3])
+
+    test_a_limit_of_the_size_of_files = test_a_failure_that_has_another_cause_blames_nothing = None
+
+
+class FullDisk(RoomCase):
+    def setUp(self):
+        super().setUp()
+        if missing():
+            self.skipTest(missing())
+        self.namespace = Namespace()
+        self.addCleanup(self.namespace.close)
+        self.share, self.prelude = self.backups, self.namespace.prelude()
+        self.fill = 'cat /dev/zero > %s/filler 2> /dev/null || true' % self.share
+        self.mount(self.share, 'size=2m')
+
+    def mount(self, place, options):
+        self.namespace.do('mount', '-t', 'tmpfs', '-o', 'mode=755,' + options, 'tmpfs', place)
+        self.backups = self.namespace.path(self.share)
+
+    def config(self, *lines, **keys):
+        return super().config(*lines, **dict(keys, backup_dir=self.share))
+
+    def lack(self, size='2.0 MiB'):
+        return r'no space left in %s \(%s, 0 bytes free' % (self.share, size)
+
+    def test_a_full_disk(self):
+        self.assert_blamed('no space left in ' + self.share)
+        self.put_file(self.old_backup('web', DAY % 1, 'success') + '/web.xva', bytes(1 << 20))
+        self.assert_blamed('no space left in ' + self.share, LINES[:1],
+                           ', and took 1.0 MiB last time')
+
+    def test_before_and_after_the_export(self):
+        """The record of the snapshot, metadata, dump; what is cut off, guide, manifest."""
+        self.namespace.do('mount', '-o', 'remount,size=64m', self.share)
+        size = '64.0 MiB'
+        for change, words in (
+                ('truncate -s 5000 "$1"; ' + self.fill, 'VERIFY-FAIL web: ' + self.lack(size)),
+                (self.fill, 'BACKUP-FAIL web: ' + self.lack(size))):
+            done = self.ends(2, 'vm-export=web', VMBACKUP_XE=self.xe_that(change))
+            self.assertRegex(done.output, 'ERROR vm-export ' + words)
+            os.unlink(self.backups + '/filler')
+        self.namespace.do('sh', '-c', 'rm -r %s/web; %s' % (self.share, self.fill))
+        done = self.ends(2, 'vm-export=web', pool_db_backup=1)
+        for words in ('ERROR pool database not backed up: ', 'WARNING - web: metadata is missing: ',
+                      'WARNING - web: vm-metadata.xml is missing: ',
+                      'ERROR vm-export BACKUP-FAIL web: '):
+            self.assertRegex(done.output, words + self.lack(size))
+
+    def test_the_place_of_the_status_log_and_of_the_report(self):
+        logs = os.path.dirname(self.status_log)
+        os.mkdir(logs)
+        self.mount(logs, 'size=64k')
+        self.namespace.do('sh', '-c', 'cat /dev/zero > %s/filler; true' % logs)
+        self.namespace.do('mount', '-o', 'remount,size=64m', self.share)
+        done = self.ends(1, 'vm-export=web', report_file=logs + '/report.json')
+        for name in 'status_log', 'report_file':
+            self.assertRegex(done.output, r'cannot write %s \S+: no space left in %s \(64.0 KiB, 0 '
+                             'bytes free' % (name, logs))
+
+    def test_no_inodes(self):
+        backup = os.path.join(self.share, 'web', DAY % 1)
+        self.mount(self.share, 'size=2m,nr_inodes=5')
+        self.old_backup('web', DAY % 1, 'web.xva', 'success')
+        lack = 'no inodes left in %s (2.0 MiB, 2.0 MiB free' % self.share
+        self.assertIn('ERROR ' + lack, self.command(2, 'protect', backup).output)
+        self.assertIn('ERROR cannot write in backup_dir %s: %s' % (self.share, lack),
+                      self.ends(2, 'vm-export=web').output)
+
+    test_a_limit_of_the_size_of_files = test_a_failure_that_has_another_cause_blames_nothing = None
