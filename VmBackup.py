@@ -3462,10 +3462,10 @@ def telling_trouble(path: str, place: str = 'path') -> Iterator[None]:
         raise TargetError(f'{place} {wrong} -> {path} ({advice})')
 
 
-def refuse_missing(word: str) -> None:
-    """Raise UsageError for a path where nothing is; TargetError if its share is not mounted."""
+def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
+    """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
-    raise UsageError(f'no such file or directory: {word}')
+    raise UsageError(f'no such {wanted}: {word}')
 
 
 class Catalogue:
@@ -7264,12 +7264,8 @@ class Sources:
                 return self.of_backup(self.newest(found, date))
             if re.match(f'(uuid:)?{UUID}\\Z', word):
                 return self.of_backup(self.newest(self.store.histories(), date, word[-36:]))
-        elif not kind:
-            refuse_missing(word)
-        elif kind == 'store':
-            mount_of(path, 'auto')
-            raise UsageError(f'neither a backup nor the directory of one VM: {word} (name the VM, '
-                             f'with from={word})')
+        elif kind in ('', 'store'):
+            refuse_missing(word, 'backup or file (see from=, and the command list)')
         ROOTS.add(root_of(path))
         if kind == 'history':
             return self.of_backup(self.newest([History(path, self.store.patterns)], date))

@@ -289,9 +289,9 @@ class Choosing(RestoreCase):
         failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
         note = self.put_file('note.txt', 'hello')
         for word, words in (('nobody', 'no backup of a VM called nobody'),
-                            (failed, 'it has no marker'), (self.backups, 'neither a backup nor'),
+                            (failed, 'it has no marker'), (self.backups, 'no such backup or file'),
                             (note, 'no archive or image'), ('', 'usage: '),
-                            ('/nowhere/web.xva', 'no such file or directory')):
+                            ('/nowhere/web.xva', 'no such backup or file')):
             with self.subTest(word=word):
                 self.refused(words, self.restore(word))
 
