@@ -211,7 +211,7 @@ class Hanging(PoolCase):
         self.assert_recovered()
 
     def test_a_second_signal_ends_it_at_once(self):
-        for hang, cases in ((self.hang_in_a_command, [('BACKUPS', 'list')]),
+        for hang, cases in ((self.hang_in_a_command, [('run.cfg', 'list')]),
                             (self.hang_in_a_run, [('vm-snapshot',), ('vm-uninstall',)]),
                             (self.hang_in_a_call, CALLS[2:3] + CALLS[4:7] + CALLS[12:15]),
                             (self.hang_in_a_hook, [('job-end',)])):
