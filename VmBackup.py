@@ -3563,12 +3563,10 @@ def select_histories(histories: Histories, config: Config, selector_text: str,
     found = {history.directory: history for history in histories if history.holds_any()}
     vms = [history.owner() for _, history in sorted(found.items())]
     rules = (selector(selector_text),) if selector_text else config.rules
-    if selector_text:                                  # it may be such a directory's name
-        word = native(rules[0].text)
-        twins = [vm for vm in vms if TWIN.search(word) and basename(vm.ref) == word != vm.name]
-        rules = [parse_rule(rules[0].method, 'uuid:' + vm.uuid, '') for vm in twins] or rules
-    plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
-    if rules:
+    word = native(rules[0].text) if selector_text else ''      # or such a directory's name
+    twins = [vm for vm in vms if TWIN.search(word) and basename(vm.ref) == word != vm.name]
+    plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in twins or vms))
+    if rules and not twins:
         plan = select(rules, vms, keep, twins=True)
     refused = [f'***NOTE - passed over: {each.refused}' for each in histories if each.refused]
     plan = plan._replace(messages=(*plan.messages, *refused))
@@ -4509,7 +4507,7 @@ def read_form(form: str, reader: Any, size: Optional[int]) -> Proof:
         collections.deque(reader.blocks(size), 0)      # to its end
         return reader.proof('structure')
     try:
-        parse_xml((view.tobytes() for view in iter(reader.read_on, b'')),
+        parse_xml(map(bytes, iter(reader.read_on, b'')),
                   'database' if form == '.dump' else 'value')
     except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
         raise Damaged(f'it is no well-formed XML: {error}')
