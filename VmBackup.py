@@ -2558,8 +2558,7 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
 
 
 def make_directory(path: str) -> bool:
-    """Make one directory if it is missing, and return whether it was; never those above it: the
-    share may be gone. Raise OSError."""
+    """Make a directory if it is missing, return if so; none above it, as the share may be gone."""
     with suppress(FileExistsError), place(path) as (name, directory):
         os.mkdir(name, 0o700, dir_fd=directory)
         return True
@@ -4119,8 +4118,7 @@ def xmlrpc_value(ova: bytes) -> Record:
 
 
 def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
-    """Return the version that an ova.xml names, and its records by class and id, within
-    damaged_if_malformed."""
+    """Return an ova.xml's version, and its records by class and id (in damaged_if_malformed)."""
     document = xmlrpc_value(ova)
     version = document['version']
     if version['export_vsn'] != '2':
@@ -4507,8 +4505,7 @@ def read_form(form: str, reader: Any, size: Optional[int]) -> Proof:
         collections.deque(reader.blocks(size), 0)      # to its end
         return reader.proof('structure')
     try:
-        parse_xml(map(bytes, iter(reader.read_on, b'')),
-                  'database' if form == '.dump' else 'value')
+        parse_xml(map(bytes, iter(reader.read_on, b'')), 'database' if form == '.dump' else 'value')
     except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
         raise Damaged(f'it is no well-formed XML: {error}')
     return reader.proof('structure')
