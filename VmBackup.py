@@ -7140,8 +7140,8 @@ class Pruning:
 
     @contextmanager
     def under_lock(self, directory: str) -> Iterator[None]:
-        """Hold the lock of a VM's directory, unless this is a preview; tell of errors."""
-        with self.telling(directory), ExitStack() as stack:
+        """Hold the lock of a VM's directory, unless this is a preview."""
+        with ExitStack() as stack:
             if not self.previewing:
                 stack.enter_context(self.store.locked(directory, self.settings.lock_wait * 60))
             yield
@@ -7188,12 +7188,13 @@ def run_prune(line: CommandLine) -> int:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
     if target.kind == 'backup':
-        with pruning.under_lock(dirname(target.path)):
+        directory = dirname(target.path)
+        with pruning.telling(directory), pruning.under_lock(directory):
             pruning.prune_one(target.path)
     else:
         for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
             check_signals()
-            with pruning.under_lock(history.directory):
+            with pruning.telling(history.directory), pruning.under_lock(history.directory):
                 pruning.prune(job, history, by_rules)
     verdict = verdict_of(pruning.errors, ())
     log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
