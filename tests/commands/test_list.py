@@ -238,8 +238,6 @@ class WhichOnes(ListCase):
                 (('/nosuch',), 'no such file or directory: /nosuch'),
                 ((path + '/web.xva',), 'not a config file'),
                 ((self.directory,), 'holds no backup at all -> ' + self.directory),
-                ((self.put_file('gone.cfg', 'vm-export=web\nbackup_dir=/nosuch\n'),),
-                 'config backup_dir does not exist -> /nosuch (is the share mounted?)'),
                 ((self.config(max_backups='many'),), 'config max_backups out of range')):
             with self.subTest(text):
                 self.assertIn(text, self.refused(*words))

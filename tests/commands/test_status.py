@@ -399,8 +399,6 @@ class OneLine(StatusCase):
     def test_a_config_that_cannot_be_used_is_unknown_and_other_keys_do_not_matter(self):
         for keys, text in (
                 (dict(max_backups='many'), 'config max_backups out of range -> many ('),
-                (dict(backup_dir='/nosuch'), 'config backup_dir does not exist -> /nosuch'),
-                (dict(require_mount='yes', backup_dir='/'), 'is on the root file system'),
                 ({'vm-export': 'd[b'}, 'invalid regex or retention: vm-export=d[b'),
                 ({'vm-export': 'web:x'}, 'invalid regex or retention: vm-export=web:x')):
             with self.subTest(text):
@@ -412,12 +410,6 @@ class OneLine(StatusCase):
         self.put_file(config, self.read_bytes(config) + b'caf\xe9')
         self.assertIn('is not UTF-8 text', self.check('UNKNOWN', config).text)
         self.check('OK', self.config('vm-export=web', other='x'))
-
-    def test_a_share_that_is_not_mounted_is_unknown(self):
-        config = self.config('vm-export=web', require_mount='auto')
-        table = self.put_file('fstab', 'server:/share %s nfs defaults 0 0\n' % self.backups)
-        self.script = self.changed_script(FSTAB=table)
-        self.assertIn('where nothing is mounted', self.check('UNKNOWN', config).text)
 
     def test_a_share_that_hangs_is_unknown_in_time(self):
         self.script = self.changed_script(STATUS_TIMEOUT=0.2)

@@ -340,8 +340,6 @@ class TheCommand(MadeCase):
                 ((self.web, 'vm=x'), 'vm= and backups= do not apply to a single backup'),
                 ((self.web, 'backups=all'), 'vm= and backups= do not apply to a single backup'),
                 ((rubbish,), 'not a config file (binary'),
-                ((self.put_file('gone.cfg', 'vm-export=x\nbackup_dir=/nosuch\n'),),
-                 'config backup_dir does not exist -> /nosuch (is the share mounted?)'),
                 ((self.config('x=1'),), 'in config_load')):
             with self.subTest(words):
                 self.assertIn('ERROR ' + text, self.verify(2, *words)[-1])
