@@ -570,7 +570,6 @@ EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 RETENTION = re.compile(r'(.*):\s*([0-9]{1,9})\Z', re.DOTALL)
 KIND = re.compile(r'(tag|uuid):\s*(\S.*)\Z', re.DOTALL)
-LAST_RUN = '.json'         # ends the name of a file beside a status log
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
 
 
@@ -825,8 +824,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
-    files = {'the config': path, 'the password file': native(line.password),
-             'the record of the last run': values['status_log'] + LAST_RUN}
+    files = {'the config': path, 'the password file': native(line.password)}
     for name in ('status_log', 'hook', 'mail_smtp_password_file'):
         files[name] = values[name]
     for name, file in files.items():
@@ -2876,8 +2874,27 @@ class Restoring(NamedTuple):
         return re.match('[0-9a-f]{32}\\Z', self.mark) is not None
 
 
+class LastRun(NamedTuple):
+    """A run of a config, written down in backup_dir when it begins, and anew when it ends."""
+
+    begun: str                 # as iso() writes it
+    host: str                  # whose process this is
+    process: str               # see Intent
+    ended: str = ''
+    result: str = ''           # SUCCESS, WARNING, ERROR or SKIPPED, and counts
+    failed: tuple = ()         # names of VMs, each with the token of what failed
+    warnings: dict = {}        # those of the run and, behind their names, of VMs: since which day
+
+    damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
+
+    def is_sound(self) -> bool:
+        """Return whether it can be what we wrote; raise ValueError if it has no time."""
+        return bool(seconds_of(self.begun)) and all(
+            isinstance(text, str) for text in (*self.failed, *self.warnings.values()))
+
+
 def parse_record(kind: Any, data: bytes) -> Any:
-    """Return the Intent or Restoring that a file holds; raise TargetError if it holds none."""
+    """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, AttributeError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
         record = kind(**{name: tuple(value) if isinstance(value, list) else value
@@ -2920,6 +2937,7 @@ METADATA = 'vm-metadata.xml'
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
 LOCKS = '.locks'           # in backup_dir: a file for each VM
+RUN = '.run-{:.30}-{:.30}-{:.8}'      # the lock there, and record in backup_dir, of runs
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
@@ -3254,6 +3272,14 @@ class Owner(NamedTuple):
         return not other or other.startswith('of an earlier')
 
 
+def run_name(config: str) -> str:
+    """The name, less its ending, of the record of runs of a config on this host."""
+    import hashlib
+    host, path = os.uname().nodename, realpath(config)
+    digest = hashlib.sha256(encoded(host + path)).hexdigest()
+    return RUN.format(host, basename(path), digest)
+
+
 class History:
     """The directory of one VM, and its backups."""
 
@@ -3528,11 +3554,18 @@ class Catalogue:
         found = map(re.compile(r'\.restore-([0-9a-f]{32})\.json\Z').match, names)
         return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
 
-    def leftovers(self, histories: Histories, patience: float) -> Texts:
+    def runs(self) -> Dict[str, LastRun]:
+        """Return the last runs by the names of their records. Raise TargetError, OSError."""
+        names = [name[:-5] for name in names_in(self.root) if re.match(r'\.run-.*\.json\Z', name)]
+        return {name: parse_record(LastRun, load(f'{self.root}/{name}.json'))
+                for name in names}
+
+    def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
         """Return records of snapshots and restores that are damaged, or whose process has gone: on
-        another host, after so many seconds. Lock nothing. Raise TargetError, OSError."""
+        another host, after so many seconds. Return their paths, by what settles them. Lock nothing.
+        Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
-        left = []              # type: List[str]
+        left, own = {}, own_pool()     # type: Dict[str, List[str]], str
         for path in paths + sorted(self.restores().values()):
             kind = Intent if path in paths else Restoring
             try:
@@ -3540,12 +3573,16 @@ class Catalogue:
                 if not data and kind is Restoring:     # it has made nothing yet
                     continue
                 record = parse_record(kind, data)
-                ended = not is_in_work(record, lambda: -seconds_ahead(record.since) <= patience)
+                if is_in_work(record, lambda: -seconds_ahead(record.since) <= patience):
+                    continue
+                where = f' in pool {record.pool}' if own not in ('', record.pool) else ''
+                remedy = f'the next run{where} settles that or says what to do'
             except (OSError, TargetError, ValueError) as error:
                 # It was settled meanwhile, or is locked (CIFS then lets nobody else read it).
-                ended = not isinstance(error, (FileNotFoundError, PermissionError))
-            if ended:
-                left.append(path)
+                if isinstance(error, (FileNotFoundError, PermissionError)):
+                    continue
+                remedy = reason_of(error)
+            left.setdefault(remedy, []).append(path)
         return left
 
     @staticmethod
@@ -3579,6 +3616,7 @@ def select_histories(histories: Histories, config: Config, selector_text: str,
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
 PARTIAL = '.partial'       # ends the name of a dump while it is written
+RUN_PATIENCE = 3           # seconds; `status` may look at the lock
 CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 # Seconds without a change on a share that cannot lock, after which another host is not taken to be
@@ -3790,13 +3828,17 @@ class Store(Catalogue):
             raise BackupFailed('NO-SPACE', '{} free of {} in {}, needed: {}'.format(
                 human_size(free), human_size(total), self.root, ' and '.join(wanted)))
 
+    def lock_of(self, directory: str) -> str:
+        """Return the path of the lock of a directory in backup_dir, or of a run."""
+        # A Windows server drops dots and blanks at the end of a directory's name.
+        return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
+
     @contextmanager
     def locked(self, directory: str, patience: float) -> Iterator[None]:
         """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
         make_directory(f'{self.root}/{LOCKS}')
-        # A Windows server drops dots and blanks at the end of a directory's name.
-        path = '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
+        path = self.lock_of(directory)
         # Nothing is read or written there: a copy of all by hard links harms no lock.
         with self.threads.setdefault(path, threading.Lock()), \
                 self.lockable(path, os.O_CREAT, 1 << 32) as handle:
@@ -3848,6 +3890,21 @@ class Store(Catalogue):
             return error
         self.no_locking = ''
         return None
+
+    def write_run(self, name: str, run: LastRun) -> None:
+        """Record a run, on stable storage. Raise TargetError, OSError."""
+        bounded(lambda: write_json(f'{self.root}/{name}.json', run._asdict()), 'the share')
+
+    def goes_on(self, name: str, run: LastRun) -> bool:
+        """Return whether a run without an end is at work: its lock tells that, which is held here
+        for an instant, or where the share cannot lock its process."""
+        with suppress(OSError), self.lockable(self.lock_of(name)) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                return True
+        return is_in_work(run)
 
     @contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
@@ -5673,6 +5730,9 @@ BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can kee
 NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
 LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
+LARGEST_LOG = 2**27        # bytes of a status log that is read
+TIME = '[0-9/]{10} [0-9:]{8}'      # in it
+MOST_RECORDED, LONGEST_RECORDED = 100, 200     # texts in a run's record, characters of one
 
 
 def make_directories(path: str) -> None:
@@ -5684,66 +5744,61 @@ def make_directories(path: str) -> None:
             os.mkdir(name, dir_fd=handle)
 
 
-class LastRun(NamedTuple):
-    """A run as the file beside its status log has it when it has begun, and anew when it ends."""
-
-    begun: str                 # as iso() writes it
-    host: str                  # whose process this is
-    process: str               # see Intent
-    ended: Optional[str] = None
-    result: str = ''           # SUCCESS, WARNING, ERROR or SKIPPED, and counts
-    failed: Sequence[Pair] = ()        # names of VMs, and the tokens of what failed
-
-
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
 
     broken = False
-    run = None                 # type: Any
+    begun = None               # type: Any     # when the run did
 
     def __init__(self, path: str) -> None:
         self.path = '' if path == os.devnull else path
         self.lock = threading.Lock()   # its lines are in the order of their times
 
-    def write(self, actor: str, *words: str, run: Optional[LastRun] = None) -> None:
-        """Append `time,actor,host,words...`, and keep the run; problems are logged once."""
+    def write(self, actor: str, *words: str, when: Optional[datetime] = None) -> None:
+        """Append `time,actor,host,words...`; problems are logged once."""
         if not self.path:
             return
         with self.lock:
-            fields = (f'{now():%Y/%m/%d %H:%M:%S}', actor, os.uname().nodename) + words
+            fields = (f'{when or now():%Y/%m/%d %H:%M:%S}', actor, os.uname().nodename) + words
             try:
-                bounded(lambda: self.append(','.join(fields), run), 'the file system')
+                bounded(lambda: self.append(','.join(fields)), 'the file system')
             except (OSError, TargetError) as error:
                 if not self.broken:
                     log(f'***WARNING - cannot write status_log {self.path}: {reason_of(error)}')
                 self.broken = True
 
-    def append(self, line: str, run: Optional[LastRun]) -> None:
-        """Append a line, and keep the run. Raise OSError, for what is no file of its own too."""
+    def append(self, line: str) -> None:
+        """Append a line. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with naming(self.path), open(open_file(self.path, flags, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
-        if run:
-            try:
-                write_json(self.path + LAST_RUN, run._asdict())
-            except OSError as error:                   # another run wrote its own at once
-                if error.errno != errno.ESTALE:
-                    raise
 
-    def begin(self) -> None:
-        """Note, once, that a run begins."""
-        if not self.run:
-            self.run = LastRun(iso(now()), *own_process())
-            self.write('vmbackup.py', 'begin', run=self.run)
+    def begin(self) -> datetime:
+        """Note, once, that a run begins; return when."""
+        if not self.begun:
+            self.begun = now()
+            self.write('vmbackup.py', 'begin', when=self.begun)
+        return self.begun
 
-    def end(self, verdict: Verdict, counts: Tally, outcomes: Sequence[Outcome]) -> None:
-        """Note that a run ends."""
-        self.begin()
-        bad = [(outcome.name[:LONGEST_NAME], outcome.status) for outcome in outcomes
-               if outcome.status not in ('SUCCESS', 'WARNING', 'SKIPPED')]
-        last = self.run._replace(ended=iso(now()), result=f'{verdict.token} {counts}', failed=bad)
-        self.write('vmbackup.py', 'end', verdict.token, str(counts), run=last)
+
+def last_logged(path: str) -> Optional[LastRun]:
+    """Return this host's last run in a status log, also of 3.25, without a process; None without
+    any. If the log was rotated meanwhile, it seems to have begun when it ended."""
+    last, host = None, re.escape(os.uname().nodename)      # type: Optional[LastRun], str
+    with suppress(OSError, ValueError):
+        log = decoded(load(path, LARGEST_LOG))
+        for when, token, counts in re.findall(
+                f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$', log, re.MULTILINE):
+            when = iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
+            if not token or not last or last.ended:
+                last = LastRun(when, '', '')
+            if token:
+                last = last._replace(ended=when, result=f'{token} {counts}')
+        failed = re.findall(f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$',
+                            log.rpartition(',begin\n')[2], re.MULTILINE)
+        return last and last._replace(failed=[f'{name} ({token})' for token, name in failed])
+    return None
 
 
 def hook_problem(path: str) -> str:
@@ -5889,10 +5944,23 @@ class Turn:
 class Warnings(list):
     """Warnings that belong to no VM; what is appended is logged at once."""
 
+    known = {}                 # type: Dict[str, str]      # those of the last run, since when
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = {}         # type: Dict[str, str]      # the same of this run
+
     def append(self, text: str) -> None:
         """Log a warning and keep it."""
-        log(f'***WARNING - {text}')
+        log(f'***WARNING - {text}{self.since(text)}')
         super().append(text)
+
+    def since(self, text: str) -> str:
+        """Return since when there is a warning, a VM's behind its name, if the last run had it."""
+        text = text[:LONGEST_RECORDED]
+        since = self.known.get(text, '')
+        self.told[text] = since or f'{now():%Y-%m-%d}'
+        return since and f' (since {since:.10})'
 
 
 class Run:
@@ -5929,7 +5997,8 @@ class Run:
             status, reason = token_of(error), explain(error, turn.need)
             log(f'ERROR {method} {status} {name}: {reason}')
         finally:
-            log(*[f'***WARNING - {name}: {warning}' for warning in turn.warnings])
+            for warning in [f'{name}: {text}' for text in turn.warnings]:
+                log(f'***WARNING - {warning}{self.warnings.since(warning)}')
             seconds = int(elapsed())
             path = portable(turn.path) or None
             self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds, path,
@@ -6046,6 +6115,7 @@ class Shared(Run):
         self.others = collections.Counter()    # type: Dict[Tuple[str, str, str], int]
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.clean_up_at_end = False      # something in the pool that the end of the run may mend
+        self.locks = ExitStack()       # of the record of this run
 
     def exporter(self, method: str, warnings: Warned) -> Exporter:
         """Return the exporter of a method, with the settings that it needs."""
@@ -6487,6 +6557,7 @@ class BackupRun(Shared):
     """A night's backup. Whatever happens, `end` reports it."""
 
     closing = ''               # the phase of the hook that is to follow
+    recorded = ''              # name of the record of this run, while it goes on
 
     def make_plan(self) -> Plan:
         """Return what is to be done. Raise PoolError."""
@@ -6496,7 +6567,7 @@ class BackupRun(Shared):
     def check(self, plan: Plan) -> Texts:
         """Print settings, lists and problems; return those that make a run impossible."""
         mount = self.settings.require_mount
-        log(*plan.messages)
+        log(*[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
         show_settings(self.config, plan)
         problems = list(self.config.errors.values())
         wrong = self.config.path and changeable(self.config.path)
@@ -6562,7 +6633,7 @@ class BackupRun(Shared):
         if not self.call_hook('job-init'):             # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
-        self.status_log.begin()
+        self.begin()
         with Pool.connect(word) as self.pool:
             plan = self.make_plan()
             wrong = self.check(plan)
@@ -6578,18 +6649,53 @@ class BackupRun(Shared):
                 self.execute(plan)
             self.closing = 'job-end'
 
+    def begin(self) -> None:
+        """Note that the run begins: in the status log and, if it is usable, in backup_dir."""
+        self.this_run = LastRun(iso(self.status_log.begin()), *own_process())
+        if not self.config.path or self.config.errors:
+            return
+        with suppress(TargetError):                    # `check` will tell
+            self.store.check(self.settings.require_mount)
+            name = run_name(self.config.path)
+            try:
+                self.locks.enter_context(self.store.locked(name, RUN_PATIENCE))
+                with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
+                    self.warnings.known = self.store.runs()[name].warnings
+                self.store.write_run(name, self.this_run._replace(warnings=self.warnings.known))
+                self.recorded = name
+            except (VmBackupError, OSError) as error:
+                log(f'***NOTE - this run is not recorded in backup_dir: {explain(error)}')
+
+    def record_end(self) -> None:
+        """Record that the run ends, once; then nothing in backup_dir is open."""
+        with self.locks, tolerating(self.warnings, 'the end of this run is not recorded'):
+            name, self.recorded = self.recorded, ''
+            if name:
+                failed = [f'{outcome.name[:LONGEST_NAME]} ({outcome.status})'
+                          for outcome in self.outcomes if outcome.error]
+                told, verdict = self.warnings.told, self.verdict()
+                if verdict == ERROR:                   # what did not come to warn may still do
+                    told = {**told, **self.warnings.known}
+                self.store.write_run(name, LastRun(
+                    *self.this_run[:3], iso(now()), f'{verdict.token} {self.counts()}',
+                    tuple(failed[:MOST_RECORDED]), dict(list(told.items())[:MOST_RECORDED])))
+
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
         begun = self.closing or self.skipped
+        if self.hook:                                  # which may unmount the share
+            self.record_end()
         if self.closing:
             with self.until_ended():
                 self.notify(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
                 bounded(lambda: put_report(self.report_file, self.report()), 'the file system')
-        self.status_log.end(self.verdict(), self.counts(), self.outcomes)
+        self.record_end()
+        self.status_log.begin()
+        self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
         self.report_end('')
         if begun:
             self.notify('log-end', self.warnings, status=self.verdict().token)
@@ -7683,11 +7789,11 @@ class StatusCheck:
             self.found.append((2, str(empty)))
         histories = store.histories()
         self.check_backups(*select_histories(histories, config, ''))
-        self.check_run(config.settings.status_log + LAST_RUN)
+        self.check_run(config, store)
         left = store.leftovers(histories, self.limit)
-        self.figures.append(f'leftovers={len(left)}')
-        if left:
-            self.found.append((1, 'left over: ' + abbreviate(left)))
+        self.figures.append(f'leftovers={sum(map(len, left.values()))}')
+        self.found += [(1, f'left over: {abbreviate(paths)} ({remedy})')
+                       for remedy, paths in left.items()]
 
     def check_backups(self, chosen: Sequence[Tuple[Job, History]], plan: Plan) -> None:
         """Judge the newest good backup of each VM, the oldest first."""
@@ -7727,31 +7833,32 @@ class StatusCheck:
         if ages:
             self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
 
-    def check_run(self, path: str) -> None:
-        """Judge the last run, if a file beside the status log tells of one."""
+    def check_run(self, config: Config, store: Store) -> None:
+        """Judge the last run, by its record or, if that is newer, by the status log."""
+        name, runs = run_name(config.path), {}     # type: str, Dict[str, LastRun]
         try:
-            last = LastRun(**parse_json(load(path)))
-            late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
-            goes_on = is_in_work(last)
-            bad = last.result.startswith('ERROR')
-            failed = [f'{name} ({token})' for name, token in last.failed]
-        except FileNotFoundError:                      # of a release before, or none yet
+            runs = store.runs()
+        except (TargetError, OSError) as error:
+            self.found.append((1, explain(error)))
+        last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
+        goes_on = last and not last.ended and store.goes_on(name, last)
+        others = [run.begun for run in runs.values()]      # they may have the same status log
+        if logged and not goes_on and logged.begun not in others:
+            if not last or (logged.ended or logged.begun) >= (last.ended or last.begun):
+                last = logged
+        if not last:
             return
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            self.found.append((1, f'cannot read {path}: {reason_of(error)}'))
-            return
+        late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
         since = last.begun[:16].replace('T', ' ')
-        if last.ended and late:
-            status, text = 2, f'the last run began {since}'
-        elif last.ended:
-            status, text = int(bad), f'last run, of {since}: {last.result}'
-        elif late or not goes_on:
-            status, text = 2 if late else 1, f'the last run, of {since}, did not finish'
-        else:
-            status, text = 0, f'running since {since}'
-        self.found.append((status, text))
-        if failed:
-            self.found.append((0, 'failed in it: ' + abbreviate(failed)))
+        status, text = 0, f'running since {since}'
+        if last.ended:
+            status = int(last.result.startswith('ERROR'))
+            text = f'the last run began {since}' if late else f'last run, of {since}: {last.result}'
+        elif not goes_on:
+            status, text = 1, f'the last run, of {since}, was interrupted'
+        self.found.append((2 if late else status, text))
+        if last.failed:
+            self.found.append((0, 'failed in it: ' + abbreviate(last.failed)))
 
 
 def run_status(line: CommandLine) -> int:

@@ -1,9 +1,14 @@
-"""The command `status`: a plug-in for Nagios, Icinga and Checkmk. One line, and no lock."""
+"""The command `status`: a plug-in for Nagios, Icinga and Checkmk. One line."""
 
+import contextlib
 import datetime
+import errno
+import fcntl
+import glob
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,9 +17,10 @@ import unittest
 import unittest.mock
 
 import VmBackup
+from tests import DATA
 from tests.commands.saved import SavedCase
 from tests.tools.support import HOST, LIMIT
-from tests.runs.test_store import AS_ANYBODY, DAY, StoreCase
+from tests.runs.test_store import AS_ANYBODY, DAY, FLOCK, WITHOUT_LOCKS, StoreCase
 
 try:
     import pynag.Utils as pynag
@@ -69,6 +75,13 @@ class StatusCase(SavedCase, StoreCase):
     def setUp(self):
         super().setUp()
         self.run_config = self.config(*self.both)
+        name = VmBackup.run_name(self.run_config)
+        self.last, self.lock = self.at(self.backups, name + '.json'), self.at(
+            self.backups, '.locks', name + '.lock')
+        for place, path in ((self.backups + '/.run-*', self.last),     # of the prepared case
+                            (self.backups + '/.locks/.run-*', self.lock)):
+            for found in glob.glob(place):
+                os.rename(found, path)
 
     def check(self, state, *words, apart=False, **environ):
         """What `status` answers, which has to be in that state: in this process, which is quicker,
@@ -104,9 +117,11 @@ class StatusCase(SavedCase, StoreCase):
     def last_run(self, hours, result='', **fields):
         """Let the last run have begun so many hours ago, and ended so, if it has."""
         when = VmBackup.iso(datetime.datetime.now() - datetime.timedelta(hours=hours))
-        self.put_file(self.status_log + '.json', json.dumps(dict(dict(
-            begun=when, host=HOST, process='1 1', ended=when if result else None, result=result,
-            failed=[]), **fields)))
+        self.put_file(self.last, json.dumps(dict(dict(
+            begun=when, host=HOST, process='1 1', ended=when if result else '', result=result),
+            **fields)))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.status_log)
 
 
 class TheBackups(StatusCase):
@@ -201,7 +216,8 @@ class TheBackups(StatusCase):
         shutil.rmtree(self.backups + '/web')
         name = next(VmBackup.names_from(VmBackup.DEFAULT_BACKUP_DIR_PATTERN, when))
         self.made('web', name, size=77)
-        os.unlink(self.status_log + '.json')           # 3.25 kept none
+        os.unlink(self.last)               # 3.25 kept none
+        os.unlink(self.status_log)
         found = self.check('OK', self.config('vm-export=web'))
         self.assertAlmostEqual(3 * 3600, found.figures['oldest'], delta=LIMIT)
         self.assertEqual(77, found.figures['size'])
@@ -218,36 +234,169 @@ class TheBackups(StatusCase):
 class TheRun(StatusCase):
     both = ('vm-export=web',)
 
-    def test_one_that_goes_on_is_said_and_one_that_never_ended_is_critical_in_the_end(self):
+    def test_without_an_end_one_goes_on_if_its_lock_is_held_and_else_was_interrupted(self):
         own = VmBackup.process(str(os.getppid()))      # of another process than the check
-        for hours, state, text, fields in (
-                (1, 'OK', 'running since 20', dict(host='other')),
-                (25, 'OK', 'running since', dict(process=own)),
-                (1, 'WARNING', r'^the last run, of 20\S+ \S+, did not finish;', {}),
-                (27, 'CRITICAL', ' did not finish', dict(process=own)),
-                (27, 'CRITICAL', ' did not finish', dict(host='other'))):
-            with self.subTest(fields, hours=hours):
-                self.last_run(hours, **fields)
-                self.assertRegex(self.check(state, self.run_config).text, text)
+        broken = r'^the last run, of 20\S+ \S+, was interrupted;'
+        with open(self.lock) as held:
+            for hours, state, text, how, process in (
+                    (1, 'OK', '; running since 20', fcntl.LOCK_EX, '1 1'),
+                    (1, 'WARNING', broken, fcntl.LOCK_UN, own),
+                    (1, 'WARNING', broken, fcntl.LOCK_SH, '1 1'),      # another look at it
+                    (27, 'CRITICAL', '^running since', fcntl.LOCK_EX, '1 1'),
+                    (27, 'CRITICAL', broken, fcntl.LOCK_UN, own),
+                    (1, 'OK', 'running since', None, own), (1, 'WARNING', broken, None, '1 1')):
+                with self.subTest(text, hours=hours, how=how):
+                    if how is None:                    # there is none
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(self.lock)
+                    else:
+                        fcntl.flock(held, how)
+                    self.last_run(hours, process=process)
+                    self.assertRegex(self.check(state, self.run_config).text, text)
 
-    def test_a_run_that_is_at_work_now(self):
+    def running(self):
+        self.sim.pool.journal = []
+        self.sim.pool.faults.clear()
         self.fault('vm-export', 'hang', nth=2)
-        child = self.start_until('vm-export', 2, 'password', self.run_config)
-        self.assertIn('; running since ', self.check('OK', self.run_config).text)
-        self.signalled(child)
-        self.assertRegex(self.check('WARNING', self.run_config).text,
-                         '^last run, of .*: ERROR S:0 W:0 E:1; .*; failed in it: web ')
+        return self.start_until('vm-export', 2, 'password', self.run_config)
+
+    def test_a_run_that_is_at_work_now_also_where_the_share_cannot_lock(self):
+        for prelude in ('', WITHOUT_LOCKS % (FLOCK[platform.machine()], errno.ENOLCK)):
+            with self.subTest(prelude):
+                self.prelude = prelude
+                child = self.running()
+                found = self.check('OK', self.run_config, apart=True)
+                self.assertIn('; running since ', found.text)
+                self.signalled(child)
+                self.assertRegex(self.check('WARNING', self.run_config, apart=True).text,
+                                 r'^last run, of .*: ERROR S:0 W:0 E:1; .*: web \(INTERRUPTED')
+                self.sim.pool.faults.clear()
 
     def test_a_run_that_was_killed_is_told_as_is_what_it_left(self):
-        self.leaves_things_behind = True
-        self.fault('vm-export', 'hang', nth=2)
-        child = self.start_until('vm-export', 2, 'password', self.run_config)
-        child.kill()
-        self.finish(child)
-        found = self.check('WARNING', self.run_config)
-        self.assertIn('left over: ' + self.dated('web')[-1] + '/snapshot.json', found.text)
-        self.assertEqual(1, found.figures['leftovers'])
-        self.assertIn(' did not finish; ', found.text)
+        for prelude in ('', WITHOUT_LOCKS % (FLOCK[platform.machine()], errno.ENOLCK)):
+            with self.subTest(prelude):
+                self.prelude = prelude
+                child = self.running()
+                child.kill()
+                self.finish(child)
+                found = self.check('WARNING', self.run_config, apart=True)
+                self.assertRegex(found.text, '^the last run, of .*, was interrupted; left over: ')
+                self.assertIn('%s/snapshot.json (the next run settles that or says what to do)'
+                              % self.dated('web')[-1], found.text)
+                self.assertEqual(1, found.figures['leftovers'])
+                os.unlink(self.status_log)
+                self.check('WARNING', self.run_config)
+                self.sim.pool.faults.clear()
+                self.sim.pool.tables['session'].clear()
+                self.assertEqual(0, self.vmbackup('password', self.run_config).status)
+                self.assertEqual(0, self.check('OK', self.run_config).figures['leftovers'])
+
+    def test_a_run_that_begins_while_its_lock_is_looked_at_is_recorded(self):
+        with open(self.lock) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            self.fault('vm-export', 'hang', nth=2)
+            child = self.start('password', self.run_config)
+            self.wait_for(lambda: self.read(self.status_log).count(',begin\n') == 2, 'a begin')
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        self.wait_for_call('vm-export', 2)
+        for _ in range(9):
+            self.assertIn('; running since ', self.check('OK', self.run_config).text)
+        self.assertNotIn('not recorded', self.signalled(child).output)
+
+    def test_one_beside_another_of_the_same_config_leaves_it_its_record(self):
+        child = self.running()
+        before = self.read(self.last)
+        self.script = self.changed_script(RUN_PATIENCE=0)
+        done = self.command(2, 'password', self.run_config)
+        self.assertIn('***NOTE - this run is not recorded in backup_dir: locked by another run '
+                      '(see lock_wait)', done.lines)
+        self.assertEqual(before, self.read(self.last))
+        self.assertIn('; running since ', self.check('OK', self.run_config).text)
+        self.signalled(child)
+
+    def test_each_config_and_host_has_a_record_of_its_own_beside_the_same_status_log(self):
+        other = self.put_file('other.cfg', self.read(self.run_config) + 'vm-export=gone\n')
+        self.prelude = ("import os\nreal = os.uname()\n"
+                        "os.uname = lambda: os.uname_result((real[0], 'xen2') + tuple(real)[2:])\n")
+        self.assertEqual(2, self.vmbackup('password', self.run_config, 'compress=bad').status)
+        self.command(2, 'password', other)
+        self.prelude = ''
+        self.command(2, 'password', other)
+        names = glob.glob(self.backups + '/.run-*')
+        self.assertEqual(3, len(names), names)
+        self.assertIn('SUCCESS S:1 W:0 E:0', self.check('OK', self.run_config).text)
+        self.assertIn('failed in it: gone (VM-NOT-FOUND)', self.check('CRITICAL', other).text)
+
+    def test_logrotate_of_any_kind_leaves_the_record(self):
+        kinds = ('create', 'nocreate', 'copytruncate', 'compress', 'copytruncate\ncompress')
+        for kind in kinds:
+            for moment in ('after a run', 'in its midst'):
+                with self.subTest(kind, moment=moment):
+                    rotation = self.put_file('rotation', '%s {\nrotate 9\nmissingok\n%s\n}\n' % (
+                        self.status_log, kind))
+                    if moment == 'in its midst':
+                        child = self.running()
+                    subprocess.check_output(['logrotate', '-f', '-s', self.at('state'), rotation],
+                                            stderr=subprocess.STDOUT)
+                    if moment == 'after a run':
+                        self.assertRegex(self.check('OK', self.run_config).text,
+                                         'last run, of .*: SUCCESS S:1 W:0 E:0$')
+                        continue
+                    self.assertIn('; running since', self.check('OK', self.run_config).text)
+                    self.signalled(child)
+                    self.assertRegex(self.check('WARNING', self.run_config).text,
+                                     r'^last run, of .*: ERROR S:0 W:0 E:1; .*: web \(INTERRUPTED')
+                    self.sim.pool.faults.clear()
+                    self.assertEqual(0, self.vmbackup('password', self.run_config).status)
+
+    def test_a_newer_status_log_counts_of_3_25_too(self):
+        with open(os.path.join(DATA, 'transcripts-3.25', '05-export-fails.txt')) as stream:
+            recorded = re.search('## status.log\n((?:YYYY.*\n)*)', stream.read()).group(1)
+        failed = r'^last run, of %s \S+: ERROR S:1 W:0 E:1; .*; failed in it: web1 \(VM-EXPORT-FAIL'
+        begun = recorded.splitlines(True)[0]
+        for lines, state, text in (
+                (recorded, 'WARNING', failed), (begun + recorded, 'WARNING', failed),
+                (recorded.replace(begun, ''), 'WARNING', failed),      # it was rotated
+                (recorded + begun, 'WARNING', '^the last run, of %s .{5}, was interrupted;'),
+                (recorded.replace('ERROR', 'SUCCESS'), 'OK', 'last run, of %s .{5}: SUCCESS S:1'),
+                (recorded.replace(',vm,', ',another,'), 'OK', None), ('', 'OK', None),
+                ('YYYY/MM/DD HH:MM:SS,vm-export,vm,begin,x,vmbackup.py,vm,begin\n', 'OK', None)):
+            for hours in (1, None):
+                with self.subTest(lines, hours=hours):
+                    when = datetime.datetime.now() - datetime.timedelta(hours=2)
+                    self.last_run(3, 'SUCCESS S:9 W:0 E:0')
+                    if hours is None:
+                        os.unlink(self.last)
+                    self.put_file(self.status_log, lines.replace(',vm,', ',%s,' % HOST).replace(
+                        'YYYY/MM/DD HH:MM:SS', '{:%Y/%m/%d %H:%M:%S}'.format(when)))
+                    found = self.check(state, self.run_config).text
+                    if text:
+                        self.assertRegex(found, text % '{:%Y-%m-%d}'.format(when))
+                    else:
+                        self.assertEqual(hours is not None, 'SUCCESS S:9' in found)
+                    self.last_run(1, 'SUCCESS S:9 W:0 E:0')
+                    self.put_file(self.status_log, lines)
+                    self.assertIn('SUCCESS S:9', self.check('OK', self.run_config).text)
+
+    def test_a_night_without_the_share_is_seen_in_the_status_log(self):
+        os.rename(self.backups, self.backups + '-away')
+        self.command(2, 'password', self.run_config)
+        os.rename(self.backups + '-away', self.backups)
+        self.assertRegex(self.check('WARNING', self.run_config).text,
+                         '^last run, of .*: ERROR S:0 W:0 E:1;')
+
+    def test_a_record_that_cannot_be_written_is_told_and_the_run_goes_on(self):
+        os.unlink(self.last)
+        os.mkdir(self.last)
+        done = self.command(0, 'password', self.run_config)
+        self.assertIn('***NOTE - this run is not recorded in backup_dir: cannot access '
+                      + self.last, done.output)
+        os.rmdir(self.last)
+        child = self.running()
+        os.unlink(self.last)
+        os.mkdir(self.last)
+        self.assertIn('***WARNING - the end of this run is not recorded: [Errno 21] Is a directory',
+                      self.signalled(child).output)
 
     def test_one_that_ended_with_an_error_is_a_warning_with_its_counts_and_vms(self):
         config = self.config('vm-export=web', 'vm-export=gone away')
@@ -266,28 +415,25 @@ class TheRun(StatusCase):
                 self.assertRegex(self.check(state, self.run_config).text, text)
 
     def test_without_a_record_of_it_nothing_is_said_and_one_that_cannot_be_read_is_a_warning(self):
-        path = self.status_log + '.json'
-        for content in (b'', b'\0' * 100, b'\xff\n' * 100, b'[' * 10000, b'{}', b'[]', b'null',
-                        b'{"begun": 3, "host": "h", "process": "1 1"}',
-                        b'{"begun": "2026-01-01", "host": "h", "process": "1 1"}'):
-            self.put_file(path, content)
-            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
-        for fields in (dict(process=1), dict(failed=3), dict(failed=['x']), dict(result=None),
-                       dict(more=1)):
+        damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
+        contents = [b'', b'\0' * 100, b'\xff\n' * 100, b'[' * 10000, b'{}', b'[]', b'null']
+        for fields in (dict(process=1), dict(failed=3), dict(failed=[['x']]), dict(result=None),
+                       dict(begun='2026-01-01'), dict(warnings={'x': 3}), dict(warnings=[])):
             self.last_run(1, **fields)
-            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
-        os.unlink(path)
+            contents.append(self.read_bytes(self.last))
+        for content in contents:
+            self.put_file(self.last, content)
+            self.assertIn(damaged, self.check('WARNING', self.run_config).text)
+        self.assertEqual(0, self.vmbackup('password', self.run_config).status)
+        self.last_run(1, 'SUCCESS', more=1)            # as a later release may write it
+        self.assertIn(': SUCCESS', self.check('OK', self.run_config).text)
+        os.rename(self.last, self.at('copy'))
         self.assertNotIn('run', self.check('OK', self.run_config).text)
-        for make in (os.mkdir, os.mkfifo):
-            make(path)
-            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
-            (os.rmdir if os.path.isdir(path) else os.unlink)(path)
-        self.last_run(1, 'SUCCESS')
-        os.rename(path, path + '.1')
-        for make in (os.symlink, os.link):             # which somebody else may have made
-            make(path + '.1', path)
-            self.assertIn('cannot read ' + path, self.check('WARNING', self.run_config).text)
-            os.unlink(path)
+        for make in (lambda _, path: os.mkdir(path), lambda _, path: os.mkfifo(path),
+                     os.symlink, os.link):             # which somebody else may have made
+            make(self.at('copy'), self.last)
+            self.assertIn(self.last, self.check('WARNING', self.run_config).text)
+            (os.rmdir if os.path.isdir(self.last) else os.unlink)(self.last)
 
 
 class LeftOver(StatusCase):
@@ -316,8 +462,14 @@ class LeftOver(StatusCase):
         own = VmBackup.process(str(os.getpid()))
         self.snapshot(host=HOST)
         path = self.restore()
-        self.assertIn('left over: %s/snapshot.json, %s; ' % (self.failed, path),
-                      self.left('WARNING', 2))
+        text = self.left('WARNING', 2)
+        self.assertIn('left over: %s/snapshot.json, %s (the next run settles that or says what to '
+                      'do); ' % (self.failed, path), text)
+        self.assertEqual(0, self.vmbackup('password', self.config('vm-export=web')).status)
+        path = self.restore()
+        self.assertIn('left over: %s (the next run in pool x settles that or says what to do); '
+                      % path, self.left('WARNING', 1))
+        self.snapshot(host=HOST)
         self.restore(process=own)
         self.left('WARNING', 1)
         self.snapshot(host=HOST, process=own)
@@ -353,7 +505,7 @@ class OneLine(StatusCase):
                  'büro', '日本語サーバー' * 30, '$(reboot)`;&', '\u2028\u202e', '...', '%41', "'", '|',
                  ' ']
         config = self.config(*['vm-export=x%d' % number for number in range(5)] + ['vm-export=.*'])
-        self.last_run(1, 'ERROR', failed=[(name, 'VM-LOCKED') for name in names])
+        self.last_run(1, 'ERROR', failed=[name + ' (X)' for name in names])
         for name in names:
             os.makedirs(os.path.join(self.backups, VmBackup.path_part(name), DAY % 1))
         os.makedirs(os.path.join(os.fsencode(self.backups), b'b\xfcro', (DAY % 1).encode('ascii')))

@@ -47,6 +47,7 @@ MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressin
 MANIFEST = 'backup.json'
 RECORD = 'snapshot.json'
 LOCKS = '.locks'
+RUN = '.run-'
 DELETING = '.deleting-'
 CLAIM = '.vm-'
 FAILED = 'backup-2019-03-09-(02:00:00)'
@@ -149,7 +150,7 @@ def is_ours(relative, path):
     """Whether something below backup_dir (relative to that) is this program's to make or remove."""
     parts = os.path.normpath(relative).split(os.sep)
     if len(parts) == 1:
-        return parts[0] == LOCKS or parts[0].startswith((WRITE_TEST, DUMPS))
+        return parts[0] == LOCKS or parts[0].startswith((WRITE_TEST, DUMPS, RUN))
     return len(parts) == 2 and (is_dated(path) or parts[1].startswith((DELETING, CLAIM)))
 
 

@@ -21,6 +21,7 @@ import sys
 import time
 import zlib
 
+import VmBackup
 from tests import ROOT
 from tests.commands import archives
 from tests.faults.faulting import FaultCase, manifest_of, read, read_backup
@@ -62,13 +63,14 @@ PATHS = {
     'BACKUPS/web/backup-*/VIFs': 'the directory of the VIFs',
     'BACKUPS/.locks': 'the directory of the locks',
     'BACKUPS/.locks/web.lock': 'a lock',
+    'BACKUPS/.locks/.run-*.lock': 'the lock of a run',
     'BACKUPS/00VMbackupWriteTest%20': 'the write test',
     'BACKUPS/METADATA_*': 'the directory of the pool dumps',
     'BACKUPS/METADATA_*/<pool_db*': 'an old pool dump',
     'BACKUPS/METADATA_*/pool_db*': 'a new pool dump',
     'BACKUPS/.restore-*.json': 'the record of a restore',
     'logs/status.log': 'the status log',
-    'logs/status.log.json': 'the record of the last run',
+    'BACKUPS/.run-*.json': 'the record of the last run',
     'report/report.json': 'the report',
 }
 VHD_PATHS = {
@@ -193,9 +195,10 @@ class Attacks(FaultCase):
             image.write(0, raw)
             for place in ('/', '/%s/' % (OLD % 3)):
                 secrets[IMAGES + place + 'db.vhd'] = archives.vhd(image)
+        run = VmBackup.run_name(self.at('run.cfg'))
         names = ('success', 'backup.json', 'snapshot.json', 'RESTORE.txt', 'vm.cfg', 'web.lock',
                  'vm-metadata.xml', 'DISK-xvda/vdi.cfg', 'VIFs/vif-0.cfg', 'report.json',
-                 'status.log', 'status.log.json', 'pool_db_20190101-000000.dump',
+                 'status.log', run + '.json', run + '.lock', 'pool_db_20190101-000000.dump',
                  'pool_db_20190102-000000.dump', 'pool_db_20190101-000000.dump.partial')
         for place in ('', OLD % 1 + '/', OLD % 3 + '/', '.deleting-' + OLD % 4 + '/'):
             secrets.update({IMAGES + '/' + place + name: SECRET for name in names})
@@ -205,9 +208,9 @@ class Attacks(FaultCase):
         secrets[IMAGES + '/vm.cfg'] = b'name_label=' + SECRET
         secrets[IMAGES + '/backup.json'] = encoded({
             'number': 9, 'started': '2026-03-01T02:00:00+00:00', 'vm': {'name': name}})
-        secrets[IMAGES + '/status.log.json'] = encoded({
+        secrets[IMAGES + '/%s.json' % run] = encoded({
             'begun': '2026-03-01T02:00:00+00:00', 'ended': '2026-03-01T02:00:00+00:00',
-            'host': 'x', 'process': '1 1', 'result': 'ERROR', 'failed': [[name, name]]})
+            'host': 'x', 'process': '1 1', 'result': 'ERROR', 'failed': [name]})
         for name, data in secrets.items():
             path = os.path.join(self.outside, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)

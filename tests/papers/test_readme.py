@@ -66,6 +66,7 @@ UNIFORM = (
     (r'^.* - \*\*\*NOTE - backup_dir \S+ is on the root file system of this host\n', ''),
     (r'\bMETADATA_%s\b' % re.escape(HOST), 'METADATA_xen1'),
     (r'running on %s \.\.\.' % re.escape(HOST), 'running on xen1 ...'),
+    (r'\.run-%.30s-([\w.]+)-[0-9a-f]{8}' % re.escape(HOST), r'.run-xen1-\1-1f0c9a27'),
     (r'[ \t]+$', ''),
 )
 

@@ -50,7 +50,7 @@ class OneHostileName(PoolCase):
         for method in 'vm-export', 'vdi-export':
             done = self.ends(0, method + '=.*', **keys)
             self.assertEqual(set(), seen(done.output))
-            directory, = set(os.listdir(self.backups)) - {'.locks'}
+            directory, = self.entries()
             self.assertRegex(directory, '^%2E.*~[0-9a-f]{8}$')
             self.check_guide(directory, method)
         text = sink.mails[-1].message.get_content() + sink.mails[-1].message['Subject']
@@ -85,7 +85,7 @@ class OneHostileName(PoolCase):
                 vbd.update(userdevice=device, device='')
             done = self.ends(0, 'vdi-export=.*', vdi_disks='all')
             self.assertEqual(set(), seen(done.output))
-            directory, = set(os.listdir(self.backups)) - {'.locks'}
+            directory, = self.entries()
             lines = self.read(self.newest(directory), 'RESTORE.txt').splitlines()
             line, = [line for line in lines if 'device=' in line and line[0] != '#']
             words = subprocess.check_output(['bash', '-c', "printf '%s\\0' " + line],
@@ -147,8 +147,7 @@ class OddNames(PoolCase):
         done = self.back_up(method + '=.*', max_backups=1, LC_ALL='C', LANG='C')
         self.assertEqual(0, done.status, done.output)
         self.assertEqual(before, set(os.listdir(self.directory)))
-        directories = os.listdir(os.fsencode(self.backups))
-        directories.remove(b'.locks')
+        directories = [name for name in os.listdir(os.fsencode(self.backups)) if name[:1] != b'.']
         self.assertEqual({VmBackup.encoded(VmBackup.path_part(name)) for name in names},
                          set(directories))
         self.assertEqual(len(names), len(directories))

@@ -122,7 +122,7 @@ class Store(PoolCase):
             listed = collections.Counter(path for path in seen['scandir'] if 'backup-' not in path)
             manifests = collections.Counter(path for path in seen['open'] if re.search(
                 'backup-2026-01-0.*/backup[.]json$', path))
-            self.assertEqual({'.': 3, 'web': 2, 'db': 1}, dict(listed))
+            self.assertEqual({'.': 4, 'web': 2, 'db': 1}, dict(listed))
             self.assertEqual(({2}, 7), (set(manifests.values()), len(manifests)))
             self.assertEqual({'web'}, {path.split('/')[0] for path in manifests})
 

@@ -314,7 +314,7 @@ class Failures(HookCase):
         for method, nth in (('vm-export', 2), ('vdi-export', 1)):
             self.fault(method, 'refuse', error=['INTERNAL_ERROR', 'x'], nth=nth)
             done = self.ends_hooked(2, 'ERROR,S:0 W:0 E:1', method + '=db', backup_abort='exit 1')
-            self.assertIn('***WARNING - db: hook backup-abort failed: exit status 1', done.lines)
+            self.assertIn('***WARNING - db: hook backup-abort failed: exit status 1', done.output)
             self.assertIn('%s,end,%s-FAIL db' % (method, method.upper()), self.status())
             self.assert_clean()
 

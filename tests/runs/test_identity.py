@@ -123,8 +123,7 @@ class Rotation(IdentityCase):
         self.before = self.contents()
         for parallel in (1, 4):
             self.ends(0, 'vm-export=.*', parallel=parallel)
-        self.assertEqual(sorted(['Web', 'web', 'web.', 'we\u0301b', 'w\u00e9b']), sorted(
-            name for name in os.listdir(self.backups) if name != '.locks'))
+        self.assertEqual(sorted(['Web', 'web', 'web.', 'we\u0301b', 'w\u00e9b']), self.entries())
         for name in ('Web', 'web', 'web.', 'w\u00e9b'):
             self.assertEqual(2, len(self.dated(name)))
 

@@ -33,7 +33,7 @@ class LoginCase(PoolCase):
             self.assertIn(word, errors[0])
         self.assertNotIn('Traceback', done.output)
         self.assertNotIn('a bug in', done.output)
-        self.assertEqual([], os.listdir(self.backups))
+        self.assertEqual([], self.entries())
         self.assertEqual([], self.sim.calls('xe'))
 
 

@@ -178,8 +178,7 @@ class Modes(SecretCase):
                 self.assert_private()
                 modes = self.modes(self.at('logs %o' % umask))
                 self.assertEqual({os.path.dirname(self.status_log): 0o777 & ~umask,
-                                  self.status_log: 0o640 & ~umask,
-                                  self.status_log + '.json': 0o600}, modes)
+                                  self.status_log: 0o640 & ~umask}, modes)
 
     def test_what_a_failure_leaves_is_for_its_owner_only_too(self):
         for counts, failing in (

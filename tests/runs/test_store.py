@@ -479,8 +479,8 @@ class Locks(StoreCase):
         self.assertIn('***NOTE - %s: locked by another run (see lock_wait)'
                       % os.path.dirname(half), done.lines)
         self.assertIn('ended - **ERRORS DETECTED** - S:1 W:0 E:1', done.output)
-        self.assertEqual({'db.lock', 'old.lock', 'web.lock'},
-                         set(os.listdir(os.path.join(self.backups, '.locks'))))
+        self.assertLess({'db.lock', 'old.lock', 'web.lock'},
+                        set(os.listdir(os.path.join(self.backups, '.locks'))))
 
     def test_one_that_fails_where_others_do_not_is_an_error_of_that_vm(self):
         for name, rules in (('db', ('vm-export=db', 'vm-export=web')),     # before one is known

@@ -265,13 +265,18 @@ class PoolCase(unittest.TestCase):
         child.send_signal(signum)
         return self.assert_ends(128 + signum, self.finish(child))
 
+    def entries(self):
+        """The names in the backup directory but for locks and records of runs, sorted."""
+        return sorted(name for name in os.listdir(self.backups)
+                      if name != '.locks' and not name.startswith('.run-'))
+
     def tree(self):
-        """The files and directories below the backup directory, dates blanked, sorted; locks
-        left out."""
+        """The files and directories below the backup directory, dates blanked, sorted; locks and
+        records of runs left out."""
         found = []
         for directory, names, files in os.walk(os.fsencode(self.backups)):
             names[:] = [name for name in names if name != b'.locks']
-            for name in names + files:
+            for name in names + [name for name in files if not name.startswith(b'.run-')]:
                 path = os.path.join(directory, name)[len(os.fsencode(self.backups)) + 1:]
                 found.append(DATED.sub('DATED', path.decode('utf-8')))
         return sorted(found)
