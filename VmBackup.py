@@ -3556,9 +3556,11 @@ class Catalogue:
 
     def runs(self) -> Dict[str, LastRun]:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
-        names = [name[:-5] for name in names_in(self.root) if re.match(r'\.run-.*\.json\Z', name)]
-        return {name: parse_record(LastRun, load(f'{self.root}/{name}.json'))
-                for name in names}
+        found = {}             # type: Dict[str, LastRun]
+        for name in names_in(self.root):
+            if re.match(r'\.run-.*\.json\Z', name):
+                found[name[:-5]] = parse_record(LastRun, load(f'{self.root}/{name}'))
+        return found
 
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
         """Return records of snapshots and restores that are damaged, or whose process has gone: on
@@ -5785,20 +5787,22 @@ class StatusLog:
 def last_logged(path: str) -> Optional[LastRun]:
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
-    last, host = None, re.escape(os.uname().nodename)      # type: Optional[LastRun], str
+    last, failed = None, []    # type: Optional[LastRun], List[str]
+    host = re.escape(os.uname().nodename)
     with suppress(OSError, ValueError):
         log = decoded(load(path, LARGEST_LOG))
-        for when, token, counts in re.findall(
-                f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$', log, re.MULTILINE):
+        ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
+        for when, token, counts in re.findall(ours, log, re.MULTILINE):
             when = iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
             if not token or not last or last.ended:
                 last = LastRun(when, '', '')
             if token:
                 last = last._replace(ended=when, result=f'{token} {counts}')
-        failed = re.findall(f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$',
-                            log.rpartition(',begin\n')[2], re.MULTILINE)
-        return last and last._replace(failed=[f'{name} ({token})' for token, name in failed])
-    return None
+        since = log.rpartition(',begin\n')[2]
+        bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
+        for token, name in re.findall(bad, since, re.MULTILINE):
+            failed.append(f'{name} ({token})')
+    return last and last._replace(failed=tuple(failed))
 
 
 def hook_problem(path: str) -> str:
@@ -6671,14 +6675,17 @@ class BackupRun(Shared):
         with self.locks, tolerating(self.warnings, 'the end of this run is not recorded'):
             name, self.recorded = self.recorded, ''
             if name:
-                failed = [f'{outcome.name[:LONGEST_NAME]} ({outcome.status})'
-                          for outcome in self.outcomes if outcome.error]
+                failed = []    # type: List[str]
+                for outcome in self.outcomes:
+                    if outcome.error:
+                        failed.append(f'{outcome.name[:LONGEST_NAME]} ({outcome.status})')
                 told, verdict = self.warnings.told, self.verdict()
                 if verdict == ERROR:                   # what did not come to warn may still do
                     told = {**told, **self.warnings.known}
-                self.store.write_run(name, LastRun(
-                    *self.this_run[:3], iso(now()), f'{verdict.token} {self.counts()}',
-                    tuple(failed[:MOST_RECORDED]), dict(list(told.items())[:MOST_RECORDED])))
+                told = dict(list(told.items())[:MOST_RECORDED])
+                self.store.write_run(name, self.this_run._replace(
+                    ended=iso(now()), result=f'{verdict.token} {self.counts()}',
+                    failed=tuple(failed[:MOST_RECORDED]), warnings=told))
 
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
@@ -7842,9 +7849,11 @@ class StatusCheck:
             self.found.append((1, explain(error)))
         last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
-        others = [run.begun for run in runs.values()]      # they may have the same status log
-        if logged and not goes_on and logged.begun not in others:
-            if not last or (logged.ended or logged.begun) >= (last.ended or last.begun):
+        if logged and logged.begun in [run.begun for run in runs.values()]:
+            logged = None                              # of another config with the same status log
+        if logged and not goes_on:
+            newest = last.ended or last.begun if last else ''
+            if (logged.ended or logged.begun) >= newest:
                 last = logged
         if not last:
             return
