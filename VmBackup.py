@@ -7469,7 +7469,7 @@ class Restorer(Importer):
         self.end_killed()
         if options['verify'] != 'no':
             self.verify(chosen)
-        self.restore(chosen, target, options['start'] == 'true')
+        self.restore(chosen, target)
         return verdict_of((), self.warnings).status
 
     def plan(self, chosen: Chosen, name: str) -> Target:
@@ -7518,9 +7518,8 @@ class Restorer(Importer):
         self.warn_of_original(chosen.backup.manifest, original, vms)
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
-        sr = self.sr(self.options['sr'])
-        log(f'  new VM:   {name}' + ('' if name == original else f' (original: {original})'))
-        self.log_space(sr, size)
+        sr = self.sr(size, f'  new VM:   {name}' + (
+            '' if name == original else f' (original: {original})'))
         for device in sorted(disks, key=lambda device: device.zfill(9)):
             log(f'  disk:     {device_name("", device)} of {human_size(disks[device])}')
         networks = self.pool.records('network').values()
@@ -7576,8 +7575,10 @@ class Restorer(Importer):
                                  'same MAC addresses or uuid (remove it, or restore without '
                                  'preserve)')
 
-    def sr(self, word: str) -> Record:
-        """Return the record of an SR for disks, by name or uuid; '' is the pool's default one."""
+    def sr(self, size: int, title: str) -> Record:
+        """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
+        else the pool's default one. Log a title, how full it is, and if it may be too full."""
+        word = self.options['sr']
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
                if sr['content_type'] != 'iso' and sr['type'] != 'udev'}
         default = self.pool.own_record()['default_SR']
@@ -7588,14 +7589,12 @@ class Restorer(Importer):
             raise UsageError('{} (choose one, sr=UUID): {}'.format(
                 problem if word else 'the pool has no default SR',
                 self.pool.sr_words(found or srs)))
-        return found.popitem()[1]
-
-    def log_space(self, sr: Record, size: int) -> None:
-        """Log how full an SR is, and a note if it may be too full for so many bytes."""
+        sr = found.popitem()[1]
         words, doubtful = space_of(sr, size)
-        log('  SR:       ' + words)
+        log(title, '  SR:       ' + words)
         if doubtful:
             log('***NOTE - that is enough only if the SR is thin-provisioned')
+        return sr
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
         """Plan the restore of an image."""
@@ -7606,16 +7605,13 @@ class Restorer(Importer):
             name = f'{original or plain_name(file)}-restored'
             if chosen.when:
                 name += '-' + chosen.when[:10]
-        sr = self.sr(self.options['sr'])
-        log(f'  new disk: {name}')
-        self.log_space(sr, size)
-        target = Target(name, sr, size)
+        sr = self.sr(size, f'  new disk: {name}')
         attach = self.options.get('attach')
+        uuid = device = ''
         if attach:
             uuid, device = self.free_device(attach)
-            target = target._replace(attach=uuid, device=device)
             log(f'  attached: to {attach} as {device_name("", device)}')
-        return target
+        return Target(name, sr, size, attach=uuid, device=device)
 
     def free_device(self, word: str) -> Pair:
         """Return the uuid and the first free user device of a halted VM, which gets a disk."""
@@ -7638,7 +7634,7 @@ class Restorer(Importer):
         proof = Verifier(self.limit).prove_in(chosen.backup, file)
         log(f'verified {file}: {PROVED[proof.proved]}')
 
-    def restore(self, chosen: Chosen, target: Target, start: bool) -> None:
+    def restore(self, chosen: Chosen, target: Target) -> None:
         """Restore as planned, and log what was made."""
         xe = self.xe
         with self.restoring(target.name, True) as record:
@@ -7654,7 +7650,7 @@ class Restorer(Importer):
                         mode='RW', type='Disk', bootable=False)
         kind = 'VM' if chosen.form == '.xva' else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})')
-        if start:
+        if self.options['start'] == 'true':
             xe.tell('vm-start', uuid=uuid)
             log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
@@ -7715,7 +7711,8 @@ class TestRestore(Run):
 
     def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
         """Test the newest good backup; record how that ended if it was tried and no signal came."""
-        elapsed, result = stopwatch(), {'when': iso(now())}    # type: Any, Record
+        elapsed, fault = stopwatch(), ''
+        result = {'when': iso(now())}      # type: Record
         try:
             backup = self.sources.newest([history.as_it_is()], '')
             for name in backup.check_archives():
@@ -7732,15 +7729,15 @@ class TestRestore(Run):
                     turn.size += size_of(chosen.path)
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
-            if 'sr' not in result and not isinstance(error, (Damaged, CommandFailed)):
-                raise BackupFailed('TEST-RESTORE-FAIL', explain(error))
-            result['fault'] = printable(explain(error))
+            fault = printable(explain(error))
+            if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
+                result['fault'] = fault
         if 'sr' in result or 'fault' in result:
             result['seconds'] = int(elapsed())
             with tolerating(turn.warnings, 'the result is not recorded'):
                 add_to_manifest(backup, test_restore=result)
-        if 'fault' in result:
-            raise BackupFailed('TEST-RESTORE-FAIL', result['fault'])
+        if fault:
+            raise BackupFailed('TEST-RESTORE-FAIL', fault)
 
 
 def run_test_restore(line: CommandLine) -> int:
