@@ -7515,6 +7515,8 @@ class Restorer(Importer):
         preserve = self.options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found, vms)
+            log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
+                'run meanwhile, in no other pool either)')
         self.warn_of_original(chosen.backup.manifest, original, vms)
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
@@ -7537,10 +7539,7 @@ class Restorer(Importer):
         return Target(name, sr, size, disks, preserve)
 
     def warn_of_original(self, manifest: Manifest, name: str, vms: Records) -> None:
-        """Warn where the original may run beside a VM with its name or its addresses."""
-        if self.options.get('preserve') == 'true':
-            log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
-                'run meanwhile, in no other pool either)')
+        """Warn where the original runs beside a VM that is to be started."""
         for vm in vms.values() if self.options.get('start') == 'true' else ():
             uuid, label = vm['uuid'], vm['name_label']
             if vm['power_state'] == 'Running' and (uuid == manifest.uuid or label == name):
