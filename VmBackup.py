@@ -173,6 +173,10 @@ DiskId = Pair                  # uuid and device
 DiskIds = Sequence[DiskId]
 Sizes = Dict[str, int]         # bytes by names
 Warned = List[str]             # warnings, to which more may be added
+Size = Optional[int]           # bytes, None where nothing tells it
+Time = Optional[str]           # as iso() writes it, the same
+Context = Iterator[None]       # of a context manager
+Progress = Callable[[], Dict[str, float]]      # shares of what tasks have to do
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -242,7 +246,7 @@ class Outcome(NamedTuple):
     uuid: Optional[str]        # None if it was not even tried
     method: str                # vm-export or vdi-export
     status: str                # SUCCESS, WARNING, SKIPPED, or what failed
-    started: Optional[str] = None      # as iso() writes it
+    started: Time = None       # when it began
     seconds: int = 0
     path: Optional[str] = None         # of the dated directory, if it was made; portable
     files: Sizes = {}          # bytes of each file in a complete backup
@@ -1365,7 +1369,7 @@ class Watchdog:
     how far it is: always on a terminal, every ten minutes in a log."""
 
     def __init__(self, limit: float, size: Callable[[], int], verb: str, path: str,
-                 expected: int = 0, progress: Callable[[], Dict[str, float]] = dict) -> None:
+                 expected: int = 0, progress: Progress = dict) -> None:
         self.limit = limit         # seconds
         self.every = min(1 if Console.current.terminal else LOOK_EVERY, limit / 4)   # seconds
         self.size = size           # bytes so far
@@ -1428,7 +1432,7 @@ class Signals:
         self.children = set()  # type: Set[subprocess.Popen]   # those that a signal ends
 
     @contextmanager
-    def handled(self) -> Iterator[None]:
+    def handled(self) -> Context:
         """Handle the signals but for ignored ones (nohup); then ignore all, for the exit status."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -1505,7 +1509,7 @@ class Signals:
             raise self.reason()
 
     @contextmanager
-    def ending(self, children: Sequence[subprocess.Popen]) -> Iterator[None]:
+    def ending(self, children: Sequence[subprocess.Popen]) -> Context:
         """Let a signal end these children; raise Interrupted once they have ended by one."""
         self.children.update(children)
         if self.received:
@@ -1838,7 +1842,7 @@ class Marked(NamedTuple):
 
 
 @contextmanager
-def unless_gone() -> Iterator[None]:
+def unless_gone() -> Context:
     """Allow calls about an object that may be gone from the pool by now."""
     try:
         yield
@@ -2092,7 +2096,7 @@ class Pool:
         return found
 
     @staticmethod
-    def waiting(what: str) -> Iterator[None]:
+    def waiting(what: str) -> Context:
         """Yield while xapi may be ending what nobody waits for; raise PoolError after a while."""
         for wait in SNAPSHOT_PAUSES + (0,):
             yield
@@ -2346,7 +2350,7 @@ def label_part(text: str) -> str:
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
+def naming(path: str) -> Context:
     """Have an OSError tell a path, where the system was given a handle."""
     try:
         yield
@@ -2425,7 +2429,7 @@ def handed(path: str) -> Iterator[str]:
 
 
 @contextmanager
-def hold(path: str) -> Iterator[None]:
+def hold(path: str) -> Context:
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
     with folder(path) as handle:
         with HOLDING:
@@ -2634,7 +2638,7 @@ def try_growing(path: str, need: str) -> None:
 
 
 @contextmanager
-def blaming_room(path: str, need: str = '') -> Iterator[None]:
+def blaming_room(path: str, need: str = '') -> Context:
     """Have what fails begin with why a file cannot be written, if so, as xe never tells of a full
     disk (recorded from xapi 25.6.0: ECONNRESET, EPIPE, VDI_IO_ERROR). The file is removed."""
     try:
@@ -2958,7 +2962,7 @@ PROVED = {                 # from least to most
     'checksums': 'all checksums match'}
 
 
-def as_size(value: Any) -> Optional[int]:
+def as_size(value: Any) -> Size:
     """Return bytes in a record, also in text; None for what is no number of less than an EB."""
     return int(value) if re.match(r'[0-9]{1,18}\Z', str(value)) else None
 
@@ -2980,7 +2984,7 @@ def texts_in(document: Record, key: str) -> Optional[Texts]:
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else None
 
 
-def as_time(text: Any) -> Optional[str]:
+def as_time(text: Any) -> Time:
     """Return a text that is a time, as iso() writes it; None for all else."""
     with suppress(ValueError, TypeError):
         seconds_of(text)
@@ -3005,7 +3009,7 @@ class Manifest(NamedTuple):
     """What a backup tells of itself; of what somebody has edited, what can be meant."""
 
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
-    started: Optional[str] = None      # as iso() writes it; never None if there is a number
+    started: Time = None       # never None if there is a number
     method: str = ''
     name: str = ''             # of the VM, and so on
     uuid: str = ''
@@ -3083,7 +3087,7 @@ class Backup(NamedTuple):
     path: str
     outcome: str = ''          # of COMPLETE or NO_BACKUP, failed, or unreadable
     when: float = 0            # seconds since 1970
-    started: Optional[str] = None      # as iso() writes it, by the manifest or else the name
+    started: Time = None       # by the manifest or else the name
     manifest: Manifest = Manifest()
     sizes: Sizes = {}          # bytes of its archives and images
     protected: bool = False
@@ -3189,7 +3193,7 @@ class Backup(NamedTuple):
                 raise Damaged(f'{name} is missing')
         return found
 
-    def disk_size(self, name: str) -> Optional[int]:
+    def disk_size(self, name: str) -> Size:
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
         if self.manifest.known:
             return as_size(self.manifest.disk(name).get('virtual_size'))
@@ -3475,7 +3479,7 @@ def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
 
 
 @contextmanager
-def telling_trouble(path: str, place: str = 'path') -> Iterator[None]:
+def telling_trouble(path: str, place: str = 'path') -> Context:
     """Have an OSError tell what is wrong with a place of backups, and what to do: TargetError."""
     try:
         yield
@@ -3836,7 +3840,7 @@ class Store(Catalogue):
         return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
 
     @contextmanager
-    def locked(self, directory: str, patience: float) -> Iterator[None]:
+    def locked(self, directory: str, patience: float) -> Context:
         """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
         make_directory(f'{self.root}/{LOCKS}')
@@ -4114,7 +4118,7 @@ def xxh64_function() -> Optional[Callable[[Any], int]]:
 
 
 @contextmanager
-def damaged_if_malformed() -> Iterator[None]:
+def damaged_if_malformed() -> Context:
     """Read an ova.xml within this; raise Damaged for what is missing or not as it should be."""
     import xmlrpc.client
     try:
@@ -4356,7 +4360,7 @@ class Reader:
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_raw(self, size: Optional[int]) -> Proof:
+    def read_raw(self, size: Size) -> Proof:
         """Read a raw image, which is as long as its disk, if that is known."""
         while self.read_on():
             if size and self.at > size + CHUNK:         # it may go on for ever
@@ -4367,7 +4371,7 @@ class Reader:
             raise Damaged(f'it has {self.at} bytes, its disk {size}')
         return self.proof('structure')
 
-    def read_head(self, known: Optional[int] = None) -> Tuple[int, bytes, bytes]:
+    def read_head(self, known: Size = None) -> Tuple[int, bytes, bytes]:
         """Return the bytes of a dynamic VHD's disk, its footer, the table of its blocks."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, kind, total = struct.unpack(
@@ -4387,7 +4391,7 @@ class Reader:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
         return size, footer, self.take(table_at, 4 * count, 'its table of blocks')
 
-    def blocks(self, known: Optional[int] = None) -> Iterator[Tuple[int, bytearray]]:
+    def blocks(self, known: Size = None) -> Iterator[Tuple[int, bytearray]]:
         """Read a dynamic VHD image: footer, header, table, blocks in its order with all sectors in
         their bitmaps, as xapi writes it (libs/vhd: f.ml), footer. Yield where each block is on the
         disk, and its data; at last the disk's size, and nothing."""
@@ -4554,7 +4558,7 @@ def zeros(size: int) -> Iterator[bytes]:
         yield bytes(min(CHUNK, size - offset))
 
 
-def read_form(form: str, reader: Any, size: Optional[int]) -> Proof:
+def read_form(form: str, reader: Any, size: Size) -> Proof:
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return reader.read()
@@ -4686,7 +4690,7 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
         yield from zeros(whole - at)
 
 
-def image_size(path: str, form: str, known: Optional[int]) -> int:
+def image_size(path: str, form: str, known: Size) -> int:
     """Return the bytes of an image's disk, if not known. Raise Damaged."""
     if form == '.raw' and (known or not is_packed(path)):
         return known or size_of(path)
@@ -4881,7 +4885,7 @@ class Verifier:
         self.limit = limit     # seconds in which something has to move
         self.noted = False     # whether it was said that checksums are not compared
 
-    def prove(self, path: str, size: Optional[int] = None) -> Proof:
+    def prove(self, path: str, size: Size = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         readers = []           # type: List[Reader]    # once it is open
 
@@ -4976,7 +4980,7 @@ NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multip
 
 
 @contextmanager
-def failing_as(token: str) -> Iterator[None]:
+def failing_as(token: str) -> Context:
     """Give the failure of a step its word in the status log."""
     try:
         yield
@@ -4985,7 +4989,7 @@ def failing_as(token: str) -> Iterator[None]:
 
 
 @contextmanager
-def tolerating(warnings: Warned, what: str) -> Iterator[None]:
+def tolerating(warnings: Warned, what: str) -> Context:
     """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
         yield
@@ -5644,7 +5648,7 @@ class Importer:
         return used
 
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int = 0,
-             progress: Callable[[], Dict[str, float]] = dict, **words: Any) -> str:
+             progress: Progress = dict, **words: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         feeder = Feeder(pieces)
         watchdog = Watchdog(self.limit, lambda: feeder.done, 'restored', path, size, progress)
@@ -6020,7 +6024,7 @@ class Run:
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
-    def surviving(self, what: str = '') -> Iterator[None]:
+    def surviving(self, what: str = '') -> Context:
         """Do a step whose error, even a bug of ours, does not end the run."""
         try:
             yield
@@ -6031,7 +6035,7 @@ class Run:
             self.further_errors += 1
 
     @contextmanager
-    def until_ended(self) -> Iterator[None]:
+    def until_ended(self) -> Context:
         """Do all of the run, until an error or a signal ends it."""
         try:
             with self.surviving():
@@ -6322,7 +6326,7 @@ class VmBackup(Turn):
             self.prune(judged)
 
     @contextmanager
-    def deleting_on_failure(self) -> Iterator[None]:
+    def deleting_on_failure(self) -> Context:
         """Delete what a failure leaves of its files at once, as others may need the room."""
         try:
             yield
@@ -6966,7 +6970,7 @@ class VerifyCommand:
                 self.tell(path, 'NOTE', f'the result is not recorded: {reason_of(error)}')
 
     @contextmanager
-    def telling(self, path: str) -> Iterator[None]:
+    def telling(self, path: str) -> Context:
         """Verify something: what is wrong with it is told, and the others follow."""
         check_signals()
         try:
@@ -7016,7 +7020,7 @@ def run_verify(line: CommandLine) -> int:
     return verdict.status
 
 
-def age(when: Optional[str]) -> str:
+def age(when: Time) -> str:
     """How long ago that was, for a person: 3d, 20h, 10min."""
     if not when:
         return '-'
@@ -7243,7 +7247,7 @@ class Pruning:
             self.freed += size
 
     @contextmanager
-    def telling(self, path: str) -> Iterator[None]:
+    def telling(self, path: str) -> Context:
         """Tell of an error with that, and go on."""
         try:
             yield
@@ -7252,7 +7256,7 @@ class Pruning:
             log(f'ERROR {path}: {explain(error)}')
 
     @contextmanager
-    def under_lock(self, directory: str) -> Iterator[None]:
+    def under_lock(self, directory: str) -> Context:
         """Hold the lock of a VM's directory, unless this is a preview."""
         with ExitStack() as stack:
             if not self.previewing:
