@@ -612,6 +612,16 @@ class CommandLine(NamedTuple):
     words: Texts = ()          # what it is about: a config file, a directory, a VM
     options: Options = {}
 
+    @property
+    def word(self) -> str:
+        """Return the first of them."""
+        return self.words[0]
+
+    @property
+    def path(self) -> str:
+        """Return that as a path."""
+        return native(self.word)
+
 
 def space(text: str) -> str:
     """Return a size or a percentage as it is; space_bytes() tells how much that is."""
@@ -863,8 +873,7 @@ def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = T
 
 def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with a vm-selector. Raise VmBackupError."""
-    target = line.words[0]
-    path = native(target)
+    target, path = line.word, line.path
     if os.path.exists(path) and not os.path.isdir(path):
         return read_config(path, line)
     if '/' in target and os.path.isdir(path):
@@ -2732,7 +2741,7 @@ def write_json(path: str, value: Any) -> None:
 
 def run_create_password_file(line: CommandLine) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
-    path = native(line.words[0])
+    path = line.path
     if not line.password:
         raise ConfigError(f'an empty password: create-password-file={path}')
     if os.path.exists(path) and not os.path.isfile(path):
@@ -6998,7 +7007,7 @@ def histories_in(target: Opened) -> Histories:
 
 def run_verify(line: CommandLine) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
-    word, selector_text = line.words[0], line.options['vm']
+    word, selector_text = line.word, line.options['vm']
     every = line.options['backups'] == 'all'
     be_gentle(True)
     target = open_target(word, announce=True, is_archive=form_of_file)
@@ -7135,7 +7144,7 @@ def aligned(rows: Sequence[Texts]) -> Iterator[str]:
 
 def run_list(line: CommandLine) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
-    word, selector_text = line.words[0], line.options['vm']
+    word, selector_text = line.word, line.options['vm']
     target = open_target(word)
     if target.kind == 'backup' or target.kind == 'history' and selector_text:
         raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
@@ -7294,11 +7303,11 @@ def to_prune(target: Opened, selector_text: str,
 
 def run_prune(line: CommandLine) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
-    target = open_target(line.words[0])
+    target = open_target(line.word)
     given = bool(line.options['vm']) + bool(line.options['pool'])
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
-                         + line.words[0])
+                         + line.word)
     target.store.check(target.config.settings.require_mount)
     command, done = 'prune', 'deleted'
     if line.options['preview']:
@@ -7665,7 +7674,7 @@ class Restorer(Importer):
 def run_restore(line: CommandLine) -> int:
     """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line.options['from'])
-    chosen = sources.find(line.words[0], line.options['date'])
+    chosen = sources.find(line.word, line.options['date'])
     if chosen.form == '.dump':
         words = [Xe().program, 'pool-restore-database', f'file-name={chosen.path}']
         log('next, on the pool master, of the same release and hardware as then: let it be '
@@ -7748,7 +7757,7 @@ def run_test_restore(line: CommandLine) -> int:
     test = TestRestore(Sources(line.options['from']), line.options)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line.password) as pool:
-        test.run(line.words[0], pool)
+        test.run(line.word, pool)
     test.report_end('test-restore ')
     return test.exit_status()
 
@@ -7873,7 +7882,7 @@ class StatusCheck:
 def run_status(line: CommandLine) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
-    bounded(lambda: status_check.check(native(line.words[0])), 'backup_dir', limit=STATUS_TIMEOUT)
+    bounded(lambda: status_check.check(line.path), 'backup_dir', limit=STATUS_TIMEOUT)
     found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
     text = '; '.join(text for _, text in found)
     Console.current.write(plugin_line(found[0][0], text, ' '.join(status_check.figures)))
@@ -7882,7 +7891,7 @@ def run_status(line: CommandLine) -> int:
 
 def run_check_config(line: CommandLine) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    config = read_config(native(line.words[0]), line)
+    config = read_config(line.path, line)
     settings = config.settings
     log(*[f'  {name:23s} = {text}   ({place})' for name, (text, place) in config.given.items()],
         *[f'  {rule}   ({rule.where})' for rule in config.rules])
@@ -7925,7 +7934,7 @@ def run_check_config(line: CommandLine) -> int:
 
 def run_test_mail(line: CommandLine) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
-    path = native(line.words[0])
+    path = line.path
     config = read_config(path, line._replace(options={'ignore_extra_keys': 'true'}))
     refuse_mistakes(config)
     settings = config.settings
@@ -8228,7 +8237,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
             console.write(help_text(topic, program))
             return ERROR.status if topic == 'usage' else SUCCESS.status
         line = parse_words(words)
-        target = line.words[0]
+        target = line.word
         return COMMANDS[line.command].run(line)
     except (Interrupted, Exception) as error:
         if isinstance(error, OSError):
