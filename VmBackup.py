@@ -61,8 +61,6 @@ Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
 import base64
-import collections
-import errno
 import fcntl
 import functools
 import heapq
@@ -73,19 +71,28 @@ import os
 import re
 import shlex
 import signal
-import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
 import unicodedata
-import xml.parsers.expat
+from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from os.path import abspath, basename, dirname, join, realpath, splitext
+from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ELOOP, EMLINK,
+                   ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EROFS, ESTALE, EXDEV)
+from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
+                O_RDONLY, O_RDWR, O_WRONLY)
+from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
+                     realpath, samestat, splitext)
+from signal import (SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
+                    SIG_UNBLOCK, pthread_sigmask)
+from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
+from subprocess import CompletedProcess, DEVNULL, PIPE, Popen, STDOUT, TimeoutExpired
+from threading import Lock, RLock, Thread, get_ident
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
+from xml.parsers.expat import ExpatError, ParserCreate
 
 # What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
 # imported where it is used: `help` and `status` need a third less time.
@@ -512,9 +519,9 @@ class Console:
         self.terminal = bool(stream) and stream.isatty()
         self.passing = {}      # type: Dict[int, str]
         self.drawn = 0         # lines of it that stand on the terminal
-        self.lines = collections.deque(maxlen=20000)    # type: collections.deque
+        self.lines = deque(maxlen=20000)    # type: deque
         self.lost = False      # what was printed, as a terminal or pipe is closed, or a disk full
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.thread = threading.local()        # `begin`, of each of its lines
 
     def log(self, *lines: str) -> None:
@@ -524,14 +531,14 @@ class Console:
             line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {printable(begin + text)}'
             with self.lock:
                 self.lines.append(line)
-                self.passing.pop(threading.get_ident(), '')
+                self.passing.pop(get_ident(), '')
                 self.draw(line + '\n')
 
     def show(self, text: str) -> None:
         """Show a line below all others until this thread's next one, on a terminal only."""
         if self.terminal:
             with self.lock:
-                self.passing[threading.get_ident()] = text
+                self.passing[get_ident()] = text
                 self.draw('')
 
     def draw(self, text: str) -> None:
@@ -874,9 +881,9 @@ def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = T
 def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with a vm-selector. Raise VmBackupError."""
     target, path = line.word, line.path
-    if os.path.exists(path) and not os.path.isdir(path):
+    if exists(path) and not isdir(path):
         return read_config(path, line)
-    if '/' in target and os.path.isdir(path):
+    if '/' in target and isdir(path):
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
     rule = selector(target)
     if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
@@ -908,9 +915,9 @@ def selector(word: str) -> Rule:
 
 def read_file(path: str, limit: int) -> bytes:
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
-    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, 'not a file')
+    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | O_NONBLOCK)) as file:
+        if not S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(EINVAL, 'not a file')
         return file.read(limit)
 
 
@@ -947,15 +954,15 @@ def way(path: str) -> Iterator[Tuple[str, int, int]]:
     for _ in range(1000):                              # links may lead round
         status = os.lstat(here)
         yield here, status.st_mode, status.st_uid
-        if stat.S_ISLNK(status.st_mode):
+        if S_ISLNK(status.st_mode):
             target = os.readlink(here)
             here = '/' if target.startswith('/') else dirname(here)
             rest = target.split('/') + rest
         elif rest:
-            here = os.path.normpath(join(here, rest.pop(0)))
+            here = normpath(join(here, rest.pop(0)))
         else:
             return
-    raise OSError(errno.ELOOP, 'has too many links')
+    raise OSError(ELOOP, 'has too many links')
 
 
 def changeable(path: str, shares: bool = True) -> str:
@@ -963,7 +970,7 @@ def changeable(path: str, shares: bool = True) -> str:
     to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
     with suppress(OSError):                            # what is missing, nobody can change
         for here, mode, owner in way(path):
-            safe = stat.S_ISLNK(mode) or stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+            safe = S_ISLNK(mode) or S_ISDIR(mode) and mode & S_ISVTX
             if owner not in (0, os.geteuid()) or mode & 0o022 and not safe:
                 word = shell_word(here)
                 return f'others may change {here} (chown root {word}; chmod go-w {word})'
@@ -997,9 +1004,9 @@ def login_word(word: str) -> Optional[str]:
     """Return the password that a command line's first word stands for, None for `local`."""
     if word == 'local':
         return None
-    if os.path.isfile(native(word)):
+    if isfile(native(word)):
         return read_password_file(native(word), log)
-    if '/' in word and os.path.exists(native(word)):
+    if '/' in word and exists(native(word)):
         raise ConfigError(f'not a file: password file {word}')
     return word
 
@@ -1015,7 +1022,7 @@ def installation_uuid() -> str:
 def pool_certificates() -> Optional[str]:
     """Return the file with the certificates of this pool's hosts if this host checks these, which
     it may be told not to (xapi: xapi.ml, init_tls_verification; certificates.ml), else None."""
-    return POOL_CERTIFICATES if os.path.exists(POOL_VERIFIES) else None
+    return POOL_CERTIFICATES if exists(POOL_VERIFIES) else None
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1182,9 +1189,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
            honour_nobak: bool = False, twins: bool = False) -> Plan:
     """Choose VMs to back up. `twins`: that a name stands for several is as it should be. Pure."""
     found = Selection(rules, vms)
-    namesakes = collections.Counter(vm.name for vm in vms)
-    unclear = collections.Counter(vm.name for vm in vms
-                                  if vm.ref not in found.excluded and vm.ref not in found.exact)
+    namesakes = Counter(vm.name for vm in vms)
+    unclear = Counter(vm.name for vm in vms
+                      if vm.ref not in found.excluded and vm.ref not in found.exact)
     covered, jobs = set(found.excluded), []    # type: Set[str], List[Job]
     for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
         name = vm.name
@@ -1311,8 +1318,8 @@ def policy_of(settings: Any, job: Job) -> Policy:
 # seconds later, or at a second signal, ends with the program, as by SIGKILL. Nothing is lost then:
 # what may be left in the pool has its record, made before it, on which the next run acts.
 
-SIGNALS = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT, as by Ctrl-C',
-           signal.SIGHUP: 'SIGHUP, as when its terminal is closed'}
+SIGNALS = {SIGTERM: 'SIGTERM', SIGINT: 'SIGINT, as by Ctrl-C',
+           SIGHUP: 'SIGHUP, as when its terminal is closed'}
 CHILD = 'VMBACKUP_CHILD'   # in the environment of the programs that we start, to know them again
 SIGNAL_GRACE = 30          # seconds for the pool, and then for reports, to end after a signal
 CUT_GRACE = 15             # seconds for what is cut by one to end
@@ -1337,7 +1344,7 @@ XE_CODES = (
     (IN_USE, 'in use'))
 
 
-def send_signal(child: subprocess.Popen, signum: int) -> None:
+def send_signal(child: Popen, signum: int) -> None:
     """Send a signal to a child and what it started: VMBACKUP_XE may name a script with ssh."""
     if child.returncode is None:
         with suppress(ProcessLookupError):
@@ -1356,7 +1363,7 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
         except Exception as error:                     # raised below, where it is awaited
             errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = Thread(target=work, daemon=True)
     waited = stopwatch()
     thread.start()
     thread.join(every)
@@ -1428,8 +1435,8 @@ class Signals:
     """Handles SIGTERM, SIGINT, SIGHUP in a thread, as the main one may hang; cuts that."""
 
     current = None             # type: Signals     # those that this process handles
-    running = set()            # type: Set[subprocess.Popen]   # all children
-    starting = threading.Lock()    # held until one is among them
+    running = set()            # type: Set[Popen]   # all children
+    starting = Lock()    # held until one is among them
 
     def __init__(self) -> None:
         self.received = 0
@@ -1438,7 +1445,7 @@ class Signals:
         self.clock = self.since = stopwatch()
         self.deadline = 0.0    # by it, until when something may be finished after a signal
         self.overdue = False   # it has come
-        self.children = set()  # type: Set[subprocess.Popen]   # those that a signal ends
+        self.children = set()  # type: Set[Popen]   # those that a signal ends
 
     @contextmanager
     def handled(self) -> Context:
@@ -1446,29 +1453,29 @@ class Signals:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing)
-        signal.signal(signal.SIGUSR1, lambda *_: self.check(True))
+        signal.signal(SIGUSR1, lambda *_: self.check(True))
         for signum in SIGNALS:
-            if signal.getsignal(signum) != signal.SIG_IGN:
+            if signal.getsignal(signum) != SIG_IGN:
                 signal.signal(signum, lambda *_: None)     # the pipe tells of it
-        threading.Thread(target=self.watch, args=(reading,), daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        Thread(target=self.watch, args=(reading,), daemon=True).start()
+        pthread_sigmask(SIG_BLOCK, SIGNALS)
         Signals.current = self
         try:
             yield
         finally:
-            for signum in (*SIGNALS, signal.SIGUSR1):
-                signal.signal(signum, signal.SIG_IGN)
+            for signum in (*SIGNALS, SIGUSR1):
+                signal.signal(signum, SIG_IGN)
             self.kill_children()
 
     def watch(self, pipe: int) -> None:
         """Act on the first signal; cut the main thread at the deadline; then end all."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        pthread_sigmask(SIG_UNBLOCK, SIGNALS)
         self.note(os.read(pipe, 1)[0])
         asked_again = self.wait(pipe)
         self.overdue = True
         if not asked_again:
             self.allow(CUT_GRACE)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            signal.pthread_kill(threading.main_thread().ident, SIGUSR1)
             self.wait(pipe)
         with suppress(Interrupted, RuntimeError):              # the log hangs; no more threads
             bounded(lambda: log(f'ERROR {self.reason()}'), '', lambda: None)
@@ -1489,7 +1496,7 @@ class Signals:
         """End all programs that still run, also one that another thread is just starting."""
         waited = self.starting.acquire(timeout=LAST_WORDS)
         for child in list(self.running):
-            send_signal(child, signal.SIGKILL)
+            send_signal(child, SIGKILL)
         if waited:
             self.starting.release()
 
@@ -1497,7 +1504,7 @@ class Signals:
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
         self.received, self.since = self.received or signum, stopwatch()
         for child in list(self.children):
-            send_signal(child, signal.SIGTERM)
+            send_signal(child, SIGTERM)
         if self.logging_in or self.children or not self.at_once:
             self.allow(LOGIN_GRACE if self.logging_in else SIGNAL_GRACE)
 
@@ -1518,12 +1525,12 @@ class Signals:
             raise self.reason()
 
     @contextmanager
-    def ending(self, children: Sequence[subprocess.Popen]) -> Context:
+    def ending(self, children: Sequence[Popen]) -> Context:
         """Let a signal end these children; raise Interrupted once they have ended by one."""
         self.children.update(children)
         if self.received:
             for child in children:
-                send_signal(child, signal.SIGTERM)
+                send_signal(child, SIGTERM)
         try:
             yield
         finally:
@@ -1542,33 +1549,33 @@ def check_signals() -> None:
 def end_program(number: int) -> None:
     """End a process that is not our child."""
     with suppress(OSError):
-        os.kill(number, signal.SIGTERM)
+        os.kill(number, SIGTERM)
 
 
 @contextmanager
-def started(argv: Texts, **how: Any) -> Iterator[subprocess.Popen]:
+def started(argv: Texts, **how: Any) -> Iterator[Popen]:
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
     Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
     environ = dict(os.environ, **{CHILD: str(os.getpid())})
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
-    options = dict(dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    options = dict(dict(stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
                         bufsize=0, env=environ, start_new_session=True), **how)
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # a child inherits it
+    mask = pthread_sigmask(SIG_UNBLOCK, SIGNALS)     # a child inherits it
     try:
         with Signals.starting:
-            child = subprocess.Popen(list(map(encoded, argv)), **options)
+            child = Popen(list(map(encoded, argv)), **options)
             Signals.running.add(child)
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        pthread_sigmask(SIG_SETMASK, mask)
     try:
         yield child
     finally:
-        for signum in (signal.SIGTERM, signal.SIGKILL):
+        for signum in (SIGTERM, SIGKILL):
             if child.poll() is None:
                 send_signal(child, signum)
-                with suppress(subprocess.TimeoutExpired):
+                with suppress(TimeoutExpired):
                     child.wait(REAP_TIMEOUT)
         Signals.running.discard(child)
 
@@ -1597,14 +1604,13 @@ def decoded(output: bytes) -> str:
 
 def run(argv: Texts, timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
-        packer: Optional[Tuple[Texts, int]] = None) -> subprocess.CompletedProcess:
+        packer: Optional[Tuple[Texts, int]] = None) -> CompletedProcess:
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what a feeder met."""
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with ExitStack() as stack:
-        child = stack.enter_context(started(
-            argv, stdin=subprocess.PIPE if feeder else subprocess.DEVNULL))
+        child = stack.enter_context(started(argv, stdin=PIPE if feeder else DEVNULL))
         children = [child]
         stream, child.stdin = child.stdin, None        # else communicate() would close it
         if packer:
@@ -1613,17 +1619,16 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             child.stdout.close()                       # the packer has it
             child.stdout = None
 
-        results = []           # type: List[subprocess.CompletedProcess]
+        results = []           # type: List[CompletedProcess]
 
         def listen() -> None:
             for each in children:
                 output, errors = each.communicate()
-                results.append(subprocess.CompletedProcess(
-                    each.args, each.returncode, output or b'', errors))
+                results.append(CompletedProcess(each.args, each.returncode, output or b'', errors))
 
         def converse() -> None:
             # In a thread of its own, as a child may say much before it reads on.
-            listening = threading.Thread(target=listen, daemon=True)
+            listening = Thread(target=listen, daemon=True)
             listening.start()
             try:
                 if feeder:
@@ -1652,7 +1657,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
     return results[0]
 
 
-def has_ended(child: subprocess.Popen, timeout: float, signals: Signals) -> bool:
+def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
     """Return whether a child ends in time; it is not reaped, so nobody gets its group's number."""
     elapsed = stopwatch()
     while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
@@ -1674,9 +1679,8 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
 
-    with started(argv, bufsize=-1, stderr=subprocess.STDOUT,
-                 env=dict(os.environ, **environ)) as child:
-        listener = threading.Thread(target=listen, args=(child.stdout,), daemon=True)
+    with started(argv, bufsize=-1, stderr=STDOUT, env=dict(os.environ, **environ)) as child:
+        listener = Thread(target=listen, args=(child.stdout,), daemon=True)
         child.stdout = None                            # the thread closes it
         listener.start()
         try:
@@ -1685,9 +1689,9 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
             if not over:
                 raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
         except BaseException:                          # end it, and whatever it has started
-            send_signal(child, signal.SIGTERM)
+            send_signal(child, SIGTERM)
             has_ended(child, REAP_TIMEOUT, Signals())
-            send_signal(child, signal.SIGKILL)
+            send_signal(child, SIGKILL)
             raise
         finally:
             listener.join(LAST_WORDS)
@@ -1925,8 +1929,8 @@ class Pool:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
         self.redirected = False            # this host is not the master
         self.patience = XAPI_PATIENCE      # seconds
-        self.lock = threading.RLock()      # a connection carries one call at a time
-        self.snapshotting = threading.RLock()      # snapshots are taken one after another
+        self.lock = RLock()      # a connection carries one call at a time
+        self.snapshotting = RLock()      # snapshots are taken one after another
         self.clock = None                  # type: Optional[int]
         self.tables = {}                   # type: Dict[str, Records]
         self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
@@ -2002,7 +2006,7 @@ class Pool:
         except xmlrpc.client.ProtocolError as error:   # its text has the password
             words = f'HTTP {error.errcode} {error.errmsg}'
         except (socket.timeout, ssl.SSLError, xmlrpc.client.Error, ValueError,
-                xml.parsers.expat.ExpatError) as error:
+                ExpatError) as error:
             words = str(error) or type(error).__name__
         except (OSError, http.client.HTTPException) as error:
             words = str(error) or type(error).__name__
@@ -2286,8 +2290,8 @@ class Pool:
 
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
-HOLDING = threading.RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+HOLDING = RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
+DIRECTORY = O_RDONLY | O_DIRECTORY
 DEEPEST_DIRECTORY = 100    # directories on the way to one; we make three below backup_dir
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
@@ -2311,8 +2315,8 @@ INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may 
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 PROBE = 2**20              # bytes that show whether a file has room
 LACKS = {                  # of what, where a file cannot be written
-    errno.ENOSPC: 'no space left', errno.EDQUOT: 'quota exceeded',
-    errno.EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
+    ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
+    EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
@@ -2374,11 +2378,11 @@ def step_down(part: str, above: int, path: str, inside: bool = True) -> int:
     try:
         with naming(path):
             status = os.stat(part, dir_fd=above, follow_symlinks=False)
-            if stat.S_ISLNK(status.st_mode):
-                raise OSError(errno.ELOOP, 'is a symbolic link')
+            if S_ISLNK(status.st_mode):
+                raise OSError(ELOOP, 'is a symbolic link')
             if inside and (status.st_dev != os.fstat(above).st_dev or part == '..'):
-                raise OSError(errno.EXDEV, 'is not in the file system of backup_dir')
-            return os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+                raise OSError(EXDEV, 'is not in the file system of backup_dir')
+            return os.open(part, DIRECTORY | O_NOFOLLOW, dir_fd=above)
     finally:
         os.close(above)
 
@@ -2393,8 +2397,8 @@ def open_directory(path: str) -> int:
     with naming(path):
         for here, mode, _ in way(path):
             above, name = os.path.split(here)
-            if stat.S_ISLNK(mode) and not is_local(above):
-                raise OSError(errno.ELOOP, f'is a symbolic link: {name} in {above}')
+            if S_ISLNK(mode) and not is_local(above):
+                raise OSError(ELOOP, f'is a symbolic link: {name} in {above}')
         handle = os.open('/', DIRECTORY)
         for name in filter(None, here.split('/')):     # where no link may have come meanwhile
             handle = step_down(name, handle, path, False)
@@ -2461,7 +2465,7 @@ def check_held(path: str) -> None:
 
 def is_held(path: str, at: str) -> bool:
     """Whether what is at one path is the directory that is held open as another. Raise OSError."""
-    return os.path.samestat(status_of(at), os.fstat(HELD[path][0]))
+    return samestat(status_of(at), os.fstat(HELD[path][0]))
 
 
 def status_of(path: str) -> os.stat_result:
@@ -2472,7 +2476,7 @@ def status_of(path: str) -> os.stat_result:
 
 def is_link(path: str) -> bool:
     """Whether there is a symbolic link. Raise OSError."""
-    return is_there(path) and stat.S_ISLNK(status_of(path).st_mode)
+    return is_there(path) and S_ISLNK(status_of(path).st_mode)
 
 
 def is_there(path: str) -> bool:
@@ -2486,7 +2490,7 @@ def is_there(path: str) -> bool:
 def entries_in(path: str) -> List[Tuple[str, bool]]:
     """The names in a directory, and whether each is a directory and no link. Raise OSError."""
     if path.count('/') > DEEPEST_DIRECTORY:
-        raise OSError(errno.ELOOP, 'lies too deep in other directories', path)
+        raise OSError(ELOOP, 'lies too deep in other directories', path)
     with folder(path) as handle, naming(path), \
             os.scandir(f'/proc/self/fd/{handle}') as entries:      # 3.6 takes no handle itself
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -2503,7 +2507,7 @@ def is_dropped(path: str) -> bool:
     if not name.startswith('._'):
         return bool(DROPPED.search(name))
     try:
-        regular = stat.S_ISREG(status_of(path).st_mode)
+        regular = S_ISREG(status_of(path).st_mode)
         return regular and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
     except FileNotFoundError:                          # it has gone again
         return True
@@ -2529,32 +2533,32 @@ def sift(path: str, is_ours: Callable[[str], Any], part: str = '') -> Sifted:
                 yield each, is_directory, 'ours'
 
 
-def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
+def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
     """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
-        if flags & os.O_CREAT:
+        if flags & O_CREAT:
             with suppress(FileExistsError):
-                return os.open(name, flags | os.O_EXCL, mode, dir_fd=directory)
-        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+                return os.open(name, flags | O_EXCL, mode, dir_fd=directory)
+        handle = os.open(name, O_PATH | O_NOFOLLOW, dir_fd=directory)
         try:
             status = os.fstat(handle)
             for number, why, wrong in (
-                    (errno.EEXIST, 'exists', flags & os.O_EXCL),
-                    (errno.ELOOP, 'is a symbolic link', stat.S_ISLNK(status.st_mode)),
-                    (errno.EISDIR, 'is a directory', stat.S_ISDIR(status.st_mode)),
-                    (errno.EINVAL, 'is not a regular file', not stat.S_ISREG(status.st_mode)),
-                    (errno.EMLINK, 'has another name, too (a hard link)', status.st_nlink > names)):
+                    (EEXIST, 'exists', flags & O_EXCL),
+                    (ELOOP, 'is a symbolic link', S_ISLNK(status.st_mode)),
+                    (EISDIR, 'is a directory', S_ISDIR(status.st_mode)),
+                    (EINVAL, 'is not a regular file', not S_ISREG(status.st_mode)),
+                    (EMLINK, 'has another name, too (a hard link)', status.st_nlink > names)):
                 if wrong:
                     raise OSError(number, why)
-            return os.open(f'/proc/self/fd/{handle}', flags & ~os.O_CREAT)
+            return os.open(f'/proc/self/fd/{handle}', flags & ~O_CREAT)
         finally:
             os.close(handle)
 
 
 def create(path: str) -> Any:
     """Make a file that only its owner may read; return it, open to be written. Raise OSError."""
-    return open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), 'wb')
+    return open(open_file(path, O_WRONLY | O_CREAT | O_EXCL), 'wb')
 
 
 def reading(path: str) -> Any:
@@ -2633,7 +2637,7 @@ def explain(error: BaseException, need: str = '') -> str:
 def try_growing(path: str, need: str) -> None:
     """Write more to a file, make it if it is missing, remove it. Raise TargetError if it cannot be
     written: a quota shows only so, and what has filled a disk is to be seen before it is gone."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_DSYNC
+    flags = O_WRONLY | O_APPEND | O_CREAT | O_DSYNC
     try:
         with naming(path), open(open_file(path, flags), 'ab', buffering=0) as stream:
             data = os.urandom(PROBE)                   # as storage may make nothing of zeros
@@ -2665,7 +2669,7 @@ def size_of(path: str) -> int:
     """Bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return status.st_size if S_ISREG(status.st_mode) else 0
     return 0
 
 
@@ -2693,7 +2697,7 @@ def force(handle: int) -> None:
     try:
         os.fsync(handle)
     except OSError as error:                           # it has no such call, or nothing to write
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+        if error.errno not in (EINVAL, ENOTSUP, EROFS):
             raise
 
 
@@ -2726,8 +2730,8 @@ def write_whole(path: str, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
             rename(temporary, basename(path))
-            if not os.path.samestat(status_of(path), os.fstat(stream.fileno())):
-                raise OSError(errno.ESTALE, 'was replaced as it was written', path)
+            if not samestat(status_of(path), os.fstat(stream.fileno())):
+                raise OSError(ESTALE, 'was replaced as it was written', path)
     except BaseException:
         with suppress(OSError):                        # the first error is the one to tell
             remove(temporary)
@@ -2744,7 +2748,7 @@ def run_create_password_file(line: CommandLine) -> int:
     path = line.path
     if not line.password:
         raise ConfigError(f'an empty password: create-password-file={path}')
-    if os.path.exists(path) and not os.path.isfile(path):
+    if exists(path) and not isfile(path):
         raise ConfigError(f'not a file: password file {path}')
     try:
         write_whole(abspath(path), base64.b64encode(encoded(line.password)))
@@ -2796,8 +2800,8 @@ def note_of(path: str) -> str:
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
     found = status_of(directory)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise OSError(errno.EPERM, 'no directory that only its owner can change', directory)
+    if not S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise OSError(EPERM, 'no directory that only its owner can change', directory)
     return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest():.32}.json'
 
 
@@ -2958,11 +2962,11 @@ NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; ano
 DUMPS = 'METADATA_'        # begins the name of a directory of dumps of the pool database
 BACKUP_DIR = 'config backup_dir'
 TROUBLE = {                # of a place of backups, and what to do
-    errno.ENOENT: ('does not exist', 'is the share mounted?'),
-    errno.ENOTDIR: ('is not a directory', 'is it the right one?'),
-    errno.ELOOP: ('is or has a symbolic link', 'name what it leads to'),
-    errno.EXDEV: ('is not in the file system of backup_dir', 'name it by its own path'),
-    errno.EACCES: ('is not readable', 'by this user; does the server of the share let root in?')}
+    ENOENT: ('does not exist', 'is the share mounted?'),
+    ENOTDIR: ('is not a directory', 'is it the right one?'),
+    ELOOP: ('is or has a symbolic link', 'name what it leads to'),
+    EXDEV: ('is not in the file system of backup_dir', 'name it by its own path'),
+    EACCES: ('is not readable', 'by this user; does the server of the share let root in?')}
 CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
 PROVED = {                 # from least to most
     'length': 'readable, but nothing tells its expected size',
@@ -3062,7 +3066,7 @@ class Manifest(NamedTuple):
             with suppress(ValueError):
                 document = parse_json(load(f'{directory}/{MANIFEST}'))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR):
+            if error.errno not in (ENOENT, EINVAL, EISDIR):
                 raise
         return document if isinstance(document, dict) else {}
 
@@ -3316,9 +3320,9 @@ class History:
             try:
                 entries = entries_in(self.directory)
             except OSError as error:
-                if error.errno in (errno.EXDEV, errno.ELOOP):
+                if error.errno in (EXDEV, ELOOP):
                     self.refused = f'{self.directory} {error.strerror}'
-                elif error.errno not in (errno.ENOENT, errno.EACCES):
+                elif error.errno not in (ENOENT, EACCES):
                     raise
             self.listed = [name for name, is_directory in entries
                            if is_directory and not DROPPED.search(name)]
@@ -3723,7 +3727,7 @@ class Store(Catalogue):
 
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
     noted = False              # that was said
-    threads = {}               # type: Dict[str, threading.Lock]   # of ours, one after the other
+    threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
     def directory_of(self, vm: Vm, names: Dict[str, str], patience: float) -> History:
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
@@ -3815,7 +3819,7 @@ class Store(Catalogue):
         def attempt() -> None:
             for again in (True, True, True, False):    # another run's test is the same file, and
                 try:                                   # FUSE looks, and then opens
-                    os.close(open_file(path, os.O_WRONLY | os.O_CREAT))
+                    os.close(open_file(path, O_WRONLY | O_CREAT))
                     break
                 except FileNotFoundError:
                     if not again:                      # /proc makes none
@@ -3855,8 +3859,8 @@ class Store(Catalogue):
         make_directory(f'{self.root}/{LOCKS}')
         path = self.lock_of(directory)
         # Nothing is read or written there: a copy of all by hard links harms no lock.
-        with self.threads.setdefault(path, threading.Lock()), \
-                self.lockable(path, os.O_CREAT, 1 << 32) as handle:
+        with self.threads.setdefault(path, Lock()), \
+                self.lockable(path, O_CREAT, 1 << 32) as handle:
             check_signals()                            # while a thread of ours had it
             waited = stopwatch()
             while not self.lock(path, handle):
@@ -3873,7 +3877,7 @@ class Store(Catalogue):
     @contextmanager
     def lockable(self, path: str, flags: int = 0, names: int = 1) -> Iterator[int]:
         """Open a file for `lock`; yield its handle, with which the lock goes. Raise OSError."""
-        handle = open_file(path, os.O_RDWR | flags, names=names)
+        handle = open_file(path, O_RDWR | flags, names=names)
         try:
             yield handle
         finally:
@@ -3886,14 +3890,14 @@ class Store(Catalogue):
         that nobody else has. Raise TargetError, OSError."""
         error = None if self.no_locking else self.try_locking(handle)
         number = getattr(error, 'errno', 0)
-        if error and self.no_locking is None and number != errno.EAGAIN:
+        if error and self.no_locking is None and number != EAGAIN:
             own = f'{dirname(path)}/.{random_digits()}{NEW}'
-            with self.lockable(own, os.O_CREAT | os.O_EXCL) as another:
+            with self.lockable(own, O_CREAT | O_EXCL) as another:
                 self.no_locking = str(self.try_locking(another) or '')
                 remove(own)
         if not error or self.no_locking:
             return True
-        if number not in (errno.EAGAIN, errno.EACCES):
+        if number not in (EAGAIN, EACCES):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
         return False
 
@@ -3929,7 +3933,7 @@ class Store(Catalogue):
         path = join(self.root, RESTORING.format(mark))
         with ExitStack() as stack:
             try:
-                handle = stack.enter_context(self.lockable(path, os.O_CREAT | os.O_EXCL))
+                handle = stack.enter_context(self.lockable(path, O_CREAT | O_EXCL))
                 locked = self.lock(path, handle)
                 os.write(handle, encoded(json.dumps(record._asdict())))
                 force(handle)
@@ -4025,7 +4029,7 @@ def kind_of(path: str) -> str:
         try:
             marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
         except NotADirectoryError:
-            return 'file' if os.path.exists(path) else ''
+            return 'file' if exists(path) else ''
         if marked or history.date_of(basename(path)):
             return 'backup'
         return 'history' if history.holds_any() else 'store'
@@ -4134,7 +4138,7 @@ def damaged_if_malformed() -> Context:
         yield
     except KeyError as error:
         raise Damaged(f'{error} is missing')
-    except (ValueError, xml.parsers.expat.ExpatError) as error:
+    except (ValueError, ExpatError) as error:
         raise Damaged(str(error))
     except (TypeError, AttributeError, LookupError, xmlrpc.client.Error):
         raise Damaged('it does not describe a VM as xapi does')
@@ -4143,7 +4147,7 @@ def damaged_if_malformed() -> Context:
 def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
-    parser = xml.parsers.expat.ParserCreate()
+    parser = ParserCreate()
     around, last, size = [], b'', 0    # type: List[str], bytes, int
 
     def start(name: str, attributes: Any) -> None:
@@ -4195,7 +4199,7 @@ def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
     version = document['version']
     if version['export_vsn'] != '2':
         raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
-    objects = collections.defaultdict(dict)            # type: Dict[str, Records]
+    objects = defaultdict(dict)            # type: Dict[str, Records]
     for each in document['objects']:
         objects[each['class']][each['id']] = each['snapshot']
     return version, objects
@@ -4302,7 +4306,7 @@ class Reader:
         except Damaged as error:
             raise Damaged(f'{where}{error} (after {self.at} bytes of content)')
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno != EIO:
                 raise
             raise Damaged(f'{where}{error.strerror} at byte {self.at}')
         self.tail = (self.tail + view[max(0, done - 4096):done].tobytes())[-4096:]
@@ -4574,11 +4578,11 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
     if form == '.raw':
         return reader.read_raw(size)
     if form == '.vhd':
-        collections.deque(reader.blocks(size), 0)      # to its end
+        deque(reader.blocks(size), 0)      # to its end
         return reader.proof('structure')
     try:
         parse_xml(map(bytes, iter(reader.read_on, b'')), 'database' if form == '.dump' else 'value')
-    except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
+    except (ExpatError, ValueError, LookupError) as error:
         raise Damaged(f'it is no well-formed XML: {error}')
     return reader.proof('structure')
 
@@ -5767,7 +5771,7 @@ class StatusLog:
 
     def __init__(self, path: str) -> None:
         self.path = '' if path == os.devnull else path
-        self.lock = threading.Lock()   # its lines are in the order of their times
+        self.lock = Lock()   # its lines are in the order of their times
 
     def write(self, actor: str, *words: str, when: Optional[datetime] = None) -> None:
         """Append `time,actor,host,words...`; problems are logged once."""
@@ -5785,7 +5789,7 @@ class StatusLog:
     def append(self, line: str) -> None:
         """Append a line. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        flags = O_WRONLY | O_APPEND | O_CREAT
         with naming(self.path), open(open_file(self.path, flags, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
 
@@ -5822,8 +5826,8 @@ def hook_problem(path: str) -> str:
     """Return the problem with the program that `hook` names, or ''."""
     if not path:
         return ''
-    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
-        wrong = 'is not a program' if os.path.exists(path) else 'does not exist'
+    if not (isfile(path) and os.access(path, os.X_OK)):
+        wrong = 'is not a program' if exists(path) else 'does not exist'
         return f'ERROR: config hook {wrong} -> {path}'
     wrong = changeable(path)
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
@@ -6086,8 +6090,8 @@ class Run:
 def put_report(path: str, document: Record) -> None:
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
     make_directories(dirname(path))
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(errno.EINVAL, 'not a file')
+    if lexists(path) and not S_ISREG(os.lstat(path).st_mode):
+        raise OSError(EINVAL, 'not a file')
     write_json(path, document)
 
 
@@ -6124,12 +6128,12 @@ class Shared(Run):
         self.verifier = Verifier(settings.stall_timeout * 60)
         self.pool = None       # type: Any     # once it is logged in
         self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Record
-        self.beginning = threading.Lock()      # one after the other looks at the free space
+        self.beginning = Lock()      # one after the other looks at the free space
         self.writing = set()   # type: Set[VmBackup]       # those that still need free space
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
         self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
         # Backups of others that are in a VM's directory: how many, by directory, whose, and option.
-        self.others = collections.Counter()    # type: Dict[Tuple[str, str, str], int]
+        self.others = Counter()    # type: Dict[Tuple[str, str, str], int]
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.clean_up_at_end = False      # something in the pool that the end of the run may mend
         self.locks = ExitStack()       # of the record of this run
@@ -6563,7 +6567,7 @@ def program_problems(settings: Settings) -> Texts:
 def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
                 per_sr: int) -> Optional[VmBackup]:
     """Return the first that may begin beside the running ones, `per_sr` of which may read an SR."""
-    read = collections.Counter(sr for backup in running for sr in backup.srs)
+    read = Counter(sr for backup in running for sr in backup.srs)
     for backup in waiting:
         if not per_sr or all(read[sr] < per_sr for sr in backup.srs):
             return backup
@@ -6807,7 +6811,7 @@ class BackupRun(Shared):
                 waiting.remove(following)
                 running.append(following)
                 try:
-                    threading.Thread(target=work, args=(following,), daemon=True).start()
+                    Thread(target=work, args=(following,), daemon=True).start()
                 except RuntimeError:                   # the system has no more threads
                     work(following)
             elif running:

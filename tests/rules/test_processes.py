@@ -283,7 +283,7 @@ class Running(ProgramCase):
         script = 'echo $$ >"$1"; exec sleep 60'
         thread = mock.Mock(start=mock.Mock(side_effect=self.fail_to_start),
                            is_alive=mock.Mock(return_value=False))
-        with mock.patch('threading.Thread', return_value=thread), self.assertRaises(RuntimeError):
+        with mock.patch('VmBackup.Thread', return_value=thread), self.assertRaises(RuntimeError):
             VmBackup.run_hook(['sh', '-c', script, 'sh', self.path('pid')], {}, 60, None, print)
         self.assert_gone(int(self.wait_for('pid')))
 

@@ -1,6 +1,7 @@
 """Retention: which backups are kept, and by which rule; prune, protect."""
 
 import datetime
+import errno
 import os
 import random
 import re
@@ -314,7 +315,7 @@ class Protected(RetentionCase):
         path, = self.made('web', 1)
         backup = VmBackup.Backup(path)
         VmBackup.protect(backup, True)
-        error = OSError(VmBackup.errno.ESTALE, 'Stale file handle')
+        error = OSError(errno.ESTALE, 'Stale file handle')
         look = os.stat
 
         def stale(path, **how):

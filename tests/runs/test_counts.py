@@ -23,7 +23,7 @@ class Processes(PoolCase):
         def popen(argv, *rest, **more):
             seen.append(os.path.basename(os.fsdecode(argv[0])))
             return real(argv, *rest, **more)
-        with unittest.mock.patch('subprocess.Popen', popen):
+        with unittest.mock.patch('VmBackup.Popen', popen):
             status, output = self.run_here(*lines, **keys)
         self.assertEqual(0, status, output)
         return seen
