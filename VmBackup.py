@@ -190,7 +190,7 @@ Progress = Callable[[], Dict[str, float]]      # shares of what tasks have to do
 TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'UNREACHABLE'
 WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
 NOT_OURS = 'NOT_OURS'
-IN_USE, FULL = 'VDI_IN_USE', 'SR_FULL'
+IN_USE, FULL, HAS_USB = 'VDI_IN_USE', 'SR_FULL', 'VM_HAS_VUSBS'
 
 
 class VmBackupError(Exception):
@@ -593,9 +593,10 @@ class Rule(NamedTuple):
     kind: str                  # what it is compared with: name, tag or uuid
     word: str                  # the tag or uuid, else the pattern of names
     keep: Optional[int] = None     # the N: how many backups to keep
+    said: str = ''             # how a person wrote it, where that was not as below
 
     def __str__(self) -> str:
-        return f'{self.method}={self.text}'
+        return self.said or f'{self.method}={self.text}'
 
 
 def parse_rule(method: str, text: str, where: str) -> Rule:
@@ -609,6 +610,26 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
         word = found.group(1)
         keep = int(found.group(2))
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
+
+
+def unquoted(text: str, marks: str = '#') -> Tuple[str, str]:
+    """Return a text without quotes around it and without a comment, and what these were. A mark
+    behind a blank begins a comment. Raise ValueError for a quote that stands alone."""
+    found = re.match(r'''\s*(["'])((?:(?!\1).)*)\1\s*([#;].*|)\Z''', text)
+    if found:
+        return found.group(2), f'the quotes {found.group(3)}'.rstrip()
+    start = re.search(rf'\s[{marks}]|\Z', ' ' + text).start()
+    value = text[:start].strip()
+    if value.strip('"\'') != value:
+        raise ValueError('has a quote without its other one')
+    return value, text[start:].strip()
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
+    import difflib
+    found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
+    return f', perhaps {found[0]}' if found else ''
 
 
 class CommandLine(NamedTuple):
@@ -815,13 +836,15 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (key.default, 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
+    known = [*given, *METHODS]
     for number, text in enumerate(lines, 1):
         name, equals, text = map(str.strip, text.partition('='))
         place = f'{path} line {number}'
-        if name.startswith('#') or not (name or equals):
+        if name.startswith(('#', ';')) or not (name or equals):
             continue
         if not equals:
-            unexpected.append(f'***ERROR not a key=value line: {name} ({place})')
+            hint = ', a section: there are none here, delete the line' if name[0] == '[' else ''
+            unexpected.append(f'***ERROR not a key=value line: {name} ({place}){hint}')
         elif name in METHODS:
             rules.append(parse_rule(name, text, place))
         elif name in given:
@@ -829,20 +852,30 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 notes.append(f'***NOTE - config {name} is set twice: {place} overrides '
                              f'{given[name][1]}')
             given[name] = text, place
-        elif line.options.get('ignore_extra_keys') != 'true':
-            unexpected.append(f'***ERROR unexpected config key: {name} ({place})')
+        else:
+            remark = f'config key: {name} ({place}){nearest(name, known)}'
+            if line.options.get('ignore_extra_keys') == 'true':
+                notes.append('***NOTE - ignored ' + remark)
+            else:
+                unexpected.append('***ERROR unexpected ' + remark)
     for name in OVERRIDES:
         if line.options.get(name):
             given[name] = line.options[name], 'command line'
     for key in KEYS:
         for text, place in ((key.default, 'default'), given[key.name]):
             try:
-                values[key.name] = key.parse(text)
+                value, dropped = unquoted(text)
+                values[key.name] = key.parse(value)
+                if dropped:
+                    given[key.name] = value, place
+                    notes.append(f'***NOTE - config {key.name} is {value}, without {dropped} '
+                                 f'({place})')
             except ValueError as error:
                 if place == 'default':
                     raise ConfigError(f'DEFAULT_{key.name.upper()} {error} -> {text} '
                                       "(this script's first page)")
-                errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place})'
+                hint = f', allowed: {key.allowed}' if key.allowed else ''
+                errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place}){hint}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     files = {'the config': path, 'the password file': native(line.password)}
@@ -1032,6 +1065,7 @@ def pool_certificates() -> Optional[str]:
 
 NOBAK = '[NOBAK]'
 LONGEST_MATCHED = 1024     # letters of a name that a regex sees: many would take it for ever
+ODD = re.compile(f'[^\\S ]|{HIDDEN.pattern}')      # what looks like a blank, or like nothing
 # What was meant as NAME:N; only of such a VM if it ends in what can also be the end of a regex.
 NO_NUMBER = re.compile(r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', re.DOTALL)
 
@@ -1042,7 +1076,7 @@ class Vm(NamedTuple):
     ref: str
     uuid: str
     name: str
-    record: Record             # the fields of section 8's VM_FIELDS
+    record: Record             # those of section 8's FIELDS
 
 
 class Job(NamedTuple):
@@ -1096,8 +1130,11 @@ def is_called(vm: Vm, rule: Rule) -> bool:
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
-    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm]) -> None:
+    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm], former: Dict[str, str],
+                 lacking: str) -> None:
         self.vms = vms
+        self.former = former   # what became of the VMs that had these names
+        self.lacking = lacking     # what to say of a line that selects none
         self.excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text]
         self.excluded = {}     # type: Dict[str, str]  # their names
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
@@ -1113,10 +1150,7 @@ class Selection:
             found = self.selected(rule)
             for vm in found:
                 self.take(rule, vm)
-            if not found and rule.kind == 'name' and not regex_of(rule.word):
-                self.broken.append(rule)
-                self.remark('ERROR', f'invalid regex: {rule} ({rule.where})')
-            elif not found and rule.method != 'exclude-disk':
+            if not found:
                 self.not_found(rule)
 
     def remark(self, level: str, text: str) -> None:
@@ -1127,7 +1161,7 @@ class Selection:
 
     def selected(self, rule: Rule) -> List[Vm]:
         """Return the VMs that a rule is about; an empty vm-export= means every VM."""
-        if rule.method == 'exclude-disk' or not rule.text and rule.method != 'vm-export':
+        if not rule.text and rule.method != 'vm-export':
             return []
         if rule.kind == 'uuid':
             return [vm for vm in self.vms if vm.uuid == rule.word]
@@ -1137,7 +1171,7 @@ class Selection:
 
     def take(self, rule: Rule, vm: Vm) -> None:
         """Take in that a rule selects a VM: the last one wins, at the first one's place."""
-        if rule.method == 'exclude':
+        if rule.method not in EXPORTS:
             self.excluded[vm.ref] = vm.name
             return
         old, _ = self.winners.get((rule.method, vm.ref), (rule, vm))
@@ -1147,25 +1181,79 @@ class Selection:
         if rule.kind != 'name':
             self.exact.add(vm.ref)
 
+    def hint(self, rule: Rule) -> str:
+        """Return what became of the VM that a line means, or what to write where it has more than
+        what selects VMs; '' for nothing that would help."""
+        if rule.method in EXPORTS and rule.word in self.former:
+            return ': ' + self.former[rule.word]
+        text = rule.text
+        odd = []               # type: List[str]
+        for letter in sorted(set(ODD.findall(text))):
+            text = text.replace(letter, ' ' if letter.isspace() else '')
+            name = unicodedata.name(letter, 'control character')
+            odd.append('the ' + name.lower())
+        for parts in () if rule.said else ([text], text.split(',', 100)):
+            lines = []         # type: List[Rule]
+            more = odd[:]
+            with suppress(ValueError):
+                for part in map(str.strip, parts):
+                    name = parse_rule(rule.method, part, '').word      # without :N
+                    word, dropped = unquoted(name, '#;')
+                    if dropped:
+                        more.append(dropped)
+                    if word:
+                        part = part.replace(name, word)
+                        lines.append(parse_rule(rule.method, part, rule.where))
+            if any(map(self.selected, lines)):
+                advice = ': write ' + ' and, in a line of its own, '.join(map(str, lines))
+                without = ' and '.join(dict.fromkeys(more))
+                if without:
+                    advice += ', without ' + without
+                return advice
+        return ''
+
+    def is_excluded(self, rule: Rule) -> bool:
+        """Return whether an exclude= means what a rule names, which is not there."""
+        for exclude in self.excludes:
+            if rule.kind == exclude.kind:
+                if rule.word == exclude.word:
+                    return True
+                if rule.kind == 'name' and matches(exclude.word, rule.word):
+                    return True
+        return False
+
     def not_found(self, rule: Rule) -> None:
-        """Tell of a rule that selects no VM: an error for a name or uuid, else a warning."""
+        """Tell of a rule that selects no VM: an error for a name or uuid, else a warning. One that
+        is no regular expression, and no name that was meant, ends all, as in 3.25."""
         by_name = rule.kind == 'name'
-        found = NO_NUMBER.match(rule.word)
-        if by_name and rule.method in EXPORTS and found and (
-                found.lastindex == 2 or any(matches(found.group(1), vm.name) for vm in self.vms)):
+        hint = self.hint(rule)
+        number = None          # what was meant as one
+        if by_name and rule.method in EXPORTS and not hint:
+            number = NO_NUMBER.match(rule.word)
+        if number and number.lastindex == 1:
+            if not any(matches(number.group(1), vm.name) for vm in self.vms):
+                number = None
+        level = 'WARNING'
+        if by_name and not (hint or regex_of(rule.word)):
+            self.broken.append(rule)
+            hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
+            self.remark('ERROR', f'invalid regex: {rule} ({rule.where}){hint}')
+        elif number:
             self.invalid.append(rule)
-        elif not rule.text or any(
-                rule.kind == exclude.kind and (
-                    rule.word == exclude.word or by_name and matches(exclude.word, rule.word))
-                for exclude in self.excludes):         # which is so of an exclude= itself
-            self.remark('NOTE', f'vm not found: {rule}')
-        elif rule.kind == 'uuid' or by_name and is_literal(rule.word):
-            self.remark('ERROR', f'vm not found: {rule} ({rule.where})')
-            name = rule.word if by_name else 'uuid:' + rule.word
-            self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
-                                          error='not in the pool')
         else:
-            self.remark('WARNING', f'vm not found: {rule}')
+            if rule.method not in EXPORTS:
+                level = 'WARNING' if hint else 'NOTE'
+            elif not rule.text or self.is_excluded(rule):
+                level = 'NOTE'
+            elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
+                level = 'ERROR'
+                name = rule.word if by_name else 'uuid:' + rule.word
+                self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
+                                              error='not in the pool' + hint)
+            text = f'{self.lacking}: {rule}'
+            if hint or level == 'ERROR':
+                text += f' ({rule.where}){hint}'
+            self.remark(level, text)
 
 
 class DiskChoice(NamedTuple):
@@ -1185,14 +1273,26 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
-           honour_nobak: bool = False, twins: bool = False) -> Plan:
-    """Choose VMs to back up. `twins`: that a name stands for several is as it should be. Pure."""
-    found = Selection(rules, vms)
+def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
+           former: Dict[str, str] = {}, saved: bool = False) -> Plan:
+    """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
+    lacking = 'no backup found' if saved else 'vm not found'
+    of_vms = [rule for rule in rules if rule.method != 'exclude-disk']
+    found = Selection(of_vms, vms, former, lacking)
+    for rule in () if saved else rules:
+        if rule.method != 'exclude-disk':
+            continue
+        if not regex_of(rule.word):
+            found.remark('WARNING',
+                         f'invalid regex: {rule} ({rule.where}): it can only be the name of a disk')
+        with suppress(ValueError):
+            dropped = unquoted(rule.text, '#;')[1]
+            if dropped:
+                found.remark('NOTE', f'a part of the name: {dropped}: {rule} ({rule.where})')
     namesakes = Counter(vm.name for vm in vms)
     unclear = Counter(vm.name for vm in vms
                       if vm.ref not in found.excluded and vm.ref not in found.exact)
-    covered, jobs = set(found.excluded), []    # type: Set[str], List[Job]
+    covered, jobs, both = set(found.excluded), [], []      # type: Set[str], List[Job], List[str]
     for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
         name = vm.name
         ref = vm.ref
@@ -1202,9 +1302,10 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
         if called and ref in found.excluded:
             found.remark('NOTE', f'forcing exclude of: {name}')
         if ref in covered:
+            both += [name] if ref not in found.excluded else []
             continue
         covered.add(ref)
-        if not twins and unclear[name] > 1 and ref not in found.exact:
+        if not saved and unclear[name] > 1 and ref not in found.exact:
             unclear[name] = 0                          # this is said
             found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         if honour_nobak and no_bak:
@@ -1217,6 +1318,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int,
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
+    if both:
+        found.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
     errors = ['ERROR regex errors found (see above) '] if found.broken else []
     errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
                for rule in found.invalid]
@@ -1341,7 +1444,7 @@ XE_CODES = (
     ('IMPORT_INCOMPATIBLE_VERSION',
      'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
     ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
-    (IN_USE, 'in use'))
+    (HAS_USB, 'VM_HAS_VUSBS|has VUSBs'), (IN_USE, 'in use'))
 
 
 def send_signal(child: Popen, signum: int) -> None:
@@ -1788,7 +1891,8 @@ class Xe:
         words = decoded(result.stderr)
         log(*words.splitlines())
         if result.returncode:
-            log('ERROR ' + quoted(argv))
+            if not verb.endswith(('-uninstall', '-destroy', '-unplug')):   # which are tried again
+                log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.returncode}'
             code = next((code for code, said in XE_CODES if re.search(said, last_words)), '')
             raise CommandFailed(f'xe {verb} failed: {last_words}', code)
@@ -1808,7 +1912,7 @@ OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-             'VIFs guest_metrics snapshots resident_on affinity').split()
+             'VIFs VUSBs guest_metrics snapshots resident_on affinity').split()
 FIELDS = {                 # those of whole tables that are kept
     'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
             'virtual_size').split(),
@@ -1924,7 +2028,7 @@ class Pool:
         except TypeError:                              # the SDK's module has no timeout
             raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
         except OSError as error:
-            raise PoolError(f'cannot read {bundle}: {error}')
+            raise PoolError(f'cannot read {bundle}: {error.strerror or error}')
         except ValueError as error:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
         self.redirected = False            # this host is not the master
@@ -1952,6 +2056,10 @@ class Pool:
             pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
                 XAPI_SOCKET if password is None else XAPI_URL), password)
         except PoolError as error:
+            refused = error.code == 'SESSION_AUTHENTICATION_FAILED'
+            no_file = password == word and re.search(r'/|\.\w+\Z', word)
+            if refused and no_file:
+                raise PoolError(f'{error} (if a password file was meant: there is no such file)')
             if error.code != 'HOST_IS_SLAVE':
                 raise
             master = error.details[1]
@@ -2009,7 +2117,7 @@ class Pool:
                 ExpatError) as error:
             words = str(error) or type(error).__name__
         except (OSError, http.client.HTTPException) as error:
-            words = str(error) or type(error).__name__
+            words = getattr(error, 'strerror', '') or str(error) or type(error).__name__
             code = UNREACHABLE
         if 'CERTIFICATE_VERIFY_FAILED' in words:
             words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
@@ -2060,7 +2168,8 @@ class Pool:
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain'] or record['other_config'].get(MARK) in marks):
                 found.append(Vm(ref, record['uuid'], record['name_label'],
-                                {field: record[field] for field in VM_FIELDS}))
+                                Answer((field, record[field]) for field in VM_FIELDS
+                                       if field in record)))               # old ones: no VUSBs
         return found
 
     def reread(self, vm: Vm) -> Vm:
@@ -3617,12 +3726,15 @@ def select_histories(histories: Histories, config: Config, selector_text: str,
     without any, all. The plan tells what was not found. Raise OSError."""
     found = {history.directory: history for history in histories if history.holds_any()}
     vms = [history.owner() for _, history in sorted(found.items())]
-    rules = (selector(selector_text),) if selector_text else config.rules
+    rules = config.rules
+    if selector_text:
+        rule = selector(selector_text)
+        rules = (rule._replace(said=selector_text),)
     word = native(rules[0].text) if selector_text else ''      # or such a directory's name
     twins = [vm for vm in vms if TWIN.search(word) and basename(vm.ref) == word != vm.name]
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in twins or vms))
     if rules and not twins:
-        plan = select(rules, vms, keep, twins=True)
+        plan = select(rules, vms, keep, saved=True)
     refused = [f'***NOTE - passed over: {each.refused}' for each in histories if each.refused]
     plan = plan._replace(messages=(*plan.messages, *refused))
     return [(job, found[job.vm.ref]) for job in plan.jobs], plan
@@ -4990,6 +5102,11 @@ IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-u
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
+# xapi: xapi_vm_lifecycle.ml; running or not. xe's commands for it: cli_frontend.ml, records.ml.
+USB = ('xapi takes no snapshot of a VM with a USB device passed through. What works: vdi-export= '
+       'of its boot disk (vdi_disks=boot); to take the device off: xe vusb-list vm-uuid={0}, then '
+       'vusb-unplug and vusb-destroy; or, by hand while it is halted: xe vm-export uuid={0} '
+       'filename=...')
 
 
 @contextmanager
@@ -5019,21 +5136,18 @@ def end_clients(uuids: Texts, run: str) -> None:
             end_program(number)
 
 
-def in_several_tries(remove: Callable[[int], None], warnings: Optional[Warned] = None) -> None:
-    """Call `remove` with the number of the try until it succeeds; earlier errors become warnings.
-    IN_USE usually passes: it gets more tries and no warning; without a list every error does."""
+def in_several_tries(remove: Callable[[int], None], patient: bool = False) -> None:
+    """Call `remove` with the number of the try until it succeeds. Only what fails in the last one
+    is raised. IN_USE usually passes, and gets more tries, as does all where `patient`."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
     for number in itertools.count():
         try:
             return remove(number)
         except (CommandFailed, PoolError) as error:
-            passing = warnings is None or error.code == IN_USE
+            passing = patient or error.code == IN_USE
             if number >= len(pauses if passing else DISCARD_PAUSES) or error.code == NOT_OURS:
                 raise
-            if passing:
-                log(f'***NOTE - {error}: trying again')
-            else:
-                warnings.append(str(error))
+            log(f'***NOTE - {error}: trying again')
         time.sleep(pauses[number])
 
 
@@ -5099,7 +5213,7 @@ class Remover(NamedTuple):
 
     def remove(self, intent: Intent, prepared: bool = False) -> None:
         """Remove a snapshot with its disks. Raise VmBackupError."""
-        in_several_tries(lambda number: self.try_removing(intent, number, prepared), self.warnings)
+        in_several_tries(lambda number: self.try_removing(intent, number, prepared))
 
     def try_removing(self, intent: Intent, number: int, prepared: bool) -> None:
         """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
@@ -5398,10 +5512,10 @@ class Exporter:
             return made
         except BaseException as error:                 # whatever it is, a snapshot may be there
             code = getattr(error, 'code', '')
-            used = ''
+            more = USB.format(self.vm.uuid) if code == HAS_USB else ''
             if code == FULL:
                 with suppress(PoolError, ValueError):
-                    used = self.pool.sr_words(self.pool.where(
+                    more = self.pool.sr_words(self.pool.where(
                         'SR', 'uuid', [disk.sr_uuid for disk in self.disks + self.others]))
             with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                 intent = self.intent
@@ -5413,8 +5527,8 @@ class Exporter:
                     self.warnings.append('a snapshot may still be made and left in the pool')
                 elif clear:
                     drop_intent(backup)
-            if used:
-                raise BackupFailed(self.snapshot_token, f'{error} ({used})')
+            if more:
+                raise BackupFailed(self.snapshot_token, f'{error} ({more})')
             raise
 
     def write_intent(self, backup: Backup, intent: Intent) -> None:
@@ -5592,7 +5706,7 @@ class Importer:
             if (record.host, record.process) != own_process():
                 log('removing what is left of a restore that was killed')
                 end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
-            in_several_tries(lambda _: self.remove(record))
+            in_several_tries(lambda _: self.remove(record), patient=True)
             log('taken back: ' + (in_words(made) or 'nothing, as nothing was made'))
         self.store.restored(record)
 
@@ -6582,13 +6696,25 @@ class BackupRun(Shared):
 
     def make_plan(self) -> Plan:
         """Return what is to be done. Raise PoolError."""
-        return select(self.config.rules, self.pool.vms(tuple(self.store.restores())),
-                      self.settings.keep_last, self.settings.honour_nobak)
+        vms = self.pool.vms(tuple(self.store.restores()))
+        former = {}            # type: Dict[str, str]
+        names = {vm.name for vm in vms}
+        words = {rule.word for rule in self.config.rules}
+        for name in words - names:
+            with suppress(OSError, TargetError):
+                uuid = self.store.history(name).last_owner().uuid
+                if uuid:
+                    now_called = self.pool.names.get(uuid)
+                    state = f'now called {now_called}' if now_called else 'not in this pool'
+                    former[name] = f'the VM of the newest backup in {name} is {state}'
+        return select(self.config.rules, vms, self.settings.keep_last, self.settings.honour_nobak,
+                      former)
 
     def check(self, plan: Plan) -> Texts:
         """Print settings, lists and problems; return those that make a run impossible."""
         mount = self.settings.require_mount
-        log(*[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
+        log(*self.config.notes,
+            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
         show_settings(self.config, plan)
         problems = list(self.config.errors.values())
         wrong = self.config.path and changeable(self.config.path)
@@ -6617,6 +6743,8 @@ class BackupRun(Shared):
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
             for disk, why in exporter.left_out:
                 left_out.append(f'{job.shown}/{disk_words(disk, why)}')
+            if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
+                messages.append(f'***ERROR - {job.shown}: {USB.format(job.vm.uuid)}')
             for word, text in exporter.remarks(disks):
                 messages.append(f'***{word} - {job.shown}: {text}')
             if job.method == 'vdi-export' and not disks:
@@ -7901,8 +8029,9 @@ def run_check_config(line: CommandLine) -> int:
         *[f'  {rule}   ({rule.where})' for rule in config.rules])
     errors = [*config.unexpected, *config.errors.values()]
     warnings = []              # type: List[str]
-    for rule in select(config.rules, [], 1).broken:
-        errors.append(f'***ERROR - invalid regex: {rule} ({rule.where})')
+    for text in select(config.rules, [], 1).messages:
+        if ' - invalid regex: ' in text:
+            (errors if text.startswith('***ERROR') else warnings).append(text)
     if not any(rule.method == 'vm-export' or rule.method == 'vdi-export' and rule.text
                for rule in config.rules):
         errors.append('ERROR no line vm-export= or vdi-export=: nothing would be backed up')
@@ -8194,7 +8323,9 @@ def parse_options(name: str, words: Texts) -> Options:
         option, equals, value = word.partition('=')
         option = option.lower()
         if option not in forms or bool(equals) != bool(forms[option]):
-            raise UsageError(f'unknown option: {word} (see VmBackup.py help {name})')
+            known = [form + '=' * bool(values) for form, values in forms.items()]
+            raise UsageError(f'unknown option: {word}{nearest(option + equals, known)} '
+                             f'(see VmBackup.py help {name})')
         if not equals:
             value = option
         elif not forms[option].startswith('<'):
@@ -8202,7 +8333,8 @@ def parse_options(name: str, words: Texts) -> Options:
             if value not in forms[option].lower().split('|'):
                 value = ''
         if not value:
-            raise UsageError(f'invalid value: {word} (see VmBackup.py help {name})')
+            raise UsageError(f'invalid value: {word} (allowed: {option}={forms[option]}; '
+                             f'see VmBackup.py help {name})')
         options[option] = value
     return options
 

@@ -220,9 +220,9 @@ class WhichOnes(ListCase):
     def test_a_pattern_without_a_match_is_told_and_status_1(self):
         self.backup('web', 1)
         config = self.config('vm-export=web', 'vm-export=nothing.*')
-        self.assertEqual(['***WARNING - vm not found: vm-export=nothing.*'],
+        self.assertEqual(['***WARNING - no backup found: vm-export=nothing.*'],
                          self.document(1, config)['messages'])
-        self.assertIn('***WARNING - vm not found: vm-export=nothing.*', self.table(1, config))
+        self.assertIn('***WARNING - no backup found: vm-export=nothing.*', self.table(1, config))
         self.assertIn('***ERROR - invalid regex', self.table(2, self.backups, 'vm=w[b')[0])
 
     def test_wrong_words_are_one_line_and_status_2(self):

@@ -187,7 +187,7 @@ class TheBackups(StatusCase):
             'vm-export=.*', 'exclude=db')).figures['vms'])
         self.assertEqual(2, self.check('CRITICAL', self.config('vm-export=.*')).figures['vms'])
         found = self.check('WARNING', self.config('vm-export=web', 'vm-export=nothing.*'))
-        self.assertIn('vm not found: vm-export=nothing.*', found.text)
+        self.assertIn('no backup found: vm-export=nothing.*', found.text)
 
     def test_a_renamed_backup_counts_and_directories_of_others_do_not(self):
         config = self.config('vm-export=.*')

@@ -191,12 +191,12 @@ class TheCommand(MadeCase):
                          for line in self.verify(0, self.backups, word)[:-1]]
                 self.assertEqual(names, sorted(found))
         lines = self.verify(2, self.backups, 'vm=nobody')
-        self.assertIn('***ERROR - vm not found: vm-export=nobody (command line)', lines)
+        self.assertIn('***ERROR - no backup found: nobody (command line)', lines)
 
     def test_a_config_chooses_vms_and_misses_those_without_a_backup(self):
         config = self.config('vm-export=web', 'vm-export=absent', 'exclude=db')
         lines = self.verify(2, config)
-        self.assertIn('***ERROR - vm not found: vm-export=absent (%s line 4)' % config, lines)
+        self.assertIn('***ERROR - no backup found: vm-export=absent (%s line 4)' % config, lines)
         self.assertEqual(1, len([line for line in lines if line.startswith('good ')]))
         self.assertEqual('VmBackup verify ended - **ERRORS DETECTED** - S:1 W:0 E:1', lines[-1])
 

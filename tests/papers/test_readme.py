@@ -436,15 +436,16 @@ class Troubles(PoolCase):
         os.chmod(path, 0o777)
         return path
 
-    @prints('***ERROR - vm not found', '***WARNING - vm not found', '***NOTE - vm not found',
+    @prints('***ERROR - vm not found', '***WARNING - vm not found', 'VUSBs',
             '***WARNING - more than one vm with the name', '***ERROR - invalid regex',
             'ERROR: vm_max_backup is invalid')
     def lines_choose_what_is_not_there(self):
         for _ in range(2):
             self.sim.pool.add_vm(name_label='twin')
-        return self.previews(self.config(
-            'vm-export=gone', 'vm-export=nothing.*', 'exclude=nothing', 'vm-export=twin',
-            'vm-export=d[b', 'vm-export=db:x'))
+        self.fault('vm-snapshot', 'refuse', error=['VM_HAS_VUSBS', 'OpaqueRef:x'])
+        return self.says('vm-export=db') + self.previews(self.config(
+            'vm-export=gone', 'vm-export=nothing.*', 'vm-export=twin', 'vm-export=d[b',
+            'vm-export=db:x'))
 
     @prints('***NOTE - no file', 'ERROR unknown option', 'SESSION_AUTHENTICATION_FAILED',
             'no password in password file', 'can be read by others', 'is not UTF-8 text')

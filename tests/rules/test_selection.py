@@ -194,6 +194,70 @@ class Verdicts(unittest.TestCase):
         self.assertEqual([('gone', 'VM-NOT-FOUND')], failures(plan))
         self.assertEqual((('foo(',), ()), (plan.excluded, plan.errors))
 
+    def test_a_line_with_more_than_a_name_is_told_what_to_write_and_others_are_backed_up(self):
+        names = ('web', 'Sun UTM', 'a,b', 'it\'s "x"', '"q"', 'x # y', 'nb\xa0sp', 'c++')
+        pool = vms(*names)
+        pool[0].record['tags'] = ['web']
+        for line, written, dropped in (
+                ('"web"', 'web', 'the quotes'), ('c++  # x', 'c++', '# x'),
+                ("'Sun UTM' ; the mail", 'Sun UTM', 'the quotes ; the mail'),
+                ('web  # the site, and more', 'web', '# the site, and more'),
+                ('"web":3', 'web:3', 'the quotes'), ('web:3  # x', 'web:3', '# x'),
+                ('"web:3"', 'web:3', 'the quotes'), ('"w.*"', 'w.*', 'the quotes'),
+                ('"tag:web"', 'tag:web', 'the quotes'), ('tag:web # x', 'tag:web', '# x'),
+                ('Sun\xa0UTM', 'Sun UTM', 'the no-break space'),
+                ('Sun\tUTM', 'Sun UTM', 'the control character'),
+                ('we\u200bb\xad', 'web', 'the soft hyphen and the zero width space'),
+                ('"Sun\xa0UTM" # x', 'Sun UTM', 'the no-break space and the quotes # x'),
+                ('web, Sun UTM', 'web and, in a line of its own, {}Sun UTM', ''),
+                ('web:3,"gone":2', 'web:3 and, in a line of its own, {}gone:2', 'the quotes'),
+                ('"web", "gone"  # x', 'web and, in a line of its own, {}gone',
+                 'the quotes and the quotes # x')):
+            for method in ('vm-export=', 'vdi-export=', 'exclude='):
+                if method == 'exclude=' and ':3' in line:      # which keeps no number of backups
+                    continue
+                with self.subTest(method + line):
+                    plan = VmBackup.select(rules(method + line, 'vm-export=a,b'), pool, 4)
+                    self.assertIn('***%s - vm not found: %s (test.cfg line 1): write %s%s' % (
+                        'WARNING' if method == 'exclude=' else 'ERROR', method + line,
+                        method + written.format(method), dropped and ', without ' + dropped),
+                                  plan.messages)
+                    self.assertEqual((['a,b'], ()), (shown(plan, 'vm-export'), plan.errors))
+                    self.assertEqual(method != 'exclude=', bool(plan.failures))
+        for name in names:                             # what is written is tried first
+            plan = select(['vm-export=' + name], *names)
+            self.assertEqual(([name], ()), (shown(plan, 'vm-export'), plan.errors))
+        for line in ('"gone"', 'gone # web', '"web', 'web"', '', '""', '# web', ',', '"web" b'):
+            plan = select(['vm-export=c++', 'vdi-export=' + line], *names)
+            self.assertNotIn('write', ''.join(plan.messages), line)
+
+    def test_what_became_of_a_vm_that_a_line_names_is_told_and_its_name_is_no_regex(self):
+        for name in ('db', 'db.example.com', 'c++', 'a(b', 'web:old'):
+            plan = VmBackup.select(rules('vm-export=' + name, 'vm-export=web'), vms('web'), 4,
+                                   former={name: 'it is now x'})
+            self.assertEqual((['web'], [(name, 'VM-NOT-FOUND')], ()), (
+                shown(plan, 'vm-export'), failures(plan), plan.errors))
+            self.assertEqual('not in the pool: it is now x', plan.failures[0].error)
+
+    def test_a_vm_in_both_lists_is_a_note(self):
+        note = '***NOTE - both vm-export and vdi-export (this counts): '
+        for lines, named in ((['vm-export=.*', 'vdi-export=db'], 'db'),
+                             (['vdi-export=.*', 'vm-export=db', 'vm-export=web'], 'db, web'),
+                             (['vdi-export=.*', 'vm-export=web', 'exclude=web'], ''),
+                             (['vdi-export=db', 'vm-export=web'], '')):
+            plan = select(lines, 'db', 'web')
+            self.assertEqual(([note + named] if named else [], ()), (
+                [text for text in plan.messages if 'both' in text], plan.warnings))
+
+    def test_an_exclude_disk_that_is_no_regex_stops_no_backup(self):
+        plan = select(['exclude-disk=x(', 'vm-export=web'], 'web')
+        self.assertEqual(('invalid regex: exclude-disk=x( (test.cfg line 1): it can only be the '
+                          'name of a disk',), plan.warnings)
+        self.assertEqual((['web'], ()), (shown(plan, 'vm-export'), plan.errors))
+        self.assertTrue(VmBackup.DiskChoice(('x(',)).reason('web', 'xvda', 'x(', 'u'))
+        self.assertIn('***ERROR - invalid regex: exclude=*x (test.cfg line 1): any text is .*, not '
+                      '*', select(['exclude=*x', 'vm-export=web'], 'web').messages)
+
     def test_an_excluded_name_excludes_no_missing_tag_or_uuid(self):
         plan = select(['vm-export=uuid:' + UUIDS[0], 'vm-export=tag:devel', 'vm-export=web',
                        'exclude=.*[0-9]$', 'exclude=.*devel.*'], 'web')

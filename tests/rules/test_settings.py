@@ -11,7 +11,7 @@ from tests.tools.support import PoolCase
 KEYS = {
     'pool_db_backup': (0, {'1': 1, '0': 0}, ['', 'yes', '2', '-1', 'True']),
     'pool_db_max_backups': (0, {'0': 0, '7': 7, '1000000': 10**6}, ['', '-1', '1000001', 'all']),
-    'max_backups': (4, {'1': 1, '007': 7}, ['', '0', '-1', '1.5', '4 # four', '٤', '9' * 5000]),
+    'max_backups': (4, {'1': 1, '007': 7}, ['', '0', '1.5', '4 ; 4', '4#', '"4', '٤', '9' * 5000]),
     'keep_last': (4, {'0': 0, '7': 7, '': 4}, ['-1', 'all', '1000001']),
     'keep_hourly': (0, {'24': 24, '0': 0}, ['', '-1', 'all']),
     'keep_daily': (0, {'7': 7}, ['', '-1', '1.5']),
@@ -84,13 +84,15 @@ class Keys(unittest.TestCase):
                     self.assertEqual(value, getattr(config.settings, name), line % (name, text))
 
     def test_wrong_values_are_named_with_file_and_line_and_the_default_stays(self):
+        allowed = {key.name: key.allowed for key in VmBackup.KEYS}
         for name, (default, _, bad) in KEYS.items():
             for text in bad:
                 with self.subTest(name=name, text=text):
                     config = parsed('# first', '%s=%s' % (name, text))
                     error, = config.errors.values()
-                    self.assertRegex(error, r'^ERROR: config %s (out of range|invalid)' % name)
-                    self.assertTrue(error.endswith('-> %s (f line 2)' % text), error)
+                    self.assertRegex(error, 'ERROR: config %s (out of range|invalid|has a)' % name)
+                    self.assertIn('-> %s (f line 2)' % text, error)
+                    self.assertEqual(allowed[name], error.partition(', allowed: ')[2])
                     self.assertEqual(default, getattr(config.settings, name))
 
     def test_all_wrong_values_are_named_together(self):
@@ -105,7 +107,7 @@ class Keys(unittest.TestCase):
 
 class Lines(unittest.TestCase):
     def test_comments_and_empty_lines_are_passed_over(self):
-        config = parsed('', '   ', '#', '# max_backups=2', '\t# indented', '#max_backups=2')
+        config = parsed('', '   ', '#', '; max_backups=2', '\t# indented', '#max_backups=2')
         self.assertEqual(parsed(), config)
 
     def test_a_line_is_split_at_its_first_equals_sign(self):
@@ -119,17 +121,48 @@ class Lines(unittest.TestCase):
         self.assertEqual([('vm-export', 'DEV  mySql', 'f line 1'), ('exclude', 'c', 'f line 3'),
                           ('vdi-export', 'a', 'f line 4')], [rule[:3] for rule in rules])
 
-    def test_unknown_keys_are_errors_unless_they_are_to_be_ignored(self):
-        lines = ['max_backup=3', 'Max_Backups=3', 'Exclude=x', '=x', 'vm_export=a']
-        self.assertEqual(tuple(
-            '***ERROR unexpected config key: %s (f line %d)' % (line.partition('=')[0], number)
-            for number, line in enumerate(lines, 1)), parsed(*lines).unexpected)
-        self.assertEqual(parsed(), parsed(*lines, ignore_extra_keys='true'))
+    def test_unknown_keys_are_errors_or_notes_that_name_a_key_which_is_like_it(self):
+        for name, meant in (
+                ('max_backup', 'max_backups'), ('Max_Backups', 'max_backups'), ('', ''),
+                ('Exclude', 'exclude'), ('vm_export', 'vm-export'), ('vm_exports', 'vm-export'),
+                ('backup-dir', 'backup_dir'), ('backup', 'backup_dir'),
+                ('statuslog', 'status_log'), ('smtp_server', 'mail_smtp_server'),
+                ('smtp_port', 'mail_smtp_port'), ('exclude_disk', 'exclude-disk'),
+                ('compresion', 'compress'), ('excludes', 'exclude'), ('mailto', 'mail_to'),
+                ('name', ''), ('path', ''), ('log', ''), ('vm', ''), ('user', ''), ('retain', ''),
+                ('api_token', ''), ('secrets_file', ''), ('share_type', ''), ('host_backup', ''),
+                ('timeout', ''), ('keep', ''), ('mail', ''), ('report', ''), ('host', '')):
+            with self.subTest(name):
+                line = 'config key: ' + name + ' (f line 1)' + (meant and ', perhaps ' + meant)
+                self.assertEqual(('***ERROR unexpected ' + line,), parsed(name + '=x').unexpected)
+                config = parsed(name + '=x', ignore_extra_keys='true')
+                self.assertEqual(('***NOTE - ignored ' + line,), config.notes)
+                self.assertEqual(parsed(), config._replace(notes=()))
+
+    def test_a_setting_has_no_quotes_around_it_and_no_comment_behind_it_and_a_note_says_so(self):
+        for text, value, dropped in (
+                ('"/a b"', '/a b', 'the quotes'), ("'/a'", '/a', 'the quotes'),
+                ('/a   # the NAS', '/a', '# the NAS'), ('/a\t#', '/a', '#'),
+                ('"/a # b"\t# it\'s "x"', '/a # b', 'the quotes # it\'s "x"'),
+                ("'/a' ; NAS", '/a', 'the quotes ; NAS'), ('"/it\'s"', "/it's", 'the quotes'),
+                ('/a#b', '/a#b', ''), ("/it's a", "/it's a", ''), ('/a ; b', '/a ; b', '')):
+            with self.subTest(text):
+                config = parsed('backup_dir = ' + text)
+                note = '***NOTE - config backup_dir is %s, without %s (f line 1)' % (value, dropped)
+                self.assertEqual((value, {}, (note,) if dropped else ()), (
+                    config.settings.backup_dir, config.errors, config.notes))
+        self.assertEqual((), parsed('mail_to=  # nobody', 'mail_from=""').settings.mail_to)
+        for text in ('"/a', "'/a\"", '/a"', '"/a" b', '"/a"/b', '"', '/a" # "', '"a" "b"'):
+            self.assertEqual(['ERROR: config backup_dir has a quote without its other one -> %s '
+                              '(f line 1)' % text],
+                             list(parsed('backup_dir=' + text).errors.values()))
 
     def test_a_line_without_equals_sign_is_never_ignored(self):
         for ignore in ('', 'true'):
-            self.assertEqual(('***ERROR not a key=value line: vm-export db (f line 1)',),
-                             parsed('vm-export db', ignore_extra_keys=ignore).unexpected)
+            for line, hint in (('vm-export db', ''), ('max_backups: 3', ''), (
+                    '[x]', ', a section: there are none here, delete the line')):
+                self.assertEqual(('***ERROR not a key=value line: %s (f line 1)' % line + hint,),
+                                 parsed(line, ignore_extra_keys=ignore).unexpected)
 
 
 class Files(PoolCase):
@@ -168,19 +201,21 @@ class Files(PoolCase):
             done = self.command(2, 'password', config, *words)
             error, = [line for line in done.lines if line.startswith('ERROR')]
             self.assertIn('ERROR in config_load, consider ignore_extra_keys=true', error)
-            for line in ('***ERROR unexpected config key: max_backup (%s line 5)',
-                         '***ERROR not a key=value line: just words (%s line 6)'):
-                self.assertIn(line % config, done.lines)
+            for line in ('unexpected config key: max_backup (%s line 5), perhaps max_backups',
+                         'not a key=value line: just words (%s line 6)'):
+                self.assertIn('***ERROR ' + line % config, done.lines)
         self.assertEqual([], self.sim.calls())
         config = self.raw_config(b'vm-export=db\nmax_backup=3\n')
-        self.assert_ends(0, self.preview(config, 'Ignore_Extra_Keys=TRUE'))
+        done = self.assert_ends(0, self.preview(config, 'Ignore_Extra_Keys=TRUE'))
+        note = '***NOTE - ignored config key: max_backup (%s line 5), perhaps max_backups' % config
+        self.assertEqual(1, done.lines.count(note))
 
     def test_wrong_values_end_a_run_and_a_preview_shows_the_rest_too(self):
         config = self.raw_config(b'vm-export=db\nmax_backups=zero\n')
         for preview in ([], ['preview']):
             done = self.command(2, 'password', config, *preview)
-            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 5)' % config,
-                          done.lines)
+            self.assertIn('ERROR: config max_backups out of range -> zero (%s line 5), '
+                          'allowed: 1 to 1000000' % config, done.lines)
             self.assertIn('  vm-export: db', done.lines)
             self.assertIn('ERROR in configuration settings...',
                           done.lines[-1:] if preview else done.lines)
@@ -278,16 +313,21 @@ class CommandLines(PoolCase):
 
     def test_unknown_options_and_values_are_errors_and_nothing_is_done(self):
         config = self.config('vm-export=db')
-        for word, what in (('previw', 'unknown option'), ('preview=True', 'unknown option'),
-                           ('max_backups=2', 'unknown option'), ('', 'unknown option'),
-                           ('--preview', 'unknown option'), ('web.cfg', 'unknown option'),
-                           ('compress=yes', 'invalid value'), ('compress=', 'invalid value'),
-                           ('pre_clean=1', 'invalid value'), ('compress= zstd', 'invalid value'),
-                           ('ignore_extra_keys=maybe', 'invalid value'), ('compress', 'unknown')):
+        see = 'see VmBackup.py help backup)'
+        for word, meant in (('previw', 'preview'), ('preview=True', 'preview'), ('dry-run', ''),
+                            ('max_backups=2', ''), ('', ''), ('--preview', 'preview'),
+                            ('web.cfg', ''), ('compress', 'compress='),
+                            ('--Parallel-per-sr=2', 'parallel_per_sr=')):
             with self.subTest(word):
-                done = self.command(2, 'password', config, word)
-                line, = done.lines
-                self.assertRegex(line, '^ERROR %s.*: %s ' % (what, word))
+                line, = self.command(2, 'password', config, word).lines
+                self.assertEqual('ERROR unknown option: %s (%s' % (
+                    word + (meant and ', perhaps ' + meant), see), line)
+        for word, allowed in (('compress=yes', 'False|True|gzip|zstd|none'), ('parallel=', '<N>'),
+                              ('compress= zstd', 'False|True|gzip|zstd|none'),
+                              ('pre_clean=1', 'True|False'), ('ignore_extra_keys=x', 'True|False')):
+            line, = self.command(2, 'password', config, word).lines
+            self.assertEqual('ERROR invalid value: %s (allowed: %s=%s; %s' % (
+                word, word.partition('=')[0], allowed, see), line)
         self.assertEqual([], self.sim.calls())
         self.assertFalse(os.path.exists(self.status_log))
 

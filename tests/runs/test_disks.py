@@ -199,6 +199,16 @@ class Preview(DiskCase):
                          done.lines[first + 1:first + 4])
         self.assertEqual(6, len(self.sim.calls('xapi')), self.sim.calls('xapi'))
 
+    def test_a_line_that_is_no_regex_or_has_quotes_is_told_of_and_stops_no_backup(self):
+        config = self.config('vm-export=web', 'exclude-disk=x(', 'exclude-disk="data"  # big')
+        lines = self.assert_ends(1, self.vmbackup('password', config, 'preview')).lines
+        self.assertLessEqual({
+            '***WARNING - invalid regex: exclude-disk=x( (%s line 4): it can only be the name of a '
+            'disk' % config, '***NOTE - a part of the name: the quotes # big: exclude-disk="data"  '
+            '# big (%s line 5)' % config}, set(lines))
+        self.ends(1, 'vm-export=web', 'exclude-disk=x(')
+        self.assertEqual([1, 2, 3], self.archived())
+
     def test_a_boot_disk_that_is_left_out_is_an_error(self):
         for keys in ({'honour_nobak': 'yes'}, {'honour_nobak': 'yes', 'vdi_disks': 'all'}):
             done = self.assert_ends(2, self.preview('vdi-export=db', **keys))

@@ -75,6 +75,23 @@ class Rotation(IdentityCase):
         self.command(0, *words)
         self.assertEqual(([4, 5], 2), (self.kept(), len(self.dated('db'))))
 
+    def test_what_a_vm_of_the_config_is_now_called_is_told_and_others_are_backed_up(self):
+        for name in ('web', 'c++', 'web:old'):      # which may be no regex
+            self.xe('vm-param-set', 'uuid=' + self.first, 'name-label=' + name)
+            self.ends(0, 'vm-export=uuid:' + self.first)
+            self.xe('vm-param-set', 'uuid=' + self.first, 'name-label=db')
+            for words in ([], ['preview'])[:2 if name == 'c++' else 1]:
+                config = self.config('vm-export=' + name, 'vdi-export=uuid:' + self.first)
+                lines = self.command(2, 'password', config, *words).lines
+                self.assertIn('***ERROR - vm not found: vm-export=%s (%s line 3): the VM of the '
+                              'newest backup in %s is now called db' % (name, config, name), lines)
+                self.assertEqual(not words, 'VmBackup vdi-export db - ***Success*** t:0' in lines)
+            self.assert_told('vm-export,end,VM-NOT-FOUND ' + name)
+        self.xe('vm-uninstall', 'uuid=' + self.first, 'force=true')
+        done = self.vmbackup('password', self.config('vm-export=web', 'vm-export=.*'))
+        self.assertIn('newest backup in web is not in this pool', done.output)
+        self.before = self.contents()
+
     def test_those_of_a_vm_that_is_gone_are_rotated_with_those_of_its_successor(self):
         for _ in range(2):
             self.backed_up()

@@ -76,7 +76,7 @@ class DisksOfASnapshot(LeftoverCase):
             with self.subTest(times=times, pauses=pauses):
                 self.script = self.changed_script(DISCARD_PAUSES=pauses)
                 refused = self.refuse_to_destroy(times)    # vm-uninstall's, then each disk
-                done = self.ends(1, 'vm-export=web')
+                done = self.ends(int(left), 'vm-export=web')
                 self.assertEqual(times, len(refused))
                 self.assertIn('vdi-destroy', self.verbs())
                 self.assertEqual(left, 'was left in the pool' in done.output)
@@ -112,7 +112,7 @@ class DisksOfASnapshot(LeftoverCase):
         self.sim.pool.put('VDI', ref, name_label='x\nVDI: %s (x) ' % mine)
         self.before = self.contents()
         self.refuse_to_destroy(1)
-        self.ends(1, 'vm-export=web')
+        self.ends(0, 'vm-export=web')
         self.assert_clean()
 
 
@@ -257,6 +257,6 @@ class ChangesInTheNight(LeftoverCase):
                 self.sim.pool.faults.add(verb, 'refuse', error=FAILURE)
                 self.sim.pool.faults.add(method, 'refuse', error=['INTERNAL_ERROR', 'no'], times=0)
                 self.before = self.contents()
-                self.ends(1, rule)
+                self.ends(0, rule)
                 self.sim.pool.faults.clear()
                 self.assert_clean()

@@ -56,6 +56,18 @@ class Errors(unittest.TestCase):
 
 
 class Passwords(LoginCase):
+    def test_a_refused_password_that_looks_like_a_path_is_told_to_be_no_file_and_not_shown(self):
+        for word, looks in (('/root/VmBackup.pass', True), ('VmBackup.pass', True),
+                            ('x/secret', True), ('secret', False), ('s3.cret!', False)):
+            line = self.assert_ends(2, self.preview(word)).lines[-1]
+            self.assertIn('SESSION_AUTHENTICATION_FAILED', line)
+            self.assertEqual(looks, line.endswith('(if a password file was meant: there is no such '
+                                                  'file)'), line)
+            self.assertNotIn(word, line)
+        held = self.put_file('held.pass', base64.b64encode(b'a/b.c').decode())
+        os.chmod(held, 0o600)
+        self.assertNotIn('no such file', self.preview(held).output)
+
     def test_a_password_logs_in_over_http(self):
         self.assertEqual(0, self.preview('password').status)
         self.assertEqual(('root', 'password', '1.0', 'VmBackup.py'),

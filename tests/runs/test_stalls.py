@@ -246,11 +246,11 @@ class Restarts(StallCase):
         self.survived('VM-EXPORT-FAIL', 'vm-export', nth=2, after=BEGUN)
 
     def test_while_the_snapshot_is_made_or_removed(self):
-        for outcome, verb in (('SUCCESS', 'vm-snapshot'), ('WARNING', 'vm-uninstall')):
+        for verb in ('vm-snapshot', 'vm-uninstall'):
             for after in (0, 1, 2):
                 with self.subTest(verb=verb, after=after):
                     self.setUp()
-                    self.survived(outcome, verb, after=after)
+                    self.survived('SUCCESS', verb, after=after)
 
     def test_the_vm_that_just_begins_is_tried_again_once(self):
         for verb in ('vm-snapshot', 'template-param-set'):

@@ -694,8 +694,11 @@ class Target(StoreCase):
         self.needs_root_file_system()
         self.fstab()
         note = '***NOTE - backup_dir %s is on the root file system of this host' % self.backups
-        self.assertIn(note, self.ends(0, 'vm-export=db', require_mount='auto').lines)
-        self.assertNotIn(note, self.ends(0, 'vm-export=db', require_mount='no').lines)
+        for count, status, keys in ((1, 0, {'require_mount': 'auto'}), (0, 0, {}), (
+                0, 2, {'require_mount': 'auto', 'backup_dir': self.at('none')})):
+            for words in ([], ['preview']):
+                done = self.command(status, 'password', self.config('vm-export=db', **keys), *words)
+                self.assertEqual(count, done.output.count(note.partition(self.backups)[2]))
 
     def test_a_mounted_share_passes_also_below_one_that_is_not(self):
         share = self.at('share')

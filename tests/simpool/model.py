@@ -85,6 +85,8 @@ BIOS = dict.fromkeys(
 BIOS.update({'bios-vendor': 'Xen', 'system-manufacturer': 'Xen', 'system-product-name': 'HVM domU',
              'oem-1': 'Xen', 'oem-2': 'MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d'})
 
+# xapi_vm_lifecycle.ml; of a VM with a VUSB
+WITHOUT_USB = ('suspend', 'snapshot', 'checkpoint', 'migrate_send', 'pool_migrate')
 CONCURRENT = ({'clone', 'copy', 'export'}, {'snapshot', 'checkpoint'})
 OF_TEMPLATES = {'clone', 'export', 'metadata_export'}
 OF_SNAPSHOTS = {'clone', 'export', 'destroy', 'hard_shutdown', 'metadata_export'}
@@ -722,6 +724,8 @@ class Pool(Transfers):
         elif record['is_a_template'] and operation not in OF_TEMPLATES and (
                 operation != 'destroy' or record['is_default_template']):
             raise XapiError('VM_IS_TEMPLATE', vm, operation)
+        if record['VUSBs'] and operation in WITHOUT_USB:
+            raise XapiError('VM_HAS_VUSBS', vm)
         if operation in ('snapshot', 'suspend'):
             self._assert_persistent(record)
 
@@ -789,7 +793,8 @@ class Pool(Transfers):
         kind = ('control domain' if record['is_control_domain'] else
                 'snapshot' if record['is_a_snapshot'] else
                 'template' if record['is_a_template'] else record['power_state'])
-        allowed = [name for name in ALLOWED[kind] if name not in record['blocked_operations']]
+        allowed = [name for name in ALLOWED[kind] if name not in record['blocked_operations']
+                   and not (record['VUSBs'] and name in WITHOUT_USB)]
         if record['is_default_template']:
             allowed.remove('destroy')
         if record['VTPMs'] and 'create_vtpm' in allowed:
@@ -877,7 +882,7 @@ class Pool(Transfers):
             order='0', suspend_VDI=NULL, memory_target='0',
             metrics=self.new('VM_metrics', start_time=metrics['start_time']),
             guest_metrics=self.new('VM_guest_metrics', **dict(guest, uuid='')) if guest else NULL,
-            last_boot_CPU_flags={}, VTPMs=[],
+            last_boot_CPU_flags={}, VTPMs=[], VUSBs=[],
             generation_id=record['generation_id'] and '%d:%d' % (
                 random.getrandbits(63), random.getrandbits(63))))
         if snapshot:

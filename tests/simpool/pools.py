@@ -15,7 +15,7 @@ All keys are optional but the names.
               "template": false, "tags": ["prod"], "other_config": {"key": "value"},
               "blocked_operations": {"snapshot": "why"}, "ha_restart_priority": "restart",
               "memory": "256 MiB", "vcpus": 1, "host": "host1", "firmware": "bios",
-              "vtpm": true,
+              "vtpm": true, "usb": true,            a passed-through USB device
               "disks": ["8 MiB", {"size": "8 MiB", "name": "web 0", "description": "", "sr": "...",
                         "fill": 0.5, "seed": "...", "device": "0", "bootable": true, "mode": "RW",
                         "owner": true, "on_boot": "persist", "sharable": false}],
@@ -55,7 +55,7 @@ KEYS = {thing: words.split() for thing, words in {
     'host': 'name address',
     'SR': 'name type size shared host content isos',
     'VM': 'name uuid description power_state template tags other_config blocked_operations'
-          ' ha_restart_priority memory vcpus host firmware vtpm disks cd networks ran snapshots'
+          ' ha_restart_priority memory vcpus host firmware vtpm usb disks cd networks ran snapshots'
           ' count',
     'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
 }.items()}
@@ -279,6 +279,8 @@ class _Builder:
                      network=self.networks[network])
         if vm.get('vtpm'):
             pool.new('VTPM', VM=ref)
+        if vm.get('usb'):
+            pool.put('VM', ref, VUSBs=[pool.new_ref('VUSB', {})])
         for label in vm.get('snapshots', []):
             pool.call('VM.snapshot', ref, label)
         self.bring_into(ref, state, vm.get('ran') or state != 'Halted',

@@ -215,6 +215,12 @@ class LifeAndDeath(ModelCase):
         self.value('VM.add_to_blocked_operations', box, 'snapshot', 'no')
         self.assert_refused(['OPERATION_BLOCKED', box, 'no'], 'VM.snapshot', box, 'y')
         self.value('VM.remove_from_blocked_operations', box, 'snapshot')
+        self.pool.put('VM', box, VUSBs=['OpaqueRef:usb'])
+        self.assert_refused(['VM_HAS_VUSBS', box], 'VM.snapshot', box, 'x')
+        self.pool.settle(box)
+        self.assertNotIn('snapshot', self.value('VM.get_allowed_operations', box))
+        self.pool.put('VM', box, VUSBs=[])
+        self.pool.settle(box)
         self.value('VDI.set_on_boot', self.disks(box)['1'], 'reset')
         self.assert_refused(['VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION'],
                             'VM.snapshot', box, 'x')
