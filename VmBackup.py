@@ -6428,7 +6428,7 @@ class VmBackup(Turn):
         else:
             log('vm is NOT running')
         exporter.choose_source(vm)
-        size = sum(int(disk.vdi['virtual_size']) for disk in exporter.disks)
+        size = sum(disk.size for disk in exporter.disks)
         self.need = f'; this VM needs up to {human_size(size)}'
         if self.last:
             self.need += f', and took {human_size(self.last)} last time'
@@ -7918,7 +7918,7 @@ class StatusCheck:
 
     def __init__(self, max_age: str) -> None:
         self.max_age = max_age     # as the administrator wrote it
-        self.moment = now()
+        self.moment = now().timestamp()
         if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
@@ -7963,7 +7963,7 @@ class StatusCheck:
             if other:
                 self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
             size += sum(last.sizes.values())
-            seconds = self.moment.timestamp() - last.when
+            seconds = self.moment - last.when
             if not last.path:
                 bad.append(f'{vm.name} (none)')
             elif not last.when or seconds < -86400:      # which proves nothing
@@ -7998,7 +7998,7 @@ class StatusCheck:
                 last = logged
         if not last:
             return
-        late = self.moment.timestamp() - seconds_of(last.begun) > self.limit
+        late = self.moment - seconds_of(last.begun) > self.limit
         since = last.begun[:16].replace('T', ' ')
         status, text = 0, f'running since {since}'
         if last.ended:
