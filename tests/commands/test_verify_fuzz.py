@@ -71,22 +71,6 @@ class Noise(FuzzCase):
         for _ in range(self.times(3)):
             self.end(zlib.compress(self.noise()))
 
-    def test_compressed_and_behind_what_tells_of_compression(self):
-        for program, kind in PACKERS.items():
-            self.only(program)
-            for _ in range(self.times(3)):
-                self.end(archives.packed(self.noise(), kind))
-                for head in (b'\x1f\x8b\x08\x00' + bytes(6), b'\x1f\x8b\x08\xff',
-                             b'\x28\xb5\x2f\xfd\xa4', archives.packed(b'x' * 3000, kind)[:9]):
-                    self.end(head + self.noise(), ['.xva'])
-
-    def test_headers_of_any_name_and_size(self):
-        for _ in range(self.times(60)):
-            name = self.chance.choice(('ova.xml', 'Ref:1/00000000', 'x', '', 'a' * 99, '\n'))
-            size = self.chance.choice((0, 1, 511, 512, 1 << 20, (1 << 20) + 1, 1 << 32,
-                                       0o77777777777))
-            self.end(archive.tar_header(name, size) + self.noise(), ['.xva'])
-
     def test_fields_of_a_header(self):
         for at, length in ((124, 12), (148, 8), (0, 100), (156, 1)):
             for _ in range(self.times(12)):

@@ -102,37 +102,6 @@ class Bits(Mutations):
             self.flip_some(30, range(BLOCK, BLOCK + len(found[0].data)), but=proof)
 
 
-class Blocks(Mutations):
-    """Storage that mixes up what it was given: a place is zeros, noise, or what another has; what
-    follows is moved."""
-
-    kind = 'changed blocks of archives'
-
-    def changes(self, data):
-        size = self.chance.choice((1, 16, BLOCK, BLOCK, 4096, 65536))
-        unit = 1 if size < BLOCK else BLOCK
-        at, other = (unit * self.chance.randrange((len(data) - 1) // unit) for _ in range(2))
-        size = min(size, len(data) - max(at, other))
-        here, there, rest = data[at:at + size], data[other:other + size], data[at + size:]
-        for what, new in (
-                ('zeros', bytes(size)), ('noise', noise(self.chance, size)), ('gone', b''),
-                ('what is elsewhere', there), ('twice', here + here),
-                ('zeros come in between', bytes(size) + here)):
-            yield what, data[:at] + new + rest
-        if abs(at - other) >= size:
-            first, second = sorted((at, other))
-            yield 'swapped', b''.join((
-                data[:first], data[second:second + size], data[first + size:second],
-                data[first:first + size], data[second + size:]))
-
-    def test_of_storage_that_mixes_them_up(self):
-        for data, _, proof in self.each_kind():
-            for _ in range(self.times(12)):
-                for what, changed in self.changes(data):
-                    if changed != data:
-                        self.assert_found(what, changed, but=proof)
-
-
 class Structure(Mutations):
     """Members are dropped, repeated, swapped, shortened, lengthened, renamed."""
 
