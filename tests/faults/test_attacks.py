@@ -288,7 +288,6 @@ class Attacks(FaultCase):
             child.stdout.close()
             return None, b''
         finally:
-            self.memory_used = child.usage and child.usage[2] << 10
             self.sim.pool.faults.clear()
         return child.returncode, output
 

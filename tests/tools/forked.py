@@ -16,7 +16,6 @@ import faulthandler
 import functools
 import importlib.machinery
 import io
-import json
 import marshal
 import os
 import random
@@ -95,13 +94,12 @@ def start(words, environ, cwd, script=SCRIPT, umask=-1, prelude='', **streams):
 
 
 class Forked:
-    """A run that was forked: the part of subprocess.Popen that tests use, and `usage`, its
-    resources (resource.struct_rusage's user and system time in seconds, peak memory in KiB)."""
+    """A run that was forked: the part of subprocess.Popen that tests use."""
 
     def __init__(self, server, script, words, environ, cwd, umask, prelude, stdin, stdout,
                  stderr):
         self.args = [script] + list(words)
-        self.stdin = self.stdout = self.stderr = self.returncode = self.usage = None
+        self.stdin = self.stdout = self.stderr = self.returncode = None
         self._lock = threading.RLock()
         with contextlib.ExitStack() as theirs:
             self.stdin, reading = self._stream(0, stdin, theirs)
@@ -149,7 +147,7 @@ class Forked:
             if self.returncode is None:
                 if not select.select([self._answers], [], [], timeout)[0]:
                     raise subprocess.TimeoutExpired(self.args, timeout)
-                self.returncode, *self.usage = json.loads(self._line())
+                self.returncode = int(self._line())
                 self._answers.close()
         return self.returncode
 
@@ -294,13 +292,12 @@ def serve(control):
 def reap(children):
     """Tell of all children that have ended."""
     while children:
-        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         with contextlib.suppress(BrokenPipeError), children.pop(pid) as answers:
-            answers.sendall(json.dumps([code, usage.ru_utime, usage.ru_stime,
-                                        usage.ru_maxrss]).encode('ascii') + b'\n')
+            answers.sendall(b'%d\n' % code)
 
 
 def become(request, handles):

@@ -165,13 +165,6 @@ class OfItsOwn(ForkedCase):
         self.assertEqual((-signal.SIGKILL, b''), (child.poll(), read_proc(child.pid, 'stat')))
         child.terminate()                               # does nothing any more
 
-    def test_it_is_measured(self):
-        child = self.start('import sys, time\nkept = bytearray(64 << 20)\n'
-                           'while time.process_time() < 0.3:\n    pass\nsys.exit()')
-        child.communicate(support.LIMIT)
-        self.assertGreater(child.usage[0] + child.usage[1], 0.25)
-        self.assertGreater(child.usage[2], 64 << 10)
-
 
 # An xe that tells what it has found, asked for twice by a run: forked, and for real.
 XE = '''#!%s -IS
