@@ -7,7 +7,7 @@ import threading
 import time
 from unittest import mock
 
-from tests.simpool import archive, xe
+from tests.simpool import xe
 from tests.simpool.tests.support import NOBODY, Case, end, wait_until
 from tests.simpool.tests.test_doors import BROKEN
 
@@ -282,22 +282,6 @@ class Files(XeCase):
             wait_until(lambda: not self.pending())
             self.assertEqual([], self.held())
             over.clear()
-
-    def test_vhd_from_a_pipe_is_refused_although_it_was_written_and_raw_is_taken(self):
-        ref = self.pool.call('VDI.get_by_uuid', self.vdi())
-        image = archive.Image.sample(self.pool.content[ref].virtual_size, 'new', 0.7)
-        for form, data in (('vhd', archive.vhd_stream(image)), ('raw', archive.raw_stream(image))):
-            with open(self.path(form), 'wb') as file:
-                file.writelines(data)
-            words = ['vdi-import', 'uuid=' + self.vdi(), 'format=' + form, 'filename=/dev/stdin']
-            for piped in (True, False):
-                self.pool.content[ref] = archive.Image(image.virtual_size)
-                with open(self.path(form), 'rb') as file:
-                    process = self.start(*words, stdin=subprocess.PIPE if piped else file)
-                    _, err = process.communicate(file.read() if piped else None)
-                self.assertEqual(image, self.pool.content[ref])
-                self.assertEqual(b'Error code: VDI_IO_ERROR\nError parameters: Device I/O errors\n'
-                                 if piped and form == 'vhd' else b'', err)
 
 
 class TheProgram(XeCase):
