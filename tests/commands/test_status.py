@@ -327,17 +327,16 @@ class TheRun(StatusCase):
         self.assertIn('SUCCESS S:1 W:0 E:0', self.check('OK', self.run_config).text)
         self.assertIn('failed in it: gone (VM-NOT-FOUND)', self.check('CRITICAL', other).text)
 
+    @unittest.skipUnless(os.path.exists('/usr/sbin/logrotate'), 'no logrotate here')
     def test_logrotate_of_any_kind_leaves_the_record(self):
-        kinds = ('create', 'nocreate', 'copytruncate', 'compress', 'copytruncate\ncompress')
-        for kind in kinds:
+        for kind in ('create', 'nocreate', 'copytruncate', 'compress'):
             for moment in ('after a run', 'in its midst'):
                 with self.subTest(kind, moment=moment):
                     rotation = self.put_file('rotation', '%s {\nrotate 9\nmissingok\n%s\n}\n' % (
                         self.status_log, kind))
                     if moment == 'in its midst':
                         child = self.running()
-                    subprocess.check_output(['logrotate', '-f', '-s', self.at('state'), rotation],
-                                            stderr=subprocess.STDOUT)
+                    subprocess.check_call(['/usr/sbin/logrotate', '-fs', self.at('at'), rotation])
                     if moment == 'after a run':
                         self.assertRegex(self.check('OK', self.run_config).text,
                                          'last run, of .*: SUCCESS S:1 W:0 E:0$')

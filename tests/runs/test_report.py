@@ -118,6 +118,25 @@ class Reports(ReportCase):
         self.assertEqual('WARNING', found['vms'][0]['status'])
         self.assertTrue(found['vms'][0]['files'])
 
+    def test_a_warning_that_the_last_run_had_says_in_the_log_since_when(self):
+        record = os.path.join(self.backups, VmBackup.run_name(self.at('run.cfg')) + '.json')
+        rules = ('vm-export=db', 'vm-export=nothing.*')
+        for login, refused, words in (
+                ('password', True, ''), ('password', True, ' (since 2026-02-11)'),
+                ('wrong', False, None), ('password', True, ' (since 2026-02-11)'),
+                ('password', False, None), ('password', True, '')):
+            self.sim.pool.faults.clear()
+            if refused:
+                self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
+            done = self.vmbackup(login, self.reporting(*rules[:1 + refused]))
+            found = self.report(done)
+            if words is not None:
+                warning, = found['vms'][0]['warnings']
+                self.assertIn('***WARNING - db: %s%s' % (warning, words), done.lines)
+                self.assertEqual(['vm not found: vm-export=nothing.*'], found['warnings'])
+                self.assertIn('***WARNING - vm not found: vm-export=nothing.*' + words, done.lines)
+                self.put_file(record, re.sub('"20[0-9-]{8}"', '"2026-02-11"', self.read(record)))
+
     def test_a_run_that_is_skipped_and_a_vm_that_is(self):
         found = self.report(self.run_reporting(hook=self.program(
             'hook', '[ $1 != job-init ] || exit 75\n')))
