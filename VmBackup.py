@@ -3627,6 +3627,7 @@ class Catalogue:
 
     def __init__(self, settings: Settings) -> None:
         self.set_root(settings.backup_dir)
+        self.require_mount = settings.require_mount
         self.patterns = [settings.backup_dir_pattern, DEFAULT_BACKUP_DIR_PATTERN]
 
     def set_root(self, path: str) -> None:
@@ -3635,10 +3636,10 @@ class Catalogue:
         self.root = path
         ROOTS.add(path)
 
-    def check(self, require_mount: str, writing: bool = True) -> None:
+    def check(self, writing: bool = True) -> None:
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
         def look() -> None:
-            self.mounted = mount_of(self.root, require_mount, BACKUP_DIR)
+            self.mounted = mount_of(self.root, self.require_mount, BACKUP_DIR)
             with telling_trouble(self.root, BACKUP_DIR):
                 entries_in(self.root)
             if writing and not os.access(self.root, os.W_OK | os.X_OK):
@@ -4186,7 +4187,7 @@ def open_target(word: str, announce: bool = False,
         refuse_missing(word)
     if kind == 'file' and not (is_archive and is_archive(path)):
         opened = open_config(word, announce)
-        opened.store.check(opened.config.settings.require_mount, False)
+        opened.store.check(False)
         return opened
     if kind == 'store':
         mount_of(path, 'auto')
@@ -6712,7 +6713,6 @@ class BackupRun(Shared):
 
     def check(self, plan: Plan) -> Texts:
         """Print settings, lists and problems; return those that make a run impossible."""
-        mount = self.settings.require_mount
         log(*self.config.notes,
             *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
         show_settings(self.config, plan)
@@ -6721,8 +6721,8 @@ class BackupRun(Shared):
         if wrong:
             log(f'***WARNING - the config {self.config.path}: {wrong}')
         with tolerating(problems, 'ERROR'):
-            self.store.check(mount)
-            if mount == 'auto' and self.store.mounted == '/':
+            self.store.check()
+            if self.store.require_mount == 'auto' and self.store.mounted == '/':
                 log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
                     'host')
         problems += program_problems(self.settings)
@@ -6804,7 +6804,7 @@ class BackupRun(Shared):
         if not self.config.path or self.config.errors:
             return
         with suppress(TargetError):                    # `check` will tell
-            self.store.check(self.settings.require_mount)
+            self.store.check()
             name = run_name(self.config.path)
             try:
                 self.locks.enter_context(self.store.locked(name, RUN_PATIENCE))
@@ -7440,7 +7440,7 @@ def run_prune(line: CommandLine) -> int:
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
                          + line.word)
-    target.store.check(target.config.settings.require_mount)
+    target.store.check()
     command, done = 'prune', 'deleted'
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
@@ -7511,7 +7511,7 @@ class Sources:
         kind = kind_of(path)
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
             if kind in ('', 'store'):
-                self.store.check(self.config.settings.require_mount, False)
+                self.store.check(False)
                 self.store.stocked()
             found = self.called(word)
             if found:
@@ -7838,7 +7838,7 @@ class TestRestore(Run):
     def run(self, word: str, pool: Pool) -> None:
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store = self.sources.store
-        store.check(self.sources.config.settings.require_mount, False)
+        store.check(False)
         chosen, plan = select_histories(store.stocked(), self.sources.config, word)
         log(*plan.messages)
         if not chosen:
@@ -7930,7 +7930,7 @@ class StatusCheck:
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
-        store.check(config.settings.require_mount)
+        store.check()
         try:
             store.stocked()
         except TargetError as empty:

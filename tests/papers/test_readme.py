@@ -463,7 +463,7 @@ class Troubles(PoolCase):
     def backup_dir_is_not_writable(self):
         with unittest.mock.patch('os.access', return_value=False), (   # root may write anywhere
                 self.assertRaises(VmBackup.TargetError)) as raised:
-            store_at(self.backups).check('no')
+            store_at(self.backups).check()
         return 'ERROR: %s' % raised.exception
 
     @prints('no space left in')
@@ -492,7 +492,7 @@ class Troubles(PoolCase):
     @prints('cannot lock')
     def the_share_knows_no_locks(self):
         shared = shared_without_pool(self.backups)
-        shared.store.check('no')
+        shared.store.check()
         with unittest.mock.patch('fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')):
             with shared.store.locked(self.backups + '/db', 0):
                 return VmBackup.Console.current.lines[-1]

@@ -240,7 +240,7 @@ class Prune(RetentionCase):
         self.made('db', 1, 2)
         config = self.config('vm-export=.*', max_backups=1)
         store = store_at(self.backups)
-        store.check('no')
+        store.check()
         with store.locked('web', 0):
             done = self.command(2, 'prune', config)
         self.assertIn('ERROR %s/web: locked by another run (see lock_wait)' % self.backups,

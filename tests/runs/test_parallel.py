@@ -205,7 +205,7 @@ class Room(ParallelCase):
             path = self.old_backup(name, 'backup-2026-01-01-(00:00:00)', 'success')
             self.put_file(os.path.join(path, name + '.xva'), bytes(1 << 20))
             histories[name] = shared.store.history(name)
-        shared.store.check('no')
+        shared.store.check()
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0)
 
         def begin(name, free):
@@ -224,7 +224,7 @@ class Room(ParallelCase):
 
     def test_a_file_that_is_renamed_meanwhile_hides_no_room_that_is_needed(self):
         shared = shared_without_pool(self.backups)
-        shared.store.check('no')
+        shared.store.check()
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         backup.new_directory(['one.xva'], VmBackup.now())
@@ -246,7 +246,7 @@ class Room(ParallelCase):
         self.put_file(os.path.join(path, 'one.xva'), bytes(1 << 20))
         found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=1, f_bfree=1)
         shared = shared_without_pool(self.backups)
-        shared.store.check('no')
+        shared.store.check()
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         with unittest.mock.patch('os.statvfs', return_value=found):

@@ -504,7 +504,7 @@ class Locks(StoreCase):
             with self.subTest(prelude), contextlib.ExitStack() as stack:
                 stores = [store_at(self.backups, NAME) for _ in range(2)]
                 for store in stores:
-                    store.check('no')
+                    store.check()
                 if prelude:
                     stack.enter_context(unittest.mock.patch(
                         'fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')))
@@ -782,7 +782,7 @@ class Target(StoreCase):
 
     def test_a_share_that_was_unmounted_since_is_noticed(self):
         store = store_at(self.backups, NAME)
-        store.check('no')
+        store.check()
         store.check_mounted()
         store.mounted = self.backups                   # where the test found it a moment ago
         with self.assertRaises(VmBackup.TargetError) as caught:
