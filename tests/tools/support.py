@@ -336,7 +336,8 @@ class PoolCase(unittest.TestCase):
 
 def store_at(backup_dir, pattern=VmBackup.DEFAULT_BACKUP_DIR_PATTERN):
     """The Store of a config that names this directory."""
-    return VmBackup.Store(types.SimpleNamespace(backup_dir=backup_dir, backup_dir_pattern=pattern))
+    return VmBackup.Store(types.SimpleNamespace(
+        backup_dir=backup_dir, backup_dir_pattern=pattern, require_mount='no'))
 
 
 def shared_without_pool(backup_dir):
