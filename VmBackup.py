@@ -74,7 +74,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -90,6 +89,7 @@ from signal import (SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IG
 from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 from subprocess import CompletedProcess, DEVNULL, PIPE, Popen, STDOUT, TimeoutExpired
 from threading import Lock, RLock, Thread, get_ident
+from time import monotonic, sleep
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -415,8 +415,8 @@ def seconds_ahead(text: str) -> int:
 
 def stopwatch() -> Callable[[], float]:
     """Return a function that returns the seconds since now, whatever becomes of the clock."""
-    begun = time.monotonic()
-    return lambda: time.monotonic() - begun
+    begun = monotonic()
+    return lambda: monotonic() - begun
 
 
 def encoded(text: str) -> bytes:
@@ -1766,7 +1766,7 @@ def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
     while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
         if elapsed() > timeout or signals.received and signals.since() > REAP_TIMEOUT:
             return False
-        time.sleep(0.02)
+        sleep(0.02)
     return True
 
 
@@ -2095,7 +2095,7 @@ class Pool:
                     raise
                 if not wait:
                     log(f'***NOTE - {error}: trying again')
-            time.sleep(wait)
+            sleep(wait)
 
     def guarded(self, method: str, *arguments: Any) -> Any:
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
@@ -2222,7 +2222,7 @@ class Pool:
         """Yield while xapi may be ending what nobody waits for; raise PoolError after a while."""
         for wait in SNAPSHOT_PAUSES + (0,):
             yield
-            time.sleep(wait)
+            sleep(wait)
         raise PoolError(what)
 
     def wait_for_snapshot(self, kind: str, ref: str) -> None:
@@ -3640,8 +3640,8 @@ class Catalogue:
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
         def look() -> None:
             self.mounted = mount_of(self.root, self.require_mount, BACKUP_DIR)
-            with telling_trouble(self.root, BACKUP_DIR):
-                entries_in(self.root)
+            with telling_trouble(self.root, BACKUP_DIR), hold(self.root):
+                pass                                   # it is a directory that can be opened
             if writing and not os.access(self.root, os.W_OK | os.X_OK):
                 raise TargetError(f'{BACKUP_DIR} is not writable -> {self.root}')
         bounded(look, f'backup_dir {self.root}')
@@ -3980,7 +3980,7 @@ class Store(Catalogue):
                 if waited() >= patience:
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 check_signals()
-                time.sleep(1)
+                sleep(1)
             if self.no_locking and not self.noted:
                 self.noted = True
                 log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
@@ -4912,7 +4912,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
         except CommandFailed as error:
             if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
                 raise
-        time.sleep(wait)
+        sleep(wait)
     # A tar that begins with ova.xml (xapi: export.ml).
     header = re.match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
     if not header:
@@ -5149,7 +5149,7 @@ def in_several_tries(remove: Callable[[int], None], patient: bool = False) -> No
             if number >= len(pauses if passing else DISCARD_PAUSES) or error.code == NOT_OURS:
                 raise
             log(f'***NOTE - {error}: trying again')
-        time.sleep(pauses[number])
+        sleep(pauses[number])
 
 
 def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: str = 'RO',
@@ -5157,7 +5157,7 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: st
     """Take from disks the VBDs that transfers have left (see Pool.holds). Raise VmBackupError."""
     leaked = []                # type: List[str]
     for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
-        time.sleep(pause)
+        sleep(pause)
         held = pool.holds(owners, disks, mode, sure)
         if not held:
             return
@@ -6038,7 +6038,7 @@ def send_mail(settings: Settings, subject: str) -> bool:
         log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
         return False
     for attempt in range(MAIL_ATTEMPTS):
-        time.sleep(MAIL_PAUSE if attempt else 0)
+        sleep(MAIL_PAUSE if attempt else 0)
         try:
             password = ''
             if settings.mail_smtp_password_file:
@@ -6402,7 +6402,7 @@ class VmBackup(Turn):
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
             check_signals()
-            time.sleep(min(1, RESTART_PAUSE))
+            sleep(min(1, RESTART_PAUSE))
         del self.warnings[:]
         self.back_up()
 

@@ -69,9 +69,9 @@ class FullDisk(RoomCase):
 
     def test_a_full_disk(self):
         self.assert_blamed('no space left in ' + self.share)
-        self.put_file(self.old_backup('web', DAY % 1, 'success') + '/web.xva', bytes(1 << 20))
+        self.put_file(self.old_backup('web', DAY % 1, 'success') + '/web.xva', bytes(900 << 10))
         self.assert_blamed('no space left in ' + self.share, LINES[:1],
-                           ', and took 1.0 MiB last time')
+                           ', and took 900.0 KiB last time')
 
     def test_before_and_after_the_export(self):
         """The record of the snapshot, metadata, dump; what is cut off, guide, manifest."""
