@@ -174,7 +174,8 @@ MAIL_LIMIT = 120           # seconds for all of one attempt
 Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by their fields
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
-Options = Dict[str, str]       # of a command, all that it has; '' for those not given
+Strings = Dict[str, str]       # texts by texts
+Options = Strings              # of a command, all that it has; '' for those not given
 Pair = Tuple[str, str]
 DiskId = Pair                  # uuid and device
 DiskIds = Sequence[DiskId]
@@ -315,7 +316,7 @@ class Compression(NamedTuple):
     ending: str                # of the file's name
     magic: bytes               # the file's first bytes
     programs: Texts            # the first that this host has compresses and decompresses
-    parameters: Dict[str, str]     # of xe vm-export
+    parameters: Strings        # of xe vm-export
     unpack: str                # command of a person for it
 
 
@@ -827,7 +828,7 @@ class Config(NamedTuple):
     rules: Tuple[Rule, ...]
     given: Dict[str, Pair]     # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
-    errors: Dict[str, str]     # of keys whose values cannot be used: a preview can still go on
+    errors: Strings            # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
 
 
@@ -960,7 +961,7 @@ def deepest(points: Iterable[str], path: str) -> str:
                 if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
 
 
-def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Dict[str, str]:
+def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Strings:
     """Return where file systems are mounted, with their types, or with FSTAB and 1 where they
     should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
     found = {}
@@ -1130,7 +1131,7 @@ def is_called(vm: Vm, rule: Rule) -> bool:
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
-    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm], former: Dict[str, str],
+    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm], former: Strings,
                  lacking: str) -> None:
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -1274,7 +1275,7 @@ class DiskChoice(NamedTuple):
 
 
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
-           former: Dict[str, str] = {}, saved: bool = False) -> Plan:
+           former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     lacking = 'no backup found' if saved else 'vm not found'
     of_vms = [rule for rule in rules if rule.method != 'exclude-disk']
@@ -3673,7 +3674,7 @@ class Catalogue:
         date = History(dirname(path), self.patterns).date_of(basename(path))
         return Backup.read(path, date)
 
-    def restores(self) -> Dict[str, str]:
+    def restores(self) -> Strings:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         names = []             # type: List[str]
         with suppress(OSError):                        # `check` will tell
@@ -3842,7 +3843,7 @@ class Store(Catalogue):
     noted = False              # that was said
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
-    def directory_of(self, vm: Vm, names: Dict[str, str], patience: float) -> History:
+    def directory_of(self, vm: Vm, names: Strings, patience: float) -> History:
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
         share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
         Raise TargetError if this has another VM's backups, as of 5.0.0; BackupFailed, OSError."""
@@ -4995,7 +4996,7 @@ class Verified(NamedTuple):
     """What was found true of a backup."""
 
     proved: str                # the least that was proved of its archive or images
-    digests: Dict[str, str]    # SHA-256 by the name of the file, without the ending .gz or .zst
+    digests: Strings           # SHA-256 by the name of the file, without the ending .gz or .zst
     problems: List[str]        # with its metadata
     remarks: List[str]         # on what else is not as it was, or cannot be known
 
