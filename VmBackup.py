@@ -142,6 +142,7 @@ DEFAULT_MAIL_SMTP_PORT = '25'
 DEFAULT_MAIL_SMTP_SECURITY = 'auto'
 DEFAULT_MAIL_SMTP_USER = ''
 DEFAULT_MAIL_SMTP_PASSWORD_FILE = ''
+DEFAULT_MAIL_HELO = ''
 DEFAULT_MAIL_MODE = 'always'
 
 XE_PROGRAM = '/opt/xensource/bin/xe'
@@ -700,6 +701,13 @@ def address(text: str) -> str:
     return text
 
 
+def helo_name(text: str) -> str:
+    """Return a name for the greeting of a mail server, or an address in brackets, as it is."""
+    if not re.match(r'([A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\])$', text):
+        raise ValueError('invalid (expected a name such as xen1.example.com)')
+    return text
+
+
 def addresses(text: str) -> Texts:
     """Return mail addresses that are separated by commas."""
     return tuple(address(part.strip()) for part in text.split(',') if part.strip())
@@ -807,6 +815,9 @@ KEYS = (
     Key('mail_smtp_user', '', str, 'Account on the mail server, if it wants one'),
     Key('mail_smtp_password_file', '', absolute,
         'Password of that account, in a file made with create-password-file=', True),
+    Key('mail_helo', '', helo_name,
+        'Name in the greeting of the mail server (EHLO); empty is the name of this host, with\n'
+        'the domain of mail_from if it has none', True),
     Key('mail_mode', 'always, problems, never', str,
         'When to mail: always, problems (warnings and errors only), never'),
 )
@@ -5868,6 +5879,33 @@ LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 LARGEST_LOG = 2**27        # bytes of a status log that is read
 TIME = '[0-9/]{10} [0-9:]{8}'      # in it
 MOST_RECORDED, LONGEST_RECORDED = 100, 200     # texts in a run's record, characters of one
+LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
+LONGEST_REASON = 100       # columns of what went wrong in its subject
+RULER = '==========================='
+TABLE = ('VM', 'method', 'outcome', 'size', 'time')
+WIDE_ROW = '<tr class="text"><td colspan="5">{}</td></tr>\n'
+ROW = '<tr class="VM {2}"><td>{0}</td><td>{1}</td><td>{2}</td><td>{3}</td><td>{4}</td></tr>\n'
+PAGE = '''<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{}</title>
+<style>
+:root {{ color-scheme: light dark; font-family: sans-serif }}
+table {{ border-collapse: collapse }}
+tr {{ font-weight: bold; vertical-align: top }}
+.SUCCESS, .WARNING, .SKIPPED, .text {{ font-weight: normal }}
+td {{ padding: 0.2em 0.5em 0.2em 0 }}
+.VM > td {{ border-top: 1px solid }}
+td:first-child {{ width: 40%; overflow-wrap: anywhere }}
+</style>
+<table>
+{}</table>
+<pre style="white-space: pre-wrap; overflow-wrap: anywhere">
+{}</pre>
+</html>
+'''
 
 
 def make_directories(path: str) -> None:
@@ -5949,20 +5987,81 @@ def hook_problem(path: str) -> str:
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-def compose(settings: Settings, host: str, subject: str, lines: Texts) -> Any:
-    """Return the mail of a run."""
+class Summary(NamedTuple):
+    """What a run came to, as log and mail tell it: first what went wrong."""
+
+    errors: Texts              # of no VM, with the word ERROR
+    outcomes: Sequence[Outcome]        # those that failed first
+    rest: Texts                # warnings of no VM; counts, bytes, time; what was left alone
+
+    def lines(self) -> List[str]:
+        """Return all of it, a line each."""
+        lines = list(self.errors)
+        for each in self.outcomes:
+            if each.error:
+                lines.append(f'FAILED {each.name} ({each.status}): {each.error}')
+            lines += [f'WARNING {each.name}: {text}' for text in each.warnings]
+        return lines + list(self.rest)
+
+    def page(self, title: str, log_lines: Texts) -> str:
+        """Return it as HTML, with lines of a log below it."""
+        from html import escape
+
+        def wide(texts: Texts) -> str:
+            return ''.join([WIDE_ROW.format(escape(printable(text))) for text in texts])
+
+        table = wide(self.errors)
+        if self.outcomes:
+            table += ROW.format(*TABLE)
+        for each in self.outcomes:
+            table += ROW.format(escape(printable(each.name)), each.method, each.status,
+                                human_size(each.size), timedelta(seconds=each.seconds))
+            if each.error:
+                table += wide([each.error])
+            table += wide(each.warnings)
+        return PAGE.format(escape(title), table + wide(self.rest), escape('\n'.join(log_lines)))
+
+
+class Subject(str):
+    """A mail's subject: Python 3.6.8 never ends with folding one of 22 letters of Chinese."""
+
+    name = 'Subject'
+
+    def fold(self, policy: Any) -> str:
+        """Return the lines of the header (RFC 2047)."""
+        import email.header
+        header = email.header.Header(self, header_name=self.name)
+        return f'{self.name}: {header.encode(linesep=policy.linesep)}{policy.linesep}'
+
+
+def compose(settings: Settings, host: str, subject: str, summary: Summary, lines: Texts) -> Any:
+    """Return a mail: what a run came to, and below it the lines of its log, attached if many."""
     import email.message
     import email.utils
+
+    def put(how: Callable, text: str, **more: str) -> None:
+        """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
+        text = encoded(text).decode('utf-8', 'replace')
+        plain = re.match(r'([ -~\t]{,998}\n)*\Z', text)
+        how(text, cte='7bit' if plain else 'quoted-printable', **more)
+
     message = email.message.EmailMessage()
-    message['Subject'] = printable(f'VmBackup {host} - {subject}')
+    subject = printable(f'VmBackup {host} - {subject}')
+    message['Subject'] = Subject(encoded(subject).decode('utf-8', 'replace'))
     own_address = 'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost')
     message['From'] = settings.mail_from or own_address
     message['To'] = ', '.join(settings.mail_to)
     message['Date'] = email.utils.format_datetime(now().astimezone())
     message['Message-ID'] = email.utils.make_msgid(domain='vmbackup.invalid')
     message['Auto-Submitted'] = 'auto-generated'       # RFC 3834: no holiday replies
-    text = encoded('\n'.join(lines)).decode('utf-8', 'replace')
-    message.set_content(text + '\n', charset='utf-8', cte='base64')
+    whole = '\n'.join(lines) + '\n'
+    attached = len(whole) > LONGEST_LOG
+    if attached:
+        lines = ['The log is attached.']
+    put(message.set_content, '\n'.join([*map(printable, summary.lines()), '', *lines, '']))
+    put(message.add_alternative, summary.page(subject, lines), subtype='html')
+    if attached:
+        put(message.add_attachment, whole, filename='vmbackup.log.txt')
     return message
 
 
@@ -5999,12 +6098,26 @@ class Replies(io.BufferedReader):
         return line
 
 
-def deliver(settings: Settings, password: str, message: Any, recipients: Texts) -> None:
-    """Hand a mail to the server once. Raise SMTPRecipientsRefused, OSError, ValueError."""
+def greeting(sender: str, host: str) -> str:
+    """Return a name for EHLO that has a dot and is not localhost, or ''. No name server is asked,
+    as smtplib would (RFC 5321, 2.3.5; Postfix: reject_non_fqdn_helo_hostname)."""
+    domain = sender.partition('@')[2]
+    for name in host, '{}.{}'.format(host.partition('.')[0], domain), domain:
+        name = re.sub('[^A-Za-z0-9.-]', '', name.replace('_', '-'))
+        if re.match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
+            return name
+    return ''
+
+
+def deliver(settings: Settings, password: str, message: Any, recipients: Texts) -> Record:
+    """Hand a mail to the server once; return its answers to those of the recipients that it
+    refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
     import smtplib
     import ssl
     security = security_of(settings)
-    kind, options = smtplib.SMTP, {'timeout': MAIL_TIMEOUT}    # type: Any, Dict[str, Any]
+    name = settings.mail_helo or greeting(settings.mail_from, os.uname().nodename)
+    kind = smtplib.SMTP        # type: Any
+    options = {'timeout': MAIL_TIMEOUT, 'local_hostname': name}    # type: Dict[str, Any]
     if security == 'tls':
         kind, options['context'] = smtplib.SMTP_SSL, ssl.create_default_context()
 
@@ -6014,6 +6127,11 @@ def deliver(settings: Settings, password: str, message: Any, recipients: Texts) 
             return super().getreply()
     server = Client(settings.mail_smtp_server, settings.mail_smtp_port, **options)
     with closing(server):
+        if not name:                                   # an address of this host is valid, too
+            own = server.sock.getsockname()[0]
+            server.local_hostname = f'[{own}]'
+            if ':' in own:
+                server.local_hostname = f'[IPv6:{own}]'
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
@@ -6024,43 +6142,57 @@ def deliver(settings: Settings, password: str, message: Any, recipients: Texts) 
         refused = server.send_message(message, to_addrs=recipients)
         with suppress(OSError):                        # whatever it says now: it has the mail
             server.quit()
-    if refused:
-        raise smtplib.SMTPRecipientsRefused(refused)
+    return refused
 
 
-def send_mail(settings: Settings, subject: str) -> bool:
-    """Mail this run's lines; return False if that failed three times, or must not be."""
-    if not settings.mail_to:
-        return True
-    recipients = list(settings.mail_to)
+def send_mail(settings: Settings, subject: str, summary: Summary) -> bool:
+    """Mail what a run came to; return False if somebody does not get it. It is tried three times,
+    but where the server refuses it for good (RFC 5321, 4.2.1: 5yz) or must not be asked."""
+    waiting, lost = list(settings.mail_to), []         # type: List[str], List[str]
     try:
         log(*check_account(settings))
     except ConfigError as error:
-        log('***WARNING - mail to {} failed: {}'.format(', '.join(recipients), error))
+        log('***WARNING - mail to {} failed: {}'.format(', '.join(waiting), error))
         return False
     for attempt in range(MAIL_ATTEMPTS):
+        if not waiting:
+            break
         sleep(MAIL_PAUSE if attempt else 0)
         try:
-            password = ''
-            if settings.mail_smtp_password_file:
-                password = read_password_file(settings.mail_smtp_password_file, log)
-            message = compose(settings, os.uname().nodename, subject, list(Console.current.lines))
-            bounded(functools.partial(deliver, settings, password, message, recipients),
-                    'the mail server', limit=MAIL_LIMIT)
-            log('mail sent to {}'.format(', '.join(settings.mail_to)))
-            return True
+            path = settings.mail_smtp_password_file
+            password = read_password_file(path, log) if path else ''
+            message = compose(settings, os.uname().nodename, subject, summary,
+                              list(Console.current.lines))
+            refused = bounded(functools.partial(deliver, settings, password, message, waiting),
+                              'the mail server', limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
-            refused = getattr(error, 'recipients', recipients)     # the others have it
-            recipients = [address for address in recipients if address in refused]
-            log('***WARNING - mail to {} failed, attempt {} of {}: {}'.format(
-                ', '.join(recipients), attempt + 1, MAIL_ATTEMPTS, str(error)[:LONGEST_LINE]))
-    return False
+            text = getattr(error, 'smtp_error', getattr(error, 'strerror', None) or error)
+            answer = getattr(error, 'smtp_code', 0), text
+            refused = getattr(error, 'recipients', dict.fromkeys(waiting, answer))
+        taken = [address for address in waiting if address not in refused]
+        if taken:
+            log('mail sent to ' + ', '.join(taken))
+        waiting = []
+        for address, (code, text) in refused.items():
+            words = decoded(text) if isinstance(text, bytes) else str(text)
+            words = ' '.join(words.split())[:LONGEST_LINE]
+            if code > 0:
+                words = f'{code} {words}'
+            if code // 100 == 5:
+                words += ' (refused for good: not tried again)'
+                lost.append(address)
+            else:
+                waiting.append(address)
+            log(f'***WARNING - mail to {address} failed, attempt {attempt + 1} of '
+                f'{MAIL_ATTEMPTS}: {settings.mail_smtp_server}: {words}')
+    return not waiting + lost
 
 
 class Turn:
     """One VM's turn in a run, so far."""
 
     skipped = False            # as a hook wants it
+    ended = False
     path = ''
     size = 0                   # bytes, once all is done
     need = ''                  # how many it needs, in words
@@ -6117,7 +6249,11 @@ class Run:
         self.outcomes = []     # type: List[Outcome]
         self.warnings = Warnings()
         self.errors = []       # type: List[str]
+        self.turns = []        # type: Sequence[Turn]      # all that are to be, if that is known
+        self.numbers = itertools.count(1)      # of those
+        self.left_alone = []   # type: List[str]
         self.started = iso(now())
+        self.elapsed = stopwatch()
 
     def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
@@ -6137,6 +6273,7 @@ class Run:
             for warning in [f'{name}: {text}' for text in turn.warnings]:
                 log(f'***WARNING - {warning}{self.warnings.since(warning)}')
             seconds = int(elapsed())
+            turn.ended = True
             path = portable(turn.path) or None
             self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds, path,
                              turn.files, turn.size, tuple(turn.warnings), reason))
@@ -6171,6 +6308,7 @@ class Run:
                 yield
         except Interrupted as interruption:
             self.signum = interruption.signum
+            self.errors.append(str(interruption))
             Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
             log('ERROR ' + explain(interruption))
 
@@ -6185,16 +6323,44 @@ class Run:
                              counts.warnings or self.warnings or self.status_log.broken)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
+    def all_warnings(self) -> List[str]:
+        """Return those that belong to no VM."""
+        warnings = list(self.warnings)
+        if self.status_log.broken:
+            warnings.append(f'cannot write status_log {portable(self.status_log.path)}')
+        return warnings
+
+    def summary(self) -> Summary:
+        """Return what it came to."""
+        outcomes = sorted(self.outcomes, key=lambda each: (not each.error, not each.warnings))
+        missing = [turn.job.shown for turn in self.turns if not turn.ended]
+        rest = ['WARNING ' + text for text in self.all_warnings()]
+        size = sum(each.size for each in outcomes)
+        rest.append('VMs: {} good, {} with warnings, {} failed, {} skipped; {} in {}'.format(
+            *tally([each.status for each in outcomes]), human_size(size),
+            timedelta(seconds=int(self.elapsed()))))
+        if missing:
+            rest.append('not begun or not ended: ' + abbreviate(missing))
+        errors = [re.sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
+        rest += self.left_alone
+        if self.turns:                                 # it began all the same
+            return Summary([], outcomes, errors + rest)
+        return Summary(errors, outcomes, rest)
+
     def report_end(self, words: str) -> None:
         """Log and mail how it ended."""
-        verdict = self.verdict()
-        counts = self.counts()
+        verdict, counts, summary = self.verdict(), self.counts(), self.summary()
+        if self.outcomes:                              # else what is wrong has just been said
+            log(RULER, *summary.lines())
         log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict != SKIPPED and wanted[self.settings.mail_mode]:
+            subject = f'{words}{verdict.token} - {counts}'
+            if verdict.status:
+                subject += ' - ' + cut(summary.lines()[0].partition(' ')[2], LONGEST_REASON)
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
-                self.mailed = send_mail(self.settings, f'{words}{verdict.token} - {counts}')
+                self.mailed = send_mail(self.settings, subject, summary)
 
     def exit_status(self) -> int:
         """Return the exit status; a mail that could not be sent is a warning."""
@@ -6646,7 +6812,6 @@ class VmBackup(Turn):
 # 19. Runs: a night's backup, its preview
 # ----------------------------------------------------------------------------------------------
 
-RULER = '==========================='
 WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format pool_db_backup'.split()
 
@@ -6728,9 +6893,9 @@ class BackupRun(Shared):
                     'host')
         problems += program_problems(self.settings)
         errors = tuple(problems) + plan.errors
-        if problems or plan.invalid:
-            errors += ('ERROR in configuration settings...',)
         log(*errors)
+        if problems or plan.invalid:
+            log('ERROR in configuration settings...')
         return errors
 
     def with_disks(self, plan: Plan) -> Plan:
@@ -6790,6 +6955,7 @@ class BackupRun(Shared):
             if wrong:
                 for failure in plan.failures:
                     self.add(failure)
+                self.errors += [f'invalid regex: {rule} ({rule.where})' for rule in plan.broken]
                 self.errors.extend(wrong)
                 self.further_errors += not plan.failures
                 return
@@ -6856,18 +7022,14 @@ class BackupRun(Shared):
 
     def report(self) -> Record:
         """Return what report_file gets."""
-        warnings, errors = [*self.warnings], [*self.errors]
-        if self.status_log.broken:
-            warnings.append(f'cannot write status_log {portable(self.status_log.path)}')
-        if self.signum:
-            errors.append(f'ended by signal {self.signum}')
         return dict(
             schema=1, version=VERSION, host=os.uname().nodename,
             config=portable(self.config.path), started=self.started,
             backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
             status=self.verdict().token, signal=self.signum or None,
-            exit_status=self.exit_status(), warnings=warnings, errors=errors, **self.identity,
-            counts=self.counts()._asdict(), vms=[each._asdict() for each in self.outcomes])
+            exit_status=self.exit_status(), warnings=self.all_warnings(), errors=self.errors,
+            **self.identity, counts=self.counts()._asdict(),
+            vms=[each._asdict() for each in self.outcomes])
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -6889,7 +7051,7 @@ class BackupRun(Shared):
                 self.back_up_pool_database()
         for failure in plan.failures:
             self.add(failure)
-        backups = [VmBackup(self, job) for job in plan.jobs]
+        self.turns = backups = [VmBackup(self, job) for job in plan.jobs]
         if self.settings.parallel > 1:
             self.side_by_side(backups)
         else:
@@ -6898,17 +7060,23 @@ class BackupRun(Shared):
                 for backup in backups:
                     if backup.job.method == method:
                         check_signals()
-                        self.attempt(backup, backup.run)
+                        self.take_turn(backup)
         check_signals()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
         if self.others:
             config = shell_word(self.config.path or 'CONFIG')
-            log('***NOTE - backups of others are neither counted nor deleted: ' + abbreviate([
+            self.left_alone.append('left alone: backups of others: ' + abbreviate([
                 f'{count} in {directory}, {whose} (to let them go: prune {config} {option} '
                 'preview)' for (directory, whose, option), count in self.others.items()]))
         log(RULER)
         self.show_space('Space status')
+
+    def take_turn(self, backup: VmBackup) -> None:
+        """Back up one VM, after a line that tells how far the run is."""
+        failed = self.counts().errors - self.further_errors
+        log(f'VM {next(self.numbers)} of {len(self.turns)}, {failed} failed')
+        self.attempt(backup, backup.run)
 
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
         """Back up several VMs at once, each in a thread, the largest first."""
@@ -6920,7 +7088,7 @@ class BackupRun(Shared):
             Console.current.thread.begin = f'[{backup.job.vm.name}] '
             try:
                 with self.surviving(), suppress(Interrupted):
-                    self.attempt(backup, backup.run)
+                    self.take_turn(backup)
             finally:
                 Console.current.thread.begin = ''
                 ended.put(backup)
@@ -7029,6 +7197,7 @@ def run_backup(line: CommandLine) -> int:
     with run_of_tonight.until_ended():
         if unreadable:
             raise ConfigError(unreadable)
+        run_of_tonight.errors.extend(config.unexpected)
         refuse_unexpected(config)
         run_of_tonight.run(line.password)
     return run_of_tonight.end()
@@ -8080,7 +8249,8 @@ def run_test_mail(line: CommandLine) -> int:
     check_account(settings)
     if settings.mail_mode == 'never':
         log('***NOTE - mail_mode=never: a run sends no mail')
-    if not send_mail(settings, 'test-mail'):
+    told = Summary((), (), ['This is a test: nothing was backed up.'])
+    if not send_mail(settings, 'test-mail', told):
         log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status
     log('SUCCESS test-mail: the server accepted it; check that it arrives')

@@ -113,6 +113,11 @@ class Failing(DemoCase):
                 self.assertIn(failure.line, output)
                 self.assertIn(told, output)
                 self.assertEqual(verb == 'vm-export', '\n[exit status 2]\n' in output)
+                cause = re.escape('FAILED web (VM-EXPORT-FAIL): ')
+                shown = re.search(r'(?s)- Space status:.* - %s.* - VmBackup ended.*\n'
+                                  r'Subject: VmBackup .* - ERROR - .*\n\n%s' % (cause, cause),
+                                  output)
+                self.assertEqual(verb == 'vm-export', bool(shown), output)
                 third = output.split('. The third night')[1]
                 self.assertIn('VmBackup ended - Success - S:4 W:0 E:0', third)
                 self.assertNotIn('RESTORE_', third)

@@ -56,6 +56,7 @@ UNIFORM = (
     (r'\b(\w+-test)-[0-9a-f]{8}\b', r'\1-5c0ffee5'),
     (r'\bvmbackup_restore [0-9a-f]{32}\b', 'vmbackup_restore 5c0ffee5'),
     (r'\(\d+ s\)$', '(1 s)'),
+    (r'(iB|bytes) in \d:\d\d:\d\d$', r'\1 in 0:00:01'),
     (r'\bRef:\d+\b', 'Ref:1'),
     (r'\bbyte \d+\b', 'byte 1'),
     (r'\boldest=\d+s', 'oldest=4s'),

@@ -50,6 +50,7 @@ ADDED = [
     (r'The following items are about to be destroyed', 'the snapshot goes after a failure too'),
     (r'VM : UUID \(RESTORE_web1\)', 'the snapshot goes after a failure too'),
     (r'All objects destroyed', 'the snapshot goes after a failure too'),
+    (r'VM \d of \d, \d failed|=+|VMs: \d good, .*|FAILED web1 .*', 'the outcome, in a summary'),
     (r'ERROR vm-export (VM-EXPORT|SNAPSHOT)-FAIL web1: .*', 'why a VM failed, in one line'),
     (r'  not covered by any line.*', 'VMs that no line covers'),
     (r'  require_mount     = no', 'the share has to be mounted'),

@@ -57,6 +57,8 @@ KEYS = {
                            ['', 'ssl', 'true']),
     'mail_smtp_user': ('', {'a=b c': 'a=b c'}, []),
     'mail_smtp_password_file': ('', {'': '', '/root/p': '/root/p'}, []),
+    'mail_helo': ('', {'xen1.example.com': 'xen1.example.com', '[10.0.0.5]': '[10.0.0.5]',
+                       '[IPv6:fe80::1]': '[IPv6:fe80::1]'}, ['a b', 'é.example', 'a@b', '<x>']),
     'mail_mode': ('always', {'Problems': 'problems', 'never': 'never'}, ['', 'errors']),
 }
 

@@ -361,7 +361,7 @@ class FailuresOfTheRun(FailureCase):
                 done = self.ends(1, 'vm-export=db', status_log=path)
                 self.assertTrue(os.path.exists(self.newest('db', 'success')))
                 warning, = [line for line in done.lines if 'status_log' in line and
-                            'WARNING' in line]
+                            '**WARNING' in line]
                 self.assertIn('***WARNING - cannot write status_log %s: ' % path, warning)
                 self.assertIn(reason, warning)
                 self.assertIn('VmBackup ended - **WARNING(s)** - S:1 W:0 E:0', done.lines)

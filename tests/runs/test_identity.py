@@ -63,7 +63,7 @@ class Rotation(IdentityCase):
         for _ in range(3):
             done = self.backed_up()
         self.assertEqual(([1, 2, 4, 5], 2), (self.kept(), len(self.dated('db'))))
-        self.assertEqual(1, done.output.count('NOTE - backups of others'))
+        self.assertEqual(1, done.output.count('left alone: backups of others'))
         whose = ': 2 in %s/web, of another VM, %s, now called db (to let them go: prune ' % (
             self.backups, self.first)
         line, = [line for line in done.lines if whose in line]
@@ -99,7 +99,7 @@ class Rotation(IdentityCase):
         self.new_vm()
         done = self.backed_up()
         self.assertEqual([2, 3], self.kept())
-        self.assertNotIn('of others', done.output)
+        self.assertNotIn('left alone', done.output)
         self.assertEqual([self.first], self.manifest('web')['earlier'])
         self.assertIn('    of an earlier VM of this name, ' + self.first,
                       self.vmbackup('list', self.backups).output)

@@ -146,7 +146,7 @@ class Records(LeftoverCase):
                 for _ in range(2):
                     done = self.ends(1, 'vdi-export=web', 'vdi-export=db')
                     for uuid in made:
-                        self.assertEqual(1, done.output.count('the disk snapshot ' + uuid))
+                        self.assertEqual(2, done.output.count('the disk snapshot ' + uuid))
                         for verb in 'vdi-param-list', 'vdi-destroy':
                             self.assertIn('xe %s uuid=%s' % (verb, uuid), done.output)
                     self.assertIn('vdi-export,end,SUCCESS db,elapse:0 size:0G', self.status())

@@ -1,9 +1,12 @@
 """Mail: what is sent, when, and what a bad mail server can do: nothing to a backup."""
 
 import base64
+import html
 import os
 import re
 import unittest
+import unittest.mock
+from email import message_from_bytes, policy
 
 import VmBackup
 from tests.tools.smtp_sink import (CERTIFICATE, DRIP, DROP, FLOOD, SILENCE, SmtpSink,
@@ -54,6 +57,14 @@ class MailCase(PoolCase):
         os.chmod(path, mode)
         return path
 
+    def message(self, subject='SUCCESS', lines=('line',), host='xen1', **summary):
+        """A mail as it is sent, and as it arrives."""
+        settings = VmBackup.parse_config(['mail_to=a@b']).settings
+        told = VmBackup.Summary(**dict(dict(errors=(), outcomes=(), rest=['VMs: 1 good']),
+                                       **summary))
+        data = VmBackup.compose(settings, host, subject, told, list(lines)).as_bytes()
+        return data, message_from_bytes(data, policy=policy.default)
+
     def failed_attempts(self, done):
         return [line for line in done.lines if 'WARNING - mail to' in line]
 
@@ -69,7 +80,9 @@ class TheMail(MailCase):
         self.assertEqual(mail.message['From'], mail.sender)
         for header in ('Date', 'Message-ID', 'Auto-Submitted'):
             self.assertEqual(1, len(mail.message.get_all(header)), header)
-        self.assertEqual(done.output.splitlines()[:-1], mail.text.splitlines())
+        told, _, log = mail.text.partition('\n\n')
+        self.assertRegex(told, '^VMs: 1 good, 0 with warnings, 0 failed, 0 skipped; .* KiB in 0:')
+        self.assertEqual(done.output.splitlines()[:-1], log.splitlines())
         self.assertEqual(['VmBackup ended - Success - S:1 W:0 E:0',
                           'mail sent to ops@example.org'], done.lines[-2:])
 
@@ -102,19 +115,18 @@ class TheMail(MailCase):
         self.assertEqual(['ops@example.org'], mail.recipients)
         self.assertNotIn('Bcc', mail.message)
         self.assertIn('VmBackup ended', mail.text.splitlines()[-1])
-        self.assertEqual(done.output.splitlines()[:-1], mail.text.splitlines())
+        self.assertEqual(done.output.splitlines()[:-1], mail.text.partition('\n\n')[2].splitlines())
 
     def test_a_host_name_cannot_add_headers(self):
-        settings = VmBackup.parse_config(['mail_to=a@b']).settings
-        plain = VmBackup.compose(settings, 'xen1', 'SUCCESS', ['line']).keys()
+        plain = self.message()[1].keys()
         for host in ('h\nBcc: evil@example.org', 'h\r\n\r\nbody', '(none)', '', 'h h', '<h>', 'h;',
                      'é', '"', 'h,evil@example.org', '[', '\udcff', '\0'):
             with self.subTest(host):
-                message = VmBackup.compose(settings, host, 'SUCCESS', ['line'])
+                _, message = self.message(host=host)
                 self.assertEqual(plain, message.keys())
                 self.assertRegex(message['From'], r'^root@[A-Za-z0-9.-]+$')
-                self.assertEqual('line\n', message.get_content())
-                self.assertEqual(1, len(re.findall(rb'\n\r?\n', bytes(message).rstrip())))
+                self.assertEqual('VMs: 1 good\n\nline\n',
+                                 message.get_body(('plain',)).get_content())
 
     def test_addresses_that_no_header_can_hold_are_refused_in_the_config(self):
         for address in ('a@', '@b', 'a@b@c', 'a b@c', '<a@b>', 'A <a@b>', '"a"@b', 'a@[b', '(', ':',
@@ -123,6 +135,82 @@ class TheMail(MailCase):
                 self.assertRaises(ValueError, VmBackup.addresses, address)
         self.assertEqual(('root', 'a.b+c@d-e.example'),
                          VmBackup.addresses(' root,, a.b+c@d-e.example,'))
+
+
+class TheSummary(MailCase):
+    pool_description = {'vms': [{'name': name, 'disks': ['64 KiB']}
+                                for name in ('fine', '<i>&"', 'warned')]}
+
+    def test_it_tells_first_what_went_wrong_in_log_text_and_html(self):
+        for number, code in (4, 'VDI_IO_ERROR'), (5, 'INTERNAL_ERROR'):    # 5: of its metadata
+            self.fault('vm-export', 'refuse', error=[code, 'oops'], nth=number)
+        sink = self.sink()
+        done = self.mailed(2, sink, *['vm-export=' + name for name in (
+            'fine', '<i>&"', 'warned', 'gone')])
+        ended = done.lines.index('VmBackup ended - **ERRORS DETECTED** - S:1 W:1 E:2')
+        space, *told = done.lines[ended - 6:ended]
+        self.assertIn('%', space)                      # of df
+        for line, begin in zip(told, (
+                VmBackup.RULER, 'FAILED gone (VM-NOT-FOUND): not in the pool',
+                'FAILED <i>&" (VM-EXPORT-FAIL): xe vm-export failed: ',
+                'WARNING warned: vm-metadata.xml is missing: ',
+                'VMs: 1 good, 1 with warnings, 2 failed, 0 skipped; ')):
+            self.assertTrue(line.startswith(begin), told)
+        mail, = sink.mails
+        self.assertEqual(told[1:] + [''], mail.text.splitlines()[:5])
+        self.assertEqual('VmBackup %s - ERROR - S:1 W:1 E:2 - gone (VM-NOT-FOUND): not in the pool'
+                         % HOST, mail.message['Subject'])
+        page = mail.message.get_body(('html',)).get_content()
+        self.assertNotRegex(page, '(?i)<i>|<(img|link|script)|(src|href|background|bgcolor)=')
+        cells = list(map(html.unescape, re.findall('<td[^>]*>(.*?)</td>', page)))
+        rows = [cells.index(name) for name in ('gone', '<i>&"', 'warned', 'fine')]
+        self.assertEqual(sorted(rows), rows)
+        self.assertEqual(['vm-export', 'VM-EXPORT-FAIL', '0 bytes', told[2].partition('): ')[2]],
+                         [cells[rows[1] + number] for number in (1, 2, 3, 5)])
+        self.assertEqual(told[-1], cells[-1])
+        self.assertEqual(['VM %d of 3, %d failed' % each for each in ((1, 1), (2, 1), (3, 2))], [
+            line for line in done.lines if re.match(r'VM \d', line)])
+
+    def test_a_run_that_a_signal_ends_tells_what_it_did_not_do(self):
+        sink = self.sink()
+        self.fault('vm-export', 'hang', nth=2)
+        self.signalled(self.start_until('vm-export', 2, 'password', self.mailing(
+            sink, 'vm-export=fine', 'vm-export=warned')))
+        told = sink.mails[0].text.splitlines()[:4]
+        self.assertEqual(['FAILED fine (INTERRUPTED): ended by a signal',
+                          'ERROR ended by signal 15 (SIGTERM)'], told[:2])
+        self.assertEqual('not begun or not ended: warned', told[-1])
+
+    def test_ascii_goes_as_it_is_and_a_long_log_is_attached(self):
+        for lines, how, attached in ((['a' * 998], '7bit', False),
+                                     (['a' * 999], 'quoted-printable', False),
+                                     (['büro', '名前'], 'quoted-printable', False),
+                                     (['b\udcfc'], 'quoted-printable', False),
+                                     (['a' * 100] * 300, '7bit', True)):
+            with self.subTest(lines[0][:9], how=how, attached=attached):
+                data, message = self.message(lines=lines)
+                self.assertLessEqual(max(map(len, data.split(b'\n'))), 998)
+                texts = [part for part in message.walk() if part.get_content_type() == 'text/plain']
+                self.assertEqual(how, texts[-1]['Content-Transfer-Encoding'])
+                wanted = '\n'.join(lines).replace('\udcfc', '\ufffd') + '\n'
+                self.assertTrue(texts[-1].get_content().endswith(wanted))
+                self.assertEqual([None, 'vmbackup.log.txt'][:1 + attached],
+                                 [part.get_filename() for part in texts])
+                self.assertEqual(attached, 'The log is attached.' in texts[0].get_content())
+
+    def test_a_subject_is_folded_and_has_no_more_of_the_reason_than_fits(self):
+        for name in ('名' * 200, 'Ж' * 200, 'x' * 200, 'a b\r\nBcc: evil@example.org ' * 20):
+            run = VmBackup.Run(VmBackup.parse_config([]))
+            run.outcomes.append(VmBackup.Outcome(name, '', 'vm-export', 'X-FAIL', error='x'))
+            with self.subTest(name[:9]), unittest.mock.patch.multiple(
+                    VmBackup, send_mail=unittest.mock.DEFAULT) as put, unittest.mock.patch(
+                        'VmBackup.Signals.current', VmBackup.Signals()):
+                run.report_end('')
+                data, message = self.message(put['send_mail'].call_args[0][1])
+                self.assertIn('E:1 - ' + VmBackup.printable(name)[:40], message['Subject'])
+                self.assertLess(len(message['Subject']), 150)
+                self.assertNotIn('Bcc', message)
+                self.assertLess(max(map(len, data.split(b'\n')[:3])), 79 if name[0] != 'x' else 150)
 
 
 class WhenItIsSent(MailCase):
@@ -155,8 +243,10 @@ class WhenItIsSent(MailCase):
             done = self.vmbackup(password, self.mailing(sink, *lines, **keys))
             self.assertEqual(2, done.status, done.output)
             mail, = sink.mails
-            self.assertRegex(mail.message['Subject'], ' - ERROR - S:0 W:0 E:1$')
-            self.assertIn(reason, mail.text)
+            self.assertIn(' - ERROR - S:0 W:0 E:1 - ', mail.message['Subject'])
+            first = mail.text.splitlines()[0]
+            self.assertRegex(first, '^ERROR [A-Za-z]')
+            self.assertIn(reason, first)
             self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:0 W:0 E:1', mail.text)
             self.assertEqual('vmbackup.py,end,ERROR,S:0 W:0 E:1', self.status()[-1])
             return mail.text
@@ -285,12 +375,13 @@ class SecureServers(MailCase):
         self.assertEqual({'EHLO'}, set(sink.verbs) - {'QUIT', 'RSET'})
 
     def test_a_wrong_password_or_one_that_smtp_cannot_carry_is_a_warning_without_any_of_it(self):
-        for password, words, parts in (
-                ('wr0ng', 'authentication failed', ['wr0ng', base64.b64encode(b'wr0ng').decode()]),
-                ('pâßé', 'must be ASCII', ['â', 'ß', 'é', '\\xe2', '\\xdf', '\\xe9'])):
+        for password, attempts, words, parts in (
+                ('wr0ng', 1, 'localhost: 535 5.7.8 authentication failed (refused for good',
+                 ['wr0ng', base64.b64encode(b'wr0ng').decode()]),
+                ('pâßé', 3, 'must be ASCII', ['â', 'ß', 'é', '\\xe2', '\\xdf', '\\xe9'])):
             failed = self.mailed_in_vain(self.with_account(
-                self.account(), *self.nothing(), password=password))
-            self.assertIn(words, failed[2])
+                self.account(), *self.nothing(), password=password), attempts)
+            self.assertIn(words, failed[-1])
             for part in parts:
                 self.assertNotIn(part, self.said)
 
@@ -319,7 +410,7 @@ class SecureServers(MailCase):
 
 
 class BadServers(MailCase):
-    """Three attempts, a warning, and the backup stands."""
+    """Three attempts, but one where it is refused for good, a warning, and the backup stands."""
 
     def test_two_failures_are_forgiven(self):
         for verb, reply in (('CONNECT', DROP), ('CONNECT', TEMPORARY), ('EHLO', TEMPORARY),
@@ -341,14 +432,21 @@ class BadServers(MailCase):
                             ('EHLO', '250-\xff' + 'x' * 20000), ('DATA', '999')):
             with self.subTest(verb=verb, reply=reply[:20]):
                 sink = self.sink(replies={verb: [reply] * 3, 'HELO': [reply] * 3})
-                failed = self.mailed_in_vain(self.mailing(sink), timeout=(
+                attempts = 1 if reply.startswith('55') or reply.endswith('x') else 3
+                failed = self.mailed_in_vain(self.mailing(sink), attempts, timeout=(
                     PATIENCE if reply == SILENCE else 30))
                 for number, line in enumerate(failed, 1):
                     self.assertIn('***WARNING - mail to ops@example.org failed, attempt %d of 3: '
                                   % number, line)
-                    if not reply.endswith('x'):        # a line without end is not told
+                    if reply.endswith('x'):            # a line without end is not told
+                        self.assertIn('localhost: 500 Line too long.', line)
+                    elif attempts == 1:
+                        self.assertTrue(line.endswith(
+                            'localhost: %s (refused for good: not tried again)' % reply), line)
+                    else:
                         self.assertIn('timed out' if reply == SILENCE else reply[10:], line)
-                self.assertEqual(([], 3), (sink.mails, sink.connections))
+                    self.assertNotRegex(line, r"[{]|b'|Errno")
+                self.assertEqual(([], attempts), (sink.mails, sink.connections))
                 self.assertEqual('vmbackup.py,end,SUCCESS,S:1 W:0 E:0', self.status()[-1])
                 self.assertTrue(os.path.exists(self.newest('db', 'success')))
 
@@ -358,14 +456,18 @@ class BadServers(MailCase):
                                 status=2)
 
     def test_a_refused_recipient_costs_the_others_neither_mail_nor_a_second_one(self):
-        sink = self.sink(refused={'gone@example.org': '550 5.1.1 no such user'})
-        failed = self.mailed_in_vain(self.mailing(
-            sink, *self.nothing(), mail_to='a@example.org,gone@example.org,b@example.org'))
+        sink = self.sink(refused={'gone@example.org': '550 5.1.1 no such user',
+                                  'full@example.org': '452-4.2.2\r\n452 full'})
+        failed = self.mailed_in_vain(self.mailing(sink, *self.nothing(), mail_to=(
+            'a@example.org,gone@example.org,b@example.org,full@example.org')), attempts=4)
         self.assertEqual([['a@example.org', 'b@example.org']],
                          [mail.recipients for mail in sink.mails])
-        for line in failed:
-            self.assertIn('mail to gone@example.org failed', line)
-            self.assertIn('no such user', line)
+        self.assertIn('mail sent to a@example.org, b@example.org\n', self.said)
+        full = 'mail to full@example.org failed, attempt %d of 3: localhost: 452 4.2.2 full'
+        for line, words in zip(failed, (
+                'mail to gone@example.org failed, attempt 1 of 3: localhost: 550 5.1.1 no such '
+                'user (refused for good: not tried again)', full % 1, full % 2, full % 3)):
+            self.assertTrue(line.endswith(words), line)
 
     def test_a_recipient_that_is_accepted_later_gets_it_then(self):
         sink = self.sink(replies={'RCPT': [None, '450 4.2.0 greylisted']})
@@ -426,6 +528,9 @@ class OnRequest(MailCase):
             'SUCCESS test-mail: the server accepted it; check that it arrives'], lines)
         mail, = sink.mails
         self.assertEqual('VmBackup %s - test-mail' % HOST, mail.message['Subject'])
+        for kind in ('plain', 'html'):
+            self.assertIn('This is a test: nothing was backed up.',
+                          mail.message.get_body((kind,)).get_content())
         self.assertEqual(['a@example.org', 'b@example.org'], mail.recipients)
         self.assertIn('encryption: none', mail.text)
         self.assertFalse(os.path.exists(self.status_log))
@@ -453,7 +558,7 @@ class OnRequest(MailCase):
     def test_a_server_that_does_not_take_it_for_everybody_is_an_error(self):
         sink = self.sink(refused={'gone@example.org': '550 5.1.1 no such user'})
         done = self.asked(2, self.mailing(sink, mail_to='a@example.org,gone@example.org'))
-        self.assertEqual(3, len(self.failed_attempts(done)))
+        self.assertEqual(1, len(self.failed_attempts(done)))
         self.assertTrue(done.lines[-1].startswith('ERROR test-mail: '), done.output)
         with deaf_port() as port:
             done = self.asked(2, self.config(mail_to='a@b', mail_smtp_port=port))
@@ -469,6 +574,34 @@ class OnRequest(MailCase):
             self.assertIn(text, self.asked(2, *words).lines[-1])
         self.assertIn('ERROR config mail_to invalid', self.asked(
             2, self.config(mail_to='a b')).lines[-1])
+
+
+class Greeting(MailCase):
+    def test_it_is_a_name_with_a_dot_found_without_a_name_server(self):
+        sender, literal = 'xen@example.com', '[127.0.0.1]'
+        for host, mail_from, wanted in (
+                ('xen1.example.org', sender, 'xen1.example.org'),
+                ('XEN_1.example.org', sender, 'XEN-1.example.org'),
+                ('xen1', sender, 'xen1.example.com'),
+                ('xen1.localdomain', sender, 'xen1.example.com'),
+                ('localhost.localdomain', sender, 'example.com'),
+                ('localhost', sender, 'example.com'),
+                ('10.0.0.5', sender, '10.example.com'), ('xen1', 'root', literal),
+                ('xen1', 'root@localhost', literal), ('localhost', '', literal)):
+            with self.subTest(host, mail_from=mail_from):
+                self.assertEqual('' if wanted == literal else wanted,
+                                 VmBackup.greeting(mail_from, host))
+        for host, keys, wanted in (('xen1', dict(mail_from=sender), 'xen1.example.com'),
+                                   ('xen1', {}, literal), ('xen1', dict(mail_helo='a.b'), 'a.b')):
+            self.prelude = (
+                'import ctypes, os, socket\n'
+                'assert not ctypes.CDLL(None).unshare(0x04000000 | bool(os.getuid()) << 28)\n'
+                'socket.sethostname(%r)\nsocket.getfqdn = socket.gethostbyaddr = None\n' % host)
+            with self.subTest(host, **keys):
+                sink = self.sink()
+                done = self.command(0, 'test-mail', self.mailing(
+                    sink, mail_smtp_server='127.0.0.1', **keys))
+                self.assertEqual([wanted], sink.greetings, done.output)
 
 
 class Automatic(MailCase):

@@ -177,7 +177,7 @@ class Reports(ReportCase):
         child = self.start_until('vm-export', 2, 'password',
                                  self.reporting('vm-export=db', 'vm-export=web'))
         found = self.report(self.signalled(child))
-        self.assertEqual(('ERROR', 143, 15, ['ended by signal 15']), (
+        self.assertEqual(('ERROR', 143, 15, ['ended by signal 15 (SIGTERM)']), (
             found['status'], found['exit_status'], found['signal'], found['errors']))
         vm, = found['vms']
         self.assertEqual(('db', 'INTERRUPTED', 'ended by a signal'),

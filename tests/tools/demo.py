@@ -21,6 +21,7 @@ from typing import Any, Dict, NamedTuple
 from tests import ROOT
 from tests.simpool import SimPool, pools
 from tests.tools.processes import children_of
+from tests.tools.smtp_sink import SmtpSink
 
 CONFIG = """\
 backup_dir={directory}/BACKUPS
@@ -187,8 +188,11 @@ def two_nights(demo):
     demo.left()
 
 
-def failure(demo, verb):
+def failure(demo, verb, server):
     wanted = FAILURES[verb]
+    with open(os.path.join(demo.directory, 'demo.cfg'), 'a') as stream:
+        stream.write('mail_to=admin@example.com\nmail_from=xen1@example.com\n'
+                     'mail_smtp_port=%d\nmail_mode=problems\n' % server.port)
     demo.headline('A first night, as cron would run it.')
     demo.run(NIGHTLY)
     demo.run('tail -n 1 VmBackup.log')
@@ -201,6 +205,14 @@ def failure(demo, verb):
     if wanted.status:
         demo.headline('It is told: by the exit status, in the log, and in the status log.')
         demo.run('grep -e WARNING -e ERROR -e FAIL logs/status.log')
+        mail, = server.mails
+        for name, text in (('mail.txt', 'Subject: %s\n\n%s' % (mail.message['Subject'], mail.text)),
+                           ('mail.html', mail.message.get_body(('html',)).get_content())):
+            Path(demo.directory, name).write_text(text, 'utf-8')
+        demo.headline('The mail that it sent, as a client without HTML shows it: the summary, then',
+                      'the log, or that it is attached. A browser shows mail.html (with --shell).')
+        shown = demo.run('head -n 12 mail.txt').splitlines()
+        expect(shown[2].partition(' ')[2][:50] in shown[0], 'the mail begins without the cause')
     demo.headline('Nothing is left in the pool: the same snapshots as before.')
     expect(demo.left() == before, 'there are other snapshots than before')
     demo.headline('The third night: all is well, and the record of the failure is gone.')
@@ -243,7 +255,7 @@ def main(argv):
                 directory + ' and nowhere else on this machine.')
             prepare(demo)
             if options.fail:
-                failure(demo, options.fail)
+                failure(demo, options.fail, stack.enter_context(SmtpSink()))
             else:
                 two_nights(demo)
             say('', 'All of that went as expected.')

@@ -46,7 +46,8 @@ class Mail(NamedTuple):
 
     @property
     def text(self) -> str:
-        return self.message.get_content()
+        """What a client without HTML shows."""
+        return self.message.get_body(('plain',)).get_content().replace('\r\n', '\n')
 
 
 class SmtpSink(contextlib.AbstractContextManager):
@@ -68,6 +69,7 @@ class SmtpSink(contextlib.AbstractContextManager):
         self.replies = {verb: iter(given) for verb, given in (replies or {}).items()}
         self.mails = []
         self.verbs = []        # of all that clients said, but for the mails' data
+        self.greetings = []    # the names in their EHLO
         self.connections = 0
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(CERTIFICATE)
@@ -171,7 +173,8 @@ class Dialogue(threading.Thread):
         self.stream = self.connection.makefile('rb')
         self.encrypted = True
 
-    def ehlo(self, _line):
+    def ehlo(self, line):
+        self.sink.greetings.append(line.split()[-1])
         words = ['sink.invalid', '8BITMIME', 'SMTPUTF8']
         words += ['STARTTLS'] * (self.sink.security == 'starttls' and not self.encrypted)
         words += ['AUTH PLAIN'] * bool(self.sink.user)
