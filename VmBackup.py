@@ -1199,14 +1199,13 @@ class Selection:
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
         text = rule.text
-        odd = []               # type: List[str]
-        for letter in sorted(set(ODD.findall(text))):
+        odd = sorted(set(ODD.findall(text)))
+        for letter in odd:
             text = text.replace(letter, ' ' if letter.isspace() else '')
-            name = unicodedata.name(letter, 'control character')
-            odd.append('the ' + name.lower())
         for parts in () if rule.said else ([text], text.split(',', 100)):
             lines = []         # type: List[Rule]
-            more = odd[:]
+            more = ['the ' + unicodedata.name(letter, 'control character').lower()
+                    for letter in odd]
             with suppress(ValueError):
                 for part in map(str.strip, parts):
                     name = parse_rule(rule.method, part, '').word      # without :N
@@ -1218,54 +1217,38 @@ class Selection:
                         lines.append(parse_rule(rule.method, part, rule.where))
             if any(map(self.selected, lines)):
                 advice = ': write ' + ' and, in a line of its own, '.join(map(str, lines))
-                without = ' and '.join(dict.fromkeys(more))
-                if without:
-                    advice += ', without ' + without
-                return advice
+                return advice + (', without ' if more else '') + ' and '.join(dict.fromkeys(more))
         return ''
-
-    def is_excluded(self, rule: Rule) -> bool:
-        """Return whether an exclude= means what a rule names, which is not there."""
-        for exclude in self.excludes:
-            if rule.kind == exclude.kind:
-                if rule.word == exclude.word:
-                    return True
-                if rule.kind == 'name' and matches(exclude.word, rule.word):
-                    return True
-        return False
 
     def not_found(self, rule: Rule) -> None:
         """Tell of a rule that selects no VM: an error for a name or uuid, else a warning. One that
         is no regular expression, and no name that was meant, ends all, as in 3.25."""
         by_name = rule.kind == 'name'
         hint = self.hint(rule)
-        number = None          # what was meant as one
-        if by_name and rule.method in EXPORTS and not hint:
-            number = NO_NUMBER.match(rule.word)
-        if number and number.lastindex == 1:
-            if not any(matches(number.group(1), vm.name) for vm in self.vms):
-                number = None
+        number = not hint and rule.method in EXPORTS and by_name and NO_NUMBER.match(rule.word)
         level = 'WARNING'
         if by_name and not (hint or regex_of(rule.word)):
             self.broken.append(rule)
             hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
             self.remark('ERROR', f'invalid regex: {rule} ({rule.where}){hint}')
-        elif number:
+        elif number and (number.lastindex == 2 or any(
+                matches(number.group(1), vm.name) for vm in self.vms)):
             self.invalid.append(rule)
         else:
             if rule.method not in EXPORTS:
                 level = 'WARNING' if hint else 'NOTE'
-            elif not rule.text or self.is_excluded(rule):
+            elif not rule.text or any(
+                    rule.kind == exclude.kind and (
+                        rule.word == exclude.word or by_name and matches(exclude.word, rule.word))
+                    for exclude in self.excludes):
                 level = 'NOTE'
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
                 name = rule.word if by_name else 'uuid:' + rule.word
                 self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                               error='not in the pool' + hint)
-            text = f'{self.lacking}: {rule}'
-            if hint or level == 'ERROR':
-                text += f' ({rule.where}){hint}'
-            self.remark(level, text)
+            line = f' ({rule.where})' if hint or level == 'ERROR' else ''
+            self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
 class DiskChoice(NamedTuple):
@@ -1292,15 +1275,12 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
     of_vms = [rule for rule in rules if rule.method != 'exclude-disk']
     found = Selection(of_vms, vms, former, lacking)
     for rule in () if saved else rules:
-        if rule.method != 'exclude-disk':
-            continue
-        if not regex_of(rule.word):
-            found.remark('WARNING',
-                         f'invalid regex: {rule} ({rule.where}): it can only be the name of a disk')
-        with suppress(ValueError):
-            dropped = unquoted(rule.text, '#;')[1]
-            if dropped:
-                found.remark('NOTE', f'a part of the name: {dropped}: {rule} ({rule.where})')
+        if rule.method == 'exclude-disk':
+            if not regex_of(rule.word):
+                found.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be the '
+                                        'name of a disk')
+            if re.search(r'''^["']|["']$|\s#''', rule.text):
+                found.remark('NOTE', f'quotes and # are parts of the name: {rule} ({rule.where})')
     namesakes = Counter(vm.name for vm in vms)
     unclear = Counter(vm.name for vm in vms
                       if vm.ref not in found.excluded and vm.ref not in found.exact)
@@ -2068,9 +2048,8 @@ class Pool:
             pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
                 XAPI_SOCKET if password is None else XAPI_URL), password)
         except PoolError as error:
-            refused = error.code == 'SESSION_AUTHENTICATION_FAILED'
-            no_file = password == word and re.search(r'/|\.\w+\Z', word)
-            if refused and no_file:
+            if error.code == 'SESSION_AUTHENTICATION_FAILED' and password == word and (
+                    re.search(r'/|\.\w+\Z', word)):
                 raise PoolError(f'{error} (if a password file was meant: there is no such file)')
             if error.code != 'HOST_IS_SLAVE':
                 raise
@@ -6865,9 +6844,7 @@ class BackupRun(Shared):
         """Return what is to be done. Raise PoolError."""
         vms = self.pool.vms(tuple(self.store.restores()))
         former = {}            # type: Dict[str, str]
-        names = {vm.name for vm in vms}
-        words = {rule.word for rule in self.config.rules}
-        for name in words - names:
+        for name in {rule.word for rule in self.config.rules} - {vm.name for vm in vms}:
             with suppress(OSError, TargetError):
                 uuid = self.store.history(name).last_owner().uuid
                 if uuid:

@@ -231,14 +231,6 @@ class Verdicts(unittest.TestCase):
             plan = select(['vm-export=c++', 'vdi-export=' + line], *names)
             self.assertNotIn('write', ''.join(plan.messages), line)
 
-    def test_what_became_of_a_vm_that_a_line_names_is_told_and_its_name_is_no_regex(self):
-        for name in ('db', 'db.example.com', 'c++', 'a(b', 'web:old'):
-            plan = VmBackup.select(rules('vm-export=' + name, 'vm-export=web'), vms('web'), 4,
-                                   former={name: 'it is now x'})
-            self.assertEqual((['web'], [(name, 'VM-NOT-FOUND')], ()), (
-                shown(plan, 'vm-export'), failures(plan), plan.errors))
-            self.assertEqual('not in the pool: it is now x', plan.failures[0].error)
-
     def test_a_vm_in_both_lists_is_a_note(self):
         note = '***NOTE - both vm-export and vdi-export (this counts): '
         for lines, named in ((['vm-export=.*', 'vdi-export=db'], 'db'),
@@ -249,12 +241,7 @@ class Verdicts(unittest.TestCase):
             self.assertEqual(([note + named] if named else [], ()), (
                 [text for text in plan.messages if 'both' in text], plan.warnings))
 
-    def test_an_exclude_disk_that_is_no_regex_stops_no_backup(self):
-        plan = select(['exclude-disk=x(', 'vm-export=web'], 'web')
-        self.assertEqual(('invalid regex: exclude-disk=x( (test.cfg line 1): it can only be the '
-                          'name of a disk',), plan.warnings)
-        self.assertEqual((['web'], ()), (shown(plan, 'vm-export'), plan.errors))
-        self.assertTrue(VmBackup.DiskChoice(('x(',)).reason('web', 'xvda', 'x(', 'u'))
+    def test_a_pattern_of_a_shell_is_told_of(self):
         self.assertIn('***ERROR - invalid regex: exclude=*x (test.cfg line 1): any text is .*, not '
                       '*', select(['exclude=*x', 'vm-export=web'], 'web').messages)
 

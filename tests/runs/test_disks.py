@@ -204,7 +204,7 @@ class Preview(DiskCase):
         lines = self.assert_ends(1, self.vmbackup('password', config, 'preview')).lines
         self.assertLessEqual({
             '***WARNING - invalid regex: exclude-disk=x( (%s line 4): it can only be the name of a '
-            'disk' % config, '***NOTE - a part of the name: the quotes # big: exclude-disk="data"  '
+            'disk' % config, '***NOTE - quotes and # are parts of the name: exclude-disk="data"  '
             '# big (%s line 5)' % config}, set(lines))
         self.ends(1, 'vm-export=web', 'exclude-disk=x(')
         self.assertEqual([1, 2, 3], self.archived())
