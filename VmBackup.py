@@ -1477,7 +1477,10 @@ def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[],
 
 class Watchdog:
     """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change. Shows
-    how far it is: always on a terminal, every ten minutes in a log."""
+    how far it is: always on a terminal, every ten minutes in a log. Feeds a program, too."""
+
+    pieces = None              # type: Any     # for its standard input: a generator of bytes
+    done = 0                   # bytes of that
 
     def __init__(self, limit: float, size: Callable[[], int], verb: str, path: str,
                  expected: int = 0, progress: Progress = dict) -> None:
@@ -1507,6 +1510,15 @@ class Watchdog:
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
                                 f'with {human_size(size)} {self.verb}', STALLED)
+
+    def feed(self, stream: Any) -> None:
+        """Write all pieces, or until the child ends, and close the stream. Raise what they do."""
+        with suppress(BrokenPipeError), stream, closing(self.pieces):
+            for piece in map(memoryview, self.pieces):
+                while piece:
+                    sent = stream.write(piece)
+                    piece = piece[sent:]
+                    self.done += sent
 
     def show(self, done: int, share: float) -> None:
         """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
@@ -1675,37 +1687,21 @@ def started(argv: Texts, **how: Any) -> Iterator[Popen]:
         Signals.running.discard(child)
 
 
-class Feeder:
-    """Writes to a child's standard input."""
-
-    def __init__(self, pieces: Iterator[Any]) -> None:
-        self.pieces = pieces   # of bytes; a generator, which is closed at the end
-        self.done = 0          # bytes
-
-    def feed(self, stream: Any) -> None:
-        """Write all of it, or until the child ends, and close the stream. Raise what pieces do."""
-        with suppress(BrokenPipeError), stream, closing(self.pieces):
-            for piece in map(memoryview, self.pieces):
-                while piece:
-                    sent = stream.write(piece)
-                    piece = piece[sent:]
-                    self.done += sent
-
-
 def decoded(output: bytes) -> str:
     """Return what a program has written as text."""
     return output.decode('utf-8', 'replace').strip()
 
 
 def run(argv: Texts, timeout: float, cuttable: bool = False,
-        watchdog: Optional[Watchdog] = None, feeder: Optional[Feeder] = None,
+        watchdog: Optional[Watchdog] = None,
         packer: Optional[Tuple[Texts, int]] = None) -> CompletedProcess:
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
-    `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what a feeder met."""
+    `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
+    fed = watchdog and watchdog.pieces
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with ExitStack() as stack:
-        child = stack.enter_context(started(argv, stdin=PIPE if feeder else DEVNULL))
+        child = stack.enter_context(started(argv, stdin=PIPE if fed else DEVNULL))
         children = [child]
         stream, child.stdin = child.stdin, None        # else communicate() would close it
         if packer:
@@ -1726,8 +1722,8 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             listening = Thread(target=listen, daemon=True)
             listening.start()
             try:
-                if feeder:
-                    feeder.feed(stream)
+                if fed:
+                    watchdog.feed(stream)
                     # What xapi writes once it has all shows nowhere: as long as any command.
                     watchdog.limit = max(watchdog.limit, timeout)
             finally:
@@ -1741,8 +1737,8 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
                 raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
                                     TIMED_OUT)
 
-        # In a thread, as what a feeder reads may hang, and as communicate() of Python 3.6 fails if
-        # it is called again after a time limit and the child has closed one of its outputs.
+        # In a thread, as what is fed may hang where it is read, and as communicate() of Python 3.6
+        # fails if it is called again after a time limit and the child has closed one output.
         with signals.ending(children):
             bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
     last = results[-1]
@@ -1855,13 +1851,13 @@ class Xe:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
         return decoded(self.issue(verb, parameters))
 
-    def transfer(self, verb: str, watchdog: Any = None, feeder: Any = None, packer: Any = None,
-                 at: str = '', **parameters: Any) -> str:
+    def transfer(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
+                 **parameters: Any) -> str:
         """Run a command that writes or reads a file, the one `at` a path if given, with a packer or
-        feeder (see `run`), while it moves; a signal ends it. Return its output; status 0 does not
+        fed (see `run`), while it moves; a signal ends it. Return its output; status 0 does not
         prove that an export made a file (xapi: cli_operations.ml, download_file)."""
-        return decoded(self.issue(verb, parameters, at=at, cuttable=True,
-                                  watchdog=watchdog, feeder=feeder, packer=packer))
+        return decoded(self.issue(verb, parameters, at=at, cuttable=True, watchdog=watchdog,
+                                  packer=packer))
 
     def issue(self, verb: str, parameters: Record, logged: bool = True,
               at: str = '', **how: Any) -> bytes:
@@ -5769,9 +5765,9 @@ class Importer:
     def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int = 0,
              progress: Progress = dict, **words: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
-        feeder = Feeder(pieces)
-        watchdog = Watchdog(self.limit, lambda: feeder.done, 'restored', path, size, progress)
-        return self.xe.transfer(verb, watchdog, feeder, filename='/dev/stdin', **words)
+        watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, size, progress)
+        watchdog.pieces = pieces
+        return self.xe.transfer(verb, watchdog, filename='/dev/stdin', **words)
 
     def put(self, path: str, form: str, target: Target, record: Restoring,
             cut_off: bool = False) -> str:

@@ -149,10 +149,10 @@ class Running(ProgramCase):
 
     def fed(self, script, pieces):
         """What a program of sh said, and what it got, of which the watchdog is told."""
-        feeder = VmBackup.Feeder(pieces)
-        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: feeder.done, 'restored', 'x')
+        watchdog = VmBackup.Watchdog(LIMIT / 12, lambda: watchdog.done, 'restored', 'x')
+        watchdog.pieces = pieces
         watchdog.every = 0.1
-        return ended(VmBackup.run(['sh', '-c', script], 1, False, watchdog, feeder))
+        return ended(VmBackup.run(['sh', '-c', script], 1, False, watchdog))
 
     def test_one_that_says_much_before_it_reads_is_heard_and_fed(self):
         half = 'head -c 200000 /dev/zero'
