@@ -3072,8 +3072,8 @@ PROVED = {                 # from least to most
 
 
 def as_size(value: Any) -> Size:
-    """Return bytes in a record, also in text; None for what is no number of less than an EB."""
-    return int(value) if re.match(r'[0-9]{1,18}\Z', str(value)) else None
+    """Return bytes in a record, also in text; None for what is no number of less than 9 EB."""
+    return int(value) if re.match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
 def value_in(document: Record, key: str, default: Any = '') -> Any:

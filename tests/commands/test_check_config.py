@@ -103,8 +103,6 @@ class WhatIsWrong(CheckCase):
                 (2, ('vm-export=db', 'status_log=' + log,
                      'report_file={}/./log'.format(self.directory)), [
                          replaced.format('status_log -> ./log')]),
-                (2, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.json'), [
-                    replaced.format('the record of the last run -> log.json')]),
                 (0, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.report'), []),
                 (0, ('vm-export=db', 'keep_last=0'), [none]),
                 (0, ('vm-export=db', 'keep_last=0', 'keep_weekly=1'), []),
