@@ -5716,9 +5716,9 @@ class Importer:
                 break
         self.check_unused(made)
         used = self.used(made)
-        ours = (record.host, record.process) == own_process()
         drop_leaked_vbds(pool, self.xe, made.vms,
-                         [disk for disk in made.disks if disk not in used], 'RW', ours)
+                         [disk for disk in made.disks if disk not in used], 'RW',
+                         (record.host, record.process) == own_process())
         for vm in made.vms.values():
             tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
@@ -5806,8 +5806,8 @@ class Importer:
         found = {}
         for vbd in self.pool.where('VBD', 'VM', list(made.vms)).values():
             if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
-                vdi = made.disks.get(vbd['VDI'], {})
-                found[vbd['userdevice']] = int(vdi.get('virtual_size', 0))
+                found[vbd['userdevice']] = int(
+                    made.disks.get(vbd['VDI'], {}).get('virtual_size', 0))
         for device in sorted({*target.disks, *found}):
             size = found.get(device, -1)
             least = target.disks.get(device)
@@ -5837,8 +5837,8 @@ class Importer:
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
                                  filename=path)
         else:
-            pieces = image_pieces(path, form, size, made)
-            self.feed('vdi-import', path, pieces, made, uuid=uuid, format='raw')
+            self.feed('vdi-import', path, image_pieces(path, form, size, made), made, uuid=uuid,
+                      format='raw')
         return uuid
 
 
@@ -7798,8 +7798,8 @@ class Restorer(Importer):
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
-        taken = {vm['name_label'] for vm in vms.values()}
-        name = self.free_name(original, chosen.when, name, taken)
+        name = self.free_name(original, chosen.when, name,
+                              {vm['name_label'] for vm in vms.values()})
         preserve = self.options.get('preserve') == 'true'
         if preserve:
             self.check_addresses(found, vms)
@@ -7918,8 +7918,8 @@ class Restorer(Importer):
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
         file = basename(chosen.path)
-        proof = Verifier(self.limit).prove_in(chosen.backup, file)
-        log(f'verified {file}: {PROVED[proof.proved]}')
+        proved = Verifier(self.limit).prove_in(chosen.backup, file).proved
+        log(f'verified {file}: {PROVED[proved]}')
 
     def restore(self, chosen: Chosen, target: Target) -> None:
         """Restore as planned, and log what was made."""
