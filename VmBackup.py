@@ -5898,12 +5898,13 @@ class StatusLog:
     broken = False
     begun = None               # type: Any     # when the run did
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, warnings: List[str]) -> None:
         self.path = '' if path == os.devnull else path
+        self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
     def write(self, actor: str, *words: str, when: Optional[datetime] = None) -> None:
-        """Append `time,actor,host,words...`; problems are logged once."""
+        """Append `time,actor,host,words...`; the first problem is a warning."""
         if not self.path:
             return
         with self.lock:
@@ -5912,7 +5913,8 @@ class StatusLog:
                 bounded(lambda: self.append(','.join(fields)), 'the file system')
             except (OSError, TargetError) as error:
                 if not self.broken:
-                    log(f'***WARNING - cannot write status_log {self.path}: {reason_of(error)}')
+                    self.warnings.append(
+                        f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
                 self.broken = True
 
     def append(self, line: str) -> None:
@@ -6220,9 +6222,9 @@ class Run:
         self.config = config
         self.settings = config.settings
         logging = config.path and 'status_log' not in config.errors
-        self.status_log = StatusLog(self.settings.status_log if logging else '')
-        self.outcomes = []     # type: List[Outcome]
         self.warnings = Warnings()
+        self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
+        self.outcomes = []     # type: List[Outcome]
         self.errors = []       # type: List[str]
         self.turns = []        # type: Sequence[Turn]      # all that are to be, if that is known
         self.numbers = itertools.count(1)      # of those
@@ -6294,22 +6296,17 @@ class Run:
     def verdict(self) -> Verdict:
         """Return the result, as far as it is known."""
         counts = self.counts()
-        verdict = verdict_of(counts.errors or self.signum,
-                             counts.warnings or self.warnings or self.status_log.broken)
+        verdict = verdict_of(counts.errors or self.signum, counts.warnings or self.warnings)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
-
-    def all_warnings(self) -> List[str]:
-        """Return those that belong to no VM."""
-        warnings = list(self.warnings)
-        if self.status_log.broken:
-            warnings.append(f'cannot write status_log {portable(self.status_log.path)}')
-        return warnings
 
     def summary(self) -> Summary:
         """Return what it came to."""
-        outcomes = sorted(self.outcomes, key=lambda each: (not each.error, not each.warnings))
+        since, outcomes = self.warnings.since, []      # type: Any, List[Outcome]
+        for each in sorted(self.outcomes, key=lambda each: (not each.error, not each.warnings)):
+            warnings = [text + since(f'{each.name}: {text}') for text in each.warnings]
+            outcomes.append(each._replace(warnings=warnings))
         missing = [turn.job.shown for turn in self.turns if not turn.ended]
-        rest = ['WARNING ' + text for text in self.all_warnings()]
+        rest = [f'WARNING {text}{since(text)}' for text in self.warnings]
         size = sum(each.size for each in outcomes)
         rest.append('VMs: {} good, {} with warnings, {} failed, {} skipped; {} in {}'.format(
             *tally([each.status for each in outcomes]), human_size(size),
@@ -7000,7 +6997,7 @@ class BackupRun(Shared):
             config=portable(self.config.path), started=self.started,
             backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
             status=self.verdict().token, signal=self.signum or None,
-            exit_status=self.exit_status(), warnings=self.all_warnings(), errors=self.errors,
+            exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
             **self.identity, counts=self.counts()._asdict(),
             vms=[each._asdict() for each in self.outcomes])
 
