@@ -421,6 +421,11 @@ def stopwatch() -> Callable[[], float]:
     return lambda: monotonic() - begun
 
 
+def this_host() -> str:
+    """Return the name of this host."""
+    return os.uname().nodename
+
+
 def encoded(text: str) -> bytes:
     """Return the UTF-8 bytes of text or of a path, whatever the locale."""
     return text.encode('utf-8', 'surrogateescape')
@@ -2887,7 +2892,7 @@ def process(number: str = 'self') -> str:
 
 def own_process() -> Pair:
     """Return this host and this process, as a record of what is in progress has them."""
-    return os.uname().nodename, process()
+    return this_host(), process()
 
 
 def note_of(path: str) -> str:
@@ -3388,7 +3393,7 @@ class Owner(NamedTuple):
 def run_name(config: str) -> str:
     """The name, less its ending, of the record of runs of a config on this host."""
     import hashlib
-    host, path = os.uname().nodename, realpath(config)
+    host, path = this_host(), realpath(config)
     digest = hashlib.sha256(encoded(host + path)).hexdigest()
     return RUN.format(host, basename(path), digest)
 
@@ -5427,7 +5432,7 @@ class Exporter:
             before += disk.vdi['snapshots']
         self.intent = Intent(
             pool='', kind=self.kind, of=uuid, ref=ref, label=label_part(label), since='', until='',
-            latest='', host=os.uname().nodename, process=process(),
+            latest='', host=this_host(), process=process(),
             before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
             names=tuple(disk.name for disk in taken), noted=True)
 
@@ -5908,7 +5913,7 @@ class StatusLog:
         if not self.path:
             return
         with self.lock:
-            fields = (f'{when or now():%Y/%m/%d %H:%M:%S}', actor, os.uname().nodename) + words
+            fields = (f'{when or now():%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
             try:
                 bounded(lambda: self.append(','.join(fields)), 'the file system')
             except (OSError, TargetError) as error:
@@ -5936,7 +5941,7 @@ def last_logged(path: str) -> Optional[LastRun]:
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     last, failed = None, []    # type: Optional[LastRun], List[str]
-    host = re.escape(os.uname().nodename)
+    host = re.escape(this_host())
     with suppress(OSError, ValueError):
         log = decoded(load(path, LARGEST_LOG))
         ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
@@ -6092,7 +6097,7 @@ def deliver(settings: Settings, password: str, message: Any, recipients: Texts) 
     import smtplib
     import ssl
     security = security_of(settings)
-    name = settings.mail_helo or greeting(settings.mail_from, os.uname().nodename)
+    name = settings.mail_helo or greeting(settings.mail_from, this_host())
     kind = smtplib.SMTP        # type: Any
     options = {'timeout': MAIL_TIMEOUT, 'local_hostname': name}    # type: Dict[str, Any]
     if security == 'tls':
@@ -6138,7 +6143,7 @@ def send_mail(settings: Settings, subject: str, summary: Summary) -> bool:
         try:
             path = settings.mail_smtp_password_file
             password = read_password_file(path, log) if path else ''
-            message = compose(settings, os.uname().nodename, subject, summary,
+            message = compose(settings, this_host(), subject, summary,
                               list(Console.current.lines))
             refused = bounded(functools.partial(deliver, settings, password, message, waiting),
                               'the mail server', limit=MAIL_LIMIT)
@@ -6673,7 +6678,7 @@ class VmBackup(Turn):
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
-            method=self.job.method, host=os.uname().nodename, started=iso(started),
+            method=self.job.method, host=this_host(), started=iso(started),
             disks=list(map(disk_facts, exporter.disks)), left_out=left_out,
             earlier=self.owner().earlier, **self.shared.identity, snapshot=snapshot.uuid)
 
@@ -6993,7 +6998,7 @@ class BackupRun(Shared):
     def report(self) -> Record:
         """Return what report_file gets."""
         return dict(
-            schema=1, version=VERSION, host=os.uname().nodename,
+            schema=1, version=VERSION, host=this_host(),
             config=portable(self.config.path), started=self.started,
             backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
             status=self.verdict().token, signal=self.signum or None,
@@ -7006,7 +7011,7 @@ class BackupRun(Shared):
         self.warnings.extend(plan.warnings)            # which are logged already
         Signals.current.at_once = False
         be_gentle(False)
-        log(RULER, f'VmBackup running on {os.uname().nodename} ...', RULER,
+        log(RULER, f'VmBackup running on {this_host()} ...', RULER,
             f'Check if backup directory {self.store.root} is writable ...')
         self.store.try_writing()
         log('Success: backup directory area is writable', RULER)
@@ -7134,7 +7139,7 @@ class BackupRun(Shared):
         if not self.pool.is_master():
             log('NOTE not the pool master: no backup of the pool database here')
             return
-        directory = f'{self.store.root}/{DUMPS}{path_part(os.uname().nodename)}'
+        directory = f'{self.store.root}/{DUMPS}{path_part(this_host())}'
         with self.store.locked(directory, self.settings.lock_wait * 60):
             with self.store.new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
