@@ -74,13 +74,6 @@ class Printing(XeCase):
 
 
 class Grammar(XeCase):
-    def test_the_client_takes_its_options_out_from_anywhere(self):
-        self.assertEqual(self.web, self.ask(
-            'vm-list', '-u', 'x', '-pw', 'y', 'name-label=web', 'nossl=true', 'username=z',
-            '--minimal', '--traceparent', '0-1'))
-        self.assertEqual(self.web, self.ask('-s', '127.0.0.1', '-pw', 'wrong', 'vm-list',
-                                            'name-label=web', '--minimal'))
-
     def test_a_line_that_makes_no_sense_is_refused(self):
         for words, *line in (
                 ('Unknown command: --minimal' + HINT, '--minimal', 'vm-list'),
@@ -126,14 +119,8 @@ class Grammar(XeCase):
         self.write('pw', 'root\npass,word\n')
         self.assertEqual(found, self.xe(*line))
 
-    def test_arguments_are_lines_and_values_utf_8(self):
+    def test_arguments_are_lines(self):
         self.assertEqual(self.web, self.ask('vm-list\nname-label=web\r\n--minimal\r'))
-        bad = b'bad\xff'
-        self.assertEqual((0, '', ''), self.xe('vm-list', b'name-label=' + bad))
-        for line in (['vm-snapshot', 'uuid=' + self.web, b'new-name-label=' + bad],
-                     ['vdi-destroy', b'uuid=' + bad]):
-            self.assertEqual('The value given is invalid\nfield: Invalid UTF-8 string in parameter'
-                             '\nvalue: S(bad\\xff)\n', self.refused(*line))
 
     def test_booleans_have_many_spellings(self):
         self.assertIn('All objects destroyed',
