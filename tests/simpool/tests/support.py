@@ -57,12 +57,11 @@ class Case(unittest.TestCase):
     """A test with a pool of its own, which it asks through both doors."""
 
     description = {'vms': [{'name': 'box', 'disks': ['2 MiB']}]}
-    role = 'master'
 
     def setUp(self):
         self.work = tempfile.mkdtemp(prefix='simpool-test-')
         self.addCleanup(shutil.rmtree, self.work)
-        self.sim = SimPool(self.description, role=self.role)
+        self.sim = SimPool(self.description)
         self.addCleanup(self.sim.stop)
         self.pool = self.sim.pool
         self._session = None

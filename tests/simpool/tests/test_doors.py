@@ -6,7 +6,6 @@ Expected texts are from recordings of xapi 25.6.0, or from its source as xapi.py
 import json
 import os
 import socket
-import ssl
 import threading
 import unittest
 import xmlrpc.client
@@ -80,17 +79,6 @@ class WireForms(ModelCase):
                 ('', 'VM.set_name_label', self.box, 'new')):
             body = exchange(self.sim.url, post(request(method, session, *params)))[1].decode()
             self.assertEqual(VALUE % ('<value>%s</value>' % expected), body, method)
-
-    def test_a_failure_is_a_struct_too_and_its_status_is_200(self):
-        session = self.pool.login('root', 'password')
-        head, body = exchange(self.sim.url, post(request('VM.get_record', session, 'x')))
-        self.assertEqual('HTTP/1.1 200 OK', head[0])
-        self.assertEqual(
-            b'<?xml version="1.0"?><methodResponse><params><param><value><struct><member>'
-            b'<name>Status</name><value>Failure</value></member><member>'
-            b'<name>ErrorDescription</name><value><array><data><value>HANDLE_INVALID</value>'
-            b'<value>VM</value><value>x</value></data></array></value></member></struct></value>'
-            b'</param></params></methodResponse>', body)
 
     def test_a_connection_serves_many_calls_or_with_http_1_0_one(self):
         logout = request('session.logout', 'x')
@@ -173,14 +161,6 @@ class Agents(Case):
         self.sim.restart()
         self.assertEqual({}, self.tracked())
 
-    def test_xe_logs_in_as_the_library_of_xapi(self):
-        self.xe('host-list')
-        self.assertEqual({'xen-api-libs': '26.17.0'}, self.tracked())
-
-
-def over_unix(sim, method, *params):
-    return xmlrpc.client.loads(exchange(sim.unix_url, post(request(method, *params)))[1])[0][0]
-
 
 class Sessions(Case):
     def test_sessions_begin_with_a_password_and_end_with_their_logout(self):
@@ -204,38 +184,6 @@ class Sessions(Case):
                 (['MESSAGE_PARAMETER_COUNT_MISMATCH', 'VM.get_all', '0', '-1'], 'VM.get_all')):
             answer = self.raw(method, *params)['ErrorDescription']
             self.assertEqual(details, answer if details[1:] else answer[:1])
-
-
-class Members(Case):
-    """A member of a pool, whose master is reached by TLS, by its unix socket and by its xe."""
-
-    role = 'slave'
-
-    def test_a_member_names_its_master_before_it_looks_at_the_password(self):
-        address = self.sim.https_url[len('https://'):]
-        for password in ('password', 'wrong'):
-            self.assertEqual(['HOST_IS_SLAVE', address],
-                             self.raw('session.login_with_password', 'root', password)
-                             ['ErrorDescription'])
-        with SimPool(self.description, role='slave', master_address='10.1.2.3') as sim:
-            with xmlrpc.client.ServerProxy(sim.url) as server:
-                self.assertEqual(['HOST_IS_SLAVE', '10.1.2.3'],
-                                 server.VM.get_all('x')['ErrorDescription'])
-
-    def test_its_unix_socket_and_its_xe_reach_the_master(self):
-        session = over_unix(self.sim, 'session.login_with_password', 'whoever', '')['Value']
-        self.assertIn(self.vm(), over_unix(self.sim, 'VM.get_all', session)['Value'])
-        self.assertTrue(self.pool.tables['session'][session]['is_local_superuser'])
-        self.assertEqual(36, len(self.ask('vm-list', 'name-label=box', '--minimal')))
-
-    def test_the_master_answers_by_tls_at_that_address_with_a_certificate_of_its_own(self):
-        with xmlrpc.client.ServerProxy(
-                self.sim.https_url, context=ssl._create_unverified_context()) as master:
-            session = master.session.login_with_password('root', 'password')['Value']
-            self.assertEqual([self.vm()], master.VM.get_by_name_label(session, 'box')['Value'])
-        with self.assertRaises(ssl.SSLError), xmlrpc.client.ServerProxy(
-                self.sim.https_url, context=ssl.create_default_context()) as master:
-            master.session.login_with_password('root', 'password')
 
 
 class Faults(ModelCase):
