@@ -88,10 +88,10 @@ class AtOnce(ParallelCase):
         done = self.command(0, 'password', config, 'parallel=4', 'parallel_per_sr=2',
                             VMBACKUP_XE=self.noting_xe(4))
         self.assertIn('  parallel          = 4', done.lines)
-        for word, reason in (('parallel=0', 'out of range'), ('parallel_per_sr=x', 'out of range')):
-            done = self.command(2, 'password', config, word)
-            self.assertIn('ERROR: config {} {} -> {} (command line)'.format(
-                word.split('=')[0], reason, word.split('=')[1]), done.lines)
+        for key, text, allowed in ('parallel', '0', '1 to 64'), ('parallel_per_sr', 'x', '0 to 64'):
+            done = self.command(2, 'password', config, key + '=' + text)
+            self.assertIn('ERROR: config {} out of range -> {} (command line), allowed: {}'.format(
+                key, text, allowed), done.lines)
 
 
 class Told(ParallelCase):
@@ -207,7 +207,8 @@ class Room(ParallelCase):
             self.put_file(os.path.join(path, name + '.xva'), bytes(1 << 20))
             histories[name] = shared.store.history(name)
         shared.store.check()
-        found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0)
+        found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=0, f_bfree=0,
+                                   f_files=0, f_favail=0)
 
         def begin(name, free):
             found.f_bavail = free
@@ -245,7 +246,8 @@ class Room(ParallelCase):
     def test_what_has_failed_leaves_its_room_to_the_next_try(self):
         path = self.old_backup('one', 'backup-2026-01-01-(00:00:00)', 'success')
         self.put_file(os.path.join(path, 'one.xva'), bytes(1 << 20))
-        found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=1, f_bfree=1)
+        found = unittest.mock.Mock(f_blocks=1000, f_frsize=1 << 20, f_bavail=1, f_bfree=1,
+                                   f_files=0, f_favail=0)
         shared = shared_without_pool(self.backups)
         shared.store.check()
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
