@@ -105,45 +105,17 @@ VERSION = '5.0.0'
 # They are in effect where a config file says nothing else, and whenever a vm-selector takes the
 # place of a config file. `VmBackup.py config` tells what each key means.
 
-DEFAULT_BACKUP_DIR = '/snapshots/BACKUPS'
-DEFAULT_STATUS_LOG = '/snapshots/NAUbackup/status.log'
-DEFAULT_MAX_BACKUPS = '4'
-DEFAULT_KEEP_LAST = ''
-DEFAULT_KEEP_HOURLY = '0'
-DEFAULT_KEEP_DAILY = '0'
-DEFAULT_KEEP_WEEKLY = '0'
-DEFAULT_KEEP_MONTHLY = '0'
-DEFAULT_KEEP_YEARLY = '0'
-DEFAULT_COMPRESS = 'False'
-DEFAULT_PRE_CLEAN = 'False'
-DEFAULT_VDI_EXPORT_FORMAT = 'raw'
-DEFAULT_VDI_DISKS = 'boot'
-DEFAULT_VDI_COMPRESS = 'none'
-DEFAULT_HONOUR_NOBAK = 'no'
-DEFAULT_POOL_DB_BACKUP = '0'
-DEFAULT_POOL_DB_MAX_BACKUPS = '0'
-DEFAULT_BACKUP_DIR_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'
-DEFAULT_LARGE_BACKUP = '60'
-DEFAULT_LOCK_WAIT = '0'
-DEFAULT_REQUIRE_MOUNT = 'auto'
-DEFAULT_MIN_FREE = ''
-DEFAULT_STALL_TIMEOUT = '30'
-DEFAULT_VERIFY = 'yes'
-DEFAULT_PARALLEL = '1'
-DEFAULT_PARALLEL_PER_SR = '0'
-DEFAULT_HOOK = ''
-DEFAULT_HOOK_TIMEOUT = '60'
-DEFAULT_REPORT_FILE = ''
-
-DEFAULT_MAIL_TO = ''
-DEFAULT_MAIL_FROM = ''
-DEFAULT_MAIL_SMTP_SERVER = 'localhost'
-DEFAULT_MAIL_SMTP_PORT = '25'
-DEFAULT_MAIL_SMTP_SECURITY = 'auto'
-DEFAULT_MAIL_SMTP_USER = ''
-DEFAULT_MAIL_SMTP_PASSWORD_FILE = ''
-DEFAULT_MAIL_HELO = ''
-DEFAULT_MAIL_MODE = 'always'
+DEFAULTS = dict(
+    backup_dir='/snapshots/BACKUPS', status_log='/snapshots/NAUbackup/status.log', report_file='',
+    max_backups='4', keep_last='', keep_hourly='0', keep_daily='0', keep_weekly='0',
+    keep_monthly='0', keep_yearly='0', pre_clean='False', min_free='', large_backup='60',
+    compress='False', verify='yes', backup_dir_pattern='backup-%Y-%m-%d-(%H:%M:%S)',
+    vdi_export_format='raw', vdi_disks='boot', vdi_compress='none', honour_nobak='no',
+    pool_db_backup='0', pool_db_max_backups='0', parallel='1', parallel_per_sr='0', lock_wait='0',
+    require_mount='auto', stall_timeout='30', hook='', hook_timeout='60',
+    mail_to='', mail_from='', mail_mode='always', mail_helo='',
+    mail_smtp_server='localhost', mail_smtp_port='25', mail_smtp_security='auto',
+    mail_smtp_user='', mail_smtp_password_file='')
 
 XE_PROGRAM = '/opt/xensource/bin/xe'
 XAPI_URL = 'http://localhost/'
@@ -729,8 +701,8 @@ class Key(NamedTuple):
 
     @property
     def default(self) -> str:
-        """Return what is in effect where a config says nothing: a constant of the first page."""
-        return str(globals()['DEFAULT_' + self.name.upper()])
+        """Return what is in effect where a config says nothing, by the first page."""
+        return str(DEFAULTS[self.name])
 
     def parse(self, text: str) -> Any:
         """Return what a text means. Raise ValueError with a word for what is wrong."""
@@ -889,7 +861,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                                  f'({place})')
             except ValueError as error:
                 if place == 'default':
-                    raise ConfigError(f'DEFAULT_{key.name.upper()} {error} -> {text} '
+                    raise ConfigError(f'default {key.name} {error} -> {text} '
                                       "(this script's first page)")
                 hint = f', allowed: {key.allowed}' if key.allowed else ''
                 errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place}){hint}'
@@ -3620,7 +3592,7 @@ class Catalogue:
     def __init__(self, settings: Settings) -> None:
         self.set_root(settings.backup_dir)
         self.require_mount = settings.require_mount
-        self.patterns = [settings.backup_dir_pattern, DEFAULT_BACKUP_DIR_PATTERN]
+        self.patterns = [settings.backup_dir_pattern, DEFAULTS['backup_dir_pattern']]
 
     def set_root(self, path: str) -> None:
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
@@ -4130,7 +4102,7 @@ class Store(Catalogue):
 def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path), suppress(FileNotFoundError):
-        history = History(path, [DEFAULT_BACKUP_DIR_PATTERN])
+        history = History(path, [DEFAULTS['backup_dir_pattern']])
         try:
             marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
         except NotADirectoryError:
@@ -7156,7 +7128,7 @@ class BackupRun(Shared):
 
 
 def run_backup(line: CommandLine) -> int:
-    """Make backups, or a preview. The mail on an unreadable config goes to DEFAULT_MAIL_TO."""
+    """Make backups, or a preview. The mail on an unreadable config goes to mail_to of DEFAULTS."""
     unreadable = ''
     try:
         config = config_of(line)
@@ -8340,7 +8312,8 @@ optional params:
 	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
 	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
 	[parallel=<N>] - back up N VMs side by side (default: {parallel})
-	[parallel_per_sr=<N>] - of these, N with disks in the same SR; 0: no limit (default: {per_sr})
+	[parallel_per_sr=<N>] - of these, N with disks in the same SR; 0: no limit \
+(default: {parallel_per_sr})
 """),
     'verify': Command(run_verify, """\
 verify <config-file|backup_dir|backup|file> [vm=<vm-selector>] [backups=newest|all]
@@ -8445,10 +8418,8 @@ def help_text(topic: str, program: str) -> str:
         text += CONFIG_RULES
     else:
         text = EXAMPLES if topic == 'example' else USAGE
-    return '\n' + text.format(program=program, name=basename(program),
-                              compress=DEFAULT_COMPRESS, pre_clean=DEFAULT_PRE_CLEAN,
-                              parallel=DEFAULT_PARALLEL, per_sr=DEFAULT_PARALLEL_PER_SR,
-                              version=VERSION) + '\n'
+    return '\n' + text.format(program=program, name=basename(program), version=VERSION,
+                              **DEFAULTS) + '\n'
 
 
 def help_topic(words: Texts) -> str:

@@ -290,15 +290,15 @@ class TheFirstPage(MailCase):
         self.server = self.sink()
 
     def run_edited(self, status, *words, **more):
-        self.script = self.changed_script(**dict(dict(
-            DEFAULT_MAIL_TO='page-one@example.org', DEFAULT_MAIL_SMTP_PORT=str(self.server.port),
-            DEFAULT_BACKUP_DIR=self.backups), **more))
+        self.script = self.changed_script(DEFAULTS=dict(dict(
+            VmBackup.DEFAULTS, mail_to='page-one@example.org', backup_dir=self.backups,
+            mail_smtp_port=str(self.server.port)), **more))
         return self.command(status, *words)
 
     def test_they_hold_for_a_vm_selector_and_numbers_need_no_quotes(self):
-        self.run_edited(0, 'password', 'db', DEFAULT_MAIL_FROM='x@y', DEFAULT_MAX_BACKUPS=4,
-                        DEFAULT_MAIL_SMTP_PORT=self.server.port, DEFAULT_COMPRESS=False,
-                        DEFAULT_POOL_DB_BACKUP=0, DEFAULT_LARGE_BACKUP=100, DEFAULT_PRE_CLEAN=True)
+        self.run_edited(0, 'password', 'db', mail_from='x@y', max_backups=4, compress=False,
+                        mail_smtp_port=self.server.port, pool_db_backup=0, large_backup=100,
+                        pre_clean=True)
         mail, = self.server.mails
         self.assertEqual((['page-one@example.org'], 'x@y'), (mail.recipients, mail.sender))
 
@@ -311,7 +311,7 @@ class TheFirstPage(MailCase):
                 (2, 'wrong', dict(mail_to=''), [])):
             del self.server.mails[:]
             self.run_edited(status, password, self.config('vm-export=db', **keys),
-                            DEFAULT_MAIL_MODE='problems')
+                            mail_mode='problems')
             self.assertEqual(recipients, [mail.recipients for mail in self.server.mails])
 
     def test_they_hold_where_the_config_cannot_be_read(self):
@@ -322,10 +322,10 @@ class TheFirstPage(MailCase):
         self.assertEqual([], self.sim.calls())
 
     def test_a_wrong_one_is_named(self):
-        self.script = self.changed_script(DEFAULT_MAX_BACKUPS='many')
+        self.script = self.changed_script(DEFAULTS=dict(VmBackup.DEFAULTS, max_backups='many'))
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
             done = self.command(2, 'password', *words)
-            self.assertEqual(["ERROR DEFAULT_MAX_BACKUPS out of range -> many (this script's "
+            self.assertEqual(["ERROR default max_backups out of range -> many (this script's "
                               'first page)'], done.lines)
 
 
@@ -606,7 +606,7 @@ class Greeting(MailCase):
 
 class Automatic(MailCase):
     def test_it_is_the_default_and_the_port_decides(self):
-        self.assertEqual('auto', VmBackup.DEFAULT_MAIL_SMTP_SECURITY)
+        self.assertEqual('auto', VmBackup.DEFAULTS['mail_smtp_security'])
         for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
             for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
                 settings = VmBackup.parse_config(

@@ -282,9 +282,8 @@ class Places(ReportCase):
 
     def test_a_preview_and_a_run_without_a_config_file_write_none(self):
         self.assertEqual(0, self.vmbackup('password', self.reporting(), 'preview').status)
-        self.script = self.changed_script(
-            DEFAULT_REPORT_FILE=self.path, DEFAULT_BACKUP_DIR=self.backups,
-            DEFAULT_REQUIRE_MOUNT='no')
+        self.script = self.changed_script(DEFAULTS=dict(
+            VmBackup.DEFAULTS, report_file=self.path, backup_dir=self.backups, require_mount='no'))
         self.assertEqual(0, self.vmbackup('password', 'db').status)
         self.assertFalse(os.path.exists(self.path))
 

@@ -136,8 +136,8 @@ class PoolCase(unittest.TestCase):
         shutil.copy(os.path.join(ROOT, 'XenAPI.py'), place)
         text = self.read(SCRIPT)
         for name, value in constants.items():
-            text, count = re.subn('^%s = .*$' % name, lambda _: '%s = %r' % (name, value), text,
-                                  flags=re.MULTILINE)
+            line = re.compile(r'^%s = .*(\n .*)*$' % name, re.MULTILINE)
+            text, count = line.subn(lambda _: '%s = %r' % (name, value), text)
             self.assertEqual(1, count, '%s is no constant of the script' % name)
         script = forked.Script(os.path.join(place, 'VmBackup.py'))
         script.constants = constants
@@ -334,7 +334,7 @@ class PoolCase(unittest.TestCase):
         return path
 
 
-def store_at(backup_dir, pattern=VmBackup.DEFAULT_BACKUP_DIR_PATTERN):
+def store_at(backup_dir, pattern=VmBackup.DEFAULTS['backup_dir_pattern']):
     """The Store of a config that names this directory."""
     return VmBackup.Store(types.SimpleNamespace(
         backup_dir=backup_dir, backup_dir_pattern=pattern, require_mount='no'))
