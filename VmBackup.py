@@ -592,11 +592,11 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
 
 
 def unquoted(text: str, marks: str = '#') -> Tuple[str, str]:
-    """Return a text without quotes around it and without a comment, and what these were. A mark
-    behind a blank begins a comment. Raise ValueError for a quote that stands alone."""
-    found = re.match(r'''\s*(["'])((?:(?!\1).)*)\1\s*([#;].*|)\Z''', text)
+    """Return a text without quotes around it, or what is before a :N, and without a comment, and
+    what these were. A mark behind a blank begins a comment. Raise ValueError for a lone quote."""
+    found = re.match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
     if found:
-        return found.group(2), f'the quotes {found.group(3)}'.rstrip()
+        return found.group(2) + found.group(3), f'the quotes {found.group(4)}'.rstrip()
     start = re.search(rf'\s[{marks}]|\Z', ' ' + text).start()
     value = text[:start].strip()
     if value.strip('"\'') != value:
@@ -1116,6 +1116,13 @@ def is_called(vm: Vm, rule: Rule) -> bool:
     return rule.kind != 'tag' and rule.word in (vm.name, vm.uuid)
 
 
+def is_about(rule: Rule, vm: Vm) -> bool:
+    """Return whether a rule is about a VM, by what it compares."""
+    if rule.kind == 'tag':
+        return rule.word in vm.record.get('tags', ())
+    return vm.uuid == rule.word if rule.kind == 'uuid' else matches(rule.word, vm.name)
+
+
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
 
@@ -1152,11 +1159,7 @@ class Selection:
         """Return the VMs that a rule is about; an empty vm-export= means every VM."""
         if not rule.text and rule.method != 'vm-export':
             return []
-        if rule.kind == 'uuid':
-            return [vm for vm in self.vms if vm.uuid == rule.word]
-        if rule.kind == 'tag':
-            return [vm for vm in self.vms if rule.word in vm.record.get('tags', ())]
-        return [vm for vm in self.vms if matches(rule.word, vm.name)]
+        return [vm for vm in self.vms if is_about(rule, vm)]
 
     def take(self, rule: Rule, vm: Vm) -> None:
         """Take in that a rule selects a VM: the last one wins, at the first one's place."""
@@ -1176,22 +1179,19 @@ class Selection:
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
         text = rule.text
-        odd = sorted(set(ODD.findall(text)))
-        for letter in odd:
+        odd = []               # type: List[str]
+        for letter in sorted(set(ODD.findall(text))):
             text = text.replace(letter, ' ' if letter.isspace() else '')
+            odd.append('the ' + unicodedata.name(letter, 'control character').lower())
         for parts in () if rule.said else ([text], text.split(',', 100)):
             lines = []         # type: List[Rule]
-            more = ['the ' + unicodedata.name(letter, 'control character').lower()
-                    for letter in odd]
+            more = odd[:]
             with suppress(ValueError):
-                for part in map(str.strip, parts):
-                    name = parse_rule(rule.method, part, '').word      # without :N
-                    word, dropped = unquoted(name, '#;')
-                    if dropped:
-                        more.append(dropped)
-                    if word:
-                        part = part.replace(name, word)
-                        lines.append(parse_rule(rule.method, part, rule.where))
+                for part in parts:
+                    line, dropped = unquoted(part, '#;')
+                    more += filter(None, [dropped])
+                    if line:
+                        lines.append(parse_rule(rule.method, line, rule.where))
             if any(map(self.selected, lines)):
                 advice = ': write ' + ' and, in a line of its own, '.join(map(str, lines))
                 return advice + (', without ' if more else '') + ' and '.join(dict.fromkeys(more))
@@ -1202,30 +1202,33 @@ class Selection:
         is no regular expression, and no name that was meant, ends all, as in 3.25."""
         by_name = rule.kind == 'name'
         hint = self.hint(rule)
-        number = not hint and rule.method in EXPORTS and by_name and NO_NUMBER.match(rule.word)
-        level = 'WARNING'
+        place = f' ({rule.where})'
         if by_name and not (hint or regex_of(rule.word)):
             self.broken.append(rule)
             hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
-            self.remark('ERROR', f'invalid regex: {rule} ({rule.where}){hint}')
-        elif number and (number.lastindex == 2 or any(
-                matches(number.group(1), vm.name) for vm in self.vms)):
-            self.invalid.append(rule)
+            self.remark('ERROR', f'invalid regex: {rule}{place}{hint}')
+            return
+        level = 'WARNING'
+        if rule.method not in EXPORTS:
+            level = 'WARNING' if hint else 'NOTE'
         else:
-            if rule.method not in EXPORTS:
-                level = 'WARNING' if hint else 'NOTE'
-            elif not rule.text or any(
-                    rule.kind == exclude.kind and (
-                        rule.word == exclude.word or by_name and matches(exclude.word, rule.word))
-                    for exclude in self.excludes):
+            number = by_name and not hint and NO_NUMBER.match(rule.word)
+            if number and (number.lastindex == 2 or any(
+                    matches(number.group(1), vm.name) for vm in self.vms)):
+                self.invalid.append(rule)
+                return
+            meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
+            if not rule.text or any(rule.kind == exclude.kind and is_about(exclude, meant)
+                                    for exclude in self.excludes):
                 level = 'NOTE'
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
                 name = rule.word if by_name else 'uuid:' + rule.word
                 self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                               error='not in the pool' + hint)
-            line = f' ({rule.where})' if hint or level == 'ERROR' else ''
-            self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
+        if not hint and level != 'ERROR':
+            place = ''
+        self.remark(level, f'{self.lacking}: {rule}{place}{hint}')
 
 
 class DiskChoice(NamedTuple):
@@ -2972,15 +2975,14 @@ class LastRun(NamedTuple):
     process: str               # see Intent
     ended: str = ''
     result: str = ''           # SUCCESS, WARNING, ERROR or SKIPPED, and counts
-    failed: tuple = ()         # names of VMs, each with the token of what failed
+    failed: str = ''           # some names of VMs, each with the token of what failed
     warnings: dict = {}        # those of the run and, behind their names, of VMs: since which day
 
     damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
 
     def is_sound(self) -> bool:
         """Return whether it can be what we wrote; raise ValueError if it has no time."""
-        return bool(seconds_of(self.begun)) and all(
-            isinstance(text, str) for text in (*self.failed, *self.warnings.values()))
+        return bool(seconds_of(self.begun))
 
 
 def parse_record(kind: Any, data: bytes) -> Any:
@@ -5830,7 +5832,7 @@ VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP
 LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 LARGEST_LOG = 2**27        # bytes of a status log that is read
 TIME = '[0-9/]{10} [0-9:]{8}'      # in it
-MOST_RECORDED, LONGEST_RECORDED = 100, 200     # texts in a run's record, characters of one
+MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, characters of one
 LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
 LONGEST_REASON = 100       # columns of what went wrong in its subject
 RULER = '==========================='
@@ -5912,22 +5914,21 @@ class StatusLog:
 def last_logged(path: str) -> Optional[LastRun]:
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
-    last, failed = None, []    # type: Optional[LastRun], List[str]
     host = re.escape(this_host())
-    with suppress(OSError, ValueError):
+    ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
+    bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
+    with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
-        ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
-        for when, token, counts in re.findall(ours, log, re.MULTILINE):
-            when = iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
-            if not token or not last or last.ended:
-                last = LastRun(when, '', '')
-            if token:
-                last = last._replace(ended=when, result=f'{token} {counts}')
-        since = log.rpartition(',begin\n')[2]
-        bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
-        for token, name in re.findall(bad, since, re.MULTILINE):
-            failed.append(f'{name} ({token})')
-    return last and last._replace(failed=tuple(failed))
+        lines = re.findall(ours, log, re.MULTILINE)
+        (begun, before, _), (ended, token, counts) = lines[-2:][0], lines[-1]
+        if before or not token:
+            begun = ended
+        begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
+                        for when in (begun, ended)]
+        failed = re.findall(bad, log.rpartition(',begin\n')[2], re.MULTILINE)
+        return LastRun(begun, '', '', token and ended, f'{token} {counts}',
+                       abbreviate([f'{name} ({word})' for word, name in failed]))
+    return None
 
 
 def hook_problem(path: str) -> str:
@@ -6181,9 +6182,8 @@ class Warnings(list):
     def since(self, text: str) -> str:
         """Return since when there is a warning, a VM's behind its name, if the last run had it."""
         text = text[:LONGEST_RECORDED]
-        since = self.known.get(text, '')
-        self.told[text] = since or f'{now():%Y-%m-%d}'
-        return since and f' (since {since:.10})'
+        self.told[text] = self.known.get(text, f'{now():%Y-%m-%d}')
+        return f' (since {self.told[text]!s:.10})' if text in self.known else ''
 
 
 class Run:
@@ -6934,17 +6934,15 @@ class BackupRun(Shared):
         with self.locks, tolerating(self.warnings, 'the end of this run is not recorded'):
             name, self.recorded = self.recorded, ''
             if name:
-                failed = []    # type: List[str]
-                for outcome in self.outcomes:
-                    if outcome.error:
-                        failed.append(f'{outcome.name[:LONGEST_NAME]} ({outcome.status})')
+                failed = [f'{outcome.name[:LONGEST_NAME]} ({outcome.status})'
+                          for outcome in self.outcomes if outcome.error]
                 told, verdict = self.warnings.told, self.verdict()
                 if verdict == ERROR:                   # what did not come to warn may still do
                     told = {**told, **self.warnings.known}
                 told = dict(list(told.items())[:MOST_RECORDED])
                 self.store.write_run(name, self.this_run._replace(
                     ended=iso(now()), result=f'{verdict.token} {self.counts()}',
-                    failed=tuple(failed[:MOST_RECORDED]), warnings=told))
+                    failed=abbreviate(failed), warnings=told))
 
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
@@ -8107,12 +8105,9 @@ class StatusCheck:
             self.found.append((1, explain(error)))
         last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
-        if logged and logged.begun in [run.begun for run in runs.values()]:
-            logged = None                              # of another config with the same status log
-        if logged and not goes_on:
-            newest = last.ended or last.begun if last else ''
-            if (logged.ended or logged.begun) >= newest:
-                last = logged
+        others = [run.begun for run in runs.values()]      # they may have the same status log
+        if logged and not goes_on and logged.begun not in others:
+            last = max(filter(None, (logged, last)), key=lambda run: run.ended or run.begun)
         if not last:
             return
         late = self.moment - seconds_of(last.begun) > self.limit
@@ -8125,7 +8120,7 @@ class StatusCheck:
             status, text = 1, f'the last run, of {since}, was interrupted'
         self.found.append((2 if late else status, text))
         if last.failed:
-            self.found.append((0, 'failed in it: ' + abbreviate(last.failed)))
+            self.found.append((0, 'failed in it: ' + last.failed))
 
 
 def run_status(line: CommandLine) -> int:
@@ -8286,8 +8281,8 @@ class Command(NamedTuple):
     help: str
 
     def options(self) -> Options:
-        """Return its options, and what is behind their =: <uuid>, yes|no; '' for a word."""
-        return dict(re.findall(r'\[(\w+)(?:=([^\]]+))?\]', self.help))
+        """Return its options, with their =, and what is behind that: <uuid>, yes|no."""
+        return dict(re.findall(r'\[(\w+(?:=|(?=\])))([^\]]*)', self.help))
 
 
 # The help of a command is its grammar: what is in brackets there are its options, its first line
@@ -8435,22 +8430,22 @@ def help_topic(words: Texts) -> str:
 def parse_options(name: str, words: Texts) -> Options:
     """Return the value of each option of a command, '' if it is not given. Raise UsageError."""
     forms = COMMANDS[name].options()
-    options = dict.fromkeys(forms, '')
+    options = {form.rstrip('='): '' for form in forms}
     for word in words:
         option, equals, value = word.partition('=')
         option = option.lower()
-        if option not in forms or bool(equals) != bool(forms[option]):
-            known = [form + '=' * bool(values) for form, values in forms.items()]
-            raise UsageError(f'unknown option: {word}{nearest(option + equals, known)} '
+        form = forms.get(option + equals)
+        if form is None:
+            raise UsageError(f'unknown option: {word}{nearest(option + equals, forms)} '
                              f'(see VmBackup.py help {name})')
-        if not equals:
+        if not form:
             value = option
-        elif not forms[option].startswith('<'):
+        elif not form.startswith('<'):
             value = value.lower()
-            if value not in forms[option].lower().split('|'):
+            if value not in form.lower().split('|'):
                 value = ''
         if not value:
-            raise UsageError(f'invalid value: {word} (allowed: {option}={forms[option]}; '
+            raise UsageError(f'invalid value: {word} (allowed: {option}={form}; '
                              f'see VmBackup.py help {name})')
         options[option] = value
     return options

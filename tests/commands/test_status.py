@@ -416,8 +416,8 @@ class TheRun(StatusCase):
     def test_without_a_record_of_it_nothing_is_said_and_one_that_cannot_be_read_is_a_warning(self):
         damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
         contents = [b'', b'\0' * 100, b'\xff\n' * 100, b'[' * 10000, b'{}', b'[]', b'null']
-        for fields in (dict(process=1), dict(failed=3), dict(failed=[['x']]), dict(result=None),
-                       dict(begun='2026-01-01'), dict(warnings={'x': 3}), dict(warnings=[])):
+        for fields in (dict(process=1), dict(failed=3), dict(failed=['x']), dict(result=None),
+                       dict(begun='2026-01-01'), dict(warnings=[])):
             self.last_run(1, **fields)
             contents.append(self.read_bytes(self.last))
         for content in contents:
@@ -504,7 +504,7 @@ class OneLine(StatusCase):
                  'büro', '日本語サーバー' * 30, '$(reboot)`;&', '\u2028\u202e', '...', '%41', "'", '|',
                  ' ']
         config = self.config(*['vm-export=x%d' % number for number in range(5)] + ['vm-export=.*'])
-        self.last_run(1, 'ERROR', failed=[name + ' (X)' for name in names])
+        self.last_run(1, 'ERROR', failed=VmBackup.abbreviate([name + ' (X)' for name in names]))
         for name in names:
             os.makedirs(os.path.join(self.backups, VmBackup.path_part(name), DAY % 1))
         os.makedirs(os.path.join(os.fsencode(self.backups), b'b\xfcro', (DAY % 1).encode('ascii')))

@@ -210,7 +210,7 @@ class Attacks(FaultCase):
             'number': 9, 'started': '2026-03-01T02:00:00+00:00', 'vm': {'name': name}})
         secrets[IMAGES + '/%s.json' % run] = encoded({
             'begun': '2026-03-01T02:00:00+00:00', 'ended': '2026-03-01T02:00:00+00:00',
-            'host': 'x', 'process': '1 1', 'result': 'ERROR', 'failed': [name]})
+            'host': 'x', 'process': '1 1', 'result': 'ERROR', 'failed': name})
         for name, data in secrets.items():
             path = os.path.join(self.outside, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -289,8 +289,8 @@ class CommandLines(PoolCase):
         self.assertEqual([], self.sim.calls())
 
     def test_the_help_of_a_command_is_the_grammar_of_its_options(self):
-        options = {name: sorted(command.options()) for name, command in VmBackup.COMMANDS.items()
-                   if command.options()}
+        options = {name: sorted(option.rstrip('=') for option in command.options())
+                   for name, command in VmBackup.COMMANDS.items() if command.options()}
         self.assertEqual({
             'backup': ['compress', 'ignore_extra_keys', 'parallel', 'parallel_per_sr',
                        'pre_clean', 'preview'],
@@ -300,10 +300,10 @@ class CommandLines(PoolCase):
                         'verify'],
             'test-restore': ['from', 'preview', 'sr'], 'status': ['max_age'],
             'check-config': ['ignore_extra_keys']}, options)
-        self.assertEqual({'backups': 'newest|all', 'vm': '<vm-selector>'},
+        self.assertEqual({'backups=': 'newest|all', 'vm=': '<vm-selector>'},
                          VmBackup.COMMANDS['verify'].options())
         self.assertEqual({*VmBackup.COMPRESSIONS, 'true', 'false'}, set(
-            VmBackup.COMMANDS['backup'].options()['compress'].lower().split('|')))
+            VmBackup.COMMANDS['backup'].options()['compress='].lower().split('|')))
 
     def test_options_are_known_in_any_case_and_the_last_one_wins(self):
         config = self.config('vm-export=db')
