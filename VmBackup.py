@@ -1202,11 +1202,11 @@ class Selection:
         is no regular expression, and no name that was meant, ends all, as in 3.25."""
         by_name = rule.kind == 'name'
         hint = self.hint(rule)
-        place = f' ({rule.where})'
+        line = f' ({rule.where})'
         if by_name and not (hint or regex_of(rule.word)):
             self.broken.append(rule)
             hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
-            self.remark('ERROR', f'invalid regex: {rule}{place}{hint}')
+            self.remark('ERROR', f'invalid regex: {rule}{line}{hint}')
             return
         level = 'WARNING'
         if rule.method not in EXPORTS:
@@ -1227,8 +1227,8 @@ class Selection:
                 self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                               error='not in the pool' + hint)
         if not hint and level != 'ERROR':
-            place = ''
-        self.remark(level, f'{self.lacking}: {rule}{place}{hint}')
+            line = ''
+        self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
 class DiskChoice(NamedTuple):
