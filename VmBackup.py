@@ -1880,7 +1880,7 @@ OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-             'VIFs VUSBs guest_metrics snapshots resident_on affinity').split()
+             'VIFs VUSBs guest_metrics snapshots resident_on').split()
 FIELDS = {                 # those of whole tables that are kept
     'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
             'virtual_size').split(),
@@ -1951,6 +1951,11 @@ def device_name(device: str, number: str) -> str:
         rest, letter = divmod(rest - 1, 26)
         letters = chr(ord('a') + letter) + letters
     return 'xvd' + letters
+
+
+def labelled(record: Record) -> str:
+    """Return the name and the uuid of an object."""
+    return f'{record["name_label"]} ({record["uuid"]})'
 
 
 def free_space(sr: Record) -> str:
@@ -2215,7 +2220,7 @@ class Pool:
                     continue
             return
 
-    def holds(self, owners: Records, disks: Texts, mode: str,
+    def holds(self, owners: Records, disks: Iterable[str], mode: str,
               sure: bool) -> List[Tuple[Record, str, bool]]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
         uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
@@ -2303,7 +2308,7 @@ class Pool:
     def vm_words(self, vm: Vm) -> str:
         """Return what tells a VM from its namesakes: uuid, state and host."""
         record = vm.record
-        host = self.host_name(record['resident_on']) or self.host_name(record['affinity'])
+        host = self.host_name(record['resident_on'])
         return f'{vm.uuid} ({record["power_state"]}{host and ", on " + host})'
 
     def sr_words(self, srs: Records) -> str:
@@ -2678,12 +2683,10 @@ def remove_all(path: str, is_directory: bool) -> None:
     remove(path, is_directory)
 
 
-def room_in(path: str) -> Tuple[int, int, bool]:
-    """The bytes of a directory's file system, those that are free, and whether it has all files
-    that it can have. Raise OSError."""
+def room_in(path: str) -> Tuple[int, int]:
+    """The bytes of the file system of a directory, and those that are free. Raise OSError."""
     found = os.statvfs(path)
-    return (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize,
-            found.f_files > found.f_favail == 0)
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 def reason_of(error: BaseException, need: str = '') -> str:
@@ -2692,8 +2695,10 @@ def reason_of(error: BaseException, need: str = '') -> str:
     if lack and error.filename:
         place = deepest(ROOTS, error.filename) or dirname(error.filename)
         with suppress(OSError):                        # else nothing tells how much there is
-            total, free, crowded = room_in(place)
-            lack = 'no inodes left' if crowded else lack
+            total, free = room_in(place)
+            files = os.statvfs(place)
+            if files.f_files > files.f_favail == 0:
+                lack = 'no inodes left'
             return f'{lack} in {place} ({human_size(total)}, {human_size(free)} free{need})'
     return getattr(error, 'strerror', '') or str(error)
 
@@ -2715,10 +2720,8 @@ def try_growing(path: str, need: str) -> None:
     written: a quota shows only so, and what has filled a disk is to be seen before it is gone."""
     flags = O_WRONLY | O_APPEND | O_CREAT | O_DSYNC
     try:
-        with naming(path), open(open_file(path, flags), 'ab', buffering=0) as stream:
-            data = os.urandom(PROBE)                   # as storage may make nothing of zeros
-            while data:
-                data = data[stream.write(data):]
+        with naming(path), open(open_file(path, flags), 'ab') as stream:
+            stream.write(os.urandom(PROBE))            # as storage may make nothing of zeros
     except OSError as error:
         raise TargetError(explain(error, need))
     finally:
@@ -3891,18 +3894,16 @@ class Store(Catalogue):
             remove(path, True)
         return True
 
+    def write_test(self) -> str:
+        """Return the path of a file that shows whether one can be written, of no other run."""
+        return f'{self.root}/{WRITE_TEST}{random_digits()}'
+
     def try_writing(self) -> None:
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
-        path = join(self.root, WRITE_TEST)
+        path = self.write_test()
 
         def attempt() -> None:
-            for again in (True, True, True, False):    # another run's test is the same file, and
-                try:                                   # FUSE looks, and then opens
-                    os.close(open_file(path, O_WRONLY | O_CREAT))
-                    break
-                except FileNotFoundError:
-                    if not again:                      # /proc makes none
-                        raise
+            create(path).close()
             remove(path)
         try:
             bounded(attempt, f'backup_dir {self.root}')
@@ -3917,7 +3918,7 @@ class Store(Catalogue):
 
     def check_room(self, least: str, last: int, gain: int) -> None:
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
-        total, free, _ = room_in(self.root)
+        total, free = room_in(self.root)
         free += gain
         wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
         if last:
@@ -4103,12 +4104,11 @@ class Store(Catalogue):
 
 def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
-    with telling_trouble(path), suppress(FileNotFoundError):
+    if exists(path) and not isdir(path):
+        return 'file'
+    with telling_trouble(path), suppress(FileNotFoundError, NotADirectoryError):
         history = History(path, [DEFAULTS['backup_dir_pattern']])
-        try:
-            marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
-        except NotADirectoryError:
-            return 'file' if exists(path) else ''
+        marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
         if marked or history.date_of(basename(path)):
             return 'backup'
         return 'history' if history.holds_any() else 'store'
@@ -4117,11 +4117,9 @@ def kind_of(path: str) -> str:
 
 def root_of(path: str) -> str:
     """Return what counts as backup_dir for a path that a person gives, on its file system."""
-    kind = kind_of(path)
-    if kind == 'file':
+    if kind_of(path) == 'file':
         path = dirname(path)
-        kind = kind_of(path)
-    for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
+    for _ in range({'history': 1, 'backup': 2}.get(kind_of(path), 0)):
         if path not in mount_points() and dirname(path) != '/':
             path = dirname(path)
     return path
@@ -5118,7 +5116,7 @@ def in_several_tries(remove: Callable[[int], None], patient: bool = False) -> No
         sleep(pauses[number])
 
 
-def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Texts, mode: str = 'RO',
+def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Iterable[str], mode: str = 'RO',
                      sure: bool = True) -> None:
     """Take from disks the VBDs that transfers have left (see Pool.holds). Raise VmBackupError."""
     leaked = []                # type: List[str]
@@ -5607,17 +5605,13 @@ class Target(NamedTuple):
 
 def in_words(made: Marked) -> str:
     """Return what a restore has made."""
-    words = [f'{kind} {each["name_label"]} ({each["uuid"]})'
-             for kind, records in zip(('VM', 'disk', 'network'), made) for each in records.values()]
-    return abbreviate(words)
+    return abbreviate([f'{kind} {labelled(each)}' for kind, records in zip(
+        ('VM', 'disk', 'network'), made) for each in records.values()])
 
 
-def space_of(sr: Record, size: int) -> Tuple[str, bool]:
-    """Return how full an SR is, and whether it may be too full for so many bytes."""
-    total = int(sr['physical_size'])
-    words = '{} ({}): {}, the disks have {}'.format(
-        sr['name_label'], sr['uuid'], free_space(sr), human_size(size))
-    return words, total > 0 and size > total - int(sr['physical_utilisation'])
+def space_of(sr: Record, size: int) -> str:
+    """Return how full an SR is, beside so many bytes that are to go there."""
+    return f'{labelled(sr)}: {free_space(sr)}, the disks have {human_size(size)}'
 
 
 class Importer:
@@ -5649,7 +5643,7 @@ class Importer:
             finally:
                 with tolerating(self.warnings, 'what was restored was left in the pool, or its '
                                 f'mark ({settled})'):
-                    self.end(record)
+                    self.end(record, True)
 
     def end_killed(self) -> None:
         """End restores that were killed."""
@@ -5660,9 +5654,9 @@ class Importer:
                         log(f'***NOTE - {path} records a restore in another pool, '
                             f'{record.pool}: not touched')
                     elif record:
-                        self.end(record)
+                        self.end(record, False)
 
-    def end(self, record: Restoring) -> None:
+    def end(self, record: Restoring, ours: bool) -> None:
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
         made = self.pool.marked(record.mark)
         if record.complete:
@@ -5670,10 +5664,10 @@ class Importer:
                 for each in records.values():
                     self.unmark(word, each, record)
         else:
-            if (record.host, record.process) != own_process():
+            if not ours:
                 log('removing what is left of a restore that was killed')
                 end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
-            in_several_tries(lambda _: self.remove(record), patient=True)
+            in_several_tries(lambda _: self.remove(record, ours), patient=True)
             log('taken back: ' + (in_words(made) or 'nothing, as nothing was made'))
         self.store.restored(record)
 
@@ -5685,8 +5679,8 @@ class Importer:
             self.xe.tell(word + '-param-remove', uuid=made['uuid'], param_name='other-config',
                          param_key=MARK)
 
-    def remove(self, record: Restoring) -> None:
-        """Remove what carries a mark, once nothing imports it; what others use by now loses it."""
+    def remove(self, record: Restoring, ours: bool) -> None:
+        """Remove what carries a mark, once nothing imports it, unless others use it by now."""
         pool = self.pool
         tell = self.xe.tell
         for _ in pool.waiting('it is still being imported'):
@@ -5694,14 +5688,13 @@ class Importer:
             if not any(vm.get('current_operations') for vm in made.vms.values()):
                 break
         self.check_unused(made)
-        used = self.used(made)
-        drop_leaked_vbds(pool, self.xe, made.vms,
-                         [disk for disk in made.disks if disk not in used], 'RW',
-                         (record.host, record.process) == own_process())
+        drop_leaked_vbds(pool, self.xe, made.vms, made.disks, 'RW', ours)
         for vm in made.vms.values():
             tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
-        used = self.used(made)
+        used = [vm['suspend_VDI'] for vm in pool.where(
+            'VM', 'suspend_VDI', made.disks).values()]
+        used += [ref for ref, network in made.networks.items() if network['VIFs']]
         for word, records in ('vdi', made.disks), ('network', made.networks):
             for ref, each in records.items():
                 if ref in used:
@@ -5728,20 +5721,7 @@ class Importer:
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def used(self, made: Marked) -> Set[str]:
-        """Return which of the disks and networks that were made another VM has, dom0 apart."""
-        disks = list(made.disks)
-        used = {ref for ref, network in made.networks.items() if network['VIFs']}
-        for vbd in self.pool.where('VBD', 'VDI', disks).values():
-            if vbd['VM'] not in made.vms and not self.pool.call(
-                    'VM.get_is_control_domain', vbd['VM']):
-                used.add(vbd['VDI'])
-        for ref, vm in self.pool.where('VM', 'suspend_VDI', disks).items():
-            if ref not in made.vms:
-                used.add(vm.get('suspend_VDI'))
-        return used
-
-    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int = 0,
+    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
              progress: Progress = dict, **words: Any) -> str:
         """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
         watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, size, progress)
@@ -5757,41 +5737,39 @@ class Importer:
                 return self.import_vm(path, target, record.mark, cut_off)
             return self.import_disk(path, form, target, record)
         except CommandFailed as error:
-            text = str(error) + (f' ({ADVICE[error.code]})' if error.code in ADVICE else '')
+            text, code = str(error), error.code
+            if code in ADVICE:
+                text += f' ({ADVICE[code]})'
             with suppress(PoolError):                  # it is told as it is by now
-                for sr in self.pool.where('SR', 'uuid', [target.sr['uuid']]).values():
-                    words, doubtful = space_of(sr, target.size)
-                    if error.code == FULL:
-                        text = f'no space left in SR {words}: {text}'
-                    elif doubtful:
-                        text += f' (SR {words})'
-            raise CommandFailed(text, error.code)
+                full = [target.sr['uuid']] if code == FULL else []
+                for sr in self.pool.where('SR', 'uuid', full).values():
+                    text = f'no space left in SR {space_of(sr, target.size)}: {text}'
+            raise CommandFailed(text, code)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
         whole = bounded(lambda: size_of(path), path)
-        preserve = {'preserve': True} if target.preserve else {}
-        uuid = self.feed('vm-import', path, archive_for_import(path, target.name, mark, readers),
-                         progress=lambda: {path: each.position() / whole for each in readers},
-                         sr_uuid=target.sr['uuid'], **preserve)
+        words = {'sr_uuid': target.sr['uuid']}     # type: Record
+        if target.preserve:
+            words['preserve'] = True
+        pieces = archive_for_import(path, target.name, mark, readers)
+        uuid = self.feed('vm-import', path, pieces, 0, lambda: {
+            path: each.position() / whole for each in readers}, **words)
         log('vm-uuid: ' + uuid)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
         if cut_off:
-            for vif in self.pool.where('VIF', 'VM', list(made.vms)).values():
+            for vif in self.pool.where('VIF', 'VM', made.vms).values():
                 self.xe.tell('vif-destroy', uuid=vif['uuid'])
         found = {}
-        for vbd in self.pool.where('VBD', 'VM', list(made.vms)).values():
-            if vbd['type'] != 'CD' and vbd['VDI'] != NULL:
-                found[vbd['userdevice']] = int(
-                    made.disks.get(vbd['VDI'], {}).get('virtual_size', 0))
-        for device in sorted({*target.disks, *found}):
-            size = found.get(device, -1)
-            least = target.disks.get(device)
-            if least is None or size < least:
-                raise CommandFailed(f'disk {device} has {max(size, 0)} bytes, not {least or 0}')
+        for vbd in self.pool.where('VBD', 'VM', made.vms).values():
+            if vbd['VDI'] in made.disks:
+                found[vbd['userdevice']] = int(made.disks[vbd['VDI']]['virtual_size'])
+        for device, size in target.disks.items():
+            if found.get(device, 0) < size:
+                raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not {size}')
         return uuid
 
     def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
@@ -5801,8 +5779,8 @@ class Importer:
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=marked_name(mark), virtual_size=str(size), **words)
-        made = sum(int(vdi['virtual_size']) for vdi in self.pool.marked(mark).disks.values()
-                   if vdi['uuid'] == uuid)
+        made = sum(int(vdi['virtual_size'])
+                   for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
         if made < max(size, 1):
             raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
         if form == '.vhd' and not is_packed(path):
@@ -6690,7 +6668,7 @@ class VmBackup(Turn):
             return
         elapsed = stopwatch()
         try:
-            with blaming_room(join(self.shared.store.root, WRITE_TEST), self.need):
+            with blaming_room(self.shared.store.write_test(), self.need):
                 verified = self.shared.verifier.check(
                     self.backup._replace(manifest=Manifest.of(self.manifest)))
         except (VmBackupError, OSError) as error:
@@ -7608,6 +7586,11 @@ class Chosen(NamedTuple):
     vm: str                    # name of the VM, '' where only the archive tells
     when: str                  # of the backup: 2026-03-01 00:10:01, '' if that is not known
 
+    @property
+    def suffix(self) -> str:
+        """Return what tells from the original, in the name of a copy."""
+        return '-restored-' + (self.when[:10] or f'{now():%Y-%m-%d}')
+
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
@@ -7624,23 +7607,25 @@ class Sources:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = abspath(native(word))
         kind = kind_of(path)
+        missing = kind in ('', 'store')
+        uuid = word[-36:] if re.match(f'(uuid:)?{UUID}\\Z', word) else ''
+        histories = []         # type: Histories
         if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
-            if kind in ('', 'store'):
+            if missing:
                 self.store.check(False)
                 self.store.stocked()
-            found = self.called(word)
-            if found:
-                return self.of_backup(self.newest(found, date))
-            if re.match(f'(uuid:)?{UUID}\\Z', word):
-                return self.of_backup(self.newest(self.store.histories(), date, word[-36:]))
-        elif kind in ('', 'store'):
+            histories = self.store.histories() if uuid else self.called(word)
+        elif missing:
             refuse_missing(word, 'backup or file (see from=, and the command list)')
-        ROOTS.add(root_of(path))
-        if kind == 'history':
-            return self.of_backup(self.newest([History(path, self.store.patterns)], date))
-        if kind not in ('file', 'backup'):
-            raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no such '
-                             'backup or file (see from=, and the command list)')
+        if not histories:
+            ROOTS.add(root_of(path))
+            if missing:
+                raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no '
+                                 'such backup or file (see from=, and the command list)')
+            if kind == 'history':
+                histories = [History(path, self.store.patterns)]
+        if histories:
+            return self.of_backup(self.newest(histories, date, uuid))
         if date:
             raise UsageError(f'date= does not apply to a single backup: {word}')
         if kind == 'file':
@@ -7652,39 +7637,43 @@ class Sources:
 
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
-        named = History(join(self.store.root, native(word)), self.store.patterns)
-        if TWIN.search(word) and named.holds_any():
-            return [named]
         alike = folded(path_part(word))
         found = [self.store.history(word)]
-        found += [each for each in self.store.histories() if TWIN.search(each.directory)
-                  and folded(basename(each.directory)[:-9]) == alike]
+        named = []             # type: List[History]       # the directory that is called so
+        for each in self.store.histories():
+            part = basename(each.directory)
+            if part == native(word) and each.holds_any():
+                named = [each]
+            if TWIN.search(part) and folded(part[:-9]) == alike:
+                found.append(each)
+        if named and TWIN.search(word):
+            return named
         found = [each for each in found if each.holds_any()]
         named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
-        return named_so or found or [named] * named.holds_any()
+        return named_so or found or named
 
-    def newest(self, histories: Histories, date: str, uuid: str = '') -> Backup:
+    def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
         digits = re.sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
                              '2026-03-01)')
-        pool, newest = own_pool(), []      # type: str, List[Backup]
+        pool, newest = own_pool(), []
         for history in histories:
             good = []          # type: List[Backup]
-            for backup in history.backups(True)[::-1]:
-                if backup.outcome == 'unreadable':
+            for backup in history.backups(True):
+                if backup.trouble:
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
                 when = re.sub('[^0-9]', '', backup.started or '')
-                if (when.startswith(digits) and backup.outcome == 'good' and
-                        uuid in ('', backup.manifest.uuid)):
+                if (backup.outcome == 'good' and when.startswith(digits)
+                        and uuid in ('', backup.manifest.uuid)):
                     good.append(backup)
-            newest += of_pool(pool, good)[:1]
+            newest += of_pool(pool, good)[-1:]
         if not newest:
-            of_date = f'of {date} ' if date else ''
-            place = f'of a VM {uuid}, {self.store.root}' if uuid else histories[0].directory
-            raise TargetError(f'no good backup {of_date}in {place}')
+            wanted = ''.join(f'of {each} ' for each in (uuid, date) if each)
+            place = self.store.root if uuid else histories[0].directory
+            raise TargetError(f'no good backup {wanted}in {place}')
         if len({backup.manifest.uuid for backup in newest}) > 1:
             raise UsageError('more than one VM of that name (choose one, restore=uuid:UUID, or by '
                              'its directory): ' + ', '.join(
@@ -7717,7 +7706,7 @@ class Restorer(Importer):
     def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
-        self.options = options
+        self.options = defaultdict(str, options)   # a test has not all of them
 
     def run(self, chosen: Chosen) -> int:
         """Plan, verify, restore; return the exit status."""
@@ -7737,19 +7726,18 @@ class Restorer(Importer):
         when = f' as of {chosen.when}' if chosen.when else ''
         log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
         vms = self.pool.records('VM')
-        self.tell_of_whom(chosen, vms)
+        self.tell_of_whom(chosen.backup.manifest, vms)
         whole = chosen.form == '.xva'
-        for word in ('attach',) if whole else ('preserve', 'start'):
-            if self.options.get(word, 'false') not in ('', 'false'):
+        for word in ['attach'] if whole else ['preserve', 'start']:
+            if self.options[word] not in ('', 'false'):
                 fitting = 'the image of a disk' if whole else 'a whole VM'
                 raise UsageError(f'{word}= is for {fitting}, which this is not')
         if whole:
             return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), name, vms)
         return self.plan_disk(chosen, name)
 
-    def tell_of_whom(self, chosen: Chosen, vms: Records) -> None:
+    def tell_of_whom(self, manifest: Manifest, vms: Records) -> None:
         """Log whether a backup is of another pool, or of another VM than has its name by now."""
-        manifest = chosen.backup.manifest
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
         named = names.get(manifest.uuid)
         text = ''
@@ -7765,14 +7753,14 @@ class Restorer(Importer):
     def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str, vms: Records) -> Target:
         """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
         ours = self.pool.version()
-        if ours[0] and (found.version > ours or ours[0] == 1 and found.version[0] != 1):
+        if (0, 0) < ours < found.version:
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
         original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = self.free_name(original, chosen.when, name,
-                              {vm['name_label'] for vm in vms.values()})
-        preserve = self.options.get('preserve') == 'true'
+        name = self.free_name(original, chosen.suffix, name, [
+            vm['name_label'] for vm in vms.values()])
+        preserve = self.options['preserve'] == 'true'
         if preserve:
             self.check_addresses(found, vms)
             log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
@@ -7788,8 +7776,9 @@ class Restorer(Importer):
         for device, label, bridge in found.vifs:       # of that name, or else that bridge (xapi:
             same = ([each for each in networks if each['name_label'] == label] or  # import.ml)
                     [each for each in networks if each['bridge'] == bridge])
-            where = f'"{same[0]["name_label"]}"' if same else (
-                f'"{label}", which is not here: it will be made')
+            where = f'"{label}", which is not here: it will be made'
+            if same:
+                where = f'"{same[0]["name_label"]}"'
             if len(same) > 1:                          # xapi takes any
                 where += ', one of: ' + ', '.join(
                     f'{each["uuid"]} ({each["bridge"]})' for each in same)
@@ -7800,15 +7789,15 @@ class Restorer(Importer):
 
     def warn_of_original(self, manifest: Manifest, name: str, vms: Records) -> None:
         """Warn where the original runs beside a VM that is to be started."""
-        for vm in vms.values() if self.options.get('start') == 'true' else ():
-            uuid, label = vm['uuid'], vm['name_label']
-            if vm['power_state'] == 'Running' and (uuid == manifest.uuid or label == name):
-                log(f'***WARNING - start=True: the original runs, {label} ({uuid}): two machines '
-                    'of one name and IP address disturb each other (shut that down first: xe '
-                    f'vm-shutdown uuid={uuid}; or restore without start, and disconnect it)')
+        for vm in vms.values() if self.options['start'] == 'true' else ():
+            if vm['power_state'] == 'Running' and (
+                    vm['uuid'] == manifest.uuid or vm['name_label'] == name):
+                log(f'***WARNING - start=True: the original runs, {labelled(vm)}: two machines of '
+                    'one name and IP address disturb each other (shut that down first: xe '
+                    f'vm-shutdown uuid={vm["uuid"]}; or restore without start, and disconnect it)')
 
     @staticmethod
-    def free_name(original: str, when: str, name: str, taken: Set[str]) -> str:
+    def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
         """Return the name for a new VM, which is `name` if that is given."""
         if name:
             if name in taken:
@@ -7816,10 +7805,9 @@ class Restorer(Importer):
             if name != label_part(name):
                 raise UsageError(f'a name with control characters: {name} (choose another name=)')
             return name
-        restored = '{}-restored-{}'.format(original, when[:10] or f'{now():%Y-%m-%d}')
         name, number = original, 1
         while name in taken:
-            name = f'{restored}-{number}' if number > 1 else restored
+            name = original + suffix + (f'-{number}' if number > 1 else '')
             number += 1
         return name
 
@@ -7827,31 +7815,29 @@ class Restorer(Importer):
         """Raise UsageError if MAC addresses would be there twice."""
         users = [vif['VM'] for vif in self.pool.records('VIF').values() if vif['MAC'] in found.macs]
         for ref, vm in vms.items():
-            seed = vm['other_config'].get('mac_seed')
-            same = ref in users or found.seed and seed == found.seed
+            same = ref in users or vm['other_config'].get('mac_seed') == found.seed
             if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
-                raise UsageError(f'preserve=True: the VM {vm["name_label"]} ({vm["uuid"]}) has the '
-                                 'same MAC addresses or uuid (remove it, or restore without '
-                                 'preserve)')
+                raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
+                                 'or uuid (remove it, or restore without preserve)')
 
     def sr(self, size: int, title: str) -> Record:
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
         else the pool's default one. Log a title, how full it is, and if it may be too full."""
-        word = self.options['sr']
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
                if sr['content_type'] != 'iso' and sr['type'] != 'udev'}
-        default = self.pool.own_record()['default_SR']
+        word = self.options['sr'] or self.pool.own_record()['default_SR']
         found = {ref: sr for ref, sr in srs.items()
-                 if (word in (sr['uuid'], sr['name_label']) if word else ref == default)}
+                 if word in (ref, sr['uuid'], sr['name_label'])}
         if len(found) != 1:
-            problem = f'{"more than one" if found else "no"} SR {word}'
-            raise UsageError('{} (choose one, sr=UUID): {}'.format(
-                problem if word else 'the pool has no default SR',
-                self.pool.sr_words(found or srs)))
+            problem = 'the pool has no default SR'
+            if self.options['sr']:
+                problem = f'{"more than one" if found else "no"} SR {word}'
+            raise UsageError(f'{problem} (choose one, sr=UUID): '
+                             + self.pool.sr_words(found or srs))
         sr = found.popitem()[1]
-        words, doubtful = space_of(sr, size)
-        log(title, '  SR:       ' + words)
-        if doubtful:
+        log(title, '  SR:       ' + space_of(sr, size))
+        total = int(sr['physical_size'])
+        if 0 < total < size + int(sr['physical_utilisation']):
             log('***NOTE - that is enough only if the SR is thin-provisioned')
         return sr
 
@@ -7859,13 +7845,10 @@ class Restorer(Importer):
         """Plan the restore of an image."""
         file = basename(chosen.path)
         size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(file))
-        if not name:
-            original = chosen.backup.manifest.disk(file).get('name')
-            name = f'{original or plain_name(file)}-restored'
-            if chosen.when:
-                name += '-' + chosen.when[:10]
+        original = chosen.backup.manifest.disk(file).get('name') or plain_name(file)
+        name = name or original + chosen.suffix
         sr = self.sr(size, f'  new disk: {name}')
-        attach = self.options.get('attach')
+        attach = self.options['attach']
         uuid = device = ''
         if attach:
             uuid, device = self.free_device(attach)
@@ -7875,17 +7858,19 @@ class Restorer(Importer):
     def free_device(self, word: str) -> Pair:
         """Return the uuid and the first free user device of a halted VM, which gets a disk."""
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
-        if len(found) != 1:
-            which = abbreviate(list(map(self.pool.vm_words, found)))
-            raise UsageError(f'more than one VM {word} (choose one, attach=UUID): {which}' if found
-                             else f'no VM {word} to attach a disk to')
-        state = found[0].record['power_state']
+        if not found:
+            raise UsageError(f'no VM {word} to attach a disk to')
+        if len(found) > 1:
+            raise UsageError(f'more than one VM {word} (choose one, attach=UUID): '
+                             + abbreviate(list(map(self.pool.vm_words, found))))
+        vm, = found
+        state = vm.record['power_state']
         if state != 'Halted':
             raise UsageError(f'the VM {word} is {state} (shut it down first)')
-        free = self.pool.get('VM.get_allowed_VBD_devices', list, found[0].ref)
+        free = self.pool.get('VM.get_allowed_VBD_devices', list, vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        return found[0].uuid, str(free[0])
+        return vm.uuid, str(free[0])
 
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
@@ -7903,7 +7888,7 @@ class Restorer(Importer):
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
                             'vbd-list vdi-uuid=UUID-OF-THE-DISK)'):
                 made = self.pool.marked(record.mark)
-                drop_leaked_vbds(self.pool, xe, made.vms, list(made.disks), 'RW')
+                drop_leaked_vbds(self.pool, xe, made.vms, made.disks, 'RW')
             if target.attach:
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
                         mode='RW', type='Disk', bootable=False)
@@ -7973,11 +7958,11 @@ class TestRestore(Run):
         elapsed, fault = stopwatch(), ''
         result = {'when': iso(now())}      # type: Record
         try:
-            backup = self.sources.newest([history.as_it_is()], '')
+            backup = self.sources.newest([history.as_it_is()])
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
-                name = chosen.vm or basename(history.directory)
-                target = restorer.plan(chosen, f'{name}-test-{random_digits()[:8]}')
+                target = restorer.plan(
+                    chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
                     if chosen.form != '.xva':          # those checksums xapi compares

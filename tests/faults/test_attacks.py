@@ -64,7 +64,7 @@ PATHS = {
     'BACKUPS/.locks': 'the directory of the locks',
     'BACKUPS/.locks/web.lock': 'a lock',
     'BACKUPS/.locks/.run-*.lock': 'the lock of a run',
-    'BACKUPS/00VMbackupWriteTest%20': 'the write test',
+    'BACKUPS/00VMbackupWriteTest%20*': 'the write test',
     'BACKUPS/METADATA_*': 'the directory of the pool dumps',
     'BACKUPS/METADATA_*/<pool_db*': 'an old pool dump',
     'BACKUPS/METADATA_*/pool_db*': 'a new pool dump',

@@ -28,10 +28,11 @@ TIME_STAMP = re.compile(r'^\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\) - ')
 
 
 def hanging(name):
-    """A prelude: whatever opens a file of that name waits, as for a share that does not answer."""
+    """A prelude: what opens a file that begins so waits, as for a share that does not answer."""
     return ('import os, time\nopening = os.open\n'
-            'os.open = lambda path, *how, **more: (time.sleep(300) if path == %r else\n'
-            '                                      opening(path, *how, **more))\n' % name)
+            'os.open = lambda path, *how, **more: (\n'
+            '    time.sleep(300) if str(path).startswith(%r) else opening(path, *how, **more))\n'
+            % name)
 
 
 # A prelude: the process has no module xxhash.
