@@ -4065,9 +4065,8 @@ class Store(Catalogue):
         record = record._replace(path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
-        if known and is_alive(record.process) and record.process != process():
-            return None
-        if self.no_locking and is_in_work(record, lambda: unchanged_for(path) < LONGEST_SILENCE):
+        if (known or self.no_locking) and is_in_work(
+                record, lambda: not known and unchanged_for(path) < LONGEST_SILENCE):
             return None                                # of an import, the pool will tell later
         return record
 
@@ -5584,11 +5583,11 @@ class Exporter:
 
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
-        'it was exported by a newer release: restore it in a pool that is as new',
-    'DUPLICATE_MAC_SEED': 'a VM with the same MAC addresses is there: restore without preserve',
-    FULL: 'choose another SR with sr=',
-    REFUSED: 'xapi does not run: systemctl status xapi',
-    UNREACHABLE: 'xapi has ended meanwhile: systemctl status xapi'}
+        ' (it was exported by a newer release: restore it in a pool that is as new)',
+    'DUPLICATE_MAC_SEED': ' (a VM with the same MAC addresses is there: restore without preserve)',
+    FULL: ' (choose another SR with sr=)',
+    REFUSED: ' (xapi does not run: systemctl status xapi)',
+    UNREACHABLE: ' (xapi has ended meanwhile: systemctl status xapi)'}
 
 
 class Target(NamedTuple):
@@ -5692,8 +5691,7 @@ class Importer:
         for vm in made.vms.values():
             tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
-        used = [vm['suspend_VDI'] for vm in pool.where(
-            'VM', 'suspend_VDI', made.disks).values()]
+        used = [vm['suspend_VDI'] for vm in pool.where('VM', 'suspend_VDI', made.disks).values()]
         used += [ref for ref, network in made.networks.items() if network['VIFs']]
         for word, records in ('vdi', made.disks), ('network', made.networks):
             for ref, each in records.items():
@@ -5737,9 +5735,8 @@ class Importer:
                 return self.import_vm(path, target, record.mark, cut_off)
             return self.import_disk(path, form, target, record)
         except CommandFailed as error:
-            text, code = str(error), error.code
-            if code in ADVICE:
-                text += f' ({ADVICE[code]})'
+            code = error.code
+            text = f'{error}{ADVICE.get(code, "")}'
             with suppress(PoolError):                  # it is told as it is by now
                 full = [target.sr['uuid']] if code == FULL else []
                 for sr in self.pool.where('SR', 'uuid', full).values():
@@ -7826,8 +7823,7 @@ class Restorer(Importer):
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
                if sr['content_type'] != 'iso' and sr['type'] != 'udev'}
         word = self.options['sr'] or self.pool.own_record()['default_SR']
-        found = {ref: sr for ref, sr in srs.items()
-                 if word in (ref, sr['uuid'], sr['name_label'])}
+        found = {ref: sr for ref, sr in srs.items() if word in (ref, sr['uuid'], sr['name_label'])}
         if len(found) != 1:
             problem = 'the pool has no default SR'
             if self.options['sr']:
@@ -7961,8 +7957,7 @@ class TestRestore(Run):
             backup = self.sources.newest([history.as_it_is()])
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
-                target = restorer.plan(
-                    chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
+                target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
                     if chosen.form != '.xva':          # those checksums xapi compares
