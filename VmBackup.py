@@ -79,7 +79,7 @@ from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ELOOP, EMLINK,
-                   ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EROFS, ESTALE, EXDEV)
+                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EROFS, ESTALE, EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
                 O_RDONLY, O_RDWR, O_WRONLY)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
@@ -800,8 +800,8 @@ KEYS = (
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
-LOCAL = ('rootfs', 'ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'zfs', 'tmpfs', 'overlay', 'squashfs',
-         'vfat')       # types of file systems of one host
+# Types of file systems of one host.
+LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
 POOL_VERIFIES = '/var/xapi/verify-certificates'    # is there where hosts check each other's
 POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # those that they show each other
 LONGEST_PASSWORD = 4096    # bytes of a password file; what is cut at one more is no base64
@@ -3575,10 +3575,11 @@ def telling_trouble(path: str, place: str = 'path') -> Context:
     try:
         yield
     except OSError as error:
-        mounted = shell_word(deepest(mount_points(), realpath(path)))
+        real = realpath(path)
+        mounted = shell_word(deepest(mount_points(), real))
         wrong, advice = TROUBLE.get(error.errno, (
-            f'cannot be read: {error.strerror}', 'is the server of the share up? If so: umount -l '
-            f'{mounted}; mount {mounted}'))
+            f'cannot be read: {error.strerror}', 'see dmesg' if is_local(real) else
+            f'is the server of the share up? If so: umount -l {mounted}; mount {mounted}'))
         raise TargetError(f'{place} {wrong} -> {path} ({advice})')
 
 
@@ -3961,7 +3962,7 @@ class Store(Catalogue):
         try:
             yield handle
         finally:
-            with suppress(TargetError):
+            with suppress(TargetError, OSError):
                 bounded(lambda: os.close(handle), 'the share')
 
     def lock(self, path: str, handle: int) -> bool:
@@ -4103,15 +4104,17 @@ class Store(Catalogue):
 
 def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
-    if exists(path) and not isdir(path):
-        return 'file'
-    with telling_trouble(path), suppress(FileNotFoundError, NotADirectoryError):
+    with telling_trouble(path):
         history = History(path, [DEFAULTS['backup_dir_pattern']])
-        marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
+        try:
+            marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
+        except OSError as error:
+            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG):
+                raise
+            return 'file' if exists(path) else ''
         if marked or history.date_of(basename(path)):
             return 'backup'
         return 'history' if history.holds_any() else 'store'
-    return ''
 
 
 def root_of(path: str) -> str:

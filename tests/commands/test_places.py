@@ -90,11 +90,22 @@ class Places(PoolCase):
             self.put_file('behind.trouble', name)
             self.assert_told('backup_dir ' + GONE % (words, self.root),
                              'path ' + GONE % (words, self.root))
+        self.script = self.changed_script(LOCAL=['fuse'])
+        self.assertIn('path cannot be read: Host is down -> %s (see dmesg)' % self.root,
+                      self.command(2, 'list', self.root).output)
+        del self.script
         server.send_signal(signal.SIGKILL)         # the server of the share has died
         server.wait()
         words = 'Transport endpoint is not connected'
         self.assert_told('backup_dir ' + GONE % (words, self.root), 'path ' + GONE % (
             words, self.root))
+
+    def test_a_name_that_no_file_can_have_is_no_fault_of_a_share(self):
+        name = 'a' * 300
+        for line in (('list', name), ('verify', '/%s/b' % name)):
+            self.assertIn('ERROR no such file or directory: ', self.command(2, *line).output)
+        self.assertIn('backup_dir holds no backup at all', self.command(
+            2, 'password', 'restore=' + name, 'from=' + self.config('vm-export=x')).output)
 
     def test_empty(self):
         os.makedirs(self.root + '/lost+found')

@@ -1,5 +1,6 @@
 """What fails for want of room says that first: of bytes, of inodes, of a quota, of a file size."""
 
+import errno
 import os
 
 from tests.faults.test_disk import Namespace, missing
@@ -42,6 +43,16 @@ class Quota(OddShare, RoomCase):
     def test_of_a_quota(self):
         self.put_file('behind.trouble', 'EDQUOT')
         self.assert_blamed('quota exceeded in ' + self.backups, LINES[:3])
+
+    def test_a_share_that_goes_away_in_mid_run_does_not_hide_how_the_run_ended(self):
+        for name in 'ESTALE', 'EIO':
+            self.at_call('vm-snapshot', lambda: self.put_file('behind.trouble', name))
+            done = self.ends(2, 'vm-export=web')
+            os.unlink(self.behind + '.trouble')
+            self.assertRegex(done.output, r'FAILED web \(BACKUP-FAIL\): cannot access %s.*: %s' % (
+                self.backups, os.strerror(getattr(errno, name))))
+            self.assertIn('VmBackup ended - **ERRORS DETECTED** - S:0 W:0 E:1', done.output)
+            self.assertIn(',end,ERROR,S:0 W:0 E:1\n', self.read(self.status_log))
 
     test_a_limit_of_the_size_of_files = test_a_failure_that_has_another_cause_blames_nothing = None
 
