@@ -630,6 +630,9 @@ class CommandLine(NamedTuple):
         return native(self.word)
 
 
+LENIENT = CommandLine(options={'ignore_extra_keys': 'true'})       # of a config's unknown keys
+
+
 def space(text: str) -> str:
     """Return a size or a percentage as it is; space_bytes() tells how much that is."""
     if not re.match('([0-9]{1,6}[KMGT]|[0-9]{1,2}%)$', text):
@@ -641,7 +644,7 @@ def space_bytes(text: str, total: int) -> int:
     """Return the bytes of a size or a percentage, on storage of so many bytes."""
     number = int(text[:-1])
     unit = text[-1]
-    return total * number // 100 if unit == '%' else number << 10 * ('KMGT'.index(unit) + 1)
+    return total * number // 100 if unit == '%' else number << 10 * ' KMGT'.index(unit)
 
 
 def devices(text: str) -> str:
@@ -695,8 +698,8 @@ class Key(NamedTuple):
 
     name: str
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
-    convert: Callable[[str], Any]  # raises ValueError with a word for what is wrong
     meaning: str
+    convert: Any = None        # raises ValueError with a word for what is wrong
     optional: bool = False     # it may be empty
 
     @property
@@ -709,93 +712,96 @@ class Key(NamedTuple):
         if self.optional and not text:
             return ''
         if ' to ' in self.allowed:
+            number = self.convert or int
             lowest, highest = map(float, self.allowed.split(' to '))
-            if not re.match(NUMBERS[self.convert], text) or not lowest <= float(text) <= highest:
+            if not re.match(NUMBERS[number], text) or not lowest <= float(text) <= highest:
                 raise ValueError('out of range')
-        elif self.allowed:
+            return number(text)
+        if self.allowed:
             text = text.lower()
             if text not in self.allowed.split(', '):
                 raise ValueError('invalid')
-        return self.convert(text)
+        return self.convert(text) if self.convert else text
 
 
 ANY_NUMBER = '0 to 1000000'
 MINUTES = '0.001 to 525600'    # a year of them
 KEYS = (
-    Key('pool_db_backup', '0 to 1', int,
+    Key('pool_db_backup', '0 to 1',
         'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
-    Key('pool_db_max_backups', ANY_NUMBER, int,
-        'How many pool database dumps to keep; 0 keeps all'),
-    Key('max_backups', '1 to 1000000', int, 'How many backups to keep for each VM'),
-    Key('keep_last', ANY_NUMBER, int,
-        'The same as max_backups, whose place it takes; 0: only the rules below count', True),
-    Key('keep_hourly', ANY_NUMBER, int,
+    Key('pool_db_max_backups', ANY_NUMBER, 'How many pool database dumps to keep; 0 keeps all'),
+    Key('max_backups', '1 to 1000000', 'How many backups to keep for each VM'),
+    Key('keep_last', ANY_NUMBER,
+        'The same as max_backups, whose place it takes; 0: only the rules below count',
+        optional=True),
+    Key('keep_hourly', ANY_NUMBER,
         'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
         'that any of these rules keeps stays, and the last good one always does'),
-    Key('keep_daily', ANY_NUMBER, int, 'The same for days'),
-    Key('keep_weekly', ANY_NUMBER, int, 'The same for weeks, which begin on Monday'),
-    Key('keep_monthly', ANY_NUMBER, int, 'The same for months'),
-    Key('keep_yearly', ANY_NUMBER, int, 'The same for years'),
-    Key('backup_dir', '', absolute,
-        'Directory of all backups; it must exist (mount the share there)'),
-    Key('backup_dir_pattern', '', directory_pattern,
+    Key('keep_daily', ANY_NUMBER, 'The same for days'),
+    Key('keep_weekly', ANY_NUMBER, 'The same for weeks, which begin on Monday'),
+    Key('keep_monthly', ANY_NUMBER, 'The same for months'),
+    Key('keep_yearly', ANY_NUMBER, 'The same for years'),
+    Key('backup_dir', '',
+        'Directory of all backups; it must exist (mount the share there)', absolute),
+    Key('backup_dir_pattern', '',
         'Name of a backup below its VM; an SMB share wants one without : ( )\n'
-        'such as backup-%Y-%m-%d-%H%M%S'),
-    Key('status_log', '', absolute, 'Status log file; its directory is made if it is missing'),
+        'such as backup-%Y-%m-%d-%H%M%S', directory_pattern),
+    Key('status_log', '', 'Status log file; its directory is made if it is missing', absolute),
     Key('compress', 'true, false, gzip, zstd, none',
-        lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),        # as 3.25
-        'Compression of vm-exports: False, True (gzip), gzip, zstd, none'),
-    Key('pre_clean', 'true, false', lambda word: word == 'true',
+        'Compression of vm-exports: False, True (gzip), gzip, zstd, none',
+        lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word)),       # as 3.25
+    Key('pre_clean', 'true, false',
         'True deletes the oldest backups before the export (after the snapshot was taken)\n'
-        'instead of after it; never the last good one'),
-    Key('vdi_export_format', 'raw, vhd, auto', str,
+        'instead of after it; never the last good one', lambda word: word == 'true'),
+    Key('vdi_export_format', 'raw, vhd, auto',
         'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
         'of more than 2040 GiB, or of no whole 2 MiB'),
-    Key('vdi_disks', '', devices,
+    Key('vdi_disks', '',
         'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
-        'each disk gets a file, and all are of one moment'),
-    Key('vdi_compress', 'gzip, zstd, none', str,
+        'each disk gets a file, and all are of one moment', devices),
+    Key('vdi_compress', 'gzip, zstd, none',
         'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
-    Key('honour_nobak', 'yes, no', lambda word: word == 'yes',
+    Key('honour_nobak', 'yes, no',
         'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
-        'as Xen Orchestra does'),
-    Key('large_backup', '1 to 1000000', int,
+        'as Xen Orchestra does', lambda word: word == 'yes'),
+    Key('large_backup', '1 to 1000000',
         'A backup of more than so many GiB is marked success_compress instead of success'),
-    Key('lock_wait', '0 to 525600', float, 'Minutes to wait for a VM that another run has locked'),
-    Key('require_mount', 'yes, no, auto', str,
+    Key('lock_wait', '0 to 525600', 'Minutes to wait for a VM that another run has locked', float),
+    Key('require_mount', 'yes, no, auto',
         'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
         'point of /etc/fstab where nothing is mounted; no looks at neither'),
-    Key('min_free', '', space,
+    Key('min_free', '',
         'A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)\n'
-        'or, in any case, with less than its last backup took', True),
-    Key('stall_timeout', MINUTES, float,
-        'Minutes after which an export that does not move is ended'),
-    Key('verify', 'yes, no', str,
+        'or, in any case, with less than its last backup took', space, True),
+    Key('stall_timeout', MINUTES,
+        'Minutes after which an export that does not move is ended', float),
+    Key('verify', 'yes, no',
         'yes verifies each backup after it was made, before it counts; no makes the night\n'
         'shorter'),
-    Key('parallel', '1 to 64', int,
+    Key('parallel', '1 to 64',
         'How many VMs to back up side by side; with more than one, the largest come first'),
-    Key('parallel_per_sr', '0 to 64', int,
+    Key('parallel_per_sr', '0 to 64',
         'How many of them may have disks in the same SR; 0: no limit'),
-    Key('hook', '', absolute,
-        'A program that is run at each phase of a run, such as job-start and backup-end', True),
-    Key('hook_timeout', MINUTES, float, 'Minutes after which it is ended'),
-    Key('report_file', '', absolute, 'A file that gets a report of each run, as JSON', True),
-    Key('mail_to', '', addresses,
-        'Who gets the mail at the end of a run, separated by commas; nobody: no mail'),
-    Key('mail_from', '', address, 'Sender of that mail; empty is root@ this host', True),
-    Key('mail_smtp_server', '', lambda text: text or 'localhost', 'Mail server'),
-    Key('mail_smtp_port', '1 to 65535', int, 'Port of the mail server'),
-    Key('mail_smtp_security', 'auto, none, starttls, tls', str,
+    Key('hook', '',
+        'A program that is run at each phase of a run, such as job-start and backup-end',
+        absolute, True),
+    Key('hook_timeout', MINUTES, 'Minutes after which it is ended', float),
+    Key('report_file', '', 'A file that gets a report of each run, as JSON', absolute, True),
+    Key('mail_to', '',
+        'Who gets the mail at the end of a run, separated by commas; nobody: no mail', addresses),
+    Key('mail_from', '', 'Sender of that mail; empty is root@ this host', address, True),
+    Key('mail_smtp_server', '', 'Mail server', lambda text: text or 'localhost'),
+    Key('mail_smtp_port', '1 to 65535', 'Port of the mail server'),
+    Key('mail_smtp_security', 'auto, none, starttls, tls',
         'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
         'port 465); auto is what is usual on its port, but sends no password in clear'),
-    Key('mail_smtp_user', '', str, 'Account on the mail server, if it wants one'),
-    Key('mail_smtp_password_file', '', absolute,
-        'Password of that account, in a file made with create-password-file=', True),
-    Key('mail_helo', '', helo_name,
+    Key('mail_smtp_user', '', 'Account on the mail server, if it wants one'),
+    Key('mail_smtp_password_file', '',
+        'Password of that account, in a file made with create-password-file=', absolute, True),
+    Key('mail_helo', '',
         'Name in the greeting of the mail server (EHLO); empty is the name of this host, with\n'
-        'the domain of mail_from if it has none', True),
-    Key('mail_mode', 'always, problems, never', str,
+        'the domain of mail_from if it has none', helo_name, True),
+    Key('mail_mode', 'always, problems, never',
         'When to mail: always, problems (warnings and errors only), never'),
 )
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
@@ -825,7 +831,6 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (key.default, 'default') for key in KEYS}
     rules, unexpected, notes = [], [], []
-    known = [*given, *METHODS]
     for number, text in enumerate(lines, 1):
         name, equals, text = map(str.strip, text.partition('='))
         place = f'{path} line {number}'
@@ -842,7 +847,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                              f'{given[name][1]}')
             given[name] = text, place
         else:
-            remark = f'config key: {name} ({place}){nearest(name, known)}'
+            remark = f'config key: {name} ({place}){nearest(name, [*given, *METHODS])}'
             if line.options.get('ignore_extra_keys') == 'true':
                 notes.append('***NOTE - ignored ' + remark)
             else:
@@ -867,12 +872,11 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place}){hint}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
+    report = values['report_file']
     files = {'the config': path, 'the password file': native(line.password)}
-    for name in ('status_log', 'hook', 'mail_smtp_password_file'):
-        files[name] = values[name]
+    files.update((name, values[name]) for name in ('status_log', 'hook', 'mail_smtp_password_file'))
     for name, file in files.items():
-        report = values['report_file']                 # a current directory may be gone
-        if report and file and abspath(file) == report:
+        if report and file and abspath(file) == report:        # a current directory may be gone
             values['report_file'] = ''
             errors['report_file'] = 'ERROR: config report_file would replace {} -> {} ({})'.format(
                 name, *given['report_file'])
@@ -1140,9 +1144,10 @@ class Selection:
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
-            if rule.keep is not None and rule.kind == 'name' and rule.text in names and not any(
-                    matches(rule.word, name) for name in names - {rule.text}):
-                rule = rule._replace(word=rule.text, keep=None)        # a name that ends in :N
+            others = names - {rule.text}
+            if rule.keep is not None and rule.kind == 'name' and others != names:
+                if not any(matches(rule.word, name) for name in others):
+                    rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
                 self.take(rule, vm)
@@ -1174,8 +1179,7 @@ class Selection:
             self.exact.add(vm.ref)
 
     def hint(self, rule: Rule) -> str:
-        """Return what became of the VM that a line means, or what to write where it has more than
-        what selects VMs; '' for nothing that would help."""
+        """Return what to write instead of a line, or what became of its VM; '' if nothing helps."""
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
         text = rule.text
@@ -1262,8 +1266,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
             if re.search(r'''^["']|["']$|\s#''', rule.text):
                 found.remark('NOTE', f'quotes and # are parts of the name: {rule} ({rule.where})')
     namesakes = Counter(vm.name for vm in vms)
-    unclear = Counter(vm.name for vm in vms
-                      if vm.ref not in found.excluded and vm.ref not in found.exact)
+    settled = {*found.excluded, *found.exact}
+    unclear = Counter(vm.name for vm in vms if vm.ref not in settled)
     covered, jobs, both = set(found.excluded), [], []      # type: Set[str], List[Job], List[str]
     for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
         name = vm.name
@@ -1277,7 +1281,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
             both += [name] if ref not in found.excluded else []
             continue
         covered.add(ref)
-        if not saved and unclear[name] > 1 and ref not in found.exact:
+        if not saved and unclear[name] > 1 and ref not in settled:
             unclear[name] = 0                          # this is said
             found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         if honour_nobak and no_bak:
@@ -3339,8 +3343,7 @@ def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
 
 def of_pool(pool: str, backups: Backups) -> Backups:
     """Return those of a pool or, where there are none, all."""
-    return [backup for backup in backups
-            if pool and backup.manifest.pool in ('', pool)] or backups
+    return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
 class Owner(NamedTuple):
@@ -3660,9 +3663,9 @@ class Catalogue:
         return found
 
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
-        """Return records of snapshots and restores that are damaged, or whose process has gone: on
-        another host, after so many seconds. Return their paths, by what settles them. Lock nothing.
-        Raise TargetError, OSError."""
+        """Return paths of records of snapshots and restores that are damaged or whose process has
+        gone (on another host, after so many seconds), by what settles them. Raise TargetError,
+        OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
         left, own = {}, own_pool()     # type: Dict[str, List[str]], str
         for path in paths + sorted(self.restores().values()):
@@ -3996,8 +3999,8 @@ class Store(Catalogue):
         bounded(lambda: write_json(f'{self.root}/{name}.json', run._asdict()), 'the share')
 
     def goes_on(self, name: str, run: LastRun) -> bool:
-        """Return whether a run without an end is at work: its lock tells that, which is held here
-        for an instant, or where the share cannot lock its process."""
+        """Return whether a run without an end is at work, by its lock or, without any, its
+        process."""
         with suppress(OSError), self.lockable(self.lock_of(name)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -6062,9 +6065,8 @@ def deliver(settings: Settings, password: str, message: Any, recipients: Texts) 
     with closing(server):
         if not name:                                   # an address of this host is valid, too
             own = server.sock.getsockname()[0]
-            server.local_hostname = f'[{own}]'
-            if ':' in own:
-                server.local_hostname = f'[IPv6:{own}]'
+            tag = 'IPv6:' if ':' in own else ''
+            server.local_hostname = f'[{tag}{own}]'
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
@@ -6081,21 +6083,20 @@ def deliver(settings: Settings, password: str, message: Any, recipients: Texts) 
 def send_mail(settings: Settings, subject: str, summary: Summary) -> bool:
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
     but where the server refuses it for good (RFC 5321, 4.2.1: 5yz) or must not be asked."""
-    waiting, lost = list(settings.mail_to), []         # type: List[str], List[str]
+    waiting, lost = list(settings.mail_to), False
     try:
         log(*check_account(settings))
     except ConfigError as error:
         log('***WARNING - mail to {} failed: {}'.format(', '.join(waiting), error))
         return False
-    for attempt in range(MAIL_ATTEMPTS):
-        if not waiting:
-            break
+    attempt = 0
+    while waiting and attempt < MAIL_ATTEMPTS:
         sleep(MAIL_PAUSE if attempt else 0)
+        attempt += 1
         try:
             path = settings.mail_smtp_password_file
             password = read_password_file(path, log) if path else ''
-            message = compose(settings, this_host(), subject, summary,
-                              list(Console.current.lines))
+            message = compose(settings, this_host(), subject, summary, list(Console.current.lines))
             refused = bounded(functools.partial(deliver, settings, password, message, waiting),
                               'the mail server', limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
@@ -6113,12 +6114,12 @@ def send_mail(settings: Settings, subject: str, summary: Summary) -> bool:
                 words = f'{code} {words}'
             if code // 100 == 5:
                 words += ' (refused for good: not tried again)'
-                lost.append(address)
+                lost = True
             else:
                 waiting.append(address)
-            log(f'***WARNING - mail to {address} failed, attempt {attempt + 1} of '
+            log(f'***WARNING - mail to {address} failed, attempt {attempt} of '
                 f'{MAIL_ATTEMPTS}: {settings.mail_smtp_server}: {words}')
-    return not waiting + lost
+    return not (waiting or lost)
 
 
 class Turn:
@@ -6753,10 +6754,12 @@ def show_settings(config: Config, plan: Plan) -> None:
     for name, (text, place) in config.given.items():
         if place != 'default' and name not in ALWAYS_SHOWN:
             log(f'  {name:17s} = {text}')
-    for name in ('exclude', 'vdi-export', 'vm-export'):
-        names = list(plan.excluded) if name == 'exclude' else []
-        names += [job.shown for job in plan.jobs if job.method == name]
-        names += [rule.text for rule in plan.invalid if rule.method == name]
+    lists = {'exclude': list(plan.excluded), 'vdi-export': [], 'vm-export': []}
+    for job in plan.jobs:
+        lists[job.method].append(job.shown)
+    for rule in plan.invalid:
+        lists[rule.method].append(rule.text)
+    for name, names in lists.items():
         log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
 
 
@@ -6834,14 +6837,14 @@ class BackupRun(Shared):
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
             for disk, why in exporter.left_out:
                 left_out.append(f'{job.shown}/{disk_words(disk, why)}')
+            remarks = exporter.remarks(disks)
             if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
-                messages.append(f'***ERROR - {job.shown}: {USB.format(job.vm.uuid)}')
-            for word, text in exporter.remarks(disks):
-                messages.append(f'***{word} - {job.shown}: {text}')
+                remarks.append(('ERROR', USB.format(job.vm.uuid)))
             if job.method == 'vdi-export' and not disks:
                 messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not disks:
-                messages.append(f'***WARNING - {job.shown}: {NO_DISK_LEFT}')
+                remarks.append(('WARNING', NO_DISK_LEFT))
+            messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
         return plan._replace(left_out=left_out, messages=messages)
 
     def preview(self, word: str) -> int:
@@ -6892,7 +6895,7 @@ class BackupRun(Shared):
 
     def begin(self) -> None:
         """Note that the run begins: in the status log and, if it is usable, in backup_dir."""
-        self.this_run = LastRun(iso(self.status_log.begin()), *own_process())
+        begun = iso(self.status_log.begin())
         if not self.config.path or self.config.errors:
             return
         with suppress(TargetError):                    # `check` will tell
@@ -6902,7 +6905,8 @@ class BackupRun(Shared):
                 self.locks.enter_context(self.store.locked(name, RUN_PATIENCE))
                 with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
                     self.warnings.known = self.store.runs()[name].warnings
-                self.store.write_run(name, self.this_run._replace(warnings=self.warnings.known))
+                self.this_run = LastRun(begun, *own_process(), warnings=self.warnings.known)
+                self.store.write_run(name, self.this_run)
                 self.recorded = name
             except (VmBackupError, OSError) as error:
                 log(f'***NOTE - this run is not recorded in backup_dir: {explain(error)}')
@@ -8024,7 +8028,7 @@ class StatusCheck:
 
     def check(self, config_file: str) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(config_file, CommandLine(options={'ignore_extra_keys': 'true'}), False)
+        config = read_config(config_file, LENIENT, False)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
@@ -8110,10 +8114,9 @@ def run_status(line: CommandLine) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
     bounded(lambda: status_check.check(line.path), 'backup_dir', limit=STATUS_TIMEOUT)
-    found = sorted(status_check.found, key=lambda each: -each[0])      # the worst first
-    text = '; '.join(text for _, text in found)
-    Console.current.write(plugin_line(found[0][0], text, ' '.join(status_check.figures)))
-    return found[0][0]
+    levels, texts = zip(*sorted(status_check.found, key=lambda each: -each[0]))    # worst first
+    Console.current.write(plugin_line(levels[0], '; '.join(texts), ' '.join(status_check.figures)))
+    return levels[0]
 
 
 def run_check_config(line: CommandLine) -> int:
@@ -8163,7 +8166,7 @@ def run_check_config(line: CommandLine) -> int:
 def run_test_mail(line: CommandLine) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     path = line.path
-    config = read_config(path, line._replace(options={'ignore_extra_keys': 'true'}))
+    config = read_config(path, LENIENT)
     refuse_mistakes(config)
     settings = config.settings
     if not settings.mail_to:
