@@ -281,7 +281,7 @@ class Xml(unittest.TestCase):
                     self.assertLess(sum(map(len, given)), 2**19)
 
     def test_numbers_that_xapi_cannot_have(self):
-        for text, number in (('0', 0), (str(9 * 10**18 - 1), 9 * 10**18 - 1), (9 * 10**18, None), (5, 5),
-                             ('9' * 10**6, None), (-1, None), (True, None), (1.5, None),
+        for text, number in (('0', 0), (str(9 * 10**18 - 1), 9 * 10**18 - 1), (9 * 10**18, None),
+                             (5, 5), ('9' * 10**6, None), (-1, None), (True, None), (1.5, None),
                              ('\u0663', None), ([], None), (2**60, 2**60), (2**64, None)):
             self.assertEqual(number, VmBackup.as_size(text))
