@@ -124,7 +124,7 @@ class ClaimedTwins(ShareCase):
             os.rename(found, os.path.join(mixed, 'backup-2026-01-0%d-(03:00:00)' % (turn + 1)))
         before = self.numbers()
         for night in ((0, 1), (1, 0), (0, 1)):
-            note, = [line for line in self.night(*night).lines if 'NOTE' in line]
+            note, = [line for line in self.night(*night).lines if 'left alone' in line]
             for word in (' 2 in ' + os.path.join(self.backups, self.names[1]), ' prune ',
                          ' vm=uuid:%s preview' % UUIDS[0]):
                 self.assertIn(word, note)
