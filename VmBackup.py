@@ -974,8 +974,8 @@ def is_local(path: str) -> bool:
 
 
 def way(path: str) -> Iterator[Tuple[str, int, int]]:
-    """Yield what is on the way to a path, links and where they lead too: the path of each, which
-    has no link above it, its mode and owner. Raise OSError."""
+    """Yield path, mode and owner of each thing on the way to a path, also by links. Raise
+    OSError."""
     here, rest = '/', join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         status = os.lstat(here)
@@ -1285,8 +1285,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
             unclear[name] = 0                          # this is said
             found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         if honour_nobak and no_bak:
-            found.remark('ERROR' if called else 'NOTE',
-                         f'vm has the tag xo:no-bak: {name} (honour_nobak)')
+            level = 'ERROR' if called else 'NOTE'
+            found.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
                 found.failures[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
                                                error='it has the tag xo:no-bak')
@@ -3999,8 +3999,7 @@ class Store(Catalogue):
         bounded(lambda: write_json(f'{self.root}/{name}.json', run._asdict()), 'the share')
 
     def goes_on(self, name: str, run: LastRun) -> bool:
-        """Return whether a run without an end is at work, by its lock or, without any, its
-        process."""
+        """Return whether a run without an end is at work, by its lock or else by its process."""
         with suppress(OSError), self.lockable(self.lock_of(name)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -6046,8 +6045,8 @@ def greeting(sender: str, host: str) -> str:
 
 
 def deliver(settings: Settings, password: str, message: Any, recipients: Texts) -> Record:
-    """Hand a mail to the server once; return its answers to those of the recipients that it
-    refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
+    """Hand a mail over once; return the answers to refused recipients. Raise OSError,
+    ValueError."""
     import smtplib
     import ssl
     security = security_of(settings)
@@ -8053,9 +8052,8 @@ class StatusCheck:
         pool = own_pool()
         found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
         for job, history in chosen:
-            sound = of_pool(pool, [backup for backup in history.everything()
-                                   if backup.outcome == 'good'])
-            found.append((sound[0] if sound else Backup(''), job.vm))
+            good = [backup for backup in history.everything() if backup.outcome == 'good']
+            found.append(((*of_pool(pool, good), Backup(''))[0], job.vm))
         found.sort(key=lambda each: (each[0].when, each[1].name))
         # Of a VM that was renamed, the newer one.
         vms = {vm.uuid or vm.ref: (last, vm) for last, vm in found}
@@ -8074,12 +8072,12 @@ class StatusCheck:
                 ages.append(max(seconds, 0))
                 if seconds > self.limit:
                     bad.append(f'{vm.name} ({age(last.started)})')
-        good = len(vms) - len(bad)
+        number = len(vms) - len(bad)
         wanted = f'good backup within {self.max_age}'
         if bad or not vms:
             self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
-        self.found.append((0, f'{good} of {len(vms)} VMs have a {wanted}'))
-        self.figures = [f'vms={len(vms)}', f'good={good}', f'size={size}B']
+        self.found.append((0, f'{number} of {len(vms)} VMs have a {wanted}'))
+        self.figures = [f'vms={len(vms)}', f'good={number}', f'size={size}B']
         if ages:
             self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
 

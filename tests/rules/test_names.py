@@ -53,7 +53,7 @@ class OneHostileName(PoolCase):
             directory, = self.entries()
             self.assertRegex(directory, '^%2E.*~[0-9a-f]{8}$')
             self.check_guide(directory, method)
-        text = sink.mails[-1].message.get_content() + sink.mails[-1].message['Subject']
+        text = sink.mails[-1].text + sink.mails[-1].message['Subject']
         self.assertEqual(set(), seen(text))
         self.assertIn('\\u202e', text)
         config = self.config('vm-export=.*', 'exclude=' + NAME.replace('\n', ''))
