@@ -1065,7 +1065,6 @@ NO_NUMBER = re.compile(r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', re.DOTALL)
 
 class Vm(NamedTuple):
     """A VM of the pool, or what of its record a backup needs."""
-
     ref: str
     uuid: str
     name: str
@@ -1074,7 +1073,6 @@ class Vm(NamedTuple):
 
 class Job(NamedTuple):
     """A VM to be backed up."""
-
     method: str
     vm: Vm
     keep: int                  # backups to keep
@@ -1083,7 +1081,6 @@ class Job(NamedTuple):
 
 class Plan(NamedTuple):
     """What a run will do. Preview prints it, a run executes it."""
-
     jobs: Sequence[Job] = ()           # vdi-exports first, each kind in the order of the rules
     excluded: Texts = ()       # names
     uncovered: Texts = ()      # names that no rule mentions
@@ -1129,12 +1126,11 @@ def is_about(rule: Rule, vm: Vm) -> bool:
 
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
-
     def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm], former: Strings,
-                 lacking: str) -> None:
+                 saved: bool) -> None:
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
-        self.lacking = lacking     # what to say of a line that selects none
+        self.lacking = 'no backup found' if saved else 'vm not found'
         self.excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text]
         self.excluded = {}     # type: Dict[str, str]  # their names
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
@@ -1144,6 +1140,14 @@ class Selection:
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
+            if rule.method == 'exclude-disk':
+                if not (saved or regex_of(rule.word)):
+                    self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
+                                           'the name of a disk')
+                if not saved and re.search(r'''^["']|["']$|\s#''', rule.text):
+                    self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
+                                        f'({rule.where})')
+                continue
             others = names - {rule.text}
             if rule.keep is not None and rule.kind == 'name' and others != names:
                 if not any(matches(rule.word, name) for name in others):
@@ -1197,13 +1201,12 @@ class Selection:
                     if line:
                         lines.append(parse_rule(rule.method, line, rule.where))
             if any(map(self.selected, lines)):
-                advice = ': write ' + ' and, in a line of its own, '.join(map(str, lines))
-                return advice + (', without ' if more else '') + ' and '.join(dict.fromkeys(more))
+                return (': write ' + ' and, in a line of its own, '.join(map(str, lines)) +
+                        (', without ' if more else '') + ' and '.join(dict.fromkeys(more)))
         return ''
 
     def not_found(self, rule: Rule) -> None:
-        """Tell of a rule that selects no VM: an error for a name or uuid, else a warning. One that
-        is no regular expression, and no name that was meant, ends all, as in 3.25."""
+        """Tell of a rule that selects no VM; what is no regular expression ends all, as in 3.25."""
         by_name = rule.kind == 'name'
         hint = self.hint(rule)
         line = f' ({rule.where})'
@@ -1227,7 +1230,7 @@ class Selection:
                 level = 'NOTE'
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
-                name = rule.word if by_name else 'uuid:' + rule.word
+                name = rule.word if by_name else f'{rule.kind}:{rule.word}'
                 self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                               error='not in the pool' + hint)
         if not hint and level != 'ERROR':
@@ -1237,7 +1240,6 @@ class Selection:
 
 class DiskChoice(NamedTuple):
     """Which disks of a VM are backed up."""
-
     excludes: Texts = ()       # patterns
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
@@ -1255,16 +1257,7 @@ class DiskChoice(NamedTuple):
 def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
-    lacking = 'no backup found' if saved else 'vm not found'
-    of_vms = [rule for rule in rules if rule.method != 'exclude-disk']
-    found = Selection(of_vms, vms, former, lacking)
-    for rule in () if saved else rules:
-        if rule.method == 'exclude-disk':
-            if not regex_of(rule.word):
-                found.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be the '
-                                        'name of a disk')
-            if re.search(r'''^["']|["']$|\s#''', rule.text):
-                found.remark('NOTE', f'quotes and # are parts of the name: {rule} ({rule.where})')
+    found = Selection(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
     settled = {*found.excluded, *found.exact}
     unclear = Counter(vm.name for vm in vms if vm.ref not in settled)
@@ -1273,8 +1266,6 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
         name = vm.name
         ref = vm.ref
         called = is_called(vm, rule)
-        no_bak = any(re.match(r'xo:no-bak(=|\Z)', tag)     # xen-orchestra: Backup modifier tags
-                     for tag in vm.record.get('tags', ()))
         if called and ref in found.excluded:
             found.remark('NOTE', f'forcing exclude of: {name}')
         if ref in covered:
@@ -1284,7 +1275,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
         if not saved and unclear[name] > 1 and ref not in settled:
             unclear[name] = 0                          # this is said
             found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
-        if honour_nobak and no_bak:
+        tags = vm.record.get('tags', ()) if honour_nobak else ()
+        if any(re.match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
             found.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
@@ -1301,9 +1293,9 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
                for rule in found.invalid]
     if not (jobs or errors):
         errors.append('ERROR no VMs loaded')
-    uncovered = dict.fromkeys(vm.name for vm in vms if vm.ref not in covered)
     return Plan(*map(tuple, (
-        jobs, dict.fromkeys(found.excluded.values()), uncovered, found.failures.values(),
+        jobs, dict.fromkeys(found.excluded.values()),
+        dict.fromkeys(vm.name for vm in vms if vm.ref not in covered), found.failures.values(),
         found.broken, found.invalid, found.messages, found.warnings, errors)))
 
 
@@ -2381,7 +2373,6 @@ DEEPEST_DIRECTORY = 100    # directories on the way to one; we make three below 
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 ROOM_FOR_EXTENSION = 8     # .xva.zst
-OLDEST_NOTE = 30 * 86400   # seconds
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
 # (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); freedesktop.org; what
 # was deleted while open (Linux: fs/nfs/unlink.c, fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS).
@@ -2458,8 +2449,7 @@ def naming(path: str) -> Context:
 
 
 def step_down(part: str, above: int, path: str, inside: bool = True) -> int:
-    """A handle of a directory, by its name in another one, which is closed: it is no link and, if
-    `inside`, in the same file system. Raise OSError."""
+    """Open a directory, no link, in another one, which is closed, and in its file system."""
     try:
         with naming(path):
             status = os.stat(part, dir_fd=above, follow_symlinks=False)
@@ -2475,8 +2465,8 @@ def step_down(part: str, above: int, path: str, inside: bool = True) -> int:
 def open_directory(path: str) -> int:
     """A handle of a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, DIRECTORY)
-    real = os.readlink(f'/proc/self/fd/{handle}')
-    if real == path or path.startswith('/proc/'):      # there was no link, but in /proc
+    # There was no link, but in /proc.
+    if os.readlink(f'/proc/self/fd/{handle}') == path or path.startswith('/proc/'):
         return handle
     os.close(handle)
     with naming(path):
@@ -2559,11 +2549,6 @@ def status_of(path: str) -> os.stat_result:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def is_link(path: str) -> bool:
-    """Whether there is a symbolic link. Raise OSError."""
-    return is_there(path) and S_ISLNK(status_of(path).st_mode)
-
-
 def is_there(path: str) -> bool:
     """Whether there is a file. Raise OSError, as a share in trouble proves nothing."""
     with suppress(FileNotFoundError):
@@ -2592,8 +2577,7 @@ def is_dropped(path: str) -> bool:
     if not name.startswith('._'):
         return bool(DROPPED.search(name))
     try:
-        regular = S_ISREG(status_of(path).st_mode)
-        return regular and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
+        return S_ISREG(status_of(path).st_mode) and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
     except FileNotFoundError:                          # it has gone again
         return True
     except PermissionError:
@@ -2720,8 +2704,7 @@ def explain(error: BaseException, need: str = '') -> str:
 
 
 def try_growing(path: str, need: str) -> None:
-    """Write more to a file, make it if it is missing, remove it. Raise TargetError if it cannot be
-    written: a quota shows only so, and what has filled a disk is to be seen before it is gone."""
+    """Write more to a file, and remove it. Raise TargetError if that fails: a quota shows so."""
     flags = O_WRONLY | O_APPEND | O_CREAT | O_DSYNC
     try:
         with naming(path), open(open_file(path, flags), 'ab') as stream:
@@ -2878,8 +2861,7 @@ def own_process() -> Pair:
 
 
 def note_of(path: str) -> str:
-    """Return the path of this host's own note of a record on a share: what is in it was not changed
-    there. Raise OSError where somebody else could have changed it, or there is no place for it."""
+    """Return the path of this host's own note of a record. Raise OSError if others can write it."""
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
     found = status_of(directory)
@@ -2889,14 +2871,9 @@ def note_of(path: str) -> str:
 
 
 def prepare_notes() -> None:
-    """Make the place of this host's notes; delete those whose record vanished. Raise OSError."""
+    """Make the place of this host's notes, if it is missing. Raise OSError as `note_of`."""
     make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
-    directory = dirname(note_of(''))
-    for name in names_in(directory):
-        path = f'{directory}/{name}'
-        with suppress(FileNotFoundError):              # it was the record of a run beside ours
-            if unchanged_for(path) > OLDEST_NOTE:
-                remove(path)
+    note_of('')
 
 
 def own_pool() -> str:
@@ -2907,8 +2884,7 @@ def own_pool() -> str:
 
 
 def programs_with(word: str, variable: str = '') -> List[int]:
-    """The processes of this host that have a word in their arguments, and a variable, as NAME=TEXT
-    with a NUL, in their environment (Linux: proc(5), cmdline and environ)."""
+    """The processes with a word in their arguments and NAME=TEXT and a NUL in their environment."""
     found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
         with suppress(OSError):                        # it has ended
@@ -2920,7 +2896,6 @@ def programs_with(word: str, variable: str = '') -> List[int]:
 
 class Intent(NamedTuple):
     """A snapshot of ours, written down before it is made."""
-
     pool: str                  # uuid of the pool, as several may share a backup_dir
     kind: str                  # VM or VDI
     of: str                    # uuid of the VM or disk
@@ -2955,7 +2930,6 @@ class Intent(NamedTuple):
 
 class Restoring(NamedTuple):
     """A restore, written down before it makes anything in the pool."""
-
     mark: str                  # a number that nobody can guess: what it makes carries it
     pool: str                  # uuid
     name: str                  # that a disk gets in the end
@@ -2976,7 +2950,6 @@ class Restoring(NamedTuple):
 
 class LastRun(NamedTuple):
     """A run of a config, written down in backup_dir when it begins, and anew when it ends."""
-
     begun: str                 # as iso() writes it
     host: str                  # whose process this is
     process: str               # see Intent
@@ -2995,9 +2968,9 @@ class LastRun(NamedTuple):
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, AttributeError, TypeError):
-        told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
-        record = kind(**{name: tuple(value) if isinstance(value, list) else value
-                         for name, value in told.items() if name in kind._fields})
+        record = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in
+                         parse_json(data.partition(b'\ncomplete')[0]).items()     # mark_complete
+                         if name in kind._fields})
         if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
             return record
     raise TargetError(kind.damaged)
@@ -3017,10 +2990,9 @@ def is_alive(run: str) -> bool:
 
 def is_in_work(record: Any, elsewhere: Callable[[], bool] = lambda: True) -> bool:
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
-    host, own = own_process()
-    if record.host != host:
+    if record.host != this_host():
         return elsewhere()
-    return record.process != own and is_alive(record.process)
+    return record.process != process() and is_alive(record.process)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3102,7 +3074,6 @@ def finding(found: Record) -> Record:
 
 class Manifest(NamedTuple):
     """What a backup tells of itself; of what somebody has edited, what can be meant."""
-
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Time = None       # never None if there is a number
     method: str = ''
@@ -3178,7 +3149,6 @@ class Manifest(NamedTuple):
 
 class Backup(NamedTuple):
     """A directory in a VM's, as read: with a marker a backup, else a failure's record, or other."""
-
     path: str
     outcome: str = ''          # of COMPLETE or NO_BACKUP, failed, or unreadable
     when: float = 0            # seconds since 1970
@@ -3237,8 +3207,7 @@ class Backup(NamedTuple):
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
-            text = load(self.file(file)).decode('utf-8', 'replace')
-            found = re.search(f'^{key}=(.*)$', text, re.MULTILINE)
+            found = re.search(f'^{key}=(.*)$', decoded(load(self.file(file))), re.MULTILINE)
             return found.group(1) if found else ''
         return ''
 
@@ -3258,9 +3227,8 @@ class Backup(NamedTuple):
             {'device': device} for device in devices if device not in known)])
 
     def archives(self) -> Texts:
-        """Return the names of its archives and images: those in the manifest, or what a person has
-        made of one, packed or not. Without a manifest those with names that we give, or 3.25; a
-        backup that has none of these, as it was moved, has all. Raise OSError."""
+        """Return the names of its archives and images: those in the manifest, packed by now or not;
+        without one those with names of ours or, if it was moved, all. Raise OSError."""
         found = sorted(name for name in names_in(self.path)
                        if name.endswith(IMAGES) and not DROPPED.search(name))
 
@@ -3322,8 +3290,7 @@ class Backup(NamedTuple):
         return min(unchanged_for(self.file(name)) for name in ['.'] + names_in(self.path))
 
     def intent(self) -> Optional[Intent]:
-        """Return the snapshot that may be in the pool, or None: this host's own note, which nobody
-        can have changed, or else the record, which proves nothing. Raise TargetError, OSError."""
+        """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
         with suppress(FileNotFoundError):
             data = load(self.file(INTENT))
             known = noted(Intent, self.file(INTENT))
@@ -3348,7 +3315,6 @@ def of_pool(pool: str, backups: Backups) -> Backups:
 
 class Owner(NamedTuple):
     """Whose backups a directory is for."""
-
     uuid: str = ''             # of the VM; '' if nothing tells it
     pool: str = ''             # uuid, the same
     earlier: Texts = ()        # VMs of this pool that it was for before, and are gone
@@ -3374,13 +3340,11 @@ def run_name(config: str) -> str:
     """The name, less its ending, of the record of runs of a config on this host."""
     import hashlib
     host, path = this_host(), realpath(config)
-    digest = hashlib.sha256(encoded(host + path)).hexdigest()
-    return RUN.format(host, basename(path), digest)
+    return RUN.format(host, basename(path), hashlib.sha256(encoded(host + path)).hexdigest())
 
 
 class History:
     """The directory of one VM, and its backups."""
-
     def __init__(self, directory: str, patterns: Texts) -> None:
         self.directory = directory
         self.expressions = [dated(pattern) for pattern in patterns]
@@ -3403,7 +3367,7 @@ class History:
             except OSError as error:
                 if error.errno in (EXDEV, ELOOP):
                     self.refused = f'{self.directory} {error.strerror}'
-                elif error.errno not in (ENOENT, EACCES):
+                elif error.errno not in (ENOENT, ENOTDIR, EACCES):
                     raise
             self.listed = [name for name, is_directory in entries
                            if is_directory and not DROPPED.search(name)]
@@ -3436,8 +3400,7 @@ class History:
                     yield self.known[name]
 
     def backups(self, renamed: bool = False) -> Backups:
-        """Return all dated directories, if `renamed` those under other names too, oldest first: by
-        their numbers; others, 3.25's and failures, by their time."""
+        """Return what `read` does, oldest first: by numbers; 3.25's and failures by their time."""
         found = sorted(self.read(renamed),
                        key=lambda each: (each.manifest.number, each.when, each.path))
         numbered = [backup for backup in found if backup.manifest.number]
@@ -3561,8 +3524,7 @@ def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
     it should be: by FSTAB ('auto'), or at all but for the root file system ('yes')."""
     real, points = realpath(path), mount_points()
     mounted = deepest(points, real)
-    listed = mount_points(FSTAB, 1) if require_mount == 'auto' else []
-    wanted = deepest(map(realpath, listed), real)
+    wanted = deepest(map(realpath, mount_points(FSTAB, 1) if require_mount == 'auto' else ()), real)
     if wanted not in ('', '/') and wanted not in points:
         raise TargetError(f'{place} lies below {wanted}, where nothing is mounted -> {path} (mount '
                           'it, see /etc/fstab)')
@@ -3594,7 +3556,6 @@ def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
 
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
-
     root = ''
     mounted = ''               # the mount point that it lies in, once check() has looked
 
@@ -3636,15 +3597,13 @@ class Catalogue:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         with telling_trouble(self.root, BACKUP_DIR):
             found = [History(join(self.root, name), self.patterns)
-                     for name, is_one in entries_in(self.root)
-                     if not name.startswith('.') and (is_one or is_link(f'{self.root}/{name}'))]
+                     for name in names_in(self.root) if not name.startswith('.')]
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
     def backup(self, path: str) -> Backup:
         """Read a directory, wherever it is. Raise OSError if it is gone."""
-        date = History(dirname(path), self.patterns).date_of(basename(path))
-        return Backup.read(path, date)
+        return Backup.read(path, History(dirname(path), self.patterns).date_of(basename(path)))
 
     def restores(self) -> Strings:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
@@ -3663,9 +3622,8 @@ class Catalogue:
         return found
 
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
-        """Return paths of records of snapshots and restores that are damaged or whose process has
-        gone (on another host, after so many seconds), by what settles them. Raise TargetError,
-        OSError."""
+        """Return paths of records that are damaged, or whose process has gone (on another host:
+        after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
         left, own = {}, own_pool()     # type: Dict[str, List[str]], str
         for path in paths + sorted(self.restores().values()):
@@ -3696,21 +3654,20 @@ class Catalogue:
 
 def select_histories(histories: Histories, config: Config, selector_text: str,
                      keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
-    """Return those with backups or failures' records that a selector or else a config chooses;
-    without any, all. The plan tells what was not found. Raise OSError."""
+    """Return those with backups or failures' records that are chosen, and what was not found."""
     found = {history.directory: history for history in histories if history.holds_any()}
     vms = [history.owner() for _, history in sorted(found.items())]
-    rules = config.rules
+    rules, word = config.rules, ''
     if selector_text:
         rule = selector(selector_text)
-        rules = (rule._replace(said=selector_text),)
-    word = native(rules[0].text) if selector_text else ''      # or such a directory's name
-    twins = [vm for vm in vms if TWIN.search(word) and basename(vm.ref) == word != vm.name]
+        rules, word = (rule._replace(said=selector_text),), native(rule.text)
+    twins = [vm for vm in vms          # the word may be a directory's name
+             if TWIN.search(word) and basename(vm.ref) == word != vm.name]
     plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in twins or vms))
     if rules and not twins:
         plan = select(rules, vms, keep, saved=True)
-    refused = [f'***NOTE - passed over: {each.refused}' for each in histories if each.refused]
-    plan = plan._replace(messages=(*plan.messages, *refused))
+    plan = plan._replace(messages=(*plan.messages, *(
+        f'***NOTE - passed over: {each.refused}' for each in histories if each.refused)))
     return [(job, found[job.vm.ref]) for job in plan.jobs], plan
 
 
@@ -4189,7 +4146,6 @@ SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170,
 
 class Proof(NamedTuple):
     """What was found true of a file."""
-
     proved: str                # a key of PROVED
     digest: str                # SHA-256 of the content, of an archive without the disks' data
     size: int                  # bytes, uncompressed
@@ -4229,21 +4185,22 @@ def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = ParserCreate()
-    around, last, size = [], b'', 0    # type: List[str], bytes, int
+    depth, last, size = 0, b'', 0
 
     def start(name: str, attributes: Any) -> None:
-        nonlocal size
-        size = 0
-        if not around and name != root:
+        nonlocal depth, size
+        if not depth and name != root:
             raise Damaged(f'its outermost element is {name}, not {root}')
-        if len(around) == DEEPEST:
+        if depth == DEEPEST:
             raise Damaged(f'more than {DEEPEST} elements within each other')
-        around.append(name)
+        depth += 1
+        size = 0
         if unpacker:
             unpacker.start(name, attributes)
 
     def stop(name: str) -> None:
-        around.pop()
+        nonlocal depth
+        depth -= 1
         if unpacker:
             unpacker.end(name)
     parser.StartElementHandler, parser.EndElementHandler = start, stop
@@ -4296,7 +4253,6 @@ def number_of(record: Record, field: str) -> int:
 
 class ArchivedDisk(NamedTuple):
     """A disk that an archive has to hold."""
-
     id: str                    # the directory of its chunks
     size: int                  # bytes, the virtual size
     label: str
@@ -4305,7 +4261,6 @@ class ArchivedDisk(NamedTuple):
 
 class ArchivedVm(NamedTuple):
     """The VM of an archive, as its ova.xml describes it."""
-
     name: str
     uuid: str
     version: Tuple[int, int]   # of the xapi that wrote it: major, minor
@@ -4351,9 +4306,7 @@ def archived_vm(ova: bytes) -> ArchivedVm:
 
 
 class Reader:
-    """Reads an open file from its beginning to its end, decompressed if it begins so and is not
-    `plain`: the image of a disk, or a document."""
-
+    """Reads an open file, an image or a document, decompressed if it begins so and not `plain`."""
     where = ''                 # what is read now
     tail = b''                 # the content that was read last
     at = 0                     # bytes so far
@@ -4415,15 +4368,14 @@ class Reader:
             found = answer.search(self.last(4096)) or answer.search(self.tail)
             if found:
                 words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
-                return ': the export failed: ' + ' '.join(words.decode('utf-8', 'replace').split())
+                return ': the export failed: ' + ' '.join(decoded(words).split())
         return ''
 
     def position(self) -> int:
-        """Return how far it was read, by us or by what decompresses it, and let the system drop
-        that from its memory. A read that hangs lets nobody ask the file itself: lseek(2) waits."""
+        """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
         with suppress(OSError):                        # it is not open any more
-            told = read_file(f'/proc/self/fdinfo/{self.handle}', 80)
-            self.place = int(told.split()[1])          # pos: (proc(5))
+            # It begins with pos: and that (proc(5)).
+            self.place = int(read_file(f'/proc/self/fdinfo/{self.handle}', 80).split()[1])
             os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
         return self.place
 
@@ -4515,7 +4467,6 @@ class Reader:
 
 class ArchiveReader(Reader):
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
-
     where = 'ova.xml'
     head = b''                 # the block that was read last: the header of the next member
     gaps = False               # whether chunks are left out
@@ -4559,8 +4510,8 @@ class ArchiveReader(Reader):
             if more or len(piece) % BLOCK:
                 raise self.fault('something follows the end', len(more) or len(piece) % BLOCK)
         proved = 'checksums' if self.hashed else 'structure'
-        sizes = [disk.size for disk in vm.disks if disk.size]
-        if self.gaps and sizes[0] < CHUNK:             # xe vm-import takes that for all chunks'
+        # xe vm-import takes the first chunk's length for that of all.
+        if self.gaps and next(disk.size for disk in vm.disks if disk.size) < CHUNK:
             proved = 'restorable'
         return self.proof(proved, vm.uuid)
 
@@ -4707,8 +4658,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
                 record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
             if each['class'] == 'VM':
                 record.update({field: new[field] for field in new if field in record})
-        text = xmlrpc.client.dumps((document,))
-    value = re.search('<value>.*</value>', text, re.DOTALL).group()
+        value = re.search('<value>.*</value>', xmlrpc.client.dumps((document,)), re.DOTALL).group()
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
@@ -4722,8 +4672,7 @@ def tar_header(head: bytes) -> bytes:
 
 @contextmanager
 def opened(path: str, form: str) -> Iterator[Any]:
-    """Open a file of a form; yield its Reader, which unpacks it unless its name is that of an image
-    which is not packed. If it is Damaged, say why."""
+    """Yield the Reader of a file, which unpacks all but images; if that is Damaged, say why."""
     kind = ArchiveReader if form == '.xva' else Reader
     with reading(path) as stream, closing(
             kind(stream.fileno(), path.endswith(('.raw', '.vhd')))) as reader:
@@ -4746,8 +4695,8 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -
     with opened(path, '.xva') as reader:
         readers.append(reader)                         # whom to ask how far it is
         head, ova = reader.read_ova()
-        disks = archived_vm(ova).disks
-        small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK, disks))
+        small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK,
+                                         archived_vm(ova).disks))
         ova = rewrite_for_import(ova, name, mark, [disk.id for disk in small])
         head = tar_header(head[:124] + b'%011o\0' % len(ova) + head[136:])
         yield head + ova + bytes(-len(ova) % BLOCK)
@@ -4961,7 +4910,6 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
 
 class Verified(NamedTuple):
     """What was found true of a backup."""
-
     proved: str                # the least that was proved of its archive or images
     digests: Strings           # SHA-256 by the name of the file, without the ending .gz or .zst
     problems: List[str]        # with its metadata
@@ -4974,7 +4922,6 @@ class Verified(NamedTuple):
 
 class Verifier:
     """Reads files under watch, and shows how far it is."""
-
     def __init__(self, limit: float) -> None:
         self.limit = limit     # seconds in which something has to move
         self.noted = False     # whether it was said that checksums are not compared
@@ -4989,9 +4936,8 @@ class Verifier:
             with opened(path, form) as reader:
                 readers.append(reader)
                 return read_form(form, reader, size)
-        expected = bounded(lambda: size_of(path), path)
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
-                            'verified', path, expected)
+                            'verified', path, bounded(lambda: size_of(path), path))
         try:
             proof = bounded(read, path, watchdog.check)
         finally:

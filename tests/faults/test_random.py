@@ -39,7 +39,6 @@ import datetime
 import VmBackup
 now = VmBackup.now
 VmBackup.now = lambda: now() + datetime.timedelta(seconds=%d)
-VmBackup.OLDEST_NOTE = float('inf')     # a file has the time of this machine
 """
 DAY = 86400
 
