@@ -6214,10 +6214,8 @@ class Run:
             timedelta(seconds=int(self.elapsed()))))
         if missing:
             rest.append('not begun or not ended: ' + abbreviate(missing))
-        errors = [re.sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
         rest += self.left_alone
-        if self.turns:                                 # it began all the same
-            return Summary([], outcomes, errors + rest)
+        errors = [re.sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
         return Summary(errors, outcomes, rest)
 
     def report_end(self, words: str) -> None:

@@ -177,9 +177,18 @@ class TheSummary(MailCase):
         self.signalled(self.start_until('vm-export', 2, 'password', self.mailing(
             sink, 'vm-export=fine', 'vm-export=warned')))
         told = sink.mails[0].text.splitlines()[:4]
-        self.assertEqual(['FAILED fine (INTERRUPTED): ended by a signal',
-                          'ERROR ended by signal 15 (SIGTERM)'], told[:2])
+        self.assertEqual(['ERROR ended by signal 15 (SIGTERM)',
+                          'FAILED fine (INTERRUPTED): ended by a signal'], told[:2])
         self.assertEqual('not begun or not ended: warned', told[-1])
+
+    def test_an_error_of_the_run_comes_before_what_a_vm_warns_of(self):
+        sink = self.sink()
+        self.fault('pool-dump-database', 'refuse', error=['INTERNAL_ERROR', 'oops'])
+        self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'oops'])    # of metadata
+        self.mailed(2, sink, 'vm-export=warned', pool_db_backup=1)
+        cause = 'pool database not backed up: xe pool-dump-database failed: '
+        self.assertTrue(sink.mails[0].text.startswith('ERROR ' + cause), sink.mails[0].text)
+        self.assertIn(' E:1 - ' + cause, sink.mails[0].message['Subject'])
 
     def test_ascii_goes_as_it_is_and_a_long_log_is_attached(self):
         for lines, how, attached in ((['a' * 998], '7bit', False),
