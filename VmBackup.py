@@ -1520,14 +1520,14 @@ class Signals:
     current = None             # type: Signals     # those that this process handles
     running = set()            # type: Set[Popen]   # all children
     starting = Lock()    # held until one is among them
+    received = 0
+    at_once = True             # until something is begun in the pool that must be finished
+    logging_in = False         # a login that nobody awaits would stay in xapi
+    deadline = 0.0             # by `clock`, until when something may be finished after a signal
+    overdue = False            # it has come
 
     def __init__(self) -> None:
-        self.received = 0
-        self.at_once = True    # until something is begun in the pool that must be finished
-        self.logging_in = False    # a login that nobody awaits would stay in xapi
         self.clock = self.since = stopwatch()
-        self.deadline = 0.0    # by it, until when something may be finished after a signal
-        self.overdue = False   # it has come
         self.children = set()  # type: Set[Popen]   # those that a signal ends
 
     @contextmanager
@@ -1819,10 +1819,6 @@ class Xe:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
 
-    def ask(self, verb: str, **parameters: Any) -> bytes:
-        """Return the output of a command that changes nothing, unlogged. Raise CommandFailed."""
-        return self.issue(verb, parameters, False, cuttable=True)
-
     def tell(self, verb: str, **parameters: Any) -> str:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
         return decoded(self.issue(verb, parameters))
@@ -1875,9 +1871,9 @@ MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which ha
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
 TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
-VM_FIELDS = ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-             'VIFs VUSBs guest_metrics snapshots resident_on').split()
-FIELDS = {                 # those of whole tables that are kept
+FIELDS = {                 # those that are kept
+    'VM': ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
+           'VIFs VUSBs guest_metrics snapshots resident_on').split(),
     'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
             'virtual_size').split(),
     'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty'.split(),
@@ -1975,8 +1971,17 @@ def check_record(method: str, record: Any) -> Record:
     return Answer(record)
 
 
+def kept(kind: str, record: Record) -> Record:
+    """Return of a record what is kept; old pools have not all of it, such as VUSBs."""
+    return Answer((field, record[field]) for field in FIELDS[kind] if field in record)
+
+
 class Pool:
     """A logged-in session with the pool."""
+
+    redirected = False         # this host is not the master
+    patience = XAPI_PATIENCE   # seconds
+    clock = None               # type: Optional[int]
 
     def __init__(self, url: str, password: Optional[str]) -> None:
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
@@ -2000,11 +2005,8 @@ class Pool:
             raise PoolError(f'cannot read {bundle}: {error.strerror or error}')
         except ValueError as error:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
-        self.redirected = False            # this host is not the master
-        self.patience = XAPI_PATIENCE      # seconds
-        self.lock = RLock()      # a connection carries one call at a time
-        self.snapshotting = RLock()      # snapshots are taken one after another
-        self.clock = None                  # type: Optional[int]
+        self.lock = RLock()                # a connection carries one call at a time
+        self.snapshotting = RLock()        # snapshots are taken one after another
         self.tables = {}                   # type: Dict[str, Records]
         self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
         if url.startswith('https:') and not bundle:
@@ -2092,18 +2094,13 @@ class Pool:
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code, details)
 
-    def get(self, method: str, kind: type, *arguments: Any) -> Any:
-        """As `call`, for a result of a type that is known. Raise PoolError for another."""
-        result = self.call(method, *arguments)
-        if not isinstance(result, kind):
-            raise PoolError(f'XenAPI {method} gave an unexpected answer')
-        return result
-
     def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
-        return Answer((ref, check_record(method, record))
-                      for ref, record in self.get(method, dict, *arguments).items())
+        found = self.call(method, *arguments)
+        if not isinstance(found, dict):
+            raise PoolError(f'XenAPI {method} gave an unexpected answer')
+        return Answer((ref, check_record(method, record)) for ref, record in found.items())
 
     def record(self, kind: str, ref: str) -> Record:
         """Return an object's record, as it is now. One call."""
@@ -2121,10 +2118,8 @@ class Pool:
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
-                self.tables[kind] = Answer(
-                    (ref, Answer((field, record[field]) for field in FIELDS[kind]
-                                 if field in record))
-                    for ref, record in self.records(kind).items())
+                self.tables[kind] = Answer((ref, kept(kind, record))
+                                           for ref, record in self.records(kind).items())
             return self.tables[kind]
 
     def vms(self, marks: Texts = ()) -> List[Vm]:
@@ -2135,16 +2130,13 @@ class Pool:
                 self.names[record['uuid']] = '' if record['is_a_template'] else record['name_label']
             if not (record['is_a_template'] or record['is_a_snapshot'] or
                     record['is_control_domain'] or record['other_config'].get(MARK) in marks):
-                found.append(Vm(ref, record['uuid'], record['name_label'],
-                                Answer((field, record[field]) for field in VM_FIELDS
-                                       if field in record)))               # old ones: no VUSBs
+                found.append(Vm(ref, record['uuid'], record['name_label'], kept('VM', record)))
         return found
 
     def reread(self, vm: Vm) -> Vm:
         """Return the VM as it is now, but for its name; raise BackupFailed if it is gone."""
         with unless_gone():
-            record = self.record('VM', vm.ref)
-            return vm._replace(record={field: record[field] for field in VM_FIELDS})
+            return vm._replace(record=kept('VM', self.record('VM', vm.ref)))
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
     def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
@@ -2200,8 +2192,8 @@ class Pool:
         for _ in self.waiting('a snapshot may still be being made'):
             busy = False
             with unless_gone():
-                busy = any(each != 'export' for each in self.get(
-                    kind + '.get_current_operations', dict, ref).values())
+                operations = self.record(kind, ref)['current_operations']
+                busy = any(each != 'export' for each in operations.values())
             for task in self.records('task').values():
                 busy |= task['status'] == 'pending' and task['name_label'].endswith(
                     kind + '.snapshot')
@@ -2333,10 +2325,10 @@ class Pool:
         xapi = self.table('host')[pool['master']]['software_version'].get('xapi', '')
         return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']}, 'xapi': xapi}
 
-    def version(self) -> Tuple[int, int]:
+    def version(self) -> tuple:
         """Return major and minor version of the master's xapi; (0, 0) if unknown."""
         digits = re.match(r'(\d+)\.(\d+)', self.identity()['xapi'])
-        return (int(digits.group(1)), int(digits.group(2))) if digits else (0, 0)
+        return tuple(map(int, digits.groups())) if digits else (0, 0)
 
     def ahead(self) -> int:
         """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
@@ -4824,7 +4816,8 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     empty filename= stands for standard output (xapi: xe-cli/newcli.ml)."""
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
-            archive = xe.ask('vm-export', metadata=True, uuid=vm.uuid, filename='')
+            archive = xe.issue('vm-export', dict(metadata=True, uuid=vm.uuid, filename=''), False,
+                               cuttable=True)
             break
         except CommandFailed as error:
             if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
@@ -5186,10 +5179,11 @@ class Remover(NamedTuple):
             return True
         if intent.noted:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
-        clear, places = True, [(intent.kind, (intent.ref,))]   # type: bool, List[Any]
-        if intent.kind == 'VM':        # of one that was only half made, the disks come first, and
-            places.append(('VDI', intent.sources))     # are not anybody's yet (xapi_vm_clone.ml)
-        for kind, refs in places:
+        clear, places = True, {intent.kind: (intent.ref,)}     # type: bool, Dict[str, Texts]
+        # Of a VM's that was only half made, the disks come first, and are not anybody's yet (xapi:
+        # xapi_vm_clone.ml).
+        places.setdefault('VDI', intent.sources)
+        for kind, refs in places.items():
             new = [found for found in self.pool.snapshots(kind, refs)
                    if found.ref not in intent.before]
             halves = []        # type: List[Snapshot]
@@ -5492,36 +5486,32 @@ class Exporter:
         return found
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
-        """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
-        if file.disk:
-            self.export_disk(file.snapshot, path, watchdog)
+        """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk, of which
+        it says nothing (xapi: cli_operations.ml)."""
+        uuid, size, packing = file.snapshot.uuid, file.snapshot.size, compression_of(path)
+        if self.archive:
+            with handed(path) as at:
+                output = self.xe.transfer('vm-export', watchdog, at=at, uuid=uuid, filename=path,
+                                          **packing.parameters)
+            log(*output.splitlines())
+            if 'Export succeeded' not in output.splitlines():
+                raise CommandFailed('xe vm-export did not say that the export succeeded')
             return
-        with handed(path) as at:
-            output = self.xe.transfer('vm-export', watchdog, at=at, uuid=file.snapshot.uuid,
-                                      filename=path, **compression_of(path).parameters)
-        log(*output.splitlines())
-        if 'Export succeeded' not in output.splitlines():
-            raise CommandFailed('xe vm-export did not say that the export succeeded')
-
-    def export_disk(self, snapshot: Snapshot, path: str, watchdog: Watchdog) -> None:
-        """Export a disk; vdi-export says nothing when it succeeds (xapi: cli_operations.ml)."""
         form = form_of(path)
-        packed = is_packed(path)
-        size = snapshot.size
-        words = {'format': form[1:], 'uuid': snapshot.uuid}
+        words = {'format': form[1:], 'uuid': uuid}
         try:
-            if not packed:
+            if not packing.ending:
                 with handed(path) as at:
                     self.xe.transfer('vdi-export', watchdog, at=at, filename=path, **words)
             else:
                 with create(path) as stream:
                     self.xe.transfer('vdi-export', watchdog, filename='', packer=(
-                        packing_command(compression_of(path)), stream.fileno()), **words)
+                        packing_command(packing), stream.fileno()), **words)
         except CommandFailed as error:
             if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
                 raise CommandFailed(f'{error}: {NEVER_ENDS}')
             raise
-        if form == '.raw' and not packed and size_of(path) != size:
+        if form == '.raw' and not packing.ending and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
 
@@ -6272,6 +6262,10 @@ def disk_facts(disk: Disk, **more: str) -> Record:
 class Shared(Run):
     """A run, as the backups of its VMs share it."""
 
+    pool = None                # type: Any     # once it is logged in
+    identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}  # type: Record
+    clean_up_at_end = False    # something in the pool that the end of the run may mend
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = config.settings
@@ -6279,8 +6273,6 @@ class Shared(Run):
         self.store = Store(settings)
         self.hook = '' if hook_problem(settings.hook) else settings.hook
         self.verifier = Verifier(settings.stall_timeout * 60)
-        self.pool = None       # type: Any     # once it is logged in
-        self.identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}     # type: Record
         self.beginning = Lock()      # one after the other looks at the free space
         self.writing = set()   # type: Set[VmBackup]       # those that still need free space
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
@@ -6288,7 +6280,6 @@ class Shared(Run):
         # Backups of others that are in a VM's directory: how many, by directory, whose, and option.
         self.others = Counter()    # type: Dict[Tuple[str, str, str], int]
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
-        self.clean_up_at_end = False      # something in the pool that the end of the run may mend
         self.locks = ExitStack()       # of the record of this run
 
     def exporter(self, method: str, warnings: Warned) -> Exporter:
@@ -6376,20 +6367,21 @@ class Shared(Run):
 class VmBackup(Turn):
     """The backup of one VM."""
 
+    history = backup = exporter = None         # type: Any
+    begun = False              # something was exported: no second try
+    last = 0                   # bytes that the files of the last one take
+    reserved = 0               # bytes by which the free space will shrink
+    bytes = 0                  # of its disks
+
     def __init__(self, shared: Shared, job: Job) -> None:
         super().__init__(job)
         self.shared = shared
         self.settings = shared.settings
         self.pool = shared.pool
-        self.history = self.backup = self.exporter = None      # type: Any
         self.held = ExitStack()                # its directories, open
         self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
-        self.begun = False     # something was exported: no second try
-        self.last = 0          # bytes that the files of the last one take
-        self.reserved = 0      # bytes by which the free space will shrink
         self.srs = set()       # type: Set[str]        # uuids of those with its disks
-        self.bytes = 0         # of its disks
 
     def run(self) -> None:
         """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
@@ -6451,7 +6443,10 @@ class VmBackup(Turn):
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         self.history.as_it_is()
         vm = self.pool.reread(job.vm)
-        warned_of = self.discard_leftovers()
+        warned_of = self.shared.remove_leftovers(self.history, self.warnings)
+        if len(warned_of) >= MOST_LEFTOVERS or '' in warned_of:
+            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
+                               + ', '.join(uuid or 'one of unknown uuid' for uuid in warned_of))
         self.drop_last_failure()
         self.exporter = exporter
         self.new_directory(exporter.names(basename(self.history.directory), vm), started)
@@ -6502,14 +6497,6 @@ class VmBackup(Turn):
                     bounded(lambda: remove(path), 'the share')
             raise
 
-    def discard_leftovers(self) -> Texts:
-        """Remove what an earlier run has left; raise BackupFailed if too many snapshots stay."""
-        known = self.shared.remove_leftovers(self.history, self.warnings)
-        if len(known) >= MOST_LEFTOVERS or '' in known:
-            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(uuid or 'one of unknown uuid' for uuid in known))
-        return known
-
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
         shared = self.shared
@@ -6537,8 +6524,8 @@ class VmBackup(Turn):
         self.last = self.history.last_size(names, self.owner())
         shared = self.shared
         with shared.beginning:
-            due = sum(other.unwritten() for other in list(shared.writing))
-            shared.store.check_room(self.settings.min_free, self.last, gain - due)
+            shared.store.check_room(self.settings.min_free, self.last, gain - sum(
+                other.unwritten() for other in list(shared.writing)))
             shared.store.check_mounted()
             self.backup = shared.store.begin(self.history, started)
             self.path = self.backup.path
@@ -6567,13 +6554,13 @@ class VmBackup(Turn):
         """Return the manifest, as far as it is known before the export."""
         vm, exporter = self.job.vm, self.exporter
         reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
-        left_out = [disk_facts(disk, why=reasons_by_ref.get(
-            disk.vdi_ref, NOT_CHOSEN + exporter.choice.wanted)) for disk in exporter.others]
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
             method=self.job.method, host=this_host(), started=iso(started),
-            disks=list(map(disk_facts, exporter.disks)), left_out=left_out,
+            disks=list(map(disk_facts, exporter.disks)),
+            left_out=[disk_facts(disk, why=reasons_by_ref.get(
+                disk.vdi_ref, NOT_CHOSEN + exporter.choice.wanted)) for disk in exporter.others],
             earlier=self.owner().earlier, **self.shared.identity, snapshot=snapshot.uuid)
 
     def export(self, snapshot: Snapshot) -> int:
@@ -6644,9 +6631,9 @@ class VmBackup(Turn):
     def judged(self, started: datetime, path: str = '') -> Judged:
         """Return why each older backup is kept beside the new one (see History.judged)."""
         owner, told = self.owner(), Manifest.of(self.manifest)
-        new = Aged(started, disks=told.holds if path else ())
-        disks = told.of_the_vm or self.history.disks(owner)
-        return self.history.judged(policy_of(self.settings, self.job), owner, disks, new, path)
+        return self.history.judged(
+            policy_of(self.settings, self.job), owner, told.of_the_vm or self.history.disks(owner),
+            Aged(started, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged) -> None:
         """Delete older backups that nothing keeps, nor a snapshot that is still in the pool."""
@@ -7080,19 +7067,18 @@ def run_backup(line: CommandLine) -> int:
 TABLE_HEAD = 'when age method size outcome verified restored protected name'.split()
 
 
-class VerifyCommand:
+class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
 
-    def __init__(self, limit: float, every: bool) -> None:
-        self.verifier = Verifier(limit)
-        self.every = every     # all backups of a VM; else the newest
-        self.tokens = []       # type: List[str]
+    verifier: Verifier
+    every: bool                # all backups of a VM; else the newest
+    tokens: List[str]
 
     def verify_vms(self, target: Opened, selector_text: str) -> None:
         """Verify backups of the VMs that a config file or a selector chooses of all there are."""
         chosen, plan = select_histories(histories_in(target), target.config, selector_text)
         log(*plan.messages, *plan.errors)
-        self.tokens += ['ERROR'] * len(plan.failures or plan.errors)
+        self.tokens.extend(['ERROR'] * len(plan.failures or plan.errors))
         if plan.warnings:
             self.tokens.append('WARNING')
         for _, history in chosen:
@@ -7186,7 +7172,7 @@ def run_verify(line: CommandLine) -> int:
     if (selector_text and target.kind not in ('config', 'store') or
             every and target.kind in ('file', 'backup')):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
-    command = VerifyCommand(target.config.settings.stall_timeout * 60, every)
+    command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
     if target.kind == 'file':
         command.verify_file(target.path)
     elif target.kind == 'backup':
@@ -7327,9 +7313,9 @@ def run_list(line: CommandLine) -> int:
     vms += [document_of(failure.name, target.store.history(failure.name).directory)
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
-    others = others_in([] if selector_text else histories, vms)
     document = dict(
-        schema=1, when=iso(now()), backup_dir=portable(target.store.root), vms=vms, **others,
+        schema=1, when=iso(now()), backup_dir=portable(target.store.root), vms=vms,
+        **others_in([] if selector_text else histories, vms),
         messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
         size=sum(vm['size'] for vm in vms))
     text = as_json(document)
@@ -7438,8 +7424,8 @@ class Pruning:
 
     @contextmanager
     def under_lock(self, directory: str) -> Context:
-        """Hold the lock of a VM's directory, unless this is a preview."""
-        with ExitStack() as stack:
+        """Hold the lock of a VM's directory, unless this is a preview; tell of an error."""
+        with self.telling(directory), ExitStack() as stack:
             if not self.previewing:
                 stack.enter_context(self.store.locked(directory, self.settings.lock_wait * 60))
             yield
@@ -7486,13 +7472,12 @@ def run_prune(line: CommandLine) -> int:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
     if target.kind == 'backup':
-        directory = dirname(target.path)
-        with pruning.telling(directory), pruning.under_lock(directory):
+        with pruning.under_lock(dirname(target.path)):
             pruning.prune_one(target.path)
     else:
         for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
             check_signals()
-            with pruning.telling(history.directory), pruning.under_lock(history.directory):
+            with pruning.under_lock(history.directory):
                 pruning.prune(job, history, by_rules)
     verdict = verdict_of(pruning.errors, ())
     log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
