@@ -1669,8 +1669,7 @@ def decoded(output: bytes) -> str:
 
 
 def run(argv: Texts, timeout: float, cuttable: bool = False,
-        watchdog: Optional[Watchdog] = None,
-        packer: Optional[Tuple[Texts, int]] = None) -> CompletedProcess:
+        watchdog: Optional[Watchdog] = None, packer: Any = None) -> CompletedProcess:
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
@@ -2126,10 +2125,11 @@ class Pool:
         """Return the real VMs, but for those with a mark of the restores that go on. One call."""
         found = []
         for ref, record in self.records('VM').items():
-            if not record['is_a_snapshot']:
-                self.names[record['uuid']] = '' if record['is_a_template'] else record['name_label']
-            if not (record['is_a_template'] or record['is_a_snapshot'] or
-                    record['is_control_domain'] or record['other_config'].get(MARK) in marks):
+            if record['is_a_snapshot']:
+                continue
+            self.names[record['uuid']] = '' if record['is_a_template'] else record['name_label']
+            if not (record['is_a_template'] or record['is_control_domain'] or
+                    record['other_config'].get(MARK) in marks):
                 found.append(Vm(ref, record['uuid'], record['name_label'], kept('VM', record)))
         return found
 
@@ -2209,7 +2209,7 @@ class Pool:
             return
 
     def holds(self, owners: Records, disks: Iterable[str], mode: str,
-              sure: bool) -> List[Tuple[Record, str, bool]]:
+              sure: bool) -> List[Any]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
         uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
         it is a person's. Four calls where there is one, and two for each."""
@@ -2322,8 +2322,8 @@ class Pool:
     def identity(self) -> Record:
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
-        xapi = self.table('host')[pool['master']]['software_version'].get('xapi', '')
-        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']}, 'xapi': xapi}
+        return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
+                'xapi': self.table('host')[pool['master']]['software_version'].get('xapi', '')}
 
     def version(self) -> tuple:
         """Return major and minor version of the master's xapi; (0, 0) if unknown."""
@@ -2344,10 +2344,9 @@ class Pool:
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
         hosts = self.table('host')
-        master = hosts[self.own_record()['master']]
         here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
-            return master['uuid'] == here
+            return hosts[self.own_record()['master']]['uuid'] == here
         return not self.redirected
 
 
@@ -5037,9 +5036,8 @@ def tolerating(warnings: Warned, what: str) -> Context:
 
 def end_clients(uuids: Texts, run: str) -> None:
     """End each xe of a killed run, a process as in Intent, that still transfers an object."""
-    variable = '{}={}\0'.format(CHILD, run.partition(' ')[0])
     for uuid in uuids:
-        for number in programs_with('uuid=' + uuid, variable):
+        for number in programs_with('uuid=' + uuid, f'{CHILD}={run.partition(" ")[0]}\0'):
             log(f'ending a transfer of a run that was killed: process {number}')
             end_program(number)
 
@@ -5283,9 +5281,9 @@ class Exporter:
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
         if wanted == 'boot':
-            chosen = ([disk for disk in disks if disk.vbd['device'] == 'xvda'] or
-                      [disk for disk in disks if disk.vbd['bootable']] or
-                      [disk for disk in disks if disk.vbd['userdevice'] == '0'])[:1]
+            chosen = []
+            for field, value in ('device', 'xvda'), ('bootable', True), ('userdevice', '0'):
+                chosen = chosen or [disk for disk in disks if disk.vbd[field] == value][:1]
         else:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
         self.left_out, kept = [], []
@@ -5312,16 +5310,14 @@ class Exporter:
         form = '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd'
         return base + self.extension.replace('.auto', form)
 
-    def remarks(self, disks: Sequence[Disk]) -> List[Pair]:
-        """Return ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
-        found = []
+    def remarks(self, disks: Sequence[Disk]) -> Iterator[Pair]:
+        """Yield ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
         for disk in disks if '.vhd' in self.extension else ():
             what = f'{disk.device} of {human_size(disk.size)} (set vdi_export_format=auto or raw)'
             if disk.size > LARGEST_EXPORT:
-                found.append(('ERROR', f'{TOO_LARGE}: {what}'))
+                yield 'ERROR', f'{TOO_LARGE}: {what}'
             elif disk.size % VHD_BLOCK:
-                found.append(('WARNING', f'{NEVER_ENDS}: {what}'))
-        return found
+                yield 'WARNING', f'{NEVER_ENDS}: {what}'
 
     def choose_source(self, vm: Vm) -> None:
         """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
@@ -5362,9 +5358,9 @@ class Exporter:
         for word, text in self.remarks(self.disks):
             if word == 'ERROR':
                 raise BackupFailed(self.export_token, text)
-        there = [disk.device for disk in self.disks + self.others]
+        there = ['boot', 'all', *(disk.device for disk in self.disks + self.others)]
         for device in wanted.split(','):
-            if device not in there + ['boot', 'all']:
+            if device not in there:
                 log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
 
     @contextmanager
@@ -6624,9 +6620,9 @@ class VmBackup(Turn):
     def owner(self) -> Owner:
         """Return whose are rotated: its own, and of this pool those of VMs that are gone."""
         pool = self.pool.uuid()
-        earlier = {backup.manifest.uuid for backup in self.history.completed()
-                   if backup.manifest.pool == pool} - set(self.pool.names)
-        return Owner(self.job.vm.uuid, pool, sorted(earlier))
+        return Owner(self.job.vm.uuid, pool, sorted(
+            {backup.manifest.uuid for backup in self.history.completed()
+             if backup.manifest.pool == pool} - set(self.pool.names)))
 
     def judged(self, started: datetime, path: str = '') -> Judged:
         """Return why each older backup is kept beside the new one (see History.judged)."""
@@ -7243,32 +7239,33 @@ def described(backup: Backup) -> Record:
         'protected': backup.protected}
 
 
-def table_of(document: Record) -> Texts:
-    """Return the document for a person."""
+def table_of(document: Record) -> Iterator[str]:
+    """Yield the document's lines for a person."""
     rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
     table = aligned([TABLE_HEAD, *rows])
-    lines = [next(table)] if rows else []
+    if rows:
+        yield next(table)
     for vm in document['vms']:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
-        lines.append(f'{vm["name"]} ({vm["path"]}): {good}')
+        yield f'{vm["name"]} ({vm["path"]}): {good}'
         for backup in vm['backups']:
-            lines.append(next(table))
+            yield next(table)
             if backup['of']:
-                lines.append('    ' + backup['of'])
+                yield '    ' + backup['of']
             for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
                 if backup[key] and backup[key]['fault']:
-                    lines.append(f'    {what}: {backup[key]["fault"]}')
+                    yield f'    {what}: {backup[key]["fault"]}'
     for dumps in document['pool_dumps']:
-        lines.append('pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps))
-    lines += ['foreign: ' + path for path in document['foreign']]
-    lines += document['messages']
+        yield 'pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps)
+    for path in document['foreign']:
+        yield 'foreign: ' + path
+    yield from document['messages']
     total = 'total of {} VMs: {} good, {}'.format(
         len(document['vms']), document['good'], human_size(document['size']))
     without = [vm['name'] for vm in document['vms'] if not vm['good']]
     if without:
         total += '; NO GOOD BACKUP of ' + ', '.join(without)
-    lines.append(total)
-    return lines
+    yield total
 
 
 def row_of(told: Record) -> Texts:
@@ -7330,14 +7327,15 @@ def run_list(line: CommandLine) -> int:
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
 
+    kept = deleted = errors = freed = 0
+    vm = ''                    # as `pool`, of a VM that has a good backup in its own
+
     def __init__(self, target: Opened, options: Options) -> None:
         self.store = target.store
         self.settings = target.config.settings
         self.kinds = {rule.kind for rule in target.config.rules}
         self.previewing = options['preview']
-        self.kept = self.deleted = self.errors = self.freed = 0
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
-        self.vm = ''           # the same of a VM that has a good backup in its own
 
     def let_go(self, history: History) -> Backups:
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
@@ -7432,7 +7430,7 @@ class Pruning:
 
 
 def to_prune(target: Opened, selector_text: str,
-             pruning: Pruning) -> List[Tuple[Job, History, bool]]:
+             pruning: Pruning) -> List[Any]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
     histories = target.store.stocked()

@@ -46,7 +46,7 @@ class Tables(PoolCase):
                 self.assertEqual(2, len(vms))
                 self.assertEqual({}, pool.tables)
                 for vm in vms:
-                    self.assertEqual(set(VmBackup.VM_FIELDS), set(vm.record))
+                    self.assertEqual(set(VmBackup.FIELDS['VM']), set(vm.record))
                     pool.disks(vm)
                     pool.vifs(vm)
                     pool.table('VM_guest_metrics')

@@ -66,7 +66,7 @@ class Journal(list):
 
 
 # An answer of xapi that no check of ours expects, to find out what a bug does.
-RUBBISH = dict(dict.fromkeys(VmBackup.VM_FIELDS, []), current_operations={}, other_config={},
+RUBBISH = dict(dict.fromkeys(VmBackup.FIELDS['VM'], []), current_operations={}, other_config={},
                **dict.fromkeys('uuid name_label is_a_template is_a_snapshot '
                                'is_control_domain'.split(), []))
 
