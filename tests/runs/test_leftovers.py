@@ -184,8 +184,8 @@ class Records(LeftoverCase):
 
     def test_no_further_snapshot_is_made_while_one_may_still_come(self):
         self.failure('db')
-        self.fault('VDI.get_current_operations', 'print', times=0,
-                   value={'OpaqueRef:1': 'snapshot'})
+        self.sim.pool.put('VDI', self.sim.pool.ref_of('VDI', self.disk_of('db', '0')),
+                          current_operations={'OpaqueRef:1': 'snapshot'})
         self.script = self.changed_script(SNAPSHOT_PAUSES=())
         self.ends(2, 'vm-export=db', 'vm-export=web')
         self.assert_told('vm-export,end,SNAPSHOT-FAIL db',
