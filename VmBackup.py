@@ -2150,19 +2150,18 @@ class Pool:
             vbd = self.known('VBD', ref, fresh)
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 vdi = self.known('VDI', vbd['VDI'], fresh)
-                sr_uuid = self.table('SR').get(vdi['SR'], {}).get('uuid', '')
                 found.append(Disk(
                     device_name(vbd['device'], vbd['userdevice']), vdi['name_label'],
-                    int(vdi['virtual_size']), ref, vbd, vbd['VDI'], vdi, sr_uuid))
+                    int(vdi['virtual_size']), ref, vbd, vbd['VDI'], vdi,
+                    self.table('SR').get(vdi['SR'], {}).get('uuid', '')))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
     def vifs(self, vm: Vm) -> List[Record]:
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
-        vifs = []
-        for vif in [self.known('VIF', ref) for ref in vm.record['VIFs']]:
-            network = self.table('network').get(vif['network'], {}).get('name_label', '')
-            vifs.append(dict(vif, network_name_label=network))
-        return sorted(vifs, key=lambda vif: vif['device'].zfill(9))
+        vifs = [self.known('VIF', ref) for ref in vm.record['VIFs']]
+        return [dict(vif, network_name_label=self.table('network').get(
+            vif['network'], {}).get('name_label', ''))
+                for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
     def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> List[Snapshot]:
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
@@ -2254,21 +2253,19 @@ class Pool:
                 return False
         if not vbd['other_config']:
             disk = self.record('VDI', vbd['VDI'])['uuid']
-            device = f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z'
-            return sure and self.version() >= TASKLESS and bool(re.match(device, vbd['device']))
+            return sure and self.version() >= TASKLESS and bool(re.match(
+                f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
     def progress(self, word: str, others: Texts = ()) -> Dict[str, float]:
         """Return which share of their work pending tasks have done, by reference, that carry a word
         in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
         25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
-        found = {}             # type: Dict[str, float]
         with suppress(PoolError):
-            for ref, task in self.records('task').items():
-                words = task['name_label'] + task['name_description']
-                if task['status'] == 'pending' and word in words and ref not in others:
-                    found[ref] = task['progress']
-        return found
+            return {ref: task['progress'] for ref, task in self.records('task').items()
+                    if task['status'] == 'pending' and ref not in others
+                    and word in task['name_label'] + task['name_description']}
+        return {}
 
     def is_gone(self, kind: str, uuid: str) -> bool:
         """Return whether the pool says that there is no such object."""
@@ -2282,11 +2279,9 @@ class Pool:
         """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
         found = []
         for kind in ('VM', 'VDI', 'network'):
-            found.append({})
-            for ref, record in self.records(kind).items():
-                if (record['other_config'].get(MARK) == mark or
-                        record['name_label'] == marked_name(mark)):
-                    found[-1][ref] = record
+            found.append({ref: record for ref, record in self.records(kind).items()
+                          if record['other_config'].get(MARK) == mark
+                          or record['name_label'] == marked_name(mark)})
         return Marked(*found)
 
     def host_name(self, ref: str) -> str:
@@ -5208,9 +5203,8 @@ class Remover(NamedTuple):
         if not intent.uuid:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         owners = self.pool.where('VM', 'uuid', [intent.uuid])
-        if any('export' in vm['current_operations'].values() for vm in owners.values()):
-            return True
-        return any(user for _, user, _ in self.pool.holds(
+        exported = any('export' in vm['current_operations'].values() for vm in owners.values())
+        return exported or any(user for _, user, _ in self.pool.holds(
             owners, [disk.ref for disk in self.disks(intent)], 'RO', True))
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
@@ -5276,8 +5270,7 @@ class Exporter:
         self.snapshot_token, self.prepare_token, self.export_token = tokens
 
     def choose(self, vm: Vm, fresh: bool = False) -> List[Disk]:
-        """Return the disks to export, by the tables unless they have to be fresh; note those left
-        out, and all others. The boot disk is xvda, else the first bootable one, else number 0."""
+        """Return the disks to export, by the tables unless they have to be fresh; note others."""
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
         if wanted == 'boot':
@@ -5307,8 +5300,8 @@ class Exporter:
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
-        form = '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd'
-        return base + self.extension.replace('.auto', form)
+        return base + self.extension.replace(
+            '.auto', '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd')
 
     def remarks(self, disks: Sequence[Disk]) -> Iterator[Pair]:
         """Yield ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
@@ -5328,8 +5321,17 @@ class Exporter:
         except PoolError:                              # the metadata step has warned of it
             if choosy:
                 raise
-        if not self.archive:
-            self.check_images()
+        if not (self.disks or self.archive):
+            left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
+            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: '
+                               f'vdi_disks={self.choice.wanted}{left_out}')
+        for word, text in self.remarks(self.disks):
+            if word == 'ERROR':
+                raise BackupFailed(self.export_token, text)
+        there = ['boot', 'all', *(disk.device for disk in self.disks + self.others)]
+        for device in self.choice.wanted.split(','):
+            if device not in there:
+                log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
         taken, before = self.disks, []     # type: List[Disk], List[str]
         if self.kind == 'VM':
             ref, uuid, label = vm.ref, vm.uuid, 'RESTORE_' + vm.name
@@ -5347,21 +5349,6 @@ class Exporter:
             latest='', host=this_host(), process=process(),
             before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
             names=tuple(disk.name for disk in taken), noted=True)
-
-    def check_images(self) -> None:
-        """Raise BackupFailed if these disks cannot be exported; log which are not there."""
-        wanted = self.choice.wanted
-        if not self.disks:
-            left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
-            raise BackupFailed('NO-BOOT-DISK',
-                               f'no disk is to be exported: vdi_disks={wanted}{left_out}')
-        for word, text in self.remarks(self.disks):
-            if word == 'ERROR':
-                raise BackupFailed(self.export_token, text)
-        there = ['boot', 'all', *(disk.device for disk in self.disks + self.others)]
-        for device in wanted.split(','):
-            if device not in there:
-                log(f'***NOTE - {self.vm.name} has no disk {device} (vdi_disks)')
 
     @contextmanager
     def snapshot(self, backup: Backup, warned_of: Texts) -> Iterator[Snapshot]:
@@ -5443,8 +5430,7 @@ class Exporter:
         self.snapshot_may_remain = True
 
     def make_snapshot(self) -> str:
-        """Return what xe prints: a uuid. The VM is taken by uuid=, where vm= would also find one
-        whose name is that uuid; a disk's snapshot has the disk's name at first."""
+        """Return the uuid that xe prints. By uuid=, as vm= also finds a VM that is named so."""
         if self.kind == 'VDI':
             return self.xe.tell('vdi-snapshot', uuid=self.intent.of)
         words = {'new_name_label': self.intent.label}
@@ -6291,8 +6277,7 @@ class Shared(Run):
                         DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
 
     def call_hook(self, phase: str, **known: str) -> bool:
-        """Run the program that `hook` names, if any, at a phase of the run; return False if what
-        begins is to be skipped. Raise CommandFailed."""
+        """Run the hook, if any; return False if what begins is skipped. Raise CommandFailed."""
         if not self.hook:
             return True
         settings, signals, begins = self.settings, Signals.current, phase in BEGINNINGS
