@@ -7781,8 +7781,8 @@ class Restorer(Importer):
         state = vm.record['power_state']
         if state != 'Halted':
             raise UsageError(f'the VM {word} is {state} (shut it down first)')
-        free = self.pool.get('VM.get_allowed_VBD_devices', list, vm.ref)
-        if not free:
+        free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
+        if not (free and isinstance(free, list)):
             raise UsageError(f'the VM {word} has no device left for a disk')
         return vm.uuid, str(free[0])
 
