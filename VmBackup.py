@@ -1006,7 +1006,7 @@ def changeable(path: str, shares: bool = True) -> str:
     return ''
 
 
-def read_password_file(path: str, warn: Callable[[str], None]) -> str:
+def read_password_file(path: str, warn: Callable) -> str:
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, LONGEST_PASSWORD + 1).strip()
@@ -1422,7 +1422,7 @@ def send_signal(child: Popen, signum: int) -> None:
             os.killpg(child.pid, signum)
 
 
-def bounded(function: Callable[[], Any], what: str, watch: Optional[Callable[[], None]] = None,
+def bounded(function: Callable, what: str, watch: Optional[Callable] = None,
             every: float = WATCH_EVERY, limit: float = 0) -> Any:
     """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
     SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
@@ -1457,8 +1457,10 @@ class Watchdog:
 
     pieces = None              # type: Any     # for its standard input: a generator of bytes
     done = 0                   # bytes of that
+    seen = (-1, {})            # type: Tuple[int, Dict[str, float]]
+    logged = 0.0               # seconds until its last line in the log
 
-    def __init__(self, limit: float, size: Callable[[], int], verb: str, path: str,
+    def __init__(self, limit: float, size: Callable, verb: str, path: str,
                  expected: int = 0, progress: Progress = dict) -> None:
         self.limit = limit         # seconds
         self.every = min(1 if Console.current.terminal else LOOK_EVERY, limit / 4)   # seconds
@@ -1467,8 +1469,6 @@ class Watchdog:
         self.name = basename(path)
         self.expected = expected   # bytes, as far as is known
         self.progress = progress   # shares of what the tasks have to do
-        self.seen = (-1, {})       # type: Tuple[int, Dict[str, float]]
-        self.logged = 0.0          # seconds until its last line in the log
         self.seconds = self.standing = stopwatch()
 
     def check(self) -> None:
@@ -1734,7 +1734,7 @@ def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
 
 
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
-             cuttable: bool, tell: Callable[[str], None]) -> int:
+             cuttable: bool, tell: Callable) -> int:
     """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
     with each line that it prints, at once; if `cuttable`, a signal ends it. What it leaves in the
     background goes on. Raise CommandFailed if it cannot be started or does not end in time."""
@@ -2207,8 +2207,7 @@ class Pool:
                     continue
             return
 
-    def holds(self, owners: Records, disks: Iterable[str], mode: str,
-              sure: bool) -> List[Any]:
+    def holds(self, owners: Records, disks: Iterable[str], mode: str, sure: bool) -> List[Any]:
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
         uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
         it is a person's. Four calls where there is one, and two for each."""
@@ -2570,7 +2569,7 @@ def is_dropped(path: str) -> bool:
         return False
 
 
-def sift(path: str, is_ours: Callable[[str], Any], part: str = '') -> Sifted:
+def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is dropped last, and what is in a directory of ours before it; one with something of
     a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
@@ -2974,7 +2973,7 @@ def is_alive(run: str) -> bool:
     return re.match(r'[0-9]+ [0-9]+\Z', run) is not None and process(run.split()[0]) == run
 
 
-def is_in_work(record: Any, elsewhere: Callable[[], bool] = lambda: True) -> bool:
+def is_in_work(record: Any, elsewhere: Callable = lambda: True) -> bool:
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
         return elsewhere()
@@ -4090,7 +4089,7 @@ def open_config(word: str, announce: bool = False) -> Opened:
 
 
 def open_target(word: str, announce: bool = False,
-                is_archive: Optional[Callable[[str], Any]] = None) -> Opened:
+                is_archive: Optional[Callable] = None) -> Opened:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(native(word))
     kind = kind_of(path)
@@ -4139,7 +4138,7 @@ class Proof(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def xxh64_function() -> Optional[Callable[[Any], int]]:
+def xxh64_function() -> Optional[Callable]:
     """Return what computes XXH64 of a writable buffer, None without libxxhash or xxhash."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
@@ -5037,7 +5036,7 @@ def end_clients(uuids: Texts, run: str) -> None:
             end_program(number)
 
 
-def in_several_tries(remove: Callable[[int], None], patient: bool = False) -> None:
+def in_several_tries(remove: Callable, patient: bool = False) -> None:
     """Call `remove` with the number of the try until it succeeds. Only what fails in the last one
     is raised. IN_USE usually passes, and gets more tries, as does all where `patient`."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
@@ -6105,7 +6104,7 @@ class Run:
         self.started = iso(now())
         self.elapsed = stopwatch()
 
-    def attempt(self, turn: Turn, work: Callable[[], None]) -> None:
+    def attempt(self, turn: Turn, work: Callable) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         elapsed = stopwatch()
         started = iso(now())
@@ -6443,8 +6442,7 @@ class VmBackup(Turn):
         else:
             log('vm is NOT running')
         exporter.choose_source(vm)
-        size = sum(disk.size for disk in exporter.disks)
-        self.need = f'; this VM needs up to {human_size(size)}'
+        self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
         if self.last:
             self.need += f', and took {human_size(self.last)} last time'
         self.log_disks()
@@ -6553,7 +6551,16 @@ class VmBackup(Turn):
                 self.exported = self.exporter.files(basename(self.history.directory), snapshot)
                 for file in self.exported:
                     path = self.backup.file(file.name)
-                    size += self.export_file(file, path)
+                    if file.disk:                      # as it is by now
+                        self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
+                            file=portable(file.name), virtual_size=file.snapshot.size)
+                    watchdog = Watchdog(
+                        self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
+                        self.last if len(self.exported) == 1 else 0,       # if it can tell
+                        lambda: self.pool.progress(file.snapshot.uuid))
+                    with blaming_room(path, self.need):
+                        self.exporter.export(file, path, watchdog)
+                        size += written(path)
         except BackupFailed as error:
             if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
                 with suppress(OSError, TargetError):
@@ -6561,18 +6568,6 @@ class VmBackup(Turn):
             raise
         self.shared.writing.discard(self)
         return size
-
-    def export_file(self, file: ExportFile, path: str) -> int:
-        """Export a file of a snapshot; return its bytes. Raise CommandFailed, OSError."""
-        if file.disk:                                  # as it is by now
-            self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
-                file=portable(file.name), virtual_size=file.snapshot.size)
-        expected = self.last if len(self.exported) == 1 else 0     # bytes, if it can tell
-        watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(path), 'exported',
-                            path, expected, lambda: self.pool.progress(file.snapshot.uuid))
-        with blaming_room(path, self.need):
-            self.exporter.export(file, path, watchdog)
-            return written(path)
 
     def verify(self) -> None:
         """Verify the backup, unless verify=no; warn of its metadata. Raise BackupFailed."""
@@ -7414,8 +7409,7 @@ class Pruning:
             yield
 
 
-def to_prune(target: Opened, selector_text: str,
-             pruning: Pruning) -> List[Any]:
+def to_prune(target: Opened, selector_text: str, pruning: Pruning) -> List[Any]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
     histories = target.store.stocked()
