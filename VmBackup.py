@@ -1771,9 +1771,9 @@ def packing_command(compression: Compression, undo: bool = False) -> Texts:
         path = shutil.which(program)
         if path:
             return [path, '-dc' if undo else '-c']
-    purpose = ('verify it with (install it, or set verify=no)' if undo else
-               'compress with (install it, or set vdi_compress=none)')
-    raise CommandFailed(f'no program {compression.name} to {purpose}')
+    raise CommandFailed(f'no program {compression.name} to ' + (
+        'verify it with (install it, or set verify=no)' if undo else
+        'compress with (install it, or set vdi_compress=none)'))
 
 
 class Filter:
@@ -7040,9 +7040,6 @@ def run_backup(line: CommandLine) -> int:
 # 20. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
 
-TABLE_HEAD = 'when age method size outcome verified restored protected name'.split()
-
-
 class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
 
@@ -7126,8 +7123,8 @@ class VerifyCommand(NamedTuple):
         with suppress(OSError):
             if token == 'ERROR' and not is_there(path):
                 token, text = 'NOTE', 'it was deleted meanwhile'
-        words = {'SUCCESS': 'good', 'NOTE': '***NOTE -', 'WARNING': '***WARNING -'}
-        log(f'{words.get(token, token)} {path}: {text}')
+        log('{} {}: {}'.format({'SUCCESS': 'good', 'NOTE': '***NOTE -',
+                                'WARNING': '***WARNING -'}.get(token, token), path, text))
         if token != 'NOTE':
             self.tokens.append(token)
 
@@ -7222,7 +7219,8 @@ def described(backup: Backup) -> Record:
 def table_of(document: Record) -> Iterator[str]:
     """Yield the document's lines for a person."""
     rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
-    table = aligned([TABLE_HEAD, *rows])
+    head = 'when age method size outcome verified restored protected name'
+    table = aligned([head.split(), *rows])
     if rows:
         yield next(table)
     for vm in document['vms']:
@@ -7368,8 +7366,8 @@ class Pruning:
         """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
-            why = 'it is protected' if backup.protected else 'expected its dated directory'
-            raise UsageError(f'no backup that can be deleted: {path} ({why})')
+            raise UsageError('no backup that can be deleted: {} ({})'.format(
+                path, 'it is protected' if backup.protected else 'expected its dated directory'))
         owner = Owner(backup.manifest.uuid, backup.manifest.pool)
         others = [each.manifest
                   for each in History(dirname(path), self.store.patterns).completed(True)
