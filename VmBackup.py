@@ -6743,7 +6743,7 @@ class BackupRun(Shared):
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
             for disk, why in exporter.left_out:
                 left_out.append(f'{job.shown}/{disk_words(disk, why)}')
-            remarks = exporter.remarks(disks)
+            remarks = list(exporter.remarks(disks))
             if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
                 remarks.append(('ERROR', USB.format(job.vm.uuid)))
             if job.method == 'vdi-export' and not disks:
