@@ -374,8 +374,7 @@ def human_size(size: float) -> str:
 
 def utc(seconds: int) -> str:
     """Return the time so many seconds from now, as xapi writes times."""
-    moment = now().astimezone(timezone.utc) + timedelta(seconds=seconds)
-    return moment.strftime('%Y%m%dT%H:%M:%SZ')
+    return f'{now().astimezone(timezone.utc) + timedelta(seconds=seconds):%Y%m%dT%H:%M:%SZ}'
 
 
 def seconds_ahead(text: str) -> int:
@@ -4780,7 +4779,7 @@ bootable={boot} mode=RW type=Disk
 
 def cfg(keys: Texts, record: Record, **further: Any) -> str:
     """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
-    values = dict(record, orig_uuid=record.get('uuid', ''), **further)
+    values = {'orig_uuid': record.get('uuid'), **record, **further}
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
 
 
@@ -4829,7 +4828,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
 def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
     """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
     metrics = pool.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
-    backup.write(cfg(VM_CFG, dict(vm.record, uuid=vm.uuid), name_label=vm.name,
+    backup.write(cfg(VM_CFG, vm.record, orig_uuid=vm.uuid, name_label=vm.name,
                      os_version=metrics.get('os_version', {}).get('name', '')), 'vm.cfg')
     log('Writing disk info')
     for disk in pool.disks(vm):
@@ -5733,9 +5732,10 @@ MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, cha
 LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
 LONGEST_REASON = 100       # columns of what went wrong in its subject
 RULER = '==========================='
-TABLE = ('VM', 'method', 'outcome', 'size', 'time')
-WIDE_ROW = '<tr class="text"><td colspan="5">{}</td></tr>\n'
-ROW = '<tr class="VM {2}"><td>{0}</td><td>{1}</td><td>{2}</td><td>{3}</td><td>{4}</td></tr>\n'
+TEXT = '<tr class="text"><td colspan="5">{}</td></tr>\n'
+ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
+       '<td>{3}</td></tr>\n')
+HEAD = '<tr><td>VM</td><td>method</td><td>outcome</td><td>size</td><td>time</td></tr>\n'
 PAGE = '''<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -5743,13 +5743,11 @@ PAGE = '''<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <title>{}</title>
 <style>
-:root {{ color-scheme: light dark; font-family: sans-serif }}
-table {{ border-collapse: collapse }}
+:root {{ color-scheme: light dark; font-family: sans-serif }} table {{ border-collapse: collapse }}
 tr {{ font-weight: bold; vertical-align: top }}
 .SUCCESS, .WARNING, .SKIPPED, .text {{ font-weight: normal }}
-td {{ padding: 0.2em 0.5em 0.2em 0 }}
-.VM > td {{ border-top: 1px solid }}
-td:first-child {{ width: 40%; overflow-wrap: anywhere }}
+td {{ padding: 0.2em 0.5em 0.2em 0 }} .VM > td {{ border-top: 1px solid }}
+td:first-child {{ width: 60%; overflow-wrap: anywhere }}
 </style>
 <table>
 {}</table>
@@ -5761,9 +5759,8 @@ td:first-child {{ width: 40%; overflow-wrap: anywhere }}
 
 def make_directories(path: str) -> None:
     """Make a directory, and those above it, where they are missing. Raise OSError."""
-    above = dirname(path)
-    if above != path and not is_there(path):
-        make_directories(above)
+    if not exists(path):
+        make_directories(dirname(path))
         with suppress(FileExistsError), place(path) as (name, handle):
             os.mkdir(name, dir_fd=handle)
 
@@ -5839,82 +5836,42 @@ def hook_problem(path: str) -> str:
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-class Summary(NamedTuple):
-    """What a run came to, as log and mail tell it: first what went wrong."""
-
-    errors: Texts              # of no VM, with the word ERROR
-    outcomes: Sequence[Outcome]        # those that failed first
-    rest: Texts                # warnings of no VM; counts, bytes, time; what was left alone
-
-    def lines(self) -> List[str]:
-        """Return all of it, a line each."""
-        lines = list(self.errors)
-        for each in self.outcomes:
-            if each.error:
-                lines.append(f'FAILED {each.name} ({each.status}): {each.error}')
-            lines += [f'WARNING {each.name}: {text}' for text in each.warnings]
-        return lines + list(self.rest)
-
-    def page(self, title: str, log_lines: Texts) -> str:
-        """Return it as HTML, with lines of a log below it."""
-        from html import escape
-
-        def wide(texts: Texts) -> str:
-            return ''.join([WIDE_ROW.format(escape(printable(text))) for text in texts])
-
-        table = wide(self.errors)
-        if self.outcomes:
-            table += ROW.format(*TABLE)
-        for each in self.outcomes:
-            table += ROW.format(escape(printable(each.name)), each.method, each.status,
-                                human_size(each.size), timedelta(seconds=each.seconds))
-            if each.error:
-                table += wide([each.error])
-            table += wide(each.warnings)
-        return PAGE.format(escape(title), table + wide(self.rest), escape('\n'.join(log_lines)))
-
-
-class Subject(str):
-    """A mail's subject: Python 3.6.8 never ends with folding one of 22 letters of Chinese."""
-
-    name = 'Subject'
-
-    def fold(self, policy: Any) -> str:
-        """Return the lines of the header (RFC 2047)."""
-        import email.header
-        header = email.header.Header(self, header_name=self.name)
-        return f'{self.name}: {header.encode(linesep=policy.linesep)}{policy.linesep}'
-
-
-def compose(settings: Settings, host: str, subject: str, summary: Summary, lines: Texts) -> Any:
-    """Return a mail: what a run came to, and below it the lines of its log, attached if many."""
-    import email.message
-    import email.utils
+def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: Sequence[Outcome],
+            lines: Texts) -> Any:
+    """Return a mail: what a run came to, in HTML with a table of VMs, those that failed first and
+    why under their names; below it the lines of its log, attached if many."""
+    from email import contentmanager, header, message, policy, utils
+    from html import escape
 
     def put(how: Callable, text: str, **more: str) -> None:
         """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
         text = encoded(text).decode('utf-8', 'replace')
         plain = re.match(r'([ -~\t]{,998}\n)*\Z', text)
-        how(text, cte='7bit' if plain else 'quoted-printable', **more)
+        how(text, cte='7bit' if plain else 'quoted-printable',
+            content_manager=contentmanager.raw_data_manager, **more)
 
-    message = email.message.EmailMessage()
-    subject = printable(f'VmBackup {host} - {subject}')
-    message['Subject'] = Subject(encoded(subject).decode('utf-8', 'replace'))
-    own_address = 'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost')
-    message['From'] = settings.mail_from or own_address
-    message['To'] = ', '.join(settings.mail_to)
-    message['Date'] = email.utils.format_datetime(now().astimezone())
-    message['Message-ID'] = email.utils.make_msgid(domain='vmbackup.invalid')
-    message['Auto-Submitted'] = 'auto-generated'       # RFC 3834: no holiday replies
+    # Folding one of 22 letters of Chinese as a newer policy does it never ends in Python 3.6.8.
+    mail = message.EmailMessage(policy.compat32)
+    subject = encoded(printable(f'VmBackup {host} - {subject}')).decode('utf-8', 'replace')
+    mail['Subject'] = header.Header(subject, header_name='Subject')
+    mail['From'] = settings.mail_from or (
+        'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost'))
+    mail['To'] = ', '.join(settings.mail_to)
+    mail['Date'] = utils.format_datetime(now().astimezone())
+    mail['Message-ID'] = utils.make_msgid(domain='vmbackup.invalid')
+    mail['Auto-Submitted'] = 'auto-generated'          # RFC 3834: no holiday replies
+    table = ''.join([TEXT.format(escape(line)) for line in told]) + (HEAD if outcomes else '')
+    for outcome in sorted(outcomes, key=lambda each: (not each.error, not each.warnings)):
+        words = filter(None, [outcome.name, outcome.error, *outcome.warnings])
+        table += ROW.format(outcome, '<br>'.join([escape(printable(text)) for text in words]),
+                            human_size(outcome.size), timedelta(seconds=outcome.seconds))
     whole = '\n'.join(lines) + '\n'
-    attached = len(whole) > LONGEST_LOG
-    if attached:
-        lines = ['The log is attached.']
-    put(message.set_content, '\n'.join([*map(printable, summary.lines()), '', *lines, '']))
-    put(message.add_alternative, summary.page(subject, lines), subtype='html')
-    if attached:
-        put(message.add_attachment, whole, filename='vmbackup.log.txt')
-    return message
+    shown = whole if len(whole) <= LONGEST_LOG else 'The log is attached.\n'
+    put(mail.set_content, '\n'.join([*told, '', shown]))
+    put(mail.add_alternative, PAGE.format(escape(subject), table, escape(shown)), subtype='html')
+    if shown != whole:
+        put(mail.add_attachment, whole, filename='vmbackup.log.txt')
+    return mail
 
 
 def security_of(settings: Settings) -> str:
@@ -5955,34 +5912,34 @@ def greeting(sender: str, host: str) -> str:
     as smtplib would (RFC 5321, 2.3.5; Postfix: reject_non_fqdn_helo_hostname)."""
     domain = sender.partition('@')[2]
     for name in host, '{}.{}'.format(host.partition('.')[0], domain), domain:
-        name = re.sub('[^A-Za-z0-9.-]', '', name.replace('_', '-'))
+        name = name.replace('_', '-')
         if re.match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
             return name
     return ''
 
 
-def deliver(settings: Settings, password: str, message: Any, recipients: Texts) -> Record:
-    """Hand a mail over once; return the answers to refused recipients. Raise OSError,
-    ValueError."""
+def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
+    """Hand a mail to the server once; return its answers to those of the recipients that it
+    refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
     import smtplib
     import ssl
-    security = security_of(settings)
+    path, security = settings.mail_smtp_password_file, security_of(settings)
+    password = read_password_file(path, log) if path else ''
     name = settings.mail_helo or greeting(settings.mail_from, this_host())
-    kind = smtplib.SMTP        # type: Any
-    options = {'timeout': MAIL_TIMEOUT, 'local_hostname': name}    # type: Dict[str, Any]
+    kind, options = smtplib.SMTP, {}       # type: Any, Record
     if security == 'tls':
-        kind, options['context'] = smtplib.SMTP_SSL, ssl.create_default_context()
+        kind, options = smtplib.SMTP_SSL, {'context': ssl.create_default_context()}
 
     class Client(kind):        # one of smtplib, whose answers can have any number of lines
         def getreply(self) -> Any:
             self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
             return super().getreply()
-    server = Client(settings.mail_smtp_server, settings.mail_smtp_port, **options)
+    server = Client(settings.mail_smtp_server, settings.mail_smtp_port, name, timeout=MAIL_TIMEOUT,
+                    **options)
     with closing(server):
         if not name:                                   # an address of this host is valid, too
             own = server.sock.getsockname()[0]
-            tag = 'IPv6:' if ':' in own else ''
-            server.local_hostname = f'[{tag}{own}]'
+            server.local_hostname = f'[IPv6:{own}]' if ':' in own else f'[{own}]'
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
@@ -5996,24 +5953,21 @@ def deliver(settings: Settings, password: str, message: Any, recipients: Texts) 
     return refused
 
 
-def send_mail(settings: Settings, subject: str, summary: Summary) -> bool:
+def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> bool:
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
     but where the server refuses it for good (RFC 5321, 4.2.1: 5yz) or must not be asked."""
-    waiting, lost = list(settings.mail_to), False
+    waiting, all_have_it, attempt = settings.mail_to, True, 0      # type: Texts, bool, int
     try:
         log(*check_account(settings))
     except ConfigError as error:
         log('***WARNING - mail to {} failed: {}'.format(', '.join(waiting), error))
         return False
-    attempt = 0
+    message = compose(settings, this_host(), subject, told, outcomes, list(Console.current.lines))
     while waiting and attempt < MAIL_ATTEMPTS:
         sleep(MAIL_PAUSE if attempt else 0)
         attempt += 1
         try:
-            path = settings.mail_smtp_password_file
-            password = read_password_file(path, log) if path else ''
-            message = compose(settings, this_host(), subject, summary, list(Console.current.lines))
-            refused = bounded(functools.partial(deliver, settings, password, message, waiting),
+            refused = bounded(functools.partial(deliver, settings, message, waiting),
                               'the mail server', limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
             text = getattr(error, 'smtp_error', getattr(error, 'strerror', None) or error)
@@ -6024,18 +5978,16 @@ def send_mail(settings: Settings, subject: str, summary: Summary) -> bool:
             log('mail sent to ' + ', '.join(taken))
         waiting = []
         for address, (code, text) in refused.items():
-            words = decoded(text) if isinstance(text, bytes) else str(text)
-            words = ' '.join(words.split())[:LONGEST_LINE]
-            if code > 0:
-                words = f'{code} {words}'
+            words = decoded(text) if isinstance(text, bytes) else text
+            words = ' '.join(f'{max(code, 0) or ""} {words}'.split())[:LONGEST_LINE]
             if code // 100 == 5:
                 words += ' (refused for good: not tried again)'
-                lost = True
+                all_have_it = False
             else:
                 waiting.append(address)
-            log(f'***WARNING - mail to {address} failed, attempt {attempt} of '
-                f'{MAIL_ATTEMPTS}: {settings.mail_smtp_server}: {words}')
-    return not (waiting or lost)
+            log(f'***WARNING - mail to {address} failed, attempt {attempt} of {MAIL_ATTEMPTS}: '
+                f'{settings.mail_smtp_server}: {words}')
+    return all_have_it and not waiting
 
 
 class Turn:
@@ -6097,6 +6049,7 @@ class Run:
         self.warnings = Warnings()
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
+        self.failed, self.warned = [], []      # type: List[str], List[str]    # lines on VMs
         self.errors = []       # type: List[str]
         self.turns = []        # type: Sequence[Turn]      # all that are to be, if that is known
         self.numbers = itertools.count(1)      # of those
@@ -6109,6 +6062,8 @@ class Run:
         elapsed = stopwatch()
         started = iso(now())
         method, name = turn.job.method, turn.job.vm.name
+        if self.turns:
+            log(f'VM {next(self.numbers)} of {len(self.turns)}, {len(self.failed)} failed')
         log(f'*** {method} begin {turn.job.shown}')
         self.status_log.write(method, 'begin', name)
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
@@ -6120,22 +6075,26 @@ class Run:
             log(f'ERROR {method} {status} {name}: {reason}')
         finally:
             for warning in [f'{name}: {text}' for text in turn.warnings]:
-                log(f'***WARNING - {warning}{self.warnings.since(warning)}')
-            seconds = int(elapsed())
+                warning += self.warnings.since(warning)
+                log('***WARNING - ' + warning)
+                self.warned.append('WARNING ' + warning)
             turn.ended = True
-            path = portable(turn.path) or None
-            self.add(Outcome(name, turn.job.vm.uuid, method, status, started, seconds, path,
-                             turn.files, turn.size, tuple(turn.warnings), reason))
-        if self.done and status in ('SUCCESS', 'WARNING'):
-            phrase = 'Success' if status == 'SUCCESS' else status
-            log(self.done.format(method, name, phrase, seconds // 60))
+            self.add(Outcome(name, turn.job.vm.uuid, method, status, started, int(elapsed()),
+                             portable(turn.path) or None, turn.files, turn.size,
+                             tuple(turn.warnings), reason))
 
     def add(self, outcome: Outcome) -> None:
         """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
         self.outcomes.append(outcome)
-        words = [f'{outcome.status} {outcome.name}']
-        if outcome.status in ('SUCCESS', 'WARNING'):
-            words.append(f'elapse:{outcome.seconds // 60} size:{outcome.size >> 30}G')
+        if outcome.error:
+            self.failed.append(f'FAILED {outcome.name} ({outcome.status}): {outcome.error}')
+        status, name, minutes = outcome.status, outcome.name, outcome.seconds // 60
+        words = [f'{status} {name}']
+        if status in ('SUCCESS', 'WARNING'):
+            words.append(f'elapse:{minutes} size:{outcome.size >> 30}G')
+            if self.done:
+                phrase = 'Success' if status == 'SUCCESS' else status
+                log(self.done.format(outcome.method, name, phrase, minutes))
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
@@ -6171,38 +6130,35 @@ class Run:
         verdict = verdict_of(counts.errors or self.signum, counts.warnings or self.warnings)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
-    def summary(self) -> Summary:
-        """Return what it came to."""
-        since, outcomes = self.warnings.since, []      # type: Any, List[Outcome]
-        for each in sorted(self.outcomes, key=lambda each: (not each.error, not each.warnings)):
-            warnings = [text + since(f'{each.name}: {text}') for text in each.warnings]
-            outcomes.append(each._replace(warnings=warnings))
-        missing = [turn.job.shown for turn in self.turns if not turn.ended]
-        rest = [f'WARNING {text}{since(text)}' for text in self.warnings]
-        size = sum(each.size for each in outcomes)
-        rest.append('VMs: {} good, {} with warnings, {} failed, {} skipped; {} in {}'.format(
-            *tally([each.status for each in outcomes]), human_size(size),
+    def summary(self) -> Texts:
+        """Return the lines that tell what it came to, first what went wrong."""
+        told = [re.sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
+        told += self.failed + self.warned
+        told += [f'WARNING {text}{self.warnings.since(text)}' for text in self.warnings]
+        told.append('VMs: {} good, {} with warnings, {} failed, {} skipped; {} in {}'.format(
+            *tally([each.status for each in self.outcomes]),
+            human_size(sum(each.size for each in self.outcomes)),
             timedelta(seconds=int(self.elapsed()))))
+        missing = [turn.job.shown for turn in self.turns if not turn.ended]
         if missing:
-            rest.append('not begun or not ended: ' + abbreviate(missing))
-        rest += self.left_alone
-        errors = [re.sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
-        return Summary(errors, outcomes, rest)
+            told.append('not begun or not ended: ' + abbreviate(missing))
+        return told + self.left_alone
 
     def report_end(self, words: str) -> None:
         """Log and mail how it ended."""
-        verdict, counts, summary = self.verdict(), self.counts(), self.summary()
+        verdict, counts = self.verdict(), self.counts()
+        told = list(map(printable, self.summary()))
         if self.outcomes:                              # else what is wrong has just been said
-            log(RULER, *summary.lines())
+            log(RULER, *told)
         log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
-                subject += ' - ' + cut(summary.lines()[0].partition(' ')[2], LONGEST_REASON)
+                subject += ' - ' + cut(told[0].partition(' ')[2], LONGEST_REASON)
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
-                self.mailed = send_mail(self.settings, subject, summary)
+                self.mailed = send_mail(self.settings, subject, told, self.outcomes)
 
     def exit_status(self) -> int:
         """Return the exit status; a mail that could not be sent is a warning."""
@@ -6653,7 +6609,7 @@ ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format poo
 def show_settings(config: Config, plan: Plan) -> None:
     """Print what a run would do, as 3.25."""
     shown = config.settings._asdict()
-    shown['compress'] = {'none': 'False', 'gzip': 'True'}.get(shown['compress'], shown['compress'])
+    shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
     log('VmBackup.py running with these settings:')
     for name in ALWAYS_SHOWN:
         log(f'  {name:17s} = {shown[name]}')
@@ -6717,9 +6673,10 @@ class BackupRun(Shared):
             *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
         show_settings(self.config, plan)
         problems = list(self.config.errors.values())
-        wrong = self.config.path and changeable(self.config.path)
+        path = self.config.path
+        wrong = path and changeable(path)
         if wrong:
-            log(f'***WARNING - the config {self.config.path}: {wrong}')
+            log(f'***WARNING - the config {path}: {wrong}')
         with tolerating(problems, 'ERROR'):
             self.store.check()
             if self.store.require_mount == 'auto' and self.store.mounted == '/':
@@ -6772,9 +6729,9 @@ class BackupRun(Shared):
         if plan.failures or '***ERROR' in levels:
             log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
             return ERROR.status
-        warned = '***WARNING' in levels
-        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if warned else ''))
-        return verdict_of((), warned).status
+        verdict = verdict_of((), '***WARNING' in levels)
+        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else ''))
+        return verdict.status
 
     def run(self, word: str) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
@@ -6893,7 +6850,7 @@ class BackupRun(Shared):
                 for backup in backups:
                     if backup.job.method == method:
                         check_signals()
-                        self.take_turn(backup)
+                        self.attempt(backup, backup.run)
         check_signals()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
@@ -6905,12 +6862,6 @@ class BackupRun(Shared):
         log(RULER)
         self.show_space('Space status')
 
-    def take_turn(self, backup: VmBackup) -> None:
-        """Back up one VM, after a line that tells how far the run is."""
-        failed = self.counts().errors - self.further_errors
-        log(f'VM {next(self.numbers)} of {len(self.turns)}, {failed} failed')
-        self.attempt(backup, backup.run)
-
     def side_by_side(self, backups: Sequence[VmBackup]) -> None:
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
@@ -6921,7 +6872,7 @@ class BackupRun(Shared):
             Console.current.thread.begin = f'[{backup.job.vm.name}] '
             try:
                 with self.surviving(), suppress(Interrupted):
-                    self.take_turn(backup)
+                    self.attempt(backup, backup.run)
             finally:
                 Console.current.thread.begin = ''
                 ended.put(backup)
@@ -7015,13 +6966,13 @@ class BackupRun(Shared):
 
 def run_backup(line: CommandLine) -> int:
     """Make backups, or a preview. The mail on an unreadable config goes to mail_to of DEFAULTS."""
-    unreadable = ''
+    unreadable = None          # type: Optional[Exception]
     try:
         config = config_of(line)
     except ConfigError as error:
         if line.options['preview']:
             raise
-        unreadable = str(error)
+        unreadable = error
         config = parse_config([], '', line)
     run_of_tonight = BackupRun(config)
     if line.options['preview']:
@@ -7029,7 +6980,7 @@ def run_backup(line: CommandLine) -> int:
         return run_of_tonight.preview(line.password)
     with run_of_tonight.until_ended():
         if unreadable:
-            raise ConfigError(unreadable)
+            raise unreadable
         run_of_tonight.errors.extend(config.unexpected)
         refuse_unexpected(config)
         run_of_tonight.run(line.password)
@@ -8079,8 +8030,7 @@ def run_test_mail(line: CommandLine) -> int:
     check_account(settings)
     if settings.mail_mode == 'never':
         log('***NOTE - mail_mode=never: a run sends no mail')
-    told = Summary((), (), ['This is a test: nothing was backed up.'])
-    if not send_mail(settings, 'test-mail', told):
+    if not send_mail(settings, 'test-mail', ['This is a test: nothing was backed up.'], []):
         log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status
     log('SUCCESS test-mail: the server accepted it; check that it arrives')
