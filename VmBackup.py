@@ -5962,11 +5962,12 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
     except ConfigError as error:
         log('***WARNING - mail to {} failed: {}'.format(', '.join(waiting), error))
         return False
-    message = compose(settings, this_host(), subject, told, outcomes, list(Console.current.lines))
     while waiting and attempt < MAIL_ATTEMPTS:
         sleep(MAIL_PAUSE if attempt else 0)
         attempt += 1
         try:
+            message = compose(settings, this_host(), subject, told, outcomes,
+                              list(Console.current.lines))
             refused = bounded(functools.partial(deliver, settings, message, waiting),
                               'the mail server', limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
