@@ -1597,9 +1597,9 @@ class Signals:
 
     def reason(self) -> Interrupted:
         """Return what tells of the signal, and of what could not be finished."""
-        left = ': what may be left in the pool has its record in backup_dir, for the next run'
         return Interrupted(self.received, f' ({SIGNALS.get(self.received, "")})' + (
-            left if self.overdue and not self.at_once else ''))
+            ': what may be left in the pool has its record in backup_dir, for the next run'
+            if self.overdue and not self.at_once else ''))
 
     def check(self, finishing: bool = False) -> None:
         """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
@@ -1734,9 +1734,8 @@ def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
 
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
              cuttable: bool, tell: Callable) -> int:
-    """Run a program with further variables; return its exit status, or -N for signal N. Call `tell`
-    with each line that it prints, at once; if `cuttable`, a signal ends it. What it leaves in the
-    background goes on. Raise CommandFailed if it cannot be started or does not end in time."""
+    """Run a program; return its exit status, -N for signal N. `tell` is called with each line, at
+    once; if `cuttable`, a signal ends it; what it leaves goes on. Raise CommandFailed."""
     signals = Signals.current if cuttable else Signals()
 
     def listen(stream: Any) -> None:
@@ -2337,9 +2336,10 @@ class Pool:
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
         hosts = self.table('host')
+        master = hosts[self.own_record()['master']]
         here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
-            return hosts[self.own_record()['master']]['uuid'] == here
+            return master['uuid'] == here
         return not self.redirected
 
 
@@ -5290,9 +5290,8 @@ class Exporter:
 
     def names(self, base: str, vm: Vm) -> Texts:
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
-        if self.archive:
-            return [base + self.extension]
-        return [self.name_of(base, disk) for disk in self.choose(vm)]
+        return [base + self.extension] if self.archive else [
+            self.name_of(base, disk) for disk in self.choose(vm)]
 
     def name_of(self, base: str, disk: Disk) -> str:
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
@@ -5466,8 +5465,7 @@ class Exporter:
         return found
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
-        """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk, of which
-        it says nothing (xapi: cli_operations.ml)."""
+        """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
         uuid, size, packing = file.snapshot.uuid, file.snapshot.size, compression_of(path)
         if self.archive:
             with handed(path) as at:
