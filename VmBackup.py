@@ -2403,12 +2403,6 @@ def twin_part(name: str, uuid: str) -> str:
     return re.sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
-def plain_part(part: str) -> str:
-    """The name that a part of a path stands for, if it was not cut."""
-    return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
-                  encoded(part).decode('utf-8', 'replace')).replace('\0', '')
-
-
 def folded(name: str) -> str:
     """A name without what some shares take for no difference: case (SMB, NTFS, APFS), how letters
     are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
@@ -2839,11 +2833,6 @@ def process(number: str = 'self') -> str:
     return ''
 
 
-def own_process() -> Pair:
-    """Return this host and this process, as a record of what is in progress has them."""
-    return this_host(), process()
-
-
 def note_of(path: str) -> str:
     """Return the path of this host's own note of a record. Raise OSError if others can write it."""
     import hashlib
@@ -2967,16 +2956,13 @@ def noted(kind: Any, path: str) -> Any:
     return None
 
 
-def is_alive(run: str) -> bool:
-    """Return whether the process of a record goes on, if it was one of this host."""
-    return re.match(r'[0-9]+ [0-9]+\Z', run) is not None and process(run.split()[0]) == run
-
-
 def is_in_work(record: Any, elsewhere: Callable = lambda: True) -> bool:
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
         return elsewhere()
-    return record.process != process() and is_alive(record.process)
+    run = record.process
+    return (run != process() and re.match(r'[0-9]+ [0-9]+\Z', run) is not None and
+            process(run.split()[0]) == run)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3440,7 +3426,8 @@ class History:
             name, uuid = backup.manifest.name, backup.manifest.uuid
             if name and folded(part) in map(folded, (path_part(name), twin_part(name, uuid))):
                 return name
-        return plain_part(part)
+        return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
+                      encoded(part).decode('utf-8', 'replace')).replace('\0', '')  # path_part
 
     def owner(self) -> Vm:
         """Return the VM that they are of, its uuid by the newest, also a failure, and its tags."""
@@ -3953,7 +3940,7 @@ class Store(Catalogue):
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
         """Record and lock a restore, until `restored`; without a path where that is impossible."""
         mark = random_digits()
-        record = Restoring(mark, pool, name, since, *own_process())
+        record = Restoring(mark, pool, name, since, this_host(), process())
         path = join(self.root, RESTORING.format(mark))
         with ExitStack() as stack:
             try:
@@ -6767,7 +6754,7 @@ class BackupRun(Shared):
                 self.locks.enter_context(self.store.locked(name, RUN_PATIENCE))
                 with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
                     self.warnings.known = self.store.runs()[name].warnings
-                self.this_run = LastRun(begun, *own_process(), warnings=self.warnings.known)
+                self.this_run = LastRun(begun, this_host(), process(), warnings=self.warnings.known)
                 self.store.write_run(name, self.this_run)
                 self.recorded = name
             except (VmBackupError, OSError) as error:

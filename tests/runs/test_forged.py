@@ -218,7 +218,8 @@ class Bombs(PoolCase):
         fifo = self.at('stat')
         os.mkfifo(fifo)                                # to open it would wait for ever
         for number in ('../' * 9 + self.directory.strip('/'), '\u00b2', '1' * 5000, ''):
-            self.assertFalse(VmBackup.is_alive(number + ' 1'))
+            run = VmBackup.LastRun('', VmBackup.this_host(), number + ' 1')
+            self.assertFalse(VmBackup.is_in_work(run))
 
     def test_a_vm_with_tags_without_end_fails_before_it_is_exported(self):
         ref = self.sim.pool.ref_of('VM', self.uuid_of('web'))
