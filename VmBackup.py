@@ -2393,8 +2393,8 @@ def path_part(name: str) -> str:
     limit = LONGEST_NAME - ROOM_FOR_EXTENSION
     if len(data) > limit:
         import hashlib
-        digest = hashlib.sha256(encoded(name)).hexdigest()[:8]
-        safe = data[:limit - 9].decode('utf-8', 'ignore') + '~' + digest
+        safe = (data[:limit - 9].decode('utf-8', 'ignore') + '~' +
+                hashlib.sha256(encoded(name)).hexdigest()[:8])
     return native(safe)
 
 
@@ -3387,9 +3387,9 @@ class History:
 
     def everything(self) -> Backups:
         """Return all directories in it: backups, the newest first, then what is none."""
-        found = [*self.backups(True)[::-1],
-                 *[Backup(path, 'being deleted') for path in self.half_deleted()]]
-        return sorted(found, key=lambda each: each.path if each.outcome in NO_BACKUP else '')
+        return sorted([*self.backups(True)[::-1],
+                       *(Backup(path, 'being deleted') for path in self.half_deleted())],
+                      key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
     def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Optional[Aged] = None,
                path: str = '') -> Judged:
