@@ -51,6 +51,9 @@ class Tables(PoolCase):
                     pool.vifs(vm)
                     pool.table('VM_guest_metrics')
                 pool.identity()
+                old = dict(uuid='1', tags=[])          # a pool from before VUSBs
+                with unittest.mock.patch.object(pool, 'record', lambda *_: old):
+                    self.assertEqual({'tags': []}, pool.reread(vms[0]).record)
         self.assertLessEqual({'VBD', 'VDI', 'VIF', 'SR', 'network', 'host', 'pool'},
                              set(pool.tables))
         for name, table in pool.tables.items():
