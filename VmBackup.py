@@ -5249,10 +5249,9 @@ class Exporter:
         self.warnings = warnings
         self.remover = Remover(pool, self.xe, warnings)
         self.kind = 'VDI' if choice.wanted == 'boot' else 'VM'     # of what gets a snapshot
-        tokens = 'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL'
-        if self.archive:
-            tokens = 'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL'
-        self.snapshot_token, self.prepare_token, self.export_token = tokens
+        self.snapshot_token, self.prepare_token, self.export_token = (
+            'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL') if self.archive else (
+            'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL')
 
     def choose(self, vm: Vm, fresh: bool = False) -> List[Disk]:
         """Return the disks to export, by the tables unless they have to be fresh; note others."""
@@ -6254,7 +6253,7 @@ class Shared(Run):
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
         records = history.with_intent()
         for backup in records:
-            if backup.path not in self.not_removed and backup.path not in self.doubtful:
+            if backup.path not in {*self.not_removed, *self.doubtful}:
                 with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
                     self.remove_snapshot(backup, warnings)
         for path in history.half_deleted():
@@ -6414,8 +6413,8 @@ class VmBackup(Turn):
             yield
         except BaseException:
             with suppress(OSError, TargetError):               # the directory is no backup anyway
-                for path in [self.backup.file(file.name) for file in self.exported]:
-                    bounded(lambda: remove(path), 'the share')
+                for file in self.exported:
+                    bounded(lambda: remove(self.backup.file(file.name)), 'the share')
             raise
 
     def drop_last_failure(self) -> None:
