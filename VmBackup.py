@@ -2978,7 +2978,7 @@ METADATA = 'vm-metadata.xml'
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
 LOCKS = '.locks'           # in backup_dir: a file for each VM
-RUN = '.run-{:.30}-{:.30}-{:.8}'      # the lock there, and record in backup_dir, of runs
+RUN = '.run-{:.60}-{:.8}'  # the lock there, and record in backup_dir, of runs
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
 COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
@@ -3310,7 +3310,9 @@ def run_name(config: str) -> str:
     """The name, less its ending, of the record of runs of a config on this host."""
     import hashlib
     host, path = this_host(), realpath(config)
-    return RUN.format(host, basename(path), hashlib.sha256(encoded(host + path)).hexdigest())
+    # Of what no locale and no share spells in another way.
+    words = re.sub('[^A-Za-z0-9.-]+', '_', f'{host}-{basename(path)}').lower()
+    return RUN.format(words, hashlib.sha256(encoded(host + path)).hexdigest())
 
 
 class History:

@@ -404,6 +404,13 @@ class TheRun(StatusCase):
         self.assertRegex(text, r'^last run, of .{16}: ERROR S:1 W:0 E:1; 1 of 1 .*; '
                          r'failed in it: gone away \(VM-NOT-FOUND\)$')
 
+    def test_its_record_is_found_under_any_locale_and_as_any_share_spells_it(self):
+        config = self.put_file('每天夜里备份所有服务器.cfg', self.read(self.config(
+            'vm-export=web', status_log='/dev/null')))
+        self.assertEqual(0, self.vmbackup('password', config, LC_ALL='C').status)
+        self.assertIn('last run, of ', self.check('OK', config, LC_ALL='C.UTF-8').text)
+        self.assertRegex(VmBackup.run_name(config), r'\A\.run-[a-z0-9._-]+-_\.cfg-[0-9a-f]{8}\Z')
+
     def test_warnings_and_skipped_runs_are_said(self):
         for hours, state, text, result in (
                 (1, 'OK', r': WARNING S:1 W:1 E:0$', 'WARNING S:1 W:1 E:0'),
