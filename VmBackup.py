@@ -169,7 +169,6 @@ IN_USE, FULL, HAS_USB = 'VDI_IN_USE', 'SR_FULL', 'VM_HAS_VUSBS'
 
 class VmBackupError(Exception):
     """A sentence for the administrator; `code`, xapi's or ours, says to the program what it was."""
-
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
     def __init__(self, text: str, code: str = '', details: Texts = ()) -> None:
@@ -204,7 +203,6 @@ class Damaged(VmBackupError):
 
 class BackupFailed(VmBackupError):
     """One VM's backup failed, with a word of its own in the status log."""
-
     def __init__(self, token: str, text: str, code: str = '') -> None:
         super().__init__(text, code)
         self.token = token
@@ -212,7 +210,6 @@ class BackupFailed(VmBackupError):
 
 class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
-
     token = 'INTERRUPTED'
 
     def __init__(self, signum: int, remark: str = '') -> None:
@@ -222,7 +219,6 @@ class Interrupted(BaseException):
 
 class Outcome(NamedTuple):
     """How the backup of one VM ended, as the report has it."""
-
     name: str                  # the VM's name-label
     uuid: Optional[str]        # None if it was not even tried
     method: str                # vm-export or vdi-export
@@ -238,7 +234,6 @@ class Outcome(NamedTuple):
 
 class Tally(NamedTuple):
     """Counts of a run: VMs backed up, backed up with a warning, not backed up, skipped."""
-
     successes: int
     warnings: int
     errors: int
@@ -263,7 +258,6 @@ def token_of(error: BaseException) -> str:
 
 class Verdict(NamedTuple):
     """A run's result: exit status and its words in status log, console and mail."""
-
     status: int
     token: str
     phrase: str
@@ -284,7 +278,6 @@ def verdict_of(errors: Any, warnings: Any) -> Verdict:
 
 class Compression(NamedTuple):
     """How an archive or image is compressed."""
-
     name: str                  # in a config
     ending: str                # of the file's name
     magic: bytes               # the file's first bytes
@@ -489,7 +482,6 @@ def quoted(argv: Texts) -> str:
 
 class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail."""
-
     current = None             # type: Console     # that of this process
 
     def __init__(self, stream: Any) -> None:
@@ -564,7 +556,6 @@ NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # n
 
 class Rule(NamedTuple):
     """A line that selects or excludes VMs or disks."""
-
     method: str                # vm-export, vdi-export, exclude or exclude-disk
     text: str                  # what follows the =
     where: str                 # 'FILE line N' or 'command line'
@@ -612,7 +603,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 class CommandLine(NamedTuple):
     """The parts of a command line."""
-
     command: str = ''
     password: str = ''         # as given: it, the name of its file, or local; '' for no login
     words: Texts = ()          # what it is about: a config file, a directory, a VM
@@ -694,7 +684,6 @@ def addresses(text: str) -> Texts:
 
 class Key(NamedTuple):
     """A key of the config file."""
-
     name: str
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
     meaning: str
@@ -815,7 +804,6 @@ Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of 
 
 class Config(NamedTuple):
     """What a config file says, with everything that is wrong in it."""
-
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
     rules: Tuple[Rule, ...]
@@ -1307,7 +1295,6 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
 
 class Policy(NamedTuple):
     """How many good backups of a VM each rule keeps."""
-
     last: int                  # the newest
     hourly: int = 0            # the newest of each of so many hours that have one, and so on
     daily: int = 0
@@ -1318,7 +1305,6 @@ class Policy(NamedTuple):
 
 class Aged(NamedTuple):
     """A good backup, as far as retention needs to know it."""
-
     when: datetime             # local time
     sound: bool = True         # it was not found damaged
     disks: DiskIds = ()        # of those that are in it
@@ -1515,7 +1501,6 @@ class Watchdog:
 
 class Signals:
     """Handles SIGTERM, SIGINT, SIGHUP in a thread, as the main one may hang; cuts that."""
-
     current = None             # type: Signals     # those that this process handles
     running = set()            # type: Set[Popen]   # all children
     starting = Lock()    # held until one is among them
@@ -1776,7 +1761,6 @@ def packing_command(compression: Compression, undo: bool = False) -> Texts:
 
 class Filter:
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
-
     def __init__(self, argv: Texts, handle: int) -> None:
         self.name = basename(argv[0])
         self.running = ExitStack()
@@ -1811,7 +1795,6 @@ def be_gentle(idle: bool) -> None:
 
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
-
     def __init__(self, numbered: bool = True) -> None:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
@@ -1881,7 +1864,6 @@ FIELDS = {                 # those that are kept
 
 class Disk(NamedTuple):
     """A disk of a VM: its VBD and its VDI."""
-
     device: str                # xvda and so on
     name: str
     size: int                  # bytes
@@ -1894,7 +1876,6 @@ class Disk(NamedTuple):
 
 class Snapshot(NamedTuple):
     """A snapshot in the pool, of a VM or of a disk."""
-
     ref: str
     uuid: str
     label: str
@@ -1909,7 +1890,6 @@ class Snapshot(NamedTuple):
 
 class Marked(NamedTuple):
     """What carries the mark of a restore: records by reference."""
-
     vms: Records
     disks: Records
     networks: Records
@@ -1956,7 +1936,6 @@ def free_space(sr: Record) -> str:
 
 class Answer(dict):
     """A record, or records by reference: what is not in it is no bug of ours."""
-
     def __missing__(self, key: str) -> Any:
         raise PoolError(f'XenAPI gave an unexpected answer: there is no {key}')
 
@@ -1975,7 +1954,6 @@ def kept(kind: str, record: Record) -> Record:
 
 class Pool:
     """A logged-in session with the pool."""
-
     redirected = False         # this host is not the master
     patience = XAPI_PATIENCE   # seconds
     clock = None               # type: Optional[int]
@@ -3708,7 +3686,6 @@ def drop_intent(backup: Backup) -> None:
 
 class NewBackup(Backup):
     """A backup that is being made."""
-
     def write(self, text: str, *parts: str) -> None:
         """Write a text file in it, or in a directory that is made in it; a part may be any name."""
         names = [path_part(part) for part in parts]
@@ -3740,7 +3717,6 @@ class NewBackup(Backup):
 
 class Store(Catalogue):
     """backup_dir: where everything goes."""
-
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
     noted = False              # that was said
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
@@ -4061,7 +4037,6 @@ def root_of(path: str) -> str:
 
 class Opened(NamedTuple):
     """What a command works on."""
-
     kind: str                  # config, store (all VMs), history (one VM's), backup or file
     path: str
     config: Config             # of the config file, or else as the script's first page says
@@ -4834,7 +4809,6 @@ def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
 
 class ExportFile(NamedTuple):
     """A file that is exported of a snapshot."""
-
     name: str
     snapshot: Snapshot
     disk: Optional[Disk] = None    # whose image it is; None for the archive of a VM
@@ -5075,7 +5049,6 @@ def is_label_for(label: str, backup: Backup) -> bool:
 
 class Remover(NamedTuple):
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
-
     pool: Pool
     xe: Xe
     warnings: Warned
@@ -5234,7 +5207,6 @@ class Remover(NamedTuple):
 
 class Exporter:
     """Exports a VM as an archive, or disks as images, from a snapshot of it or of its boot disk."""
-
     snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
     # Set by choose_source: the VM, the record of its snapshot, disks that are exported, its others,
     # those left out and why, whether xapi leaves them out of the snapshot.
@@ -5499,7 +5471,6 @@ ADVICE = {                 # what to do, by the code of what went wrong
 
 class Target(NamedTuple):
     """Where a restore goes, and as what."""
-
     name: str                  # of the new VM or disk
     sr: Record
     size: int                  # bytes of all disks
@@ -5522,7 +5493,6 @@ def space_of(sr: Record, size: int) -> str:
 
 class Importer:
     """Imports archives and images, and takes back what is partly imported."""
-
     def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0) -> None:
         self.pool = pool
         self.xe = Xe(numbered=False)
@@ -5753,7 +5723,6 @@ def make_directories(path: str) -> None:
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
-
     broken = False
     begun = None               # type: Any     # when the run did
 
@@ -5881,7 +5850,6 @@ def check_account(settings: Settings) -> Texts:
 
 class Replies(io.BufferedReader):
     """What a mail server answers, line by line: LONGEST_REPLIES bytes at most."""
-
     room = LONGEST_REPLIES
 
     def readline(self, limit: Optional[int] = -1) -> bytes:
@@ -5979,7 +5947,6 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
 
 class Turn:
     """One VM's turn in a run, so far."""
-
     skipped = False            # as a hook wants it
     ended = False
     path = ''
@@ -6001,7 +5968,6 @@ class Turn:
 
 class Warnings(list):
     """Warnings that belong to no VM; what is appended is logged at once."""
-
     known = {}                 # type: Dict[str, str]      # those of the last run, since when
 
     def __init__(self) -> None:
@@ -6022,7 +5988,6 @@ class Warnings(list):
 
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
-
     done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
     further_errors = 0         # those that belong to no VM
     skipped = False            # as a hook wants it
@@ -6185,7 +6150,6 @@ def disk_facts(disk: Disk, **more: str) -> Record:
 
 class Shared(Run):
     """A run, as the backups of its VMs share it."""
-
     pool = None                # type: Any     # once it is logged in
     identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}  # type: Record
     clean_up_at_end = False    # something in the pool that the end of the run may mend
@@ -6289,7 +6253,6 @@ class Shared(Run):
 
 class VmBackup(Turn):
     """The backup of one VM."""
-
     history = backup = exporter = None         # type: Any
     begun = False              # something was exported: no second try
     last = 0                   # bytes that the files of the last one take
@@ -6636,7 +6599,6 @@ def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
 
 class BackupRun(Shared):
     """A night's backup. Whatever happens, `end` reports it."""
-
     closing = ''               # the phase of the hook that is to follow
     recorded = ''              # name of the record of this run, while it goes on
 
@@ -6980,7 +6942,6 @@ def run_backup(line: CommandLine) -> int:
 
 class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
-
     verifier: Verifier
     every: bool                # all backups of a VM; else the newest
     tokens: List[str]
@@ -7242,7 +7203,6 @@ def run_list(line: CommandLine) -> int:
 
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
-
     kept = deleted = errors = freed = 0
     vm = ''                    # as `pool`, of a VM that has a good backup in its own
 
@@ -7424,7 +7384,6 @@ def run_protect(line: CommandLine) -> int:
 
 class Chosen(NamedTuple):
     """What is to be restored."""
-
     path: str                  # of the archive or image
     form: str                  # one of FORMS, or ''
     backup: Backup             # its directory
@@ -7439,7 +7398,6 @@ class Chosen(NamedTuple):
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
-
     def __init__(self, origin: str) -> None:
         target = (open_target if origin else open_config)(origin, announce=True)
         if target.kind not in ('config', 'store'):
@@ -7547,7 +7505,6 @@ class Sources:
 
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
-
     def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
@@ -7765,7 +7722,6 @@ def run_restore(line: CommandLine) -> int:
 
 class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
-
     done = '{} {} - ***{}*** t:{}'
 
     def __init__(self, sources: Sources, options: Options) -> None:
@@ -7858,7 +7814,6 @@ def plugin_line(status: int, text: str, figures: str = '') -> str:
 
 class StatusCheck:
     """`status`: whether the backups of a config are as they should be. It locks nothing."""
-
     def __init__(self, max_age: str) -> None:
         self.max_age = max_age     # as the administrator wrote it
         self.moment = now().timestamp()
@@ -8101,7 +8056,6 @@ TEXTS = {'help': 'help', 'h': 'help', 'config': 'config', 'example': 'example'}
 
 class Command(NamedTuple):
     """A command."""
-
     run: Callable[[CommandLine], int]
     help: str
 
