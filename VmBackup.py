@@ -102,20 +102,99 @@ VERSION = '5.0.0'
 # ----------------------------------------------------------------------------------------------
 # 1. Defaults: what an administrator may edit
 # ----------------------------------------------------------------------------------------------
-# They are in effect where a config file says nothing else, and whenever a vm-selector takes the
-# place of a config file. `VmBackup.py config` tells what each key means.
+# What a config file may say, as `VmBackup.py config` shows it. What is behind = is in effect where
+# a config file says nothing else, and whenever a vm-selector takes the place of a config file.
+# What is in [] is allowed: numbers from to, or one of some words; any text where nothing is there.
 
-DEFAULTS = dict(
-    backup_dir='/snapshots/BACKUPS', status_log='/snapshots/NAUbackup/status.log', report_file='',
-    max_backups='4', keep_last='', keep_hourly='0', keep_daily='0', keep_weekly='0',
-    keep_monthly='0', keep_yearly='0', pre_clean='False', min_free='', large_backup='60',
-    compress='False', verify='yes', backup_dir_pattern='backup-%Y-%m-%d-(%H:%M:%S)',
-    vdi_export_format='raw', vdi_disks='boot', vdi_compress='none', honour_nobak='no',
-    pool_db_backup='0', pool_db_max_backups='0', parallel='1', parallel_per_sr='0', lock_wait='0',
-    require_mount='auto', stall_timeout='30', hook='', hook_timeout='60',
-    mail_to='', mail_from='', mail_mode='always', mail_helo='',
-    mail_smtp_server='localhost', mail_smtp_port='25', mail_smtp_security='auto',
-    mail_smtp_user='', mail_smtp_password_file='')
+KEYS_HELP = """
+pool_db_backup=0 [0 to 1]
+    Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)
+pool_db_max_backups=0 [0 to 1000000]
+    How many pool database dumps to keep; 0 keeps all
+max_backups=4 [1 to 1000000]
+    How many backups to keep for each VM
+keep_last= [0 to 1000000]
+    The same as max_backups, whose place it takes; 0: only the rules below count
+keep_hourly=0 [0 to 1000000]
+    Besides, keep the newest backup of each of so many hours that have one; a backup
+    that any of these rules keeps stays, and the last good one always does
+keep_daily=0 [0 to 1000000]
+    The same for days
+keep_weekly=0 [0 to 1000000]
+    The same for weeks, which begin on Monday
+keep_monthly=0 [0 to 1000000]
+    The same for months
+keep_yearly=0 [0 to 1000000]
+    The same for years
+backup_dir=/snapshots/BACKUPS []
+    Directory of all backups; it must exist (mount the share there)
+backup_dir_pattern=backup-%Y-%m-%d-(%H:%M:%S) []
+    Name of a backup below its VM; an SMB share wants one without : ( )
+    such as backup-%Y-%m-%d-%H%M%S
+status_log=/snapshots/NAUbackup/status.log []
+    Status log file; its directory is made if it is missing
+compress=False [true, false, gzip, zstd, none]
+    Compression of vm-exports: False, True (gzip), gzip, zstd, none
+pre_clean=False [true, false]
+    True deletes the oldest backups before the export (after the snapshot was taken)
+    instead of after it; never the last good one
+vdi_export_format=raw [raw, vhd, auto]
+    Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks
+    of more than 2040 GiB, or of no whole 2 MiB
+vdi_disks=boot []
+    Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,
+    each disk gets a file, and all are of one moment
+vdi_compress=none [gzip, zstd, none]
+    Compression of vdi-exports, by a program of this host: none, gzip, zstd
+honour_nobak=no [yes, no]
+    yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,
+    as Xen Orchestra does
+large_backup=60 [1 to 1000000]
+    A backup of more than so many GiB is marked success_compress instead of success
+lock_wait=0 [0 to 525600]
+    Minutes to wait for a VM that another run has locked
+require_mount=auto [yes, no, auto]
+    yes refuses a backup_dir on the root file system; auto refuses one below a mount
+    point of /etc/fstab where nothing is mounted; no looks at neither
+min_free= []
+    A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)
+    or, in any case, with less than its last backup took
+stall_timeout=30 [0.001 to 525600]
+    Minutes after which an export that does not move is ended
+verify=yes [yes, no]
+    yes verifies each backup after it was made, before it counts; no makes the night
+    shorter
+parallel=1 [1 to 64]
+    How many VMs to back up side by side; with more than one, the largest come first
+parallel_per_sr=0 [0 to 64]
+    How many of them may have disks in the same SR; 0: no limit
+hook= []
+    A program that is run at each phase of a run, such as job-start and backup-end
+hook_timeout=60 [0.001 to 525600]
+    Minutes after which it is ended
+report_file= []
+    A file that gets a report of each run, as JSON
+mail_to= []
+    Who gets the mail at the end of a run, separated by commas; nobody: no mail
+mail_from= []
+    Sender of that mail; empty is root@ this host
+mail_smtp_server=localhost []
+    Mail server
+mail_smtp_port=25 [1 to 65535]
+    Port of the mail server
+mail_smtp_security=auto [auto, none, starttls, tls]
+    Encryption to the mail server: none, starttls (usual on port 587), tls (usual on
+    port 465); auto is what is usual on its port, but sends no password in clear
+mail_smtp_user= []
+    Account on the mail server, if it wants one
+mail_smtp_password_file= []
+    Password of that account, in a file made with create-password-file=
+mail_helo= []
+    Name in the greeting of the mail server (EHLO); empty is the name of this host, with
+    the domain of mail_from if it has none
+mail_mode=always [always, problems, never]
+    When to mail: always, problems (warnings and errors only), never
+"""
 
 XE_PROGRAM = '/opt/xensource/bin/xe'
 XAPI_URL = 'http://localhost/'
@@ -685,113 +764,38 @@ def addresses(text: str) -> Texts:
 class Key(NamedTuple):
     """A key of the config file."""
     name: str
+    default: str
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
     meaning: str
-    convert: Any = None        # raises ValueError with a word for what is wrong
-    optional: bool = False     # it may be empty
-
-    @property
-    def default(self) -> str:
-        """Return what is in effect where a config says nothing, by the first page."""
-        return str(DEFAULTS[self.name])
 
     def parse(self, text: str) -> Any:
         """Return what a text means. Raise ValueError with a word for what is wrong."""
-        if self.optional and not text:
+        if not text and self.name in MAY_BE_EMPTY:
             return ''
+        convert = CONVERSIONS.get(self.name, int if ' to ' in self.allowed else str)
         if ' to ' in self.allowed:
-            number = self.convert or int
             lowest, highest = map(float, self.allowed.split(' to '))
-            if not re.match(NUMBERS[number], text) or not lowest <= float(text) <= highest:
+            if not re.match(NUMBERS[convert], text) or not lowest <= float(text) <= highest:
                 raise ValueError('out of range')
-            return number(text)
-        if self.allowed:
+        elif self.allowed:
             text = text.lower()
             if text not in self.allowed.split(', '):
                 raise ValueError('invalid')
-        return self.convert(text) if self.convert else text
+        return convert(text)
 
 
-ANY_NUMBER = '0 to 1000000'
-MINUTES = '0.001 to 525600'    # a year of them
-KEYS = (
-    Key('pool_db_backup', '0 to 1',
-        'Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)'),
-    Key('pool_db_max_backups', ANY_NUMBER, 'How many pool database dumps to keep; 0 keeps all'),
-    Key('max_backups', '1 to 1000000', 'How many backups to keep for each VM'),
-    Key('keep_last', ANY_NUMBER,
-        'The same as max_backups, whose place it takes; 0: only the rules below count',
-        optional=True),
-    Key('keep_hourly', ANY_NUMBER,
-        'Besides, keep the newest backup of each of so many hours that have one; a backup\n'
-        'that any of these rules keeps stays, and the last good one always does'),
-    Key('keep_daily', ANY_NUMBER, 'The same for days'),
-    Key('keep_weekly', ANY_NUMBER, 'The same for weeks, which begin on Monday'),
-    Key('keep_monthly', ANY_NUMBER, 'The same for months'),
-    Key('keep_yearly', ANY_NUMBER, 'The same for years'),
-    Key('backup_dir', '',
-        'Directory of all backups; it must exist (mount the share there)', absolute),
-    Key('backup_dir_pattern', '',
-        'Name of a backup below its VM; an SMB share wants one without : ( )\n'
-        'such as backup-%Y-%m-%d-%H%M%S', directory_pattern),
-    Key('status_log', '', 'Status log file; its directory is made if it is missing', absolute),
-    Key('compress', 'true, false, gzip, zstd, none',
-        'Compression of vm-exports: False, True (gzip), gzip, zstd, none',
-        lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word)),       # as 3.25
-    Key('pre_clean', 'true, false',
-        'True deletes the oldest backups before the export (after the snapshot was taken)\n'
-        'instead of after it; never the last good one', lambda word: word == 'true'),
-    Key('vdi_export_format', 'raw, vhd, auto',
-        'Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks\n'
-        'of more than 2040 GiB, or of no whole 2 MiB'),
-    Key('vdi_disks', '',
-        'Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,\n'
-        'each disk gets a file, and all are of one moment', devices),
-    Key('vdi_compress', 'gzip, zstd, none',
-        'Compression of vdi-exports, by a program of this host: none, gzip, zstd'),
-    Key('honour_nobak', 'yes, no',
-        'yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,\n'
-        'as Xen Orchestra does', lambda word: word == 'yes'),
-    Key('large_backup', '1 to 1000000',
-        'A backup of more than so many GiB is marked success_compress instead of success'),
-    Key('lock_wait', '0 to 525600', 'Minutes to wait for a VM that another run has locked', float),
-    Key('require_mount', 'yes, no, auto',
-        'yes refuses a backup_dir on the root file system; auto refuses one below a mount\n'
-        'point of /etc/fstab where nothing is mounted; no looks at neither'),
-    Key('min_free', '',
-        'A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)\n'
-        'or, in any case, with less than its last backup took', space, True),
-    Key('stall_timeout', MINUTES,
-        'Minutes after which an export that does not move is ended', float),
-    Key('verify', 'yes, no',
-        'yes verifies each backup after it was made, before it counts; no makes the night\n'
-        'shorter'),
-    Key('parallel', '1 to 64',
-        'How many VMs to back up side by side; with more than one, the largest come first'),
-    Key('parallel_per_sr', '0 to 64',
-        'How many of them may have disks in the same SR; 0: no limit'),
-    Key('hook', '',
-        'A program that is run at each phase of a run, such as job-start and backup-end',
-        absolute, True),
-    Key('hook_timeout', MINUTES, 'Minutes after which it is ended', float),
-    Key('report_file', '', 'A file that gets a report of each run, as JSON', absolute, True),
-    Key('mail_to', '',
-        'Who gets the mail at the end of a run, separated by commas; nobody: no mail', addresses),
-    Key('mail_from', '', 'Sender of that mail; empty is root@ this host', address, True),
-    Key('mail_smtp_server', '', 'Mail server', lambda text: text or 'localhost'),
-    Key('mail_smtp_port', '1 to 65535', 'Port of the mail server'),
-    Key('mail_smtp_security', 'auto, none, starttls, tls',
-        'Encryption to the mail server: none, starttls (usual on port 587), tls (usual on\n'
-        'port 465); auto is what is usual on its port, but sends no password in clear'),
-    Key('mail_smtp_user', '', 'Account on the mail server, if it wants one'),
-    Key('mail_smtp_password_file', '',
-        'Password of that account, in a file made with create-password-file=', absolute, True),
-    Key('mail_helo', '',
-        'Name in the greeting of the mail server (EHLO); empty is the name of this host, with\n'
-        'the domain of mail_from if it has none', helo_name, True),
-    Key('mail_mode', 'always, problems, never',
-        'When to mail: always, problems (warnings and errors only), never'),
-)
+MAY_BE_EMPTY = ('keep_last', 'min_free', 'hook', 'report_file', 'mail_from', 'mail_helo',
+                'mail_smtp_password_file')
+CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
+    dict.fromkeys(('lock_wait', 'stall_timeout', 'hook_timeout'), float),
+    **dict.fromkeys(('backup_dir', 'status_log', 'hook', 'report_file', 'mail_smtp_password_file'),
+                    absolute),
+    compress=lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),   # as 3.25
+    pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
+    backup_dir_pattern=directory_pattern, vdi_disks=devices, min_free=space, mail_to=addresses,
+    mail_from=address, mail_smtp_server=lambda text: text or 'localhost', mail_helo=helo_name)
+KEYS = [Key(*found) for found in re.findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
+DEFAULT_PATTERN = next(key.default for key in KEYS if key.name == 'backup_dir_pattern')
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
@@ -3513,7 +3517,7 @@ class Catalogue:
     def __init__(self, settings: Settings) -> None:
         self.set_root(settings.backup_dir)
         self.require_mount = settings.require_mount
-        self.patterns = [settings.backup_dir_pattern, DEFAULTS['backup_dir_pattern']]
+        self.patterns = [settings.backup_dir_pattern, DEFAULT_PATTERN]
 
     def set_root(self, path: str) -> None:
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
@@ -4013,7 +4017,7 @@ class Store(Catalogue):
 def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path):
-        history = History(path, [DEFAULTS['backup_dir_pattern']])
+        history = History(path, [DEFAULT_PATTERN])
         try:
             marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
         except OSError as error:
@@ -6914,7 +6918,7 @@ class BackupRun(Shared):
 
 
 def run_backup(line: CommandLine) -> int:
-    """Make backups, or a preview. The mail on an unreadable config goes to mail_to of DEFAULTS."""
+    """Make backups, or a preview. The mail on an unreadable config goes as by default."""
     unreadable = None          # type: Optional[Exception]
     try:
         config = config_of(line)
@@ -8183,17 +8187,17 @@ def help_text(topic: str, program: str) -> str:
     elif topic == 'config':                            # example.cfg is the same
         text = 'Usage-config-file:\n\n' + CONFIG_HEAD
         for key in KEYS:
-            meaning = key.meaning.replace('\n', '\n# ')
+            meaning = re.sub('^ +', '# ', key.meaning, flags=re.MULTILINE)
             default = key.default or 'empty'
             allowed = f'; allowed: {key.allowed}' if key.allowed else ''
             name = key.name if key.name in SHOWN_KEYS else '#' + key.name
             value = SHOWN_KEYS.get(key.name, key.default)
-            text += f'\n# {meaning}\n# (default: {default}{allowed})\n{name}={value}\n'
+            text += f'\n{meaning}# (default: {default}{allowed})\n{name}={value}\n'
         text += CONFIG_RULES
     else:
         text = EXAMPLES if topic == 'example' else USAGE
     return '\n' + text.format(program=program, name=basename(program), version=VERSION,
-                              **DEFAULTS) + '\n'
+                              **{key.name: key.default for key in KEYS}) + '\n'
 
 
 def help_topic(words: Texts) -> str:

@@ -143,7 +143,7 @@ class Candidates(unittest.TestCase):
 
     def history(self, letters, damaged):
         """A History that has these backups, each a day after the one before."""
-        history = VmBackup.History('/nowhere', [VmBackup.DEFAULTS['backup_dir_pattern']])
+        history = VmBackup.History('/nowhere', [VmBackup.DEFAULT_PATTERN])
         history.completed = lambda: [
             VmBackup.Backup('/nowhere/' + letter, 'damaged' if letter in damaged else 'good',
                             86400.0 * number)

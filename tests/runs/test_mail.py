@@ -291,21 +291,21 @@ class WhenItIsSent(MailCase):
 
 
 class TheFirstPage(MailCase):
-    """The constants on the script's first page are the defaults of the config's keys."""
+    """What the script's first page says of the config's keys is their default."""
 
     def setUp(self):
         super().setUp()
         self.server = self.sink()
 
     def run_edited(self, status, *words, **more):
-        self.script = self.changed_script(DEFAULTS=dict(dict(
-            VmBackup.DEFAULTS, mail_to='page-one@example.org', backup_dir=self.backups,
-            mail_smtp_port=str(self.server.port)), **more))
+        self.script = self.with_defaults(**dict(dict(
+            mail_to='page-one@example.org', backup_dir=self.backups,
+            mail_smtp_port=self.server.port), **more))
         return self.command(status, *words)
 
-    def test_they_hold_for_a_vm_selector_and_numbers_need_no_quotes(self):
+    def test_they_hold_for_a_vm_selector(self):
         self.run_edited(0, 'password', 'db', mail_from='x@y', max_backups=4, compress=False,
-                        mail_smtp_port=self.server.port, pool_db_backup=0, large_backup=100,
+                        pool_db_backup=0, large_backup=100,
                         pre_clean=True)
         mail, = self.server.mails
         self.assertEqual((['page-one@example.org'], 'x@y'), (mail.recipients, mail.sender))
@@ -330,7 +330,7 @@ class TheFirstPage(MailCase):
         self.assertEqual([], self.sim.calls())
 
     def test_a_wrong_one_is_named(self):
-        self.script = self.changed_script(DEFAULTS=dict(VmBackup.DEFAULTS, max_backups='many'))
+        self.script = self.with_defaults(max_backups='many')
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
             done = self.command(2, 'password', *words)
             self.assertEqual(["ERROR default max_backups out of range -> many (this script's "
@@ -614,7 +614,7 @@ class Greeting(MailCase):
 
 class Automatic(MailCase):
     def test_it_is_the_default_and_the_port_decides(self):
-        self.assertEqual('auto', VmBackup.DEFAULTS['mail_smtp_security'])
+        self.assertIn('mail_smtp_security=auto [', VmBackup.KEYS_HELP)
         for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
             for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
                 settings = VmBackup.parse_config(

@@ -282,8 +282,8 @@ class Places(ReportCase):
 
     def test_a_preview_and_a_run_without_a_config_file_write_none(self):
         self.assertEqual(0, self.vmbackup('password', self.reporting(), 'preview').status)
-        self.script = self.changed_script(DEFAULTS=dict(
-            VmBackup.DEFAULTS, report_file=self.path, backup_dir=self.backups, require_mount='no'))
+        self.script = self.with_defaults(
+            report_file=self.path, backup_dir=self.backups, require_mount='no')
         self.assertEqual(0, self.vmbackup('password', 'db').status)
         self.assertFalse(os.path.exists(self.path))
 

@@ -266,7 +266,7 @@ def make_backups(root):
         for number in range(1, BACKUPS + 1):
             moment = 1577880000 + number * 86400        # seconds since 1970
             path = os.path.join(root, 'vm-%d' % vm, time.strftime(
-                VmBackup.DEFAULTS['backup_dir_pattern'], time.localtime(moment)))
+                VmBackup.DEFAULT_PATTERN, time.localtime(moment)))
             os.makedirs(path)
             manifest = {'schema': 1, 'vm': {'name': 'vm-%d' % vm}, 'method': 'vm-export',
                         'earlier': [],

@@ -137,13 +137,21 @@ class PoolCase(unittest.TestCase):
         shutil.copy(os.path.join(ROOT, 'XenAPI.py'), place)
         text = self.read(SCRIPT)
         for name, value in constants.items():
-            line = re.compile(r'^%s = .*(\n .*)*$' % name, re.MULTILINE)
+            line = re.compile(r'^%s = ("""\n(.*\n)*?"""|.*)$' % name, re.MULTILINE)
             text, count = line.subn(lambda _: '%s = %r' % (name, value), text)
             self.assertEqual(1, count, '%s is no constant of the script' % name)
         script = forked.Script(os.path.join(place, 'VmBackup.py'))
         script.constants = constants
         self.put_file(script, text)
         return script
+
+    def with_defaults(self, **defaults):
+        """The script with other defaults on its first page."""
+        text = VmBackup.KEYS_HELP
+        for name, value in defaults.items():
+            text, count = re.subn(r'(?m)^%s=.* \[' % name, '%s=%s [' % (name, value), text)
+            self.assertEqual(1, count, name)
+        return self.changed_script(KEYS_HELP=text)
 
     def environ(self, **more):
         return dict(self.sim.environ(HOME=self.directory), **more)
@@ -335,7 +343,7 @@ class PoolCase(unittest.TestCase):
         return path
 
 
-def store_at(backup_dir, pattern=VmBackup.DEFAULTS['backup_dir_pattern']):
+def store_at(backup_dir, pattern=VmBackup.DEFAULT_PATTERN):
     """The Store of a config that names this directory."""
     return VmBackup.Store(types.SimpleNamespace(
         backup_dir=backup_dir, backup_dir_pattern=pattern, require_mount='no'))
