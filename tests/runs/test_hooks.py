@@ -332,7 +332,7 @@ class Failures(HookCase):
                 ('password', 'vm-export=missing'), ('password', 'backup_dir=/nosuch'),
                 ('password', 'vm-export=db', 'job-start')):
             if more:
-                os.mkdir(os.path.join(self.backups, VmBackup.WRITE_TEST))
+                self.script = self.changed_script(WRITE_TEST='missing/')
             self.assert_ended(self.vmbackup(password, self.hooked(line)), 2, 'ERROR,S:0 W:0 E:1')
             self.assert_phases('job-init', *more + ['job-abort', 'log-end'])
             os.unlink(self.notes)
