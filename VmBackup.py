@@ -5694,7 +5694,7 @@ LONGEST_REASON = 100       # columns of what went wrong in its subject
 RULER = '==========================='
 TEXT = '<tr class="text"><td colspan="5">{}</td></tr>\n'
 ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
-       '<td>{3}</td></tr>\n')
+       '<td>{3}</td></tr>\n<tr class="{0.status}"><td colspan="5">{4}</td></tr>\n')
 HEAD = '<tr><td>VM</td><td>method</td><td>outcome</td><td>size</td><td>time</td></tr>\n'
 PAGE = '''<!DOCTYPE html>
 <html lang="en">
@@ -5707,7 +5707,7 @@ PAGE = '''<!DOCTYPE html>
 tr {{ font-weight: bold; vertical-align: top }}
 .SUCCESS, .WARNING, .SKIPPED, .text {{ font-weight: normal }}
 td {{ padding: 0.2em 0.5em 0.2em 0 }} .VM > td {{ border-top: 1px solid }}
-td:first-child {{ width: 60%; overflow-wrap: anywhere }}
+td:first-child {{ width: 50%; overflow-wrap: anywhere }}
 </style>
 <table>
 {}</table>
@@ -5821,9 +5821,10 @@ def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: 
     mail['Auto-Submitted'] = 'auto-generated'          # RFC 3834: no holiday replies
     table = ''.join([TEXT.format(escape(line)) for line in told]) + (HEAD if outcomes else '')
     for outcome in sorted(outcomes, key=lambda each: (not each.error, not each.warnings)):
-        words = filter(None, [outcome.name, outcome.error, *outcome.warnings])
-        table += ROW.format(outcome, '<br>'.join([escape(printable(text)) for text in words]),
-                            human_size(outcome.size), timedelta(seconds=outcome.seconds))
+        name, *words = [escape(printable(text or '')) for text in (
+            outcome.name, outcome.error, *outcome.warnings)]
+        table += ROW.format(outcome, name, human_size(outcome.size),
+                            timedelta(seconds=outcome.seconds), '<br>'.join(filter(None, words)))
     whole = '\n'.join(lines) + '\n'
     shown = whole if len(whole) <= LONGEST_LOG else 'The log is attached.\n'
     put(mail.set_content, '\n'.join([*told, '', shown]))
