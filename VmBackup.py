@@ -2359,6 +2359,8 @@ PROBE = 2**20              # bytes that show whether a file has room
 LACKS = {                  # of what, where a file cannot be written
     ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
     EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
+LACKED = ['', -1e9]        # type: List[Any]       # what was lacking last, and when
+FULL_FOR = 30              # seconds in which others may have failed for that, too
 APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
@@ -2670,6 +2672,8 @@ def try_growing(path: str, need: str) -> None:
         with naming(path), open(open_file(path, flags), 'ab') as stream:
             stream.write(os.urandom(PROBE))            # as storage may make nothing of zeros
     except OSError as error:
+        if error.errno != EFBIG:                       # which removing the file may hide
+            LACKED[:] = explain(error), monotonic()
         raise TargetError(explain(error, need))
     finally:
         with suppress(OSError):
@@ -2683,11 +2687,13 @@ def blaming_room(path: str, need: str = '') -> Context:
     try:
         yield
     except (CommandFailed, Damaged) as error:
-        try:
-            if error.code != REFUSED:                  # nothing was begun
+        if error.code != REFUSED:                      # else nothing was begun
+            try:
                 bounded(lambda: try_growing(path, need), dirname(path))
-        except TargetError as cause:
-            error.args = (f'{cause}: {error}',)
+                if monotonic() - LACKED[1] < FULL_FOR:         # another VM's file took it
+                    error.args = (f'{LACKED[0]}, a moment ago: {error}',)
+            except TargetError as cause:
+                error.args = (f'{cause}: {error}',)
         raise
 
 

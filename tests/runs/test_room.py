@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 from tests.faults.test_disk import Namespace, missing
 from tests.runs.test_store import DAY
@@ -15,7 +16,8 @@ FIGURES = r' \([0-9.]+ [KMGT]iB, [0-9.]+ \w+ free'
 
 
 class RoomCase(PoolCase):
-    pool_description = {'vms': [{'name': 'web', 'disks': [{'size': '8 MiB', 'fill': 1}]}]}
+    pool_description = {'vms': [{'name': name, 'disks': [{'size': '8 MiB', 'fill': 1}]}
+                                for name in ('web', 'db')]}
 
     def assert_blamed(self, words, lines=LINES, last=''):
         """The VM's error begins so, and its partial file is gone."""
@@ -83,6 +85,15 @@ class FullDisk(RoomCase):
         self.put_file(self.old_backup('web', DAY % 1, 'success') + '/web.xva', bytes(900 << 10))
         self.assert_blamed('no space left in ' + self.share, LINES[:1],
                            ', and took 900.0 KiB last time')
+
+    def test_of_two_at_once_the_second_is_told_too_that_the_file_of_the_first_took_the_room(self):
+        done = self.ends(2, 'vm-export=web', 'vm-export=db', parallel=2, VMBACKUP_XE=self.xe_that(
+            'true', 'case "$*" in */web.xva*) touch %s; until grep -q "FAIL db" %s; do sleep 0.1; '
+            'done; exit 1;; */db.xva*) until [ -e %s ]; do sleep 0.1; done; esac; %%s "$@" || exit'
+            % (self.at('begun'), self.status_log, self.at('begun'))))
+        for vm, end in ('db', '; this VM needs up to 8.0 MiB): '), ('web', '), a moment ago: '):
+            self.assertRegex(done.output, r'FAILED %s \(VM-EXPORT-FAIL\): %s%s' % (
+                vm, self.lack(), re.escape(end)))
 
     def test_before_and_after_the_export(self):
         """The record of the snapshot, metadata, dump; what is cut off, guide, manifest."""
