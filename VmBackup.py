@@ -5873,14 +5873,14 @@ class Replies(io.BufferedReader):
 
 
 def greeting(sender: str, host: str) -> str:
-    """Return a name for EHLO that has a dot and is not localhost, or ''. No name server is asked,
-    as smtplib would (RFC 5321, 2.3.5; Postfix: reject_non_fqdn_helo_hostname)."""
+    """Return a name for EHLO that has a dot and is not localhost, or an address. No name server is
+    asked, as smtplib would (RFC 5321, 2.3.5, 4.1.4; Postfix: reject_non_fqdn_helo_hostname)."""
     domain = sender.partition('@')[2]
     for name in host, '{}.{}'.format(host.partition('.')[0], domain), domain:
         name = name.replace('_', '-')
         if re.match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
             return name
-    return ''
+    return '[127.0.0.1]'
 
 
 def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
@@ -5902,9 +5902,6 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
     server = Client(settings.mail_smtp_server, settings.mail_smtp_port, name, timeout=MAIL_TIMEOUT,
                     **options)
     with closing(server):
-        if not name:                                   # an address of this host is valid, too
-            own = server.sock.getsockname()[0]
-            server.local_hostname = f'[IPv6:{own}]' if ':' in own else f'[{own}]'
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
         if settings.mail_smtp_user:
