@@ -1959,7 +1959,6 @@ def kept(kind: str, record: Record) -> Record:
 class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
-    patience = XAPI_PATIENCE   # seconds
     clock = None               # type: Optional[int]
 
     def __init__(self, url: str, password: Optional[str]) -> None:
@@ -1984,6 +1983,7 @@ class Pool:
             raise PoolError(f'cannot read {bundle}: {error.strerror or error}')
         except ValueError as error:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
+        self.patience = XAPI_PATIENCE      # seconds
         self.lock = RLock()                # a connection carries one call at a time
         self.snapshotting = RLock()        # snapshots are taken one after another
         self.tables = {}                   # type: Dict[str, Records]
