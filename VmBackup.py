@@ -5825,7 +5825,9 @@ def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: 
     mail['Date'] = utils.format_datetime(now().astimezone())
     mail['Message-ID'] = utils.make_msgid(domain='vmbackup.invalid')
     mail['Auto-Submitted'] = 'auto-generated'          # RFC 3834: no holiday replies
-    table = ''.join([TEXT.format(escape(line)) for line in told]) + (HEAD if outcomes else '')
+    below = ('FAILED ', *[f'WARNING {printable(each.name)}: ' for each in outcomes])
+    table = ''.join([TEXT.format(escape(line)) for line in told if not line.startswith(below)])
+    table += HEAD if outcomes else ''
     for outcome in sorted(outcomes, key=lambda each: (not each.error, not each.warnings)):
         name, *words = [escape(printable(text or '')) for text in (
             outcome.name, outcome.error, *outcome.warnings)]
