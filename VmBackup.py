@@ -647,6 +647,9 @@ class Rule(NamedTuple):
         return self.said or f'{self.method}={self.text}'
 
 
+Rules = Sequence[Rule]
+
+
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
@@ -660,7 +663,7 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
-def unquoted(text: str, marks: str = '#') -> Tuple[str, str]:
+def unquoted(text: str, marks: str = '#') -> Pair:
     """Return a text without quotes around it, or what is before a :N, and without a comment, and
     what these were. A mark behind a blank begins a comment. Raise ValueError for a lone quote."""
     found = re.match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
@@ -673,7 +676,7 @@ def unquoted(text: str, marks: str = '#') -> Tuple[str, str]:
     return value, text[start:].strip()
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Texts) -> str:
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
     found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
@@ -701,27 +704,18 @@ class CommandLine(NamedTuple):
 LENIENT = CommandLine(options={'ignore_extra_keys': 'true'})       # of a config's unknown keys
 
 
-def space(text: str) -> str:
-    """Return a size or a percentage as it is; space_bytes() tells how much that is."""
-    if not re.match('([0-9]{1,6}[KMGT]|[0-9]{1,2}%)$', text):
-        raise ValueError('invalid (expected 10% or 500M, 50G, 2T)')
+def fitting(text: str, pattern: str, expected: str) -> str:
+    """Return a text that matches a pattern as it is."""
+    if not re.match(f'({pattern})\\Z', text):
+        raise ValueError(f'invalid (expected {expected})')
     return text
-
-
-def space_bytes(text: str, total: int) -> int:
-    """Return the bytes of a size or a percentage, on storage of so many bytes."""
-    number = int(text[:-1])
-    unit = text[-1]
-    return total * number // 100 if unit == '%' else number << 10 * ' KMGT'.index(unit)
 
 
 def devices(text: str) -> str:
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
-    text = re.sub(r'\s*,\s*', ',', text.lower())
     device = '(xvd|hd|sd)[a-z]+'
-    if not re.match(f'(boot|all|{device}(,{device})*)$', text):
-        raise ValueError('invalid (expected boot, all, or devices such as xvda,xvdc)')
-    return text
+    return fitting(re.sub(r'\s*,\s*', ',', text.lower()), f'boot|all|{device}(,{device})*',
+                   'boot, all, or devices such as xvda,xvdc')
 
 
 def absolute(text: str) -> str:
@@ -744,16 +738,7 @@ def directory_pattern(text: str) -> str:
 def address(text: str) -> str:
     """Return a mail address as it is."""
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@,]+'
-    if not re.match(f'{part}(@{part})?$', text):
-        raise ValueError('invalid (expected name@host)')
-    return text
-
-
-def helo_name(text: str) -> str:
-    """Return a name for the greeting of a mail server, or an address in brackets, as it is."""
-    if not re.match(r'([A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\])$', text):
-        raise ValueError('invalid (expected a name such as xen1.example.com)')
-    return text
+    return fitting(text, f'{part}(@{part})?', 'name@host')
 
 
 def addresses(text: str) -> Texts:
@@ -792,8 +777,11 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
                     absolute),
     compress=lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),   # as 3.25
     pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
-    backup_dir_pattern=directory_pattern, vdi_disks=devices, min_free=space, mail_to=addresses,
-    mail_from=address, mail_smtp_server=lambda text: text or 'localhost', mail_helo=helo_name)
+    backup_dir_pattern=directory_pattern, vdi_disks=devices, mail_to=addresses,
+    min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
+    mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
+    mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
+                                   'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in re.findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = next(key.default for key in KEYS if key.name == 'backup_dir_pattern')
 OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
@@ -810,7 +798,7 @@ class Config(NamedTuple):
     """What a config file says, with everything that is wrong in it."""
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
-    rules: Tuple[Rule, ...]
+    rules: Rules
     given: Dict[str, Pair]     # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
@@ -1019,12 +1007,11 @@ def read_password_file(path: str, warn: Callable) -> str:
 
 def login_word(word: str) -> Optional[str]:
     """Return the password that a command line's first word stands for, None for `local`."""
+    path = native(word)
     if word == 'local':
         return None
-    if isfile(native(word)):
-        return read_password_file(native(word), log)
-    if '/' in word and exists(native(word)):
-        raise ConfigError(f'not a file: password file {word}')
+    if isfile(path) or '/' in word and exists(path):
+        return read_password_file(path, log)
     return word
 
 
@@ -1076,8 +1063,8 @@ class Plan(NamedTuple):
     excluded: Texts = ()       # names
     uncovered: Texts = ()      # names that no rule mentions
     failures: Sequence[Outcome] = ()   # configured VMs that cannot be backed up
-    broken: Sequence[Rule] = ()      # those that are no regular expressions
-    invalid: Sequence[Rule] = ()     # those with a retention that is no number
+    broken: Rules = ()         # those that are no regular expressions
+    invalid: Rules = ()        # those with a retention that is no number
     messages: Texts = ()       # what a log has to tell, warnings included
     warnings: Texts = ()
     errors: Texts = ()         # with any of these nothing is backed up
@@ -1117,7 +1104,7 @@ def is_about(rule: Rule, vm: Vm) -> bool:
 
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
-    def __init__(self, rules: Sequence[Rule], vms: Sequence[Vm], former: Strings,
+    def __init__(self, rules: Rules, vms: Sequence[Vm], former: Strings,
                  saved: bool) -> None:
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -1245,7 +1232,7 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
+def select(rules: Rules, vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     found = Selection(rules, vms, former, saved)
@@ -2318,10 +2305,9 @@ class Pool:
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
         hosts = self.table('host')
-        master = hosts[self.own_record()['master']]
         here = installation_uuid()
         if here in [record['uuid'] for record in hosts.values()]:
-            return master['uuid'] == here
+            return hosts[self.own_record()['master']]['uuid'] == here
         return not self.redirected
 
 
@@ -2849,9 +2835,9 @@ def programs_with(word: str, variable: str = '') -> List[int]:
     found = []
     for number in filter(str.isdigit, os.listdir('/proc')):
         with suppress(OSError):                        # it has ended
-            if encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20):
-                if not variable or encoded(variable) in read_file(f'/proc/{number}/environ', 2**20):
-                    found.append(int(number))
+            if (encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20) and
+                    encoded(variable) in read_file(f'/proc/{number}/environ', 2**20)):
+                found.append(int(number))
     return found
 
 
@@ -3840,7 +3826,11 @@ class Store(Catalogue):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         total, free = room_in(self.root)
         free += gain
-        wanted = {f'min_free={least}': space_bytes(least, total)} if least else {}
+        wanted = {}
+        if least:
+            number = int(least[:-1])
+            wanted[f'min_free={least}'] = (total * number // 100 if least.endswith('%') else
+                                           number << 10 * ' KMGT'.index(least[-1]))
         if last:
             wanted[f'{human_size(last)} for a backup as large as the last'] = last
         if total and free < max(wanted.values(), default=0):
