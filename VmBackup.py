@@ -5040,13 +5040,6 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Iterable[str], 
         xe.tell('vbd-destroy', uuid=vbd['uuid'])
 
 
-def is_label_for(label: str, backup: Backup) -> bool:
-    """Return whether a label is for the VM of a backup: its record may be a copy of another's."""
-    name = TWIN.sub('', basename(dirname(backup.path)))
-    return label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or (
-        label.startswith('RESTORE_') and path_part(label[8:]) == name)
-
-
 class Remover(NamedTuple):
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
     pool: Pool
@@ -5120,7 +5113,12 @@ class Remover(NamedTuple):
         if intent.uuid:
             for found in self.pool.snapshots(intent.kind, [intent.ref]):
                 if found.uuid == intent.uuid and found.ref not in intent.before:
-                    if not (intent.noted or found.marked and is_label_for(found.label, backup)):
+                    # The record may be a copy of that of another VM.
+                    name = TWIN.sub('', basename(dirname(backup.path)))
+                    if not intent.noted and not (found.marked and (
+                            found.label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or
+                            found.label.startswith('RESTORE_') and
+                            path_part(found.label[8:]) == name)):
                         return self.doubt(intent.kind, found, keep)
                     self.remove_found(found, intent, backup)
                     return True
@@ -5132,11 +5130,10 @@ class Remover(NamedTuple):
             return True
         if intent.noted:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
-        clear, places = True, {intent.kind: (intent.ref,)}     # type: bool, Dict[str, Texts]
+        clear = True
         # Of a VM's that was only half made, the disks come first, and are not anybody's yet (xapi:
         # xapi_vm_clone.ml).
-        places.setdefault('VDI', intent.sources)
-        for kind, refs in places.items():
+        for kind, refs in {intent.kind: (intent.ref,), 'VDI': intent.sources}.items():
             new = [found for found in self.pool.snapshots(kind, refs)
                    if found.ref not in intent.before]
             halves = []        # type: List[Snapshot]
@@ -5314,7 +5311,8 @@ class Exporter:
         with self.pool.snapshotting:
             if waited() > STALE:
                 self.choose_source(self.pool.reread(self.vm))
-            snapshot = self.take(backup, warned_of)
+            with failing_as(self.snapshot_token):
+                snapshot = self.take(backup, warned_of)
         prepared = exported = False
         try:
             with failing_as(self.prepare_token):
@@ -5335,29 +5333,33 @@ class Exporter:
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
         check_signals()
         log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
-        with failing_as(self.snapshot_token):
-            ahead = self.pool.ahead()
-            intent = self.intent._replace(
-                pool=self.pool.uuid(), since=utc(ahead - 60), until=utc(ahead + 900),
-                latest=utc(ahead + 2 * XE_TIMEOUT + 900))
+        ahead = self.pool.ahead()
+        intent = self.intent._replace(
+            pool=self.pool.uuid(), since=utc(ahead - 60), until=utc(ahead + 900),
+            latest=utc(ahead + 2 * XE_TIMEOUT + 900))
         self.write_intent(backup, intent)
-        try:
-            with failing_as(self.snapshot_token):
-                uuid = self.make_snapshot()
-                log('snap-uuid: ' + uuid)
-                if not re.match(UUID + r'\Z', uuid):
-                    raise CommandFailed('xe printed no uuid of a snapshot')
-                self.write_intent(backup, intent._replace(uuid=uuid))
-                made = None    # type: Optional[Snapshot]
-                for each in self.pool.snapshots(self.kind, [intent.ref]):
-                    if each.ref not in intent.before:
-                        made = each if each.uuid == uuid else made
-                    elif each.label == intent.label and each.uuid not in warned_of:
+        words = {}             # type: Record
+        if self.kind == 'VM':
+            words['new_name_label'] = intent.label
+        if self.ignoring:
+            words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
+        try:                   # by uuid=, as vm= also finds a VM that is named so
+            uuid = self.xe.tell(self.kind.lower() + '-snapshot', uuid=intent.of, **words)
+            log('snap-uuid: ' + uuid)
+            if not re.match(UUID + r'\Z', uuid):
+                raise CommandFailed('xe printed no uuid of a snapshot')
+            self.write_intent(backup, intent._replace(uuid=uuid))
+            made = None        # type: Optional[Snapshot]
+            for each in self.pool.snapshots(self.kind, [intent.ref]):
+                if each.ref in intent.before:
+                    if each.label == intent.label and each.uuid not in warned_of:
                         self.remover.warn_of(each)
-                if not made:
-                    self.write_intent(backup, intent)
-                    raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
-                self.write_intent(backup, self.remover.with_disks(intent, made))
+                elif each.uuid == uuid:
+                    made = each
+            if not made:
+                self.write_intent(backup, intent)
+                raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
+            self.write_intent(backup, self.remover.with_disks(intent, made))
             return made
         except BaseException as error:                 # whatever it is, a snapshot may be there
             code = getattr(error, 'code', '')
@@ -5377,7 +5379,7 @@ class Exporter:
                 elif clear:
                     drop_intent(backup)
             if more:
-                raise BackupFailed(self.snapshot_token, f'{error} ({more})')
+                raise CommandFailed(f'{error} ({more})')
             raise
 
     def write_intent(self, backup: Backup, intent: Intent) -> None:
@@ -5385,15 +5387,6 @@ class Exporter:
         self.intent = intent
         set_intent(backup, intent)
         self.snapshot_may_remain = True
-
-    def make_snapshot(self) -> str:
-        """Return the uuid that xe prints. By uuid=, as vm= also finds a VM that is named so."""
-        if self.kind == 'VDI':
-            return self.xe.tell('vdi-snapshot', uuid=self.intent.of)
-        words = {'new_name_label': self.intent.label}
-        if self.ignoring:
-            words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
-        return self.xe.tell('vm-snapshot', uuid=self.intent.of, **words)
 
     def prepare(self) -> None:
         """Mark the snapshot; give a disk's our label. Make a VM's no template, as xe's vm-export
@@ -6253,7 +6246,7 @@ class Shared(Run):
 
 class VmBackup(Turn):
     """The backup of one VM."""
-    history = backup = exporter = None         # type: Any
+    history = backup = None    # type: Any
     begun = False              # something was exported: no second try
     last = 0                   # bytes that the files of the last one take
     reserved = 0               # bytes by which the free space will shrink
@@ -6264,6 +6257,7 @@ class VmBackup(Turn):
         self.shared = shared
         self.settings = shared.settings
         self.pool = shared.pool
+        self.exporter = shared.exporter(job.method, self.warnings)
         self.held = ExitStack()                # its directories, open
         self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
@@ -6279,7 +6273,7 @@ class VmBackup(Turn):
             finally:
                 self.held.close()
                 self.shared.writing.discard(self)
-                if self.exporter and self.exporter.snapshot_may_remain:
+                if self.exporter.snapshot_may_remain:
                     self.shared.clean_up_at_end = True
 
     def back_up_with_hooks(self) -> None:
@@ -6309,7 +6303,7 @@ class VmBackup(Turn):
         except VmBackupError as error:
             if error.code not in WENT_AWAY or self.begun or not self.pool.patience:
                 raise
-            if self.exporter and self.exporter.snapshot_may_remain:    # made as xapi starts
+            if self.exporter.snapshot_may_remain:      # made as xapi starts
                 self.shared.doubtful.append(self.path)
                 self.shared.clean_up_at_end = True
             log(f'***NOTE - {error}: trying {self.job.vm.name} again')
@@ -6324,8 +6318,7 @@ class VmBackup(Turn):
 
     def back_up(self) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
-        job, started = self.job, now()
-        exporter = self.shared.exporter(job.method, self.warnings)
+        job, exporter, started = self.job, self.exporter, now()
         log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
         self.history.as_it_is()
         vm = self.pool.reread(job.vm)
@@ -6334,7 +6327,6 @@ class VmBackup(Turn):
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
                                + ', '.join(uuid or 'one of unknown uuid' for uuid in warned_of))
         self.drop_last_failure()
-        self.exporter = exporter
         self.new_directory(exporter.names(basename(self.history.directory), vm), started)
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
@@ -6351,7 +6343,12 @@ class VmBackup(Turn):
         self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
         if self.last:
             self.need += f', and took {human_size(self.last)} last time'
-        self.log_disks()
+        if exporter.left_out and not exporter.disks:
+            self.warnings.append(NO_DISK_LEFT)
+        log(*['left out: ' + disk_words(disk, why) for disk, why in exporter.left_out])
+        for disk in exporter.disks:
+            if NOBAK in disk.name and not self.settings.honour_nobak:
+                log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
         check_signals()
         with self.deleting_on_failure(), exporter.snapshot(self.backup, warned_of) as snapshot:
             check_signals()
@@ -6424,16 +6421,6 @@ class VmBackup(Turn):
         with suppress(OSError):                        # its own thread will meet that, too
             return max(0, self.reserved - self.backup.occupied())
         return 0
-
-    def log_disks(self) -> None:
-        """Log which disks are left out, and which might have been; warn if none is left."""
-        left_out, disks = self.exporter.left_out, self.exporter.disks
-        if left_out and not disks:
-            self.warnings.append(NO_DISK_LEFT)
-        log(*['left out: ' + disk_words(disk, why) for disk, why in left_out])
-        for disk in disks:
-            if NOBAK in disk.name and not self.settings.honour_nobak:
-                log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
 
     def describe(self, started: datetime, snapshot: Snapshot) -> Record:
         """Return the manifest, as far as it is known before the export."""
@@ -6828,7 +6815,7 @@ class BackupRun(Shared):
 
         for backup in backups:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
-                for disk in self.exporter(backup.job.method, []).choose(backup.job.vm):
+                for disk in backup.exporter.choose(backup.job.vm):
                     backup.srs.add(disk.sr_uuid)
                     backup.bytes += disk.size
         waiting = sorted(backups, key=lambda backup: -backup.bytes)
