@@ -5076,8 +5076,9 @@ class Remover(NamedTuple):
         if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', intent.uuid)):
             # Disks that something else has would stay (recorded: snapshot-uninstall).
             held = [disk.ref for disk in disks if len(disk.vbds) > 1]
-            owners = self.pool.where('VM', 'uuid', [intent.uuid]) if held else {}
-            drop_leaked_vbds(self.pool, self.xe, owners, held)
+            if held:
+                drop_leaked_vbds(self.pool, self.xe,
+                                 self.pool.where('VM', 'uuid', [intent.uuid]), held)
             # snapshot-uninstall does it whether it is still a template or not.
             verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
             log(*self.xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
@@ -5160,9 +5161,9 @@ class Remover(NamedTuple):
         if not intent.uuid:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         owners = self.pool.where('VM', 'uuid', [intent.uuid])
-        exported = any('export' in vm['current_operations'].values() for vm in owners.values())
-        return exported or any(user for _, user, _ in self.pool.holds(
-            owners, [disk.ref for disk in self.disks(intent)], 'RO', True))
+        return any('export' in vm['current_operations'].values() for vm in owners.values()) or any(
+            user for _, user, _ in self.pool.holds(
+                owners, [disk.ref for disk in self.disks(intent)], 'RO', True))
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
@@ -5289,7 +5290,7 @@ class Exporter:
         taken, before = self.disks, []     # type: List[Disk], List[str]
         if self.kind == 'VM':
             ref, uuid, label = vm.ref, vm.uuid, 'RESTORE_' + vm.name
-            self.ignoring = bool(self.others) and self.pool.version() >= IGNORES_DISKS
+            self.ignoring = self.others and self.pool.version() >= IGNORES_DISKS
             taken = self.disks if self.ignoring else self.disks + self.others
             before += vm.record['snapshots']
         else:
@@ -5346,9 +5347,8 @@ class Exporter:
         try:                   # by uuid=, as vm= also finds a VM that is named so
             uuid = self.xe.tell(self.kind.lower() + '-snapshot', uuid=intent.of, **words)
             log('snap-uuid: ' + uuid)
-            if not re.match(UUID + r'\Z', uuid):
-                raise CommandFailed('xe printed no uuid of a snapshot')
-            self.write_intent(backup, intent._replace(uuid=uuid))
+            if re.match(UUID + r'\Z', uuid):
+                self.write_intent(backup, intent._replace(uuid=uuid))
             made = None        # type: Optional[Snapshot]
             for each in self.pool.snapshots(self.kind, [intent.ref]):
                 if each.ref in intent.before:
@@ -5358,7 +5358,7 @@ class Exporter:
                     made = each
             if not made:
                 self.write_intent(backup, intent)
-                raise CommandFailed(f'xe printed no uuid of a new snapshot: {uuid}')
+                raise CommandFailed('xe printed no uuid of a snapshot that is new')
             self.write_intent(backup, self.remover.with_disks(intent, made))
             return made
         except BaseException as error:                 # whatever it is, a snapshot may be there
@@ -5422,10 +5422,10 @@ class Exporter:
         uuid, size, packing = file.snapshot.uuid, file.snapshot.size, compression_of(path)
         if self.archive:
             with handed(path) as at:
-                output = self.xe.transfer('vm-export', watchdog, at=at, uuid=uuid, filename=path,
-                                          **packing.parameters)
-            log(*output.splitlines())
-            if 'Export succeeded' not in output.splitlines():
+                lines = self.xe.transfer('vm-export', watchdog, at=at, uuid=uuid, filename=path,
+                                         **packing.parameters).splitlines()
+            log(*lines)
+            if 'Export succeeded' not in lines:
                 raise CommandFailed('xe vm-export did not say that the export succeeded')
             return
         form = form_of(path)
@@ -5607,9 +5607,9 @@ class Importer:
         except CommandFailed as error:
             code = error.code
             text = f'{error}{ADVICE.get(code, "")}'
-            with suppress(PoolError):                  # it is told as it is by now
-                full = [target.sr['uuid']] if code == FULL else []
-                for sr in self.pool.where('SR', 'uuid', full).values():
+            if code == FULL:
+                with suppress(PoolError, ValueError):  # it is told as it is by now
+                    sr, = self.pool.where('SR', 'uuid', [target.sr['uuid']]).values()
                     text = f'no space left in SR {space_of(sr, target.size)}: {text}'
             raise CommandFailed(text, code)
 
@@ -5642,10 +5642,9 @@ class Importer:
     def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
         size = target.size
-        mark = record.mark
         words = dict([QCOW2]) if size > LARGEST_STORED else {}
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                            name_label=marked_name(mark), virtual_size=str(size), **words)
+                            name_label=marked_name(record.mark), virtual_size=str(size), **words)
         made = sum(int(vdi['virtual_size'])
                    for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
         if made < max(size, 1):
@@ -6264,36 +6263,32 @@ class VmBackup(Turn):
         self.srs = set()       # type: Set[str]        # uuids of those with its disks
 
     def run(self) -> None:
-        """Make the backup, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
-        patience = self.settings.lock_wait * 60
-        self.history = self.shared.store.directory_of(self.job.vm, self.pool.names, patience)
-        with self.shared.store.locked(self.history.directory, patience):
+        """Make the backup, between its hooks and unless one skips it. Raise VmBackupError, OSError,
+        Interrupted."""
+        shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
+        known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
+        self.history = shared.store.directory_of(vm, self.pool.names, patience)
+        with shared.store.locked(self.history.directory, patience):
             try:
-                self.back_up_with_hooks()
+                with failing_as('HOOK-FAIL'):
+                    self.skipped = not shared.call_hook('backup-start', **known)
+                if self.skipped:
+                    return
+                self.back_up_or_retry()
+            except BaseException as error:
+                shared.notify('backup-abort', self.warnings, status=token_of(error),
+                              target=self.path, **known)
+                raise
+            else:
+                check_held(self.path)                  # a hook takes a path as it is
+                shared.notify('backup-end', self.warnings, target=self.path, file='\n'.join(
+                    sorted(self.backup.file(file.name) for file in self.exported)),
+                    size=str(self.size), status=self.status, **known)
             finally:
                 self.held.close()
-                self.shared.writing.discard(self)
+                shared.writing.discard(self)
                 if self.exporter.snapshot_may_remain:
-                    self.shared.clean_up_at_end = True
-
-    def back_up_with_hooks(self) -> None:
-        """Make the backup between its hooks. Raise as `run`."""
-        shared, vm = self.shared, self.job.vm
-        known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
-        try:
-            with failing_as('HOOK-FAIL'):
-                self.skipped = not shared.call_hook('backup-start', **known)
-            if self.skipped:
-                return
-            self.back_up_or_retry()
-        except BaseException as error:
-            shared.notify('backup-abort', self.warnings, status=token_of(error), target=self.path,
-                          **known)
-            raise
-        check_held(self.path)                          # a hook takes a path as it is
-        shared.notify('backup-end', self.warnings, target=self.path, file='\n'.join(
-            sorted(self.backup.file(file.name) for file in self.exported)),
-            size=str(self.size), status=self.status, **known)
+                    shared.clean_up_at_end = True
 
     def back_up_or_retry(self) -> None:
         """Make the backup; once more where xapi went away before anything was exported, as that
@@ -6349,16 +6344,21 @@ class VmBackup(Turn):
         for disk in exporter.disks:
             if NOBAK in disk.name and not self.settings.honour_nobak:
                 log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
-        check_signals()
-        with self.deleting_on_failure(), exporter.snapshot(self.backup, warned_of) as snapshot:
-            check_signals()
-            self.manifest = self.describe(started, snapshot)
-            check_readable(self.manifest)
-            if self.settings.pre_clean:
-                self.prune(self.judged(started))
-                self.reserved = self.last
-            size = self.export(snapshot)
-            log(f'{job.method} success')
+        try:
+            with exporter.snapshot(self.backup, warned_of) as snapshot:
+                check_signals()
+                self.manifest = self.describe(started, snapshot)
+                check_readable(self.manifest)
+                if self.settings.pre_clean:
+                    self.prune(self.judged(started))
+                    self.reserved = self.last
+                size = self.export(snapshot)
+                log(f'{job.method} success')
+        except BaseException:
+            with suppress(OSError, TargetError):       # others may need the room of its files
+                for file in self.exported:
+                    bounded(lambda: remove(self.backup.file(file.name)), 'the share')
+            raise
         log(f'*** {job.method} end')
         self.verify()
         self.finish(size)
@@ -6367,17 +6367,6 @@ class VmBackup(Turn):
             judged = self.judged(started, self.path)
             self.tell_what_stays(judged)
             self.prune(judged)
-
-    @contextmanager
-    def deleting_on_failure(self) -> Context:
-        """Delete what a failure leaves of its files at once, as others may need the room."""
-        try:
-            yield
-        except BaseException:
-            with suppress(OSError, TargetError):               # the directory is no backup anyway
-                for file in self.exported:
-                    bounded(lambda: remove(self.backup.file(file.name)), 'the share')
-            raise
 
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
