@@ -3202,9 +3202,8 @@ class Backup(NamedTuple):
 
     def disk_size(self, name: str) -> Size:
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
-        if self.manifest.known:
-            return as_size(self.manifest.disk(name).get('virtual_size'))
-        return as_size(self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
+        return as_size(self.manifest.disk(name).get('virtual_size') if self.manifest.known else
+                       self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
     def contents(self) -> Sifted:
         """Yield what is in it (see `sift`); ours: what we wrote, also if a person packed images."""
@@ -3557,23 +3556,20 @@ class Catalogue:
         names = []             # type: List[str]
         with suppress(OSError):                        # `check` will tell
             names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
-        found = map(re.compile(r'\.restore-([0-9a-f]{32})\.json\Z').match, names)
-        return {each.group(1): f'{self.root}/{each.group()}' for each in found if each}
+        return {name[9:-5]: f'{self.root}/{name}' for name in sorted(names)
+                if re.match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
 
     def runs(self) -> Dict[str, LastRun]:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
-        found = {}             # type: Dict[str, LastRun]
-        for name in names_in(self.root):
-            if re.match(r'\.run-.*\.json\Z', name):
-                found[name[:-5]] = parse_record(LastRun, load(f'{self.root}/{name}'))
-        return found
+        return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
+                for name in names_in(self.root) if re.match(r'\.run-.*\.json\Z', name)}
 
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
         left, own = {}, own_pool()     # type: Dict[str, List[str]], str
-        for path in paths + sorted(self.restores().values()):
+        for path in [*paths, *self.restores().values()]:
             kind = Intent if path in paths else Restoring
             try:
                 data = load(path)
@@ -4004,7 +4000,7 @@ class Store(Catalogue):
         """Delete, and return, the oldest dumps beyond `keep` (0: none), and what kills left."""
         directory = dirname(newest)
         older = [path for path in self.dumps_in(directory) if path != newest]
-        old = older[:max(0, len(older) + 1 - keep)] if keep else []
+        old = [*older, newest][:-keep]
         for path in old + self.dumps_in(directory, PARTIAL):
             remove(path)
         return old
@@ -4285,12 +4281,10 @@ class Reader:
                 end = self.last(8)
                 if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
                     raise Damaged('something follows the end of the gzip file')
-        except Damaged as error:
-            raise Damaged(f'{where}{error} (after {self.at} bytes of content)')
-        except OSError as error:
-            if error.errno != EIO:
+        except (Damaged, OSError) as error:
+            if getattr(error, 'errno', EIO) != EIO:
                 raise
-            raise Damaged(f'{where}{error.strerror} at byte {self.at}')
+            raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
         self.tail = (self.tail + view[max(0, done - 4096):done].tobytes())[-4096:]
         return done
 
@@ -4354,17 +4348,6 @@ class Reader:
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_raw(self, size: Size) -> Proof:
-        """Read a raw image, which is as long as its disk, if that is known."""
-        while self.read_on():
-            if size and self.at > size + CHUNK:         # it may go on for ever
-                raise Damaged(f'it goes on after byte {self.at}, its disk ends at {size}')
-        if size is None:
-            return self.proof('length')
-        if size != self.at:
-            raise Damaged(f'it has {self.at} bytes, its disk {size}')
-        return self.proof('structure')
-
     def read_head(self, known: Size = None) -> Tuple[int, bytes, bytes]:
         """Return the bytes of a dynamic VHD's disk, its footer, the table of its blocks."""
         footer = self.take(0, BLOCK, 'its first footer')
@@ -4404,14 +4387,6 @@ class Reader:
             raise Damaged(f'it goes on after its last footer, at byte {end}')
         yield size, bytearray()
 
-    def disk(self) -> Iterator[bytes]:
-        """Yield a disk from its VHD image."""
-        at = 0
-        for begin, data in self.blocks():
-            yield from zeros(begin - at)
-            yield data
-            at = begin + len(data)
-
 
 class ArchiveReader(Reader):
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
@@ -4422,8 +4397,7 @@ class ArchiveReader(Reader):
 
     def read_block(self) -> bytes:
         """Read a header or the block of a checksum. Raise Damaged."""
-        self.head = self.fill(memoryview(bytearray(BLOCK))).tobytes()
-        self.digest.update(self.head)
+        self.head = bytes(self.take(self.at, BLOCK, self.where))
         return self.head
 
     def read_ova(self) -> Tuple[bytes, bytes]:
@@ -4432,11 +4406,10 @@ class ArchiveReader(Reader):
         name, size = self.member()
         if name != 'ova.xml' or not 0 <= size <= LARGEST_OVA:
             raise self.fault(f'it begins with {name} of {size} bytes, not with ova.xml')
-        ova = self.fill(memoryview(bytearray(size + -size % BLOCK)))
-        self.digest.update(ova)
+        ova = self.take(self.at, size + -size % BLOCK, self.where)
         self.check_padding(ova[size:])
         self.read_block()
-        return head, ova[:size].tobytes()
+        return head, bytes(ova[:size])
 
     def read(self) -> Proof:
         """Read all of it; raise Damaged where it is not as it should be."""
@@ -4451,9 +4424,7 @@ class ArchiveReader(Reader):
         name, _ = self.member()
         if name:
             raise self.fault(f'{name} belongs to no disk')
-        if any(self.fill(self.view[:BLOCK])):
-            raise self.fault('a second block of zeros was expected')
-        for piece in self.pieces():
+        for piece in itertools.chain([self.fill(self.view[:BLOCK])], self.pieces()):
             more = bytes(piece).lstrip(b'\0')
             if more or len(piece) % BLOCK:
                 raise self.fault('something follows the end', len(more) or len(piece) % BLOCK)
@@ -4501,7 +4472,7 @@ class ArchiveReader(Reader):
                 wanted = f'{disk.id}/{last + 1:08d}' + (' or later' if last >= 0 else '')
                 found = f'{name} of {size} bytes' if name else 'the end'
                 raise self.fault(f'chunk {wanted} was expected, found {found}')
-            self.gaps = self.gaps or number > last + 1
+            self.gaps |= number > last + 1
             offset += (number - last - 1) * CHUNK
             room = max(0, min(CHUNK, disk.size - offset))
             if size not in (room, 0) or not room:
@@ -4556,14 +4527,21 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
     if form == '.xva':
         return reader.read()
     if form == '.raw':
-        return reader.read_raw(size)
-    if form == '.vhd':
+        while reader.read_on():
+            if size and reader.at > size + CHUNK:      # it may go on for ever
+                raise Damaged(f'it goes on after byte {reader.at}, its disk ends at {size}')
+        if size is None:
+            return reader.proof('length')
+        if size != reader.at:
+            raise Damaged(f'it has {reader.at} bytes, its disk {size}')
+    elif form == '.vhd':
         deque(reader.blocks(size), 0)      # to its end
-        return reader.proof('structure')
-    try:
-        parse_xml(map(bytes, iter(reader.read_on, b'')), 'database' if form == '.dump' else 'value')
-    except (ExpatError, ValueError, LookupError) as error:
-        raise Damaged(f'it is no well-formed XML: {error}')
+    else:
+        root = 'database' if form == '.dump' else 'value'
+        try:
+            parse_xml(map(bytes, iter(reader.read_on, b'')), root)
+        except (ExpatError, ValueError, LookupError) as error:
+            raise Damaged(f'it is no well-formed XML: {error}')
     return reader.proof('structure')
 
 
@@ -4630,12 +4608,6 @@ def opened(path: str, form: str) -> Iterator[Any]:
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def ova_of(path: str) -> bytes:
-    """Return the ova.xml of an archive. Raise Damaged, CommandFailed, OSError."""
-    with opened(path, '.xva') as reader:
-        return reader.read_ova()[1]
-
-
 def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Iterator[bytes]:
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
@@ -4671,24 +4643,16 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
     """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
         at = 0
-        for piece in reader.pieces() if form == '.raw' else reader.disk():
-            at += len(piece)
+        pieces = ((reader.at - len(piece), piece) for piece in reader.pieces())
+        for begin, data in pieces if form == '.raw' else reader.blocks():
+            gap, at = begin - at, begin + len(data)
             if at > size:
                 break
-            yield piece
+            yield from zeros(gap)
+            yield data
         if at != size:
             raise Damaged(f'{path} has {at} bytes or more, not {size}')
         yield from zeros(whole - at)
-
-
-def image_size(path: str, form: str, known: Size) -> int:
-    """Return the bytes of an image's disk, if not known. Raise Damaged."""
-    if form == '.raw' and (known or not is_packed(path)):
-        return known or size_of(path)
-    with opened(path, form) as reader:
-        if form == '.raw':
-            return sum(map(len, reader.pieces()))
-        return reader.read_head()[0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5517,7 +5481,7 @@ class Importer:
     def end_killed(self) -> None:
         """End restores that were killed."""
         with tolerating(self.warnings, 'cannot look for what a restore has left'):
-            for path in sorted(self.store.restores().values()):
+            for path in self.store.restores().values():
                 with tolerating(self.warnings, path), self.store.taken(path) as record:
                     if record and record.pool != self.pool.uuid():
                         log(f'***NOTE - {path} records a restore in another pool, '
@@ -7511,7 +7475,9 @@ class Restorer(Importer):
                 fitting = 'the image of a disk' if whole else 'a whole VM'
                 raise UsageError(f'{word}= is for {fitting}, which this is not')
         if whole:
-            return self.plan_vm(chosen, archived_vm(ova_of(chosen.path)), name, vms)
+            with opened(chosen.path, chosen.form) as reader:
+                _, ova = reader.read_ova()
+            return self.plan_vm(chosen, archived_vm(ova), name, vms)
         return self.plan_disk(chosen, name)
 
     def tell_of_whom(self, manifest: Manifest, vms: Records) -> None:
@@ -7621,7 +7587,13 @@ class Restorer(Importer):
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
         """Plan the restore of an image."""
         file = basename(chosen.path)
-        size = image_size(chosen.path, chosen.form, chosen.backup.disk_size(file))
+        raw, size = chosen.form == '.raw', 0
+        if raw:
+            size = chosen.backup.disk_size(file) or (
+                0 if is_packed(file) else size_of(chosen.path))
+        if not size:
+            with opened(chosen.path, chosen.form) as reader:
+                size = sum(map(len, reader.pieces())) if raw else reader.read_head()[0]
         original = chosen.backup.manifest.disk(file).get('name') or plain_name(file)
         name = name or original + chosen.suffix
         sr = self.sr(size, f'  new disk: {name}')

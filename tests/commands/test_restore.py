@@ -955,7 +955,8 @@ class OvaXml(unittest.TestCase):
         self.assertGreater(len(samples), 1)
         for path in samples:
             with self.subTest(path=path):
-                ova = VmBackup.ova_of(path)
+                with VmBackup.opened(path, '.xva') as reader:
+                    _, ova = reader.read_ova()
                 changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32, ())
                 self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'),
                                  VmBackup.archived_vm(changed))

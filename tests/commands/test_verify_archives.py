@@ -63,7 +63,8 @@ class Samples(ArchiveCase):
                     os.rename(self.path, path)
                     proofs.add(verifier.prove(path))
                     if form == '.xva':
-                        VmBackup.ova_of(path)
+                        with VmBackup.opened(path, form) as reader:
+                            reader.read_ova()
                     os.rename(path, self.path)
             found, = proofs
             self.assertEqual((proved, size or found.size), (found.proved, found.size))
