@@ -3471,7 +3471,7 @@ def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
     real, points = realpath(path), mount_points()
     mounted = deepest(points, real)
     wanted = deepest(map(realpath, mount_points(FSTAB, 1) if require_mount == 'auto' else ()), real)
-    if wanted not in ('', '/') and wanted not in points:
+    if wanted not in ('', '/', *points):
         raise TargetError(f'{place} lies below {wanted}, where nothing is mounted -> {path} (mount '
                           'it, see /etc/fstab)')
     if require_mount == 'yes' and mounted == '/':
@@ -4076,7 +4076,7 @@ BLOCK = 512                # bytes of a tar header, and of a disk's sector
 CHUNK = 1 << 20            # bytes of a disk in one member of an archive
 VHD_BLOCK = 1 << 21        # bytes of a disk in one block of a VHD image, as xapi writes them
 NOWHERE = 0xffffffff       # in the place of a block of zeros, which is not there
-LARGEST_VHD = 1 << 41      # bytes of a disk
+LARGEST_VHD = 1 << 41      # bytes of a disk, but for the rest of its last block
 LARGEST_EXPORT = 2040 << 30    # bytes of one that xapi exports as VHD (xapi-consts: constants.ml)
 LARGEST_STORED = 2093051 << 20     # bytes of one that an SR has as VHD (sm: vhdutil.py)
 QCOW2 = ('sm-config:image-format', 'qcow2')    # for a larger one
@@ -4171,8 +4171,7 @@ def xmlrpc_value(ova: bytes) -> Record:
     unpacker.xml(None, None)                           # what the parser gives it is decoded
     parse_xml(iter([ova]), 'value', unpacker)
     unpacker.end('params')                             # which is around a value elsewhere
-    value, = unpacker.close()
-    return value
+    return unpacker.close()[0]
 
 
 def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
@@ -4306,10 +4305,10 @@ class Reader:
     def failed_export(self) -> str:
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
         with suppress(OSError):
-            answer = re.compile(rb'HTTP/1\.\d 500(.*)', re.DOTALL)
+            answer = re.compile(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', re.DOTALL)
             found = answer.search(self.last(4096)) or answer.search(self.tail)
             if found:
-                words = re.sub(b'<[^>]*>', b' ', found.group(1).rpartition(b'</h1>')[2])
+                words = re.sub(b'<[^>]*>', b' ', found.group(1))
                 return ': the export failed: ' + ' '.join(decoded(words).split())
         return ''
 
@@ -4357,7 +4356,7 @@ class Reader:
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
         wanted = known or size
-        if size not in (wanted, wanted + -wanted % VHD_BLOCK) or size > LARGEST_VHD:
+        if size not in (wanted, wanted + -wanted % VHD_BLOCK):
             raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
         header = self.take(header_at, 1024, 'its header')
         cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
