@@ -7199,15 +7199,14 @@ class Pruning:
             else:
                 self.delete(backup)
 
-    def prune_one(self, path: str) -> None:
+    def prune_one(self, path: str, history: History) -> None:
         """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
             raise UsageError('no backup that can be deleted: {} ({})'.format(
                 path, 'it is protected' if backup.protected else 'expected its dated directory'))
         owner = Owner(backup.manifest.uuid, backup.manifest.pool)
-        others = [each.manifest
-                  for each in History(dirname(path), self.store.patterns).completed(True)
+        others = [each.manifest for each in history.completed(True)
                   if each.path != path and each.outcome == 'good' and not owner.other(each)]
         lost = disks_in_none(others, backup.manifest.holds)
         if not others:
@@ -7234,14 +7233,6 @@ class Pruning:
         except (VmBackupError, OSError) as error:
             self.errors += 1
             log(f'ERROR {path}: {explain(error)}')
-
-    @contextmanager
-    def under_lock(self, directory: str) -> Context:
-        """Hold the lock of a VM's directory, unless this is a preview; tell of an error."""
-        with self.telling(directory), ExitStack() as stack:
-            if not self.previewing:
-                stack.enter_context(self.store.locked(directory, self.settings.lock_wait * 60))
-            yield
 
 
 def to_prune(target: Opened, selector_text: str, pruning: Pruning) -> List[Any]:
@@ -7283,14 +7274,19 @@ def run_prune(line: CommandLine) -> int:
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
-    if target.kind == 'backup':
-        with pruning.under_lock(dirname(target.path)):
-            pruning.prune_one(target.path)
-    else:
-        for job, history, by_rules in to_prune(target, line.options['vm'], pruning):
-            check_signals()
-            with pruning.under_lock(history.directory):
+    found = [(None, History(dirname(target.path), target.store.patterns), False)]  # type: List[Any]
+    if target.kind == 'config':
+        found = to_prune(target, line.options['vm'], pruning)
+    for job, history, by_rules in found:
+        check_signals()
+        with pruning.telling(history.directory), ExitStack() as stack:
+            if not pruning.previewing:
+                stack.enter_context(pruning.store.locked(
+                    history.directory, pruning.settings.lock_wait * 60))
+            if job:
                 pruning.prune(job, history, by_rules)
+            else:
+                pruning.prune_one(target.path, history)
     verdict = verdict_of(pruning.errors, ())
     log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
         f'{pruning.deleted} {done} ({human_size(pruning.freed)})')
@@ -7326,7 +7322,6 @@ class Chosen(NamedTuple):
     path: str                  # of the archive or image
     form: str                  # one of FORMS, or ''
     backup: Backup             # its directory
-    vm: str                    # name of the VM, '' where only the archive tells
     when: str                  # of the backup: 2026-03-01 00:10:01, '' if that is not known
 
     @property
@@ -7439,7 +7434,7 @@ class Sources:
             self.store.set_root(root_of(path))
         backup = self.store.backup(dirname(path))
         when = (backup.started or '')[:19].replace('T', ' ')
-        return Chosen(path, form_of_file(path), backup, backup.manifest.name, when)
+        return Chosen(path, form_of_file(path), backup, when)
 
 
 class Restorer(Importer):
@@ -7464,23 +7459,9 @@ class Restorer(Importer):
 
     def plan(self, chosen: Chosen, name: str) -> Target:
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
+        manifest, vms = chosen.backup.manifest, self.pool.records('VM')
         when = f' as of {chosen.when}' if chosen.when else ''
-        log(f'restore of {chosen.vm or "a VM"}{when}: {chosen.path}')
-        vms = self.pool.records('VM')
-        self.tell_of_whom(chosen.backup.manifest, vms)
-        whole = chosen.form == '.xva'
-        for word in ['attach'] if whole else ['preserve', 'start']:
-            if self.options[word] not in ('', 'false'):
-                fitting = 'the image of a disk' if whole else 'a whole VM'
-                raise UsageError(f'{word}= is for {fitting}, which this is not')
-        if whole:
-            with opened(chosen.path, chosen.form) as reader:
-                _, ova = reader.read_ova()
-            return self.plan_vm(chosen, archived_vm(ova), name, vms)
-        return self.plan_disk(chosen, name)
-
-    def tell_of_whom(self, manifest: Manifest, vms: Records) -> None:
-        """Log whether a backup is of another pool, or of another VM than has its name by now."""
+        log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}')
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
         named = names.get(manifest.uuid)
         text = ''
@@ -7492,6 +7473,16 @@ class Restorer(Importer):
             text = f'of an earlier VM of this name, {manifest.uuid}'
         if text:
             log(f'***NOTE - this backup is {text}')
+        whole = chosen.form == '.xva'
+        for word in ['attach'] if whole else ['preserve', 'start']:
+            if self.options[word] not in ('', 'false'):
+                fitting = 'the image of a disk' if whole else 'a whole VM'
+                raise UsageError(f'{word}= is for {fitting}, which this is not')
+        if whole:
+            with opened(chosen.path, chosen.form) as reader:
+                _, ova = reader.read_ova()
+            return self.plan_vm(chosen, archived_vm(ova), name, vms)
+        return self.plan_disk(chosen, name)
 
     def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str, vms: Records) -> Target:
         """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
@@ -7500,7 +7491,7 @@ class Restorer(Importer):
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
-        original = chosen.vm or re.sub(r'\ARESTORE_(?=.)', '', found.name)
+        original = chosen.backup.manifest.name or re.sub(r'\ARESTORE_(?=.)', '', found.name)
         name = self.free_name(original, chosen.suffix, name, [
             vm['name_label'] for vm in vms.values()])
         preserve = self.options['preserve'] == 'true'
@@ -7616,7 +7607,7 @@ class Restorer(Importer):
         if state != 'Halted':
             raise UsageError(f'the VM {word} is {state} (shut it down first)')
         free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
-        if not (free and isinstance(free, list)):
+        if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
         return vm.uuid, str(free[0])
 
@@ -7702,8 +7693,8 @@ class TestRestore(Run):
 
     def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
         """Test the newest good backup; record how that ended if it was tried and no signal came."""
-        elapsed, fault = stopwatch(), ''
-        result = {'when': iso(now())}      # type: Record
+        elapsed, when, fault = stopwatch(), iso(now()), ''
+        result = {}            # type: Record
         try:
             backup = self.sources.newest([history.as_it_is()])
             for name in backup.check_archives():
@@ -7720,12 +7711,12 @@ class TestRestore(Run):
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
             fault = printable(explain(error))
-            if 'sr' in result or isinstance(error, (Damaged, CommandFailed)):
+            if result or isinstance(error, (Damaged, CommandFailed)):
                 result['fault'] = fault
-        if 'sr' in result or 'fault' in result:
-            result['seconds'] = int(elapsed())
+        if result:
             with tolerating(turn.warnings, 'the result is not recorded'):
-                add_to_manifest(backup, test_restore=result)
+                add_to_manifest(backup, test_restore=dict(
+                    result, when=when, seconds=int(elapsed())))
         if fault:
             raise BackupFailed('TEST-RESTORE-FAIL', fault)
 
