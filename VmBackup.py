@@ -6945,7 +6945,7 @@ class VerifyCommand(NamedTuple):
                 add_to_manifest(backup, verified=dict(
                     found.in_manifest(backup.manifest.digests), **fault))
             except OSError as error:                   # such as a share that is read-only
-                self.tell(path, 'NOTE', f'the result is not recorded: {reason_of(error)}')
+                log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
 
     @contextmanager
     def telling(self, path: str) -> Context:
@@ -6957,14 +6957,14 @@ class VerifyCommand(NamedTuple):
             self.tell(path, 'ERROR', explain(error))
 
     def tell(self, path: str, token: str, text: str) -> None:
-        """Log a line, and count it unless it is a note, as of what was deleted meanwhile."""
+        """Log a line, and count it, but for what was deleted meanwhile."""
         with suppress(OSError):
             if token == 'ERROR' and not is_there(path):
-                token, text = 'NOTE', 'it was deleted meanwhile'
-        log('{} {}: {}'.format({'SUCCESS': 'good', 'NOTE': '***NOTE -',
-                                'WARNING': '***WARNING -'}.get(token, token), path, text))
-        if token != 'NOTE':
-            self.tokens.append(token)
+                log(f'***NOTE - {path}: it was deleted meanwhile')
+                return
+        word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
+        log(f'{word} {path}: {text}')
+        self.tokens.append(token)
 
 
 def histories_in(target: Opened) -> Histories:
@@ -6980,8 +6980,7 @@ def run_verify(line: CommandLine) -> int:
     every = line.options['backups'] == 'all'
     be_gentle(True)
     target = open_target(word, announce=True, is_archive=form_of_file)
-    if (selector_text and target.kind not in ('config', 'store') or
-            every and target.kind in ('file', 'backup')):
+    if target.kind in ('file', 'backup') and (selector_text or every):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
     command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
     if target.kind == 'file':
@@ -7026,11 +7025,12 @@ def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
     return {'pool_dumps': dumps, 'foreign': foreign}
 
 
-def document_of(name: str, path: str, backups: Backups = (), owner: Owner = Owner()) -> Record:
+def document_of(name: str, history: History) -> Record:
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
-    told = [dict(described(backup), of=owner.other(backup)) for backup in backups]
-    return {'name': name, 'path': portable(path),
-            'good': sum(backup.outcome == 'good' for backup in backups),
+    owner = history.last_owner()
+    told = [dict(described(backup), of=owner.other(backup)) for backup in history.everything()]
+    return {'name': name, 'path': portable(history.directory),
+            'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
 
 
@@ -7057,8 +7057,13 @@ def described(backup: Backup) -> Record:
 def table_of(document: Record) -> Iterator[str]:
     """Yield the document's lines for a person."""
     rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
-    head = 'when age method size outcome verified restored protected name'
-    table = aligned([head.split(), *rows])
+    columns = []               # type: List[List[str]]     # but for those with nothing in them
+    for column in zip('when age method size outcome verified restored protected name'.split(),
+                      *rows):
+        if set(column[1:]) != {'-'}:
+            width = max(map(len, column))
+            columns.append([cell.ljust(width) for cell in column])
+    table = ('  '.join(cells).rstrip() for cells in zip(*columns))
     if rows:
         yield next(table)
     for vm in document['vms']:
@@ -7102,17 +7107,6 @@ def row_of(told: Record) -> Texts:
     return row + ['yes' if told['protected'] else '-', basename(told['path'])]
 
 
-def aligned(rows: Sequence[Texts]) -> Iterator[str]:
-    """Yield the rows of a table, its head first, without the columns in which there is nothing."""
-    columns = []               # type: List[List[str]]
-    for column in zip(*rows):
-        if set(column[1:]) != {'-'}:
-            width = max(map(len, column))
-            columns.append([cell.ljust(width) for cell in column])
-    for cells in zip(*columns):
-        yield '  '.join(cells).rstrip()
-
-
 def run_list(line: CommandLine) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
     word, selector_text = line.word, line.options['vm']
@@ -7121,9 +7115,8 @@ def run_list(line: CommandLine) -> int:
         raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
     histories = histories_in(target)
     chosen, plan = select_histories(histories, target.config, selector_text)
-    vms = [document_of(job.vm.name, history.directory, history.everything(), history.last_owner())
-           for job, history in chosen]
-    vms += [document_of(failure.name, target.store.history(failure.name).directory)
+    vms = [document_of(job.vm.name, history) for job, history in chosen]
+    vms += [document_of(failure.name, target.store.history(failure.name))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     document = dict(
@@ -7181,7 +7174,8 @@ class Pruning:
             with self.telling(backup.path):
                 if backup.trouble:
                     raise backup.trouble
-        owner, let_go = history.last_owner(), self.let_go(history)
+        owner = history.last_owner()
+        let_go = self.let_go(history)
         if owner.pool and own_pool() not in ('', owner.pool):
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
@@ -7362,15 +7356,23 @@ class Sources:
             if kind == 'history':
                 histories = [History(path, self.store.patterns)]
         if histories:
-            return self.of_backup(self.newest(histories, date, uuid))
-        if date:
+            backup = self.newest(histories, date, uuid)
+        elif date:
             raise UsageError(f'date= does not apply to a single backup: {word}')
-        if kind == 'file':
+        elif kind == 'file':
             return self.of_file(path)
-        backup = self.store.backup(path)
-        if not backup.has_marker():
-            raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
-        return self.of_backup(backup)
+        else:
+            backup = self.store.backup(path)
+            if not backup.has_marker():
+                raise TargetError('it has no marker: the record of a failure, not a backup: '
+                                  + path)
+        paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
+        if len(paths) != 1:
+            raise TargetError('{} archives or images in {}, where one was expected (give the one '
+                              'that is meant: {})'.format(len(paths), backup.path, ', '.join(
+                                  f'{path} ({disk.get("name")}, {disk.get("uuid")})'
+                                  for path, disk in paths.items())))
+        return self.of_file(*paths)
 
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
@@ -7408,25 +7410,14 @@ class Sources:
                     good.append(backup)
             newest += of_pool(pool, good)[-1:]
         if not newest:
-            wanted = ''.join(f'of {each} ' for each in (uuid, date) if each)
             place = self.store.root if uuid else histories[0].directory
-            raise TargetError(f'no good backup {wanted}in {place}')
+            raise TargetError(f'no good backup of {date or uuid or "this VM"} in {place}')
         if len({backup.manifest.uuid for backup in newest}) > 1:
             raise UsageError('more than one VM of that name (choose one, restore=uuid:UUID, or by '
                              'its directory): ' + ', '.join(
                                  f'{each.manifest.uuid} ({dirname(each.path)}, newest '
                                  f'{each.started})' for each in newest))
         return max(newest, key=lambda backup: backup.when)
-
-    def of_backup(self, backup: Backup) -> Chosen:
-        """Return the archive or image of a backup; raise TargetError if it has not just one."""
-        paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
-        if len(paths) != 1:
-            raise TargetError('{} archives or images in {}, where one was expected (give the one '
-                              'that is meant: {})'.format(len(paths), backup.path, ', '.join(
-                                  f'{path} ({disk.get("name")}, {disk.get("uuid")})'
-                                  for path, disk in paths.items())))
-        return self.of_file(*paths)
 
     def of_file(self, path: str) -> Chosen:
         """Return a file, with what its directory tells of it."""
@@ -7446,20 +7437,20 @@ class Restorer(Importer):
 
     def run(self, chosen: Chosen) -> int:
         """Plan, verify, restore; return the exit status."""
-        options = self.options
-        target = self.plan(chosen, options['name'])
-        if options['preview']:
+        target = self.plan(chosen, self.options['name'])
+        if self.options['preview']:
             log('SUCCESS preview of restore: nothing was changed')
             return SUCCESS.status
         self.end_killed()
-        if options['verify'] != 'no':
+        if self.options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target)
         return verdict_of((), self.warnings).status
 
     def plan(self, chosen: Chosen, name: str) -> Target:
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
-        manifest, vms = chosen.backup.manifest, self.pool.records('VM')
+        manifest = chosen.backup.manifest
+        vms = self.pool.records('VM')
         when = f' as of {chosen.when}' if chosen.when else ''
         log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}')
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
@@ -7476,8 +7467,8 @@ class Restorer(Importer):
         whole = chosen.form == '.xva'
         for word in ['attach'] if whole else ['preserve', 'start']:
             if self.options[word] not in ('', 'false'):
-                fitting = 'the image of a disk' if whole else 'a whole VM'
-                raise UsageError(f'{word}= is for {fitting}, which this is not')
+                raise UsageError('{}= is for {}, which this is not'.format(
+                    word, 'the image of a disk' if whole else 'a whole VM'))
         if whole:
             with opened(chosen.path, chosen.form) as reader:
                 _, ova = reader.read_ova()
@@ -7499,7 +7490,12 @@ class Restorer(Importer):
             self.check_addresses(found, vms)
             log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
                 'run meanwhile, in no other pool either)')
-        self.warn_of_original(chosen.backup.manifest, original, vms)
+        for vm in vms.values() if self.options['start'] == 'true' else ():
+            if vm['power_state'] == 'Running' and (
+                    vm['uuid'] == chosen.backup.manifest.uuid or vm['name_label'] == original):
+                log(f'***WARNING - start=True: the original runs, {labelled(vm)}: two machines of '
+                    'one name and IP address disturb each other (shut that down first: xe '
+                    f'vm-shutdown uuid={vm["uuid"]}; or restore without start, and disconnect it)')
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
         sr = self.sr(size, f'  new VM:   {name}' + (
@@ -7520,15 +7516,6 @@ class Restorer(Importer):
         log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
             '  firmware: ' + found.firmware)
         return Target(name, sr, size, disks, preserve)
-
-    def warn_of_original(self, manifest: Manifest, name: str, vms: Records) -> None:
-        """Warn where the original runs beside a VM that is to be started."""
-        for vm in vms.values() if self.options['start'] == 'true' else ():
-            if vm['power_state'] == 'Running' and (
-                    vm['uuid'] == manifest.uuid or vm['name_label'] == name):
-                log(f'***WARNING - start=True: the original runs, {labelled(vm)}: two machines of '
-                    'one name and IP address disturb each other (shut that down first: xe '
-                    f'vm-shutdown uuid={vm["uuid"]}; or restore without start, and disconnect it)')
 
     @staticmethod
     def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
@@ -7575,7 +7562,7 @@ class Restorer(Importer):
         return sr
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
-        """Plan the restore of an image."""
+        """Plan the restore of an image, to the first free user device of a halted VM if asked."""
         file = basename(chosen.path)
         raw, size = chosen.form == '.raw', 0
         if raw:
@@ -7587,15 +7574,9 @@ class Restorer(Importer):
         original = chosen.backup.manifest.disk(file).get('name') or plain_name(file)
         name = name or original + chosen.suffix
         sr = self.sr(size, f'  new disk: {name}')
-        attach = self.options['attach']
-        uuid = device = ''
-        if attach:
-            uuid, device = self.free_device(attach)
-            log(f'  attached: to {attach} as {device_name("", device)}')
-        return Target(name, sr, size, attach=uuid, device=device)
-
-    def free_device(self, word: str) -> Pair:
-        """Return the uuid and the first free user device of a halted VM, which gets a disk."""
+        word = self.options['attach']
+        if not word:
+            return Target(name, sr, size)
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         if not found:
             raise UsageError(f'no VM {word} to attach a disk to')
@@ -7609,7 +7590,8 @@ class Restorer(Importer):
         free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        return vm.uuid, str(free[0])
+        log(f'  attached: to {word} as {device_name("", free[0])}')
+        return Target(name, sr, size, attach=vm.uuid, device=free[0])
 
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
@@ -7664,11 +7646,11 @@ class TestRestore(Run):
 
     def __init__(self, sources: Sources, options: Options) -> None:
         config = sources.config
-        self.previewing = options['preview'] == 'preview'
+        self.previewing = options['preview']
         if self.previewing:
             self.done = ''
-            quiet = config.settings._replace(status_log='', mail_mode='never')
-            config = config._replace(settings=quiet)
+            config = config._replace(settings=config.settings._replace(
+                status_log='', mail_mode='never'))
         super().__init__(config)
         self.sources = sources
         self.options = options
@@ -7677,7 +7659,7 @@ class TestRestore(Run):
         """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
         store = self.sources.store
         store.check(False)
-        chosen, plan = select_histories(store.stocked(), self.sources.config, word)
+        chosen, plan = select_histories(store.stocked(), self.config, word)
         log(*plan.messages)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
