@@ -5514,7 +5514,6 @@ class Importer:
     def remove(self, record: Restoring, ours: bool) -> None:
         """Remove what carries a mark, once nothing imports it, unless others use it by now."""
         pool = self.pool
-        tell = self.xe.tell
         for _ in pool.waiting('it is still being imported'):
             made = pool.marked(record.mark)
             if not any(vm.get('current_operations') for vm in made.vms.values()):
@@ -5522,7 +5521,7 @@ class Importer:
         self.check_unused(made)
         drop_leaked_vbds(pool, self.xe, made.vms, made.disks, 'RW', ours)
         for vm in made.vms.values():
-            tell('vm-destroy', uuid=vm['uuid'])
+            self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
         used = [vm['suspend_VDI'] for vm in pool.where('VM', 'suspend_VDI', made.disks).values()]
         used += [ref for ref, network in made.networks.items() if network['VIFs']]
@@ -5531,7 +5530,7 @@ class Importer:
                 if ref in used:
                     self.unmark(word, each, record)
                 else:
-                    tell(word + '-destroy', uuid=each['uuid'])
+                    self.xe.tell(word + '-destroy', uuid=each['uuid'])
         left = pool.marked(record.mark)
         if any(left):
             raise CommandFailed('still there: ' + in_words(left))
@@ -6270,7 +6269,7 @@ class VmBackup(Turn):
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
             check_signals()
-            sleep(min(1, RESTART_PAUSE))
+            sleep(1)
         del self.warnings[:]
         self.back_up()
 
