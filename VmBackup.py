@@ -1018,8 +1018,8 @@ def login_word(word: str) -> Optional[str]:
 def installation_uuid() -> str:
     """Return this host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     with suppress(OSError), open(INVENTORY, encoding='utf-8', errors='replace') as stream:
-        found = re.search("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE)
-        return found.group(1) if found else ''
+        for uuid in re.findall("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE):
+            return uuid
     return ''
 
 
@@ -2120,14 +2120,13 @@ class Pool:
                 found.append(Disk(
                     device_name(vbd['device'], vbd['userdevice']), vdi['name_label'],
                     int(vdi['virtual_size']), ref, vbd, vbd['VDI'], vdi,
-                    self.table('SR').get(vdi['SR'], {}).get('uuid', '')))
+                    self.field('SR', vdi['SR'], 'uuid')))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
     def vifs(self, vm: Vm) -> List[Record]:
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = [self.known('VIF', ref) for ref in vm.record['VIFs']]
-        return [dict(vif, network_name_label=self.table('network').get(
-            vif['network'], {}).get('name_label', ''))
+        return [dict(vif, network_name_label=self.field('network', vif['network']))
                 for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
     def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> List[Snapshot]:
@@ -2250,21 +2249,21 @@ class Pool:
                           or record['name_label'] == marked_name(mark)})
         return Marked(*found)
 
-    def host_name(self, ref: str) -> str:
-        """Return a host's name, '' for none."""
-        return self.table('host').get(ref, {}).get('name_label', '')
+    def field(self, kind: str, ref: str, name: str = 'name_label') -> str:
+        """Return a text of an object, usually its name, as the table has it, '' for none."""
+        return self.table(kind).get(ref, {}).get(name, '')
 
     def vm_words(self, vm: Vm) -> str:
         """Return what tells a VM from its namesakes: uuid, state and host."""
         record = vm.record
-        host = self.host_name(record['resident_on'])
+        host = self.field('host', record['resident_on'])
         return f'{vm.uuid} ({record["power_state"]}{host and ", on " + host})'
 
     def sr_words(self, srs: Records) -> str:
         """Return what tells storage repositories from each other: uuid, hosts and free space."""
         words, pbds = [], self.records('PBD').values()
         for ref, sr in srs.items():
-            hosts = [self.host_name(pbd['host']) for pbd in pbds
+            hosts = [self.field('host', pbd['host']) for pbd in pbds
                      if pbd['SR'] == ref and pbd['currently_attached']]
             words.append('{} ({}, on {}): {}'.format(
                 sr['name_label'], sr['uuid'], abbreviate(hosts) or 'no host', free_space(sr)))
