@@ -628,8 +628,6 @@ def log(*lines: str) -> None:
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
-RETENTION = re.compile(r'(.*):\s*([0-9]{1,9})\Z', re.DOTALL)
-KIND = re.compile(r'(tag|uuid):\s*(\S.*)\Z', re.DOTALL)
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
 
 
@@ -653,10 +651,10 @@ Rules = Sequence[Rule]
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
-    found = KIND.match(text)
+    found = re.match(r'(tag|uuid):\s*(\S.*)\Z', text, re.DOTALL)
     if found and method != 'exclude-disk':
         kind, word = found.groups()
-    found = RETENTION.match(word)
+    found = re.match(r'(.*):\s*([0-9]{1,9})\Z', word, re.DOTALL)
     if found and method in EXPORTS and (kind == 'name' or found.group(1)):
         word = found.group(1)
         keep = int(found.group(2))
@@ -784,13 +782,11 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in re.findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = next(key.default for key in KEYS if key.name == 'backup_dir_pattern')
-OVERRIDES = ('compress', 'pre_clean', 'parallel', 'parallel_per_sr')
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
 POOL_VERIFIES = '/var/xapi/verify-certificates'    # is there where hosts check each other's
 POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # those that they show each other
-LONGEST_PASSWORD = 4096    # bytes of a password file; what is cut at one more is no base64
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
@@ -831,7 +827,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 notes.append('***NOTE - ignored ' + remark)
             else:
                 unexpected.append('***ERROR unexpected ' + remark)
-    for name in OVERRIDES:
+    for name in ('compress', 'pre_clean', 'parallel', 'parallel_per_sr'):
         if line.options.get(name):
             given[name] = line.options[name], 'command line'
     for key in KEYS:
@@ -988,7 +984,7 @@ def changeable(path: str, shares: bool = True) -> str:
 def read_password_file(path: str, warn: Callable) -> str:
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
-        text = read_file(path, LONGEST_PASSWORD + 1).strip()
+        text = read_file(path, 4097).strip()           # what is cut there is no base64
         if os.stat(path).st_mode & 0o077:
             warn(f'***WARNING - password file {path} can be read by others (chmod 600 {path})')
         wrong = changeable(path)
@@ -1049,6 +1045,9 @@ class Vm(NamedTuple):
     record: Record             # those of section 8's FIELDS
 
 
+Vms = Sequence[Vm]
+
+
 class Job(NamedTuple):
     """A VM to be backed up."""
     method: str
@@ -1104,7 +1103,7 @@ def is_about(rule: Rule, vm: Vm) -> bool:
 
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
-    def __init__(self, rules: Rules, vms: Sequence[Vm], former: Strings,
+    def __init__(self, rules: Rules, vms: Vms, former: Strings,
                  saved: bool) -> None:
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -1142,7 +1141,7 @@ class Selection:
         if level == 'WARNING':
             self.warnings.append(text)
 
-    def selected(self, rule: Rule) -> List[Vm]:
+    def selected(self, rule: Rule) -> Vms:
         """Return the VMs that a rule is about; an empty vm-export= means every VM."""
         if not rule.text and rule.method != 'vm-export':
             return []
@@ -1232,7 +1231,7 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Rules, vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
+def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     found = Selection(rules, vms, former, saved)
@@ -1840,15 +1839,13 @@ class Xe:
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
-LOST = (UNREACHABLE, 'HOST_STILL_BOOTING')   # a call may be repeated
-TASKLESS = (26, 16)        # the xapi from which on a transfer's VBD does not name its task
 FIELDS = {                 # those that are kept
     'VM': ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
            'VIFs VUSBs guest_metrics snapshots resident_on').split(),
     'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
             'virtual_size').split(),
     'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty'.split(),
-    'VIF': ['uuid', 'device', 'network', 'MTU', 'MAC', 'other_config'], 'SR': ['uuid'],
+    'VIF': 'uuid device network MTU MAC other_config'.split(), 'SR': ['uuid'],
     'network': ['name_label'], 'host': ['uuid', 'name_label', 'software_version'],
     'pool': ['uuid', 'name_label', 'master', 'default_SR'], 'VM_guest_metrics': ['os_version']}
 
@@ -2024,7 +2021,7 @@ class Pool:
                 self.patience = XAPI_PATIENCE
                 return result
             except PoolError as error:
-                if error.code not in LOST:
+                if error.code not in (UNREACHABLE, 'HOST_STILL_BOOTING'):
                     raise
                 if waited() >= self.patience:
                     self.patience = 0                  # until a call succeeds
@@ -2088,7 +2085,7 @@ class Pool:
                                            for ref, record in self.records(kind).items())
             return self.tables[kind]
 
-    def vms(self, marks: Texts = ()) -> List[Vm]:
+    def vms(self, marks: Texts = ()) -> Vms:
         """Return the real VMs, but for those with a mark of the restores that go on. One call."""
         found = []
         for ref, record in self.records('VM').items():
@@ -2218,7 +2215,7 @@ class Pool:
                 return False
         if not vbd['other_config']:
             disk = self.record('VDI', vbd['VDI'])['uuid']
-            return sure and self.version() >= TASKLESS and bool(re.match(
+            return sure and self.version() >= (26, 16) and bool(re.match(
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
@@ -2323,7 +2320,6 @@ DIRECTORY = O_RDONLY | O_DIRECTORY
 DEEPEST_DIRECTORY = 100    # directories on the way to one; we make three below backup_dir
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
-ROOM_FOR_EXTENSION = 8     # .xva.zst
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
 # (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); freedesktop.org; what
 # was deleted while open (Linux: fs/nfs/unlink.c, fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS).
@@ -2345,8 +2341,6 @@ LACKS = {                  # of what, where a file cannot be written
     ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
     EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
 LACKED = ['', -1e9]        # type: List[Any]       # what was lacking last, and when
-FULL_FOR = 30              # seconds in which others may have failed for that, too
-APPLE_DOUBLE = b'\x00\x05\x16\x07'     # begins a file ._NAME (RFC 1740)
 Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
 
@@ -2357,9 +2351,9 @@ def path_part(name: str) -> str:
         return '%00'
     special = ('^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|[/\x00-\x1f\x7f]|'
                '%(?=[0-9A-Fa-f]{2})')
-    safe = re.sub(special, lambda found: f'%{ord(found.group()):02X}', name)
+    safe = label_part(name, special)
     data = encoded(safe)
-    limit = LONGEST_NAME - ROOM_FOR_EXTENSION
+    limit = LONGEST_NAME - len('.xva.zst')
     if len(data) > limit:
         import hashlib
         safe = (data[:limit - 9].decode('utf-8', 'ignore') + '~' +
@@ -2379,10 +2373,10 @@ def folded(name: str) -> str:
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
-def label_part(text: str) -> str:
+def label_part(text: str, special: str = '[\x00-\x1f\x7f]') -> str:
     """Text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
-    return re.sub('[\x00-\x1f\x7f]', lambda found: f'%{ord(found.group()):02X}', text)
+    return re.sub(special, lambda found: f'%{ord(found.group()):02X}', text)
 
 
 @contextmanager
@@ -2481,13 +2475,8 @@ def hold(path: str) -> Context:
 def check_held(path: str) -> None:
     """Raise TargetError if a path, or that above, is not what is held open any more; OSError."""
     for each in (dirname(path), path):
-        if each in HELD and not is_held(each, each):
+        if each in HELD and not samestat(status_of(each), os.fstat(HELD[each][0])):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
-
-
-def is_held(path: str, at: str) -> bool:
-    """Whether what is at one path is the directory that is held open as another. Raise OSError."""
-    return samestat(status_of(at), os.fstat(HELD[path][0]))
 
 
 def status_of(path: str) -> os.stat_result:
@@ -2524,7 +2513,8 @@ def is_dropped(path: str) -> bool:
     if not name.startswith('._'):
         return bool(DROPPED.search(name))
     try:
-        return S_ISREG(status_of(path).st_mode) and load(path, 4, 1 << 32) in (b'', APPLE_DOUBLE)
+        return S_ISREG(status_of(path).st_mode) and load(path, 4, 1 << 32) in (
+            b'', b'\x00\x05\x16\x07')                 # as that begins (RFC 1740)
     except FileNotFoundError:                          # it has gone again
         return True
     except PermissionError:
@@ -2675,7 +2665,7 @@ def blaming_room(path: str, need: str = '') -> Context:
         if error.code != REFUSED:                      # else nothing was begun
             try:
                 bounded(lambda: try_growing(path, need), dirname(path))
-                if monotonic() - LACKED[1] < FULL_FOR:         # another VM's file took it
+                if monotonic() - LACKED[1] < 30:       # seconds: another VM's file took it
                     error.args = (f'{LACKED[0]}, a moment ago: {error}',)
             except TargetError as cause:
                 error.args = (f'{cause}: {error}',)
@@ -3759,7 +3749,7 @@ class Store(Catalogue):
             refuse_mounts(backup.path)
             name = basename(backup.path)
             deleting = rename(backup.path, DELETING + name)
-            if not is_held(backup.path, deleting):
+            if not samestat(status_of(deleting), os.fstat(HELD[backup.path][0])):
                 rename(deleting, name)
                 raise TargetError('it was replaced by another directory meanwhile')
         if not self.finish_deleting(deleting):
