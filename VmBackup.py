@@ -1032,9 +1032,6 @@ def pool_certificates() -> Optional[str]:
 
 NOBAK = '[NOBAK]'
 LONGEST_MATCHED = 1024     # letters of a name that a regex sees: many would take it for ever
-ODD = re.compile(f'[^\\S ]|{HIDDEN.pattern}')      # what looks like a blank, or like nothing
-# What was meant as NAME:N; only of such a VM if it ends in what can also be the end of a regex.
-NO_NUMBER = re.compile(r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', re.DOTALL)
 
 
 class Vm(NamedTuple):
@@ -1165,7 +1162,8 @@ class Selection:
             return ': ' + self.former[rule.word]
         text = rule.text
         odd = []               # type: List[str]
-        for letter in sorted(set(ODD.findall(text))):
+        # What looks like a blank, or like nothing.
+        for letter in sorted(set(re.findall(f'[^\\S ]|{HIDDEN.pattern}', text))):
             text = text.replace(letter, ' ' if letter.isspace() else '')
             odd.append('the ' + unicodedata.name(letter, 'control character').lower())
         for parts in () if rule.said else ([text], text.split(',', 100)):
@@ -1196,7 +1194,9 @@ class Selection:
         if rule.method not in EXPORTS:
             level = 'WARNING' if hint else 'NOTE'
         else:
-            number = by_name and not hint and NO_NUMBER.match(rule.word)
+            # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
+            number = by_name and not hint and re.match(
+                r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, re.DOTALL)
             if number and (number.lastindex == 2 or any(
                     matches(number.group(1), vm.name) for vm in self.vms)):
                 self.invalid.append(rule)
@@ -2316,8 +2316,6 @@ class Pool:
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
-DIRECTORY = O_RDONLY | O_DIRECTORY
-DEEPEST_DIRECTORY = 100    # directories on the way to one; we make three below backup_dir
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
@@ -2336,7 +2334,6 @@ OURS = re.compile(             # what we, or 3.25, write into a dated directory 
     r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', re.IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
-PROBE = 2**20              # bytes that show whether a file has room
 LACKS = {                  # of what, where a file cannot be written
     ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
     EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
@@ -2398,14 +2395,14 @@ def step_down(part: str, above: int, path: str, inside: bool = True) -> int:
                 raise OSError(ELOOP, 'is a symbolic link')
             if inside and (status.st_dev != os.fstat(above).st_dev or part == '..'):
                 raise OSError(EXDEV, 'is not in the file system of backup_dir')
-            return os.open(part, DIRECTORY | O_NOFOLLOW, dir_fd=above)
+            return os.open(part, O_DIRECTORY | O_NOFOLLOW, dir_fd=above)
     finally:
         os.close(above)
 
 
 def open_directory(path: str) -> int:
     """A handle of a directory; links on its path are followed in this host's own file systems."""
-    handle = os.open(path, DIRECTORY)
+    handle = os.open(path, O_DIRECTORY)
     # There was no link, but in /proc.
     if os.readlink(f'/proc/self/fd/{handle}') == path or path.startswith('/proc/'):
         return handle
@@ -2415,7 +2412,7 @@ def open_directory(path: str) -> int:
             above, name = os.path.split(here)
             if S_ISLNK(mode) and not is_local(above):
                 raise OSError(ELOOP, f'is a symbolic link: {name} in {above}')
-        handle = os.open('/', DIRECTORY)
+        handle = os.open('/', O_DIRECTORY)
         for name in filter(None, here.split('/')):     # where no link may have come meanwhile
             handle = step_down(name, handle, path, False)
     return handle
@@ -2495,7 +2492,7 @@ def is_there(path: str) -> bool:
 
 def entries_in(path: str) -> List[Tuple[str, bool]]:
     """The names in a directory, and whether each is a directory and no link. Raise OSError."""
-    if path.count('/') > DEEPEST_DIRECTORY:
+    if path.count('/') > 100:                          # we make three below backup_dir
         raise OSError(ELOOP, 'lies too deep in other directories', path)
     with folder(path) as handle, naming(path), \
             os.scandir(f'/proc/self/fd/{handle}') as entries:      # 3.6 takes no handle itself
@@ -2645,7 +2642,7 @@ def try_growing(path: str, need: str) -> None:
     flags = O_WRONLY | O_APPEND | O_CREAT | O_DSYNC
     try:
         with naming(path), open(open_file(path, flags), 'ab') as stream:
-            stream.write(os.urandom(PROBE))            # as storage may make nothing of zeros
+            stream.write(os.urandom(2**20))            # as storage may make nothing of zeros
     except OSError as error:
         if error.errno != EFBIG:                       # which removing the file may hide
             LACKED[:] = explain(error), monotonic()
