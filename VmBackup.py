@@ -4270,7 +4270,7 @@ class Reader:
             if getattr(error, 'errno', EIO) != EIO:
                 raise
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
-        self.tail = (self.tail + view[max(0, done - 4096):done].tobytes())[-4096:]
+        self.tail = (self.tail + view[:done][-4096:].tobytes())[-4096:]
         return done
 
     def fill(self, view: memoryview) -> memoryview:
@@ -4425,7 +4425,7 @@ class ArchiveReader(Reader):
 
     def check_padding(self, padding: Any) -> None:
         """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
-        if bytes(padding).strip(b'\0'):
+        if any(padding):
             raise self.fault('something between its end and the next header', len(padding))
 
     def member(self) -> Tuple[str, int]:
