@@ -767,8 +767,8 @@ class Key(NamedTuple):
         return convert(text)
 
 
-MAY_BE_EMPTY = ('keep_last', 'min_free', 'hook', 'report_file', 'mail_from', 'mail_helo',
-                'mail_smtp_password_file')
+MAY_BE_EMPTY = ('keep_last min_free hook report_file mail_from mail_helo '
+                'mail_smtp_password_file').split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     dict.fromkeys(('lock_wait', 'stall_timeout', 'hook_timeout'), float),
     **dict.fromkeys(('backup_dir', 'status_log', 'hook', 'report_file', 'mail_smtp_password_file'),
@@ -2300,10 +2300,10 @@ class Pool:
         """Return whether this host, or else the one that we logged in at, is the master. A member
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
-        hosts = self.table('host')
-        here = installation_uuid()
+        hosts, here = self.table('host'), installation_uuid()
+        master = hosts[self.own_record()['master']]
         if here in [record['uuid'] for record in hosts.values()]:
-            return hosts[self.own_record()['master']]['uuid'] == here
+            return master['uuid'] == here
         return not self.redirected
 
 
@@ -4645,12 +4645,12 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------
 # What a person needs to build the VM again where an import alone will not do.
 
-VM_CFG = ('name_label', 'name_description', 'memory_dynamic_max', 'VCPUs_max',
-          'VCPUs_at_startup', 'os_version', 'orig_uuid')
-VBD_CFG = ('userdevice', 'bootable', 'mode', 'type', 'unpluggable', 'empty', 'orig_uuid')
-VDI_CFG = ('name_label', 'name_description', 'virtual_size', 'type', 'sharable', 'read_only',
-           'orig_uuid', 'orig_sr_uuid')
-VIF_CFG = ('device', 'network_name_label', 'MTU', 'MAC', 'other_config', 'orig_uuid')
+VM_CFG = ('name_label name_description memory_dynamic_max VCPUs_max VCPUs_at_startup os_version '
+          'orig_uuid').split()
+VBD_CFG = 'userdevice bootable mode type unpluggable empty orig_uuid'.split()
+VDI_CFG = ('name_label name_description virtual_size type sharable read_only orig_uuid '
+           'orig_sr_uuid').split()
+VIF_CFG = 'device network_name_label MTU MAC other_config orig_uuid'.split()
 # Safe to be pasted into a shell, whatever the names are in it: comments and commands.
 GUIDE_HEAD = """\
 # How to restore this backup ({manifest[method]}) of the VM {vm}, begun {manifest[started]}.
@@ -5620,7 +5620,7 @@ class Importer:
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
-VARIABLES = ('VM', 'UUID', 'METHOD', 'TARGET', 'FILE', 'SIZE', 'STATUS', 'BACKUP_DIR', 'REPORT')
+VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
 LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 LARGEST_LOG = 2**27        # bytes of a status log that is read
 TIME = '[0-9/]{10} [0-9:]{8}'      # in it
