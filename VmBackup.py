@@ -84,6 +84,7 @@ from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_N
                 O_RDONLY, O_RDWR, O_WRONLY)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
                      realpath, samestat, splitext)
+from re import match, search, sub
 from signal import (SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
                     SIG_UNBLOCK, pthread_sigmask)
 from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
@@ -427,7 +428,7 @@ def iso(moment: datetime) -> str:
 
 def seconds_of(text: str) -> float:
     """Return the seconds since 1970 of a time that iso() wrote after that. Raise ValueError."""
-    if not re.match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
+    if not match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
     # Python 3.6 knows no colon in %z.
     return datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z').timestamp()
@@ -541,8 +542,8 @@ def shell_word(text: str) -> str:
     text = portable(text)
     if not HIDDEN.search(text):
         return shlex.quote(text)
-    escaped = re.sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found.group()),
-                     encoded(text))
+    escaped = sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found.group()),
+                  encoded(text))
     return "$'" + escaped.decode('ascii') + "'"
 
 
@@ -552,7 +553,7 @@ def quoted(argv: Texts) -> str:
     for text in map(portable, argv):
         key, _, value = text.partition('=')
         quote = QUOTES.get(key)
-        if quote and value and not re.search(ACTS_WITHIN[quote], value):
+        if quote and value and not search(ACTS_WITHIN[quote], value):
             words.append(f'{key}={quote}{value}{quote}')
         else:
             words.append(shell_word(text))
@@ -651,10 +652,10 @@ Rules = Sequence[Rule]
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
-    found = re.match(r'(tag|uuid):\s*(\S.*)\Z', text, re.DOTALL)
+    found = match(r'(tag|uuid):\s*(\S.*)\Z', text, re.DOTALL)
     if found and method != 'exclude-disk':
         kind, word = found.groups()
-    found = re.match(r'(.*):\s*([0-9]{1,9})\Z', word, re.DOTALL)
+    found = match(r'(.*):\s*([0-9]{1,9})\Z', word, re.DOTALL)
     if found and method in EXPORTS and (kind == 'name' or found.group(1)):
         word = found.group(1)
         keep = int(found.group(2))
@@ -664,10 +665,10 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
 def unquoted(text: str, marks: str = '#') -> Pair:
     """Return a text without quotes around it, or what is before a :N, and without a comment, and
     what these were. A mark behind a blank begins a comment. Raise ValueError for a lone quote."""
-    found = re.match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
+    found = match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
     if found:
         return found.group(2) + found.group(3), f'the quotes {found.group(4)}'.rstrip()
-    start = re.search(rf'\s[{marks}]|\Z', ' ' + text).start()
+    start = search(rf'\s[{marks}]|\Z', ' ' + text).start()
     value = text[:start].strip()
     if value.strip('"\'') != value:
         raise ValueError('has a quote without its other one')
@@ -704,7 +705,7 @@ LENIENT = CommandLine(options={'ignore_extra_keys': 'true'})       # of a config
 
 def fitting(text: str, pattern: str, expected: str) -> str:
     """Return a text that matches a pattern as it is."""
-    if not re.match(f'({pattern})\\Z', text):
+    if not match(f'({pattern})\\Z', text):
         raise ValueError(f'invalid (expected {expected})')
     return text
 
@@ -712,14 +713,14 @@ def fitting(text: str, pattern: str, expected: str) -> str:
 def devices(text: str) -> str:
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
     device = '(xvd|hd|sd)[a-z]+'
-    return fitting(re.sub(r'\s*,\s*', ',', text.lower()), f'boot|all|{device}(,{device})*',
+    return fitting(sub(r'\s*,\s*', ',', text.lower()), f'boot|all|{device}(,{device})*',
                    'boot, all, or devices such as xvda,xvdc')
 
 
 def absolute(text: str) -> str:
     """Return a path; a relative one is taken from the current directory, as 3.25."""
     path = text and abspath(native(text))
-    if not path or re.search('[\x00-\x1f\x7f]', text + path):
+    if not path or search('[\x00-\x1f\x7f]', text + path):
         raise ValueError('invalid (expected a path, without control characters)')
     return path
 
@@ -727,7 +728,7 @@ def absolute(text: str) -> str:
 def directory_pattern(text: str) -> str:
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if (sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or
-            re.search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
+            search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
         raise ValueError('invalid (expected each of %Y %m %d %H %M %S once, no / and no dot '
                          'in front, 200 bytes at most)')
     return native(text)
@@ -758,7 +759,7 @@ class Key(NamedTuple):
         convert = CONVERSIONS.get(self.name, int if ' to ' in self.allowed else str)
         if ' to ' in self.allowed:
             lowest, highest = map(float, self.allowed.split(' to '))
-            if not re.match(NUMBERS[convert], text) or not lowest <= float(text) <= highest:
+            if not match(NUMBERS[convert], text) or not lowest <= float(text) <= highest:
                 raise ValueError('out of range')
         elif self.allowed:
             text = text.lower()
@@ -781,7 +782,7 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in re.findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
-DEFAULT_PATTERN = next(key.default for key in KEYS if key.name == 'backup_dir_pattern')
+DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
@@ -887,7 +888,7 @@ def config_of(line: CommandLine) -> Config:
     if '/' in target and isdir(path):
         raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
     rule = selector(target)
-    if re.search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
+    if search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
         log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
     return parse_config([], '', line)._replace(rules=(rule,))
 
@@ -936,8 +937,8 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> String
         for line in stream:
             words = line.split()
             if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
-                point = re.sub(rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
-                               words[column])
+                point = sub(rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
+                            words[column])
                 found[os.fsdecode(point)] = words[-3:][0].decode('ascii', 'replace')
     return found
 
@@ -1069,13 +1070,13 @@ class Plan(NamedTuple):
 
 def is_literal(pattern: str) -> bool:
     """Return whether a pattern is a plain name: letters, digits, blanks, - and _ only."""
-    return bool(re.match(r'[\w -]+\Z', pattern))
+    return bool(match(r'[\w -]+\Z', pattern))
 
 
 def regex_of(pattern: str) -> Any:
     """Return a compiled pattern, None if it is no regular expression, or tag: or uuid: alone."""
     try:
-        return None if re.match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
+        return None if match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
         return None
 
@@ -1118,7 +1119,7 @@ class Selection:
                 if not (saved or regex_of(rule.word)):
                     self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
                                            'the name of a disk')
-                if not saved and re.search(r'''^["']|["']$|\s#''', rule.text):
+                if not saved and search(r'''^["']|["']$|\s#''', rule.text):
                     self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
                                         f'({rule.where})')
                 continue
@@ -1195,7 +1196,7 @@ class Selection:
             level = 'WARNING' if hint else 'NOTE'
         else:
             # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-            number = by_name and not hint and re.match(
+            number = by_name and not hint and match(
                 r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, re.DOTALL)
             if number and (number.lastindex == 2 or any(
                     matches(number.group(1), vm.name) for vm in self.vms)):
@@ -1253,7 +1254,7 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
             unclear[name] = 0                          # this is said
             found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         tags = vm.record.get('tags', ()) if honour_nobak else ()
-        if any(re.match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
+        if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
             found.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
@@ -1813,7 +1814,7 @@ class Xe:
                 name = name.replace('_', '-')
             argv.append(f'{name}={text}')
             given.append(f'{name}={at}' if at and name in ('filename', 'file-name') else argv[-1])
-        if re.search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
+        if search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
         if logged:
             log((f'{next(self.numbers)}.cmd: ' if self.numbers else '') + quoted(argv))
@@ -1824,9 +1825,9 @@ class Xe:
             if not verb.endswith(('-uninstall', '-destroy', '-unplug')):   # which are tried again
                 log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.returncode}'
-            code = next((code for code, said in XE_CODES if re.search(said, last_words)), '')
+            code = next((code for code, said in XE_CODES if search(said, last_words)), '')
             raise CommandFailed(f'xe {verb} failed: {last_words}', code)
-        if re.search('^Export (failed|cancelled)', words, re.MULTILINE):
+        if search('^Export (failed|cancelled)', words, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return result.stdout
 
@@ -1901,7 +1902,7 @@ def marked_name(mark: str) -> str:
 def device_name(device: str, number: str) -> str:
     """Return the device of a VBD. One of a VM that never ran has only a number: 0 is xvda, 26 is
     xvdaa (xapi: device_number.ml, string_of_int26)."""
-    if device or not re.match('[0-9]{1,7}\\Z', number):
+    if device or not match('[0-9]{1,7}\\Z', number):
         return device or number
     letters, rest = '', int(number) + 1
     while rest:
@@ -1951,7 +1952,7 @@ class Pool:
             import XenAPI
         except (ImportError, SyntaxError):
             raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
-        self.shown = re.sub('//.*@', '//', url)        # without a password
+        self.shown = sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
         bundle = pool_certificates()
         try:
@@ -1991,7 +1992,7 @@ class Pool:
                 XAPI_SOCKET if password is None else XAPI_URL), password)
         except PoolError as error:
             if error.code == 'SESSION_AUTHENTICATION_FAILED' and password == word and (
-                    re.search(r'/|\.\w+\Z', word)):
+                    search(r'/|\.\w+\Z', word)):
                 raise PoolError(f'{error} (if a password file was meant: there is no such file)')
             if error.code != 'HOST_IS_SLAVE':
                 raise
@@ -2215,7 +2216,7 @@ class Pool:
                 return False
         if not vbd['other_config']:
             disk = self.record('VDI', vbd['VDI'])['uuid']
-            return sure and self.version() >= (26, 16) and bool(re.match(
+            return sure and self.version() >= (26, 16) and bool(match(
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
@@ -2284,7 +2285,7 @@ class Pool:
 
     def version(self) -> tuple:
         """Return major and minor version of the master's xapi; (0, 0) if unknown."""
-        digits = re.match(r'(\d+)\.(\d+)', self.identity()['xapi'])
+        digits = match(r'(\d+)\.(\d+)', self.identity()['xapi'])
         return tuple(map(int, digits.groups())) if digits else (0, 0)
 
     def ahead(self) -> int:
@@ -2360,7 +2361,7 @@ def path_part(name: str) -> str:
 
 def twin_part(name: str, uuid: str) -> str:
     """The same for a VM whose name another one has, or had: that of no VM by its name alone."""
-    return re.sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
+    return sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
 def folded(name: str) -> str:
@@ -2373,7 +2374,7 @@ def folded(name: str) -> str:
 def label_part(text: str, special: str = '[\x00-\x1f\x7f]') -> str:
     """Text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
-    return re.sub(special, lambda found: f'%{ord(found.group()):02X}', text)
+    return sub(special, lambda found: f'%{ord(found.group()):02X}', text)
 
 
 @contextmanager
@@ -2782,7 +2783,7 @@ def names_from(pattern: str, when: datetime) -> Iterator[str]:
     """The names that a pattern makes of a time and the seconds after it, as one may be taken."""
     for seconds in range(60):
         moment = when + timedelta(seconds=seconds)     # on 3.6 strftime takes ASCII under LANG=C
-        yield re.sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
+        yield sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
 
 
 def process(number: str = 'self') -> str:
@@ -2852,8 +2853,8 @@ class Intent(NamedTuple):
     def is_sound(self) -> bool:
         """Return whether what xapi is asked for can be what we wrote."""
         return (self.kind in ('VM', 'VDI') and self.label.startswith(('RESTORE_', 'SNAP_')) and
-                re.match(f'({UUID})?\\Z', self.uuid) is not None and
-                all(re.match(r'OpaqueRef:[\w-]+\Z', ref)
+                match(f'({UUID})?\\Z', self.uuid) is not None and
+                all(match(r'OpaqueRef:[\w-]+\Z', ref)
                     for ref in (self.ref, *self.before, *self.sources, *self.disks)))
 
     def name_of(self, source: str) -> str:
@@ -2878,7 +2879,7 @@ class Restoring(NamedTuple):
 
     def is_sound(self) -> bool:
         """Return whether what is looked for in the pool can be what we wrote."""
-        return re.match('[0-9a-f]{32}\\Z', self.mark) is not None
+        return match('[0-9a-f]{32}\\Z', self.mark) is not None
 
 
 class LastRun(NamedTuple):
@@ -2921,7 +2922,7 @@ def is_in_work(record: Any, elsewhere: Callable = lambda: True) -> bool:
     if record.host != this_host():
         return elsewhere()
     run = record.process
-    return (run != process() and re.match(r'[0-9]+ [0-9]+\Z', run) is not None and
+    return (run != process() and match(r'[0-9]+ [0-9]+\Z', run) is not None and
             process(run.split()[0]) == run)
 
 
@@ -2961,7 +2962,7 @@ PROVED = {                 # from least to most
 
 def as_size(value: Any) -> Size:
     """Return bytes in a record, also in text; None for what is no number of less than 9 EB."""
-    return int(value) if re.match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
+    return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
 def value_in(document: Record, key: str, default: Any = '') -> Any:
@@ -3137,7 +3138,7 @@ class Backup(NamedTuple):
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
-            found = re.search(f'^{key}=(.*)$', decoded(load(self.file(file))), re.MULTILINE)
+            found = search(f'^{key}=(.*)$', decoded(load(self.file(file))), re.MULTILINE)
             return found.group(1) if found else ''
         return ''
 
@@ -3270,7 +3271,7 @@ def run_name(config: str) -> str:
     import hashlib
     host, path = this_host(), realpath(config)
     # Of what no locale and no share spells in another way.
-    words = re.sub('[^A-Za-z0-9.-]+', '_', f'{host}-{basename(path)}').lower()
+    words = sub('[^A-Za-z0-9.-]+', '_', f'{host}-{basename(path)}').lower()
     return RUN.format(words, hashlib.sha256(encoded(host + path)).hexdigest())
 
 
@@ -3387,8 +3388,8 @@ class History:
             name, uuid = backup.manifest.name, backup.manifest.uuid
             if name and folded(part) in map(folded, (path_part(name), twin_part(name, uuid))):
                 return name
-        return re.sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
-                      encoded(part).decode('utf-8', 'replace')).replace('\0', '')  # path_part
+        return sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
+                   encoded(part).decode('utf-8', 'replace')).replace('\0', '')  # path_part
 
     def owner(self) -> Vm:
         """Return the VM that they are of, its uuid by the newest, also a failure, and its tags."""
@@ -3543,12 +3544,12 @@ class Catalogue:
         with suppress(OSError):                        # `check` will tell
             names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
         return {name[9:-5]: f'{self.root}/{name}' for name in sorted(names)
-                if re.match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
+                if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
 
     def runs(self) -> Dict[str, LastRun]:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
-                for name in names_in(self.root) if re.match(r'\.run-.*\.json\Z', name)}
+                for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
         """Return paths of records that are damaged, or whose process has gone (on another host:
@@ -4137,7 +4138,7 @@ def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
     parser.CharacterDataHandler = getattr(unpacker, 'data', None)
     for piece in pieces:
         size += len(piece)
-        if size > LARGEST_METADATA or re.search(b'<!DOCTYPE|\0', last + piece):    # NUL: UTF-16
+        if size > LARGEST_METADATA or search(b'<!DOCTYPE|\0', last + piece):    # NUL: UTF-16
             raise Damaged('it has a declaration, or too large an element, which xapi never writes')
         for at in range(0, len(piece), CHUNK // 4):
             parser.Parse(piece[at:at + CHUNK // 4], False)
@@ -4294,7 +4295,7 @@ class Reader:
             answer = re.compile(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', re.DOTALL)
             found = answer.search(self.last(4096)) or answer.search(self.tail)
             if found:
-                words = re.sub(b'<[^>]*>', b' ', found.group(1))
+                words = sub(b'<[^>]*>', b' ', found.group(1))
                 return ': the export failed: ' + ' '.join(decoded(words).split())
         return ''
 
@@ -4451,7 +4452,7 @@ class ArchiveReader(Reader):
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
             name, size = self.member()
-            digits = re.match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
+            digits = match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
             number = int(digits.group(1)) if digits else -1
             if number <= last or (last < 0 and (number or not size)):
                 wanted = f'{disk.id}/{last + 1:08d}' + (' or later' if last >= 0 else '')
@@ -4569,7 +4570,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
                 record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
             if each['class'] == 'VM':
                 record.update({field: new[field] for field in new if field in record})
-        value = re.search('<value>.*</value>', xmlrpc.client.dumps((document,)), re.DOTALL).group()
+        value = search('<value>.*</value>', xmlrpc.client.dumps((document,)), re.DOTALL).group()
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
@@ -4711,7 +4712,7 @@ def indented(text: bytes) -> str:
     root = xml.etree.ElementTree.fromstring(text)
     indent(root, '\n')
     text = xml.etree.ElementTree.tostring(root, encoding='unicode')
-    return '<?xml version="1.0"?>\n' + re.sub(
+    return '<?xml version="1.0"?>\n' + sub(
         f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};', text) + '\n'
 
 
@@ -4729,7 +4730,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
                 raise
         sleep(wait)
     # A tar that begins with ova.xml (xapi: export.ml).
-    header = re.match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
+    header = match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
     if not header:
         raise CommandFailed('the metadata export holds no ova.xml')
     try:
@@ -5296,7 +5297,7 @@ class Exporter:
         try:                   # by uuid=, as vm= also finds a VM that is named so
             uuid = self.xe.tell(self.kind.lower() + '-snapshot', uuid=intent.of, **words)
             log('snap-uuid: ' + uuid)
-            if re.match(UUID + r'\Z', uuid):
+            if match(UUID + r'\Z', uuid):
                 self.write_intent(backup, intent._replace(uuid=uuid))
             made = None        # type: Optional[Snapshot]
             for each in self.pool.snapshots(self.kind, [intent.ref]):
@@ -5498,18 +5499,21 @@ class Importer:
                          param_key=MARK)
 
     def remove(self, record: Restoring, ours: bool) -> None:
-        """Remove what carries a mark, once nothing imports it, unless others use it by now."""
+        """Remove what carries a mark, once nothing imports it; what others use by now loses it."""
         pool = self.pool
         for _ in pool.waiting('it is still being imported'):
             made = pool.marked(record.mark)
             if not any(vm.get('current_operations') for vm in made.vms.values()):
                 break
         self.check_unused(made)
-        drop_leaked_vbds(pool, self.xe, made.vms, made.disks, 'RW', ours)
+        used = [vbd['VDI'] for vbd in pool.where('VBD', 'VDI', made.disks).values() if not (
+            vbd['VM'] in made.vms or pool.call('VM.get_is_control_domain', vbd['VM']))]
+        drop_leaked_vbds(pool, self.xe, made.vms,
+                         [disk for disk in made.disks if disk not in used], 'RW', ours)
         for vm in made.vms.values():
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
-        used = [vm['suspend_VDI'] for vm in pool.where('VM', 'suspend_VDI', made.disks).values()]
+        used += [vm['suspend_VDI'] for vm in pool.where('VM', 'suspend_VDI', made.disks).values()]
         used += [ref for ref, network in made.networks.items() if network['VIFs']]
         for word, records in ('vdi', made.disks), ('network', made.networks):
             for ref, each in records.items():
@@ -5741,7 +5745,7 @@ def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: 
     def put(how: Callable, text: str, **more: str) -> None:
         """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
         text = encoded(text).decode('utf-8', 'replace')
-        plain = re.match(r'([ -~\t]{,998}\n)*\Z', text)
+        plain = match(r'([ -~\t]{,998}\n)*\Z', text)
         how(text, cte='7bit' if plain else 'quoted-printable',
             content_manager=contentmanager.raw_data_manager, **more)
 
@@ -5750,7 +5754,7 @@ def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: 
     subject = encoded(printable(f'VmBackup {host} - {subject}')).decode('utf-8', 'replace')
     mail['Subject'] = header.Header(subject, header_name='Subject')
     mail['From'] = settings.mail_from or (
-        'root@' + (re.sub('[^A-Za-z0-9.-]', '', host) or 'localhost'))
+        'root@' + (sub('[^A-Za-z0-9.-]', '', host) or 'localhost'))
     mail['To'] = ', '.join(settings.mail_to)
     mail['Date'] = utils.format_datetime(now().astimezone())
     mail['Message-ID'] = utils.make_msgid(domain='vmbackup.invalid')
@@ -5810,7 +5814,7 @@ def greeting(sender: str, host: str) -> str:
     domain = sender.partition('@')[2]
     for name in host, '{}.{}'.format(host.partition('.')[0], domain), domain:
         name = name.replace('_', '-')
-        if re.match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
+        if match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
             return name
     return '[127.0.0.1]'
 
@@ -6024,7 +6028,7 @@ class Run:
 
     def summary(self) -> Texts:
         """Return the lines that tell what it came to, first what went wrong."""
-        told = [re.sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
+        told = [sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
         told += self.failed + self.warned
         told += [f'WARNING {text}{self.warnings.since(text)}' for text in self.warnings]
         told.append('VMs: {} good, {} with warnings, {} failed, {} skipped; {} in {}'.format(
@@ -7324,9 +7328,9 @@ class Sources:
         path = abspath(native(word))
         kind = kind_of(path)
         missing = kind in ('', 'store')
-        uuid = word[-36:] if re.match(f'(uuid:)?{UUID}\\Z', word) else ''
+        uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
         histories = []         # type: Histories
-        if not re.match(r'\.{0,2}(/|\Z)', word):       # no path for certain
+        if not match(r'\.{0,2}(/|\Z)', word):       # no path for certain
             if missing:
                 self.store.check(False)
                 self.store.stocked()
@@ -7379,7 +7383,7 @@ class Sources:
     def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
-        digits = re.sub('[^0-9]', '', date)
+        digits = sub('[^0-9]', '', date)
         if date and not digits:
             raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
                              '2026-03-01)')
@@ -7389,7 +7393,7 @@ class Sources:
             for backup in history.backups(True):
                 if backup.trouble:
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
-                when = re.sub('[^0-9]', '', backup.started or '')
+                when = sub('[^0-9]', '', backup.started or '')
                 if (backup.outcome == 'good' and when.startswith(digits)
                         and uuid in ('', backup.manifest.uuid)):
                     good.append(backup)
@@ -7467,7 +7471,7 @@ class Restorer(Importer):
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
-        original = chosen.backup.manifest.name or re.sub(r'\ARESTORE_(?=.)', '', found.name)
+        original = chosen.backup.manifest.name or sub(r'\ARESTORE_(?=.)', '', found.name)
         name = self.free_name(original, chosen.suffix, name, [
             vm['name_label'] for vm in vms.values()])
         preserve = self.options['preserve'] == 'true'
@@ -7722,7 +7726,7 @@ class StatusCheck:
     def __init__(self, max_age: str) -> None:
         self.max_age = max_age     # as the administrator wrote it
         self.moment = now().timestamp()
-        if not re.match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
+        if not match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
         self.found, self.figures = [], []      # type: List[Tuple[int, str]], List[str]
@@ -8088,7 +8092,7 @@ def help_text(topic: str, program: str) -> str:
     elif topic == 'config':                            # example.cfg is the same
         text = 'Usage-config-file:\n\n' + CONFIG_HEAD
         for key in KEYS:
-            meaning = re.sub('^ +', '# ', key.meaning, flags=re.MULTILINE)
+            meaning = sub('^ +', '# ', key.meaning, flags=re.MULTILINE)
             default = key.default or 'empty'
             allowed = f'; allowed: {key.allowed}' if key.allowed else ''
             name = key.name if key.name in SHOWN_KEYS else '#' + key.name
@@ -8177,7 +8181,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
             error.filename = error.filename or next(iter(ROOTS), target)
         if words[:1] == ['status']:                    # whatever happens, it prints one line
             Console.current = Console(None)
-            console.write(plugin_line(UNKNOWN, re.sub(r'^\**ERROR\W*', '', explain(error))))
+            console.write(plugin_line(UNKNOWN, sub(r'^\**ERROR\W*', '', explain(error))))
             return UNKNOWN
         reason = 'ERROR ' + explain(error)
         with suppress(TargetError):                    # nobody reads what we print
