@@ -3885,6 +3885,7 @@ class Store(Catalogue):
 
     def write_run(self, name: str, run: LastRun) -> None:
         """Record a run, on stable storage. Raise TargetError, OSError."""
+        self.check_mounted()
         bounded(lambda: write_json(f'{self.root}/{name}.json', run._asdict()), 'the share')
 
     def goes_on(self, name: str, run: LastRun) -> bool:
