@@ -5671,7 +5671,7 @@ class StatusLog:
     broken = False
     begun = None               # type: Any     # when the run did
 
-    def __init__(self, path: str, warnings: List[str]) -> None:
+    def __init__(self, path: str, warnings: Warned) -> None:
         self.path = '' if path == os.devnull else path
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
@@ -5714,7 +5714,8 @@ def last_logged(path: str) -> Optional[LastRun]:
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
         lines = re.findall(ours, log, re.MULTILINE)
-        (begun, before, _), (ended, token, counts) = lines[-2:][0], lines[-1]
+        ended, token, counts = lines[-1]
+        begun, before, _ = lines[-2:][0]
         if before or not token:
             begun = ended
         begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
@@ -5736,10 +5737,9 @@ def hook_problem(path: str) -> str:
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: Sequence[Outcome],
-            lines: Texts) -> Any:
+def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> Any:
     """Return a mail: what a run came to, in HTML with a table of VMs, those that failed first and
-    why under their names; below it the lines of its log, attached if many."""
+    why under their names; below it the lines of the log, attached if many."""
     from email import contentmanager, header, message, policy, utils
     from html import escape
 
@@ -5752,10 +5752,10 @@ def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: 
 
     # Folding one of 22 letters of Chinese as a newer policy does it never ends in Python 3.6.8.
     mail = message.EmailMessage(policy.compat32)
-    subject = encoded(printable(f'VmBackup {host} - {subject}')).decode('utf-8', 'replace')
+    subject = encoded(printable(f'VmBackup {this_host()} - {subject}')).decode('utf-8', 'replace')
     mail['Subject'] = header.Header(subject, header_name='Subject')
     mail['From'] = settings.mail_from or (
-        'root@' + (sub('[^A-Za-z0-9.-]', '', host) or 'localhost'))
+        'root@' + (sub('[^A-Za-z0-9.-]', '', this_host()) or 'localhost'))
     mail['To'] = ', '.join(settings.mail_to)
     mail['Date'] = utils.format_datetime(now().astimezone())
     mail['Message-ID'] = utils.make_msgid(domain='vmbackup.invalid')
@@ -5768,7 +5768,7 @@ def compose(settings: Settings, host: str, subject: str, told: Texts, outcomes: 
             outcome.name, outcome.error, *outcome.warnings)]
         table += ROW.format(outcome, name, human_size(outcome.size),
                             timedelta(seconds=outcome.seconds), '<br>'.join(filter(None, words)))
-    whole = '\n'.join(lines) + '\n'
+    whole = '\n'.join(Console.current.lines) + '\n'
     shown = whole if len(whole) <= LONGEST_LOG else 'The log is attached.\n'
     put(mail.set_content, '\n'.join([*told, '', shown]))
     put(mail.add_alternative, PAGE.format(escape(subject), table, escape(shown)), subtype='html')
@@ -5788,8 +5788,8 @@ def check_account(settings: Settings) -> Texts:
     """Return a warning if the mail password goes in clear; raise ConfigError if none allowed it."""
     if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
         return []
-    words = 'password of mail_smtp_user in clear to {} port {}'.format(
-        settings.mail_smtp_server, settings.mail_smtp_port)
+    words = ('password of mail_smtp_user in clear to {0.mail_smtp_server} port '
+             '{0.mail_smtp_port}').format(settings)
     if settings.mail_smtp_security == 'auto':
         raise ConfigError(f'mail_smtp_security=auto would send the {words} (set it to starttls or '
                           'tls, or to none if the network may read it)')
@@ -5800,7 +5800,7 @@ class Replies(io.BufferedReader):
     """What a mail server answers, line by line: LONGEST_REPLIES bytes at most."""
     room = LONGEST_REPLIES
 
-    def readline(self, limit: Optional[int] = -1) -> bytes:
+    def readline(self, limit: Any = -1) -> bytes:
         """Return a line. Raise OSError."""
         line = super().readline(limit)
         self.room -= len(line)
@@ -5865,13 +5865,11 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
         sleep(MAIL_PAUSE if attempt else 0)
         attempt += 1
         try:
-            message = compose(settings, this_host(), subject, told, outcomes,
-                              list(Console.current.lines))
+            message = compose(settings, subject, told, outcomes)
             refused = bounded(functools.partial(deliver, settings, message, waiting),
                               'the mail server', limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
-            text = getattr(error, 'smtp_error', getattr(error, 'strerror', None) or error)
-            answer = getattr(error, 'smtp_code', 0), text
+            answer = getattr(error, 'smtp_code', 0), getattr(error, 'smtp_error', reason_of(error))
             refused = getattr(error, 'recipients', dict.fromkeys(waiting, answer))
         taken = [address for address in waiting if address not in refused]
         if taken:
@@ -5921,8 +5919,12 @@ class Warnings(list):
 
     def append(self, text: str) -> None:
         """Log a warning and keep it."""
-        log(f'***WARNING - {text}{self.since(text)}')
+        self.tell(text)
         super().append(text)
+
+    def tell(self, text: str) -> None:
+        """Log a warning."""
+        log(f'***WARNING - {text}{self.since(text)}')
 
     def since(self, text: str) -> str:
         """Return since when there is a warning, a VM's behind its name, if the last run had it."""
@@ -5933,7 +5935,8 @@ class Warnings(list):
 
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
-    done = 'VmBackup {} {} - ***{}*** t:{}'    # logged when a VM is done; '' for nothing
+    # Logged when a VM is done, '' for nothing.
+    done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'
     further_errors = 0         # those that belong to no VM
     skipped = False            # as a hook wants it
     mailed = True              # unless the mail could not be sent
@@ -5946,7 +5949,6 @@ class Run:
         self.warnings = Warnings()
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
-        self.failed, self.warned = [], []      # type: List[str], List[str]    # lines on VMs
         self.errors = []       # type: List[str]
         self.turns = []        # type: Sequence[Turn]      # all that are to be, if that is known
         self.numbers = itertools.count(1)      # of those
@@ -5960,7 +5962,8 @@ class Run:
         started = iso(now())
         method, name = turn.job.method, turn.job.vm.name
         if self.turns:
-            log(f'VM {next(self.numbers)} of {len(self.turns)}, {len(self.failed)} failed')
+            failed = self.counts().errors - self.further_errors
+            log(f'VM {next(self.numbers)} of {len(self.turns)}, {failed} failed')
         log(f'*** {method} begin {turn.job.shown}')
         self.status_log.write(method, 'begin', name)
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
@@ -5971,10 +5974,8 @@ class Run:
             status, reason = token_of(error), explain(error, turn.need)
             log(f'ERROR {method} {status} {name}: {reason}')
         finally:
-            for warning in [f'{name}: {text}' for text in turn.warnings]:
-                warning += self.warnings.since(warning)
-                log('***WARNING - ' + warning)
-                self.warned.append('WARNING ' + warning)
+            for text in turn.warnings:
+                self.warnings.tell(f'{name}: {text}')
             turn.ended = True
             self.add(Outcome(name, turn.job.vm.uuid, method, status, started, int(elapsed()),
                              portable(turn.path) or None, turn.files, turn.size,
@@ -5983,15 +5984,12 @@ class Run:
     def add(self, outcome: Outcome) -> None:
         """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
         self.outcomes.append(outcome)
-        if outcome.error:
-            self.failed.append(f'FAILED {outcome.name} ({outcome.status}): {outcome.error}')
-        status, name, minutes = outcome.status, outcome.name, outcome.seconds // 60
-        words = [f'{status} {name}']
+        status, minutes = outcome.status, outcome.seconds // 60
+        words = [f'{status} {outcome.name}']
         if status in ('SUCCESS', 'WARNING'):
             words.append(f'elapse:{minutes} size:{outcome.size >> 30}G')
             if self.done:
-                phrase = 'Success' if status == 'SUCCESS' else status
-                log(self.done.format(outcome.method, name, phrase, minutes))
+                log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
@@ -6030,8 +6028,10 @@ class Run:
     def summary(self) -> Texts:
         """Return the lines that tell what it came to, first what went wrong."""
         told = [sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
-        told += self.failed + self.warned
-        told += [f'WARNING {text}{self.warnings.since(text)}' for text in self.warnings]
+        told += ['FAILED {0.name} ({0.status}): {0.error}'.format(each)
+                 for each in self.outcomes if each.error]
+        of_vms = [f'{each.name}: {text}' for each in self.outcomes for text in each.warnings]
+        told += [f'WARNING {text}{self.warnings.since(text)}' for text in of_vms + self.warnings]
         told.append('VMs: {} good, {} with warnings, {} failed, {} skipped; {} in {}'.format(
             *tally([each.status for each in self.outcomes]),
             human_size(sum(each.size for each in self.outcomes)),
@@ -6110,8 +6110,8 @@ class Shared(Run):
         self.writing = set()   # type: Set[VmBackup]       # those that still need free space
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
         self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
-        # Backups of others that are in a VM's directory: how many, by directory, whose, and option.
-        self.others = Counter()    # type: Dict[Tuple[str, str, str], int]
+        # Backups of others in VMs' directories: how many, by where, whose, and what to do.
+        self.others = Counter()    # type: Dict[str, int]
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.locks = ExitStack()       # of the record of this run
 
@@ -6127,8 +6127,9 @@ class Shared(Run):
         return Exporter(self.pool, extension,
                         DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
 
-    def call_hook(self, phase: str, **known: str) -> bool:
-        """Run the hook, if any; return False if what begins is skipped. Raise CommandFailed."""
+    def call_hook(self, phase: str, warnings: Any = None, **known: str) -> bool:
+        """Run the hook, if any; return False if what begins is skipped. A failure then raises
+        CommandFailed, and is a warning at any other phase."""
         if not self.hook:
             return True
         settings, signals, begins = self.settings, Signals.current, phase in BEGINNINGS
@@ -6142,23 +6143,20 @@ class Shared(Run):
             status = run_hook([self.hook, phase], environ,
                               min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
                               lambda line: log(f'{begin}hook {phase}: {line}'))
-            how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
-            if status not in (0, NOT_NOW) or status and not begins:
-                raise CommandFailed(how)
+            if status < 0:
+                raise CommandFailed(f'ended by signal {-status}')
+            if status and not (begins and status == NOT_NOW):
+                raise CommandFailed(f'exit status {status}')
         except CommandFailed as error:
-            raise CommandFailed(f'hook {phase} failed: {error}')
+            reason, status = f'hook {phase} failed: {error}', 0
+            if begins:
+                raise CommandFailed(reason)
+            warnings.append(reason)
         finally:
             signals.at_once = at_once
         if status:
-            log(f'hook {phase}: {how}: skipped')
+            log(f'hook {phase}: exit status {status}: skipped')
         return not status
-
-    def notify(self, phase: str, warnings: Warned, **known: str) -> None:
-        """Call it at a phase where a failure is a warning."""
-        try:
-            self.call_hook(phase, **known)
-        except CommandFailed as error:
-            warnings.append(str(error))
 
     def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
@@ -6229,14 +6227,14 @@ class VmBackup(Turn):
                     return
                 self.back_up_or_retry()
             except BaseException as error:
-                shared.notify('backup-abort', self.warnings, status=token_of(error),
-                              target=self.path, **known)
+                shared.call_hook('backup-abort', self.warnings, status=token_of(error),
+                                 target=self.path, **known)
                 raise
             else:
                 check_held(self.path)                  # a hook takes a path as it is
-                shared.notify('backup-end', self.warnings, target=self.path, file='\n'.join(
-                    sorted(self.backup.file(file.name) for file in self.exported)),
-                    size=str(self.size), status=self.status, **known)
+                files = sorted(self.backup.file(file.name) for file in self.exported)
+                shared.call_hook('backup-end', self.warnings, target=self.path, size=str(self.size),
+                                 file='\n'.join(files), status=self.status, **known)
             finally:
                 self.held.close()
                 shared.writing.discard(self)
@@ -6267,7 +6265,7 @@ class VmBackup(Turn):
     def back_up(self) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
         job, exporter, started = self.job, self.exporter, now()
-        log(f'{job.method} - vm_name: {job.vm.name} max_backups: {job.keep}')
+        log('{0.method} - vm_name: {0.vm.name} max_backups: {0.keep}'.format(job))
         self.history.as_it_is()
         vm = self.pool.reread(job.vm)
         warned_of = self.shared.remove_leftovers(self.history, self.warnings)
@@ -6293,9 +6291,9 @@ class VmBackup(Turn):
             self.need += f', and took {human_size(self.last)} last time'
         if exporter.left_out and not exporter.disks:
             self.warnings.append(NO_DISK_LEFT)
-        log(*['left out: ' + disk_words(disk, why) for disk, why in exporter.left_out])
+        log(*['left out: ' + disk_words(*each) for each in exporter.left_out])
         for disk in exporter.disks:
-            if NOBAK in disk.name and not self.settings.honour_nobak:
+            if NOBAK in disk.name:                     # else it is left out
                 log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
         try:
             with exporter.snapshot(self.backup, warned_of) as snapshot:
@@ -6472,9 +6470,12 @@ class VmBackup(Turn):
                 whose, option = owner.other(backup), f'pool={pool}'
                 if pool in ('', owner.pool):
                     option = f'vm=uuid:{uuid}'
-                    if self.pool.names.get(uuid):
-                        whose += ', now called ' + self.pool.names[uuid]
-                self.shared.others[self.history.directory, whose, option] += 1
+                    now_called = self.pool.names.get(uuid)
+                    if now_called:
+                        whose += f', now called {now_called}'
+                config = shell_word(self.shared.config.path or 'CONFIG')
+                self.shared.others[f'in {self.history.directory}, {whose} (to let them go: prune '
+                                   f'{config} {option} preview)'] += 1
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6576,8 +6577,7 @@ class BackupRun(Shared):
             if '~' + job.vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
-            for disk, why in exporter.left_out:
-                left_out.append(f'{job.shown}/{disk_words(disk, why)}')
+            left_out += [f'{job.shown}/{disk_words(*each)}' for each in exporter.left_out]
             remarks = list(exporter.remarks(disks))
             if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
                 remarks.append(('ERROR', USB.format(job.vm.uuid)))
@@ -6676,7 +6676,7 @@ class BackupRun(Shared):
             self.record_end()
         if self.closing:
             with self.until_ended():
-                self.notify(self.closing, self.warnings, status=self.verdict().token)
+                self.call_hook(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
                 bounded(lambda: put_report(self.report_file, self.report()), 'the file system')
@@ -6685,7 +6685,7 @@ class BackupRun(Shared):
         self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
         self.report_end('')
         if begun:
-            self.notify('log-end', self.warnings, status=self.verdict().token)
+            self.call_hook('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status()
 
     def report(self) -> Record:
@@ -6733,10 +6733,8 @@ class BackupRun(Shared):
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
         if self.others:
-            config = shell_word(self.config.path or 'CONFIG')
-            self.left_alone.append('left alone: backups of others: ' + abbreviate([
-                f'{count} in {directory}, {whose} (to let them go: prune {config} {option} '
-                'preview)' for (directory, whose, option), count in self.others.items()]))
+            self.left_alone.append('left alone: backups of others: ' + abbreviate(
+                [f'{count} {whose}' for whose, count in self.others.items()]))
         log(RULER)
         self.show_space('Space status')
 
@@ -7445,15 +7443,12 @@ class Restorer(Importer):
         log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}')
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
         named = names.get(manifest.uuid)
-        text = ''
         if manifest.pool not in ('', self.pool.uuid()):
-            text = f'of another pool, {manifest.pool}'
+            log(f'***NOTE - this backup is of another pool, {manifest.pool}')
         elif named not in (None, manifest.name):
-            text = f'of a VM that is now called {named}'
+            log(f'***NOTE - this backup is of a VM that is now called {named}')
         elif manifest.uuid and not named and manifest.name in names.values():
-            text = f'of an earlier VM of this name, {manifest.uuid}'
-        if text:
-            log(f'***NOTE - this backup is {text}')
+            log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}')
         whole = chosen.form == '.xva'
         for word in ['attach'] if whole else ['preserve', 'start']:
             if self.options[word] not in ('', 'false'):
@@ -7632,7 +7627,7 @@ def run_restore(line: CommandLine) -> int:
 
 class TestRestore(Run):
     """`test-restore=`: restores backups, proves them and destroys what was restored."""
-    done = '{} {} - ***{}*** t:{}'
+    done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
     def __init__(self, sources: Sources, options: Options) -> None:
         config = sources.config

@@ -60,8 +60,11 @@ class MailCase(PoolCase):
     def message(self, subject='SUCCESS', lines=('line',), host='xen1'):
         """A mail as it is sent, and as it arrives."""
         settings = VmBackup.parse_config(['mail_to=a@b']).settings
-        data = VmBackup.compose(
-            settings, host, subject, ['VMs: 1 good'], [], list(lines)).as_bytes()
+        console = VmBackup.Console(None)
+        console.lines.extend(lines)
+        with unittest.mock.patch('VmBackup.Console.current', console), (
+                unittest.mock.patch('VmBackup.this_host', lambda: host)):
+            data = VmBackup.compose(settings, subject, ['VMs: 1 good'], []).as_bytes()
         return data, message_from_bytes(data, policy=policy.default)
 
     def failed_attempts(self, done):
