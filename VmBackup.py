@@ -5693,8 +5693,8 @@ class StatusLog:
     def append(self, line: str) -> None:
         """Append a line. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
-        flags = O_WRONLY | O_APPEND | O_CREAT
-        with naming(self.path), open(open_file(self.path, flags, 0o640), 'ab') as stream:
+        with naming(self.path), open(
+                open_file(self.path, O_WRONLY | O_APPEND | O_CREAT, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
 
     def begin(self) -> datetime:
@@ -5762,7 +5762,8 @@ def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Ou
     mail['Auto-Submitted'] = 'auto-generated'          # RFC 3834: no holiday replies
     below = ('FAILED ', *[f'WARNING {printable(each.name)}: ' for each in outcomes])
     table = ''.join([TEXT.format(escape(line)) for line in told if not line.startswith(below)])
-    table += HEAD if outcomes else ''
+    if outcomes:
+        table += HEAD
     for outcome in sorted(outcomes, key=lambda each: (not each.error, not each.warnings)):
         name, *words = [escape(printable(text or '')) for text in (
             outcome.name, outcome.error, *outcome.warnings)]
@@ -6132,11 +6133,11 @@ class Shared(Run):
         CommandFailed, and is a warning at any other phase."""
         if not self.hook:
             return True
-        settings, signals, begins = self.settings, Signals.current, phase in BEGINNINGS
-        known = dict(known, backup_dir=settings.backup_dir, report=self.report_file)
+        signals, begins = Signals.current, phase in BEGINNINGS
+        known = dict(known, backup_dir=self.settings.backup_dir, report=self.report_file)
         environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
         begin = getattr(Console.current.thread, 'begin', '')      # its output is another thread's
-        timeout = settings.hook_timeout * 60           # seconds
+        timeout = self.settings.hook_timeout * 60      # seconds
         at_once, signals.at_once = signals.at_once, False
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
         try:
@@ -6324,19 +6325,20 @@ class VmBackup(Turn):
         shared = self.shared
         log(f'Check for last **unsuccessful** backup: {self.history.directory}')
         for failure in self.history.backups():
+            path = failure.path
             if failure.trouble:
-                self.warnings.append(f'cannot read {failure.path}, which neither counts nor is '
-                                     f'deleted: {failure.trouble.strerror}')
-            if failure.outcome == 'failed' and failure.path not in shared.doubtful:
-                with tolerating(self.warnings, f'cannot delete {failure.path}'):
+                self.warnings.append(f'cannot read {path}, which neither counts nor is deleted: '
+                                     f'{failure.trouble.strerror}')
+            if failure.outcome == 'failed' and path not in shared.doubtful:
+                with tolerating(self.warnings, f'cannot delete {path}'):
                     # While another run verifies what it has made, nothing tells of that.
-                    if shared.store.no_locking and failure.path not in {self.path, *shared.ended} \
-                            and failure.unchanged_for() < LONGEST_SILENCE:
-                        log(f'***NOTE - not deleted: {failure.path} may be a backup that another '
-                            'run is making, as backup_dir cannot lock')
-                        continue
-                    log(f'Deleting last **unsuccessful** backup {failure.path} ')
-                    shared.store.delete(failure)
+                    if shared.store.no_locking and path not in {self.path, *shared.ended} and (
+                            failure.unchanged_for() < LONGEST_SILENCE):
+                        log(f'***NOTE - not deleted: {path} may be a backup that another run is '
+                            'making, as backup_dir cannot lock')
+                    else:
+                        log(f'Deleting last **unsuccessful** backup {path} ')
+                        shared.store.delete(failure)
 
     def new_directory(self, names: Texts, started: datetime) -> None:
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
@@ -6671,7 +6673,6 @@ class BackupRun(Shared):
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
-        begun = self.closing or self.skipped
         if self.hook:                                  # which may unmount the share
             self.record_end()
         if self.closing:
@@ -6684,7 +6685,7 @@ class BackupRun(Shared):
         self.status_log.begin()
         self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
         self.report_end('')
-        if begun:
+        if self.closing or self.skipped:
             self.call_hook('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status()
 
@@ -7539,7 +7540,7 @@ class Restorer(Importer):
                 problem = f'{"more than one" if found else "no"} SR {word}'
             raise UsageError(f'{problem} (choose one, sr=UUID): '
                              + self.pool.sr_words(found or srs))
-        sr = found.popitem()[1]
+        sr, = found.values()
         log(title, '  SR:       ' + space_of(sr, size))
         total = int(sr['physical_size'])
         if 0 < total < size + int(sr['physical_utilisation']):
