@@ -412,6 +412,7 @@ HIDDEN = re.compile(
     '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
     '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
 LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
+LOUD = re.compile(r'\**(WARNING|ERROR)|SUCCESS|VmBackup \S.* ended|restored')
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
 ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
@@ -564,9 +565,12 @@ class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail."""
     current = None             # type: Console     # that of this process
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream   # unbuffered; None if it is closed
-        self.terminal = bool(stream) and stream.isatty()
+    def __init__(self, output: Any, errors: Any = None) -> None:
+        self.output = self.stream = output     # unbuffered; None if it is closed
+        self.errors = errors   # the same
+        self.terminal = bool(output) and output.isatty()
+        self.quiet = False     # of the log only what is wrong, and how all ended
+        self.document = None   # type: Any     # what --json prints in the end
         self.passing = {}      # type: Dict[int, str]
         self.drawn = 0         # lines of it that stand on the terminal
         self.lines = deque(maxlen=20000)    # type: deque
@@ -582,11 +586,23 @@ class Console:
             with self.lock:
                 self.lines.append(line)
                 self.passing.pop(get_ident(), '')
-                self.draw(line + '\n')
+                if not self.quiet or LOUD.match(text):
+                    self.draw(line + '\n')
+
+    def take_aside(self, **document: Any) -> None:
+        """Write the log to standard error from now on; standard output gets a document."""
+        self.stream, self.document = self.errors, document
+        self.terminal = bool(self.errors) and self.errors.isatty()
+
+    def tell(self, **more: Any) -> bool:
+        """Take something into the document; return whether there is to be one."""
+        if self.document is not None:
+            self.document.update(more)
+        return self.document is not None
 
     def show(self, text: str) -> None:
         """Show a line below all others until this thread's next one, on a terminal only."""
-        if self.terminal:
+        if self.terminal and not self.quiet:
             with self.lock:
                 self.passing[get_ident()] = text
                 self.draw('')
@@ -675,32 +691,32 @@ def unquoted(text: str, marks: str = '#') -> Pair:
     return value, text[start:].strip()
 
 
-def nearest(word: str, known: Texts) -> str:
+def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}') -> str:
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
     found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
-    return f', perhaps {found[0]}' if found else ''
+    return remark.format(*found) if found else ''
 
 
 class CommandLine(NamedTuple):
     """The parts of a command line."""
     command: str = ''
-    password: str = ''         # as given: it, the name of its file, or local; '' for no login
+    password: str = ''         # as 3.25's first word: it, the name of its file, or local
     words: Texts = ()          # what it is about: a config file, a directory, a VM
     options: Options = {}
+    keys: Strings = {}         # of the config file, in whose place they stand
+    only: Texts = ()           # vm-selectors: of what the config selects only these
+    doubt: str = ''            # what to tell where the login fails
 
     @property
     def word(self) -> str:
-        """Return the first of them."""
-        return self.words[0]
+        """Return the first of them, '' without any."""
+        return ''.join(self.words[:1])
 
     @property
     def path(self) -> str:
         """Return that as a path."""
         return native(self.word)
-
-
-LENIENT = CommandLine(options={'ignore_extra_keys': 'true'})       # of a config's unknown keys
 
 
 def fitting(text: str, pattern: str, expected: str) -> str:
@@ -824,13 +840,11 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
             given[name] = text, place
         else:
             remark = f'config key: {name} ({place}){nearest(name, [*given, *METHODS])}'
-            if line.options.get('ignore_extra_keys') == 'true':
+            if line.options.get('ignore_extra_keys'):
                 notes.append('***NOTE - ignored ' + remark)
             else:
                 unexpected.append('***ERROR unexpected ' + remark)
-    for name in ('compress', 'pre_clean', 'parallel', 'parallel_per_sr'):
-        if line.options.get(name):
-            given[name] = line.options[name], 'command line'
+    given.update((name, (text, 'command line')) for name, text in line.keys.items())
     for key in KEYS:
         for text, place in ((key.default, 'default'), given[key.name]):
             try:
@@ -849,7 +863,9 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     report = values['report_file']
-    files = {'the config': path, 'the password file': native(line.password)}
+    rules += [selector(text)._replace(method='vm', said=f'vm={text}') for text in line.only]
+    password_file = line.options.get('password_file') or line.password
+    files = {'the config': path, 'the password file': native(password_file)}
     files.update((name, values[name]) for name in ('status_log', 'hook', 'mail_smtp_password_file'))
     for name, file in files.items():
         if report and file and abspath(file) == report:        # a current directory may be gone
@@ -881,16 +897,24 @@ def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = T
 
 
 def config_of(line: CommandLine) -> Config:
-    """Read the config of a run, or have the defaults with a vm-selector. Raise VmBackupError."""
-    target, path = line.word, line.path
-    if exists(path) and not isdir(path):
-        return read_config(path, line)
-    if '/' in target and isdir(path):
-        raise UsageError(f'a directory, not a config file: {target} (see VmBackup.py help)')
-    rule = selector(target)
-    if search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
-        log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
-    return parse_config([], '', line)._replace(rules=(rule,))
+    """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
+    files = [word for word in line.words if exists(native(word)) and not isdir(native(word))]
+    if files and len(line.words) == 1:
+        return read_config(line.path, line)
+    if files:
+        more = ' '.join('vm=' + shell_word(word) for word in line.words if word not in files)
+        raise UsageError(f'a config file stands alone: {files[0]} (only some VMs of those that it '
+                         f'selects: {more})')
+    config = parse_config([], '', line)
+    for word in reversed(line.words):
+        if '/' in word and isdir(native(word)):
+            raise UsageError(f'a directory, not a config file: {word} (see VmBackup.py help '
+                             'backup)')
+        rule = selector(word)
+        if search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
+            log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
+        config = config._replace(rules=(rule, *config.rules))
+    return config
 
 
 def refuse_unexpected(config: Config) -> None:
@@ -1002,14 +1026,29 @@ def read_password_file(path: str, warn: Callable) -> str:
     return password
 
 
-def login_word(word: str) -> Optional[str]:
-    """Return the password that a command line's first word stands for, None for `local`."""
-    path = native(word)
-    if word == 'local':
+def password_of(line: CommandLine) -> Optional[str]:
+    """Return the password that a command line stands for, None for `local`. Raise ConfigError."""
+    file, word = line.options.get('password_file', ''), line.password
+    if line.options.get('password_stdin'):
+        return password_typed()
+    if not file and word == 'local':
         return None
-    if isfile(path) or '/' in word and exists(path):
+    path = native(file or word)
+    if file or isfile(path) or '/' in word and exists(path):
         return read_password_file(path, log)
     return word
+
+
+def password_typed() -> str:
+    """Return a password from standard input; a terminal does not show it. Raise ConfigError."""
+    if sys.stdin.isatty():
+        import getpass
+        password = getpass.getpass('Password of root: ')
+    else:
+        password = sys.stdin.readline().rstrip('\r\n')
+    if not password or '\0' in password:
+        raise ConfigError('no password on standard input')
+    return password
 
 
 def installation_uuid() -> str:
@@ -1099,6 +1138,11 @@ def is_about(rule: Rule, vm: Vm) -> bool:
     return vm.uuid == rule.word if rule.kind == 'uuid' else matches(rule.word, vm.name)
 
 
+def chooses(rule: Rule, vm: Vm) -> bool:
+    """Return whether vm= chooses a VM, a saved one perhaps by the name of its directory."""
+    return is_about(rule, vm) or rule.text in (vm.name, vm.ref.rpartition('/')[2])
+
+
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
     def __init__(self, rules: Rules, vms: Vms, former: Strings,
@@ -1107,6 +1151,7 @@ class Selection:
         self.former = former   # what became of the VMs that had these names
         self.lacking = 'no backup found' if saved else 'vm not found'
         self.excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text]
+        self.only = [rule for rule in rules if rule.method == 'vm']
         self.excluded = {}     # type: Dict[str, str]  # their names
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
         self.exact = set()     # type: Set[str]        # chosen by tag or uuid
@@ -1115,6 +1160,8 @@ class Selection:
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
+            if rule.method == 'vm':
+                continue
             if rule.method == 'exclude-disk':
                 if not (saved or regex_of(rule.word)):
                     self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
@@ -1128,10 +1175,14 @@ class Selection:
                 if not any(matches(rule.word, name) for name in others):
                     rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
-            for vm in found:
+            for vm in filter(self.is_wanted, found):
                 self.take(rule, vm)
-            if not found:
+            if not found and (not self.only or rule.word in [each.word for each in self.only]):
                 self.not_found(rule)
+
+    def is_wanted(self, vm: Vm) -> bool:
+        """Return whether a VM is one of those that alone are wanted."""
+        return not self.only or any(chooses(rule, vm) for rule in self.only)
 
     def remark(self, level: str, text: str) -> None:
         """Note a line for the log."""
@@ -1269,11 +1320,18 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
     errors = ['ERROR regex errors found (see above) '] if found.broken else []
     errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
                for rule in found.invalid]
+    for rule in found.only:
+        if not any(chooses(rule, job.vm) for job in jobs):
+            is_regex = rule.kind != 'name' or regex_of(rule.word)
+            errors.append(f'ERROR {rule} ' + (
+                'is none of the VMs that are selected' if is_regex else
+                'is no regular expression'))
     if not (jobs or errors):
         errors.append('ERROR no VMs loaded')
     return Plan(*map(tuple, (
         jobs, dict.fromkeys(found.excluded.values()),
-        dict.fromkeys(vm.name for vm in vms if vm.ref not in covered), found.failures.values(),
+        dict.fromkeys(vm.name for vm in vms if vm.ref not in covered and found.is_wanted(vm)),
+        found.failures.values(),
         found.broken, found.invalid, found.messages, found.warnings, errors)))
 
 
@@ -1981,19 +2039,18 @@ class Pool:
 
     @classmethod
     @contextmanager
-    def connect(cls, word: str) -> Iterator['Pool']:
-        """Log in with a command line's first word, yield a Pool, log out. A pool member answers
+    def connect(cls, line: CommandLine) -> Iterator['Pool']:
+        """Log in as a command line says, yield a Pool, log out. A pool member answers
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
-        password = login_word(word)
+        password = password_of(line)
         Signals.current.logging_in = True
         try:
             pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
                 XAPI_SOCKET if password is None else XAPI_URL), password)
         except PoolError as error:
-            if error.code == 'SESSION_AUTHENTICATION_FAILED' and password == word and (
-                    search(r'/|\.\w+\Z', word)):
-                raise PoolError(f'{error} (if a password file was meant: there is no such file)')
+            if line.doubt and error.code in (UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
+                raise PoolError(f'{error} ({line.doubt})')
             if error.code != 'HOST_IS_SLAVE':
                 raise
             master = error.details[1]
@@ -2751,12 +2808,13 @@ def write_json(path: str, value: Any) -> None:
 def run_create_password_file(line: CommandLine) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     path = line.path
-    if not line.password:
+    password = password_typed() if line.options['password_stdin'] else line.password
+    if not password:
         raise ConfigError(f'an empty password: create-password-file={path}')
     if exists(path) and not isfile(path):
         raise ConfigError(f'not a file: password file {path}')
     try:
-        write_whole(abspath(path), base64.b64encode(encoded(line.password)))
+        write_whole(abspath(path), base64.b64encode(encoded(password)))
     except OSError as error:
         raise ConfigError(f'cannot write password file {path}: {error.strerror}')
     log(f'password file created: {path}')
@@ -3266,13 +3324,13 @@ class Owner(NamedTuple):
         return not other or other.startswith('of an earlier')
 
 
-def run_name(config: str) -> str:
+def run_name(config: str, only: str = '') -> str:
     """The name, less its ending, of the record of runs of a config on this host."""
     import hashlib
     host, path = this_host(), realpath(config)
     # Of what no locale and no share spells in another way.
     words = sub('[^A-Za-z0-9.-]+', '_', f'{host}-{basename(path)}').lower()
-    return RUN.format(words, hashlib.sha256(encoded(host + path)).hexdigest())
+    return RUN.format(words, hashlib.sha256(encoded(host + path + only)).hexdigest())
 
 
 class History:
@@ -3582,19 +3640,16 @@ class Catalogue:
         return sorted(join(directory, name) for name in names_in(directory) if ours.match(name))
 
 
-def select_histories(histories: Histories, config: Config, selector_text: str,
+def select_histories(histories: Histories, config: Config,
                      keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
     """Return those with backups or failures' records that are chosen, and what was not found."""
     found = {history.directory: history for history in histories if history.holds_any()}
     vms = [history.owner() for _, history in sorted(found.items())]
-    rules, word = config.rules, ''
-    if selector_text:
-        rule = selector(selector_text)
-        rules, word = (rule._replace(said=selector_text),), native(rule.text)
-    twins = [vm for vm in vms          # the word may be a directory's name
-             if TWIN.search(word) and basename(vm.ref) == word != vm.name]
-    plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in twins or vms))
-    if rules and not twins:
+    rules = config.rules
+    if rules and all(rule.method == 'vm' for rule in rules):
+        rules = (selector(''), *rules)                 # of all
+    plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
+    if rules:
         plan = select(rules, vms, keep, saved=True)
     plan = plan._replace(messages=(*plan.messages, *(
         f'***NOTE - passed over: {each.refused}' for each in histories if each.refused)))
@@ -4027,28 +4082,28 @@ class Opened(NamedTuple):
     store: Store
 
 
-def open_config(word: str, announce: bool = False) -> Opened:
+def open_config(line: CommandLine, announce: bool = False) -> Opened:
     """Open backup_dir of a config file, of the script's first page for ''. Raise ConfigError."""
-    path = native(word)
-    config = read_config(path, announce=announce)
+    path = line.path
+    config = read_config(path, line, announce)
     refuse_mistakes(config)
     return Opened('config', path, config, Store(config.settings))
 
 
-def open_target(word: str, announce: bool = False,
+def open_target(line: CommandLine, announce: bool = False,
                 is_archive: Optional[Callable] = None) -> Opened:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
-    path = abspath(native(word))
+    path = abspath(line.path)
     kind = kind_of(path)
     if not kind:
-        refuse_missing(word)
+        refuse_missing(line.word)
     if kind == 'file' and not (is_archive and is_archive(path)):
-        opened = open_config(word, announce)
+        opened = open_config(line, announce)
         opened.store.check(False)
         return opened
     if kind == 'store':
         mount_of(path, 'auto')
-    opened = open_config('')
+    opened = open_config(line._replace(words=()))
     opened.store.set_root(root_of(path))
     return opened._replace(kind=kind, path=path)
 
@@ -6046,6 +6101,7 @@ class Run:
         """Log and mail how it ended."""
         verdict, counts = self.verdict(), self.counts()
         told = list(map(printable, self.summary()))
+        Console.current.quiet = False
         if self.outcomes:                              # else what is wrong has just been said
             log(RULER, *told)
         log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
@@ -6590,13 +6646,23 @@ class BackupRun(Shared):
             messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
         return plan._replace(left_out=left_out, messages=messages)
 
-    def preview(self, word: str) -> int:
+    def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
-        with Pool.connect(word) as self.pool:
+        with Pool.connect(line) as self.pool:
             plan = self.make_plan()
             if not plan.errors:
                 plan = self.with_disks(plan)
-        if self.check(plan):
+        Console.current.tell(
+            config=portable(self.config.path), backup_dir=portable(self.settings.backup_dir),
+            vms=[dict(name=job.vm.name, uuid=job.vm.uuid, method=job.method, keep=job.keep)
+                 for job in plan.jobs],
+            failures=[dict(name=failure.name, method=failure.method, error=failure.error)
+                      for failure in plan.failures],
+            excluded=plan.excluded, not_covered=plan.uncovered, left_out=plan.left_out,
+            messages=plan.messages)
+        errors = self.check(plan)
+        Console.current.tell(errors=errors)
+        if errors:
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
         if plan.left_out:
@@ -6613,14 +6679,14 @@ class BackupRun(Shared):
         log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else ''))
         return verdict.status
 
-    def run(self, word: str) -> None:
+    def run(self, line: CommandLine) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
         if not self.call_hook('job-init'):             # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
         self.begin()
-        with Pool.connect(word) as self.pool:
+        with Pool.connect(line) as self.pool:
             plan = self.make_plan()
             wrong = self.check(plan)
             if wrong:
@@ -6643,7 +6709,9 @@ class BackupRun(Shared):
             return
         with suppress(TargetError):                    # `check` will tell
             self.store.check()
-            name = run_name(self.config.path)
+            # A run of some VMs only does not take the place of the night's.
+            narrowed = any(rule.method == 'vm' for rule in self.config.rules)
+            name = run_name(self.config.path, ' vm=' * narrowed)
             try:
                 self.locks.enter_context(self.store.locked(name, RUN_PATIENCE))
                 with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
@@ -6854,13 +6922,13 @@ def run_backup(line: CommandLine) -> int:
     run_of_tonight = BackupRun(config)
     if line.options['preview']:
         refuse_unexpected(config)
-        return run_of_tonight.preview(line.password)
+        return run_of_tonight.preview(line)
     with run_of_tonight.until_ended():
         if unreadable:
             raise unreadable
         run_of_tonight.errors.extend(config.unexpected)
         refuse_unexpected(config)
-        run_of_tonight.run(line.password)
+        run_of_tonight.run(line)
     return run_of_tonight.end()
 
 
@@ -6873,10 +6941,11 @@ class VerifyCommand(NamedTuple):
     verifier: Verifier
     every: bool                # all backups of a VM; else the newest
     tokens: List[str]
+    results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Opened, selector_text: str) -> None:
-        """Verify backups of the VMs that a config file or a selector chooses of all there are."""
-        chosen, plan = select_histories(histories_in(target), target.config, selector_text)
+    def verify_vms(self, target: Opened, dumps_too: bool) -> None:
+        """Verify backups of the VMs that a config chooses of all there are."""
+        chosen, plan = select_histories(histories_in(target), target.config)
         log(*plan.messages, *plan.errors)
         self.tokens.extend(['ERROR'] * len(plan.failures or plan.errors))
         if plan.warnings:
@@ -6889,7 +6958,7 @@ class VerifyCommand(NamedTuple):
                     raise Damaged('no good backup of this VM')
                 for backup in reversed(backups if self.every else backups[-1:]):
                     self.verify_backup(backup.path)
-        if target.kind != 'history' and not selector_text:
+        if target.kind != 'history' and dumps_too:
             for name, is_directory in sorted(entries_in(target.store.root)):
                 if is_directory and name.upper().startswith(DUMPS):
                     dumps = Store.dumps_in(f'{target.store.root}/{name}')
@@ -6954,6 +7023,7 @@ class VerifyCommand(NamedTuple):
         word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
         log(f'{word} {path}: {text}')
         self.tokens.append(token)
+        self.results.append(dict(path=portable(path), result=token, text=printable(text)))
 
 
 def histories_in(target: Opened) -> Histories:
@@ -6965,23 +7035,25 @@ def histories_in(target: Opened) -> Histories:
 
 def run_verify(line: CommandLine) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
-    word, selector_text = line.word, line.options['vm']
+    word = line.word
     every = line.options['backups'] == 'all'
     be_gentle(True)
-    target = open_target(word, announce=True, is_archive=form_of_file)
-    if target.kind in ('file', 'backup') and (selector_text or every):
+    target = open_target(line, announce=True, is_archive=form_of_file)
+    if target.kind in ('file', 'backup') and (line.only or every):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
-    command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
+    command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [], [])
+    Console.current.tell(results=command.results)
     if target.kind == 'file':
         command.verify_file(target.path)
     elif target.kind == 'backup':
         command.verify_backup(target.path)
     else:
-        command.verify_vms(target, selector_text)
+        command.verify_vms(target, not line.only)
     if not command.tokens:
         raise UsageError(f'no backups in {word}')
     counts = tally(command.tokens)
     verdict = verdict_of(counts.errors, counts.warnings)
+    Console.current.tell(counts=counts._asdict())
     log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
     return verdict.status
 
@@ -7098,25 +7170,22 @@ def row_of(told: Record) -> Texts:
 
 def run_list(line: CommandLine) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
-    word, selector_text = line.word, line.options['vm']
-    target = open_target(word)
-    if target.kind == 'backup' or target.kind == 'history' and selector_text:
-        raise UsageError(f'vm= does not apply to a single VM or backup: {word}')
+    target = open_target(line)
+    if target.kind == 'backup' or target.kind == 'history' and line.only:
+        raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
     histories = histories_in(target)
-    chosen, plan = select_histories(histories, target.config, selector_text)
+    chosen, plan = select_histories(histories, target.config)
     vms = [document_of(job.vm.name, history) for job, history in chosen]
     vms += [document_of(failure.name, target.store.history(failure.name))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     document = dict(
-        schema=1, when=iso(now()), backup_dir=portable(target.store.root), vms=vms,
-        **others_in([] if selector_text else histories, vms),
+        when=iso(now()), backup_dir=portable(target.store.root), vms=vms,
+        **others_in([] if line.only else histories, vms),
         messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
         size=sum(vm['size'] for vm in vms))
-    text = as_json(document)
-    if line.options['format'] != 'json':
-        text = ''.join(printable(row) + '\n' for row in table_of(document))
-    Console.current.write(text)
+    if not Console.current.tell(**document):
+        Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
     doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
     return verdict_of(plan.errors or not all(vm['good'] for vm in vms),
                       plan.warnings or doubtful).status
@@ -7125,7 +7194,6 @@ def run_list(line: CommandLine) -> int:
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = errors = freed = 0
-    vm = ''                    # as `pool`, of a VM that has a good backup in its own
 
     def __init__(self, target: Opened, options: Options) -> None:
         self.store = target.store
@@ -7133,13 +7201,14 @@ class Pruning:
         self.kinds = {rule.kind for rule in target.config.rules}
         self.previewing = options['preview']
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
+        self.vms = set()       # type: Set[str]    # so, of VMs that have a good backup in their own
 
     def let_go(self, history: History) -> Backups:
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
         owner, found = history.last_owner(), history.completed()
         others = [each for each in found if not owner.rotates(each)]
         if not self.pool:
-            return [each for each in others if each.manifest.uuid == self.vm
+            return [each for each in others if each.manifest.uuid in self.vms
                     and each.manifest.pool in ('', owner.pool)]
         good = any(each.outcome == 'good' and not owner.other(each) for each in found)
         return [each for each in others if good and owner.pool not in ('', self.pool)
@@ -7218,37 +7287,40 @@ class Pruning:
             log(f'ERROR {path}: {explain(error)}')
 
 
-def to_prune(target: Opened, selector_text: str, pruning: Pruning) -> List[Any]:
+def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
     histories = target.store.stocked()
-    chosen, plan = select_histories(histories, config, '', config.settings.keep_last)
+    only = [rule for rule in config.rules if rule.method == 'vm']
+    whole = config._replace(rules=[rule for rule in config.rules if rule not in only])
+    chosen, plan = select_histories(histories, whole, config.settings.keep_last)
     if plan.errors:
         log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
     log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
     wanted = [] if pruning.pool else histories
-    if selector_text:
-        pairs, _ = select_histories(histories, config, selector_text)
+    if only:
+        pairs, _ = select_histories(histories, config)
         wanted = [history for _, history in pairs]
-        rule = selector(selector_text)
-        for history in histories if rule.kind == 'uuid' else ():
-            for backup in history.completed():
-                if backup.outcome == 'good' and (
-                        backup.manifest.uuid == history.last_owner().uuid == rule.word):
-                    pruning.vm = rule.word
+    uuids = {rule.word for rule in only if rule.kind == 'uuid'}
+    for history in histories if uuids else ():
+        owned = uuids & {history.last_owner().uuid}
+        if any(backup.outcome == 'good' and backup.manifest.uuid in owned
+               for backup in history.completed()):
+            pruning.vms |= owned
     found = [(job, history, history in wanted) for job, history in chosen
              if history in wanted or pruning.let_go(history)]
     if not found:
+        chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
-                         f'{selector_text or "pool=" + pruning.pool} chooses')
+                         f'{chosen_by} chooses')
     return found
 
 
 def run_prune(line: CommandLine) -> int:
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
-    target = open_target(line.word)
-    given = bool(line.options['vm']) + bool(line.options['pool'])
+    target = open_target(line)
+    given = bool(line.only) + bool(line.options['pool'])
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
                          + line.word)
@@ -7259,7 +7331,7 @@ def run_prune(line: CommandLine) -> int:
     pruning = Pruning(target, line.options)
     found = [(None, History(dirname(target.path), target.store.patterns), False)]  # type: List[Any]
     if target.kind == 'config':
-        found = to_prune(target, line.options['vm'], pruning)
+        found = to_prune(target, pruning)
     for job, history, by_rules in found:
         check_signals()
         with pruning.telling(history.directory), ExitStack() as stack:
@@ -7315,8 +7387,9 @@ class Chosen(NamedTuple):
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
-    def __init__(self, origin: str) -> None:
-        target = (open_target if origin else open_config)(origin, announce=True)
+    def __init__(self, line: CommandLine) -> None:
+        origin = line.options['from']
+        target = (open_target if origin else open_config)(line._replace(words=[origin]), True)
         if target.kind not in ('config', 'store'):
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
@@ -7355,6 +7428,19 @@ class Sources:
             if not backup.has_marker():
                 raise TargetError('it has no marker: the record of a failure, not a backup: '
                                   + path)
+        return self.of_backup(backup)
+
+    def chosen(self, date: str) -> Sequence[Chosen]:
+        """Return the newest backup of each VM that vm= chooses. Raise UsageError, TargetError."""
+        self.store.check(False)
+        pairs, plan = select_histories(self.store.stocked(), self.config)
+        log(*plan.messages)
+        for text in plan.errors:
+            raise UsageError(text.partition(' ')[2])
+        return [self.of_backup(self.newest([history], date)) for _, history in pairs]
+
+    def of_backup(self, backup: Backup) -> Chosen:
+        """Return the archive or image of a backup. Raise TargetError unless it is one."""
         paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
         if len(paths) != 1:
             raise TargetError('{} archives or images in {}, where one was expected (give the one '
@@ -7452,7 +7538,7 @@ class Restorer(Importer):
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}')
         whole = chosen.form == '.xva'
         for word in ['attach'] if whole else ['preserve', 'start']:
-            if self.options[word] not in ('', 'false'):
+            if self.options[word]:
                 raise UsageError('{}= is for {}, which this is not'.format(
                     word, 'the image of a disk' if whole else 'a whole VM'))
         if whole:
@@ -7471,12 +7557,12 @@ class Restorer(Importer):
         original = chosen.backup.manifest.name or sub(r'\ARESTORE_(?=.)', '', found.name)
         name = self.free_name(original, chosen.suffix, name, [
             vm['name_label'] for vm in vms.values()])
-        preserve = self.options['preserve'] == 'true'
+        preserve = bool(self.options['preserve'])
         if preserve:
             self.check_addresses(found, vms)
             log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
                 'run meanwhile, in no other pool either)')
-        for vm in vms.values() if self.options['start'] == 'true' else ():
+        for vm in vms.values() if self.options['start'] else ():
             if vm['power_state'] == 'Running' and (
                     vm['uuid'] == chosen.backup.manifest.uuid or vm['name_label'] == original):
                 log(f'***WARNING - start=True: the original runs, {labelled(vm)}: two machines of '
@@ -7601,7 +7687,7 @@ class Restorer(Importer):
                         mode='RW', type='Disk', bootable=False)
         kind = 'VM' if chosen.form == '.xva' else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})')
-        if self.options['start'] == 'true':
+        if self.options['start']:
             xe.tell('vm-start', uuid=uuid)
             log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
@@ -7612,8 +7698,19 @@ class Restorer(Importer):
 
 def run_restore(line: CommandLine) -> int:
     """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
-    sources = Sources(line.options['from'])
-    chosen = sources.find(line.word, line.options['date'])
+    sources = Sources(line)
+    if bool(line.word) == bool(line.only):
+        raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=)')
+    found = [sources.find(selector(line.word).text, line.options['date'])] if line.word else (
+        sources.chosen(line.options['date']))
+    for chosen in found:
+        refuse_form(chosen)
+    with Pool.connect(line) as pool:
+        return max([Restorer(pool, sources, line.options).run(chosen) for chosen in found])
+
+
+def refuse_form(chosen: Chosen) -> None:
+    """Raise UsageError for what is no backup of a VM or disk; tell what to do with a dump."""
     if chosen.form == '.dump':
         words = [Xe().program, 'pool-restore-database', f'file-name={chosen.path}']
         log('next, on the pool master, of the same release and hardware as then: let it be '
@@ -7622,8 +7719,6 @@ def run_restore(line: CommandLine) -> int:
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
-    with Pool.connect(line.password) as pool:
-        return Restorer(pool, sources, line.options).run(chosen)
 
 
 class TestRestore(Run):
@@ -7641,30 +7736,45 @@ class TestRestore(Run):
         self.sources = sources
         self.options = options
 
-    def run(self, word: str, pool: Pool) -> None:
-        """Test the newest good backup of each VM that is chosen. Raise UsageError, OSError."""
+    def choose(self, word: str) -> Sequence[Tuple[Job, Any]]:
+        """Return the VMs that a selector chooses, with their History, or the Backup of a path.
+        Raise UsageError, OSError."""
         store = self.sources.store
+        if match(r'\.{0,2}/', word):
+            backup = self.sources.find(word, '').backup
+            name = backup.manifest.name or basename(dirname(backup.path))
+            vm = Vm(backup.path, backup.manifest.uuid, name, {})
+            return [(Job('', vm, 1, name), backup)]
         store.check(False)
-        chosen, plan = select_histories(store.stocked(), self.config, word)
+        rule = selector(word)._replace(method='vm')
+        chosen, plan = select_histories(store.stocked(), self.config._replace(rules=(rule,)))
         log(*plan.messages)
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {store.root}')
+        return chosen
+
+    def run(self, word: str, pool: Pool) -> None:
+        """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
+        chosen = self.choose(word)
         restorer = Restorer(pool, self.sources, self.options)
         restorer.warnings = self.warnings
         if not self.previewing:
             restorer.end_killed()
-        for job, history in chosen:
+        for job, tested in chosen:
             check_signals()
             turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
             restorer.warnings = turn.warnings
-            self.attempt(turn, lambda: self.test(turn, restorer, history))
+            self.attempt(turn, lambda: self.test(turn, restorer, tested))
 
-    def test(self, turn: Turn, restorer: Restorer, history: History) -> None:
-        """Test the newest good backup; record how that ended if it was tried and no signal came."""
+    def test(self, turn: Turn, restorer: Restorer, tested: Any) -> None:
+        """Test a Backup, or the newest good one of a History; record how that ended if it was tried
+        and no signal came."""
         elapsed, when, fault = stopwatch(), iso(now()), ''
         result = {}            # type: Record
         try:
-            backup = self.sources.newest([history.as_it_is()])
+            backup = tested
+            if isinstance(tested, History):
+                backup = self.sources.newest([tested.as_it_is()])
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
@@ -7691,9 +7801,9 @@ class TestRestore(Run):
 
 def run_test_restore(line: CommandLine) -> int:
     """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
-    test = TestRestore(Sources(line.options['from']), line.options)
+    test = TestRestore(Sources(line), line.options)
     be_gentle(False)
-    with test.until_ended(), Pool.connect(line.password) as pool:
+    with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, pool)
     test.report_end('test-restore ')
     return test.exit_status()
@@ -7728,9 +7838,9 @@ class StatusCheck:
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
         self.found, self.figures = [], []      # type: List[Tuple[int, str]], List[str]
 
-    def check(self, config_file: str) -> None:
+    def check(self, line: CommandLine) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(config_file, LENIENT, False)
+        config = read_config(line.path, line, False)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
@@ -7740,7 +7850,7 @@ class StatusCheck:
         except TargetError as empty:
             self.found.append((2, str(empty)))
         histories = store.histories()
-        self.check_backups(*select_histories(histories, config, ''))
+        self.check_backups(*select_histories(histories, config))
         self.check_run(config, store)
         left = store.leftovers(histories, self.limit)
         self.figures.append(f'leftovers={sum(map(len, left.values()))}')
@@ -7751,6 +7861,7 @@ class StatusCheck:
         """Judge the newest good backup of each VM, the oldest first."""
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
+        self.found += [(2, text[6:]) for text in plan.errors if ' is no' in text]
         self.found += [(1, text) for text in plan.warnings]
         pool = own_pool()
         found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
@@ -7814,9 +7925,14 @@ class StatusCheck:
 def run_status(line: CommandLine) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
-    bounded(lambda: status_check.check(line.path), 'backup_dir', limit=STATUS_TIMEOUT)
+    line.options['ignore_extra_keys'] = 'yes'
+    bounded(lambda: status_check.check(line), 'backup_dir', limit=STATUS_TIMEOUT)
     levels, texts = zip(*sorted(status_check.found, key=lambda each: -each[0]))    # worst first
-    Console.current.write(plugin_line(levels[0], '; '.join(texts), ' '.join(status_check.figures)))
+    told = [dict(state=STATES[level], text=text) for level, text in zip(levels, texts)]
+    if not Console.current.tell(status=STATES[levels[0]], found=told, figures=dict(
+            figure.partition(';')[0].split('=') for figure in status_check.figures)):
+        Console.current.write(plugin_line(levels[0], '; '.join(texts),
+                                          ' '.join(status_check.figures)))
     return levels[0]
 
 
@@ -7867,7 +7983,8 @@ def run_check_config(line: CommandLine) -> int:
 def run_test_mail(line: CommandLine) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     path = line.path
-    config = read_config(path, LENIENT)
+    line.options['ignore_extra_keys'] = 'yes'
+    config = read_config(path, line)
     refuse_mistakes(config)
     settings = config.settings
     if not settings.mail_to:
@@ -7888,18 +8005,231 @@ def run_test_mail(line: CommandLine) -> int:
 # ----------------------------------------------------------------------------------------------
 # 23. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
+# COMMANDS_HELP is the one source of every command's words, options and help. A line with a name in
+# its first column begins a command: words in <> are wanted, in [] they may be missing, and with ...
+# there may be several. Lines of four blanks have its options: NAME is a flag, NAME=<what> takes any
+# text, NAME=this|that one of these. KEY=<value> stands for all keys of the config file.
 
 USAGE = """Usage:
 {program}  <password> <config-file|vm-selector> [preview] [other optional params]
+{program}  COMMAND [WORDS] [OPTIONS]
 
-Also: {name} help    - for additional parameter usage
+Also: {name} help    - for the commands
   or: {name} config  - for config-file parameter usage
   or: {name} example - for some simple example usage
 """
 
-CONFIG_HEAD = """# Example config file for {name}
-# Lines are key=value; a # begins a comment line. {name} <password> <this file> preview
-# shows what it means.
+MAIN_HELP = """\
+{name} {version}: backs up the VMs of a XenServer or XCP-ng pool, verifies and restores them.
+
+  {name} COMMAND [WORDS] [OPTIONS]      (in dom0, as root; {name} COMMAND --help: more)
+
+{commands}
+
+An option is NAME=VALUE, --NAME=VALUE or --NAME VALUE. 3.25's form of a command line works, too:
+  {name} <password|password-file|local> <config-file|vm-selector> [preview] [OPTIONS]
+
+Examples:
+  {name} config > /root/night.cfg          a config file to begin with
+  {name} preview /root/night.cfg           what a night would do
+  {name} backup /root/night.cfg quiet      a night, as from cron
+  {name} restore web from=/root/night.cfg  the newest backup of the VM web, as a new VM
+
+Exit status: 0 all good, 1 warnings only, 2 errors, 128+N ended by signal N.
+"""
+
+OPTIONS_OF_LOGIN = """\
+    password-file=<file>   log in with a password file (default: through the socket of this host)
+    password-stdin         log in with a password from standard input"""
+
+OPTIONS_OF_CONFIG = """\
+    KEY=<value>            any key of the config file, in its place (see VmBackup.py config)
+    ignore_extra_keys      accept a config file with unknown keys (also =True, =False)"""
+
+OPTION_QUIET = """\
+    quiet                  print only warnings, errors, and how it ended"""
+
+OPTION_ONLY = """\
+    vm=<vm-selector>       of the VMs that the config selects only these; may be repeated"""
+
+OPTION_JSON = """\
+    json                   print JSON, also when it fails (its form is in the README)"""
+
+OPTION_FROM = """\
+    from=<config-file|backup_dir>  where the backups are (default: backup_dir of the first page)
+    sr=<name|uuid>         where the disks go (default: the pool's default SR)"""
+
+COMMANDS_HELP = """\
+backup <config-file|vm-selector>...
+  back up the VMs that a config or vm-selectors choose
+
+  A vm-selector is a name, a regular expression for names, tag:TAG or uuid:UUID, and stands for
+  vm-export=SELECTOR (which also names a VM that is called as a command or an option);
+  vdi-export=SELECTOR asks for the other method. With vm-selectors the defaults of the script's
+  first page are in effect.
+
+    preview                only show what would be done; changes nothing
+{only}
+{quiet}
+{config}
+{login}
+
+  VmBackup.py backup /root/night.cfg quiet
+  VmBackup.py backup /root/night.cfg vm=web --compress zstd
+
+preview <config-file|vm-selector>...
+  show what a backup would do, and what is wrong
+
+{only}
+{quiet}
+{json}
+{config}
+{login}
+
+  VmBackup.py preview /root/night.cfg
+  VmBackup.py preview 'PROD.*' tag:devel
+
+list <config-file|backup_dir>
+  list the backups of each VM
+
+{only}
+{json}
+    format=table|json      the same
+{config}
+
+  VmBackup.py list /root/night.cfg
+  VmBackup.py list /mnt/backups vm=web --json
+
+  Exit status: 0 every VM has a good backup, 1 the newest one of some VM is none, 2 one has none.
+
+verify <config-file|backup_dir|backup|file>
+  verify that backups are whole, and as they were then
+
+{only}
+    backups=newest|all     of each VM the newest one (the default), or all
+{quiet}
+{json}
+{config}
+
+  VmBackup.py verify /root/night.cfg vm=db
+  VmBackup.py verify /mnt/backups backups=all
+
+restore [<vm|uuid|backup|file>]
+  bring back a VM or a disk, as a new one
+
+    preview                only show what would be done; changes nothing
+    date=<2026-03-01>      the newest backup of that time; its beginning is enough
+{from_}
+    vm=<vm-selector>       in place of a VM's name: the VMs of the config that these choose
+    name=<new-name>        of the VM or disk
+    preserve               keep the MAC addresses; refused while the VM is there
+    start                  start the VM
+    attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
+    verify=yes|no          no: do not verify the backup first
+{quiet}
+{config}
+{login}
+
+  VmBackup.py restore web from=/root/night.cfg preview
+  VmBackup.py restore /mnt/backups/web/backup-2026-03-01-000000 sr=ssd name=web-old
+
+test-restore <vm-selector|backup>
+  restore backups, then destroy what was restored
+
+    preview                only show what would be done; changes nothing
+{from_}
+{quiet}
+{config}
+{login}
+
+  VmBackup.py test-restore web from=/root/night.cfg
+  VmBackup.py test-restore '.*' from=/mnt/backups sr=scratch
+
+prune <config-file|backup>
+  delete backups that no rule keeps, or a named one
+
+    preview                only show what would be deleted
+{only}
+                           vm=uuid:UUID: also what directories of other VMs have of this one
+    pool=<uuid>            only what the directories of VMs of another pool have of this one
+{quiet}
+{config}
+
+  VmBackup.py prune /root/night.cfg preview
+  VmBackup.py prune /root/night.cfg keep_last=2 vm=web
+
+protect <backup>...
+  have backups never deleted, nor counted by a rule
+
+  VmBackup.py protect /mnt/backups/web/backup-2026-03-01-000000
+  VmBackup.py protect /mnt/backups/*/backup-2026-03-01-*
+
+unprotect <backup>...
+  remove the protection of backups
+
+  VmBackup.py unprotect /mnt/backups/web/backup-2026-03-01-000000
+  VmBackup.py unprotect /mnt/backups/*/backup-2026-03-01-*
+
+status <config-file>
+  tell in a line, for Nagios, whether all is well
+
+  That is: each VM that the config chooses has a good backup, the last run ended well, and nothing
+  is left over.
+
+    max_age=<26h>          how old a backup may be: 90m, 26h or 2d (default: 26h)
+{only}
+{json}
+{config}
+
+  VmBackup.py status /root/night.cfg
+  VmBackup.py status /root/night.cfg max_age=8d vm=tag:weekly
+
+  Exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+
+check-config <config-file>
+  show all settings, and what is wrong with them
+
+{config}
+
+  VmBackup.py check-config /root/night.cfg
+  VmBackup.py check-config /root/night.cfg parallel=4
+
+test-mail <config-file>
+  send a mail as a run would
+
+{config}
+
+  VmBackup.py test-mail /root/night.cfg
+  VmBackup.py test-mail /root/night.cfg mail_to=me@example.com
+
+create-password-file <file>
+  write a password, obscured, to a file of its owner
+
+  The password is asked for on a terminal, or read from standard input.
+
+    password-stdin         the same; for other commands it means that they log in with it
+
+  VmBackup.py create-password-file /root/VmBackup.pass
+  VmBackup.py backup /root/night.cfg password-file=/root/VmBackup.pass
+
+config [<config-file>]
+  print a config file with all keys and their meanings
+
+{config}
+
+  VmBackup.py config > /root/night.cfg
+  VmBackup.py config /root/night.cfg parallel=2 > /root/new.cfg
+
+example
+  print some examples
+
+help [<command>]
+  print this, or all about a command
+"""
+
+CONFIG_HEAD = """\
+# Usage-config-file: lines are key=value; a # begins a comment line.
+# {name} preview <this file> shows what it means.
 
 #### high level settings                                                ####
 #### where one is not given, the default in the script's first page is  ####
@@ -7909,8 +8239,10 @@ CONFIG_RULES = """
 #### which VMs: a line each; the last definition of a VM wins ####
 # A name of letters, digits, blanks, - and _ is that one VM. Anything else is a Python regular
 # expression that matches from the front of the name (a VM of exactly that name is meant too).
-# NAME:N keeps N backups instead of max_backups.
+# NAME:N keeps N backups instead of max_backups. tag:TAG and uuid:UUID stand for names, too.
+"""
 
+SAMPLE_RULES = """
 # never backed up, whatever other lines say
 exclude=PROD-WinDomainController
 exclude=TEMP-.*
@@ -7928,273 +8260,348 @@ vdi-export=my-second-vm
 EXAMPLES = """Usage-examples:
 
 # config file
-{program} password weekend.cfg
+{program} backup weekend.cfg
+
+# of its VMs only one, now
+{program} backup weekend.cfg vm=DEV-mySql
 
 # single VM name, which is case sensitive
-{program} password DEV-mySql
+{program} backup DEV-mySql
 
 # single VM name using vdi-export instead of vm-export
-{program} password vdi-export=DEV-mySql
+{program} backup vdi-export=DEV-mySql
 
 # single VM name with spaces in name
-{program} password "DEV mySql"
+{program} backup "DEV mySql"
 
 # VM regex - which may be more than one VM
-{program} password "DEV-my.*"
+{program} backup "DEV-my.*"
 
 # all VMs in pool
-{program} password ".*"
+{program} backup ".*"
 
-# without a password, on the host itself
-{program} local weekend.cfg preview
+# create password file; use it, with a config file
+{program} create-password-file /root/VmBackup.pass
+{program} backup monthly.cfg --password-file /root/VmBackup.pass
 
-# create password file from command line password
+# the same as in 3.25
+{program} password weekend.cfg
 {program} password create-password-file=/root/VmBackup.pass
-
-# use password file + config file
-{program} /root/VmBackup.pass monthly.cfg
+{program} /root/VmBackup.pass monthly.cfg preview
 """
 
 SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
-TEXTS = {'help': 'help', 'h': 'help', 'config': 'config', 'example': 'example'}
+FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
+FLAG = {'': 'yes', 'yes': 'yes', 'true': 'yes', 'no': '', 'false': ''}   # what is behind its =
+KEY = {key.name: key for key in KEYS}
 
 
 class Command(NamedTuple):
     """A command."""
-    run: Callable[[CommandLine], int]
-    help: str
+    name: str
+    words: str                 # that it takes
+    help: str                  # of several lines, the first of which is what it does
+    options: Strings           # by their names: this|that, <any>, or '' for a flag
 
-    def options(self) -> Options:
-        """Return its options, with their =, and what is behind that: <uuid>, yes|no."""
-        return dict(re.findall(r'\[(\w+(?:=|(?=\])))([^\]]*)', self.help))
+    def run(self, line: CommandLine) -> int:
+        """Do it; return the exit status."""
+        return RUNS[self.name](line)
+
+    def usage(self) -> str:
+        """Return its words and options in one line."""
+        return f'{self.name} {self.words} [options]'.replace('  ', ' ')
 
 
-# The help of a command is its grammar: what is in brackets there are its options, its first line
-# is what it is about, and one that begins with its own name does not log in.
-COMMANDS = {
-    'backup': Command(run_backup, """\
-<password|password-file|local> <config-file|vm-selector> [preview] [optional params]
+def read_commands() -> Dict[str, Command]:
+    """Return the commands that COMMANDS_HELP tells of."""
+    commands = {}
+    for part in re.split(r'\n\n(?=[a-z])', COMMANDS_HELP.strip('\n')):
+        head, _, rest = part.partition('\n')
+        name, _, words = head.partition(' ')
+        rest = rest.format(only=OPTION_ONLY, quiet=OPTION_QUIET, json=OPTION_JSON,
+                           config=OPTIONS_OF_CONFIG, login=OPTIONS_OF_LOGIN, from_=OPTION_FROM)
+        options = {option.replace('-', '_'): allowed for option, allowed in re.findall(
+            r'^ {4}([a-z][a-z_-]*)(?:=(\S+))? ', rest, re.MULTILINE)}
+        commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=re.MULTILINE), options)
+    return commands
 
-required params:
-	<password|password-file|local> - password of root, or a file in which create-password-file=
-		put it, or the word local: no password, through the local unix socket of this host
-	<config-file|vm-selector> - several options:
-		config-file - a common choice for production crontab execution
-		vm-selector - a single VM name or regex, which defaults to vm-export
-			note with a vm-selector the defaults of the script's first page are in effect
-		vm-export=vm-selector  - explicit vm-export
-		vdi-export=vm-selector - explicit vdi-export
 
-optional params:
-	[preview] - validate config and password, show what would be done; changes nothing
-	[compress=False|True|gzip|zstd|none] - of vm-exports; True is gzip (default: {compress})
-	[ignore_extra_keys=True|False] - accept config files with unknown keys (default: False)
-	[pre_clean=True|False] - delete oldest backups before the export (default: {pre_clean})
-	[parallel=<N>] - back up N VMs side by side (default: {parallel})
-	[parallel_per_sr=<N>] - of these, N with disks in the same SR; 0: no limit \
-(default: {parallel_per_sr})
-"""),
-    'verify': Command(run_verify, """\
-verify <config-file|backup_dir|backup|file> [vm=<vm-selector>] [backups=newest|all]
-
-	verifies backups, without the pool: the newest one (default) or all of each VM that the config
-		file or vm= chooses
-"""),
-    'list': Command(run_list, """\
-list <config-file|backup_dir> [vm=<vm-selector>] [format=table|json]
-
-	lists the backups of each VM that the config file or vm= chooses, and which of these VMs has no
-		good one, without the pool
-"""),
-    'prune': Command(run_prune, """\
-prune <config-file|backup> [vm=<vm-selector>] [pool=<uuid>] [preview]
-
-	deletes the backups that no rule of the config file keeps, and shows which rule keeps each of
-		the others, without the pool; or one backup, which its directory names
-	vm=uuid:<uuid> - also what the directories of other VMs have of this VM
-	[pool=<uuid>] - only what the directories of VMs of another pool have of this one
-"""),
-    'protect': Command(run_protect, """\
-protect <backup>...
-
-	protects a backup: no rule counts it, and it is never deleted
-"""),
-    'unprotect': Command(run_protect, """\
-unprotect <backup>...
-
-	removes the protection of a backup
-"""),
-    'restore': Command(run_restore, """\
-<password|local> restore=<vm-name|uuid|backup|file> [preview] [optional params]
-
-	brings back a VM from a vm-export, or a disk from a vdi-export: the newest good backup, as a
-		new VM or disk that is not started; preview shows what would be done
-
-	[date=<2026-03-01>] - the newest backup of that time; its beginning is enough
-	[from=<config-file|backup_dir>] - where the VM's backups are (default: the first page's)
-	[sr=<name|uuid>] - where the disks go (default: the pool's default SR)
-	[name=<new-name>] - of the VM or disk
-	[preserve=True|False] - keep the MAC addresses; refused while the VM is there
-	[start=True|False] - start the VM
-	[attach=<vm|uuid>] - a disk: put it on this VM, which has to be halted
-	[verify=yes|no] - no: do not verify the backup first
-"""),
-    'test-restore': Command(run_test_restore, """\
-<password|local> test-restore=<vm-selector> [preview] [optional params]
-
-	restores the newest good backup of each VM, verifies it, and destroys what was restored
-
-	[from=<config-file|backup_dir>] - where the backups are (default: the first page's)
-	[sr=<name|uuid>] - where the disks go (default: the pool's default SR)
-"""),
-    'status': Command(run_status, """\
-status <config-file> [max_age=<26h>]
-
-	a plug-in for Nagios, Icinga and Checkmk: whether each VM that the config file chooses has a
-		good backup that is no older than that, the last run ended well, and nothing is left over
-		(exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN)
-"""),
-    'check-config': Command(run_check_config, """\
-check-config <config-file> [ignore_extra_keys=True|False]
-
-	shows the settings that are in effect and what is wrong in a config file, without the pool
-"""),
-    'test-mail': Command(run_test_mail, """\
-test-mail <config-file>
-
-	sends a mail as a run would
-"""),
-    'create-password-file': Command(run_create_password_file, """\
-<password> create-password-file=<filename>
-
-	writes the password, obscured, to a file that only its owner can read; filename is relative to
-		the current path or absolute
-"""),
-}
+COMMANDS = read_commands()
 
 
 def help_text(topic: str, program: str) -> str:
-    """Return the text of the commands help, config and example, of one command, or the usage."""
-    if topic in COMMANDS:
-        text = '{program}  ' + COMMANDS[topic].help
-    elif topic == 'help':
-        text = 'Usage-help:\n'
-        for name, command in COMMANDS.items():
-            if name != 'backup':
-                text += f'alternate form - {name}:\n'
-            text += '{program}  ' + command.help + '\n'
-        text += ('this is version {version}; exit status:\n'
-                 '\t0 all good, 1 warnings only, 2 errors, 128+N ended by signal N\n')
-    elif topic == 'config':                            # example.cfg is the same
-        text = 'Usage-config-file:\n\n' + CONFIG_HEAD
-        for key in KEYS:
-            meaning = sub('^ +', '# ', key.meaning, flags=re.MULTILINE)
-            default = key.default or 'empty'
-            allowed = f'; allowed: {key.allowed}' if key.allowed else ''
+    """Return the text of the commands help and example, of one command, or the usage."""
+    if topic in COMMANDS and topic not in ('help', 'example'):
+        command = COMMANDS[topic]
+        text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
+        if 'Exit status' not in text:
+            text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
+        return text
+    text = {'help': MAIN_HELP, 'example': EXAMPLES}.get(topic, USAGE)
+    commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
+                         for name, command in COMMANDS.items())
+    return text.format(program=program, name=basename(program), version=VERSION, commands=commands)
+
+
+def value_text(text: str) -> str:
+    """Return what to write into a config file for a value."""
+    with suppress(ValueError):
+        if unquoted(text) == (text, ''):
+            return text
+    quote = "'" if '"' in text else '"'                # no value of a config file has both
+    return quote + text + quote
+
+
+def config_text(config: Config, program: str) -> str:
+    """Return a config file that says the same, or one to begin with."""
+    text = CONFIG_HEAD.format(name=basename(program))
+    for key in KEYS:
+        meaning = sub('^ +', '# ', key.meaning, flags=re.MULTILINE)
+        default = key.default or 'empty'
+        allowed = f'; allowed: {key.allowed}' if key.allowed else ''
+        value, place = config.given[key.name]
+        name = key.name
+        if not config.path and place == 'default':
             name = key.name if key.name in SHOWN_KEYS else '#' + key.name
-            value = SHOWN_KEYS.get(key.name, key.default)
-            text += f'\n{meaning}# (default: {default}{allowed})\n{name}={value}\n'
-        text += CONFIG_RULES
-    else:
-        text = EXAMPLES if topic == 'example' else USAGE
-    return '\n' + text.format(program=program, name=basename(program), version=VERSION,
-                              **{key.name: key.default for key in KEYS}) + '\n'
+            value = SHOWN_KEYS.get(key.name, value)
+        text += f'\n{meaning}# (default: {default}{allowed})\n{name}={value_text(value)}\n'
+    rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)
+    return text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES)
 
 
-def help_topic(words: Texts) -> str:
-    """Return which help a command line asks for; '' if it asks for something else."""
-    if len(words) < 2:
-        word = ''.join(words).lower().lstrip('-')
-        return TEXTS.get(word, '' if word in COMMANDS else 'usage')
-    if words[0] in COMMANDS and words[1] in ('-h', '--help'):
-        return words[0]
-    return words[1] if words[0] == 'help' and words[1] in COMMANDS else ''
+def run_config(line: CommandLine) -> int:
+    """The command `config`; return the exit status. Raise ConfigError."""
+    config = read_config(line.path, line, announce=False)
+    refuse_mistakes(config)
+    Console.current.write(config_text(config, 'VmBackup.py'))
+    return SUCCESS.status
 
 
-def parse_options(name: str, words: Texts) -> Options:
-    """Return the value of each option of a command, '' if it is not given. Raise UsageError."""
-    forms = COMMANDS[name].options()
-    options = {form.rstrip('='): '' for form in forms}
-    for word in words:
-        option, equals, value = word.partition('=')
-        option = option.lower()
-        form = forms.get(option + equals)
-        if form is None:
-            raise UsageError(f'unknown option: {word}{nearest(option + equals, forms)} '
-                             f'(see VmBackup.py help {name})')
-        if not form:
-            value = option
-        elif not form.startswith('<'):
-            value = value.lower()
-            if value not in form.lower().split('|'):
-                value = ''
-        if not value:
-            raise UsageError(f'invalid value: {word} (allowed: {option}={form}; '
-                             f'see VmBackup.py help {name})')
-        options[option] = value
-    return options
+def run_help(line: CommandLine) -> int:
+    """The commands `help` and `example`; return the exit status. Raise UsageError."""
+    topic = line.word or line.command
+    if topic not in COMMANDS:
+        raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py help)')
+    Console.current.write(help_text(topic, 'VmBackup.py'))
+    return SUCCESS.status
+
+
+RUNS = {
+    'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
+    'restore': run_restore, 'test-restore': run_test_restore, 'prune': run_prune,
+    'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
+    'check-config': run_check_config, 'test-mail': run_test_mail,
+    'create-password-file': run_create_password_file, 'config': run_config, 'example': run_help,
+    'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
+
+
+class Words:
+    """Divides the words behind a command, one by one."""
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.about = []        # type: List[str]
+        self.options = dict.fromkeys(command.options, '')
+        self.keys = {}         # type: Strings
+        self.only = []         # type: List[str]
+        self.known = {f'{name}=' if allowed else name: allowed
+                      for name, allowed in command.options.items()}
+        if 'KEY=' in command.help:
+            self.known.update((f'{name}=', '') for name in KEY)
+
+    def take(self, words: Iterator[str]) -> None:
+        """Take in all words. Raise UsageError."""
+        for word in words:
+            dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, re.DOTALL).groups()
+            name = name.lower().replace('-', '_')
+            if word == '--':
+                self.about.extend(words)
+            elif name in self.options and not self.command.options[name]:
+                self.set_flag(word, name, equals, value)
+            elif f'{name}=' in self.known and (equals or dashes):
+                self.set_value(word, name, value if equals else next(words, None))
+            elif (dashes and name) or equals and match(r'\w+\Z', name) and (
+                    name not in ('vm_export', 'vdi_export')):
+                self.refuse(word)
+            else:
+                self.about.append(word)
+
+    def refuse(self, word: str) -> None:
+        """Raise UsageError for a word that is no option."""
+        name = self.command.name
+        near = nearest(word.partition('=')[0].replace('-', '_'), self.known)
+        raise UsageError(f'unknown option: {word}{near} (see VmBackup.py help {name})')
+
+    def set_flag(self, word: str, name: str, equals: str, value: str) -> None:
+        """Set an option without a value, or with yes or no. Raise UsageError."""
+        if value.lower() not in FLAG or equals and not value:
+            raise UsageError(f'invalid value: {word} (allowed: {name}, {name}=yes, {name}=no; see '
+                             f'VmBackup.py help {self.command.name})')
+        self.options[name] = FLAG[value.lower()]
+
+    def set_value(self, word: str, name: str, value: Optional[str]) -> None:
+        """Set an option, or a key of the config file. Raise UsageError."""
+        if value is None:
+            raise UsageError(f'{word} needs a value (see VmBackup.py help {self.command.name})')
+        allowed = self.command.options.get(name, '')
+        wrong = f'allowed: {name}={allowed}'
+        if name == 'vm' and value:
+            self.only.append(value)
+            return
+        if not allowed:
+            try:
+                KEY[name].parse(value)
+                self.keys[name] = value
+                return
+            except ValueError as error:
+                wrong = str(error) + f', allowed: {KEY[name].allowed}' * bool(KEY[name].allowed)
+        elif value and allowed.startswith('<'):
+            self.options[name] = value
+            return
+        elif value.lower() in allowed.split('|'):
+            self.options[name] = value.lower()
+            return
+        raise UsageError(f'invalid value: {word} ({wrong}; see VmBackup.py help '
+                         f'{self.command.name})')
+
+    def check_number(self, several: bool) -> None:
+        """Raise UsageError if there are too many or too few of what the command is about."""
+        takes = self.command.words
+        most = None if several and takes.endswith('...') else takes.count('<')
+        for word in self.about[most:] if most is not None else ():
+            self.refuse(word)
+        for word in self.about[1:]:
+            if nearest(word, self.known):
+                self.refuse(word)
+        if takes.startswith('<') and not all(self.about or ['']):
+            raise UsageError(f'usage: VmBackup.py {self.command.usage()} (a word is missing or '
+                             'empty)')
+
+
+def misplaced(word: str, others: Texts, login: str = '') -> UsageError:
+    """Return what tells of a command that does not come first, and of the line that was meant."""
+    command = COMMANDS[word]
+    about = ' '.join(map(shell_word, others)) or command.words
+    if 'password_file' not in command.options:
+        login = ''
+    return UsageError(f'{word} is a command and comes first: VmBackup.py {word} {about}{login} (a '
+                      f'VM that is called so is vm-export={word}, a file ./{word})')
+
+
+def parse_command(command: Command, words: Texts, *about: str) -> CommandLine:
+    """Return what the words behind a command say, and what it is about. Raise UsageError."""
+    parsed = Words(command)
+    parsed.about.extend(about)
+    parsed.take(iter(words))
+    parsed.check_number(not about)
+    return CommandLine(command.name, 'local', tuple(parsed.about), parsed.options, parsed.keys,
+                       tuple(parsed.only), 'run it in dom0, or give password-file=FILE')
 
 
 def parse_words(words: Texts) -> CommandLine:
     """Divide a command line into its parts. Raise UsageError."""
     first, second = (list(words) + [''])[:2]
-    command, password, about = 'backup', first, second
     name, equals, value = second.partition('=')
-    name = name.lower() if equals else ''
-    if name == 'create-password-file':                 # any password, a command's name, too
-        command, about = name, value
-    elif first in TEXTS.values():
-        raise UsageError(f"{first} is a command (a password that is a command's name has to be in "
-                         'a password file)')
-    elif first in COMMANDS and COMMANDS[first].help.startswith(first):
-        command, password = first, ''
-    elif name in ('restore', 'test-restore'):
-        command, about = name, value
-    targets, rest = [about], words[2:]
-    if command.endswith('protect'):                    # any number of backups
-        targets, rest = [about, *rest], []
-    if not all(targets):
-        usage = COMMANDS[command].help.partition('\n')[0]
-        raise UsageError(f'usage: VmBackup.py {usage} (a word is missing or empty)')
-    return CommandLine(command, password, tuple(targets), parse_options(command, rest))
+    former = name.lower() if equals and name.lower() in FORMER_COMMANDS else ''
+    if first in COMMANDS and former != 'create-password-file':
+        command = COMMANDS[first]
+        if second in COMMANDS and first != 'help' and command.options.get(second) != '':
+            raise misplaced(second, words[2:])
+        line = parse_command(command, words[1:])
+        if first == 'create-password-file':
+            line.options['password_stdin'] = 'yes'
+        if first == 'preview':
+            line.options['preview'] = 'yes'
+        return line
+    if second in COMMANDS:
+        others = [word for word in words[2:] if '=' not in word and word[:1] != '-']
+        if first == 'local' or others:
+            raise misplaced(second, words[2:], ' password-file=FILE' * (first != 'local'))
+        raise misplaced(second, [first, *words[2:]])
+    if not first:
+        raise UsageError('the first word, a password, a file with it, or local, is empty')
+    line = parse_command(COMMANDS[former or 'backup'], words[2:], value if former else second)
+    doubt = line.doubt
+    if first != 'local':
+        doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
+        if search(r'/|\.\w+\Z', first):
+            doubt = 'if a password file was meant: there is no such file'
+    return line._replace(password=first, doubt=doubt)
+
+
+def help_topic(words: Texts) -> str:
+    """Return which help a command line asks for; '' if it asks for something else."""
+    alone = ''.join(words).lower().lstrip('-') if len(words) < 2 else ''
+    if alone in ('h', 'help', 'example'):
+        return alone if alone == 'example' else 'help'
+    before = words[:words.index('--')] if '--' in words else words
+    if {'-h', '--help'}.intersection(before):
+        return words[0] if words[0] in COMMANDS else 'help'
+    return '' if len(words) > 1 or ''.join(words) in COMMANDS else 'usage'
+
+
+def tell_end(reason: str, console: Console) -> None:
+    """Log what ended a command; where nobody can read that, tell the system's log."""
+    with suppress(TargetError):                        # nobody reads what we print
+        bounded(lambda: log(reason), 'the output')
+    if console.lost:
+        import syslog
+        syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
+
+
+def wants_json(words: Texts) -> bool:
+    """Return whether a command line asks for JSON, whatever else is wrong with it."""
+    plain = {word.lower().lstrip('-') for word in words}
+    return not plain.isdisjoint(('json', 'json=yes', 'json=true', 'format=json'))
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current = console
-    target = ''
+    target, reason = '', ''
+    if wants_json(words[1:]):
+        console.take_aside(schema=1, version=VERSION, command=words[0])
     try:
         topic = help_topic(words)
+        if '--version' in words[:1]:
+            console.write(f'VmBackup.py {VERSION}\n')
+            return SUCCESS.status
         if topic:
             console.write(help_text(topic, program))
             return ERROR.status if topic == 'usage' else SUCCESS.status
+        if ''.join(words).lower() == 'config':
+            words = ['config']
         line = parse_words(words)
+        console.quiet = bool(line.options.get('quiet'))
         target = line.word
-        return COMMANDS[line.command].run(line)
+        status = COMMANDS[line.command].run(line)
     except (Interrupted, Exception) as error:
         if isinstance(error, OSError):
             # Where the system names no file, it is none of those that were asked for by name.
             error.filename = error.filename or next(iter(ROOTS), target)
-        if words[:1] == ['status']:                    # whatever happens, it prints one line
-            Console.current = Console(None)
-            console.write(plugin_line(UNKNOWN, sub(r'^\**ERROR\W*', '', explain(error))))
-            return UNKNOWN
-        reason = 'ERROR ' + explain(error)
-        with suppress(TargetError):                    # nobody reads what we print
-            bounded(lambda: log(reason), 'the output')
-        if console.lost:
-            import syslog
-            syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
-        return 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
+        status = 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
+        if words[:1] == ['status']:
+            status = UNKNOWN
+            if not console.tell(status=STATES[UNKNOWN]):       # it prints one line
+                Console.current = Console(None)
+        reason = sub(r'^\**ERROR\W*', '', explain(error))
+        if Console.current is console:
+            tell_end('ERROR ' + reason, console)
+        else:
+            console.write(plugin_line(UNKNOWN, reason))
+    if console.tell(error=reason, exit_status=status):
+        console.stream = console.output
+        console.write(as_json(console.document))
+    return status
 
 
 def main(argv: Texts) -> int:
     """Run; return the exit status."""
-    stdout = getattr(sys.stdout, 'buffer', None)
+    output, errors = [getattr(stream, 'buffer', None) for stream in (sys.stdout, sys.stderr)]
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
+    console = Console(getattr(output, 'raw', output), getattr(errors, 'raw', errors))
     with Signals().handled():
-        return perform(words[1:], words[0], Console(getattr(stdout, 'raw', stdout)))
+        return perform(words[1:], words[0], console)
 
 
 if __name__ == '__main__':

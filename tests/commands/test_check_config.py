@@ -239,7 +239,7 @@ class WhatIsWrong(CheckCase):
                             (('',), 'usage: '),
                             (('/nosuch',), 'cannot read config file /nosuch: No such file'),
                             ((self.backups,), 'cannot read config file'),
-                            ((self.written('vm-export=db'), 'compress=zstd'), 'unknown option'),
+                            ((self.written('vm-export=db'), 'compress=7z'), 'invalid value'),
                             ((self.written('vm-export=db'), 'preview'), 'unknown option')):
             with self.subTest(text):
                 self.assertIn(text, self.check(2, *words)[-1])

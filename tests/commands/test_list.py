@@ -73,8 +73,9 @@ class WhatIsTold(ListCase):
         self.backup('web', 2)
         self.backup('db', 3)
         document = self.document(0, self.backups)
-        self.assertEqual(['schema', 'when', 'backup_dir', 'vms', 'pool_dumps', 'foreign',
-                          'messages', 'good', 'size'], list(document))
+        self.assertEqual(['schema', 'version', 'command', 'when', 'backup_dir', 'vms', 'pool_dumps',
+                          'foreign', 'messages', 'good', 'size', 'error', 'exit_status'],
+                         list(document))
         self.assertEqual((1, self.backups, 3, 15 << 30), tuple(
             document[key] for key in ('schema', 'backup_dir', 'good', 'size')))
         self.assertTrue(VmBackup.seconds_of(document['when']))
@@ -200,7 +201,8 @@ class WhichOnes(ListCase):
         self.assertEqual({'web': 1}, self.names(self.document(0, self.backups + '/web/')))
         config = self.config('vm-export=web.*', 'exclude=web2', 'backup_dir_pattern=x-%Y%m%d%H%M%S')
         self.assertEqual({'web': 1}, self.names(self.document(0, config)))
-        self.assertEqual({'db': 1}, self.names(self.document(0, config, 'vm=db')))
+        self.assertEqual({'web': 1}, self.names(self.document(0, config, 'vm=web.*')))
+        self.assertEqual({}, self.names(self.document(2, config, 'vm=db')))
         config = self.config()
         self.assertEqual({'web': 1, 'web2': 1, 'db': 1}, self.names(self.document(0, config)))
 
@@ -223,7 +225,8 @@ class WhichOnes(ListCase):
         self.assertEqual(['***WARNING - no backup found: vm-export=nothing.*'],
                          self.document(1, config)['messages'])
         self.assertIn('***WARNING - no backup found: vm-export=nothing.*', self.table(1, config))
-        self.assertIn('***ERROR - invalid regex', self.table(2, self.backups, 'vm=w[b')[0])
+        self.assertIn('ERROR vm=w[b is no regular expression',
+                      self.table(2, self.backups, 'vm=w[b'))
 
     def test_wrong_words_are_one_line_and_status_2(self):
         path = self.backup('web', 1)

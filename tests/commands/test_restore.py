@@ -614,7 +614,7 @@ class Testing(RestoreCase):
         self.assertEqual([], glob.glob(self.status_log))
         for words, text in ((['nobody'], 'no backup of a VM nobody'),
                             (['web', 'sr=nowhere'], 'no SR nowhere'),
-                            ([''], 'usage: VmBackup.py <password|local> test-restore='),
+                            ([''], 'usage: VmBackup.py test-restore <vm-selector|backup>'),
                             (['web', 'date=2026'], 'unknown option: date=2026')):
             self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())

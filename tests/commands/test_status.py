@@ -537,7 +537,7 @@ class OneLine(StatusCase):
 
     def test_bad_words_are_unknown(self):
         for words, text in (
-                ((), 'usage: VmBackup.py status <config-file> [max_age=<26h>]'),
+                ((), 'usage: VmBackup.py status <config-file> [options]'),
                 (('',), 'usage: '),
                 ((self.run_config, 'max_age'), 'unknown option: max_age'),
                 ((self.run_config, 'max_age='), 'invalid value: max_age='),

@@ -191,7 +191,7 @@ class TheCommand(MadeCase):
                          for line in self.verify(0, self.backups, word)[:-1]]
                 self.assertEqual(names, sorted(found))
         lines = self.verify(2, self.backups, 'vm=nobody')
-        self.assertIn('***ERROR - no backup found: nobody (command line)', lines)
+        self.assertIn('ERROR vm=nobody is none of the VMs that are selected', lines)
 
     def test_a_config_chooses_vms_and_misses_those_without_a_backup(self):
         config = self.config('vm-export=web', 'vm-export=absent', 'exclude=db')
@@ -417,13 +417,6 @@ class CommandWords(PoolCase):
                 path = self.at('pass-' + word)
                 self.command(0, word, 'create-password-file=' + path)
                 self.assertEqual(word, VmBackup.read_password_file(path, print))
-
-    def test_a_helping_word_with_more_is_an_error(self):
-        """It may be root's password in an old cron line, and nothing would be backed up."""
-        for word in ('help', 'config', 'example'):
-            done = self.command(2, word, self.config('vm-export=web'))
-            self.assertIn('ERROR %s is a command (a password' % word, done.output)
-        self.assertEqual([], self.sim.calls() + self.tree())
 
 
 class Digests(ArchiveCase):

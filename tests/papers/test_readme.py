@@ -222,7 +222,8 @@ class Shown(unittest.TestCase):
                   for command in commands(block)]
         self.assertEqual([PLAYGROUND[2:], 'exit'], [wanted[0].text, wanted[-1].text])
         with SimPool(pools.DEMO) as sim:        # as tests.simpool does, which has tests
-            outputs = machine.run(wanted[1:-1], machine.home, sim.environ())
+            outputs = machine.run(wanted[1:-1], machine.home,
+                                  sim.environ(VMBACKUP_XAPI_URL=sim.unix_url))
         self.compare(wanted[1:-1], outputs)
 
     def test_what_is_shown_of_a_host_is_what_it_prints(self):

@@ -63,8 +63,8 @@ KEYS = {
 }
 
 
-def parsed(*lines, **options):
-    return VmBackup.parse_config(lines, 'f', VmBackup.CommandLine('backup', 'p', ('f',), options))
+def parsed(*lines, **keys):
+    return VmBackup.parse_config(lines, 'f', VmBackup.CommandLine('backup', 'p', ('f',), {}, keys))
 
 
 class Keys(unittest.TestCase):
@@ -137,7 +137,8 @@ class Lines(unittest.TestCase):
             with self.subTest(name):
                 line = 'config key: ' + name + ' (f line 1)' + (meant and ', perhaps ' + meant)
                 self.assertEqual(('***ERROR unexpected ' + line,), parsed(name + '=x').unexpected)
-                config = parsed(name + '=x', ignore_extra_keys='true')
+                config = VmBackup.parse_config([name + '=x'], 'f', VmBackup.CommandLine(
+                    options={'ignore_extra_keys': 'yes'}))
                 self.assertEqual(('***NOTE - ignored ' + line,), config.notes)
                 self.assertEqual(parsed(), config._replace(notes=()))
 
@@ -236,7 +237,7 @@ class Files(PoolCase):
 
     def test_the_example_is_what_the_command_prints(self):
         example = self.read(ROOT, 'example.cfg')
-        self.assertIn(example.rstrip('\n'), self.vmbackup('config').output)
+        self.assertEqual(example, self.vmbackup('config').output)
         config = parsed(*example.splitlines())
         self.assertEqual(({}, ()), (config.errors, config.unexpected))
         self.assertEqual(['exclude', 'vdi-export', 'vm-export'],
@@ -249,61 +250,34 @@ class CommandLines(PoolCase):
                                 {'name': 'web 2', 'disks': ['64 KiB']}]}
 
     def test_too_few_words_give_the_usage_and_status_2(self):
-        for words in ([], ['password'], [''], ['preview']):
+        for words in ([], ['password'], ['']):
             done = self.command(2, *words)
             self.assertIn('<password> <config-file|vm-selector> [preview]', done.output)
+        self.assertIn('usage: VmBackup.py preview <config-file|vm-selector>',
+                      self.command(2, 'preview').output)
 
     def test_help_config_and_example_give_their_texts_and_status_0(self):
-        for word, text in (('help', 'Usage-help:'), ('HELP', 'Usage-help:'),
-                           ('config', 'Usage-config-file:'), ('Example', 'Usage-examples:')):
+        for word, text in (('help', '  VmBackup.py COMMAND [WORDS] [OPTIONS]'),
+                           ('HELP', '  VmBackup.py COMMAND [WORDS] [OPTIONS]'),
+                           ('config', '# Usage-config-file: '), ('Example', 'Usage-examples:')):
             done = self.command(0, word)
-            self.assertEqual(text, done.output.split('\n')[1])
+            self.assertTrue(any(line.startswith(text) for line in done.output.split('\n')[:4]))
             self.assertNotRegex(done.output, r'[{}]')
-            if word == 'help':
-                for name in ('preview', 'local', 'create-password-file'):
-                    self.assertIn(name, done.output.lower())
-        for word in ('-h', '--help'):
+        for word in ('-h', '--help', '--HELP'):
             self.assertEqual(self.vmbackup('help').output, self.vmbackup(word).output)
+        self.assertIn(VmBackup.VERSION, self.command(0, '--version').output)
         self.assertEqual([], self.sim.calls())
 
     def test_a_first_word_that_is_a_command_is_no_password_and_a_vm_may_be_called_backup(self):
         for words, command, password, about in (
                 ('pass backup=x.cfg', 'backup', 'pass', 'backup=x.cfg'),
-                ('h x.cfg', 'backup', 'h', 'x.cfg'), ('pass restore', 'backup', 'pass', 'restore'),
-                ('restore x.cfg', 'backup', 'restore', 'x.cfg'),
+                ('h x.cfg', 'backup', 'h', 'x.cfg'), ('restore x.cfg', 'restore', 'local', 'x.cfg'),
+                ('pass vm-export=restore', 'backup', 'pass', 'vm-export=restore'),
                 ('pass Restore=x', 'restore', 'pass', 'x'),
-                ('list restore=x', 'list', '', 'restore=x'),
+                ('list ./restore', 'list', 'local', './restore'),
                 ('list create-password-file=p', 'create-password-file', 'list', 'p')):
             self.assertEqual((command, password, (about,)),
                              VmBackup.parse_words(words.split())[:3], words)
-        with self.assertRaisesRegex(VmBackup.UsageError, 'help is a command'):
-            VmBackup.parse_words(['help', 'restore=x'])
-
-    def test_each_command_has_its_help(self):
-        whole = self.vmbackup('help').output
-        for name, command in VmBackup.COMMANDS.items():
-            for words in (('help', name), (name, '--help'), (name, '-h')):
-                done = self.command(0, *words)
-                self.assertIn('  %s\n\n' % command.help.split('\n')[0], done.output)
-                self.assertIn(done.output.strip('\n'), whole)
-        self.assertEqual([], self.sim.calls())
-
-    def test_the_help_of_a_command_is_the_grammar_of_its_options(self):
-        options = {name: sorted(option.rstrip('=') for option in command.options())
-                   for name, command in VmBackup.COMMANDS.items() if command.options()}
-        self.assertEqual({
-            'backup': ['compress', 'ignore_extra_keys', 'parallel', 'parallel_per_sr',
-                       'pre_clean', 'preview'],
-            'verify': ['backups', 'vm'], 'list': ['format', 'vm'],
-            'prune': ['pool', 'preview', 'vm'],
-            'restore': ['attach', 'date', 'from', 'name', 'preserve', 'preview', 'sr', 'start',
-                        'verify'],
-            'test-restore': ['from', 'preview', 'sr'], 'status': ['max_age'],
-            'check-config': ['ignore_extra_keys']}, options)
-        self.assertEqual({'backups=': 'newest|all', 'vm=': '<vm-selector>'},
-                         VmBackup.COMMANDS['verify'].options())
-        self.assertEqual({*VmBackup.COMPRESSIONS, 'true', 'false'}, set(
-            VmBackup.COMMANDS['backup'].options()['compress='].lower().split('|')))
 
     def test_options_are_known_in_any_case_and_the_last_one_wins(self):
         config = self.config('vm-export=db')
@@ -316,20 +290,22 @@ class CommandLines(PoolCase):
     def test_unknown_options_and_values_are_errors_and_nothing_is_done(self):
         config = self.config('vm-export=db')
         see = 'see VmBackup.py help backup)'
-        for word, meant in (('previw', 'preview'), ('preview=True', 'preview'), ('dry-run', ''),
-                            ('max_backups=2', ''), ('', ''), ('--preview', 'preview'),
+        for word, meant in (('previw', 'preview'), ('dry-run', ''), ('', ''),
+                            ('max_backup=2', 'max_backups='),
+                            ('--preview-only', ''), ('-x', ''),
                             ('web.cfg', ''), ('compress', 'compress='),
-                            ('--Parallel-per-sr=2', 'parallel_per_sr=')):
+                            ('--Parallel-per-srs=2', 'parallel_per_sr=')):
             with self.subTest(word):
                 line, = self.command(2, 'password', config, word).lines
                 self.assertEqual('ERROR unknown option: %s (%s' % (
                     word + (meant and ', perhaps ' + meant), see), line)
-        for word, allowed in (('compress=yes', 'False|True|gzip|zstd|none'), ('parallel=', '<N>'),
-                              ('compress= zstd', 'False|True|gzip|zstd|none'),
-                              ('pre_clean=1', 'True|False'), ('ignore_extra_keys=x', 'True|False')):
+        for word, allowed in (
+                ('compress=yes', 'invalid, allowed: true, false, gzip, zstd, none'),
+                ('parallel=', 'out of range, allowed: 1 to 64'),
+                ('--pre-clean=1', 'invalid, allowed: true, false'), ('preview=x', 'allowed: '),
+                ('ignore_extra_keys=x', 'allowed: ignore_extra_keys, ')):
             line, = self.command(2, 'password', config, word).lines
-            self.assertEqual('ERROR invalid value: %s (allowed: %s=%s; %s' % (
-                word, word.partition('=')[0], allowed, see), line)
+            self.assertIn('ERROR invalid value: %s (%s' % (word, allowed), line)
         self.assertEqual([], self.sim.calls())
         self.assertFalse(os.path.exists(self.status_log))
 
@@ -349,5 +325,5 @@ class CommandLines(PoolCase):
         for preview in ([], ['preview']):
             done = self.vmbackup('password', '', *preview)
             line, = self.assert_ends(2, done).lines
-            self.assertTrue(line.endswith(' [optional params] (a word is missing or empty)'), line)
+            self.assertIn('usage: VmBackup.py backup ', line)
         self.assertEqual([], self.sim.calls())

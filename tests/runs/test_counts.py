@@ -41,7 +41,7 @@ class Tables(PoolCase):
 
     def test_only_fields_in_use_are_kept_and_no_vm_at_all(self):
         with unittest.mock.patch.dict(os.environ, self.environ()):
-            with VmBackup.Pool.connect('password') as pool:
+            with VmBackup.Pool.connect(VmBackup.CommandLine(password='password')) as pool:
                 vms = pool.vms()
                 self.assertEqual(2, len(vms))
                 self.assertEqual({}, pool.tables)

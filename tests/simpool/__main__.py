@@ -2,7 +2,8 @@
 
 Runs COMMAND beside a simulated XenServer pool, in the manner of xvfb-run: starts the pool, points
 VMBACKUP_XE, VMBACKUP_XAPI_URL, VMBACKUP_STATE and PATH at it, runs the command, takes the pool
-down, and exits as the command did. Root's password is `password`. Without --pool it is the demo's
+down, and exits as the command did. The address is that of a unix socket, as on a host, where the
+word `local` is enough; root's password is `password`. Without --pool it is the demo's
 pool; the format of the file is described in tests/simpool/pools.py. `python3 -m tests.simpool bash`
 is a playground.
 """
@@ -65,7 +66,7 @@ def main(arguments):
         print('simpool: %s' % error, file=sys.stderr)
         return 2
     with SimPool(pool) as sim:
-        return run(command, sim.environ())
+        return run(command, sim.environ(VMBACKUP_XAPI_URL=sim.unix_url))
 
 
 if __name__ == '__main__':
