@@ -2049,7 +2049,8 @@ class Pool:
             pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
                 XAPI_SOCKET if password is None else XAPI_URL), password)
         except PoolError as error:
-            if line.doubt and error.code in (UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
+            if line.doubt and password in (None, line.password) and error.code in (
+                    UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
                 raise PoolError(f'{error} ({line.doubt})')
             if error.code != 'HOST_IS_SLAVE':
                 raise
@@ -8022,11 +8023,12 @@ Also: {name} help    - for the commands
 MAIN_HELP = """\
 {name} {version}: backs up the VMs of a XenServer or XCP-ng pool, verifies and restores them.
 
-  {name} COMMAND [WORDS] [OPTIONS]      (in dom0, as root; {name} COMMAND --help: more)
+  {program} COMMAND [WORDS] [OPTIONS]
 
 {commands}
 
-An option is NAME=VALUE, --NAME=VALUE or --NAME VALUE. 3.25's form of a command line works, too:
+{name} COMMAND --help tells all about one. An option is NAME=VALUE, --NAME=VALUE or
+--NAME VALUE, a flag NAME or --NAME. 3.25's form of a command line works, too:
   {name} <password|password-file|local> <config-file|vm-selector> [preview] [OPTIONS]
 
 Examples:
@@ -8518,7 +8520,7 @@ def parse_words(words: Texts) -> CommandLine:
         if first == 'local' or others:
             raise misplaced(second, words[2:], ' password-file=FILE' * (first != 'local'))
         raise misplaced(second, [first, *words[2:]])
-    if not first:
+    if not first and former != 'create-password-file':
         raise UsageError('the first word, a password, a file with it, or local, is empty')
     line = parse_command(COMMANDS[former or 'backup'], words[2:], value if former else second)
     doubt = line.doubt

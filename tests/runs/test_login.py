@@ -153,7 +153,7 @@ class PasswordFiles(LoginCase):
                             ('run.cfg/p', 'Not a directory'), ('x' * 300, 'File name too long')):
             self.assert_refused(self.create('x', name), words, name)
         self.assert_refused(self.vmbackup('x', 'create-password-file='),
-                            'usage: VmBackup.py <password> create-password-file=<filename>')
+                            'usage: VmBackup.py create-password-file <file>')
         self.assert_refused(self.vmbackup('', 'create-password-file=p'), 'an empty password')
         self.assert_refused(self.vmbackup('x', 'create-password-file=p', 'preview'),
                             'unknown option: preview (see VmBackup.py help create-password-file)')

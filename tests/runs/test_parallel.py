@@ -90,8 +90,8 @@ class AtOnce(ParallelCase):
         self.assertIn('  parallel          = 4', done.lines)
         for key, text, allowed in ('parallel', '0', '1 to 64'), ('parallel_per_sr', 'x', '0 to 64'):
             done = self.command(2, 'password', config, key + '=' + text)
-            self.assertIn('ERROR: config {} out of range -> {} (command line), allowed: {}'.format(
-                key, text, allowed), done.lines)
+            self.assertIn('ERROR invalid value: {}={} (out of range, allowed: {}; see VmBackup.py '
+                          'help backup)'.format(key, text, allowed), done.lines)
 
 
 class Told(ParallelCase):
