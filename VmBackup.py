@@ -189,7 +189,7 @@ mail_smtp_security=auto [auto, none, starttls, tls]
 mail_smtp_user= []
     Account on the mail server, if it wants one
 mail_smtp_password_file= []
-    Password of that account, in a file made with create-password-file=
+    Password of that account, in a file made with create-password-file
 mail_helo= []
     Name in the greeting of the mail server (EHLO); empty is the name of this host, with
     the domain of mail_from if it has none
@@ -1022,7 +1022,7 @@ def read_password_file(path: str, warn: Callable) -> str:
         password = ''
     if not password or '\0' in password:
         raise ConfigError(f'no password in password file {path} (make it with '
-                          'create-password-file=)')
+                          'create-password-file)')
     return password
 
 
@@ -3014,7 +3014,7 @@ TROUBLE = {                # of a place of backups, and what to do
 CLAIM = '.vm-'             # begins the name of an empty directory: that VM, a uuid, is to be here
 PROVED = {                 # from least to most
     'length': 'readable, but nothing tells its expected size',
-    'restorable': 'intact, but xe vm-import refuses it as it is: restore it with restore=',
+    'restorable': 'intact, but xe vm-import refuses it as it is: use the command restore',
     'structure': 'the structure is intact',
     'checksums': 'all checksums match'}
 
@@ -4716,8 +4716,8 @@ GUIDE_HEAD = """\
 # With VmBackup.py, first to see what would be done, then to do it (README.md, chapter Restore,
 # tells of sr=, name=, preserve=True, start=True and attach=):
 
-{program} local {restore} preview
-{program} local {restore}
+{program} restore {restore} preview
+{program} restore {restore}
 
 """
 GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
@@ -4832,7 +4832,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
         label = manifest['vm']['name']
         values = dict(manifest=manifest, disk=disk, vm=printable(label),
                       program=quote(abspath(sys.argv[0])),
-                      restore=quote('restore=' + path), unpack='', clean='')   # type: Record
+                      restore=quote(path), unpack='', clean='')   # type: Record
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
             way = GUIDE_REFUSED
@@ -7489,7 +7489,7 @@ class Sources:
             place = self.store.root if uuid else histories[0].directory
             raise TargetError(f'no good backup of {date or uuid or "this VM"} in {place}')
         if len({backup.manifest.uuid for backup in newest}) > 1:
-            raise UsageError('more than one VM of that name (choose one, restore=uuid:UUID, or by '
+            raise UsageError('more than one VM of that name (choose one, restore uuid:UUID, or by '
                              'its directory): ' + ', '.join(
                                  f'{each.manifest.uuid} ({dirname(each.path)}, newest '
                                  f'{each.started})' for each in newest))
@@ -7698,7 +7698,7 @@ class Restorer(Importer):
 
 
 def run_restore(line: CommandLine) -> int:
-    """Run `restore=`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
+    """The command `restore`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line)
     if bool(line.word) == bool(line.only):
         raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=)')
@@ -7723,7 +7723,7 @@ def refuse_form(chosen: Chosen) -> None:
 
 
 class TestRestore(Run):
-    """`test-restore=`: restores backups, proves them and destroys what was restored."""
+    """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
     def __init__(self, sources: Sources, options: Options) -> None:
@@ -7801,7 +7801,7 @@ class TestRestore(Run):
 
 
 def run_test_restore(line: CommandLine) -> int:
-    """Run `test-restore=`; return the exit status. Raise VmBackupError, OSError."""
+    """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     test = TestRestore(Sources(line), line.options)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:

@@ -473,8 +473,8 @@ class Guides(RestoreCase):
         lines = self.read(self.newest(self.name, 'RESTORE.txt')).splitlines()
         self.assertEqual([], [line for line in lines if len(line) > 100 and '=' not in line])
         commands = [line for line in lines if line and not line.startswith('#')]
-        return ([line for line in commands if ' local ' in line],
-                [line for line in commands if ' local ' not in line])
+        return ([line for line in commands if ' restore ' in line],
+                [line for line in commands if ' restore ' not in line])
 
     def run_in_shell(self, lines):
         place = self.at('bin')
