@@ -1163,12 +1163,13 @@ class Selection:
             if rule.method == 'vm':
                 continue
             if rule.method == 'exclude-disk':
-                if not (saved or regex_of(rule.word)):
-                    self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
-                                           'the name of a disk')
-                if not saved and search(r'''^["']|["']$|\s#''', rule.text):
-                    self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
-                                        f'({rule.where})')
+                if not saved:
+                    if not regex_of(rule.word):
+                        self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only '
+                                               'be the name of a disk')
+                    if search(r'''^["']|["']$|\s#''', rule.text):
+                        self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
+                                            f'({rule.where})')
                 continue
             others = names - {rule.text}
             if rule.keep is not None and rule.kind == 'name' and others != names:
@@ -1295,10 +1296,12 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
         name = vm.name
         ref = vm.ref
         called = is_called(vm, rule)
-        if called and ref in found.excluded:
-            found.remark('NOTE', f'forcing exclude of: {name}')
+        if ref in found.excluded:
+            if called:
+                found.remark('NOTE', f'forcing exclude of: {name}')
+            continue
         if ref in covered:
-            both += [name] if ref not in found.excluded else []
+            both.append(name)
             continue
         covered.add(ref)
         if not saved and unclear[name] > 1 and ref not in settled:
@@ -1360,11 +1363,8 @@ class Aged(NamedTuple):
     protected: bool = False
 
 
-PERIODS = {                    # what the times in one have in common
-    'hourly': lambda when: when.timetuple()[:4], 'daily': lambda when: when.timetuple()[:3],
-    'weekly': lambda when: when.isocalendar()[:2],     # of ISO 8601, which begins on Monday
-    'monthly': lambda when: when.timetuple()[:2], 'yearly': lambda when: when.year
-}                              # type: Dict[str, Callable[[datetime], Any]]
+PERIODS = {                    # what the times in one have in common; weeks are those of ISO 8601
+    'hourly': '%Y%m%d%H', 'daily': '%Y%m%d', 'weekly': '%G%V', 'monthly': '%Y%m', 'yearly': '%Y'}
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
@@ -1377,7 +1377,7 @@ def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds) -> bool:
                for uuid, device in held)
 
 
-def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> List[Texts]:
+def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> List[List[str]]:
     """Return why each backup, oldest first, is kept; one without a reason may go.
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
@@ -1393,7 +1393,7 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
         if newer < policy.last:
             why.append('last')
         for name, periods in seen.items() if backup.sound else ():
-            period = PERIODS[name](backup.when)
+            period = backup.when.strftime(PERIODS[name])
             if period not in periods and len(periods) < getattr(policy, name):
                 periods.add(period)
                 why.append(name)
@@ -1405,7 +1405,7 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
                    if backup.sound and has_disk(backup.disks, disk, disks)]
         if holders and all(reason.startswith(ONLY) for reason in holders[-1]):
             holders[-1].append(ONLY + disk[1])
-    return list(map(tuple, found))
+    return found
 
 
 def policy_of(settings: Any, job: Job) -> Policy:
@@ -1437,16 +1437,16 @@ LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
 WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 # The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
 # 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
-XE_CODES = (
-    (REFUSED, 'Connection refused'),
-    (UNREACHABLE, 'Lost connection|Connection reset|Broken pipe|Unable to contact'),
-    ('HANDLE_INVALID', 'HANDLE_INVALID|You gave an invalid object reference'),
-    ('OTHER_OPERATION_IN_PROGRESS', 'currently in progress'),
-    (FULL, 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space|ENOSPC'),
-    ('IMPORT_INCOMPATIBLE_VERSION',
-     'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version'),
-    ('DUPLICATE_MAC_SEED', 'DUPLICATE_MAC_SEED|MAC seed is already in use'),
-    (HAS_USB, 'VM_HAS_VUSBS|has VUSBs'), (IN_USE, 'in use'))
+XE_CODES = {
+    REFUSED: 'Connection refused',
+    UNREACHABLE: 'Lost connection|Connection reset|Broken pipe|Unable to contact',
+    'HANDLE_INVALID': 'HANDLE_INVALID|You gave an invalid object reference',
+    'OTHER_OPERATION_IN_PROGRESS': 'currently in progress',
+    FULL: 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space|ENOSPC',
+    'IMPORT_INCOMPATIBLE_VERSION':
+        'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
+    'DUPLICATE_MAC_SEED': 'DUPLICATE_MAC_SEED|MAC seed is already in use',
+    HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
 
 def send_signal(child: Popen, signum: int) -> None:
@@ -1456,7 +1456,7 @@ def send_signal(child: Popen, signum: int) -> None:
             os.killpg(child.pid, signum)
 
 
-def bounded(function: Callable, what: str, watch: Optional[Callable] = None,
+def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Callable] = None,
             every: float = WATCH_EVERY, limit: float = 0) -> Any:
     """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
     SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
@@ -1464,7 +1464,7 @@ def bounded(function: Callable, what: str, watch: Optional[Callable] = None,
 
     def work() -> None:
         try:
-            results.append(function())
+            results.append(function(*arguments))
         except Exception as error:                     # raised below, where it is awaited
             errors.append(error)
 
@@ -1508,7 +1508,7 @@ class Watchdog:
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
         check_signals()
-        size = bounded(self.size, 'the share')
+        size = bounded('the share', self.size)
         seen_size, shares = self.seen
         due = Console.current.terminal or self.seconds() - self.logged > TELL_EVERY
         if due or size == seen_size:
@@ -1594,7 +1594,7 @@ class Signals:
             signal.pthread_kill(threading.main_thread().ident, SIGUSR1)
             self.wait(pipe)
         with suppress(Interrupted, RuntimeError):              # the log hangs; no more threads
-            bounded(lambda: log(f'ERROR {self.reason()}'), '', lambda: None)
+            bounded('', log, f'ERROR {self.reason()}', watch=lambda: None)
         Console.current.lock.acquire(timeout=LAST_WORDS)  # nobody has to tell how the children end
         self.kill_children()
         os._exit(128 + self.received)
@@ -1672,14 +1672,13 @@ def end_program(number: int) -> None:
 def started(argv: Texts, **how: Any) -> Iterator[Popen]:
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
     Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
-    environ = dict(os.environ, **{CHILD: str(os.getpid())})
+    environ = {**os.environ, CHILD: str(os.getpid())}
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
-    options = dict(dict(stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-                        bufsize=0, env=environ, start_new_session=True), **how)
+    how = {**dict(stdin=DEVNULL, stdout=PIPE, stderr=PIPE, bufsize=0, env=environ), **how}
     mask = pthread_sigmask(SIG_UNBLOCK, SIGNALS)     # a child inherits it
     try:
         with Signals.starting:
-            child = Popen(list(map(encoded, argv)), **options)
+            child = Popen(list(map(encoded, argv)), start_new_session=True, **how)
             Signals.running.add(child)
     except (OSError, ValueError) as error:
         raise CommandFailed(f'cannot start {argv[0]}: {getattr(error, "strerror", error)}')
@@ -1748,7 +1747,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
         # In a thread, as what is fed may hang where it is read, and as communicate() of Python 3.6
         # fails if it is called again after a time limit and the child has closed one output.
         with signals.ending(children):
-            bounded(converse, '', watch, watchdog.every if watchdog else WATCH_EVERY)
+            bounded('', converse, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
     last = results[-1]
     if packer and last.returncode:
         raise CommandFailed('{} failed: {}'.format(
@@ -1772,14 +1771,13 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
     once; if `cuttable`, a signal ends it; what it leaves goes on. Raise CommandFailed."""
     signals = Signals.current if cuttable else Signals()
 
-    def listen(stream: Any) -> None:
-        with stream:
+    def listen() -> None:
+        with child.stdout as stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
 
-    with started(argv, bufsize=-1, stderr=STDOUT, env=dict(os.environ, **environ)) as child:
-        listener = Thread(target=listen, args=(child.stdout,), daemon=True)
-        child.stdout = None                            # the thread closes it
+    with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **environ}) as child:
+        listener = Thread(target=listen, daemon=True)
         listener.start()
         try:
             with signals.ending([child]):
@@ -1837,9 +1835,8 @@ class Filter:
 def be_gentle(idle: bool) -> None:
     """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
-    words = 'ionice -c 3 -p' if idle else 'ionice -c 2 -n 7 -p'
     with suppress(CommandFailed):                      # the system has no I/O priorities
-        run([*words.split(), str(os.getpid())], SHARE_TIMEOUT)
+        run(f'ionice {"-c 3" if idle else "-c 2 -n 7"} -p {os.getpid()}'.split(), SHARE_TIMEOUT)
 
 
 class Xe:
@@ -1865,13 +1862,14 @@ class Xe:
         """Log and run a command: True becomes true, and new_name becomes new-name. Return its
         output; raise CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml),
         but 0 after an export that failed (xapi: cli_operations.ml)."""
-        argv, given = [self.program, verb], [self.program, verb]
+        argv = [self.program, verb]
+        given = argv[:]
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             if ':' not in name:                        # else it has a key of a map
                 name = name.replace('_', '-')
             argv.append(f'{name}={text}')
-            given.append(f'{name}={at}' if at and name in ('filename', 'file-name') else argv[-1])
+            given.append(f'{name}={at if at and name.startswith("file") else text}')
         if search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
         if logged:
@@ -1883,7 +1881,7 @@ class Xe:
             if not verb.endswith(('-uninstall', '-destroy', '-unplug')):   # which are tried again
                 log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.returncode}'
-            code = next((code for code, said in XE_CODES if search(said, last_words)), '')
+            code = next((code for code, said in XE_CODES.items() if search(said, last_words)), '')
             raise CommandFailed(f'xe {verb} failed: {last_words}', code)
         if search('^Export (failed|cancelled)', words, re.MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
@@ -1899,14 +1897,13 @@ NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 FIELDS = {                 # those that are kept
-    'VM': ('tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-           'VIFs VUSBs guest_metrics snapshots resident_on').split(),
-    'VDI': ('uuid name_label name_description type sharable read_only snapshots SR '
-            'virtual_size').split(),
-    'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty'.split(),
-    'VIF': 'uuid device network MTU MAC other_config'.split(), 'SR': ['uuid'],
-    'network': ['name_label'], 'host': ['uuid', 'name_label', 'software_version'],
-    'pool': ['uuid', 'name_label', 'master', 'default_SR'], 'VM_guest_metrics': ['os_version']}
+    'VM': 'tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
+          'VIFs VUSBs guest_metrics snapshots resident_on',
+    'VDI': 'uuid name_label name_description type sharable read_only snapshots SR virtual_size',
+    'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty',
+    'VIF': 'uuid device network MTU MAC other_config', 'SR': 'uuid', 'network': 'name_label',
+    'host': 'uuid name_label software_version', 'pool': 'uuid name_label master default_SR',
+    'VM_guest_metrics': 'os_version'}
 
 
 class Disk(NamedTuple):
@@ -1996,13 +1993,12 @@ def check_record(method: str, record: Any) -> Record:
 
 def kept(kind: str, record: Record) -> Record:
     """Return of a record what is kept; old pools have not all of it, such as VUSBs."""
-    return Answer((field, record[field]) for field in FIELDS[kind] if field in record)
+    return Answer((field, record[field]) for field in FIELDS[kind].split() if field in record)
 
 
 class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
-    clock = None               # type: Optional[int]
 
     def __init__(self, url: str, password: Optional[str]) -> None:
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
@@ -2067,7 +2063,7 @@ class Pool:
         finally:
             with suppress(PoolError, TargetError):                 # it expires by itself
                 pool.session('close')()                # an interrupted call may still be on it
-                bounded(lambda: pool.guarded('session.logout'), 'xapi')
+                bounded('xapi', pool.guarded, 'session.logout')
             pool.session('close')()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -2346,14 +2342,13 @@ class Pool:
         digits = match(r'(\d+)\.(\d+)', self.identity()['xapi'])
         return tuple(map(int, digits.groups())) if digits else (0, 0)
 
+    @functools.lru_cache()
     def ahead(self) -> int:
         """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
-        if self.clock is None:
-            self.clock = 0
-            with suppress(PoolError, ValueError):
-                self.clock = seconds_ahead(str(
-                    self.call('host.get_servertime', self.own_record()['master'])))
-        return self.clock
+        with suppress(PoolError, ValueError):
+            return seconds_ahead(str(
+                self.call('host.get_servertime', self.own_record()['master'])))
+        return 0
 
     def is_master(self) -> bool:
         """Return whether this host, or else the one that we logged in at, is the master. A member
@@ -2720,7 +2715,7 @@ def blaming_room(path: str, need: str = '') -> Context:
     except (CommandFailed, Damaged) as error:
         if error.code != REFUSED:                      # else nothing was begun
             try:
-                bounded(lambda: try_growing(path, need), dirname(path))
+                bounded(dirname(path), try_growing, path, need)
                 if monotonic() - LACKED[1] < 30:       # seconds: another VM's file took it
                     error.args = (f'{LACKED[0]}, a moment ago: {error}',)
             except TargetError as cause:
@@ -3570,7 +3565,7 @@ class Catalogue:
                 pass                                   # it is a directory that can be opened
             if writing and not os.access(self.root, os.W_OK | os.X_OK):
                 raise TargetError(f'{BACKUP_DIR} is not writable -> {self.root}')
-        bounded(look, f'backup_dir {self.root}')
+        bounded(f'backup_dir {self.root}', look)
 
     def stocked(self) -> Histories:
         """Return `histories`; raise TargetError if there is neither a backup nor a dump at all."""
@@ -3601,7 +3596,7 @@ class Catalogue:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         names = []             # type: List[str]
         with suppress(OSError):                        # `check` will tell
-            names = bounded(lambda: names_in(self.root), f'backup_dir {self.root}')
+            names = bounded(f'backup_dir {self.root}', names_in, self.root)
         return {name[9:-5]: f'{self.root}/{name}' for name in sorted(names)
                 if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
 
@@ -3710,12 +3705,12 @@ def check_readable(document: Record) -> None:
 def set_intent(backup: Backup, intent: Intent) -> None:
     """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
     note(backup.file(INTENT), intent)
-    bounded(lambda: write_json(backup.file(INTENT), intent._asdict()), 'the share')
+    bounded('the share', write_json, backup.file(INTENT), intent._asdict())
 
 
 def drop_intent(backup: Backup) -> None:
     """Record that no snapshot of ours is left."""
-    bounded(lambda: remove(backup.file(INTENT)), 'the share')
+    bounded('the share', remove, backup.file(INTENT))
     note(backup.file(INTENT), None)
 
 
@@ -3851,13 +3846,13 @@ class Store(Catalogue):
             create(path).close()
             remove(path)
         try:
-            bounded(attempt, f'backup_dir {self.root}')
+            bounded(f'backup_dir {self.root}', attempt)
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {reason_of(error)}')
 
     def check_mounted(self) -> None:
         """Raise TargetError if the share was unmounted since `check` has looked."""
-        real = bounded(lambda: realpath(self.root), f'backup_dir {self.root}')
+        real = bounded(f'backup_dir {self.root}', realpath, self.root)
         if deepest(mount_points(), real) != self.mounted:
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
@@ -3911,7 +3906,7 @@ class Store(Catalogue):
             yield handle
         finally:
             with suppress(TargetError, OSError):
-                bounded(lambda: os.close(handle), 'the share')
+                bounded('the share', os.close, handle)
 
     def lock(self, path: str, handle: int) -> bool:
         """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
@@ -3933,7 +3928,7 @@ class Store(Catalogue):
     def try_locking(self, handle: int) -> Optional[Exception]:
         """Lock a file; return why not."""
         try:
-            bounded(lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB), 'its lock')
+            bounded('its lock', fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (OSError, TargetError) as error:
             return error
         self.no_locking = ''
@@ -3942,7 +3937,7 @@ class Store(Catalogue):
     def write_run(self, name: str, run: LastRun) -> None:
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded(lambda: write_json(f'{self.root}/{name}.json', run._asdict()), 'the share')
+        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict())
 
     def goes_on(self, name: str, run: LastRun) -> bool:
         """Return whether a run without an end is at work, by its lock or else by its process."""
@@ -4892,9 +4887,9 @@ class Verifier:
                 readers.append(reader)
                 return read_form(form, reader, size)
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
-                            'verified', path, bounded(lambda: size_of(path), path))
+                            'verified', path, bounded(path, size_of, path))
         try:
-            proof = bounded(read, path, watchdog.check)
+            proof = bounded(path, read, watch=watchdog.check)
         finally:
             Console.current.show('')
             for reader in readers:
@@ -5625,7 +5620,7 @@ class Importer:
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
-        whole = bounded(lambda: size_of(path), path)
+        whole = bounded(path, size_of, path)
         words = {'sr_uuid': target.sr['uuid']}     # type: Record
         if target.preserve:
             words['preserve'] = True
@@ -5739,7 +5734,7 @@ class StatusLog:
         with self.lock:
             fields = (f'{when or now():%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
             try:
-                bounded(lambda: self.append(','.join(fields)), 'the file system')
+                bounded('the file system', self.append, ','.join(fields))
             except (OSError, TargetError) as error:
                 if not self.broken:
                     self.warnings.append(
@@ -5923,8 +5918,8 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
         attempt += 1
         try:
             message = compose(settings, subject, told, outcomes)
-            refused = bounded(functools.partial(deliver, settings, message, waiting),
-                              'the mail server', limit=MAIL_LIMIT)
+            refused = bounded('the mail server', deliver, settings, message, waiting,
+                              limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
             answer = getattr(error, 'smtp_code', 0), getattr(error, 'smtp_error', reason_of(error))
             refused = getattr(error, 'recipients', dict.fromkeys(waiting, answer))
@@ -6366,7 +6361,7 @@ class VmBackup(Turn):
         except BaseException:
             with suppress(OSError, TargetError):       # others may need the room of its files
                 for file in self.exported:
-                    bounded(lambda: remove(self.backup.file(file.name)), 'the share')
+                    bounded('the share', remove, self.backup.file(file.name))
             raise
         log(f'*** {job.method} end')
         self.verify()
@@ -6456,7 +6451,7 @@ class VmBackup(Turn):
         except BackupFailed as error:
             if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
                 with suppress(OSError, TargetError):
-                    self.begun = bounded(lambda: size_of(path), 'the share') > BLOCK
+                    self.begun = bounded('the share', size_of, path) > BLOCK
             raise
         self.shared.writing.discard(self)
         return size
@@ -6749,7 +6744,7 @@ class BackupRun(Shared):
                 self.call_hook(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
-                bounded(lambda: put_report(self.report_file, self.report()), 'the file system')
+                bounded('the file system', put_report, self.report_file, self.report())
         self.record_end()
         self.status_log.begin()
         self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
@@ -7927,7 +7922,7 @@ def run_status(line: CommandLine) -> int:
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
     line.options['ignore_extra_keys'] = 'yes'
-    bounded(lambda: status_check.check(line), 'backup_dir', limit=STATUS_TIMEOUT)
+    bounded('backup_dir', status_check.check, line, limit=STATUS_TIMEOUT)
     levels, texts = zip(*sorted(status_check.found, key=lambda each: -each[0]))    # worst first
     told = [dict(state=STATES[level], text=text) for level, text in zip(levels, texts)]
     if not Console.current.tell(status=STATES[levels[0]], found=told, figures=dict(
@@ -7963,7 +7958,7 @@ def run_check_config(line: CommandLine) -> int:
                        ('report_file', settings.report_file)):
         is_config = path == config.path                # which says where all else goes
         place = path if is_config else dirname(path)
-        wrong = path and bounded(lambda: changeable(place, is_config), 'the file system')
+        wrong = path and bounded('the file system', changeable, place, is_config)
         if wrong:
             warnings.append(f'***WARNING - {name} {path}: {wrong}')
     log(*config.notes, *errors, *warnings)
@@ -8545,7 +8540,7 @@ def help_topic(words: Texts) -> str:
 def tell_end(reason: str, console: Console) -> None:
     """Log what ended a command; where nobody can read that, tell the system's log."""
     with suppress(TargetError):                        # nobody reads what we print
-        bounded(lambda: log(reason), 'the output')
+        bounded('the output', log, reason)
     if console.lost:
         import syslog
         syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))

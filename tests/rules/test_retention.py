@@ -86,7 +86,7 @@ class Properties(unittest.TestCase):
     def check_rules(self, backups, rules):
         found = list(zip(backups, VmBackup.reasons(backups, rules)))
         self.assertEqual([each.protected for each in backups],
-                         [why == (VmBackup.PROTECTED,) for _, why in found])
+                         [why == [VmBackup.PROTECTED] for _, why in found])
         counted = [(each, why) for each, why in found if not each.protected]
         sound = [(each, why) for each, why in counted if each.sound]
         self.check_last(sound, rules.last)

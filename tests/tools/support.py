@@ -66,9 +66,9 @@ class Journal(list):
 
 
 # An answer of xapi that no check of ours expects, to find out what a bug does.
-RUBBISH = dict(dict.fromkeys(VmBackup.FIELDS['VM'], []), current_operations={}, other_config={},
-               **dict.fromkeys('uuid name_label is_a_template is_a_snapshot '
-                               'is_control_domain'.split(), []))
+RUBBISH = dict(dict.fromkeys((VmBackup.FIELDS['VM'] + ' uuid name_label is_a_template '
+                              'is_a_snapshot is_control_domain').split(), []),
+               current_operations={}, other_config={})
 
 
 class PoolCase(unittest.TestCase):
