@@ -1177,7 +1177,16 @@ class Selection:
                     rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
             for vm in filter(self.is_wanted, found):
-                self.take(rule, vm)
+                if rule.method == 'exclude':
+                    self.excluded[vm.ref] = vm.name
+                    continue
+                key = rule.method, vm.ref      # the last one wins, at the first one's place
+                old, _ = self.winners.get(key, (rule, vm))
+                if is_called(vm, old) and not is_called(vm, rule) and old.keep != rule.keep:
+                    self.remark('NOTE', f'a later regex overrides the retention of {old.text}')
+                self.winners[key] = rule, vm
+                if rule.kind != 'name':
+                    self.exact.add(vm.ref)
             if not found and (not self.only or rule.word in [each.word for each in self.only]):
                 self.not_found(rule)
 
@@ -1197,18 +1206,6 @@ class Selection:
             return []
         return [vm for vm in self.vms if is_about(rule, vm)]
 
-    def take(self, rule: Rule, vm: Vm) -> None:
-        """Take in that a rule selects a VM: the last one wins, at the first one's place."""
-        if rule.method not in EXPORTS:
-            self.excluded[vm.ref] = vm.name
-            return
-        old, _ = self.winners.get((rule.method, vm.ref), (rule, vm))
-        if is_called(vm, old) and not is_called(vm, rule) and old.keep != rule.keep:
-            self.remark('NOTE', f'a later regex overrides the retention of {old.text}')
-        self.winners[rule.method, vm.ref] = rule, vm
-        if rule.kind != 'name':
-            self.exact.add(vm.ref)
-
     def hint(self, rule: Rule) -> str:
         """Return what to write instead of a line, or what became of its VM; '' if nothing helps."""
         if rule.method in EXPORTS and rule.word in self.former:
@@ -1225,7 +1222,8 @@ class Selection:
             with suppress(ValueError):
                 for part in parts:
                     line, dropped = unquoted(part, '#;')
-                    more += filter(None, [dropped])
+                    if dropped:
+                        more.append(dropped)
                     if line:
                         lines.append(parse_rule(rule.method, line, rule.where))
             if any(map(self.selected, lines)):
@@ -1345,14 +1343,9 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
 # that were found damaged later do not count.
 
 
-class Policy(NamedTuple):
-    """How many good backups of a VM each rule keeps."""
-    last: int                  # the newest
-    hourly: int = 0            # the newest of each of so many hours that have one, and so on
-    daily: int = 0
-    weekly: int = 0
-    monthly: int = 0
-    yearly: int = 0
+# How many good backups of a VM a rule keeps: `last`, the newest; one of PERIODS, the newest of each
+# of so many that have one.
+Policy = Dict[str, int]
 
 
 class Aged(NamedTuple):
@@ -1390,11 +1383,11 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
         if backup.protected:
             why.append(PROTECTED)
             continue
-        if newer < policy.last:
+        if newer < policy['last']:
             why.append('last')
         for name, periods in seen.items() if backup.sound else ():
             period = backup.when.strftime(PERIODS[name])
-            if period not in periods and len(periods) < getattr(policy, name):
+            if period not in periods and len(periods) < policy[name]:
                 periods.add(period)
                 why.append(name)
         if not (why or newer):
@@ -1409,8 +1402,8 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
 
 
 def policy_of(settings: Any, job: Job) -> Policy:
-    """Return which backups of a VM to keep."""
-    return Policy(job.keep, *[getattr(settings, 'keep_' + name) for name in PERIODS])
+    """Return how many backups of a VM to keep."""
+    return {'last': job.keep, **{name: getattr(settings, 'keep_' + name) for name in PERIODS}}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1556,11 +1549,11 @@ class Signals:
     received = 0
     at_once = True             # until something is begun in the pool that must be finished
     logging_in = False         # a login that nobody awaits would stay in xapi
-    deadline = 0.0             # by `clock`, until when something may be finished after a signal
+    since = None               # type: Callable[[], float]      # seconds since the signal
+    deadline = 0.0             # of them, until which something may be finished
     overdue = False            # it has come
 
     def __init__(self) -> None:
-        self.clock = self.since = stopwatch()
         self.children = set()  # type: Set[Popen]   # those that a signal ends
 
     @contextmanager
@@ -1602,7 +1595,7 @@ class Signals:
     def wait(self, pipe: int) -> bool:
         """Wait until the deadline; return True as soon as a further signal has come."""
         import select
-        while self.clock() < self.deadline:
+        while self.since() < self.deadline:
             if (select.select([pipe], [], [], WATCH_EVERY)[0] and
                     os.read(pipe, 1)[0] in SIGNALS and self.since() > TOGETHER):
                 return True
@@ -1618,7 +1611,8 @@ class Signals:
 
     def note(self, signum: int) -> None:
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
-        self.received, self.since = self.received or signum, stopwatch()
+        self.since = stopwatch()
+        self.received = self.received or signum
         for child in list(self.children):
             send_signal(child, SIGTERM)
         if self.logging_in or self.children or not self.at_once:
@@ -1627,7 +1621,7 @@ class Signals:
     def allow(self, seconds: float) -> None:
         """Give what is being finished after a signal at least so many seconds from now."""
         if self.received:
-            self.deadline = max(self.deadline, self.clock() + seconds)
+            self.deadline = max(self.deadline, self.since() + seconds)
 
     def reason(self) -> Interrupted:
         """Return what tells of the signal, and of what could not be finished."""
@@ -1984,11 +1978,12 @@ class Answer(dict):
         raise PoolError(f'XenAPI gave an unexpected answer: there is no {key}')
 
 
-def check_record(method: str, record: Any) -> Record:
-    """Return an object's record. Raise PoolError for what is none: each has a uuid."""
-    if not isinstance(record, dict) or 'uuid' not in record:
+def checked(method: str, answer: Any, is_record: bool = True) -> Answer:
+    """Return an object's record, each of which has a uuid, or else what is by reference. Raise
+    PoolError for an answer that is none."""
+    if not isinstance(answer, dict) or is_record and 'uuid' not in answer:
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
-    return Answer(record)
+    return Answer(answer)
 
 
 def kept(kind: str, record: Record) -> Record:
@@ -1999,6 +1994,7 @@ def kept(kind: str, record: Record) -> Record:
 class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
+    patience = XAPI_PATIENCE   # seconds
 
     def __init__(self, url: str, password: Optional[str]) -> None:
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
@@ -2022,7 +2018,6 @@ class Pool:
             raise PoolError(f'cannot read {bundle}: {error.strerror or error}')
         except ValueError as error:
             raise PoolError(f'not a XenAPI address: {self.shown} ({error})')
-        self.patience = XAPI_PATIENCE      # seconds
         self.lock = RLock()                # a connection carries one call at a time
         self.snapshotting = RLock()        # snapshots are taken one after another
         self.tables = {}                   # type: Dict[str, Records]
@@ -2115,15 +2110,13 @@ class Pool:
     def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
-        found = self.call(method, *arguments)
-        if not isinstance(found, dict):
-            raise PoolError(f'XenAPI {method} gave an unexpected answer')
-        return Answer((ref, check_record(method, record)) for ref, record in found.items())
+        found = checked(method, self.call(method, *arguments), is_record=False)
+        return Answer((ref, checked(method, record)) for ref, record in found.items())
 
     def record(self, kind: str, ref: str) -> Record:
         """Return an object's record, as it is now. One call."""
         method = kind + '.get_record'
-        return check_record(method, self.call(method, ref))
+        return checked(method, self.call(method, ref))
 
     def where(self, kind: str, field: str, values: Iterable[str]) -> Records:
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
@@ -2178,7 +2171,7 @@ class Pool:
     def vifs(self, vm: Vm) -> List[Record]:
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = [self.known('VIF', ref) for ref in vm.record['VIFs']]
-        return [dict(vif, network_name_label=self.field('network', vif['network']))
+        return [{**vif, 'network_name_label': self.field('network', vif['network'])}
                 for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
     def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> List[Snapshot]:
@@ -7219,7 +7212,7 @@ class Pruning:
                                   'touched')
         policy = policy_of(self.settings, job)
         log('{}: {}'.format(history.directory, ' '.join(
-            f'keep_{name}={count}' for name, count in policy._asdict().items()
+            f'keep_{name}={count}' for name, count in policy.items()
             if count or name == 'last')))
         for path in () if self.previewing else history.as_it_is().half_deleted():
             with self.telling(path):

@@ -12,9 +12,9 @@ import unittest.mock
 import VmBackup
 from tests.commands.saved import SavedCase
 from tests.faults.faulting import full
-from tests.tools.support import PoolCase, store_at
+from tests.tools.support import PoolCase, policy, store_at
 
-RULES = VmBackup.Policy._fields
+RULES = ['last', *VmBackup.PERIODS]
 PERIOD = {'hourly': '%Y-%m-%d %H', 'daily': '%Y-%m-%d', 'weekly': '%G-W%V', 'monthly': '%Y-%m',
           'yearly': '%Y'}
 
@@ -23,10 +23,6 @@ def aged(*texts):
     """Sound backups of these times; one with a ! was found damaged."""
     return [VmBackup.Aged(datetime.datetime.strptime(text.rstrip('!'), '%Y-%m-%d %H:%M'),
                           not text.endswith('!')) for text in texts]
-
-
-def policy(**counts):
-    return VmBackup.Policy(**dict({'last': 0}, **counts))
 
 
 class Reasons(unittest.TestCase):
@@ -64,7 +60,7 @@ class Properties(unittest.TestCase):
             ([a], [b, c], [d], [])), self.random.random() < 0.05) for when in times]
 
     def policy(self):
-        return VmBackup.Policy(*(self.random.choice((0, 0, 1, 2, 5, 100)) for _ in RULES))
+        return {name: self.random.choice((0, 0, 1, 2, 5, 100)) for name in RULES}
 
     def test_what_holds_of_all(self):
         """Among it: more rules never keep less, and pruning twice is pruning once."""
@@ -79,7 +75,7 @@ class Properties(unittest.TestCase):
                 kept = [each for each, why in zip(backups, found) if why]
                 self.assertTrue(all(VmBackup.reasons(kept, rules, disks)))
                 name = self.random.choice(RULES)
-                more = rules._replace(**{name: getattr(rules, name) + self.random.randrange(1, 5)})
+                more = dict(rules, **{name: rules[name] + self.random.randrange(1, 5)})
                 for why, still in zip(found, VmBackup.reasons(backups, more, disks)):
                     self.assertTrue(still or not why, more)
 
@@ -89,13 +85,13 @@ class Properties(unittest.TestCase):
                          [why == [VmBackup.PROTECTED] for _, why in found])
         counted = [(each, why) for each, why in found if not each.protected]
         sound = [(each, why) for each, why in counted if each.sound]
-        self.check_last(sound, rules.last)
+        self.check_last(sound, rules['last'])
         for name, form in PERIOD.items():
-            self.check_period(sound, name, form, getattr(rules, name))
+            self.check_period(sound, name, form, rules[name])
         for number, (each, why) in enumerate(counted):
             if not each.sound:
                 newer = sum(later.sound for later, _ in counted[number + 1:])
-                self.assertEqual(newer < max(rules.last, 1), bool(why))
+                self.assertEqual(newer < max(rules['last'], 1), bool(why))
 
     def check_disks(self, backups, disks, found, by_rules):
         """What rules keep they keep for the same reasons; beyond it stays at most one backup a
@@ -153,7 +149,7 @@ class Candidates(unittest.TestCase):
     def expendable(self, history, keep, *path):
         new = VmBackup.Aged(datetime.datetime(2026, 3, 1))
         return self.names(backup for backup, why in history.judged(
-            VmBackup.Policy(keep), VmBackup.Owner(), (), new, *path) if not why)
+            policy(last=keep), VmBackup.Owner(), (), new, *path) if not why)
 
     def names(self, backups):
         return ''.join(backup.path[-1] for backup in backups)

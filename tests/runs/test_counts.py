@@ -10,7 +10,7 @@ import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import SMALL, PoolCase, store_at
+from tests.tools.support import SMALL, PoolCase, policy, store_at
 
 
 class Processes(PoolCase):
@@ -108,7 +108,7 @@ class Store(PoolCase):
         store = store_at(self.backups)
         with self.watched() as seen:
             for history in store.histories():
-                judged = history.judged(VmBackup.Policy(3), VmBackup.Owner(), (),
+                judged = history.judged(policy(last=3), VmBackup.Owner(), (),
                                         VmBackup.Aged(VmBackup.now()), 'new')
                 self.assertEqual(5, sum(not why for _, why in judged))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir']))

@@ -18,7 +18,7 @@ import timeit
 import VmBackup
 from tests import ROOT, SCRIPT
 from tests.simpool import SimPool, archive, pools
-from tests.tools.support import store_at
+from tests.tools.support import policy, store_at
 
 MIB = 1 << 20
 MANY = 5000                    # VMs of a large pool
@@ -282,7 +282,7 @@ def rotate(root):
     store = store_at(root)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
-        judged = history.judged(VmBackup.Policy(BACKUPS - 1), VmBackup.Owner(), (),
+        judged = history.judged(policy(last=BACKUPS - 1), VmBackup.Owner(), (),
                                 VmBackup.Aged(VmBackup.now()), 'new')
         assert sum(not why for _, why in judged) == 2
 

@@ -349,6 +349,11 @@ def store_at(backup_dir, pattern=VmBackup.DEFAULT_PATTERN):
         backup_dir=backup_dir, backup_dir_pattern=pattern, require_mount='no'))
 
 
+def policy(**counts):
+    """A Policy whose other rules keep nothing."""
+    return dict(dict.fromkeys(['last', *VmBackup.PERIODS], 0), **counts)
+
+
 def shared_without_pool(backup_dir):
     """What the backups of one run have in common, as far as they need no pool."""
     config = VmBackup.parse_config(['backup_dir=' + backup_dir])
