@@ -1145,12 +1145,11 @@ def chooses(rule: Rule, vm: Vm) -> bool:
 
 class Selection:
     """What the rules say, gathered one by one; VMs are known by their references."""
-    def __init__(self, rules: Rules, vms: Vms, former: Strings,
-                 saved: bool) -> None:
+    def __init__(self, rules: Rules, vms: Vms, former: Strings, saved: bool) -> None:
+        self.rules = rules
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
         self.lacking = 'no backup found' if saved else 'vm not found'
-        self.excludes = [rule for rule in rules if rule.method == 'exclude' and rule.text]
         self.only = [rule for rule in rules if rule.method == 'vm']
         self.excluded = {}     # type: Dict[str, str]  # their names
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
@@ -1253,8 +1252,9 @@ class Selection:
                 self.invalid.append(rule)
                 return
             meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
-            if not rule.text or any(rule.kind == exclude.kind and is_about(exclude, meant)
-                                    for exclude in self.excludes):
+            if not rule.text or any(
+                    other.method == 'exclude' and other.text and other.kind == rule.kind
+                    and is_about(other, meant) for other in self.rules):
                 level = 'NOTE'
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
