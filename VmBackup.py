@@ -5720,19 +5720,20 @@ class StatusLog:
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
-    def write(self, actor: str, *words: str, when: Optional[datetime] = None) -> None:
-        """Append `time,actor,host,words...`; the first problem is a warning."""
-        if not self.path:
-            return
+    def write(self, actor: str, *words: str) -> datetime:
+        """Append `time,actor,host,words...`; return the time. The first problem is a warning."""
         with self.lock:
-            fields = (f'{when or now():%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
+            moment = now()
+            fields = (f'{moment:%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
             try:
-                bounded('the file system', self.append, ','.join(fields))
+                if self.path:
+                    bounded('the file system', self.append, ','.join(fields))
             except (OSError, TargetError) as error:
                 if not self.broken:
                     self.warnings.append(
                         f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
                 self.broken = True
+            return moment
 
     def append(self, line: str) -> None:
         """Append a line. Raise OSError, for what is no file of its own too."""
@@ -5744,8 +5745,7 @@ class StatusLog:
     def begin(self) -> datetime:
         """Note, once, that a run begins; return when."""
         if not self.begun:
-            self.begun = now()
-            self.write('vmbackup.py', 'begin', when=self.begun)
+            self.begun = self.write('vmbackup.py', 'begin')
         return self.begun
 
 
@@ -5995,7 +5995,7 @@ class Run:
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
         self.errors = []       # type: List[str]
-        self.turns = []        # type: Sequence[Turn]      # all that are to be, if that is known
+        self.turns = []        # type: Sequence[Any]       # all that are to be, if that is known
         self.numbers = itertools.count(1)      # of those
         self.left_alone = []   # type: List[str]
         self.started = iso(now())
@@ -6004,13 +6004,12 @@ class Run:
     def attempt(self, turn: Turn, work: Callable) -> None:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         elapsed = stopwatch()
-        started = iso(now())
         method, name = turn.job.method, turn.job.vm.name
         if self.turns:
             failed = self.counts().errors - self.further_errors
             log(f'VM {next(self.numbers)} of {len(self.turns)}, {failed} failed')
         log(f'*** {method} begin {turn.job.shown}')
-        self.status_log.write(method, 'begin', name)
+        started = iso(self.status_log.write(method, 'begin', name))
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
         try:
             work()
@@ -6058,7 +6057,7 @@ class Run:
             self.signum = interruption.signum
             self.errors.append(str(interruption))
             Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
-            log('ERROR ' + explain(interruption))
+            log(f'ERROR {interruption}')
 
     def counts(self) -> Tally:
         """Return the counts, as far as they are known."""
@@ -6153,7 +6152,6 @@ class Shared(Run):
         self.hook = '' if hook_problem(settings.hook) else settings.hook
         self.verifier = Verifier(settings.stall_timeout * 60)
         self.beginning = Lock()      # one after the other looks at the free space
-        self.writing = set()   # type: Set[VmBackup]       # those that still need free space
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
         self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
         # Backups of others in VMs' directories: how many, by where, whose, and what to do.
@@ -6174,10 +6172,10 @@ class Shared(Run):
                         DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
 
     def call_hook(self, phase: str, warnings: Any = None, **known: str) -> bool:
-        """Run the hook, if any; return False if what begins is skipped. A failure then raises
+        """Run the hook, if any; return True if what begins is to be skipped. A failure then raises
         CommandFailed, and is a warning at any other phase."""
         if not self.hook:
-            return True
+            return False
         signals, begins = Signals.current, phase in BEGINNINGS
         known = dict(known, backup_dir=self.settings.backup_dir, report=self.report_file)
         environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
@@ -6202,7 +6200,7 @@ class Shared(Run):
             signals.at_once = at_once
         if status:
             log(f'hook {phase}: exit status {status}: skipped')
-        return not status
+        return bool(status)
 
     def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
@@ -6245,7 +6243,7 @@ class VmBackup(Turn):
     history = backup = None    # type: Any
     begun = False              # something was exported: no second try
     last = 0                   # bytes that the files of the last one take
-    reserved = 0               # bytes by which the free space will shrink
+    reserved = 0               # bytes by which the free space shrinks while files are written
     bytes = 0                  # of its disks
 
     def __init__(self, shared: Shared, job: Job) -> None:
@@ -6268,7 +6266,7 @@ class VmBackup(Turn):
         with shared.store.locked(self.history.directory, patience):
             try:
                 with failing_as('HOOK-FAIL'):
-                    self.skipped = not shared.call_hook('backup-start', **known)
+                    self.skipped = shared.call_hook('backup-start', **known)
                 if self.skipped:
                     return
                 self.back_up_or_retry()
@@ -6283,7 +6281,7 @@ class VmBackup(Turn):
                                  file='\n'.join(files), status=self.status, **known)
             finally:
                 self.held.close()
-                shared.writing.discard(self)
+                self.reserved = 0
                 if self.exporter.snapshot_may_remain:
                     shared.clean_up_at_end = True
 
@@ -6299,7 +6297,7 @@ class VmBackup(Turn):
                 self.shared.doubtful.append(self.path)
                 self.shared.clean_up_at_end = True
             log(f'***NOTE - {error}: trying {self.job.vm.name} again')
-        self.shared.writing.discard(self)
+        self.reserved = 0
         self.held.close()
         waited = stopwatch()
         while waited() < RESTART_PAUSE:
@@ -6394,19 +6392,18 @@ class VmBackup(Turn):
         shared = self.shared
         with shared.beginning:
             shared.store.check_room(self.settings.min_free, self.last, gain - sum(
-                other.unwritten() for other in list(shared.writing)))
+                other.unwritten() for other in shared.turns))
             shared.store.check_mounted()
             self.backup = shared.store.begin(self.history, started)
             self.path = self.backup.path
             for path in (self.history.directory, self.path):
                 self.held.enter_context(hold(path))
             self.reserved = self.last - gain
-            shared.writing.add(self)
 
     def unwritten(self) -> int:
         """Return how many bytes of the free space it will still take."""
         with suppress(OSError):                        # its own thread will meet that, too
-            return max(0, self.reserved - self.backup.occupied())
+            return self.reserved and max(0, self.reserved - self.backup.occupied())
         return 0
 
     def describe(self, started: datetime, snapshot: Snapshot) -> Record:
@@ -6446,7 +6443,7 @@ class VmBackup(Turn):
                 with suppress(OSError, TargetError):
                     self.begun = bounded('the share', size_of, path) > BLOCK
             raise
-        self.shared.writing.discard(self)
+        self.reserved = 0
         return size
 
     def verify(self) -> None:
@@ -6671,7 +6668,7 @@ class BackupRun(Shared):
     def run(self, line: CommandLine) -> None:
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
-        if not self.call_hook('job-init'):             # which may mount what holds the status log
+        if self.call_hook('job-init'):                 # which may mount what holds the status log
             self.closing, self.skipped = '', True
             return
         self.begin()
@@ -6686,7 +6683,7 @@ class BackupRun(Shared):
                 self.further_errors += not plan.failures
                 return
             log('SUCCESS check of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
-            self.skipped = not self.call_hook('job-start')
+            self.skipped = self.call_hook('job-start')
             if not self.skipped:
                 self.execute(plan)
             self.closing = 'job-end'
@@ -6777,13 +6774,13 @@ class BackupRun(Shared):
                 self.back_up_pool_database()
         for failure in plan.failures:
             self.add(failure)
-        self.turns = backups = [VmBackup(self, job) for job in plan.jobs]
+        self.turns = [VmBackup(self, job) for job in plan.jobs]
         if self.settings.parallel > 1:
-            self.side_by_side(backups)
+            self.side_by_side()
         else:
             for method in ('vdi-export', 'vm-export'):
                 log(f'************ {method}= ***************')
-                for backup in backups:
+                for backup in self.turns:
                     if backup.job.method == method:
                         check_signals()
                         self.attempt(backup, backup.run)
@@ -6796,7 +6793,7 @@ class BackupRun(Shared):
         log(RULER)
         self.show_space('Space status')
 
-    def side_by_side(self, backups: Sequence[VmBackup]) -> None:
+    def side_by_side(self) -> None:
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
         log(f'************ parallel= {self.settings.parallel} ***************')
@@ -6811,12 +6808,12 @@ class BackupRun(Shared):
                 Console.current.thread.begin = ''
                 ended.put(backup)
 
-        for backup in backups:
+        for backup in self.turns:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
                 for disk in backup.exporter.choose(backup.job.vm):
                     backup.srs.add(disk.sr_uuid)
                     backup.bytes += disk.size
-        waiting = sorted(backups, key=lambda backup: -backup.bytes)
+        waiting = sorted(self.turns, key=lambda backup: -backup.bytes)
         running = []           # type: List[VmBackup]
         while True:
             following = None   # type: Optional[VmBackup]
@@ -7531,13 +7528,13 @@ class Restorer(Importer):
                 raise UsageError('{}= is for {}, which this is not'.format(
                     word, 'the image of a disk' if whole else 'a whole VM'))
         if whole:
-            with opened(chosen.path, chosen.form) as reader:
-                _, ova = reader.read_ova()
-            return self.plan_vm(chosen, archived_vm(ova), name, vms)
+            return self.plan_vm(chosen, name, vms)
         return self.plan_disk(chosen, name)
 
-    def plan_vm(self, chosen: Chosen, found: ArchivedVm, name: str, vms: Records) -> Target:
+    def plan_vm(self, chosen: Chosen, name: str, vms: Records) -> Target:
         """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
+        with opened(chosen.path, chosen.form) as reader:
+            found = archived_vm(reader.read_ova()[1])
         ours = self.pool.version()
         if (0, 0) < ours < found.version:
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
@@ -7571,8 +7568,7 @@ class Restorer(Importer):
             if same:
                 where = f'"{same[0]["name_label"]}"'
             if len(same) > 1:                          # xapi takes any
-                where += ', one of: ' + ', '.join(
-                    f'{each["uuid"]} ({each["bridge"]})' for each in same)
+                where += ', one of: ' + ', '.join(map('{uuid} ({bridge})'.format_map, same))
             log(f'  network:  VIF {device} in {where}')
         log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
             '  firmware: ' + found.firmware)

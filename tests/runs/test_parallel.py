@@ -213,6 +213,7 @@ class Room(ParallelCase):
         def begin(name, free):
             found.f_bavail = free
             backup = VmBackup.VmBackup(shared, Order.backup(name).job)
+            shared.turns.append(backup)
             backup.history = histories[name]
             with unittest.mock.patch('os.statvfs', return_value=found):
                 backup.new_directory([name + '.xva'], VmBackup.now())
@@ -252,11 +253,12 @@ class Room(ParallelCase):
         shared.store.check()
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
+        shared.turns.append(backup)
         with unittest.mock.patch('os.statvfs', return_value=found):
             backup.new_directory(['one.xva'], VmBackup.now())
-            shared.writing.discard(backup)
+            backup.reserved = 0
             backup.new_directory(['one.xva'], VmBackup.now())
-        self.assertEqual({backup}, shared.writing)
+        self.assertEqual(1 << 20, backup.unwritten())
 
 
 class Held(ParallelCase):
