@@ -402,6 +402,8 @@ def is_packed(name: str) -> bool:
 
 
 MOST_NAMES = 10            # of VMs or such in one text
+SHOW_EVERY = 1             # seconds after which a terminal shows anew what goes on
+QUIET = 3                  # seconds after which it shows of a line that it does
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
 MOST_VALUES = 2**15        # in one
 LONGEST_NUMBER = 20        # characters of a number in one
@@ -562,7 +564,8 @@ def quoted(argv: Texts) -> str:
 
 
 class Console:
-    """The log on standard output, line by line; keeps this run's lines for the mail."""
+    """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
+    and nowhere else, what each thread does stands below it, drawn anew each second."""
     current = None             # type: Console     # that of this process
 
     def __init__(self, output: Any, errors: Any = None) -> None:
@@ -571,21 +574,24 @@ class Console:
         self.terminal = bool(output) and output.isatty()
         self.quiet = False     # of the log only what is wrong, and how all ended
         self.document = None   # type: Any     # what --json prints in the end
-        self.passing = {}      # type: Dict[int, str]
+        # What each thread does, after how many seconds that is shown, and for how long it does it.
+        self.passing = {}      # type: Dict[int, Tuple[str, int, Callable]]
         self.drawn = 0         # lines of it that stand on the terminal
         self.lines = deque(maxlen=20000)    # type: deque
         self.lost = False      # what was printed, as a terminal or pipe is closed, or a disk full
         self.lock = RLock()
-        self.thread = threading.local()        # `begin`, of each of its lines
+        self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
+        self.thread.turn = ''                  # only of those that do the work
 
     def log(self, *lines: str) -> None:
         """Print lines with 3.25's time stamp. A closed or full output is not an error."""
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
-            line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {printable(begin + text)}'
+            line = printable(begin + text)
+            self.show(line, QUIET)
             with self.lock:
+                line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {line}'
                 self.lines.append(line)
-                self.passing.pop(get_ident(), '')
                 if not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
@@ -600,27 +606,54 @@ class Console:
             self.document.update(more)
         return self.document is not None
 
-    def show(self, text: str) -> None:
-        """Show a line below all others until this thread's next one, on a terminal only."""
-        if self.terminal and not self.quiet:
-            with self.lock:
-                self.passing[get_ident()] = text
-                self.draw('')
+    def show(self, text: str, after: int = 0) -> None:
+        """Tell what this thread does until its next line, or with '' nothing more."""
+        if hasattr(self.thread, 'turn'):
+            line = text and self.thread.turn + text
+            self.passing[get_ident()] = (line, after, stopwatch())
+
+    def begin(self, text: str) -> None:
+        """Draw from now on, unless quiet; a text stands for what has no line yet."""
+        self.terminal = self.terminal and not self.quiet
+        self.show(text, QUIET)
+        Thread(target=self.tick, daemon=True).start()
+
+    def tick(self) -> None:
+        """Draw each second, until the end."""
+        while self.terminal:
+            sleep(SHOW_EVERY)
+            self.draw('')
+
+    def end(self, *lines: str) -> None:
+        """Leave nothing below the log, of which these are the last lines."""
+        self.terminal = False
+        self.draw('')
+        self.log(*lines)
 
     def draw(self, text: str) -> None:
-        """Print text, and below it as many of the passing lines as fit."""
-        clear = '\r\x1b[K' + '\x1b[A\x1b[K' * (self.drawn - 1) if self.drawn else ''
+        """Print text, and below it as much as fits of what the threads do."""
         shown = []             # type: List[str]
-        if self.passing:
-            import shutil
-            width, height = shutil.get_terminal_size()
-            shown = [cut(printable(line), (width or 80) - 1) for line in self.passing.values()
-                     if line][:(height or 24) - 1]
-        self.drawn = len(shown)
-        self.write(clear + text + '\n'.join(shown))
+        with self.lock:
+            if self.terminal:
+                import shutil
+                width, height = shutil.get_terminal_size()
+                for line, after, doing in list(self.passing.values()):
+                    seconds = int(doing())
+                    if line and seconds >= after:
+                        since = f'{timedelta(seconds=seconds)} - ' if seconds >= QUIET else ''
+                        shown.append(cut(printable(since + line), width - 1) + '\n')
+                del shown[height - 1:]
+            self.put('\r\x1b[A\x1b[K' * self.drawn + text + ''.join(shown))
+            self.drawn = len(shown)
 
     def write(self, text: str) -> None:
-        """Print text as it is."""
+        """Print text as it is on standard output, and nothing below it."""
+        self.end()
+        self.stream = self.output
+        self.put(text)
+
+    def put(self, text: str) -> None:
+        """Print text where the cursor stands."""
         data = encoded(text)
         try:
             while data and self.stream:
@@ -1490,13 +1523,14 @@ class Watchdog:
     def __init__(self, limit: float, size: Callable, verb: str, path: str,
                  expected: int = 0, progress: Progress = dict) -> None:
         self.limit = limit         # seconds
-        self.every = min(1 if Console.current.terminal else LOOK_EVERY, limit / 4)   # seconds
+        self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
         self.verb = verb
         self.name = basename(path)
         self.expected = expected   # bytes, as far as is known
         self.progress = progress   # shares of what the tasks have to do
         self.seconds = self.standing = stopwatch()
+        self.samples = deque([(0.0, 0)], maxlen=20)    # seconds and bytes, for the rate
 
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
@@ -1506,8 +1540,7 @@ class Watchdog:
         due = Console.current.terminal or self.seconds() - self.logged > TELL_EVERY
         if due or size == seen_size:
             shares = self.progress()
-        if due:
-            self.show(size, max(shares.values(), default=0))
+        self.show(size, max(shares.values(), default=0))
         if self.seen != (size, shares):
             self.seen, self.standing = (size, shares), stopwatch()
         if self.standing() > self.limit:
@@ -1527,14 +1560,18 @@ class Watchdog:
         """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
         seconds = self.seconds()
         done = done or int(max(share, 0) * self.expected)
+        self.samples.append((seconds, done))
+        since, before = self.samples[0]
+        rate = (done - before) / max(seconds - since, 0.1)
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
-            share = share if share > 0 else min(done / self.expected, 1)
-        if share > 0:
-            left = seconds / share - seconds
-            text += f' ({100 * share:.0f} %, {left // 3600:.0f}:{left // 60 % 60:02.0f} h left)'
-        text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
+            share = share if share > 0 else done / self.expected
+        text += f', {human_size(rate)}/s: {self.name}'
+        if share > 0.001:
+            share = min(share, 1)
+            left = timedelta(seconds=int(seconds / share - seconds))
+            text = f'{100 * share:.0f} %, {left} left, {text}'
         Console.current.show(text)
         if seconds - self.logged > TELL_EVERY:
             self.logged = seconds
@@ -1572,6 +1609,7 @@ class Signals:
         try:
             yield
         finally:
+            Console.current.end()
             for signum in (*SIGNALS, SIGUSR1):
                 signal.signal(signum, SIG_IGN)
             self.kill_children()
@@ -1587,7 +1625,7 @@ class Signals:
             signal.pthread_kill(threading.main_thread().ident, SIGUSR1)
             self.wait(pipe)
         with suppress(Interrupted, RuntimeError):              # the log hangs; no more threads
-            bounded('', log, f'ERROR {self.reason()}', watch=lambda: None)
+            bounded('', Console.current.end, f'ERROR {self.reason()}', watch=lambda: None)
         Console.current.lock.acquire(timeout=LAST_WORDS)  # nobody has to tell how the children end
         self.kill_children()
         os._exit(128 + self.received)
@@ -3462,14 +3500,14 @@ class History:
                 return backup.manifest.uuid
         return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
 
-    def last_size(self, names: Texts, owner: Owner) -> int:
+    def last_sizes(self, names: Texts, owner: Owner) -> Sizes:
         """Return the bytes of files of these names, each in the owner's last that has one."""
         sizes = {}             # type: Dict[str, int]
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
                     sizes[name] = occupied(backup.file(name))
-        return sum(sizes.values())
+        return sizes
 
     def with_intent(self) -> Backups:
         """Return those of which a snapshot may still be in the pool, or that cannot be read."""
@@ -3884,6 +3922,7 @@ class Store(Catalogue):
                 if waited() >= patience:
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 check_signals()
+                Console.current.show('waiting for another run')
                 sleep(1)
             if self.no_locking and not self.noted:
                 self.noted = True
@@ -4884,7 +4923,6 @@ class Verifier:
         try:
             proof = bounded(path, read, watch=watchdog.check)
         finally:
-            Console.current.show('')
             for reader in readers:
                 reader.close()
         if proof.vm and proof.proved == 'structure' and not self.noted:
@@ -5586,13 +5624,6 @@ class Importer:
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def feed(self, verb: str, path: str, pieces: Iterator[Any], size: int,
-             progress: Progress = dict, **words: Any) -> str:
-        """Let a command import what is made of a file; return its output. `size`: bytes, or 0."""
-        watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, size, progress)
-        watchdog.pieces = pieces
-        return self.xe.transfer(verb, watchdog, filename='/dev/stdin', **words)
-
     def put(self, path: str, form: str, target: Target, record: Restoring,
             cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
@@ -5613,13 +5644,13 @@ class Importer:
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
-        whole = bounded(path, size_of, path)
         words = {'sr_uuid': target.sr['uuid']}     # type: Record
         if target.preserve:
             words['preserve'] = True
-        pieces = archive_for_import(path, target.name, mark, readers)
-        uuid = self.feed('vm-import', path, pieces, 0, lambda: {
-            path: each.position() / whole for each in readers}, **words)
+        watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
+                            'restored', path, bounded(path, size_of, path))
+        watchdog.pieces = archive_for_import(path, target.name, mark, readers)
+        uuid = self.xe.transfer('vm-import', watchdog, filename='/dev/stdin', **words)
         log('vm-uuid: ' + uuid)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
@@ -5657,8 +5688,9 @@ class Importer:
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
                                  filename=path)
         else:
-            self.feed('vdi-import', path, image_pieces(path, form, size, made), made, uuid=uuid,
-                      format='raw')
+            watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, made)
+            watchdog.pieces = image_pieces(path, form, size, made)
+            self.xe.transfer('vdi-import', watchdog, filename='/dev/stdin', uuid=uuid, format='raw')
         return uuid
 
 
@@ -6006,8 +6038,10 @@ class Run:
         elapsed = stopwatch()
         method, name = turn.job.method, turn.job.vm.name
         if self.turns:
+            number = f'VM {next(self.numbers)} of {len(self.turns)}'
             failed = self.counts().errors - self.further_errors
-            log(f'VM {next(self.numbers)} of {len(self.turns)}, {failed} failed')
+            log(f'{number}, {failed} failed')
+            Console.current.thread.turn = number + ': '
         log(f'*** {method} begin {turn.job.shown}')
         started = iso(self.status_log.write(method, 'begin', name))
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
@@ -6021,6 +6055,7 @@ class Run:
             for text in turn.warnings:
                 self.warnings.tell(f'{name}: {text}')
             turn.ended = True
+            Console.current.thread.turn = ''
             self.add(Outcome(name, turn.job.vm.uuid, method, status, started, int(elapsed()),
                              portable(turn.path) or None, turn.files, turn.size,
                              tuple(turn.warnings), reason))
@@ -6183,6 +6218,7 @@ class Shared(Run):
         timeout = self.settings.hook_timeout * 60      # seconds
         at_once, signals.at_once = signals.at_once, False
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
+        Console.current.show(f'hook {phase}', QUIET)
         try:
             status = run_hook([self.hook, phase], environ,
                               min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
@@ -6242,7 +6278,8 @@ class VmBackup(Turn):
     """The backup of one VM."""
     history = backup = None    # type: Any
     begun = False              # something was exported: no second try
-    last = 0                   # bytes that the files of the last one take
+    before = {}                # type: Sizes       # bytes that the files of the last one take
+    last = 0                   # all of them
     reserved = 0               # bytes by which the free space shrinks while files are written
     bytes = 0                  # of its disks
 
@@ -6388,7 +6425,8 @@ class VmBackup(Turn):
         gain = 0               # bytes
         if self.settings.pre_clean:
             gain = sum(old.occupied() for old, why in self.judged(started) if not why)
-        self.last = self.history.last_size(names, self.owner())
+        self.before = self.history.last_sizes(names, self.owner())
+        self.last = sum(self.before.values())
         shared = self.shared
         with shared.beginning:
             shared.store.check_room(self.settings.min_free, self.last, gain - sum(
@@ -6433,7 +6471,8 @@ class VmBackup(Turn):
                             file=portable(file.name), virtual_size=file.snapshot.size)
                     watchdog = Watchdog(
                         self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
-                        self.last if len(self.exported) == 1 else 0,       # if it can tell
+                        file.snapshot.size if file.name.endswith('.raw') else
+                        self.before.get(file.name, 0),
                         lambda: self.pool.progress(file.snapshot.uuid))
                     with blaming_room(path, self.need):
                         self.exporter.export(file, path, watchdog)
@@ -6806,6 +6845,7 @@ class BackupRun(Shared):
                     self.attempt(backup, backup.run)
             finally:
                 Console.current.thread.begin = ''
+                Console.current.show('')
                 ended.put(backup)
 
         for backup in self.turns:
@@ -6813,6 +6853,7 @@ class BackupRun(Shared):
                 for disk in backup.exporter.choose(backup.job.vm):
                     backup.srs.add(disk.sr_uuid)
                     backup.bytes += disk.size
+        Console.current.show('')                       # but what they do
         waiting = sorted(self.turns, key=lambda backup: -backup.bytes)
         running = []           # type: List[VmBackup]
         while True:
@@ -6936,14 +6977,18 @@ class VerifyCommand(NamedTuple):
         self.tokens.extend(['ERROR'] * len(plan.failures or plan.errors))
         if plan.warnings:
             self.tokens.append('WARNING')
-        for _, history in chosen:
+        for number, (_, history) in enumerate(chosen, 1):
             with self.telling(history.directory):
                 backups = [backup for backup in history.as_it_is().backups(True)
                            if backup.outcome in COMPLETE + ('unreadable',)]
                 if not backups:
                     raise Damaged('no good backup of this VM')
-                for backup in reversed(backups if self.every else backups[-1:]):
+                wanted = backups[::-1] if self.every else backups[-1:]
+                for place, backup in enumerate(wanted, 1):
+                    more = f', backup {place} of {len(wanted)}' if self.every else ''
+                    Console.current.thread.turn = f'VM {number} of {len(chosen)}{more}: '
                     self.verify_backup(backup.path)
+        Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
             for name, is_directory in sorted(entries_in(target.store.root)):
                 if is_directory and name.upper().startswith(DUMPS):
@@ -7745,9 +7790,10 @@ class TestRestore(Run):
         restorer.warnings = self.warnings
         if not self.previewing:
             restorer.end_killed()
-        for job, tested in chosen:
+        self.turns = [Turn(job._replace(method='test-restore', shown=job.vm.name))
+                      for job, _ in chosen]
+        for turn, (_, tested) in zip(self.turns, chosen):
             check_signals()
-            turn = Turn(job._replace(method='test-restore', shown=job.vm.name))
             restorer.warnings = turn.warnings
             self.attempt(turn, lambda: self.test(turn, restorer, tested))
 
@@ -8559,6 +8605,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
             words = ['config']
         line = parse_words(words)
         console.quiet = bool(line.options.get('quiet'))
+        console.begin(line.command)
         target = line.word
         status = COMMANDS[line.command].run(line)
     except (Interrupted, Exception) as error:
@@ -8576,7 +8623,6 @@ def perform(words: Texts, program: str, console: Console) -> int:
         else:
             console.write(plugin_line(UNKNOWN, reason))
     if console.tell(error=reason, exit_status=status):
-        console.stream = console.output
         console.write(as_json(console.document))
     return status
 

@@ -706,20 +706,13 @@ class Endings(RestoreCase):
                 path, = glob.glob(os.path.join(self.backups, 'web', '*', name))
                 verb = 'vm-import' if 'xva' in name else 'vdi-import'
                 self.fault(verb, 'slow', rate=6 * MIB)
-                terminal, writing = pty.openpty()
-                with open(writing, 'wb') as stream:
-                    child = self.start_with(['password', 'restore=' + path, 'verify=no', 'from=' +
-                                             self.config(stall_timeout=0.02)], stdout=stream)
-                printed = b''
-                with contextlib.suppress(OSError):     # EIO: it has ended
-                    for piece in iter(lambda: os.read(terminal, 10000), b''):
-                        printed += piece
-                os.close(terminal)
-                self.assertEqual(0, child.wait(LIMIT), printed)
-                shares = re.findall(r'restored [^0][^(]*\((\d+) %, \d+:\d\d h left\)',
-                                    printed.decode())
+                status, text = self.on_terminal(
+                    'password', 'restore=' + path, 'verify=no',
+                    'from=' + self.config(stall_timeout=0.02))
+                self.assertEqual(0, status, text)
+                shares = re.findall(r'(\d+) %, 0:00:\d\d left, restored .* of .*/s: ' + name, text)
                 self.assertTrue(any(0 < int(share) < 100 or '.gz' in name for share in shares),
-                                printed)               # which is read ahead
+                                text)                  # which is read ahead
 
 
 class Namesakes(RestoreCase):

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-import pty
 import re
 import shutil
 
@@ -12,7 +11,7 @@ import VmBackup
 from tests import SCRIPT
 from tests.commands.archives import SAMPLES, WITH_XXH64, ArchiveCase, sample
 from tests.commands.saved import SavedCase
-from tests.tools.support import HOST, LIMIT, NO_XXHASH, PoolCase, hanging
+from tests.tools.support import HOST, NO_XXHASH, PoolCase, hanging, screen
 from tests.runs.test_store import AS_NO_MORE_THAN_THE_OWNER, StoreCase
 
 
@@ -305,18 +304,14 @@ class TheCommand(MadeCase):
                          self.verify(0, path))
 
     def test_progress_is_shown_on_a_terminal_only(self):
-        main, terminal = pty.openpty()
         self.pack(self.web + '/web.xva')
         path = self.in_path('sleep 0.8; exec %s "$@"' % shutil.which('gzip'), 'gzip', 'pigz')
-        try:
-            child = self.start_with(['verify', self.web], dict(PATH=path), stdout=terminal)
-            self.assertEqual(1, child.wait(LIMIT))     # it has another size now
-            shown = os.read(main, 65536).decode('utf-8')
-        finally:
-            os.close(main)
-            os.close(terminal)
-        self.assertRegex(shown, r'(^|\x1b\[K)verified \d.*, .*/s: web\.xva\r\x1b\[K')
-        self.assertRegex(shown, r'\r\x1b\[K\d{4}-.* - \*\*\*WARNING - .*checksums match')
+        for words, turn in (((self.web,), ''),
+                            ((self.backups, 'backups=all'), 'VM 2 of 2, backup 1 of 1: ')):
+            status, text = self.on_terminal('verify', *words, PATH=path)
+            self.assertEqual(1, status)                # it has another size now
+            self.assertRegex(text, r'(\n|\x1b\[K)%sverified \d.*, .*/s: web\.xva\n\r\x1b' % turn)
+            self.assertFalse([line for line in screen(text) if '/s: ' in line], text)
         self.assertFalse([line for line in self.verify(1, self.web) if '/s: ' in line])
 
     def test_a_signal_ends_it(self):

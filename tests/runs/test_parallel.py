@@ -4,14 +4,14 @@ import collections
 import contextlib
 import io
 import os
-import pty
 import re
+import signal
 import threading
 import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import RUBBISH, SMALL, PoolCase, shared_without_pool
+from tests.tools.support import RUBBISH, SMALL, PoolCase, screen, shared_without_pool
 
 NAMES = ('one', 'two', 'three', 'four')
 PREFIX = re.compile(r'\[([^]]*)\] ')
@@ -295,22 +295,6 @@ class Terminal(io.BytesIO):
         return True
 
 
-def screen(data):
-    """The lines that a terminal shows which got this."""
-    lines, row = [''], 0
-    for piece in re.findall('\x1b\\[K|\x1b\\[A|\r|\n|[^\x1b\r\n]+', data):
-        if piece == '\x1b[K':
-            lines[row] = ''
-        elif piece == '\x1b[A':
-            row -= 1
-        elif piece == '\n':
-            row += 1
-            lines += [''] * (row == len(lines))
-        elif piece != '\r':
-            lines[row] += piece
-    return lines
-
-
 class Live(PoolCase):
     """Progress on a terminal and in a log."""
 
@@ -322,7 +306,7 @@ class Live(PoolCase):
         barrier = threading.Barrier(2)
 
         def work(name):
-            console.thread.begin = '[%s] ' % name
+            console.thread.begin, console.thread.turn = '[%s] ' % name, 'VM 1 of 2: '
             console.show('exported 1 of ' + name)
             barrier.wait()
             console.log('done ' + name)
@@ -333,10 +317,11 @@ class Live(PoolCase):
         console.log('main')
         shown = screen(stream.getvalue().decode())
         self.assertRegex(shown[0], ' - main$')
-        self.assertEqual(['exported 1 of a'], shown[1:])
+        self.assertEqual(['VM 1 of 2: exported 1 of a', ''], shown[1:])
         threads[1].start()
         for thread in threads:
             thread.join()
+        console.end()
         lines = screen(stream.getvalue().decode())
         self.assertEqual(['', '[a] done a', '[b] done b', 'main'],
                          sorted(line.partition(' - ')[2] for line in lines))
@@ -346,14 +331,37 @@ class Live(PoolCase):
             VmBackup.cut(*words) for words in (('日本語', 5), ('日本語', 4), ('ab日', 4), ('ab日', 3))))
 
     def test_no_more_lines_than_the_terminal_has(self):
+        for columns, rows in (80, 24), (20, 5):
+            stream = Terminal()
+            console = VmBackup.Console(stream)
+            for number in range(100):
+                console.passing[number] = 'x' * 500, 0, lambda: 0
+            with unittest.mock.patch('shutil.get_terminal_size', return_value=(columns, rows)):
+                console.draw('')
+                shown = screen(stream.getvalue().decode())
+                console.end()
+            self.assertEqual(['x' * (columns - 1)] * (rows - 1) + [''], shown)
+            self.assertEqual({''}, set(screen(stream.getvalue().decode())))
+
+    def test_what_takes_long_is_shown_with_how_long_by_now(self):
         stream = Terminal()
         console = VmBackup.Console(stream)
-        for number in range(100):
-            console.passing[number] = 'x' * 500
-        with unittest.mock.patch('shutil.get_terminal_size', return_value=(80, 24)):
+        for turn, work, show, told in (
+                ('', console.log, 1, ''), ('', console.log, 3, '0:00:03 - web'),
+                ('VM 3 of 12: ', console.log, 3700, '1:01:40 - VM 3 of 12: web'),
+                ('VM 3 of 12: ', console.show, 0, 'VM 3 of 12: web'),
+                ('VM 3 of 12: ', console.show, 5, '0:00:05 - VM 3 of 12: web'),
+                ('', lambda _: console.show(''), 5, ''),
+                ('', lambda _: threading.Thread(target=console.log, args='x').start(), 5, '')):
+            console.thread.turn = turn
+            with unittest.mock.patch('VmBackup.stopwatch', lambda: lambda: show):
+                work('web')
             console.draw('')
-        shown = screen(stream.getvalue().decode())
-        self.assertEqual((23, {79}), (len(shown), {len(line) for line in shown}))
+            self.assertEqual(told, ''.join(line for line in screen(stream.getvalue().decode())
+                                           if line[:2] != '20'))
+        console.write('document')
+        console.draw('')
+        self.assertEqual('document', screen(stream.getvalue().decode())[-1])
 
     def test_lines_of_many_threads_are_whole(self):
         reader, writer = os.pipe()
@@ -373,45 +381,59 @@ class Live(PoolCase):
         for line in lines:
             self.assertRegex(line, r'^\S+ - \[(.)\] \1 \d+ \1{200}\n$')
 
-    def test_an_export_is_seen_on_a_terminal_and_leaves_no_trace_there(self):
-        self.ends(0, 'vm-export=web')                          # its size is known then
-        self.fault('vm-export', 'slow', nth=2, rate=40000)
-        main, terminal = pty.openpty()
-        pieces = []
-        child = self.start_with(['password', self.config('vm-export=web', stall_timeout=0.04)],
-                                stdout=terminal)
-        os.close(terminal)
-        with contextlib.suppress(OSError):             # the end of a terminal
-            while True:
-                pieces.append(os.read(main, 65536))
-        os.close(main)
-        self.assertEqual(0, child.wait(), pieces)
-        text = b''.join(pieces).decode('utf-8').replace('\r\n', '\n')
-        self.assertRegex(text, r'exported \d.* \(\d+ %, 0:0\d h left\), .*/s: web\.xva')
-        self.assertFalse([line for line in screen(text) if 'exported' in line], screen(text))
+    def test_exports_are_seen_on_a_terminal_and_leave_no_trace_there(self):
+        self.ends(0, 'vm-export=.*')                           # their sizes are known then
+        seen = [r'VM 1 of 2: \d+ %, 0:00:\d\d left, exported .*B of .*B, \S+ \w+/s: \w+\.xva\s+'
+                r'VM 2 of 2: \d+ %, 0:00', r'0:00:0\d - VM . of 2: .*vm-uninstall']
+        for signals in 0, 1, 2:
+            with self.subTest(signals=signals):
+                self.fault('vm-export', 'slow', nth=3, times=2, rate=40000)
+                if signals == 2:                       # it does not end by itself
+                    self.fault('vm-uninstall', 'hang', times=2)
+                    self.leaves_things_behind = True
+                sent = []
+
+                def meanwhile(child, text):
+                    if len(sent) < signals and re.search(seen[len(sent)], text):
+                        sent.append(child.send_signal(signal.SIGTERM))
+                status, text = self.on_terminal(
+                    'password', self.config('vm-export=.*', parallel=2, stall_timeout=0.04),
+                    meanwhile=meanwhile)
+                self.assertEqual(143 if signals else 0, status, text)
+                self.assertRegex(text, seen[0])
+                self.assertEqual({''}, {line for line in screen(text) if line[:2] != '20'},
+                                 screen(text))
 
     def test_a_log_gets_a_line_now_and_then_of_an_export_that_takes_long(self):
         self.fault('vm-export', 'slow', nth=2, rate=60000)
         self.script = self.changed_script(TELL_EVERY=0.2, LOOK_EVERY=0.05)
         done = self.ends(0, 'vm-export=web')
-        told = [line for line in done.lines if line.startswith('exported ')]
+        told = [line for line in done.lines if 'exported ' in line]
         self.assertGreater(len(told), 2, done.output)
         self.assertNotIn('\r', done.output)
+
+    def shown(self, *samples, share=0, expected=0):
+        """What is shown when so many seconds had passed, and bytes were done."""
+        console = VmBackup.Console(None)
+        with unittest.mock.patch.object(VmBackup.Console, 'current', console):
+            meter = VmBackup.Watchdog(60, None, 'exported', 'x', expected)
+            for seconds, done in samples:
+                meter.seconds, meter.logged = lambda now=seconds: now, seconds
+                meter.show(done, share)
+        return console.passing[threading.get_ident()][0]
 
     def test_what_is_told(self):
         for done, share, expected, seconds, told in (
                 (0, 0, 0, 0, 'exported 0 bytes, 0 bytes/s: x'),
                 (3 << 20, 0, 12 << 20, 30,
-                 'exported 3.0 MiB of 12.0 MiB (25 %, 0:01 h left), 102.4 KiB/s: x'),
+                 '25 %, 0:01:30 left, exported 3.0 MiB of 12.0 MiB, 102.4 KiB/s: x'),
                 (3 << 20, 0.5, 12 << 20, 7200,
-                 'exported 3.0 MiB of 12.0 MiB (50 %, 2:00 h left), 437 bytes/s: x'),
-                (3 << 20, 0.5, 0, 60, 'exported 3.0 MiB (50 %, 0:01 h left), 51.2 KiB/s: x'),
+                 '50 %, 2:00:00 left, exported 3.0 MiB of 12.0 MiB, 437 bytes/s: x'),
+                (3 << 20, 0.5, 0, 60, '50 %, 0:01:00 left, exported 3.0 MiB, 51.2 KiB/s: x'),
                 (3 << 20, -1.0, 1 << 20, 60,
-                 'exported 3.0 MiB of 1.0 MiB (100 %, 0:00 h left), 51.2 KiB/s: x')):
-            stream = Terminal()
-            meter = VmBackup.Watchdog(60, None, 'exported', 'x', expected)
-            meter.seconds = lambda seconds=seconds: seconds
-            meter.logged = seconds
-            with unittest.mock.patch.object(VmBackup.Console, 'current', VmBackup.Console(stream)):
-                meter.show(done, share)
-            self.assertEqual(told, screen(stream.getvalue().decode())[-1])
+                 '100 %, 0:00:00 left, exported 3.0 MiB of 1.0 MiB, 51.2 KiB/s: x')):
+            self.assertEqual(told, self.shown((seconds, done), share=share, expected=expected))
+
+    def test_the_rate_is_that_of_the_last_seconds(self):
+        samples = [(second, min(second, 100) << 20) for second in range(1, 106)]
+        self.assertEqual('exported 100.0 MiB, 754.5 KiB/s: x', self.shown(*samples))

@@ -1,14 +1,19 @@
 """What the tests share: a simulated pool, a backup directory, VmBackup.py as a real process."""
 
+import contextlib
+import fcntl
 import io
 import itertools
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 import types
 import unittest
@@ -41,6 +46,22 @@ LIMIT = 120                    # seconds: far beyond what any of these children 
 HOST = os.uname().nodename
 SMALL = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
                  {'name': 'db', 'disks': ['64 KiB'], 'ran': True}]}
+
+
+def screen(data):
+    """The lines that a terminal shows which got this."""
+    lines, row = [''], 0
+    for piece in re.findall('\x1b\\[K|\x1b\\[A|\r|\n|[^\x1b\r\n]+', data):
+        if piece == '\x1b[K':
+            lines[row] = ''
+        elif piece == '\x1b[A':
+            row -= 1
+        elif piece == '\n':
+            row += 1
+            lines += [''] * (row == len(lines))
+        elif piece != '\r':
+            lines[row] += piece
+    return lines
 
 
 class Done(NamedTuple):
@@ -201,6 +222,23 @@ class PoolCase(unittest.TestCase):
     def finish(self, child):
         output, _ = child.communicate(timeout=LIMIT)
         return Done(child.returncode, output.decode('utf-8'))
+
+    def on_terminal(self, *words, rows=24, columns=100, meanwhile=lambda child, text: None,
+                    **environ):
+        """A run on a terminal, which shows ten times a second what goes on: its exit status, and
+        what was printed. `meanwhile` is called with the process and the text so far."""
+        main, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('4H', rows, columns, 0, 0))
+        child = self.start_with(words, environ, stdout=terminal,
+                                script=self.changed_script(SHOW_EVERY=0.1))
+        os.close(terminal)
+        printed = b''
+        with contextlib.suppress(OSError):             # EIO: it has ended
+            for piece in iter(lambda: os.read(main, 65536), b''):
+                printed += piece
+                meanwhile(child, printed.decode('utf-8', 'replace'))
+        os.close(main)
+        return child.wait(LIMIT), printed.decode('utf-8').replace('\r\n', '\n')
 
     def vmbackup(self, *arguments, **environ):
         return self.finish(self.start(*arguments, **environ))
