@@ -363,6 +363,20 @@ class Live(PoolCase):
         console.draw('')
         self.assertEqual('document', screen(stream.getvalue().decode())[-1])
 
+    def test_beside_a_document_it_is_on_the_terminal_of_the_log_and_with_quiet_nowhere(self):
+        for quiet, told in (False, 'list'), (True, ''):
+            output, errors = io.BytesIO(), Terminal()
+            console = VmBackup.Console(output, errors)
+            console.take_aside()
+            console.quiet = quiet
+            with unittest.mock.patch('VmBackup.QUIET', 0):
+                console.begin('list')
+            console.draw('')
+            self.assertEqual(told, screen(errors.getvalue().decode())[0])
+            console.write('{}')
+            self.assertEqual((b'{}', {''}),
+                             (output.getvalue(), set(screen(errors.getvalue().decode()))))
+
     def test_lines_of_many_threads_are_whole(self):
         reader, writer = os.pipe()
         with open(reader, 'rb') as stream, open(writer, 'wb', buffering=0) as out:
