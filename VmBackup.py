@@ -5942,9 +5942,8 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
         sleep(MAIL_PAUSE if attempt else 0)
         attempt += 1
         try:
-            message = compose(settings, subject, told, outcomes)
-            refused = bounded('the mail server', deliver, settings, message, waiting,
-                              limit=MAIL_LIMIT)
+            refused = bounded('the mail server', deliver, settings,
+                              compose(settings, subject, told, outcomes), waiting, limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
             answer = getattr(error, 'smtp_code', 0), getattr(error, 'smtp_error', reason_of(error))
             refused = getattr(error, 'recipients', dict.fromkeys(waiting, answer))
@@ -6752,7 +6751,7 @@ class BackupRun(Shared):
         with self.locks, tolerating(self.warnings, 'the end of this run is not recorded'):
             name, self.recorded = self.recorded, ''
             if name:
-                failed = [f'{outcome.name[:LONGEST_NAME]} ({outcome.status})'
+                failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
                           for outcome in self.outcomes if outcome.error]
                 told, verdict = self.warnings.told, self.verdict()
                 if verdict == ERROR:                   # what did not come to warn may still do
@@ -7534,6 +7533,21 @@ class Sources:
         return Chosen(path, form_of_file(path), backup, when)
 
 
+def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
+    """Return the name for a new VM, which is `name` if that is given. Raise UsageError."""
+    if name:
+        if name in taken:
+            raise UsageError(f'a VM called {name} is there (choose another name=)')
+        if name != label_part(name):
+            raise UsageError(f'a name with control characters: {name} (choose another name=)')
+        return name
+    name, number = original, 1
+    while name in taken:
+        name = original + suffix + (f'-{number}' if number > 1 else '')
+        number += 1
+    return name
+
+
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
     def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
@@ -7586,7 +7600,7 @@ class Restorer(Importer):
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
         original = chosen.backup.manifest.name or sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = self.free_name(original, chosen.suffix, name, [
+        name = free_name(original, chosen.suffix, name, [
             vm['name_label'] for vm in vms.values()])
         preserve = bool(self.options['preserve'])
         if preserve:
@@ -7618,21 +7632,6 @@ class Restorer(Importer):
         log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
             '  firmware: ' + found.firmware)
         return Target(name, sr, size, disks, preserve)
-
-    @staticmethod
-    def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
-        """Return the name for a new VM, which is `name` if that is given."""
-        if name:
-            if name in taken:
-                raise UsageError(f'a VM called {name} is there (choose another name=)')
-            if name != label_part(name):
-                raise UsageError(f'a name with control characters: {name} (choose another name=)')
-            return name
-        name, number = original, 1
-        while name in taken:
-            name = original + suffix + (f'-{number}' if number > 1 else '')
-            number += 1
-        return name
 
     def check_addresses(self, found: ArchivedVm, vms: Records) -> None:
         """Raise UsageError if MAC addresses would be there twice."""
