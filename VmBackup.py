@@ -81,10 +81,10 @@ from datetime import datetime, timedelta, timezone
 from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ELOOP, EMLINK,
                    ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EROFS, ESTALE, EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
-                O_RDONLY, O_RDWR, O_WRONLY)
+                O_RDONLY, O_RDWR, O_WRONLY, fstat, getpid, pread)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
-                     realpath, samestat, splitext)
-from re import match, search, sub
+                     realpath, samestat, split, splitext)
+from re import DOTALL, IGNORECASE, MULTILINE, findall, match, search, sub
 from signal import (SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
                     SIG_UNBLOCK, pthread_sigmask)
 from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
@@ -701,10 +701,10 @@ Rules = Sequence[Rule]
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
-    found = match(r'(tag|uuid):\s*(\S.*)\Z', text, re.DOTALL)
+    found = match(r'(tag|uuid):\s*(\S.*)\Z', text, DOTALL)
     if found and method != 'exclude-disk':
         kind, word = found.groups()
-    found = match(r'(.*):\s*([0-9]{1,9})\Z', word, re.DOTALL)
+    found = match(r'(.*):\s*([0-9]{1,9})\Z', word, DOTALL)
     if found and method in EXPORTS and (kind == 'name' or found.group(1)):
         word = found.group(1)
         keep = int(found.group(2))
@@ -776,7 +776,7 @@ def absolute(text: str) -> str:
 
 def directory_pattern(text: str) -> str:
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
-    if (sorted(re.findall('%(.?)', text)) != sorted('YmdHMS') or
+    if (sorted(findall('%(.?)', text)) != sorted('YmdHMS') or
             search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
         raise ValueError('invalid (expected each of %Y %m %d %H %M %S once, no / and no dot '
                          'in front, 200 bytes at most)')
@@ -830,7 +830,7 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
     mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
                                    'a name such as xen1.example.com'))
-KEYS = [Key(*found) for found in re.findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
+KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
@@ -975,7 +975,7 @@ def selector(word: str) -> Rule:
 def read_file(path: str, limit: int) -> bytes:
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
     with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | O_NONBLOCK)) as file:
-        if not S_ISREG(os.fstat(file.fileno()).st_mode):
+        if not S_ISREG(fstat(file.fileno()).st_mode):
             raise OSError(EINVAL, 'not a file')
         return file.read(limit)
 
@@ -1087,7 +1087,7 @@ def password_typed() -> str:
 def installation_uuid() -> str:
     """Return this host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     with suppress(OSError), open(INVENTORY, encoding='utf-8', errors='replace') as stream:
-        for uuid in re.findall("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), re.MULTILINE):
+        for uuid in findall("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), MULTILINE):
             return uuid
     return ''
 
@@ -1245,7 +1245,7 @@ class Selection:
         text = rule.text
         odd = []               # type: List[str]
         # What looks like a blank, or like nothing.
-        for letter in sorted(set(re.findall(f'[^\\S ]|{HIDDEN.pattern}', text))):
+        for letter in sorted(set(findall(f'[^\\S ]|{HIDDEN.pattern}', text))):
             text = text.replace(letter, ' ' if letter.isspace() else '')
             odd.append('the ' + unicodedata.name(letter, 'control character').lower())
         for parts in () if rule.said else ([text], text.split(',', 100)):
@@ -1279,7 +1279,7 @@ class Selection:
         else:
             # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
             number = by_name and not hint and match(
-                r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, re.DOTALL)
+                r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
             if number and (number.lastindex == 2 or any(
                     matches(number.group(1), vm.name) for vm in self.vms)):
                 self.invalid.append(rule)
@@ -1704,7 +1704,7 @@ def end_program(number: int) -> None:
 def started(argv: Texts, **how: Any) -> Iterator[Popen]:
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
     Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
-    environ = {**os.environ, CHILD: str(os.getpid())}
+    environ = {**os.environ, CHILD: str(getpid())}
     environ.pop('XE_EXTRA_ARGS', None)                 # options that xe would add to every command
     how = {**dict(stdin=DEVNULL, stdout=PIPE, stderr=PIPE, bufsize=0, env=environ), **how}
     mask = pthread_sigmask(SIG_UNBLOCK, SIGNALS)     # a child inherits it
@@ -1868,7 +1868,7 @@ def be_gentle(idle: bool) -> None:
     """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
     with suppress(CommandFailed):                      # the system has no I/O priorities
-        run(f'ionice {"-c 3" if idle else "-c 2 -n 7"} -p {os.getpid()}'.split(), SHARE_TIMEOUT)
+        run(f'ionice {"-c 3" if idle else "-c 2 -n 7"} -p {getpid()}'.split(), SHARE_TIMEOUT)
 
 
 class Xe:
@@ -1915,7 +1915,7 @@ class Xe:
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.returncode}'
             code = next((code for code, said in XE_CODES.items() if search(said, last_words)), '')
             raise CommandFailed(f'xe {verb} failed: {last_words}', code)
-        if search('^Export (failed|cancelled)', words, re.MULTILINE):
+        if search('^Export (failed|cancelled)', words, MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
         return result.stdout
 
@@ -2403,6 +2403,7 @@ HELD = {}                  # type: Dict[str, List[int]]    # handles by path; th
 HOLDING = RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
+LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind it
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
 # (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); freedesktop.org; what
 # was deleted while open (Linux: fs/nfs/unlink.c, fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS).
@@ -2412,11 +2413,11 @@ DROPPED = re.compile(
     r'\.fseventsd|\.Spotlight-V100|\.DocumentRevisions-V100|\.VolumeIcon\.icns|Temporary Items|'
     r'Network Trash Folder|(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|'
     r'System Volume Information|\.directory|\.Trash-[0-9]+|\.nfs[^/]*|\.__afs[^/]*|'
-    r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', re.IGNORECASE)
+    r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', IGNORECASE)
 OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
     r'(success(_compress|_restore|_compressing)?|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|'
     r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*/(v[bd][di]\.cfg)?|'
-    r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', re.IGNORECASE)  # as a share may list it
+    r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 LACKS = {                  # of what, where a file cannot be written
@@ -2427,36 +2428,34 @@ Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours
 
 
 def path_part(name: str) -> str:
-    """A VM name as one part of a path, that of no other: slashes and such are percent-encoded, what
-    looks so or, in front, as a directory of ours, too; one too long is cut and gets a digest."""
+    """Return a VM name as a part of a path, that of no other: slashes and such are encoded as %2F,
+    what looks so or, in front, as a directory of ours, too; one too long is cut, with a digest."""
     if not name:
         return '%00'
-    special = ('^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|[/\x00-\x1f\x7f]|'
-               '%(?=[0-9A-Fa-f]{2})')
-    safe = label_part(name, special)
+    safe = label_part(name, '^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|'
+                            '[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})')
     data = encoded(safe)
-    limit = LONGEST_NAME - len('.xva.zst')
-    if len(data) > limit:
+    if len(data) > LONGEST_PART:
         import hashlib
-        safe = (data[:limit - 9].decode('utf-8', 'ignore') + '~' +
-                hashlib.sha256(encoded(name)).hexdigest()[:8])
+        safe = (data[:LONGEST_PART - 9].decode('utf-8', 'ignore') +
+                f'~{hashlib.sha256(encoded(name)).hexdigest():.8}')
     return native(safe)
 
 
 def twin_part(name: str, uuid: str) -> str:
-    """The same for a VM whose name another one has, or had: that of no VM by its name alone."""
+    """Return that of a VM whose name another one has, or had: that of no VM by its name alone."""
     return sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
 def folded(name: str) -> str:
-    """A name without what some shares take for no difference: case (SMB, NTFS, APFS), how letters
-    are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
+    """Return a name without what some shares take for no difference: case (SMB, NTFS, APFS), how
+    letters are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
     text = unicodedata.normalize('NFD', encoded(name).decode('utf-8', 'replace'))
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
 def label_part(text: str, special: str = '[\x00-\x1f\x7f]') -> str:
-    """Text for a snapshot's label: xe would split an argument at a newline and drop a final
+    """Return text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
     return sub(special, lambda found: f'%{ord(found.group()):02X}', text)
 
@@ -2471,22 +2470,36 @@ def naming(path: str) -> Context:
         raise
 
 
-def step_down(part: str, above: int, path: str, inside: bool = True) -> int:
-    """Open a directory, no link, in another one, which is closed, and in its file system."""
+@contextmanager
+def allowing(*numbers: int) -> Context:
+    """Suppress an OSError of one of these numbers."""
     try:
-        with naming(path):
-            status = os.stat(part, dir_fd=above, follow_symlinks=False)
-            if S_ISLNK(status.st_mode):
-                raise OSError(ELOOP, 'is a symbolic link')
-            if inside and (status.st_dev != os.fstat(above).st_dev or part == '..'):
-                raise OSError(EXDEV, 'is not in the file system of backup_dir')
-            return os.open(part, O_DIRECTORY | O_NOFOLLOW, dir_fd=above)
-    finally:
-        os.close(above)
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+
+
+def step_down(handle: int, above: str, path: str, inside: bool = True) -> int:
+    """Open a directory below an open one, which is closed: through no link, in its file system."""
+    for part in filter(None, path[len(above):].split('/')):
+        above = join(above, part)
+        try:
+            with naming(above):
+                status = os.stat(part, dir_fd=handle, follow_symlinks=False)
+                if S_ISLNK(status.st_mode):
+                    raise OSError(ELOOP, 'is a symbolic link')
+                if inside and (status.st_dev != fstat(handle).st_dev or part == '..'):
+                    raise OSError(EXDEV, 'is not in the file system of backup_dir')
+                below = os.open(part, O_DIRECTORY | O_NOFOLLOW, dir_fd=handle)
+        finally:
+            os.close(handle)
+        handle = below
+    return handle
 
 
 def open_directory(path: str) -> int:
-    """A handle of a directory; links on its path are followed in this host's own file systems."""
+    """Open a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, O_DIRECTORY)
     # There was no link, but in /proc.
     if os.readlink(f'/proc/self/fd/{handle}') == path or path.startswith('/proc/'):
@@ -2494,13 +2507,11 @@ def open_directory(path: str) -> int:
     os.close(handle)
     with naming(path):
         for here, mode, _ in way(path):
-            above, name = os.path.split(here)
+            above, name = split(here)
             if S_ISLNK(mode) and not is_local(above):
                 raise OSError(ELOOP, f'is a symbolic link: {name} in {above}')
-        handle = os.open('/', O_DIRECTORY)
-        for name in filter(None, here.split('/')):     # where no link may have come meanwhile
-            handle = step_down(name, handle, path, False)
-    return handle
+        # Where no link may have come meanwhile.
+        return step_down(os.open('/', O_DIRECTORY), '/', here, False)
 
 
 @contextmanager
@@ -2514,10 +2525,7 @@ def folder(path: str) -> Iterator[int]:
     if not held:
         base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
         handle = open_directory(base)
-    here = base
-    for part in filter(None, path[len(base):].split('/')):
-        here = join(here, part)
-        handle = step_down(part, handle, here)
+    handle = step_down(handle, base, path)
     try:
         yield handle
     finally:
@@ -2527,7 +2535,7 @@ def folder(path: str) -> Iterator[int]:
 @contextmanager
 def place(path: str) -> Iterator[Tuple[str, int]]:
     """Yield the name of a file and a handle of its directory (see `folder`). Raise OSError."""
-    directory, name = os.path.split(path)
+    directory, name = split(path)
     with folder(directory) as handle, naming(path):
         yield name, handle
 
@@ -2536,7 +2544,7 @@ def place(path: str) -> Iterator[Tuple[str, int]]:
 def handed(path: str) -> Iterator[str]:
     """Yield a path for a program that makes a file, through our handle (Linux: proc(5), fd)."""
     with place(path) as (name, handle):
-        yield f'/proc/{os.getpid()}/fd/{handle}/{name}'
+        yield f'/proc/{getpid()}/fd/{handle}/{name}'
 
 
 @contextmanager
@@ -2557,18 +2565,18 @@ def hold(path: str) -> Context:
 def check_held(path: str) -> None:
     """Raise TargetError if a path, or that above, is not what is held open any more; OSError."""
     for each in (dirname(path), path):
-        if each in HELD and not samestat(status_of(each), os.fstat(HELD[each][0])):
+        if each in HELD and not samestat(status_of(each), fstat(HELD[each][0])):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
 
 
 def status_of(path: str) -> os.stat_result:
-    """What lstat(2) tells. Raise OSError."""
+    """Return what lstat(2) tells. Raise OSError."""
     with place(path) as (name, directory):
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
 def is_there(path: str) -> bool:
-    """Whether there is a file. Raise OSError, as a share in trouble proves nothing."""
+    """Tell whether there is a file. Raise OSError, as a share in trouble proves nothing."""
     with suppress(FileNotFoundError):
         status_of(path)
         return True
@@ -2576,7 +2584,7 @@ def is_there(path: str) -> bool:
 
 
 def entries_in(path: str) -> List[Tuple[str, bool]]:
-    """The names in a directory, and whether each is a directory and no link. Raise OSError."""
+    """Return the names in a directory, and if each is a directory and no link. Raise OSError."""
     if path.count('/') > 100:                          # we make three below backup_dir
         raise OSError(ELOOP, 'lies too deep in other directories', path)
     with folder(path) as handle, naming(path), \
@@ -2585,15 +2593,14 @@ def entries_in(path: str) -> List[Tuple[str, bool]]:
 
 
 def names_in(path: str) -> Texts:
-    """The names in a directory. Raise OSError."""
+    """Return the names in a directory. Raise OSError."""
     return [name for name, _ in entries_in(path)]
 
 
 def is_dropped(path: str) -> bool:
-    """Whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
-    name = basename(path)
-    if not name.startswith('._'):
-        return bool(DROPPED.search(name))
+    """Tell whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
+    if not basename(path).startswith('._'):
+        return bool(DROPPED.search(basename(path)))
     try:
         return S_ISREG(status_of(path).st_mode) and load(path, 4, 1 << 32) in (
             b'', b'\x00\x05\x16\x07')                 # as that begins (RFC 1740)
@@ -2610,15 +2617,17 @@ def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     for name, is_directory in sorted(entries_in(f'{path}/{part}'.rstrip('/')), key=lambda found: (
             bool(DROPPED.search(found[0])), not found[0].endswith(IMAGES), found)):
         each = part + name
+        whose = 'ours'
         if is_dropped(f'{path}/{each}'):
-            yield each, is_directory, 'dropped'
+            whose = 'dropped'
         elif not is_ours(each + '/' if is_directory else each):
-            yield each, is_directory, 'person'
-        else:
-            inner = list(sift(path, is_ours, each + '/')) if is_directory else []
+            whose = 'person'
+        elif is_directory:
+            inner = list(sift(path, is_ours, each + '/'))
             yield from inner
-            if 'person' not in [whose for _, _, whose in inner]:
-                yield each, is_directory, 'ours'
+            if 'person' in [owner for _, _, owner in inner]:
+                continue
+        yield each, is_directory, whose
 
 
 def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
@@ -2630,15 +2639,17 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
                 return os.open(name, flags | O_EXCL, mode, dir_fd=directory)
         handle = os.open(name, O_PATH | O_NOFOLLOW, dir_fd=directory)
         try:
-            status = os.fstat(handle)
-            for number, why, wrong in (
-                    (EEXIST, 'exists', flags & O_EXCL),
-                    (ELOOP, 'is a symbolic link', S_ISLNK(status.st_mode)),
-                    (EISDIR, 'is a directory', S_ISDIR(status.st_mode)),
-                    (EINVAL, 'is not a regular file', not S_ISREG(status.st_mode)),
-                    (EMLINK, 'has another name, too (a hard link)', status.st_nlink > names)):
-                if wrong:
-                    raise OSError(number, why)
+            status = fstat(handle)
+            if flags & O_EXCL:
+                raise OSError(EEXIST, 'exists')
+            if S_ISLNK(status.st_mode):
+                raise OSError(ELOOP, 'is a symbolic link')
+            if S_ISDIR(status.st_mode):
+                raise OSError(EISDIR, 'is a directory')
+            if not S_ISREG(status.st_mode):
+                raise OSError(EINVAL, 'is not a regular file')
+            if status.st_nlink > names:
+                raise OSError(EMLINK, 'has another name, too (a hard link)')
             return os.open(f'/proc/self/fd/{handle}', flags & ~O_CREAT)
         finally:
             os.close(handle)
@@ -2655,7 +2666,7 @@ def reading(path: str) -> Any:
 
 
 def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
-    """What a file on the share holds, so many bytes at most. Raise OSError."""
+    """Return what a file on the share holds, so many bytes at most. Raise OSError."""
     with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
 
@@ -2691,13 +2702,13 @@ def remove_all(path: str, is_directory: bool) -> None:
 
 
 def room_in(path: str) -> Tuple[int, int]:
-    """The bytes of the file system of a directory, and those that are free. Raise OSError."""
+    """Return the bytes of a directory's file system, and those that are free. Raise OSError."""
     found = os.statvfs(path)
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 def reason_of(error: BaseException, need: str = '') -> str:
-    """Why something failed: where a file found no room, what is used up, and the `need` for it."""
+    """Return why something failed: where a file found no room, what is used up, and the `need`."""
     lack = LACKS.get(getattr(error, 'errno', 0))
     if lack and error.filename:
         place = deepest(ROOTS, error.filename) or dirname(error.filename)
@@ -2711,10 +2722,11 @@ def reason_of(error: BaseException, need: str = '') -> str:
 
 
 def explain(error: BaseException, need: str = '') -> str:
-    """The sentence for what ended something (see reason_of); log the traceback of a bug of ours."""
+    """Return the sentence for what ended something (see reason_of); log a bug's traceback."""
     if isinstance(error, OSError):
-        known = error.filename and error.errno not in LACKS
-        return (f'cannot access {error.filename}: ' if known else '') + reason_of(error, need)
+        if error.filename and error.errno not in LACKS:
+            return f'cannot access {error.filename}: {reason_of(error)}'
+        return reason_of(error, need)
     if not isinstance(error, (Interrupted, VmBackupError)):
         import traceback
         log(*traceback.format_exc().splitlines())
@@ -2724,9 +2736,9 @@ def explain(error: BaseException, need: str = '') -> str:
 
 def try_growing(path: str, need: str) -> None:
     """Write more to a file, and remove it. Raise TargetError if that fails: a quota shows so."""
-    flags = O_WRONLY | O_APPEND | O_CREAT | O_DSYNC
     try:
-        with naming(path), open(open_file(path, flags), 'ab') as stream:
+        with naming(path), open(open_file(
+                path, O_WRONLY | O_APPEND | O_CREAT | O_DSYNC), 'ab') as stream:
             stream.write(os.urandom(2**20))            # as storage may make nothing of zeros
     except OSError as error:
         if error.errno != EFBIG:                       # which removing the file may hide
@@ -2755,45 +2767,43 @@ def blaming_room(path: str, need: str = '') -> Context:
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+    """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if S_ISREG(status.st_mode) else 0
+        if S_ISREG(status.st_mode):
+            return status.st_size
     return 0
 
 
 def occupied(path: str) -> int:
-    """The bytes that a file takes on disk, where it may be sparse or compressed."""
+    """Return the bytes that a file takes on disk, where it may be sparse or compressed."""
     found = status_of(path)
     return min(found.st_size, found.st_blocks * 512)
 
 
 def unchanged_for(path: str) -> float:
-    """The seconds since a file or directory changed, by the share's clock. Raise OSError."""
+    """Return the seconds since a file or directory changed, by the share's clock. Raise OSError."""
     return now().timestamp() - status_of(path).st_mtime
 
 
 def written(path: str) -> int:
-    """Bytes of a file that a command says it wrote; raise CommandFailed if it did not."""
+    """Return the bytes of a file that a command should have written; else raise CommandFailed."""
     size = size_of(path)
     if not size:
         raise CommandFailed(f'the file is missing or empty: {path}')
     return size
 
 
-def force(handle: int) -> None:
-    """Force an open file or directory onto stable storage, as far as its file system can."""
-    try:
-        os.fsync(handle)
-    except OSError as error:                           # it has no such call, or nothing to write
-        if error.errno not in (EINVAL, ENOTSUP, EROFS):
-            raise
+def force(file: Any) -> None:
+    """Force an open file, or a handle, onto stable storage, as far as its file system can."""
+    with allowing(EINVAL, ENOTSUP, EROFS):             # it has no such call, or nothing to write
+        os.fsync(file)
 
 
 def sync(path: str) -> None:
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
     with naming(path), reading(path) as stream:
-        force(stream.fileno())
+        force(stream)
         with suppress(OSError):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -2805,7 +2815,7 @@ def sync_directory(path: str) -> None:
 
 
 def random_digits() -> str:
-    """32 hex digits that nobody can guess."""
+    """Return 32 hex digits that nobody can guess."""
     return os.urandom(16).hex()
 
 
@@ -2817,9 +2827,9 @@ def write_whole(path: str, data: bytes) -> None:
             os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            os.fsync(stream)
             rename(temporary, basename(path))
-            if not samestat(status_of(path), os.fstat(stream.fileno())):
+            if not samestat(status_of(path), fstat(stream.fileno())):
                 raise OSError(ESTALE, 'was replaced as it was written', path)
     except BaseException:
         with suppress(OSError):                        # the first error is the one to tell
@@ -2857,22 +2867,24 @@ def refuse_mounts(path: str) -> None:
 
 
 def dated(pattern: str) -> Any:
-    """The compiled expression of a strftime pattern of directory_pattern's kind."""
-    parts = re.split('%([YmdHMS])', pattern)           # text, letter, text and so on
-    parts[::2] = map(re.escape, parts[::2])
-    parts[1::2] = [f'(?P<{letter}>[0-9]{{{4 if letter == "Y" else 2}}})' for letter in parts[1::2]]
-    return re.compile(''.join(parts) + r'\Z', re.IGNORECASE)      # as a share may list it
+    """Compile the expression of a strftime pattern of directory_pattern's kind."""
+    expression = re.escape(pattern)
+    for letter, digits in zip('YmdHMS', '422222'):
+        expression = expression.replace(re.escape('%' + letter),
+                                        f'(?P<{letter}>[0-9]{{{digits}}})')
+    return re.compile(expression + r'\Z', IGNORECASE)      # as a share may list it
 
 
-def names_from(pattern: str, when: datetime) -> Iterator[str]:
-    """The names that a pattern makes of a time and the seconds after it, as one may be taken."""
+def new_paths(directory: str, pattern: str, when: datetime) -> Iterator[str]:
+    """Yield paths that a pattern makes of a time and the seconds after it, as one may be taken."""
     for seconds in range(60):
-        moment = when + timedelta(seconds=seconds)     # on 3.6 strftime takes ASCII under LANG=C
-        yield sub('%[YmdHMS]', lambda found: moment.strftime(found.group()), pattern)
+        yield join(directory, sub(     # on 3.6 strftime takes ASCII under LANG=C
+            '%[YmdHMS]', lambda found: (when + timedelta(seconds=seconds)).strftime(found.group()),
+            pattern))
 
 
 def process(number: str = 'self') -> str:
-    """A process, usually ours, as its number and when it began, '' without one (proc(5), stat)."""
+    """Return a process's number, of ours by default, and when it began, '' for none (proc(5))."""
     with suppress(OSError):
         number, _, more = decoded(read_file(f'/proc/{number}/stat', 4096)).partition(' ')
         return '{} {}'.format(number, more.rpartition(')')[2].split()[19])
@@ -2902,15 +2914,13 @@ def own_pool() -> str:
     return ''
 
 
-def programs_with(word: str, variable: str = '') -> List[int]:
-    """The processes with a word in their arguments and NAME=TEXT and a NUL in their environment."""
-    found = []
+def programs_with(word: str, variable: str = '') -> Iterator[int]:
+    """Yield processes with a word in their arguments, NAME=TEXT and a NUL in their environment."""
     for number in filter(str.isdigit, os.listdir('/proc')):
         with suppress(OSError):                        # it has ended
             if (encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20) and
                     encoded(variable) in read_file(f'/proc/{number}/environ', 2**20)):
-                found.append(int(number))
-    return found
+                yield int(number)
 
 
 class Intent(NamedTuple):
@@ -2925,11 +2935,11 @@ class Intent(NamedTuple):
     latest: str                # and a VM's, which xapi may make later and which has our label
     host: str                  # whose process this is
     process: str               # its number and, against another of that number, its beginning
-    before: tuple              # references of the snapshots that it and its disks had already
-    sources: tuple             # references of a VM's disks
+    before: list               # references of the snapshots that it and its disks had already
+    sources: list              # references of a VM's disks
     uuid: str = ''             # of the snapshot, once it is known
-    disks: tuple = ()          # references of the disks that came with a VM's snapshot
-    names: tuple = ()          # those of the sources, which may be gone by then
+    disks: list = []           # references of the disks that came with a VM's snapshot
+    names: list = []           # those of the sources, which may be gone by then
     noted: bool = False        # whether this host knows it itself, not only from the share
 
     damaged = (f'{INTENT}, the record of a snapshot, is damaged (look for the snapshot, then '
@@ -2987,9 +2997,8 @@ class LastRun(NamedTuple):
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, AttributeError, TypeError):
-        record = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in
-                         parse_json(data.partition(b'\ncomplete')[0]).items()     # mark_complete
-                         if name in kind._fields})
+        told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
+        record = kind(**{name: told[name] for name in kind._fields if name in told})
         if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
             return record
     raise TargetError(kind.damaged)
@@ -3015,7 +3024,7 @@ def is_in_work(record: Any, elsewhere: Callable = lambda: True) -> bool:
 # 10. Catalogue: what backup_dir holds; it only reads
 # ----------------------------------------------------------------------------------------------
 # backup_dir/<vm>/<dated directory>/. What does not match the name patterns is somebody else's:
-# it is neither counted nor touched. A directory is read by Backup.read alone.
+# it is neither counted nor touched. A directory is read by read_backup alone.
 
 MARKERS = ('success', 'success_compress', 'success_restore', 'success_compressing')
 MANIFEST = 'backup.json'   # in a dated directory that is complete
@@ -3061,10 +3070,10 @@ def uuid_and_device(disk: Record) -> DiskId:
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
-def texts_in(document: Record, key: str) -> Optional[Texts]:
-    """Return the texts in a list in a document, None without a list."""
+def items_in(document: Record, key: str, kind: type) -> Optional[list]:
+    """Return what a list in a document has of a class, None without a list."""
     found = document.get(key)
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else None
+    return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
 
 
 def as_time(text: Any) -> Time:
@@ -3089,7 +3098,7 @@ def finding(found: Record) -> Record:
 
 
 class Manifest(NamedTuple):
-    """What a backup tells of itself; of what somebody has edited, what can be meant."""
+    """What a backup tells of itself, and whose it is; of what was edited, what can be meant."""
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Time = None       # never None if there is a number
     method: str = ''
@@ -3098,46 +3107,14 @@ class Manifest(NamedTuple):
     tags: Optional[Texts] = None   # None: not known
     snapshot: Optional[str] = None     # uuid
     files: Sizes = {}          # bytes by name
-    disks: Sequence[Record] = ()       # that are in it
-    left_out: Sequence[Record] = ()    # the others of the VM
+    disks: List[Record] = []   # that are in it
+    left_out: List[Record] = []    # the others of the VM
     pool: str = ''             # uuid
     earlier: Optional[Texts] = None    # uuids of VMs that are gone; None: 3.25 or 5.0.0 made it
     verified: Record = {}      # as finding() has it
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
-
-    @classmethod
-    def of(cls, document: Record) -> 'Manifest':
-        """Return what a document tells."""
-        vm = value_in(document, 'vm', {})
-        number = value_in(document, 'number', 0)
-        verified = value_in(document, 'verified', {})
-        started = as_time(document.get('started'))
-        disks, left_out = [[disk for disk in value_in(document, key, []) if isinstance(disk, dict)]
-                           for key in ('disks', 'left_out')]
-        return cls(
-            number if number > 0 and started else 0, started,
-            value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
-            texts_in(vm, 'tags'), value_in(document, 'snapshot') or None,
-            {name: size for name, size in value_in(document, 'files', {}).items()
-             if as_size(size) == size and not DROPPED.search(name)},
-            disks, left_out, value_in(value_in(document, 'pool', {}), 'uuid'),
-            texts_in(document, 'earlier'), finding(verified),
-            finding(value_in(document, 'test_restore', {})),
-            value_in(verified, 'digests', {}), bool(document))
-
-    @staticmethod
-    def document(directory: str) -> Record:
-        """Return all that one tells, {} where there is none or a damaged one. Raise OSError."""
-        document = {}          # type: Record
-        try:
-            with suppress(ValueError):
-                document = parse_json(load(f'{directory}/{MANIFEST}'))
-        except OSError as error:
-            if error.errno not in (ENOENT, EINVAL, EISDIR):
-                raise
-        return document if isinstance(document, dict) else {}
 
     def images(self) -> Texts:
         """Return the names of the archives and images."""
@@ -3146,13 +3123,13 @@ class Manifest(NamedTuple):
 
     @property
     def holds(self) -> DiskIds:
-        """Uuid and device of each disk that is in it."""
+        """Return uuid and device of each disk that is in it."""
         return list(map(uuid_and_device, self.disks))
 
     @property
     def of_the_vm(self) -> DiskIds:
-        """Uuid and device of each disk that the VM had, but for those that are never backed up."""
-        return [uuid_and_device(disk) for disk in [*self.disks, *self.left_out]
+        """Return uuid and device of each disk that the VM had, but for those never backed up."""
+        return [uuid_and_device(disk) for disk in self.disks + self.left_out
                 if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name: str) -> Record:
@@ -3161,6 +3138,49 @@ class Manifest(NamedTuple):
             if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
+
+    def other(self, backup: 'Backup') -> str:
+        """Return whose a backup is, '' for this VM's; a uuid or pool that it does not tell is."""
+        manifest = backup.manifest
+        if self.pool and manifest.pool not in ('', self.pool):
+            return f'of another pool, {manifest.pool}'
+        if manifest.uuid in ('', self.uuid):
+            return ''
+        if manifest.pool and manifest.uuid in (self.earlier or ()):
+            return f'of an earlier VM of this name, {manifest.uuid}'
+        return f'of another VM, {manifest.uuid}'
+
+    def rotates(self, backup: 'Backup') -> bool:
+        """Return whether a backup is rotated with those of this VM."""
+        other = self.other(backup)
+        return not other or other.startswith('of an earlier')
+
+
+def manifest_of(document: Record) -> Manifest:
+    """Return what a document tells."""
+    vm = value_in(document, 'vm', {})
+    number = value_in(document, 'number', 0)
+    verified = value_in(document, 'verified', {})
+    started = as_time(document.get('started'))
+    return Manifest(
+        number if number > 0 and started else 0, started,
+        value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
+        items_in(vm, 'tags', str), value_in(document, 'snapshot') or None,
+        {name: size for name, size in value_in(document, 'files', {}).items()
+         if as_size(size) == size and not DROPPED.search(name)},
+        items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
+        value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
+        finding(verified), finding(value_in(document, 'test_restore', {})),
+        value_in(verified, 'digests', {}), bool(document))
+
+
+def document_in(directory: str) -> Record:
+    """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
+    with allowing(ENOENT, EINVAL, EISDIR), suppress(ValueError):
+        document = parse_json(load(f'{directory}/{MANIFEST}'))
+        if isinstance(document, dict):
+            return document
+    return {}
 
 
 class Backup(NamedTuple):
@@ -3173,41 +3193,6 @@ class Backup(NamedTuple):
     sizes: Sizes = {}          # bytes of its archives and images
     protected: bool = False
     trouble: Optional[OSError] = None  # why it could not be read
-
-    @classmethod
-    def read(cls, path: str, date: Optional[datetime]) -> 'Backup':
-        """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
-        when, started, sizes = 0.0, None, {}   # type: float, Optional[str], Sizes
-        outcome = 'foreign'
-        if date:
-            outcome, started = 'failed', iso(date)
-            if date < now() + timedelta(days=1):       # else it counts as the oldest
-                when = date.timestamp()
-        try:
-            with hold(path):
-                manifest = Manifest.of(Manifest.document(path))
-                seen = cls(path, manifest=manifest)
-                good = seen.has_marker()
-                protected = is_there(seen.file(PROTECTED))
-                if good or date:
-                    if manifest.earlier is None:
-                        manifest = seen.with_devices()
-                    sizes = {name: size for name, size in manifest.files.items()
-                             if name.endswith(IMAGES)}
-                    sizes = sizes or {name: status_of(seen.file(name)).st_size
-                                      for name in seen.archives()}
-                    if not good and seen.owners() == {'person'}:
-                        outcome = 'remains'
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            return cls(path, 'unreadable' if date else 'foreign', when, started, trouble=error)
-        if manifest.number:
-            when = seconds_of(manifest.started)
-            started = manifest.started
-        if good and (date or manifest.number or sizes):
-            outcome = 'damaged' if manifest.verified.get('fault') else 'good'
-        return cls(path, outcome, when, started, manifest, sizes, protected)
 
     def has_marker(self) -> bool:
         """Look anew whether it carries a marker. Raise OSError."""
@@ -3223,52 +3208,49 @@ class Backup(NamedTuple):
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
-            found = search(f'^{key}=(.*)$', decoded(load(self.file(file))), re.MULTILINE)
-            return found.group(1) if found else ''
+            for value in findall(f'^{key}=(.*)$', decoded(load(self.file(file))), MULTILINE):
+                return value
         return ''
 
     def with_devices(self) -> Manifest:
         """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 not all disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
-        devices = [name[len('DISK-'):] for name, is_directory in sorted(entries_in(self.path))
+        devices = [name[5:] for name, is_directory in sorted(entries_in(self.path))
                    if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
             manifest = manifest._replace(
                 name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
                 disks=[{'device': device} for device in devices if whole or device == 'xvda'])
-        known = [disk.get('device') for disk in [*manifest.disks, *manifest.left_out]]
-        return manifest._replace(left_out=[*manifest.left_out, *(
-            {'device': device} for device in devices if device not in known)])
+        known = [disk.get('device') for disk in manifest.disks + manifest.left_out]
+        return manifest._replace(left_out=manifest.left_out + [
+            {'device': device} for device in devices if device not in known])
 
     def archives(self) -> Texts:
         """Return the names of its archives and images: those in the manifest, packed by now or not;
         without one those with names of ours or, if it was moved, all. Raise OSError."""
         found = sorted(name for name in names_in(self.path)
                        if name.endswith(IMAGES) and not DROPPED.search(name))
-
-        def named(base: str) -> Texts:
-            stem = re.compile(f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z')
-            return [name for name in found if stem.match(folded(splitext(plain_name(name))[0]))]
         known = [folded(name) for name in self.manifest.images()]
-        if known or not found:
-            here = {plain_name(folded(name)) for name in found if folded(name) in known}
-            gone = set(map(plain_name, known)) - here
+        if known:
+            gone = [plain_name(name) for name in known if name not in map(folded, found)]
             return [name for name in found
                     if folded(name) in known or plain_name(folded(name)) in gone]
-        return (named(basename(dirname(self.path))) or
-                named(path_part(self.told('vm.cfg', 'name_label'))) or
-                (found if self.has_marker() else []))
+        for base in basename(dirname(self.path)), path_part(self.told('vm.cfg', 'name_label')):
+            stem = f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z'
+            named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
+            if named:
+                return named
+        return found if self.has_marker() else []
 
     def check_archives(self) -> Texts:
-        """As `archives`; raise Damaged if one in the manifest is missing, packed or not, or all."""
+        """Return `archives`; raise Damaged if one in the manifest is missing, or all."""
         found = self.archives()
         if not found:
             raise Damaged('there is no archive or image in it')
-        here = {folded(plain_name(name)) for name in found}
         for name in map(plain_name, self.manifest.images()):
-            if folded(name) not in here:
+            if folded(name) not in map(folded, map(plain_name, found)):
                 raise Damaged(f'{name} is missing')
         return found
 
@@ -3280,8 +3262,7 @@ class Backup(NamedTuple):
     def contents(self) -> Sifted:
         """Yield what is in it (see `sift`); ours: what we wrote, also if a person packed images."""
         images = set(map(plain_name, self.archives()))
-        return sift(self.path, lambda name: OURS.match(name) or (
-            name.endswith(IMAGES) and plain_name(name) in images))
+        return sift(self.path, lambda name: OURS.match(name) or plain_name(name) in images)
 
     def files(self) -> Texts:
         """Return the names of all files in it that are ours. Raise OSError."""
@@ -3313,6 +3294,43 @@ class Backup(NamedTuple):
         return None
 
 
+def read_backup(path: str, date: Optional[datetime]) -> Backup:
+    """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
+    when = 0.0
+    started = None             # type: Time
+    sizes = {}                 # type: Sizes
+    outcome = 'foreign'
+    if date:
+        outcome = 'failed'
+        started = iso(date)
+        if date < now() + timedelta(days=1):           # else it counts as the oldest
+            when = date.timestamp()
+    try:
+        with hold(path):
+            manifest = manifest_of(document_in(path))
+            seen = Backup(path, manifest=manifest)
+            good = seen.has_marker()
+            protected = is_there(seen.file(PROTECTED))
+            if good or date:
+                if manifest.earlier is None:
+                    manifest = seen.with_devices()
+                sizes = {name: size for name, size in manifest.files.items()
+                         if name.endswith(IMAGES)} or {
+                    name: status_of(seen.file(name)).st_size for name in seen.archives()}
+                if not good and seen.owners() == {'person'}:
+                    outcome = 'remains'
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return Backup(path, 'unreadable' if date else 'foreign', when, started, trouble=error)
+    if manifest.number:
+        when = seconds_of(manifest.started)
+        started = manifest.started
+    if good and (date or manifest.number or sizes):
+        outcome = 'damaged' if manifest.verified.get('fault') else 'good'
+    return Backup(path, outcome, when, started, manifest, sizes, protected)
+
+
 Backups = Sequence[Backup]
 Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
 
@@ -3328,40 +3346,19 @@ def of_pool(pool: str, backups: Backups) -> Backups:
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
-class Owner(NamedTuple):
-    """Whose backups a directory is for."""
-    uuid: str = ''             # of the VM; '' if nothing tells it
-    pool: str = ''             # uuid, the same
-    earlier: Texts = ()        # VMs of this pool that it was for before, and are gone
-
-    def other(self, backup: Backup) -> str:
-        """Return whose a backup is, '' for this VM's; a uuid or pool that it does not tell is."""
-        manifest = backup.manifest
-        if self.pool and manifest.pool not in ('', self.pool):
-            return f'of another pool, {manifest.pool}'
-        if manifest.uuid in ('', self.uuid):
-            return ''
-        if manifest.pool and manifest.uuid in self.earlier:
-            return f'of an earlier VM of this name, {manifest.uuid}'
-        return f'of another VM, {manifest.uuid}'
-
-    def rotates(self, backup: Backup) -> bool:
-        """Return whether a backup is rotated with those of this VM."""
-        other = self.other(backup)
-        return not other or other.startswith('of an earlier')
-
-
 def run_name(config: str, only: str = '') -> str:
-    """The name, less its ending, of the record of runs of a config on this host."""
+    """Return the name, less its ending, of the record of runs of a config on this host."""
     import hashlib
-    host, path = this_host(), realpath(config)
-    # Of what no locale and no share spells in another way.
-    words = sub('[^A-Za-z0-9.-]+', '_', f'{host}-{basename(path)}').lower()
-    return RUN.format(words, hashlib.sha256(encoded(host + path + only)).hexdigest())
+    host = this_host()
+    path = realpath(config)
+    return RUN.format(         # of what no locale and no share spells in another way
+        sub('[^A-Za-z0-9.-]+', '_', f'{host}-{basename(path)}').lower(),
+        hashlib.sha256(encoded(host + path + only)).hexdigest())
 
 
 class History:
     """The directory of one VM, and its backups."""
+
     def __init__(self, directory: str, patterns: Texts) -> None:
         self.directory = directory
         self.expressions = [dated(pattern) for pattern in patterns]
@@ -3378,16 +3375,15 @@ class History:
     def names(self) -> Texts:
         """Return the directories in it; none where we may not look."""
         if self.listed is None:
-            entries = []       # type: List[Tuple[str, bool]]
             try:
-                entries = entries_in(self.directory)
+                self.listed = [name for name, is_directory in entries_in(self.directory)
+                               if is_directory and not DROPPED.search(name)]
             except OSError as error:
                 if error.errno in (EXDEV, ELOOP):
                     self.refused = f'{self.directory} {error.strerror}'
                 elif error.errno not in (ENOENT, ENOTDIR, EACCES):
                     raise
-            self.listed = [name for name, is_directory in entries
-                           if is_directory and not DROPPED.search(name)]
+                self.listed = []
         return self.listed
 
     def date_of(self, name: str) -> Optional[datetime]:
@@ -3407,13 +3403,13 @@ class History:
         names = sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
         if renamed:
             names += [name for name in dates if not (dates[name] or name.startswith('.'))]
-        with ExitStack() as stack, suppress(FileNotFoundError):
-            if not self.known.keys() >= set(names):    # else nothing is to be read
-                stack.enter_context(hold(self.directory))
+        if not names:                                  # perhaps as it cannot be opened
+            return
+        with suppress(FileNotFoundError), hold(self.directory):
             for name in names:
                 with suppress(FileNotFoundError):
                     if name not in self.known:
-                        self.known[name] = Backup.read(f'{self.directory}/{name}', dates[name])
+                        self.known[name] = read_backup(f'{self.directory}/{name}', dates[name])
                     yield self.known[name]
 
     def backups(self, renamed: bool = False) -> Backups:
@@ -3434,11 +3430,11 @@ class History:
 
     def everything(self) -> Backups:
         """Return all directories in it: backups, the newest first, then what is none."""
-        return sorted([*self.backups(True)[::-1],
-                       *(Backup(path, 'being deleted') for path in self.half_deleted())],
+        return sorted(self.backups(True)[::-1] + [
+                          Backup(path, 'being deleted') for path in self.half_deleted()],
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
-    def judged(self, policy: Policy, owner: Owner, disks: DiskIds, new: Optional[Aged] = None,
+    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds, new: Optional[Aged] = None,
                path: str = '') -> Judged:
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out."""
@@ -3447,19 +3443,18 @@ class History:
                      backup.manifest.holds, backup.protected) for backup in older]
         found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
         if new and not path:
-            sound = [place for place, each in enumerate(aged) if each.sound and not each.protected]
-            del found[max(sound, default=0):]
+            del found[max((place for place, each in enumerate(aged)
+                           if each.sound and not each.protected), default=0):]
         return found
 
-    def last_owner(self) -> Owner:
+    def last_owner(self) -> Manifest:
         """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
-        for backup in of_pool(own_pool(), found)[:1]:
-            manifest = backup.manifest
-            return Owner(manifest.uuid, manifest.pool, manifest.earlier or ())
-        return Owner()
+        for backup in of_pool(own_pool(), found):
+            return backup.manifest
+        return Manifest()
 
-    def disks(self, owner: Owner) -> DiskIds:
+    def disks(self, owner: Manifest) -> DiskIds:
         """Return uuid and device of each disk of a VM, by its newest backup that tells of any."""
         for backup in reversed(self.completed()):
             if backup.manifest.of_the_vm and not owner.other(backup):
@@ -3470,15 +3465,17 @@ class History:
         """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
         part = basename(self.directory)
         for backup in self.read():
-            name, uuid = backup.manifest.name, backup.manifest.uuid
-            if name and folded(part) in map(folded, (path_part(name), twin_part(name, uuid))):
+            name = backup.manifest.name
+            if name and folded(part) in map(folded, (
+                    path_part(name), twin_part(name, backup.manifest.uuid))):
                 return name
         return sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
                    encoded(part).decode('utf-8', 'replace')).replace('\0', '')  # path_part
 
     def owner(self) -> Vm:
         """Return the VM that they are of, its uuid by the newest, also a failure, and its tags."""
-        uuid, record = '', {}  # type: str, Record
+        uuid = ''
+        record = {}            # type: Record
         for pool in (own_pool(), ''):                  # if any is of this host's pool
             for backup in () if uuid else self.read(True):
                 manifest = backup.manifest
@@ -3500,7 +3497,7 @@ class History:
                 return backup.manifest.uuid
         return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
 
-    def last_sizes(self, names: Texts, owner: Owner) -> Sizes:
+    def last_sizes(self, names: Texts, owner: Manifest) -> Sizes:
         """Return the bytes of files of these names, each in the owner's last that has one."""
         sizes = {}             # type: Dict[str, int]
         for backup in self.completed():
@@ -3522,16 +3519,14 @@ class History:
                 found.append(backup)
         return found
 
-    def half_deleted(self) -> Texts:
-        """Return the paths of what a run that ended early was deleting, but for a person's."""
-        found = []
+    def half_deleted(self) -> Iterator[str]:
+        """Yield the paths of what a run that ended early was deleting, but for a person's."""
         for name in self.names():
             with suppress(OSError):                    # what may not be read is somebody's
                 path = f'{self.directory}/{name}'
                 if name.startswith(DELETING) and (
                         self.date_of(name[len(DELETING):]) or 'ours' in Backup(path).owners()):
-                    found.append(path)
-        return found
+                    yield path
 
 
 Histories = Sequence[History]
@@ -3540,10 +3535,10 @@ Histories = Sequence[History]
 def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
     """Return where what holds a place of backups is mounted. Raise TargetError if nothing is where
     it should be: by FSTAB ('auto'), or at all but for the root file system ('yes')."""
-    real, points = realpath(path), mount_points()
-    mounted = deepest(points, real)
+    real = realpath(path)
+    mounted = deepest(mount_points(), real)
     wanted = deepest(map(realpath, mount_points(FSTAB, 1) if require_mount == 'auto' else ()), real)
-    if wanted not in ('', '/', *points):
+    if wanted not in ('', '/', *mount_points()):
         raise TargetError(f'{place} lies below {wanted}, where nothing is mounted -> {path} (mount '
                           'it, see /etc/fstab)')
     if require_mount == 'yes' and mounted == '/':
@@ -3607,40 +3602,39 @@ class Catalogue:
                               'one, and the share mounted?)')
         return found
 
-    def history(self, vm_name: str) -> History:
-        """Return the backups of a VM."""
-        return History(join(self.root, path_part(vm_name)), self.patterns)
+    def history(self, directory: str) -> History:
+        """Return the backups in a directory, of backup_dir if it is a mere name."""
+        return History(join(self.root, directory), self.patterns)
 
     def histories(self) -> Histories:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         with telling_trouble(self.root, BACKUP_DIR):
-            found = [History(join(self.root, name), self.patterns)
-                     for name in names_in(self.root) if not name.startswith('.')]
+            found = [self.history(name) for name in names_in(self.root) if name[0] != '.']
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
     def backup(self, path: str) -> Backup:
         """Read a directory, wherever it is. Raise OSError if it is gone."""
-        return Backup.read(path, History(dirname(path), self.patterns).date_of(basename(path)))
+        return read_backup(path, self.history(dirname(path)).date_of(basename(path)))
 
     def restores(self) -> Strings:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
-        names = []             # type: List[str]
         with suppress(OSError):                        # `check` will tell
             names = bounded(f'backup_dir {self.root}', names_in, self.root)
-        return {name[9:-5]: f'{self.root}/{name}' for name in sorted(names)
-                if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
+            return {name[9:-5]: f'{self.root}/{name}' for name in sorted(names)
+                    if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
+        return {}
 
     def runs(self) -> Dict[str, LastRun]:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
-    def leftovers(self, histories: Histories, patience: float) -> Dict[str, List[str]]:
+    def leftovers(self, histories: Histories, patience: float) -> Dict[str, Texts]:
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
-        left, own = {}, own_pool()     # type: Dict[str, List[str]], str
+        left = defaultdict(list)       # type: Dict[str, List[str]]
         for path in [*paths, *self.restores().values()]:
             kind = Intent if path in paths else Restoring
             try:
@@ -3650,21 +3644,21 @@ class Catalogue:
                 record = parse_record(kind, data)
                 if is_in_work(record, lambda: -seconds_ahead(record.since) <= patience):
                     continue
-                where = f' in pool {record.pool}' if own not in ('', record.pool) else ''
+                where = f' in pool {record.pool}' if own_pool() not in ('', record.pool) else ''
                 remedy = f'the next run{where} settles that or says what to do'
             except (OSError, TargetError, ValueError) as error:
                 # It was settled meanwhile, or is locked (CIFS then lets nobody else read it).
                 if isinstance(error, (FileNotFoundError, PermissionError)):
                     continue
                 remedy = reason_of(error)
-            left.setdefault(remedy, []).append(path)
+            left[remedy].append(path)
         return left
 
-    @staticmethod
-    def dumps_in(directory: str, ending: str = '') -> Texts:
-        """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
-        ours = re.compile(rf'pool_db_[0-9]{{8}}-[0-9]{{6}}\.dump{re.escape(ending)}\Z')
-        return sorted(join(directory, name) for name in names_in(directory) if ours.match(name))
+
+def dumps_in(directory: str, ending: str = '') -> Texts:
+    """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
+    return sorted(join(directory, name) for name in names_in(directory)
+                  if match(rf'pool_db_[0-9]{{8}}-[0-9]{{6}}\.dump{re.escape(ending)}\Z', name))
 
 
 def select_histories(histories: Histories, config: Config,
@@ -3698,30 +3692,25 @@ LONGEST_PAUSE = 900        # at work: where the pool would show it, but for paus
 LONGEST_SILENCE = 20 * 3600    # and where nothing shows it, as of a verification
 
 
-def protect(backup: Backup, wanted: bool) -> None:
-    """Have a backup never deleted, nor counted; unless wanted, as others. Raise OSError."""
-    if wanted:
-        create(backup.file(PROTECTED)).close()
-    else:
-        remove(backup.file(PROTECTED))
-    sync_directory(backup.path)
-
-
 def add_to_manifest(backup: Backup, **results: Record) -> None:
     """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
-    document = Manifest.document(backup.path)          # somebody else may have noted some
+    document = document_in(backup.path)          # somebody else may have noted some
     if document:
         write_json(backup.file(MANIFEST), dict(document, **results))
 
 
 def note(path: str, record: Any) -> None:
-    """Note a record on the share, or that it has gone, on this host, too, if that can be done."""
+    """Note a record on the share, with its path there, on this host, if that can be done."""
     with suppress(OSError):
         prepare_notes()
-        if record:
-            write_json(note_of(path), record._asdict())
-        else:
-            remove(note_of(path))
+        write_json(note_of(path), record._asdict())
+
+
+def drop_record(path: str) -> None:
+    """Delete a record, and this host's note of it: nothing of ours is left in the pool."""
+    bounded('the share', remove, path)
+    with suppress(OSError):
+        remove(note_of(path))
 
 
 def check_readable(document: Record) -> None:
@@ -3739,33 +3728,61 @@ def set_intent(backup: Backup, intent: Intent) -> None:
     bounded('the share', write_json, backup.file(INTENT), intent._asdict())
 
 
-def drop_intent(backup: Backup) -> None:
-    """Record that no snapshot of ours is left."""
-    bounded('the share', remove, backup.file(INTENT))
-    note(backup.file(INTENT), None)
+def finish_deleting(path: str) -> bool:
+    """Go on deleting. What has something of a person in it gets its own name back, and that is
+    told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
+    name = basename(path)[len(DELETING):]
+    if is_there(join(path, PROTECTED)):
+        rename(path, name)
+        return False
+    refuse_mounts(path)
+    stays = []                 # type: List[str]
+    with hold(path):
+        backup = Backup(path, manifest=manifest_of(document_in(path)))
+        # The manifest goes last: without it an image that is left alone is a person's.
+        alone = not backup.manifest.known and backup.owners() == {'person'}
+        for each, is_directory, whose in sorted(backup.contents(),
+                                                key=lambda each: each[0] == MANIFEST):
+            if whose == 'person' or alone and whose == 'ours':
+                stays.append(each)
+            elif whose == 'ours':
+                remove(backup.file(each), is_directory)
+            else:
+                remove_all(backup.file(each), is_directory)
+    if stays:
+        sync_directory(path)           # else a power failure may bring a marker back
+        path = rename(path, name)
+        log(f'***NOTE - {path} stays, with what this program did not make: {abbreviate(stays)}')
+    else:
+        remove(path, True)
+    return True
 
 
 class NewBackup(Backup):
     """A backup that is being made."""
+
     def write(self, text: str, *parts: str) -> None:
         """Write a text file in it, or in a directory that is made in it; a part may be any name."""
-        names = [path_part(part) for part in parts]
-        if names[1:]:
-            make_directory(self.file(names[0]))
-        path = self.file(*names)
+        path = self.file(*map(path_part, parts))
+        if parts[1:]:
+            make_directory(dirname(path))
         with naming(path), create(path) as stream:
             stream.write(encoded(text))
 
     def complete(self, document: Record, large: bool) -> Sizes:
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
-        files = {name: size_of(self.file(name)) for name in sorted(self.files()) if name != INTENT}
-        for name in files:
-            sync(self.file(name))
-        for name in {dirname(name) for name in files}:
-            sync_directory(self.file(name))
+        sizes = {}             # type: Sizes
+        directories = set()    # type: Set[str]
+        for name in sorted(self.files()):
+            if name != INTENT:
+                path = self.file(name)
+                sync(path)
+                sizes[portable(name)] = size_of(path)
+                directories.add(dirname(path))
+        for directory in directories:
+            sync_directory(directory)
         check_held(self.path)
-        listed = {portable(name): size for name, size in files.items()}
-        manifest = dict(document, number=self.manifest.number, files=listed)
+        manifest = dict(document, number=self.manifest.number, files=sizes)
         check_readable(manifest)
         write_json(self.file(MANIFEST), manifest)
         marker = MARKERS[1] if large else MARKERS[0]
@@ -3773,7 +3790,15 @@ class NewBackup(Backup):
         sync(self.file(marker))
         sync_directory(self.path)
         check_held(self.path)
-        return listed
+        return sizes
+
+
+def mark_complete(record: Restoring) -> None:
+    """Write down that what was restored is whole. Raise OSError."""
+    if record.path:
+        note(record.path, record)
+        os.write(record.handle, b'\ncomplete\n')
+        force(record.handle)
 
 
 class Store(Catalogue):
@@ -3786,10 +3811,10 @@ class Store(Catalogue):
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
         share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
         Raise TargetError if this has another VM's backups, as of 5.0.0; BackupFailed, OSError."""
-        history = self.history(vm.name)
-        own = History(join(self.root, twin_part(vm.name, vm.uuid)), self.patterns)
-        alike = [uuid for uuid, name in names.items()
-                 if folded(path_part(name)) == folded(path_part(vm.name))]
+        part = path_part(vm.name)
+        history = self.history(part)
+        own = self.history(twin_part(vm.name, vm.uuid))
+        alike = [uuid for uuid, name in names.items() if folded(path_part(name)) == folded(part)]
         if own.user_of([vm.uuid]):
             return own
         if len(alike) < 2:
@@ -3812,8 +3837,7 @@ class Store(Catalogue):
         make_directory(history.directory)
         sync_directory(self.root)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
-        for name in names_from(self.patterns[0], when):
-            path = join(history.directory, name)
+        for path in new_paths(history.directory, self.patterns[0], when):
             if make_directory(path):
                 sync_directory(history.directory)
                 return NewBackup(path, manifest=Manifest(number=number))
@@ -3829,41 +3853,11 @@ class Store(Catalogue):
             refuse_mounts(backup.path)
             name = basename(backup.path)
             deleting = rename(backup.path, DELETING + name)
-            if not samestat(status_of(deleting), os.fstat(HELD[backup.path][0])):
+            if not samestat(status_of(deleting), fstat(HELD[backup.path][0])):
                 rename(deleting, name)
                 raise TargetError('it was replaced by another directory meanwhile')
-        if not self.finish_deleting(deleting):
+        if not finish_deleting(deleting):
             raise TargetError('it is protected')
-
-    @staticmethod
-    def finish_deleting(path: str) -> bool:
-        """Go on deleting. What has something of a person in it gets its own name back, and that is
-        told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
-        name = basename(path)[len(DELETING):]
-        if is_there(join(path, PROTECTED)):
-            rename(path, name)
-            return False
-        refuse_mounts(path)
-        stays = []             # type: List[str]
-        with hold(path):
-            backup = Backup(path, manifest=Manifest.of(Manifest.document(path)))
-            # The manifest goes last: without it an image that is left alone is a person's.
-            alone = not backup.manifest.known and backup.owners() == {'person'}
-            for each, is_directory, whose in sorted(backup.contents(),
-                                                    key=lambda each: each[0] == MANIFEST):
-                if whose == 'person' or alone and whose == 'ours':
-                    stays.append(each)
-                elif whose == 'ours':
-                    remove(backup.file(each), is_directory)
-                else:
-                    remove_all(backup.file(each), is_directory)
-        if stays:
-            sync_directory(path)       # else a power failure may bring a marker back
-            path = rename(path, name)
-            log(f'***NOTE - {path} stays, with what this program did not make: {abbreviate(stays)}')
-        else:
-            remove(path, True)
-        return True
 
     def write_test(self) -> str:
         """Return the path of a file that shows whether one can be written, of no other run."""
@@ -3983,10 +3977,9 @@ class Store(Catalogue):
 
     @contextmanager
     def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
-        """Record and lock a restore, until `restored`; without a path where that is impossible."""
-        mark = random_digits()
-        record = Restoring(mark, pool, name, since, this_host(), process())
-        path = join(self.root, RESTORING.format(mark))
+        """Record and lock a restore until it is dropped; without a path where that fails."""
+        record = Restoring(random_digits(), pool, name, since, this_host(), process())
+        path = join(self.root, RESTORING.format(record.mark))
         with ExitStack() as stack:
             try:
                 handle = stack.enter_context(self.lockable(path, O_CREAT | O_EXCL))
@@ -3994,7 +3987,7 @@ class Store(Catalogue):
                 os.write(handle, encoded(json.dumps(record._asdict())))
                 force(handle)
                 sync_directory(self.root)
-                if not (locked and os.fstat(handle).st_nlink):
+                if not (locked and fstat(handle).st_nlink):
                     raise BlockingIOError              # a run took it for a killed one's
                 record = record._replace(path=path, handle=handle)
                 note(path, record)
@@ -4005,21 +3998,6 @@ class Store(Catalogue):
                 record = record._replace(mark=random_digits())
             yield record
 
-    @staticmethod
-    def mark_complete(record: Restoring) -> None:
-        """Write down that what was restored is whole. Raise OSError."""
-        if record.path:
-            note(record.path, record)
-            os.write(record.handle, b'\ncomplete\n')
-            force(record.handle)
-
-    @staticmethod
-    def restored(record: Restoring) -> None:
-        """Nothing half restored is left. Raise OSError."""
-        if record.path:
-            remove(record.path)
-        note(record.path, None)
-
     @contextmanager
     def taken(self, path: str) -> Iterator[Optional[Restoring]]:
         """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
@@ -4028,7 +4006,7 @@ class Store(Catalogue):
             with suppress(FileNotFoundError):
                 handle = stack.enter_context(self.lockable(path))
                 if self.lock(path, handle):
-                    record = self.dead_restore(path, os.pread(handle, LONGEST_RECORD, 0))
+                    record = self.dead_restore(path, pread(handle, LONGEST_RECORD, 0))
             yield record
 
     def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
@@ -4037,8 +4015,8 @@ class Store(Catalogue):
         if not (known or data):                        # it was killed before it made anything
             remove(path)
             return None
-        record = known or parse_record(Restoring, data)._replace(complete=b'\n' in data)
-        record = record._replace(path=path)
+        record = (known or parse_record(Restoring, data)._replace(
+            complete=b'\n' in data))._replace(path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
         if (known or self.no_locking) and is_in_work(
@@ -4046,50 +4024,45 @@ class Store(Catalogue):
             return None                                # of an import, the pool will tell later
         return record
 
-    @staticmethod
-    @contextmanager
-    def new_pool_dump(directory: str, when: datetime) -> Iterator[str]:
-        """Yield the path of a new dump of the pool database, to be written under that name with
-        PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
-        make_directory(directory)
-        with hold(directory):
-            for name in names_from('pool_db_%Y%m%d-%H%M%S.dump', when):
-                path = join(directory, name)
-                if not is_there(path):
-                    break
-            try:
-                with blaming_room(path + PARTIAL):
-                    yield path
-                    written(path + PARTIAL)
-                sync(path + PARTIAL)
-                rename(path + PARTIAL, basename(path))
-                check_held(directory)
-            finally:
-                remove(path + PARTIAL)
 
-    def prune_pool_dumps(self, newest: str, keep: int) -> Texts:
-        """Delete, and return, the oldest dumps beyond `keep` (0: none), and what kills left."""
-        directory = dirname(newest)
-        older = [path for path in self.dumps_in(directory) if path != newest]
-        old = [*older, newest][:-keep]
-        for path in old + self.dumps_in(directory, PARTIAL):
-            remove(path)
-        return old
+@contextmanager
+def new_pool_dump(directory: str, when: datetime) -> Iterator[str]:
+    """Yield the path of a new dump of the pool database, to be written under that name with
+    PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
+    make_directory(directory)
+    with hold(directory):
+        for path in new_paths(directory, 'pool_db_%Y%m%d-%H%M%S.dump', when):
+            if not is_there(path):
+                break
+        partial = path + PARTIAL
+        try:
+            with blaming_room(partial):
+                yield path
+                written(partial)
+            sync(partial)
+            rename(partial, basename(path))
+            check_held(directory)
+        finally:
+            remove(partial)
+
+
+def prune_pool_dumps(newest: str, keep: int) -> Texts:
+    """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
+    old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
+    for path in old + dumps_in(dirname(newest), PARTIAL):
+        remove(path)
+    return old
 
 
 def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path):
-        history = History(path, [DEFAULT_PATTERN])
-        try:
-            marked = {MANIFEST, *MARKERS}.intersection(names_in(path))
-        except OSError as error:
-            if error.errno not in (ENOENT, ENOTDIR, ENAMETOOLONG):
-                raise
-            return 'file' if exists(path) else ''
-        if marked or history.date_of(basename(path)):
-            return 'backup'
-        return 'history' if history.holds_any() else 'store'
+        with allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
+            history = History(path, [DEFAULT_PATTERN])
+            if {MANIFEST, *MARKERS}.intersection(names_in(path)) or history.date_of(basename(path)):
+                return 'backup'
+            return 'history' if history.holds_any() else 'store'
+        return 'file' if exists(path) else ''
 
 
 def root_of(path: str) -> str:
@@ -4332,7 +4305,7 @@ class Reader:
         self.handle = handle
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
-        self.compression = compression_in(b'' if plain else os.pread(handle, 4, 0))
+        self.compression = compression_in(b'' if plain else pread(handle, 4, 0))
         self.stream = io.FileIO(handle, closefd=False)         # type: Any
         if self.compression.programs:
             self.stream = Filter(packing_command(self.compression, undo=True), handle)
@@ -4371,12 +4344,12 @@ class Reader:
 
     def last(self, size: int) -> bytes:
         """Return the last bytes of the file as it is."""
-        return os.pread(self.handle, size, max(0, os.fstat(self.handle).st_size - size))
+        return pread(self.handle, size, max(0, fstat(self.handle).st_size - size))
 
     def failed_export(self) -> str:
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
         with suppress(OSError):
-            answer = re.compile(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', re.DOTALL)
+            answer = re.compile(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', DOTALL)
             found = answer.search(self.last(4096)) or answer.search(self.tail)
             if found:
                 words = sub(b'<[^>]*>', b' ', found.group(1))
@@ -4654,7 +4627,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
                 record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
             if each['class'] == 'VM':
                 record.update({field: new[field] for field in new if field in record})
-        value = search('<value>.*</value>', xmlrpc.client.dumps((document,)), re.DOTALL).group()
+        value = search('<value>.*</value>', xmlrpc.client.dumps((document,)), DOTALL).group()
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
@@ -4814,7 +4787,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
                 raise
         sleep(wait)
     # A tar that begins with ova.xml (xapi: export.ml).
-    header = match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, re.DOTALL)
+    header = match(rb'ova\.xml\0.{116}([0-7]{11})[\0 ]', archive, DOTALL)
     if not header:
         raise CommandFailed('the metadata export holds no ova.xml')
     try:
@@ -5057,7 +5030,7 @@ def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Iterable[str], 
             return
         for vbd, user, is_leaked in held:
             disk, uuid = pool.record('VDI', vbd['VDI'])['uuid'], vbd['uuid']
-            if user or programs_with('/' + disk):      # vhd-tool's path
+            if user or any(programs_with('/' + disk)):     # vhd-tool's path
                 raise PoolError(f'the disk {disk} is in use by {user or "vhd-tool"}', IN_USE)
             if pause and not is_leaked:
                 raise VmBackupError(
@@ -5088,7 +5061,7 @@ class Remover(NamedTuple):
         for vbd in self.pool.where('VBD', 'VM', found).values():
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 found[vbd['VM']].append(vbd['VDI'])
-        sources, disks = map(tuple, found.values())
+        sources, disks = found.values()
         return intent._replace(sources=sources or intent.sources, disks=disks)
 
     def disks(self, intent: Intent) -> List[Snapshot]:
@@ -5335,8 +5308,8 @@ class Exporter:
         self.intent = Intent(
             pool='', kind=self.kind, of=uuid, ref=ref, label=label_part(label), since='', until='',
             latest='', host=this_host(), process=process(),
-            before=tuple(before), sources=tuple(disk.vdi_ref for disk in taken),
-            names=tuple(disk.name for disk in taken), noted=True)
+            before=before, sources=[disk.vdi_ref for disk in taken],
+            names=[disk.name for disk in taken], noted=True)
 
     @contextmanager
     def snapshot(self, backup: Backup, warned_of: Texts) -> Iterator[Snapshot]:
@@ -5361,7 +5334,7 @@ class Exporter:
                 self.remover.remove(self.intent, prepared)
                 self.snapshot_may_remain = False
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
-                    drop_intent(backup)
+                    drop_record(backup.file(INTENT))
 
     def take(self, backup: Backup, warned_of: Texts) -> Snapshot:
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
@@ -5410,7 +5383,7 @@ class Exporter:
                     set_intent(backup, intent)         # not that of one that was removed
                     self.warnings.append('a snapshot may still be made and left in the pool')
                 elif clear:
-                    drop_intent(backup)
+                    drop_record(backup.file(INTENT))
             if more:
                 raise CommandFailed(f'{error} ({more})')
             raise
@@ -5541,7 +5514,7 @@ class Importer:
                 if keep:
                     record = record._replace(complete=True)
                     with tolerating(self.warnings, 'not written down that the restore is whole'):
-                        self.store.mark_complete(record)
+                        mark_complete(record)
             finally:
                 with tolerating(self.warnings, 'what was restored was left in the pool, or its '
                                 f'mark ({settled})'):
@@ -5571,7 +5544,8 @@ class Importer:
                 end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
             in_several_tries(lambda _: self.remove(record, ours), patient=True)
             log('taken back: ' + (in_words(made) or 'nothing, as nothing was made'))
-        self.store.restored(record)
+        if record.path:
+            drop_record(record.path)
 
     def unmark(self, word: str, made: Record, record: Restoring) -> None:
         """Take a restore's mark from a VM (word 'vm'), disk ('vdi') or network."""
@@ -5684,7 +5658,7 @@ class Importer:
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, 'restored', path, size,
                                 lambda: self.pool.progress('VDI import', others))
             with reading(path) as stream:
-                at = f'/proc/{os.getpid()}/fd/{stream.fileno()}'       # as `handed`
+                at = f'/proc/{getpid()}/fd/{stream.fileno()}'       # as `handed`
                 self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
                                  filename=path)
         else:
@@ -5789,14 +5763,14 @@ def last_logged(path: str) -> Optional[LastRun]:
     bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
-        lines = re.findall(ours, log, re.MULTILINE)
+        lines = findall(ours, log, MULTILINE)
         ended, token, counts = lines[-1]
         begun, before, _ = lines[-2:][0]
         if before or not token:
             begun = ended
         begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
                         for when in (begun, ended)]
-        failed = re.findall(bad, log.rpartition(',begin\n')[2], re.MULTILINE)
+        failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
         return LastRun(begun, '', '', token and ended, f'{token} {counts}',
                        abbreviate([f'{name} ({word})' for word, name in failed]))
     return None
@@ -6246,7 +6220,7 @@ class Shared(Run):
                     self.remove_snapshot(backup, warnings)
         for path in history.half_deleted():
             with tolerating(warnings, f'cannot delete {path}'):
-                self.store.finish_deleting(path)
+                finish_deleting(path)
         return [self.not_removed[each.path] for each in records if each.path in self.not_removed]
 
     def remove_snapshot(self, backup: Backup, warnings: Warned) -> None:
@@ -6267,7 +6241,7 @@ class Shared(Run):
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
         if clear:
-            drop_intent(backup)
+            drop_record(backup.file(INTENT))
             self.ended.add(backup.path)
         else:
             self.doubtful.append(backup.path)
@@ -6492,7 +6466,7 @@ class VmBackup(Turn):
         try:
             with blaming_room(self.shared.store.write_test(), self.need):
                 verified = self.shared.verifier.check(
-                    self.backup._replace(manifest=Manifest.of(self.manifest)))
+                    self.backup._replace(manifest=manifest_of(self.manifest)))
         except (VmBackupError, OSError) as error:
             raise BackupFailed('VERIFY-FAIL', explain(error, self.need))
         log('verified {}: {} ({:.0f} s)'.format(', '.join(
@@ -6512,16 +6486,16 @@ class VmBackup(Turn):
             path = self.backup.file(self.exported[0].name)
         log(f'*** success: {path} : {size >> 30}G')
 
-    def owner(self) -> Owner:
+    def owner(self) -> Manifest:
         """Return whose are rotated: its own, and of this pool those of VMs that are gone."""
         pool = self.pool.uuid()
-        return Owner(self.job.vm.uuid, pool, sorted(
+        return Manifest(uuid=self.job.vm.uuid, pool=pool, earlier=sorted(
             {backup.manifest.uuid for backup in self.history.completed()
              if backup.manifest.pool == pool} - set(self.pool.names)))
 
     def judged(self, started: datetime, path: str = '') -> Judged:
         """Return why each older backup is kept beside the new one (see History.judged)."""
-        owner, told = self.owner(), Manifest.of(self.manifest)
+        owner, told = self.owner(), manifest_of(self.manifest)
         return self.history.judged(
             policy_of(self.settings, self.job), owner, told.of_the_vm or self.history.disks(owner),
             Aged(started, disks=told.holds if path else ()), path)
@@ -6540,7 +6514,7 @@ class VmBackup(Turn):
             if why and why[0].startswith(ONLY):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
-        owner, told = self.owner(), Manifest.of(self.manifest)
+        owner, told = self.owner(), manifest_of(self.manifest)
         lacking = disks_in_none([told, *(
             backup.manifest for backup in self.history.completed(True)
             if backup.outcome == 'good' and owner.rotates(backup))], told.of_the_vm)
@@ -6620,7 +6594,7 @@ class BackupRun(Shared):
         former = {}            # type: Dict[str, str]
         for name in {rule.word for rule in self.config.rules} - {vm.name for vm in vms}:
             with suppress(OSError, TargetError):
-                uuid = self.store.history(name).last_owner().uuid
+                uuid = self.store.history(path_part(name)).last_owner().uuid
                 if uuid:
                     now_called = self.pool.names.get(uuid)
                     state = f'now called {now_called}' if now_called else 'not in this pool'
@@ -6895,7 +6869,7 @@ class BackupRun(Shared):
     def clean_up_one(self, history: History) -> None:
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
-            if history.with_intent() or history.half_deleted():
+            if history.with_intent() or any(history.half_deleted()):
                 check_signals()
                 try:
                     with self.store.locked(history.directory, 0):
@@ -6921,7 +6895,7 @@ class BackupRun(Shared):
             return
         directory = f'{self.store.root}/{DUMPS}{path_part(this_host())}'
         with self.store.locked(directory, self.settings.lock_wait * 60):
-            with self.store.new_pool_dump(directory, now()) as path:
+            with new_pool_dump(directory, now()) as path:
                 partial = path + PARTIAL
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     'dumped', path)
@@ -6931,7 +6905,7 @@ class BackupRun(Shared):
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
             with tolerating(self.warnings, 'cannot delete old dumps'):
-                for old in self.store.prune_pool_dumps(path, self.settings.pool_db_max_backups):
+                for old in prune_pool_dumps(path, self.settings.pool_db_max_backups):
                     log(f'Deleting oldest pool database dump {old}')
 
 
@@ -6991,15 +6965,15 @@ class VerifyCommand(NamedTuple):
         if target.kind != 'history' and dumps_too:
             for name, is_directory in sorted(entries_in(target.store.root)):
                 if is_directory and name.upper().startswith(DUMPS):
-                    dumps = Store.dumps_in(f'{target.store.root}/{name}')
+                    dumps = dumps_in(f'{target.store.root}/{name}')
                     for path in dumps if self.every else dumps[-1:]:
                         self.verify_file(path)
 
     def verify_file(self, path: str) -> None:
         """Verify one file; if it is all of a backup, that backup."""
-        directory, name = os.path.split(path)
+        directory, name = split(path)
         with self.telling(path):
-            backup = Backup.read(directory, None)
+            backup = read_backup(directory, None)
             if backup.archives() == [name] and backup.has_marker():
                 self.verify_backup(directory)
                 return
@@ -7010,7 +6984,7 @@ class VerifyCommand(NamedTuple):
     def verify_backup(self, path: str) -> None:
         """Verify one backup, and put the result into its manifest."""
         with self.telling(path):
-            backup = Backup.read(path, None)
+            backup = read_backup(path, None)
             if backup.trouble:
                 raise backup.trouble
             if not backup.has_marker():
@@ -7059,7 +7033,7 @@ class VerifyCommand(NamedTuple):
 def histories_in(target: Opened) -> Histories:
     """Return the directories that may be a VM's: all, or the one. Raise TargetError, OSError."""
     if target.kind == 'history':
-        return [History(target.path, target.store.patterns)]
+        return [target.store.history(target.path)]
     return target.store.stocked()
 
 
@@ -7108,7 +7082,7 @@ def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
         found = []             # type: List[str]
         if basename(path).upper().startswith(DUMPS):
             with suppress(OSError):                    # unreadable, or gone
-                found = Store.dumps_in(path)
+                found = dumps_in(path)
         if found:
             dumps.append(dict(path=portable(path), dumps=len(found), newest=basename(found[-1])))
         elif portable(path) not in [vm['path'] for vm in vms]:
@@ -7206,7 +7180,7 @@ def run_list(line: CommandLine) -> int:
     histories = histories_in(target)
     chosen, plan = select_histories(histories, target.config)
     vms = [document_of(job.vm.name, history) for job, history in chosen]
-    vms += [document_of(failure.name, target.store.history(failure.name))
+    vms += [document_of(failure.name, target.store.history(path_part(failure.name)))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     document = dict(
@@ -7257,7 +7231,7 @@ class Pruning:
             if count or name == 'last')))
         for path in () if self.previewing else history.as_it_is().half_deleted():
             with self.telling(path):
-                self.store.finish_deleting(path)
+                finish_deleting(path)
         for backup in history.as_it_is().backups():    # anew, under the lock
             with self.telling(backup.path):
                 if backup.trouble:
@@ -7287,10 +7261,10 @@ class Pruning:
         if backup.outcome not in COMPLETE or backup.protected:
             raise UsageError('no backup that can be deleted: {} ({})'.format(
                 path, 'it is protected' if backup.protected else 'expected its dated directory'))
-        owner = Owner(backup.manifest.uuid, backup.manifest.pool)
+        owner = backup.manifest
         others = [each.manifest for each in history.completed(True)
                   if each.path != path and each.outcome == 'good' and not owner.other(each)]
-        lost = disks_in_none(others, backup.manifest.holds)
+        lost = disks_in_none(others, owner.holds)
         if not others:
             log('***NOTE - no other good backup of this VM is in its directory')
         elif lost:
@@ -7359,7 +7333,7 @@ def run_prune(line: CommandLine) -> int:
     if line.options['preview']:
         command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
-    found = [(None, History(dirname(target.path), target.store.patterns), False)]  # type: List[Any]
+    found = [(None, target.store.history(dirname(target.path)), False)]    # type: List[Any]
     if target.kind == 'config':
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
@@ -7391,8 +7365,13 @@ def run_protect(line: CommandLine) -> int:
                 basename(backup.path).startswith(DELETING)):
             raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
     for backup in backups:
-        if is_there(backup.file(PROTECTED)) != protecting:
-            protect(backup, protecting)
+        path = backup.file(PROTECTED)
+        if is_there(path) != protecting:
+            if protecting:
+                create(path).close()
+            else:
+                remove(path)
+            sync_directory(backup.path)
         log(f'{line.command}ed: {backup.path}')
     return SUCCESS.status
 
@@ -7446,7 +7425,7 @@ class Sources:
                 raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no '
                                  'such backup or file (see from=, and the command list)')
             if kind == 'history':
-                histories = [History(path, self.store.patterns)]
+                histories = [self.store.history(path)]
         if histories:
             backup = self.newest(histories, date, uuid)
         elif date:
@@ -7482,7 +7461,7 @@ class Sources:
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
         alike = folded(path_part(word))
-        found = [self.store.history(word)]
+        found = [self.store.history(path_part(word))]
         named = []             # type: List[History]       # the directory that is called so
         for each in self.store.histories():
             part = basename(each.directory)
@@ -7903,7 +7882,8 @@ class StatusCheck:
         vms = {vm.uuid or vm.ref: (last, vm) for last, vm in found}
         bad, ages, size = [], [], 0
         for last, vm in vms.values():
-            other = Owner(vm.uuid or last.manifest.uuid, pool or last.manifest.pool).other(last)
+            told = last.manifest
+            other = Manifest(uuid=vm.uuid or told.uuid, pool=pool or told.pool).other(last)
             if other:
                 self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
             size += sum(last.sizes.values())
@@ -8352,9 +8332,9 @@ def read_commands() -> Dict[str, Command]:
         name, _, words = head.partition(' ')
         rest = rest.format(only=OPTION_ONLY, quiet=OPTION_QUIET, json=OPTION_JSON,
                            config=OPTIONS_OF_CONFIG, login=OPTIONS_OF_LOGIN, from_=OPTION_FROM)
-        options = {option.replace('-', '_'): allowed for option, allowed in re.findall(
-            r'^ {4}([a-z][a-z_-]*)(?:=(\S+))? ', rest, re.MULTILINE)}
-        commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=re.MULTILINE), options)
+        options = {option.replace('-', '_'): allowed for option, allowed in findall(
+            r'^ {4}([a-z][a-z_-]*)(?:=(\S+))? ', rest, MULTILINE)}
+        commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=MULTILINE), options)
     return commands
 
 
@@ -8388,7 +8368,7 @@ def config_text(config: Config, program: str) -> str:
     """Return a config file that says the same, or one to begin with."""
     text = CONFIG_HEAD.format(name=basename(program))
     for key in KEYS:
-        meaning = sub('^ +', '# ', key.meaning, flags=re.MULTILINE)
+        meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         default = key.default or 'empty'
         allowed = f'; allowed: {key.allowed}' if key.allowed else ''
         value, place = config.given[key.name]
@@ -8443,7 +8423,7 @@ class Words:
     def take(self, words: Iterator[str]) -> None:
         """Take in all words. Raise UsageError."""
         for word in words:
-            dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, re.DOTALL).groups()
+            dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
             name = name.lower().replace('-', '_')
             if word == '--':
                 self.about.extend(words)

@@ -255,7 +255,7 @@ class Backups(FuzzCase):
         verifier = self.verifier()
         figures.add('odd backups', faults=1, checks=1)
         try:
-            found = verifier.check(VmBackup.Backup.read(self.backup.path, None))
+            found = verifier.check(VmBackup.read_backup(self.backup.path, None))
         except VmBackup.Damaged as damaged:
             return damaged
         self.assertIsInstance(found, VmBackup.Verified)

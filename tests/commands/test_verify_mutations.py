@@ -355,7 +355,7 @@ class Recorded(Mutations):
         self.path = self.backup.file('vm.xva')
 
     def check(self):
-        return self.verifier().check(VmBackup.Backup.read(self.backup.path, None))
+        return self.verifier().check(VmBackup.read_backup(self.backup.path, None))
 
     def test_it_is_found_by_that_digest_and_by_nothing_else(self):
         for data, found, _ in self.each_kind():

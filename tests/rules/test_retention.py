@@ -149,7 +149,7 @@ class Candidates(unittest.TestCase):
     def expendable(self, history, keep, *path):
         new = VmBackup.Aged(datetime.datetime(2026, 3, 1))
         return self.names(backup for backup, why in history.judged(
-            policy(last=keep), VmBackup.Owner(), (), new, *path) if not why)
+            policy(last=keep), VmBackup.Manifest(), (), new, *path) if not why)
 
     def names(self, backups):
         return ''.join(backup.path[-1] for backup in backups)

@@ -108,7 +108,7 @@ class Store(PoolCase):
         store = store_at(self.backups)
         with self.watched() as seen:
             for history in store.histories():
-                judged = history.judged(policy(last=3), VmBackup.Owner(), (),
+                judged = history.judged(policy(last=3), VmBackup.Manifest(), (),
                                         VmBackup.Aged(VmBackup.now()), 'new')
                 self.assertEqual(5, sum(not why for _, why in judged))
         self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir']))

@@ -265,8 +265,8 @@ class Needless(IdentityCase):
         self.backed_up()
         history = store_at(self.backups).history('web')
         for uuid in (self.first, OTHER_POOL):
-            self.assertEqual(uuid == self.first, history.last_sizes(
-                ['web.xva'], VmBackup.Owner(uuid, self.manifest('web')['pool']['uuid'])) != {})
+            owner = VmBackup.Manifest(uuid=uuid, pool=self.manifest('web')['pool']['uuid'])
+            self.assertEqual(uuid == self.first, history.last_sizes(['web.xva'], owner) != {})
 
     def test_the_record_of_another_pools_snapshot_is_a_note_and_no_warning(self):
         path = self.old_backup('web', 'backup-2025-01-01-(03:00:00)', 'vm.cfg')

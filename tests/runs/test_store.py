@@ -211,7 +211,7 @@ class Belongings(StoreCase):
                     self.put_file(path + '/backup.json', json.dumps(document))
                 if 'old.xva' in files:
                     self.put_file(path + '/vm.cfg', 'name_label=old\n')
-                backup = VmBackup.Backup.read(path, None)
+                backup = VmBackup.read_backup(path, None)
                 self.assertEqual(wanted.split(), backup.archives())
                 self.assertNotIn(apple, backup.manifest.files)
                 shutil.rmtree(path)

@@ -282,7 +282,7 @@ def rotate(root):
     store = store_at(root)
     for number in range(HISTORIES):
         history = store.history('vm-%d' % number)
-        judged = history.judged(policy(last=BACKUPS - 1), VmBackup.Owner(), (),
+        judged = history.judged(policy(last=BACKUPS - 1), VmBackup.Manifest(), (),
                                 VmBackup.Aged(VmBackup.now()), 'new')
         assert sum(not why for _, why in judged) == 2
 

@@ -370,7 +370,11 @@ class PoolCase(unittest.TestCase):
             names=(self.sim.pool.tables['VDI'][ref]['name_label'],))._replace(**fields)
         path = self.put_file(os.path.join(failed, 'snapshot.json'), json.dumps(intent._asdict()))
         with unittest.mock.patch.dict(os.environ, self.environ()):
-            VmBackup.note(path, intent if known else None)
+            if known:
+                VmBackup.note(path, intent)
+            else:
+                with contextlib.suppress(OSError):
+                    os.remove(VmBackup.note_of(path))
 
     def old_backup(self, vm, name, *files):
         """Make a dated directory as an earlier run would have; return its path."""
