@@ -2415,7 +2415,7 @@ DROPPED = re.compile(
     r'System Volume Information|\.directory|\.Trash-[0-9]+|\.nfs[^/]*|\.__afs[^/]*|'
     r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', IGNORECASE)
 OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
-    r'(success(_compress|_restore|_compressing)?|(backup|snapshot)\.json(\.[0-9a-f]+\.new)?|'
+    r'((success(_compress|_restore|_compressing)?|(backup|snapshot)\.json)(\.[0-9a-f]+\.new)?|'
     r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*/(v[bd][di]\.cfg)?|'
     r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
@@ -2672,9 +2672,11 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
 
 
 def make_directory(path: str) -> bool:
-    """Make a directory if it is missing, return if so; none above it, as the share may be gone."""
+    """Make a directory if it is missing, on stable storage, and return if so; none above it, as the
+    share may be gone. Raise OSError."""
     with suppress(FileExistsError), place(path) as (name, directory):
         os.mkdir(name, 0o700, dir_fd=directory)
+        force(directory)
         return True
     return False
 
@@ -3785,10 +3787,7 @@ class NewBackup(Backup):
         manifest = dict(document, number=self.manifest.number, files=sizes)
         check_readable(manifest)
         write_json(self.file(MANIFEST), manifest)
-        marker = MARKERS[1] if large else MARKERS[0]
-        self.write('', marker)
-        sync(self.file(marker))
-        sync_directory(self.path)
+        write_whole(self.file(MARKERS[1] if large else MARKERS[0]), b'')
         check_held(self.path)
         return sizes
 
@@ -3828,18 +3827,14 @@ class Store(Catalogue):
                                       'this directory)')
             make_directory(history.directory)
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
-            sync_directory(history.directory)
-            sync_directory(self.root)
         return history
 
     def begin(self, history: History, when: datetime) -> NewBackup:
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
-        sync_directory(self.root)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for path in new_paths(history.directory, self.patterns[0], when):
             if make_directory(path):
-                sync_directory(history.directory)
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 

@@ -118,7 +118,7 @@ class WhatIsTold(ListCase):
         when = '2019-01-02T03:04:05+00:00'
         path = self.backup('web', 1, verified={'when': when, 'proved': 'structure', 'digests': {}},
                            test_restore={'when': when, 'sr': 'Local', 'seconds': 61})
-        VmBackup.protect(VmBackup.Backup(path), True)
+        self.put_file(os.path.join(path, VmBackup.PROTECTED))
         found = self.only(self.document(0, self.backups))
         self.assertEqual({'when': when, 'proved': 'structure', 'fault': None, 'sr': None,
                           'seconds': None}, found['verified'])

@@ -310,7 +310,7 @@ class Protected(RetentionCase):
     def test_a_share_in_trouble_makes_it_neither_unprotected_nor_empty_nor_settled(self):
         path, = self.made('web', 1)
         backup = VmBackup.Backup(path)
-        VmBackup.protect(backup, True)
+        self.put_file(backup.file(VmBackup.PROTECTED))
         error = OSError(errno.ESTALE, 'Stale file handle')
         look = os.stat
 
@@ -348,7 +348,7 @@ class Protected(RetentionCase):
     def test_one_that_somebody_protects_while_it_is_deleted_gets_its_name_again(self):
         path, newer = self.made('web', 1, 2)
         store = store_at(self.backups)
-        VmBackup.protect(VmBackup.Backup(path), True)
+        self.put_file(os.path.join(path, VmBackup.PROTECTED))
         with self.assertRaisesRegex(VmBackup.TargetError, 'it is protected'):
             store.delete(VmBackup.Backup(path))
         self.assertEqual([path, newer], self.dated('web'))

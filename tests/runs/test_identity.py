@@ -119,7 +119,7 @@ class Rotation(IdentityCase):
         config = self.config('vm-export=web', max_backups=1)
         self.assertIn('4 kept, 0 deleted', self.command(0, 'prune', config).output)
         self.command(2, 'prune', config, 'pool=' + self.first)
-        VmBackup.protect(VmBackup.Backup(self.dated('web')[1]), True)
+        self.put_file(os.path.join(self.dated('web')[1], VmBackup.PROTECTED))
         self.assertIn('1 kept, 2 deleted',
                       self.command(0, 'prune', config, 'pool=' + OTHER_POOL).output)
         self.assertEqual([2, 5], self.kept())
@@ -329,6 +329,6 @@ class LastWithADisk(IdentityCase):
             self.assertEqual(count, len(self.kept()))
         self.assertIn('NOTE - no other good backup there has disk xvdb', done.output)
         self.command(2, 'prune', whole)
-        VmBackup.protect(VmBackup.Backup(self.dated('web')[0]), True)
+        self.put_file(os.path.join(self.dated('web')[0], VmBackup.PROTECTED))
         self.assertIn('it is protected', self.command(2, 'prune', self.dated('web')[0]).output)
         self.command(2, 'prune', os.path.join(self.backups, 'web'))

@@ -438,7 +438,7 @@ class Deletion(StoreCase):
             manifest, path = self.manifest('db'), self.dated('db')[-1]
             self.assertFalse([name for name in manifest['files']
                               if '@' in name or '._' in name or 'other' in name])
-            VmBackup.protect(VmBackup.Backup(path), True)
+            self.put_file(os.path.join(path, VmBackup.PROTECTED))
             twin, = [name for name in manifest['files'] if name.startswith('db.')]
             self.put_file('%s/%s.gz' % (path, twin))
             done = self.command(0, 'verify', path)
