@@ -2998,7 +2998,7 @@ class LastRun(NamedTuple):
 
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
-    with suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
         record = kind(**{name: told[name] for name in kind._fields if name in told})
         if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
