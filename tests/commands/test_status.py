@@ -214,7 +214,7 @@ class TheBackups(StatusCase):
     def test_backups_of_3_25_have_the_time_of_their_names(self):
         when = datetime.datetime.now() - datetime.timedelta(hours=3)
         shutil.rmtree(self.backups + '/web')
-        name = next(VmBackup.names_from(VmBackup.DEFAULT_PATTERN, when))
+        name = next(VmBackup.new_paths('', VmBackup.DEFAULT_PATTERN, when))
         self.made('web', name, size=77)
         os.unlink(self.last)               # 3.25 kept none
         os.unlink(self.status_log)
