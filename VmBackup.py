@@ -2430,10 +2430,8 @@ Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours
 def path_part(name: str) -> str:
     """Return a VM name as a part of a path, that of no other: slashes and such are encoded as %2F,
     what looks so or, in front, as a directory of ours, too; one too long is cut, with a digest."""
-    if not name:
-        return '%00'
-    safe = label_part(name, '^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|'
-                            '[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})')
+    safe = label_part(name or '\0', '^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|'
+                                    '[/\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})')
     data = encoded(safe)
     if len(data) > LONGEST_PART:
         import hashlib
@@ -2832,7 +2830,7 @@ def write_whole(path: str, data: bytes) -> None:
             os.fsync(stream)
             rename(temporary, basename(path))
             if not samestat(status_of(path), fstat(stream.fileno())):
-                raise OSError(ESTALE, 'was replaced as it was written', path)
+                raise OSError(ESTALE, 'was replaced as it was written')
     except BaseException:
         with suppress(OSError):                        # the first error is the one to tell
             remove(temporary)
@@ -3872,8 +3870,8 @@ class Store(Catalogue):
 
     def check_mounted(self) -> None:
         """Raise TargetError if the share was unmounted since `check` has looked."""
-        real = bounded(f'backup_dir {self.root}', realpath, self.root)
-        if deepest(mount_points(), real) != self.mounted:
+        if self.mounted != deepest(mount_points(), bounded(
+                f'backup_dir {self.root}', realpath, self.root)):
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
     def check_room(self, least: str, last: int, gain: int) -> None:
