@@ -571,7 +571,7 @@ class Console:
     def __init__(self, output: Any, errors: Any = None) -> None:
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
-        self.terminal = bool(output) and output.isatty()
+        self.terminal = False  # below whose lines is drawn
         self.quiet = False     # of the log only what is wrong, and how all ended
         self.document = None   # type: Any     # what --json prints in the end
         # What each thread does, after how many seconds that is shown, and for how long it does it.
@@ -598,7 +598,6 @@ class Console:
     def take_aside(self, **document: Any) -> None:
         """Write the log to standard error from now on; standard output gets a document."""
         self.stream, self.document = self.errors, document
-        self.terminal = bool(self.errors) and self.errors.isatty()
 
     def tell(self, **more: Any) -> bool:
         """Take something into the document; return whether there is to be one."""
@@ -613,10 +612,11 @@ class Console:
             self.passing[get_ident()] = (line, after, stopwatch())
 
     def begin(self, text: str) -> None:
-        """Draw from now on, unless quiet; a text stands for what has no line yet."""
-        self.terminal = self.terminal and not self.quiet
+        """Draw from now on, on a terminal; a text stands for what has no line yet."""
+        self.terminal = self.stream and self.stream.isatty() and not self.quiet
         self.show(text, QUIET)
-        Thread(target=self.tick, daemon=True).start()
+        if self.terminal:
+            Thread(target=self.tick, daemon=True).start()
 
     def tick(self) -> None:
         """Draw each second, until the end."""
@@ -1540,7 +1540,7 @@ class Watchdog:
         due = Console.current.terminal or self.seconds() - self.logged > TELL_EVERY
         if due or size == seen_size:
             shares = self.progress()
-        self.show(size, max(shares.values(), default=0))
+        self.show(size, max([0, *shares.values()]))
         if self.seen != (size, shares):
             self.seen, self.standing = (size, shares), stopwatch()
         if self.standing() > self.limit:
@@ -1557,16 +1557,16 @@ class Watchdog:
                     self.done += sent
 
     def show(self, done: int, share: float) -> None:
-        """Show that so many bytes are done, and that share of all, 0 or less if it is unknown."""
+        """Show that so many bytes are done, and that share of all, 0 if it is unknown."""
         seconds = self.seconds()
-        done = done or int(max(share, 0) * self.expected)
+        done = done or int(share * self.expected)
         self.samples.append((seconds, done))
         since, before = self.samples[0]
         rate = (done - before) / max(seconds - since, 0.1)
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
-            share = share if share > 0 else done / self.expected
+            share = share or done / self.expected
         text += f', {human_size(rate)}/s: {self.name}'
         if share > 0.001:
             share = min(share, 1)
@@ -6943,23 +6943,22 @@ class VerifyCommand(NamedTuple):
         self.tokens.extend(['ERROR'] * len(plan.failures or plan.errors))
         if plan.warnings:
             self.tokens.append('WARNING')
+        first = 0 if self.every else -1
         for number, (_, history) in enumerate(chosen, 1):
             with self.telling(history.directory):
                 backups = [backup for backup in history.as_it_is().backups(True)
-                           if backup.outcome in COMPLETE + ('unreadable',)]
+                           if backup.outcome in COMPLETE + ('unreadable',)][first:]
                 if not backups:
                     raise Damaged('no good backup of this VM')
-                wanted = backups[::-1] if self.every else backups[-1:]
-                for place, backup in enumerate(wanted, 1):
-                    more = f', backup {place} of {len(wanted)}' if self.every else ''
+                for place, backup in enumerate(reversed(backups), 1):
+                    more = f', backup {place} of {len(backups)}' if self.every else ''
                     Console.current.thread.turn = f'VM {number} of {len(chosen)}{more}: '
                     self.verify_backup(backup.path)
         Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
             for name, is_directory in sorted(entries_in(target.store.root)):
                 if is_directory and name.upper().startswith(DUMPS):
-                    dumps = dumps_in(f'{target.store.root}/{name}')
-                    for path in dumps if self.every else dumps[-1:]:
+                    for path in dumps_in(f'{target.store.root}/{name}')[first:]:
                         self.verify_file(path)
 
     def verify_file(self, path: str) -> None:

@@ -303,6 +303,7 @@ class Live(PoolCase):
     def test_a_line_for_each_vm_that_runs_below_the_log_and_nothing_in_the_end(self):
         stream = Terminal()
         console = VmBackup.Console(stream)
+        console.begin('')
         barrier = threading.Barrier(2)
 
         def work(name):
@@ -334,6 +335,7 @@ class Live(PoolCase):
         for columns, rows in (80, 24), (20, 5):
             stream = Terminal()
             console = VmBackup.Console(stream)
+            console.begin('')
             for number in range(100):
                 console.passing[number] = 'x' * 500, 0, lambda: 0
             with unittest.mock.patch('shutil.get_terminal_size', return_value=(columns, rows)):
@@ -346,6 +348,7 @@ class Live(PoolCase):
     def test_what_takes_long_is_shown_with_how_long_by_now(self):
         stream = Terminal()
         console = VmBackup.Console(stream)
+        console.begin('')
         for turn, work, show, told in (
                 ('', console.log, 1, ''), ('', console.log, 3, '0:00:03 - web'),
                 ('VM 3 of 12: ', console.log, 3700, '1:01:40 - VM 3 of 12: web'),
@@ -429,11 +432,13 @@ class Live(PoolCase):
     def shown(self, *samples, share=0, expected=0):
         """What is shown when so many seconds had passed, and bytes were done."""
         console = VmBackup.Console(None)
+        console.terminal = True
         with unittest.mock.patch.object(VmBackup.Console, 'current', console):
-            meter = VmBackup.Watchdog(60, None, 'exported', 'x', expected)
+            meter = VmBackup.Watchdog(60, None, 'exported', 'x', expected, lambda: {'task': share})
             for seconds, done in samples:
                 meter.seconds, meter.logged = lambda now=seconds: now, seconds
-                meter.show(done, share)
+                meter.size = lambda now=done: now
+                meter.check()
         return console.passing[threading.get_ident()][0]
 
     def test_what_is_told(self):
