@@ -832,6 +832,7 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
+OF_ALL_VMS = {'pool_db_backup': '0', 'report_file': ''}    # so with vm=, unless asked for with it
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
@@ -877,6 +878,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 notes.append('***NOTE - ignored ' + remark)
             else:
                 unexpected.append('***ERROR unexpected ' + remark)
+    given.update((name, (text, 'default')) for name, text in OF_ALL_VMS.items() if line.only)
     given.update((name, (text, 'command line')) for name, text in line.keys.items())
     for key in KEYS:
         for text, place in ((key.default, 'default'), given[key.name]):
@@ -1172,8 +1174,9 @@ def is_about(rule: Rule, vm: Vm) -> bool:
 
 
 def chooses(rule: Rule, vm: Vm) -> bool:
-    """Return whether vm= chooses a VM, a saved one perhaps by the name of its directory."""
-    return is_about(rule, vm) or rule.text in (vm.name, vm.ref.rpartition('/')[2])
+    """Return whether vm= chooses a VM, one of several of its name perhaps by its directory's."""
+    directory = vm.ref.rpartition('/')[2]
+    return is_about(rule, vm) or rule.text in (vm.name, f'{vm.name}~{vm.uuid[:8]}', directory)
 
 
 class Selection:
@@ -1219,12 +1222,18 @@ class Selection:
                 self.winners[key] = rule, vm
                 if rule.kind != 'name':
                     self.exact.add(vm.ref)
-            if not found and (not self.only or rule.word in [each.word for each in self.only]):
+            if not found:
                 self.not_found(rule)
 
     def is_wanted(self, vm: Vm) -> bool:
         """Return whether a VM is one of those that alone are wanted."""
         return not self.only or any(chooses(rule, vm) for rule in self.only)
+
+    def is_concerned(self, method: str, rule: Rule) -> bool:
+        """Return whether a line of a method is about what another one means that is not there."""
+        meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
+        return any(other.method == method and other.text and other.kind == rule.kind
+                   and is_about(other, meant) for other in self.rules)
 
     def remark(self, level: str, text: str) -> None:
         """Note a line for the log."""
@@ -1273,21 +1282,19 @@ class Selection:
             hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
             self.remark('ERROR', f'invalid regex: {rule}{line}{hint}')
             return
-        level = 'WARNING'
-        if rule.method not in EXPORTS:
-            level = 'WARNING' if hint else 'NOTE'
-        else:
-            # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-            number = by_name and not hint and match(
-                r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
-            if number and (number.lastindex == 2 or any(
-                    matches(number.group(1), vm.name) for vm in self.vms)):
-                self.invalid.append(rule)
-                return
-            meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
-            if not rule.text or any(
-                    other.method == 'exclude' and other.text and other.kind == rule.kind
-                    and is_about(other, meant) for other in self.rules):
+        is_export = rule.method in EXPORTS
+        level = 'WARNING' if hint or is_export else 'NOTE'
+        # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
+        number = is_export and by_name and not hint and match(
+            r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
+        if number and (number.lastindex == 2 or any(
+                matches(number.group(1), vm.name) for vm in self.vms)):
+            self.invalid.append(rule)
+            return
+        if self.only and not self.is_concerned('vm', rule):
+            return
+        if is_export:
+            if not rule.text or self.is_concerned('exclude', rule):
                 level = 'NOTE'
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
@@ -1321,7 +1328,7 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
     found = Selection(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
     settled = {*found.excluded, *found.exact}
-    unclear = Counter(vm.name for vm in vms if vm.ref not in settled)
+    unclear = Counter(vm.name for vm in vms if vm.ref not in settled and found.is_wanted(vm))
     covered, jobs, both = set(found.excluded), [], []      # type: Set[str], List[Job], List[str]
     for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
         name = vm.name
@@ -5748,24 +5755,28 @@ class StatusLog:
         return self.begun
 
 
-def last_logged(path: str) -> Optional[LastRun]:
-    """Return this host's last run in a status log, also of 3.25, without a process; None without
-    any. If the log was rotated meanwhile, it seems to have begun when it ended."""
+def last_logged(path: str, others: Texts) -> Optional[LastRun]:
+    """Return this host's last run in a status log, also of 3.25, but for others by their begins,
+    without a process; None without any. If the log was rotated meanwhile, it seems to have begun
+    when it ended."""
     host = re.escape(this_host())
     ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
     bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
-        lines = findall(ours, log, MULTILINE)
-        ended, token, counts = lines[-1]
-        begun, before, _ = lines[-2:][0]
-        if before or not token:
-            begun = ended
-        begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
-                        for when in (begun, ended)]
-        failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
-        return LastRun(begun, '', '', token and ended, f'{token} {counts}',
-                       abbreviate([f'{name} ({word})' for word, name in failed]))
+        while True:
+            lines = findall(ours, log, MULTILINE)
+            ended, token, counts = lines[-1]
+            first, before, _ = lines[-2:][0]
+            if before or not token:
+                first = ended
+            begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
+                            for when in (first, ended)]
+            if begun not in others:
+                failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
+                return LastRun(begun, '', '', token and ended, f'{token} {counts}',
+                               abbreviate([f'{name} ({word})' for word, name in failed]))
+            log = log[:log.rindex(first + ',vmbackup.py,')]
     return None
 
 
@@ -6939,6 +6950,8 @@ class VerifyCommand(NamedTuple):
     def verify_vms(self, target: Opened, dumps_too: bool) -> None:
         """Verify backups of the VMs that a config chooses of all there are."""
         chosen, plan = select_histories(histories_in(target), target.config)
+        for text in () if dumps_too else plan.errors:
+            raise UsageError(text.partition(' ')[2])
         log(*plan.messages, *plan.errors)
         self.tokens.extend(['ERROR'] * len(plan.failures or plan.errors))
         if plan.warnings:
@@ -7194,7 +7207,7 @@ class Pruning:
     def __init__(self, target: Opened, options: Options) -> None:
         self.store = target.store
         self.settings = target.config.settings
-        self.kinds = {rule.kind for rule in target.config.rules}
+        self.kinds = {rule.kind for rule in target.config.rules if rule.method != 'vm'}
         self.previewing = options['preview']
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
         self.vms = set()       # type: Set[str]    # so, of VMs that have a good backup in their own
@@ -7294,20 +7307,28 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
         log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
     log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
-    wanted = [] if pruning.pool else histories
-    if only:
-        pairs, _ = select_histories(histories, config)
-        wanted = [history for _, history in pairs]
     uuids = {rule.word for rule in only if rule.kind == 'uuid'}
     for history in histories if uuids else ():
         owned = uuids & {history.last_owner().uuid}
         if any(backup.outcome == 'good' and backup.manifest.uuid in owned
                for backup in history.completed()):
             pruning.vms |= owned
-    found = [(job, history, history in wanted) for job, history in chosen
-             if history in wanted or pruning.let_go(history)]
-    if not found:
-        chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
+    if not (only or pruning.pool):
+        return [(job, history, True) for job, history in chosen]
+    found, vain = [], [str(rule) for rule in only]
+    for job, history in chosen:
+        let_go = pruning.let_go(history)
+        by_rules = False
+        for rule in only:
+            named = chooses(rule, job.vm)
+            by_rules = by_rules or named
+            if str(rule) in vain and (named or rule.word in {
+                    backup.manifest.uuid for backup in let_go}):
+                vain.remove(str(rule))
+        if by_rules or let_go:
+            found.append((job, history, by_rules))
+    if vain or not found:
+        chosen_by = ' '.join(vain) or f'pool={pruning.pool}'
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
                          f'{chosen_by} chooses')
     return found
@@ -7431,14 +7452,14 @@ class Sources:
                                   + path)
         return self.of_backup(backup)
 
-    def chosen(self, date: str) -> Sequence[Chosen]:
-        """Return the newest backup of each VM that vm= chooses. Raise UsageError, TargetError."""
+    def chosen(self) -> Histories:
+        """Return the directories of the VMs that vm= chooses. Raise UsageError, TargetError."""
         self.store.check(False)
         pairs, plan = select_histories(self.store.stocked(), self.config)
         log(*plan.messages)
         for text in plan.errors:
             raise UsageError(text.partition(' ')[2])
-        return [self.of_backup(self.newest([history], date)) for _, history in pairs]
+        return [history for _, history in pairs]
 
     def of_backup(self, backup: Backup) -> Chosen:
         """Return the archive or image of a backup. Raise TargetError unless it is one."""
@@ -7701,12 +7722,26 @@ def run_restore(line: CommandLine) -> int:
     sources = Sources(line)
     if bool(line.word) == bool(line.only):
         raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=)')
-    found = [sources.find(selector(line.word).text, line.options['date'])] if line.word else (
-        sources.chosen(line.options['date']))
-    for chosen in found:
+    date = line.options['date']
+    if line.word:
+        chosen = sources.find(selector(line.word).text, date)
         refuse_form(chosen)
+        with Pool.connect(line) as pool:
+            return Restorer(pool, sources, line.options).run(chosen)
+    histories, statuses = sources.chosen(), []
+    if line.options['name'] and len(histories) > 1:
+        raise UsageError(f'name= does not apply to several VMs: {len(histories)} are chosen')
     with Pool.connect(line) as pool:
-        return max([Restorer(pool, sources, line.options).run(chosen) for chosen in found])
+        for history in histories:
+            check_signals()
+            try:
+                chosen = sources.of_backup(sources.newest([history], date))
+                status = Restorer(pool, sources, line.options).run(chosen)
+            except (VmBackupError, OSError) as error:
+                log(f'ERROR {history.directory}: {explain(error)}')
+                status = ERROR.status
+            statuses.append(status)
+    return max(statuses)
 
 
 def refuse_form(chosen: Chosen) -> None:
@@ -7904,10 +7939,11 @@ class StatusCheck:
             runs = store.runs()
         except (TargetError, OSError) as error:
             self.found.append((1, explain(error)))
-        last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
+        last = runs.pop(name, None)
         goes_on = last and not last.ended and store.goes_on(name, last)
-        others = [run.begun for run in runs.values()]      # they may have the same status log
-        if logged and not goes_on and logged.begun not in others:
+        # Others may have the same status log, as runs of some of the VMs do.
+        logged = last_logged(config.settings.status_log, [run.begun for run in runs.values()])
+        if logged and not goes_on:
             last = max(filter(None, (logged, last)), key=lambda run: run.ended or run.begun)
         if not last:
             return
@@ -8347,13 +8383,17 @@ def help_text(topic: str, program: str) -> str:
     return text.format(program=program, name=basename(program), version=VERSION, commands=commands)
 
 
-def value_text(text: str) -> str:
-    """Return what to write into a config file for a value."""
-    with suppress(ValueError):
-        if unquoted(text) == (text, ''):
-            return text
-    quote = "'" if '"' in text else '"'                # no value of a config file has both
-    return quote + text + quote
+def value_text(key: Key, config: Config) -> str:
+    """Return what a config file says for a value, wherever it is read. Raise ConfigError."""
+    value, place = config.given[key.name]
+    if CONVERSIONS.get(key.name) is absolute:
+        value = portable(getattr(config.settings, key.name))
+    if not search('[\r\n\ud800-\udfff]', value):       # such as a byte that is no UTF-8
+        for text in value, f'"{value}"', f"'{value}'":
+            with suppress(ValueError):
+                if unquoted(text)[0] == value:
+                    return text
+    raise ConfigError(f'no config file can hold this: {key.name}={value} ({place})')
 
 
 def config_text(config: Config, program: str) -> str:
@@ -8363,12 +8403,11 @@ def config_text(config: Config, program: str) -> str:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         default = key.default or 'empty'
         allowed = f'; allowed: {key.allowed}' if key.allowed else ''
-        value, place = config.given[key.name]
-        name = key.name
-        if not config.path and place == 'default':
-            name = key.name if key.name in SHOWN_KEYS else '#' + key.name
-            value = SHOWN_KEYS.get(key.name, value)
-        text += f'\n{meaning}# (default: {default}{allowed})\n{name}={value_text(value)}\n'
+        name, value = key.name, value_text(key, config)
+        if not config.path and config.given[name][1] == 'default':
+            value = SHOWN_KEYS.get(name, value)
+            name = name if name in SHOWN_KEYS else '#' + name
+        text += f'\n{meaning}# (default: {default}{allowed})\n{name}={value}\n'
     rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)
     return text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES)
 
@@ -8377,7 +8416,9 @@ def run_config(line: CommandLine) -> int:
     """The command `config`; return the exit status. Raise ConfigError."""
     config = read_config(line.path, line, announce=False)
     refuse_mistakes(config)
-    Console.current.write(config_text(config, 'VmBackup.py'))
+    text = config_text(config, 'VmBackup.py')
+    Console.current.stream = Console.current.output
+    Console.current.write(text)
     return SUCCESS.status
 
 
@@ -8574,6 +8615,8 @@ def perform(words: Texts, program: str, console: Console) -> int:
             return ERROR.status if topic == 'usage' else SUCCESS.status
         if ''.join(words).lower() == 'config':
             words = ['config']
+        if words[0] == 'config':                       # which goes into a file
+            console.stream = console.errors
         line = parse_words(words)
         console.quiet = bool(line.options.get('quiet'))
         console.begin(line.command)
