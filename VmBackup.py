@@ -7306,29 +7306,24 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
     if plan.errors:
         log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
-    log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
     uuids = {rule.word for rule in only if rule.kind == 'uuid'}
     for history in histories if uuids else ():
         owned = uuids & {history.last_owner().uuid}
         if any(backup.outcome == 'good' and backup.manifest.uuid in owned
                for backup in history.completed()):
             pruning.vms |= owned
-    if not (only or pruning.pool):
-        return [(job, history, True) for job, history in chosen]
-    found, vain = [], [str(rule) for rule in only]
-    for job, history in chosen:
-        let_go = pruning.let_go(history)
-        by_rules = False
-        for rule in only:
-            named = chooses(rule, job.vm)
-            by_rules = by_rules or named
-            if str(rule) in vain and (named or rule.word in {
-                    backup.manifest.uuid for backup in let_go}):
-                vain.remove(str(rule))
-        if by_rules or let_go:
-            found.append((job, history, by_rules))
-    if vain or not found:
-        chosen_by = ' '.join(vain) or f'pool={pruning.pool}'
+    wanted = [] if pruning.pool else histories
+    if only:
+        pairs, plan = select_histories(histories, config)
+        wanted = [history for _, history in pairs]
+    for text in plan.errors:
+        if not any(uuid in text.lower() for uuid in pruning.vms):
+            raise UsageError(text.partition(' ')[2])
+    log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
+    found = [(job, history, history in wanted) for job, history in chosen
+             if history in wanted or pruning.let_go(history)]
+    if not found:
+        chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
                          f'{chosen_by} chooses')
     return found
@@ -7451,15 +7446,6 @@ class Sources:
                 raise TargetError('it has no marker: the record of a failure, not a backup: '
                                   + path)
         return self.of_backup(backup)
-
-    def chosen(self) -> Histories:
-        """Return the directories of the VMs that vm= chooses. Raise UsageError, TargetError."""
-        self.store.check(False)
-        pairs, plan = select_histories(self.store.stocked(), self.config)
-        log(*plan.messages)
-        for text in plan.errors:
-            raise UsageError(text.partition(' ')[2])
-        return [history for _, history in pairs]
 
     def of_backup(self, backup: Backup) -> Chosen:
         """Return the archive or image of a backup. Raise TargetError unless it is one."""
@@ -7720,28 +7706,31 @@ class Restorer(Importer):
 def run_restore(line: CommandLine) -> int:
     """The command `restore`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line)
-    if bool(line.word) == bool(line.only):
-        raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=)')
-    date = line.options['date']
+    if bool(line.word) == bool(line.only) or line.only and line.options['name']:
+        raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=, '
+                         'without name=)')
+    date, store = line.options['date'], sources.store
     if line.word:
         chosen = sources.find(selector(line.word).text, date)
         refuse_form(chosen)
         with Pool.connect(line) as pool:
             return Restorer(pool, sources, line.options).run(chosen)
-    histories, statuses = sources.chosen(), []
-    if line.options['name'] and len(histories) > 1:
-        raise UsageError(f'name= does not apply to several VMs: {len(histories)} are chosen')
+    store.check(False)
+    pairs, plan = select_histories(store.stocked(), sources.config)
+    log(*plan.messages)
+    for text in plan.errors:
+        raise UsageError(text.partition(' ')[2])
+    worst = ERROR.status if plan.failures else SUCCESS.status
     with Pool.connect(line) as pool:
-        for history in histories:
+        for _, history in pairs:                       # one that fails stops none of the others
             check_signals()
             try:
                 chosen = sources.of_backup(sources.newest([history], date))
-                status = Restorer(pool, sources, line.options).run(chosen)
+                worst = max(worst, Restorer(pool, sources, line.options).run(chosen))
             except (VmBackupError, OSError) as error:
                 log(f'ERROR {history.directory}: {explain(error)}')
-                status = ERROR.status
-            statuses.append(status)
-    return max(statuses)
+                worst = ERROR.status
+    return worst
 
 
 def refuse_form(chosen: Chosen) -> None:
