@@ -251,10 +251,9 @@ class VmBackupError(Exception):
     """A sentence for the administrator; `code`, xapi's or ours, says to the program what it was."""
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
-    def __init__(self, text: str, code: str = '', details: Texts = ()) -> None:
+    def __init__(self, text: str, code: str = '') -> None:
         super().__init__(text)
         self.code = code
-        self.details = details     # xapi's code and what it tells with it
 
 
 class UsageError(VmBackupError):
@@ -1206,9 +1205,8 @@ class Selection:
                         self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
                                             f'({rule.where})')
                 continue
-            others = names - {rule.text}
-            if rule.keep is not None and rule.kind == 'name' and others != names:
-                if not any(matches(rule.word, name) for name in others):
+            if rule.keep is not None and rule.kind == 'name' and rule.text in names:
+                if not any(matches(rule.word, name) for name in names - {rule.text}):
                     rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
             for vm in filter(self.is_wanted, found):
@@ -1396,7 +1394,7 @@ class Aged(NamedTuple):
     protected: bool = False
 
 
-PERIODS = {                    # what the times in one have in common; weeks are those of ISO 8601
+PERIODS = {                    # what times in one share; a week begins on Monday (ISO 8601)
     'hourly': '%Y%m%d%H', 'daily': '%Y%m%d', 'weekly': '%G%V', 'monthly': '%Y%m', 'yearly': '%Y'}
 PROTECTED = 'protected'        # why a backup is kept; the file in it that says so
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
@@ -1442,7 +1440,7 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
 
 
 def policy_of(settings: Any, job: Job) -> Policy:
-    """Return how many backups of a VM to keep."""
+    """Return how many backups of a VM each rule keeps."""
     return {'last': job.keep, **{name: getattr(settings, 'keep_' + name) for name in PERIODS}}
 
 
@@ -1587,9 +1585,8 @@ class Watchdog:
 
 class Signals:
     """Handles SIGTERM, SIGINT, SIGHUP in a thread, as the main one may hang; cuts that."""
-    current = None             # type: Signals     # those that this process handles
     running = set()            # type: Set[Popen]   # all children
-    starting = Lock()    # held until one is among them
+    starting = Lock()          # held until one is among them
     received = 0
     at_once = True             # until something is begun in the pool that must be finished
     logging_in = False         # a login that nobody awaits would stay in xapi
@@ -1693,7 +1690,7 @@ class Signals:
         self.check()
 
 
-Signals.current = Signals()
+Signals.current = Signals()        # those that this process handles
 
 
 def check_signals() -> None:
@@ -1884,31 +1881,30 @@ class Xe:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
 
-    def tell(self, verb: str, **parameters: Any) -> str:
+    def tell(self, verb: str, **parameters: str) -> str:
         """Run a command that changes the pool; return its output. Raise CommandFailed."""
         return decoded(self.issue(verb, parameters))
 
     def transfer(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
-                 **parameters: Any) -> str:
+                 **parameters: str) -> str:
         """Run a command that writes or reads a file, the one `at` a path if given, with a packer or
         fed (see `run`), while it moves; a signal ends it. Return its output; status 0 does not
         prove that an export made a file (xapi: cli_operations.ml, download_file)."""
         return decoded(self.issue(verb, parameters, at=at, cuttable=True, watchdog=watchdog,
                                   packer=packer))
 
-    def issue(self, verb: str, parameters: Record, logged: bool = True,
+    def issue(self, verb: str, parameters: Strings, logged: bool = True,
               at: str = '', **how: Any) -> bytes:
-        """Log and run a command: True becomes true, and new_name becomes new-name. Return its
-        output; raise CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml),
-        but 0 after an export that failed (xapi: cli_operations.ml)."""
+        """Log and run a command, in which new_name becomes new-name. Return its output; raise
+        CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml), but 0 after an
+        export that failed (xapi: cli_operations.ml)."""
         argv = [self.program, verb]
         given = argv[:]
         for name, value in parameters.items():
-            text = str(value).lower() if isinstance(value, bool) else value
             if ':' not in name:                        # else it has a key of a map
                 name = name.replace('_', '-')
-            argv.append(f'{name}={text}')
-            given.append(f'{name}={at if at and name.startswith("file") else text}')
+            argv.append(f'{name}={value}')
+            given.append(f'{name}={at if at and name.startswith("file") else value}')
         if search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
         if logged:
@@ -2024,8 +2020,8 @@ class Answer(dict):
 
 
 def checked(method: str, answer: Any, is_record: bool = True) -> Answer:
-    """Return an object's record, each of which has a uuid, or else what is by reference. Raise
-    PoolError for an answer that is none."""
+    """Return what a method answers: an object's record, which has a uuid, or something by
+    reference. Raise PoolError for anything else."""
     if not isinstance(answer, dict) or is_record and 'uuid' not in answer:
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
     return Answer(answer)
@@ -2090,7 +2086,7 @@ class Pool:
                 raise PoolError(f'{error} ({line.doubt})')
             if error.code != 'HOST_IS_SLAVE':
                 raise
-            master = error.details[1]
+            master = error.__cause__.details[1]
             if master.count(':') > 1 and not master.startswith('['):
                 master = f'[{master}]'                 # an IPv6 address
             pool = cls(f'https://{master}/', password)
@@ -2132,13 +2128,13 @@ class Pool:
         import ssl
         import xmlrpc.client
         import XenAPI
-        details, code = [], ''     # type: List[str], str
+        cause, code = None, ''     # type: Any, str
         try:
             return self.session.xenapi_request(method, arguments)
         except XenAPI.Failure as failure:
-            details = [str(detail) for detail in failure.details]
-            words = ' '.join(details)
-            code = details[0]
+            cause = failure
+            words = ' '.join(map(str, failure.details))
+            code = str(failure.details[0])
         except xmlrpc.client.ProtocolError as error:   # its text has the password
             words = f'HTTP {error.errcode} {error.errmsg}'
         except (socket.timeout, ssl.SSLError, xmlrpc.client.Error, ValueError,
@@ -2150,7 +2146,7 @@ class Pool:
         if 'CERTIFICATE_VERIFY_FAILED' in words:
             words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
         what = 'login at ' + self.shown if method == 'login_with_password' else method
-        raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code, details)
+        raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
     def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
         """Return the records of a class, by reference. One call."""
@@ -4779,8 +4775,8 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     empty filename= stands for standard output (xapi: xe-cli/newcli.ml)."""
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
-            archive = xe.issue('vm-export', dict(metadata=True, uuid=vm.uuid, filename=''), False,
-                               cuttable=True)
+            archive = xe.issue('vm-export', dict(metadata='true', uuid=vm.uuid, filename=''),
+                               logged=False, cuttable=True)
             break
         except CommandFailed as error:
             if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
@@ -5087,7 +5083,7 @@ class Remover(NamedTuple):
                                  self.pool.where('VM', 'uuid', [intent.uuid]), held)
             # snapshot-uninstall does it whether it is still a template or not.
             verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
-            log(*self.xe.tell(verb, uuid=intent.uuid, force=True).splitlines())
+            log(*self.xe.tell(verb, uuid=intent.uuid, force='true').splitlines())
             disks = self.disks(intent)
             if not intent.disks or any(disk.vbds for disk in disks):
                 self.check_gone(intent)
@@ -5408,7 +5404,7 @@ class Exporter:
             for found in self.pool.snapshots('VDI', [disk.vdi_ref for disk in self.others]):
                 if found.ref in self.intent.disks:
                     self.xe.tell('vdi-destroy', uuid=found.uuid)
-        self.xe.tell('template-param-set', is_a_template=False, ha_always_run=False, uuid=uuid,
+        self.xe.tell('template-param-set', is_a_template='false', ha_always_run='false', uuid=uuid,
                      **mark)
 
     def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
@@ -5618,9 +5614,9 @@ class Importer:
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
-        words = {'sr_uuid': target.sr['uuid']}     # type: Record
+        words = {'sr_uuid': target.sr['uuid']}
         if target.preserve:
-            words['preserve'] = True
+            words['preserve'] = 'true'
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
                             'restored', path, bounded(path, size_of, path))
         watchdog.pieces = archive_for_import(path, target.name, mark, readers)
@@ -7691,7 +7687,7 @@ class Restorer(Importer):
                 drop_leaked_vbds(self.pool, xe, made.vms, made.disks, 'RW')
             if target.attach:
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
-                        mode='RW', type='Disk', bootable=False)
+                        mode='RW', type='Disk', bootable='false')
         kind = 'VM' if chosen.form == '.xva' else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})')
         if self.options['start']:

@@ -317,9 +317,9 @@ class XePrograms(ProgramCase):
         return [TIME_STAMP.sub('', line) for line in text.splitlines()]
 
     def test_words_are_spelt_as_xe_wants_them(self):
-        self.assertEqual('vm-snapshot uuid=1 new-name-label=RESTORE a force=true x=false', self.xe(
-            'echo "$@"').tell('vm-snapshot', uuid='1', new_name_label='RESTORE a', force=True,
-                              x=False))
+        self.assertEqual('vm-snapshot uuid=1 new-name-label=RESTORE a other-config:x_y=z', self.xe(
+            'echo "$@"').tell('vm-snapshot', uuid='1', new_name_label='RESTORE a',
+                              **{'other-config:x_y': 'z'}))
 
     def test_commands_that_change_something_are_numbered_and_those_that_ask_are_not(self):
         xe = self.xe('echo said')
