@@ -1571,10 +1571,9 @@ class Watchdog:
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
-            share = share or done / self.expected
+            share = share or min(done / self.expected, 1)
         text += f', {human_size(rate)}/s: {self.name}'
         if share > 0.001:
-            share = min(share, 1)
             left = timedelta(seconds=int(seconds / share - seconds))
             text = f'{100 * share:.0f} %, {left} left, {text}'
         Console.current.show(text)
