@@ -8401,7 +8401,6 @@ def run_config(line: CommandLine) -> int:
     config = read_config(line.path, line, announce=False)
     refuse_mistakes(config)
     text = config_text(config, 'VmBackup.py')
-    Console.current.stream = Console.current.output
     Console.current.write(text)
     return SUCCESS.status
 
