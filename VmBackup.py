@@ -3622,8 +3622,8 @@ class Catalogue:
     def restores(self) -> Strings:
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         with suppress(OSError):                        # `check` will tell
-            names = bounded(f'backup_dir {self.root}', names_in, self.root)
-            return {name[9:-5]: f'{self.root}/{name}' for name in sorted(names)
+            names = sorted(bounded(f'backup_dir {self.root}', names_in, self.root))
+            return {name[9:-5]: f'{self.root}/{name}' for name in names
                     if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
         return {}
 
@@ -3774,15 +3774,12 @@ class NewBackup(Backup):
     def complete(self, document: Record, large: bool) -> Sizes:
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         sizes = {}             # type: Sizes
-        directories = set()    # type: Set[str]
         for name in sorted(self.files()):
             if name != INTENT:
                 path = self.file(name)
                 sync(path)
+                sync_directory(dirname(path))
                 sizes[portable(name)] = size_of(path)
-                directories.add(dirname(path))
-        for directory in directories:
-            sync_directory(directory)
         check_held(self.path)
         manifest = dict(document, number=self.manifest.number, files=sizes)
         check_readable(manifest)
