@@ -106,7 +106,7 @@ class OneHostileName(PoolCase):
                     ['bash', '-c', "printf '%s\\0' " + line.replace('||', '')], timeout=LIMIT,
                     stdout=subprocess.PIPE, check=True, cwd=self.directory
                 ).stdout.decode('utf-8').split('\0')
-        for word in ('restore=' + file, 'filename=' + file,
+        for word in (file, 'filename=' + file,
                      'name-label=' + VmBackup.label_part(NAME)):
             self.assertIn(word, words)
         self.assertFalse(os.path.exists(self.at('pwned')))

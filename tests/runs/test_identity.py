@@ -200,7 +200,7 @@ class Told(IdentityCase):
         restore = 'from=' + self.backups, 'preview'
         twin = 'web~' + second[:8]
         done = self.command(2, 'password', 'restore=web', *restore)
-        self.assertRegex(done.output, 'more than one VM of that name .choose one, restore=uuid:UUID'
+        self.assertRegex(done.output, 'more than one VM of that name .choose one, restore uuid:UUID'
                          ', or by its directory.: %s .%s/web, newest .*, %s .%s/%s, newest ' % (
                              self.first, self.backups, second, self.backups, twin))
         for word, name in ((twin, twin), (self.backups + '/web', 'web'), (self.first, 'web'),
