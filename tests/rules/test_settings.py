@@ -1,11 +1,21 @@
 """Settings: config files, command lines, and texts."""
 
+import io
 import os
+import shutil
+import tempfile
 import unittest
 
 import VmBackup
 from tests import ROOT
+from tests.faults.faulting import full
 from tests.tools.support import PoolCase
+
+try:
+    import hypothesis
+    from hypothesis import strategies as st
+except ImportError:
+    hypothesis = None
 
 # Each key: its default, {text: meaning} of what is taken, and what is not.
 KEYS = {
@@ -242,6 +252,116 @@ class Files(PoolCase):
         self.assertEqual(({}, ()), (config.errors, config.unexpected))
         self.assertEqual(['exclude', 'vdi-export', 'vm-export'],
                          sorted({rule.method for rule in config.rules}))
+
+
+ODD_LINES = {                          # of a config: what a command of it has to mean, too
+    'keys': ['keep_last=0', 'keep_daily=7', 'compress=ZSTD', 'min_free=10%',
+             'mail_to=a@b, c@d ,', 'mail_helo=[10.0.0.5]', 'vdi_disks= xvda , XVDC'],
+    'quotes': ['mail_smtp_user="a \'b\' #c"', "hook='/x \"y\" ;z'", 'mail_smtp_server="x":5 # y',
+               'report_file="  "', 'status_log="/a b " ; c', "mail_from='a@b'"],
+    'marks': ['mail_smtp_user=a#b;c = d', 'hook=/x;y #z', 'backup_dir=/a=b', 'mail_smtp_server==',
+              'backup_dir_pattern="#%Y-%m-%d %H=%M;%S"', 'mail_smtp_user=a"b\'c'],
+    'blanks': [' max_backups \t=\xa03\x0b', 'mail_smtp_user="\xa0a\u3000"',
+               'mail_smtp_user=\x1b[2J\x7f\x85\u2028', 'mail_smtp_server=" "'],
+    'empty': ['min_free=', 'hook=', "mail_to=''", 'mail_smtp_user=', 'keep_last=""'],
+    'alphabets': ['backup_dir=/é/e\u0301/名前/\U0001f4be', 'mail_smtp_user=Ωשﺍ\u200e'],
+    'relative': ['backup_dir=b k', 'status_log=../x/./s.log', 'hook=~/h', 'report_file=r;#',
+                 'mail_smtp_password_file="p #"'],
+    'duplicates': ['max_backups=1', 'max_backups=2 # two', 'vm-export=a', 'vm-export=a:2'],
+    'rules': ['exclude=#a', 'vm-export=[x]', 'vm-export=; b', 'vdi-export="c" #', 'vm-export==',
+              'exclude-disk=[NOBAK]', 'exclude-disk= # d', 'vm-export=tag: t :3', 'exclude=',
+              'vm-export=UUID:1', 'vdi-export=uuid:ABCDEF00-0000-4000-8000-000000000000',
+              'vm-export=db:2', 'exclude=.*\xa0', 'vm-export=(é|[^a])+$', 'vm-export=max_backups=2',
+              "exclude-disk='a' 'b", 'vm-export=', 'vdi-export=a:b:', 'vm-export=\u2028\x0c'],
+}
+
+
+class Printed(unittest.TestCase):
+    """`config FILE` prints a config that gives the same night, wherever it is read."""
+
+    def setUp(self):
+        self.place = tempfile.mkdtemp(prefix='vmbackup-test-')
+        self.addCleanup(shutil.rmtree, self.place)
+        self.path = os.path.join(self.place, 'mine.cfg')
+
+    def printed(self, data, *keys):
+        """(Config, text printed for it) of a file with such bytes, None for a mistake in it."""
+        with open(self.path, 'wb') as stream:
+            stream.write(data)
+        output, errors = io.BytesIO(), io.BytesIO()
+        status = VmBackup.perform(['config', self.path, *keys], 'VmBackup.py',
+                                  VmBackup.Console(output, errors))
+        if status:
+            self.assertEqual((2, b''), (status, output.getvalue()))
+            self.assertRegex(errors.getvalue(), b'ERROR')
+            return None
+        line = VmBackup.parse_words(['config', self.path, *keys])
+        return VmBackup.read_config(self.path, line, announce=False), output.getvalue()
+
+    def assert_same(self, data, *keys):
+        """What is printed for it means the same, and is printed for itself; return the Config."""
+        found = self.printed(data, *keys)
+        if found is None:
+            return None
+        config, text = found
+        here = os.getcwd()
+        os.chdir('/')                                  # relative paths are no longer
+        try:
+            again, twice = self.printed(text)
+        finally:
+            os.chdir(here)
+        self.assertEqual((config.settings, text), (again.settings, twice))
+        self.assertEqual(*[[rule._replace(where='') for rule in each.rules]
+                           for each in (config, again)])
+        lines = text.decode('utf-8').split('\n')
+        for key in VmBackup.KEYS:
+            self.assertEqual(1, len([line for line in lines if line.startswith(key.name + '=')]))
+        return config
+
+    def test_a_config_of_every_kind_is_read_back_the_same(self):
+        for kind, lines in ODD_LINES.items():
+            for end, head in ('\n', ''), ('\r\n', '\ufeff'), ('\r', ''):
+                with self.subTest(kind, end=end):
+                    config = self.assert_same((head + end.join(lines) + end).encode('utf-8'))
+                    self.assertTrue(config)
+                    for line in lines if end == '\n' else ():
+                        self.assertTrue(self.assert_same(line.encode('utf-8'), 'parallel=2',
+                                                         'hook=' + kind))
+        config = self.assert_same(b'extra=1\nvm-export=a', 'ignore_extra_keys', 'max_backups=3',
+                                  'mail_smtp_user=a b#c')
+        self.assertEqual(('3', 'a b#c'), (config.given['max_backups'][0],
+                                          config.settings.mail_smtp_user))
+
+    def test_what_no_config_can_say_or_is_wrong_prints_nothing_on_standard_output(self):
+        for data, *keys in ((b'max_backups=0',), (b'nothing=1',), (b'[x]',), (b'vm-export=\xff',),
+                            (b'hook="x',), (b'', 'mail_smtp_user=a\nb'), (b'', 'parallel=x'),
+                            (b'', 'mail_smtp_user=a\rb'), (b'', 'backup_dir=/\udcff')):
+            with self.subTest(data, keys=keys):
+                self.assertIsNone(self.printed(data, *keys))
+        place = os.path.join(self.place, 'x\' #"y')
+        os.mkdir(place)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(place)
+        self.assertIsNone(self.printed(b'backup_dir=b'))
+
+    @unittest.skipUnless(hypothesis, 'needs the package hypothesis')
+    def test_so_are_those_that_hypothesis_makes_up(self):
+        hypothesis.configuration.set_hypothesis_home_dir(self.place)
+        names = [key.name for key in VmBackup.KEYS] + list(VmBackup.METHODS)
+        text = st.text(st.characters(blacklist_categories=['Cs'], blacklist_characters='\0\r\n'),
+                       max_size=6)
+        pieces = st.sampled_from(['"', "'", ' #', ' ;', '=', ' ', '\xa0', ':3', 'tag:', '/a', '..',
+                                  '[', '1', 'yes', 'True', 'a@b', ',', '%Y%m%d%H%M%S', '\\'])
+        values = st.lists(pieces | text, max_size=5).map(''.join)
+        lines = st.lists(st.tuples(st.sampled_from(names), values), max_size=6)
+        hypothesis.settings(deadline=None, database=None, derandomize=not full(),
+                            max_examples=3000 if full() else 300)(hypothesis.given(lines)(
+                                self.assert_lines_same))()
+
+    def assert_lines_same(self, lines):
+        """Those of a config that can be used are printed so that they mean the same."""
+        good = ['%s=%s' % each for each in lines if not parsed('%s=%s' % each).errors]
+        self.assert_same('\n'.join(good).encode('utf-8'))
 
 
 class CommandLines(PoolCase):
