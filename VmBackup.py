@@ -831,7 +831,7 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
-OF_ALL_VMS = {'pool_db_backup': '0', 'report_file': ''}    # so with vm=, unless asked for with it
+OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'))    # with vm=
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
@@ -877,7 +877,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 notes.append('***NOTE - ignored ' + remark)
             else:
                 unexpected.append('***ERROR unexpected ' + remark)
-    given.update((name, (text, 'default')) for name, text in OF_ALL_VMS.items() if line.only)
+    given.update(OF_ALL_VMS if line.only else {})
     given.update((name, (text, 'command line')) for name, text in line.keys.items())
     for key in KEYS:
         for text, place in ((key.default, 'default'), given[key.name]):
@@ -5747,28 +5747,24 @@ class StatusLog:
         return self.begun
 
 
-def last_logged(path: str, others: Texts) -> Optional[LastRun]:
-    """Return this host's last run in a status log, also of 3.25, but for others by their begins,
-    without a process; None without any. If the log was rotated meanwhile, it seems to have begun
-    when it ended."""
+def last_logged(path: str) -> Optional[LastRun]:
+    """Return this host's last run in a status log, also of 3.25, without a process; None without
+    any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
     ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
     bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
-        while True:
-            lines = findall(ours, log, MULTILINE)
-            ended, token, counts = lines[-1]
-            first, before, _ = lines[-2:][0]
-            if before or not token:
-                first = ended
-            begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
-                            for when in (first, ended)]
-            if begun not in others:
-                failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
-                return LastRun(begun, '', '', token and ended, f'{token} {counts}',
-                               abbreviate([f'{name} ({word})' for word, name in failed]))
-            log = log[:log.rindex(first + ',vmbackup.py,')]
+        lines = findall(ours, log, MULTILINE)
+        ended, token, counts = lines[-1]
+        begun, before, _ = lines[-2:][0]
+        if before or not token:
+            begun = ended
+        begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
+                        for when in (begun, ended)]
+        failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
+        return LastRun(begun, '', '', token and ended, f'{token} {counts}',
+                       abbreviate([f'{name} ({word})' for word, name in failed]))
     return None
 
 
@@ -7712,17 +7708,15 @@ def run_restore(line: CommandLine) -> int:
     log(*plan.messages)
     for text in plan.errors:
         raise UsageError(text.partition(' ')[2])
-    worst = ERROR.status if plan.failures else SUCCESS.status
+    failed, statuses = list(plan.failures), []     # type: List[Any], List[int]
     with Pool.connect(line) as pool:
-        for _, history in pairs:                       # one that fails stops none of the others
+        for _, history in pairs:
             check_signals()
-            try:
+            with tolerating(failed, f'ERROR {history.directory}'):
                 chosen = sources.of_backup(sources.newest([history], date))
-                worst = max(worst, Restorer(pool, sources, line.options).run(chosen))
-            except (VmBackupError, OSError) as error:
-                log(f'ERROR {history.directory}: {explain(error)}')
-                worst = ERROR.status
-    return worst
+                statuses.append(Restorer(pool, sources, line.options).run(chosen))
+    log(*failed[len(plan.failures):])
+    return ERROR.status if failed else max(statuses)
 
 
 def refuse_form(chosen: Chosen) -> None:
@@ -7920,11 +7914,11 @@ class StatusCheck:
             runs = store.runs()
         except (TargetError, OSError) as error:
             self.found.append((1, explain(error)))
-        last = runs.pop(name, None)
+        last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
-        # Others may have the same status log, as runs of some of the VMs do.
-        logged = last_logged(config.settings.status_log, [run.begun for run in runs.values()])
-        if logged and not goes_on:
+        # Others may have the same status log, as runs of some of the VMs have.
+        others = [run.begun for run in runs.values()]
+        if logged and not goes_on and logged.begun not in others:
             last = max(filter(None, (logged, last)), key=lambda run: run.ended or run.begun)
         if not last:
             return

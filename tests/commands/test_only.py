@@ -122,17 +122,12 @@ class Only(SavedCase):
         self.config_file = self.config(*LINES, report_file=report, pool_db_backup=1)
         self.command(2, 'local', self.config_file)
         night, told = self.tree(), self.read(report)
-        records = [name for name in os.listdir(self.backups) if name.startswith('.run-')]
         for word in 'backup', 'local':
             self.command(0, word, self.config_file, 'vm=web', 'max_backups=1')
             self.assertEqual(night, self.tree(), 'but for dates: a third one went')
             self.assertEqual((2, told), (len(self.dated('web')), self.read(report)))
-            while word == 'backup':    # with its record and, as if it had made none, without
-                self.assertRegex(self.command(2, 'status', self.config_file).output,
-                                 'last run, of [-0-9: ]+: ERROR S:5 W:0 E:1')
-                if not records:
-                    break
-                os.unlink(os.path.join(self.backups, records.pop()))
+            self.assertRegex(self.command(2, 'status', self.config_file).output,
+                             'last run, of [-0-9: ]+: ERROR S:5 W:0 E:1')
         self.command(0, 'backup', self.config_file, 'vm=web', 'pool_db_backup=1',
                      'report_file=' + self.at('mine.json'))
         self.assertEqual(['web'], [vm['name'] for vm in json.loads(self.read('mine.json'))['vms']])
