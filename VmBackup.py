@@ -233,6 +233,7 @@ Pair = Tuple[str, str]
 DiskId = Pair                  # uuid and device
 DiskIds = Sequence[DiskId]
 Sizes = Dict[str, int]         # bytes by names
+Pieces = Iterator[bytes]       # of what a file holds, one after the other
 Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
@@ -1310,12 +1311,13 @@ class DiskChoice(NamedTuple):
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
 
-    def reason(self, vm: str, device: str, name: str, uuid: str) -> str:
-        """Return why a disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
-        if self.honour_nobak and NOBAK in name:
+    def reason(self, vm: str, disk: Any) -> str:
+        """Return why a Disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
+        if self.honour_nobak and NOBAK in disk.name:
             return NOBAK
         for pattern in self.excludes:
-            if pattern == uuid or matches(pattern, name) or matches(pattern, f'{vm}/{device}'):
+            if pattern == disk.vdi['uuid'] or matches(pattern, disk.name) or (
+                    matches(pattern, f'{vm}/{disk.device}')):
                 return f'exclude-disk={pattern}'
         return ''
 
@@ -1973,6 +1975,9 @@ class Marked(NamedTuple):
     networks: Records
 
 
+Snapshots = Sequence[Snapshot]
+
+
 @contextmanager
 def unless_gone() -> Context:
     """Allow calls about an object that may be gone from the pool by now."""
@@ -2214,7 +2219,7 @@ class Pool:
         return [{**vif, 'network_name_label': self.field('network', vif['network'])}
                 for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
-    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> List[Snapshot]:
+    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> Snapshots:
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
         found = []
         for ref, record in self.where(kind, field, values).items():
@@ -2307,7 +2312,7 @@ class Pool:
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
-    def progress(self, word: str, others: Texts = ()) -> Dict[str, float]:
+    def progress(self, word: str, others: Iterable[str] = ()) -> Dict[str, float]:
         """Return which share of their work pending tasks have done, by reference, that carry a word
         in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
         25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
@@ -4121,7 +4126,7 @@ LARGEST_METADATA = 1 << 24     # bytes of a VM's metadata, which may tell of its
 DEEPEST = 100              # elements of XML within each other; xapi writes about 15
 LAST = '~'                 # begins the id of a disk that is to come after all others
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
-SUMS = {'.xxhash': 16, '.checksum': 40}    # hex digits: XXH64 since xapi 1.170, SHA-1 before
+SUMS = {16: '.xxhash', 40: '.checksum'}    # by hex digits: XXH64 since xapi 1.170, SHA-1 before
 
 
 class Proof(NamedTuple):
@@ -4139,8 +4144,8 @@ def xxh64_function() -> Optional[Callable]:
         import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
         function.restype = ctypes.c_uint64
-        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)
-        return lambda data: function((ctypes.c_char * len(data)).from_buffer(data), len(data), 0)
+        return lambda data: function((ctypes.c_char * len(data)).from_buffer(data),
+                                     ctypes.c_size_t(len(data)), ctypes.c_uint64(0))
     with suppress(ImportError):
         import xxhash
         return xxhash.xxh64_intdigest
@@ -4161,7 +4166,7 @@ def damaged_if_malformed() -> Context:
         raise Damaged('it does not describe a VM as xapi does')
 
 
-def parse_xml(pieces: Iterator[bytes], root: str, unpacker: Any = None) -> None:
+def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = ParserCreate()
@@ -4201,8 +4206,7 @@ def xmlrpc_value(ova: bytes) -> Record:
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
     known = unpacker.dispatch
     unpacker.dispatch = {tag: known[tag] for tag in (
-        'array', 'base64', 'boolean', 'dateTime.iso8601', 'double', 'name', 'params', 'string',
-        'struct', 'value')}
+        'array base64 boolean dateTime.iso8601 double name params string struct value').split()}
     unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
     unpacker.xml(None, None)                           # what the parser gives it is decoded
     parse_xml(iter([ova]), 'value', unpacker)
@@ -4244,7 +4248,7 @@ class ArchivedVm(NamedTuple):
     uuid: str
     version: Tuple[int, int]   # of the xapi that wrote it: major, minor
     disks: List[ArchivedDisk]  # in the order of the archive
-    vifs: List[Tuple[str, str, str]]   # device, name and bridge of the network
+    vifs: Sequence[Texts]      # device, name and bridge of the network
     seed: str                  # of which MAC addresses are made
     macs: Texts
     firmware: str              # and what comes with it, in words
@@ -4290,7 +4294,6 @@ class Reader:
     tail = b''                 # the content that was read last
     at = 0                     # bytes so far
     place = 0                  # bytes of the file as it is, when `position` has last looked
-    stopped = False
 
     def __init__(self, handle: int, plain: bool = False) -> None:
         import hashlib
@@ -4304,10 +4307,10 @@ class Reader:
 
     def more(self, view: memoryview) -> int:
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
-        done, got = 0, 1
-        where = self.where and self.where + ': '
+        done = 0
+        got = 1
         try:
-            while got and done < len(view) and not self.stopped:
+            while got and done < len(view):
                 got = self.stream.readinto(view[done:])
                 done += got
                 self.at += got
@@ -4319,6 +4322,7 @@ class Reader:
         except (Damaged, OSError) as error:
             if getattr(error, 'errno', EIO) != EIO:
                 raise
+            where = self.where and self.where + ': '
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
         self.tail = (self.tail + view[:done][-4096:].tobytes())[-4096:]
         return done
@@ -4329,7 +4333,7 @@ class Reader:
             raise Damaged(f'it ends at byte {self.at}, in {self.where}')
         return view
 
-    def pieces(self) -> Iterator[memoryview]:
+    def pieces(self) -> Pieces:
         """Yield what is still to be read; each piece is gone with the next."""
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
@@ -4341,11 +4345,11 @@ class Reader:
     def failed_export(self) -> str:
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
         with suppress(OSError):
-            answer = re.compile(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', DOTALL)
-            found = answer.search(self.last(4096)) or answer.search(self.tail)
-            if found:
-                words = sub(b'<[^>]*>', b' ', found.group(1))
-                return ': the export failed: ' + ' '.join(decoded(words).split())
+            for end in self.last(4096), self.tail:
+                found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
+                if found:
+                    words = sub(b'<[^>]*>', b' ', found.group(1))
+                    return ': the export failed: ' + ' '.join(decoded(words).split())
         return ''
 
     def position(self) -> int:
@@ -4357,10 +4361,9 @@ class Reader:
         return self.place
 
     def close(self) -> None:
-        """Stop whoever reads it: a thread that hangs ends with its next piece."""
+        """Stop whoever reads it: a thread that hangs gets a ValueError with its next piece."""
         self.position()
         self.handle = -1
-        self.stopped = True
         self.stream.close()
 
     def proof(self, proved: str, vm: str = '') -> Proof:
@@ -4377,7 +4380,8 @@ class Reader:
         """Read on to where something has to be; return so many bytes of it."""
         if offset < self.at:
             raise Damaged(f'{what}, at byte {offset}, is not behind what xapi writes before it')
-        self.where, data = what, bytearray(size)
+        self.where = what
+        data = bytearray(size)
         while self.at < offset:
             self.digest.update(self.fill(self.view[:offset - self.at]))
         self.digest.update(self.fill(memoryview(data)))
@@ -4386,17 +4390,17 @@ class Reader:
     def read_head(self, known: Size = None) -> Tuple[int, bytes, bytes]:
         """Return the bytes of a dynamic VHD's disk, its footer, the table of its blocks."""
         footer = self.take(0, BLOCK, 'its first footer')
-        cookie, version, header_at, size, kind, total = struct.unpack(
-            '>8s4xIQ24xQ4xII', footer[:68])
-        if (cookie, version, kind, total) != (b'conectix', 1 << 16, 3, inverted(footer, 64)):
+        cookie, version, header_at, size, kind, total = struct.unpack_from(
+            '>8s4xIQ24xQ4xII', footer)
+        if (cookie, version, kind, total) != (b'conectix', 0x10000, 3, inverted(footer, 64)):
             raise Damaged('byte 0: the footer of a dynamic VHD image was expected, or one with '
                           'another checksum')
         wanted = known or size
-        if size not in (wanted, wanted + -wanted % VHD_BLOCK):
+        if size not in (wanted, rounded_up(wanted, VHD_BLOCK)):
             raise Damaged(f'it is of a disk of {size} bytes, not of {wanted}')
         header = self.take(header_at, 1024, 'its header')
-        cookie, table_at, version, count, block, total = struct.unpack('>8s8xQ4I', header[:40])
-        if (cookie, version, block, total) != (b'cxsparse', 1 << 16, VHD_BLOCK,
+        cookie, table_at, version, count, block, total = struct.unpack_from('>8s8xQ4I', header)
+        if (cookie, version, block, total) != (b'cxsparse', 0x10000, VHD_BLOCK,
                                                inverted(header, 36)):
             raise Damaged(f'byte {header_at}: a header was expected, or one with another checksum')
         if not size <= count * VHD_BLOCK <= LARGEST_VHD + VHD_BLOCK:
@@ -4415,7 +4419,7 @@ class Reader:
                     raise Damaged(f'block {number} is not whole, as xapi writes it')
                 begin = number * VHD_BLOCK
                 yield begin, data[BLOCK:BLOCK + size - begin]
-        end = self.at + -self.at % BLOCK
+        end = rounded_up(self.at)
         if self.take(end, BLOCK, 'its last footer') != footer:
             raise Damaged(f'byte {end}: the same footer as at its beginning was expected')
         if self.read_on():
@@ -4426,6 +4430,7 @@ class Reader:
 class ArchiveReader(Reader):
     """Reads an XVA archive: a tar of ova.xml and of each disk's chunks, each with its checksum."""
     where = 'ova.xml'
+    ova_head = b''             # the header of ova.xml
     head = b''                 # the block that was read last: the header of the next member
     gaps = False               # whether chunks are left out
     hashed = True              # whether every checksum was compared
@@ -4435,20 +4440,20 @@ class ArchiveReader(Reader):
         self.head = bytes(self.take(self.at, BLOCK, self.where))
         return self.head
 
-    def read_ova(self) -> Tuple[bytes, bytes]:
-        """Read ova.xml; return its header and what it holds. Raise Damaged."""
-        head = self.read_block()
+    def read_ova(self) -> bytes:
+        """Read ova.xml; return what it holds. Raise Damaged."""
+        self.ova_head = self.read_block()
         name, size = self.member()
         if name != 'ova.xml' or not 0 <= size <= LARGEST_OVA:
             raise self.fault(f'it begins with {name} of {size} bytes, not with ova.xml')
-        ova = self.take(self.at, size + -size % BLOCK, self.where)
+        ova = self.take(self.at, rounded_up(size), self.where)
         self.check_padding(ova[size:])
         self.read_block()
-        return head, bytes(ova[:size])
+        return bytes(ova[:size])
 
     def read(self) -> Proof:
         """Read all of it; raise Damaged where it is not as it should be."""
-        _, ova = self.read_ova()
+        ova = self.read_ova()
         try:
             vm = archived_vm(ova)
         except Damaged as error:
@@ -4460,9 +4465,9 @@ class ArchiveReader(Reader):
         if name:
             raise self.fault(f'{name} belongs to no disk')
         for piece in itertools.chain([self.fill(self.view[:BLOCK])], self.pieces()):
-            more = bytes(piece).lstrip(b'\0')
-            if more or len(piece) % BLOCK:
-                raise self.fault('something follows the end', len(more) or len(piece) % BLOCK)
+            more = len(bytes(piece).lstrip(b'\0')) or len(piece) % BLOCK
+            if more:
+                raise self.fault('something follows the end', more)
         proved = 'checksums' if self.hashed else 'structure'
         # xe vm-import takes the first chunk's length for that of all.
         if self.gaps and next(disk.size for disk in vm.disks if disk.size) < CHUNK:
@@ -4496,43 +4501,41 @@ class ArchiveReader(Reader):
         last; an empty one, which keeps a connection alive, takes up a number. What is left out
         counts as whole chunks; an import fails as it takes the length of the archive's first chunk
         for that, if this is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
-        last = -1
-        offset = 0
+        expected = offset = 0          # number of the next chunk, if none is left out
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
             name, size = self.member()
             digits = match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
             number = int(digits.group(1)) if digits else -1
-            if number <= last or (last < 0 and (number or not size)):
-                wanted = f'{disk.id}/{last + 1:08d}' + (' or later' if last >= 0 else '')
+            if number < expected or (not expected and (number or not size)):
+                wanted = f'{disk.id}/{expected:08d}' + (' or later' if expected else '')
                 found = f'{name} of {size} bytes' if name else 'the end'
                 raise self.fault(f'chunk {wanted} was expected, found {found}')
-            self.gaps |= number > last + 1
-            offset += (number - last - 1) * CHUNK
+            self.gaps |= number > expected
+            offset += (number - expected) * CHUNK
             room = max(0, min(CHUNK, disk.size - offset))
             if size not in (room, 0) or not room:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
                                  f'{room} were expected')
             self.where = f'{disk.label}, chunk {name}'
             self.read_chunk(name, size)
-            last = number
+            expected = number + 1
             offset += size
 
     def read_chunk(self, name: str, size: int) -> Tuple[bytes, bytes]:
         """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header."""
-        end = size + -size % BLOCK
+        end = rounded_up(size)
         self.check_padding(self.fill(self.view[:end])[size:])
         head = self.read_block()
         found, length = self.member()
-        kind = found[len(name):]
-        if not found.startswith(name) or SUMS.get(kind) != length:
+        if length not in SUMS or found != name + SUMS[length]:
             raise self.fault(f'its checksum was expected, found {found or "the end"}')
         block = self.read_block()
         self.check_padding(block[length:])
         told = right = block[:length].decode('ascii', 'replace')
         data = self.view[:size]
         xxh64 = xxh64_function()
-        if kind == '.checksum':
+        if SUMS[length] == '.checksum':
             import hashlib
             right = hashlib.sha1(data).hexdigest()
         elif xxh64:
@@ -4546,12 +4549,17 @@ class ArchiveReader(Reader):
         return head, block
 
 
+def rounded_up(size: int, unit: int = BLOCK) -> int:
+    """Return the bytes of as many whole units as a size takes."""
+    return size + -size % unit
+
+
 def inverted(data: bytes, at: int) -> int:
     """Return the checksum of a VHD's footer or header, whose own field is there."""
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
 
 
-def zeros(size: int) -> Iterator[bytes]:
+def zeros(size: int) -> Pieces:
     """Yield so many bytes of zeros."""
     for offset in range(0, size, CHUNK):
         yield bytes(min(CHUNK, size - offset))
@@ -4572,9 +4580,9 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
     elif form == '.vhd':
         deque(reader.blocks(size), 0)      # to its end
     else:
-        root = 'database' if form == '.dump' else 'value'
         try:
-            parse_xml(map(bytes, iter(reader.read_on, b'')), root)
+            parse_xml(map(bytes, iter(reader.read_on, b'')),
+                      'database' if form == '.dump' else 'value')
         except (ExpatError, ValueError, LookupError) as error:
             raise Damaged(f'it is no well-formed XML: {error}')
     return reader.proof('structure')
@@ -4602,8 +4610,9 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
     import xmlrpc.client
-    new = {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
-           'ha_always_run': False}             # not all versions have all of them
+    new = {'VM': {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
+                  'ha_always_run': False},             # an import keeps the next: see check_unused
+           'VM_metrics': {'start_time': xmlrpc.client.DateTime('19700101T00:00:00Z')}}
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
         for each in document['objects']:
@@ -4615,10 +4624,9 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
                 for key in ('auto_poweron', OWN):
                     record['other_config'].pop(key, None)
                 record['other_config'][MARK] = mark
-            if each['class'] == 'VM_metrics':          # an import keeps it: see check_unused
-                record['start_time'] = xmlrpc.client.DateTime('19700101T00:00:00Z')
-            if each['class'] == 'VM':
-                record.update({field: new[field] for field in new if field in record})
+            for field, value in new.get(each['class'], {}).items():
+                if field in record:                    # not all versions have all of them
+                    record[field] = value
         value = search('<value>.*</value>', xmlrpc.client.dumps((document,)), DOTALL).group()
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
@@ -4643,30 +4651,31 @@ def opened(path: str, form: str) -> Iterator[Any]:
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Iterator[bytes]:
+def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Pieces:
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
     with opened(path, '.xva') as reader:
         readers.append(reader)                         # whom to ask how far it is
-        head, ova = reader.read_ova()
+        ova = reader.read_ova()
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK,
                                          archived_vm(ova).disks))
         ova = rewrite_for_import(ova, name, mark, [disk.id for disk in small])
+        head = reader.ova_head
         head = tar_header(head[:124] + b'%011o\0' % len(ova) + head[136:])
         yield head + ova + bytes(-len(ova) % BLOCK)
         moved = b''
         for disk in small:
             head = reader.head
             checksum_head, checksum = reader.read_chunk(*reader.member())
-            data = reader.view[:disk.size + -disk.size % BLOCK].tobytes()
+            data = reader.view[:rounded_up(disk.size)].tobytes()
             for each, content in (head, data), (checksum_head, checksum):
                 moved += tar_header((LAST.encode() + each)[:100] + each[100:]) + content
-        rest, reader.where = reader.head, ''
+        rest = reader.head
+        reader.where = ''
         for piece in reader.pieces():
             rest += piece
-            end = len(rest.rstrip(b'\0'))
-            end += -end % BLOCK
+            end = rounded_up(len(rest.rstrip(b'\0')))
             yield rest[:end]
             rest = rest[end:]
             if len(rest) > 2 * CHUNK:                  # a chunk is of one at most
@@ -4674,7 +4683,7 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -
         yield moved + rest[:2 * BLOCK]
 
 
-def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
+def image_pieces(path: str, form: str, size: int, whole: int) -> Pieces:
     """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
         at = 0
@@ -4696,11 +4705,10 @@ def image_pieces(path: str, form: str, size: int, whole: int) -> Iterator[Any]:
 # What a person needs to build the VM again where an import alone will not do.
 
 VM_CFG = ('name_label name_description memory_dynamic_max VCPUs_max VCPUs_at_startup os_version '
-          'orig_uuid').split()
-VBD_CFG = 'userdevice bootable mode type unpluggable empty orig_uuid'.split()
-VDI_CFG = ('name_label name_description virtual_size type sharable read_only orig_uuid '
-           'orig_sr_uuid').split()
-VIF_CFG = 'device network_name_label MTU MAC other_config orig_uuid'.split()
+          'orig_uuid')
+VBD_CFG = 'userdevice bootable mode type unpluggable empty orig_uuid'
+VDI_CFG = 'name_label name_description virtual_size type sharable read_only orig_uuid orig_sr_uuid'
+VIF_CFG = 'device network_name_label MTU MAC other_config orig_uuid'
 # Safe to be pasted into a shell, whatever the names are in it: comments and commands.
 GUIDE_HEAD = """\
 # How to restore this backup ({manifest[method]}) of the VM {vm}, begun {manifest[started]}.
@@ -4740,10 +4748,10 @@ bootable={boot} mode=RW type=Disk
 {clean}"""
 
 
-def cfg(keys: Texts, record: Record, **further: Any) -> str:
+def cfg(keys: str, record: Record, **further: Any) -> str:
     """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
     values = {'orig_uuid': record.get('uuid'), **record, **further}
-    return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys)
+    return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys.split())
 
 
 def indented(text: bytes) -> str:
@@ -4751,11 +4759,11 @@ def indented(text: bytes) -> str:
     import xml.etree.ElementTree
 
     def indent(element: Any, margin: str) -> None:
+        inner = margin + '  '
+        for child in element:
+            element.text = child.tail = inner
+            indent(child, inner)
         if len(element):
-            element.text = margin + '  '
-            for child in element:
-                indent(child, margin + '  ')
-                child.tail = margin + '  '
             child.tail = margin
 
     root = xml.etree.ElementTree.fromstring(text)
@@ -4771,7 +4779,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     empty filename= stands for standard output (xapi: xe-cli/newcli.ml)."""
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
-            archive = xe.issue('vm-export', dict(metadata='true', uuid=vm.uuid, filename=''),
+            archive = xe.issue('vm-export', {'metadata': 'true', 'uuid': vm.uuid, 'filename': ''},
                                logged=False, cuttable=True)
             break
         except CommandFailed as error:
@@ -4822,9 +4830,9 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
         disk = file.disk
         size = file.snapshot.size
         label = manifest['vm']['name']
-        values = dict(manifest=manifest, disk=disk, vm=printable(label),
-                      program=quote(abspath(sys.argv[0])),
-                      restore=quote(path), unpack='', clean='')   # type: Record
+        values = {
+            'manifest': manifest, 'disk': disk, 'vm': printable(label), 'unpack': '', 'clean': '',
+            'program': quote(abspath(sys.argv[0])), 'restore': quote(path)}    # type: Record
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
             way = GUIDE_REFUSED
@@ -4833,7 +4841,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
             label = disk.name
             form = form_of(path)
             if form == '.vhd':
-                size += -size % VHD_BLOCK
+                size = rounded_up(size, VHD_BLOCK)
             if is_packed(path):
                 values['unpack'] = f'{compression_of(path).unpack} {quote(path)}\n'
                 path = plain_name(path)
@@ -4864,7 +4872,7 @@ class Verified(NamedTuple):
 
     def in_manifest(self, known: Record) -> Record:
         """Return what a manifest is to tell of it; what it told of other files stays."""
-        return {'when': iso(now()), 'proved': self.proved, 'digests': dict(known, **self.digests)}
+        return {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
 
 
 class Verifier:
@@ -4912,7 +4920,8 @@ class Verifier:
 
     def check(self, backup: Backup) -> Verified:
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        digests, proved = {}, []
+        digests = {}           # type: Strings
+        proved = []
         for name in backup.check_archives():
             try:
                 proof = self.prove_in(backup, name)
@@ -4959,7 +4968,6 @@ class Verifier:
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
-IGNORES_DISKS = (21, 4)    # the xapi from which on vm-snapshot has ignore-vdi-uuids
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
@@ -4976,7 +4984,7 @@ def failing_as(token: str) -> Context:
     try:
         yield
     except (CommandFailed, PoolError) as error:
-        raise BackupFailed(token, str(error), error.code) from error
+        raise BackupFailed(token, str(error), error.code)
 
 
 @contextmanager
@@ -5011,39 +5019,44 @@ def in_several_tries(remove: Callable, patient: bool = False) -> None:
         sleep(pauses[number])
 
 
-def drop_leaked_vbds(pool: Pool, xe: Xe, owners: Records, disks: Iterable[str], mode: str = 'RO',
-                     sure: bool = True) -> None:
-    """Take from disks the VBDs that transfers have left (see Pool.holds). Raise VmBackupError."""
-    leaked = []                # type: List[str]
-    for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
-        sleep(pause)
-        held = pool.holds(owners, disks, mode, sure)
-        if not held:
-            return
-        for vbd, user, is_leaked in held:
-            disk, uuid = pool.record('VDI', vbd['VDI'])['uuid'], vbd['uuid']
-            if user or any(programs_with('/' + disk)):     # vhd-tool's path
-                raise PoolError(f'the disk {disk} is in use by {user or "vhd-tool"}', IN_USE)
-            if pause and not is_leaked:
-                raise VmBackupError(
-                    f'the disk {disk} has the VBD {uuid} of another VM or of a person (look at it: '
-                    f'xe vbd-param-list uuid={uuid}; to remove it: xe vbd-unplug uuid={uuid}, xe '
-                    f'vbd-destroy uuid={uuid})', NOT_OURS)
-            if pause and uuid not in leaked:
-                raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
-        leaked = [vbd['uuid'] for vbd, _, is_leaked in held if is_leaked]
-    for vbd, _, _ in held:
-        if vbd['currently_attached']:
-            xe.tell('vbd-unplug', uuid=vbd['uuid'])
-        xe.tell('vbd-destroy', uuid=vbd['uuid'])
+class Operator:
+    """Changes the pool by commands of xe, of which those for one VM are numbered."""
+    def __init__(self, pool: Pool, warnings: Warned, numbered: bool = True) -> None:
+        self.pool = pool
+        self.xe = Xe(numbered)
+        self.warnings = warnings
+
+    def drop_leaked_vbds(self, owners: Records, disks: Iterable[str], mode: str = 'RO',
+                         sure: bool = True) -> None:
+        """Take the VBDs from disks that transfers have left (Pool.holds). Raise VmBackupError."""
+        leaked = []            # type: List[str]
+        for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
+            sleep(pause)
+            held = self.pool.holds(owners, disks, mode, sure)
+            if not held:
+                return
+            for vbd, user, is_leaked in held:
+                uuid = vbd['uuid']
+                disk = self.pool.record('VDI', vbd['VDI'])['uuid']
+                if user or any(programs_with('/' + disk)):     # vhd-tool's path
+                    raise PoolError(f'the disk {disk} is in use by {user or "vhd-tool"}', IN_USE)
+                if pause and not is_leaked:
+                    raise VmBackupError(
+                        'the disk {0} has the VBD {1} of another VM or of a person (look at it: '
+                        'xe vbd-param-list uuid={1}; to remove it: xe vbd-unplug uuid={1}, xe '
+                        'vbd-destroy uuid={1})'.format(disk, uuid), NOT_OURS)
+                if pause and uuid not in leaked:
+                    raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
+                if is_leaked:
+                    leaked.append(uuid)
+        for vbd, _, _ in held:
+            if vbd['currently_attached']:
+                self.xe.tell('vbd-unplug', uuid=vbd['uuid'])
+            self.xe.tell('vbd-destroy', uuid=vbd['uuid'])
 
 
-class Remover(NamedTuple):
+class Remover(Operator):
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
-    pool: Pool
-    xe: Xe
-    warnings: Warned
-
     def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
         """Return the record of a snapshot with its uuid, and the disks of a VM's. One call."""
         intent = intent._replace(uuid=snapshot.uuid)
@@ -5056,7 +5069,7 @@ class Remover(NamedTuple):
         sources, disks = found.values()
         return intent._replace(sources=sources or intent.sources, disks=disks)
 
-    def disks(self, intent: Intent) -> List[Snapshot]:
+    def disks_of(self, intent: Intent) -> Snapshots:
         """Return which disks are there that came with a snapshot, or that it is. One call."""
         if intent.kind == 'VDI':
             return self.pool.snapshots('VDI', [intent.uuid], 'uuid')
@@ -5070,17 +5083,16 @@ class Remover(NamedTuple):
     def try_removing(self, intent: Intent, number: int, prepared: bool) -> None:
         """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
         then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common)."""
-        disks = self.disks(intent)
+        disks = self.disks_of(intent)
         if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', intent.uuid)):
             # Disks that something else has would stay (recorded: snapshot-uninstall).
             held = [disk.ref for disk in disks if len(disk.vbds) > 1]
             if held:
-                drop_leaked_vbds(self.pool, self.xe,
-                                 self.pool.where('VM', 'uuid', [intent.uuid]), held)
+                self.drop_leaked_vbds(self.pool.where('VM', 'uuid', [intent.uuid]), held)
             # snapshot-uninstall does it whether it is still a template or not.
             verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
             log(*self.xe.tell(verb, uuid=intent.uuid, force='true').splitlines())
-            disks = self.disks(intent)
+            disks = self.disks_of(intent)
             if not intent.disks or any(disk.vbds for disk in disks):
                 self.check_gone(intent)
         self.destroy(disks)
@@ -5090,13 +5102,14 @@ class Remover(NamedTuple):
         if not self.pool.is_gone(intent.kind, intent.uuid):
             raise CommandFailed(f'the snapshot {intent.uuid} is still there')
 
-    def destroy(self, disks: Sequence[Snapshot]) -> None:
+    def destroy(self, disks: Snapshots) -> None:
         """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
-        words, code = [], ''
+        words = []
+        code = ''
         for disk in disks:
             try:
                 if disk.vbds:
-                    drop_leaked_vbds(self.pool, self.xe, {}, [disk.ref])
+                    self.drop_leaked_vbds({}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
             except VmBackupError as error:
                 words.append(f'{error} (disk {disk.uuid})')
@@ -5121,7 +5134,7 @@ class Remover(NamedTuple):
                         return self.doubt(intent.kind, found, keep)
                     self.remove_found(found, intent, backup)
                     return True
-            disks = self.disks(intent)
+            disks = self.disks_of(intent)
             if not intent.noted:
                 return all([self.doubt('VDI', disk, keep) for disk in disks])
             self.check_gone(intent)
@@ -5147,10 +5160,11 @@ class Remover(NamedTuple):
                     # We may have meant to make it, and nobody has marked it: one request can make
                     # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
                     clear = self.doubt(kind, found, 'give it another name or a tag')
-                elif found.label == intent.label and intent.noted:
-                    self.warn_of(found)
-                elif found.label == intent.label and found.when >= intent.since:
-                    clear = self.doubt(kind, found, keep)
+                elif found.label == intent.label:
+                    if intent.noted:
+                        self.warn_of(found)
+                    elif found.when >= intent.since:
+                        clear = self.doubt(kind, found, keep)
             self.destroy(halves)
         return clear
 
@@ -5161,7 +5175,7 @@ class Remover(NamedTuple):
         owners = self.pool.where('VM', 'uuid', [intent.uuid])
         return any('export' in vm['current_operations'].values() for vm in owners.values()) or any(
             user for _, user, _ in self.pool.holds(
-                owners, [disk.ref for disk in self.disks(intent)], 'RO', True))
+                owners, [disk.ref for disk in self.disks_of(intent)], 'RO', True))
 
     def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
@@ -5170,11 +5184,11 @@ class Remover(NamedTuple):
         if ours != intent:
             with tolerating(self.warnings, f'cannot write the record in {backup.path}'):
                 set_intent(backup, ours)
-        end_clients([ours.uuid] + [disk.uuid for disk in self.disks(ours)], ours.process)
+        end_clients([ours.uuid] + [disk.uuid for disk in self.disks_of(ours)], ours.process)
         self.pool.await_exports(intent.kind, found.ref)
         self.remove(ours)
 
-    def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent) -> bool:
+    def is_ours(self, kind: str, found: Snapshot, new: Snapshots, intent: Intent) -> bool:
         """Return if it can only be what was meant: of a VM, the only template of then with our
         label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
         if kind == 'VM':
@@ -5201,7 +5215,7 @@ class Remover(NamedTuple):
                              'this program as far as it knows: not touched')
 
 
-class Exporter:
+class Exporter(Remover):
     """Exports a VM as an archive, or disks as images, from a snapshot of it or of its boot disk."""
     snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
     # Set by choose_source: the VM, the record of its snapshot, disks that are exported, its others,
@@ -5211,20 +5225,18 @@ class Exporter:
     ignoring = False
 
     def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: Warned) -> None:
-        self.pool = pool
-        self.xe = Xe()
+        super().__init__(pool, warnings)
         self.extension = extension
         self.archive = '.xva' in extension
         self.choice = choice
-        self.warnings = warnings
-        self.remover = Remover(pool, self.xe, warnings)
         self.kind = 'VDI' if choice.wanted == 'boot' else 'VM'     # of what gets a snapshot
         self.snapshot_token, self.prepare_token, self.export_token = (
             'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL') if self.archive else (
             'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL')
 
-    def choose(self, vm: Vm, fresh: bool = False) -> List[Disk]:
-        """Return the disks to export, by the tables unless they have to be fresh; note others."""
+    def choose(self, vm: Vm, fresh: bool = False) -> None:
+        """Choose the disks to export, by the tables unless they have to be fresh; note others."""
+        self.disks = []
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
         if wanted == 'boot':
@@ -5233,21 +5245,22 @@ class Exporter:
                 chosen = chosen or [disk for disk in disks if disk.vbd[field] == value][:1]
         else:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
-        self.left_out, kept = [], []
+        self.left_out = []
         for disk in disks:
-            why = self.choice.reason(vm.name, disk.device, disk.name, disk.vdi['uuid'])
+            why = self.choice.reason(vm.name, disk)
             if why:
                 self.left_out.append((disk, why))
             elif disk in chosen:
-                kept.append(disk)
-        refs = [disk.vdi_ref for disk in kept]
+                self.disks.append(disk)
+        refs = [disk.vdi_ref for disk in self.disks]
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
-        return kept
 
     def names(self, base: str, vm: Vm) -> Texts:
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
-        return [base + self.extension] if self.archive else [
-            self.name_of(base, disk) for disk in self.choose(vm)]
+        if self.archive:
+            return [base + self.extension]
+        self.choose(vm)
+        return [self.name_of(base, disk) for disk in self.disks]
 
     def name_of(self, base: str, disk: Disk) -> str:
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
@@ -5256,9 +5269,9 @@ class Exporter:
         return base + self.extension.replace(
             '.auto', '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd')
 
-    def remarks(self, disks: Sequence[Disk]) -> Iterator[Pair]:
+    def remarks(self) -> Iterator[Pair]:
         """Yield ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
-        for disk in disks if '.vhd' in self.extension else ():
+        for disk in self.disks if '.vhd' in self.extension else ():
             what = f'{disk.device} of {human_size(disk.size)} (set vdi_export_format=auto or raw)'
             if disk.size > LARGEST_EXPORT:
                 yield 'ERROR', f'{TOO_LARGE}: {what}'
@@ -5270,7 +5283,7 @@ class Exporter:
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
         try:
-            self.disks = self.choose(vm, choosy)       # the night is long: disks may have moved
+            self.choose(vm, choosy)                    # the night is long: disks may have moved
         except PoolError:                              # the metadata step has warned of it
             if choosy:
                 raise
@@ -5278,22 +5291,28 @@ class Exporter:
             left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
             raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: '
                                f'vdi_disks={self.choice.wanted}{left_out}')
-        for word, text in self.remarks(self.disks):
+        for word, text in self.remarks():
             if word == 'ERROR':
                 raise BackupFailed(self.export_token, text)
         there = ['boot', 'all', *(disk.device for disk in self.disks + self.others)]
         for device in self.choice.wanted.split(','):
             if device not in there:
                 log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
-        taken, before = self.disks, []     # type: List[Disk], List[str]
+        taken = self.disks
+        before = []            # type: List[str]
         if self.kind == 'VM':
-            ref, uuid, label = vm.ref, vm.uuid, 'RESTORE_' + vm.name
-            self.ignoring = self.others and self.pool.version() >= IGNORES_DISKS
-            taken = self.disks if self.ignoring else self.disks + self.others
+            ref = vm.ref
+            uuid = vm.uuid
+            label = 'RESTORE_' + vm.name
+            # From there on vm-snapshot has ignore-vdi-uuids.
+            self.ignoring = self.others and self.pool.version() >= (21, 4)
+            if not self.ignoring:
+                taken = taken + self.others
             before += vm.record['snapshots']
         else:
             disk, = self.disks
-            ref, uuid = disk.vdi_ref, disk.vdi['uuid']
+            ref = disk.vdi_ref
+            uuid = disk.vdi['uuid']
             label = 'SNAP_{}_{}'.format(vm.name, disk.name).replace(' ', '-')
         for disk in taken:
             before += disk.vdi['snapshots']
@@ -5323,7 +5342,7 @@ class Exporter:
             with tolerating(self.warnings, f'the snapshot {snapshot.uuid} was left in the pool'):
                 if not exported:
                     self.pool.await_exports(self.kind, snapshot.ref)
-                self.remover.remove(self.intent, prepared)
+                self.remove(self.intent, prepared)
                 self.snapshot_may_remain = False
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_record(backup.file(INTENT))
@@ -5351,13 +5370,13 @@ class Exporter:
             for each in self.pool.snapshots(self.kind, [intent.ref]):
                 if each.ref in intent.before:
                     if each.label == intent.label and each.uuid not in warned_of:
-                        self.remover.warn_of(each)
+                        self.warn_of(each)
                 elif each.uuid == uuid:
                     made = each
             if not made:
                 self.write_intent(backup, intent)
                 raise CommandFailed('xe printed no uuid of a snapshot that is new')
-            self.write_intent(backup, self.remover.with_disks(intent, made))
+            self.write_intent(backup, self.with_disks(intent, made))
             return made
         except BaseException as error:                 # whatever it is, a snapshot may be there
             code = getattr(error, 'code', '')
@@ -5368,7 +5387,7 @@ class Exporter:
                         'SR', 'uuid', [disk.sr_uuid for disk in self.disks + self.others]))
             with tolerating(self.warnings, 'a snapshot may have been left in the pool'):
                 intent = self.intent
-                clear = self.remover.remove_unfinished(intent, backup)
+                clear = self.remove_unfinished(intent, backup)
                 # Recorded: where xapi went away it may make the snapshot when it starts.
                 self.snapshot_may_remain = code in WENT_AWAY + (TIMED_OUT,) and not intent.uuid
                 if self.snapshot_may_remain:
@@ -5407,7 +5426,7 @@ class Exporter:
         """Return the files to export: the archive, or images of the snapshot's disks."""
         if self.archive:
             return [ExportFile(base + self.extension, snapshot)]
-        copies = {found.of: found for found in self.remover.disks(self.intent)}
+        copies = {found.of: found for found in self.disks_of(self.intent)}
         found = []
         for disk in self.disks:
             if disk.vdi_ref not in copies:
@@ -5417,7 +5436,9 @@ class Exporter:
 
     def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
         """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
-        uuid, size, packing = file.snapshot.uuid, file.snapshot.size, compression_of(path)
+        uuid = file.snapshot.uuid
+        size = file.snapshot.size
+        packing = compression_of(path)
         if self.archive:
             with handed(path) as at:
                 lines = self.xe.transfer('vm-export', watchdog, at=at, uuid=uuid, filename=path,
@@ -5482,13 +5503,11 @@ def space_of(sr: Record, size: int) -> str:
     return f'{labelled(sr)}: {free_space(sr)}, the disks have {human_size(size)}'
 
 
-class Importer:
+class Importer(Operator):
     """Imports archives and images, and takes back what is partly imported."""
     def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0) -> None:
-        self.pool = pool
-        self.xe = Xe(numbered=False)
+        super().__init__(pool, warnings, numbered=False)
         self.store = store
-        self.warnings = warnings
         self.limit = limit     # seconds in which an import has to move
 
     @contextmanager
@@ -5557,16 +5576,15 @@ class Importer:
         self.check_unused(made)
         used = [vbd['VDI'] for vbd in pool.where('VBD', 'VDI', made.disks).values() if not (
             vbd['VM'] in made.vms or pool.call('VM.get_is_control_domain', vbd['VM']))]
-        drop_leaked_vbds(pool, self.xe, made.vms,
-                         [disk for disk in made.disks if disk not in used], 'RW', ours)
+        self.drop_leaked_vbds(made.vms, [disk for disk in made.disks if disk not in used],
+                              'RW', ours)
         for vm in made.vms.values():
             self.xe.tell('vm-destroy', uuid=vm['uuid'])
         made = pool.marked(record.mark)
         used += [vm['suspend_VDI'] for vm in pool.where('VM', 'suspend_VDI', made.disks).values()]
-        used += [ref for ref, network in made.networks.items() if network['VIFs']]
         for word, records in ('vdi', made.disks), ('network', made.networks):
             for ref, each in records.items():
-                if ref in used:
+                if ref in used or each.get('VIFs'):
                     self.unmark(word, each, record)
                 else:
                     self.xe.tell(word + '-destroy', uuid=each['uuid'])
@@ -5626,8 +5644,9 @@ class Importer:
                 self.xe.tell('vif-destroy', uuid=vif['uuid'])
         found = {}
         for vbd in self.pool.where('VBD', 'VM', made.vms).values():
-            if vbd['VDI'] in made.disks:
-                found[vbd['userdevice']] = int(made.disks[vbd['VDI']]['virtual_size'])
+            disk = made.disks.get(vbd['VDI'])
+            if disk:
+                found[vbd['userdevice']] = int(disk['virtual_size'])
         for device, size in target.disks.items():
             if found.get(device, 0) < size:
                 raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not {size}')
@@ -5646,7 +5665,7 @@ class Importer:
         if form == '.vhd' and not is_packed(path):
             # xapi reads it itself, as it takes none without a length, and leaves out zeros
             # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
-            others = list(self.pool.progress('VDI import'))
+            others = self.pool.progress('VDI import')
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, 'restored', path, size,
                                 lambda: self.pool.progress('VDI import', others))
             with reading(path) as stream:
@@ -6224,7 +6243,7 @@ class Shared(Run):
             clear = False
         elif intent:
             self.not_removed[backup.path] = intent.uuid
-            remover = Remover(self.pool, Xe(), warnings)
+            remover = Remover(self.pool, warnings)
             if self.store.no_locking and is_in_work(intent, lambda: (
                     backup.unchanged_for() < LONGEST_PAUSE or remover.is_in_use(intent))):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
@@ -6621,17 +6640,17 @@ class BackupRun(Shared):
         left_out, messages = [], list(plan.messages)   # type: List[str], List[str]
         for job in plan.jobs:
             exporter = self.exporter(job.method, [])
-            disks = exporter.choose(job.vm)
+            exporter.choose(job.vm)
             if '~' + job.vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
             left_out += [f'{job.shown}/{disk_words(*each)}' for each in exporter.left_out]
-            remarks = list(exporter.remarks(disks))
+            remarks = list(exporter.remarks())
             if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
                 remarks.append(('ERROR', USB.format(job.vm.uuid)))
-            if job.method == 'vdi-export' and not disks:
+            if job.method == 'vdi-export' and not exporter.disks:
                 messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
-            elif exporter.left_out and not disks:
+            elif exporter.left_out and not exporter.disks:
                 remarks.append(('WARNING', NO_DISK_LEFT))
             messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
         return plan._replace(left_out=left_out, messages=messages)
@@ -6815,7 +6834,8 @@ class BackupRun(Shared):
 
         for backup in self.turns:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
-                for disk in backup.exporter.choose(backup.job.vm):
+                backup.exporter.choose(backup.job.vm)
+                for disk in backup.exporter.disks:
                     backup.srs.add(disk.sr_uuid)
                     backup.bytes += disk.size
         Console.current.show('')                       # but what they do
@@ -7559,7 +7579,7 @@ class Restorer(Importer):
     def plan_vm(self, chosen: Chosen, name: str, vms: Records) -> Target:
         """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
         with opened(chosen.path, chosen.form) as reader:
-            found = archived_vm(reader.read_ova()[1])
+            found = archived_vm(reader.read_ova())
         ours = self.pool.version()
         if (0, 0) < ours < found.version:
             raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
@@ -7676,7 +7696,7 @@ class Restorer(Importer):
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
                             'vbd-list vdi-uuid=UUID-OF-THE-DISK)'):
                 made = self.pool.marked(record.mark)
-                drop_leaked_vbds(self.pool, xe, made.vms, made.disks, 'RW')
+                self.drop_leaked_vbds(made.vms, made.disks, 'RW')
             if target.attach:
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
                         mode='RW', type='Disk', bootable='false')

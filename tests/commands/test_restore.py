@@ -951,7 +951,7 @@ class OvaXml(unittest.TestCase):
         for path in samples:
             with self.subTest(path=path):
                 with VmBackup.opened(path, '.xva') as reader:
-                    _, ova = reader.read_ova()
+                    ova = reader.read_ova()
                 changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32, ())
                 self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'),
                                  VmBackup.archived_vm(changed))

@@ -284,7 +284,7 @@ class Tables(unittest.TestCase):
         for name, keys in (('vm.cfg', VmBackup.VM_CFG), ('VIFs/vif-<n>.cfg', VmBackup.VIF_CFG),
                            ('DISK-<device>/vbd.cfg', VmBackup.VBD_CFG),
                            ('DISK-<device>/vdi.cfg', VmBackup.VDI_CFG)):
-            self.assertEqual(', '.join(keys), rows[name])
+            self.assertEqual(', '.join(keys.split()), rows[name])
 
     def test_links_lead_to_headings_and_files(self):
         headings = re.findall('^#+ (.*)$', readme(), re.MULTILINE)
