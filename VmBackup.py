@@ -801,6 +801,10 @@ class Key(NamedTuple):
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
     meaning: str
 
+    def hint(self) -> str:
+        """Return what is allowed, as the end of an error."""
+        return f', allowed: {self.allowed}' if self.allowed else ''
+
     def parse(self, text: str) -> Any:
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
@@ -893,8 +897,8 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 if place == 'default':
                     raise ConfigError(f'default {key.name} {error} -> {text} '
                                       "(this script's first page)")
-                hint = f', allowed: {key.allowed}' if key.allowed else ''
-                errors[key.name] = f'ERROR: config {key.name} {error} -> {text} ({place}){hint}'
+                errors[key.name] = (f'ERROR: config {key.name} {error} -> {text} ({place})'
+                                    f'{key.hint()}')
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     report = values['report_file']
@@ -933,13 +937,12 @@ def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = T
 
 def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
-    files = [word for word in line.words if exists(native(word)) and not isdir(native(word))]
+    files = [word for word in line.words if names_file(word) and not isdir(native(word))]
     if files and len(line.words) == 1:
         return read_config(line.path, line)
-    if files:
-        more = ' '.join('vm=' + shell_word(word) for word in line.words if word not in files)
-        raise UsageError(f'a config file stands alone: {files[0]} (only some VMs of those that it '
-                         f'selects: {more})')
+    if files:                          # one of the other words may be a password
+        raise UsageError(f'a config file stands alone: {files[0]} (vm=SELECTOR chooses some of its '
+                         'VMs; a password goes into a file, password-file=FILE)')
     config = parse_config([], '', line)
     for word in reversed(line.words):
         if '/' in word and isdir(native(word)):
@@ -972,6 +975,11 @@ def selector(word: str) -> Rule:
     if not equals or method.lower() not in EXPORTS:
         method, text = 'vm-export', word
     return parse_rule(method.lower(), text, 'command line')
+
+
+def names_file(word: str) -> bool:
+    """Return whether a word names a file or directory."""
+    return exists(native(word))
 
 
 def read_file(path: str, limit: int) -> bytes:
@@ -1076,11 +1084,14 @@ def password_of(line: CommandLine) -> Optional[str]:
 
 def password_typed() -> str:
     """Return a password from standard input; a terminal does not show it. Raise ConfigError."""
-    if sys.stdin.isatty():
+    password = ''
+    if sys.stdin and sys.stdin.isatty():
         import getpass
-        password = getpass.getpass('Password of root: ')
-    else:
-        password = sys.stdin.readline().rstrip('\r\n')
+        with suppress(EOFError):
+            password = portable(getpass.getpass('Password of root: '))
+    elif sys.stdin:
+        with suppress(ValueError):                     # it is no text
+            password = sys.stdin.buffer.readline(4097).decode('utf-8').rstrip('\r\n')
     if not password or '\0' in password:
         raise ConfigError('no password on standard input')
     return password
@@ -8047,60 +8058,66 @@ USAGE = """Usage:
 {program}  <password> <config-file|vm-selector> [preview] [other optional params]
 {program}  COMMAND [WORDS] [OPTIONS]
 
-Also: {name} help    - for the commands
-  or: {name} config  - for config-file parameter usage
-  or: {name} example - for some simple example usage
+Also: VmBackup.py help    - for the commands
+  or: VmBackup.py config  - for config-file parameter usage
+  or: VmBackup.py example - for some simple example usage
 """
 
 MAIN_HELP = """\
-{name} {version}: backs up the VMs of a XenServer or XCP-ng pool, verifies and restores them.
+VmBackup.py {version}: backs up, verifies and restores VMs of XenServer and XCP-ng.
 
-  {program} COMMAND [WORDS] [OPTIONS]
+  VmBackup.py COMMAND [WORDS] [OPTIONS]
 
 {commands}
 
-{name} COMMAND --help tells all about one. An option is NAME=VALUE, --NAME=VALUE or
---NAME VALUE, a flag NAME or --NAME. 3.25's form of a command line works, too:
-  {name} <password|password-file|local> <config-file|vm-selector> [preview] [OPTIONS]
+VmBackup.py COMMAND --help tells all about one. An option is NAME=VALUE,
+--NAME=VALUE or --NAME VALUE, a flag NAME or --NAME. 3.25's form works, too:
+  VmBackup.py <password|password-file|local> <config-file|vm-selector>
+              [preview] [OPTIONS]
 
 Examples:
-  {name} config > /root/night.cfg          a config file to begin with
-  {name} preview /root/night.cfg           what a night would do
-  {name} backup /root/night.cfg quiet      a night, as from cron
-  {name} restore web from=/root/night.cfg  the newest backup of the VM web, as a new VM
+  VmBackup.py config > /root/night.cfg          a config file to begin with
+  VmBackup.py preview /root/night.cfg           what a night would do
+  VmBackup.py backup /root/night.cfg quiet      a night, as from cron
+  VmBackup.py restore web from=/root/night.cfg  the VM web, as a new one
 
 Exit status: 0 all good, 1 warnings only, 2 errors, 128+N ended by signal N.
 """
 
 OPTIONS_OF_LOGIN = """\
-    password-file=<file>   log in with a password file (default: through the socket of this host)
+    password-file=<file>   log in with a password file (default: no password,
+                           through the socket of this host)
     password-stdin         log in with a password from standard input"""
 
 OPTIONS_OF_CONFIG = """\
-    KEY=<value>            any key of the config file, in its place (see VmBackup.py config)
-    ignore_extra_keys      accept a config file with unknown keys (also =True, =False)"""
+    KEY=<value>            any key of the config file, in its place (they are in
+                           what `VmBackup.py config` prints)
+    ignore_extra_keys      accept a config file with unknown keys"""
 
 OPTION_QUIET = """\
     quiet                  print only warnings, errors, and how it ended"""
 
 OPTION_ONLY = """\
-    vm=<vm-selector>       of the VMs that the config selects only these; may be repeated"""
+    vm=<vm-selector>       of the VMs that the config selects only these
+                           (default: all); may be repeated"""
 
 OPTION_JSON = """\
-    json                   print JSON, also when it fails (its form is in the README)"""
+    json                   print JSON, also when it fails (see the README)"""
 
 OPTION_FROM = """\
-    from=<config-file|backup_dir>  where the backups are (default: backup_dir of the first page)
+    from=<config-file|backup_dir>
+                           where the backups are (default: the backup_dir of the
+                           script's first page)
     sr=<name|uuid>         where the disks go (default: the pool's default SR)"""
 
 COMMANDS_HELP = """\
 backup <config-file|vm-selector>...
   back up the VMs that a config or vm-selectors choose
 
-  A vm-selector is a name, a regular expression for names, tag:TAG or uuid:UUID, and stands for
-  vm-export=SELECTOR (which also names a VM that is called as a command or an option);
-  vdi-export=SELECTOR asks for the other method. With vm-selectors the defaults of the script's
-  first page are in effect.
+  A vm-selector is a name, a regular expression for names, tag:TAG or uuid:UUID,
+  and stands for vm-export=SELECTOR (which also names a VM that is called as a
+  command or an option); vdi-export=SELECTOR asks for the other method. With
+  vm-selectors the defaults of the script's first page are in effect.
 
     preview                only show what would be done; changes nothing
 {only}
@@ -8128,13 +8145,14 @@ list <config-file|backup_dir>
 
 {only}
 {json}
-    format=table|json      the same
+    format=table|json      the same (default: table)
 {config}
 
   VmBackup.py list /root/night.cfg
   VmBackup.py list /mnt/backups vm=web --json
 
-  Exit status: 0 every VM has a good backup, 1 the newest one of some VM is none, 2 one has none.
+  Exit status: 0 every VM has a good backup, 1 the newest one of some VM is none,
+  2 one has none.
 
 verify <config-file|backup_dir|backup|file>
   verify that backups are whole, and as they were then
@@ -8152,20 +8170,22 @@ restore [<vm|uuid|backup|file>]
   bring back a VM or a disk, as a new one
 
     preview                only show what would be done; changes nothing
-    date=<2026-03-01>      the newest backup of that time; its beginning is enough
+    date=<2026-03-01>      the newest backup of that time, whose beginning is
+                           enough (default: the newest one)
 {from_}
-    vm=<vm-selector>       in place of a VM's name: the VMs of the config that these choose
-    name=<new-name>        of the VM or disk
+    vm=<vm-selector>       in place of a VM's name: the VMs of the config that
+                           these choose
+    name=<new-name>        of the VM or disk (default: its own, if that is free)
     preserve               keep the MAC addresses; refused while the VM is there
     start                  start the VM
     attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
-    verify=yes|no          no: do not verify the backup first
+    verify=yes|no          no: do not verify the backup first (default: yes)
 {quiet}
 {config}
 {login}
 
   VmBackup.py restore web from=/root/night.cfg preview
-  VmBackup.py restore /mnt/backups/web/backup-2026-03-01-000000 sr=ssd name=web-old
+  VmBackup.py restore /mnt/backups/web/backup-2026-03-01-000000 name=web-old
 
 test-restore <vm-selector|backup>
   restore backups, then destroy what was restored
@@ -8184,8 +8204,10 @@ prune <config-file|backup>
 
     preview                only show what would be deleted
 {only}
-                           vm=uuid:UUID: also what directories of other VMs have of this one
-    pool=<uuid>            only what the directories of VMs of another pool have of this one
+                           vm=uuid:UUID: also what directories of other VMs
+                           have of this one
+    pool=<uuid>            only what the directories of VMs of another pool have
+                           of this one
 {quiet}
 {config}
 
@@ -8207,8 +8229,8 @@ unprotect <backup>...
 status <config-file>
   tell in a line, for Nagios, whether all is well
 
-  That is: each VM that the config chooses has a good backup, the last run ended well, and nothing
-  is left over.
+  That is: each VM that the config chooses has a good backup, the last run ended
+  well, and nothing is left over.
 
     max_age=<26h>          how old a backup may be: 90m, 26h or 2d (default: 26h)
 {only}
@@ -8241,7 +8263,7 @@ create-password-file <file>
 
   The password is asked for on a terminal, or read from standard input.
 
-    password-stdin         the same; for other commands it means that they log in with it
+    password-stdin         the same, said as for the other commands
 
   VmBackup.py create-password-file /root/VmBackup.pass
   VmBackup.py backup /root/night.cfg password-file=/root/VmBackup.pass
@@ -8294,41 +8316,42 @@ vdi-export=my-second-vm
 EXAMPLES = """Usage-examples:
 
 # config file
-{program} backup weekend.cfg
+VmBackup.py backup weekend.cfg
 
 # of its VMs only one, now
-{program} backup weekend.cfg vm=DEV-mySql
+VmBackup.py backup weekend.cfg vm=DEV-mySql
 
 # single VM name, which is case sensitive
-{program} backup DEV-mySql
+VmBackup.py backup DEV-mySql
 
 # single VM name using vdi-export instead of vm-export
-{program} backup vdi-export=DEV-mySql
+VmBackup.py backup vdi-export=DEV-mySql
 
 # single VM name with spaces in name
-{program} backup "DEV mySql"
+VmBackup.py backup "DEV mySql"
 
 # VM regex - which may be more than one VM
-{program} backup "DEV-my.*"
+VmBackup.py backup "DEV-my.*"
 
 # all VMs in pool
-{program} backup ".*"
+VmBackup.py backup ".*"
 
 # create password file; use it, with a config file
-{program} create-password-file /root/VmBackup.pass
-{program} backup monthly.cfg --password-file /root/VmBackup.pass
+VmBackup.py create-password-file /root/VmBackup.pass
+VmBackup.py backup monthly.cfg --password-file /root/VmBackup.pass
 
 # the same as in 3.25
-{program} password weekend.cfg
-{program} password create-password-file=/root/VmBackup.pass
-{program} /root/VmBackup.pass monthly.cfg preview
+VmBackup.py password weekend.cfg
+VmBackup.py password create-password-file=/root/VmBackup.pass
+VmBackup.py /root/VmBackup.pass monthly.cfg preview
 """
 
 SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
-FLAG = {'': 'yes', 'yes': 'yes', 'true': 'yes', 'no': '', 'false': ''}   # what is behind its =
+SWITCH = 'yes|no|true|false'     # what a flag may have behind a =
 KEY = {key.name: key for key in KEYS}
+OF_KEY = '<as there>'            # what a key may have: the same as in a config file
 
 
 class Command(NamedTuple):
@@ -8336,7 +8359,7 @@ class Command(NamedTuple):
     name: str
     words: str                 # that it takes
     help: str                  # of several lines, the first of which is what it does
-    options: Strings           # by their names: this|that, <any>, or '' for a flag
+    options: Strings           # by their names: this|that, <any>, OF_KEY, or SWITCH for a flag
 
     def run(self, line: CommandLine) -> int:
         """Do it; return the exit status."""
@@ -8355,8 +8378,10 @@ def read_commands() -> Dict[str, Command]:
         name, _, words = head.partition(' ')
         rest = rest.format(only=OPTION_ONLY, quiet=OPTION_QUIET, json=OPTION_JSON,
                            config=OPTIONS_OF_CONFIG, login=OPTIONS_OF_LOGIN, from_=OPTION_FROM)
-        options = {option.replace('-', '_'): allowed for option, allowed in findall(
-            r'^ {4}([a-z][a-z_-]*)(?:=(\S+))? ', rest, MULTILINE)}
+        options = {option.replace('-', '_'): allowed or SWITCH for option, allowed in findall(
+            r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
+        if options.pop('KEY', ''):
+            options = {**dict.fromkeys(KEY, OF_KEY), **options}
         commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=MULTILINE), options)
     return commands
 
@@ -8364,18 +8389,19 @@ def read_commands() -> Dict[str, Command]:
 COMMANDS = read_commands()
 
 
-def help_text(topic: str, program: str) -> str:
-    """Return the text of the commands help and example, of one command, or the usage."""
-    if topic in COMMANDS and topic not in ('help', 'example'):
-        command = COMMANDS[topic]
-        text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
-        if 'Exit status' not in text:
-            text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
-        return text
-    text = {'help': MAIN_HELP, 'example': EXAMPLES}.get(topic, USAGE)
-    commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
-                         for name, command in COMMANDS.items())
-    return text.format(program=program, name=basename(program), version=VERSION, commands=commands)
+def help_text(topic: str) -> str:
+    """Return the text of the commands help and example, or of the help of another one."""
+    if topic == 'help':
+        commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
+                             for name, command in COMMANDS.items())
+        return MAIN_HELP.format(version=VERSION, commands=commands)
+    if topic == 'example':
+        return EXAMPLES
+    command = COMMANDS[topic]
+    text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
+    if 'Exit status' not in text:
+        text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
+    return text
 
 
 def value_text(key: Key, config: Config) -> str:
@@ -8421,7 +8447,7 @@ def run_help(line: CommandLine) -> int:
     topic = line.word or line.command
     if topic not in COMMANDS:
         raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py help)')
-    Console.current.write(help_text(topic, 'VmBackup.py'))
+    Console.current.write(help_text(topic))
     return SUCCESS.status
 
 
@@ -8436,104 +8462,112 @@ RUNS = {
 
 class Words:
     """Divides the words behind a command, one by one."""
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Command, line: Texts, about: Texts = ()) -> None:
         self.command = command
-        self.about = []        # type: List[str]
-        self.options = dict.fromkeys(command.options, '')
-        self.keys = {}         # type: Strings
-        self.only = []         # type: List[str]
-        self.known = {f'{name}=' if allowed else name: allowed
-                      for name, allowed in command.options.items()}
-        if 'KEY=' in command.help:
-            self.known.update((f'{name}=', '') for name in KEY)
+        self.line = line           # all of it
+        self.about = list(about)
+        self.values = {}           # type: Strings   # of options and keys
+        self.only = []             # type: List[str]
 
     def take(self, words: Iterator[str]) -> None:
         """Take in all words. Raise UsageError."""
         for word in words:
             dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
             name = name.lower().replace('-', '_')
+            allowed = self.command.options.get(name)
             if word == '--':
                 self.about.extend(words)
-            elif name in self.options and not self.command.options[name]:
-                self.set_flag(word, name, equals, value)
-            elif f'{name}=' in self.known and (equals or dashes):
-                self.set_value(word, name, value if equals else next(words, None))
-            elif (dashes and name) or equals and match(r'\w+\Z', name) and (
-                    name not in ('vm_export', 'vdi_export')):
+            elif allowed and (equals or dashes or allowed == SWITCH):
+                if not equals:
+                    value = 'yes' if allowed == SWITCH else next(words, '--')
+                    if value.startswith('--'):
+                        raise UsageError(f'{word} needs a value (see VmBackup.py help '
+                                         f'{self.command.name})')
+                self.set(name, value)
+            elif word in COMMANDS and self.command.name != 'help':
+                raise misplaced(word, self.line)
+            elif dashes and name or self.about and self.meant(word):
+                self.refuse(word)
+            elif equals and name.isidentifier() and name not in ('vm_export', 'vdi_export'):
                 self.refuse(word)
             else:
                 self.about.append(word)
 
+    def meant(self, word: str) -> str:
+        """Return a remark on which option a word may stand for, or ''."""
+        known = [name + '=' * (allowed != SWITCH)
+                 for name, allowed in self.command.options.items()]
+        return nearest(word.lstrip('-').replace('-', '_'), known)
+
     def refuse(self, word: str) -> None:
-        """Raise UsageError for a word that is no option."""
-        name = self.command.name
-        near = nearest(word.partition('=')[0].replace('-', '_'), self.known)
-        raise UsageError(f'unknown option: {word}{near} (see VmBackup.py help {name})')
-
-    def set_flag(self, word: str, name: str, equals: str, value: str) -> None:
-        """Set an option without a value, or with yes or no. Raise UsageError."""
-        if value.lower() not in FLAG or equals and not value:
-            raise UsageError(f'invalid value: {word} (allowed: {name}, {name}=yes, {name}=no; see '
-                             f'VmBackup.py help {self.command.name})')
-        self.options[name] = FLAG[value.lower()]
-
-    def set_value(self, word: str, name: str, value: Optional[str]) -> None:
-        """Set an option, or a key of the config file. Raise UsageError."""
-        if value is None:
-            raise UsageError(f'{word} needs a value (see VmBackup.py help {self.command.name})')
-        allowed = self.command.options.get(name, '')
-        wrong = f'allowed: {name}={allowed}'
-        if name == 'vm' and value:
-            self.only.append(value)
-            return
-        if not allowed:
-            try:
-                KEY[name].parse(value)
-                self.keys[name] = value
-                return
-            except ValueError as error:
-                wrong = str(error) + f', allowed: {KEY[name].allowed}' * bool(KEY[name].allowed)
-        elif value and allowed.startswith('<'):
-            self.options[name] = value
-            return
-        elif value.lower() in allowed.split('|'):
-            self.options[name] = value.lower()
-            return
-        raise UsageError(f'invalid value: {word} ({wrong}; see VmBackup.py help '
+        """Raise UsageError for a word that is no option. Its value may be a password."""
+        name, equals, _ = word.partition('=')
+        what = 'unknown option' if equals or self.meant(name) or name[:1] == '-' else (
+            'one word too many')
+        raise UsageError(f'{what}: {name}{equals}{self.meant(name)} (see VmBackup.py help '
                          f'{self.command.name})')
+
+    def set(self, name: str, value: str) -> None:
+        """Set an option, or a key of the config file. Raise UsageError."""
+        allowed = self.command.options[name]
+        try:
+            if allowed == OF_KEY:
+                KEY[name].parse(value)
+            elif value.lower() in allowed.split('|'):
+                value = value.lower()
+            elif not value or not allowed.startswith('<'):
+                raise ValueError(f'allowed: {name}={allowed}')
+        except ValueError as error:
+            hint = KEY[name].hint() if allowed == OF_KEY else ''
+            raise UsageError(f'invalid value: {name}={value} ({error}{hint}; see VmBackup.py help '
+                             f'{self.command.name})')
+        if name == 'vm':
+            self.only.append(value)
+        if allowed == SWITCH:
+            value = 'yes' if value in ('yes', 'true') else ''
+        self.values[name] = value
 
     def check_number(self, several: bool) -> None:
         """Raise UsageError if there are too many or too few of what the command is about."""
         takes = self.command.words
-        most = None if several and takes.endswith('...') else takes.count('<')
-        for word in self.about[most:] if most is not None else ():
-            self.refuse(word)
-        for word in self.about[1:]:
-            if nearest(word, self.known):
+        if not several or not takes.endswith('...'):
+            for word in self.about[takes.count('<'):]:
                 self.refuse(word)
-        if takes.startswith('<') and not all(self.about or ['']):
+        if not all(self.about) or takes.startswith('<') and not self.about:
             raise UsageError(f'usage: VmBackup.py {self.command.usage()} (a word is missing or '
                              'empty)')
 
 
-def misplaced(word: str, others: Texts, login: str = '') -> UsageError:
-    """Return what tells of a command that does not come first, and of the line that was meant."""
+def misplaced(word: str, line: Texts) -> UsageError:
+    """Return what tells of a command that does not come first, and of the line that was meant. A
+    first word that is neither a command nor there as a file may be a password."""
     command = COMMANDS[word]
-    about = ' '.join(map(shell_word, others)) or command.words
-    if 'password_file' not in command.options:
-        login = ''
-    return UsageError(f'{word} is a command and comes first: VmBackup.py {word} {about}{login} (a '
-                      f'VM that is called so is vm-export={word}, a file ./{word})')
+    first, rest = line[0], list(line[1:])
+    rest.remove(word)
+    words = Words(command, ['local', *rest])
+    with suppress(UsageError):
+        words.take(iter(rest))
+    meant = [word, *map(shell_word, rest)]
+    shown = first not in COMMANDS and names_file(first)
+    if not words.about:
+        meant.insert(1, shell_word(first) if shown else command.words)
+    elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
+        meant.append('password-file=' + (shell_word(first) if shown else 'FILE'))
+    return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
+                      f'that is called so is vm-export={word}, a file ./{word})')
 
 
-def parse_command(command: Command, words: Texts, *about: str) -> CommandLine:
-    """Return what the words behind a command say, and what it is about. Raise UsageError."""
-    parsed = Words(command)
-    parsed.about.extend(about)
-    parsed.take(iter(words))
-    parsed.check_number(not about)
-    return CommandLine(command.name, 'local', tuple(parsed.about), parsed.options, parsed.keys,
-                       tuple(parsed.only), 'run it in dom0, or give password-file=FILE')
+def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
+    """Return what the words behind a command, and behind what it is about, say. Raise
+    UsageError."""
+    words = Words(command, line, about)
+    words.take(iter(line[1 + len(about):]))
+    words.check_number(not about)
+    options = {name: words.values.get(name, '') for name, allowed in command.options.items()
+               if allowed != OF_KEY}
+    keys = {name: value for name, value in words.values.items() if name not in options}
+    return CommandLine(command.name, 'local', tuple(words.about), options, keys,
+                       tuple(words.only), 'run it in dom0, or give password-file=FILE')
 
 
 def parse_words(words: Texts) -> CommandLine:
@@ -8542,23 +8576,16 @@ def parse_words(words: Texts) -> CommandLine:
     name, equals, value = second.partition('=')
     former = name.lower() if equals and name.lower() in FORMER_COMMANDS else ''
     if first in COMMANDS and former != 'create-password-file':
-        command = COMMANDS[first]
-        if second in COMMANDS and first != 'help' and command.options.get(second) != '':
-            raise misplaced(second, words[2:])
-        line = parse_command(command, words[1:])
-        if first == 'create-password-file':
-            line.options['password_stdin'] = 'yes'
-        if first == 'preview':
-            line.options['preview'] = 'yes'
+        line = parse_command(COMMANDS[first], words)
+        implied = {'create-password-file': 'password_stdin', 'preview': 'preview'}.get(first)
+        if implied:
+            line.options[implied] = 'yes'
         return line
     if second in COMMANDS:
-        others = [word for word in words[2:] if '=' not in word and word[:1] != '-']
-        if first == 'local' or others:
-            raise misplaced(second, words[2:], ' password-file=FILE' * (first != 'local'))
-        raise misplaced(second, [first, *words[2:]])
+        raise misplaced(second, words)
     if not first and former != 'create-password-file':
         raise UsageError('the first word, a password, a file with it, or local, is empty')
-    line = parse_command(COMMANDS[former or 'backup'], words[2:], value if former else second)
+    line = parse_command(COMMANDS[former or 'backup'], words, value if former else second)
     doubt = line.doubt
     if first != 'local':
         doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
@@ -8567,15 +8594,15 @@ def parse_words(words: Texts) -> CommandLine:
     return line._replace(password=first, doubt=doubt)
 
 
-def help_topic(words: Texts) -> str:
-    """Return which help a command line asks for; '' if it asks for something else."""
-    alone = ''.join(words).lower().lstrip('-') if len(words) < 2 else ''
-    if alone in ('h', 'help', 'example'):
-        return alone if alone == 'example' else 'help'
+def plain_words(words: Texts) -> Texts:
+    """Return a command line as it is, or one that asks for help in any way as `help` ..."""
+    alone = words[0].lower().lstrip('-') if len(words) == 1 else ''
+    if alone in ('h', 'help', 'example', 'config'):
+        return ['help' if alone == 'h' else alone]
     before = words[:words.index('--')] if '--' in words else words
     if {'-h', '--help'}.intersection(before):
-        return words[0] if words[0] in COMMANDS else 'help'
-    return '' if len(words) > 1 or ''.join(words) in COMMANDS else 'usage'
+        return ['help', *[word for word in before if word in COMMANDS][:1]]
+    return words
 
 
 def tell_end(reason: str, console: Console) -> None:
@@ -8589,8 +8616,8 @@ def tell_end(reason: str, console: Console) -> None:
 
 def wants_json(words: Texts) -> bool:
     """Return whether a command line asks for JSON, whatever else is wrong with it."""
-    plain = {word.lower().lstrip('-') for word in words}
-    return not plain.isdisjoint(('json', 'json=yes', 'json=true', 'format=json'))
+    text = '\0'.join(['', *words, '']).lower()
+    return bool(search('\0-*(json|json=yes|json=true|format=json|-format\0json)\0', text))
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
@@ -8598,17 +8625,16 @@ def perform(words: Texts, program: str, console: Console) -> int:
     Console.current = console
     target, reason = '', ''
     if wants_json(words[1:]):
-        console.take_aside(schema=1, version=VERSION, command=words[0])
+        command = words[0] if words[0] in COMMANDS else ''     # else it may be a password
+        console.take_aside(schema=1, version=VERSION, command=command)
     try:
-        topic = help_topic(words)
-        if '--version' in words[:1]:
+        words = plain_words(words)
+        if words[:1] == ['--version'] or words == ['version']:
             console.write(f'VmBackup.py {VERSION}\n')
             return SUCCESS.status
-        if topic:
-            console.write(help_text(topic, program))
-            return ERROR.status if topic == 'usage' else SUCCESS.status
-        if ''.join(words).lower() == 'config':
-            words = ['config']
+        if len(words) < 2 and ''.join(words) not in COMMANDS:
+            console.write(USAGE.format(program=program))
+            return ERROR.status
         if words[0] == 'config':                       # which goes into a file
             console.stream = console.errors
         line = parse_words(words)

@@ -240,7 +240,7 @@ class WhatIsWrong(CheckCase):
                             (('/nosuch',), 'cannot read config file /nosuch: No such file'),
                             ((self.backups,), 'cannot read config file'),
                             ((self.written('vm-export=db'), 'compress=7z'), 'invalid value'),
-                            ((self.written('vm-export=db'), 'preview'), 'unknown option')):
+                            ((self.written('vm-export=db'), 'x'), 'one word too many')):
             with self.subTest(text):
                 self.assertIn(text, self.check(2, *words)[-1])
 

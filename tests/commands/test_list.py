@@ -235,7 +235,7 @@ class WhichOnes(ListCase):
                 ((self.backups, 'format=xml'), 'invalid value: format=xml'),
                 ((self.backups, 'format='), 'invalid value: format='),
                 ((self.backups, 'vm'), 'unknown option: vm'),
-                ((self.backups, 'backups=all'), 'unknown option: backups=all'),
+                ((self.backups, 'backups=all'), 'unknown option: backups= (see'),
                 ((path,), 'does not apply to a single VM or backup'),
                 ((self.backups + '/web', 'vm=web'), 'does not apply to a single VM or backup'),
                 (('/nosuch',), 'no such file or directory: /nosuch'),

@@ -308,7 +308,7 @@ class PasswordFiles(BadInputCase):
             with self.subTest(path=path):
                 done = self.vmbackup(path, config, *['preview'] * (number % 2))
                 self.assert_refused(done, 'ERROR', 'password file ' + path,
-                                    'create-password-file=')
+                                    'create-password-file')
         for path in (self.at('pipe'), self.at('directory')):
             with self.subTest(path):
                 self.assert_refused(self.vmbackup(path, config), 'ERROR', 'password file ' + path)

@@ -156,7 +156,7 @@ class PasswordFiles(LoginCase):
                             'usage: VmBackup.py create-password-file <file>')
         self.assert_refused(self.vmbackup('', 'create-password-file=p'), 'an empty password')
         self.assert_refused(self.vmbackup('x', 'create-password-file=p', 'preview'),
-                            'unknown option: preview (see VmBackup.py help create-password-file)')
+                            'preview is a command and comes first: VmBackup.py preview ')
         self.assertEqual(before, sorted(os.listdir(self.directory)))
         self.assertEqual([], os.listdir(self.at('directory')))
 

@@ -580,7 +580,7 @@ class OnRequest(MailCase):
         self.assertIn('ERROR mail_to is empty: nobody would get mail (set it in %s)' % config,
                       self.asked(2, config).lines)
         for words, text in (((), 'usage: VmBackup.py test-mail <config-file>'), (('',), 'usage: '),
-                            ((config, 'x=y'), 'unknown option: x=y'),
+                            ((config, 'x=y'), 'unknown option: x= (see'),
                             (('/nosuch',), 'cannot read')):
             self.assertIn(text, self.asked(2, *words).lines[-1])
         self.assertIn('ERROR config mail_to invalid', self.asked(

@@ -91,7 +91,7 @@ class Places(StartCase):
         path = self.at('bin') + os.pathsep + os.environ['PATH']
         for program in (SCRIPT, 'backup'):
             self.assertIn(program if program == SCRIPT else self.at('bin', 'backup'), self.does(
-                0, 'env', program, 'help', environ={'PATH': path}).output)
+                2, 'env', program, environ={'PATH': path}).output)
 
     def test_a_current_directory_that_is_gone_will_do(self):
         self.assert_backed_up(self.shell(0, 'mkdir x && cd x && rmdir ../x && "$@"', 'password',
@@ -100,8 +100,8 @@ class Places(StartCase):
     def test_a_place_of_any_name_will_do_under_any_locale(self):
         script = os.path.join(self.copies('VmBackup.py', 'XenAPI.py', beside='a b é/%s {x}'),
                               'VmBackup.py')
-        for words in (('password', self.selection, 'preview'), ('help',)):
-            done = self.does(0, sys.executable, script, *words, environ={'LC_ALL': 'C'})
+        for status, *words in ((0, 'password', self.selection, 'preview'), (2,)):
+            done = self.does(status, sys.executable, script, *words, environ={'LC_ALL': 'C'})
         self.assertIn(script, done.output)
 
     def test_a_place_that_cannot_be_written_will_do_and_stays_as_it_is(self):
