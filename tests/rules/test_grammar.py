@@ -51,7 +51,7 @@ def said(*words):
     """(exit status, output) of a command line that needs no process of its own."""
     stream = io.BytesIO()
     with unittest.mock.patch.dict(os.environ, VMBACKUP_XAPI_URL='unix:/nonexistent/xapi'):
-        status = VmBackup.perform(list(words), './VmBackup.py', VmBackup.Console(stream))
+        status = VmBackup.perform(list(words), './VmBackup.py', VmBackup.Console(stream, stream))
     return status, stream.getvalue().decode('utf-8')
 
 
