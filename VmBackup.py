@@ -8084,31 +8084,27 @@ Examples:
 Exit status: 0 all good, 1 warnings only, 2 errors, 128+N ended by signal N.
 """
 
-OPTIONS_OF_LOGIN = """\
+OPTIONS_HELP = {           # of several commands
+    'login': """\
     password-file=<file>   log in with a password file (default: no password,
                            through the socket of this host)
-    password-stdin         log in with a password from standard input"""
-
-OPTIONS_OF_CONFIG = """\
+    password-stdin         log in with a password from standard input""",
+    'config': """\
     KEY=<value>            any key of the config file, in its place (they are in
                            what `VmBackup.py config` prints)
-    ignore_extra_keys      accept a config file with unknown keys"""
-
-OPTION_QUIET = """\
-    quiet                  print only warnings, errors, and how it ended"""
-
-OPTION_ONLY = """\
+    ignore_extra_keys      accept a config file with unknown keys""",
+    'quiet': """\
+    quiet                  print only warnings, errors, and how it ended""",
+    'only': """\
     vm=<vm-selector>       of the VMs that the config selects only these
-                           (default: all); may be repeated"""
-
-OPTION_JSON = """\
-    json                   print JSON, also when it fails (see the README)"""
-
-OPTION_FROM = """\
+                           (default: all); may be repeated""",
+    'json': """\
+    json                   print JSON, also when it fails (see the README)""",
+    'from': """\
     from=<config-file|backup_dir>
                            where the backups are (default: the backup_dir of the
                            script's first page)
-    sr=<name|uuid>         where the disks go (default: the pool's default SR)"""
+    sr=<name|uuid>         where the disks go (default: the pool's default SR)"""}
 
 COMMANDS_HELP = """\
 backup <config-file|vm-selector>...
@@ -8172,7 +8168,7 @@ restore [<vm|uuid|backup|file>]
     preview                only show what would be done; changes nothing
     date=<2026-03-01>      the newest backup of that time, whose beginning is
                            enough (default: the newest one)
-{from_}
+{from}
     vm=<vm-selector>       in place of a VM's name: the VMs of the config that
                            these choose
     name=<new-name>        of the VM or disk (default: its own, if that is free)
@@ -8191,7 +8187,7 @@ test-restore <vm-selector|backup>
   restore backups, then destroy what was restored
 
     preview                only show what would be done; changes nothing
-{from_}
+{from}
 {quiet}
 {config}
 {login}
@@ -8361,10 +8357,6 @@ class Command(NamedTuple):
     help: str                  # of several lines, the first of which is what it does
     options: Strings           # by their names: this|that, <any>, OF_KEY, or SWITCH for a flag
 
-    def run(self, line: CommandLine) -> int:
-        """Do it; return the exit status."""
-        return RUNS[self.name](line)
-
     def usage(self) -> str:
         """Return its words and options in one line."""
         return f'{self.name} {self.words} [options]'.replace('  ', ' ')
@@ -8376,8 +8368,7 @@ def read_commands() -> Dict[str, Command]:
     for part in re.split(r'\n\n(?=[a-z])', COMMANDS_HELP.strip('\n')):
         head, _, rest = part.partition('\n')
         name, _, words = head.partition(' ')
-        rest = rest.format(only=OPTION_ONLY, quiet=OPTION_QUIET, json=OPTION_JSON,
-                           config=OPTIONS_OF_CONFIG, login=OPTIONS_OF_LOGIN, from_=OPTION_FROM)
+        rest = rest.format(**OPTIONS_HELP)
         options = {option.replace('-', '_'): allowed or SWITCH for option, allowed in findall(
             r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
         if options.pop('KEY', ''):
@@ -8481,8 +8472,7 @@ class Words:
                 if not equals:
                     value = 'yes' if allowed == SWITCH else next(words, '--')
                     if value.startswith('--'):
-                        raise UsageError(f'{word} needs a value (see VmBackup.py help '
-                                         f'{self.command.name})')
+                        raise self.error(f'{word} needs a value')
                 self.set(name, value)
             elif word in COMMANDS and self.command.name != 'help':
                 raise misplaced(word, self.line)
@@ -8499,13 +8489,17 @@ class Words:
                  for name, allowed in self.command.options.items()]
         return nearest(word.lstrip('-').replace('-', '_'), known)
 
+    def error(self, text: str, remark: str = '') -> UsageError:
+        """Return what is wrong, and where help is."""
+        return UsageError(f'{text} ({remark}see VmBackup.py help {self.command.name})')
+
     def refuse(self, word: str) -> None:
         """Raise UsageError for a word that is no option. Its value may be a password."""
         name, equals, _ = word.partition('=')
-        what = 'unknown option' if equals or self.meant(name) or name[:1] == '-' else (
-            'one word too many')
-        raise UsageError(f'{what}: {name}{equals}{self.meant(name)} (see VmBackup.py help '
-                         f'{self.command.name})')
+        near = self.meant(name)
+        is_option = equals or near or name.startswith('-')
+        what = 'unknown option' if is_option else 'one word too many'
+        raise self.error(f'{what}: {name}{equals}{near}')
 
     def set(self, name: str, value: str) -> None:
         """Set an option, or a key of the config file. Raise UsageError."""
@@ -8519,8 +8513,7 @@ class Words:
                 raise ValueError(f'allowed: {name}={allowed}')
         except ValueError as error:
             hint = KEY[name].hint() if allowed == OF_KEY else ''
-            raise UsageError(f'invalid value: {name}={value} ({error}{hint}; see VmBackup.py help '
-                             f'{self.command.name})')
+            raise self.error(f'invalid value: {name}={value}', f'{error}{hint}; ')
         if name == 'vm':
             self.only.append(value)
         if allowed == SWITCH:
@@ -8641,7 +8634,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
         console.quiet = bool(line.options.get('quiet'))
         console.begin(line.command)
         target = line.word
-        status = COMMANDS[line.command].run(line)
+        status = RUNS[line.command](line)
     except (Interrupted, Exception) as error:
         if isinstance(error, OSError):
             # Where the system names no file, it is none of those that were asked for by name.

@@ -142,7 +142,9 @@ class Words(SecretCase):
         for words in ([ROOTS], [ROOTS, ''], [ROOTS, config, 'prevew'], [ROOTS, 'missing.cfg'],
                       [ROOTS, config, 'compress=x'], [ROOTS, 'create-password-file='],
                       [ROOTS, 'create-password-file=/nonexistent/p'], [ROOTS, 'vm-export=['],
-                      [ROOTS, config, ROOTS[:3]], [ROOTS, 'create-password-file=p', 'x']):
+                      [ROOTS, config, ROOTS[:3]], [ROOTS, 'create-password-file=p', 'x'],
+                      [ROOTS, 'list'], [ROOTS, config, 'list', 'json'], [ROOTS, '--json'],
+                      ['backup', ROOTS, config], ['list', config, 'password=' + ROOTS]):
             with self.subTest(words[1:]):
                 done = self.command(2, *words)
                 self.assert_no_secret(done.output.encode('utf-8'), 'output')
