@@ -2050,10 +2050,10 @@ def kept(kind: str, record: Record) -> Record:
 class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
-    patience = XAPI_PATIENCE   # seconds
 
     def __init__(self, url: str, password: Optional[str]) -> None:
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
+        self.patience = XAPI_PATIENCE      # seconds
         try:
             import XenAPI
         except (ImportError, SyntaxError):

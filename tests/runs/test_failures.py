@@ -279,8 +279,8 @@ class FailuresOfTheRun(FailureCase):
         return unittest.mock.patch('os.' + name, call)
 
     def test_an_old_directory_in_which_nothing_can_be_looked_for_is_a_warning(self):
-        bad = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'success', 'web.xva')
-        with self.refusing('stat', lambda path: path == 'success'):
+        bad = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'success_compress', 'web.xva')
+        with self.refusing('stat', lambda path: path == 'success_compress'):
             status, output = self.run_here('vm-export=web')
         self.assertEqual(1, status, output)
         self.assertIn('WARNING - web: cannot read %s, which neither counts' % bad, output)
