@@ -414,7 +414,10 @@ HIDDEN = re.compile(
     '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
     '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
 LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
-LOUD = re.compile(r'\**(WARNING|ERROR)|SUCCESS|VmBackup \S.* ended|restored')
+# What a line of the log tells of, and the rest of it, unless that only points at others.
+LEVEL = re.compile(r'\**(ERROR|WARNING|NOTE)(?: -|:)? '
+                   r'(?!in configuration settings|.*\(see above\) *\Z)(.*)', re.DOTALL)
+LOUD = re.compile(r'\**(ERROR|WARNING)')
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
 ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
@@ -573,7 +576,7 @@ class Console:
         self.errors = errors   # the same
         self.terminal = False  # below whose lines is drawn
         self.quiet = False     # of the log only what is wrong, and how all ended
-        self.document = None   # type: Any     # what --json prints in the end
+        self.document = {}     # type: Record  # what --json prints in the end
         # What each thread does, after how many seconds that is shown, and for how long it does it.
         self.passing = {}      # type: Dict[int, Tuple[str, int, Callable]]
         self.drawn = 0         # lines of it that stand on the terminal
@@ -583,8 +586,10 @@ class Console:
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
         self.thread.turn = ''                  # only of those that do the work
 
-    def log(self, *lines: str) -> None:
-        """Print lines with 3.25's time stamp. A closed or full output is not an error."""
+    def log(self, *lines: str, loud: bool = False) -> None:
+        """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
+        full output is not an error."""
+        self.sort(*lines)
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
             line = printable(begin + text)
@@ -592,18 +597,26 @@ class Console:
             with self.lock:
                 line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {line}'
                 self.lines.append(line)
-                if not self.quiet or LOUD.match(text):
+                if loud or not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
-    def take_aside(self, **document: Any) -> None:
+    def take_aside(self, command: str) -> None:
         """Write the log to standard error from now on; standard output gets a document."""
-        self.stream, self.document = self.errors, document
+        self.stream = self.errors
+        self.document = dict(
+            schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
+            exit_status=0, error='', errors=[], warnings=[], notes=[])
 
     def tell(self, **more: Any) -> bool:
         """Take something into the document; return whether there is to be one."""
-        if self.document is not None:
+        if self.document:
             self.document.update(more)
-        return self.document is not None
+        return bool(self.document)
+
+    def sort(self, *lines: str) -> None:
+        """Take into the document which of these lines are errors, warnings or notes."""
+        for found in filter(None, map(LEVEL.match, lines) if self.document else ()):
+            self.document[found.group(1).lower() + 's'].append(portable(found.group(2)))
 
     def show(self, text: str, after: int = 0) -> None:
         """Tell what this thread does until its next line, or with '' nothing more."""
@@ -643,21 +656,22 @@ class Console:
                         since = f'{timedelta(seconds=seconds)} - ' if seconds >= QUIET else ''
                         shown.append(cut(printable(since + line), width - 1) + '\n')
                 del shown[height - 1:]
-            self.put('\r\x1b[A\x1b[K' * self.drawn + text + ''.join(shown))
+            self.put(self.stream, '\r\x1b[A\x1b[K' * self.drawn + text + ''.join(shown))
             self.drawn = len(shown)
 
     def write(self, text: str) -> None:
-        """Print text as it is on standard output, and nothing below it."""
+        """Print text as it is on standard output, whole if there is time (see Signals.watch), and
+        nothing below it."""
         self.end()
-        self.stream = self.output
-        self.put(text)
+        with self.lock:
+            self.put(self.output, text)
 
-    def put(self, text: str) -> None:
+    def put(self, stream: Any, text: str) -> None:
         """Print text where the cursor stands."""
         data = encoded(text)
         try:
-            while data and self.stream:
-                data = data[self.stream.write(data) or len(data):]
+            while data and stream:
+                data = data[stream.write(data) or len(data):]
         except OSError:                                # nobody reads: the backup goes on
             self.lost = True
 
@@ -665,9 +679,9 @@ class Console:
 Console.current = Console(None)
 
 
-def log(*lines: str) -> None:
+def log(*lines: str, loud: bool = False) -> None:
     """Print lines with 3.25's time stamp, to be mailed too."""
-    Console.current.log(*lines)
+    Console.current.log(*lines, loud=loud)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1605,6 +1619,7 @@ class Signals:
     since = None               # type: Callable[[], float]      # seconds since the signal
     deadline = 0.0             # of them, until which something may be finished
     overdue = False            # it has come
+    ended = False              # all is done: what is told of it is not cut
 
     def __init__(self) -> None:
         self.children = set()  # type: Set[Popen]   # those that a signal ends
@@ -1615,7 +1630,7 @@ class Signals:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing)
-        signal.signal(SIGUSR1, lambda *_: self.check(True))
+        signal.signal(SIGUSR1, lambda *_: self.ended or self.check(True))
         for signum in SIGNALS:
             if signal.getsignal(signum) != SIG_IGN:
                 signal.signal(signum, lambda *_: None)     # the pipe tells of it
@@ -2747,7 +2762,7 @@ def explain(error: BaseException, need: str = '') -> str:
         return reason_of(error, need)
     if not isinstance(error, (Interrupted, VmBackupError)):
         import traceback
-        log(*traceback.format_exc().splitlines())
+        log(*traceback.format_exc().splitlines(), loud=True)
         return f'a bug in VmBackup.py, please report it: {error!r}'
     return str(error)
 
@@ -6119,10 +6134,10 @@ class Run:
         """Log and mail how it ended."""
         verdict, counts = self.verdict(), self.counts()
         told = list(map(printable, self.summary()))
-        Console.current.quiet = False
         if self.outcomes:                              # else what is wrong has just been said
-            log(RULER, *told)
-        log(f'VmBackup {words}ended - {verdict.phrase} - {counts}')
+            log(RULER)
+            log(*told, loud=True)
+        log(f'VmBackup {words}ended - {verdict.phrase} - {counts}', loud=True)
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
         if verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
@@ -6166,6 +6181,16 @@ def disk_facts(disk: Disk, **more: str) -> Record:
     """Return what a manifest has of a disk."""
     return dict(more, device=disk.device, uuid=disk.vdi['uuid'], name=disk.name,
                 virtual_size=disk.size)
+
+
+def disks_told(exporter: Exporter) -> Record:
+    """Return what a manifest has of the disks, those that are exported and all others."""
+    reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
+    other = NOT_CHOSEN + exporter.choice.wanted
+    return dict(
+        disks=list(map(disk_facts, exporter.disks)),
+        left_out=[disk_facts(disk, why=reasons_by_ref.get(disk.vdi_ref, other))
+                  for disk in exporter.others])
 
 
 class Shared(Run):
@@ -6442,15 +6467,12 @@ class VmBackup(Turn):
     def describe(self, started: datetime, snapshot: Snapshot) -> Record:
         """Return the manifest, as far as it is known before the export."""
         vm, exporter = self.job.vm, self.exporter
-        reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
             method=self.job.method, host=this_host(), started=iso(started),
-            disks=list(map(disk_facts, exporter.disks)),
-            left_out=[disk_facts(disk, why=reasons_by_ref.get(
-                disk.vdi_ref, NOT_CHOSEN + exporter.choice.wanted)) for disk in exporter.others],
-            earlier=self.owner().earlier, **self.shared.identity, snapshot=snapshot.uuid)
+            earlier=self.owner().earlier, snapshot=snapshot.uuid, **disks_told(exporter),
+            **self.shared.identity)
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6649,9 +6671,12 @@ class BackupRun(Shared):
     def with_disks(self, plan: Plan) -> Plan:
         """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
         left_out, messages = [], list(plan.messages)   # type: List[str], List[str]
+        vms = []               # type: List[Record]
         for job in plan.jobs:
             exporter = self.exporter(job.method, [])
             exporter.choose(job.vm)
+            vms.append(dict(name=job.vm.name, uuid=job.vm.uuid, method=job.method, keep=job.keep,
+                            **disks_told(exporter)))
             if '~' + job.vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
@@ -6664,25 +6689,23 @@ class BackupRun(Shared):
             elif exporter.left_out and not exporter.disks:
                 remarks.append(('WARNING', NO_DISK_LEFT))
             messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
+        Console.current.tell(vms=vms)
         return plan._replace(left_out=left_out, messages=messages)
 
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
-        with Pool.connect(line) as self.pool:
-            plan = self.make_plan()
-            if not plan.errors:
-                plan = self.with_disks(plan)
         Console.current.tell(
             config=portable(self.config.path), backup_dir=portable(self.settings.backup_dir),
-            vms=[dict(name=job.vm.name, uuid=job.vm.uuid, method=job.method, keep=job.keep)
-                 for job in plan.jobs],
-            failures=[dict(name=failure.name, method=failure.method, error=failure.error)
-                      for failure in plan.failures],
-            excluded=plan.excluded, not_covered=plan.uncovered, left_out=plan.left_out,
-            messages=plan.messages)
-        errors = self.check(plan)
-        Console.current.tell(errors=errors)
-        if errors:
+            settings={name: text for name, (text, _) in self.config.given.items()})
+        with Pool.connect(line) as self.pool:
+            plan = self.make_plan()
+            Console.current.tell(
+                vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
+                failures=[dict(name=each.name, method=each.method, error=each.error)
+                          for each in plan.failures])
+            if not plan.errors:
+                plan = self.with_disks(plan)
+        if self.check(plan):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
         if plan.left_out:
@@ -6696,7 +6719,8 @@ class BackupRun(Shared):
             log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
             return ERROR.status
         verdict = verdict_of((), '***WARNING' in levels)
-        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else ''))
+        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else ''),
+            loud=True)
         return verdict.status
 
     def run(self, line: CommandLine) -> None:
@@ -6976,8 +7000,8 @@ class VerifyCommand(NamedTuple):
         if plan.warnings:
             self.tokens.append('WARNING')
         first = 0 if self.every else -1
-        for number, (_, history) in enumerate(chosen, 1):
-            with self.telling(history.directory):
+        for number, (job, history) in enumerate(chosen, 1):
+            with self.telling(history.directory, job.vm.name):
                 backups = [backup for backup in history.as_it_is().backups(True)
                            if backup.outcome in COMPLETE + ('unreadable',)][first:]
                 if not backups:
@@ -6985,7 +7009,7 @@ class VerifyCommand(NamedTuple):
                 for place, backup in enumerate(reversed(backups), 1):
                     more = f', backup {place} of {len(backups)}' if self.every else ''
                     Console.current.thread.turn = f'VM {number} of {len(chosen)}{more}: '
-                    self.verify_backup(backup.path)
+                    self.verify_backup(backup.path, job.vm.name)
         Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
             for name, is_directory in sorted(entries_in(target.store.root)):
@@ -7002,12 +7026,12 @@ class VerifyCommand(NamedTuple):
                 self.verify_backup(directory)
                 return
             proof = self.verifier.prove_in(backup, name)
-            self.tell(path, 'WARNING' if proof.proved == 'length' else 'SUCCESS',
-                      f'{PROVED[proof.proved]}, {human_size(proof.size)}')
+            self.tell(path, '', 'WARNING' if proof.proved == 'length' else 'SUCCESS',
+                      f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
 
-    def verify_backup(self, path: str) -> None:
-        """Verify one backup, and put the result into its manifest."""
-        with self.telling(path):
+    def verify_backup(self, path: str, vm: str = '') -> None:
+        """Verify one backup, of a VM of that name, and put the result into its manifest."""
+        with self.telling(path, vm):
             backup = read_backup(path, None)
             if backup.trouble:
                 raise backup.trouble
@@ -7026,7 +7050,9 @@ class VerifyCommand(NamedTuple):
                     whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
                 if others:
                     texts.append('also there: ' + abbreviate(others))
-            self.tell(path, verdict_of(found.problems, found.remarks).token, '; '.join(texts))
+            self.tell(path, vm or backup.manifest.name,
+                      verdict_of(found.problems, found.remarks).token, '; '.join(texts),
+                      found.proved)
             try:
                 add_to_manifest(backup, verified=dict(
                     found.in_manifest(backup.manifest.digests), **fault))
@@ -7034,24 +7060,25 @@ class VerifyCommand(NamedTuple):
                 log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
 
     @contextmanager
-    def telling(self, path: str) -> Context:
+    def telling(self, path: str, vm: str = '') -> Context:
         """Verify something: what is wrong with it is told, and the others follow."""
         check_signals()
         try:
             yield
         except Exception as error:                     # also a bug of ours
-            self.tell(path, 'ERROR', explain(error))
+            self.tell(path, vm, 'ERROR', explain(error))
 
-    def tell(self, path: str, token: str, text: str) -> None:
+    def tell(self, path: str, vm: str, token: str, text: str, proved: str = '') -> None:
         """Log a line, and count it, but for what was deleted meanwhile."""
         with suppress(OSError):
             if token == 'ERROR' and not is_there(path):
                 log(f'***NOTE - {path}: it was deleted meanwhile')
                 return
         word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
-        log(f'{word} {path}: {text}')
         self.tokens.append(token)
-        self.results.append(dict(path=portable(path), result=token, text=printable(text)))
+        self.results.append(dict(path=portable(path), vm=vm, result=token, text=portable(text),
+                                 proved=proved or None))
+        log(f'{word} {path}: {text}')
 
 
 def histories_in(target: Opened) -> Histories:
@@ -7082,7 +7109,7 @@ def run_verify(line: CommandLine) -> int:
     counts = tally(command.tokens)
     verdict = verdict_of(counts.errors, counts.warnings)
     Console.current.tell(counts=counts._asdict())
-    log(f'VmBackup verify ended - {verdict.phrase} - {counts}')
+    log(f'VmBackup verify ended - {verdict.phrase} - {counts}', loud=True)
     return verdict.status
 
 
@@ -7208,10 +7235,11 @@ def run_list(line: CommandLine) -> int:
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     document = dict(
-        when=iso(now()), backup_dir=portable(target.store.root), vms=vms,
+        backup_dir=portable(target.store.root), vms=vms,
         **others_in([] if line.only else histories, vms),
         messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
         size=sum(vm['size'] for vm in vms))
+    Console.current.sort(*document['messages'])
     if not Console.current.tell(**document):
         Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
     doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
@@ -7375,7 +7403,7 @@ def run_prune(line: CommandLine) -> int:
                 pruning.prune_one(target.path, history)
     verdict = verdict_of(pruning.errors, ())
     log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
-        f'{pruning.deleted} {done} ({human_size(pruning.freed)})')
+        f'{pruning.deleted} {done} ({human_size(pruning.freed)})', loud=True)
     return verdict.status
 
 
@@ -7556,7 +7584,7 @@ class Restorer(Importer):
         """Plan, verify, restore; return the exit status."""
         target = self.plan(chosen, self.options['name'])
         if self.options['preview']:
-            log('SUCCESS preview of restore: nothing was changed')
+            log('SUCCESS preview of restore: nothing was changed', loud=True)
             return SUCCESS.status
         self.end_killed()
         if self.options['verify'] != 'no':
@@ -7712,14 +7740,14 @@ class Restorer(Importer):
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
                         mode='RW', type='Disk', bootable='false')
         kind = 'VM' if chosen.form == '.xva' else 'disk'
-        log(f'restored: the {kind} {target.name} ({uuid})')
+        log(f'restored: the {kind} {target.name} ({uuid})', loud=True)
         if self.options['start']:
             xe.tell('vm-start', uuid=uuid)
             log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
             log('next: attach it to a VM that is halted', '  ' + quoted([
                 xe.program, 'vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}',
-                'device=0', 'bootable=true', 'mode=RW', 'type=Disk']))
+                'device=0', 'bootable=true', 'mode=RW', 'type=Disk']), loud=True)
 
 
 def run_restore(line: CommandLine) -> int:
@@ -7756,7 +7784,7 @@ def refuse_form(chosen: Chosen) -> None:
         words = [Xe().program, 'pool-restore-database', f'file-name={chosen.path}']
         log('next, on the pool master, of the same release and hardware as then: let it be '
             'checked, then restore it (what runs on the hosts is lost)',
-            '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words))
+            '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words), loud=True)
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
@@ -7858,6 +7886,9 @@ def run_test_restore(line: CommandLine) -> int:
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
 UNKNOWN = 3
 LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
+FIGURES = ('vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
+           'vms={vms} good={good} size={size_bytes}B oldest={oldest_seconds}s;;{max_age_seconds} '
+           'leftovers={leftovers}')            # without any good backup, and with one
 
 
 def plugin_line(status: int, text: str, figures: str = '') -> str:
@@ -7878,7 +7909,9 @@ class StatusCheck:
         if not match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
-        self.found, self.figures = [], []      # type: List[Tuple[int, str]], List[str]
+        self.found = []        # type: List[Tuple[int, str]]
+        self.figures = {'max_age_seconds': self.limit}     # type: Dict[str, int]
+        self.vms = []          # type: List[Record]    # as --json prints them
 
     def check(self, line: CommandLine) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
@@ -7895,7 +7928,7 @@ class StatusCheck:
         self.check_backups(*select_histories(histories, config))
         self.check_run(config, store)
         left = store.leftovers(histories, self.limit)
-        self.figures.append(f'leftovers={sum(map(len, left.values()))}')
+        self.figures['leftovers'] = sum(map(len, left.values()))
         self.found += [(1, f'left over: {abbreviate(paths)} ({remedy})')
                        for remedy, paths in left.items()]
 
@@ -7921,22 +7954,27 @@ class StatusCheck:
                 self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
             size += sum(last.sizes.values())
             seconds = self.moment - last.when
+            wrong = ''
             if not last.path:
-                bad.append(f'{vm.name} (none)')
+                wrong = 'none'
             elif not last.when or seconds < -86400:      # which proves nothing
-                bad.append(f'{vm.name} (time unknown)')
+                wrong = 'time unknown'
             else:
                 ages.append(max(seconds, 0))
                 if seconds > self.limit:
-                    bad.append(f'{vm.name} ({age(last.started)})')
+                    wrong = age(last.started)
+            if wrong:
+                bad.append(f'{vm.name} ({wrong})')
+            self.vms.append(dict(name=vm.name, uuid=vm.uuid, state='CRITICAL' if wrong else 'OK',
+                                 path=portable(last.path), when=last.started))
         number = len(vms) - len(bad)
         wanted = f'good backup within {self.max_age}'
         if bad or not vms:
             self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
         self.found.append((0, f'{number} of {len(vms)} VMs have a {wanted}'))
-        self.figures = [f'vms={len(vms)}', f'good={number}', f'size={size}B']
+        self.figures.update(vms=len(vms), good=number, size_bytes=size)
         if ages:
-            self.figures.append(f'oldest={max(ages):.0f}s;;{self.limit}')
+            self.figures['oldest_seconds'] = round(max(ages))
 
     def check_run(self, config: Config, store: Store) -> None:
         """Judge the last run, by its record or, if that is newer, by the status log."""
@@ -7972,11 +8010,12 @@ def run_status(line: CommandLine) -> int:
     line.options['ignore_extra_keys'] = 'yes'
     bounded('backup_dir', status_check.check, line, limit=STATUS_TIMEOUT)
     levels, texts = zip(*sorted(status_check.found, key=lambda each: -each[0]))    # worst first
-    told = [dict(state=STATES[level], text=text) for level, text in zip(levels, texts)]
-    if not Console.current.tell(status=STATES[levels[0]], found=told, figures=dict(
-            figure.partition(';')[0].split('=') for figure in status_check.figures)):
-        Console.current.write(plugin_line(levels[0], '; '.join(texts),
-                                          ' '.join(status_check.figures)))
+    told = [dict(state=STATES[level], text=portable(text)) for level, text in zip(levels, texts)]
+    figures = status_check.figures
+    if not Console.current.tell(state=STATES[levels[0]], findings=told, vms=status_check.vms,
+                                figures=figures):
+        Console.current.write(plugin_line(
+            levels[0], '; '.join(texts), FIGURES['oldest_seconds' in figures].format(**figures)))
     return levels[0]
 
 
@@ -8116,6 +8155,7 @@ backup <config-file|vm-selector>...
   vm-selectors the defaults of the script's first page are in effect.
 
     preview                only show what would be done; changes nothing
+    json                   of a preview: print JSON
 {only}
 {quiet}
 {config}
@@ -8346,6 +8386,7 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
 SWITCH = 'yes|no|true|false'     # what a flag may have behind a =
+DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
 OF_KEY = '<as there>'            # what a key may have: the same as in a config file
 
@@ -8558,6 +8599,9 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
     words.check_number(not about)
     options = {name: words.values.get(name, '') for name, allowed in command.options.items()
                if allowed != OF_KEY}
+    if command.name == 'backup' and options['json'] and not options['preview']:
+        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
+                         'the JSON of a run)')
     keys = {name: value for name, value in words.values.items() if name not in options}
     return CommandLine(command.name, 'local', tuple(words.about), options, keys,
                        tuple(words.only), 'run it in dom0, or give password-file=FILE')
@@ -8607,19 +8651,36 @@ def tell_end(reason: str, console: Console) -> None:
         syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
 
 
-def wants_json(words: Texts) -> bool:
-    """Return whether a command line asks for JSON, whatever else is wrong with it."""
-    text = '\0'.join(['', *words, '']).lower()
-    return bool(search('\0-*(json|json=yes|json=true|format=json|-format\0json)\0', text))
+def with_json(words: Texts) -> str:
+    """Return the command whose JSON a command line asks for, whatever is wrong with it; '' for
+    none. It never is what may be a password."""
+    flags = re.findall(r'^-*(?:format=)?(json|preview)(?:=yes|=true)?$',
+                       '\n'.join(words[1:]).lower(), re.MULTILINE)
+    command = words[0]
+    if command == 'backup' or command not in COMMANDS:
+        command = 'preview' if 'preview' in flags else ''
+    return command if 'json' in flags and command in DOCUMENTS else ''
+
+
+def understand(words: Texts, console: Console) -> CommandLine:
+    """Divide a command line into its parts; have the console print as these ask for. Raise
+    UsageError, also as JSON."""
+    command = with_json(words)
+    try:
+        line = parse_words(words)
+        if not (line.options.get('json') or line.options.get('format') == 'json'):
+            command = ''
+    finally:
+        if command:
+            console.take_aside(command)
+    console.quiet = bool(line.options.get('quiet'))
+    return line
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
-    Console.current = console
-    target, reason = '', ''
-    if wants_json(words[1:]):
-        command = words[0] if words[0] in COMMANDS else ''     # else it may be a password
-        console.take_aside(schema=1, version=VERSION, command=command)
+    Console.current, signals = console, Signals.current
+    line, reason, signals.ended = CommandLine(), '', False
     try:
         words = plain_words(words)
         if words[:1] == ['--version'] or words == ['version']:
@@ -8630,26 +8691,26 @@ def perform(words: Texts, program: str, console: Console) -> int:
             return ERROR.status
         if words[0] == 'config':                       # which goes into a file
             console.stream = console.errors
-        line = parse_words(words)
-        console.quiet = bool(line.options.get('quiet'))
+        line = understand(words, console)
         console.begin(line.command)
-        target = line.word
         status = RUNS[line.command](line)
+        signals.ended = True
     except (Interrupted, Exception) as error:
+        signals.ended = True
         if isinstance(error, OSError):
             # Where the system names no file, it is none of those that were asked for by name.
-            error.filename = error.filename or next(iter(ROOTS), target)
+            error.filename = error.filename or next(iter(ROOTS), line.word)
         status = 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
         if words[:1] == ['status']:
             status = UNKNOWN
-            if not console.tell(status=STATES[UNKNOWN]):       # it prints one line
+            if not console.tell(state=STATES[UNKNOWN]):        # it prints one line
                 Console.current = Console(None)
         reason = sub(r'^\**ERROR\W*', '', explain(error))
         if Console.current is console:
             tell_end('ERROR ' + reason, console)
         else:
             console.write(plugin_line(UNKNOWN, reason))
-    if console.tell(error=reason, exit_status=status):
+    if console.tell(error=portable(reason), exit_status=status):
         console.write(as_json(console.document))
     return status
 

@@ -68,14 +68,11 @@ class WhatIsTold(ListCase):
                 'test_restore': None, 'protected': False, 'of': ''},
                 self.only(self.document(0, self.backups, 'vm=' + vm)))
 
-    def test_the_document_has_the_keys_of_the_readme_and_counts_all(self):
+    def test_the_document_counts_all(self):
         self.backup('web', 1)
         self.backup('web', 2)
         self.backup('db', 3)
         document = self.document(0, self.backups)
-        self.assertEqual(['schema', 'version', 'command', 'when', 'backup_dir', 'vms', 'pool_dumps',
-                          'foreign', 'messages', 'good', 'size', 'error', 'exit_status'],
-                         list(document))
         self.assertEqual((1, self.backups, 3, 15 << 30), tuple(
             document[key] for key in ('schema', 'backup_dir', 'good', 'size')))
         self.assertTrue(VmBackup.seconds_of(document['when']))

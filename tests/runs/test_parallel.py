@@ -370,7 +370,7 @@ class Live(PoolCase):
         for quiet, told in (False, 'list'), (True, ''):
             output, errors = io.BytesIO(), Terminal()
             console = VmBackup.Console(output, errors)
-            console.take_aside()
+            console.take_aside('list')
             console.quiet = quiet
             with unittest.mock.patch('VmBackup.QUIET', 0):
                 console.begin('list')
