@@ -6959,6 +6959,9 @@ class BackupRun(Shared):
 def run_backup(line: CommandLine) -> int:
     """Make backups, or a preview. The mail on an unreadable config goes as by default."""
     unreadable = None          # type: Optional[Exception]
+    if line.options['json'] and not line.options['preview']:
+        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
+                         'the JSON of a run)')
     try:
         config = config_of(line)
     except ConfigError as error:
@@ -8321,7 +8324,7 @@ help [<command>]
 
 CONFIG_HEAD = """\
 # Usage-config-file: lines are key=value; a # begins a comment line.
-# {name} preview <this file> shows what it means.
+# VmBackup.py preview <this file> shows what it means.
 
 #### high level settings                                                ####
 #### where one is not given, the default in the script's first page is  ####
@@ -8449,18 +8452,17 @@ def value_text(key: Key, config: Config) -> str:
     raise ConfigError(f'no config file can hold this: {key.name}={value} ({place})')
 
 
-def config_text(config: Config, program: str) -> str:
+def config_text(config: Config) -> str:
     """Return a config file that says the same, or one to begin with."""
-    text = CONFIG_HEAD.format(name=basename(program))
+    text = CONFIG_HEAD
     for key in KEYS:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         default = key.default or 'empty'
-        allowed = f'; allowed: {key.allowed}' if key.allowed else ''
         name, value = key.name, value_text(key, config)
         if not config.path and config.given[name][1] == 'default':
             value = SHOWN_KEYS.get(name, value)
             name = name if name in SHOWN_KEYS else '#' + name
-        text += f'\n{meaning}# (default: {default}{allowed})\n{name}={value}\n'
+        text += f'\n{meaning}# (default: {default}{key.hint()})\n{name}={value}\n'
     rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)
     return text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES)
 
@@ -8469,7 +8471,7 @@ def run_config(line: CommandLine) -> int:
     """The command `config`; return the exit status. Raise ConfigError."""
     config = read_config(line.path, line, announce=False)
     refuse_mistakes(config)
-    text = config_text(config, 'VmBackup.py')
+    text = config_text(config)
     Console.current.write(text)
     return SUCCESS.status
 
@@ -8599,9 +8601,6 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
     words.check_number(not about)
     options = {name: words.values.get(name, '') for name, allowed in command.options.items()
                if allowed != OF_KEY}
-    if command.name == 'backup' and options['json'] and not options['preview']:
-        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
-                         'the JSON of a run)')
     keys = {name: value for name, value in words.values.items() if name not in options}
     return CommandLine(command.name, 'local', tuple(words.about), options, keys,
                        tuple(words.only), 'run it in dom0, or give password-file=FILE')

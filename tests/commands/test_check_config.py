@@ -79,7 +79,7 @@ class WhatItShows(CheckCase):
 
     def test_the_range_of_a_key_is_in_the_help_text(self):
         text = self.vmbackup('config').output
-        self.assertIn('# (default: 1; allowed: 1 to 64)\n#parallel=1\n', text)
+        self.assertIn('# (default: 1, allowed: 1 to 64)\n#parallel=1\n', text)
         self.assertIn('# (default: /snapshots/BACKUPS)\n', text)
 
 

@@ -1,4 +1,4 @@
-"""Settings: config files, command lines, and texts."""
+"""Settings: config files, and what `config` prints."""
 
 import io
 import os
