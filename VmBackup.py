@@ -6958,6 +6958,9 @@ class BackupRun(Shared):
 
 def run_backup(line: CommandLine) -> int:
     """Make backups, or a preview. The mail on an unreadable config goes as by default."""
+    if line.options['json'] and not line.options['preview']:
+        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
+                         'the JSON of a run)')
     unreadable = None          # type: Optional[Exception]
     if line.options['json'] and not line.options['preview']:
         raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
