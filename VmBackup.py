@@ -2106,10 +2106,14 @@ class Pool:
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = password_of(line)
+        url = os.environ.get('VMBACKUP_XAPI_URL') or (
+            XAPI_SOCKET if password is None else XAPI_URL)
+        if line.doubt and password == line.password and url.startswith('unix:'):
+            raise PoolError(f'no command and no password file, and {url} takes any password '
+                            f'({line.doubt})')
         Signals.current.logging_in = True
         try:
-            pool = cls(os.environ.get('VMBACKUP_XAPI_URL') or (
-                XAPI_SOCKET if password is None else XAPI_URL), password)
+            pool = cls(url, password)
         except PoolError as error:
             if line.doubt and password in (None, line.password) and error.code in (
                     UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):

@@ -122,6 +122,9 @@ class Table(FedCase):
             self.assertIn('SESSION_AUTHENTICATION_FAILED', line)
             self.assertIn(remark, line)
             self.assertNotIn('s3cret', line)
+            if 'dom0' not in remark and remark:        # where any word would do as the password
+                done = self.command(2, *words, VMBACKUP_XAPI_URL=self.sim.unix_url)
+                self.assertIn('takes any password ' + remark, done.lines[-1])
 
 
 class Spellings(unittest.TestCase):
