@@ -6024,6 +6024,15 @@ class Warnings(list):
         return f' (since {self.told[text]!s:.10})' if text in self.known else ''
 
 
+class Errors(list):
+    """Errors that end no command; what is appended is logged at once."""
+
+    def append(self, text: str) -> None:
+        """Log an error and keep it."""
+        log(f'ERROR {text}')
+        super().append(text)
+
+
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
     # Logged when a VM is done, '' for nothing.
@@ -7259,9 +7268,10 @@ def run_list(line: CommandLine) -> int:
 
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
-    kept = deleted = errors = freed = 0
+    kept = deleted = freed = 0
 
     def __init__(self, target: Opened, options: Options) -> None:
+        self.errors = Errors()
         self.store = target.store
         self.settings = target.config.settings
         self.kinds = {rule.kind for rule in target.config.rules if rule.method != 'vm'}
@@ -7272,13 +7282,13 @@ class Pruning:
     def let_go(self, history: History) -> Backups:
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
         owner, found = history.last_owner(), history.completed()
-        others = [each for each in found if not owner.rotates(each)]
         if not self.pool:
-            return [each for each in others if each.manifest.uuid in self.vms
-                    and each.manifest.pool in ('', owner.pool)]
-        good = any(each.outcome == 'good' and not owner.other(each) for each in found)
-        return [each for each in others if good and owner.pool not in ('', self.pool)
-                and each.manifest.pool == self.pool]
+            return [each for each in found if each.manifest.uuid in self.vms
+                    and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
+        if owner.pool in ('', self.pool) or not any(
+                each.outcome == 'good' and not owner.other(each) for each in found):
+            return []
+        return [each for each in found if each.manifest.pool == self.pool]
 
     def prune(self, job: Job, history: History, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
@@ -7292,12 +7302,11 @@ class Pruning:
             f'keep_{name}={count}' for name, count in policy.items()
             if count or name == 'last')))
         for path in () if self.previewing else history.as_it_is().half_deleted():
-            with self.telling(path):
+            with tolerating(self.errors, path):
                 finish_deleting(path)
         for backup in history.as_it_is().backups():    # anew, under the lock
-            with self.telling(backup.path):
-                if backup.trouble:
-                    raise backup.trouble
+            if backup.trouble:
+                self.errors.append(f'{backup.path}: {explain(backup.trouble)}')
         owner = history.last_owner()
         let_go = self.let_go(history)
         if owner.pool and own_pool() not in ('', owner.pool):
@@ -7336,21 +7345,12 @@ class Pruning:
     def delete(self, backup: Backup) -> None:
         """Delete a backup, unless this is a preview."""
         log(f'  delete {basename(backup.path)}')
-        with self.telling(backup.path):
+        with tolerating(self.errors, backup.path):
             size = backup.occupied()
             if not self.previewing:
                 self.store.delete(backup)
             self.deleted += 1
             self.freed += size
-
-    @contextmanager
-    def telling(self, path: str) -> Context:
-        """Tell of an error with that, and go on."""
-        try:
-            yield
-        except (VmBackupError, OSError) as error:
-            self.errors += 1
-            log(f'ERROR {path}: {explain(error)}')
 
 
 def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
@@ -7394,16 +7394,16 @@ def run_prune(line: CommandLine) -> int:
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
                          + line.word)
     target.store.check()
-    command, done = 'prune', 'deleted'
-    if line.options['preview']:
-        command, done = 'prune preview', 'would be deleted'
     pruning = Pruning(target, line.options)
+    command, done = 'prune', 'deleted'
+    if pruning.previewing:
+        command, done = 'prune preview', 'would be deleted'
     found = [(None, target.store.history(dirname(target.path)), False)]    # type: List[Any]
     if target.kind == 'config':
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
         check_signals()
-        with pruning.telling(history.directory), ExitStack() as stack:
+        with tolerating(pruning.errors, history.directory), ExitStack() as stack:
             if not pruning.previewing:
                 stack.enter_context(pruning.store.locked(
                     history.directory, pruning.settings.lock_wait * 60))
@@ -7420,24 +7420,24 @@ def run_prune(line: CommandLine) -> int:
 def run_protect(line: CommandLine) -> int:
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
-    backups = [Backup(abspath(native(word))) for word in line.words]
-    for backup in backups:
-        kind = kind_of(backup.path)
+    paths = [abspath(native(word)) for word in line.words]
+    for path in paths:
+        kind = kind_of(path)
         if not kind:
-            refuse_missing(backup.path)
-        ROOTS.add(root_of(backup.path))
-        if (kind != 'backup' or not backup.has_marker() or
-                basename(backup.path).startswith(DELETING)):
-            raise UsageError(f'no good backup: {backup.path} (expected its dated directory)')
-    for backup in backups:
-        path = backup.file(PROTECTED)
-        if is_there(path) != protecting:
+            refuse_missing(path)
+        ROOTS.add(root_of(path))
+        if (kind != 'backup' or not Backup(path).has_marker() or
+                basename(path).startswith(DELETING)):
+            raise UsageError(f'no good backup: {path} (expected its dated directory)')
+    for path in paths:
+        file = join(path, PROTECTED)
+        if is_there(file) != protecting:
             if protecting:
-                create(path).close()
+                create(file).close()
             else:
-                remove(path)
-            sync_directory(backup.path)
-        log(f'{line.command}ed: {backup.path}')
+                remove(file)
+            sync_directory(path)
+        log(f'{line.command}ed: {path}')
     return SUCCESS.status
 
 
@@ -7451,12 +7451,11 @@ class Chosen(NamedTuple):
     path: str                  # of the archive or image
     form: str                  # one of FORMS, or ''
     backup: Backup             # its directory
-    when: str                  # of the backup: 2026-03-01 00:10:01, '' if that is not known
 
     @property
     def suffix(self) -> str:
         """Return what tells from the original, in the name of a copy."""
-        return '-restored-' + (self.when[:10] or f'{now():%Y-%m-%d}')
+        return '-restored-' + (self.backup.started or iso(now()))[:10]
 
 
 class Sources:
@@ -7476,32 +7475,28 @@ class Sources:
         kind = kind_of(path)
         missing = kind in ('', 'store')
         uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
-        histories = []         # type: Histories
         if not match(r'\.{0,2}(/|\Z)', word):       # no path for certain
             if missing:
                 self.store.check(False)
                 self.store.stocked()
             histories = self.store.histories() if uuid else self.called(word)
-        elif missing:
-            refuse_missing(word, 'backup or file (see from=, and the command list)')
-        if not histories:
-            ROOTS.add(root_of(path))
+            if histories:
+                return self.of_backup(self.newest(histories, date, uuid))
             if missing:
                 raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no '
                                  'such backup or file (see from=, and the command list)')
-            if kind == 'history':
-                histories = [self.store.history(path)]
-        if histories:
-            backup = self.newest(histories, date, uuid)
-        elif date:
+        elif missing:
+            refuse_missing(word, 'backup or file (see from=, and the command list)')
+        ROOTS.add(root_of(path))
+        if kind == 'history':
+            return self.of_backup(self.newest([self.store.history(path)], date, uuid))
+        if date:
             raise UsageError(f'date= does not apply to a single backup: {word}')
-        elif kind == 'file':
+        if kind == 'file':
             return self.of_file(path)
-        else:
-            backup = self.store.backup(path)
-            if not backup.has_marker():
-                raise TargetError('it has no marker: the record of a failure, not a backup: '
-                                  + path)
+        backup = self.store.backup(path)
+        if not backup.has_marker():
+            raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
     def of_backup(self, backup: Backup) -> Chosen:
@@ -7513,6 +7508,14 @@ class Sources:
                                   f'{path} ({disk.get("name")}, {disk.get("uuid")})'
                                   for path, disk in paths.items())))
         return self.of_file(*paths)
+
+    def select(self, config: Config) -> Tuple[List[Tuple[Job, History]], Plan]:
+        """Return the VMs that a config chooses, and the plan, whose messages are logged. Raise
+        TargetError, OSError."""
+        self.store.check(False)
+        chosen, plan = select_histories(self.store.stocked(), config)
+        log(*plan.messages)
+        return chosen, plan
 
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
@@ -7563,9 +7566,7 @@ class Sources:
         """Return a file, with what its directory tells of it."""
         if not self.given:
             self.store.set_root(root_of(path))
-        backup = self.store.backup(dirname(path))
-        when = (backup.started or '')[:19].replace('T', ' ')
-        return Chosen(path, form_of_file(path), backup, when)
+        return Chosen(path, form_of_file(path), self.store.backup(dirname(path)))
 
 
 def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
@@ -7590,23 +7591,23 @@ class Restorer(Importer):
                          sources.config.settings.stall_timeout * 60)
         self.options = defaultdict(str, options)   # a test has not all of them
 
-    def run(self, chosen: Chosen) -> int:
-        """Plan, verify, restore; return the exit status."""
+    def run(self, chosen: Chosen) -> None:
+        """Plan, verify, restore."""
         target = self.plan(chosen, self.options['name'])
         if self.options['preview']:
             log('SUCCESS preview of restore: nothing was changed', loud=True)
-            return SUCCESS.status
+            return
         self.end_killed()
         if self.options['verify'] != 'no':
             self.verify(chosen)
         self.restore(chosen, target)
-        return verdict_of((), self.warnings).status
 
     def plan(self, chosen: Chosen, name: str) -> Target:
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
-        manifest = chosen.backup.manifest
+        manifest, when = chosen.backup.manifest, chosen.backup.started or ''
         vms = self.pool.records('VM')
-        when = f' as of {chosen.when}' if chosen.when else ''
+        if when:
+            when = ' as of ' + when[:19].replace('T', ' ')
         log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}')
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
         named = names.get(manifest.uuid)
@@ -7755,9 +7756,9 @@ class Restorer(Importer):
             xe.tell('vm-start', uuid=uuid)
             log(f'started: {target.name}')
         if kind == 'disk' and not target.attach:
-            log('next: attach it to a VM that is halted', '  ' + quoted([
-                xe.program, 'vbd-create', 'vm-uuid=UUID-OF-THE-VM', f'vdi-uuid={uuid}',
-                'device=0', 'bootable=true', 'mode=RW', 'type=Disk']), loud=True)
+            log('next: attach it to a VM that is halted',
+                f'  {shell_word(xe.program)} vbd-create vm-uuid=UUID-OF-THE-VM vdi-uuid={uuid} '
+                'device=0 bootable=true mode=RW type=Disk', loud=True)
 
 
 def run_restore(line: CommandLine) -> int:
@@ -7766,35 +7767,33 @@ def run_restore(line: CommandLine) -> int:
     if bool(line.word) == bool(line.only) or line.only and line.options['name']:
         raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=, '
                          'without name=)')
-    date, store = line.options['date'], sources.store
+    date, pairs, plan = line.options['date'], [], Plan()   # type: str, List[Any], Plan
     if line.word:
         chosen = sources.find(selector(line.word).text, date)
         refuse_form(chosen)
-        with Pool.connect(line) as pool:
-            return Restorer(pool, sources, line.options).run(chosen)
-    store.check(False)
-    pairs, plan = select_histories(store.stocked(), sources.config)
-    log(*plan.messages)
-    for text in plan.errors:
-        raise UsageError(text.partition(' ')[2])
-    failed, statuses = list(plan.failures), []     # type: List[Any], List[int]
+    else:
+        pairs, plan = sources.select(sources.config)
+        for text in plan.errors:
+            raise UsageError(text.partition(' ')[2])
+    failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
+        restorer = Restorer(pool, sources, line.options)
+        if line.word:
+            restorer.run(chosen)
         for _, history in pairs:
             check_signals()
-            with tolerating(failed, f'ERROR {history.directory}'):
-                chosen = sources.of_backup(sources.newest([history], date))
-                statuses.append(Restorer(pool, sources, line.options).run(chosen))
-    log(*failed[len(plan.failures):])
-    return ERROR.status if failed else max(statuses)
+            with tolerating(failed, history.directory):
+                restorer.run(sources.of_backup(sources.newest([history], date)))
+    return verdict_of(failed, restorer.warnings).status
 
 
 def refuse_form(chosen: Chosen) -> None:
     """Raise UsageError for what is no backup of a VM or disk; tell what to do with a dump."""
     if chosen.form == '.dump':
-        words = [Xe().program, 'pool-restore-database', f'file-name={chosen.path}']
+        command = quoted([Xe().program, 'pool-restore-database', f'file-name={chosen.path}'])
         log('next, on the pool master, of the same release and hardware as then: let it be '
             'checked, then restore it (what runs on the hosts is lost)',
-            '  ' + quoted(words + ['dry-run=true']), '  ' + quoted(words), loud=True)
+            f'  {command} dry-run=true', f'  {command}', loud=True)
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
         raise UsageError(f'no archive or image: {chosen.path}')
@@ -7813,29 +7812,24 @@ class TestRestore(Run):
                 status_log='', mail_mode='never'))
         super().__init__(config)
         self.sources = sources
-        self.options = options
 
     def choose(self, word: str) -> Sequence[Tuple[Job, Any]]:
         """Return the VMs that a selector chooses, with their History, or the Backup of a path.
         Raise UsageError, OSError."""
-        store = self.sources.store
         if match(r'\.{0,2}/', word):
             backup = self.sources.find(word, '').backup
             name = backup.manifest.name or basename(dirname(backup.path))
             vm = Vm(backup.path, backup.manifest.uuid, name, {})
             return [(Job('', vm, 1, name), backup)]
-        store.check(False)
         rule = selector(word)._replace(method='vm')
-        chosen, plan = select_histories(store.stocked(), self.config._replace(rules=(rule,)))
-        log(*plan.messages)
+        chosen, _ = self.sources.select(self.config._replace(rules=(rule,)))
         if not chosen:
-            raise UsageError(f'no backup of a VM {word} in {store.root}')
+            raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
         return chosen
 
-    def run(self, word: str, pool: Pool) -> None:
+    def run(self, word: str, restorer: Restorer) -> None:
         """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
         chosen = self.choose(word)
-        restorer = Restorer(pool, self.sources, self.options)
         restorer.warnings = self.warnings
         if not self.previewing:
             restorer.end_killed()
@@ -7881,10 +7875,11 @@ class TestRestore(Run):
 
 def run_test_restore(line: CommandLine) -> int:
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
-    test = TestRestore(Sources(line), line.options)
+    sources = Sources(line)
+    test = TestRestore(sources, line.options)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:
-        test.run(line.word, pool)
+        test.run(line.word, Restorer(pool, sources, line.options))
     test.report_end('test-restore ')
     return test.exit_status()
 
@@ -8033,8 +8028,10 @@ def run_check_config(line: CommandLine) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
     config = read_config(line.path, line)
     settings = config.settings
-    log(*[f'  {name:23s} = {text}   ({place})' for name, (text, place) in config.given.items()],
-        *[f'  {rule}   ({rule.where})' for rule in config.rules])
+    for name, (text, place) in config.given.items():
+        log(f'  {name:23s} = {text}   ({place})')
+    for rule in config.rules:
+        log(f'  {rule}   ({rule.where})')
     errors = [*config.unexpected, *config.errors.values()]
     warnings = []              # type: List[str]
     for text in select(config.rules, [], 1).messages:
@@ -8075,16 +8072,13 @@ def run_check_config(line: CommandLine) -> int:
 
 def run_test_mail(line: CommandLine) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
-    path = line.path
     line.options['ignore_extra_keys'] = 'yes'
-    config = read_config(path, line)
-    refuse_mistakes(config)
-    settings = config.settings
+    settings = open_config(line, announce=True).config.settings
     if not settings.mail_to:
-        raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {path})')
-    log('mail to {} through {} port {}, encryption: {}, account: {}'.format(
-        ', '.join(settings.mail_to), settings.mail_smtp_server, settings.mail_smtp_port,
-        security_of(settings), settings.mail_smtp_user or 'none'))
+        raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {line.path})')
+    log('mail to {1} through {0.mail_smtp_server} port {0.mail_smtp_port}, encryption: {2}, '
+        'account: {3}'.format(settings, ', '.join(settings.mail_to), security_of(settings),
+                              settings.mail_smtp_user or 'none'))
     check_account(settings)
     if settings.mail_mode == 'never':
         log('***NOTE - mail_mode=never: a run sends no mail')
