@@ -4786,7 +4786,7 @@ def cfg(keys: str, record: Record, **further: Any) -> str:
 
 def indented(text: bytes) -> str:
     """Return XML with a line for each element, what is HIDDEN in it as references to characters."""
-    import xml.etree.ElementTree
+    from xml.etree import ElementTree
 
     def indent(element: Any, margin: str) -> None:
         inner = margin + '  '
@@ -4796,9 +4796,9 @@ def indented(text: bytes) -> str:
         if len(element):
             child.tail = margin
 
-    root = xml.etree.ElementTree.fromstring(text)
+    root = ElementTree.fromstring(text)
     indent(root, '\n')
-    text = xml.etree.ElementTree.tostring(root, encoding='unicode')
+    text = ElementTree.tostring(root, encoding='unicode')
     return '<?xml version="1.0"?>\n' + sub(
         f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};', text) + '\n'
 
@@ -6025,7 +6025,7 @@ class Warnings(list):
 
 
 class Errors(list):
-    """Errors that end no command; what is appended is logged at once."""
+    """Errors after which a command goes on; what is appended is logged at once."""
 
     def append(self, text: str) -> None:
         """Log an error and keep it."""
@@ -6049,7 +6049,7 @@ class Run:
         self.warnings = Warnings()
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
-        self.errors = []       # type: List[str]
+        self.errors = Errors()
         self.turns = []        # type: Sequence[Any]       # all that are to be, if that is known
         self.numbers = itertools.count(1)      # of those
         self.left_alone = []   # type: List[str]
@@ -6100,9 +6100,7 @@ class Run:
         try:
             yield
         except Exception as error:
-            reason = what + explain(error)
-            log(f'ERROR {reason}')
-            self.errors.append(reason)
+            self.errors.append(what + explain(error))
             self.further_errors += 1
 
     @contextmanager
@@ -6113,9 +6111,8 @@ class Run:
                 yield
         except Interrupted as interruption:
             self.signum = interruption.signum
-            self.errors.append(str(interruption))
             Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
-            log(f'ERROR {interruption}')
+            self.errors.append(str(interruption))
 
     def counts(self) -> Tally:
         """Return the counts, as far as they are known."""
@@ -7365,10 +7362,8 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
         raise ConfigError('nothing is pruned (see above)')
     uuids = {rule.word for rule in only if rule.kind == 'uuid'}
     for history in histories if uuids else ():
-        owned = uuids & {history.last_owner().uuid}
-        if any(backup.outcome == 'good' and backup.manifest.uuid in owned
-               for backup in history.completed()):
-            pruning.vms |= owned
+        good = {each.manifest.uuid for each in history.completed() if each.outcome == 'good'}
+        pruning.vms |= uuids & good & {history.last_owner().uuid}
     wanted = [] if pruning.pool else histories
     if only:
         pairs, plan = select_histories(histories, config)
@@ -7376,7 +7371,8 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
     for text in plan.errors:
         if not any(uuid in text.lower() for uuid in pruning.vms):
             raise UsageError(text.partition(' ')[2])
-    log(*[f'***NOTE - no backups of {failure.name}' for failure in plan.failures])
+    for failure in plan.failures:
+        log(f'***NOTE - no backups of {failure.name}')
     found = [(job, history, history in wanted) for job, history in chosen
              if history in wanted or pruning.let_go(history)]
     if not found:
