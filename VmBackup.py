@@ -7861,7 +7861,7 @@ class TestRestore(Run):
             fault = printable(explain(error))
             if result or isinstance(error, (Damaged, CommandFailed)):
                 result['fault'] = fault
-        if result:
+        if result and not self.previewing:
             with tolerating(turn.warnings, 'the result is not recorded'):
                 add_to_manifest(backup, test_restore=dict(
                     result, when=when, seconds=int(elapsed())))

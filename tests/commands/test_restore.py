@@ -618,6 +618,9 @@ class Testing(RestoreCase):
                             (['web', 'date=2026'], 'unknown option: date= (see')):
             self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())
+        os.unlink(self.archive('web'))
+        self.assert_ends(2, self.try_out('web', 'preview'))
+        self.assertIsNone(self.noted('web'))
 
 
 class Endings(RestoreCase):
