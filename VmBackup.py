@@ -963,7 +963,7 @@ def config_of(line: CommandLine) -> Config:
             raise UsageError(f'a directory, not a config file: {word} (see VmBackup.py help '
                              'backup)')
         rule = selector(word)
-        if search(r'/|\.(cfg|conf|ini|txt)$', rule.text):
+        if search(r'/|\.\w{1,4}$', rule.text):
             log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
         config = config._replace(rules=(rule, *config.rules))
     return config
@@ -2109,8 +2109,8 @@ class Pool:
         url = os.environ.get('VMBACKUP_XAPI_URL') or (
             XAPI_SOCKET if password is None else XAPI_URL)
         if line.doubt and password == line.password and url.startswith('unix:'):
-            raise PoolError(f'no command and no password file, and {url} takes any password '
-                            f'({line.doubt})')
+            raise PoolError('the first word is no command and no password file, and xapi takes any '
+                            f'password at {url} ({line.doubt})')
         Signals.current.logging_in = True
         try:
             pool = cls(url, password)
@@ -3601,7 +3601,8 @@ def telling_trouble(path: str, place: str = 'path') -> Context:
 def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
     """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
-    raise UsageError(f'no such {wanted}: {word}')
+    remark = '' if '/' in word or 'see' in wanted else ' (a VM is chosen with vm= behind one)'
+    raise UsageError(f'no such {wanted}: {word}{remark}')
 
 
 class Catalogue:
@@ -7543,6 +7544,8 @@ class Sources:
             for backup in history.backups(True):
                 if backup.trouble:
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
+                if backup.outcome == 'damaged':
+                    log(f'***NOTE - passed over, as it is damaged: {backup.path}')
                 when = sub('[^0-9]', '', backup.started or '')
                 if (backup.outcome == 'good' and when.startswith(digits)
                         and uuid in ('', backup.manifest.uuid)):
@@ -7760,9 +7763,9 @@ class Restorer(Importer):
 def run_restore(line: CommandLine) -> int:
     """The command `restore`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line)
-    if bool(line.word) == bool(line.only) or line.only and line.options['name']:
-        raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm=, '
-                         'without name=)')
+    if bool(line.word) == bool(line.only):
+        raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm= in '
+                         'its place)')
     date, pairs, plan = line.options['date'], [], Plan()   # type: str, List[Any], Plan
     if line.word:
         chosen = sources.find(selector(line.word).text, date)
@@ -7771,6 +7774,8 @@ def run_restore(line: CommandLine) -> int:
         pairs, plan = sources.select(sources.config)
         for text in plan.errors:
             raise UsageError(text.partition(' ')[2])
+        if line.options['name'] and len(pairs) > 1:
+            raise UsageError(f'{len(pairs)} VMs cannot all get one name (leave out name=)')
     failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
         restorer = Restorer(pool, sources, line.options)
@@ -7792,7 +7797,7 @@ def refuse_form(chosen: Chosen) -> None:
             f'  {command} dry-run=true', f'  {command}', loud=True)
         raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
     if chosen.form not in ('.xva', '.raw', '.vhd'):
-        raise UsageError(f'no archive or image: {chosen.path}')
+        raise UsageError(f'no archive or image: {chosen.path} (a config file is given as from=)')
 
 
 class TestRestore(Run):
@@ -7813,7 +7818,9 @@ class TestRestore(Run):
         """Return the VMs that a selector chooses, with their History, or the Backup of a path.
         Raise UsageError, OSError."""
         if match(r'\.{0,2}/', word):
-            backup = self.sources.find(word, '').backup
+            chosen = self.sources.find(word, '')
+            refuse_form(chosen)
+            backup = chosen.backup
             name = backup.manifest.name or basename(dirname(backup.path))
             vm = Vm(backup.path, backup.manifest.uuid, name, {})
             return [(Job('', vm, 1, name), backup)]
@@ -8094,11 +8101,11 @@ def run_test_mail(line: CommandLine) -> int:
 # text, NAME=this|that one of these. KEY=<value> stands for all keys of the config file.
 
 USAGE = """Usage:
-{program}  <password> <config-file|vm-selector> [preview] [other optional params]
 {program}  COMMAND [WORDS] [OPTIONS]
+{program}  <password> <config-file|vm-selector> [preview] [other optional params]
 
 Also: VmBackup.py help    - for the commands
-  or: VmBackup.py config  - for config-file parameter usage
+  or: VmBackup.py config  - for a config file to begin with, with all its keys
   or: VmBackup.py example - for some simple example usage
 """
 
@@ -8129,30 +8136,34 @@ OPTIONS_HELP = {           # of several commands
                            through the socket of this host)
     password-stdin         log in with a password from standard input""",
     'config': """\
-    KEY=<value>            any key of the config file, in its place (they are in
-                           what `VmBackup.py config` prints)
+    KEY=<value>            a setting of the config file, in its place, such as
+                           compress=zstd or backup_dir=/mnt/backups (all, and
+                           what they mean: VmBackup.py config)
     ignore_extra_keys      accept a config file with unknown keys""",
     'quiet': """\
     quiet                  print only warnings, errors, and how it ended""",
     'only': """\
-    vm=<vm-selector>       of the VMs that the config selects only these
-                           (default: all); may be repeated""",
+    vm=<vm-selector>       of the VMs that are selected only these (default: all):
+                           a name, a pattern, tag:TAG or uuid:UUID; may be
+                           repeated""",
     'json': """\
     json                   print JSON, also when it fails (see the README)""",
     'from': """\
     from=<config-file|backup_dir>
-                           where the backups are (default: the backup_dir of the
-                           script's first page)
+                           where the backups are
+                           (default: {backup_dir})
     sr=<name|uuid>         where the disks go (default: the pool's default SR)"""}
 
 COMMANDS_HELP = """\
 backup <config-file|vm-selector>...
   back up the VMs that a config or vm-selectors choose
 
-  A vm-selector is a name, a regular expression for names, tag:TAG or uuid:UUID,
-  and stands for vm-export=SELECTOR (which also names a VM that is called as a
-  command or an option); vdi-export=SELECTOR asks for the other method. With
-  vm-selectors the defaults of the script's first page are in effect.
+  A vm-selector is a name, a pattern (a Python regular expression that matches
+  from the front of the name), tag:TAG or uuid:UUID. It means vm-export=SELECTOR:
+  the whole VM, as an XVA. vdi-export=SELECTOR takes images of its disks instead,
+  of the boot disk unless vdi_disks= says which. vm-export=NAME also names a VM
+  that is called as a command or an option. Without a config file all settings
+  are the defaults, such as backup_dir={{backup_dir}}.
 
     preview                only show what would be done; changes nothing
     json                   of a preview: print JSON
@@ -8177,7 +8188,7 @@ preview <config-file|vm-selector>...
   VmBackup.py preview 'PROD.*' tag:devel
 
 list <config-file|backup_dir>
-  list the backups of each VM
+  list the backups of each VM, and whether they are good
 
 {only}
 {json}
@@ -8187,11 +8198,11 @@ list <config-file|backup_dir>
   VmBackup.py list /root/night.cfg
   VmBackup.py list /mnt/backups vm=web --json
 
-  Exit status: 0 every VM has a good backup, 1 the newest one of some VM is none,
-  2 one has none.
+  Exit status: 0 every VM has a good backup, 1 the newest backup of some VM is
+  not good, 2 some VM has no good backup.
 
 verify <config-file|backup_dir|backup|file>
-  verify that backups are whole, and as they were then
+  check that backups are whole and unchanged
 
 {only}
     backups=newest|all     of each VM the newest one (the default), or all
@@ -8224,7 +8235,10 @@ restore [<vm|uuid|backup|file>]
   VmBackup.py restore /mnt/backups/web/backup-2026-03-01-000000 name=web-old
 
 test-restore <vm-selector|backup>
-  restore backups, then destroy what was restored
+  prove that backups can be restored; removes it again
+
+  Of each VM that the selector chooses the newest good backup is restored, under a
+  name of its own, verified, and removed again. Nothing is started.
 
     preview                only show what would be done; changes nothing
 {from}
@@ -8233,17 +8247,17 @@ test-restore <vm-selector|backup>
 {login}
 
   VmBackup.py test-restore web from=/root/night.cfg
-  VmBackup.py test-restore '.*' from=/mnt/backups sr=scratch
+  VmBackup.py test-restore '.*' from=/mnt/backups sr=scratch quiet
 
 prune <config-file|backup>
-  delete backups that no rule keeps, or a named one
+  delete backups that no rule of the config keeps
 
     preview                only show what would be deleted
 {only}
-                           vm=uuid:UUID: also what directories of other VMs
-                           have of this one
-    pool=<uuid>            only what the directories of VMs of another pool have
-                           of this one
+                           (with vm=uuid:UUID also backups of that VM that lie
+                           in the directories of others)
+    pool=<uuid>            only backups of that pool's VMs that lie in
+                           directories of another pool's VMs
 {quiet}
 {config}
 
@@ -8251,19 +8265,19 @@ prune <config-file|backup>
   VmBackup.py prune /root/night.cfg keep_last=2 vm=web
 
 protect <backup>...
-  have backups never deleted, nor counted by a rule
+  keep backups for ever: no rule counts or deletes them
 
   VmBackup.py protect /mnt/backups/web/backup-2026-03-01-000000
   VmBackup.py protect /mnt/backups/*/backup-2026-03-01-*
 
 unprotect <backup>...
-  remove the protection of backups
+  let the rules have protected backups again
 
   VmBackup.py unprotect /mnt/backups/web/backup-2026-03-01-000000
   VmBackup.py unprotect /mnt/backups/*/backup-2026-03-01-*
 
 status <config-file>
-  tell in a line, for Nagios, whether all is well
+  a check for Nagios, Icinga and Checkmk: is all well?
 
   That is: each VM that the config chooses has a good backup, the last run ended
   well, and nothing is left over.
@@ -8281,6 +8295,9 @@ status <config-file>
 check-config <config-file>
   show all settings, and what is wrong with them
 
+  It does not log in: which VMs are meant, and whether backup_dir is there, a
+  preview tells.
+
 {config}
 
   VmBackup.py check-config /root/night.cfg
@@ -8295,17 +8312,20 @@ test-mail <config-file>
   VmBackup.py test-mail /root/night.cfg mail_to=me@example.com
 
 create-password-file <file>
-  write a password, obscured, to a file of its owner
+  write a password file, which only its owner can read
 
-  The password is asked for on a terminal, or read from standard input.
+  The password is asked for on a terminal, or read from standard input. The file
+  has it in base64: obscured, not encrypted.
 
-    password-stdin         the same, said as for the other commands
+    password-stdin         read it from standard input, as always
 
   VmBackup.py create-password-file /root/VmBackup.pass
   VmBackup.py backup /root/night.cfg password-file=/root/VmBackup.pass
 
 config [<config-file>]
-  print a config file with all keys and their meanings
+  print a config file: all keys, their values and meanings
+
+  Without a file: the defaults, with examples of lines that choose VMs.
 
 {config}
 
@@ -8336,17 +8356,17 @@ CONFIG_RULES = """
 
 SAMPLE_RULES = """
 # never backed up, whatever other lines say
-exclude=PROD-WinDomainController
-exclude=TEMP-.*
+#exclude=PROD-WinDomainController
+#exclude=TEMP-.*
 
 # vm-export: the whole VM
 vm-export=my-vm-name
-vm-export=my-third-vm:3
-vm-export=PROD.*
-vm-export=DEV.*:2
+#vm-export=my-third-vm:3
+#vm-export=PROD.*
+#vm-export=DEV.*:2
 
 # vdi-export: the boot disk only; wins over vm-export lines for the same VM
-vdi-export=my-second-vm
+#vdi-export=my-second-vm
 """
 
 EXAMPLES = """Usage-examples:
@@ -8369,16 +8389,29 @@ VmBackup.py backup "DEV mySql"
 # VM regex - which may be more than one VM
 VmBackup.py backup "DEV-my.*"
 
-# all VMs in pool
+# all VMs in pool; all but one
 VmBackup.py backup ".*"
+VmBackup.py backup "(?!DEV-mySql$).*"
+
+# a line of /etc/cron.d, which mails what cron gets
+10 1 * * * root /opt/VmBackup/VmBackup.py backup /root/weekend.cfg quiet
+
+# what is there, is it good, is all well, may it be deleted
+VmBackup.py list weekend.cfg
+VmBackup.py verify weekend.cfg vm=DEV-mySql
+VmBackup.py status weekend.cfg
+VmBackup.py prune weekend.cfg preview
+
+# a VM back, beside the original
+VmBackup.py restore DEV-mySql from=weekend.cfg name=DEV-mySql-2
 
 # create password file; use it, with a config file
 VmBackup.py create-password-file /root/VmBackup.pass
 VmBackup.py backup monthly.cfg --password-file /root/VmBackup.pass
 
-# the same as in 3.25
-VmBackup.py password weekend.cfg
-VmBackup.py password create-password-file=/root/VmBackup.pass
+# the same as in 3.25, with the password of root
+VmBackup.py 'PASSWORD' weekend.cfg
+VmBackup.py 'PASSWORD' create-password-file=/root/VmBackup.pass
 VmBackup.py /root/VmBackup.pass monthly.cfg preview
 """
 
@@ -8388,6 +8421,10 @@ FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.
 SWITCH = 'yes|no|true|false'     # what a flag may have behind a =
 DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
+FAMILIAR = {               # words of other programs, and what they are here
+    'dry_run': 'preview', 'n': 'preview', 'q': 'quiet', 'j': 'json', 'keep': 'keep_last',
+    'to': 'name', 'config': 'from', 'check': 'check-config', 'init': 'config', 'run': 'backup',
+    'delete': 'prune', 'remove': 'prune', 'snapshots': 'list'}
 OF_KEY = '<as there>'            # what a key may have: the same as in a config file
 
 
@@ -8409,7 +8446,7 @@ def read_commands() -> Dict[str, Command]:
     for part in re.split(r'\n\n(?=[a-z])', COMMANDS_HELP.strip('\n')):
         head, _, rest = part.partition('\n')
         name, _, words = head.partition(' ')
-        rest = rest.format(**OPTIONS_HELP)
+        rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
         options = {option.replace('-', '_'): allowed or SWITCH for option, allowed in findall(
             r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
         if options.pop('KEY', ''):
@@ -8536,10 +8573,12 @@ class Words:
     def refuse(self, word: str) -> None:
         """Raise UsageError for a word that is no option. Its value may be a password."""
         name, equals, _ = word.partition('=')
-        near = self.meant(name)
-        is_option = equals or near or name.startswith('-')
-        what = 'unknown option' if is_option else 'one word too many'
-        raise self.error(f'{what}: {name}{equals}{near}')
+        familiar = FAMILIAR.get(name.lstrip('-').replace('-', '_'))
+        near = f', perhaps {familiar}' if familiar in self.command.options else self.meant(name)
+        if equals or near or name.startswith('-'):
+            raise self.error(f'unknown option: {name}{equals}{near}')
+        remark = 'choose VMs with vm=; ' if 'vm' in self.command.options else ''
+        raise self.error(f'one word too many: {name}', remark)
 
     def set(self, name: str, value: str) -> None:
         """Set an option, or a key of the config file. Raise UsageError."""
@@ -8621,8 +8660,10 @@ def parse_words(words: Texts) -> CommandLine:
     line = parse_command(COMMANDS[former or 'backup'], words, value if former else second)
     doubt = line.doubt
     if first != 'local':
-        doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
-        if search(r'/|\.\w+\Z', first):
+        doubt = nearest(FAMILIAR.get(first, first), COMMANDS, 'did you mean `{}`?')
+        if first.startswith('-') and not doubt:
+            doubt = 'options come behind a command'
+        elif search(r'/|\.\w+\Z', first):
             doubt = 'if a password file was meant: there is no such file'
     return line._replace(password=first, doubt=doubt)
 

@@ -142,8 +142,10 @@ class Only(SavedCase):
         self.assertEqual({'db', 'webshop'}, {line.split()[3].partition('-restored')[0]
                                              for line in done.lines
                                              if line.startswith('restored: ')}, done.output)
-        for words in (['web', 'vm=db'], [], ['vm=web', 'name=x']):
-            self.assertIn('ERROR usage: VmBackup.py restore <vm|uuid', self.command(
+        for words, text in ((['web', 'vm=db'], 'usage: VmBackup.py restore <vm|uuid'),
+                            ([], 'usage: VmBackup.py restore <vm|uuid'),
+                            (['vm=web.*', 'name=x'], '2 VMs cannot all get one name')):
+            self.assertIn('ERROR ' + text, self.command(
                 2, 'restore', 'from=' + self.config_file, *words).output)
 
     def test_prune_touches_no_other_and_no_earlier_backup_keeps_one_from_that(self):

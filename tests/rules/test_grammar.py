@@ -115,6 +115,8 @@ class Table(FedCase):
                 (('lsit', config, 'preview'), '(did you mean `list`?)'),
                 (('Preview', config, 'preview'), '(did you mean `preview`?)'),
                 (('--config', config, 'preview'), '(did you mean `config`?)'),
+                (('check', config, 'preview'), '(did you mean `check-config`?)'),
+                (('--all', config, 'preview'), '(options come behind a command)'),
                 (('no.pass', config, 'preview'), '(if a password file was meant: there is no such '
                                                  'file)'),
                 (('s3cret', config, 'preview'), '')):
@@ -124,7 +126,8 @@ class Table(FedCase):
             self.assertNotIn('s3cret', line)
             if 'dom0' not in remark and remark:        # where any word would do as the password
                 done = self.command(2, *words, VMBACKUP_XAPI_URL=self.sim.unix_url)
-                self.assertIn('takes any password ' + remark, done.lines[-1])
+                self.assertIn('xapi takes any password at', done.lines[-1])
+                self.assertIn(remark, done.lines[-1])
 
 
 class Spellings(unittest.TestCase):
@@ -290,7 +293,7 @@ class Wrong(PoolCase):
                     self.refused([name, *words], usage + command.words)
             if not command.words.endswith('...'):
                 about = ['x'] * command.words.count('<')
-                self.refused([name, *about, 'y'], 'one word too many: y (see VmBackup.py help ')
+                self.refused([name, *about, 'y'], 'one word too many: y (')
                 self.refused([name, *about, '--', 'y'], 'one word too many: y (')
         for words in (['restore'], ['restore', ''], ['restore', 'web', 'vm=web'], ['config', '']):
             self.refused(words, 'usage: VmBackup.py ' + words[0])
