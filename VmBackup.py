@@ -616,7 +616,7 @@ class Console:
     def sort(self, *lines: str) -> None:
         """Take into the document which of these lines are errors, warnings or notes."""
         for found in filter(None, map(LEVEL.match, lines) if self.document else ()):
-            self.document[found.group(1).lower() + 's'].append(portable(found.group(2)))
+            self.document[found.group(1).lower() + 's'].append(found.group(2))
 
     def show(self, text: str, after: int = 0) -> None:
         """Tell what this thread does until its next line, or with '' nothing more."""
@@ -665,6 +665,11 @@ class Console:
         self.end()
         with self.lock:
             self.put(self.output, text)
+
+    def write_document(self) -> None:
+        """Print the document, in which paths are the same in every locale."""
+        text = portable(json.dumps(self.document, ensure_ascii=False))
+        self.write(as_json(json.loads(text)))
 
     def put(self, stream: Any, text: str) -> None:
         """Print text where the cursor stands."""
@@ -6691,7 +6696,8 @@ class BackupRun(Shared):
             if '~' + job.vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
                                 f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
-            left_out += [f'{job.shown}/{disk_words(*each)}' for each in exporter.left_out]
+            left_out += [f'  left out: {job.shown}/{disk_words(*each)}'
+                         for each in exporter.left_out]
             remarks = list(exporter.remarks())
             if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
                 remarks.append(('ERROR', USB.format(job.vm.uuid)))
@@ -6706,7 +6712,7 @@ class BackupRun(Shared):
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
         Console.current.tell(
-            config=portable(self.config.path), backup_dir=portable(self.settings.backup_dir),
+            config=self.config.path, backup_dir=self.settings.backup_dir,
             settings={name: text for name, (text, _) in self.config.given.items()})
         with Pool.connect(line) as self.pool:
             plan = self.make_plan()
@@ -6720,18 +6726,16 @@ class BackupRun(Shared):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
         if plan.left_out:
-            log(f'  left out disks (cnt)= {len(plan.left_out)}',
-                *['  left out: ' + line for line in plan.left_out])
+            log(f'  left out disks (cnt)= {len(plan.left_out)}', *plan.left_out)
         if plan.uncovered and self.config.path:
             log(f'  not covered by any line (cnt)= {len(plan.uncovered)}',
                 '  not covered by any line: ' + ', '.join(sorted(plan.uncovered)))
         levels = {message.partition(' ')[0] for message in plan.messages}
-        if plan.failures or '***ERROR' in levels:
-            log('ERROR preview of parameters - VMs that cannot be backed up (see above)')
-            return ERROR.status
-        verdict = verdict_of((), '***WARNING' in levels)
-        log('SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else ''),
-            loud=True)
+        verdict = verdict_of(plan.failures or '***ERROR' in levels, '***WARNING' in levels)
+        ending = 'SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else '')
+        if verdict == ERROR:
+            ending = 'ERROR preview of parameters - VMs that cannot be backed up (see above)'
+        log(ending, loud=True)
         return verdict.status
 
     def run(self, line: CommandLine) -> None:
@@ -6973,9 +6977,6 @@ def run_backup(line: CommandLine) -> int:
         raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
                          'the JSON of a run)')
     unreadable = None          # type: Optional[Exception]
-    if line.options['json'] and not line.options['preview']:
-        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
-                         'the JSON of a run)')
     try:
         config = config_of(line)
     except ConfigError as error:
@@ -7004,18 +7005,14 @@ class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
     verifier: Verifier
     every: bool                # all backups of a VM; else the newest
-    tokens: List[str]
     results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Opened, dumps_too: bool) -> None:
-        """Verify backups of the VMs that a config chooses of all there are."""
+    def verify_vms(self, target: Opened, dumps_too: bool) -> Plan:
+        """Verify backups of the VMs that a config chooses of all there are; return the choice."""
         chosen, plan = select_histories(histories_in(target), target.config)
         for text in () if dumps_too else plan.errors:
             raise UsageError(text.partition(' ')[2])
         log(*plan.messages, *plan.errors)
-        self.tokens.extend(['ERROR'] * len(plan.failures or plan.errors))
-        if plan.warnings:
-            self.tokens.append('WARNING')
         first = 0 if self.every else -1
         for number, (job, history) in enumerate(chosen, 1):
             with self.telling(history.directory, job.vm.name):
@@ -7033,6 +7030,7 @@ class VerifyCommand(NamedTuple):
                 if is_directory and name.upper().startswith(DUMPS):
                     for path in dumps_in(f'{target.store.root}/{name}')[first:]:
                         self.verify_file(path)
+        return plan
 
     def verify_file(self, path: str) -> None:
         """Verify one file; if it is all of a backup, that backup."""
@@ -7092,9 +7090,8 @@ class VerifyCommand(NamedTuple):
                 log(f'***NOTE - {path}: it was deleted meanwhile')
                 return
         word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
-        self.tokens.append(token)
-        self.results.append(dict(path=portable(path), vm=vm, result=token, text=portable(text),
-                                 proved=proved or None))
+        self.results.append(
+            dict(path=path, vm=vm, result=token, text=text, proved=proved or None))
         log(f'{word} {path}: {text}')
 
 
@@ -7113,17 +7110,19 @@ def run_verify(line: CommandLine) -> int:
     target = open_target(line, announce=True, is_archive=form_of_file)
     if target.kind in ('file', 'backup') and (line.only or every):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
-    command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [], [])
+    command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
+    plan = Plan()
     Console.current.tell(results=command.results)
     if target.kind == 'file':
         command.verify_file(target.path)
     elif target.kind == 'backup':
         command.verify_backup(target.path)
     else:
-        command.verify_vms(target, not line.only)
-    if not command.tokens:
+        plan = command.verify_vms(target, not line.only)
+    tokens = [result['result'] for result in command.results] + ['WARNING'] * bool(plan.warnings)
+    counts = tally(tokens, len(plan.failures or plan.errors))
+    if not any(counts):
         raise UsageError(f'no backups in {word}')
-    counts = tally(command.tokens)
     verdict = verdict_of(counts.errors, counts.warnings)
     Console.current.tell(counts=counts._asdict())
     log(f'VmBackup verify ended - {verdict.phrase} - {counts}', loud=True)
@@ -7152,9 +7151,9 @@ def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
             with suppress(OSError):                    # unreadable, or gone
                 found = dumps_in(path)
         if found:
-            dumps.append(dict(path=portable(path), dumps=len(found), newest=basename(found[-1])))
-        elif portable(path) not in [vm['path'] for vm in vms]:
-            foreign.append(portable(path))
+            dumps.append(dict(path=path, dumps=len(found), newest=basename(found[-1])))
+        elif path not in [vm['path'] for vm in vms]:
+            foreign.append(path)
     return {'pool_dumps': dumps, 'foreign': foreign}
 
 
@@ -7162,7 +7161,7 @@ def document_of(name: str, history: History) -> Record:
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
     owner = history.last_owner()
     told = [dict(described(backup), of=owner.other(backup)) for backup in history.everything()]
-    return {'name': name, 'path': portable(history.directory),
+    return {'name': name, 'path': history.directory,
             'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
 
@@ -7181,7 +7180,7 @@ def described(backup: Backup) -> Record:
         if not method:                                 # 3.25 has written none down
             method = 'vm-export' if form_of(name) == '.xva' else 'vdi-export'
     return {
-        'path': portable(backup.path), 'when': backup.started, 'outcome': backup.outcome,
+        'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
         'method': method, 'size': size, 'compression': compression,
         'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
         'protected': backup.protected}
@@ -7189,15 +7188,15 @@ def described(backup: Backup) -> Record:
 
 def table_of(document: Record) -> Iterator[str]:
     """Yield the document's lines for a person."""
-    rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
+    rows = ['when age method size outcome verified restored protected name'.split()]
+    rows += [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
     columns = []               # type: List[List[str]]     # but for those with nothing in them
-    for column in zip('when age method size outcome verified restored protected name'.split(),
-                      *rows):
+    for column in zip(*rows):
         if set(column[1:]) != {'-'}:
             width = max(map(len, column))
             columns.append([cell.ljust(width) for cell in column])
     table = ('  '.join(cells).rstrip() for cells in zip(*columns))
-    if rows:
+    if rows[1:]:
         yield next(table)
     for vm in document['vms']:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
@@ -7252,7 +7251,7 @@ def run_list(line: CommandLine) -> int:
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     document = dict(
-        backup_dir=portable(target.store.root), vms=vms,
+        backup_dir=target.store.root, vms=vms,
         **others_in([] if line.only else histories, vms),
         messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
         size=sum(vm['size'] for vm in vms))
@@ -7892,18 +7891,17 @@ def run_test_restore(line: CommandLine) -> int:
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
-UNKNOWN = 3
 LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
 FIGURES = ('vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
            'vms={vms} good={good} size={size_bytes}B oldest={oldest_seconds}s;;{max_age_seconds} '
            'leftovers={leftovers}')            # without any good backup, and with one
 
 
-def plugin_line(status: int, text: str, figures: str = '') -> str:
+def plugin_line(state: str, text: str, figures: str = '') -> str:
     """Return the one line of a monitoring plug-in, which nothing in the text can end (Nagios: text
     | 'label'=value[UOM];[warn];[crit];[min];[max])."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
-    line = encoded(f'VMBACKUP {STATES[status]} - {clean}')
+    line = encoded(f'VMBACKUP {state} - {clean}')
     if len(line) > LONGEST_TEXT:
         line = line[:LONGEST_TEXT] + b' ...'
     return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
@@ -7917,7 +7915,7 @@ class StatusCheck:
         if not match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
-        self.found = []        # type: List[Tuple[int, str]]
+        self.found = {'CRITICAL': [], 'WARNING': [], 'OK': []}     # type: Dict[str, List[str]]
         self.figures = {'max_age_seconds': self.limit}     # type: Dict[str, int]
         self.vms = []          # type: List[Record]    # as --json prints them
 
@@ -7931,21 +7929,22 @@ class StatusCheck:
         try:
             store.stocked()
         except TargetError as empty:
-            self.found.append((2, str(empty)))
+            self.found['CRITICAL'].append(str(empty))
         histories = store.histories()
         self.check_backups(*select_histories(histories, config))
         self.check_run(config, store)
         left = store.leftovers(histories, self.limit)
         self.figures['leftovers'] = sum(map(len, left.values()))
-        self.found += [(1, f'left over: {abbreviate(paths)} ({remedy})')
-                       for remedy, paths in left.items()]
+        self.found['WARNING'] += [f'left over: {abbreviate(paths)} ({remedy})'
+                                  for remedy, paths in left.items()]
 
     def check_backups(self, chosen: Sequence[Tuple[Job, History]], plan: Plan) -> None:
         """Judge the newest good backup of each VM, the oldest first."""
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
-        self.found += [(2, text[6:]) for text in plan.errors if ' is no' in text]
-        self.found += [(1, text) for text in plan.warnings]
+        critical, warnings, fine = self.found.values()
+        critical += [text[6:] for text in plan.errors if ' is no' in text]
+        warnings += plan.warnings
         pool = own_pool()
         found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
         for job, history in chosen:
@@ -7959,7 +7958,7 @@ class StatusCheck:
             told = last.manifest
             other = Manifest(uuid=vm.uuid or told.uuid, pool=pool or told.pool).other(last)
             if other:
-                self.found.append((1, f'the newest good backup of {vm.name} is {other}'))
+                warnings.append(f'the newest good backup of {vm.name} is {other}')
             size += sum(last.sizes.values())
             seconds = self.moment - last.when
             wrong = ''
@@ -7974,12 +7973,12 @@ class StatusCheck:
             if wrong:
                 bad.append(f'{vm.name} ({wrong})')
             self.vms.append(dict(name=vm.name, uuid=vm.uuid, state='CRITICAL' if wrong else 'OK',
-                                 path=portable(last.path), when=last.started))
+                                 path=last.path, when=last.started))
         number = len(vms) - len(bad)
         wanted = f'good backup within {self.max_age}'
         if bad or not vms:
-            self.found.append((2, f'no {wanted}: ' + (abbreviate(bad) or 'of any VM')))
-        self.found.append((0, f'{number} of {len(vms)} VMs have a {wanted}'))
+            critical.append(f'no {wanted}: ' + (abbreviate(bad) or 'of any VM'))
+        fine.append(f'{number} of {len(vms)} VMs have a {wanted}')
         self.figures.update(vms=len(vms), good=number, size_bytes=size)
         if ages:
             self.figures['oldest_seconds'] = round(max(ages))
@@ -7990,7 +7989,7 @@ class StatusCheck:
         try:
             runs = store.runs()
         except (TargetError, OSError) as error:
-            self.found.append((1, explain(error)))
+            self.found['WARNING'].append(explain(error))
         last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
         # Others may have the same status log, as runs of some of the VMs have.
@@ -8001,15 +8000,15 @@ class StatusCheck:
             return
         late = self.moment - seconds_of(last.begun) > self.limit
         since = last.begun[:16].replace('T', ' ')
-        status, text = 0, f'running since {since}'
+        state, text = 'OK', f'running since {since}'
         if last.ended:
-            status = int(last.result.startswith('ERROR'))
+            state = 'WARNING' if last.result.startswith('ERROR') else 'OK'
             text = f'the last run began {since}' if late else f'last run, of {since}: {last.result}'
         elif not goes_on:
-            status, text = 1, f'the last run, of {since}, was interrupted'
-        self.found.append((2 if late else status, text))
+            state, text = 'WARNING', f'the last run, of {since}, was interrupted'
+        self.found['CRITICAL' if late else state].append(text)
         if last.failed:
-            self.found.append((0, 'failed in it: ' + last.failed))
+            self.found['OK'].append('failed in it: ' + last.failed)
 
 
 def run_status(line: CommandLine) -> int:
@@ -8017,14 +8016,14 @@ def run_status(line: CommandLine) -> int:
     status_check = StatusCheck(line.options['max_age'] or '26h')
     line.options['ignore_extra_keys'] = 'yes'
     bounded('backup_dir', status_check.check, line, limit=STATUS_TIMEOUT)
-    levels, texts = zip(*sorted(status_check.found, key=lambda each: -each[0]))    # worst first
-    told = [dict(state=STATES[level], text=portable(text)) for level, text in zip(levels, texts)]
-    figures = status_check.figures
-    if not Console.current.tell(state=STATES[levels[0]], findings=told, vms=status_check.vms,
-                                figures=figures):
+    told = [dict(state=state, text=text)
+            for state, texts in status_check.found.items() for text in texts]
+    worst, figures = told[0]['state'], status_check.figures
+    if not Console.current.tell(state=worst, findings=told, vms=status_check.vms, figures=figures):
         Console.current.write(plugin_line(
-            levels[0], '; '.join(texts), FIGURES['oldest_seconds' in figures].format(**figures)))
-    return levels[0]
+            worst, '; '.join(each['text'] for each in told),
+            FIGURES['oldest_seconds' in figures].format(**figures)))
+    return STATES.index(worst)
 
 
 def run_check_config(line: CommandLine) -> int:
@@ -8739,16 +8738,16 @@ def perform(words: Texts, program: str, console: Console) -> int:
             error.filename = error.filename or next(iter(ROOTS), line.word)
         status = 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
         if words[:1] == ['status']:
-            status = UNKNOWN
-            if not console.tell(state=STATES[UNKNOWN]):        # it prints one line
+            status = STATES.index('UNKNOWN')
+            if not console.tell(state='UNKNOWN'):      # it prints one line
                 Console.current = Console(None)
         reason = sub(r'^\**ERROR\W*', '', explain(error))
         if Console.current is console:
             tell_end('ERROR ' + reason, console)
         else:
-            console.write(plugin_line(UNKNOWN, reason))
-    if console.tell(error=portable(reason), exit_status=status):
-        console.write(as_json(console.document))
+            console.write(plugin_line('UNKNOWN', reason))
+    if console.tell(error=reason, exit_status=status):
+        console.write_document()
     return status
 
 
