@@ -415,7 +415,7 @@ HIDDEN = re.compile(
     '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
 LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
 # What a line of the log tells of, and the rest of it, unless that only points at others.
-LEVEL = re.compile(r'\**(ERROR|WARNING|NOTE)(?: -|:)? '
+LEVEL = re.compile(r'\A\**(ERROR|WARNING|NOTE)(?: -|:)? '
                    r'(?!in configuration settings|.*\(see above\) *\Z)(.*)', re.DOTALL)
 LOUD = re.compile(r'\**(ERROR|WARNING)')
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
@@ -570,18 +570,18 @@ class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
     and nowhere else, what each thread does stands below it, drawn anew each second."""
     current = None             # type: Console     # that of this process
+    terminal = False           # whether it is one, below whose lines is drawn
+    quiet = False              # of the log only what is wrong, and how all ended
+    drawn = 0                  # lines of what goes on that stand on the terminal
+    lost = False               # what was printed, as a terminal or pipe is closed, or a disk full
 
     def __init__(self, output: Any, errors: Any = None) -> None:
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
-        self.terminal = False  # below whose lines is drawn
-        self.quiet = False     # of the log only what is wrong, and how all ended
         self.document = {}     # type: Record  # what --json prints in the end
         # What each thread does, after how many seconds that is shown, and for how long it does it.
         self.passing = {}      # type: Dict[int, Tuple[str, int, Callable]]
-        self.drawn = 0         # lines of it that stand on the terminal
         self.lines = deque(maxlen=20000)    # type: deque
-        self.lost = False      # what was printed, as a terminal or pipe is closed, or a disk full
         self.lock = RLock()
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
         self.thread.turn = ''                  # only of those that do the work
@@ -589,9 +589,9 @@ class Console:
     def log(self, *lines: str, loud: bool = False) -> None:
         """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
         full output is not an error."""
-        self.sort(*lines)
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
+            self.sort(text)
             line = printable(begin + text)
             self.show(line, QUIET)
             with self.lock:
@@ -613,10 +613,10 @@ class Console:
             self.document.update(more)
         return bool(self.document)
 
-    def sort(self, *lines: str) -> None:
-        """Take into the document which of these lines are errors, warnings or notes."""
-        for found in filter(None, map(LEVEL.match, lines) if self.document else ()):
-            self.document[found.group(1).lower() + 's'].append(found.group(2))
+    def sort(self, line: str) -> None:
+        """Take a line into the document, if it is an error, warning or note."""
+        for level, text in LEVEL.findall(line) if self.document else ():
+            self.document[level.lower() + 's'].append(text)
 
     def show(self, text: str, after: int = 0) -> None:
         """Tell what this thread does until its next line, or with '' nothing more."""
@@ -6701,7 +6701,7 @@ class BackupRun(Shared):
             remarks = list(exporter.remarks())
             if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
                 remarks.append(('ERROR', USB.format(job.vm.uuid)))
-            if job.method == 'vdi-export' and not exporter.disks:
+            if not (exporter.disks or exporter.archive):
                 messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not exporter.disks:
                 remarks.append(('WARNING', NO_DISK_LEFT))
@@ -7255,7 +7255,8 @@ def run_list(line: CommandLine) -> int:
         **others_in([] if line.only else histories, vms),
         messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
         size=sum(vm['size'] for vm in vms))
-    Console.current.sort(*document['messages'])
+    for text in document['messages']:
+        Console.current.sort(text)
     if not Console.current.tell(**document):
         Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
     doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
