@@ -759,6 +759,7 @@ class CommandLine(NamedTuple):
     keys: Strings = {}         # of the config file, in whose place they stand
     only: Texts = ()           # vm-selectors: of what the config selects only these
     doubt: str = ''            # what to tell where the login fails
+    wrong: List[UsageError] = []
 
     @property
     def word(self) -> str:
@@ -934,8 +935,10 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                   tuple(notes))
 
 
-def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = True) -> Config:
-    """Read a config file, or the defaults for ''; log where from. Raise ConfigError."""
+def read_config(line: CommandLine) -> Config:
+    """Read the config file of a command line, or the defaults for none; log where from. Raise
+    ConfigError."""
+    path = line.path
     if not path:
         return parse_config([], '', line)
     try:
@@ -949,29 +952,31 @@ def read_config(path: str, line: CommandLine = CommandLine(), announce: bool = T
         number = data[:error.start].count(b'\n') + 1
         raise ConfigError(f'config file {path} line {number} is not UTF-8 text (save it as UTF-8)')
     config = parse_config(re.split('\r\n|\r|\n', text), path, line)
-    if announce:
+    if line.command not in ('list', 'prune', 'status', 'config'):
         log(f'VmBackup config loaded from: {path}')
     return config
 
 
 def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
-    files = [word for word in line.words if names_file(word) and not isdir(native(word))]
-    if files and len(line.words) == 1:
-        return read_config(line.path, line)
-    if files:                          # one of the other words may be a password
-        raise UsageError(f'a config file stands alone: {files[0]} (vm=SELECTOR chooses some of its '
-                         'VMs; a password goes into a file, password-file=FILE)')
-    config = parse_config([], '', line)
-    for word in reversed(line.words):
-        if '/' in word and isdir(native(word)):
+    rules = []                 # type: List[Rule]
+    for word in line.words:
+        is_directory = isdir(native(word))
+        if names_file(word) and not is_directory:
+            if len(line.words) == 1:
+                return read_config(line)
+            # One of the other words may be a password.
+            raise UsageError(f'a config file stands alone: {word} (vm=SELECTOR chooses some of its '
+                             'VMs; a password goes into a file, password-file=FILE)')
+        if '/' in word and is_directory:
             raise UsageError(f'a directory, not a config file: {word} (see VmBackup.py help '
                              'backup)')
         rule = selector(word)
         if search(r'/|\.\w{1,4}$', rule.text):
             log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
-        config = config._replace(rules=(rule, *config.rules))
-    return config
+        rules.append(rule)
+    config = parse_config([], '', line)
+    return config._replace(rules=(*rules, *config.rules))
 
 
 def refuse_unexpected(config: Config) -> None:
@@ -979,13 +984,6 @@ def refuse_unexpected(config: Config) -> None:
     log(*config.unexpected)
     if config.unexpected:
         raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
-
-
-def refuse_mistakes(config: Config) -> None:
-    """Raise ConfigError for the first mistake in a config."""
-    refuse_unexpected(config)
-    for text in config.errors.values():
-        raise ConfigError(text.partition(': ')[2])
 
 
 def selector(word: str) -> Rule:
@@ -4116,23 +4114,24 @@ class Opened(NamedTuple):
     store: Store
 
 
-def open_config(line: CommandLine, announce: bool = False) -> Opened:
-    """Open backup_dir of a config file, of the script's first page for ''. Raise ConfigError."""
-    path = line.path
-    config = read_config(path, line, announce)
-    refuse_mistakes(config)
-    return Opened('config', path, config, Store(config.settings))
+def open_config(line: CommandLine) -> Opened:
+    """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
+    anything is wrong there."""
+    config = read_config(line)
+    refuse_unexpected(config)
+    for text in config.errors.values():
+        raise ConfigError(text.partition(': ')[2])
+    return Opened('config', config.path, config, Store(config.settings))
 
 
-def open_target(line: CommandLine, announce: bool = False,
-                is_archive: Optional[Callable] = None) -> Opened:
+def open_target(line: CommandLine, is_archive: Optional[Callable] = None) -> Opened:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind = kind_of(path)
     if not kind:
         refuse_missing(line.word)
     if kind == 'file' and not (is_archive and is_archive(path)):
-        opened = open_config(line, announce)
+        opened = open_config(line)
         opened.store.check(False)
         return opened
     if kind == 'store':
@@ -7107,7 +7106,7 @@ def run_verify(line: CommandLine) -> int:
     word = line.word
     every = line.options['backups'] == 'all'
     be_gentle(True)
-    target = open_target(line, announce=True, is_archive=form_of_file)
+    target = open_target(line, form_of_file)
     if target.kind in ('file', 'backup') and (line.only or every):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
     command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
@@ -7459,7 +7458,7 @@ class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
     def __init__(self, line: CommandLine) -> None:
         origin = line.options['from']
-        target = (open_target if origin else open_config)(line._replace(words=[origin]), True)
+        target = (open_target if origin else open_config)(line._replace(words=[origin]))
         if target.kind not in ('config', 'store'):
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
@@ -7922,7 +7921,7 @@ class StatusCheck:
 
     def check(self, line: CommandLine) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(line.path, line, False)
+        config = read_config(line)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
         store = Store(config.settings)
@@ -8029,7 +8028,7 @@ def run_status(line: CommandLine) -> int:
 
 def run_check_config(line: CommandLine) -> int:
     """The command `check-config`; return the exit status. Raise VmBackupError."""
-    config = read_config(line.path, line)
+    config = read_config(line)
     settings = config.settings
     for name, (text, place) in config.given.items():
         log(f'  {name:23s} = {text}   ({place})')
@@ -8076,7 +8075,7 @@ def run_check_config(line: CommandLine) -> int:
 def run_test_mail(line: CommandLine) -> int:
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     line.options['ignore_extra_keys'] = 'yes'
-    settings = open_config(line, announce=True).config.settings
+    settings = open_config(line).config.settings
     if not settings.mail_to:
         raise ConfigError(f'mail_to is empty: nobody would get mail (set it in {line.path})')
     log('mail to {1} through {0.mail_smtp_server} port {0.mail_smtp_port}, encryption: {2}, '
@@ -8419,6 +8418,7 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
 SWITCH = 'yes|no|true|false'     # what a flag may have behind a =
+IMPLIED = {'create-password-file': {'password_stdin': 'yes'}, 'preview': {'preview': 'yes'}}
 DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
 FAMILIAR = {               # words of other programs, and what they are here
@@ -8438,6 +8438,52 @@ class Command(NamedTuple):
     def usage(self) -> str:
         """Return its words and options in one line."""
         return f'{self.name} {self.words} [options]'.replace('  ', ' ')
+
+    def error(self, text: str, remark: str = '') -> UsageError:
+        """Return what is wrong, and where help is."""
+        return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
+
+    def meant(self, word: str) -> str:
+        """Return a remark on which option a word may stand for, or ''."""
+        known = [name + '=' * (allowed != SWITCH) for name, allowed in self.options.items()]
+        return nearest(word.lstrip('-').replace('-', '_'), known)
+
+    def unknown(self, word: str) -> UsageError:
+        """Return the error on a word that is no option. Its value may be a password."""
+        name, equals, _ = word.partition('=')
+        familiar = FAMILIAR.get(name.lstrip('-').replace('-', '_'))
+        near = f', perhaps {familiar}' if familiar in self.options else self.meant(name)
+        if equals or near or name.startswith('-'):
+            return self.error(f'unknown option: {name}{equals}{near}')
+        remark = 'choose VMs with vm=; ' if 'vm' in self.options else ''
+        return self.error(f'one word too many: {name}', remark)
+
+    def value(self, name: str, text: str) -> str:
+        """Return the value of an option, or of a key of the config file. Raise UsageError."""
+        allowed, hint = self.options[name], ''
+        try:
+            if allowed == OF_KEY:
+                hint = KEY[name].hint()
+                KEY[name].parse(text)
+            elif text.lower() in allowed.split('|'):
+                text = text.lower()
+            elif not text or not allowed.startswith('<'):
+                raise ValueError(f'allowed: {name}={allowed}')
+        except ValueError as error:
+            raise self.error(f'invalid value: {name}={text}', f'{error}{hint}; ')
+        if allowed == SWITCH:
+            return 'yes' if text in ('yes', 'true') else ''
+        return text
+
+    def miscounted(self, words: Texts, may_be_several: bool) -> List[UsageError]:
+        """Return what is wrong with the number of words that it is about."""
+        wrong = []             # type: List[UsageError]
+        if not (may_be_several and self.words.endswith('...')):
+            wrong += map(self.unknown, words[self.words.count('<'):])
+        if not all(words) or self.words.startswith('<') and not words:
+            wrong.append(UsageError(f'usage: VmBackup.py {self.usage()} (a word is missing or '
+                                    'empty)'))
+        return wrong
 
 
 def read_commands() -> Dict[str, Command]:
@@ -8503,10 +8549,7 @@ def config_text(config: Config) -> str:
 
 def run_config(line: CommandLine) -> int:
     """The command `config`; return the exit status. Raise ConfigError."""
-    config = read_config(line.path, line, announce=False)
-    refuse_mistakes(config)
-    text = config_text(config)
-    Console.current.write(text)
+    Console.current.write(config_text(open_config(line).config))
     return SUCCESS.status
 
 
@@ -8528,100 +8571,15 @@ RUNS = {
     'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
 
 
-class Words:
-    """Divides the words behind a command, one by one."""
-    def __init__(self, command: Command, line: Texts, about: Texts = ()) -> None:
-        self.command = command
-        self.line = line           # all of it
-        self.about = list(about)
-        self.values = {}           # type: Strings   # of options and keys
-        self.only = []             # type: List[str]
-
-    def take(self, words: Iterator[str]) -> None:
-        """Take in all words. Raise UsageError."""
-        for word in words:
-            dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
-            name = name.lower().replace('-', '_')
-            allowed = self.command.options.get(name)
-            if word == '--':
-                self.about.extend(words)
-            elif allowed and (equals or dashes or allowed == SWITCH):
-                if not equals:
-                    value = 'yes' if allowed == SWITCH else next(words, '--')
-                    if value.startswith('--'):
-                        raise self.error(f'{word} needs a value')
-                self.set(name, value)
-            elif word in COMMANDS and self.command.name != 'help':
-                raise misplaced(word, self.line)
-            elif dashes and name or self.about and self.meant(word):
-                self.refuse(word)
-            elif equals and name.isidentifier() and name not in ('vm_export', 'vdi_export'):
-                self.refuse(word)
-            else:
-                self.about.append(word)
-
-    def meant(self, word: str) -> str:
-        """Return a remark on which option a word may stand for, or ''."""
-        known = [name + '=' * (allowed != SWITCH)
-                 for name, allowed in self.command.options.items()]
-        return nearest(word.lstrip('-').replace('-', '_'), known)
-
-    def error(self, text: str, remark: str = '') -> UsageError:
-        """Return what is wrong, and where help is."""
-        return UsageError(f'{text} ({remark}see VmBackup.py help {self.command.name})')
-
-    def refuse(self, word: str) -> None:
-        """Raise UsageError for a word that is no option. Its value may be a password."""
-        name, equals, _ = word.partition('=')
-        familiar = FAMILIAR.get(name.lstrip('-').replace('-', '_'))
-        near = f', perhaps {familiar}' if familiar in self.command.options else self.meant(name)
-        if equals or near or name.startswith('-'):
-            raise self.error(f'unknown option: {name}{equals}{near}')
-        remark = 'choose VMs with vm=; ' if 'vm' in self.command.options else ''
-        raise self.error(f'one word too many: {name}', remark)
-
-    def set(self, name: str, value: str) -> None:
-        """Set an option, or a key of the config file. Raise UsageError."""
-        allowed = self.command.options[name]
-        try:
-            if allowed == OF_KEY:
-                KEY[name].parse(value)
-            elif value.lower() in allowed.split('|'):
-                value = value.lower()
-            elif not value or not allowed.startswith('<'):
-                raise ValueError(f'allowed: {name}={allowed}')
-        except ValueError as error:
-            hint = KEY[name].hint() if allowed == OF_KEY else ''
-            raise self.error(f'invalid value: {name}={value}', f'{error}{hint}; ')
-        if name == 'vm':
-            self.only.append(value)
-        if allowed == SWITCH:
-            value = 'yes' if value in ('yes', 'true') else ''
-        self.values[name] = value
-
-    def check_number(self, several: bool) -> None:
-        """Raise UsageError if there are too many or too few of what the command is about."""
-        takes = self.command.words
-        if not several or not takes.endswith('...'):
-            for word in self.about[takes.count('<'):]:
-                self.refuse(word)
-        if not all(self.about) or takes.startswith('<') and not self.about:
-            raise UsageError(f'usage: VmBackup.py {self.command.usage()} (a word is missing or '
-                             'empty)')
-
-
 def misplaced(word: str, line: Texts) -> UsageError:
     """Return what tells of a command that does not come first, and of the line that was meant. A
     first word that is neither a command nor there as a file may be a password."""
     command = COMMANDS[word]
-    first, rest = line[0], list(line[1:])
+    first, *rest = line
     rest.remove(word)
-    words = Words(command, ['local', *rest])
-    with suppress(UsageError):
-        words.take(iter(rest))
     meant = [word, *map(shell_word, rest)]
     shown = first not in COMMANDS and names_file(first)
-    if not words.about:
+    if not parse_command(command, [word, *rest]).words:
         meant.insert(1, shell_word(first) if shown else command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
         meant.append('password-file=' + (shell_word(first) if shown else 'FILE'))
@@ -8630,34 +8588,61 @@ def misplaced(word: str, line: Texts) -> UsageError:
 
 
 def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
-    """Return what the words behind a command, and behind what it is about, say. Raise
-    UsageError."""
-    words = Words(command, line, about)
-    words.take(iter(line[1 + len(about):]))
-    words.check_number(not about)
-    options = {name: words.values.get(name, '') for name, allowed in command.options.items()
-               if allowed != OF_KEY}
-    keys = {name: value for name, value in words.values.items() if name not in options}
-    return CommandLine(command.name, 'local', tuple(words.about), options, keys,
-                       tuple(words.only), 'run it in dom0, or give password-file=FILE')
+    """Return what the words behind a command, and behind what it is about, say, with all that is
+    wrong in them."""
+    rest, words = list(line[1 + len(about):]), list(about)
+    options = {name: '' for name, allowed in command.options.items() if allowed != OF_KEY}
+    keys, only, wrong = {}, [], []     # type: Strings, List[str], List[UsageError]
+    while rest:
+        word = rest.pop(0)
+        dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
+        name = name.lower().replace('-', '_')
+        allowed = command.options.get(name)
+        try:
+            if word == '--':
+                words += rest
+                break
+            if allowed == SWITCH and not equals:
+                options[name] = 'yes'
+            elif allowed and (equals or dashes):
+                if not equals and (not rest or rest[0].startswith('--')):
+                    raise command.error(f'{word} needs a value')
+                value = command.value(name, value if equals else rest.pop(0))
+                (options if name in options else keys)[name] = value
+                if name == 'vm':
+                    only.append(value)
+            elif word in COMMANDS and command.name != 'help' and not wrong:
+                raise misplaced(word, line)
+            elif dashes and name or words and command.meant(word):
+                raise command.unknown(word)
+            elif equals and name.isidentifier() and name not in ('vm_export', 'vdi_export'):
+                raise command.unknown(word)
+            elif not wrong:                            # else only options count
+                words.append(word)
+        except UsageError as error:
+            wrong.append(error)
+    wrong += command.miscounted(words, not about)
+    return CommandLine(command.name, 'local', tuple(words), options, keys, tuple(only),
+                       'run it in dom0, or give password-file=FILE', wrong)
 
 
 def parse_words(words: Texts) -> CommandLine:
-    """Divide a command line into its parts. Raise UsageError."""
-    first, second = (list(words) + [''])[:2]
+    """Divide a command line into its parts, among which is what is wrong with it."""
+    first, second = [*words, ''][:2]
     name, equals, value = second.partition('=')
-    former = name.lower() if equals and name.lower() in FORMER_COMMANDS else ''
-    if first in COMMANDS and former != 'create-password-file':
+    if not equals or name.lower() not in FORMER_COMMANDS:
+        name, value = 'backup', second
+    needs_no_pool = name.lower() == 'create-password-file'
+    if first in COMMANDS and not needs_no_pool:
         line = parse_command(COMMANDS[first], words)
-        implied = {'create-password-file': 'password_stdin', 'preview': 'preview'}.get(first)
-        if implied:
-            line.options[implied] = 'yes'
+        line.options.update(IMPLIED.get(first, ()))
         return line
+    line = parse_command(COMMANDS[name.lower()], words, value)
     if second in COMMANDS:
-        raise misplaced(second, words)
-    if not first and former != 'create-password-file':
-        raise UsageError('the first word, a password, a file with it, or local, is empty')
-    line = parse_command(COMMANDS[former or 'backup'], words, value if former else second)
+        line.wrong.insert(0, misplaced(second, words))
+    elif not first and not needs_no_pool:
+        line.wrong.insert(0, UsageError('the first word, a password, a file with it, or local, is '
+                                        'empty'))
     doubt = line.doubt
     if first != 'local':
         doubt = nearest(FAMILIAR.get(first, first), COMMANDS, 'did you mean `{}`?')
@@ -8673,7 +8658,7 @@ def plain_words(words: Texts) -> Texts:
     alone = words[0].lower().lstrip('-') if len(words) == 1 else ''
     if alone in ('h', 'help', 'example', 'config'):
         return ['help' if alone == 'h' else alone]
-    before = words[:words.index('--')] if '--' in words else words
+    before = words[:[*words, '--'].index('--')]
     if {'-h', '--help'}.intersection(before):
         return ['help', *[word for word in before if word in COMMANDS][:1]]
     return words
@@ -8688,30 +8673,15 @@ def tell_end(reason: str, console: Console) -> None:
         syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
 
 
-def with_json(words: Texts) -> str:
-    """Return the command whose JSON a command line asks for, whatever is wrong with it; '' for
-    none. It never is what may be a password."""
-    flags = re.findall(r'^-*(?:format=)?(json|preview)(?:=yes|=true)?$',
-                       '\n'.join(words[1:]).lower(), re.MULTILINE)
-    command = words[0]
-    if command == 'backup' or command not in COMMANDS:
-        command = 'preview' if 'preview' in flags else ''
-    return command if 'json' in flags and command in DOCUMENTS else ''
-
-
-def understand(words: Texts, console: Console) -> CommandLine:
-    """Divide a command line into its parts; have the console print as these ask for. Raise
-    UsageError, also as JSON."""
-    command = with_json(words)
-    try:
-        line = parse_words(words)
-        if not (line.options.get('json') or line.options.get('format') == 'json'):
-            command = ''
-    finally:
-        if command:
-            console.take_aside(command)
+def heed(line: CommandLine, console: Console) -> None:
+    """Have the console print as a command line asks for, whatever is wrong with it."""
+    command = 'preview' if line.options.get('preview') else line.command
+    wanted = line.options.get('json') or line.options.get('format') == 'json'
+    if command == 'config':                            # which goes into a file
+        console.stream = console.errors
+    elif wanted and command in DOCUMENTS:
+        console.take_aside(command)
     console.quiet = bool(line.options.get('quiet'))
-    return line
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
@@ -8726,9 +8696,10 @@ def perform(words: Texts, program: str, console: Console) -> int:
         if len(words) < 2 and ''.join(words) not in COMMANDS:
             console.write(USAGE.format(program=program))
             return ERROR.status
-        if words[0] == 'config':                       # which goes into a file
-            console.stream = console.errors
-        line = understand(words, console)
+        line = parse_words(words)
+        heed(line, console)
+        for error in line.wrong:
+            raise error
         console.begin(line.command)
         status = RUNS[line.command](line)
         signals.ended = True
@@ -8738,7 +8709,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
             # Where the system names no file, it is none of those that were asked for by name.
             error.filename = error.filename or next(iter(ROOTS), line.word)
         status = 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
-        if words[:1] == ['status']:
+        if line.command == 'status':
             status = STATES.index('UNKNOWN')
             if not console.tell(state='UNKNOWN'):      # it prints one line
                 Console.current = Console(None)

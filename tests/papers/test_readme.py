@@ -27,7 +27,7 @@ from tests.tools import forked
 from tests.tools.demo import make_python3
 from tests.tools.smtp_sink import SmtpSink, deaf_port
 from tests.tools.support import (
-    LIMIT, NO_XXHASH, PoolCase, hanging, shared_without_pool, store_at)
+    LIMIT, NO_XXHASH, PoolCase, hanging, parsed, shared_without_pool, store_at)
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
@@ -339,7 +339,7 @@ class Examples(unittest.TestCase):
             self.assertEqual('/opt/VmBackup/VmBackup.py', words[0])
             if words[1] == 'verify' or words[2].startswith('test-restore='):   # they have tests
                 continue
-            line = VmBackup.parse_words(words[1:])
+            line = parsed(*words[1:])
             rules = VmBackup.config_of(line).rules
             self.assertEqual([words[2]], [rule.text for rule in rules])
 

@@ -16,7 +16,7 @@ import VmBackup
 from tests.faults.faulting import full, seed
 from tests.runs import test_store
 from tests.runs.test_store import AS_ANYBODY
-from tests.tools.support import LIMIT, Done, PoolCase
+from tests.tools.support import LIMIT, Done, PoolCase, parsed
 
 try:
     import hypothesis
@@ -254,7 +254,7 @@ class Words(BadInputCase):
                      'backup_dir=', 'vm-export=db', 'exclude=db'):
             for words in ([word], ['preview', word], [word, 'preview']):
                 with self.subTest(words), self.assertRaises(VmBackup.UsageError):
-                    VmBackup.parse_words(['password', config] + words)
+                    parsed('password', config, *words)
         for words in (['compress=zstd', 'preview', '=x'], ['\udcff'], ['compress=\udcff'],
                       ['x' * 100000], ['create-password-file=' + self.at('p')]):
             self.refused('password', config, *words)
@@ -279,7 +279,7 @@ class Words(BadInputCase):
         for _ in range(2000):
             chosen = [chance.choice(words) for _ in range(chance.randrange(2, 6))]
             try:
-                config = VmBackup.config_of(VmBackup.parse_words(chosen))
+                config = VmBackup.config_of(parsed(*chosen))
             except VmBackup.UsageError as error:
                 self.assertRegex(str(error), 'see VmBackup.py help|^usage: VmBackup.py |'
                                              'comes first: VmBackup.py|is empty$|stands alone: ')
@@ -413,7 +413,7 @@ class AnyConfig(unittest.TestCase):
                 with open(path, 'wb') as stream:
                     stream.write(data)
                 try:
-                    config = VmBackup.read_config(path)
+                    config = VmBackup.read_config(VmBackup.CommandLine(words=[path]))
                 except VmBackup.ConfigError as error:
                     return self.assertIn(path, str(error))
                 for line in [*config.errors.values(), *config.unexpected]:

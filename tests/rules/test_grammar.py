@@ -12,7 +12,7 @@ from typing import NamedTuple
 import VmBackup
 from tests.papers.test_readme import section, table
 from tests.rules.test_settings import KEYS
-from tests.tools.support import PoolCase
+from tests.tools.support import PoolCase, parsed
 
 
 class Row(NamedTuple):
@@ -53,10 +53,6 @@ def said(*words):
     with unittest.mock.patch.dict(os.environ, VMBACKUP_XAPI_URL='unix:/nonexistent/xapi'):
         status = VmBackup.perform(list(words), './VmBackup.py', VmBackup.Console(stream, stream))
     return status, stream.getvalue().decode('utf-8')
-
-
-def parsed(*words):
-    return VmBackup.parse_words(words)
 
 
 def sample(name, allowed):

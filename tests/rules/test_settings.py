@@ -295,7 +295,7 @@ class Printed(unittest.TestCase):
             self.assertRegex(errors.getvalue(), b'ERROR')
             return None
         line = VmBackup.parse_words(['config', self.path, *keys])
-        return VmBackup.read_config(self.path, line, announce=False), output.getvalue()
+        return VmBackup.read_config(line), output.getvalue()
 
     def assert_same(self, data, *keys):
         """What is printed for it means the same, and is printed for itself; return the Config."""

@@ -385,6 +385,14 @@ class PoolCase(unittest.TestCase):
         return path
 
 
+def parsed(*words):
+    """What a command line says; raises the first thing that is wrong with it."""
+    line = VmBackup.parse_words(words)
+    for error in line.wrong:
+        raise error
+    return line
+
+
 def store_at(backup_dir, pattern=VmBackup.DEFAULT_PATTERN):
     """The Store of a config that names this directory."""
     return VmBackup.Store(types.SimpleNamespace(
