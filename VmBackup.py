@@ -6688,18 +6688,19 @@ class BackupRun(Shared):
         left_out, messages = [], list(plan.messages)   # type: List[str], List[str]
         vms = []               # type: List[Record]
         for job in plan.jobs:
+            vm = job.vm
             exporter = self.exporter(job.method, [])
-            exporter.choose(job.vm)
-            vms.append(dict(name=job.vm.name, uuid=job.vm.uuid, method=job.method, keep=job.keep,
+            exporter.choose(vm)
+            vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
                             **disks_told(exporter)))
-            if '~' + job.vm.uuid[:8] in job.shown:
+            if '~' + vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
-                                f'{job.method}=uuid:{self.pool.vm_words(job.vm)}')
+                                f'{job.method}=uuid:{self.pool.vm_words(vm)}')
             left_out += [f'  left out: {job.shown}/{disk_words(*each)}'
                          for each in exporter.left_out]
             remarks = list(exporter.remarks())
-            if exporter.kind == 'VM' and job.vm.record.get('VUSBs'):
-                remarks.append(('ERROR', USB.format(job.vm.uuid)))
+            if exporter.kind == 'VM' and vm.record.get('VUSBs'):
+                remarks.append(('ERROR', USB.format(vm.uuid)))
             if not (exporter.disks or exporter.archive):
                 messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not exporter.disks:
@@ -7187,15 +7188,15 @@ def described(backup: Backup) -> Record:
 
 def table_of(document: Record) -> Iterator[str]:
     """Yield the document's lines for a person."""
-    rows = ['when age method size outcome verified restored protected name'.split()]
-    rows += [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
+    rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
     columns = []               # type: List[List[str]]     # but for those with nothing in them
-    for column in zip(*rows):
+    for column in zip('when age method size outcome verified restored protected name'.split(),
+                      *rows):
         if set(column[1:]) != {'-'}:
             width = max(map(len, column))
             columns.append([cell.ljust(width) for cell in column])
     table = ('  '.join(cells).rstrip() for cells in zip(*columns))
-    if rows[1:]:
+    if rows:
         yield next(table)
     for vm in document['vms']:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
@@ -7892,9 +7893,10 @@ def run_test_restore(line: CommandLine) -> int:
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
 LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
-FIGURES = ('vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
-           'vms={vms} good={good} size={size_bytes}B oldest={oldest_seconds}s;;{max_age_seconds} '
-           'leftovers={leftovers}')            # without any good backup, and with one
+# Without any good backup, and with one.
+FIGURES = (' | vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
+           ' | vms={vms} good={good} size={size_bytes}B '
+           'oldest={oldest_seconds}s;;{max_age_seconds} leftovers={leftovers}')
 
 
 def plugin_line(state: str, text: str, figures: str = '') -> str:
@@ -7904,7 +7906,7 @@ def plugin_line(state: str, text: str, figures: str = '') -> str:
     line = encoded(f'VMBACKUP {state} - {clean}')
     if len(line) > LONGEST_TEXT:
         line = line[:LONGEST_TEXT] + b' ...'
-    return line.decode('utf-8', 'ignore') + (' | ' + figures if figures else '') + '\n'
+    return line.decode('utf-8', 'ignore') + figures + '\n'
 
 
 class StatusCheck:
@@ -7916,7 +7918,7 @@ class StatusCheck:
             raise UsageError(f'max_age invalid (expected 90m, 26h or 2d) -> {max_age}')
         self.limit = int(max_age[:-1]) * {'m': 60, 'h': 3600, 'd': 86400}[max_age[-1]]     # seconds
         self.found = {'CRITICAL': [], 'WARNING': [], 'OK': []}     # type: Dict[str, List[str]]
-        self.figures = {'max_age_seconds': self.limit}     # type: Dict[str, int]
+        self.figures = {'max_age_seconds': self.limit, 'size_bytes': 0}
         self.vms = []          # type: List[Record]    # as --json prints them
 
     def check(self, line: CommandLine) -> None:
@@ -7953,13 +7955,13 @@ class StatusCheck:
         found.sort(key=lambda each: (each[0].when, each[1].name))
         # Of a VM that was renamed, the newer one.
         vms = {vm.uuid or vm.ref: (last, vm) for last, vm in found}
-        bad, ages, size = [], [], 0
+        bad = []               # type: List[str]
         for last, vm in vms.values():
             told = last.manifest
             other = Manifest(uuid=vm.uuid or told.uuid, pool=pool or told.pool).other(last)
             if other:
                 warnings.append(f'the newest good backup of {vm.name} is {other}')
-            size += sum(last.sizes.values())
+            self.figures['size_bytes'] += sum(last.sizes.values())
             seconds = self.moment - last.when
             wrong = ''
             if not last.path:
@@ -7967,7 +7969,8 @@ class StatusCheck:
             elif not last.when or seconds < -86400:      # which proves nothing
                 wrong = 'time unknown'
             else:
-                ages.append(max(seconds, 0))
+                self.figures['oldest_seconds'] = max(
+                    round(seconds), self.figures.get('oldest_seconds', 0))
                 if seconds > self.limit:
                     wrong = age(last.started)
             if wrong:
@@ -7979,9 +7982,7 @@ class StatusCheck:
         if bad or not vms:
             critical.append(f'no {wanted}: ' + (abbreviate(bad) or 'of any VM'))
         fine.append(f'{number} of {len(vms)} VMs have a {wanted}')
-        self.figures.update(vms=len(vms), good=number, size_bytes=size)
-        if ages:
-            self.figures['oldest_seconds'] = round(max(ages))
+        self.figures.update(vms=len(vms), good=number)
 
     def check_run(self, config: Config, store: Store) -> None:
         """Judge the last run, by its record or, if that is newer, by the status log."""
